@@ -1,0 +1,49 @@
+# Every command of the project. `make demo` and `make test` need nothing but Python 3.11+ and a package index.
+SHELL := /bin/bash
+-include .env
+export
+export DAGSTER_HOME ?= $(CURDIR)/dagster_home
+# uv does not read pip's settings; wheels kept in a local folder for pip are for uv too.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export PYTHONUNBUFFERED := 1
+
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+BIN := .venv/bin
+
+.PHONY: demo test dev check format lock clean
+.DELETE_ON_ERROR:
+
+demo: .venv/ready ## the main job: every asset, from raw rows to a champion
+	@$(BIN)/cs-pipeline demo
+
+test: .venv/ready ## the whole test suite
+	$(BIN)/pytest
+
+dev: .venv/ready ## Dagster UI and daemon on port 3000, MLflow UI on port 5000; Ctrl-C stops all
+	@$(BIN)/cs-pipeline dev
+
+check: .venv/ready ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .uv/bin/uv ## pin anew what pyproject.toml allows
+	$(UV) pip compile -q --upgrade --extra dev --python-version 3.11 --no-annotate --no-header \
+	  --no-emit-index-url --no-emit-find-links pyproject.toml <(printf "hatchling\nuv\n") | sed 's/+cpu$$//' > constraints.txt
+
+.venv/ready: pyproject.toml constraints.txt | $(UV)
+	@echo "Making the environment in .venv (a minute or so) ..."
+	@$(UV) venv -q --clear .venv
+	@$(UV) pip install -q --python .venv -c constraints.txt --build-constraint constraints.txt -e '.[dev]'
+	@touch $@
+
+.uv/bin/uv:
+	@python3 -m venv .uv && .uv/bin/pip install -q "$$(grep '^uv==' constraints.txt)"
+
+clean: ## the environment and caches; the lake and the Dagster instance stay
+	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache
+	find cs_pipeline cs_pipeline_tests bench -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""A Dagster pipeline from support conversations to a measured, versioned, promoted support model."""

@@ -1,0 +1,1 @@
+"""Dagster only: assets, checks, jobs and resources, thin over the stages."""

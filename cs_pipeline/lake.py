@@ -1,0 +1,191 @@
+"""The data lake: where each table, model and report lies, and how it gets there whole or not at all.
+
+Layout: ``<root>/<stage>/<name>.parquet`` for tables, ``<root>/<stage>/<name>/`` for folders, with the stages of the
+package: ingest, prepare, train, evaluate, register.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cs_pipeline.errors import PipelineError
+
+CONVERSATION = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_file_sha256", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("delivered_on", pa.date32()),
+        pa.field("subject_id", pa.string()),
+        pa.field("instruction", pa.string()),
+        pa.field("response", pa.string()),
+        pa.field("category", pa.string()),
+        pa.field("intent", pa.string()),
+        pa.field("intent_confidence", pa.float32()),
+        pa.field("flags", pa.string()),
+        pa.field("cluster_id", pa.string()),
+        pa.field("split", pa.string()),
+    ]
+)
+"""One question and its answer. What a stage does not know yet is null."""
+
+SET_ASIDE = CONVERSATION.append(pa.field("reason", pa.string(), nullable=False))
+"""A row that a step left out, with the reason."""
+
+SPLIT_ROW = (
+    CONVERSATION.append(pa.field("predicted_intent", pa.string(), nullable=False))
+    .append(pa.field("predicted_confidence", pa.float32(), nullable=False))
+    .append(pa.field("nearest_train_similarity", pa.float32()))
+)
+"""A row of a side of the split: what the intent classifier says of its question without having trained on it, and
+(validation and test) the cosine of its question to the nearest training question."""
+
+
+@dataclass(frozen=True)
+class DataLake:
+    """The lake under one root folder."""
+
+    root: Path
+
+    @classmethod
+    def default(cls) -> "DataLake":
+        """``CS_LAKE``, else ``data_lake/`` beside the package."""
+        return cls(Path(os.environ.get("CS_LAKE") or Path(__file__).parent.parent / "data_lake").absolute())
+
+    def path(self, stage: str, *parts: str) -> Path:
+        return self.root.joinpath(stage, *parts)
+
+    def table(self, stage: str, name: str) -> Path:
+        return self.root / stage / f"{name}.parquet"
+
+    def read(self, stage: str, name: str, columns: list[str] | None = None) -> pa.Table:
+        """The table ``name`` of ``stage``, memory-mapped off. Raises PipelineError when it is not there or not whole."""
+        path = self.table(stage, name)
+        try:
+            return pq.read_table(path, columns=columns)
+        except FileNotFoundError:
+            raise PipelineError(
+                f"{path} is not there: the asset '{name}' has not been materialised in this lake.",
+                f"Materialise '{name}' first, or run the whole job: make demo.",
+            ) from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise PipelineError(
+                f"{path} cannot be read: {error}.", f"Materialise '{name}' again; it is rebuilt from its sources."
+            ) from error
+
+    def write(self, stage: str, name: str, table: pa.Table, schema: pa.Schema) -> str:
+        """Writes ``table``, which must have ``schema``, and returns the sha256 of the file: equal rows, equal hash."""
+        check_schema(table, schema, f"{stage}/{name}")
+        path = self.table(stage, name)
+        with atomic_file(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+        return file_sha256(path)
+
+
+def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
+    """Raises PipelineError unless ``table`` has exactly the columns and types of ``schema`` and no forbidden null."""
+    if table.schema.names != schema.names or table.schema.types != schema.types:
+        differs = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
+        raise PipelineError(
+            f"{what} does not have the agreed columns; these differ: {', '.join(differs) or 'their order'}.",
+            "This is a fault of the step that made the table; its schema stands in cs_pipeline/lake.py.",
+        )
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise PipelineError(
+                f"{what} has {table.column(field.name).null_count} rows without '{field.name}'.",
+                "This is a fault of the step that made the table; every row needs one.",
+            )
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, synced, and vanishes when not."""
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        _sync(temporary)
+        temporary.replace(path)
+        _sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that becomes ``path`` when the block ends well, and vanishes when not.
+
+    A folder that lay there before is replaced; between the two renames there is none.
+    """
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            _sync(file)
+        old = temporary.with_name(temporary.name + ".old")
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes ``folder`` and its parents. Raises PipelineError when the lake cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"[Errno 13] Permission denied: '{folder}'")
+    except OSError as error:
+        raise PipelineError(
+            f"The data lake cannot be written: {error}.",
+            "Give this user the right to write there, free the disk, or point CS_LAKE at another folder.",
+        ) from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(*values: Any) -> str:
+    """16 hex digits that stand for these JSON-serialisable values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""Clean rows, clusters, the frozen split, the intent classifier."""

@@ -1,0 +1,1 @@
+"""Model versions in MLflow and the decision which one is champion."""
