@@ -1,0 +1,100 @@
+"""The Bitext conversations, from the source that the setting names and from no other."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.download import BITEXT, LICENCE, RemoteFile, download, hub_file
+from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.lake import CONVERSATION, file_sha256
+
+SOURCES = """\
+'sample' (rows that the project writes itself), 'download' (the whole file from Bitext's repository), \
+'hub@REVISION' (that file from the model hub), or the path of a csv, csv.gz or parquet file"""
+"""The choices of the source setting, for people."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the rows came from: ``address`` is a URL, a path or the generator; ``sha256`` that of the file's bytes."""
+
+    kind: Literal["sample", "download", "hub", "file"]
+    address: str
+    sha256: str
+    rows: int
+    licence: str
+
+
+def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
+    """The rows of ``source`` (see ``SOURCES``) with the schema ``CONVERSATION``, text raw, and where they came from.
+
+    Downloads are kept in ``cache`` and verified each time. What ingest does not know is null. Equal rows have equal
+    ``row_id`` whichever source they came from. Raises PipelineError when the source is unknown or cannot be had.
+    """
+    if source == "sample":
+        return _sample()
+    if source == "download":
+        return _remote(BITEXT, "download", cache)
+    if source.startswith("hub@"):
+        return _remote(hub_file(source.removeprefix("hub@")), "hub", cache)
+    path = Path(source).expanduser().absolute()
+    if not source.strip() or not path.exists():
+        raise PipelineError(
+            f"The source of the Bitext rows is '{source}', which is no choice and no file that is there ({path}).",
+            f"Set it to {SOURCES}.",
+        )
+    return _file(path, "file", str(path))
+
+
+def row_ids(rows: pa.Table) -> list[str]:
+    """16 hex digits for each row of the schema ``BITEXT_ROW``: of its five fields and how often it stood before.
+
+    So they are unique in the table and the same wherever the row comes from.
+    """
+    seen: Counter[str] = Counter()
+    ids = []
+    for fields in zip(*(rows.column(name).to_pylist() for name in FIELDS), strict=True):
+        # No text holds a NUL (files with one are refused), so different rows never join to the same key.
+        key = "\0".join(("bitext", *fields))
+        ids.append(hashlib.sha256(f"{key}\0{seen[key]}".encode()).hexdigest()[:16])
+        seen[key] += 1
+    return ids
+
+
+def _sample() -> tuple[pa.Table, Provenance]:
+    rows = pa.Table.from_pandas(sample_rows()[list(FIELDS)], BITEXT_ROW, preserve_index=False).replace_schema_metadata()
+    sha256 = hashlib.sha256(csv_bytes(rows)).hexdigest()
+    provenance = Provenance("sample", "cs_pipeline.ingest.sample", sha256, rows.num_rows, "MIT")
+    return _conversations(rows, sha256), provenance
+
+
+def _remote(remote: RemoteFile, kind: Literal["download", "hub"], cache: Path) -> tuple[pa.Table, Provenance]:
+    name = Path(remote.url).name
+    path = download(remote, cache / remote.origin / quote(remote.revision, safe="") / name)
+    return _file(path, kind, remote.url)
+
+
+def _file(path: Path, kind: Literal["download", "hub", "file"], address: str) -> tuple[pa.Table, Provenance]:
+    rows = read_bitext_file(path)
+    sha256 = file_sha256(path)
+    licence = LICENCE if sha256 == BITEXT.sha256 else "not stated"
+    return _conversations(rows, sha256), Provenance(kind, address, sha256, rows.num_rows, licence)
+
+
+def _conversations(rows: pa.Table, sha256: str) -> pa.Table:
+    count = rows.num_rows
+    known = {name: rows.column(name).combine_chunks() for name in FIELDS} | {
+        "row_id": pa.array(row_ids(rows), pa.string()),
+        "source": pa.repeat("bitext", count),
+        "source_file_sha256": pa.repeat(sha256, count),
+        "source_row": pa.array(range(count), pa.int64()),
+    }
+    columns = [known.get(field.name, pa.nulls(count, field.type)) for field in CONVERSATION]
+    return pa.table(columns, schema=CONVERSATION)

@@ -1,0 +1,184 @@
+"""The project's own sample rows, in the Bitext schema, written from the grammar in ``sample.yaml``."""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+COLUMNS = ["flags", "instruction", "category", "intent", "response"]
+"""The columns of the Bitext file, in its order.
+
+``flags`` holds letters with Bitext's meaning: B basic structure (always), C coordinated clauses, E expanded
+abbreviations, I interrogative, K keywords, L lexical variation, M morphological variation, N negation, P polite,
+Q colloquial, W offensive, Z noise such as typing errors.
+"""
+
+# Shares of the questions. The same question again, with another answer, is 8 % in Bitext; the same request in another
+# manner (a greeting, a typing error) is what makes near-duplicates.
+SAME_QUESTION, SAME_REQUEST = 0.08, 0.12
+GREETING, EXPANDED, COLLOQUIAL, RUDE, TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
+KINDS = {"frames": 65, "questions": 25, "keywords": 10}
+OTHER_SPELLING = 0.02  # of the answers
+
+_SLOT = re.compile(r"<(\w+)>")
+_AGENT_SAYS = {"I": "you", "am": "are", "me": "you", "my": "your", "your": "our"}
+
+
+def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
+    """``rows`` support questions with their answers, the same for the same ``seed``, ordered by intent as Bitext's are.
+
+    All columns (``COLUMNS``) are strings. The 27 intents have equal shares, give or take a row; no pair of question
+    and answer occurs twice.
+    """
+    text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+    grammar = yaml.safe_load(text)
+    writer = _Writer(grammar, set(re.findall("[a-z]+", text.lower())), random.Random(seed))
+    intents = sorted(grammar["intents"].items())
+    table = []
+    for position, (intent, entry) in enumerate(intents):
+        share = rows // len(intents) + (position < rows % len(intents))
+        for question, response in writer.conversations(entry["cases"], share):
+            table.append(("".join(sorted(question.flags)), question.text, entry["category"], intent, response))
+    return pd.DataFrame(table, columns=COLUMNS, dtype="str")
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A question, and what its answer needs: what it wants done, the slots it named, the answers that suit it."""
+
+    text: str
+    flags: frozenset[str]
+    doing: str
+    named: dict[str, str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Draws from ``grammar``; ``words`` are all words that it knows, so that a typing error gives none of them."""
+
+    grammar: dict
+    words: set[str]
+    rng: random.Random
+
+    def conversations(self, cases: list[dict], count: int) -> Iterator[tuple[_Question, str]]:
+        """``count`` pairs of a question and an answer about one of ``cases``; no pair repeats."""
+        requests: list[_Question] = []
+        asked: dict[str, _Question] = {}
+        pairs: set[tuple[str, str]] = set()
+        while len(pairs) < count:
+            if asked and self.rng.random() < SAME_QUESTION:
+                question = self.rng.choice(list(asked.values()))
+            else:
+                if requests and self.rng.random() < SAME_REQUEST:
+                    request = self.rng.choice(requests)
+                else:
+                    request = self.request(self.rng.choice(cases))
+                question = self.in_a_manner(request)
+                if question.text in asked:
+                    continue
+                requests.append(request)
+                asked[question.text] = question
+            response = self.answer(question)
+            if (question.text, response) not in pairs:
+                pairs.add((question.text, response))
+                yield question, response
+
+    def request(self, case: dict) -> _Question:
+        """A question about ``case`` in plain, correct English."""
+        act = self.rng.choice(case["acts"])
+        kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
+        if kind == "frames":
+            frames = [(flags, frame) for flags, group in self.grammar["frames"].items() for frame in group]
+            flags, template = self.rng.choice(frames)
+            basic = act == case["acts"][0]
+        else:
+            flags, template = "I" if kind == "questions" else "K", self.rng.choice(case[kind])
+            basic = template == case[kind][0]
+        template = _fill(template, {**_forms(act), "situation": self.rng.choice(case["situations"])})
+        said = {slot: self.rng.choice(phrases["named"]) for slot, phrases in self.grammar["slots"].items()}
+        text = _fill(template, said)
+        return _Question(
+            text if kind == "keywords" else text[0].upper() + text[1:],
+            frozenset("B" + flags + ("" if basic else "L")),
+            _as_the_agent_says(_forms(case["acts"][0])["doing"]),
+            {slot: _as_the_agent_says(said[slot]) for slot in _SLOT.findall(template)},
+            case["answers"],
+        )
+
+    def in_a_manner(self, question: _Question) -> _Question:
+        """``question`` as one customer or another would type it."""
+        manners, random = self.grammar["manners"], self.rng.random
+        text, flags = question.text, set(question.flags)
+        if "K" not in flags and random() < GREETING:
+            text = self.rng.choice(manners["greetings"]) + re.sub(r"^(?!I\b).", lambda first: first[0].lower(), text)
+        if random() < EXPANDED and (expanded := _replace(text, manners["expanded"])) != text:
+            text = expanded
+            flags.add("E")
+        if random() < COLLOQUIAL:
+            text = re.sub(r"\{\{.*?\}\}|(\w+)", lambda word: word[0].lower() if word[1] else word[0], text).rstrip(".?")
+            colloquial = _replace(text, manners["colloquial"])
+            text = text + manners["colloquial_ending"] if colloquial == text else colloquial
+            flags.add("Q")
+        if random() < RUDE and (before := re.search(r"\b(my|the|your|ur) ", text)):
+            text = f"{text[: before.end()]}{self.rng.choice(manners['rude'])} {text[before.end() :]}"
+            flags.add("W")
+        if random() < TYPO:
+            text = self.mistyped(text)
+            flags.add("Z")
+        return replace(question, text=text, flags=frozenset(flags))
+
+    def mistyped(self, text: str) -> str:
+        """``text`` with two letters of one word swapped, a letter dropped or a letter doubled."""
+        long_words = [match for match in re.finditer(r"\{\{.*?\}\}|([A-Za-z]{4,})", text) if match[1]]
+        match = self.rng.choice(long_words)
+        word = match[0]
+        while word.lower() in self.words:
+            at = self.rng.randrange(1, len(match[0]) - 1)
+            a, b = match[0][at], match[0][at + 1]
+            word = match[0][:at] + self.rng.choice([b + a, b, a + a + b]) + match[0][at + 2 :]
+        return text[: match.start()] + word + text[match.end() :]
+
+    def answer(self, question: _Question) -> str:
+        """An opening in the tone that the question asks for, one of the case's answers, and a closing."""
+        tone = next((flag for flag in "WN" if flag in question.flags), "usual")
+        opening = self.rng.choice(self.grammar["openings"][tone])
+        body = self.rng.choice(question.answers)
+        gap = "\n\n" if "\n" in body else " "
+        template = f"{opening} {body}{gap}{self.rng.choice(self.grammar['closings'])}"
+        otherwise = {slot: phrases["otherwise"] for slot, phrases in self.grammar["slots"].items()}
+        text = _fill(_fill(template, {"doing": question.doing}), otherwise | question.named)
+        if self.rng.random() < OTHER_SPELLING:
+            for name, spellings in self.grammar["spellings"].items():
+                text = text.replace(name, self.rng.choice(spellings))
+        return text
+
+
+def _forms(act: str) -> dict[str, str]:
+    """``cancel/cancelling <order>`` as what the frames ask for: do, and doing."""
+    verbs, rest = act.split(" ", 1)
+    return dict(zip(["do", "doing"], [f"{verb} {rest}" for verb in verbs.split("/")], strict=True))
+
+
+def _fill(template: str, phrases: dict[str, str]) -> str:
+    """``template`` with the slots that ``phrases`` names filled; the others stay."""
+    return _SLOT.sub(lambda slot: phrases.get(slot[1], slot[0]), template)
+
+
+def _as_the_agent_says(phrase: str) -> str:
+    return re.sub(r"\w+", lambda word: _AGENT_SAYS.get(word[0], word[0]), phrase)
+
+
+def _replace(text: str, phrases: dict[str, str]) -> str:
+    """``text`` with each whole phrase of ``phrases`` replaced, whatever its case; a first capital is kept."""
+
+    def new(match: re.Match[str]) -> str:
+        phrase = lower[match[0].lower()]
+        return phrase[0].upper() + phrase[1:] if match[0][0].isupper() else phrase
+
+    lower = {old.lower(): phrase for old, phrase in phrases.items()}
+    return re.sub(rf"\b({'|'.join(map(re.escape, lower))})\b", new, text, flags=re.IGNORECASE)

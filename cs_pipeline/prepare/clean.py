@@ -1,0 +1,95 @@
+"""Raw rows made regular: whitespace, Unicode, braces, placeholder names. What cannot be is set aside with its reason."""
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+import pandas as pd
+import pyarrow as pa
+
+from cs_pipeline.lake import CONVERSATION, SET_ASIDE
+from cs_pipeline.placeholders import canonical, repair
+
+INSTRUCTION_CHARACTERS = (3, 2_000)
+RESPONSE_CHARACTERS = (10, 8_000)
+"""Shortest and longest text that is kept. Bitext's questions have 6 to 92 characters, its answers 57 to 2,472."""
+
+# Control characters but tab and line feed, and marks of the byte order or of invisible joints.
+_INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe]")
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """``rows`` that are kept, those ``set_aside``, and how often each placeholder that the catalogue lacks was met."""
+
+    rows: pa.Table
+    set_aside: pa.Table
+    unknown_placeholders: Counter[str]
+
+
+def clean(table: pa.Table) -> Cleaned:
+    """``table`` of CONVERSATION rows with regular text; every row is either kept or set aside."""
+    frame = table.to_pandas(types_mapper=pd.ArrowDtype)
+    unknown: Counter[str] = Counter()
+    reasons = []
+    texts: dict[str, list[str]] = {"instruction": [], "response": []}
+    for row in frame[["instruction", "response", "category", "intent"]].itertuples(index=False):
+        question = regular_line(row.instruction or "")
+        answer = regular_text(row.response or "")
+        mended = repair(question), repair(answer)
+        names: list[str] = []
+        if mended[0] is not None and mended[1] is not None:
+            question, in_question = canonical(mended[0])
+            answer, in_answer = canonical(mended[1])
+            names = [*in_question, *in_answer]
+        reason = _reason(question, answer, row.category, row.intent, broken=None in mended)
+        if reason is None:
+            unknown.update(names)
+        reasons.append(reason)
+        texts["instruction"].append(question)
+        texts["response"].append(answer)
+    frame = frame.assign(
+        instruction=texts["instruction"],
+        response=texts["response"],
+        reason=pd.array(reasons, dtype=pd.ArrowDtype(pa.string())),
+    )
+    kept = frame["reason"].isna()
+    # What is set aside keeps its raw text: it is there to be looked at.
+    aside = table.to_pandas(types_mapper=pd.ArrowDtype).assign(reason=frame["reason"])[~kept]
+    return Cleaned(to_table(frame[kept], CONVERSATION), to_table(aside, SET_ASIDE), unknown)
+
+
+def regular_text(text: str) -> str:
+    """``text`` in Unicode NFC, without invisible characters; line breaks kept, at most one empty line in a row."""
+    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n"))
+    text = _INVISIBLE.sub("", text)
+    # [^\S\n]: any kind of space, the no-break ones included, but not the line break.
+    lines = [re.sub(r"[^\S\n]+", " ", line).rstrip() for line in text.split("\n")]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def regular_line(text: str) -> str:
+    """As ``regular_text``, on one line."""
+    return " ".join(regular_text(text).split())
+
+
+def to_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
+    """``frame`` as an Arrow table of ``schema``."""
+    return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False).replace_schema_metadata(None)
+
+
+def _reason(question: str, answer: str, category: str | None, intent: str | None, *, broken: bool) -> str | None:
+    if not category or not intent:
+        return "no category or no intent"
+    for what, text, (least, most) in (
+        ("question", question, INSTRUCTION_CHARACTERS),
+        ("answer", answer, RESPONSE_CHARACTERS),
+    ):
+        if not text:
+            return f"empty {what}"
+        if len(text) < least:
+            return f"{what} shorter than {least} characters"
+        if len(text) > most:
+            return f"{what} longer than {most} characters"
+    return "braces that cannot be repaired" if broken else None

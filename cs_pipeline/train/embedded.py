@@ -1,0 +1,149 @@
+"""The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on the training split.
+
+It exists to prove the pipeline where there is no GPU and no hub. It is no language model that anybody should talk to.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, write_json
+from cs_pipeline.model import bits
+from cs_pipeline.prompt import EMBEDDED_TEMPLATE
+from cs_pipeline.recipe import EmbeddedBase
+from cs_pipeline.train.manifest import NAME, write_manifest
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerFast
+
+CODE_VERSION = "1"
+"""Raised when this file makes another model of the same rows."""
+
+MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
+
+
+def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
+    """Where the base of ``spec`` and of the training split as it is now lies or will lie."""
+    rows = file_sha256(lake.table("prepare", "train_split"))
+    return lake.path("train", "base_model", digest(spec.model_dump(), rows, EMBEDDED_TEMPLATE, CODE_VERSION))
+
+
+def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
+    """Trains the base unless the very same one is there already; returns its folder.
+
+    ``report`` gets lines with the step, loss in bits per token, rate and time left.
+    """
+    folder = embedded_folder(spec, lake)
+    if (folder / NAME).exists():
+        report(f"The embedded base is there already: {folder}")
+        return folder
+    table = lake.read("prepare", "train_split", ["instruction", "response"])
+    texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
+    with atomic_folder(folder) as temporary:
+        tokenizer = _tokenizer(texts, spec.vocabulary)
+        model, curve = _train(tokenizer, texts, spec, report)
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        write_json(temporary / "loss.json", curve)
+        parameters = sum(p.numel() for p in model.parameters())
+        write_manifest(temporary, {"parameters": parameters, "rows": len(texts), "spec": spec.model_dump()})
+    return folder
+
+
+def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
+    """Conversations as the embedded base reads them; EMBEDDED_TEMPLATE writes the same. Text spells no marker."""
+    pairs = ((q.replace("<|", "< |"), a.replace("<|", "< |")) for q, a in zip(questions, answers, strict=True))
+    return [f"<|customer|>{q}<|agent|>{a}<|end|>" for q, a in pairs]
+
+
+def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(MARKERS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    plain = (text.replace("<|customer|>", "").replace("<|end|>", "").split("<|agent|>") for text in texts)
+    tokenizer.train_from_iterator((part for parts in plain for part in parts), trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|customer|>", "<|agent|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = EMBEDDED_TEMPLATE
+    return wrapped
+
+
+def _train(
+    tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase, report: Callable[[str], None]
+) -> tuple[Any, list[dict[str, float]]]:
+    """Blocks at random places of the shuffled transcripts, AdamW with warm-up and cosine decay."""
+    import torch
+
+    torch.manual_seed(spec.seed)
+    random = np.random.default_rng(spec.seed)
+    shuffled = [texts[i] for i in random.permutation(len(texts))]
+    encoded = tokenizer(shuffled, add_special_tokens=False)["input_ids"]
+    tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = _llama(spec, len(tokenizer), tokenizer).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    warmup = max(1, spec.steps // 20)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.steps)),
+    )
+    curve: list[dict[str, float]] = []
+    started = said = time.monotonic()
+    for step in range(1, spec.steps + 1):
+        starts = random.integers(0, len(tokens) - spec.block_tokens, size=spec.blocks)
+        block: torch.Tensor = torch.stack([tokens[s : s + spec.block_tokens] for s in starts]).to(device)
+        loss = model(input_ids=block, labels=block).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % 10 == 0 or step == spec.steps:
+            curve.append({"step": step, "loss": loss.item()})
+        if time.monotonic() - said > 5 or step == spec.steps:
+            said = time.monotonic()
+            rate = step / (said - started)
+            report(
+                f"base step {step}/{spec.steps}, {bits(loss.item()):.2f} bits per token, "
+                f"{rate * block.numel():,.0f} tokens/s, {(spec.steps - step) / rate:.0f} s left"
+            )
+    return model.cpu().eval(), curve
+
+
+def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerFast") -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=spec.width,
+            intermediate_size=spec.width * 8 // 3 // 16 * 16,
+            num_hidden_layers=spec.layers,
+            num_attention_heads=max(1, spec.width // 32),
+            num_key_value_heads=max(1, spec.width // 32),
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )

@@ -1,0 +1,156 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.metrics import METRICS, corpus_scores, row_statistics
+from cs_pipeline.evaluate.statistics import Difference, Interval, intervals, paired_bootstrap
+
+COLUMNS = sorted({column for metric in METRICS.values() for column in metric.columns})
+
+
+def simulated(**known: object) -> pd.DataFrame:
+    """Row statistics of a system that knows these columns alone."""
+    stats = pd.DataFrame(dict.fromkeys(COLUMNS, np.nan) | known)
+    return stats.assign(rows=1, row_id=[f"row {i}" for i in range(len(stats))])
+
+
+def own_clusters(stats: pd.DataFrame) -> list[str]:
+    return stats["row_id"].tolist()
+
+
+def interval_of(stats: pd.DataFrame, clusters: list[str], name: str) -> Interval:
+    interval = intervals(stats, clusters, samples=400)[name]
+    assert interval is not None
+    return interval
+
+
+def difference_of(a: pd.DataFrame, b: pd.DataFrame, clusters: list[str], name: str, seed: int = 0) -> Difference:
+    difference = paired_bootstrap(a, b, clusters, samples=400, seed=seed)[name]
+    assert difference is not None
+    return difference
+
+
+@pytest.fixture(scope="module")
+def texts() -> pd.DataFrame:
+    """Row statistics of 60 written answers that share between none and all of their words with the reference."""
+    rng = np.random.default_rng(0)
+    words = np.array([f"word{i}" for i in range(40)])
+    references = ["{{Order Number}} " + " ".join(rng.choice(words, 20)) for _ in range(60)]
+    answers = [" ".join([*r.split()[: i % 23], *rng.choice(words, 5)]) for i, r in enumerate(references)]
+    return row_statistics([""] * 60, answers, references).assign(
+        row_id=[str(i) for i in range(60)],
+        nll=rng.uniform(10, 90, 60),
+        answer_tokens=25,
+        answer_chars=140,
+        right_intent=rng.integers(0, 2, 60),
+        stopped=1,
+    )
+
+
+def test_a_system_does_not_differ_from_itself(texts: pd.DataFrame) -> None:
+    clusters = [str(i // 3) for i in range(60)]
+    differences = paired_bootstrap(texts, texts.copy(), clusters)
+    assert set(differences) == set(METRICS)
+    compared = {d for d in differences.values() if d is not None}
+    assert compared == {Difference(0.0, 0.0, 0.0, 0.0, rows=60, clusters=20)}
+
+
+def test_the_interval_holds_the_score_in_every_metric(texts: pd.DataFrame) -> None:
+    scores = corpus_scores(texts)
+    for name, interval in intervals(texts, [str(i // 3) for i in range(60)]).items():
+        if interval is not None:
+            assert interval.score == scores[name]
+            assert interval.low <= interval.score <= interval.high, name
+
+
+def test_equal_seeds_repeat_and_others_do_not(texts: pd.DataFrame) -> None:
+    clusters = own_clusters(texts)
+    assert intervals(texts, clusters, seed=1) == intervals(texts, clusters, seed=1)
+    assert intervals(texts, clusters, seed=1) != intervals(texts, clusters, seed=2)
+
+
+def test_a_clear_gain_is_told(texts: pd.DataFrame) -> None:
+    better = texts.assign(nll=texts["nll"] * 0.8)
+    gain = difference_of(better, texts, own_clusters(texts), "bits_per_character")
+    assert gain.low < gain.difference < gain.high < 0
+    assert gain.share_above_zero == 0
+    loss = difference_of(texts, better, own_clusters(texts), "bits_per_character")
+    assert (loss.difference, loss.share_above_zero) == (-gain.difference, 1)
+
+
+def test_pairing_narrows_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    hardness = rng.uniform(0, 100, 300)
+    a, b = (simulated(rougeL=hardness + rng.normal(shift, 1, 300)) for shift in (1, 0))
+    alone, paired = interval_of(a, own_clusters(a), "rougeL"), difference_of(a, b, own_clusters(a), "rougeL")
+    assert paired.low > 0
+    assert paired.high - paired.low < (alone.high - alone.low) / 5
+
+
+def test_equally_good_systems_differ_in_five_percent_of_the_cases() -> None:
+    rng = np.random.default_rng(2)
+    significant = 0
+    for seed in range(200):
+        hardness = rng.uniform(0, 100, 200)
+        a, b = (simulated(rougeL=hardness + rng.normal(0, 10, 200)) for _ in range(2))
+        difference = difference_of(a, b, own_clusters(a), "rougeL", seed)
+        significant += difference.low > 0 or difference.high < 0
+    # 10 of 200 are expected; outside 2 to 20 lies less than one in 500 of Binomial(200, 0.05) on either side.
+    assert 2 <= significant <= 20
+
+
+def test_the_interval_covers_the_true_ratio_in_95_percent_of_the_cases() -> None:
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(200):
+        chars = rng.integers(50, 500, 200)
+        stats = simulated(nll=np.log(2) * chars * rng.gamma(4, 0.5 / 4, 200), answer_tokens=chars, answer_chars=chars)
+        interval = interval_of(stats, own_clusters(stats), "bits_per_character")
+        covered += interval.low <= 0.5 <= interval.high
+    assert 180 <= covered <= 198
+
+
+def test_rows_of_one_cluster_do_not_count_as_independent() -> None:
+    values = np.repeat(np.random.default_rng(4).uniform(0, 100, 100), 4)
+    stats = simulated(rougeL=values)
+    by_row, by_cluster = (
+        interval_of(stats, c, "rougeL") for c in (own_clusters(stats), [str(i // 4) for i in range(400)])
+    )
+    # Four equal rows hold what one does, so the interval is twice as wide.
+    assert (by_cluster.high - by_cluster.low) / (by_row.high - by_row.low) == pytest.approx(2, rel=0.2)
+
+
+def test_an_input_that_some_rows_lack_blocks(texts: pd.DataFrame) -> None:
+    broken = texts.assign(nll=texts["nll"].where(texts.index != 7))
+    for compare in (
+        lambda: intervals(broken, own_clusters(texts)),
+        lambda: paired_bootstrap(texts, broken, own_clusters(texts)),
+    ):
+        with pytest.raises(PipelineError, match=r"'nll' is not a number in 1 of 60 rows"):
+            compare()
+
+
+def test_a_metric_that_one_system_lacks_has_no_difference(texts: pd.DataFrame) -> None:
+    differences = paired_bootstrap(texts, texts.assign(nll=np.nan), own_clusters(texts))
+    assert {name for name, d in differences.items() if d is None} == {"bits_per_character", "perplexity"}
+
+
+def test_too_few_placeholders_for_a_sample_have_no_interval(texts: pd.DataFrame) -> None:
+    one = texts.assign(answer_placeholders=0, matched_placeholders=0, invented_placeholders=0)
+    one.loc[0, ["answer_placeholders", "matched_placeholders"]] = 1
+    assert corpus_scores(one)["placeholder_precision"] == 100
+    assert intervals(one, own_clusters(one))["placeholder_precision"] is None
+    assert paired_bootstrap(one, texts, own_clusters(one))["placeholder_precision"] is None
+
+
+def test_other_rows_or_another_order_cannot_be_compared(texts: pd.DataFrame) -> None:
+    for other in (texts.iloc[::-1], texts.iloc[:-1]):
+        with pytest.raises(PipelineError, match="not the same in order"):
+            paired_bootstrap(texts, other, own_clusters(texts))
+
+
+@pytest.mark.parametrize("clusters", [["one"] * 60, ["a", "b"], [None, *"ab" * 29, "a"]], ids=["one", "short", "null"])
+def test_rows_without_clusters_have_no_interval(texts: pd.DataFrame, clusters: list[str]) -> None:
+    with pytest.raises(PipelineError, match="no interval can be told"):
+        intervals(texts, clusters)
