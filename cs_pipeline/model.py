@@ -56,7 +56,7 @@ def load_base(folder: Path, quantisation: str) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_type(),
         )
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=compute_type(),
         device_map={"": 0 if torch.cuda.is_available() else "cpu"},
@@ -64,6 +64,12 @@ def load_base(folder: Path, quantisation: str) -> Any:
         local_files_only=True,
         **options,
     )
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            # bitsandbytes 0.50 repacks 4-bit weights in the first evaluation on such a CPU, cannot train on them
+            # afterwards, and fails where a layer's width is no multiple of 64.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

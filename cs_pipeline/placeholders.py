@@ -30,7 +30,7 @@ class PlaceholderMode(StrEnum):
     REALISTIC = "realistic"
 
 
-_Text = Annotated[str, Field(pattern=r"^[^{}\n]*$")]
+_Words = Annotated[str, Field(pattern=r"^[^{}\n]+$")]
 
 
 class Placeholder(BaseModel):
@@ -38,21 +38,21 @@ class Placeholder(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    phrase: _Text
+    phrase: _Words
     determiner: Literal["customer", "company", "this"] | None = None
-    modifier: _Text | None = None
-    lead: _Text | None = None
-    named_by: tuple[_Text, ...] = ()
-    examples: tuple[_Text, ...] = Field(min_length=1)
+    modifier: Literal[""] | _Words | None = None
+    lead: _Words | None = None
+    named_by: tuple[_Words, ...] = ()
+    examples: tuple[_Words, ...] = Field(min_length=1)
     drawn_with: str | None = None
-    spellings: tuple[_Text, ...] = ()
+    spellings: tuple[_Words, ...] = ()
 
 
 class _File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    values: dict[_Text, Placeholder]
-    labels: dict[_Text, tuple[_Text, ...]]
+    values: dict[_Words, Placeholder]
+    labels: dict[_Words, tuple[_Words, ...]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def catalogue() -> Catalogue:
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """The catalogue of ``path``. Raises PipelineError naming the file and the entry that is wrong, double or needless."""
+    """The catalogue of ``path``. Raises PipelineError naming the file and the entry that is wrong or double."""
     try:
         content = TypeAdapter(_File).validate_python(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys))
     except (yaml.YAMLError, ValidationError) as error:
@@ -250,20 +250,23 @@ def _example(name: str, row_id: str) -> str | None:
     return re.sub("#", digit, entry.examples[choice])
 
 
-# The little English that the modes generic and strip need: what comes before and after a noun phrase.
-_PREPOSITION = "about|at|bearing|by|during|for|from|in|into|of|on|through|to|under|via|with|within"
+# The little English that the modes generic and strip need: what stands before and after a noun phrase.
+_PREPOSITION = "about|at|bearing|by|during|for|from|in|of|on|through|to|under|via|with|within"
 _DETERMINER = r"an?|the|this|that|my|your|our|their|his|her|its|any|each|every|\w+['’]s"
+_LABELLED = "labell?ed|called|titled|named|that (?:says|reads|mentions)|including|such as|like"
 _NO_NOUN = (
-    f"{_PREPOSITION}|after|and|are|as|because|before|but|can|could|has|have|help|how|i|i['’]m|if|is|it|once|or|please|should|so"
-    "|that|until|using|was|were|what|when|where|which|while|who|will|without|would|you"
+    f"{_PREPOSITION}|after|and|are|as|because|before|but|can|could|has|have|help|how|i|i['’]m|if|is|it|once|or|please"
+    "|should|so|that|until|using|was|were|what|when|where|which|while|who|will|without|would|you"
 )
 _NOUN_FOLLOWS = re.compile(rf" *[#$]?(?:\{{\{{|(?!(?:{_NO_NOUN})\b)\w)", re.I)
-_DETERMINED = re.compile(rf"(?:(?<!\w)(?:{_DETERMINER}) +(?:(?!(?:{_PREPOSITION})\b)\w+ +)?|[\"'“‘*])$", re.I)
+_DETERMINED = re.compile(rf"(?:(?<!\w)(?:{_DETERMINER}) +(?:(?!(?:{_PREPOSITION})\b)\w+ +)?|[\"'“‘*])\Z", re.I)
+# "sign into your {{…}}" leaves "sign in".
 _LEFT_ALONE = re.compile(
-    rf"(?<!\w)(?:(?:{_PREPOSITION}|labell?ed|called|titled|named)(?: +(?:{_DETERMINER}))?|(?:{_DETERMINER}))(?: +number)? *$",
+    rf"(?:(?:(?<!\w)(?:(?:(?:or|and) )?(?:{_PREPOSITION}|{_LABELLED})|or|and)|(?<=\bin)to)(?: (?:{_DETERMINER})){{0,2}}"
+    rf"|(?<!\w)(?:{_DETERMINER})(?: (?:{_DETERMINER}))?)(?: number)? *\Z",
     re.I,
 )
-_OTHER_WAY = re.compile(rf" *,? *(?:or|and)(?= +(?:{_PREPOSITION})\b)", re.I)
+_OTHER_WAY = re.compile(rf" *,? *(?:or|and)(?= (?:{_PREPOSITION})\b)", re.I)
 _LINE_START = re.compile(r"(?:\A|\n)[ \t]*(?:\d+[.)]|[-*•])?[ \t*]*\Z")
 _SENTENCE_START = re.compile(rf"{_LINE_START.pattern}|(?<!Mr)(?<!Ms)(?<!Mrs)[.!?]\s+\Z")
 _QUOTED = re.compile(
@@ -286,20 +289,20 @@ def _generic(text: str, speaker: Speaker) -> str:
         if entry is None:
             done += match[0]
             continue
-        words = entry.phrase
+        done, words = done.rstrip("#$"), entry.phrase
         if entry.modifier is not None and _NOUN_FOLLOWS.match(rest):
             words = entry.modifier
         elif not _DETERMINED.search(done[-_NEAR:]):
             words = f"{_POSSESSIVES[speaker].get(entry.determiner, '')} {words}".lstrip()
             if entry.lead:
-                done = re.sub(r"(?:at|between|from|within) $", "", done)
+                done = re.sub(r"(?:at|between|from|within) \Z", "", done)
                 words = words if done.endswith(f"{entry.lead} ") else f"{entry.lead} {words}"
         if not words or _already_named(match[1]).search(done[-_NEAR:]):
             done, rest = _cut(done, rest)
         elif _SENTENCE_START.search(done[-_NEAR:]):
             done += words[0].upper() + words[1:]
         else:
-            done = done.rstrip("#$") + words
+            done += words
     return done + rest
 
 
@@ -325,12 +328,12 @@ def _unquoted(match: re.Match[str]) -> str:
 def _already_named(name: str) -> re.Pattern[str]:
     """Matches where the words just before a placeholder say what it is; never where it has none such."""
     words = "|".join(map(re.escape, catalogue()[name].named_by))
-    return re.compile(rf"\b(?:{words})s?(?: (?:at|of|on))?[ :#,]*$" if words else r"(?!)", re.I)
+    return re.compile(rf"\b(?:{words})s?(?: (?:at|of|on))?[ :#,]*\Z" if words else r"(?!)", re.I)
 
 
 def _cut(before: str, after: str) -> tuple[str, str]:
-    """Both sides of a placeholder that is taken out, mended: words left alone, spaces, punctuation."""
-    before = before.rstrip("#$")
+    """Both sides of a placeholder that is taken out, mended: words left alone, articles, spaces, punctuation."""
+    before, after = before.rstrip("#$"), re.sub(r"^['’]s\b", "", after)
     if not _NOUN_FOLLOWS.match(after):
         near = _LEFT_ALONE.sub("", before[-_NEAR:])
         if len(near) < len(before[-_NEAR:]):
@@ -338,6 +341,10 @@ def _cut(before: str, after: str) -> tuple[str, str]:
         before = before[:-_NEAR] + near
     if _LINE_START.search(before[-_NEAR:]):
         return before, after.lstrip(" ,;:")
-    if re.match(r" *(?:[.,;:!?)]|\n|$)", after):
+    if re.match(r" *(?:[.,;:!?)\]]|\n|\Z)|[\"'”’]", after):
         return before.rstrip(" ,;:"), after.lstrip(" ")
-    return before, after.removeprefix(" ") if before.endswith(" ") else after
+    if re.search(r"\s\Z|(?<!\w)[\"'“‘(\[*]\Z", before):
+        after = after.removeprefix(" ")
+    if re.search(r"\ba \Z", before, re.I) and re.match("[aeiou]", after, re.I):
+        before = f"{before[:-1]}n "
+    return before, after

@@ -147,6 +147,15 @@ def load_recipe(name: str) -> Recipe:
             f"There is no recipe '{name}' in {recipes_folder()}.",
             f"Choose one of: {', '.join(recipe_names()) or 'none'}.",
         )
+    return _parsed(path, {"name": name})
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a training has written beside its adapter, its name inside. Raises PipelineError likewise."""
+    return _parsed(path, {})
+
+
+def _parsed(path: Path, known: dict[str, str]) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -156,7 +165,7 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds no keys.", "Start from a copy of recipes/embedded.yaml.")
     try:
-        return Recipe(name=name, **content)
+        return Recipe(**known, **content)
     except ValidationError as error:
         raise PipelineError(
             f"{path}: {'; '.join(_sentence(e) for e in error.errors())}.",

@@ -112,22 +112,22 @@ class _Writer:
 
     def in_a_manner(self, question: _Question) -> _Question:
         """``question`` as one customer or another would type it."""
-        manners, random = self.grammar["manners"], self.rng.random
+        manners, chance = self.grammar["manners"], self.rng.random
         text, flags = question.text, set(question.flags)
-        if "K" not in flags and random() < GREETING:
+        if "K" not in flags and chance() < GREETING:
             text = self.rng.choice(manners["greetings"]) + re.sub(r"^(?!I\b).", lambda first: first[0].lower(), text)
-        if random() < EXPANDED and (expanded := _replace(text, manners["expanded"])) != text:
+        if chance() < EXPANDED and (expanded := _replace(text, manners["expanded"])) != text:
             text = expanded
             flags.add("E")
-        if random() < COLLOQUIAL:
+        if chance() < COLLOQUIAL:
             text = re.sub(r"\{\{.*?\}\}|(\w+)", lambda word: word[0].lower() if word[1] else word[0], text).rstrip(".?")
             colloquial = _replace(text, manners["colloquial"])
-            text = text + manners["colloquial_ending"] if colloquial == text else colloquial
+            text = text + self.rng.choice(manners["colloquial_endings"]) if colloquial == text else colloquial
             flags.add("Q")
-        if random() < RUDE and (before := re.search(r"\b(my|the|your|ur) ", text)):
+        if chance() < RUDE and (before := re.search(r"\b(my|the|your|ur) ", text)):
             text = f"{text[: before.end()]}{self.rng.choice(manners['rude'])} {text[before.end() :]}"
             flags.add("W")
-        if random() < TYPO:
+        if chance() < TYPO:
             text = self.mistyped(text)
             flags.add("Z")
         return replace(question, text=text, flags=frozenset(flags))

@@ -44,7 +44,9 @@ def find_base(recipe: Recipe, lake: DataLake) -> Base:
 
     folder = embedded_folder(spec, lake)
     manifest = read_manifest(folder, "base_model")
-    return Base("embedded", f"embedded ({manifest['parameters']:,} parameters)", None, content_hash(manifest), str(folder))
+    return Base(
+        "embedded", f"embedded ({manifest['parameters']:,} parameters)", None, content_hash(manifest), str(folder)
+    )
 
 
 def _from_folder(folder: Path) -> Base:
@@ -75,7 +77,9 @@ def _from_hub(spec: HubBase) -> Path:
     what = f"The base model {spec.repo} at revision {spec.revision}"
     token = os.environ.get("HF_TOKEN")
     try:
-        folder = Path(snapshot_download(spec.repo, revision=spec.revision, allow_patterns=_HUB_FILES, token=token or False))
+        folder = Path(
+            snapshot_download(spec.repo, revision=spec.revision, allow_patterns=_HUB_FILES, token=token or False)
+        )
     except GatedRepoError as error:
         raise PipelineError(
             f"{what} is gated ({spec.licence}).",
@@ -90,5 +94,7 @@ def _from_hub(spec: HubBase) -> Path:
             "'base: {source: path, path: FOLDER}', or the recipe 'embedded', which needs no hub.",
         ) from error
     if not list(folder.glob("*.safetensors")):
-        raise PipelineError(f"{what} has no safetensors weights.", "Choose a revision that has; pickles are never loaded.")
+        raise PipelineError(
+            f"{what} has no safetensors weights.", "Choose a revision that has; pickles are never loaded."
+        )
     return folder

@@ -18,7 +18,6 @@ from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.manifest import NAME, write_manifest
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerFast
 
 CODE_VERSION = "1"
@@ -136,7 +135,7 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=spec.width,
-            intermediate_size=spec.width * 8 // 3 // 16 * 16,
+            intermediate_size=spec.width * 5 // 2,
             num_hidden_layers=spec.layers,
             num_attention_heads=max(1, spec.width // 32),
             num_key_value_heads=max(1, spec.width // 32),

@@ -1,0 +1,199 @@
+"""The MLflow store: one run per adapter fingerprint, live metrics by way of a spool on disk, versions and their alias."""
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.lake import DataLake, make_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+MODEL = "cs-support"
+"""The registered model, and the experiment of its runs."""
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+FINGERPRINT = "cs.fingerprint"
+"""Tag of runs and versions: the adapter's fingerprint."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model. ``folder`` is a local copy of its files: ``adapter/``, and ``base/`` if kept."""
+
+    version: int
+    fingerprint: str
+    recipe: str
+    run_id: str
+    folder: Path
+
+
+def store_uri(lake: DataLake) -> str:
+    """``MLFLOW_TRACKING_URI``, else SQLite in the lake."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{lake.path('register', 'mlflow.db')}"
+
+
+def artifacts_folder(lake: DataLake) -> Path:
+    """Where the SQLite store's runs keep their files."""
+    return lake.path("register", "artifacts")
+
+
+def open_store(lake: DataLake) -> "MlflowClient":
+    """A client of the store, which is made at first use. Raises PipelineError when it cannot be reached."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    uri = store_uri(lake)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    client = mlflow.MlflowClient(uri, uri)
+    try:
+        with _first_use(lake):
+            if client.get_experiment_by_name(MODEL) is None:
+                # A server chooses the place itself; the SQLite store would choose the current folder.
+                own = artifacts_folder(lake).as_uri() if uri.startswith("sqlite:") else None
+                client.create_experiment(MODEL, artifact_location=own)
+    except MlflowException as error:
+        raise PipelineError(
+            f"The MLflow store {_without_secret(uri)} does not answer: {str(error).splitlines()[0]}",
+            "Start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the lake.",
+        ) from error
+    return client
+
+
+def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
+    """The id of the run of ``fingerprint``, or None."""
+    experiment = client.get_experiment_by_name(MODEL)
+    assert experiment is not None  # open_store made it
+    runs = client.search_runs([experiment.experiment_id], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
+    return runs[0].info.run_id if runs else None
+
+
+def get_or_create_run(client: "MlflowClient", fingerprint: str, recipe: str) -> str:
+    """The id of the one run of ``fingerprint``."""
+    found = find_run(client, fingerprint)
+    if found:
+        return found
+    experiment = client.get_experiment_by_name(MODEL)
+    assert experiment is not None
+    tags = {FINGERPRINT: fingerprint, "cs.recipe": recipe}
+    return str(
+        client.create_run(experiment.experiment_id, tags=tags, run_name=f"{recipe}-{fingerprint[:6]}").info.run_id
+    )
+
+
+def find_versions(client: "MlflowClient") -> list[Any]:
+    """All versions of the registered model, oldest first: MLflow's ModelVersion."""
+    return sorted(client.search_model_versions(f"name = '{MODEL}'"), key=lambda v: int(v.version))
+
+
+def champion_number(client: "MlflowClient") -> int | None:
+    """The version that holds the alias ``champion``, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return int(client.get_model_version_by_alias(MODEL, CHAMPION).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def get_version(client: "MlflowClient", number: int) -> Version:
+    """Version ``number`` with its files on this disk."""
+    import mlflow
+
+    version = client.get_model_version(MODEL, str(number))
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL}/{number}"))
+    return Version(
+        number, version.tags[FINGERPRINT], version.tags["cs.recipe"], str(version.run_id), folder / "artifacts"
+    )
+
+
+def champion(lake: DataLake) -> Version | None:
+    """The current champion, or None where no version was ever promoted."""
+    client = open_store(lake)
+    number = champion_number(client)
+    return None if number is None else get_version(client, number)
+
+
+class Spool:
+    """Metrics of a training on disk, one JSON line each; what training writes while MLflow may be away."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        make_folder(path.parent)
+
+    def append(self, step: int, metrics: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": metrics}) + "\n")
+
+    def replay(self, client: "MlflowClient", run_id: str) -> int:
+        """Sends what has not been sent; returns how many metrics. Sending one twice leaves one: MLflow's key is the same."""
+        from mlflow.entities import Metric
+
+        mark = self.path.with_suffix(".sent")
+        sent = read_json(mark)["bytes"] if mark.exists() else 0
+        whole = self.path.read_bytes() if self.path.exists() else b""
+        whole = whole[: whole.rfind(b"\n") + 1]
+        lines = [json.loads(line) for line in whole[sent:].splitlines()]
+        batch = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
+        for start in range(0, len(batch), 1000):  # log_batch takes no more at once
+            client.log_batch(run_id, metrics=batch[start : start + 1000])
+        write_json(mark, {"bytes": len(whole)})
+        return len(batch)
+
+
+@contextmanager
+def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterator[None]:
+    """Sends the spool to MLflow every few seconds while the block runs; a store that is away costs the block nothing."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+    done = threading.Event()
+    said: list[str] = []
+
+    def send() -> None:
+        while True:
+            last = done.wait(3)
+            try:
+                client = open_store(lake)
+                spool.replay(client, get_or_create_run(client, fingerprint, recipe))
+            except (
+                Exception
+            ) as error:  # whatever is wrong with the store: the spool keeps all, and registering sends it
+                if not said:
+                    said.append(str(error))
+                    print(f"MLflow does not take live metrics; they are kept and sent later. {error}", flush=True)  # noqa: T201
+            if last:
+                return
+
+    thread = threading.Thread(target=send, daemon=True, name="mlflow-live")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(timeout=10)
+
+
+@contextmanager
+def _first_use(lake: DataLake) -> Iterator[None]:
+    # The first use of a SQLite store writes its tables; two first uses at once would both try.
+    make_folder(lake.path("register"))
+    with lake.path("register", ".mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _without_secret(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
