@@ -68,7 +68,7 @@ def load_base(folder: Path, quantisation: str) -> Any:
         if getattr(module, "support_avx512bf16_for_cpu", False):
             # bitsandbytes 0.50 repacks 4-bit weights in the first evaluation on such a CPU, cannot train on them
             # afterwards, and fails where a layer's width is no multiple of 64.
-            module.support_avx512bf16_for_cpu = False
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (no attribute of every module)
     return model
 
 
@@ -176,7 +176,7 @@ class SupportModel:
         stop = self.tokenizer.eos_token_id
         stopped = stop in ids
         ids = ids[: ids.index(stop)] if stopped else ids
-        return Answer(self.tokenizer.decode(ids, skip_special_tokens=True).strip(), stopped, len(ids))
+        return Answer(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip(), stopped, len(ids))
 
 
 def bits(nll: float) -> float:

@@ -155,7 +155,7 @@ def read_recipe(path: Path) -> Recipe:
     return _parsed(path, {})
 
 
-def _parsed(path: Path, known: dict[str, str]) -> Recipe:
+def _parsed(path: Path, known: dict[str, Any]) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -133,6 +133,11 @@ class Spool:
         self.path = path
         make_folder(path.parent)
 
+    def clear(self) -> None:
+        """Forgets an earlier attempt of the same training; MLflow keeps what it was sent under equal steps."""
+        self.path.unlink(missing_ok=True)
+        self.path.with_suffix(".sent").unlink(missing_ok=True)
+
     def append(self, step: int, metrics: dict[str, float]) -> None:
         with self.path.open("a") as file:
             file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": metrics}) + "\n")

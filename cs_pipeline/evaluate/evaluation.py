@@ -118,10 +118,13 @@ class _Rows:
     def __init__(self, recipe: Recipe, lake: DataLake) -> None:
         def read(side: str) -> pd.DataFrame:
             frame = lake.read("prepare", f"{side}_split").to_pandas()
-            for column, speaker in (("instruction", "customer"), ("response", "agent")):
-                texts = zip(frame[column], frame["row_id"], strict=True)
-                frame[column] = [apply(text, recipe.placeholders, speaker, row) for text, row in texts]
-            return frame
+            mode = recipe.placeholders
+            questions = zip(frame["instruction"], frame["row_id"], strict=True)
+            answers = zip(frame["response"], frame["row_id"], strict=True)
+            return frame.assign(
+                instruction=[apply(text, mode, "customer", row) for text, row in questions],
+                response=[apply(text, mode, "agent", row) for text, row in answers],
+            )
 
         self.train, self.test = read("train"), read("test")
         self.questions = self.test["instruction"].tolist()

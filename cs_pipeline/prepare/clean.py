@@ -52,7 +52,7 @@ def clean(table: pa.Table) -> Cleaned:
     frame = frame.assign(
         instruction=texts["instruction"],
         response=texts["response"],
-        reason=pd.array(reasons, dtype=pd.ArrowDtype(pa.string())),
+        reason=pd.Series(reasons, index=frame.index, dtype=pd.ArrowDtype(pa.string())),
     )
     kept = frame["reason"].isna()
     # What is set aside keeps its raw text: it is there to be looked at.

@@ -2,56 +2,39 @@
 
 MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3) proposes pairs,
 the exact similarity decides. With 32 bands of 4 hashes a pair at 0.8 is proposed with probability
-1 - (1 - 0.8^4)^32 = 1 - 4e-13, so the candidates lose nothing.
+1 - (1 - 0.8^4)^32 = 1 - 5e-8, so the candidates lose nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 JACCARD = 0.8
 SHINGLE = 4
 _BANDS, _HASHES_PER_BAND = 32, 4
-_LARGEST_BUCKET = 2_000
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64
 )
 
 
-def shingles(text: str) -> np.ndarray:
-    """The sorted set of 64-bit hashes of the 4-character windows of ``text``, lower-cased; a shorter text is one window."""
-    codes = np.frombuffer(text.lower().ljust(SHINGLE).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
-    windows = np.lib.stride_tricks.sliding_window_view(codes, SHINGLE)
-    with np.errstate(over="ignore"):
-        return np.unique(_mixed((windows * _MULTIPLIERS).sum(axis=1, dtype=np.uint64)))
-
-
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Size of the intersection over the size of the union of two sorted sets."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
-
-
 def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndarray:
-    """Pairs (i, j), i < j, of rows of one intent whose questions are alike: shape [pairs, 2], sorted.
+    """Pairs of rows of one intent whose questions are alike, as many as connect all that are: shape [pairs, 2].
 
-    Equal questions are chained, not paired with one another each: enough to connect them.
+    Case makes no difference; a question shorter than a shingle is one.
     """
     first: dict[tuple[str, str], int] = {}
-    pairs: set[tuple[int, int]] = set()
-    for row, key in enumerate(zip(intents, (q.lower() for q in questions), strict=True)):
-        if key in first:
-            pairs.add((first[key], row))
-        else:
-            first[key] = row
-    distinct = list(first.values())
-    sets = {row: shingles(questions[row]) for row in distinct}
-    for a, b in _candidates(distinct, sets, intents):
-        if jaccard(sets[a], sets[b]) >= JACCARD:
-            pairs.add((min(a, b), max(a, b)))
-    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    for row, key in enumerate(zip(intents, (question.lower() for question in questions), strict=True)):
+        first.setdefault(key, row)
+    distinct = np.array(list(first.values()), dtype=np.int64)
+    equal = [(first[intent, question.lower()], row) for row, (intent, question) in enumerate(zip(intents, questions))]
+    links = [np.array([pair for pair in equal if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)]
+    if len(distinct):
+        sets, hashes = _shingles([text for _, text in first])
+        numbers = np.unique([intent for intent, _ in first], return_inverse=True)[1]
+        links += [distinct[pairs] for pairs in _links(sets, _bands(sets, hashes, numbers))]
+    return np.concatenate(links)
 
 
 def components(pairs: np.ndarray, rows: int) -> np.ndarray:
@@ -60,29 +43,67 @@ def components(pairs: np.ndarray, rows: int) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def _candidates(rows: list[int], sets: dict[int, np.ndarray], intents: Sequence[str]) -> set[tuple[int, int]]:
-    if not rows:
-        return set()
-    values = np.concatenate([sets[row] for row in rows])
-    starts = np.cumsum([0, *(len(sets[row]) for row in rows[:-1])])
-    seeds = np.random.default_rng(0).integers(1, 2**63, size=_BANDS * _HASHES_PER_BAND, dtype=np.uint64)
-    intent_numbers = np.unique([intents[row] for row in rows], return_inverse=True)[1].astype(np.uint64)
-    found: set[tuple[int, int]] = set()
-    for band in range(_BANDS):
-        key = _mixed(intent_numbers + np.uint64(band))
-        for seed in seeds[band * _HASHES_PER_BAND : (band + 1) * _HASHES_PER_BAND]:
-            key = _mixed(key ^ np.minimum.reduceat(_mixed(values ^ seed), starts))
-        order = np.argsort(key, kind="stable")
-        edges = np.flatnonzero(np.diff(key[order])) + 1
-        for bucket in np.split(order, edges):
-            found.update(_pairs([rows[i] for i in bucket]))
+def _links(sets: csr_array, bands: Iterator[np.ndarray]) -> list[np.ndarray]:
+    """Pairs of alike rows of ``sets`` that have an equal key in a band, enough to connect all such.
+
+    Rows with equal keys stand side by side after sorting and are compared at growing distance. Those that are connected
+    already are passed over, so that thousands of variants of one question cost little more than their number.
+    """
+    found: list[np.ndarray] = []
+    cluster = np.arange(sets.shape[0])
+    for keys in bands:
+        order = np.argsort(keys, kind="stable")
+        left = np.arange(len(order))
+        distance = 0
+        while True:
+            distance += 1
+            left = left[left + distance < len(order)]
+            left = left[keys[order[left]] == keys[order[left + distance]]]
+            if not len(left):
+                break
+            a, b = order[left], order[left + distance]
+            apart = cluster[a] != cluster[b]
+            pairs = np.stack([a[apart], b[apart]], axis=1)
+            pairs = pairs[_jaccard(sets, pairs) >= JACCARD]
+            if len(pairs):
+                found.append(pairs)
+                cluster = components(np.concatenate(found), len(cluster))
     return found
 
 
-def _pairs(bucket: list[int]) -> list[tuple[int, int]]:
-    if len(bucket) > _LARGEST_BUCKET:
-        raise ValueError(f"{len(bucket)} distinct questions share one MinHash band; is the text a constant?")
-    return [(a, b) for place, a in enumerate(bucket) for b in bucket[place + 1 :]]
+def _jaccard(sets: csr_array, pairs: np.ndarray) -> np.ndarray:
+    """Size of the intersection over the size of the union of the two sets of each pair: shape [pairs]."""
+    sizes = np.diff(sets.indptr)
+    a, b = pairs.T
+    shared = sets[a].multiply(sets[b]).sum(axis=1)
+    return shared / (sizes[a] + sizes[b] - shared)
+
+
+def _shingles(texts: Sequence[str]) -> tuple[csr_array, np.ndarray]:
+    """Which text holds which 4-character window: ones of shape [texts, windows], and a 64-bit hash of each window."""
+    padded = [text.ljust(SHINGLE) for text in texts]
+    owner = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
+    codes = np.frombuffer("".join(padded).encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    inside = owner[: 1 - SHINGLE] == owner[SHINGLE - 1 :]  # a window that does not run into the next text
+    windows = np.lib.stride_tricks.sliding_window_view(codes, SHINGLE)[inside]
+    with np.errstate(over="ignore"):
+        hashed = _mixed((windows * _MULTIPLIERS).sum(axis=1, dtype=np.uint64))
+    hashes, column = np.unique(hashed, return_inverse=True)
+    cells = coo_array((np.ones(len(column), dtype=np.int32), (owner[: 1 - SHINGLE][inside], column)))
+    sets = cells.tocsr()
+    sets.data[:] = 1  # a window that a text repeats was added up
+    return sets, hashes
+
+
+def _bands(sets: csr_array, hashes: np.ndarray, intents: np.ndarray) -> Iterator[np.ndarray]:
+    """For each band a key of each row: equal for rows of one intent whose four smallest hashes are equal."""
+    seeds = np.random.default_rng(0).integers(1, 2**63, size=(_BANDS, _HASHES_PER_BAND), dtype=np.uint64)
+    for band in range(_BANDS):
+        keys = _mixed(intents.astype(np.uint64) + np.uint64(band))
+        for seed in seeds[band]:
+            smallest = np.minimum.reduceat(_mixed(hashes ^ seed)[sets.indices], sets.indptr[:-1])
+            keys = _mixed(keys ^ smallest)
+        yield keys
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from cs_pipeline.lake import DataLake, atomic_file, atomic_folder, digest, file_
 from cs_pipeline.model import compute_type, load_base, load_tokenizer
 from cs_pipeline.prompt import EMBEDDED_TEMPLATE, Example
 from cs_pipeline.recipe import Recipe
+from cs_pipeline.tracking import Spool, live
 from cs_pipeline.train.base import Base, find_base
 from cs_pipeline.train.manifest import NAME, read_manifest, write_manifest
 from cs_pipeline.train.rows import training_rows
@@ -33,12 +34,11 @@ _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerat
 
 @dataclass(frozen=True)
 class Adapter:
-    """A finished fine-tune: its folder, its manifest, its metrics, and whether it had been there before."""
+    """A finished fine-tune: its folder, its manifest and its metrics."""
 
     folder: Path
     manifest: dict[str, Any]
     metrics: dict[str, Any]
-    reused: bool
 
     @property
     def fingerprint(self) -> str:
@@ -71,55 +71,69 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
             f"Materialise 'adapter' for the partition '{recipe_name}'.",
         )
     folder = lake.path("train", "adapter", recipe_name, read_json(pointer)["fingerprint"])
-    return _verified(folder, reused=True)
+    return _verified(folder)
 
 
-def train_adapter(
-    recipe: Recipe,
-    lake: DataLake,
-    report: Callable[[str], None],
-    on_metrics: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
-    *,
-    force: bool = False,
-) -> Adapter:
-    """Trains the adapter of ``recipe``, or verifies and returns the one that equal input has made before.
+def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
+    """The adapter that equal input has made before, or None; it becomes the recipe's current one.
 
-    ``report`` gets log lines, ``on_metrics`` each logged step's metrics as they come. Raises PipelineError.
+    Raises PipelineError when a file of it was changed, or when the base is not there.
+    """
+    fingerprint = adapter_fingerprint(recipe, find_base(recipe, lake), data_versions(recipe, lake))
+    folder = lake.path("train", "adapter", recipe.name, fingerprint)
+    if not (folder / NAME).exists():
+        return None
+    adapter = _verified(folder)
+    _make_current(recipe, fingerprint, lake)
+    return adapter
+
+
+def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
+    """Trains the adapter of ``recipe`` and makes it the recipe's current one.
+
+    ``report`` gets log lines; metrics go to a spool beside the adapter and from there, live, to MLflow. Raises
+    PipelineError when the base is not there, no row fits, the loss would see the wrong tokens, or the training diverges.
     """
     base = find_base(recipe, lake)
     data = data_versions(recipe, lake)
     fingerprint = adapter_fingerprint(recipe, base, data)
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
-    if (folder / NAME).exists() and not force:
-        adapter = _verified(folder, reused=True)
-        report(f"The adapter of equal input is there already: {folder}")
-    else:
-        facts = {
-            "recipe": recipe.name,
-            "fingerprint": fingerprint,
-            "base": base.facts(),
-            "data": data,
-            "seed": recipe.trainer.seed,
-            "code_version": CODE_VERSION,
-            "git_commit": _git_commit(),
-            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        }
-        with atomic_folder(folder) as temporary:
-            metrics = _train(recipe, lake, Path(base.path), temporary, report, on_metrics)
-            (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-            write_json(temporary / "metrics.json", metrics)
-            if recipe.prompt.route == "intent":
-                # What answers questions must route them as training did, wherever the folder goes.
-                shutil.copytree(lake.path("prepare", "intent_classifier"), temporary / "intent_classifier")
-            write_manifest(temporary, facts)
-        adapter = _verified(folder, reused=False)
+    facts = {
+        "recipe": recipe.name,
+        "fingerprint": fingerprint,
+        "base": base.facts(),
+        "data": data,
+        "seed": recipe.trainer.seed,
+        "code_version": CODE_VERSION,
+        "git_commit": _git_commit(),
+        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+    }
+    spool = spool_of(recipe.name, fingerprint, lake)
+    spool.clear()
+    with atomic_folder(folder) as temporary:
+        with live(spool, lake, fingerprint, recipe.name):
+            metrics = _train(recipe, lake, Path(base.path), temporary, report, spool.append)
+        (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+        write_json(temporary / "metrics.json", metrics)
+        if recipe.prompt.route == "intent":
+            # What answers questions must route them as training did, wherever the folder goes.
+            shutil.copytree(lake.path("prepare", "intent_classifier"), temporary / "intent_classifier")
+        write_manifest(temporary, facts)
+    _make_current(recipe, fingerprint, lake)
+    return _verified(folder)
+
+
+def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    return adapter
 
 
-def _verified(folder: Path, *, reused: bool) -> Adapter:
-    manifest = read_manifest(folder, "adapter")
-    return Adapter(folder, manifest, read_json(folder / "metrics.json"), reused)
+def spool_of(recipe_name: str, fingerprint: str, lake: DataLake) -> Spool:
+    """The spool of a training's live metrics."""
+    return Spool(lake.path("train", "adapter", recipe_name, f"{fingerprint}.jsonl"))
+
+
+def _verified(folder: Path) -> Adapter:
+    return Adapter(folder, read_manifest(folder, "adapter"), read_json(folder / "metrics.json"))
 
 
 def _train(
@@ -156,6 +170,7 @@ def _train(
         task_type="CAUSAL_LM",
     )
     model = get_peft_model(model, lora)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     collate = _CountingCollator(DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id))
     trainer = SFTTrainer(
         model=model,
@@ -200,7 +215,7 @@ def _train(
     real, padded = collate.real, collate.padded
     after = trainer.evaluate()["eval_loss"]
     _finite(recipe.name, before=before, after=after)
-    trainer.model.save_pretrained(folder, safe_serialization=True)
+    model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's card holds this machine's paths
     _portable(folder / "adapter_config.json", recipe)
     tokenizer.save_pretrained(folder)
@@ -216,7 +231,7 @@ def _train(
         "tokens_per_second": real / seconds,
         "real_token_share": real / padded,
         "peak_memory_gib": _peak_memory_gib(),
-        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "trainable_parameters": trainable,
         "loss": curve,
     }
 
@@ -247,7 +262,8 @@ def _progress(
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.started = self.said = time.monotonic()
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs: dict[str, float] = kwargs["logs"]
             if "loss" not in logs:
                 return
             on_metrics(state.global_step, {k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if k in logs})

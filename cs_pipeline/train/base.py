@@ -7,7 +7,7 @@ from typing import Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, digest, file_sha256
-from cs_pipeline.recipe import HubBase, PathBase, Recipe
+from cs_pipeline.recipe import EmbeddedBase, HubBase, PathBase, Recipe
 from cs_pipeline.train.manifest import NAME, content_hash, read_manifest
 
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -35,11 +35,8 @@ def find_base(recipe: Recipe, lake: DataLake) -> Base:
     Raises PipelineError when it is not there, was changed, or the hub does not give it.
     """
     spec = recipe.base
-    if isinstance(spec, HubBase):
-        folder = _from_hub(spec)
-        return Base("hub", spec.repo, spec.revision, digest(spec.repo, spec.revision), str(folder))
-    if isinstance(spec, PathBase):
-        return _from_folder(spec.path.absolute())
+    if isinstance(spec, HubBase | PathBase):
+        return find_hub_or_folder_base(spec)
     from cs_pipeline.train.embedded import embedded_folder  # numpy and pyarrow alone; torch only when it trains
 
     folder = embedded_folder(spec, lake)
@@ -47,6 +44,22 @@ def find_base(recipe: Recipe, lake: DataLake) -> Base:
     return Base(
         "embedded", f"embedded ({manifest['parameters']:,} parameters)", None, content_hash(manifest), str(folder)
     )
+
+
+def needs_training(recipe: Recipe, lake: DataLake) -> bool:
+    """True where the base is the embedded one and has not been trained on the present training split."""
+    from cs_pipeline.train.embedded import embedded_folder
+
+    return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / NAME).exists()
+
+
+def find_hub_or_folder_base(spec: HubBase | PathBase) -> Base:
+    """A base that needs no lake. Raises PipelineError when it is not there or the hub does not give it."""
+    if isinstance(spec, PathBase):
+        return _from_folder(spec.path.absolute())
+    folder = _from_hub(spec)
+    # The revision is a git commit: with the repository's name it stands for the content.
+    return Base("hub", spec.repo, spec.revision, digest(spec.repo, spec.revision), str(folder))
 
 
 def _from_folder(folder: Path) -> Base:

@@ -30,7 +30,7 @@ def training_rows(recipe: Recipe, lake: DataLake, tokenizer: "PreTrainedTokenize
     """
     columns = ["row_id", "instruction", "response", "predicted_intent"]
     table = lake.read("prepare", f"{side}_split", columns).to_pydict()
-    chosen = range(len(table["row_id"]))
+    chosen = list(range(len(table["row_id"])))
     if side == "train" and recipe.train_rows is not None and recipe.train_rows < len(chosen):
         random = np.random.default_rng(recipe.trainer.seed)
         chosen = sorted(random.choice(len(chosen), recipe.train_rows, replace=False).tolist())
@@ -59,7 +59,7 @@ def _assert_supervision(tokenizer: "PreTrainedTokenizerBase", example: Example, 
     first = next((i for i, label in enumerate(example.labels) if label != IGNORED), len(example.labels))
     supervised = example.labels[first:]
     stop = tokenizer.eos_token_id
-    text = tokenizer.decode(supervised[:-1], skip_special_tokens=False) if supervised else ""
+    text = str(tokenizer.decode(supervised[:-1], skip_special_tokens=False)) if supervised else ""
     if (
         first == 0
         or not supervised

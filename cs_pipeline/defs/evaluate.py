@@ -1,0 +1,105 @@
+"""Assets of the evaluate stage."""
+
+import dagster as dg
+
+from cs_pipeline.defs.metadata import cell
+from cs_pipeline.defs.resources import RECIPES, LakeResource
+from cs_pipeline.recipe import load_recipe, recipe_names
+
+
+@dg.asset(
+    group_name="evaluate",
+    kinds={"parquet"},
+    partitions_def=RECIPES,
+    deps=["adapter", "base_model", "train_split", "test_split"],
+    pool="gpu",
+    code_version="1",
+)
+def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """Base, tuned, champion and the cheap baselines on the same frozen test rows.
+
+    The champion is read by its alias when this runs: as a dependency it would be a cycle. Which one it was is recorded.
+    """
+    from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
+    from cs_pipeline.tracking import champion
+
+    recipe = load_recipe(context.partition_key)
+    facts = evaluate(recipe, lake.lake, champion(lake.lake), context.log.info).facts
+    tuned = {f"tuned_{name}": value["score"] for name, value in facts["scores"]["tuned"].items() if value}
+    return dg.MaterializeResult(
+        metadata={
+            **tuned,
+            "rows": facts["rows"],
+            "clusters": facts["clusters"],
+            "champion_version": facts["champion_version"] or "none, or this one",
+            "differences": dg.MetadataValue.json(facts["differences"]),
+            "dagster/uri": evaluation_folder(recipe.name, lake.lake).as_uri(),
+        },
+        data_version=dg.DataVersion(facts["fingerprint"]),
+    )
+
+
+@dg.asset(group_name="evaluate", kinds={"html"}, partitions_def=RECIPES, deps=[evaluation, "adapter"], code_version="1")
+def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """One HTML file with plots and examples, the worst included; the summary stands here too."""
+    from cs_pipeline.evaluate.report import write_report
+    from cs_pipeline.lake import file_sha256
+
+    report = write_report(load_recipe(context.partition_key), lake.lake)
+    context.log.info(f"report: {report.path}")
+    return dg.MaterializeResult(
+        metadata={"summary": dg.MetadataValue.md(report.markdown), "dagster/uri": report.path.as_uri()},
+        data_version=dg.DataVersion(file_sha256(report.path)[:16]),
+    )
+
+
+@dg.asset(group_name="evaluate", kinds={"parquet"}, deps=[evaluation], code_version="1")
+def leaderboard(lake: LakeResource) -> dg.MaterializeResult:
+    """All recipes that were evaluated on the present test rows, side by side, best first."""
+    from cs_pipeline.evaluate.leaderboard import write_leaderboard
+    from cs_pipeline.lake import file_sha256
+
+    board = write_leaderboard(recipe_names(), lake.lake)
+    columns = list(board.columns)
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for row in board.itertuples(index=False):
+        lines += ["| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else cell(v) for v in row) + " |"]
+    path = lake.lake.table("evaluate", "leaderboard")
+    return dg.MaterializeResult(
+        metadata={
+            "leaderboard": dg.MetadataValue.md("\n".join(lines)),
+            "dagster/row_count": len(board),
+            "dagster/uri": path.as_uri(),
+        },
+        data_version=dg.DataVersion(file_sha256(path)[:16]),
+    )
+
+
+@dg.asset_check(asset=evaluation, blocking=True)
+def every_metric_a_number(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """What promotion reads is there as a number, with its interval, for the tuned model and its base."""
+    from cs_pipeline.evaluate.evaluation import read_evaluation
+
+    facts = read_evaluation(context.op_execution_context.partition_key, lake.lake)
+    needed = ("bits_per_character", "right_intent", "stop_rate", "rougeL", "chrf")
+    lacking = [
+        f"{system}.{name}" for system in ("tuned", "base") for name in needed if not facts["scores"][system].get(name)
+    ]
+    return dg.AssetCheckResult(passed=not lacking, metadata={"lacking": lacking})
+
+
+@dg.asset_check(asset=evaluation)
+def tuned_better_than_base(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """The tuned model needs fewer bits per character than its base, interval and all. The promotion asks for it too."""
+    from cs_pipeline.evaluate.evaluation import read_evaluation
+
+    difference = read_evaluation(context.op_execution_context.partition_key, lake.lake)["differences"]["base"][
+        "bits_per_character"
+    ]
+    return dg.AssetCheckResult(
+        passed=difference["high"] < 0, severity=dg.AssetCheckSeverity.WARN, metadata=dict(difference)
+    )
+
+
+ASSETS = [evaluation, evaluation_report, leaderboard]
+CHECKS = [every_metric_a_number, tuned_better_than_base]

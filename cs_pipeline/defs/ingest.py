@@ -1,0 +1,70 @@
+"""Assets of the ingest stage."""
+
+import os
+from dataclasses import asdict
+
+import dagster as dg
+import pyarrow.compute as pc
+
+from cs_pipeline.defs.metadata import table_result
+from cs_pipeline.defs.resources import LakeResource
+from cs_pipeline.ingest.bitext import SOURCES, load_bitext
+from cs_pipeline.ingest.download import BITEXT, LICENCE
+from cs_pipeline.lake import CONVERSATION, write_json
+
+bitext_dataset = dg.AssetSpec(
+    "bitext_dataset",
+    group_name="ingest",
+    kinds={"csv"},
+    description="The Bitext customer-support dataset as its makers publish it; lineage begins here.",
+    metadata={
+        "url": dg.MetadataValue.url(BITEXT.url),
+        "revision": BITEXT.revision,
+        "sha256": str(BITEXT.sha256),
+        "licence": LICENCE,
+    },
+)
+
+
+class BitextConfig(dg.Config):
+    """Where the rows come from."""
+
+    source: str = ""
+    """sample, download, hub@REVISION, or the path of a file; empty: what CS_BITEXT says, else sample."""
+
+
+@dg.asset(
+    group_name="ingest", kinds={"parquet"}, deps=[bitext_dataset], code_version="1", tags={"contains": "conversations"}
+)
+def bitext_conversations(
+    context: dg.AssetExecutionContext, config: BitextConfig, lake: LakeResource
+) -> dg.MaterializeResult:
+    """The raw rows as Parquet, nothing changed, each with a stable row_id."""
+    source = config.source or os.environ.get("CS_BITEXT") or "sample"
+    table, provenance = load_bitext(source, lake.lake.path("ingest", "cache"))
+    lake.lake.write("ingest", "bitext_conversations", table, CONVERSATION)
+    write_json(lake.lake.path("ingest", "bitext_conversations.json"), asdict(provenance))
+    context.log.info(f"{table.num_rows:,} rows from {provenance.address}")
+    return table_result(
+        lake.lake.table("ingest", "bitext_conversations"),
+        table,
+        {
+            "source": provenance.kind,
+            "address": provenance.address,
+            "source_sha256": provenance.sha256,
+            "licence": provenance.licence,
+            "choices": SOURCES,
+        },
+    )
+
+
+@dg.asset_check(asset=bitext_conversations, blocking=True)
+def row_ids_unique(lake: LakeResource) -> dg.AssetCheckResult:
+    """Every row has an id of its own, and there is at least one."""
+    ids = lake.lake.read("ingest", "bitext_conversations", ["row_id"]).column("row_id")
+    distinct = pc.count_distinct(ids).as_py()
+    return dg.AssetCheckResult(passed=distinct == len(ids) > 0, metadata={"rows": len(ids), "distinct": distinct})
+
+
+ASSETS = [bitext_dataset, bitext_conversations]
+CHECKS = [row_ids_unique]

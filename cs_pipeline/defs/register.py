@@ -1,0 +1,87 @@
+"""Assets of the register stage."""
+
+import dagster as dg
+
+from cs_pipeline.defs.metadata import cell
+from cs_pipeline.defs.resources import RECIPES, LakeResource
+from cs_pipeline.lake import read_json
+from cs_pipeline.recipe import load_recipe
+
+PROBE = "where is my refund?"
+
+
+@dg.asset(
+    group_name="register",
+    kinds={"mlflow"},
+    partitions_def=RECIPES,
+    deps=["adapter", "base_model", "evaluation", "evaluation_report"],
+    code_version="1",
+)
+def model_version(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """A version of the registered model cs-support in MLflow, with tags that lead back to its runs and data."""
+    from cs_pipeline.register.version import register
+    from cs_pipeline.tracking import MODEL, store_uri
+
+    recipe = load_recipe(context.partition_key)
+    source = read_json(lake.lake.path("ingest", "bitext_conversations.json"))
+    lineage = {
+        "cs.dagster_run": context.run.run_id,
+        "cs.source": source["address"],
+        "cs.source_sha256": source["sha256"],
+    }
+    report = lake.lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
+    version = register(recipe, lake.lake, lineage, report)
+    context.log.info(f"{MODEL} version {version.version}" + (" (there before)" if version.reused else ""))
+    return dg.MaterializeResult(
+        metadata={
+            "version": version.version,
+            "mlflow_run": version.run_id,
+            "fingerprint": version.fingerprint,
+            "store": store_uri(lake.lake).partition("://")[0],
+        },
+        data_version=dg.DataVersion(f"{version.version}-{version.fingerprint}"),
+    )
+
+
+@dg.asset(group_name="register", kinds={"mlflow"}, deps=[model_version], code_version="1")
+def champion(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """The promotion decision: the alias champion, and its history with the reason of every decision."""
+    from cs_pipeline.register.promotion import judge, read_history
+
+    outcome = judge(lake.lake, f"Dagster run {context.run.run_id}")
+    for entry in outcome.entries:
+        verdict = "is champion" if entry["promote"] else "stays challenger"
+        context.log.info(f"version {entry['version']} {verdict}: {entry['reason']}")
+    if not outcome.entries:
+        context.log.info(f"nothing new to judge; the champion is version {outcome.champion}")
+    history = read_history(lake.lake)
+    lines = ["| when | version | recipe | promoted | reason |", "|---|---:|---|---|---|"]
+    lines += [
+        f"| {e['time']} | {e['version']} | {cell(e['recipe'])} | {'yes' if e['promote'] else 'no'} | {cell(e['reason'])} |"
+        for e in reversed(history[-50:])
+    ]
+    last = history[-1]["reason"] if history else "no version was judged yet"
+    return dg.MaterializeResult(
+        metadata={
+            "champion": outcome.champion or 0,
+            "last_decision": last,
+            "history": dg.MetadataValue.md("\n".join(lines)),
+        },
+        data_version=dg.DataVersion(f"{outcome.champion}-{len(history)}"),
+    )
+
+
+@dg.asset_check(asset=model_version, blocking=True)
+def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """The version, loaded from MLflow as its users load it, answers a question."""
+    from cs_pipeline.register.version import ask_version, version_of
+
+    number = version_of(context.op_execution_context.partition_key, lake.lake)
+    answer = ask_version(number, [PROBE], lake.lake)[0]
+    return dg.AssetCheckResult(
+        passed=bool(answer.strip()), metadata={"version": number, "question": PROBE, "answer": answer or "(nothing)"}
+    )
+
+
+ASSETS = [model_version, champion]
+CHECKS = [answers_from_the_registry]

@@ -1,0 +1,46 @@
+"""What assets are handed: the lake, the pipe to the training process, the recipes as partitions, a readable log."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cs_pipeline.lake import DataLake
+from cs_pipeline.recipe import recipe_names
+
+RECIPES = dg.StaticPartitionsDefinition(recipe_names())
+"""One partition a recipe: a new YAML is a new cell in the UI after the code location is reloaded."""
+
+
+class LakeResource(dg.ConfigurableResource):
+    """The data lake; its root is read when a run starts."""
+
+    root: str = ""
+
+    @property
+    def lake(self) -> DataLake:
+        return DataLake(Path(self.root)) if self.root else DataLake.default()
+
+
+@dg.logger(dg.Field(dg.Permissive({"log_level": dg.Field(str, is_required=False, default_value="INFO")})))
+def console(context: dg.InitLoggerContext) -> logging.Logger:
+    """A line a message in the terminal: time, asset, text."""
+    logger = logging.Logger("cs_pipeline", level=logging.INFO)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_Line())
+    logger.addHandler(handler)
+    return logger
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        meta: dict[str, Any] = getattr(record, "dagster_meta", {})
+        text = str(meta.get("orig_message") or record.getMessage())
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname} "
+        return f"{time.strftime('%H:%M:%S')}  {meta.get('step_key') or '':22} {mark}{text}"
+
+
+RESOURCES: dict[str, Any] = {"lake": LakeResource(), "pipes": dg.PipesSubprocessClient()}

@@ -1,0 +1,204 @@
+"""Dagster's UI and daemon and MLflow's UI over one instance and one store, started and stopped together."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cs_pipeline import tracking
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.lake import DataLake
+
+HOST = "127.0.0.1"
+GRACE = 10.0
+"""Seconds that the services have to end by themselves; what is then left is killed."""
+POLL = 0.2
+"""Seconds between two looks at the services."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A server on this machine: ``page`` is a path that answers 200 once it serves."""
+
+    name: str
+    port: int
+    page: str
+    command: Sequence[str]
+    environment: dict[str, str]
+
+    @property
+    def address(self) -> str:
+        return f"http://{HOST}:{self.port}"
+
+
+def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_port: int = 5000) -> int:
+    """Serves both UIs, to this machine alone, until Ctrl-C, SIGTERM or SIGHUP. Belongs into the main thread.
+
+    ``project`` is the folder with workspace.yaml. Where ``MLFLOW_TRACKING_URI`` names a server that one is used.
+    Returns the exit code: 0 after being stopped, 1 after a service ended by itself; nothing is left running either way.
+    Raises PipelineError before starting anything: a port in use, a relative DAGSTER_HOME, a store that does not open.
+    """
+    services = [_dagster(dagster_home(project), lake, dagster_port)]
+    uri = tracking.store_uri(lake)
+    remote = uri.startswith(("http://", "https://"))
+    if not remote:
+        services.append(_mlflow(lake, mlflow_port))
+    for service in services:
+        holder = port_holder(service.port)
+        if holder is not None:
+            raise PipelineError(
+                f"Port {service.port}, where {service.name} is to answer, is in use{holder and f' by {holder}'}.",
+                f"Stop what holds it (another make dev?), or choose another port for {service.name}.",
+            )
+    tracking.open_store(lake)  # makes the store, which its server and a first run would otherwise both try
+
+    processes: list[subprocess.Popen[bytes]] = []
+    with _stop_signals() as stop:
+        try:
+            for service in services:
+                processes.append(_start(service, project))
+            _say("Starting; Ctrl-C stops all.")
+            waiting = True
+            while not stop:
+                for service, process in zip(services, processes, strict=True):
+                    if process.poll() is not None:
+                        _say(f"{service.name} ended by itself with exit code {process.returncode}; its log is above.")
+                        return 1
+                if waiting and all(_answers(service) for service in services):
+                    waiting = False
+                    for service in services:
+                        _say(f"{service.name}: {service.address}")
+                    if remote:
+                        _say(f"MLflow: {tracking._without_secret(uri)}")
+                time.sleep(POLL)
+            _say("Stopping.")
+            return 0
+        finally:
+            _stop(processes)
+
+
+def dagster_home(project: Path) -> Path:
+    """The folder of the Dagster instance: ``DAGSTER_HOME``, else ``dagster_home/`` of ``project``; made if not there.
+
+    Raises PipelineError for a relative ``DAGSTER_HOME``, which Dagster refuses, and for a folder that cannot be made.
+    """
+    home = Path(os.environ.get("DAGSTER_HOME") or (project / "dagster_home").absolute())
+    if not home.is_absolute():
+        raise PipelineError(
+            f"DAGSTER_HOME is the relative path '{home}'; Dagster takes an absolute one only.",
+            f"Set it to {home.absolute()}, or unset it to use the instance of the project.",
+        )
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PipelineError(
+            f"The Dagster instance cannot be kept in {home}: {error}.", "Point DAGSTER_HOME at a folder of yours."
+        ) from error
+    return home
+
+
+def port_holder(port: int) -> str | None:
+    """None where ``port`` is free on this machine; else who listens there ("process 17: python ..."), "" if unknown."""
+    import psutil
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+        try:
+            probe.bind((HOST, port))
+            return None
+        except OSError:
+            pass
+    for process in psutil.process_iter():
+        try:
+            listening = any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections())
+            if listening:
+                return f"process {process.pid}: {' '.join(process.cmdline())[:100]}"
+        except psutil.Error:  # ended meanwhile, or another user's
+            continue
+    return ""
+
+
+def _dagster(home: Path, lake: DataLake, port: int) -> Service:
+    command = ["dagster", "dev", "-w", "workspace.yaml", "-h", HOST, "-p", str(port)]
+    return Service(
+        "Dagster", port, "/server_info", command, {"DAGSTER_HOME": str(home), "CS_LAKE": str(lake.root.absolute())}
+    )
+
+
+def _mlflow(lake: DataLake, port: int) -> Service:
+    command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    command += ["--artifacts-destination", tracking.artifacts_folder(lake).absolute().as_uri()]
+    command += ["--uvicorn-opts", "--log-level warning"]  # no line for each request
+    environment = {
+        "MLFLOW_BACKEND_STORE_URI": tracking.store_uri(lake),  # not in the command, which every user can read
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # five more processes, for evaluations nobody asks it for
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    return Service("MLflow", port, "/health", command, environment)
+
+
+def _start(service: Service, project: Path) -> subprocess.Popen[bytes]:
+    # In a session of its own, the terminal's Ctrl-C reaches us alone, and its process group holds all it starts.
+    name, *arguments = service.command
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name(name)), *arguments],
+        cwd=project,
+        env=os.environ | service.environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _answers(service: Service) -> bool:
+    connection = http.client.HTTPConnection(HOST, service.port, timeout=1)
+    try:
+        connection.request("GET", service.page)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ends the processes and all in their groups: SIGTERM to the first of each, and SIGKILL to what outlives it."""
+    for process in processes:
+        process.terminate()
+    end = time.monotonic() + GRACE
+    for process in processes:
+        try:
+            process.wait(max(end - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            _say(f"{process.args} does not end; killing it.")
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """The signals received that ask to stop; inside the block they do nothing but stand there.
+
+    Handled even where our parent ignores them: what a process ignores its children ignore too, and Dagster with them.
+    """
+    received: list[int] = []
+    names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(name, lambda number, _frame: received.append(number)) for name in names]
+    try:
+        yield received
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # noqa: T201

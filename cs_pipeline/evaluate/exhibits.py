@@ -1,0 +1,230 @@
+"""What the report shows: pictures, tables and examples, made of an evaluation's figures and answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cs_pipeline.evaluate.metrics import METRICS
+from cs_pipeline.evaluate.plots import Line, Mark, interval_picture, lines_picture
+from cs_pipeline.evaluate.statistics import intervals
+from cs_pipeline.evaluate.verdict import NONE, figure, judged
+from cs_pipeline.lake import digest
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.train.adapter import Adapter
+
+EXAMPLES, WORST = 20, 6
+"""Questions shown with their answers, and how many of them are those that the tuned model answers worst by chrF."""
+
+BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "best at 1"}
+"""How the report says which way of a metric is the better one."""
+
+_PICTURED = (
+    *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),
+    *("placeholder_precision", "placeholder_recall", "stop_rate"),
+)
+_SIDE_BY_SIDE = ("tuned", "champion", "base", "nearest")
+_BY_SIMILARITY, _BINS = ("right_intent", "rougeL", "chrf"), 6
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG element with the words above it."""
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one system answered, and how it scored."""
+
+    system: str
+    text: str
+    chrf: float
+    rougeL: float  # noqa: N815 (the metric's name)
+    right_intent: bool
+    stopped: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test question with its reference and the answers of the systems worth reading."""
+
+    row_id: str
+    intent: str
+    similarity: float | None
+    worst: bool
+    question: str
+    reference: str
+    answers: list[Answer]
+
+
+def score_pictures(facts: dict[str, Any], systems: Sequence[str]) -> list[Picture]:
+    """Each pictured metric of each system, with its 95 % interval."""
+
+    def mark(metric: str, system: str) -> Mark:
+        score = facts["scores"][system][metric]
+        return Mark(system, system, score and (score["score"], score["low"], score["high"]), _text(metric, score, "score"))
+
+    return _pictures("95 % intervals", lambda metric: [mark(metric, system) for system in systems])
+
+
+def difference_pictures(facts: dict[str, Any], systems: Sequence[str]) -> list[Picture]:
+    """Each pictured metric of the tuned model minus that of each other system, with its 95 % interval."""
+
+    def mark(metric: str, system: str) -> Mark:
+        difference = facts["differences"][system][metric]
+        text = _text(metric, difference, "difference", signed=True)
+        if difference is None:
+            return Mark(system, "unclear", None, text)
+        ends = (difference["difference"], difference["low"], difference["high"])
+        return Mark(system, judged(metric, difference), ends, text)
+
+    others = [system for system in systems if system != "tuned"]
+    return _pictures("tuned minus each other system", lambda metric: [mark(metric, system) for system in others])
+
+
+def _pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
+    return [
+        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {what}"))
+        for m in _PICTURED
+    ]
+
+
+def _text(metric: str, value: dict[str, Any] | None, key: str, signed: bool = False) -> str:
+    return figure(metric, value and value[key], signed)
+
+
+def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
+    """Scores by the likeness of a question to its nearest training question, in bins of about equally many rows.
+
+    Each point is the score on the rows of its bin, with the 95 % interval of the bootstrap over clusters.
+    """
+    known = answers.dropna(subset="nearest_train_similarity")
+    similarity = known["nearest_train_similarity"].to_numpy(float)
+    edges = np.quantile(similarity, np.linspace(0, 1, _BINS + 1)[1:-1]) if len(known) else []
+    known = known.assign(bin=np.searchsorted(np.unique(edges), similarity, side="right"))
+    points: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
+    for system in ("base", "nearest", "tuned"):
+        for _, rows in known[known["system"] == system].groupby("bin"):
+            if rows["cluster_id"].nunique() < 2:
+                continue  # no interval can be told
+            scores = intervals(rows, rows["cluster_id"].tolist())
+            at = float(rows["nearest_train_similarity"].mean())
+            for metric in _BY_SIMILARITY:
+                if (score := scores[metric]) is not None:
+                    points.setdefault((metric, system), []).append((at, score.score, score.low, score.high))
+    pictures = []
+    for metric in _BY_SIMILARITY:
+        lines = [Line(system, *map(list, zip(*at, strict=True))) for (m, system), at in points.items() if m == metric]
+        about = f"{METRICS[metric].label} by similarity to the nearest training question"
+        if lines:
+            svg = lines_picture(lines, "cosine to the nearest training question", about)
+            pictures.append(Picture(METRICS[metric].label, BETTER[METRICS[metric].better], svg))
+    return pictures
+
+
+def by_intent(answers: pd.DataFrame) -> pd.DataFrame:
+    """A row for each intent and system: ``intent``, ``system``, ``rows``, ``right_intent`` (percent) and ``rougeL``."""
+    groups = answers.groupby(["intent", "system"], sort=True)
+    means = groups[["right_intent", "rougeL"]].mean().assign(rows=groups.size())
+    return means.assign(right_intent=100 * means["right_intent"]).reset_index()
+
+
+def heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the heat map, the tuned model's weakest intents first: intent, rows, and ``cells``, lists by metric.
+
+    A cell is its value and how warm it is, 0 to 100 of what the whole map reaches.
+    """
+    values = {metric: intents.pivot(index="intent", columns="system", values=metric) for metric in ("right_intent", "rougeL")}
+    tops = {"right_intent": 100.0, "rougeL": float(values["rougeL"].max(axis=None))}
+    tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
+
+    def cells(metric: str, intent: str) -> list[tuple[float, float]]:
+        row = values[metric].loc[intent, list(systems)]
+        return [(value, 0.0 if value != value else 100 * value / (tops[metric] or 1)) for value in row]
+
+    return [
+        {"intent": row.intent, "rows": row.rows, "cells": {metric: cells(metric, row.intent) for metric in values}}
+        for row in tuned.itertuples()
+    ]
+
+
+def best_systems(facts: dict[str, Any]) -> dict[str, set[str]]:
+    """Who has the best score, by metric; nobody where no side is better or only one system has a score."""
+    best = {}
+    for name, metric in METRICS.items():
+        scores = {system: values[name]["score"] for system, values in facts["scores"].items() if values[name]}
+        if metric.better == "none" or len(scores) < 2:
+            best[name] = set()
+        else:
+            top = (max if metric.better == "higher" else min)(scores.values())
+            best[name] = {system for system, score in scores.items() if score == top}
+    return best
+
+
+def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
+    """What was trained, on what, how and how fast."""
+    m, lora, trainer = adapter.metrics, recipe.lora, recipe.trainer
+    return [
+        ("Base model", adapter.manifest["base"]["name"]),
+        ("Quantisation", recipe.quantisation),
+        ("LoRA", f"r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g}"),
+        ("Trainable parameters", f"{m['trainable_parameters']:,}"),
+        ("Rows trained on", f"{m['rows']:,}"),
+        ("Rows left out as too long", f"{m['rows_too_long']:,}"),
+        ("Optimizer steps", f"{m['steps']:,} of {trainer.batch_size} × {trainer.accumulation} rows"),
+        ("Learning rate", f"{trainer.learning_rate:g}, {trainer.scheduler}"),
+        ("Intent in the prompt", "yes" if recipe.prompt.route == "intent" else "no"),
+        ("Placeholders", recipe.placeholders.value),
+        ("Validation loss before", f"{m['validation_loss_before']:.4f} nats per token"),
+        ("Validation loss after", f"{m['validation_loss_after']:.4f} nats per token"),
+        ("Time", f"{m['seconds']:,.0f} s"),
+        ("Throughput", f"{m['tokens_per_second']:,.0f} tokens per second"),
+        ("Tokens that are text, not padding", f"{100 * m['real_token_share']:.1f} %"),
+        ("Peak memory", f"{m['peak_memory_gib']:.1f} GiB"),
+    ]
+
+
+def versions(recipe: Recipe, facts: dict[str, Any], adapter: Adapter) -> list[tuple[str, str]]:
+    """Hashes, fingerprints and versions that lead back to what was judged; whole, for the page to shorten."""
+    manifest = adapter.manifest
+    known = {
+        "Evaluation, fingerprint": facts["fingerprint"],
+        "Adapter, fingerprint": adapter.fingerprint,
+        "Recipe, fingerprint": recipe.fingerprint,
+        "Base model, content": manifest["base"]["sha256"],
+        "Base model, revision": manifest["base"]["revision"],
+        **{f"{name}, sha256": sha for name, sha in sorted((manifest["data"] | facts["data"]).items())},
+        "Code, git commit": manifest["git_commit"],
+        "Champion judged beside it, version": facts["champion_version"],
+        **{f"{name}, version": version for name, version in sorted(manifest["libraries"].items())},
+    }
+    return [(name, NONE if value is None else str(value)) for name, value in known.items()]
+
+
+def examples(answers: pd.DataFrame) -> list[Example]:
+    """``EXAMPLES`` test questions, all where there are fewer: drawn by the hash of their row, then the worst.
+
+    The worst are the ``WORST`` with the lowest chrF of the tuned model's answer, the lowest of all last.
+    """
+    tuned = answers[answers["system"] == "tuned"]
+    tuned = tuned.assign(draw=[digest(row) for row in tuned["row_id"]]).sort_values("draw")
+    worst = tuned.sort_values("chrf", kind="stable")["row_id"].head(WORST).tolist()
+    drawn = [row for row in tuned["row_id"] if row not in worst][: EXAMPLES - len(worst)]
+    by_row = {row: group.set_index("system") for row, group in answers.groupby("row_id")}
+    return [_example(by_row[row], row in worst) for row in [*drawn, *reversed(worst)]]
+
+
+def _example(group: pd.DataFrame, worst: bool) -> Example:
+    tuned = group.loc["tuned"]
+    similarity = None if pd.isna(tuned["nearest_train_similarity"]) else float(tuned["nearest_train_similarity"])
+    shown = [
+        Answer(s, a["answer"], a["chrf"], a["rougeL"], a["right_intent"] == 1, a["stopped"] != 0)
+        for s, a in ((s, group.loc[s]) for s in _SIDE_BY_SIDE if s in group.index)
+    ]
+    return Example(tuned["row_id"], tuned["intent"], similarity, worst, tuned["question"], tuned["reference"], shown)

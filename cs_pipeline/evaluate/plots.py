@@ -1,0 +1,149 @@
+"""The report's pictures, as SVG that stands inside its HTML: text stays text, and colours are the page's own.
+
+Nothing here knows a metric or a system: callers say what stands where. One unit of a picture is one CSS pixel.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_ROLES = (
+    *("muted", "rule", "better", "worse", "unclear"),
+    *("tuned", "base", "champion", "nearest", "central", "random"),
+)
+_COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(_ROLES, start=1)}
+"""What is drawn for each role; the finished SVG names the page's custom property instead, so dark mode reaches it."""
+
+_WIDTH = 352  # one of three columns of the page, and all of a phone's
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A line of a picture of intervals: a centre with its ends, or None where there is no figure, and what to write."""
+
+    label: str
+    role: str
+    interval: tuple[float, float, float] | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve with the ends of an interval at each point."""
+
+    role: str
+    x: list[float]
+    y: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def interval_picture(marks: Sequence[Mark], about: str) -> str:
+    """A dot with its interval for each mark, from top to bottom, on an axis that holds zero; the figure beside it."""
+    row, foot = 22, 26
+    figure, axes = _axes(row * len(marks) + foot, left=62, right=68, bottom=foot, top=2)
+    axes.axvline(0, color=_COLOURS["muted"], linewidth=1)
+    for y, mark in enumerate(marks):
+        axes.text(-0.04, y, mark.label, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
+        axes.text(1.3, y, mark.text, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
+        if mark.interval:
+            centre, low, high = mark.interval
+            axes.hlines(y, low, high, color=_COLOURS[mark.role], linewidth=2.5, alpha=0.55)
+            axes.plot(centre, y, "o", color=_COLOURS[mark.role], markersize=6.5)
+    axes.set_ylim(len(marks) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.8)
+    axes.locator_params(axis="x", nbins=4)
+    return _svg(figure, about)
+
+
+def lines_picture(lines: Sequence[Line], x_label: str, about: str) -> str:
+    """Curves over one axis, with a bar for the interval of each point."""
+    figure, axes = _axes(236, left=34, right=6, bottom=42, top=6)
+    span = max((max(line.x) - min(line.x) for line in lines), default=0)
+    for number, line in enumerate(lines):
+        # Side by side, so that the bars of one bin do not cover each other.
+        x = np.array(line.x) + (number - (len(lines) - 1) / 2) * span * 0.012
+        axes.vlines(x, line.low, line.high, color=_COLOURS[line.role], linewidth=2, alpha=0.45)
+        axes.plot(x, line.y, "o-", color=_COLOURS[line.role], linewidth=1.4, markersize=5)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x_label)
+    axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
+    axes.locator_params(nbins=5)
+    return _svg(figure, about)
+
+
+def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, after: float, about: str) -> str:
+    """The training loss by step with its running mean, and the validation loss before and after ``steps``.
+
+    ``curve`` has points ``{"step", "loss"}``, none where training was too short to log one.
+    """
+    figure, axes = _axes(250, left=44, right=12, bottom=42, top=10, width=460)
+    x, loss = (np.array([point[key] for point in curve]) for key in ("step", "loss"))
+    axes.plot(x, loss, color=_COLOURS["muted"], linewidth=1, alpha=0.6)
+    if len(curve):
+        window = np.full(max(1, len(curve) // 8), 1 / max(1, len(curve) // 8))
+        mean = np.convolve(x, window, "valid"), np.convolve(loss, window, "valid")
+        axes.plot(*mean, color=_COLOURS["tuned"], linewidth=2)
+    axes.plot([0, steps], [before, after], "D", color=_COLOURS["nearest"], markersize=7, clip_on=False, zorder=3)
+    axes.set_xlim(0, steps)
+    axes.margins(y=0.12)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
+    axes.locator_params(nbins=6)
+    return _svg(figure, about)
+
+
+def _axes(
+    height: float, *, left: float, right: float, bottom: float, top: float, width: float = _WIDTH
+) -> tuple["Figure", "Axes"]:
+    """A figure with axes at these margins; at 72 dots per inch a point of the SVG is a pixel of the page."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    )
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_COLOURS["rule"])
+    axes.tick_params(color=_COLOURS["rule"], labelcolor=_COLOURS["muted"], length=3)
+    axes.xaxis.label.set_color(_COLOURS["muted"])
+    axes.yaxis.label.set_color(_COLOURS["muted"])
+    return figure, axes
+
+
+def _svg(figure: "Figure", about: str) -> str:
+    """The figure as an ``<svg>`` element: equal figures give equal bytes, and none names an outside address."""
+    import matplotlib
+    from markupsafe import escape
+
+    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": about}
+    file = io.StringIO()
+    with matplotlib.rc_context(settings):
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    svg = f'<svg {box[0]} role="img" aria-label="{escape(about)}">' + svg[svg.index(">") + 1 :]
+    # Ids of groups repeat from picture to picture; those that something points at are hashes and do not.
+    svg = re.sub(r'<g id="[^"]*">', "<g>", svg).replace("xlink:href", "href")
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would reach the whole page
+    svg = re.sub(r"font-(?:size|family): [^;\"]*;? ?", "", svg)  # the page's font, in a size that it says
+    for role, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    return svg

@@ -1,0 +1,136 @@
+"""The evaluation as one HTML file that needs nothing beside it, and a summary of it in Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate import exhibits
+from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.metrics import METRICS
+from cs_pipeline.evaluate.plots import loss_picture
+from cs_pipeline.evaluate.verdict import Finding, figure, judged, verdict
+from cs_pipeline.lake import DataLake, atomic_file
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.train.adapter import current_adapter
+
+DEMO = (
+    "This is the demo model: its base is very small and was trained from scratch in a minute or two, to prove that the "
+    "pipeline works. Its answers are not fit for customers."
+)
+
+_IN_MARKDOWN = ("bits_per_character", "right_intent", "rougeL", "bleu", "chrf", "placeholder_recall", "stop_rate")
+_MARKDOWN_CHARACTERS = 280
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the HTML file lies, and the summary in Markdown."""
+
+    path: Path
+    markdown: str
+
+
+def write_report(recipe: Recipe, lake: DataLake) -> Report:
+    """Writes ``evaluate/evaluation_report/<recipe>.html`` and ``<recipe>.md`` of the recipe's last evaluation.
+
+    Equal input gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluation is not
+    of its current adapter.
+    """
+    facts, adapter = read_evaluation(recipe.name, lake), current_adapter(recipe.name, lake)
+    if facts["adapter_fingerprint"] != adapter.fingerprint:
+        raise PipelineError(
+            f"The evaluation of '{recipe.name}' is of adapter {facts['adapter_fingerprint']}, but the recipe's adapter"
+            f" is now {adapter.fingerprint}.",
+            f"Materialise 'evaluation' for the partition '{recipe.name}' again, then its report.",
+        )
+    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    systems = {system: words for system, words in SYSTEMS.items() if system in facts["scores"]}
+    intents = exhibits.by_intent(answers)
+    findings = verdict(facts, intents[intents["system"] == "tuned"])
+    demo = DEMO if recipe.base.source == "embedded" else ""
+    examples = exhibits.examples(answers)
+    m = adapter.metrics
+    losses = m["loss"], m["steps"], m["validation_loss_before"], m["validation_loss_after"]
+    html = _template().render(
+        recipe=recipe,
+        facts=facts,
+        systems=systems,
+        demo=demo,
+        findings=findings,
+        training=m,
+        loss=loss_picture(*losses, "Training loss by step, validation loss before and after"),
+        scores=exhibits.score_pictures(facts, list(systems)),
+        differences=exhibits.difference_pictures(facts, list(systems)),
+        heat=exhibits.heat_map(intents, list(systems)),
+        similarity=exhibits.similarity_pictures(answers),
+        best=exhibits.best_systems(facts),
+        training_facts=exhibits.training_facts(recipe, adapter),
+        versions=exhibits.versions(recipe, facts, adapter),
+        examples=examples,
+    )
+    # The worst is the last; two that were drawn stand before it.
+    markdown = _markdown(facts, list(systems), demo, findings, [*examples[:-1][:2], examples[-1]])
+    path = lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
+    for file, text in ((path, html), (path.with_suffix(".md"), markdown)):
+        with atomic_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return Report(path, markdown)
+
+
+def _template() -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"METRICS": METRICS, "BETTER": exhibits.BETTER, "figure": figure, "judged": judged}
+    environment.filters["marked"] = _marked
+    return environment.get_template("report.html.jinja")
+
+
+def _marked(text: str) -> Markup:
+    """``text`` escaped, with its placeholders marked."""
+    parts = re.split(r"(\{\{[^{}\n]+\}\})", text)
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )
+
+
+def _markdown(
+    facts: dict[str, Any],
+    systems: Sequence[str],
+    demo: str,
+    findings: Iterable[Finding],
+    examples: Iterable[exhibits.Example],
+) -> str:
+    """The verdict, the most telling metrics and a few examples; no text of the data can be more than text in it."""
+    lines = [f"**{demo}**", ""] if demo else []
+    lines += [f"- **{f.about}: {f.judgement}.** {_plain(f.sentence)}" for f in findings]
+    lines += ["", f"| {facts['rows']:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
+    for name in _IN_MARKDOWN:
+        scores = [facts["scores"][system][name] for system in systems]
+        cells = [figure(name, score and score["score"]) for score in scores]
+        lines.append(f"| {METRICS[name].label} {exhibits.BETTER[METRICS[name].better][0]} | {' | '.join(cells)} |")
+    for example in examples:
+        lines += ["", f"**{'The worst by chrF' if example.worst else 'An example'}:** {_plain(example.question)}", ""]
+        texts = {"reference": example.reference} | {answer.system: answer.text for answer in example.answers}
+        lines += [f"- *{who}*: {_plain(text)}" for who, text in texts.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """``text`` on one line, not too long, so that Markdown reads nothing into it."""
+    line = " ".join(text.split())
+    if len(line) > _MARKDOWN_CHARACTERS:
+        line = line[:_MARKDOWN_CHARACTERS].rstrip() + " …"
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", line)

@@ -1,0 +1,135 @@
+"""What an evaluation says, in sentences: made of its figures alone, so that they cannot flatter."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from cs_pipeline.evaluate.metrics import METRICS
+
+NONE = "–"
+"""Stands for a figure that a system does not have."""
+
+_DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2}
+
+_COMPARED = {
+    "base": ("bits_per_character", "right_intent"),
+    "nearest": ("right_intent", "rougeL", "chrf"),
+    "champion": ("bits_per_character", "right_intent", "rougeL"),
+}
+"""What the tuned model is held against, and in what. The nearest question's answer has no likelihood."""
+
+_OPENING = {
+    "base": "Against its base, asked the same way, the tuned model is",
+    "nearest": "Against copying the answer of the nearest training question, which costs nothing, it is",
+    "champion": "Against the current champion it is",
+}
+
+_ENDING = {
+    "better": "so here the training is worth having",
+    "worse": "so here a look-up still answers better",
+    "mixed": "so which of the two serves better depends on what matters",
+    "no clear difference": "so nothing here speaks for the training yet",
+}
+"""What follows from the comparison with the nearest question's answer."""
+
+_WEAK_INTENT, _FEWEST_ROWS = 80, 3
+_LEAST = {"stop_rate": 98.0, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
+_MOST = {"placeholder_invented": 1.0}
+_FITTING_LENGTH = (0.8, 1.25)
+"""From where on a figure is called weak: the limits of taste, alike for every recipe."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence of the verdict, what it is about, and the word for it."""
+
+    about: str
+    judgement: str
+    sentence: str
+
+
+def figure(metric: str, value: float | None, signed: bool = False) -> str:
+    """``value`` as people read it, with as many digits as the metric ``metric`` bears."""
+    if value is None or value != value:
+        return NONE
+    digits = _DIGITS.get(metric, 1)
+    return f"{value + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def judged(metric: str, difference: dict[str, Any]) -> str:
+    """better, worse or unclear, by which side of zero the 95 % interval lies on; empty where no side is the better."""
+    sign = {"higher": 1, "lower": -1, "none": 0}[METRICS[metric].better]
+    if sign == 0:
+        return ""
+    if sign * difference["low"] > 0 and sign * difference["high"] > 0:
+        return "better"
+    return "worse" if sign * difference["low"] < 0 and sign * difference["high"] < 0 else "unclear"
+
+
+def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Finding]:
+    """What ``evaluation.json`` says of the tuned model: a sentence for each system that counts, and one for what is weak.
+
+    ``intents`` has a row for each intent and the columns ``intent``, ``rows`` and ``right_intent`` (percent, of the tuned
+    model's answers).
+    """
+    compared = [_comparison(system, facts) for system in _COMPARED if system in facts["differences"]]
+    return [*compared, _weakness(facts["scores"]["tuned"], intents)]
+
+
+def _comparison(other: str, facts: dict[str, Any]) -> Finding:
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
+    for metric in _COMPARED[other]:
+        difference = facts["differences"][other][metric]
+        if difference is not None:
+            unit = " %" if METRICS[metric].label.endswith("(%)") else ""
+            tuned, its = (figure(metric, facts["scores"][system][metric]["score"]) + unit for system in ("tuned", other))
+            by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
+            groups[judged(metric, difference)].append(
+                f"{_name(metric)} ({tuned} against {its}: {by}, 95 % interval {low} to {high})"
+            )
+    words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
+    parts = [f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts]
+    if groups["better"] and groups["worse"]:
+        judgement = "mixed"
+    else:
+        judgement = next((group for group in ("better", "worse") if groups[group]), "no clear difference")
+    sentence = f"{_OPENING[other]} {'; '.join(parts) or 'not to be compared: a figure is missing'}"
+    if other == "nearest" and parts:
+        sentence += f", {_ENDING[judgement]}"
+    about = {"base": "Against its base", "nearest": "Against the nearest answer", "champion": "Against the champion"}
+    return Finding(about[other], judgement, f"{sentence}.")
+
+
+def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Finding:
+    def has(metric: str) -> float | None:
+        return scores[metric]["score"] if scores[metric] else None
+
+    parts = []
+    weak = intents[(intents["rows"] >= _FEWEST_ROWS) & (intents["right_intent"] < _WEAK_INTENT)]
+    if len(weak):
+        lowest = weak.sort_values(["right_intent", "intent"]).head(3).itertuples()
+        named = [f"{row.intent} ({row.right_intent:.0f} % of {row.rows})" for row in lowest]
+        parts.append(f"the answer has the right intent least often for {_listed(named)}")
+    for metric, least in _LEAST.items():
+        if (value := has(metric)) is not None and value < least:
+            parts.append(f"{_name(metric)} {figure(metric, value)} %")
+    for metric, most in _MOST.items():
+        if (value := has(metric)) is not None and value > most:
+            parts.append(f"{_name(metric)} {figure(metric, value)} %")
+    length = has("length_ratio")
+    if length is not None and not _FITTING_LENGTH[0] <= length <= _FITTING_LENGTH[1]:
+        parts.append(f"its answers are {figure('length_ratio', length)} times as long as the reference answers")
+    if not parts:
+        return Finding("Weak spots", "none stands out", "No intent and no rate stands out as weak.")
+    return Finding("Weak spots", "to look at", f"What is weak: {'; '.join(parts)}.")
+
+
+def _name(metric: str) -> str:
+    """The metric's label as it stands inside a sentence."""
+    label = METRICS[metric].label.removesuffix(" (%)")
+    return label if label[1].isupper() else label[0].lower() + label[1:]
+
+
+def _listed(texts: list[str]) -> str:
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -1,0 +1,144 @@
+"""A version of the registered model: what the adapter is, what it is worth, and what it was made of, in MLflow."""
+
+import importlib.metadata
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.lake import DataLake
+from cs_pipeline.recipe import EmbeddedBase, Recipe
+from cs_pipeline.tracking import FINGERPRINT, MODEL, find_versions, get_or_create_run, open_store
+from cs_pipeline.train.adapter import Adapter, current_adapter, spool_of
+from cs_pipeline.train.base import find_base
+
+_SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
+EVALUATED = "cs.evaluation"
+"""Tag of versions: the fingerprint of the evaluation whose figures the run shows."""
+
+
+@dataclass(frozen=True)
+class Registered:
+    """The version of an adapter, its run, and whether it was there before."""
+
+    version: int
+    run_id: str
+    fingerprint: str
+    reused: bool
+
+
+def register(recipe: Recipe, lake: DataLake, lineage: dict[str, str], report_file: Path) -> Registered:
+    """The version of the recipe's current adapter, made once; figures and report are those of its last evaluation.
+
+    ``lineage`` becomes tags: what the caller knows of runs and sources. Raises PipelineError when the adapter or its
+    evaluation is not there, or the store does not answer.
+    """
+    adapter = current_adapter(recipe.name, lake)
+    facts = read_evaluation(recipe.name, lake)
+    client = open_store(lake)
+    run = get_or_create_run(client, adapter.fingerprint, recipe.name)
+    known = [v for v in find_versions(client) if v.tags.get(FINGERPRINT) == adapter.fingerprint]
+    if known and known[-1].tags.get(EVALUATED) == facts["fingerprint"]:
+        return Registered(int(known[-1].version), run, adapter.fingerprint, reused=True)
+    spool_of(recipe.name, adapter.fingerprint, lake).replay(client, run)
+    _log_facts(client, run, recipe, adapter, facts, lineage)
+    client.log_artifact(run, str(report_file), "report")
+    client.log_artifact(run, str(evaluation_folder(recipe.name, lake) / "evaluation.json"), "report")
+    if known:
+        number = int(known[-1].version)
+    else:
+        tags = {
+            FINGERPRINT: adapter.fingerprint,
+            "cs.recipe": recipe.name,
+            "cs.git_commit": str(adapter.manifest["git_commit"]),
+            "cs.base": adapter.manifest["base"]["name"],
+            **{f"cs.data.{name}": sha for name, sha in adapter.manifest["data"].items()},
+            **lineage,
+        }
+        source = _log_model(run, recipe, lake, adapter)
+        if not client.search_registered_models(f"name = '{MODEL}'"):
+            client.create_registered_model(MODEL, description="Answers customers' questions. Made by cs_pipeline.")
+        number = int(client.create_model_version(MODEL, source, run, tags=tags, description=recipe.description).version)
+    client.set_model_version_tag(MODEL, str(number), EVALUATED, facts["fingerprint"])
+    client.set_terminated(run, "FINISHED")
+    return Registered(number, run, adapter.fingerprint, reused=bool(known))
+
+
+def _log_facts(
+    client: Any, run: str, recipe: Recipe, adapter: Adapter, facts: dict[str, Any], lineage: dict[str, str]
+) -> None:
+    import time
+
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+
+    params = [Param(k, str(v)) for k, v in _flat(recipe.model_dump(mode="json", exclude={"description"})).items()]
+    now = int(time.time() * 1000)
+    numbers = {f"train.{k}": v for k, v in adapter.metrics.items() if isinstance(v, int | float)}
+    for system, scores in facts["scores"].items():
+        prefix = "test" if system == "tuned" else f"test.{system}"
+        numbers |= {f"{prefix}.{name}": value["score"] for name, value in scores.items() if value}
+    tags = [RunTag(key, value) for key, value in lineage.items()]
+    client.log_batch(run, metrics=[Metric(k, float(v), now, 0) for k, v in numbers.items()], params=params, tags=tags)
+    data = adapter.manifest["data"] | {"test_split": facts["data"]["test_split"]}
+    client.log_inputs(
+        run,
+        [
+            DatasetInput(
+                Dataset(name=name, digest=sha[:16], source_type="lake", source=f"prepare/{name}.parquet"),
+                [InputTag("mlflow.data.context", name.removesuffix("_split"))],
+            )
+            for name, sha in data.items()
+            if name.endswith("_split")
+        ],
+    )
+
+
+def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> str:
+    """Logs the adapter, and an embedded base with it, as a pyfunc model of ``run``; returns its address in MLflow."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as temporary:
+        # MLflow names what it copies after the folder it is given.
+        artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
+        if isinstance(recipe.base, EmbeddedBase):
+            base = Path(find_base(recipe, lake).path)
+            artifacts["base"] = str(shutil.copytree(base, Path(temporary, "base")))
+        with mlflow.start_run(run_id=run):
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(Path(__file__).parent / "pyfunc_model.py"),
+                artifacts=artifacts,
+                pip_requirements=[f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _SERVING],
+            )
+    return str(logged.model_uri)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def version_of(recipe_name: str, lake: DataLake) -> int:
+    """The number of the version that holds the recipe's current adapter. Raises PipelineError where there is none."""
+    fingerprint = current_adapter(recipe_name, lake).fingerprint
+    known = [v for v in find_versions(open_store(lake)) if v.tags.get(FINGERPRINT) == fingerprint]
+    if not known:
+        raise PipelineError(
+            f"The adapter {fingerprint} of '{recipe_name}' is not registered.",
+            f"Materialise 'model_version' for the partition '{recipe_name}'.",
+        )
+    return int(known[-1].version)
+
+
+def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
+    """Answers of a registered version, loaded from MLflow the way any of its users loads it."""
+    import mlflow
+
+    open_store(lake)
+    answers: list[str] = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}").predict(questions)
+    return answers
