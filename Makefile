@@ -46,4 +46,4 @@ lock: .uv/bin/uv ## pin anew what pyproject.toml allows
 
 clean: ## the environment and caches; the lake and the Dagster instance stay
 	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache
-	find cs_pipeline cs_pipeline_tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find cs_pipeline cs_pipeline_tests -name __pycache__ -prune -exec rm -rf {} +

@@ -55,28 +55,29 @@ def _tell(result: "ExecuteInProcessResult", recipe: str, lake: DataLake, console
     verdict = "is the champion" if version == champion else f"is not the champion; that is version {champion or 'none'}"
     console.print(f"Version {version} [bold]{verdict}[/]", end="")
     console.print(f": {decisions[-1]['reason']}." if decisions else ".", markup=False)
-    for row in _examples(recipe, lake).itertuples():
+    for example in _examples(recipe, lake):
         console.print()
-        for label, text in (("Customer", row.question), ("base", row.base), ("tuned", row.tuned)):
+        for label, text in example.items():
             console.print(Padding(Text.assemble((f"{label}: ", "bold"), text.strip() or "(nothing)"), (0, 0, 0, 2)))
     console.print()
     if load_recipe(recipe).base.source == "embedded":
         console.print("[yellow]The embedded base proves the pipeline; its answers are not for customers.[/]")
     report = lake.path("evaluate", "evaluation_report", f"{recipe}.html")
     console.print(f"Report: {report}", soft_wrap=True)
-    console.print(
-        'Next:   [bold]make dev[/] (Dagster and MLflow in the browser), or .venv/bin/cs-pipeline ask "where is my refund?"'
-    )
+    console.print("Next:   [bold]make dev[/] (Dagster and MLflow in the browser)")
+    console.print('        or .venv/bin/cs-pipeline ask "where is my refund?"', markup=False)
 
 
-def _examples(recipe: str, lake: DataLake) -> pd.DataFrame:
+def _examples(recipe: str, lake: DataLake) -> list[dict[str, str]]:
     """Three test questions of three intents, always the same for the same rows, with the answers of base and tuned."""
     columns = ["row_id", "intent", "system", "question", "answer"]
     answers = pd.read_parquet(evaluation_folder(recipe, lake) / "answers.parquet", columns=columns)
     wide = answers.pivot_table(
         index=["row_id", "intent", "question"], columns="system", values="answer", aggfunc="first"
     )
-    return wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(QUESTIONS)
+    chosen = wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(QUESTIONS)
+    rows = zip(chosen["question"], chosen["base"], chosen["tuned"], strict=True)
+    return [{"Customer": question, "base": base, "tuned": tuned} for question, base, tuned in rows]
 
 
 def _metadata(result: "ExecuteInProcessResult", asset: str) -> dict[str, Any]:

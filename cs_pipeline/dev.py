@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -168,20 +168,35 @@ def _answers(service: Service) -> bool:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends the processes and all in their groups: SIGTERM to the first of each, and SIGKILL to what outlives it."""
-    for process in processes:
-        process.terminate()
+    """Ends the processes, then what is left in their groups, which are the runs: they write down that they were stopped.
+
+    Asked with SIGTERM; what has not ended after ``GRACE`` seconds is killed.
+    """
     end = time.monotonic() + GRACE
     for process in processes:
-        try:
-            process.wait(max(end - time.monotonic(), 0))
-        except subprocess.TimeoutExpired:
-            _say(f"{process.args} does not end; killing it.")
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        process.terminate()
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        time.sleep(POLL)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        while any(_members(process.pid) for process in processes) and time.monotonic() < end:
+            time.sleep(POLL)
+    for process in processes:
         process.wait()
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group that still run."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
 
 
 @contextmanager

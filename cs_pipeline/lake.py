@@ -13,43 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.errors import PipelineError
 
-CONVERSATION = pa.schema(
-    [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("source_file_sha256", pa.string(), nullable=False),
-        pa.field("source_row", pa.int64(), nullable=False),
-        pa.field("delivered_on", pa.date32()),
-        pa.field("subject_id", pa.string()),
-        pa.field("instruction", pa.string()),
-        pa.field("response", pa.string()),
-        pa.field("category", pa.string()),
-        pa.field("intent", pa.string()),
-        pa.field("intent_confidence", pa.float32()),
-        pa.field("flags", pa.string()),
-        pa.field("cluster_id", pa.string()),
-        pa.field("split", pa.string()),
-    ]
-)
-"""One question and its answer. What a stage does not know yet is null."""
-
-SET_ASIDE = CONVERSATION.append(pa.field("reason", pa.string(), nullable=False))
-"""A row that a step left out, with the reason."""
-
-SPLIT_ROW = (
-    CONVERSATION.append(pa.field("predicted_intent", pa.string(), nullable=False))
-    .append(pa.field("predicted_confidence", pa.float32(), nullable=False))
-    .append(pa.field("nearest_train_similarity", pa.float32()))
-)
-"""A row of a side of the split: what the intent classifier says of its question without having trained on it, and
-(validation and test) the cosine of its question to the nearest training question."""
+if TYPE_CHECKING:  # loading the definitions must not cost what pyarrow costs
+    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -69,8 +38,11 @@ class DataLake:
     def table(self, stage: str, name: str) -> Path:
         return self.root / stage / f"{name}.parquet"
 
-    def read(self, stage: str, name: str, columns: list[str] | None = None) -> pa.Table:
+    def read(self, stage: str, name: str, columns: list[str] | None = None) -> "pa.Table":
         """The table ``name`` of ``stage``, memory-mapped off. Raises PipelineError when it is not there or not whole."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         path = self.table(stage, name)
         try:
             return pq.read_table(path, columns=columns)
@@ -84,29 +56,17 @@ class DataLake:
                 f"{path} cannot be read: {error}.", f"Materialise '{name}' again; it is rebuilt from its sources."
             ) from error
 
-    def write(self, stage: str, name: str, table: pa.Table, schema: pa.Schema) -> str:
+    def write(self, stage: str, name: str, table: "pa.Table", schema: "pa.Schema") -> str:
         """Writes ``table``, which must have ``schema``, and returns the sha256 of the file: equal rows, equal hash."""
+        import pyarrow.parquet as pq
+
+        from cs_pipeline.schema import check_schema
+
         check_schema(table, schema, f"{stage}/{name}")
         path = self.table(stage, name)
         with atomic_file(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
         return file_sha256(path)
-
-
-def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
-    """Raises PipelineError unless ``table`` has exactly the columns and types of ``schema`` and no forbidden null."""
-    if table.schema.names != schema.names or table.schema.types != schema.types:
-        differs = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
-        raise PipelineError(
-            f"{what} does not have the agreed columns; these differ: {', '.join(differs) or 'their order'}.",
-            "This is a fault of the step that made the table; its schema stands in cs_pipeline/lake.py.",
-        )
-    for field in schema:
-        if not field.nullable and table.column(field.name).null_count:
-            raise PipelineError(
-                f"{what} has {table.column(field.name).null_count} rows without '{field.name}'.",
-                "This is a fault of the step that made the table; every row needs one.",
-            )
 
 
 @contextmanager
@@ -165,15 +125,18 @@ def make_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """``value`` as JSON, whole or not at all; not-a-number is refused."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
+    """What ``write_json`` wrote."""
     return json.loads(path.read_text())
 
 
 def file_sha256(path: Path) -> str:
+    """64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

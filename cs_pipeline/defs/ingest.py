@@ -4,13 +4,10 @@ import os
 from dataclasses import asdict
 
 import dagster as dg
-import pyarrow.compute as pc
 
 from cs_pipeline.defs.metadata import table_result
 from cs_pipeline.defs.resources import LakeResource
-from cs_pipeline.ingest.bitext import SOURCES, load_bitext
-from cs_pipeline.ingest.download import BITEXT, LICENCE
-from cs_pipeline.lake import CONVERSATION, write_json
+from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES
 
 bitext_dataset = dg.AssetSpec(
     "bitext_dataset",
@@ -40,6 +37,10 @@ def bitext_conversations(
     context: dg.AssetExecutionContext, config: BitextConfig, lake: LakeResource
 ) -> dg.MaterializeResult:
     """The raw rows as Parquet, nothing changed, each with a stable row_id."""
+    from cs_pipeline.ingest.bitext import load_bitext
+    from cs_pipeline.lake import write_json
+    from cs_pipeline.schema import CONVERSATION
+
     source = config.source or os.environ.get("CS_BITEXT") or "sample"
     table, provenance = load_bitext(source, lake.lake.path("ingest", "cache"))
     lake.lake.write("ingest", "bitext_conversations", table, CONVERSATION)
@@ -61,6 +62,8 @@ def bitext_conversations(
 @dg.asset_check(asset=bitext_conversations, blocking=True)
 def row_ids_unique(lake: LakeResource) -> dg.AssetCheckResult:
     """Every row has an id of its own, and there is at least one."""
+    import pyarrow.compute as pc
+
     ids = lake.lake.read("ingest", "bitext_conversations", ["row_id"]).column("row_id")
     distinct = pc.count_distinct(ids).as_py()
     return dg.AssetCheckResult(passed=distinct == len(ids) > 0, metadata={"rows": len(ids), "distinct": distinct})

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
 
 from cs_pipeline.lake import file_sha256
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _PREVIEW_ROWS = 5
 _PREVIEW_CHARACTERS = 120
@@ -16,7 +18,7 @@ _PREVIEW_CHARACTERS = 120
 
 def table_result(
     path: Path,
-    table: pa.Table,
+    table: "pa.Table",
     metadata: Mapping[str, Any],
     *,
     asset_key: str | None = None,
@@ -61,14 +63,14 @@ def cell(value: Any) -> str:
     return text
 
 
-def _preview(table: pa.Table) -> str:
+def _preview(table: "pa.Table") -> str:
     columns = [name for name in table.column_names if table.column(name).null_count < table.num_rows]
     rows = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
     lines = ["| " + " | ".join(cell(row[c]) for c in columns) + " |" for row in rows]
     return "\n".join([f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *lines])
 
 
-def _schema(schema: pa.Schema) -> dg.TableSchema:
+def _schema(schema: "pa.Schema") -> dg.TableSchema:
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))

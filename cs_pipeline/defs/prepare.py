@@ -4,17 +4,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
-import pandas as pd
-import pyarrow.compute as pc
 
 from cs_pipeline.defs.ingest import bitext_conversations
 from cs_pipeline.defs.metadata import counts, table_result
 from cs_pipeline.defs.resources import LakeResource
-from cs_pipeline.lake import CONVERSATION, SET_ASIDE, SPLIT_ROW, DataLake, digest, file_sha256, read_json, write_json
-from cs_pipeline.placeholders import is_balanced
-from cs_pipeline.prepare.clean import clean
-from cs_pipeline.prepare.sides import SIDES, leaks, take_sides
-from cs_pipeline.prepare.split import SHARES, shares, split
+from cs_pipeline.lake import DataLake, digest, file_sha256, read_json, write_json
+
+# The stages are imported where they are used: loading the definitions must not cost what pandas and scipy cost.
+
+SIDES = {
+    "train": "what adapters are trained on",
+    "validation": "what the loss is watched on",
+    "test": "what models are judged on",
+}
 
 LEAST_ACCURACY = 0.9
 """Below this the intent classifier routes and judges too badly to train on; 0.998 on Bitext's own rows."""
@@ -23,6 +25,9 @@ LEAST_ACCURACY = 0.9
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_conversations], code_version="1")
 def clean_bitext(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Regular whitespace and Unicode, canonical placeholders; incomplete, too short and broken rows set aside."""
+    from cs_pipeline.prepare.clean import clean
+    from cs_pipeline.schema import CONVERSATION, SET_ASIDE
+
     raw = lake.lake.read("ingest", "bitext_conversations")
     cleaned = clean(raw)
     lake.lake.write("prepare", "clean_bitext", cleaned.rows, CONVERSATION)
@@ -44,6 +49,11 @@ def clean_bitext(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Ma
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[clean_bitext], code_version="1")
 def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Duplicates out, near-duplicates clustered, clusters dealt to train, validation and test: the frozen yardstick."""
+    import pyarrow.compute as pc
+
+    from cs_pipeline.prepare.split import shares, split
+    from cs_pipeline.schema import CONVERSATION, SET_ASIDE
+
     rows = lake.lake.read("prepare", "clean_bitext")
     before = lake.lake.table("prepare", "bitext_splits")
     dealt = split(rows, lake.lake.read("prepare", "bitext_splits") if before.exists() else None)
@@ -72,6 +82,8 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 @dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[bitext_splits], code_version="1")
 def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """TF-IDF and logistic regression on the training questions: labels tickets, routes questions."""
+    import pandas as pd
+
     from cs_pipeline.prepare.classifier import TextClassifier
 
     frame = lake.lake.read("prepare", "bitext_splits", ["instruction", "intent", "split"]).to_pandas()
@@ -115,6 +127,8 @@ def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> 
 def split_sides(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult]:
     """The sides of the split with the classifier's view of each question, and the leakage report."""
     from cs_pipeline.prepare.classifier import TextClassifier
+    from cs_pipeline.prepare.sides import take_sides
+    from cs_pipeline.schema import SPLIT_ROW
 
     splits = lake.lake.read("prepare", "bitext_splits")
     tables, leakage = take_sides(splits, TextClassifier.load(lake.lake.path("prepare", "intent_classifier")))
@@ -154,6 +168,8 @@ def split_counts_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=clean_bitext, blocking=True)
 def placeholders_balanced(lake: LakeResource) -> dg.AssetCheckResult:
     """Every brace of a placeholder has its partner."""
+    from cs_pipeline.placeholders import is_balanced
+
     table = lake.lake.read("prepare", "clean_bitext", ["row_id", "instruction", "response"]).to_pylist()
     broken = [row["row_id"] for row in table if not (is_balanced(row["instruction"]) and is_balanced(row["response"]))]
     return dg.AssetCheckResult(passed=not broken, metadata={"broken": len(broken), "examples": broken[:10]})
@@ -162,6 +178,8 @@ def placeholders_balanced(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=bitext_splits, blocking=True)
 def split_disjoint_and_stratified(lake: LakeResource) -> dg.AssetCheckResult:
     """No cluster on two sides, no row twice, every intent on every side, the shares near what was meant."""
+    from cs_pipeline.prepare.split import SHARES, shares
+
     table = lake.lake.read("prepare", "bitext_splits", ["row_id", "cluster_id", "intent", "split"])
     frame = table.to_pandas()
     torn = int((frame.groupby("cluster_id")["split"].nunique() > 1).sum())
@@ -184,6 +202,8 @@ def split_disjoint_and_stratified(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=bitext_splits, blocking=True)
 def no_leakage(lake: LakeResource) -> dg.AssetCheckResult:
     """No question of test or validation is a near-duplicate of a training question, found without the clusters."""
+    from cs_pipeline.prepare.sides import leaks
+
     found = leaks(lake.lake.read("prepare", "bitext_splits"))
     return dg.AssetCheckResult(
         passed=not found, metadata={"pairs": len(found), "examples": [list(p) for p in found[:5]]}

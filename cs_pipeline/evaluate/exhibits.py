@@ -68,7 +68,9 @@ def score_pictures(facts: dict[str, Any], systems: Sequence[str]) -> list[Pictur
 
     def mark(metric: str, system: str) -> Mark:
         score = facts["scores"][system][metric]
-        return Mark(system, system, score and (score["score"], score["low"], score["high"]), _text(metric, score, "score"))
+        return Mark(
+            system, system, score and (score["score"], score["low"], score["high"]), _text(metric, score, "score")
+        )
 
     return _pictures("95 % intervals", lambda metric: [mark(metric, system) for system in systems])
 
@@ -96,7 +98,7 @@ def _pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
 
 
 def _text(metric: str, value: dict[str, Any] | None, key: str, signed: bool = False) -> str:
-    return figure(metric, value and value[key], signed)
+    return figure(metric, value[key] if value else None, signed)
 
 
 def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
@@ -140,23 +142,23 @@ def heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[dict[str, An
 
     A cell is its value and how warm it is, 0 to 100 of what the whole map reaches.
     """
-    values = {metric: intents.pivot(index="intent", columns="system", values=metric) for metric in ("right_intent", "rougeL")}
-    tops = {"right_intent": 100.0, "rougeL": float(values["rougeL"].max(axis=None))}
-    tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
+    by_cell = {(row["intent"], row["system"]): row for row in intents.to_dict("records")}
+    tops = {"right_intent": 100.0, "rougeL": float(intents["rougeL"].max())}
 
     def cells(metric: str, intent: str) -> list[tuple[float, float]]:
-        row = values[metric].loc[intent, list(systems)]
-        return [(value, 0.0 if value != value else 100 * value / (tops[metric] or 1)) for value in row]
+        values = [by_cell[intent, system][metric] for system in systems]
+        return [(value, 0.0 if value != value else 100 * value / (tops[metric] or 1)) for value in values]
 
+    tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
     return [
-        {"intent": row.intent, "rows": row.rows, "cells": {metric: cells(metric, row.intent) for metric in values}}
-        for row in tuned.itertuples()
+        {"intent": intent, "rows": rows, "cells": {metric: cells(metric, intent) for metric in tops}}
+        for intent, rows in zip(tuned["intent"].tolist(), tuned["rows"].tolist(), strict=True)
     ]
 
 
 def best_systems(facts: dict[str, Any]) -> dict[str, set[str]]:
     """Who has the best score, by metric; nobody where no side is better or only one system has a score."""
-    best = {}
+    best: dict[str, set[str]] = {}
     for name, metric in METRICS.items():
         scores = {system: values[name]["score"] for system, values in facts["scores"].items() if values[name]}
         if metric.better == "none" or len(scores) < 2:
@@ -216,15 +218,18 @@ def examples(answers: pd.DataFrame) -> list[Example]:
     tuned = tuned.assign(draw=[digest(row) for row in tuned["row_id"]]).sort_values("draw")
     worst = tuned.sort_values("chrf", kind="stable")["row_id"].head(WORST).tolist()
     drawn = [row for row in tuned["row_id"] if row not in worst][: EXAMPLES - len(worst)]
-    by_row = {row: group.set_index("system") for row, group in answers.groupby("row_id")}
+    by_row = {row: group.to_dict("records") for row, group in answers.groupby("row_id")}
     return [_example(by_row[row], row in worst) for row in [*drawn, *reversed(worst)]]
 
 
-def _example(group: pd.DataFrame, worst: bool) -> Example:
-    tuned = group.loc["tuned"]
-    similarity = None if pd.isna(tuned["nearest_train_similarity"]) else float(tuned["nearest_train_similarity"])
+def _example(rows: list[dict[Any, Any]], worst: bool) -> Example:
+    by_system = {row["system"]: row for row in rows}
     shown = [
-        Answer(s, a["answer"], a["chrf"], a["rougeL"], a["right_intent"] == 1, a["stopped"] != 0)
-        for s, a in ((s, group.loc[s]) for s in _SIDE_BY_SIDE if s in group.index)
+        Answer(s, row["answer"], row["chrf"], row["rougeL"], row["right_intent"] == 1, row["stopped"] != 0)
+        for s in _SIDE_BY_SIDE
+        if (row := by_system.get(s)) is not None
     ]
-    return Example(tuned["row_id"], tuned["intent"], similarity, worst, tuned["question"], tuned["reference"], shown)
+    tuned = by_system["tuned"]
+    similarity = tuned["nearest_train_similarity"]
+    known = None if pd.isna(similarity) else float(similarity)
+    return Example(tuned["row_id"], tuned["intent"], known, worst, tuned["question"], tuned["reference"], shown)

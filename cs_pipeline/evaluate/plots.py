@@ -7,7 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -78,7 +78,7 @@ def lines_picture(lines: Sequence[Line], x_label: str, about: str) -> str:
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
-    axes.locator_params(nbins=5)
+    axes.locator_params(nbins=6)
     return _svg(figure, about)
 
 
@@ -130,9 +130,8 @@ def _svg(figure: "Figure", about: str) -> str:
     import matplotlib
     from markupsafe import escape
 
-    settings: dict[str, Any] = {"svg.fonttype": "none", "svg.hashsalt": about}
     file = io.StringIO()
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": about}):
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()

@@ -115,22 +115,29 @@ def _markdown(
     """The verdict, the most telling metrics and a few examples; no text of the data can be more than text in it."""
     lines = [f"**{demo}**", ""] if demo else []
     lines += [f"- **{f.about}: {f.judgement}.** {_plain(f.sentence)}" for f in findings]
-    lines += ["", f"| {facts['rows']:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
+    lines += ["", "In brackets: the 95 % interval of the difference.", ""]
+    lines += [f"| {facts['rows']:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
     for name in _IN_MARKDOWN:
         scores = [facts["scores"][system][name] for system in systems]
         cells = [figure(name, score and score["score"]) for score in scores]
         lines.append(f"| {METRICS[name].label} {exhibits.BETTER[METRICS[name].better][0]} | {' | '.join(cells)} |")
     for example in examples:
-        lines += ["", f"**{'The worst by chrF' if example.worst else 'An example'}:** {_plain(example.question)}", ""]
+        lines += [
+            "",
+            f"**{'The worst by chrF' if example.worst else 'An example'}:** {_plain(_short(example.question))}",
+            "",
+        ]
         texts = {"reference": example.reference} | {answer.system: answer.text for answer in example.answers}
-        lines += [f"- *{who}*: {_plain(text)}" for who, text in texts.items()]
+        lines += [f"- *{who}*: {_plain(_short(text))}" for who, text in texts.items()]
     return "\n".join(lines) + "\n"
 
 
-def _plain(text: str) -> str:
-    """``text`` on one line, not too long, so that Markdown reads nothing into it."""
+def _short(text: str) -> str:
     line = " ".join(text.split())
-    if len(line) > _MARKDOWN_CHARACTERS:
-        line = line[:_MARKDOWN_CHARACTERS].rstrip() + " …"
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", line)
+    return line if len(line) <= _MARKDOWN_CHARACTERS else f"{line[:_MARKDOWN_CHARACTERS].rstrip()} …"
+
+
+def _plain(text: str) -> str:
+    """A line of text in which Markdown and HTML find nothing to read."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", text)

@@ -13,9 +13,9 @@ NONE = "–"
 _DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2}
 
 _COMPARED = {
-    "base": ("bits_per_character", "right_intent"),
+    "base": ("bits_per_character", "right_intent", "rougeL", "chrf"),
     "nearest": ("right_intent", "rougeL", "chrf"),
-    "champion": ("bits_per_character", "right_intent", "rougeL"),
+    "champion": ("bits_per_character", "right_intent", "rougeL", "chrf"),
 }
 """What the tuned model is held against, and in what. The nearest question's answer has no likelihood."""
 
@@ -42,7 +42,10 @@ _FITTING_LENGTH = (0.8, 1.25)
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence of the verdict, what it is about, and the word for it."""
+    """One sentence of the verdict, what it is about, and the word for it.
+
+    Brackets in the sentence hold the 95 % interval of a difference.
+    """
 
     about: str
     judgement: str
@@ -53,8 +56,8 @@ def figure(metric: str, value: float | None, signed: bool = False) -> str:
     """``value`` as people read it, with as many digits as the metric ``metric`` bears."""
     if value is None or value != value:
         return NONE
-    digits = _DIGITS.get(metric, 1)
-    return f"{value + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    text = f"{value:{'+' if signed else ''}z.{_DIGITS.get(metric, 1)}f}".replace("-", "−")
+    return text.removeprefix("+") if set(text) <= set("+0.") else text
 
 
 def judged(metric: str, difference: dict[str, Any]) -> str:
@@ -83,11 +86,11 @@ def _comparison(other: str, facts: dict[str, Any]) -> Finding:
         difference = facts["differences"][other][metric]
         if difference is not None:
             unit = " %" if METRICS[metric].label.endswith("(%)") else ""
-            tuned, its = (figure(metric, facts["scores"][system][metric]["score"]) + unit for system in ("tuned", other))
-            by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
-            groups[judged(metric, difference)].append(
-                f"{_name(metric)} ({tuned} against {its}: {by}, 95 % interval {low} to {high})"
+            tuned, its = (
+                figure(metric, facts["scores"][system][metric]["score"]) + unit for system in ("tuned", other)
             )
+            by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
+            groups[judged(metric, difference)].append(f"{_name(metric)} ({tuned} against {its}: {by} [{low}, {high}])")
     words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
     parts = [f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts]
     if groups["better"] and groups["worse"]:

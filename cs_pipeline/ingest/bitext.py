@@ -10,15 +10,12 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.download import BITEXT, LICENCE, RemoteFile, download, hub_file
+from cs_pipeline.ingest.download import download
 from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import CONVERSATION, file_sha256
-
-SOURCES = """\
-'sample' (rows that the project writes itself), 'download' (the whole file from Bitext's repository), \
-'hub@REVISION' (that file from the model hub), or the path of a csv, csv.gz or parquet file"""
-"""The choices of the source setting, for people."""
+from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES, RemoteFile, hub_file
+from cs_pipeline.lake import file_sha256
+from cs_pipeline.schema import CONVERSATION
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,16 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal
-from urllib.parse import quote, urlsplit
 
 import requests
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.sources import HUB_REPO, RemoteFile
 from cs_pipeline.lake import make_folder
 
 logger = logging.getLogger(__name__)
-
-LICENCE = "CDLA-Sharing-1.0"
-HUB_REPO = "bitext/Bitext-customer-support-llm-chatbot-training-dataset"
-_COMMIT = "72ea2203180d14a416b579c657033ecd21e59a11"
-_NAME = "Bitext_Sample_Customer_Support_Training_Dataset_27K_responses-v11.csv"
 
 ATTEMPTS = 6
 LONGEST_WAIT = 300.0
@@ -34,48 +27,6 @@ PROGRESS_EVERY = 3.0
 """Seconds between two log lines."""
 _CHUNK = 1 << 16
 _BY_HAND = "fetch the file by another way and give its path as the source."
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file at an address, known by its content: ``size`` in bytes, ``git_blob`` the hash git names it by."""
-
-    origin: Literal["github", "hub"]
-    revision: str
-    url: str
-    size: int
-    git_blob: str
-    sha256: str
-
-
-BITEXT = RemoteFile(
-    origin="github",
-    revision=_COMMIT,
-    url=f"https://raw.githubusercontent.com/bitext/customer-support-llm-chatbot-training-dataset/{_COMMIT}/data/{_NAME}",
-    size=19_202_474,
-    git_blob="404649b80bb5ec57463d7ce7e17bc48e63b01fbc",
-    sha256="6f81102b0100b97b8468eb04368033a23206bf1fde9d53500d5806ec1001a434",
-)
-"""The whole Bitext file, 26,872 rows, in Bitext's own repository at a pinned commit."""
-
-
-def hub_file(revision: str) -> RemoteFile:
-    """The same file in the model hub's dataset repository, at ``revision`` (a commit, tag or branch).
-
-    The hub is the one ``HF_ENDPOINT`` names, else huggingface.co. Raises PipelineError for what cannot be a revision.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", revision):
-        raise PipelineError(
-            f"'{revision}' is not a revision of {HUB_REPO}.", "Give a commit of the dataset's page: hub@<commit>."
-        )
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    if urlsplit(endpoint).username is not None:
-        raise PipelineError(
-            "HF_ENDPOINT holds a user name, which would be shown wherever the address is.",
-            "Take it out; a token goes into HF_TOKEN.",
-        )
-    url = f"{endpoint}/datasets/{HUB_REPO}/resolve/{quote(revision, safe='')}/{_NAME}"
-    return replace(BITEXT, origin="hub", revision=revision, url=url)
 
 
 def download(remote: RemoteFile, target: Path, *, sleep: Callable[[float], None] = time.sleep) -> Path:

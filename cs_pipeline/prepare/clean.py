@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pandas as pd
 import pyarrow as pa
 
-from cs_pipeline.lake import CONVERSATION, SET_ASIDE
 from cs_pipeline.placeholders import canonical, repair
+from cs_pipeline.schema import CONVERSATION, SET_ASIDE
 
 INSTRUCTION_CHARACTERS = (3, 2_000)
 RESPONSE_CHARACTERS = (10, 8_000)

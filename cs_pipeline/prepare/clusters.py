@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 JACCARD = 0.8
 SHINGLE = 4
 _BANDS, _HASHES_PER_BAND = 32, 4
+_WIDEST = 16  # neighbours that a row is compared with at once
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64
 )
@@ -24,15 +25,16 @@ def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndar
 
     Case makes no difference; a question shorter than a shingle is one.
     """
+    keys = list(zip(intents, (question.lower() for question in questions), strict=True))
     first: dict[tuple[str, str], int] = {}
-    for row, key in enumerate(zip(intents, (question.lower() for question in questions), strict=True)):
+    for row, key in enumerate(keys):
         first.setdefault(key, row)
-    distinct = np.array(list(first.values()), dtype=np.int64)
-    equal = [(first[intent, question.lower()], row) for row, (intent, question) in enumerate(zip(intents, questions))]
-    links = [np.array([pair for pair in equal if pair[0] != pair[1]], dtype=np.int64).reshape(-1, 2)]
-    if len(distinct):
+    equal = [(first[key], row) for row, key in enumerate(keys) if first[key] != row]
+    links = [np.array(equal, dtype=np.int64).reshape(-1, 2)]
+    if first:
         sets, hashes = _shingles([text for _, text in first])
         numbers = np.unique([intent for intent, _ in first], return_inverse=True)[1]
+        distinct = np.array(list(first.values()))
         links += [distinct[pairs] for pairs in _links(sets, _bands(sets, hashes, numbers))]
     return np.concatenate(links)
 
@@ -46,28 +48,31 @@ def components(pairs: np.ndarray, rows: int) -> np.ndarray:
 def _links(sets: csr_array, bands: Iterator[np.ndarray]) -> list[np.ndarray]:
     """Pairs of alike rows of ``sets`` that have an equal key in a band, enough to connect all such.
 
-    Rows with equal keys stand side by side after sorting and are compared at growing distance. Those that are connected
-    already are passed over, so that thousands of variants of one question cost little more than their number.
+    The rows of a bucket stand side by side and are compared at growing distance, until the bucket is connected: thousands
+    of variants of one question cost little more than their number. Memory is linear in the rows, whatever they are.
     """
     found: list[np.ndarray] = []
     cluster = np.arange(sets.shape[0])
     for keys in bands:
         order = np.argsort(keys, kind="stable")
-        left = np.arange(len(order))
-        distance = 0
+        _, start, bucket, size = np.unique(keys[order], return_index=True, return_inverse=True, return_counts=True)
+        end = (start + size)[bucket]
+        places = np.arange(len(order))
+        reach = np.array([1])
         while True:
-            distance += 1
-            left = left[left + distance < len(order)]
-            left = left[keys[order[left]] == keys[order[left + distance]]]
-            if not len(left):
+            here = cluster[order]
+            torn = np.minimum.reduceat(here, start) < np.maximum.reduceat(here, start)
+            places = places[torn[bucket[places]] & (places + reach[0] < end[places])]
+            if not len(places):
                 break
-            a, b = order[left], order[left + distance]
-            apart = cluster[a] != cluster[b]
-            pairs = np.stack([a[apart], b[apart]], axis=1)
+            pairs = np.stack(np.broadcast_arrays(places[:, None], places[:, None] + reach), axis=2)
+            pairs = pairs[pairs[..., 1] < end[places, None]]
+            pairs = order[pairs[here[pairs[:, 0]] != here[pairs[:, 1]]]]
             pairs = pairs[_jaccard(sets, pairs) >= JACCARD]
             if len(pairs):
                 found.append(pairs)
                 cluster = components(np.concatenate(found), len(cluster))
+            reach = reach[-1] + 1 + np.arange(min(2 * len(reach), _WIDEST))
     return found
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cs_pipeline.lake import SPLIT_ROW
 from cs_pipeline.prepare.classifier import TextClassifier, out_of_fold
 from cs_pipeline.prepare.similarity import naive_split_similarity, nearest
+from cs_pipeline.schema import SPLIT_ROW
 
 SIDES = ("train", "validation", "test")
 _BINS = np.linspace(0, 1, 11)

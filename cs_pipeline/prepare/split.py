@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cs_pipeline.lake import CONVERSATION, SET_ASIDE
 from cs_pipeline.prepare.clean import to_table
 from cs_pipeline.prepare.clusters import components, near_duplicates
+from cs_pipeline.schema import CONVERSATION, SET_ASIDE
 
 SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
 """The share of an intent's rows on each side; the judges are served first."""
@@ -34,12 +34,12 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
     alike joins them, and the rest is dealt so that the shares of SHARES are met. Without common rows the result depends on
     the rows alone, in whatever order they come.
 
-    A new row that is alike to rows of two sides is set aside: on either side it would leak. So is an intent with fewer than
-    three clusters, which cannot stand on three sides.
+    A new row that is alike to rows of two sides is set aside: on either side it would leak. So is an intent with too few
+    clusters to stand on three sides.
     """
     frame = table.to_pandas().sort_values("row_id", ignore_index=True)
     reasons = pd.Series([None] * len(frame), dtype=object)
-    reasons[_repeats(frame)] = "exact duplicate of an earlier question and answer"
+    reasons[_repeats(frame, before)] = "exact duplicate of another question and answer"
     frame = frame.assign(reason=reasons, component=-1)
     alive = frame.index[frame["reason"].isna()]
     frame.loc[alive, "component"] = components(
@@ -56,9 +56,11 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
     return Split(to_table(frame[kept], CONVERSATION), to_table(frame[~kept], SET_ASIDE))
 
 
-def _repeats(frame: pd.DataFrame) -> "pd.Series[bool]":
+def _repeats(frame: pd.DataFrame, before: pa.Table | None) -> "pd.Series[bool]":
     keys = frame["instruction"].str.lower() + "\x1f" + frame["response"]
-    order = frame["source_row"].argsort(kind="stable")  # of equal rows the first in the file stays
+    # Of equal rows one that has its place already stays, else the first by id: neither hangs on the order of a file.
+    placed = frame["row_id"].isin([] if before is None else before.column("row_id").to_pylist())
+    order = (~placed).argsort(kind="stable")
     return keys.iloc[order].duplicated().sort_index()
 
 
@@ -90,8 +92,10 @@ def _place(intent: str, rows: pd.DataFrame, places: dict[str, tuple[str, str]]) 
         else:
             new["c" + min(row for _, row in members)] = [row for _, row in members]
         have.update(places[row][1] for _, row in members if row in places)
-    if not have and len(new) < len(SHARES):
-        return {index: f"intent has fewer than {len(SHARES)} different questions" for index in rows.index}
+    if len(new) < sum(not have[side] for side in SHARES):
+        for row in rows["row_id"]:
+            places.pop(row, None)
+        return dict.fromkeys(rows.index, f"intent has too few different questions for {len(SHARES)} sides")
     sides_of_new = deal(intent, {cluster: len(members) for cluster, members in new.items()}, have)
     for cluster, side in sides_of_new.items():
         places.update(dict.fromkeys(new[cluster], (cluster, side)))
@@ -102,20 +106,16 @@ def deal(intent: str, sizes: dict[str, int], have: Mapping[str, int]) -> dict[st
     """The side of each new cluster: ``sizes`` are their rows, ``have`` the rows that each side already holds.
 
     Clusters come in the order of a seeded hash of their id, so that the side of one hangs on no file order. A side takes
-    what fits into what it lacks; the judges' sides get at least one cluster, the smallest.
+    what fits into what it lacks, but leaves one cluster for each side after it that has nothing; a side for which none is
+    small enough gets the smallest. Needs as many clusters as there are sides without rows.
     """
     total = sum(sizes.values()) + sum(have.values())
-    order = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{SEED}:{intent}:{cluster}".encode()).digest())
+    left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{SEED}:{intent}:{cluster}".encode()).digest())
     sides: dict[str, str] = {}
+    empty = [side for side in SHARES if not have.get(side)]
     for side in ("test", "validation"):
         lacking = round(SHARES[side] * total) - have.get(side, 0)
-        for cluster in order:
-            if cluster not in sides and sizes[cluster] <= lacking:
-                sides[cluster] = side
-                lacking -= sizes[cluster]
-        if not have.get(side) and side not in sides.values():
-            smallest = min((c for c in order if c not in sides), key=lambda cluster: sizes[cluster])
-            sides[smallest] = side
+        
     return {cluster: sides.get(cluster, "train") for cluster in order}
 
 

@@ -89,7 +89,7 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
 def _train(
     tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase, report: Callable[[str], None]
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Blocks at random places of the shuffled transcripts, AdamW with warm-up and cosine decay."""
+    """Blocks of the shuffled transcripts from random beginnings on, AdamW with warm-up and cosine decay."""
     import torch
 
     torch.manual_seed(spec.seed)
@@ -97,6 +97,9 @@ def _train(
     shuffled = [texts[i] for i in random.permutation(len(texts))]
     encoded = tokenizer(shuffled, add_special_tokens=False)["input_ids"]
     tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]))
+    # Blocks begin where a transcript does: in a block from its middle the answer would stand without its question.
+    beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])
+    beginnings = beginnings[beginnings + spec.block_tokens <= len(tokens)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _llama(spec, len(tokenizer), tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -108,7 +111,7 @@ def _train(
     curve: list[dict[str, float]] = []
     started = said = time.monotonic()
     for step in range(1, spec.steps + 1):
-        starts = random.integers(0, len(tokens) - spec.block_tokens, size=spec.blocks)
+        starts = random.choice(beginnings, size=spec.blocks)
         block: torch.Tensor = torch.stack([tokens[s : s + spec.block_tokens] for s in starts]).to(device)
         loss = model(input_ids=block, labels=block).loss
         loss.backward()

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest import bitext, download
+from cs_pipeline.ingest import bitext, download, sources
 from cs_pipeline.ingest.bitext import Provenance, load_bitext, row_ids
 from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
-from cs_pipeline.lake import CONVERSATION, DataLake, check_schema, file_sha256
+from cs_pipeline.lake import DataLake, file_sha256
+from cs_pipeline.schema import CONVERSATION, check_schema
 from cs_pipeline_tests.ingest.test_download import Server, git_blob
 from cs_pipeline_tests.ingest.test_download import server as server  # the fixture
 
@@ -123,8 +124,8 @@ def serve_rows(server: Server, monkeypatch: pytest.MonkeyPatch) -> bytes:
     """The server holds ``ROWS`` as the Bitext file, in Bitext's repository and at the hub."""
     data = csv_bytes(ROWS)
     known = replace(
-        download.BITEXT,
-        url=f"{server.base}/data/{Path(download.BITEXT.url).name}",
+        sources.BITEXT,
+        url=f"{server.base}/data/{Path(sources.BITEXT.url).name}",
         size=len(data),
         git_blob=git_blob(data),
         sha256=hashlib.sha256(data).hexdigest(),
@@ -148,10 +149,10 @@ def test_download_and_hub_give_the_same_rows(
     assert fetched.equals(from_hub)
     assert fetched.equals(from_file)
     sha256 = hashlib.sha256(data).hexdigest()
-    assert provenance == Provenance("download", download.BITEXT.url, sha256, 4, "CDLA-Sharing-1.0")
+    assert provenance == Provenance("download", sources.BITEXT.url, sha256, 4, "CDLA-Sharing-1.0")
     assert hub_provenance.kind == "hub"
     assert hub_provenance.address == server.base + server.paths[1]
-    assert hub_provenance.address.startswith(f"{server.base}/datasets/{download.HUB_REPO}/resolve/main/")
+    assert hub_provenance.address.startswith(f"{server.base}/datasets/{sources.HUB_REPO}/resolve/main/")
     assert len(server.paths) == 2  # what came from one is never taken for what came from the other
 
     load_bitext("download", cache)

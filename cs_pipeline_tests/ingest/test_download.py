@@ -15,7 +15,8 @@ import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.ingest import download as module
-from cs_pipeline.ingest.download import ATTEMPTS, BITEXT, HUB_REPO, RemoteFile, download, hub_file
+from cs_pipeline.ingest.download import ATTEMPTS, download
+from cs_pipeline.ingest.sources import BITEXT, HUB_REPO, RemoteFile, hub_file
 
 CONTENT = bytes(range(256)) * 4000
 """About a megabyte: several pieces of the stream."""

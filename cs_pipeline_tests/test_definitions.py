@@ -1,0 +1,99 @@
+"""The graph as a whole: what it is made of, that it loads fast and light, and that a change of it is a visible diff."""
+
+import json
+import subprocess
+import sys
+
+import dagster as dg
+import pytest
+
+from cs_pipeline.definitions import defs
+
+GRAPH = {
+    "bitext_dataset": [],
+    "bitext_conversations": ["bitext_dataset"],
+    "clean_bitext": ["bitext_conversations"],
+    "bitext_splits": ["clean_bitext"],
+    "intent_classifier": ["bitext_splits"],
+    "train_split": ["bitext_splits", "intent_classifier"],
+    "validation_split": ["bitext_splits", "intent_classifier"],
+    "test_split": ["bitext_splits", "intent_classifier"],
+    "base_model": ["train_split"],
+    "adapter": ["base_model", "intent_classifier", "train_split", "validation_split"],
+    "evaluation": ["adapter", "base_model", "test_split", "train_split"],
+    "evaluation_report": ["adapter", "evaluation"],
+    "leaderboard": ["evaluation"],
+    "model_version": ["adapter", "base_model", "evaluation", "evaluation_report"],
+    "champion": ["model_version"],
+}
+
+BLOCKING = {
+    ("bitext_conversations", "row_ids_unique"),
+    ("clean_bitext", "counts_reconcile"),
+    ("clean_bitext", "placeholders_balanced"),
+    ("bitext_splits", "counts_reconcile"),
+    ("bitext_splits", "split_disjoint_and_stratified"),
+    ("bitext_splits", "no_leakage"),
+    ("intent_classifier", "classifier_accuracy"),
+    ("adapter", "loss_fell"),
+    ("evaluation", "every_metric_a_number"),
+    ("model_version", "answers_from_the_registry"),
+}
+
+HEAVY = ("torch", "transformers", "trl", "peft", "mlflow", "sklearn", "gradio", "matplotlib")
+
+
+def specs() -> dict[str, dg.AssetSpec]:
+    return {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
+
+
+def test_graph_is_the_agreed_one() -> None:
+    found = {name: sorted(dep.asset_key.to_user_string() for dep in spec.deps) for name, spec in specs().items()}
+    assert found == GRAPH
+
+
+def test_every_asset_is_described_grouped_and_owned() -> None:
+    for name, spec in specs().items():
+        assert spec.description, name
+        assert spec.group_name in ("ingest", "prepare", "train", "evaluate", "register"), name
+        assert spec.owners, name
+        assert spec.kinds, name
+        assert spec.code_version or name == "bitext_dataset", name
+
+
+def test_checks_before_the_cost_block() -> None:
+    checks = defs.resolve_asset_graph().asset_check_keys
+    blocking = set()
+    for key in checks:
+        spec = defs.resolve_asset_graph().get_check_spec(key)
+        if spec.blocking:
+            blocking.add((key.asset_key.to_user_string(), key.name))
+    assert blocking == BLOCKING
+    assert {key.name for key in checks} - {name for _, name in BLOCKING} == {"tuned_better_than_base"}
+
+
+def test_one_job_holds_the_whole_graph() -> None:
+    job = defs.resolve_job_def("support_model")
+    keys = {key.to_user_string() for key in job.asset_layer.selected_asset_keys}
+    assert keys == set(GRAPH) - {"bitext_dataset"}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, object]:
+    """What a fresh interpreter says after loading the definitions, the best of three: the machine may be busy."""
+    code = (
+        "import json, sys, time; start = time.process_time(); import cs_pipeline.definitions as d;"
+        "d.defs.get_repository_def(); spent = time.process_time() - start;"
+        f"print(json.dumps([spent, [m for m in {HEAVY!r} if m in sys.modules]]))"
+    )
+    runs = [json.loads(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
+    return {"seconds": min(run[0] for run in runs), "heavy": runs[0][1]}
+
+
+def test_loading_is_light(loaded: dict[str, object]) -> None:
+    assert loaded["heavy"] == []
+
+
+def test_loading_is_fast(loaded: dict[str, float]) -> None:
+    # Processor seconds of the best run, not the clock: DESIGN's bound holds on a quiet machine.
+    assert loaded["seconds"] < 2
