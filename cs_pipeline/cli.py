@@ -2,7 +2,6 @@
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +21,6 @@ RecipeOption = Annotated[str, typer.Option(help="name of a recipe", envvar="CS_R
 def main() -> None:
     """The entry point: an error made for people is printed without a traceback, Ctrl-C says what is kept."""
     os.environ.setdefault("DAGSTER_HOME", str(PROJECT / "dagster_home"))
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         app()
     except PipelineError as error:
@@ -83,7 +81,6 @@ def ask(
     versions = [int(v.version) for v in find_versions(client)]
     if number not in versions:
         raise PipelineError(f"cs-support has no version {number}.", f"Choose one of: {', '.join(map(str, versions))}.")
-    _quiet_libraries()
     console.print(f"[dim]cs-support version {number}:[/]")
     console.print(ask_version(number, [question], lake)[0], markup=False)
 
@@ -94,15 +91,6 @@ def dev() -> None:
     from cs_pipeline.dev import serve_dev
 
     raise typer.Exit(serve_dev(PROJECT, DataLake.default()))
-
-
-def _quiet_libraries() -> None:
-    """Their progress bars and hints are not for somebody who waits for one answer."""
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from cs_pipeline.lake import DataLake
 
 HOST = "127.0.0.1"
 GRACE = 10.0
-"""Seconds that the services have to end by themselves; what is then left is killed."""
+"""Seconds that the services, and then the runs, have to end by themselves; what is then left is killed."""
 POLL = 0.2
 """Seconds between two looks at the services."""
 
@@ -39,7 +39,7 @@ class Service:
 
 
 def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_port: int = 5000) -> int:
-    """Serves both UIs, to this machine alone, until Ctrl-C, SIGTERM or SIGHUP. Belongs into the main thread.
+    """Serves both UIs, to this machine alone, until Ctrl-C, SIGTERM or SIGHUP. For the main thread, where signals arrive.
 
     ``project`` is the folder with workspace.yaml. Where ``MLFLOW_TRACKING_URI`` names a server that one is used.
     Returns the exit code: 0 after being stopped, 1 after a service ended by itself; nothing is left running either way.
@@ -54,32 +54,21 @@ def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_po
         holder = port_holder(service.port)
         if holder is not None:
             raise PipelineError(
-                f"Port {service.port}, where {service.name} is to answer, is in use{holder and f' by {holder}'}.",
-                f"Stop what holds it (another make dev?), or choose another port for {service.name}.",
+                f"Port {service.port}, where {service.name} is to answer, is in use by {holder}.",
+                "Stop that first; if it is another make dev, use that one.",
             )
-    tracking.open_store(lake)  # makes the store, which its server and a first run would otherwise both try
+    if not remote:
+        tracking.open_store(lake)  # makes the store, which its server and a first run would otherwise both try
 
+    addresses = [f"{service.name}: {service.address}" for service in services]
+    if remote:
+        addresses.append(f"MLflow: {tracking._without_secret(uri)}")
     processes: list[subprocess.Popen[bytes]] = []
     with _stop_signals() as stop:
         try:
             for service in services:
-                processes.append(_start(service, project))
-            _say("Starting; Ctrl-C stops all.")
-            waiting = True
-            while not stop:
-                for service, process in zip(services, processes, strict=True):
-                    if process.poll() is not None:
-                        _say(f"{service.name} ended by itself with exit code {process.returncode}; its log is above.")
-                        return 1
-                if waiting and all(_answers(service) for service in services):
-                    waiting = False
-                    for service in services:
-                        _say(f"{service.name}: {service.address}")
-                    if remote:
-                        _say(f"MLflow: {tracking._without_secret(uri)}")
-                time.sleep(POLL)
-            _say("Stopping.")
-            return 0
+                processes.append(_start(service, project))  # noqa: PERF401  (the first is stopped if the second fails)
+            return _watch(services, processes, addresses, stop)
         finally:
             _stop(processes)
 
@@ -105,7 +94,7 @@ def dagster_home(project: Path) -> Path:
 
 
 def port_holder(port: int) -> str | None:
-    """None where ``port`` is free on this machine; else who listens there ("process 17: python ..."), "" if unknown."""
+    """None where ``port`` of this machine is free; else who listens there, such as "process 17 (python -m http.server)"."""
     import psutil
 
     with socket.socket() as probe:
@@ -117,12 +106,12 @@ def port_holder(port: int) -> str | None:
             pass
     for process in psutil.process_iter():
         try:
-            listening = any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in process.net_connections())
+            listening = any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections())
             if listening:
-                return f"process {process.pid}: {' '.join(process.cmdline())[:100]}"
+                return f"process {process.pid} ({' '.join(process.cmdline()[:4])})"
         except psutil.Error:  # ended meanwhile, or another user's
             continue
-    return ""
+    return "a process of another user"
 
 
 def _dagster(home: Path, lake: DataLake, port: int) -> Service:
@@ -156,6 +145,28 @@ def _start(service: Service, project: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def _watch(
+    services: Sequence[Service],
+    processes: Sequence[subprocess.Popen[bytes]],
+    addresses: Sequence[str],
+    stop: Sequence[int],
+) -> int:
+    """Says the addresses once all answer, and returns the exit code once ``stop`` holds a signal or a service ended."""
+    _say("Starting Dagster and MLflow; Ctrl-C stops both.")
+    said = False
+    while not stop:
+        for service, process in zip(services, processes, strict=True):
+            if process.poll() is not None:
+                _say(f"{service.name} ended by itself with exit code {process.returncode}; its log is above.")
+                return 1
+        if not said and all(_answers(service) for service in services):
+            _say("\n".join(addresses))
+            said = True
+        time.sleep(POLL)
+    _say("Stopping.")
+    return 0
+
+
 def _answers(service: Service) -> bool:
     connection = http.client.HTTPConnection(HOST, service.port, timeout=1)
     try:
@@ -168,23 +179,26 @@ def _answers(service: Service) -> bool:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends the processes, then what is left in their groups, which are the runs: they write down that they were stopped.
+    """Ends the services, then what is left in their groups: the runs, which write down that they were interrupted.
 
-    Asked with SIGTERM; what has not ended after ``GRACE`` seconds is killed.
+    A run that was only killed would count as started for days, and with one run at a time let no other begin.
     """
-    end = time.monotonic() + GRACE
     for process in processes:
         process.terminate()
-    while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        time.sleep(POLL)
+    _wait(lambda: all(process.poll() is not None for process in processes))
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        while any(_members(process.pid) for process in processes) and time.monotonic() < end:
-            time.sleep(POLL)
+        _wait(lambda: not any(_members(process.pid) for process in processes))
     for process in processes:
         process.wait()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + GRACE
+    while not condition() and time.monotonic() < end:
+        time.sleep(POLL)
 
 
 def _members(group: int) -> list[int]:

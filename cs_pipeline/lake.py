@@ -4,6 +4,7 @@ Layout: ``<root>/<stage>/<name>.parquet`` for tables, ``<root>/<stage>/<name>/``
 package: ingest, prepare, train, evaluate, register.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -45,13 +46,13 @@ class DataLake:
 
         path = self.table(stage, name)
         try:
-            return pq.read_table(path, columns=columns)
+            return pq.read_table(path, columns=columns, page_checksum_verification=True)
         except FileNotFoundError:
             raise PipelineError(
                 f"{path} is not there: the asset '{name}' has not been materialised in this lake.",
                 f"Materialise '{name}' first, or run the whole job: make demo.",
             ) from None
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise PipelineError(
                 f"{path} cannot be read: {error}.", f"Materialise '{name}' again; it is rebuilt from its sources."
             ) from error
@@ -65,7 +66,7 @@ class DataLake:
         check_schema(table, schema, f"{stage}/{name}")
         path = self.table(stage, name)
         with atomic_file(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
         return file_sha256(path)
 
 
@@ -82,8 +83,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _say_if_full(error)
         raise
 
 
@@ -95,20 +97,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    old = temporary.with_name(temporary.name + ".old")
     try:
         yield temporary
         temporary.chmod(0o755)
-        for file in temporary.rglob("*"):
+        for file in (*temporary.rglob("*"), temporary):
             _sync(file)
-        old = temporary.with_name(temporary.name + ".old")
         if path.exists():
             path.rename(old)
         temporary.rename(path)
         _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
+        _say_if_full(error)
         raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -118,10 +124,7 @@ def make_folder(folder: Path) -> None:
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"[Errno 13] Permission denied: '{folder}'")
     except OSError as error:
-        raise PipelineError(
-            f"The data lake cannot be written: {error}.",
-            "Give this user the right to write there, free the disk, or point CS_LAKE at another folder.",
-        ) from error
+        raise _unwritable(error) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,6 +147,18 @@ def file_sha256(path: Path) -> str:
 def digest(*values: Any) -> str:
     """16 hex digits that stand for these JSON-serialisable values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _unwritable(error: OSError) -> PipelineError:
+    return PipelineError(
+        f"The data lake cannot be written: {error}.",
+        "Give this user the right to write there, free the disk, or point CS_LAKE at another folder.",
+    )
+
+
+def _say_if_full(error: BaseException) -> None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise _unwritable(error) from error
 
 
 def _sync(path: Path) -> None:

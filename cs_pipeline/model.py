@@ -1,5 +1,6 @@
 """A base model with or without an adapter: loaded in one way, and asked in one way, by every stage."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ def load_base(folder: Path, quantisation: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    _hush()
     options: dict[str, Any] = {}
     if quantisation == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -76,6 +78,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in ``folder``, padding on the left as generation needs it."""
     from transformers import AutoTokenizer
 
+    _hush()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # a mask hides the padding, so any token will do
@@ -182,6 +185,15 @@ class SupportModel:
 def bits(nll: float) -> float:
     """Nats in bits."""
     return nll / math.log(2)
+
+
+def _hush() -> None:
+    """Our own lines tell the progress; the libraries' bars and hints to developers would only tear them."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _padded(values: list[int], width: int, value: int) -> list[int]:

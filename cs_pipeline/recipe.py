@@ -16,7 +16,7 @@ from cs_pipeline.placeholders import PlaceholderMode
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class EmbeddedBase(_Part):
@@ -55,7 +55,7 @@ class Lora(_Part):
     r: int = Field(ge=1)
     alpha: int = Field(ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
 
 
 class Prompt(_Part):
@@ -158,14 +158,16 @@ def read_recipe(path: Path) -> Recipe:
 def _parsed(path: Path, known: dict[str, Any]) -> Recipe:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise PipelineError(
             f"{path} is not readable as YAML: {error}", "Mend the line that the message names."
         ) from error
     if not isinstance(content, dict):
         raise PipelineError(f"{path} holds no keys.", "Start from a copy of recipes/embedded.yaml.")
+    if known.keys() & content.keys():
+        raise PipelineError(f"{path}: 'name' is no key of a recipe; it is called as its file is.", "Take the key out.")
     try:
-        return Recipe(**known, **content)
+        return Recipe.model_validate(known | content)
     except ValidationError as error:
         raise PipelineError(
             f"{path}: {'; '.join(_sentence(e) for e in error.errors())}.",
@@ -174,10 +176,13 @@ def _parsed(path: Path, known: dict[str, Any]) -> Recipe:
 
 
 def _sentence(error: Any) -> str:
-    # A tagged union puts the tag into the location ("base.embedded.width"); the file has no such key.
-    key = ".".join(
-        str(part) for part in error["loc"] if part not in ("embedded", "hub", "path") or part == error["loc"][-1]
-    )
+    # A union puts the tag or type that was tried into the location ("base.embedded.width"); the file has no such key.
+    parts = [part for part in error["loc"] if "[" not in str(part)]
+    if parts[:1] == ["base"]:
+        del parts[1:2]
+    if error["type"] == "union_tag_not_found":
+        return "'base.source' is missing"
+    key = ".".join(map(str, parts))
     if error["type"] == "extra_forbidden":
         return f"'{key}' is no key of a recipe"
     if error["type"] == "missing":

@@ -49,6 +49,7 @@ def artifacts_folder(lake: DataLake) -> Path:
 def open_store(lake: DataLake) -> "MlflowClient":
     """A client of the store, which is made at first use. Raises PipelineError when it cannot be reached."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from mlflow.exceptions import MlflowException
 

@@ -147,7 +147,7 @@ def heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[dict[str, An
 
     def cells(metric: str, intent: str) -> list[tuple[float, float]]:
         values = [by_cell[intent, system][metric] for system in systems]
-        return [(value, 0.0 if value != value else 100 * value / (tops[metric] or 1)) for value in values]
+        return [(value, 100 * value / (tops[metric] or 1)) for value in values]
 
     tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
     return [
@@ -218,8 +218,9 @@ def examples(answers: pd.DataFrame) -> list[Example]:
     tuned = tuned.assign(draw=[digest(row) for row in tuned["row_id"]]).sort_values("draw")
     worst = tuned.sort_values("chrf", kind="stable")["row_id"].head(WORST).tolist()
     drawn = [row for row in tuned["row_id"] if row not in worst][: EXAMPLES - len(worst)]
-    by_row = {row: group.to_dict("records") for row, group in answers.groupby("row_id")}
-    return [_example(by_row[row], row in worst) for row in [*drawn, *reversed(worst)]]
+    chosen = [*drawn, *reversed(worst)]
+    rows = answers[answers["row_id"].isin(chosen)].to_dict("records")
+    return [_example([row for row in rows if row["row_id"] == name], name in worst) for name in chosen]
 
 
 def _example(rows: list[dict[Any, Any]], worst: bool) -> Example:

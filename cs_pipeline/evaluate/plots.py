@@ -87,7 +87,7 @@ def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, a
 
     ``curve`` has points ``{"step", "loss"}``, none where training was too short to log one.
     """
-    figure, axes = _axes(250, left=44, right=12, bottom=42, top=10, width=460)
+    figure, axes = _axes(250, left=56, right=12, bottom=42, top=10, width=460)
     x, loss = (np.array([point[key] for point in curve]) for key in ("step", "loss"))
     axes.plot(x, loss, color=_COLOURS["muted"], linewidth=1, alpha=0.6)
     if len(curve):
@@ -140,7 +140,7 @@ def _svg(figure: "Figure", about: str) -> str:
     assert box is not None
     svg = f'<svg {box[0]} role="img" aria-label="{escape(about)}">' + svg[svg.index(">") + 1 :]
     # Ids of groups repeat from picture to picture; those that something points at are hashes and do not.
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg).replace("xlink:href", "href")
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would reach the whole page
     svg = re.sub(r"font-(?:size|family): [^;\"]*;? ?", "", svg)  # the page's font, in a size that it says
     for role, colour in _COLOURS.items():

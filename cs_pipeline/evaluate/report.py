@@ -21,8 +21,8 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
 
 DEMO = (
-    "This is the demo model: its base is very small and was trained from scratch in a minute or two, to prove that the "
-    "pipeline works. Its answers are not fit for customers."
+    "A demo model, not fit for customers: its base is very small and was trained from scratch in a minute or two, to "
+    "prove that the pipeline works."
 )
 
 _IN_MARKDOWN = ("bits_per_character", "right_intent", "rougeL", "bleu", "chrf", "placeholder_recall", "stop_rate")

@@ -54,7 +54,7 @@ class Finding:
 
 def figure(metric: str, value: float | None, signed: bool = False) -> str:
     """``value`` as people read it, with as many digits as the metric ``metric`` bears."""
-    if value is None or value != value:
+    if value is None:
         return NONE
     text = f"{value:{'+' if signed else ''}z.{_DIGITS.get(metric, 1)}f}".replace("-", "−")
     return text.removeprefix("+") if set(text) <= set("+0.") else text
@@ -85,12 +85,14 @@ def _comparison(other: str, facts: dict[str, Any]) -> Finding:
     for metric in _COMPARED[other]:
         difference = facts["differences"][other][metric]
         if difference is not None:
-            unit = " %" if METRICS[metric].label.endswith("(%)") else ""
+            unit = "\N{NO-BREAK SPACE}%" if METRICS[metric].label.endswith("(%)") else ""
             tuned, its = (
                 figure(metric, facts["scores"][system][metric]["score"]) + unit for system in ("tuned", other)
             )
             by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
-            groups[judged(metric, difference)].append(f"{_name(metric)} ({tuned} against {its}: {by} [{low}, {high}])")
+            groups[judged(metric, difference)].append(
+                f"{_name(metric)} ({tuned} against {its}: {by} [{low},\N{NO-BREAK SPACE}{high}])"
+            )
     words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
     parts = [f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts]
     if groups["better"] and groups["worse"]:
@@ -112,14 +114,14 @@ def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Finding:
     weak = intents[(intents["rows"] >= _FEWEST_ROWS) & (intents["right_intent"] < _WEAK_INTENT)]
     if len(weak):
         lowest = weak.sort_values(["right_intent", "intent"]).head(3).itertuples()
-        named = [f"{row.intent} ({row.right_intent:.0f} % of {row.rows})" for row in lowest]
+        named = [f"{row.intent} ({row.right_intent:.0f}\N{NO-BREAK SPACE}% of {row.rows})" for row in lowest]
         parts.append(f"the answer has the right intent least often for {_listed(named)}")
     for metric, least in _LEAST.items():
         if (value := has(metric)) is not None and value < least:
-            parts.append(f"{_name(metric)} {figure(metric, value)} %")
+            parts.append(f"{_name(metric)} {figure(metric, value)}\N{NO-BREAK SPACE}%")
     for metric, most in _MOST.items():
         if (value := has(metric)) is not None and value > most:
-            parts.append(f"{_name(metric)} {figure(metric, value)} %")
+            parts.append(f"{_name(metric)} {figure(metric, value)}\N{NO-BREAK SPACE}%")
     length = has("length_ratio")
     if length is not None and not _FITTING_LENGTH[0] <= length <= _FITTING_LENGTH[1]:
         parts.append(f"its answers are {figure('length_ratio', length)} times as long as the reference answers")

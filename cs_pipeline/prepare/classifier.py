@@ -52,7 +52,7 @@ class TextClassifier:
         with atomic_folder(folder) as temporary:
             vocabulary = sorted(self._vectorizer.vocabulary_, key=self._vectorizer.vocabulary_.__getitem__)
             facts = {"features": self._features, "labels": self._model.classes_.tolist(), "vocabulary": vocabulary}
-            (temporary / "classifier.json").write_text(json.dumps(facts, ensure_ascii=False))
+            (temporary / "classifier.json").write_text(json.dumps(facts))
             arrays = {
                 "idf": self._vectorizer.idf_,
                 "coefficients": np.ascontiguousarray(self._model.coef_),

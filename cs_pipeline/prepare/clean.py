@@ -15,6 +15,7 @@ INSTRUCTION_CHARACTERS = (3, 2_000)
 RESPONSE_CHARACTERS = (10, 8_000)
 """Shortest and longest text that is kept. Bitext's questions have 6 to 92 characters, its answers 57 to 2,472."""
 
+_LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
 # Control characters but tab and line feed, and marks of the byte order or of invisible joints.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe]")
 
@@ -33,27 +34,24 @@ def clean(table: pa.Table) -> Cleaned:
     frame = table.to_pandas(types_mapper=pd.ArrowDtype)
     unknown: Counter[str] = Counter()
     reasons = []
-    texts: dict[str, list[str]] = {"instruction": [], "response": []}
-    for row in frame[["instruction", "response", "category", "intent"]].itertuples(index=False):
-        question = regular_line(row.instruction or "")
-        answer = regular_text(row.response or "")
+    texts: dict[str, list[str]] = {name: [] for name in ("instruction", "response", "category", "intent")}
+    for row in zip(*(table.column(name).to_pylist() for name in texts), strict=True):
+        raw_question, raw_answer, raw_category, raw_intent = (text or "" for text in row)
+        question, answer = regular_line(raw_question), regular_text(raw_answer)
+        category, intent = regular_line(raw_category), regular_line(raw_intent)
         mended = repair(question), repair(answer)
         names: list[str] = []
         if mended[0] is not None and mended[1] is not None:
             question, in_question = canonical(mended[0])
             answer, in_answer = canonical(mended[1])
             names = [*in_question, *in_answer]
-        reason = _reason(question, answer, row.category, row.intent, broken=None in mended)
+        reason = _reason(question, answer, category, intent, broken=None in mended)
         if reason is None:
             unknown.update(names)
         reasons.append(reason)
-        texts["instruction"].append(question)
-        texts["response"].append(answer)
-    frame = frame.assign(
-        instruction=texts["instruction"],
-        response=texts["response"],
-        reason=pd.Series(reasons, index=frame.index, dtype=pd.ArrowDtype(pa.string())),
-    )
+        for name, text in zip(texts, (question, answer, category, intent), strict=True):
+            texts[name].append(text)
+    frame = frame.assign(**texts, reason=pd.Series(reasons, index=frame.index, dtype=pd.ArrowDtype(pa.string())))
     kept = frame["reason"].isna()
     # What is set aside keeps its raw text: it is there to be looked at.
     aside = table.to_pandas(types_mapper=pd.ArrowDtype).assign(reason=frame["reason"])[~kept]
@@ -62,8 +60,8 @@ def clean(table: pa.Table) -> Cleaned:
 
 def regular_text(text: str) -> str:
     """``text`` in Unicode NFC, without invisible characters; line breaks kept, at most one empty line in a row."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n"))
-    text = _INVISIBLE.sub("", text)
+    # What is invisible may stand between a letter and its accent, so it goes first.
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", _LINE_BREAK.sub("\n", text)))
     # [^\S\n]: any kind of space, the no-break ones included, but not the line break.
     lines = [re.sub(r"[^\S\n]+", " ", line).rstrip() for line in text.split("\n")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
@@ -79,7 +77,7 @@ def to_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
-def _reason(question: str, answer: str, category: str | None, intent: str | None, *, broken: bool) -> str | None:
+def _reason(question: str, answer: str, category: str, intent: str, *, broken: bool) -> str | None:
     if not category or not intent:
         return "no category or no intent"
     for what, text, (least, most) in (

@@ -111,12 +111,20 @@ def deal(intent: str, sizes: dict[str, int], have: Mapping[str, int]) -> dict[st
     """
     total = sum(sizes.values()) + sum(have.values())
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{SEED}:{intent}:{cluster}".encode()).digest())
-    sides: dict[str, str] = {}
-    empty = [side for side in SHARES if not have.get(side)]
-    for side in ("test", "validation"):
+    dealt: dict[str, str] = {}
+    for side, later in (("test", ("validation", "train")), ("validation", ("train",))):
         lacking = round(SHARES[side] * total) - have.get(side, 0)
-        
-    return {cluster: sides.get(cluster, "train") for cluster in order}
+        most = len(left) - sum(not have.get(other) for other in later)
+        taken: list[str] = []
+        for cluster in left:
+            if len(taken) < most and sizes[cluster] <= lacking:
+                taken.append(cluster)
+                lacking -= sizes[cluster]
+        if not taken and not have.get(side):
+            taken = [min(left, key=lambda cluster: sizes[cluster])]
+        dealt.update(dict.fromkeys(taken, side))
+        left = [cluster for cluster in left if cluster not in dealt]
+    return dealt | dict.fromkeys(left, "train")
 
 
 def shares(table: pa.Table) -> pd.DataFrame:

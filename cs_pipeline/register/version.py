@@ -1,6 +1,7 @@
 """A version of the registered model: what the adapter is, what it is worth, and what it was made of, in MLflow."""
 
 import importlib.metadata
+import logging
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
     """Logs the adapter, and an embedded base with it, as a pyfunc model of ``run``; returns its address in MLflow."""
     import mlflow
 
+    # Environments made by uv hold no pip, whose version MLflow would like to note.
+    logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
         # MLflow names what it copies after the folder it is given.
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}

@@ -51,12 +51,7 @@ def _run(arguments: argparse.Namespace, pipes: PipesContext | None) -> int:
 
 def _train(recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Progress goes through report; the libraries' own bars and hints would only tear its lines.
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1" if not sys.stderr.isatty() else "0")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls what it will rename
     if isinstance(recipe.base, EmbeddedBase):
         from cs_pipeline.train.embedded import build_embedded
 

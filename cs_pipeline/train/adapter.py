@@ -191,7 +191,7 @@ def _train(
             per_device_train_batch_size=t.batch_size,
             per_device_eval_batch_size=t.batch_size,
             gradient_accumulation_steps=t.accumulation,
-            gradient_checkpointing=t.gradient_checkpointing,
+            activation_checkpointing=t.gradient_checkpointing,
             train_sampling_strategy="group_by_length",
             max_length=None,
             dataset_kwargs={"skip_prepare_dataset": True},

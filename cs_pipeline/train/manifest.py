@@ -11,7 +11,7 @@ NAME = "manifest.json"
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """Writes ``manifest.json`` with ``facts`` and the sha256 of every other file below ``folder``, and returns it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     manifest = {**facts, "files": {str(path.relative_to(folder)): file_sha256(path) for path in files}}
     write_json(folder / NAME, manifest)
     return manifest

@@ -1,0 +1,395 @@
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder
+from cs_pipeline.evaluate.exhibits import EXAMPLES, WORST, examples
+from cs_pipeline.evaluate.metrics import METRICS, row_statistics
+from cs_pipeline.evaluate.report import DEMO, write_report
+from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
+from cs_pipeline.evaluate.verdict import figure, judged, verdict
+from cs_pipeline.lake import DataLake, write_json
+from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.train.manifest import write_manifest
+
+HOSTILE = (
+    "<script src='https://evil.example/x.js'>alert(1)</script> | a | `b` [c](https://evil.example) "
+    '"quoted" & <img src=x onerror=alert(2)>\n# no heading\n\n{{Order Number}} {{<b>Odd</b>}} *star* _under_ ~~gone~~'
+)
+TOPICS = {
+    "track_order": "Your parcel {{Order Number}} is on its way and should be with you within two days.",
+    "get_refund": "The refund of {{Refund Amount}} was sent to your card, it takes five working days to show.",
+    "<i>odd</i> | intent": HOSTILE,
+}
+LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
+
+
+class Page(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text outside of style."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._in_style = False
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self._in_style = tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_style = False
+
+    def handle_data(self, data: str) -> None:
+        if not self._in_style:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("embedded")
+
+
+def answers_of(systems: list[str], rows: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The test rows, and for each system its row statistics, the longer kept the better it is."""
+    intents = [list(TOPICS)[i % 3] for i in range(rows)]
+    references = [f"{TOPICS[intent]} Case {i}, thank you for waiting." for i, intent in enumerate(intents)]
+    about = pd.DataFrame(
+        {
+            "row_id": [f"{i:04d}{'ab' * 14}" for i in range(rows)],
+            "cluster_id": [f"cluster {i // 2}" for i in range(rows)],
+            "intent": intents,
+            "category": "ORDER",
+            "flags": "B",
+            "nearest_train_similarity": pd.array(np.linspace(0.4, 1.0, rows), dtype="float32"),
+            "question": [f"Question {i}? {HOSTILE if i % 5 == 0 else 'Where is it?'}" for i in range(rows)],
+            "reference": references,
+        }
+    )
+    share = {"tuned": 0.7, "champion": 0.6, "base": 0.4, "nearest": 0.9, "central": 0.8, "random": 0.2}
+    stats = {}
+    for system in systems:
+        answers = [
+            reference[: int(len(reference) * share[system] * (0.5 + i / rows / 2))]
+            for i, reference in enumerate(references)
+        ]
+        frame = row_statistics(about["question"].tolist(), answers, references).assign(
+            row_id=about["row_id"],
+            answer=answers,
+            right_intent=[float(i % 10 < 10 * share[system]) for i in range(rows)],
+        )
+        if system in LIKELIHOODS:
+            lengths = [len(reference) for reference in references]
+            frame = frame.assign(
+                nll=[LIKELIHOODS[system] * n * (0.5 + i / rows) for i, n in enumerate(lengths)],
+                answer_tokens=[n // 4 for n in lengths],
+                answer_chars=lengths,
+                stopped=1.0,
+            )
+        stats[system] = frame
+    return about, stats
+
+
+def plain(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: value and asdict(value) for name, value in results.items()}
+
+
+CURVE = [{"step": step, "loss": 2 - step / 100 + step % 3 / 10} for step in range(10, 101, 10)]
+
+
+def evaluated(
+    lake: DataLake,
+    recipe: Recipe,
+    rows: int = 40,
+    *,
+    champion: bool = False,
+    curve: Sequence[dict[str, float]] = CURVE,
+) -> dict[str, Any]:
+    """Puts an adapter and its evaluation into the lake, and returns what ``evaluation.json`` holds."""
+    fingerprint = "0123456789abcdef"
+    folder = lake.path("train", "adapter", recipe.name, fingerprint)
+    folder.mkdir(parents=True)
+    metrics = {
+        "rows": 400,
+        "rows_too_long": 3,
+        "steps": 100,
+        "validation_loss_before": 1.9,
+        "validation_loss_after": 1.1,
+        "seconds": 12.5,
+        "tokens_per_second": 5000.0,
+        "real_token_share": 0.97,
+        "peak_memory_gib": 1.25,
+        "trainable_parameters": 1000,
+        "loss": curve,
+    }
+    write_json(folder / "metrics.json", metrics)
+    base = {"source": "embedded", "name": "embedded (828,288 parameters)", "revision": None, "sha256": "ba5e" * 4}
+    manifest = {
+        "fingerprint": fingerprint,
+        "base": base,
+        "data": {"train_split": "11" * 32, "validation_split": "22" * 32},
+        "git_commit": "c0ffee" * 6 + "abcd",
+        "libraries": {"torch": "2.13.0"},
+    }
+    write_manifest(folder, manifest)
+    write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
+    systems = [system for system in SYSTEMS if champion or system != "champion"]
+    about, stats = answers_of(systems, rows)
+    clusters = about["cluster_id"].tolist()
+    facts = {
+        "fingerprint": "fedcba9876543210",
+        "recipe": recipe.name,
+        "adapter_fingerprint": fingerprint,
+        "base": base,
+        "champion_version": 7 if champion else None,
+        "data": {"train_split": "11" * 32, "test_split": "33" * 32},
+        "rows": rows,
+        "clusters": about["cluster_id"].nunique(),
+        "answer_classifier_accuracy": 0.98,
+        "scores": {s: plain(intervals(frame, clusters, samples=200)) for s, frame in stats.items()},
+        "differences": {
+            s: plain(paired_bootstrap(stats["tuned"], frame, clusters, samples=200))
+            for s, frame in stats.items()
+            if s != "tuned"
+        },
+        "seconds": dict.fromkeys(stats, 1.5),
+    }
+    folder = evaluation_folder(recipe.name, lake)
+    folder.mkdir(parents=True)
+    rest = about.drop(columns="row_id")
+    long = pd.concat([pd.concat([rest, frame], axis=1).assign(system=s) for s, frame in stats.items()])
+    long.to_parquet(folder / "answers.parquet", index=False)
+    write_json(folder / "evaluation.json", facts)
+    return facts
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of 40 rows and all systems but a champion."""
+    lake, recipe = DataLake(tmp_path_factory.mktemp("report")), load_recipe("embedded")
+    evaluated(lake, recipe)
+    return write_report(recipe, lake).path.read_text()
+
+
+def test_nothing_is_fetched_from_outside(html: str) -> None:
+    page = Page(html)
+    tags = Counter(tag for tag, _ in page.elements)
+    assert tags["svg"] > 15
+    assert not tags.keys() & {"script", "link", "iframe", "object", "embed", "base", "img", "image", "foreignobject"}
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            assert "://" not in (value or ""), (tag, name, value)
+            if name in ("href", "xlink:href", "src"):
+                assert (value or "").startswith("#"), (tag, value)
+            assert re.sub(r"url\(#\w+\)", "", value or "").count("url(") == 0
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert html.count("<style") == 1
+
+
+def test_every_reference_inside_the_page_has_one_target(html: str) -> None:
+    page = Page(html)
+    ids = Counter(attributes["id"] for _, attributes in page.elements if "id" in attributes)
+    used = set()
+    for _, attributes in page.elements:
+        used |= {(attributes.get("href") or "")[1:], *re.findall(r"url\(#(\w+)\)", attributes.get("clip-path") or "")}
+    assert used - {""} <= ids.keys()
+    assert set(ids.values()) == {1}
+
+
+def test_text_of_the_data_stays_text_in_html(html: str) -> None:
+    assert HOSTILE in Page(html).text  # line breaks and quotes too
+    assert "<i>odd</i> | intent" in Page(html).text
+    assert "<script" not in html
+    assert "<b>Odd</b>" not in html
+    assert "<mark>{{Order Number}}</mark>" in html
+
+
+def test_text_of_the_data_stays_text_in_markdown(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe, rows=3)
+    report = write_report(recipe, lake)
+    assert report.markdown == report.path.with_suffix(".md").read_text()
+    lines = report.markdown.splitlines()
+    assert len(lines) < 200
+    shown = "\n".join(line for line in lines if "evil" in line)
+    assert r"&lt;script src='https://evil.example/x.js'&gt;alert(1)&lt;/script&gt; \| a \| \`b\` \[c\]" in shown
+    assert r"{{Order Number}} {{&lt;b&gt;Odd&lt;/b&gt;}} \*star\* \_under\_ \~\~gone\~\~" in shown
+    assert not re.search(r"<\w|(?<!\\)[`\[]", report.markdown)
+    assert not any(line.startswith("#") for line in lines)
+
+
+def test_equal_input_gives_equal_bytes(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe)
+    first = write_report(recipe, lake)
+    html, markdown = first.path.read_bytes(), first.path.with_suffix(".md").read_bytes()
+    second = write_report(recipe, lake)
+    assert second == first
+    assert (second.path.read_bytes(), second.path.with_suffix(".md").read_bytes()) == (html, markdown)
+    assert sorted(path.name for path in first.path.parent.iterdir()) == ["embedded.html", "embedded.md"]
+
+
+@pytest.mark.parametrize("champion", [False, True])
+def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
+    lake: DataLake, recipe: Recipe, champion: bool
+) -> None:
+    facts = evaluated(lake, recipe, champion=champion)
+    html = write_report(recipe, lake).path.read_text()
+    table = html[html.index("All metrics") : html.index("Differences, tuned")]
+    systems = [system for system in SYSTEMS if champion or system != "champion"]
+    assert re.findall(r'<th scope="col">(\w+)</th>', table) == ["Metric", *systems]
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
+    for name, metric in METRICS.items():
+        cells = re.findall(r"<td>(?:<b>)?([^<]+)", rows[metric.label])
+        scores = [facts["scores"][system][name] for system in systems]
+        assert cells == [figure(name, score and score["score"]) for score in scores]
+    assert rows["Bits per character"].count("<td>–</td>") == 3
+    assert ("Against the champion" in html) == champion
+    assert ("current champion, version 7" in html) == champion
+
+
+def test_a_demo_base_is_warned_of_and_another_is_not(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe)
+    report = write_report(recipe, lake)
+    assert DEMO in report.path.read_text()
+    assert DEMO in report.markdown
+    hub = load_recipe("qwen3_0_6b_qlora")
+    evaluated(lake, hub)
+    report = write_report(hub, lake)
+    assert DEMO not in report.path.read_text() + report.markdown
+
+
+@pytest.mark.parametrize("rows", [4, EXAMPLES - 1, 60])
+def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, recipe: Recipe, rows: int) -> None:
+    evaluated(lake, recipe, rows=rows)
+    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    shown = examples(answers)
+    assert len({example.row_id for example in shown}) == len(shown) == min(rows, EXAMPLES)
+    tuned = answers[answers["system"] == "tuned"].set_index("row_id")["chrf"]
+    worst = [example for example in shown if example.worst]
+    assert {example.row_id for example in worst} == set(tuned.nsmallest(WORST).index)
+    assert shown[-1].row_id == tuned.idxmin()
+    assert shown == examples(answers.sample(frac=1, random_state=0))
+    html = write_report(recipe, lake).path.read_text()
+    assert html.count('<article class="example">') == len(shown)
+    assert html.count("among the worst") == len(worst)
+    assert Page(html).text.count("reference") >= len(shown)
+
+
+def test_rows_without_similarity_a_short_training_and_empty_answers_make_a_report_too(
+    lake: DataLake, recipe: Recipe
+) -> None:
+    evaluated(lake, recipe, curve=[])
+    path = evaluation_folder(recipe.name, lake) / "answers.parquet"
+    pd.read_parquet(path).assign(nearest_train_similarity=np.nan, answer=" ").to_parquet(path)
+    html = write_report(recipe, lake).path.read_text()
+    assert "do not say how similar" in html
+    assert '<p class="empty">nothing</p>' in html
+
+
+def test_another_adapter_than_the_evaluated_one_is_refused(lake: DataLake, recipe: Recipe) -> None:
+    facts = evaluated(lake, recipe)
+    path = evaluation_folder(recipe.name, lake) / "evaluation.json"
+    write_json(path, facts | {"adapter_fingerprint": "another"})
+    with pytest.raises(PipelineError, match="of adapter another, but the recipe's adapter is now 0123456789abcdef"):
+        write_report(recipe, lake)
+    assert not lake.path("evaluate", "evaluation_report").exists()
+
+
+def test_a_recipe_that_was_not_evaluated_is_refused(lake: DataLake, recipe: Recipe) -> None:
+    with pytest.raises(PipelineError, match=r"evaluation\.json is not there"):
+        write_report(recipe, lake)
+
+
+def difference(low: float, high: float) -> dict[str, float]:
+    return {"difference": (low + high) / 2, "low": low, "high": high}
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "word"),
+    [
+        ("rougeL", 1, 2, "better"),
+        ("rougeL", -2, -1, "worse"),
+        ("rougeL", -1, 1, "unclear"),
+        ("rougeL", 0, 1, "unclear"),
+        ("bits_per_character", -2, -1, "better"),
+        ("bits_per_character", 1, 2, "worse"),
+        ("bits_per_character", -1, 0, "unclear"),
+        ("length_ratio", 1, 2, ""),
+    ],
+)
+def test_better_means_that_the_interval_lies_on_the_good_side_of_zero(
+    metric: str, low: float, high: float, word: str
+) -> None:
+    assert judged(metric, difference(low, high)) == word
+
+
+NO_INTENTS = pd.DataFrame({"intent": [], "rows": [], "right_intent": []})
+
+
+@pytest.mark.parametrize(
+    ("intent", "rouge", "word", "ending"),
+    [
+        ((1, 2), (1, 2), "better", "so here the training is worth having"),
+        ((1, 2), (-1, 1), "better", "so here the training is worth having"),
+        ((1, 2), (-2, -1), "mixed", "so which of the two serves better depends on what matters"),
+        ((-2, -1), (-1, 1), "worse", "so here a look-up still answers better"),
+        ((-1, 1), (-1, 1), "no clear difference", "so nothing here speaks for the training yet"),
+    ],
+)
+def test_the_verdict_on_the_nearest_answer(
+    intent: tuple[float, float], rouge: tuple[float, float], word: str, ending: str
+) -> None:
+    scores: dict[str, Any] = {name: {"score": 90.0} for name in METRICS} | {"placeholder_invented": None}
+    scores["length_ratio"] = {"score": 1.0}
+    nearest = dict.fromkeys(METRICS) | {"right_intent": difference(*intent), "rougeL": difference(*rouge), "chrf": None}
+    facts = {"scores": {"tuned": scores, "nearest": scores}, "differences": {"nearest": nearest}}
+    against, weak = verdict(facts, NO_INTENTS)
+    assert (against.about, against.judgement) == ("Against the nearest answer", word)
+    assert against.sentence.endswith(f", {ending}.")
+    assert "chrF" not in against.sentence
+    assert "90.0\N{NO-BREAK SPACE}%" in against.sentence
+    assert weak.judgement == "to look at"  # 90 % of the answers stop by themselves
+    facts["scores"]["tuned"] = scores | {"stop_rate": None}
+    assert verdict(facts, NO_INTENTS)[1].judgement == "none stands out"
+
+
+def test_weak_intents_are_named_with_their_rows() -> None:
+    scores: dict[str, Any] = dict.fromkeys(METRICS)
+    intents = pd.DataFrame(
+        {"intent": ["a", "b", "c", "d", "e"], "rows": [9, 9, 2, 9, 9], "right_intent": [50.0, 10.0, 0.0, 79.0, 80.0]}
+    )
+    (weak,) = verdict({"scores": {"tuned": scores}, "differences": {}}, intents)
+    assert weak.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
+        "What is weak: the answer has the right intent least often for b (10 % of 9), a (50 % of 9) and d (79 % of 9)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "signed", "text"),
+    [
+        ("rougeL", 27.04, False, "27.0"),
+        ("bits_per_character", -0.0584, True, "−0.058"),
+        ("rougeL", 1.25, True, "+1.2"),
+        ("rougeL", -0.01, True, "0.0"),
+        ("rougeL", 0.01, True, "0.0"),
+        ("perplexity", 4.677, False, "4.68"),
+        ("rougeL", None, True, "–"),
+    ],
+)
+def test_figures_as_people_read_them(metric: str, value: float | None, signed: bool, text: str) -> None:
+    assert figure(metric, value, signed) == text
