@@ -76,14 +76,10 @@ def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_po
 def dagster_home(project: Path) -> Path:
     """The folder of the Dagster instance: ``DAGSTER_HOME``, else ``dagster_home/`` of ``project``; made if not there.
 
-    Raises PipelineError for a relative ``DAGSTER_HOME``, which Dagster refuses, and for a folder that cannot be made.
+    Raises PipelineError for a relative path and for a folder that cannot be made.
     """
-    home = Path(os.environ.get("DAGSTER_HOME") or (project / "dagster_home").absolute())
-    if not home.is_absolute():
-        raise PipelineError(
-            f"DAGSTER_HOME is the relative path '{home}'; Dagster takes an absolute one only.",
-            f"Set it to {home.absolute()}, or unset it to use the instance of the project.",
-        )
+    home = Path(os.environ.get("DAGSTER_HOME") or project.absolute() / "dagster_home")
+    refuse_relative_home(home)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -91,6 +87,15 @@ def dagster_home(project: Path) -> Path:
             f"The Dagster instance cannot be kept in {home}: {error}.", "Point DAGSTER_HOME at a folder of yours."
         ) from error
     return home
+
+
+def refuse_relative_home(home: Path) -> None:
+    """Raises PipelineError for a relative ``DAGSTER_HOME``, which Dagster does not take."""
+    if not home.is_absolute():
+        raise PipelineError(
+            f"DAGSTER_HOME is the relative path '{home}'; Dagster takes an absolute one only.",
+            f"Set it to {home.absolute()}, or unset it to use the instance of the project.",
+        )
 
 
 def port_holder(port: int) -> str | None:

@@ -1,5 +1,6 @@
 """From a question to the tokens a model reads: the one way that training, evaluation and serving share."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -74,9 +75,17 @@ def encode_example(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[st
 
 
 def plain_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """``text`` with every control token that it spells broken by a space after its first character."""
-    for token in sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True):
+    """``text`` with every control token that it spells broken by a space after its first character.
+
+    So are the markers of turns that some templates write as plain text: TinyLlama's ``<|user|>``, Mistral's ``[INST]``.
+    """
+    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    tokens.update(_MARKER.findall(str(tokenizer.chat_template)))
+    for token in sorted(tokens, key=lambda token: (-len(token), token)):
         # Some vocabularies add runs of spaces as tokens; those control nothing.
         if token.strip() and token in text:
             text = text.replace(token, f"{token[0]} {token[1:]}")
     return text
+
+
+_MARKER = re.compile(r"<\|\w+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")

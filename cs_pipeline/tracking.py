@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -50,24 +51,28 @@ def open_store(lake: DataLake) -> "MlflowClient":
     """A client of the store, which is made at first use. Raises PipelineError when it cannot be reached."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # By default a server that is not there is asked for four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = store_uri(lake)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    client = mlflow.MlflowClient(uri, uri)
     try:
         with _first_use(lake):
+            client = mlflow.MlflowClient(uri, uri)
             if client.get_experiment_by_name(MODEL) is None:
                 # A server chooses the place itself; the SQLite store would choose the current folder.
                 own = artifacts_folder(lake).as_uri() if uri.startswith("sqlite:") else None
                 client.create_experiment(MODEL, artifact_location=own)
-    except MlflowException as error:
+    except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
+        # Not "from error": its text may hold the password of the address.
         raise PipelineError(
-            f"The MLflow store {_without_secret(uri)} does not answer: {str(error).splitlines()[0]}",
+            _without_secret(f"The MLflow store {uri} does not answer: {str(error).strip().splitlines()[0]}"),
             "Start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the lake.",
-        ) from error
+        ) from None
     return client
 
 
@@ -136,8 +141,9 @@ class Spool:
 
     def clear(self) -> None:
         """Forgets an earlier attempt of the same training; MLflow keeps what it was sent under equal steps."""
-        self.path.unlink(missing_ok=True)
+        # The mark first: a mark without its spool would make the next metrics look sent.
         self.path.with_suffix(".sent").unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
         with self.path.open("a") as file:
@@ -173,12 +179,11 @@ def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterato
             try:
                 client = open_store(lake)
                 spool.replay(client, get_or_create_run(client, fingerprint, recipe))
-            except (
-                Exception
-            ) as error:  # whatever is wrong with the store: the spool keeps all, and registering sends it
+            except Exception as error:
+                # Whatever is wrong with the store: the spool keeps all, and registering sends it.
                 if not said:
                     said.append(str(error))
-                    print(f"MLflow does not take live metrics; they are kept and sent later. {error}", flush=True)  # noqa: T201
+                    print(_without_secret(f"MLflow takes no live metrics; they are sent later. {error}"), flush=True)  # noqa: T201
             if last:
                 return
 
@@ -200,6 +205,6 @@ def _first_use(lake: DataLake) -> Iterator[None]:
         yield
 
 
-def _without_secret(uri: str) -> str:
-    scheme, _, rest = uri.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}"
+def _without_secret(text: str) -> str:
+    """``text`` without user and password in the addresses that it holds."""
+    return re.sub(r"(?<=://)[^\s/]*@", "", text)

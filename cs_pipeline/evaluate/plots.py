@@ -49,11 +49,11 @@ class Line:
 def interval_picture(marks: Sequence[Mark], about: str) -> str:
     """A dot with its interval for each mark, from top to bottom, on an axis that holds zero; the figure beside it."""
     row, foot = 22, 26
-    figure, axes = _axes(row * len(marks) + foot, left=62, right=68, bottom=foot, top=2)
+    figure, axes = _axes(row * len(marks) + foot, left=72, right=64, bottom=foot, top=2)
     axes.axvline(0, color=_COLOURS["muted"], linewidth=1)
     for y, mark in enumerate(marks):
         axes.text(-0.04, y, mark.label, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
-        axes.text(1.3, y, mark.text, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
+        axes.text(1.29, y, mark.text, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
         if mark.interval:
             centre, low, high = mark.interval
             axes.hlines(y, low, high, color=_COLOURS[mark.role], linewidth=2.5, alpha=0.55)

@@ -17,7 +17,7 @@ from cs_pipeline.evaluate.report import DEMO, write_report
 from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
 from cs_pipeline.evaluate.verdict import figure, judged, verdict
 from cs_pipeline.lake import DataLake, write_json
-from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, Generation, HubBase, Lora, Recipe, Trainer
 from cs_pipeline.train.manifest import write_manifest
 
 HOSTILE = (
@@ -58,9 +58,17 @@ class Page(HTMLParser):
         return "".join(self.texts)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return load_recipe("embedded")
+    return Recipe(
+        name="demo",
+        description="Small & <b>quick</b>",
+        base=EmbeddedBase(source="embedded"),
+        quantisation="nf4",
+        lora=Lora(r=8, alpha=16),
+        trainer=Trainer(steps=100, learning_rate=1e-3, batch_size=4, max_length=128),
+        generation=Generation(max_new_tokens=64),
+    )
 
 
 def answers_of(systems: list[str], rows: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
@@ -177,9 +185,9 @@ def evaluated(
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+def html(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> str:
     """The page of 40 rows and all systems but a champion."""
-    lake, recipe = DataLake(tmp_path_factory.mktemp("report")), load_recipe("embedded")
+    lake = DataLake(tmp_path_factory.mktemp("report"))
     evaluated(lake, recipe)
     return write_report(recipe, lake).path.read_text()
 
@@ -215,6 +223,7 @@ def test_every_reference_inside_the_page_has_one_target(html: str) -> None:
 def test_text_of_the_data_stays_text_in_html(html: str) -> None:
     assert HOSTILE in Page(html).text  # line breaks and quotes too
     assert "<i>odd</i> | intent" in Page(html).text
+    assert "Small & <b>quick</b>" in Page(html).text
     assert "<script" not in html
     assert "<b>Odd</b>" not in html
     assert "<mark>{{Order Number}}</mark>" in html
@@ -240,7 +249,7 @@ def test_equal_input_gives_equal_bytes(lake: DataLake, recipe: Recipe) -> None:
     second = write_report(recipe, lake)
     assert second == first
     assert (second.path.read_bytes(), second.path.with_suffix(".md").read_bytes()) == (html, markdown)
-    assert sorted(path.name for path in first.path.parent.iterdir()) == ["embedded.html", "embedded.md"]
+    assert sorted(path.name for path in first.path.parent.iterdir()) == ["demo.html", "demo.md"]
 
 
 @pytest.mark.parametrize("champion", [False, True])
@@ -267,7 +276,8 @@ def test_a_demo_base_is_warned_of_and_another_is_not(lake: DataLake, recipe: Rec
     report = write_report(recipe, lake)
     assert DEMO in report.path.read_text()
     assert DEMO in report.markdown
-    hub = load_recipe("qwen3_0_6b_qlora")
+    base = HubBase(source="hub", repo="owner/model", revision="0" * 40, licence="MIT")
+    hub = recipe.model_copy(update={"name": "hub", "base": base})
     evaluated(lake, hub)
     report = write_report(hub, lake)
     assert DEMO not in report.path.read_text() + report.markdown

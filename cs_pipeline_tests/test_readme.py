@@ -1,0 +1,81 @@
+"""What README and docs say is there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cs_pipeline.cli import app
+
+PROJECT = Path(__file__).parents[1]
+README = (PROJECT / "README.md").read_text()
+DOCS = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), PROJECT / "data_lake" / "README.md"]
+
+
+def tracked() -> set[str]:
+    command = ["git", "-C", str(PROJECT), "ls-files"]
+    try:
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not in a git checkout")
+
+
+def tree() -> list[str]:
+    """Paths of the annotated tree: indentation of two spaces a level, folders end with a slash."""
+    block = README.split("## The tree")[1].split("```")[1]
+    paths, folders = [], [""]
+    for line in block.strip("\n").splitlines():
+        name = line.split("#")[0]
+        depth = (len(name) - len(name.lstrip())) // 2
+        name = name.strip()
+        folders = folders[: depth + 1]
+        paths.append(folders[-1] + name)
+        if name.endswith("/"):
+            folders.append(folders[-1] + name)
+    return paths
+
+
+def test_tree_shows_what_is_there_and_all_of_the_top() -> None:
+    files = tracked()
+    for path in tree():
+        assert any(f == path or f.startswith(path) for f in files), f"{path} is in README's tree but not in the repository"
+    shown_top = {path.split("/")[0] for path in tree()}
+    assert {f.split("/")[0] for f in files} == shown_top
+
+
+def test_tree_shows_every_file_of_the_package() -> None:
+    shown = set(tree())
+    hidden = {
+        f
+        for f in tracked()
+        if f.startswith("cs_pipeline/") and f.endswith(".py") and not f.endswith("__init__.py") and f not in shown
+    }
+    assert not hidden
+
+
+def test_every_line_of_the_tree_says_what_it_is() -> None:
+    block = README.split("## The tree")[1].split("```")[1]
+    assert not [line for line in block.strip("\n").splitlines() if len(line.split("#")) < 2]
+
+
+def test_commands_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"make ([a-z]+)", README)) <= targets
+    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(re.findall(r"\.venv/bin/cs-pipeline ([a-z]+)", README)) <= names
+
+
+def test_recipes_are_the_ones_listed() -> None:
+    listed = set(re.findall(r"^\| `(\w+)`(?: \(the demo\))? \|", README.split("## Which model")[1], re.M))
+    assert listed == {path.stem for path in (PROJECT / "cs_pipeline" / "recipes").glob("*.yaml")}
+
+
+def test_links_lead_somewhere() -> None:
+    for page in DOCS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_no_figure_was_forgotten() -> None:
+    assert not [page for page in DOCS if re.search(r"@[A-Z]+@", page.read_text())]
