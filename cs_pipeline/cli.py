@@ -24,7 +24,7 @@ def main() -> None:
     try:
         app()
     except PipelineError as error:
-        Console(stderr=True, highlight=False).print(f"[bold red]Error:[/] {_plain(str(error))}")
+        Console(stderr=True, highlight=False).print(f"[bold red]Error:[/] {_plain(str(error))}", soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("Stopped. What was finished is kept; the same command goes on from there.")

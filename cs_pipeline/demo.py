@@ -91,7 +91,7 @@ def _failure(result: "ExecuteInProcessResult") -> PipelineError:
         if event.is_step_failure:
             data: Any = event.event_specific_data
             error = data.error
-            while error.cause is not None:
+            while error.cause is not None and error.cls_name != PipelineError.__name__:
                 error = error.cause
             text = data.user_failure_data.description if data.user_failure_data else error.message
             what, _, mend = (

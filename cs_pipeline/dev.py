@@ -62,7 +62,7 @@ def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_po
 
     addresses = [f"{service.name}: {service.address}" for service in services]
     if remote:
-        addresses.append(f"MLflow: {tracking._without_secret(uri)}")
+        addresses.append(f"MLflow: {tracking.without_secret(uri)}")
     processes: list[subprocess.Popen[bytes]] = []
     with _stop_signals() as stop:
         try:

@@ -35,6 +35,10 @@ DISK_FOR_HUB = 10e9
 NF4_ERROR = 0.2
 """Relative error of a layer's output. Rounding its weights to 16 values gives about 0.1; a broken library far more."""
 ANEW = "Make the environment anew: make clean, then make demo."
+MIGRATE = (
+    "After an upgrade of Dagster: .venv/bin/dagster instance migrate. If its databases are broken, move history/ and "
+    "schedules/ away: the runs' records are lost, the tables and models are not."
+)
 
 Status: TypeAlias = Literal["ok", "note", "problem"]
 Found: TypeAlias = tuple[Status, str, str | None]
@@ -65,7 +69,7 @@ def examine(lake: DataLake, dagster_home: Path) -> list[Finding]:
         ("memory", _memory, ANEW),
         ("disk", lambda: _disk(lake), "Point CS_LAKE at a folder that is there."),
         ("data lake", lambda: _lake(lake), "Free the disk, or point CS_LAKE at another folder."),
-        ("Dagster", lambda: _dagster(dagster_home), "After an upgrade of Dagster: .venv/bin/dagster instance migrate"),
+        ("Dagster", lambda: _dagster(dagster_home), MIGRATE),
         ("MLflow", lambda: _mlflow(lake), "Look at MLFLOW_TRACKING_URI and at the store that it names."),
         ("ports", _ports, "Look which programs listen there."),
         ("model hub", _hub, "Look at HF_ENDPOINT."),
@@ -92,7 +96,7 @@ def _finding(name: str, look: Callable[[], Found], mend: str) -> Finding:
     except PipelineError as error:
         return Finding(name, "problem", error.what, error.mend)
     except Exception as error:  # a broken library may raise anything: it is what was found
-        return Finding(name, "problem", f"{type(error).__name__}: {error}", mend)
+        return Finding(name, "problem", f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}", mend)
 
 
 def _python() -> Found:
@@ -157,10 +161,10 @@ def _gpu() -> Found:
 
 
 def _bitsandbytes() -> Found:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # when imported, it recommends another package
     import torch
     from bitsandbytes.nn.modules import Linear4bit
 
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it recommends packages to developers
     device = "cuda" if torch.cuda.is_available() else "cpu"
     exact = torch.nn.Linear(64, 64, bias=False)
     rounded = Linear4bit(64, 64, bias=False, quant_type="nf4")  # type: ignore[no-untyped-call]
@@ -251,7 +255,7 @@ def _ports() -> Found:
 
 
 def _hub() -> Found:
-    shown = tracking._without_secret(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    shown = tracking.without_secret(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     only = "only recipes with a base from the hub and the source 'hub' need it"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return "note", f"HF_HUB_OFFLINE forbids asking {shown}; {only}", "Unset HF_HUB_OFFLINE to use the hub."

@@ -41,7 +41,7 @@ def compute_type() -> "torch.dtype":
 
     if not torch.cuda.is_available():
         return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def load_base(folder: Path, quantisation: str) -> Any:

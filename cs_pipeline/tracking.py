@@ -58,8 +58,12 @@ def open_store(lake: DataLake) -> "MlflowClient":
     from sqlalchemy.exc import SQLAlchemyError
 
     uri = store_uri(lake)
+    named = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    if not named:
+        # MLflow has set it for its child processes; it would make this lake's store that of any other lake.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         with _first_use(lake):
             client = mlflow.MlflowClient(uri, uri)
@@ -70,7 +74,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
         # Not "from error": its text may hold the password of the address.
         raise PipelineError(
-            _without_secret(f"The MLflow store {uri} does not answer: {str(error).strip().splitlines()[0]}"),
+            without_secret(f"The MLflow store {uri} does not answer: {str(error).strip().splitlines()[0]}"),
             "Start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the lake.",
         ) from None
     return client
@@ -183,7 +187,7 @@ def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterato
                 # Whatever is wrong with the store: the spool keeps all, and registering sends it.
                 if not said:
                     said.append(str(error))
-                    print(_without_secret(f"MLflow takes no live metrics; they are sent later. {error}"), flush=True)  # noqa: T201
+                    print(without_secret(f"MLflow takes no live metrics; they are sent later. {error}"), flush=True)  # noqa: T201
             if last:
                 return
 
@@ -205,6 +209,6 @@ def _first_use(lake: DataLake) -> Iterator[None]:
         yield
 
 
-def _without_secret(text: str) -> str:
+def without_secret(text: str) -> str:
     """``text`` without user and password in the addresses that it holds."""
     return re.sub(r"(?<=://)[^\s/]*@", "", text)

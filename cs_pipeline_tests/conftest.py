@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -17,23 +20,27 @@ RECIPES = Path(__file__).parent / "recipes"
 """Recipes for tests: ``tiny``, and none else."""
 
 os.environ["CS_RECIPES"] = str(RECIPES)  # the partitions are read when the definitions are loaded
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once; a sum over other threads is another sum
 
 
-def own_world(patch: pytest.MonkeyPatch, lake: Path) -> None:
-    """Takes the user's settings away and points ``CS_LAKE`` at ``lake``; one thread, no hub, no telemetry."""
-    for name in list(os.environ):
-        if name.startswith(("CS_", "MLFLOW_", "HF_", "DAGSTER_")):
-            patch.delenv(name)
-    patch.setenv("CS_LAKE", str(lake))
-    patch.setenv("HF_HUB_OFFLINE", "1")
-    patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    patch.setenv("OMP_NUM_THREADS", "1")
+@contextmanager
+def own_world(lake: Path) -> Iterator[pytest.MonkeyPatch]:
+    """The environment without the user's settings, with ``CS_LAKE`` at ``lake``: no hub, no telemetry."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith(("CS_", "MLFLOW_", "HF_", "DAGSTER_")):
+                patch.delenv(name)
+        patch.setenv("CS_LAKE", str(lake))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+        yield patch
 
 
 @pytest.fixture(autouse=True)
-def own_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def own_settings(tmp_path: Path) -> Iterator[None]:
     """No test reads the user's settings, lake, instance or store, or reaches a model hub."""
-    own_world(monkeypatch, tmp_path / "lake")
+    with own_world(tmp_path / "lake"):
+        yield
 
 
 @pytest.fixture
@@ -42,7 +49,7 @@ def lake(tmp_path: Path) -> DataLake:
 
 
 @pytest.fixture
-def own_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_recipes(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The recipes are those for tests; without this fixture they are the project's own."""
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))
 
@@ -69,8 +76,8 @@ def run_job(lake: Path, source: Path, selection: list[str] | None = None) -> dg.
 
     home = lake.with_name("dagster")
     home.mkdir(parents=True, exist_ok=True)
-    with pytest.MonkeyPatch.context() as patch, dg.DagsterInstance.local_temp(str(home)) as instance:
-        own_world(patch, lake)
+    off = {"telemetry": {"enabled": False}}
+    with own_world(lake) as patch, dg.DagsterInstance.local_temp(str(home), overrides=off) as instance:
         patch.setenv("CS_RECIPES", str(RECIPES))
         patch.setenv("CS_BITEXT", str(source))
         return defs.resolve_job_def("support_model").execute_in_process(
@@ -94,19 +101,33 @@ BEFORE_TRAINING = [
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory, small_csv: Path) -> Path:
-    """A lake with everything before training; tests read it and train in copies."""
+    """A lake with everything before training; tests read it, and train in copies."""
     lake = tmp_path_factory.mktemp("prepared") / "lake"
     assert run_job(lake, small_csv, BEFORE_TRAINING).success
     return lake
 
 
 @pytest.fixture(scope="session")
-def champion_lake(tmp_path_factory: pytest.TempPathFactory, prepared: Path, small_csv: Path) -> Path:
-    """A lake after the whole job; tests read it. MLflow's paths are absolute: a copy of it has no store of its own."""
+def champion_lake(tmp_path_factory: pytest.TempPathFactory, small_csv: Path) -> Path:
+    """A lake after the whole job, with version 1 as champion; tests read it, and change copies (``copy_lake``)."""
     lake = tmp_path_factory.mktemp("champion") / "lake"
-    shutil.copytree(prepared, lake)
     assert run_job(lake, small_csv).success
     return lake
+
+
+def copy_lake(lake: Path, to: Path) -> DataLake:
+    """A copy of ``lake`` with an MLflow store of its own: in its database the addresses of files are absolute."""
+    shutil.copytree(lake, to)
+    with sqlite3.connect(to / "register" / "mlflow.db") as database:
+        for table, column in (
+            ("experiments", "artifact_location"),
+            ("runs", "artifact_uri"),
+            ("logged_models", "artifact_location"),
+            ("model_versions", "storage_location"),
+        ):
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (lake.as_uri(), to.as_uri()))
+    database.close()
+    return DataLake(to)
 
 
 @pytest.fixture(scope="session")

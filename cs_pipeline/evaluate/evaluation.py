@@ -21,8 +21,8 @@ from cs_pipeline.placeholders import apply
 from cs_pipeline.prepare.classifier import TextClassifier
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Version
-from cs_pipeline.train.adapter import Adapter, current_adapter
-from cs_pipeline.train.base import find_base
+from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
+from cs_pipeline.train.base import base_of_version
 
 CODE_VERSION = "1"
 """Raised when this stage gives other figures for the same model and rows."""
@@ -64,11 +64,12 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     """Judges the recipe's adapter on every test row, or returns what equal input has given before.
 
     ``champion`` is judged beside it unless it is that very adapter. Raises PipelineError when the adapter or its base
-    is not there or was changed, or when a metric is not a number.
+    is not there or was changed.
     """
     adapter = current_adapter(recipe.name, lake)
     if champion is not None and champion.fingerprint == adapter.fingerprint:
         champion = None
+    base = base_of(adapter, recipe, lake)
     data = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "test_split")}
     key = digest(adapter.fingerprint, data, champion and champion.fingerprint, recipe.fingerprint, CODE_VERSION)
     folder = evaluation_folder(recipe.name, lake)
@@ -77,7 +78,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         return Evaluation(read_evaluation(recipe.name, lake), reused=True)
     rows = _Rows(recipe, lake)
     stats, seconds = {}, {}
-    for system, answer in _systems(recipe, lake, adapter, champion, rows, report):
+    for system, answer in _systems(recipe, adapter, base, champion, rows, report):
         started = time.monotonic()
         stats[system] = answer()
         seconds[system] = time.monotonic() - started
@@ -147,23 +148,19 @@ class _Rows:
 
 def _systems(
     recipe: Recipe,
-    lake: DataLake,
     adapter: Adapter,
+    base: Path,
     champion: Version | None,
     rows: _Rows,
     report: Callable[[str], None],
 ) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
-    base = Path(find_base(recipe, lake).path)
-
     def model(system: str, recipe: Recipe, base: Path, adapter: Path | None) -> tuple[str, Callable[[], pd.DataFrame]]:
         return system, lambda: _judged(system, SupportModel(recipe, base, adapter), rows, report)
 
     systems = [model("tuned", recipe, base, adapter.folder), model("base", recipe, base, None)]
     if champion is not None:
         its_recipe = read_recipe(champion.folder / "adapter" / "recipe.yaml")
-        its_base = champion.folder / "base"
-        if not its_base.exists():  # hub models are not copied into the registry
-            its_base = Path(find_base(its_recipe, lake).path)
+        its_base = base_of_version(its_recipe, champion.folder)
         systems.append(model("champion", its_recipe, its_base, champion.folder / "adapter"))
     return [
         *systems,

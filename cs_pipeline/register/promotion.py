@@ -29,6 +29,9 @@ JUDGED_BY = "bits_per_character"
 NOT_WORSE_IN = {"right_intent": "higher", "placeholder_recall": "higher", "stop_rate": "higher"}
 """Metrics in which it must not be worse, and which way is better."""
 
+FOLLOWED = "cs.promoted_by"
+"""Tag of versions: the evaluation by which one became champion, set after the alias has moved."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -116,22 +119,23 @@ def settle(client: "MlflowClient", lake: DataLake, decided_by: str) -> None:
     The alias of a champion that somebody moved by hand in MLflow is taken over into the history.
     """
     history = read_history(lake)
+    tags = {int(v.version): v.tags for v in find_versions(client)}
     promoted = [entry for entry in history if entry["promote"]]
     now = champion_number(client)
-    if not promoted:
-        if now is not None:
-            _append(lake, _moved_by_hand(now, None, decided_by))
-        return
-    last = promoted[-1]
-    if now not in (last["version"], last["champion_before"]):
+    last = promoted[-1] if promoted else {"version": None}
+    # An alias that followed the last promotion and now lies elsewhere was moved since, be it back to where it came from.
+    followed = last["version"] not in tags or last["evaluation"] in (None, tags[last["version"]].get(FOLLOWED))
+    if now != last["version"] and (followed or now != last["champion_before"]):
         _append(lake, _moved_by_hand(now, last["version"], decided_by))
-    elif now != last["version"]:
+    elif not followed:
         client.set_registered_model_alias(MODEL, CHAMPION, str(last["version"]))
+        client.set_model_version_tag(MODEL, str(last["version"]), FOLLOWED, last["evaluation"])
+    if not history or history[-1]["version"] not in tags:
+        return
     newest = history[-1]
-    aliases = client.get_registered_model(MODEL).aliases
     if not newest["promote"]:
         client.set_registered_model_alias(MODEL, CHALLENGER, str(newest["version"]))
-    elif aliases.get(CHALLENGER) == str(newest["version"]):
+    elif client.get_registered_model(MODEL).aliases.get(CHALLENGER) == str(newest["version"]):
         client.delete_registered_model_alias(MODEL, CHALLENGER)
 
 

@@ -8,9 +8,8 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from cs_pipeline.model import SupportModel
 from cs_pipeline.prepare.classifier import TextClassifier
-from cs_pipeline.recipe import HubBase, PathBase, read_recipe
-from cs_pipeline.train.base import find_hub_or_folder_base
-from cs_pipeline.train.manifest import read_manifest
+from cs_pipeline.recipe import read_recipe
+from cs_pipeline.train.base import base_of_version
 
 
 class CsSupport(PythonModel):
@@ -18,13 +17,8 @@ class CsSupport(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         adapter = Path(context.artifacts["adapter"])
-        read_manifest(adapter, "model_version")
         recipe = read_recipe(adapter / "recipe.yaml")
-        if isinstance(recipe.base, HubBase | PathBase):
-            base = Path(find_hub_or_folder_base(recipe.base).path)
-        else:
-            base = Path(context.artifacts["base"])
-        self._model = SupportModel(recipe, base, adapter)
+        self._model = SupportModel(recipe, base_of_version(recipe, adapter.parent), adapter)
         routes = recipe.prompt.route == "intent"
         self._classifier = TextClassifier.load(adapter / "intent_classifier") if routes else None
 

@@ -13,8 +13,7 @@ from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import EmbeddedBase, Recipe
 from cs_pipeline.tracking import FINGERPRINT, MODEL, find_versions, get_or_create_run, open_store
-from cs_pipeline.train.adapter import Adapter, current_adapter, spool_of
-from cs_pipeline.train.base import find_base
+from cs_pipeline.train.adapter import Adapter, base_of, current_adapter, spool_of
 
 _SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
 EVALUATED = "cs.evaluation"
@@ -107,8 +106,7 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
         # MLflow names what it copies after the folder it is given.
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
         if isinstance(recipe.base, EmbeddedBase):
-            base = Path(find_base(recipe, lake).path)
-            artifacts["base"] = str(shutil.copytree(base, Path(temporary, "base")))
+            artifacts["base"] = str(shutil.copytree(base_of(adapter, recipe, lake), Path(temporary, "base")))
         with mlflow.start_run(run_id=run):
             logged = mlflow.pyfunc.log_model(
                 name="model",

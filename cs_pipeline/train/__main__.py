@@ -40,6 +40,8 @@ def _run(arguments: argparse.Namespace, pipes: PipesContext | None) -> int:
 
     try:
         _train(load_recipe(arguments.recipe), DataLake.default(), arguments, report)
+    except KeyboardInterrupt:
+        return 130  # whoever sent it knows; nothing half-written is left
     except Exception as error:
         message = str(error) if isinstance(error, PipelineError) else traceback.format_exc()
         print(message, file=sys.stderr)  # noqa: T201

@@ -17,7 +17,7 @@ from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_file, atomic_folder, digest, file_sha256, read_json, write_json
 from cs_pipeline.model import compute_type, load_base, load_tokenizer
 from cs_pipeline.prompt import EMBEDDED_TEMPLATE, Example
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Spool, live
 from cs_pipeline.train.base import Base, find_base
 from cs_pipeline.train.manifest import NAME, read_manifest, write_manifest
@@ -86,6 +86,25 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     adapter = _verified(folder)
     _make_current(recipe, fingerprint, lake)
     return adapter
+
+
+def base_of(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path:
+    """Where the base lies that ``adapter`` was trained on.
+
+    Raises PipelineError when ``recipe`` or its base is another by now, or when the base is not there.
+    """
+    base = find_base(recipe, lake)
+    trained = read_recipe(adapter.folder / "recipe.yaml")
+    for what, now, then in (
+        ("recipe", recipe.fingerprint, trained.fingerprint),
+        ("base model", base.sha256, adapter.manifest["base"]["sha256"]),
+    ):
+        if now != then:
+            raise PipelineError(
+                f"The {what} of '{recipe.name}' has changed since its adapter {adapter.fingerprint} was trained.",
+                f"Materialise 'adapter' for the partition '{recipe.name}' again.",
+            )
+    return Path(base.path)
 
 
 def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:

@@ -46,6 +46,25 @@ def find_base(recipe: Recipe, lake: DataLake) -> Base:
     )
 
 
+def base_of_version(recipe: Recipe, folder: Path) -> Path:
+    """Where the base of a registered version lies, whose ``adapter/`` and perhaps ``base/`` are in ``folder``.
+
+    Raises PipelineError when adapter or base are not what the version was made of.
+    """
+    trained_on = read_manifest(folder / "adapter", "model_version")["base"]
+    if isinstance(recipe.base, EmbeddedBase):
+        base, sha256 = folder / "base", content_hash(read_manifest(folder / "base", "model_version"))
+    else:  # models of the hub and of folders are not copied into the registry
+        found = find_hub_or_folder_base(recipe.base)
+        base, sha256 = Path(found.path), found.sha256
+    if sha256 != trained_on["sha256"]:
+        raise PipelineError(
+            f"{base} is not the base model {trained_on['name']} that the version in {folder} was trained on.",
+            "Put the former model back, or train and register the recipe again.",
+        )
+    return base
+
+
 def needs_training(recipe: Recipe, lake: DataLake) -> bool:
     """True where the base is the embedded one and has not been trained on the present training split."""
     from cs_pipeline.train.embedded import embedded_folder
