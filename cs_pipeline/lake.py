@@ -46,8 +46,10 @@ class DataLake:
 
         path = self.table(stage, name)
         try:
-            return pq.read_table(path, columns=columns, page_checksum_verification=True)
-        except FileNotFoundError:
+            # Opened once: a path would be opened for the schema and again for the rows, and be another file by then.
+            with pa.OSFile(str(path)) as file:
+                return pq.read_table(file, columns=columns, page_checksum_verification=True)
+        except (FileNotFoundError, NotADirectoryError):
             raise PipelineError(
                 f"{path} is not there: the asset '{name}' has not been materialised in this lake.",
                 f"Materialise '{name}' first, or run the whole job: make demo.",

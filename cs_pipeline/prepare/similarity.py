@@ -16,10 +16,9 @@ def nearest(questions: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray
 
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
     index = vectorizer.fit_transform(others).T.tocsr()
-    vectors = vectorizer.transform(questions)
     places, cosines = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
     for start in range(0, len(questions), _ROWS):
-        block = (vectors[start : start + _ROWS] @ index).toarray()
+        block = (vectorizer.transform(questions[start : start + _ROWS]) @ index).toarray()
         places.append(block.argmax(axis=1))
         cosines.append(block.max(axis=1))
     return np.concatenate(places), np.clip(np.concatenate(cosines), 0, 1)

@@ -226,6 +226,11 @@ def _train(
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
     )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small steps round to nothing, and which
+            # a CPU computes slowly.
+            parameter.data = parameter.data.float()
     before = trainer.evaluate()["eval_loss"]
     collate.reset()
     started = time.monotonic()

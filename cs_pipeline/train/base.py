@@ -97,6 +97,7 @@ def _from_folder(folder: Path) -> Base:
 
 
 def _from_hub(spec: HubBase) -> Path:
+    from httpx2 import HTTPError  # what huggingface_hub lets through when a download breaks off
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -118,8 +119,16 @@ def _from_hub(spec: HubBase) -> Path:
             f"Accept its licence at https://huggingface.co/{spec.repo}, then set HF_TOKEN to a token of that account.",
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise PipelineError(f"{what} is not on the hub.", "Mend base.repo and base.revision in the recipe.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise PipelineError(
+            f"{what} is not on the hub, or not for everybody.",
+            "Mend base.repo and base.revision in the recipe; for a private model set HF_TOKEN.",
+        ) from error
+    except (LocalEntryNotFoundError, HTTPError, OSError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise PipelineError(
+                f"{what} could not be fetched: the hub answered {error.response.status_code}.",
+                "Set HF_TOKEN to a token that is valid and may read it, or unset it for a model that is for everybody.",
+            ) from error
         raise PipelineError(
             f"{what} could not be fetched: the hub cannot be reached or broke off ({type(error).__name__}).",
             "Check the network and HF_HUB_OFFLINE and run again; the download resumes. Or use a recipe with "

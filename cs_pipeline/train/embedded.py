@@ -89,7 +89,7 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
 def _train(
     tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase, report: Callable[[str], None]
 ) -> tuple[Any, list[dict[str, float]]]:
-    """Blocks of the shuffled transcripts from random beginnings on, AdamW with warm-up and cosine decay."""
+    """Blocks of the shuffled transcripts, AdamW with warm-up and cosine decay."""
     import torch
 
     torch.manual_seed(spec.seed)
@@ -97,7 +97,6 @@ def _train(
     shuffled = [texts[i] for i in random.permutation(len(texts))]
     encoded = tokenizer(shuffled, add_special_tokens=False)["input_ids"]
     tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]))
-    # Blocks begin where a transcript does: in a block from its middle the answer would stand without its question.
     beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])
     beginnings = beginnings[beginnings + spec.block_tokens <= len(tokens)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -111,7 +110,10 @@ def _train(
     curve: list[dict[str, float]] = []
     started = said = time.monotonic()
     for step in range(1, spec.steps + 1):
-        starts = random.choice(beginnings, size=spec.blocks)
+        # Half the blocks begin with a question, so that answers are learnt from questions; the other half begin anywhere,
+        # so that the later parts of long answers are seen at all.
+        starts = random.integers(0, len(tokens) - spec.block_tokens, size=spec.blocks)
+        starts[::2] = random.choice(beginnings, size=len(starts[::2]))
         block: torch.Tensor = torch.stack([tokens[s : s + spec.block_tokens] for s in starts]).to(device)
         loss = model(input_ids=block, labels=block).loss
         loss.backward()
@@ -138,7 +140,7 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=spec.width,
-            intermediate_size=spec.width * 5 // 2,
+            intermediate_size=spec.width * 3,
             num_hidden_layers=spec.layers,
             num_attention_heads=max(1, spec.width // 32),
             num_key_value_heads=max(1, spec.width // 32),

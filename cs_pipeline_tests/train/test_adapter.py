@@ -74,10 +74,11 @@ def training(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Traini
 
     class Watched(sft_trainer.SFTTrainer):
         def train(self, *args: Any, **kwargs: Any) -> Any:
-            frozen.append(weights(self.model))
-            trained_names.update(n for n, p in self.model.named_parameters() if p.requires_grad)
+            model: Any = self.model
+            frozen.append(weights(model))
+            trained_names.update(n for n, p in model.named_parameters() if p.requires_grad)
             output = super().train(*args, **kwargs)
-            frozen.append(weights(self.model))
+            frozen.append(weights(model))
             return output
 
     lake = DataLake(tmp_path_factory.mktemp("training") / "lake")
@@ -195,11 +196,11 @@ def by_hand(lake: DataLake, *arguments: str) -> "subprocess.CompletedProcess[str
 
 @pytest.mark.usefixtures("own_recipes")
 def test_training_by_hand_finds_it_too(training: Training) -> None:
-    changed = os.stat(training.adapter.folder / "manifest.json").st_mtime_ns
+    changed = (training.adapter.folder / "manifest.json").stat().st_mtime_ns
     result = by_hand(training.lake, "--recipe", "tiny")
     assert result.returncode == 0, result.stderr
     assert f"adapter {training.adapter.fingerprint} of tiny: {training.adapter.folder}" in result.stdout
-    assert os.stat(training.adapter.folder / "manifest.json").st_mtime_ns == changed
+    assert (training.adapter.folder / "manifest.json").stat().st_mtime_ns == changed
 
 
 def test_training_by_hand_says_what_is_wrong(lake: DataLake) -> None:
@@ -260,7 +261,9 @@ def test_long_rows_are_dropped_and_counted(training: Training) -> None:
     lengths = sorted(len(example.input_ids) for example in whole.examples)
     limit = lengths[len(lengths) // 2]
     shorter = training.recipe.trainer.model_copy(update={"max_length": limit})
-    half = training_rows(training.recipe.model_copy(update={"trainer": shorter}), training.lake, tokenizer, "validation")
+    half = training_rows(
+        training.recipe.model_copy(update={"trainer": shorter}), training.lake, tokenizer, "validation"
+    )
     assert whole.too_long == 0
     assert half.too_long == sum(length > limit for length in lengths) > 0
     assert half.examples == [example for example in whole.examples if len(example.input_ids) <= limit]
@@ -270,10 +273,11 @@ def test_long_rows_are_dropped_and_counted(training: Training) -> None:
 
 
 def test_a_tokenizer_that_loses_text_is_refused(training: Training, tmp_path: Path) -> None:
-    from tokenizers.normalizers import Lowercase
+    from tokenizers import normalizers
 
     tokenizer: Any = load_tokenizer(Path(find_base(training.recipe, training.lake).path))
-    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    lowercase: Any = normalizers.Lowercase
+    tokenizer.backend_tokenizer.normalizer = lowercase()
     with pytest.raises(PipelineError, match="instead of the answer") as error:
         training_rows(training.recipe, training.lake, tokenizer, "train")
     row_ids = training.lake.read("prepare", "train_split", ["row_id"]).column("row_id").to_pylist()

@@ -1,0 +1,272 @@
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.recipe import (
+    EmbeddedBase,
+    HubBase,
+    PathBase,
+    Recipe,
+    load_recipe,
+    read_recipe,
+    recipe_names,
+    recipes_folder,
+)
+from cs_pipeline_tests.conftest import RECIPES
+
+OWN = Path(__file__).parents[1] / "cs_pipeline" / "recipes"
+FILES = sorted([*OWN.glob("*.yaml"), *RECIPES.glob("*.yaml")])
+EMBEDDED: dict[str, Any] = yaml.safe_load((OWN / "embedded.yaml").read_text())
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder in which recipes are looked for."""
+    path = tmp_path / "recipes"
+    path.mkdir()
+    monkeypatch.setenv("CS_RECIPES", str(path))
+    return path
+
+
+def changed(change: Change) -> str:
+    content = deepcopy(EMBEDDED)
+    change(content)
+    return yaml.safe_dump(content)
+
+
+def hub(content: dict[str, Any]) -> dict[str, Any]:
+    content["base"] = {"source": "hub", "repo": "a/b", "revision": "0" * 40, "licence": "MIT"}
+    return content
+
+
+# Every recipe
+
+
+def test_the_recipes_of_the_project_are_found() -> None:
+    assert recipes_folder() == OWN
+    assert recipe_names() == sorted(path.stem for path in OWN.glob("*.yaml"))
+    assert {"embedded", "smoke"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CS_RECIPES", str(file.parent))
+    recipe = load_recipe(file.stem)
+    assert recipe.name == file.stem
+    assert isinstance(recipe.base, EmbeddedBase | HubBase | PathBase)
+    assert recipe.description.strip()
+    assert len(recipe.fingerprint) == 16
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_what_a_training_writes_is_read_back(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CS_RECIPES", str(file.parent))
+    recipe = load_recipe(file.stem)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    again = read_recipe(tmp_path / "recipe.yaml")
+    assert again == recipe
+    assert again.fingerprint == recipe.fingerprint
+
+
+def test_a_base_in_a_folder_and_chosen_layers_are_read_back(folder: Path, tmp_path: Path) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["base"] = {"source": "path", "path": "/models/é"}
+        content["lora"]["target_modules"] = ["q_proj", "v_proj"]
+
+    (folder / "mine.yaml").write_text(changed(change))
+    recipe = load_recipe("mine")
+    assert recipe.base == PathBase(source="path", path=Path("/models/é"))
+    assert recipe.lora.target_modules == ("q_proj", "v_proj")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_a_recipe_cannot_be_changed(folder: Path) -> None:
+    recipe = load_recipe_of(folder, lambda content: None)
+    for part, name in ((recipe, "quantisation"), (recipe.trainer, "steps"), (recipe.base, "width")):
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(part, name, 1)
+
+
+# What is wrong with a recipe
+
+
+def load_recipe_of(folder: Path, change: Change) -> Recipe:
+    (folder / "mine.yaml").write_text(changed(change))
+    return load_recipe("mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaints"),
+    [
+        (lambda c: c.update(quantization="nf4"), ["'quantization' is no key of a recipe"]),
+        (lambda c: c["trainer"].update({"learning rate": 1}), ["'trainer.learning rate' is no key of a recipe"]),
+        (lambda c: c["base"].update(depth=3), ["'base.depth' is no key of a recipe"]),
+        (lambda c: hub(c)["base"].update(path="x"), ["'base.path' is no key of a recipe"]),
+        (lambda c: c.update(name="other"), ["'name' is no key of a recipe"]),
+        (lambda c: c.update(name="mine"), ["'name' is no key of a recipe"]),
+        (lambda c: c.update({1: 2}), ["'1' keys should be strings"]),
+        (lambda c: c.pop("description"), ["'description' is missing"]),
+        (lambda c: c.pop("base"), ["'base' is missing"]),
+        (lambda c: c.update(base={}), ["'base.source' is missing"]),
+        (lambda c: c.update(base={"source": "path"}), ["'base.path' is missing"]),
+        (lambda c: hub(c)["base"].pop("revision"), ["'base.revision' is missing"]),
+        (lambda c: c["lora"].pop("r"), ["'lora.r' is missing"]),
+        (lambda c: c["trainer"].pop("max_length"), ["'trainer.max_length' is missing"]),
+        (lambda c: c["base"].update(source="web"), ["'base'", "'web'", "'embedded', 'hub', 'path'"]),
+        (lambda c: hub(c)["base"].update(revision="main"), ["'base.revision'", "[0-9a-f]{40}"]),
+        (lambda c: hub(c)["base"].update(repo="https://huggingface.co/a/b"), ["'base.repo'"]),
+        (lambda c: c["trainer"].update(epochs=1), ["'trainer' give either steps or epochs, and not both"]),
+        (lambda c: c["trainer"].pop("steps"), ["'trainer' give either steps or epochs, and not both"]),
+        (lambda c: c["trainer"].update(steps=0), ["'trainer.steps'", "greater than or equal to 1"]),
+        (lambda c: c["trainer"].update(steps="many"), ["'trainer.steps'", "valid integer"]),
+        (lambda c: c["trainer"].update(steps=[1]), ["'trainer.steps'", "valid integer"]),
+        (lambda c: c["trainer"].update(learning_rate=float("inf")), ["'trainer.learning_rate'", "finite"]),
+        (lambda c: c["trainer"].update(learning_rate=float("nan")), ["'trainer.learning_rate'", "finite"]),
+        (lambda c: c["trainer"].update(learning_rate=-1), ["'trainer.learning_rate'", "greater than 0"]),
+        (lambda c: c["trainer"].update(scheduler="step"), ["'trainer.scheduler'", "'cosine'"]),
+        (lambda c: c.update(trainer=None), ["'trainer'", "dictionary"]),
+        (lambda c: c.update(quantisation="int8"), ["'quantisation'", "'nf4'"]),
+        (lambda c: c.update(placeholders="kept"), ["'placeholders'", "'keep'", "'realistic'"]),
+        (lambda c: c["lora"].update(target_modules="q_proj"), ["'lora.target_modules'", "'all-linear'"]),
+        (lambda c: c["lora"].update(target_modules=[]), ["'lora.target_modules'", "at least 1 item"]),
+        (lambda c: c["base"].update(width=100), ["'base.width'", "multiple of 16"]),
+        (lambda c: c["generation"].update(max_new_tokens=512), ["generation.max_new_tokens", "trainer.max_length"]),
+        (
+            lambda c: (c["lora"].pop("r"), c.update(more=1), c["prompt"].update(route="maybe")),
+            ["'lora.r' is missing", "'more' is no key of a recipe", "'prompt.route'"],
+        ),
+    ],
+)
+def test_a_wrong_key_is_told_with_file_and_key(folder: Path, change: Change, complaints: list[str]) -> None:
+    with pytest.raises(PipelineError) as raised:
+        load_recipe_of(folder, change)
+    assert str(folder / "mine.yaml") in raised.value.what
+    for complaint in complaints:
+        assert complaint in raised.value.what
+    assert "pydantic" not in str(raised.value)
+    assert raised.value.what.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no keys"),
+        (b"# nothing but a comment\n", "holds no keys"),
+        (b"just a sentence", "holds no keys"),
+        (b"- a\n- list\n", "holds no keys"),
+        (b"lora: {r: 8", "not readable as YAML"),
+        (b"lora:\n\tr: 8", "line 2"),
+        (b"description: \xff\xfe", "not readable as YAML"),
+        (b"description: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+    ],
+)
+def test_a_broken_file_is_told(folder: Path, content: bytes, complaint: str) -> None:
+    (folder / "mine.yaml").write_bytes(content)
+    reads: list[Callable[[], Recipe]] = [lambda: load_recipe("mine"), lambda: read_recipe(folder / "mine.yaml")]
+    for read in reads:
+        with pytest.raises(PipelineError) as raised:
+            read()
+        assert str(folder / "mine.yaml") in raised.value.what
+        assert complaint in raised.value.what
+
+
+def test_a_recipe_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
+    with pytest.raises(PipelineError, match="no recipe 'mine'") as raised:
+        load_recipe("mine")
+    assert raised.value.mend == "Choose one of: none."
+    for name in ("b", "a"):
+        (folder / f"{name}.yaml").write_text(changed(lambda content: None))
+    for name in ("mine", "../recipes/a", "a.yaml", ""):
+        with pytest.raises(PipelineError, match=f"no recipe '{name}'") as raised:
+            load_recipe(name)
+        assert str(folder) in raised.value.what
+        assert raised.value.mend == "Choose one of: a, b."
+    with pytest.raises(PipelineError, match=r"gone\.yaml is not readable"):
+        read_recipe(folder / "gone.yaml")
+
+
+# The fingerprint
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+OTHER: dict[str, Any] = {
+    "name": "another",
+    "description": None,  # changes nothing, below
+    "base.source": None,  # another source is another base, below
+    "base.repo": "a/c",
+    "base.revision": "1" * 40,
+    "base.licence": "Apache-2.0",
+    "base.path": "/models/c",
+    "quantisation": "none",
+    "lora.target_modules": ["q_proj"],
+    "prompt.system": "Be brief.",
+    "prompt.route": "none",
+    "placeholders": "strip",
+    "train_rows": 7,
+    "trainer.epochs": None,  # not beside steps, below
+    "trainer.scheduler": "linear",
+    "trainer.optimizer": "paged_adamw_8bit",
+    "trainer.gradient_checkpointing": True,
+    "trainer.warmup_share": 0.25,
+    "base.width": 256,
+}
+SOURCES = {
+    "embedded": EMBEDDED["base"],
+    "hub": hub({})["base"],
+    "path": {"source": "path", "path": "/models/b"},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_field_but_the_description_changes_the_fingerprint(source: str) -> None:
+    whole = Recipe.model_validate({**EMBEDDED, "name": "mine", "base": SOURCES[source]}).model_dump(mode="json")
+    recipe = Recipe.model_validate(whole)
+    fingerprints = {recipe.fingerprint}
+    changes = 0
+    for path, value in leaves(whole):
+        key = ".".join(path)
+        other = OTHER[key] if key in OTHER else value + 1 if isinstance(value, int) else value + 0.125
+        if other is None:
+            continue
+        content = deepcopy(whole)
+        part = content
+        for step in path[:-1]:
+            part = part[step]
+        assert part[path[-1]] != other
+        part[path[-1]] = other
+        fingerprints.add(Recipe.model_validate(content).fingerprint)
+        changes += 1
+    assert changes > 20
+    assert len(fingerprints) == changes + 1
+    described = Recipe.model_validate({**whole, "description": "in other words"})
+    assert described != recipe
+    assert described.fingerprint == recipe.fingerprint
+
+
+def test_source_and_epochs_change_the_fingerprint() -> None:
+    recipes = [Recipe.model_validate({**EMBEDDED, "name": "mine", "base": base}) for base in SOURCES.values()]
+    for epochs in (1, 2):
+        trainer = {**EMBEDDED["trainer"], "steps": None, "epochs": epochs}
+        recipes.append(Recipe.model_validate({**EMBEDDED, "name": "mine", "trainer": trainer}))
+    assert len({recipe.fingerprint for recipe in recipes}) == 5
+
+
+def test_what_is_left_out_is_the_same_as_its_default(folder: Path) -> None:
+    plain = load_recipe_of(folder, lambda content: None)
+    spelt_out = load_recipe_of(folder, lambda content: content["trainer"].update(accumulation=1, seed=0))
+    assert spelt_out.fingerprint == plain.fingerprint
