@@ -31,6 +31,8 @@ def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
 
     from cs_pipeline.definitions import defs
 
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)  # Pipes uses what Dagster may still change
+
     console.print(f"[bold]{recipe.name}[/]: {recipe.description.strip()}\n")
     with dg.DagsterInstance.get() as instance:
         result = defs.resolve_job_def("support_model").execute_in_process(

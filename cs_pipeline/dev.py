@@ -133,7 +133,6 @@ def _mlflow(lake: DataLake, port: int) -> Service:
     environment = {
         "MLFLOW_BACKEND_STORE_URI": tracking.store_uri(lake),  # not in the command, which every user can read
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # five more processes, for evaluations nobody asks it for
-        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     return Service("MLflow", port, "/health", command, environment)
 

@@ -49,7 +49,6 @@ def artifacts_folder(lake: DataLake) -> Path:
 
 def open_store(lake: DataLake) -> "MlflowClient":
     """A client of the store, which is made at first use. Raises PipelineError when it cannot be reached."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # By default a server that is not there is asked for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")

@@ -29,6 +29,7 @@ GRAPH = {
 
 BLOCKING = {
     ("bitext_conversations", "row_ids_unique"),
+    ("bitext_conversations", "schema_agreed"),
     ("clean_bitext", "counts_reconcile"),
     ("clean_bitext", "placeholders_balanced"),
     ("bitext_splits", "counts_reconcile"),

@@ -39,7 +39,9 @@ def tree() -> list[str]:
 def test_tree_shows_what_is_there_and_all_of_the_top() -> None:
     files = tracked()
     for path in tree():
-        assert any(f == path or f.startswith(path) for f in files), f"{path} is in README's tree but not in the repository"
+        assert any(f == path or f.startswith(path) for f in files), (
+            f"{path} is in README's tree but not in the repository"
+        )
     shown_top = {path.split("/")[0] for path in tree()}
     assert {f.split("/")[0] for f in files} == shown_top
 

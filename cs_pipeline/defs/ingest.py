@@ -69,5 +69,18 @@ def row_ids_unique(lake: LakeResource) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=distinct == len(ids) > 0, metadata={"rows": len(ids), "distinct": distinct})
 
 
+@dg.asset_check(asset=bitext_conversations, blocking=True)
+def schema_agreed(lake: LakeResource) -> dg.AssetCheckResult:
+    """The file has the columns and types that every later step reads, and no id is null."""
+    from cs_pipeline.errors import PipelineError
+    from cs_pipeline.schema import CONVERSATION, check_schema
+
+    try:
+        check_schema(lake.lake.read("ingest", "bitext_conversations"), CONVERSATION, "bitext_conversations")
+    except PipelineError as error:
+        return dg.AssetCheckResult(passed=False, description=str(error))
+    return dg.AssetCheckResult(passed=True)
+
+
 ASSETS = [bitext_dataset, bitext_conversations]
-CHECKS = [row_ids_unique]
+CHECKS = [row_ids_unique, schema_agreed]

@@ -135,7 +135,7 @@ def settle(client: "MlflowClient", lake: DataLake, decided_by: str) -> None:
     newest = history[-1]
     if not newest["promote"]:
         client.set_registered_model_alias(MODEL, CHALLENGER, str(newest["version"]))
-    elif client.get_registered_model(MODEL).aliases.get(CHALLENGER) == str(newest["version"]):
+    elif str(client.get_registered_model(MODEL).aliases.get(CHALLENGER)) == str(newest["version"]):
         client.delete_registered_model_alias(MODEL, CHALLENGER)
 
 

@@ -25,7 +25,7 @@ def read_manifest(folder: Path, asset: str) -> dict[str, Any]:
     mend = f"Delete {folder} and materialise '{asset}' again; do not load it, its weights are not what was trained."
     try:
         manifest: dict[str, Any] = read_json(folder / NAME)
-        files: dict[str, str] = manifest["files"]
+        files: dict[str, str] = dict(manifest["files"])
     except FileNotFoundError:
         raise PipelineError(f"{folder} holds no {NAME}: '{asset}' was not finished there.", mend) from None
     except (ValueError, KeyError, TypeError) as error:

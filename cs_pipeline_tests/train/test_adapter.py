@@ -236,7 +236,11 @@ def test_a_folder_that_was_touched_is_refused(
 ) -> None:
     shutil.copytree(training.lake.root, lake.root)
     damage(lake.path("train", "adapter", "tiny", training.adapter.fingerprint, file))
-    for find in (lambda: find_adapter(training.recipe, lake), lambda: current_adapter("tiny", lake)):
+    finds: list[Callable[[], object]] = [
+        lambda: find_adapter(training.recipe, lake),
+        lambda: current_adapter("tiny", lake),
+    ]
+    for find in finds:
         with pytest.raises(PipelineError, match=what) as error:
             find()
         assert named in error.value.what
@@ -276,8 +280,7 @@ def test_a_tokenizer_that_loses_text_is_refused(training: Training, tmp_path: Pa
     from tokenizers import normalizers
 
     tokenizer: Any = load_tokenizer(Path(find_base(training.recipe, training.lake).path))
-    lowercase: Any = normalizers.Lowercase
-    tokenizer.backend_tokenizer.normalizer = lowercase()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     with pytest.raises(PipelineError, match="instead of the answer") as error:
         training_rows(training.recipe, training.lake, tokenizer, "train")
     row_ids = training.lake.read("prepare", "train_split", ["row_id"]).column("row_id").to_pylist()

@@ -1,0 +1,187 @@
+"""Who is judged on what, with real models: the tuned one, its base, a champion, and answers that cost nothing."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.leaderboard import write_leaderboard
+from cs_pipeline.lake import DataLake
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.schema import SPLIT_ROW
+from cs_pipeline.tracking import Version
+from cs_pipeline.train.adapter import current_adapter
+from cs_pipeline.train.base import find_base
+from cs_pipeline.train.manifest import read_manifest, write_manifest
+
+WITHOUT_CHAMPION = ["tuned", "base", "nearest", "central", "random"]
+
+
+@pytest.fixture
+def evaluated(champion_lake: Path, lake: DataLake) -> DataLake:
+    """A copy of the session's lake up to the evaluation, without a store: nobody is champion in it."""
+    for stage in ("prepare", "train", "evaluate"):
+        shutil.copytree(champion_lake / stage, lake.root / stage)
+    return lake
+
+
+def answers(lake: DataLake) -> pd.DataFrame:
+    return pd.read_parquet(evaluation_folder("tiny", lake) / "answers.parquet")
+
+
+def score(facts: dict[str, Any], system: str, metric: str) -> float:
+    return float(facts["scores"][system][metric]["score"])
+
+
+def version_of(lake: DataLake, recipe: Recipe, folder: Path, number: int = 4) -> Version:
+    """The current adapter of ``lake`` laid out in ``folder`` as the registry hands it out."""
+    adapter = current_adapter(recipe.name, lake)
+    shutil.copytree(adapter.folder, folder / "adapter")
+    shutil.copytree(find_base(recipe, lake).path, folder / "base")
+    return Version(number, adapter.fingerprint, recipe.name, "some run", folder)
+
+
+def as_another(version: Version) -> Version:
+    """The same weights under another fingerprint, as another recipe would have made them."""
+    facts = read_manifest(version.folder / "adapter", "adapter")
+    del facts["files"]
+    write_manifest(version.folder / "adapter", {**facts, "fingerprint": "f" * 16})
+    return Version(version.version, "f" * 16, version.recipe, version.run_id, version.folder)
+
+
+def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -> None:
+    facts = read_evaluation("tiny", evaluated)
+    test = evaluated.read("prepare", "test_split")
+    assert facts["champion_version"] is None
+    assert list(facts["scores"]) == sorted(WITHOUT_CHAMPION)
+    assert set(facts["differences"]) == set(WITHOUT_CHAMPION) - {"tuned"}
+    assert facts["rows"] == test.num_rows
+    assert facts["clusters"] == len(set(test.column("cluster_id").to_pylist()))
+    rows = answers(evaluated)
+    assert len(rows) == test.num_rows * len(WITHOUT_CHAMPION)
+    for _, frame in rows.groupby("system"):
+        assert frame["row_id"].tolist() == test.column("row_id").to_pylist()
+        assert frame["reference"].tolist() == test.column("response").to_pylist()
+    assert score(facts, "tuned", "bits_per_character") < score(facts, "base", "bits_per_character")
+    assert facts["differences"]["base"]["bits_per_character"]["high"] < 0
+    # Right answers of right intents from training rows beat a model of thirty steps, and chance.
+    assert score(facts, "nearest", "rougeL") > score(facts, "random", "rougeL")
+    assert score(facts, "central", "right_intent") > 80 > score(facts, "random", "right_intent")
+    for system in ("nearest", "central", "random"):
+        assert facts["scores"][system]["bits_per_character"] is None
+
+
+def test_equal_input_is_not_judged_again(evaluated: DataLake, tiny: Recipe) -> None:
+    before = (evaluation_folder("tiny", evaluated) / "answers.parquet").stat()
+    lines: list[str] = []
+    again = evaluate(tiny, evaluated, None, lines.append)
+    assert again.reused
+    assert again.facts == read_evaluation("tiny", evaluated)
+    assert (evaluation_folder("tiny", evaluated) / "answers.parquet").stat() == before
+    assert lines == [f"Equal input has been evaluated already: {evaluation_folder('tiny', evaluated)}"]
+
+
+def test_a_champion_is_not_judged_beside_itself(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+    itself = version_of(evaluated, tiny, tmp_path / "version")
+    assert evaluate(tiny, evaluated, itself, print).reused  # as if there were no champion
+
+
+def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+    """Here it has the same weights: what differs then is the way of judging."""
+    another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
+    alone = read_evaluation("tiny", evaluated)
+    beside = evaluate(tiny, evaluated, another, print)
+    assert not beside.reused
+    facts = beside.facts
+    assert facts["champion_version"] == another.version
+    assert facts["fingerprint"] != alone["fingerprint"]
+    assert facts["scores"]["champion"] == facts["scores"]["tuned"] == alone["scores"]["tuned"]
+    measured = {metric: d for metric, d in facts["differences"]["champion"].items() if d is not None}
+    assert set(measured) >= {"bits_per_character", "right_intent", "stop_rate", "rougeL", "bleu", "chrf"}
+    for metric, difference in measured.items():
+        assert difference["difference"] == difference["low"] == difference["high"] == 0, metric
+    assert facts["differences"]["base"] == alone["differences"]["base"]
+    wide = answers(evaluated).pivot_table(index="row_id", columns="system", values="answer", aggfunc="first")
+    assert wide["champion"].tolist() == wide["tuned"].tolist()
+    assert evaluate(tiny, evaluated, another, print).reused
+
+
+def test_a_champion_that_was_touched_is_refused(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+    another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
+    weights = another.folder / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    before = read_evaluation("tiny", evaluated)
+    with pytest.raises(PipelineError, match=r"base/model\.safetensors was changed"):
+        evaluate(tiny, evaluated, another, print)
+    assert read_evaluation("tiny", evaluated) == before
+
+
+def test_other_test_rows_are_judged_anew_and_references_come_out_on_top(evaluated: DataLake, tiny: Recipe) -> None:
+    """Test rows that stand in the training split: their nearest question's answer is the reference itself."""
+    before = read_evaluation("tiny", evaluated)
+    train = evaluated.read("prepare", "train_split").to_pandas().drop_duplicates("instruction")
+    known = train.groupby("intent").head(2).assign(split="test", nearest_train_similarity=1.0)
+    table = pa.Table.from_pandas(known, schema=SPLIT_ROW, preserve_index=False)
+    evaluated.write("prepare", "test_split", table, SPLIT_ROW)
+    judged = evaluate(tiny, evaluated, None, print)
+    facts = judged.facts
+    assert not judged.reused
+    assert facts["fingerprint"] != before["fingerprint"]
+    assert (facts["rows"], before["rows"]) == (54, 54)
+    rows = answers(evaluated)
+    nearest = rows[rows["system"] == "nearest"]
+    assert nearest["answer"].tolist() == nearest["reference"].tolist()
+    for metric in ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "placeholder_precision", "placeholder_recall"):
+        assert score(facts, "nearest", metric) == pytest.approx(100), metric
+        for other in ("tuned", "base", "random"):
+            found = facts["scores"][other][metric]
+            assert found is None or found["score"] < 100, (other, metric)
+    assert score(facts, "nearest", "right_intent") == pytest.approx(100 * facts["answer_classifier_accuracy"])
+    assert score(facts, "nearest", "length_ratio") == pytest.approx(1)
+    assert score(facts, "nearest", "placeholder_invented") == 0
+
+
+def test_an_adapter_of_another_base_or_recipe_is_not_judged(evaluated: DataLake, tiny: Recipe) -> None:
+    edited = tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"max_new_tokens": 9})})
+    with pytest.raises(PipelineError, match="The recipe of 'tiny' has changed since its adapter"):
+        evaluate(edited, evaluated, None, print)
+    # Other training rows, and the base made of them, but the adapter is still the old one.
+    base = Path(find_base(tiny, evaluated).path)
+    rows = evaluated.read("prepare", "train_split").slice(1)
+    evaluated.write("prepare", "train_split", rows, SPLIT_ROW)
+    with pytest.raises(PipelineError, match="'base_model' was not finished there"):
+        evaluate(tiny, evaluated, None, print)
+    from cs_pipeline.train.embedded import embedded_folder
+
+    assert tiny.base.source == "embedded"
+    other = embedded_folder(tiny.base, evaluated)
+    shutil.copytree(base, other)
+    (other / "loss.json").write_text("[]")
+    (other / "manifest.json").unlink()
+    write_manifest(other, {"parameters": 1, "rows": 1})
+    with pytest.raises(PipelineError, match="The base model of 'tiny' has changed since its adapter") as error:
+        evaluate(tiny, evaluated, None, print)
+    assert "Materialise 'adapter'" in error.value.mend
+
+
+def test_no_evaluation_is_said(lake: DataLake) -> None:
+    with pytest.raises(PipelineError, match=r"evaluation\.json is not there") as error:
+        read_evaluation("tiny", lake)
+    assert error.value.mend == "Materialise 'evaluation' for the partition 'tiny'."
+
+
+def test_the_leaderboard_holds_what_was_judged_on_the_present_rows(evaluated: DataLake) -> None:
+    facts = read_evaluation("tiny", evaluated)
+    board = write_leaderboard(["tiny", "never_evaluated"], evaluated)
+    assert board["recipe"].tolist() == ["tiny"]
+    assert board["bits_per_character"].tolist() == [score(facts, "tuned", "bits_per_character")]
+    assert board["base_bits_per_character"].tolist() == [score(facts, "base", "bits_per_character")]
+    pd.testing.assert_frame_equal(pd.read_parquet(evaluated.table("evaluate", "leaderboard")), board)
+    rows = evaluated.read("prepare", "test_split").slice(1)
+    evaluated.write("prepare", "test_split", rows, SPLIT_ROW)
+    assert write_leaderboard(["tiny"], evaluated).empty

@@ -1,0 +1,232 @@
+"""A registered version, read back over MLflow's own client and run as its users run it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
+from cs_pipeline.lake import DataLake, read_json
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.register.version import EVALUATED, ask_version, register, version_of
+from cs_pipeline.schema import SPLIT_ROW
+from cs_pipeline.tracking import FINGERPRINT, MODEL, open_store, store_uri
+from cs_pipeline.train.adapter import Adapter, current_adapter
+from cs_pipeline_tests.conftest import copy_lake
+
+QUESTION = "where is my refund?"
+
+
+@pytest.fixture
+def registered(champion_lake: Path) -> DataLake:
+    return DataLake(champion_lake)
+
+
+@pytest.fixture
+def adapter(registered: DataLake) -> Adapter:
+    return current_adapter("tiny", registered)
+
+
+def the_run(lake: DataLake) -> Any:
+    client = open_store(lake)
+    experiment = client.get_experiment_by_name(MODEL)
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def test_one_run_holds_what_was_chosen_and_measured(registered: DataLake, adapter: Adapter, tiny: Recipe) -> None:
+    run = the_run(registered)
+    assert run.info.status == "FINISHED"
+    assert run.data.tags[FINGERPRINT] == adapter.fingerprint
+    parameters = run.data.params
+    assert parameters["quantisation"] == "nf4"
+    assert parameters["trainer.steps"] == str(tiny.trainer.steps)
+    assert parameters["lora.r"] == str(tiny.lora.r)
+    assert parameters["base.source"] == "embedded"
+    facts, metrics = read_evaluation("tiny", registered), run.data.metrics
+    for name in ("validation_loss_before", "validation_loss_after", "tokens_per_second", "real_token_share"):
+        assert metrics[f"train.{name}"] == adapter.metrics[name]
+    for system, prefix in (("tuned", "test"), ("base", "test.base"), ("nearest", "test.nearest")):
+        for name, value in facts["scores"][system].items():
+            if value is None:
+                assert f"{prefix}.{name}" not in metrics
+            else:
+                assert metrics[f"{prefix}.{name}"] == pytest.approx(value["score"])
+
+
+def test_the_run_holds_the_loss_curve_of_the_training(registered: DataLake, adapter: Adapter) -> None:
+    history = open_store(registered).get_metric_history(the_run(registered).info.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(p["step"], p["loss"]) for p in adapter.metrics["loss"]]
+    assert history[0].timestamp < history[-1].timestamp  # as they came, not as they were sent
+
+
+def test_the_run_names_its_data(registered: DataLake, adapter: Adapter) -> None:
+    inputs = {i.dataset.name: i for i in the_run(registered).inputs.dataset_inputs}
+    data = adapter.manifest["data"] | read_evaluation("tiny", registered)["data"]
+    assert set(inputs) == {"train_split", "validation_split", "test_split"}
+    for name, entry in inputs.items():
+        assert entry.dataset.digest == data[name][:16]
+        assert {t.value for t in entry.tags} == {name.removesuffix("_split")}
+
+
+def test_the_run_holds_the_report(registered: DataLake, tmp_path: Path) -> None:
+    client, run = open_store(registered), the_run(registered)
+    assert {f.path for f in client.list_artifacts(run.info.run_id, "report")} == {
+        "report/evaluation.json",
+        "report/tiny.html",
+    }
+    folder = Path(client.download_artifacts(run.info.run_id, "report", str(tmp_path)))
+    assert read_json(folder / "evaluation.json") == read_evaluation("tiny", registered)
+    report = registered.path("evaluate", "evaluation_report", "tiny.html")
+    assert (folder / "tiny.html").read_bytes() == report.read_bytes()
+
+
+def test_the_version_leads_back(registered: DataLake, adapter: Adapter, small_csv: Path) -> None:
+    client = open_store(registered)
+    version = client.get_model_version_by_alias(MODEL, "champion")
+    assert int(version.version) == 1
+    assert version.run_id == the_run(registered).info.run_id
+    tags = version.tags
+    assert tags[FINGERPRINT] == adapter.fingerprint
+    assert tags[EVALUATED] == read_evaluation("tiny", registered)["fingerprint"]
+    assert tags["cs.recipe"] == "tiny"
+    assert tags["cs.git_commit"] == str(adapter.manifest["git_commit"])
+    assert tags["cs.base"] == adapter.manifest["base"]["name"]
+    assert {k.removeprefix("cs.data."): v for k, v in tags.items() if k.startswith("cs.data.")} == adapter.manifest[
+        "data"
+    ]
+    source = read_json(registered.path("ingest", "bitext_conversations.json"))
+    assert tags["cs.source_sha256"] == source["sha256"]
+    assert tags["cs.source"] == source["address"]
+    assert tags["cs.source"].endswith(small_csv.name)
+    assert re.fullmatch(r"[0-9a-f-]{36}", tags["cs.dagster_run"])
+
+
+def test_the_logged_model_holds_the_adapter_and_no_pickle(registered: DataLake, adapter: Adapter) -> None:
+    import mlflow
+
+    open_store(registered)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/1"))
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {f"artifacts/adapter/{name}" for name in (*adapter.manifest["files"], "manifest.json")} < names
+    assert "artifacts/base/model.safetensors" in names
+    assert not [name for name in names if Path(name).suffix in (".pkl", ".pickle", ".bin", ".pt", ".joblib")]
+    requirements = (folder / "requirements.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in requirements)
+    assert {line.partition("==")[0] for line in requirements} >= {"torch", "transformers", "peft", "mlflow"}
+
+
+def test_registering_again_gives_the_same_version(registered: DataLake, tiny: Recipe) -> None:
+    client, run = open_store(registered), the_run(registered)
+    models = client.search_logged_models([run.info.experiment_id])
+    report = registered.path("evaluate", "evaluation_report", "tiny.html")
+    again = register(tiny, registered, {"cs.dagster_run": "another"}, report)
+    assert (again.version, again.run_id, again.reused) == (1, run.info.run_id, True)
+    assert [int(v.version) for v in client.search_model_versions(f"name = '{MODEL}'")] == [1]
+    assert len(client.search_logged_models([run.info.experiment_id])) == len(models) == 1
+    assert version_of("tiny", registered) == 1
+
+
+def test_a_new_evaluation_renews_the_figures_of_the_same_version(
+    champion_lake: Path, tmp_path: Path, tiny: Recipe
+) -> None:
+    lake = copy_lake(champion_lake, tmp_path / "copy")
+    before = the_run(lake).data.metrics["test.chrf"]
+    lake.write("prepare", "test_split", lake.read("prepare", "test_split").slice(9), SPLIT_ROW)
+    facts = evaluate(tiny, lake, None, print).facts
+    again = register(tiny, lake, {}, lake.path("evaluate", "evaluation_report", "tiny.html"))
+    assert (again.version, again.reused) == (1, True)
+    after = the_run(lake).data.metrics["test.chrf"]
+    assert after == pytest.approx(facts["scores"]["tuned"]["chrf"]["score"]) != before
+    assert open_store(lake).get_model_version(MODEL, "1").tags[EVALUATED] == facts["fingerprint"]
+
+
+def test_nothing_to_register_is_said(champion_lake: Path, lake: DataLake, tiny: Recipe) -> None:
+    shutil.copytree(champion_lake / "train", lake.root / "train")
+    with pytest.raises(PipelineError, match=r"evaluation\.json is not there"):
+        register(tiny, lake, {}, lake.root / "no_report.html")
+    with pytest.raises(PipelineError, match="of 'tiny' is not registered"):
+        version_of("tiny", lake)
+
+
+def in_the_store(lake: DataLake) -> dict[str, str]:
+    """What a user of the registry sets, and nothing of this project."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("CS_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**environment, "MLFLOW_TRACKING_URI": store_uri(lake), "PATH": path}
+
+
+def test_a_fresh_process_loads_the_champion_and_it_answers(registered: DataLake, tmp_path: Path) -> None:
+    code = (
+        "import json, mlflow; model = mlflow.pyfunc.load_model('models:/cs-support@champion');"
+        f"print(json.dumps(model.predict([{QUESTION!r}, 'i forgot my password'])))"
+    )
+    command = [sys.executable, "-c", code]
+    out = subprocess.check_output(command, env=in_the_store(registered), cwd=tmp_path, text=True, timeout=300)
+    answers = json.loads(out.splitlines()[-1])
+    assert len(answers) == 2
+    assert all(isinstance(answer, str) and answer for answer in answers)
+    assert ask_version(1, [QUESTION, "i forgot my password"], registered) == answers
+
+
+@contextmanager
+def served(lake: DataLake, folder: Path) -> Iterator[str]:
+    """The address of ``mlflow models serve``, which is ended with all its children."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}@champion"]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    with (folder / "serve.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=in_the_store(lake), cwd=folder, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", process, folder / "serve.log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    end = time.monotonic() + 240
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(log.read_text())
+
+
+def test_mlflow_serves_the_champion(registered: DataLake, tmp_path: Path) -> None:
+    with served(registered, tmp_path) as address:
+        request = urllib.request.Request(
+            f"{address}/invocations",
+            data=json.dumps({"inputs": [QUESTION]}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as response:
+            found = json.load(response)
+    assert found == {"predictions": ask_version(1, [QUESTION], registered)}
