@@ -119,6 +119,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of an atomic folder at ``path``, which nobody else may be writing now."""
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        shutil.rmtree(leftover)
+
+
 def make_folder(folder: Path) -> None:
     """Makes ``folder`` and its parents. Raises PipelineError when the lake cannot be written."""
     try:

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.errors import DagsterPipesExecutionError  # dagster has no public name for it
 
 from cs_pipeline.defs.resources import RECIPES, LakeResource
 from cs_pipeline.recipe import load_recipe
@@ -101,7 +102,7 @@ def _run_training(
                 env={"CS_LAKE": str(lake.lake.root)},
                 extras={"failure_file": str(failure)},
             )
-        except dg.DagsterPipesExecutionError as error:
+        except DagsterPipesExecutionError as error:
             reason = failure.read_text()
             if reason:
                 raise dg.Failure(description=reason, allow_retries=False) from error

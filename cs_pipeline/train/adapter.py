@@ -14,7 +14,16 @@ from typing import Any
 import yaml
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, atomic_file, atomic_folder, digest, file_sha256, read_json, write_json
+from cs_pipeline.lake import (
+    DataLake,
+    atomic_file,
+    atomic_folder,
+    digest,
+    file_sha256,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 from cs_pipeline.model import compute_type, load_base, load_tokenizer
 from cs_pipeline.prompt import EMBEDDED_TEMPLATE, Example
 from cs_pipeline.recipe import Recipe, read_recipe
@@ -129,6 +138,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     }
     spool = spool_of(recipe.name, fingerprint, lake)
     spool.clear()
+    remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
         with live(spool, lake, fingerprint, recipe.name):
             metrics = _train(recipe, lake, Path(base.path), temporary, report, spool.append)
@@ -165,7 +175,7 @@ def _train(
 ) -> dict[str, Any]:
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import set_seed
+    from transformers import PrinterCallback, set_seed
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
@@ -226,6 +236,7 @@ def _train(
             dataloader_pin_memory=torch.cuda.is_available(),
         ),
     )
+    trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
     for parameter in model.parameters():
         if parameter.requires_grad:
             # TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small steps round to nothing, and which

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, write_json
+from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, remove_leftovers, write_json
 from cs_pipeline.model import bits
 from cs_pipeline.prompt import EMBEDDED_TEMPLATE
 from cs_pipeline.recipe import EmbeddedBase
@@ -43,6 +43,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         return folder
     table = lake.read("prepare", "train_split", ["instruction", "response"])
     texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
+    remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
         tokenizer = _tokenizer(texts, spec.vocabulary)
         model, curve = _train(tokenizer, texts, spec, report)

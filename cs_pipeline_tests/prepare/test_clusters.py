@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.prepare.clean import Cleaned
-from cs_pipeline.prepare.clusters import components, near_duplicates
+from cs_pipeline.prepare.clusters import _links, _shingles, components, near_duplicates
 from cs_pipeline_tests.prepare import alike, shingled
 
 WORDS = [
@@ -91,6 +91,15 @@ def test_clusters_are_those_that_comparing_all_pairs_gives(seed: int) -> None:
 def test_any_text_at_all(rows: list[tuple[str, str]]) -> None:
     questions, intents = [text for text, _ in rows], [intent for _, intent in rows]
     assert partition(questions, intents) == joined(alike_pairs(questions, intents), len(rows))
+
+
+def test_in_a_bucket_every_row_is_compared_with_every_other() -> None:
+    questions = list(dict.fromkeys(question.lower() for question in variants(400, 11)[0]))
+    rows = len(questions)
+    links = _links(_shingles(questions)[0], iter([np.zeros(rows, dtype=np.uint64)]))
+    numbers = components(np.concatenate(links), rows)
+    ours = {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
+    assert ours == joined(alike_pairs(questions, ["a"] * rows), rows)
 
 
 def test_the_order_of_rows_makes_no_difference() -> None:
