@@ -20,6 +20,7 @@ from cs_pipeline.lake import (
     file_sha256,
     make_folder,
     read_json,
+    remove_leftovers,
     write_json,
 )
 
@@ -332,6 +333,9 @@ def test_a_killed_process_leaves_no_half(tmp_path: Path, old: bool) -> None:
     if old:
         assert read_model(tmp_path / "model") == (tmp_path / "table").read_text() == "old"
     write_model(tmp_path / "model", "new")  # what the killed one has left is in nobody's way
+    assert any(name.startswith(".model.") for name in names(tmp_path))
+    remove_leftovers(tmp_path / "model")
+    assert not any(name.startswith(".model.") for name in names(tmp_path))
     assert read_model(tmp_path / "model") == "new"
 
 

@@ -121,7 +121,7 @@ def test_the_store_lies_in_the_lake(stored: DataLake, client: "MlflowClient") ->
 def test_an_open_store_is_not_that_of_another_lake(stored: DataLake, lake: DataLake) -> None:
     import mlflow
 
-    mlflow.set_tracking_uri(None)  # as in a process that has not opened one
+    mlflow.set_tracking_uri("")  # as in a process that has not opened one
     open_store(stored)
     assert "MLFLOW_TRACKING_URI" not in os.environ
     assert store_uri(lake) == f"sqlite:///{lake.root}/register/mlflow.db"
