@@ -15,6 +15,9 @@ PROJECT = Path(__file__).parent.parent
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(highlight=False)
 
+INTERRUPTED = 130
+"""The exit code that Typer makes of Ctrl-C."""
+
 RecipeOption = Annotated[str, typer.Option(help="name of a recipe", envvar="CS_RECIPE")]
 
 
@@ -26,9 +29,10 @@ def main() -> None:
     except PipelineError as error:
         Console(stderr=True, highlight=False).print(f"[bold red]Error:[/] {_plain(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. What was finished is kept; the same command goes on from there.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            Console(stderr=True).print("Stopped. What was finished is kept; the same command goes on from there.")
+        raise
 
 
 @app.command()

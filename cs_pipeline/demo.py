@@ -23,7 +23,8 @@ QUESTIONS = 3
 def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
     """Materialises every asset for the recipe into the persisted instance and prints what came of it.
 
-    Raises PipelineError with the first failure's own words when an asset or a blocking check fails.
+    Raises PipelineError with the first failure's own words when an asset or a blocking check fails, KeyboardInterrupt
+    after Ctrl-C.
     """
     recipe = load_recipe(recipe_name)
     warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' notes to their developers
@@ -43,6 +44,8 @@ def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
             # Without it the UI shows the run, but not under its job.
             tags={".dagster/repository": "__repository__@cs_pipeline"},
         )
+    if _was_interrupted(result):
+        raise KeyboardInterrupt
     if not result.success:
         raise _failure(result)
     _tell(result, recipe_name, lake, console)
@@ -85,6 +88,12 @@ def _examples(recipe: str, lake: DataLake) -> list[dict[str, str]]:
 def _metadata(result: "ExecuteInProcessResult", asset: str) -> dict[str, Any]:
     events = result.asset_materializations_for_node(asset)
     return {key: value.value for key, value in events[-1].metadata.items()}
+
+
+def _was_interrupted(result: "ExecuteInProcessResult") -> bool:
+    """Whether the job ended by Ctrl-C, which Dagster takes for a failure."""
+    ends: list[Any] = [event.event_specific_data for event in result.all_events if event.is_run_failure]
+    return any(end.failure_reason.value == "UNEXPECTED_TERMINATION" for end in ends)
 
 
 def _failure(result: "ExecuteInProcessResult") -> PipelineError:

@@ -49,7 +49,7 @@ def load_base(folder: Path, quantisation: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    _hush()
+    hush()
     options: dict[str, Any] = {}
     if quantisation == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
@@ -78,7 +78,7 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer in ``folder``, padding on the left as generation needs it."""
     from transformers import AutoTokenizer
 
-    _hush()
+    hush()
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # a mask hides the padding, so any token will do
@@ -187,7 +187,7 @@ def bits(nll: float) -> float:
     return nll / math.log(2)
 
 
-def _hush() -> None:
+def hush() -> None:
     """Our own lines tell the progress; the libraries' bars and hints to developers would only tear them."""
     import transformers
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import re
 import threading
@@ -56,6 +57,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # that it makes its tables is no news to anybody
     uri = store_uri(lake)
     named = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)

@@ -31,6 +31,8 @@ def console(context: dg.InitLoggerContext) -> logging.Logger:
     logger = logging.Logger("cs_pipeline", level=logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Line())
+    # Dagster tells each step that a failure keeps from running; who started the job tells the failure itself.
+    handler.addFilter(lambda record: record.levelno < logging.ERROR)
     logger.addHandler(handler)
     return logger
 

@@ -44,8 +44,9 @@ def _run(arguments: argparse.Namespace, pipes: PipesContext | None) -> int:
         return 130  # whoever sent it knows; nothing half-written is left
     except Exception as error:
         message = str(error) if isinstance(error, PipelineError) else traceback.format_exc()
-        print(message, file=sys.stderr)  # noqa: T201
-        if pipes is not None:
+        if pipes is None:
+            print(message, file=sys.stderr)  # noqa: T201
+        else:
             Path(pipes.get_extra(FAILURE_FILE)).write_text(message)
         return 1
     return 0

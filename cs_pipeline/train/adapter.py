@@ -24,7 +24,7 @@ from cs_pipeline.lake import (
     remove_leftovers,
     write_json,
 )
-from cs_pipeline.model import compute_type, load_base, load_tokenizer
+from cs_pipeline.model import compute_type, hush, load_base, load_tokenizer
 from cs_pipeline.prompt import EMBEDDED_TEMPLATE, Example
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Spool, live
@@ -173,6 +173,7 @@ def _train(
     report: Callable[[str], None],
     on_metrics: Callable[[int, dict[str, float]], None],
 ) -> dict[str, Any]:
+    hush()
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import PrinterCallback, set_seed

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, remove_leftovers, write_json
-from cs_pipeline.model import bits
+from cs_pipeline.model import bits, hush
 from cs_pipeline.prompt import EMBEDDED_TEMPLATE
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.manifest import NAME, write_manifest
@@ -41,6 +42,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
     if (folder / NAME).exists():
         report(f"The embedded base is there already: {folder}")
         return folder
+    hush()
     table = lake.read("prepare", "train_split", ["instruction", "response"])
     texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
     remove_leftovers(folder)
@@ -98,6 +100,11 @@ def _train(
     shuffled = [texts[i] for i in random.permutation(len(texts))]
     encoded = tokenizer(shuffled, add_special_tokens=False)["input_ids"]
     tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]))
+    if len(tokens) <= spec.block_tokens:
+        raise PipelineError(
+            f"The training split has {len(tokens):,} tokens, and base.block_tokens is {spec.block_tokens:,}.",
+            "Lower base.block_tokens in the recipe, or give more rows.",
+        )
     beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])
     beginnings = beginnings[beginnings + spec.block_tokens <= len(tokens)]
     device = "cuda" if torch.cuda.is_available() else "cpu"
