@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest import bitext, download, sources
+from cs_pipeline.ingest import bitext, sources
 from cs_pipeline.ingest.bitext import Provenance, load_bitext, row_ids
 from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
 from cs_pipeline.lake import DataLake, file_sha256
@@ -131,7 +131,7 @@ def serve_rows(server: Server, monkeypatch: pytest.MonkeyPatch) -> bytes:
         sha256=hashlib.sha256(data).hexdigest(),
     )
     monkeypatch.setattr(bitext, "BITEXT", known)
-    monkeypatch.setattr(download, "BITEXT", known)
+    monkeypatch.setattr(sources, "BITEXT", known)
     monkeypatch.setenv("HF_ENDPOINT", server.base)
     server.content = data
     return data
