@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psutil
 import pytest
 
@@ -72,6 +73,8 @@ class Service:
         home = folder / "dagster_home"
         home.mkdir()
         shutil.copy(PROJECT / "dagster_home" / "dagster.yaml", home)
+        with dg.DagsterInstance.from_config(str(home)):
+            pass  # it makes its tables at first use, which two processes at once would do twice
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -107,8 +110,11 @@ class Service:
             data=json.dumps({"query": query, "variables": variables}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            answer = json.load(response)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{error.read().decode()}\n{self.said()}") from error
         assert "errors" not in answer, answer
         return answer["data"]
 

@@ -9,10 +9,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from cs_pipeline.register.version import EVALUATED, ask_version, register, versi
 from cs_pipeline.schema import SPLIT_ROW
 from cs_pipeline.tracking import FINGERPRINT, MODEL, open_store, store_uri
 from cs_pipeline.train.adapter import Adapter, current_adapter
-from cs_pipeline_tests.conftest import copy_lake
+from cs_pipeline_tests.conftest import copy_lake, own_world
 
 QUESTION = "where is my refund?"
 
@@ -171,12 +170,59 @@ def in_the_store(lake: DataLake) -> dict[str, str]:
     return {**environment, "MLFLOW_TRACKING_URI": store_uri(lake), "PATH": path}
 
 
-def test_a_fresh_process_loads_the_champion_and_it_answers(registered: DataLake, tmp_path: Path) -> None:
+class Server:
+    """A process that serves the champion."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address, self._log = f"http://127.0.0.1:{port}", folder / "serve.log"
+        command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}@champion"]
+        command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, env=environment, cwd=folder, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def wait(self) -> None:
+        end = time.monotonic() + 240
+        while time.monotonic() < end:
+            assert self._process.poll() is None, self._log.read_text()
+            try:
+                with urllib.request.urlopen(f"{self.address}/ping", timeout=5):
+                    return
+            except OSError:
+                time.sleep(0.2)
+        raise AssertionError(self._log.read_text())
+
+    def stop(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def server(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """``mlflow models serve``, just started; it and all its children are ended afterwards."""
+    with own_world(champion_lake):
+        running = Server(in_the_store(DataLake(champion_lake)), tmp_path_factory.mktemp("serve"))
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def test_a_fresh_process_loads_the_champion_and_it_answers(
+    registered: DataLake, server: Server, tmp_path: Path
+) -> None:
     code = (
         "import json, mlflow; model = mlflow.pyfunc.load_model('models:/cs-support@champion');"
         f"print(json.dumps(model.predict([{QUESTION!r}, 'i forgot my password'])))"
     )
-    command = [sys.executable, "-c", code]
+    command = [sys.executable, "-c", code]  # while the server starts
     out = subprocess.check_output(command, env=in_the_store(registered), cwd=tmp_path, text=True, timeout=300)
     answers = json.loads(out.splitlines()[-1])
     assert len(answers) == 2
@@ -184,49 +230,13 @@ def test_a_fresh_process_loads_the_champion_and_it_answers(registered: DataLake,
     assert ask_version(1, [QUESTION, "i forgot my password"], registered) == answers
 
 
-@contextmanager
-def served(lake: DataLake, folder: Path) -> Iterator[str]:
-    """The address of ``mlflow models serve``, which is ended with all its children."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", f"models:/{MODEL}@champion"]
-    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "serve.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=in_the_store(lake), cwd=folder, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/ping", process, folder / "serve.log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def wait_for(address: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    end = time.monotonic() + 240
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
-
-
-def test_mlflow_serves_the_champion(registered: DataLake, tmp_path: Path) -> None:
-    with served(registered, tmp_path) as address:
-        request = urllib.request.Request(
-            f"{address}/invocations",
-            data=json.dumps({"inputs": [QUESTION]}).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=60) as response:
-            found = json.load(response)
+def test_mlflow_serves_the_champion(registered: DataLake, server: Server) -> None:
+    server.wait()
+    request = urllib.request.Request(
+        f"{server.address}/invocations",
+        data=json.dumps({"inputs": [QUESTION]}).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        found = json.load(response)
     assert found == {"predictions": ask_version(1, [QUESTION], registered)}

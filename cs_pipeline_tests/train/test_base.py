@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -190,11 +191,12 @@ def test_what_the_hub_refuses(hub: Hub, tmp_path: Path, mood: str, what: str, me
     assert failed["mend"].startswith(mend)
 
 
-def test_a_hub_that_is_away(tmp_path: Path) -> None:
-    failed = fetch("http://127.0.0.1:9", tmp_path, HF_TOKEN=TOKEN)  # nobody listens on the discard port
-    assert failed["what"].startswith(f"The base model {REPO} at revision {REVISION} could not be fetched")
-    assert "Check the network and HF_HUB_OFFLINE" in failed["mend"]
-    assert "source: path" in failed["mend"]
+@pytest.fixture(scope="module", autouse=True)
+def away(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Future[dict[str, str]]"]:
+    """What is said of a hub that does not answer; the library tries for a while, and other tests run meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        # Nobody listens on the discard port.
+        yield pool.submit(fetch, "http://127.0.0.1:9", tmp_path_factory.mktemp("away"), HF_TOKEN=TOKEN)
 
 
 def test_a_model_of_pickles_alone_is_refused(hub: Hub, tmp_path: Path) -> None:
@@ -243,3 +245,10 @@ def test_the_embedded_base_must_have_been_trained(lake: DataLake, prepared: Path
 def test_hub_names_are_pinned() -> None:
     with pytest.raises(ValueError, match="revision"):
         HubBase(source="hub", repo=REPO, revision="main", licence="MIT")
+
+
+def test_a_hub_that_is_away(away: "Future[dict[str, str]]") -> None:
+    failed = away.result()
+    assert failed["what"].startswith(f"The base model {REPO} at revision {REVISION} could not be fetched")
+    assert "Check the network and HF_HUB_OFFLINE" in failed["mend"]
+    assert "source: path" in failed["mend"]
