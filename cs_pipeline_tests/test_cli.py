@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,10 @@ class Desk:
 
     def run(self, *arguments: str) -> Finished:
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=PATIENCE)
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            end(process)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
     def files(self) -> list[str]:
@@ -61,6 +65,13 @@ class Desk:
 
     def leftovers(self) -> list[str]:
         return [name for name in self.files() if "/." in f"/{name}" and name != "register/.mlflow.lock"]
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    """Whatever became of a test, nothing of it goes on running."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def desk(folder: Path, **settings: str) -> Desk:
@@ -170,19 +181,21 @@ def stopped(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempP
     here = desk(tmp_path_factory.mktemp("stopped"), CS_BITEXT=str(small_csv))
     shutil.copytree(champion_lake / "train" / "base_model", here.lake.path("train", "base_model"))
     process = here.start("demo", "--recipe", "tiny")
-    end = time.monotonic() + PATIENCE
-    while not list(here.lake.path("train", "adapter", "tiny").glob("*.jsonl")):  # the tenth step has been written down
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert any("cs_pipeline.train" in child.cmdline() for child in children)
-    os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(children, timeout=10)
-    for child in alive:
-        child.kill()
-    assert alive == []
+    try:
+        give_up = time.monotonic() + PATIENCE
+        spools = here.lake.path("train", "adapter", "tiny")
+        while not list(spools.glob("*.jsonl")):  # the tenth step has been written down
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < give_up
+            time.sleep(0.02)
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("cs_pipeline.train" in child.cmdline() for child in children)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    finally:
+        end(process)
     return here, subprocess.CompletedProcess([], process.returncode, out, err)
 
 
