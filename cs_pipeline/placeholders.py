@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.yaml_file import read_yaml
 
 Speaker = Literal["customer", "agent"]
 
@@ -86,8 +86,8 @@ def catalogue() -> Catalogue:
 def load_catalogue(path: Path) -> Catalogue:
     """The catalogue of ``path``. Raises PipelineError naming the file and the entry that is wrong or double."""
     try:
-        content = TypeAdapter(_File).validate_python(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys))
-    except (yaml.YAMLError, ValidationError) as error:
+        content = TypeAdapter(_File).validate_python(read_yaml(path))
+    except ValidationError as error:
         raise PipelineError(f"{path}: {error}", "Mend the entry that the message names.") from None
     labels = {name: Placeholder(phrase=name, examples=(name,), spellings=also) for name, also in content.labels.items()}
     if both := content.values.keys() & labels.keys():
@@ -185,17 +185,6 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     """
     by_name = {catalogue().name_of(name) or name: value for name, value in values.items()}
     return _PLACEHOLDER.sub(lambda match: by_name.get(catalogue().name_of(match[1]) or match[1], match[0]), text)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; plainly read, the last would win in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def _key(spelling: str) -> str:

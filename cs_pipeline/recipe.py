@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import digest
 from cs_pipeline.placeholders import PlaceholderMode
+from cs_pipeline.yaml_file import key_errors, read_yaml
 
 
 class _Part(BaseModel):
@@ -67,6 +67,14 @@ class Prompt(_Part):
     )
 
 
+class Mixture(_Part):
+    """How rows of the two sources are mixed for training."""
+
+    company_weight: float = Field(
+        1.0, ge=0, description="how often a company row stands in it; 2.5: each twice, half of them once more"
+    )
+
+
 class Trainer(_Part):
     """How long, how fast and in which batches the adapter is trained."""
 
@@ -109,8 +117,10 @@ class Recipe(_Part):
     lora: Lora
     prompt: Prompt = Prompt()
     placeholders: PlaceholderMode = PlaceholderMode.KEEP
-    train_rows: int | None = Field(
-        None, ge=1, description="rows of the training split to use, drawn with the seed; null: all"
+    train_rows: int | None = Field(None, ge=1, description="rows of the mixture to use, drawn with the seed; null: all")
+    mixture: Mixture = Mixture()
+    start: Literal["base", "champion"] = Field(
+        "base", description="champion: training goes on from the champion's adapter; its base and lora must be these"
     )
     trainer: Trainer
     generation: Generation
@@ -156,36 +166,13 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def _parsed(path: Path, known: dict[str, Any]) -> Recipe:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise PipelineError(
-            f"{path} is not readable as YAML: {error}", "Mend the line that the message names."
-        ) from error
-    if not isinstance(content, dict):
-        raise PipelineError(f"{path} holds no keys.", "Start from a copy of recipes/embedded.yaml.")
+    content = read_yaml(path)
     if known.keys() & content.keys():
         raise PipelineError(f"{path}: 'name' is no key of a recipe; it is called as its file is.", "Take the key out.")
     try:
         return Recipe.model_validate(known | content)
     except ValidationError as error:
         raise PipelineError(
-            f"{path}: {'; '.join(_sentence(e) for e in error.errors())}.",
+            f"{path}: {key_errors(error, 'a recipe')}.",
             "Mend these keys; every key and its meaning stands in cs_pipeline/recipe.py.",
         ) from None
-
-
-def _sentence(error: Any) -> str:
-    # A union puts the tag or type that was tried into the location ("base.embedded.width"); the file has no such key.
-    parts = [part for part in error["loc"] if "[" not in str(part)]
-    if parts[:1] == ["base"]:
-        del parts[1:2]
-    if error["type"] == "union_tag_not_found":
-        return "'base.source' is missing"
-    key = ".".join(map(str, parts))
-    if error["type"] == "extra_forbidden":
-        return f"'{key}' is no key of a recipe"
-    if error["type"] == "missing":
-        return f"'{key}' is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"'{key}' {message[0].lower()}{message[1:]}" if key else message

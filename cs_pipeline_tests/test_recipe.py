@@ -138,6 +138,13 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         (lambda c: c["lora"].update(target_modules="q_proj"), ["'lora.target_modules'", "'all-linear'"]),
         (lambda c: c["lora"].update(target_modules=[]), ["'lora.target_modules'", "at least 1 item"]),
         (lambda c: c["base"].update(width=100), ["'base.width'", "multiple of 16"]),
+        (
+            lambda c: c["mixture"].update(company_weight=-0.5),
+            ["'mixture.company_weight'", "greater than or equal to 0"],
+        ),
+        (lambda c: c["mixture"].update(company_weight=float("inf")), ["'mixture.company_weight'", "finite"]),
+        (lambda c: c["mixture"].update(bitext_weight=2), ["'mixture.bitext_weight' is no key of a recipe"]),
+        (lambda c: c.update(start="challenger"), ["'start'", "'base' or 'champion'"]),
         (lambda c: c["generation"].update(max_new_tokens=512), ["generation.max_new_tokens", "trainer.max_length"]),
         (
             lambda c: (c["lora"].pop("r"), c.update(more=1), c["prompt"].update(route="maybe")),
@@ -163,6 +170,7 @@ def test_a_wrong_key_is_told_with_file_and_key(folder: Path, change: Change, com
         (b"just a sentence", "holds no keys"),
         (b"- a\n- list\n", "holds no keys"),
         (b"lora: {r: 8", "not readable as YAML"),
+        (b"lora: {r: 8, r: 16}", "'r' stands twice"),
         (b"lora:\n\tr: 8", "line 2"),
         (b"description: \xff\xfe", "not readable as YAML"),
         (b"description: !!python/object/apply:os.getcwd []", "not readable as YAML"),
@@ -218,6 +226,7 @@ OTHER: dict[str, Any] = {
     "prompt.route": "none",
     "placeholders": "strip",
     "train_rows": 7,
+    "start": "champion",
     "trainer.epochs": None,  # not beside steps, below
     "trainer.scheduler": "linear",
     "trainer.optimizer": "paged_adamw_8bit",
@@ -256,6 +265,11 @@ def test_every_field_but_the_description_changes_the_fingerprint(source: str) ->
     described = Recipe.model_validate({**whole, "description": "in other words"})
     assert described != recipe
     assert described.fingerprint == recipe.fingerprint
+
+
+def test_a_recipe_says_nothing_of_the_company_when_it_says_nothing(folder: Path) -> None:
+    recipe = load_recipe_of(folder, lambda content: (content.pop("mixture"), content.pop("start")))
+    assert (recipe.mixture.company_weight, recipe.start) == (1.0, "base")
 
 
 def test_source_and_epochs_change_the_fingerprint() -> None:
