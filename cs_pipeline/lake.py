@@ -22,6 +22,10 @@ if TYPE_CHECKING:  # loading the definitions must not cost what pyarrow costs
     import pyarrow as pa
 
 
+PUBLIC, PRIVATE = 0o644, 0o600
+"""Rights of files: readable by all; by the owner alone, where raw personal data stands."""
+
+
 @dataclass(frozen=True)
 class DataLake:
     """The lake under one root folder."""
@@ -59,7 +63,7 @@ class DataLake:
                 f"{path} cannot be read: {error}.", f"Materialise '{name}' again; it is rebuilt from its sources."
             ) from error
 
-    def write(self, stage: str, name: str, table: "pa.Table", schema: "pa.Schema") -> str:
+    def write(self, stage: str, name: str, table: "pa.Table", schema: "pa.Schema", *, mode: int = PUBLIC) -> str:
         """Writes ``table``, which must have ``schema``, and returns the sha256 of the file: equal rows, equal hash."""
         import pyarrow.parquet as pq
 
@@ -67,13 +71,13 @@ class DataLake:
 
         check_schema(table, schema, f"{stage}/{name}")
         path = self.table(stage, name)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, mode) as temporary:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
         return file_sha256(path)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, mode: int = PUBLIC) -> Iterator[Path]:
     """A temporary path beside ``path`` that becomes ``path`` when the block ends well, synced, and vanishes when not."""
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -81,7 +85,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)

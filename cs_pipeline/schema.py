@@ -12,6 +12,8 @@ CONVERSATION = pa.schema(
         pa.field("source_row", pa.int64(), nullable=False),
         pa.field("delivered_on", pa.date32()),
         pa.field("subject_id", pa.string()),
+        pa.field("conversation_id", pa.string()),
+        pa.field("context", pa.string()),
         pa.field("instruction", pa.string()),
         pa.field("response", pa.string()),
         pa.field("category", pa.string()),
@@ -22,7 +24,48 @@ CONVERSATION = pa.schema(
         pa.field("split", pa.string()),
     ]
 )
-"""One question and its answer. What a stage does not know yet is null."""
+"""One question and its answer. What a stage does not know yet is null.
+
+``subject_id`` and ``conversation_id`` are keyed hashes, so that nobody can try guesses (company rows: ``Ledger.subject``
+and ``Ledger.row``). ``context`` holds the earlier turns as JSON, oldest first: ``[["customer", "…"], ["agent", "…"]]``.
+"""
+
+INTERACTION = pa.schema(
+    [
+        pa.field("source_file_sha256", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("byte_offset", pa.int64()),
+        pa.field("delivered_on", pa.date32(), nullable=False),
+        pa.field("conversation_id", pa.string(), nullable=False),
+        pa.field("turn", pa.int32(), nullable=False),
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("subject_id", pa.string()),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field(
+            "known",
+            pa.list_(pa.struct([pa.field("placeholder", pa.string()), pa.field("value", pa.string())])),
+            nullable=False,
+        ),
+    ]
+)
+"""One turn of a company's conversation, raw. Holds personal data; only the stage ingest has such tables.
+
+``source_row`` is the place of the record in its file, from 0; ``byte_offset`` where it begins (null in Parquet).
+``role`` is customer, agent or automatic. ``known`` is what the export's own fields say of the people in the
+conversation: a value, and the placeholder that is to take its place.
+"""
+
+QUARANTINED = pa.schema(
+    [
+        pa.field("source_file_sha256", pa.string(), nullable=False),
+        pa.field("source_row", pa.int64(), nullable=False),
+        pa.field("byte_offset", pa.int64()),
+        pa.field("delivered_on", pa.date32(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("record", pa.string(), nullable=False),
+    ]
+)
+"""A record of a delivery that could not be used, raw, its first 500 characters."""
 
 SET_ASIDE = CONVERSATION.append(pa.field("reason", pa.string(), nullable=False))
 """A row that a step left out, with the reason."""
@@ -34,6 +77,19 @@ SPLIT_ROW = (
 )
 """A row of a side of the split: what the intent classifier says of its question without having trained on it, and
 (validation and test) the cosine of its question to the nearest training question."""
+
+
+SEEN = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("source_file_sha256", pa.string(), nullable=False),
+        pa.field("subject_id", pa.string()),
+        pa.field("through", pa.string(), nullable=False),
+    ]
+)
+"""A row that an adapter was trained on, without its text. ``through`` is empty, or the fingerprint of the adapter that was
+trained on it and from which this one's training went on."""
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:

@@ -1,0 +1,117 @@
+"""What a company says of its own conversations: ``company.yaml`` in the lake. Without the file the defaults hold."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.lake import DataLake
+from cs_pipeline.placeholders import catalogue
+from cs_pipeline.yaml_file import key_errors, read_yaml
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"is no regular expression: {error}") from None
+    return text
+
+
+class Columns(_Part):
+    """Which column of a CSV, JSON Lines or Parquet file holds what: a question and its answer, or one turn a row."""
+
+    question: str | None = None
+    answer: str | None = None
+    text: str | None = None
+    speaker: str | None = None
+    conversation: str | None = None
+    customer_id: str | None = None
+    customer_name: str | None = None
+    customer_email: str | None = None
+
+    @model_validator(mode="after")
+    def _one_shape(self) -> "Columns":
+        pair = self.question is not None and self.answer is not None
+        turn = None not in (self.text, self.speaker, self.conversation)
+        if pair == turn:
+            raise ValueError("name either question and answer, or text, speaker and conversation")
+        return self
+
+
+class Pattern(_Part):
+    """What the company's own numbers look like, and the placeholder that takes their place."""
+
+    placeholder: str
+    expression: str
+
+    _compiles = field_validator("expression")(_expression)
+
+    @field_validator("placeholder")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = catalogue().name_of(name)
+        if known is None:
+            raise ValueError(f"'{name}' is not in the catalogue, cs_pipeline/placeholders.yaml")
+        return known
+
+
+class Retrain(_Part):
+    """When a new training is due."""
+
+    new_rows: int = Field(200, ge=1, description="usable rows since the champion's training")
+    days: int = Field(30, ge=1, description="the champion's age from which on a single new row is enough")
+
+
+class Company(_Part):
+    """The settings. Sizes are bytes, shares between 0 and 1."""
+
+    landing: str = Field("", description="a folder or an fsspec URL (s3://bucket/folder); empty: landing/ in the lake")
+    files_per_tick: int = Field(20, ge=1, description="files taken by one look at the landing place")
+    file_bytes: int = Field(1_000_000_000, ge=1, description="a larger file, unpacked, is refused")
+    bad_share: float = Field(0.2, ge=0, le=1, description="share of unusable records above which a day is not used")
+    columns: Columns | None = None
+    agents: tuple[str, ...] = Field(
+        ("agent", "support", "assistant", "staff", "representative"), description="speakers that are agents"
+    )
+    automatic: tuple[str, ...] = Field(("system", "bot", "automatic"), description="speakers that are no people")
+    automatic_replies: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="regular expressions of replies that no person wrote, beside the known ones"
+    )
+    patterns: tuple[Pattern, ...] = ()
+    phone_regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
+        ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"), description="where numbers without +country are from"
+    )
+    rows_per_subject: int = Field(20, ge=1, description="rows of one customer and day that may train")
+    retention_days: int = Field(30, ge=1, description="days that raw deliveries are kept")
+    retrain: Retrain = Retrain()
+
+    @field_validator("automatic_replies")
+    @classmethod
+    def _compile(cls, expressions: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_expression, expressions))
+
+
+def company_file(lake: DataLake) -> Path:
+    """Where the settings lie."""
+    return lake.root / "company.yaml"
+
+
+def load_company(lake: DataLake) -> Company:
+    """The company's settings. Raises PipelineError naming the file and the key that is wrong."""
+    path = company_file(lake)
+    if not path.exists():
+        return Company()
+    try:
+        return Company.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise PipelineError(
+            f"{path}: {key_errors(error, 'company.yaml')}.",
+            "Mend these keys; every key and its meaning stands in cs_pipeline/company.py.",
+        ) from None

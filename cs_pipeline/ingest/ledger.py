@@ -1,0 +1,342 @@
+"""The ledger of deliveries: what was taken when and under which names, and who and what is forgotten or released.
+
+SQLite beside the tables of ingest, readable by its owner alone: it holds the key of the hashes that stand for people.
+"""
+
+import fcntl
+import hmac
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.lake import PRIVATE, DataLake, make_folder
+
+VERSION = 1
+"""Of the tables, kept in the database's ``user_version``."""
+
+BUSY = 60.0
+"""Seconds that a step waits for another process to end its own."""
+
+_TABLES = (
+    "CREATE TABLE secret (key BLOB NOT NULL)",
+    """CREATE TABLE deliveries (
+        number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, name TEXT NOT NULL, bytes INTEGER NOT NULL,
+        day TEXT NOT NULL, taken_at TEXT NOT NULL, supersedes TEXT REFERENCES deliveries (sha256),
+        ingested_at TEXT, ingested_by TEXT, expired_at TEXT, damage TEXT)""",
+    # The content last seen under each name: a delivery that no name holds any more is superseded.
+    "CREATE TABLE names (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES deliveries (sha256))",
+    """CREATE TABLE sightings (
+        name TEXT PRIMARY KEY, identity TEXT NOT NULL, inode TEXT, since TEXT NOT NULL, sha256 TEXT)""",
+    """CREATE TABLE tombstones (
+        kind TEXT NOT NULL CHECK (kind IN ('subject', 'row')), id TEXT NOT NULL, why TEXT NOT NULL, at TEXT NOT NULL,
+        PRIMARY KEY (kind, id))""",
+    "CREATE TABLE releases (row_id TEXT PRIMARY KEY, by TEXT NOT NULL, why TEXT NOT NULL, at TEXT NOT NULL)",
+    "CREATE TABLE attempts (day TEXT PRIMARY KEY, count INTEGER NOT NULL)",
+)
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A file that was taken. ``sha256`` and ``bytes`` are those of the file as it landed, ``day`` and times are UTC.
+
+    ``supersedes`` is what its name held before; ``ingested_by`` the run that first ingested it; ``damage`` says what its
+    kept copy lacks, None for nothing.
+    """
+
+    sha256: str
+    name: str
+    bytes: int
+    day: date
+    taken_at: str
+    supersedes: str | None
+    ingested_at: str | None
+    ingested_by: str | None
+    expired_at: str | None
+    damage: str | None
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a look saw under a name: which content (``identity``, without reading it), and since when (UTC).
+
+    ``inode`` is None in a remote store; ``sha256`` that of the delivery with this content, None until it was read.
+    """
+
+    name: str
+    identity: str
+    inode: str | None
+    since: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Tombstones:
+    """Hashed ids of what must not come back."""
+
+    subjects: frozenset[str]
+    rows: frozenset[str]
+
+
+class Ledger:
+    """The ledger of ``lake``, made at first use. Each method is one transaction.
+
+    Raises PipelineError when the database cannot be read or written, in any method.
+    """
+
+    def __init__(self, lake: DataLake) -> None:
+        self.path = lake.path("ingest", "ledger.db")
+        make_folder(self.path.parent)
+        with self._errors():
+            # Made before SQLite would make it, with its rights; the files that SQLite puts beside it get the same.
+            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, PRIVATE))
+            self._db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
+            try:
+                self._open()
+                self.key: bytes = self._one("SELECT key FROM secret")
+            except BaseException:
+                self._db.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._db.close()
+
+    # Hashes of people and rows
+
+    def subject(self, raw: str) -> str:
+        """16 hex digits that stand for a customer's id or e-mail address, in any case of letters."""
+        return self._hash("subject", raw.strip().casefold())
+
+    def row(self, *parts: str) -> str:
+        """16 hex digits that stand for a row with these parts: raw text must not be found by trying its hash."""
+        return self._hash("row", *parts)
+
+    def _hash(self, *parts: str) -> str:
+        text = "\0".join(parts).encode("utf-8", "surrogatepass")
+        return hmac.digest(self.key, text, "sha256").hex()[:16]
+
+    # What is at the landing place
+
+    def sight(self, present: Iterable[Sighting]) -> dict[str, Sighting]:
+        """Notes what lies at the landing place now; returns, by name, what the look before this one noted.
+
+        Content that lay there before keeps its ``since`` and ``sha256``.
+        """
+        with self._transaction():
+            before = {row[0]: Sighting(*row) for row in self._db.execute("SELECT * FROM sightings")}
+            now = {sighting.name: sighting for sighting in present}
+            new = [s for s in now.values() if s.name not in before or before[s.name].identity != s.identity]
+            self._db.executemany(
+                "DELETE FROM sightings WHERE name = ?", [(name,) for name in before.keys() - now.keys()]
+            )
+            self._db.executemany(
+                "INSERT OR REPLACE INTO sightings VALUES (?, ?, ?, ?, ?)",
+                [(s.name, s.identity, s.inode, s.since, s.sha256) for s in new],
+            )
+        return before
+
+    def sightings(self) -> dict[str, Sighting]:
+        """What the last look saw, by name."""
+        return {row[0]: Sighting(*row) for row in self._select("SELECT * FROM sightings")}
+
+    def vouch(self, present: Iterable[Sighting]) -> None:
+        """Notes these sightings in place of what was noted under their names, but for content that was read already."""
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO sightings VALUES (?, ?, ?, ?, NULL) ON CONFLICT (name) DO UPDATE SET "
+                "identity = excluded.identity, inode = excluded.inode, since = excluded.since, sha256 = NULL "
+                "WHERE sha256 IS NULL OR identity <> excluded.identity",
+                [(s.name, s.identity, s.inode, s.since) for s in present],
+            )
+
+    def content_of(self, name: str) -> str | None:
+        """The sha256 of the delivery that was last read under ``name``."""
+        found = self._select("SELECT sha256 FROM names WHERE name = ?", name)
+        return found[0][0] if found else None
+
+    def take(self, name: str, identity: str, sha256: str, size: int, damage: str | None, now: datetime) -> Delivery:
+        """Notes that this content of ``size`` bytes was read under ``name``; returns the delivery that has it.
+
+        Content that is read for the first time becomes a delivery of the UTC day of ``now``.
+        """
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO deliveries (sha256, name, bytes, day, taken_at, supersedes, damage) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sha256) DO NOTHING",
+                (sha256, name, size, str(now.astimezone(UTC).date()), _iso(now), self.content_of(name), damage),
+            )
+            self._db.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (name, sha256))
+            self._db.execute(
+                "UPDATE sightings SET sha256 = ? WHERE name = ? AND identity = ?", (sha256, name, identity)
+            )
+            [delivery] = self._deliveries("WHERE sha256 = ?", sha256)
+        return delivery
+
+    # Deliveries
+
+    def deliveries(self, day: date | None = None) -> list[Delivery]:
+        """All deliveries, or those of ``day``, oldest first."""
+        if day is None:
+            return self._deliveries("")
+        return self._deliveries("WHERE day = ?", day.isoformat())
+
+    def delivery(self, sha256: str) -> Delivery | None:
+        """The delivery whose file, as it landed, has this hash."""
+        found = self._deliveries("WHERE sha256 = ?", sha256)
+        return found[0] if found else None
+
+    def superseded(self) -> set[str]:
+        """The sha256 of deliveries whose names were all delivered again with other content."""
+        return {row[0] for row in self._select("SELECT sha256 FROM deliveries EXCEPT SELECT sha256 FROM names")}
+
+    def mark_ingested(self, day: date, sha256s: Iterable[str], by: str) -> None:
+        """Notes that ``by``, a run, has brought these deliveries of ``day`` into the tables; the first time is kept.
+
+        The attempts of the day are over.
+        """
+        wanted = [(_iso(datetime.now(UTC)), by, day.isoformat(), sha256) for sha256 in sha256s]
+        with self._transaction():
+            marked = self._db.executemany(
+                "UPDATE deliveries SET ingested_at = coalesce(ingested_at, ?), ingested_by = coalesce(ingested_by, ?) "
+                "WHERE day = ? AND sha256 = ?",
+                wanted,
+            ).rowcount
+            if wanted and marked != len(wanted):
+                raise PipelineError(
+                    f"{self.path} holds {marked} of the {len(wanted)} deliveries that were ingested for {day}.",
+                    "This is a fault of the step that read them, or the ledger was replaced meanwhile; ingest again.",
+                )
+            self._db.execute("DELETE FROM attempts WHERE day = ?", (day.isoformat(),))
+
+    def expire(self, sha256: str) -> None:
+        """Notes that the raw rows of this delivery were deleted."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE deliveries SET expired_at = coalesce(expired_at, ?) WHERE sha256 = ?",
+                (_iso(datetime.now(UTC)), sha256),
+            )
+
+    def attempts(self, day: date) -> int:
+        """How often the ingestion of ``day`` was asked for since it last succeeded."""
+        found = self._select("SELECT count FROM attempts WHERE day = ?", day.isoformat())
+        return int(found[0][0]) if found else 0
+
+    def count_attempt(self, day: date) -> int:
+        """Counts one more attempt to ingest ``day``; returns its number, from 1."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO attempts VALUES (?, 1) ON CONFLICT (day) DO UPDATE SET count = count + 1",
+                (day.isoformat(),),
+            )
+            return self.attempts(day)
+
+    # Forgotten and released
+
+    def tombstones(self) -> Tombstones:
+        buried = self._select("SELECT kind, id FROM tombstones")
+        return Tombstones(
+            frozenset(id for kind, id in buried if kind == "subject"),
+            frozenset(id for kind, id in buried if kind == "row"),
+        )
+
+    def bury(self, kind: Literal["subject", "row"], id: str, why: str) -> None:
+        """Notes for ever that this hashed id is forgotten; the first reason is kept."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO tombstones VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (kind, id, why, _iso(datetime.now(UTC))),
+            )
+
+    def released(self) -> set[str]:
+        """The row ids of flagged rows that a person let into training."""
+        return {row[0] for row in self._select("SELECT row_id FROM releases")}
+
+    def release(self, row_id: str, by: str, why: str) -> None:
+        """Notes who let a flagged row into training, and why; the first release is kept."""
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO releases VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                (row_id, by, why, _iso(datetime.now(UTC))),
+            )
+
+    # The database
+
+    def _open(self) -> None:
+        # Two first uses at once would both make the tables, and SQLite does not wait when it changes the journal.
+        with locked(self.path.with_name(".ledger.lock")):
+            version = self._one("PRAGMA user_version")
+            if version > VERSION:
+                raise PipelineError(
+                    f"{self.path} was written by a newer cs_pipeline: its version is {version}, not {VERSION}.",
+                    "Use that newer version with this lake.",
+                )
+            if version == 0:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                with self._transaction():
+                    for table in _TABLES:
+                        self._db.execute(table)
+                    self._db.execute("INSERT INTO secret VALUES (?)", (secrets.token_bytes(32),))
+                    self._db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _deliveries(self, where: str, *values: str) -> list[Delivery]:
+        rows = self._select(
+            "SELECT sha256, name, bytes, day, taken_at, supersedes, ingested_at, ingested_by, expired_at, damage "
+            f"FROM deliveries {where} ORDER BY number",
+            *values,
+        )
+        return [Delivery(sha256, name, size, date.fromisoformat(day), *rest) for sha256, name, size, day, *rest in rows]
+
+    def _select(self, sql: str, *values: str) -> list[tuple[Any, ...]]:
+        with self._errors():
+            return self._db.execute(sql, values).fetchall()
+
+    def _one(self, sql: str) -> Any:
+        return self._select(sql)[0][0]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._errors():
+            try:
+                # IMMEDIATE: a transaction that first reads and then writes could not wait for another writer.
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise PipelineError(
+                f"The ledger {self.path} cannot be read or written: {error}.",
+                "Free the disk or give this user the right to write there. If it is damaged, restore it from a backup: "
+                "without it every file at the landing place would be taken again, forgotten rows included.",
+            ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of that name; another thread or process that wants it waits, and the system frees a dead one's."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _iso(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,311 @@
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cs_pipeline.company import Columns, Company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.exports import Bad, Record, Turn, read, recognise
+from cs_pipeline.ingest.exports.layouts import csv_rows
+from cs_pipeline.ingest.exports.source import LONGEST, Source
+from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
+
+PAIRS = [
+    ["where is it?", "On its way.", "Größe, Øre"],
+    ['He said: "hi",\nthen left', "Two\r\nlines", ""],
+    ["naïve 🙂 question", "  answer  ", "x"],
+]
+
+
+def csv_bytes(rows: list[list[str]], delimiter: str = ",", end: str = "\n") -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator=end).writerows(rows)
+    return text.getvalue().encode()
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_is_read_as_it_stands(tmp_path: Path, delimiter: str, end: str) -> None:
+    data = csv_bytes([["Question", "Answer", "note"], *PAIRS], delimiter, end)
+    found = records(written(tmp_path, "rows.csv", data))
+    assert [[turn.text for turn in record.turns] for record in found] == [row[:2] for row in PAIRS]
+    assert [[turn.role for turn in record.turns] for record in found] == [["customer", "agent"]] * 3
+    assert [record.place for record in found] == [1, 2, 3]
+    for record, row in zip(found, PAIRS, strict=True):
+        assert record.offset is not None
+        assert record.length is not None
+        part = data[record.offset : record.offset + record.length]
+        assert next(csv.reader(io.StringIO(part.decode(), newline=""), delimiter=delimiter)) == row
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    text = csv_bytes([["question", "answer"], ["größer 🙂", "a"], ["second", "b"]]).decode()
+    data = (mark + text).encode(encoding)
+    first, second = records(written(tmp_path, "rows.csv", data))
+    assert first.turns == [Turn("customer", "größer 🙂"), Turn("agent", "a")]
+    codec = {"utf-8-sig": "utf-8", "utf-16": "utf-16-le"}.get(encoding, encoding)
+    assert data[second.offset : second.offset + second.length].decode(codec) == "second,b"  # type: ignore[operator]
+
+
+def test_mapping_and_people_of_a_pair(tmp_path: Path) -> None:
+    columns = Columns(
+        question="Q", answer="A", customer_id="cust", customer_name="who", customer_email="mail", conversation="case"
+    )
+    data = b"A,Q,mail,who,cust,case\nyes,is it?,Jane@X.org ,Jane Roe,84512,T-99812\nno,why?,,,7,\n"
+    one, two = records(written(tmp_path, "rows.csv", data), Company(columns=columns))
+    assert one.subject == "Jane@X.org"
+    assert one.conversation_id == "T-99812"
+    assert one.known == [
+        ("Client Name", "Jane Roe"),
+        ("Customer Email", "Jane@X.org"),
+        ("Account Number", "84512"),
+        ("Ticket Number", "T-99812"),
+    ]
+    assert two.subject == "7"
+    assert two.known == []
+
+
+def test_pairs_without_conversation_are_told_by_their_content(tmp_path: Path) -> None:
+    one, two, three = records(written(tmp_path, "a.csv", b"question,answer\nq,a\nq,b\nq,a\n"))
+    assert one.conversation_id == three.conversation_id != two.conversation_id
+    (again,) = records(written(tmp_path, "b.jsonl", b'\n{"response":"a","instruction":"q"}\n'))
+    assert again.conversation_id == one.conversation_id
+
+
+def test_one_turn_a_row(tmp_path: Path) -> None:
+    data = b"ticket_id,author,body\n11,Tom (Support),hello\n11,Jane Roe,hi\n12,Support Bot,beep\n12,customer,x\n"
+    found = records(written(tmp_path, "turns.csv", data))
+    assert [(record.conversation_id, *record.turns) for record in found] == [
+        ("11", Turn("agent", "hello")),
+        ("11", Turn("customer", "hi")),
+        ("12", Turn("automatic", "beep")),
+        ("12", Turn("customer", "x")),
+    ]
+    assert [record.known for record in found] == [[("Person Name", "Tom")], [("Client Name", "Jane Roe")], [], []]
+
+
+def test_question_without_answer_is_a_record(tmp_path: Path) -> None:
+    (record,) = records(written(tmp_path, "rows.csv", b"question,answer\nanyone?,\n"))
+    assert record.turns == [Turn("customer", "anyone?")]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b",answer", "has no question"),
+        (b" , ", "has no text"),
+        (b"q", "has fewer fields than the header"),
+        (b"q,a,x", "has more fields than the header"),
+        (b'"q"x,a', "its quotes do not match"),
+        (b"q\0,a", "holds a NUL character"),
+        (b"caf\xe9,a", "is not UTF-8"),
+        (b"q," + b"x" * 10_000_000, "is longer than 4 MB"),
+    ],
+)
+def test_bad_row_of_csv_costs_itself(tmp_path: Path, row: bytes, reason: str) -> None:
+    head = "question,answer\ngrößer,gut\n".encode()
+    path = written(tmp_path, "rows.csv", head + row + b"\nlast,one\n")
+    good, bad, last = read_all(path)
+    assert isinstance(good, Record)
+    assert isinstance(last, Record)
+    assert last.turns[0].text == "last"
+    assert bad == Bad(2, len(head), reason, row.decode(errors="replace")[:500])
+
+
+def test_quote_never_closed_costs_its_line(tmp_path: Path) -> None:
+    data = b'question,answer\na,b\nc,"open\n"d,e",f\ng,h\n"i",j\nk,"l\n'
+    path = written(tmp_path, "rows.csv", data)
+    assert [(bad.place, bad.reason) for bad in bads(path)] == [
+        (2, "its quotes do not match"),
+        (6, "its quotes do not match"),
+    ]
+    assert [record.turns[0].text for record in records(path)] == ["a", "d,e", "g", "i"]
+
+
+def test_quote_never_closed_does_not_swallow_a_long_file(tmp_path: Path) -> None:
+    rows = (b"q," + b"a" * 1_000 + b"\n") * (2 * LONGEST // 1_000)
+    path = written(tmp_path, "rows.csv", b"question,answer\n" + b'x,"open\n' * 2 + rows)
+    found = list(csv_rows(Source.of(path), ","))
+    assert [piece.problem for piece in found[1:4]] == ["its quotes do not match"] * 2 + [None]
+    assert len(found) == 3 + 2 * LONGEST // 1_000
+    assert all(piece.fields == ["q", "a" * 1_000] for piece in found[3:])
+
+
+def test_blank_lines_and_header_alone_are_no_records(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.csv", b"question,answer\n\n  \nq,a\n\n")
+    assert [record.place for record in records(path)] == [3]
+    assert read_all(written(tmp_path, "head.csv", b"question,answer\n")) == []
+    assert read_all(written(tmp_path, "empty.csv", b"")) == [Bad(0, 0, "is empty", "")]
+
+
+def test_unknown_columns(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.csv", b"Frage,order no.,answer\na,b,c\n")
+    with pytest.raises(PipelineError) as caught:
+        recognise("rows.csv", path, Company())
+    assert "rows.csv: nothing says" in caught.value.what
+    assert "it has Frage, order no., answer." in caught.value.what
+    assert "columns:\n      question: NAME" in caught.value.mend
+    assert [(bad.place, bad.reason) for bad in bads(path)] == [
+        (0, "its columns are not known"),
+        (1, "its columns are not known"),
+    ]
+
+
+def test_mapping_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
+    company = Company(columns=Columns(question="Q", answer="A", customer_email="mail"))
+    with pytest.raises(PipelineError, match=r"it has Q, A and company\.yaml's mail are not among them"):
+        recognise("rows.csv", written(tmp_path, "rows.csv", b"Q,A\n"), company)
+
+
+@pytest.mark.parametrize(
+    "row", [b"where is it,Hi Jane!", b"where is my order number,yes", b"jane@example.org,x", b"", b'"']
+)
+def test_first_row_that_may_be_a_customers_is_not_shown(tmp_path: Path, row: bytes) -> None:
+    with pytest.raises(PipelineError) as caught:
+        recognise("rows.csv", written(tmp_path, "rows.csv", row + b"\nx,y\n"), Company())
+    assert caught.value.what == "rows.csv: its first row does not look like names of columns."
+
+
+@pytest.mark.parametrize(
+    "header", [b"question,prompt,answer", b"question,answer,text,speaker,conversation", b"question", b"text,speaker"]
+)
+def test_columns_are_not_guessed(tmp_path: Path, header: bytes) -> None:
+    with pytest.raises(PipelineError, match="nothing says"):
+        recognise("rows.csv", written(tmp_path, "rows.csv", header + b"\n"), Company())
+
+
+def test_mapping_wins_and_obvious_names_stand_in(tmp_path: Path) -> None:
+    company = Company(columns=Columns(question="answer", answer="question"))
+    (turned,) = records(written(tmp_path, "a.csv", b"question,answer\nx,y\n"), company)
+    assert turned.turns == [Turn("customer", "y"), Turn("agent", "x")]
+    (other,) = records(written(tmp_path, "b.csv", b"prompt,reply\nx,y\n"), company)
+    assert other.turns == [Turn("customer", "x"), Turn("agent", "y")]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"question": "q", "answer": "a", "answer": "b"}', "a key stands twice in one of its objects"),
+        ('{"question": "q", "answer": "a", "x": {"y": 1, "y": 1}}', "a key stands twice in one of its objects"),
+        ('{"question": ["q"], "answer": "a"}', "its question is not text"),
+        ('{"question": "q", "answer": 7}', "its answer is not text"),
+        ('{"question": "q", "answer": "a", "customer_id": true}', "its customer id is no id"),
+        ('{"question": "q", "answer": NaN}', "its answer is not text"),
+        ('{"question": "q"}', "its columns are not known"),
+        ('{"question": "q", "answer": ', "is not JSON"),
+        ('{"question": "q", "answer": "\\ud83d"}', "holds half of a surrogate pair"),
+        ('{"question": "q", "answer": "\\u0000"}', "holds a NUL character"),
+        ('{"question": "q\0", "answer": "a"}', "holds a NUL character"),
+        ("[1]", "is not a JSON object"),
+        ("9" * 5000, "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"question": "", "answer": null}', "has no text"),
+    ],
+)
+def test_bad_line_of_json_costs_itself(tmp_path: Path, line: str, reason: str) -> None:
+    good = '{"question": "größer 🙂", "answer": "a"}\r\n'
+    path = written(tmp_path, "rows.jsonl", (good + line + "\r\n" + good + "null\n\n").encode())
+    one, bad, two = read_all(path)
+    assert isinstance(one, Record)
+    assert isinstance(two, Record)
+    assert bad == Bad(1, len(good.encode()), reason, line[:500])
+    assert (two.place, two.offset) == (2, len((good + line + "\r\n").encode()))
+
+
+def test_json_may_leave_out_what_it_has_not(tmp_path: Path) -> None:
+    company = Company(columns=Columns(question="q", answer="a", customer_email="mail"))
+    path = written(tmp_path, "rows.jsonl", b'{"q": "x"}\n{"q": "y", "a": "z", "mail": "j@x.org"}\n{"a": "z"}\n')
+    assert [record.subject for record in records(path, company)] == [None, "j@x.org"]
+    assert [bad.reason for bad in bads(path, company)] == ["its columns are not known"]
+    assert str(recognise("rows.jsonl", path, company)) == "JSON Lines"
+    with pytest.raises(PipelineError, match="it has q"):
+        recognise("rows.jsonl", path, Company())
+
+
+def test_json_list_of_rows(tmp_path: Path) -> None:
+    rows = [{"question": f"q{number}", "answer": 'a, [b] {c} "d\\'} for number in range(3)]
+    for indent in (None, 2):
+        path = written(tmp_path, "rows.json", json.dumps(rows, indent=indent).encode())
+        assert [record.turns[0].text for record in records(path)] == ["q0", "q1", "q2"]
+        assert str(recognise("rows.json", path, Company())) == "JSON"
+
+
+def test_wrong_brackets_cost_their_element_where_they_are_as_many(tmp_path: Path) -> None:
+    good = b'{"question": "q", "answer": "a"}'
+    path = written(tmp_path, "rows.json", b"[" + good + b', {"question": "x"], ' + good + b", {}}, " + good + b"]")
+    assert [record.place for record in records(path)] == [0, 2]
+    assert [(bad.place, bad.reason) for bad in bads(path)] == [(1, "is not JSON"), (3, "the JSON breaks off here")]
+
+
+def parquet(folder: Path, **columns: Any) -> Path:
+    pq.write_table(pa.table(columns), folder / "rows.parquet", row_group_size=2)
+    return folder / "rows.parquet"
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = parquet(
+        tmp_path,
+        instruction=pa.array(["a", None, "", "größer", "x\0y"]).dictionary_encode(),
+        response=pa.array(["b", None, "c", "gut", "z"], pa.large_string()),
+        customer_id=[12345.0, None, 1.0, None, None],
+    )
+    found = read_all(path)
+    assert [item.place for item in found] == [0, 2, 3, 4]
+    assert isinstance(found[0], Record)
+    assert (found[0].offset, found[0].length, found[0].subject) == (None, None, "12345")
+    assert isinstance(found[2], Record)
+    assert found[2].turns == [Turn("customer", "größer"), Turn("agent", "gut")]
+    assert [(bad.place, bad.reason) for bad in bads(path)] == [(2, "has no question"), (4, "holds a NUL character")]
+
+
+def test_parquet_with_columns_of_other_types(tmp_path: Path) -> None:
+    path = parquet(tmp_path, question=["a", "b"], answer=[1, 2])
+    assert {bad.reason for bad in bads(path)} == {"its answer is not text"}
+
+
+def test_parquet_that_is_none(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.parquet", b"PAR1 but no more")
+    assert [(bad.place, bad.reason) for bad in bads(path)] == [(0, "is no sound Parquet from here on")]
+    with pytest.raises(PipelineError, match="is no sound Parquet"):
+        recognise("rows.parquet", path, Company())
+
+
+def test_broken_row_group_of_parquet_costs_itself(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    frame = pd.DataFrame({"question": [f"question {n}" * 50 for n in range(30)], "answer": ["a"] * 30})
+    pq.write_table(
+        pa.Table.from_pandas(frame),
+        path,
+        row_group_size=10,
+        compression="none",
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    data = bytearray(path.read_bytes())
+    data[data.index(b"question 15") + 3] ^= 1
+    path.write_bytes(data)
+    assert [record.place for record in records(path)] == [*range(10), *range(20, 30)]
+    assert [(bad.place, bad.reason) for bad in bads(path)] == [(10, "is no sound Parquet from here on")]
+
+
+def test_parquet_of_which_more_unpacks_than_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"question": ["a" * 1_000_000] * 10, "answer": ["b"] * 10}), path, compression="zstd")
+    assert path.stat().st_size < 20_000
+    assert [bad.reason for bad in bads(path, Company(file_bytes=1_000_000))] == [
+        "is longer, unpacked, than company.yaml's file_bytes"
+    ]
+
+
+def test_name_that_says_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, "rows.xlsx", b"PK...")
+    assert recognise("rows.xlsx", path, Company()) is None
+    assert list(read(None, path, Company())) == [Bad(0, 0, "its name's ending is of no known kind", "PK...")]

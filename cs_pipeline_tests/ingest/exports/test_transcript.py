@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from cs_pipeline.company import Company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.exports import Bad, Turn, recognise
+from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["Jane Roe\tis it: here?\tc-1", "Jane Roe | is it: here? | c-1", "[c-1] Jane Roe: is it: here?"],
+)
+def test_every_way_to_write_a_turn(tmp_path: Path, line: str) -> None:
+    path = written(tmp_path, "chat.txt", f"{line}\n".encode())
+    (record,) = records(path)
+    assert record.conversation_id == "c-1"
+    assert record.turns == [Turn("customer", "is it: here?")]
+    assert record.known == [("Client Name", "Jane Roe")]
+    assert str(recognise("chat.txt", path, Company())) == "transcript"
+
+
+def test_separators_in_the_text(tmp_path: Path) -> None:
+    path = written(tmp_path, "chat.txt", b"speaker|text|conversation\nagent|a | b|7\nagent\ta\tb | c\t7\n")
+    assert [record.turns[0].text for record in records(path)] == ["a | b", "a\tb | c"]
+
+
+def test_who_speaks(tmp_path: Path) -> None:
+    lines = ["Customer", "jane@example.org", "Agent", "Anna-Lena (Support)", "Support Bot", "SYSTEM", "Visitor 4711"]
+    found = records(written(tmp_path, "chat.txt", "\n".join(f"[c] {who}: x" for who in lines).encode()))
+    assert [record.turns[0].role for record in found] == [
+        *("customer", "customer", "agent", "agent", "automatic", "automatic", "customer"),
+    ]
+    assert [record.known for record in found] == [
+        *([], [("Customer Email", "jane@example.org")], [], [("Person Name", "Anna-Lena")], [], [], []),
+    ]
+    assert [record.subject for record in found] == [None, "jane@example.org", None, None, None, None, None]
+
+
+def test_the_companys_own_words(tmp_path: Path) -> None:
+    company = Company(agents=("Kundendienst",), automatic=("auto reply",))
+    path = written(tmp_path, "chat.txt", b"[c] Kundendienst Eva: x\n[c] Auto-Reply: x\n[c] Agent: x\n")
+    assert [record.turns[0].role for record in records(path, company)] == ["agent", "automatic", "customer"]
+
+
+def test_lines_that_are_no_turns(tmp_path: Path) -> None:
+    path = written(tmp_path, "chat.txt", "[ä] A: ü\nand more\n[12:04] A: x\n|x|c\na|x|\n[c] A:\n\n[c] A: y\n".encode())
+    assert [record.place for record in records(path)] == [0, 7]
+    assert bads(path) == [
+        Bad(1, 11, "is no turn of a conversation", "and more"),
+        Bad(2, 20, "has a time where its conversation id should be", "[12:04] A: x"),
+        Bad(3, 33, "has no speaker", "|x|c"),
+        Bad(4, 38, "has no conversation id", "a|x|"),
+        Bad(5, 43, "has no text", "[c] A:"),
+    ]
+
+
+def test_text_that_is_no_transcript_is_not_recognised(tmp_path: Path) -> None:
+    path = written(tmp_path, "notes.txt", b"Dear all,\nthis is a letter.\n")
+    with pytest.raises(PipelineError, match=r"notes\.txt is no transcript"):
+        recognise("notes.txt", path, Company())
+    assert len(read_all(path)) == 2

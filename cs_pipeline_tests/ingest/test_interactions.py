@@ -1,0 +1,293 @@
+import json
+import os
+import signal
+import sys
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cs_pipeline.company import Columns, Company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest import interactions
+from cs_pipeline.ingest.exports import Record, format_of, read, redact
+from cs_pipeline.ingest.interactions import DayFacts, day_facts, ingest_day
+from cs_pipeline.ingest.landing import kept_copy, look
+from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline.lake import DataLake
+from cs_pipeline.schema import INTERACTION, QUARANTINED, check_schema
+
+NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
+DAY = NOW.date()
+COMPANY = Company(retention_days=14)
+
+CHAT = """\
+[c-1] Jane Roe: where is it?
+[c-2] agent: Hello?
+[c-1] Tom (Support): Hi Jane, it is here
+no turn at all
+[c-1] Jane Roe: thank you
+"""
+ROWS = b"question,answer,customer_email\nq1,a1,jane@example.org\n,a2,x\ncaf\xe9,a3,x\nq4,a4,ann@example.org\n"
+
+
+def deliver(lake: DataLake, files: dict[str, bytes], company: Company = COMPANY) -> list[Delivery]:
+    """Lets the real landing place take the files."""
+    for name, data in files.items():
+        path = lake.root / "landing" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    look(lake, company, NOW)
+    taken = look(lake, company, NOW + timedelta(minutes=1)).taken
+    assert {delivery.name for delivery in taken} == files.keys()
+    return taken
+
+
+def turns(lake: DataLake) -> list[dict[str, Any]]:
+    table = lake.read("ingest", f"company_interactions/{DAY}")
+    check_schema(table, INTERACTION, "turns")
+    return table.to_pylist()
+
+
+def quarantine(lake: DataLake) -> list[dict[str, Any]]:
+    table = lake.read("ingest", f"company_quarantine/{DAY}")
+    check_schema(table, QUARANTINED, "quarantine")
+    return table.to_pylist()
+
+
+def reconciles(facts: DayFacts) -> bool:
+    return all(file.records == file.kept + sum(file.quarantined.values()) + file.forgotten for file in facts.files)
+
+
+def test_turns_are_joined_and_share_what_is_known_of_their_people(lake: DataLake) -> None:
+    [delivery] = deliver(lake, {"chat.txt": CHAT.encode()})
+    facts = ingest_day(lake, COMPANY, DAY)
+    found = turns(lake)
+    assert [(row["conversation_id"], row["turn"], row["role"], row["text"]) for row in found] == [
+        ("c-1", 0, "customer", "where is it?"),
+        ("c-2", 0, "agent", "Hello?"),
+        ("c-1", 1, "agent", "Hi Jane, it is here"),
+        ("c-1", 2, "customer", "thank you"),
+    ]
+    people = [
+        {"placeholder": "Client Name", "value": "Jane Roe"},
+        {"placeholder": "Person Name", "value": "Tom"},
+    ]
+    assert [row["known"] for row in found] == [people, [], people, people]
+    assert {row["source_file_sha256"] for row in found} == {delivery.sha256}
+    assert {row["delivered_on"] for row in found} == {DAY}
+    assert [row["source_row"] for row in found] == [0, 1, 2, 4]
+    for row in found:
+        line = CHAT.encode()[row["byte_offset"] :].splitlines()[0].decode()
+        assert line.endswith(row["text"])
+    [file] = facts.files
+    assert (file.name, file.format, file.records, file.kept, file.turns) == ("chat.txt", "transcript", 5, 4, 4)
+    assert file.quarantined == {"is no turn of a conversation": 1}
+    assert file.bad_share == 0.2
+    assert reconciles(facts)
+
+
+def test_bad_records_are_quarantined_with_place_and_reason(lake: DataLake) -> None:
+    [delivery] = deliver(lake, {"rows.csv": ROWS})
+    facts = ingest_day(lake, COMPANY, DAY)
+    assert [row["text"] for row in turns(lake)] == ["q1", "a1", "q4", "a4"]
+    assert quarantine(lake) == [
+        {
+            "source_file_sha256": delivery.sha256,
+            "source_row": place,
+            "byte_offset": ROWS.index(record.encode("latin-1")),
+            "delivered_on": DAY,
+            "reason": reason,
+            "record": record.replace("é", "\ufffd"),
+        }
+        for place, record, reason in ((2, ",a2,x", "has no question"), (3, "café,a3,x", "is not UTF-8"))
+    ]
+    assert facts.files[0].quarantined == {"has no question": 1, "is not UTF-8": 1}
+    assert day_facts(lake, DAY) == facts
+
+
+def test_people_are_hashed_and_files_are_for_their_owner(lake: DataLake) -> None:
+    deliver(lake, {"rows.csv": ROWS})
+    ingest_day(lake, COMPANY, DAY)
+    with Ledger(lake) as ledger:
+        hashed = ledger.subject("JANE@example.org ")
+    assert [row["subject_id"] for row in turns(lake)][:2] == [hashed, hashed]
+    for folder in ("company_interactions", "company_quarantine"):
+        assert lake.path("ingest", folder).stat().st_mode & 0o777 == 0o700
+        assert lake.table("ingest", f"{folder}/{DAY}").stat().st_mode & 0o777 == 0o600
+
+
+def tables(lake: DataLake) -> dict[str, bytes]:
+    folders = (lake.path("ingest", "company_interactions"), lake.path("ingest", "company_quarantine"))
+    return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.iterdir()}
+
+
+def test_again_gives_the_same_bytes(lake: DataLake) -> None:
+    deliver(lake, {"rows.csv": ROWS, "chat.txt": CHAT.encode()})
+    ingest_day(lake, COMPANY, DAY)
+    before = tables(lake)
+    assert len(before) == 3
+    ingest_day(lake, COMPANY, DAY)
+    assert tables(lake) == before
+
+
+def test_killed_at_any_line_the_next_run_ends_the_same(lake: DataLake) -> None:
+    deliver(lake, {"rows.csv": b"question,answer\nq,a\nx\n"})
+    ingest_day(lake, COMPANY, DAY)
+    whole = tables(lake)
+    for path in lake.path("ingest").glob("company_*/*"):
+        path.unlink()
+    step, killed, left = 0, True, set()
+    while killed:
+        step += 1
+        child = os.fork()
+        if child == 0:
+            _die_at_line(step)
+            ingest_day(lake, COMPANY, DAY)
+            os._exit(0)
+        killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+        for name, data in tables(lake).items():
+            assert whole.get(name, data) == data
+            left.add(name)
+    assert step > 100
+    assert len(left) > len(whole)
+    assert tables(lake) == whole
+
+
+def _die_at_line(step: int) -> None:
+    left = step
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename != interactions.__file__:
+            return None
+        left -= event == "line"
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+
+    sys.settrace(trace)
+
+
+def test_forgotten_customers_are_left_out_by_mail_or_number(lake: DataLake) -> None:
+    columns = Columns(question="q", answer="a", customer_email="mail", customer_id="id")
+    company = Company(columns=columns)
+    rows = b"q,a,mail,id\n1,x,jane@example.org,88001\n2,x,ann@example.org,88002\n3,x,tom@example.org,88003\n"
+    chat = "[c] jane@example.org: secret\n[c] agent: hi\n[d] visitor: hello\n"
+    deliver(lake, {"rows.csv": rows, "chat.txt": chat.encode()}, company)
+    with Ledger(lake) as ledger:
+        ledger.bury("subject", ledger.subject("Jane@example.org"), "asked")
+        ledger.bury("subject", ledger.subject("88003"), "asked")
+    facts = ingest_day(lake, company, DAY)
+    assert {row["text"] for row in turns(lake)} == {"hello", "2", "x"}
+    assert sorted((file.name, file.records, file.kept, file.forgotten) for file in facts.files) == [
+        ("chat.txt", 3, 1, 2),
+        ("rows.csv", 3, 1, 2),
+    ]
+    assert reconciles(facts)
+
+
+def test_forgotten_conversations_are_left_out_whole(lake: DataLake) -> None:
+    rows = b"question,answer,ticket_id,email\n1,x,T-100,\n2,x,T-200,\n3,x,T-100,jane@example.org\n4,x,T-300,ann@x.org\n"
+    deliver(lake, {"rows.csv": rows})
+    with Ledger(lake) as ledger:
+        ledger.bury("subject", ledger.subject("jane@example.org"), "asked")
+        ledger.bury("row", ledger.row("T-300"), "asked")
+    facts = ingest_day(lake, COMPANY, DAY)
+    assert [row["text"] for row in turns(lake)] == ["2", "x"]
+    assert facts.files[0].forgotten == 3
+
+
+def test_redacted_record_is_no_record_of_the_day_any_more(lake: DataLake) -> None:
+    [delivery] = deliver(lake, {"rows.csv": ROWS})
+    before = ingest_day(lake, COMPANY, DAY)
+    rows = turns(lake)
+    path = kept_copy(lake, delivery.sha256)
+    redact(format_of(delivery.name, path), path, {rows[0]["source_row"]})
+    after = ingest_day(lake, COMPANY, DAY)
+    assert turns(lake) == rows[2:]
+    assert (before.files[0].records, after.files[0].records) == (4, 3)
+
+
+def test_damage_of_a_delivery_is_one_line_of_its_quarantine(lake: DataLake) -> None:
+    import gzip
+
+    packed = gzip.compress(os.urandom(20_000).hex().encode())
+    rows = b"question,answer\nq,a\n"
+    packed = gzip.compress(rows) + packed[: len(packed) // 2]
+    [delivery] = deliver(lake, {"rows.csv.gz": packed})
+    assert delivery.damage is not None
+    facts = ingest_day(lake, COMPANY, DAY)
+    assert [row["text"] for row in turns(lake)] == ["q", "a"]
+    assert quarantine(lake)[-1]["reason"] == delivery.damage
+    assert facts.files[0].quarantined[delivery.damage] == 1
+    assert reconciles(facts)
+
+
+def test_file_that_nobody_can_use_says_what_to_do(lake: DataLake) -> None:
+    deliver(lake, {"rows.csv": b"Frage,Antwort\na,b\n", "page.html": b"<p>", "zero.jsonl": b""})
+    files = {file.name: file for file in ingest_day(lake, COMPANY, DAY).files}
+    assert files["rows.csv"].problem is not None
+    assert "it has Frage, Antwort." in files["rows.csv"].problem
+    assert "company.yaml" in files["rows.csv"].problem
+    assert files["page.html"].format == "unknown"
+    assert {name: file.bad_share for name, file in files.items()} == {"rows.csv": 1, "page.html": 1, "zero.jsonl": 1}
+    assert turns(lake) == []
+
+
+def test_changed_file_of_the_day_stands_beside_the_one_before(lake: DataLake) -> None:
+    deliver(lake, {"rows.csv": b"question,answer\nq,a\n"})
+    deliver(lake, {"rows.csv": b"question,answer\nq,better\n"})
+    ingest_day(lake, COMPANY, DAY)
+    found = turns(lake)
+    assert [row["text"] for row in found] == ["q", "a", "q", "better"]
+    assert [row["turn"] for row in found] == [0, 1, 0, 1]
+
+
+def test_expired_day_is_not_read_again(lake: DataLake) -> None:
+    [delivery] = deliver(lake, {"rows.csv": ROWS})
+    with Ledger(lake) as ledger:
+        ledger.expire(delivery.sha256)
+    with pytest.raises(PipelineError, match="kept for 14 days"):
+        ingest_day(lake, COMPANY, DAY)
+
+
+def test_missing_kept_copy_is_named(lake: DataLake) -> None:
+    [delivery] = deliver(lake, {"rows.csv": ROWS})
+    kept_copy(lake, delivery.sha256).unlink()
+    with pytest.raises(PipelineError, match=r"kept copy of rows\.csv of 2026-03-02"):
+        ingest_day(lake, COMPANY, DAY)
+    assert not lake.table("ingest", f"company_interactions/{DAY}").exists()
+
+
+def test_day_without_deliveries_has_empty_tables(lake: DataLake) -> None:
+    other = date(2026, 3, 3)
+    with pytest.raises(PipelineError, match="Nothing of 2026-03-03 was ingested"):
+        day_facts(lake, other)
+    assert ingest_day(lake, COMPANY, other).files == ()
+    assert lake.read("ingest", f"company_interactions/{other}").num_rows == 0
+
+
+def test_no_value_of_a_file_is_in_the_facts(lake: DataLake) -> None:
+    bad = b'{"question": "SECRET", "SECRET": 1, "SECRET": 2}\n{"question": {"SECRET": 1}, "answer": "SECRET"}\nSECRET\n'
+    deliver(lake, {"rows.jsonl": bad, "rows.csv": b"SECRET@x.org,y\nSECRET,b\n", "t.txt": b"SECRET\n"})
+    facts = ingest_day(lake, COMPANY, DAY)
+    assert sum(len(file.quarantined) for file in facts.files) >= 5
+    assert "SECRET" not in repr(facts)
+    assert "SECRET" not in json.dumps(
+        json.loads((lake.path("ingest", "company_interactions") / f"{DAY}.json").read_text())
+    )
+
+
+def test_large_deliveries_are_written_in_pieces(lake: DataLake, tmp_path: Path) -> None:
+    rows = 30_000
+    data = b"question,answer\n" + b"".join(b"q%d,a%d\n" % (number, number) for number in range(rows))
+    [delivery] = deliver(lake, {"rows.csv": data})
+    facts = ingest_day(lake, COMPANY, DAY)
+    found = lake.read("ingest", f"company_interactions/{DAY}", ["text"]).column("text").to_pylist()
+    path = kept_copy(lake, delivery.sha256)
+    items = read(format_of(delivery.name, path), path, COMPANY)
+    assert found == [turn.text for item in items if isinstance(item, Record) for turn in item.turns]
+    assert facts.files[0].turns == len(found) == 2 * rows

@@ -1,0 +1,164 @@
+"""SIGKILL between any two lines of landing, taking and deleting: the next try finds or makes exactly what is due."""
+
+import gzip
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cs_pipeline.company import Company
+from cs_pipeline.ingest.landing import Look, expire, kept_copy, land, look
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.lake import DataLake, file_sha256
+
+FILES = {"landing.py", "place.py", "ledger.py", "lake.py"}
+COMPANY = Company()
+NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
+LATER = NOW + timedelta(minutes=1)
+A, B, C = (b"question,answer\nWhere is it?,%s.\n" % word for word in (b"On its way", b"Still with us", b"At your door"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: what a killed process has written stays, and syncing costs nothing."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as name:
+        yield Path(name)
+
+
+def killed(work: Callable[[], object], line: int) -> bool:
+    """Does ``work`` in a child that is killed before it runs its line number ``line``; False when it had ended before."""
+    child = os.fork()
+    if child == 0:
+        left = line
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal left
+            if Path(frame.f_code.co_filename).name not in FILES:
+                return None
+            if event == "line":
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+
+        try:
+            sys.settrace(trace)
+            work()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status in (0, signal.SIGKILL), "the work itself must not fail"
+    return status == signal.SIGKILL
+
+
+def killed_everywhere(
+    folder: Path, start: DataLake, work: Callable[[DataLake], object], check: Callable[[DataLake], None]
+) -> None:
+    """Kills ``work`` on a copy of ``start`` at every line of it, and calls ``check`` for what is left."""
+    for line in range(5000):
+        lake = DataLake(folder / "killed")
+        shutil.copytree(start.root, lake.root)
+        was_killed = killed(partial(work, lake), line)
+        check(lake)
+        shutil.rmtree(lake.root)
+        if not was_killed:
+            assert line > 100, "the steps were seen"
+            return
+    raise AssertionError("the work never ends")
+
+
+def put(lake: DataLake, name: str, data: bytes, age: int) -> None:
+    """A file that was written ``age`` seconds ago; copied or restored, it looks renamed in."""
+    path = lake.root / "landing" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
+
+
+def kept(lake: DataLake) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in lake.path("ingest", "landed").iterdir()}
+
+
+@pytest.mark.parametrize("at_first_use", [True, False])
+def test_a_killed_look_takes_each_file_once(folder: Path, at_first_use: bool) -> None:
+    start = DataLake(folder / "start")
+    if at_first_use:
+        put(start, "new.csv.gz", gzip.compress(A, mtime=0), 1)
+        expected: list[tuple[str, bytes, str | None]] = [("new.csv.gz", A, None)]
+    else:
+        put(start, "changed.csv", A, 9)
+        [first] = look(start, COMPANY, NOW).taken
+        put(start, "changed.csv", B, 3)
+        put(start, "copy.csv", A, 2)
+        put(start, "new.csv.gz", gzip.compress(C, mtime=0), 1)
+        expected = [("changed.csv", A, None), ("changed.csv", B, first.sha256), ("new.csv.gz", C, None)]
+
+    def check(lake: DataLake) -> None:
+        look(lake, COMPANY, LATER)
+        assert look(lake, COMPANY, LATER + timedelta(minutes=1)) == Look([], [], [], [])
+        with Ledger(lake) as ledger:
+            deliveries = ledger.deliveries()
+            assert ledger.superseded() == set(), "its content is also held by the copy"
+            assert all(sighting.sha256 for sighting in ledger.sightings().values())
+        found = [(one.name, kept_copy(lake, one.sha256).read_bytes(), one.supersedes) for one in deliveries]
+        assert found == expected
+        assert len(kept(lake)) == len(expected), "nothing is left over"
+        landed = {file_sha256(path) for path in (lake.root / "landing").iterdir()}
+        assert landed == {delivery.sha256 for delivery in deliveries}
+
+    killed_everywhere(folder, start, lambda lake: look(lake, COMPANY, NOW), check)
+
+
+def test_files_of_a_killed_landing_are_landed_by_the_next(folder: Path) -> None:
+    files = [folder / "a.csv", folder / "b.csv.gz"]
+    files[0].write_bytes(A)
+    files[1].write_bytes(gzip.compress(B))
+    start = DataLake(folder / "start")
+    look(start, COMPANY, NOW)
+
+    def check(lake: DataLake) -> None:
+        place = lake.root / "landing"
+        for file in files:
+            assert not (place / file.name).exists() or (place / file.name).read_bytes() == file.read_bytes()
+        land(files, lake, COMPANY)
+        assert {path.name for path in place.iterdir()} == {"a.csv", "b.csv.gz"}
+        assert kept(lake) == {}
+        found = look(lake, COMPANY, LATER)
+        assert sorted(delivery.name for delivery in found.taken) == ["a.csv", "b.csv.gz"]
+        assert sorted(kept(lake).values()) == sorted([A, B])
+
+    killed_everywhere(folder, start, lambda lake: land(files, lake, COMPANY), check)
+
+
+def test_raw_rows_of_a_killed_deletion_are_deleted_by_the_next(folder: Path) -> None:
+    start = DataLake(folder / "start")
+    put(start, "a.csv", A, 2)
+    put(start, "b.csv", B, 1)
+    look(start, COMPANY, NOW)
+    table = f"company_interactions/{NOW.date()}"
+    start.table("ingest", table).parent.mkdir()
+    start.table("ingest", table).write_bytes(A)
+    today = NOW.date() + timedelta(days=31)
+
+    def check(lake: DataLake) -> None:
+        expire(lake, COMPANY, today)
+        assert kept(lake) == {}
+        assert not lake.table("ingest", table).exists()
+        with Ledger(lake) as ledger:
+            assert all(delivery.expired_at for delivery in ledger.deliveries())
+
+    killed_everywhere(folder, start, lambda lake: expire(lake, COMPANY, today), check)
