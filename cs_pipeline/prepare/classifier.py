@@ -77,16 +77,18 @@ class TextClassifier:
         return cls(facts["features"], vectorizer, model)
 
 
-def out_of_fold(texts: Sequence[str], labels: Sequence[str], folds: int = 3) -> tuple[list[str], np.ndarray]:
-    """For each text the label and probability of a classifier that was not trained on it.
+def out_of_fold(
+    texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str], folds: int = 3
+) -> tuple[list[str], np.ndarray]:
+    """For each text the label and probability of a classifier that was trained on none of its cluster.
 
     What training rows are told of their own intent must be as fallible as what a live question will be told.
     """
-    from sklearn.model_selection import KFold
+    from sklearn.model_selection import GroupKFold
 
     predicted = np.empty(len(texts), dtype=object)
     confidence = np.zeros(len(texts))
-    for train, rest in KFold(folds, shuffle=True, random_state=0).split(texts):
+    for train, rest in GroupKFold(folds, shuffle=True, random_state=0).split(texts, groups=clusters):
         model = TextClassifier.fit([texts[i] for i in train], [labels[i] for i in train], "characters")
         names, certain = model.predict([texts[i] for i in rest])
         predicted[rest], confidence[rest] = names, certain

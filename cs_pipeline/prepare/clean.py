@@ -29,6 +29,19 @@ class Cleaned:
     unknown_placeholders: Counter[str]
 
 
+@dataclass(frozen=True)
+class Regular:
+    """A question and its answer as regular text, and the names of placeholders that the catalogue lacks.
+
+    ``reason`` says why they cannot be used, None if they can.
+    """
+
+    question: str
+    answer: str
+    unknown: list[str]
+    reason: str | None
+
+
 def clean(table: pa.Table) -> Cleaned:
     """``table`` of CONVERSATION rows with regular text; every row is either kept or set aside."""
     frame = table.to_pandas(types_mapper=pd.ArrowDtype)
@@ -36,26 +49,32 @@ def clean(table: pa.Table) -> Cleaned:
     reasons = []
     texts: dict[str, list[str]] = {name: [] for name in ("instruction", "response", "category", "intent")}
     for row in zip(*(table.column(name).to_pylist() for name in texts), strict=True):
-        raw_question, raw_answer, raw_category, raw_intent = (text or "" for text in row)
-        question, answer = regular_line(raw_question), regular_text(raw_answer)
+        question, answer, raw_category, raw_intent = (text or "" for text in row)
         category, intent = regular_line(raw_category), regular_line(raw_intent)
-        mended = repair(question), repair(answer)
-        names: list[str] = []
-        if mended[0] is not None and mended[1] is not None:
-            question, in_question = canonical(mended[0])
-            answer, in_answer = canonical(mended[1])
-            names = [*in_question, *in_answer]
-        reason = _reason(question, answer, category, intent, broken=None in mended)
+        pair = regular_pair(question, answer)
+        reason = pair.reason if category and intent else "no category or no intent"
         if reason is None:
-            unknown.update(names)
+            unknown.update(pair.unknown)
         reasons.append(reason)
-        for name, text in zip(texts, (question, answer, category, intent), strict=True):
+        for name, text in zip(texts, (pair.question, pair.answer, category, intent), strict=True):
             texts[name].append(text)
     frame = frame.assign(**texts, reason=pd.Series(reasons, index=frame.index, dtype=pd.ArrowDtype(pa.string())))
     kept = frame["reason"].isna()
     # What is set aside keeps its raw text: it is there to be looked at.
     aside = table.to_pandas(types_mapper=pd.ArrowDtype).assign(reason=frame["reason"])[~kept]
     return Cleaned(to_table(frame[kept], CONVERSATION), to_table(aside, SET_ASIDE), unknown)
+
+
+def regular_pair(question: str, answer: str) -> Regular:
+    """The question on one line, the answer with its lines, placeholders mended and in their canonical spelling."""
+    question, answer = regular_line(question), regular_text(answer)
+    mended = repair(question), repair(answer)
+    names: list[str] = []
+    if mended[0] is not None and mended[1] is not None:
+        question, in_question = canonical(mended[0])
+        answer, in_answer = canonical(mended[1])
+        names = [*in_question, *in_answer]
+    return Regular(question, answer, names, _reason(question, answer, broken=None in mended))
 
 
 def regular_text(text: str) -> str:
@@ -77,9 +96,7 @@ def to_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pandas(frame[schema.names], schema=schema, preserve_index=False).replace_schema_metadata(None)
 
 
-def _reason(question: str, answer: str, category: str, intent: str, *, broken: bool) -> str | None:
-    if not category or not intent:
-        return "no category or no intent"
+def _reason(question: str, answer: str, *, broken: bool) -> str | None:
     for what, text, (least, most) in (
         ("question", question, INSTRUCTION_CHARACTERS),
         ("answer", answer, RESPONSE_CHARACTERS),

@@ -24,9 +24,9 @@ def nearest(questions: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray
     return np.concatenate(places), np.clip(np.concatenate(cosines), 0, 1)
 
 
-def naive_split_similarity(questions: Sequence[str], test_share: float, seed: int = 0) -> np.ndarray:
-    """The same cosines for a random split by rows: what the test would look like if clusters were ignored."""
+def naive_split_similarity(questions: Sequence[str], test_share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that a random split would hold out, and their cosines: what the test would be if clusters were ignored."""
     order = np.random.default_rng(seed).permutation(len(questions))
     held_out = order[: max(1, round(test_share * len(questions)))]
     rest = order[len(held_out) :]
-    return nearest([questions[i] for i in held_out], [questions[i] for i in rest])[1]
+    return held_out, nearest([questions[i] for i in held_out], [questions[i] for i in rest])[1]

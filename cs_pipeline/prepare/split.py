@@ -1,6 +1,7 @@
 """The frozen yardstick: clusters of near-duplicate questions dealt to train, validation and test, once and for good."""
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from cs_pipeline.schema import CONVERSATION, SET_ASIDE
 
 SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
 """The share of an intent's rows on each side; the judges are served first."""
+
+SIDES = ("train", "validation", "test")
+
+DUPLICATE = "exact duplicate of another question and answer"
+BRIDGE = "alike to questions on two sides of the split"
+"""Reasons for setting a row aside."""
 
 SEED = 42
 
@@ -39,7 +46,7 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
     """
     frame = table.to_pandas().sort_values("row_id", ignore_index=True)
     reasons = pd.Series([None] * len(frame), dtype=object)
-    reasons[_repeats(frame, before)] = "exact duplicate of another question and answer"
+    reasons[_repeats(frame, before)] = DUPLICATE
     frame = frame.assign(reason=reasons, component=-1)
     alive = frame.index[frame["reason"].isna()]
     frame.loc[alive, "component"] = components(
@@ -85,8 +92,7 @@ def _place(intent: str, rows: pd.DataFrame, places: dict[str, tuple[str, str]]) 
         known = sorted({places[row] for _, row in members if row in places})
         sides = {side for _, side in known}
         if len(sides) > 1:
-            bridge = "alike to questions on two sides of the split"
-            reasons.update({index: bridge for index, row in members if row not in places})
+            reasons.update({index: BRIDGE for index, row in members if row not in places})
         elif known:
             places.update({row: places.get(row, known[0]) for _, row in members})
         else:
@@ -102,25 +108,28 @@ def _place(intent: str, rows: pd.DataFrame, places: dict[str, tuple[str, str]]) 
     return reasons
 
 
-def deal(intent: str, sizes: dict[str, int], have: Mapping[str, int]) -> dict[str, str]:
+def deal(intent: str, sizes: dict[str, int], have: Mapping[str, int], enough: float = math.inf) -> dict[str, str]:
     """The side of each new cluster: ``sizes`` are their rows, ``have`` the rows that each side already holds.
+
+    A judging side that holds ``enough`` rows gets no more.
 
     Clusters come in the order of a seeded hash of their id, so that the side of one hangs on no file order. A side takes
     what fits into what it lacks, but leaves one cluster for each side after it that has nothing; a side for which none is
-    small enough gets the smallest. Needs as many clusters as there are sides without rows.
+    small enough gets the smallest. Of fewer clusters than sides without rows training gets the first, and the test the
+    next.
     """
     total = sum(sizes.values()) + sum(have.values())
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{SEED}:{intent}:{cluster}".encode()).digest())
     dealt: dict[str, str] = {}
     for side, later in (("test", ("validation", "train")), ("validation", ("train",))):
-        lacking = round(SHARES[side] * total) - have.get(side, 0)
+        lacking = min(round(SHARES[side] * total), enough) - have.get(side, 0)
         most = len(left) - sum(not have.get(other) for other in later)
         taken: list[str] = []
         for cluster in left:
             if len(taken) < most and sizes[cluster] <= lacking:
                 taken.append(cluster)
                 lacking -= sizes[cluster]
-        if not taken and not have.get(side):
+        if not taken and not have.get(side) and len(left) > (not have.get("train")):
             taken = [min(left, key=lambda cluster: sizes[cluster])]
         dealt.update(dict.fromkeys(taken, side))
         left = [cluster for cluster in left if cluster not in dealt]
@@ -131,4 +140,4 @@ def shares(table: pa.Table) -> pd.DataFrame:
     """Rows of each intent (index) on each side (columns train, validation, test)."""
     frame = table.select(["intent", "split"]).to_pandas()
     counts = pd.crosstab(frame["intent"], frame["split"])
-    return counts.reindex(columns=list(reversed(SHARES)), fill_value=0).astype(np.int64)
+    return counts.reindex(columns=list(SIDES), fill_value=0).astype(np.int64)

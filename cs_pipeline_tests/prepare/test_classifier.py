@@ -100,16 +100,28 @@ def test_out_of_fold_does_not_see_the_row() -> None:
     labels = [random.choice("abcd") for _ in texts]
     seen, _ = TextClassifier.fit(texts, labels, "characters").predict(texts)
     assert right(seen, labels) > 0.95, "whoever has seen the row knows its label by heart"
-    predicted, confidence = out_of_fold(texts, labels)
+    predicted, confidence = out_of_fold(texts, labels, texts)
     assert right(predicted, labels) < 0.35, "whoever has not guesses one of four"
     assert confidence.shape == (600,)
 
 
+def test_out_of_fold_does_not_see_the_cluster() -> None:
+    random = Random(0)
+    texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=40)) for _ in range(300)]
+    clusters = [f"c{place}" for place in range(300)]
+    labels = [random.choice("abcd") for _ in texts]
+    twice = [*texts, *(f"{text}!" for text in texts)]
+    by_row, _ = out_of_fold(twice, labels * 2, twice)
+    assert right(by_row, labels * 2) > 0.5, "whoever has seen the near-duplicate all but knows the label"
+    by_cluster, _ = out_of_fold(twice, labels * 2, clusters * 2)
+    assert right(by_cluster, labels * 2) < 0.35
+
+
 def test_out_of_fold_knows_what_can_be_known(questions: Texts) -> None:
     texts, labels = questions
-    predicted, confidence = out_of_fold(texts, labels)
+    predicted, confidence = out_of_fold(texts, labels, texts)
     assert right(predicted, labels) > 0.9
-    again, confidence_again = out_of_fold(texts, labels)
+    again, confidence_again = out_of_fold(texts, labels, texts)
     assert again == predicted
     np.testing.assert_array_equal(confidence_again, confidence)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.prepare.clean import Cleaned
-from cs_pipeline.prepare.clusters import _links, _shingles, components, near_duplicates
+from cs_pipeline.prepare.clusters import Shingles, components, links, near_duplicates
 from cs_pipeline_tests.prepare import alike, shingled
 
 WORDS = [
@@ -96,8 +96,7 @@ def test_any_text_at_all(rows: list[tuple[str, str]]) -> None:
 def test_in_a_bucket_every_row_is_compared_with_every_other() -> None:
     questions = list(dict.fromkeys(question.lower() for question in variants(400, 11)[0]))
     rows = len(questions)
-    links = _links(_shingles(questions)[0], iter([np.zeros(rows, dtype=np.uint64)]))
-    numbers = components(np.concatenate(links), rows)
+    numbers = components(links(Shingles.of(questions), [np.zeros(rows, dtype=np.uint64)]), rows)
     ours = {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
     assert ours == joined(alike_pairs(questions, ["a"] * rows), rows)
 

@@ -1,0 +1,273 @@
+"""What landing 1 % new rows costs in the stage prepare, beside rebuilding all of it, in one run.
+
+    python bench/prepare.py [--rows 1000000] [--write]
+
+It makes a company's raw conversations, a hundredth of them a day, prepares all but the last day, and then measures
+
+- landing: that last day is cleaned and joined to what stands, the sides are taken and checked;
+- full rebuild: everything that prepare makes, from the raw rows of both sources, in a lake without prepare. Cleaning a day
+  hangs on that day alone, so each day is cleaned once, its time is counted, and the cleaned days are carried over.
+
+Both end with the same tables, which is checked.
+"""
+
+import argparse
+import os
+import platform
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+from rich.console import Console
+from rich.table import Table
+
+from cs_pipeline.company import Company
+from cs_pipeline.ingest.bitext import load_bitext
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.lake import PRIVATE, DataLake, write_json
+from cs_pipeline.prepare.classifier import TextClassifier
+from cs_pipeline.prepare.clean import clean
+from cs_pipeline.prepare.conversations import join
+from cs_pipeline.prepare.interactions import clean_day
+from cs_pipeline.prepare.leaks import leaks
+from cs_pipeline.prepare.sides import bitext_view, take_sides
+from cs_pipeline.prepare.split import split
+from cs_pipeline.schema import CONVERSATION, INTERACTION, SPLIT_ROW
+
+DAYS = 100
+MOST = 0.05
+"""The share of a full rebuild that landing a hundredth may cost."""
+
+# What customers add to a question, so that few are equal: made-up words and digits stand in the slots.
+DETAILS = [
+    "It is about the {word} {word} in {word}.",
+    "I bought the {word} {digit} weeks ago in your shop in {word}.",
+    "My order is {digit}{digit}{digit}-{digit}{digit}{digit}{digit}, the one with the {word} in it.",
+    "The {word} was a present for my {word}, so it matters to me.",
+    "I already wrote to {word}.{word}@example.com about the {word} and heard nothing.",
+    "You can call me on +44 20 7946 0{digit}{digit}{digit}, I am at home with my {word}.",
+    "The same happened with the {word} last {word}, {digit} days in a row.",
+]
+
+
+def made(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
+    """``rows`` raw conversations of one question and one answer, dealt to DAYS days: (day, INTERACTION table)."""
+    rng = random.Random(seed)
+    sample = sample_rows(max(270, min(rows // 10, 60_000)), seed=1)
+    pairs = list(zip(sample["instruction"], sample["response"], strict=True))
+    onsets = [
+        "b",
+        "br",
+        "d",
+        "f",
+        "fl",
+        "g",
+        "h",
+        "j",
+        "k",
+        "l",
+        "m",
+        "n",
+        "p",
+        "r",
+        "s",
+        "sh",
+        "st",
+        "t",
+        "tr",
+        "v",
+        "z",
+    ]
+    codas = ["", "l", "m", "n", "r", "s", "t"]
+    syllables = [onset + vowel + coda for onset in onsets for vowel in "aeiou" for coda in codas]
+    words = ["".join(rng.choices(syllables, k=rng.choice([2, 3]))) for _ in range(50_000)]
+    for number in range(DAYS):
+        day = date(2026, 1, 1) + timedelta(days=number)
+        turns = []
+        for place in range(rows * number // DAYS, rows * (number + 1) // DAYS):
+            question, answer = rng.choice(pairs)
+            if rng.random() < 0.9:
+                detail = rng.choice(DETAILS)
+                while "{" in detail:
+                    detail = detail.replace("{word}", rng.choice(words), 1)
+                    detail = detail.replace("{digit}", str(rng.randrange(10)), 1)
+                question = f"{question} {detail}"
+            subject = f"{rng.randrange(max(1, rows // 5)):016x}"
+            conversation = {
+                "source_file_sha256": f"{number:064x}",
+                "source_row": place,
+                "delivered_on": day,
+                "conversation_id": str(place),
+                "subject_id": subject,
+                "known": [],
+            }
+            turns.append({**conversation, "turn": 0, "role": "customer", "text": question})
+            turns.append({**conversation, "turn": 1, "role": "agent", "text": answer})
+        yield day, pa.Table.from_pylist(turns, schema=INTERACTION)
+
+
+class Clock:
+    """Seconds of each step, of the clock and of the processor: other work on the machine makes only the first longer."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, np.ndarray] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        start = np.array([time.monotonic(), time.process_time()])
+        yield
+        self.steps[step] = self[step] + np.array([time.monotonic(), time.process_time()]) - start
+
+    def __getitem__(self, step: str) -> np.ndarray:
+        return self.steps.get(step, np.zeros(2))
+
+    @property
+    def total(self) -> np.ndarray:
+        return sum(self.steps.values(), np.zeros(2))
+
+
+def prepare_bitext(lake: DataLake, clock: Clock) -> None:
+    """Bitext's own assets of prepare, from the raw rows."""
+    raw = lake.read("ingest", "bitext_conversations")
+    with clock("clean_bitext"):
+        cleaned = clean(raw)
+        lake.write("prepare", "clean_bitext", cleaned.rows, CONVERSATION)
+    with clock("bitext_splits"):
+        lake.write("prepare", "bitext_splits", split(cleaned.rows, None).rows, CONVERSATION)
+    with clock("classifiers"):
+        frame = lake.read("prepare", "bitext_splits").to_pandas().query("split == 'train'")
+        intents = frame["intent"].tolist()
+        questions = TextClassifier.fit(frame["instruction"].tolist(), intents, "characters")
+        questions.save(lake.path("prepare", "intent_classifier"))
+        answers = TextClassifier.fit(frame["response"].tolist(), intents, "words")
+        answers.save(lake.path("prepare", "answer_classifier"))
+
+
+def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
+    """The partitions of clean_interactions."""
+    for day in days:
+        with clock("clean_interactions"):
+            clean_day(lake, Company(), day)
+
+
+def join_and_take_sides(lake: DataLake, clock: Clock) -> pa.Table:
+    """The assets from conversations on, with the check that nothing leaks; returns the conversations."""
+    with clock("conversations"):
+        rows = join(lake).rows
+    with clock("no_leakage"):
+        assert leaks(rows) == []
+    with clock("sides"):
+        classifier = TextClassifier.load(lake.path("prepare", "intent_classifier"))
+        tables, _ = take_sides(rows, classifier, bitext_view(lake))
+        for side, table in tables.items():
+            lake.write("prepare", f"{side}_split", table, SPLIT_ROW)
+    return rows
+
+
+def measure(rows: int, folder: Path) -> dict[str, Any]:
+    """Both arms in ``folder``; raises AssertionError when they do not end alike."""
+    lake, rebuilt = DataLake(folder / "landing"), DataLake(folder / "rebuilt")
+    raw, _ = load_bitext("sample", folder)
+    lake.write("ingest", "bitext_conversations", raw, CONVERSATION)
+    days = []
+    for day, table in made(rows):
+        lake.write("ingest", f"company_interactions/{day}", table, INTERACTION, mode=PRIVATE)
+        days.append(day)
+    before, landing, full = Clock(), Clock(), Clock()
+    prepare_bitext(lake, before)
+    clean_days(lake, days[:-1], before)
+    join_and_take_sides(lake, before)
+    clean_days(lake, days[-1:], landing)
+    landed = join_and_take_sides(lake, landing)
+
+    rebuilt.path("ingest").parent.mkdir()
+    rebuilt.path("ingest").symlink_to(lake.path("ingest"))
+    prepare_bitext(rebuilt, full)
+    full.steps["clean_interactions"] = before["clean_interactions"] + landing["clean_interactions"]
+    for name in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
+        shutil.copytree(lake.path("prepare", name), rebuilt.path("prepare", name))
+    at_once = join_and_take_sides(rebuilt, full)
+
+    assert landed.equals(at_once), "the two arms end with other rows or places"
+    sides: dict[str, set[str]] = {}
+    for cluster, side in zip(landed.column("cluster_id").to_pylist(), landed.column("split").to_pylist(), strict=True):
+        sides.setdefault(cluster, set()).add(side)
+    assert all(len(of_cluster) == 1 for of_cluster in sides.values()), "a cluster stands on two sides"
+    return {
+        "rows": rows,
+        "conversations": landed.num_rows,
+        "clusters": len(sides),
+        "sides": {side: landed.column("split").to_pylist().count(side) for side in ("train", "validation", "test")},
+        **{
+            f"{kind}seconds": {
+                step: {"landing": float(of_landing[number]), "full_rebuild": float(of_full[number])}
+                for step, of_landing, of_full in (
+                    *((step, landing[step], seconds) for step, seconds in full.steps.items()),
+                    ("together", landing.total, full.total),
+                )
+            }
+            for number, kind in enumerate(("", "processor_"))
+        },
+        "ratio": float(landing.total[0] / full.total[0]),
+        "processor_ratio": float(landing.total[1] / full.total[1]),
+        "most": MOST,
+        "peak_memory_gb": _peak_memory() / 1e9,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hang on."""
+    packages = ("numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "presidio-analyzer")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB",
+        "load_before": [round(load, 2) for load in os.getloadavg()],
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _peak_memory() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    """Measures and prints; with --write the result is kept in bench/results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/prepare.json")
+    given = parser.parse_args()
+    about = machine()
+    with tempfile.TemporaryDirectory(prefix="bench-prepare-") as folder:
+        result = about | measure(given.rows, Path(folder))
+    table = Table(
+        "seconds (of the processor)", "landing 1 %", "full rebuild", title=f"prepare at {result['rows']:,} rows"
+    )
+    for step, seconds in result["seconds"].items():
+        processor = result["processor_seconds"][step]
+        table.add_row(step, *(f"{seconds[arm]:.2f} ({processor[arm]:.2f})" for arm in ("landing", "full_rebuild")))
+    table.add_row("ratio", f"{result['ratio']:.2%} ({result['processor_ratio']:.2%})", f"at most {MOST:.0%}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{result['date']}, {result['machine']}, load {result['load_before'][0]}, "
+        f"peak memory {result['peak_memory_gb']:.1f} GB, Python {result['python']}, {result['versions']}"
+    )
+    if given.write:
+        write_json(Path(__file__).parent / "results" / "prepare.json", result)
+
+
+if __name__ == "__main__":
+    main()
