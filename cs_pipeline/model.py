@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cs_pipeline.prompt import IGNORED, encode_example, encode_prompt, messages
+from cs_pipeline.prompt import IGNORED, Context, Example, encode_example, encode_prompt, fit, messages
 from cs_pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -112,15 +112,18 @@ class SupportModel:
         self,
         questions: Sequence[str],
         intents: Sequence[str | None],
+        contexts: Sequence[Context],
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[Answer]:
-        """Greedy answers to ``questions``, in their order; ``intents`` are the classifier's, one for each.
+        """Greedy answers to ``questions``, in their order.
 
-        Questions of like length are answered together; ``progress`` is told how many are done.
+        For each question there are an intent, the classifier's, and its earlier turns: of these the model is told the
+        latest, as many as make no prompt longer than the longest row of its training. Questions of like length are answered
+        together; ``progress`` is told how many are done.
         """
         import torch
 
-        prompts = [self._prompt(q, i) for q, i in zip(questions, intents, strict=True)]
+        prompts = [self._prompt(q, i, c) for q, i, c in zip(questions, intents, contexts, strict=True)]
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
         for start in range(0, len(order), self.recipe.generation.batch_size):
@@ -141,24 +144,25 @@ class SupportModel:
         return [answers[i] for i in range(len(prompts))]
 
     def likelihoods(
-        self, questions: Sequence[str], intents: Sequence[str | None], references: Sequence[str]
+        self,
+        questions: Sequence[str],
+        intents: Sequence[str | None],
+        contexts: Sequence[Context],
+        references: Sequence[str],
     ) -> list[Likelihood]:
-        """How probable each reference answer is to the model after its question."""
+        """How probable each reference answer is to the model, after what a row of its training would have before it."""
         import torch
 
-        rows = [
-            encode_example(self.tokenizer, messages(q, self.recipe.prompt, i), r)
-            for q, i, r in zip(questions, intents, references, strict=True)
-        ]
+        rows = [self._example(*row) for row in zip(questions, intents, contexts, references, strict=True)]
         results: dict[int, Likelihood] = {}
         batch: list[int] = []
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].input_ids), i))
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
         for place, i in enumerate(order):
             batch.append(i)
-            longest = len(rows[order[min(place + 1, len(order) - 1)]].input_ids)
+            longest = len(rows[order[min(place + 1, len(order) - 1)]])
             if place + 1 < len(order) and (len(batch) + 1) * longest <= TOKENS_PER_PASS:
                 continue
-            width = max(len(rows[j].input_ids) for j in batch)
+            width = max(len(rows[j]) for j in batch)
             # Padded on the right: causal attention never looks there, so no mask is needed.
             ids = torch.tensor([_padded(rows[j].input_ids, width, 0) for j in batch], device=self.model.device)
             labels = torch.tensor([_padded(rows[j].labels, width, IGNORED) for j in batch], device=self.model.device)
@@ -172,8 +176,17 @@ class SupportModel:
             batch = []
         return [results[i] for i in range(len(rows))]
 
-    def _prompt(self, question: str, intent: str | None) -> list[int]:
-        return encode_prompt(self.tokenizer, messages(question, self.recipe.prompt, intent))
+    def _prompt(self, question: str, intent: str | None, earlier: Context) -> list[int]:
+        def encode(turns: Context) -> list[int]:
+            return encode_prompt(self.tokenizer, messages(question, self.recipe.prompt, intent, turns))
+
+        return fit(encode, earlier, self.recipe.trainer.max_length)[0]
+
+    def _example(self, question: str, intent: str | None, earlier: Context, reference: str) -> Example:
+        def encode(turns: Context) -> Example:
+            return encode_example(self.tokenizer, messages(question, self.recipe.prompt, intent, turns), reference)
+
+        return fit(encode, earlier, self.recipe.trainer.max_length)[0]
 
     def _answer(self, ids: list[int]) -> Answer:
         stop = self.tokenizer.eos_token_id

@@ -1,10 +1,13 @@
 """From a question to the tokens a model reads: the one way that training, evaluation and serving share."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.placeholders import Speaker
 from cs_pipeline.recipe import Prompt
 
 if TYPE_CHECKING:
@@ -24,6 +27,12 @@ EMBEDDED_TEMPLATE = (
 """Chat template of the embedded base, version 1: its transcripts, with an optional system line before them."""
 
 
+Context = Sequence[tuple[Speaker, str]]
+"""The earlier turns of a conversation, oldest first: who spoke, and what."""
+
+_ROLES: dict[Speaker, str] = {"customer": "user", "agent": "assistant"}
+
+
 @dataclass(frozen=True)
 class Example:
     """A training row as tokens: ``input_ids`` and ``labels`` of one length, the labels ignored up to the answer."""
@@ -31,19 +40,63 @@ class Example:
     input_ids: list[int]
     labels: list[int]
 
+    def __len__(self) -> int:
+        return len(self.input_ids)
 
-def messages(question: str, prompt: Prompt, intent: str | None) -> list[dict[str, str]]:
-    """The chat messages before an answer: a system line where there is something to say in it, then the question.
 
-    ``intent`` is the classifier's and is read only where the recipe routes by intent; it must be given then.
+def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
+    """The turns of a row's column ``context``. Raises PipelineError where it does not hold what the schema says."""
+    if context is None:
+        return []
+    try:
+        turns = [(speaker, text) for speaker, text in json.loads(context)]
+        whole = all(speaker in _ROLES and isinstance(text, str) for speaker, text in turns)
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        # Without the text: it is a customer's.
+        raise PipelineError(
+            "A row's context is no list of [speaker, text] with the speakers customer and agent.",
+            "This is a fault of the step that made the table; its schema stands in cs_pipeline/schema.py.",
+        )
+    return turns
+
+
+def messages(question: str, prompt: Prompt, intent: str | None, earlier: Context) -> list[dict[str, str]]:
+    """The chat messages before an answer: a system line where there is something to say in it, the earlier turns, the
+    question.
+
+    ``intent`` is the classifier's and is read only where the recipe routes by intent; it must be given then. Customer and
+    agent alternate and the customer begins, as many templates demand: neighbouring turns of one speaker become one
+    message, and an agent's turns before the first question are left out.
     """
     system = prompt.system
     if prompt.route == "intent":
         if intent is None:
             raise ValueError("this recipe routes by intent, but no intent was given")
         system = f"{system} Intent: {intent}".strip()
-    turns = [{"role": "user", "content": question}]
+    turns: list[dict[str, str]] = []
+    for speaker, text in (*earlier, ("customer", question)):
+        if turns and turns[-1]["role"] == _ROLES[speaker]:
+            turns[-1]["content"] += f"\n{text}"
+        elif turns or speaker == "customer":
+            turns.append({"role": _ROLES[speaker], "content": text})
     return [{"role": "system", "content": system}, *turns] if system else turns
+
+
+Encoded = TypeVar("Encoded", bound=Sized)
+
+
+def fit(encode: Callable[[Context], Encoded], earlier: Context, most: int) -> tuple[Encoded, int]:
+    """What ``encode`` makes of the latest of the ``earlier`` turns, as many as fit into ``most`` tokens.
+
+    Returns it with the number of turns left out. Where it is too long even without any turn, that is what it returns.
+    """
+    for left_out in range(len(earlier)):
+        encoded = encode(earlier[left_out:])
+        if len(encoded) <= most:
+            return encoded, left_out
+    return encode(()), len(earlier)
 
 
 def render(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]]) -> str:

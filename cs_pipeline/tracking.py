@@ -26,6 +26,9 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT = "cs.fingerprint"
 """Tag of runs and versions: the adapter's fingerprint."""
 
+FORGOTTEN = "cs.forgotten"
+"""Tag of versions that were trained on rows which are to be forgotten."""
+
 
 @dataclass(frozen=True)
 class Version:
@@ -66,7 +69,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
         # MLflow has set it for its child processes; it would make this lake's store that of any other lake.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
-        with _first_use(lake):
+        with _one_at_a_time(lake):  # the first use of a SQLite store writes its tables
             client = mlflow.MlflowClient(uri, uri)
             if client.get_experiment_by_name(MODEL) is None:
                 # A server chooses the place itself; the SQLite store would choose the current folder.
@@ -89,17 +92,17 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     return runs[0].info.run_id if runs else None
 
 
-def get_or_create_run(client: "MlflowClient", fingerprint: str, recipe: str) -> str:
-    """The id of the one run of ``fingerprint``."""
-    found = find_run(client, fingerprint)
-    if found:
-        return found
-    experiment = client.get_experiment_by_name(MODEL)
-    assert experiment is not None
-    tags = {FINGERPRINT: fingerprint, "cs.recipe": recipe}
-    return str(
-        client.create_run(experiment.experiment_id, tags=tags, run_name=f"{recipe}-{fingerprint[:6]}").info.run_id
-    )
+def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, recipe: str) -> str:
+    """The id of the one run of ``fingerprint``, whoever on this lake asks at the same time."""
+    with _one_at_a_time(lake):
+        found = find_run(client, fingerprint)
+        if found:
+            return found
+        experiment = client.get_experiment_by_name(MODEL)
+        assert experiment is not None
+        tags = {FINGERPRINT: fingerprint, "cs.recipe": recipe}
+        run = client.create_run(experiment.experiment_id, tags=tags, run_name=f"{recipe}-{fingerprint[:6]}")
+        return str(run.info.run_id)
 
 
 def find_versions(client: "MlflowClient") -> list[Any]:
@@ -183,7 +186,7 @@ def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterato
             last = done.wait(3)
             try:
                 client = open_store(lake)
-                spool.replay(client, get_or_create_run(client, fingerprint, recipe))
+                spool.replay(client, get_or_create_run(client, lake, fingerprint, recipe))
             except Exception as error:
                 # Whatever is wrong with the store: the spool keeps all, and registering sends it.
                 if not said:
@@ -202,8 +205,8 @@ def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterato
 
 
 @contextmanager
-def _first_use(lake: DataLake) -> Iterator[None]:
-    # The first use of a SQLite store writes its tables; two first uses at once would both try.
+def _one_at_a_time(lake: DataLake) -> Iterator[None]:
+    """No other thread or process on this lake looks whether something is in the store and then makes it."""
     make_folder(lake.path("register"))
     with lake.path("register", ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

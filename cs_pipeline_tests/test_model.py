@@ -10,10 +10,12 @@ import pytest
 
 from cs_pipeline.lake import DataLake
 from cs_pipeline.model import Answer, SupportModel, load_base, load_tokenizer
-from cs_pipeline.prompt import encode_example, encode_prompt, messages
+from cs_pipeline.prompt import Context, encode_example, encode_prompt, messages
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline.train.base import find_base
+
+EARLIER: Context = [("customer", "I have a question."), ("agent", "Please ask!"), ("customer", "It is this:")]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Parts:
     questions: list[str]
     intents: list[str | None]
     references: list[str]
+
+    @property
+    def contexts(self) -> list[Context]:
+        """No earlier turn for any question."""
+        return [()] * len(self.questions)
 
     def model(self, adapter: Path | None = None) -> SupportModel:
         return SupportModel(self.recipe, self.base, adapter or self.adapter)
@@ -63,7 +70,7 @@ def test_answers_come_in_the_order_asked_whatever_the_batch(parts: Parts, talkat
     def answers(batch_size: int, turn: int = 1) -> list[Answer]:
         generation = parts.recipe.generation.model_copy(update={"batch_size": batch_size})
         model = SupportModel(parts.recipe.model_copy(update={"generation": generation}), talkative, None)
-        return model.answer(parts.questions[::turn], parts.intents[::turn], seen.append)
+        return model.answer(parts.questions[::turn], parts.intents[::turn], parts.contexts, seen.append)
 
     seen: list[int] = []
     together = answers(64)
@@ -71,25 +78,61 @@ def test_answers_come_in_the_order_asked_whatever_the_batch(parts: Parts, talkat
     assert answers(1) == together
     assert seen == [12, *range(1, 13)]
     assert answers(5, turn=-1)[::-1] == together
-    assert parts.model().answer([], []) == []
+    assert parts.model().answer([], [], []) == []
 
 
 def test_the_intent_is_part_of_the_question(parts: Parts) -> None:
     model = parts.model()
     (one,), (other,) = (
-        model.likelihoods(parts.questions[:1], [intent], parts.references[:1])
+        model.likelihoods(parts.questions[:1], [intent], [()], parts.references[:1])
         for intent in ("get_refund", "place_order")
     )
     assert one != other
     with pytest.raises(ValueError, match="routes by intent, but no intent was given"):
-        model.answer(parts.questions[:1], [None])
+        model.answer(parts.questions[:1], [None], [()])
+
+
+def test_earlier_turns_are_part_of_the_question(parts: Parts, talkative: Path) -> None:
+    model = SupportModel(parts.recipe, talkative, None)
+    given = parts.questions[:2], parts.intents[:2]
+    alone, after = (model.answer(*given, [(), context]) for context in ((), EARLIER))
+    assert alone[0] == after[0]
+    assert alone[1] != after[1]
+    tuned = parts.model()
+    alone_, after_ = (tuned.likelihoods(*given, [(), context], parts.references[:2]) for context in ((), EARLIER))
+    assert alone_[0] == pytest.approx(after_[0])
+    assert alone_[1].nll != pytest.approx(after_[1].nll)
+    with pytest.raises(ValueError, match="zip"):
+        model.answer(*given, [()])
+
+
+def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: Path) -> None:
+    """A prompt is at most as long as a row of the training; the question itself always stands in it."""
+    question, intent, reference = parts.questions[:1], parts.intents[:1], parts.references[:1]
+    long: Context = [("customer", "again and again " * 400), *EARLIER[1:]]
+
+    def model(max_length: int) -> SupportModel:
+        trainer = parts.recipe.trainer.model_copy(update={"max_length": max_length})
+        return SupportModel(parts.recipe.model_copy(update={"trainer": trainer}), talkative, None)
+
+    usual, tight = model(640), model(16)
+    assert usual.answer(question, intent, [long]) == usual.answer(question, intent, [EARLIER[1:]])
+    assert usual.likelihoods(question, intent, [long], reference) == usual.likelihoods(
+        question, intent, [EARLIER[1:]], reference
+    )
+    assert tight.answer(question, intent, [EARLIER]) == usual.answer(question, intent, [()])
+    assert tight.likelihoods(question, intent, [EARLIER], reference) == usual.likelihoods(
+        question, intent, [()], reference
+    )
+    assert usual.answer(question, intent, [EARLIER]) != usual.answer(question, intent, [()])
 
 
 def test_likelihoods_of_a_batch_are_those_of_single_rows(parts: Parts) -> None:
     model = parts.model()
-    together = model.likelihoods(parts.questions, parts.intents, parts.references)
-    rows = zip(parts.questions, parts.intents, parts.references, strict=True)
-    singly = [model.likelihoods([q], [i], [r])[0] for q, i, r in rows]
+    contexts: list[Context] = [EARLIER[: i % 4] for i in range(len(parts.questions))]
+    together = model.likelihoods(parts.questions, parts.intents, contexts, parts.references)
+    rows = zip(parts.questions, parts.intents, contexts, parts.references, strict=True)
+    singly = [model.likelihoods([q], [i], [c], [r])[0] for q, i, c, r in rows]
     assert [one.tokens for one in singly] == [one.tokens for one in together]
     np.testing.assert_allclose([one.nll for one in singly], [one.nll for one in together], rtol=1e-4)
 
@@ -98,8 +141,8 @@ def test_a_likelihood_is_the_loss_of_training_times_its_tokens(parts: Parts) -> 
     import torch
 
     model = parts.model()
-    (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], parts.references[:1])
-    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0])
+    (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], [EARLIER], parts.references[:1])
+    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], EARLIER)
     example = encode_example(model.tokenizer, turns, parts.references[0])
     with torch.inference_mode():
         loss = model.model(
@@ -122,9 +165,9 @@ def test_the_base_is_asked_the_same_way(parts: Parts, tmp_path: Path) -> None:
         SupportModel(parts.recipe, parts.base, None),
         parts.model(),
     )
-    given = parts.questions, parts.intents, parts.references
+    given = parts.questions, parts.intents, parts.contexts, parts.references
     assert zero.likelihoods(*given) == base.likelihoods(*given)
-    assert zero.answer(*given[:2]) == base.answer(*given[:2])
+    assert zero.answer(*given[:3]) == base.answer(*given[:3])
     better = sum(one.nll for one in tuned.likelihoods(*given)) / sum(one.nll for one in base.likelihoods(*given))
     assert better < 1
 
@@ -132,14 +175,14 @@ def test_the_base_is_asked_the_same_way(parts: Parts, tmp_path: Path) -> None:
 def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: Parts) -> None:
     model = parts.model()
     question, intent = parts.questions[:1], parts.intents[:1]
-    (cut,) = model.answer(question, intent)
+    (cut,) = model.answer(question, intent, [()])
     assert (cut.stopped, cut.tokens) == (False, parts.recipe.generation.max_new_tokens)
     # The same model stops where it writes what is now its stop token.
     ids = model.tokenizer(cut.text, add_special_tokens=False)["input_ids"]
     stop = next(i for i in range(1, len(ids)) if ids[i] not in ids[:i])
     tokenizer: Any = model.tokenizer
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[stop])
-    (ended,) = model.answer(question, intent)
+    (ended,) = model.answer(question, intent, [()])
     assert ended.stopped
     assert ended.tokens < cut.tokens
     assert cut.text.startswith(ended.text)
@@ -153,7 +196,7 @@ def test_four_bits_unpacked_are_the_same_four_bits(parts: Parts) -> None:
     packed: Any = PeftModel.from_pretrained(load_base(parts.base, "nf4"), str(parts.adapter)).eval()
     assert any("uint8" in str(p.dtype) for p in packed.parameters())
     tokenizer = load_tokenizer(parts.base)
-    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0])
+    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], ())
     ids = torch.tensor([encode_example(tokenizer, turns, parts.references[0]).input_ids])
     with torch.inference_mode():
         expected = packed(input_ids=ids).logits

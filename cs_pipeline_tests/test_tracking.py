@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,9 +52,9 @@ def client(stored: DataLake) -> "MlflowClient":
 
 
 @pytest.fixture
-def run(client: "MlflowClient", request: pytest.FixtureRequest) -> str:
+def run(client: "MlflowClient", stored: DataLake, request: pytest.FixtureRequest) -> str:
     """A run of this test's own."""
-    return get_or_create_run(client, request.node.name, "tiny")
+    return get_or_create_run(client, stored, request.node.name, "tiny")
 
 
 @pytest.fixture
@@ -134,15 +135,27 @@ def test_the_variable_names_another_store(lake: DataLake, monkeypatch: pytest.Mo
 
 def test_a_fingerprint_has_one_run(client: "MlflowClient", stored: DataLake) -> None:
     assert find_run(client, "f1") is None
-    first = get_or_create_run(client, "f1", "tiny")
-    assert get_or_create_run(client, "f1", "tiny") == first == find_run(client, "f1")
-    assert get_or_create_run(open_store(stored), "f1", "tiny") == first
+    first = get_or_create_run(client, stored, "f1", "tiny")
+    assert get_or_create_run(client, stored, "f1", "tiny") == first == find_run(client, "f1")
+    assert get_or_create_run(open_store(stored), stored, "f1", "tiny") == first
     client.set_terminated(first, "FAILED")
-    assert get_or_create_run(client, "f1", "tiny") == first
-    assert get_or_create_run(client, "f2", "tiny") != first
+    assert get_or_create_run(client, stored, "f1", "tiny") == first
+    assert get_or_create_run(client, stored, "f2", "tiny") != first
     run = client.get_run(first)
     assert (run.data.tags[FINGERPRINT], run.data.tags["cs.recipe"]) == ("f1", "tiny")
     assert len(client.search_runs([run.info.experiment_id], f"tags.`{FINGERPRINT}` = 'f1'")) == 1
+
+
+def test_a_fingerprint_has_one_run_whoever_asks_at_once(stored: DataLake) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        clients = [open_store(stored) for _ in range(8)]
+        together = threading.Barrier(len(clients))
+
+        def ask(client: "MlflowClient") -> str:
+            together.wait()
+            return get_or_create_run(client, stored, "asked for at once", "tiny")
+
+        assert len(set(pool.map(ask, clients))) == 1
 
 
 def test_what_a_run_keeps_lies_in_the_lake(client: "MlflowClient", stored: DataLake, run: str) -> None:
@@ -159,7 +172,8 @@ from cs_pipeline.lake import DataLake
 from cs_pipeline.tracking import get_or_create_run, open_store
 print("ready", flush=True)
 sys.stdin.readline()
-print(get_or_create_run(open_store(DataLake(Path(sys.argv[1]))), "theirs", "tiny"), flush=True)
+lake = DataLake(Path(sys.argv[1]))
+print(get_or_create_run(open_store(lake), lake, "theirs", "tiny"), flush=True)
 """
 
 
@@ -173,7 +187,7 @@ def test_two_processes_may_make_the_first_use_at_once(stored: DataLake, lake: Da
         other.stdin.write("go\n")
         other.stdin.flush()
         client = open_store(lake)
-        ours = get_or_create_run(client, "ours", "tiny")
+        ours = get_or_create_run(client, lake, "ours", "tiny")
         theirs = other.stdout.readline().strip()
     assert other.returncode == 0
     assert find_run(client, "theirs") == theirs != ours
@@ -336,7 +350,7 @@ def test_a_store_that_is_away_holds_up_nothing_and_nothing_is_lost(
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     client = open_store(stored)
-    run = get_or_create_run(client, tmp_path.name, "tiny")
+    run = get_or_create_run(client, stored, tmp_path.name, "tiny")
     assert spool.replay(client, run) == 100
     assert history(client, run, "loss") == [(step, 1.0 - step / 100) for step in range(100)]
 
@@ -355,7 +369,7 @@ def test_versions_and_their_champion(client: "MlflowClient", stored: DataLake, t
     (tmp_path / "adapter").mkdir()
     for number in range(1, 12):
         (tmp_path / "adapter" / "weights").write_text(str(number))
-        run = get_or_create_run(client, f"v{number}", "tiny")
+        run = get_or_create_run(client, stored, f"v{number}", "tiny")
         client.log_artifacts(run, str(tmp_path / "adapter"), "model/artifacts/adapter")
         tags = {FINGERPRINT: f"v{number}", "cs.recipe": "tiny"}
         client.create_model_version(MODEL, f"runs:/{run}/model", run, tags=tags)

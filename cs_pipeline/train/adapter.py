@@ -1,42 +1,35 @@
 """The (Q)LoRA fine-tune of a recipe: one folder with a manifest, trained once for equal input."""
 
 import importlib.metadata
-import json
-import resource
 import shutil
 import subprocess
-import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import yaml
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import (
-    DataLake,
-    atomic_file,
-    atomic_folder,
-    digest,
-    file_sha256,
-    read_json,
-    remove_leftovers,
-    write_json,
-)
-from cs_pipeline.model import compute_type, hush, load_base, load_tokenizer
-from cs_pipeline.prompt import EMBEDDED_TEMPLATE, Example
+from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, read_json, remove_leftovers, write_json
+from cs_pipeline.prompt import EMBEDDED_TEMPLATE
 from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.schema import SEEN, check_schema
 from cs_pipeline.tracking import Spool, live
 from cs_pipeline.train.base import Base, find_base
+from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.manifest import NAME, read_manifest, write_manifest
-from cs_pipeline.train.rows import training_rows
+from cs_pipeline.train.start import Champion, find_start
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Raised when this stage makes another adapter of the same input."""
 
-VALIDATION_ROWS = 256
-"""Rows of the validation split on which the loss is taken before and after; sorted by id, so as good as random."""
+ROWS = "rows.parquet"
+"""The file of an adapter's folder that says on which rows it was trained."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
@@ -54,9 +47,9 @@ class Adapter:
         return str(self.manifest["fingerprint"])
 
 
-def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str]) -> str:
-    """16 hex digits that stand for everything an adapter is made of."""
-    return digest(recipe.fingerprint, base.sha256, data, CODE_VERSION, EMBEDDED_TEMPLATE)
+def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], start: str | None) -> str:
+    """16 hex digits that stand for everything an adapter is made of; ``start`` is the adapter it goes on from, if any."""
+    return digest(recipe.fingerprint, base.sha256, data, start, CODE_VERSION, EMBEDDED_TEMPLATE)
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
@@ -86,9 +79,16 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
 def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     """The adapter that equal input has made before, or None; it becomes the recipe's current one.
 
-    Raises PipelineError when a file of it was changed, or when the base is not there.
+    Raises PipelineError when a file of it was changed, when the base is not there, or the champion does not fit.
     """
-    fingerprint = adapter_fingerprint(recipe, find_base(recipe, lake), data_versions(recipe, lake))
+    base, data = find_base(recipe, lake), data_versions(recipe, lake)
+    start = find_start(recipe, base, lake)
+    fingerprint = adapter_fingerprint(recipe, base, data, start.fingerprint)
+    if start.champion is not None:
+        made = adapter_fingerprint(recipe, base, data, start.champion.went_on_from)
+        if made == start.champion.fingerprint:
+            # The champion is what this recipe makes of this data; to go on from it would be to train on equal data.
+            fingerprint = made
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     if not (folder / NAME).exists():
         return None
@@ -120,17 +120,21 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     """Trains the adapter of ``recipe`` and makes it the recipe's current one.
 
     ``report`` gets log lines; metrics go to a spool beside the adapter and from there, live, to MLflow. Raises
-    PipelineError when the base is not there, no row fits, the loss would see the wrong tokens, or the training diverges.
+    PipelineError when the base is not there, the champion to go on from does not fit, no row fits, the loss would see the
+    wrong tokens, or the training diverges.
     """
     base = find_base(recipe, lake)
     data = data_versions(recipe, lake)
-    fingerprint = adapter_fingerprint(recipe, base, data)
+    start = find_start(recipe, base, lake)
+    report(f"training begins {start.why}")
+    fingerprint = adapter_fingerprint(recipe, base, data, start.fingerprint)
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     facts = {
         "recipe": recipe.name,
         "fingerprint": fingerprint,
         "base": base.facts(),
         "data": data,
+        "start": start.facts(),
         "seed": recipe.trainer.seed,
         "code_version": CODE_VERSION,
         "git_commit": _git_commit(),
@@ -141,15 +145,54 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
         with live(spool, lake, fingerprint, recipe.name):
-            metrics = _train(recipe, lake, Path(base.path), temporary, report, spool.append)
+            before = None if start.champion is None else start.champion.folder
+            metrics, own = fine_tune(recipe, lake, Path(base.path), before, temporary, report, spool.append)
+        seen = _seen(own, start.champion)
+        check_schema(seen, SEEN, ROWS)
+        pq.write_table(seen, temporary / ROWS, compression="zstd")
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         write_json(temporary / "metrics.json", metrics)
         if recipe.prompt.route == "intent":
             # What answers questions must route them as training did, wherever the folder goes.
             shutil.copytree(lake.path("prepare", "intent_classifier"), temporary / "intent_classifier")
-        write_manifest(temporary, facts)
+        write_manifest(temporary, {**facts, "company": _company(seen)})
     _make_current(recipe, fingerprint, lake)
     return _verified(folder)
+
+
+def seen_rows(folder: Path) -> pa.Table:
+    """The rows that the adapter in ``folder`` was trained on, once each, with the schema SEEN.
+
+    Rows that only an adapter has seen from which its training went on count too. Raises PipelineError when the folder
+    does not say.
+    """
+    try:
+        with pa.OSFile(str(folder / ROWS)) as file:
+            return pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise PipelineError(
+            f"{folder / ROWS} cannot be read, so nobody can say on which rows that adapter was trained: {error}.",
+            "Train the recipe again from its base ('start: base'), and register it.",
+        ) from error
+
+
+def _seen(own: pa.Table, champion: Champion | None) -> pa.Table:
+    """The rows trained on, and those that only the champion has seen from which the training went on."""
+    if champion is None:
+        return own
+    through = seen_rows(champion.folder)
+    through = through.filter(pc.invert(pc.is_in(through.column("row_id"), own.column("row_id").combine_chunks())))
+    # What the champion has itself through another keeps that one's name.
+    names = [name or champion.fingerprint for name in through.column("through").to_pylist()]
+    through = through.drop_columns("through").append_column(SEEN.field("through"), pa.array(names, pa.string()))
+    return pa.concat_tables([own, through])
+
+
+def _company(seen: pa.Table) -> dict[str, Any]:
+    """How many of the company's rows were seen, and how many of each landed file."""
+    ours = seen.filter(pc.equal(seen.column("source"), "company"))
+    files = Counter(ours.column("source_file_sha256").to_pylist())
+    return {"rows": ours.num_rows, "files": [{"sha256": sha256, "rows": files[sha256]} for sha256 in sorted(files)]}
 
 
 def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
@@ -163,188 +206,6 @@ def spool_of(recipe_name: str, fingerprint: str, lake: DataLake) -> Spool:
 
 def _verified(folder: Path) -> Adapter:
     return Adapter(folder, read_manifest(folder, "adapter"), read_json(folder / "metrics.json"))
-
-
-def _train(
-    recipe: Recipe,
-    lake: DataLake,
-    base: Path,
-    folder: Path,
-    report: Callable[[str], None],
-    on_metrics: Callable[[int, dict[str, float]], None],
-) -> dict[str, Any]:
-    hush()
-    import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import PrinterCallback, set_seed
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
-
-    t = recipe.trainer
-    tokenizer = load_tokenizer(base)
-    train, validation = (training_rows(recipe, lake, tokenizer, side) for side in ("train", "validation"))
-    report(
-        f"{len(train.examples):,} rows to train on, {train.too_long} left out as longer than {t.max_length} tokens; "
-        "loss on answers and stop token alone: verified"
-    )
-    set_seed(t.seed)
-    model = load_base(base, recipe.quantisation)
-    model.config.use_cache = False
-    if recipe.quantisation == "nf4":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=t.gradient_checkpointing)
-    lora = LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules="all-linear" if recipe.lora.target_modules == "all-linear" else list(recipe.lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, lora)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    collate = _CountingCollator(DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id))
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=_dataset(train.examples),
-        eval_dataset=_dataset(sorted(validation.examples[:VALIDATION_ROWS], key=lambda e: len(e.input_ids))),
-        data_collator=collate,
-        callbacks=[_progress(report, on_metrics, collate)],
-        args=SFTConfig(
-            output_dir=str(folder / "trainer"),
-            max_steps=t.steps or -1,
-            num_train_epochs=t.epochs or 1,
-            learning_rate=t.learning_rate,
-            lr_scheduler_type=t.scheduler,
-            warmup_steps=t.warmup_share,
-            weight_decay=t.weight_decay,
-            optim=t.optimizer,
-            per_device_train_batch_size=t.batch_size,
-            per_device_eval_batch_size=t.batch_size,
-            gradient_accumulation_steps=t.accumulation,
-            activation_checkpointing=t.gradient_checkpointing,
-            train_sampling_strategy="group_by_length",
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=t.seed,
-            data_seed=t.seed,
-            bf16=compute_type() == torch.bfloat16,
-            fp16=compute_type() == torch.float16,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small steps round to nothing, and which
-            # a CPU computes slowly.
-            parameter.data = parameter.data.float()
-    before = trainer.evaluate()["eval_loss"]
-    collate.reset()
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
-    real, padded = collate.real, collate.padded
-    after = trainer.evaluate()["eval_loss"]
-    _finite(recipe.name, before=before, after=after)
-    model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's card holds this machine's paths
-    _portable(folder / "adapter_config.json", recipe)
-    tokenizer.save_pretrained(folder)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
-    curve = [{"step": e["step"], "loss": e["loss"]} for e in trainer.state.log_history if "loss" in e]
-    return {
-        "rows": len(train.examples),
-        "rows_too_long": train.too_long,
-        "steps": trainer.state.global_step,
-        "validation_loss_before": before,
-        "validation_loss_after": after,
-        "seconds": seconds,
-        "tokens_per_second": real / seconds,
-        "real_token_share": real / padded,
-        "peak_memory_gib": _peak_memory_gib(),
-        "trainable_parameters": trainable,
-        "loss": curve,
-    }
-
-
-class _CountingCollator:
-    """Counts the tokens of each batch that are text, and those that padding makes of them."""
-
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        self._collate = collate
-        self.reset()
-
-    def reset(self) -> None:
-        self.real = self.padded = 0
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self._collate(rows)
-        self.real += sum(len(row["input_ids"]) for row in rows)
-        self.padded += batch["input_ids"].numel()
-        return batch
-
-
-def _progress(
-    report: Callable[[str], None], on_metrics: Callable[[int, dict[str, float]], None], collate: _CountingCollator
-) -> Any:
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = self.said = time.monotonic()
-
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs: dict[str, float] = kwargs["logs"]
-            if "loss" not in logs:
-                return
-            on_metrics(state.global_step, {k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if k in logs})
-            now = time.monotonic()
-            if now - self.said > 5 or state.global_step == state.max_steps:
-                self.said = now
-                rate = state.global_step / (now - self.started)
-                report(
-                    f"adapter step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
-                    f"{collate.real / (now - self.started):,.0f} tokens/s, "
-                    f"{(state.max_steps - state.global_step) / rate:.0f} s left"
-                )
-
-    return Progress()
-
-
-def _dataset(examples: list[Example]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
-
-
-def _finite(recipe: str, **losses: float) -> None:
-    for name, loss in losses.items():
-        if not loss < float("inf"):
-            raise PipelineError(
-                f"The validation loss {name} training is {loss}: the recipe '{recipe}' diverged.",
-                "Lower trainer.learning_rate, or train without nf4 to see whether quantisation is the reason.",
-            )
-
-
-def _portable(config: Path, recipe: Recipe) -> None:
-    """The adapter's config names its base by repo or source, not by a path of this machine."""
-    facts = json.loads(config.read_text())
-    facts["base_model_name_or_path"] = recipe.base.repo if recipe.base.source == "hub" else recipe.base.source
-    with atomic_file(config) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2, sort_keys=True))
-
-
-def _peak_memory_gib() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _git_commit() -> str | None:

@@ -66,7 +66,7 @@ def base_of_version(recipe: Recipe, folder: Path) -> Path:
 
 
 def needs_training(recipe: Recipe, lake: DataLake) -> bool:
-    """True where the base is the embedded one and has not been trained on the present training split."""
+    """True where the base is the embedded one and has not been trained on Bitext's present training rows."""
     from cs_pipeline.train.embedded import embedded_folder
 
     return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / NAME).exists()

@@ -1,6 +1,7 @@
-"""The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on the training split.
+"""The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on Bitext's training rows.
 
 It exists to prove the pipeline where there is no GPU and no hub. It is no language model that anybody should talk to.
+Company rows are no part of it: none that lands makes another base, and none that is to be forgotten stays in one.
 """
 
 import math
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, remove_leftovers, write_json
@@ -28,9 +30,8 @@ MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
 
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
-    """Where the base of ``spec`` and of the training split as it is now lies or will lie."""
-    rows = file_sha256(lake.table("prepare", "train_split"))
-    return lake.path("train", "base_model", digest(spec.model_dump(), rows, EMBEDDED_TEMPLATE, CODE_VERSION))
+    """Where the base of ``spec`` and of ``bitext_splits`` as it is now lies or will lie."""
+    return lake.path("train", "base_model", digest(spec.model_dump(), _data(lake), EMBEDDED_TEMPLATE, CODE_VERSION))
 
 
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
@@ -43,7 +44,9 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         report(f"The embedded base is there already: {folder}")
         return folder
     hush()
-    table = lake.read("prepare", "train_split", ["instruction", "response"])
+    data = _data(lake)
+    table = lake.read("prepare", "bitext_splits", ["instruction", "response", "split"])
+    table = table.filter(pc.equal(table.column("split"), "train"))
     texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
@@ -53,8 +56,13 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "loss.json", curve)
         parameters = sum(p.numel() for p in model.parameters())
-        write_manifest(temporary, {"parameters": parameters, "rows": len(texts), "spec": spec.model_dump()})
+        facts = {"parameters": parameters, "rows": len(texts), "data": data, "spec": spec.model_dump()}
+        write_manifest(temporary, facts)
     return folder
+
+
+def _data(lake: DataLake) -> dict[str, str]:
+    return {"bitext_splits": file_sha256(lake.table("prepare", "bitext_splits"))}
 
 
 def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
@@ -102,7 +110,7 @@ def _train(
     tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]))
     if len(tokens) <= spec.block_tokens:
         raise PipelineError(
-            f"The training split has {len(tokens):,} tokens, and base.block_tokens is {spec.block_tokens:,}.",
+            f"Bitext's training rows have {len(tokens):,} tokens, and base.block_tokens is {spec.block_tokens:,}.",
             "Lower base.block_tokens in the recipe, or give more rows.",
         )
     beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])

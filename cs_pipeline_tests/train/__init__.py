@@ -1,0 +1,51 @@
+"""Rows of a company for the tests of this folder."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cs_pipeline.lake import DataLake
+from cs_pipeline.schema import SPLIT_ROW
+
+FILES = ["a" * 64, "b" * 64]
+"""The sha256 of two landed files; rows come from them in turn."""
+
+EARLIER = [["customer", "Hello, are you there?"], ["agent", "Yes. What may I do for you?"]]
+
+
+def company_rows(count: int, **fields: Any) -> list[dict[str, Any]]:
+    """``count`` different rows of a company with all fields of SPLIT_ROW, some of them as in ``fields``."""
+    return [
+        {
+            "row_id": hashlib.sha256(f"company row {i}".encode()).hexdigest()[:16],
+            "source": "company",
+            "source_file_sha256": FILES[i % 2],
+            "source_row": i,
+            "subject_id": hashlib.sha256(f"customer {i // 3}".encode()).hexdigest()[:16],
+            "context": json.dumps(EARLIER),
+            "instruction": f"parcel {i} with {{{{Order Number}}}} never came, what now?",
+            "response": f"I have looked: parcel {i} is on its way and arrives tomorrow.",
+            "category": "DELIVERY",
+            "intent": "track_order",
+            "intent_confidence": 0.9,
+            "cluster_id": f"company {i}",
+            "split": "train",
+            "predicted_intent": "track_order",
+            "predicted_confidence": 0.9,
+            **fields,
+        }
+        for i in range(count)
+    ]
+
+
+def write_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Makes ``rows`` the table of ``side``."""
+    lake.write("prepare", f"{side}_split", pa.Table.from_pylist(list(rows), SPLIT_ROW), SPLIT_ROW)
+
+
+def add_to_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Puts ``rows`` behind those of ``side``."""
+    write_side(lake, side, [*lake.read("prepare", f"{side}_split").to_pylist(), *rows])

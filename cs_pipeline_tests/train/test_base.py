@@ -7,6 +7,7 @@ of files, and each file with its ETag and commit. The library under it is the re
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,11 +21,14 @@ from typing import Any
 import pytest
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake
+from cs_pipeline.lake import DataLake, file_sha256
 from cs_pipeline.model import load_base, load_tokenizer
-from cs_pipeline.recipe import HubBase, PathBase, Recipe
-from cs_pipeline.train.base import find_base, find_hub_or_folder_base
-from cs_pipeline.train.embedded import embedded_folder
+from cs_pipeline.recipe import EmbeddedBase, HubBase, PathBase, Recipe
+from cs_pipeline.schema import CONVERSATION
+from cs_pipeline.train.base import find_base, find_hub_or_folder_base, needs_training
+from cs_pipeline.train.embedded import build_embedded, embedded_folder
+from cs_pipeline.train.manifest import read_manifest
+from cs_pipeline_tests.train import add_to_side, company_rows
 
 REPO, REVISION = "our-team/tiny-chat", "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_notForAnybodysEyes"
@@ -240,6 +244,28 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_the_embedded_base_must_have_been_trained(lake: DataLake, prepared: Path, tiny: Recipe) -> None:
     with pytest.raises(PipelineError, match="'base_model' was not finished there"):
         find_base(tiny, DataLake(prepared))
+
+
+def test_company_rows_change_no_embedded_base(lake: DataLake, champion_lake: Path, tiny: Recipe) -> None:
+    shutil.copytree(champion_lake / "prepare", lake.root / "prepare")
+    shutil.copytree(champion_lake / "train", lake.root / "train")
+    before = find_base(tiny, lake)
+    add_to_side(lake, "train", company_rows(5))
+    assert find_base(tiny, lake) == before
+    assert not needs_training(tiny, lake)
+    splits = lake.read("prepare", "bitext_splits")
+    lake.write("prepare", "bitext_splits", splits.slice(1), CONVERSATION)
+    assert needs_training(tiny, lake)
+
+
+def test_the_embedded_base_is_made_of_the_training_rows_of_bitext(lake: DataLake, prepared: Path) -> None:
+    splits = DataLake(prepared).read("prepare", "bitext_splits")
+    lake.write("prepare", "bitext_splits", splits, CONVERSATION)
+    spec = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=300, steps=1)
+    folder = build_embedded(spec, lake, print)
+    manifest = read_manifest(folder, "base_model")
+    assert manifest["rows"] == splits.column("split").to_pylist().count("train") < splits.num_rows
+    assert manifest["data"] == {"bitext_splits": file_sha256(lake.table("prepare", "bitext_splits"))}
 
 
 def test_hub_names_are_pinned() -> None:
