@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.baselines import central_answers, nearest_answers, random_answers
+from cs_pipeline.evaluate.comparison import compare
 from cs_pipeline.evaluate.metrics import row_statistics
-from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, read_json, write_json
 from cs_pipeline.model import SupportModel
 from cs_pipeline.placeholders import apply
 from cs_pipeline.prepare.classifier import TextClassifier
+from cs_pipeline.prompt import Context, earlier_turns
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
 from cs_pipeline.train.base import base_of_version
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Raised when this stage gives other figures for the same model and rows."""
 
 SYSTEMS = {
@@ -83,7 +84,6 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         stats[system] = answer()
         seconds[system] = time.monotonic() - started
     test = rows.test
-    clusters = test["cluster_id"].tolist()
     facts = {
         "fingerprint": key,
         "recipe": recipe.name,
@@ -94,18 +94,12 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         "rows": len(test),
         "clusters": test["cluster_id"].nunique(),
         "answer_classifier_accuracy": rows.classifier_accuracy,
-        "scores": {s: _plain(intervals(frame, clusters)) for s, frame in stats.items()},
-        "differences": {
-            s: _plain(paired_bootstrap(stats["tuned"], frame, clusters)) for s, frame in stats.items() if s != "tuned"
-        },
+        **compare(test, stats),
         "seconds": seconds,
     }
-    about = test[["row_id", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]]
+    about = test[["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]]
     long = pd.concat(
-        [
-            about.assign(system=s, question=rows.questions, reference=rows.references, **frame)
-            for s, frame in stats.items()
-        ]
+        [about.assign(system=s, question=rows.asked, reference=rows.references, **frame) for s, frame in stats.items()]
     )
     with atomic_folder(folder) as temporary:
         pq.write_table(pa.Table.from_pandas(long, preserve_index=False), temporary / "answers.parquet")
@@ -118,17 +112,21 @@ class _Rows:
 
     def __init__(self, recipe: Recipe, lake: DataLake) -> None:
         def read(side: str) -> pd.DataFrame:
-            frame = lake.read("prepare", f"{side}_split").to_pandas()
-            mode = recipe.placeholders
+            table = lake.read("prepare", f"{side}_split")
+            frame, mode = table.to_pandas(), recipe.placeholders
             questions = zip(frame["instruction"], frame["row_id"], strict=True)
             answers = zip(frame["response"], frame["row_id"], strict=True)
+            contexts = zip(map(earlier_turns, table.column("context").to_pylist()), frame["row_id"], strict=True)
             return frame.assign(
                 instruction=[apply(text, mode, "customer", row) for text, row in questions],
                 response=[apply(text, mode, "agent", row) for text, row in answers],
+                context=[[(who, apply(text, mode, who, row)) for who, text in turns] for turns, row in contexts],
             )
 
         self.train, self.test = read("train"), read("test")
         self.questions = self.test["instruction"].tolist()
+        self.contexts: list[Context] = self.test["context"].tolist()
+        self.asked = [_asked(*row) for row in zip(self.contexts, self.questions, strict=True)]
         self.references = self.test["response"].tolist()
         self.intents = self.test["predicted_intent"].tolist()
         self._judge = TextClassifier.fit(self.train["response"].tolist(), self.train["intent"].tolist(), "words")
@@ -140,7 +138,7 @@ class _Rows:
         return (np.array(predicted) == self.test["intent"].to_numpy()).astype(float)
 
     def statistics(self, answers: list[str], **given: Any) -> pd.DataFrame:
-        frame = row_statistics(self.questions, answers, self.references)
+        frame = row_statistics(self.asked, answers, self.references)
         return frame.assign(
             row_id=self.test["row_id"].to_numpy(), answer=answers, right_intent=self.right_intents(answers), **given
         )
@@ -181,8 +179,8 @@ def _judged(system: str, model: SupportModel, rows: _Rows, report: Callable[[str
             left = (len(rows.questions) - done) / rate
             report(f"{system}: {done}/{len(rows.questions)} answers, {rate:.1f} a second, {left:.0f} s left")
 
-    likelihoods = model.likelihoods(rows.questions, rows.intents, rows.references)
-    answers = model.answer(rows.questions, rows.intents, progress)
+    likelihoods = model.likelihoods(rows.questions, rows.intents, rows.contexts, rows.references)
+    answers = model.answer(rows.questions, rows.intents, rows.contexts, progress)
     return rows.statistics(
         [answer.text for answer in answers],
         nll=[likelihood.nll for likelihood in likelihoods],
@@ -192,5 +190,6 @@ def _judged(system: str, model: SupportModel, rows: _Rows, report: Callable[[str
     )
 
 
-def _plain(results: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if result is None else asdict(result) for name, result in results.items()}
+def _asked(context: Context, question: str) -> str:
+    """The question, after the earlier turns of its conversation where it has some."""
+    return "\n".join([*(f"{who.capitalize()}: {text}" for who, text in context), "", question]) if context else question

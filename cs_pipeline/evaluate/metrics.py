@@ -4,7 +4,7 @@ Every score of a system is a function of sums over its rows. So a bootstrap weig
 again, and a score is still what the field's packages, rouge-score and sacreBLEU, give for the same texts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -15,6 +15,7 @@ import pandas as pd
 from rapidfuzz.distance import LCSseq
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.safety import is_safe
 from cs_pipeline.placeholders import catalogue, find
 
 GIVEN = ("nll", "answer_tokens", "answer_chars", "right_intent", "stopped")
@@ -75,14 +76,15 @@ class Metric:
         )
 
 
-def corpus_scores(stats: pd.DataFrame) -> dict[str, float | None]:
-    """The scores of a system on all rows of its row statistics, by the names of METRICS.
+def corpus_scores(stats: pd.DataFrame, metrics: Collection[str] | None = None) -> dict[str, float | None]:
+    """The scores of a system on all rows of its row statistics, by the names of ``metrics``, else of all METRICS.
 
     None where the system does not have the inputs (a baseline has no likelihood) or there is nothing to judge. Raises
     PipelineError when an input is missing in some rows only, or when a score is not a number.
     """
     scores: dict[str, float | None] = {}
-    for name, metric in METRICS.items():
+    for name in METRICS if metrics is None else metrics:
+        metric = METRICS[name]
         score = metric.scores(stats[list(metric.columns)].sum().to_numpy(float)) if metric.has_inputs(stats) else None
         scores[name] = None if score is None else float(score)
     return scores
@@ -94,7 +96,7 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
     ``rouge1``, ``rouge2``, ``rougeL`` (F1 with Porter stemmer) and ``chrf`` (sacreBLEU's sentence score) can be read as
     they are, 0 to 100; the other columns are counts of words, n-grams and placeholders. Placeholders are counted as
     sets of names: one that an answer repeats counts once, and spellings that the catalogue knows for one name are one.
-    An invented one stands neither in the reference nor in the question nor in the catalogue.
+    An invented one stands neither in the reference nor in the question nor in the catalogue. ``safe`` is 1 where is_safe.
 
     The columns of GIVEN are NaN. The caller fills those that the system knows, in all rows: ``nll`` (nats) with the
     ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1).
@@ -102,7 +104,8 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
     placeholders = _placeholder_statistics(questions, answers, references)
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
     texts = pd.concat([_text_statistics(answers[c], references[c]) for c in chunks], ignore_index=True)
-    return pd.concat([texts, placeholders], axis=1).assign(rows=1, **dict.fromkeys(GIVEN, np.nan))
+    safe = [int(is_safe(*row)) for row in zip(questions, answers, references, strict=True)]
+    return pd.concat([texts, placeholders], axis=1).assign(safe=safe, rows=1, **dict.fromkeys(GIVEN, np.nan))
 
 
 class _Counts(NamedTuple):
@@ -301,6 +304,7 @@ METRICS = {
             may_be_empty=True,
         ),
         Metric("stop_rate", "Stopped by itself (%)", "higher", ("stopped", "rows"), _percent),
+        Metric("safe", "Safe answers (%)", "higher", ("safe", "rows"), _percent),
         Metric("length_ratio", "Length ratio", "none", ("answer_words", "reference_words"), _ratio),
     )
 }

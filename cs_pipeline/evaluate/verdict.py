@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
 from cs_pipeline.evaluate.metrics import METRICS
 
 NONE = "–"
@@ -34,7 +35,7 @@ _ENDING = {
 """What follows from the comparison with the nearest question's answer."""
 
 _WEAK_INTENT, _FEWEST_ROWS = 80, 3
-_LEAST = {"stop_rate": 98.0, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
+_LEAST = {"stop_rate": 98.0, "safe": 99.5, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
 _MOST = {"placeholder_invented": 1.0}
 _FITTING_LENGTH = (0.8, 1.25)
 """From where on a figure is called weak: the limits of taste, alike for every recipe."""
@@ -71,39 +72,57 @@ def judged(metric: str, difference: dict[str, Any]) -> str:
 
 
 def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Finding]:
-    """What ``evaluation.json`` says of the tuned model: a sentence for each system that counts, and one for what is weak.
+    """What ``evaluation.json`` says of the tuned model: a sentence for each system that counts, one for each source
+    where there are several, and one for what is weak.
 
     ``intents`` has a row for each intent and the columns ``intent``, ``rows`` and ``right_intent`` (percent, of the tuned
     model's answers).
     """
     compared = [_comparison(system, facts) for system in _COMPARED if system in facts["differences"]]
-    return [*compared, _weakness(facts["scores"]["tuned"], intents)]
+    # With one source alone its slice is the whole.
+    slices = facts["slices"].items() if len(facts["slices"]) > 1 else ()
+    return [*compared, *(_slice(*part) for part in slices), _weakness(facts["scores"]["tuned"], intents)]
 
 
 def _comparison(other: str, facts: dict[str, Any]) -> Finding:
+    judgement, parts = _held_against(other, facts)
+    sentence = f"{_OPENING[other]} {parts or 'not to be compared: a figure is missing'}"
+    if other == "nearest" and parts:
+        sentence += f", {_ENDING[judgement]}"
+    about = {"base": "Against its base", "nearest": "Against the nearest answer", "champion": "Against the champion"}
+    return Finding(about[other], judgement, f"{sentence}.")
+
+
+def _slice(source: str, part: dict[str, Any]) -> Finding:
+    about = f"On the {source} rows"
+    size = f"{part['rows']:,} rows in {part['clusters']:,} clusters"
+    if not part["gates"]:
+        return Finding(about, "too few to judge", f"{size}; from {FEWEST_CLUSTERS} on they have figures of their own.")
+    other = "champion" if "champion" in part["differences"] else "base"
+    judgement, parts = _held_against(other, part)
+    return Finding(about, judgement, f"{size}. {_OPENING[other]} {parts}.")
+
+
+def _held_against(other: str, figures: dict[str, Any]) -> tuple[str, str]:
+    """The word for the comparison with ``other``, and the tuned model's figures beside its."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
     for metric in _COMPARED[other]:
-        difference = facts["differences"][other][metric]
+        difference = figures["differences"][other][metric]
         if difference is not None:
             unit = "\N{NO-BREAK SPACE}%" if METRICS[metric].label.endswith("(%)") else ""
             tuned, its = (
-                figure(metric, facts["scores"][system][metric]["score"]) + unit for system in ("tuned", other)
+                figure(metric, figures["scores"][system][metric]["score"]) + unit for system in ("tuned", other)
             )
             by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
             groups[judged(metric, difference)].append(
                 f"{_name(metric)} ({tuned} against {its}: {by} [{low},\N{NO-BREAK SPACE}{high}])"
             )
     words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
-    parts = [f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts]
     if groups["better"] and groups["worse"]:
         judgement = "mixed"
     else:
         judgement = next((group for group in ("better", "worse") if groups[group]), "no clear difference")
-    sentence = f"{_OPENING[other]} {'; '.join(parts) or 'not to be compared: a figure is missing'}"
-    if other == "nearest" and parts:
-        sentence += f", {_ENDING[judgement]}"
-    about = {"base": "Against its base", "nearest": "Against the nearest answer", "champion": "Against the champion"}
-    return Finding(about[other], judgement, f"{sentence}.")
+    return judgement, "; ".join(f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts)
 
 
 def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Finding:

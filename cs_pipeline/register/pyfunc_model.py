@@ -27,7 +27,7 @@ class CsSupport(PythonModel):
         intents: list[str | None] = [None] * len(questions)
         if self._classifier is not None:
             intents = list(self._classifier.predict(questions)[0])
-        return [answer.text for answer in self._model.answer(questions, intents)]
+        return [answer.text for answer in self._model.answer(questions, intents, [()] * len(questions))]
 
 
 mlflow.models.set_model(CsSupport())

@@ -10,10 +10,13 @@ from typing import Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import EmbeddedBase, Recipe
-from cs_pipeline.tracking import FINGERPRINT, MODEL, find_versions, get_or_create_run, open_store
-from cs_pipeline.train.adapter import Adapter, base_of, current_adapter, spool_of
+from cs_pipeline.register.lineage import NAME as LINEAGE
+from cs_pipeline.register.lineage import Check, made_of
+from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, find_versions, get_or_create_run, open_store
+from cs_pipeline.train.adapter import Adapter, base_of, current_adapter, seen_rows, spool_of
 
 _SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
 EVALUATED = "cs.evaluation"
@@ -30,20 +33,24 @@ class Registered:
     reused: bool
 
 
-def register(recipe: Recipe, lake: DataLake, lineage: dict[str, str], report_file: Path) -> Registered:
+def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Check], report_file: Path) -> Registered:
     """The version of the recipe's current adapter, made once; figures and report are those of its last evaluation.
 
-    ``lineage`` becomes tags: what the caller knows of runs and sources. Raises PipelineError when the adapter or its
-    evaluation is not there, or the store does not answer.
+    ``checks`` are those of ``dagster_run``; what the version is made of is kept with the MLflow run as JSON. Raises
+    PipelineError when the adapter or its evaluation is not there, or the store does not answer.
     """
     adapter = current_adapter(recipe.name, lake)
     facts = read_evaluation(recipe.name, lake)
     client = open_store(lake)
-    run = get_or_create_run(client, adapter.fingerprint, recipe.name)
+    run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
     known = [v for v in find_versions(client) if v.tags.get(FINGERPRINT) == adapter.fingerprint]
     if known and known[-1].tags.get(EVALUATED) == facts["fingerprint"]:
         return Registered(int(known[-1].version), run, adapter.fingerprint, reused=True)
     spool_of(recipe.name, adapter.fingerprint, lake).replay(client, run)
+    made = made_of(adapter, lake, dagster_run, checks)
+    source = made["bitext"]
+    lineage = {"cs.dagster_run": made["run"], "cs.source": source["address"], "cs.source_sha256": source["sha256"]}
+    client.log_dict(run, made, LINEAGE)
     _log_facts(client, run, recipe, adapter, facts, lineage)
     client.log_artifact(run, str(report_file), "report")
     client.log_artifact(run, str(evaluation_folder(recipe.name, lake) / "evaluation.json"), "report")
@@ -55,13 +62,18 @@ def register(recipe: Recipe, lake: DataLake, lineage: dict[str, str], report_fil
             "cs.recipe": recipe.name,
             "cs.git_commit": str(adapter.manifest["git_commit"]),
             "cs.base": adapter.manifest["base"]["name"],
+            "cs.company_rows": str(adapter.manifest["company"]["rows"]),
+            "cs.files": str(len(adapter.manifest["company"]["files"])),
             **{f"cs.data.{name}": sha for name, sha in adapter.manifest["data"].items()},
             **lineage,
         }
-        source = _log_model(run, recipe, lake, adapter)
+        logged = _log_model(run, recipe, lake, adapter)
         if not client.search_registered_models(f"name = '{MODEL}'"):
             client.create_registered_model(MODEL, description="Answers customers' questions. Made by cs_pipeline.")
-        number = int(client.create_model_version(MODEL, source, run, tags=tags, description=recipe.description).version)
+        number = int(client.create_model_version(MODEL, logged, run, tags=tags, description=recipe.description).version)
+    if _has_seen_forgotten_rows(adapter, lake):
+        # Forgetting marks the versions that are there; this one was not yet, but its training had read those rows.
+        client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
     client.set_model_version_tag(MODEL, str(number), EVALUATED, facts["fingerprint"])
     client.set_terminated(run, "FINISHED")
     return Registered(number, run, adapter.fingerprint, reused=bool(known))
@@ -115,6 +127,18 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
                 pip_requirements=[f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _SERVING],
             )
     return str(logged.model_uri)
+
+
+def _has_seen_forgotten_rows(adapter: Adapter, lake: DataLake) -> bool:
+    if not adapter.manifest["company"]["rows"]:
+        return False
+    with Ledger(lake) as ledger:
+        buried = ledger.tombstones()
+    seen = seen_rows(adapter.folder)
+    return any(
+        not ids.isdisjoint(seen.column(name).to_pylist())
+        for name, ids in (("row_id", buried.rows), ("subject_id", buried.subjects))
+    )
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

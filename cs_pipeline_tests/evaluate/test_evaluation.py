@@ -1,5 +1,6 @@
 """Who is judged on what, with real models: the tuned one, its base, a champion, and answers that cost nothing."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_ev
 from cs_pipeline.evaluate.leaderboard import write_leaderboard
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.schema import SPLIT_ROW
+from cs_pipeline.register.promotion import decide
+from cs_pipeline.schema import CONVERSATION, SPLIT_ROW
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline.train.base import find_base
@@ -69,6 +71,15 @@ def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -
         assert frame["reference"].tolist() == test.column("response").to_pylist()
     assert score(facts, "tuned", "bits_per_character") < score(facts, "base", "bits_per_character")
     assert facts["differences"]["base"]["bits_per_character"]["high"] < 0
+    assert list(facts["slices"]) == ["bitext"]
+    assert facts["slices"]["bitext"] == {
+        "rows": facts["rows"],
+        "clusters": facts["clusters"],
+        "gates": True,
+        "scores": facts["scores"],
+        "differences": facts["differences"],
+    }
+    assert facts["intents"] == {}  # two test rows an intent
     # Right answers of right intents from training rows beat a model of thirty steps, and chance.
     assert score(facts, "nearest", "rougeL") > score(facts, "random", "rougeL")
     assert score(facts, "central", "right_intent") > 80 > score(facts, "random", "right_intent")
@@ -105,6 +116,7 @@ def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe,
     assert set(measured) >= {"bits_per_character", "right_intent", "stop_rate", "rougeL", "bleu", "chrf"}
     for metric, difference in measured.items():
         assert difference["difference"] == difference["low"] == difference["high"] == 0, metric
+    assert not decide(facts).promote
     assert facts["differences"]["base"] == alone["differences"]["base"]
     wide = answers(evaluated).pivot_table(index="row_id", columns="system", values="answer", aggfunc="first")
     assert wide["champion"].tolist() == wide["tuned"].tolist()
@@ -146,14 +158,46 @@ def test_other_test_rows_are_judged_anew_and_references_come_out_on_top(evaluate
     assert score(facts, "nearest", "placeholder_invented") == 0
 
 
+def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluated: DataLake, tiny: Recipe) -> None:
+    before = answers(evaluated)
+    table = evaluated.read("prepare", "test_split")
+    earlier = [["customer", "hello, my order {{Order Number}} is late"], ["agent", "I am sorry, what may I do?"]]
+    rows = [
+        {**row, "source": "company", "context": json.dumps(earlier)} if place % 2 else row
+        for place, row in enumerate(table.to_pylist())
+    ]
+    evaluated.write("prepare", "test_split", pa.Table.from_pylist(rows, SPLIT_ROW), SPLIT_ROW)
+    facts = evaluate(tiny, evaluated, None, print).facts
+    assert {source: (part["rows"], part["gates"]) for source, part in facts["slices"].items()} == {
+        "bitext": (27, True),
+        "company": (27, True),
+    }
+    wide = [
+        frame.pivot_table(index="row_id", columns="system", values=["answer", "nll", "question"], aggfunc="first")
+        for frame in (before, answers(evaluated))
+    ]
+    company = [row["row_id"] for row in rows if row["source"] == "company"]
+    bitext = [row["row_id"] for row in rows if row["source"] == "bitext"]
+    for system in ("tuned", "base"):
+        without, beside = (frame["nll"][system].astype(float) for frame in wide)
+        assert without[bitext].tolist() == pytest.approx(beside[bitext].tolist())
+        assert not any(without[company] == beside[company])
+    assert (wide[0]["answer"]["nearest"] == wide[1]["answer"]["nearest"]).all()
+    question = wide[1]["question"]["tuned"][company[0]]
+    asked = wide[0]["question"]["tuned"][company[0]]
+    assert question == f"Customer: {earlier[0][1]}\nAgent: {earlier[1][1]}\n\n{asked}"
+    assert wide[1]["question"]["tuned"][bitext[0]] == wide[0]["question"]["tuned"][bitext[0]]
+    assert set(answers(evaluated)["source"]) == {"bitext", "company"}
+
+
 def test_an_adapter_of_another_base_or_recipe_is_not_judged(evaluated: DataLake, tiny: Recipe) -> None:
     edited = tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"max_new_tokens": 9})})
     with pytest.raises(PipelineError, match="The recipe of 'tiny' has changed since its adapter"):
         evaluate(edited, evaluated, None, print)
     # Other training rows, and the base made of them, but the adapter is still the old one.
     base = Path(find_base(tiny, evaluated).path)
-    rows = evaluated.read("prepare", "train_split").slice(1)
-    evaluated.write("prepare", "train_split", rows, SPLIT_ROW)
+    rows = evaluated.read("prepare", "bitext_splits").slice(1)
+    evaluated.write("prepare", "bitext_splits", rows, CONVERSATION)
     with pytest.raises(PipelineError, match="'base_model' was not finished there"):
         evaluate(tiny, evaluated, None, print)
     from cs_pipeline.train.embedded import embedded_folder

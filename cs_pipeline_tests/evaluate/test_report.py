@@ -1,7 +1,6 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
@@ -10,11 +9,11 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.comparison import compare
 from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder
 from cs_pipeline.evaluate.exhibits import EXAMPLES, WORST, examples
 from cs_pipeline.evaluate.metrics import METRICS, row_statistics
 from cs_pipeline.evaluate.report import DEMO, write_report
-from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
 from cs_pipeline.evaluate.verdict import figure, judged, verdict
 from cs_pipeline.lake import DataLake, write_json
 from cs_pipeline.recipe import EmbeddedBase, Generation, HubBase, Lora, Recipe, Trainer
@@ -71,7 +70,7 @@ def recipe() -> Recipe:
     )
 
 
-def answers_of(systems: list[str], rows: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """The test rows, and for each system its row statistics, the longer kept the better it is."""
     intents = [list(TOPICS)[i % 3] for i in range(rows)]
     references = [f"{TOPICS[intent]} Case {i}, thank you for waiting." for i, intent in enumerate(intents)]
@@ -79,6 +78,7 @@ def answers_of(systems: list[str], rows: int) -> tuple[pd.DataFrame, dict[str, p
         {
             "row_id": [f"{i:04d}{'ab' * 14}" for i in range(rows)],
             "cluster_id": [f"cluster {i // 2}" for i in range(rows)],
+            "source": ["bitext"] * (rows - company) + ["company"] * company,
             "intent": intents,
             "category": "ORDER",
             "flags": "B",
@@ -111,10 +111,6 @@ def answers_of(systems: list[str], rows: int) -> tuple[pd.DataFrame, dict[str, p
     return about, stats
 
 
-def plain(results: dict[str, Any]) -> dict[str, Any]:
-    return {name: value and asdict(value) for name, value in results.items()}
-
-
 CURVE = [{"step": step, "loss": 2 - step / 100 + step % 3 / 10} for step in range(10, 101, 10)]
 
 
@@ -124,9 +120,13 @@ def evaluated(
     rows: int = 40,
     *,
     champion: bool = False,
+    company: int = 0,
     curve: Sequence[dict[str, float]] = CURVE,
 ) -> dict[str, Any]:
-    """Puts an adapter and its evaluation into the lake, and returns what ``evaluation.json`` holds."""
+    """Puts an adapter and its evaluation into the lake, and returns what ``evaluation.json`` holds.
+
+    The last ``company`` of the ``rows`` come from a company.
+    """
     fingerprint = "0123456789abcdef"
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     folder.mkdir(parents=True)
@@ -155,8 +155,7 @@ def evaluated(
     write_manifest(folder, manifest)
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
     systems = [system for system in SYSTEMS if champion or system != "champion"]
-    about, stats = answers_of(systems, rows)
-    clusters = about["cluster_id"].tolist()
+    about, stats = answers_of(systems, rows, company)
     facts = {
         "fingerprint": "fedcba9876543210",
         "recipe": recipe.name,
@@ -167,12 +166,7 @@ def evaluated(
         "rows": rows,
         "clusters": about["cluster_id"].nunique(),
         "answer_classifier_accuracy": 0.98,
-        "scores": {s: plain(intervals(frame, clusters, samples=200)) for s, frame in stats.items()},
-        "differences": {
-            s: plain(paired_bootstrap(stats["tuned"], frame, clusters, samples=200))
-            for s, frame in stats.items()
-            if s != "tuned"
-        },
+        **compare(about, stats, samples=200),
         "seconds": dict.fromkeys(stats, 1.5),
     }
     folder = evaluation_folder(recipe.name, lake)
@@ -271,6 +265,45 @@ def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
     assert ("current champion, version 7" in html) == champion
 
 
+def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
+    facts = evaluated(lake, recipe, rows=80, champion=True, company=30)
+    report = write_report(recipe, lake)
+    html = report.path.read_text()
+    table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
+    assert "how much more that is than the champion has" in table
+    assert re.findall(r'<th scope="col">(\w+)<small>([^<]+)', table) == [
+        ("bitext", "50 rows, 25 clusters"),
+        ("company", "30 rows, 15 clusters"),
+    ]
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
+    for name, metric in METRICS.items():
+        cells = re.findall(r"<td>([^<]+)(?:<small>([^ ]+))?", rows[metric.label])
+        parts = [facts["slices"][source] for source in ("bitext", "company")]
+        scores = [part["scores"]["tuned"][name]["score"] for part in parts]
+        differences = [part["differences"]["champion"][name]["difference"] for part in parts]
+        shown = [(figure(name, s), figure(name, d, True)) for s, d in zip(scores, differences, strict=True)]
+        assert cells == shown, name
+    for source, clusters in (("bitext", 25), ("company", 15)):
+        assert f"On the {source} rows" in html
+        assert re.search(rf"\*\*On the {source} rows: \w+.*\*\* \d+ rows in {clusters} clusters\.", report.markdown)
+
+
+def test_a_source_of_few_rows_is_named_without_figures(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe, rows=40, company=4)
+    report = write_report(recipe, lake)
+    said = "**On the company rows: too few to judge.** 4 rows in 2 clusters; from 10 on they have figures of their own."
+    assert said in report.markdown
+    html = report.path.read_text()
+    table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
+    assert "how much more that is than the base has" in table
+    assert table.count("<td>–</td>") >= len(METRICS)
+
+
+def test_one_source_alone_is_no_slice(html: str) -> None:
+    assert "By source" not in html
+    assert "On the bitext rows" not in html
+
+
 def test_a_demo_base_is_warned_of_and_another_is_not(lake: DataLake, recipe: Recipe) -> None:
     evaluated(lake, recipe)
     report = write_report(recipe, lake)
@@ -364,10 +397,15 @@ NO_INTENTS = pd.DataFrame({"intent": [], "rows": [], "right_intent": []})
 def test_the_verdict_on_the_nearest_answer(
     intent: tuple[float, float], rouge: tuple[float, float], word: str, ending: str
 ) -> None:
-    scores: dict[str, Any] = {name: {"score": 90.0} for name in METRICS} | {"placeholder_invented": None}
+    scores: dict[str, Any] = {name: {"score": 90.0} for name in METRICS}
+    scores |= {"placeholder_invented": None, "safe": {"score": 100.0}}
     scores["length_ratio"] = {"score": 1.0}
     nearest = dict.fromkeys(METRICS) | {"right_intent": difference(*intent), "rougeL": difference(*rouge), "chrf": None}
-    facts = {"scores": {"tuned": scores, "nearest": scores}, "differences": {"nearest": nearest}}
+    facts: dict[str, Any] = {
+        "scores": {"tuned": scores, "nearest": scores},
+        "differences": {"nearest": nearest},
+        "slices": {},
+    }
     against, weak = verdict(facts, NO_INTENTS)
     assert (against.about, against.judgement) == ("Against the nearest answer", word)
     assert against.sentence.endswith(f", {ending}.")
@@ -383,7 +421,7 @@ def test_weak_intents_are_named_with_their_rows() -> None:
     intents = pd.DataFrame(
         {"intent": ["a", "b", "c", "d", "e"], "rows": [9, 9, 2, 9, 9], "right_intent": [50.0, 10.0, 0.0, 79.0, 80.0]}
     )
-    (weak,) = verdict({"scores": {"tuned": scores}, "differences": {}}, intents)
+    (weak,) = verdict({"scores": {"tuned": scores}, "differences": {}, "slices": {}}, intents)
     assert weak.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
         "What is weak: the answer has the right intent least often for b (10 % of 9), a (50 % of 9) and d (79 % of 9)."
     )

@@ -111,6 +111,34 @@ def test_the_interval_covers_the_true_ratio_in_95_percent_of_the_cases() -> None
     assert 180 <= covered <= 198
 
 
+def test_intervals_of_several_comparisons_hold_together() -> None:
+    """Ten equal intents: the chance that any interval leaves out zero is that of one, not ten times that."""
+    rng = np.random.default_rng(5)
+    alone, together = 0, 0
+    for seed in range(25):
+        pairs = [[simulated(rougeL=rng.normal(50, 10, 60)) for _ in range(2)] for _ in range(10)]
+        for count, comparisons in ((1, 1), (10, 10)):
+            found = [
+                paired_bootstrap(a, b, own_clusters(a), 2000, seed, metrics=("rougeL",), comparisons=comparisons)[
+                    "rougeL"
+                ]
+                for a, b in pairs
+            ]
+            outside = sum(d is not None and (d.low > 0 or d.high < 0) for d in found)
+            alone += outside if count == 1 else 0
+            together += bool(outside) if count == 10 else 0
+    assert 5 <= alone <= 25  # 12 of 250 expected
+    assert together <= 5  # 1 of 25 expected; with plain intervals 10 would be
+
+
+def test_the_metrics_that_are_asked_for_are_compared(texts: pd.DataFrame) -> None:
+    clusters = own_clusters(texts)
+    some = paired_bootstrap(texts, texts.assign(stopped=0.5), clusters, metrics=("stop_rate", "chrf"))
+    every = paired_bootstrap(texts, texts.assign(stopped=0.5), clusters)
+    assert list(some) == ["stop_rate", "chrf"]
+    assert some == {name: every[name] for name in some}
+
+
 def test_rows_of_one_cluster_do_not_count_as_independent() -> None:
     values = np.repeat(np.random.default_rng(4).uniform(0, 100, 100), 4)
     stats = simulated(rougeL=values)

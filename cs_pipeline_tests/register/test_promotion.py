@@ -1,36 +1,35 @@
 """Who becomes champion: the decision as a table, and the history and the alias on a real MLflow store."""
 
-import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.lake import DataLake, write_json
-from cs_pipeline.register.promotion import Outcome, decide, judge, read_history, settle
-from cs_pipeline.tracking import FINGERPRINT, MODEL, champion, champion_number, open_store
-
-Differences = dict[str, dict[str, float] | None]
-
-
-def difference(low: float, high: float) -> dict[str, float]:
-    return {"difference": (low + high) / 2, "low": low, "high": high}
-
-
-FEWER, MORE, UNCLEAR, EQUAL = (difference(*ends) for ends in ((-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1), (0.0, 0.0)))
-BETTER: Differences = {"bits_per_character": FEWER, "right_intent": MORE, "placeholder_recall": MORE, "stop_rate": MORE}
-SAME: Differences = dict.fromkeys(BETTER, EQUAL)
+from cs_pipeline.lake import read_json, write_json
+from cs_pipeline.register.history import deciding, history_table, read_history, settle
+from cs_pipeline.register.promotion import THRESHOLDS, Outcome, decide, rollback
+from cs_pipeline.tracking import FORGOTTEN, MODEL, champion
+from cs_pipeline_tests.register.conftest import (
+    BETTER,
+    EQUAL,
+    FEWER,
+    MORE,
+    SAME,
+    UNCLEAR,
+    Differences,
+    World,
+    difference,
+    facts,
+)
 
 
 @pytest.mark.parametrize(
     ("to_base", "to_champion", "promote", "reason"),
     [
         (BETTER, None, True, "fewer bits per character than its base (-0.150, 95 % interval -0.200 to -0.100)"),
-        (BETTER, BETTER, True, "fewer bits per character than its base and the champion"),
+        (BETTER, BETTER, True, "interval -0.200 to -0.100) and the champion (-0.150, 95 % interval -0.200 to -0.100)"),
         (BETTER, SAME, False, "not clearly fewer bits per character than the champion"),
         (SAME, None, False, "not clearly fewer bits per character than its base"),
         (BETTER | {"bits_per_character": UNCLEAR}, None, False, "not clearly fewer bits per character than its base"),
@@ -47,6 +46,8 @@ SAME: Differences = dict.fromkeys(BETTER, EQUAL)
         (BETTER, BETTER | {"right_intent": FEWER}, False, "its right_intent is worse than that of the champion"),
         (BETTER, BETTER | {"placeholder_recall": FEWER}, False, "its placeholder_recall is worse"),
         (BETTER, BETTER | {"stop_rate": FEWER}, False, "its stop_rate is worse than that of the champion"),
+        (BETTER, BETTER | {"safe": FEWER}, False, "its safe is worse than that of the champion"),
+        (BETTER | {"safe": FEWER}, None, False, "its safe is worse than that of its base"),
         (BETTER, BETTER | {"stop_rate": UNCLEAR, "right_intent": EQUAL}, True, "is worse in nothing gated"),
         (BETTER, BETTER | {"placeholder_recall": None}, True, "is worse in nothing gated"),
         (BETTER, {"bits_per_character": FEWER}, True, "is worse in nothing gated"),
@@ -54,92 +55,83 @@ SAME: Differences = dict.fromkeys(BETTER, EQUAL)
     ],
 )
 def test_decisions(to_base: Differences, to_champion: Differences | None, promote: bool, reason: str) -> None:
-    decision = decide(to_base, to_champion)
+    decision = decide(facts(to_base, to_champion))
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with a new store in it, to be copied: making its tables takes seconds."""
-    from cs_pipeline_tests.conftest import own_world
-
-    lake = DataLake(tmp_path_factory.mktemp("store") / "lake")
-    with own_world(lake.root):
-        open_store(lake).create_registered_model(MODEL)
-    return lake.root
-
-
-class World:
-    """Recipes one, two, three with evaluations made by hand, and their versions in a real store without files."""
-
-    def __init__(self, lake: DataLake) -> None:
-        self.lake, self.client = lake, open_store(lake)
-
-    def version(self, recipe: str) -> int:
-        tags = {FINGERPRINT: f"made by {recipe}", "cs.recipe": recipe}
-        source = self.lake.path("register", "artifacts", recipe).as_uri()
-        return int(self.client.create_model_version(MODEL, source, tags=tags).version)
-
-    def evaluated(
-        self, recipe: str, champion: int | None, to_base: Differences, to_champion: Differences | None = None
-    ) -> None:
-        differences = {"base": to_base} | ({"champion": to_champion} if to_champion else {})
-        facts = {
-            "recipe": recipe,
-            "fingerprint": f"{recipe} beside {champion}",
-            "adapter_fingerprint": f"made by {recipe}",
-            "champion_version": champion,
-            "differences": differences,
-        }
-        write_json(evaluation_folder(recipe, self.lake) / "evaluation.json", facts)
-
-    def judge(self) -> Outcome:
-        """Every judgement leaves what stood in the history before as it was, byte for byte."""
-        path = self.lake.path("register", "history.jsonl")
-        before = path.read_bytes() if path.exists() else b""
-        outcome = judge(self.lake, "a test")
-        after = path.read_bytes() if path.exists() else b""
-        assert after.startswith(before[: before.rfind(b"\n") + 1])
-        assert after == b"" or after.endswith(b"\n")
-        assert outcome.champion == champion_number(self.client)
-        return outcome
-
-    def aliases(self) -> dict[str, int]:
-        return {k: int(v) for k, v in self.client.get_registered_model(MODEL).aliases.items()}
-
-    def history(self) -> list[tuple[int | None, bool]]:
-        return [(entry["version"], entry["promote"]) for entry in read_history(self.lake)]
-
-    def append(self, **entry: Any) -> None:
-        """What a run has written that was ended before it moved the alias."""
-        with self.lake.path("register", "history.jsonl").open("a") as file:
-            file.write(json.dumps({"time": "2026-01-01T00:00:00Z", "recipe": None, **entry}) + "\n")
+@pytest.mark.parametrize(
+    ("to_champion", "company", "promote", "reason"),
+    [
+        (BETTER, BETTER, True, "is worse in nothing gated"),
+        (BETTER, SAME, True, "is worse in nothing gated"),
+        (BETTER, dict.fromkeys(BETTER, UNCLEAR), True, "is worse in nothing gated"),
+        (BETTER, None, True, "is worse in nothing gated"),  # too few company rows for figures
+        (SAME, BETTER, False, "not clearly fewer bits per character than the champion"),
+        (
+            BETTER,
+            SAME | {"bits_per_character": MORE},
+            False,
+            "on the company rows its bits_per_character is worse than",
+        ),
+        (BETTER, SAME | {"right_intent": FEWER}, False, "on the company rows its right_intent is worse than that of"),
+        (BETTER, SAME | {"placeholder_recall": FEWER}, False, "on the company rows its placeholder_recall is worse"),
+        (BETTER, SAME | {"stop_rate": FEWER}, False, "on the company rows its stop_rate is worse than that of"),
+        (BETTER, SAME | {"safe": FEWER}, False, "on the company rows its safe is worse than that of the champion"),
+        (BETTER, SAME | {"placeholder_recall": None}, True, "is worse in nothing gated"),
+        (BETTER, SAME | {"chrf": FEWER}, True, "is worse in nothing gated"),
+    ],
+)
+def test_no_source_pays_for_the_other(
+    to_champion: Differences, company: Differences | None, promote: bool, reason: str
+) -> None:
+    decision = decide(facts(BETTER, to_champion, company))
+    assert decision.promote is promote, decision.reason
+    assert reason in decision.reason
 
 
-@pytest.fixture
-def world(empty_store: Path, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    shutil.copytree(empty_store, lake.root)
-    recipes = tmp_path / "recipes"
-    recipes.mkdir()
-    for name in ("one", "two", "three"):
-        (recipes / f"{name}.yaml").touch()
-    monkeypatch.setenv("CS_RECIPES", str(recipes))
-    return World(lake)
+def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
+    found = facts(BETTER, BETTER, BETTER)
+    found["slices"]["bitext"]["differences"]["champion"] = BETTER | {"bits_per_character": MORE}
+    assert "on the bitext rows its bits_per_character is worse" in decide(found).reason
 
 
-@pytest.fixture
-def champion_two(world: World) -> World:
-    """Version 1 was promoted, then version 2."""
-    world.version("one")
-    world.evaluated("one", None, BETTER)
-    world.judge()
-    world.version("two")
-    world.evaluated("two", 1, BETTER, BETTER)
-    world.judge()
-    assert world.history() == [(1, True), (2, True)]
-    assert world.aliases() == {"champion": 2}
-    return world
+@pytest.mark.parametrize(
+    ("low", "high", "promote"),
+    [(-60, -10.1, False), (-60, -10, True), (-60, 5, True), (-9, -1, True), (-30, -12, False), (10, 60, True)],
+)
+def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promote: bool) -> None:
+    decision = decide(facts(BETTER, BETTER, BETTER, difference(low, high)))
+    assert decision.promote is promote
+    if not promote:
+        assert (
+            "asked about 'get_refund', far fewer answers have the right intent than of the champion" in decision.reason
+        )
+
+
+def test_a_first_champion_is_not_much_worse_than_its_base_in_an_intent() -> None:
+    found = facts(BETTER)
+    found["intents"]["get_refund"]["differences"] = {"base": {"right_intent": difference(-50, -20)}}
+    assert "asked about 'get_refund', far fewer answers have the right intent than of its base" in decide(found).reason
+
+
+@pytest.mark.parametrize(
+    ("to_champion", "promote", "reason"),
+    [
+        (SAME, True, "not more than the champion, which is to be forgotten"),
+        (SAME | {"bits_per_character": UNCLEAR}, True, "is to be forgotten"),
+        (BETTER, True, "is to be forgotten"),
+        (SAME | {"bits_per_character": MORE}, False, "it needs more bits per character than the champion"),
+        (SAME | {"right_intent": FEWER}, False, "its right_intent is worse than that of the champion"),
+    ],
+)
+def test_to_replace_a_champion_that_is_to_be_forgotten_it_need_not_be_better(
+    to_champion: Differences, promote: bool, reason: str
+) -> None:
+    decision = decide(facts(BETTER, to_champion), champion_forgotten=True)
+    assert decision.promote is promote, decision.reason
+    assert reason in decision.reason
+    assert not decide(facts(SAME, to_champion), champion_forgotten=True).promote
 
 
 def test_nothing_to_judge(world: World) -> None:
@@ -154,7 +146,12 @@ def test_better_than_its_base_is_the_first_champion(world: World) -> None:
     outcome = world.judge()
     assert outcome.champion == 1
     (entry,) = outcome.entries
-    assert entry in [{k: v for k, v in e.items() if k != "time"} for e in read_history(world.lake)]
+    assert [entry] == read_history(world.lake)
+    assert entry["kind"] == "decision"
+    assert entry["thresholds"] == THRESHOLDS
+    assert set(entry["slices"]) == {"bitext", "company"}
+    assert entry["slices"]["bitext"]["differences"] == {"base": BETTER}
+    assert set(entry["intents"]) == {"get_refund"}
     assert (entry["version"], entry["recipe"], entry["champion_before"], entry["decided_by"]) == (
         1,
         "one",
@@ -192,9 +189,7 @@ def test_a_challenger_that_becomes_champion_is_no_challenger_any_more(champion_t
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, SAME)
     champion_two.judge()
-    champion_two.evaluated("three", 2, BETTER, BETTER)
-    facts = evaluation_folder("three", champion_two.lake) / "evaluation.json"
-    facts.write_text(facts.read_text().replace("three beside 2", "three on new rows"))
+    champion_two.evaluated("three", 2, BETTER, BETTER, at=" on new rows")
     assert champion_two.judge().champion == 3
     assert champion_two.aliases() == {"champion": 3}
     assert champion_two.history() == [(1, True), (2, True), (3, False), (3, True)]
@@ -214,6 +209,45 @@ def test_judged_beside_another_champion_is_refused(champion_two: World) -> None:
     assert "'three'" in error.value.mend
     assert champion_two.aliases() == {"champion": 2}
     assert champion_two.history() == [(1, True), (2, True)]
+
+
+def test_a_stale_evaluation_does_not_hold_up_the_others(champion_two: World) -> None:
+    champion_two.evaluated("one", 7, BETTER, BETTER)
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, BETTER)
+    with pytest.raises(PipelineError, match="Version 1 was judged beside champion 7, but the champion is 2"):
+        champion_two.judge()
+    assert champion_two.history() == [(1, True), (2, True), (3, True)]
+    assert champion_two.aliases() == {"champion": 3}
+
+
+def test_an_evaluation_without_figures_by_source_is_refused(champion_two: World) -> None:
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, BETTER)
+    path = evaluation_folder("three", champion_two.lake) / "evaluation.json"
+    write_json(path, {name: fact for name, fact in read_json(path).items() if name not in ("slices", "intents")})
+    with pytest.raises(PipelineError, match="The evaluation of version 3 has no figures by source"):
+        champion_two.judge()
+    assert champion_two.history() == [(1, True), (2, True)]
+
+
+def test_a_version_that_saw_what_is_to_be_forgotten_is_refused(champion_two: World) -> None:
+    number = champion_two.version("three")
+    champion_two.client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
+    champion_two.evaluated("three", 2, BETTER, BETTER)
+    (entry,) = champion_two.judge().entries
+    assert (entry["promote"], entry["reason"]) == (False, "it has seen rows that are to be forgotten")
+    assert champion_two.aliases() == {"champion": 2, "challenger": 3}
+    assert champion_two.judge() == Outcome(2, [])
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_champion_that_is_to_be_forgotten_gives_way_to_an_equal_one(champion_two: World, marked: bool) -> None:
+    if marked:
+        champion_two.client.set_model_version_tag(MODEL, "2", FORGOTTEN, "true")
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, SAME)
+    assert champion_two.judge().champion == (3 if marked else 2)
 
 
 def test_two_candidates_at_once_are_judged_oldest_first(world: World) -> None:
@@ -296,5 +330,109 @@ def test_the_first_champion_may_be_made_by_hand(world: World) -> None:
     world.client.set_registered_model_alias(MODEL, "champion", "1")
     assert world.judge().champion == 1
     assert world.history() == [(1, True)]
-    settle(world.client, world.lake, "a test")
+    with deciding(world.lake):
+        settle(world.client, world.lake, "a test")
     assert world.history() == [(1, True)]
+
+
+def test_a_rollback_gives_the_alias_to_the_champion_before(champion_two: World) -> None:
+    before = champion_two.path.read_bytes()
+    entry = rollback(champion_two.lake, None, "  customers complain ", "a person")
+    assert champion_two.aliases() == {"champion": 1}
+    assert champion_two.path.read_bytes().startswith(before)
+    assert read_history(champion_two.lake)[-1] == entry
+    told = {k: entry[k] for k in ("kind", "version", "champion_before", "promote", "reason", "decided_by", "recipe")}
+    assert told == {
+        "kind": "rollback",
+        "version": 1,
+        "champion_before": 2,
+        "promote": True,
+        "reason": "customers complain",
+        "decided_by": "a person",
+        "recipe": "one",
+    }
+    assert champion_two.judge() == Outcome(1, [])
+    assert champion_two.history() == [(1, True), (2, True), (1, True)]
+
+
+def test_what_was_rolled_back_does_not_come_back_by_its_figures(champion_two: World) -> None:
+    rollback(champion_two.lake, None, "it is rude", "a person")
+    champion_two.evaluated("two", 1, BETTER, BETTER, at=" again")
+    (entry,) = champion_two.judge().entries
+    assert (entry["version"], entry["promote"]) == (2, False)
+    assert entry["reason"] == "the alias was taken from it by a person: it is rude"
+    assert champion_two.aliases() == {"champion": 1, "challenger": 2}
+    rollback(champion_two.lake, 2, "it was not", "a person")  # a person may give it back
+    assert champion_two.aliases() == {"champion": 2}
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, BETTER)
+    assert champion_two.judge().champion == 3
+
+
+def test_after_a_rollback_a_better_one_is_promoted(champion_two: World) -> None:
+    rollback(champion_two.lake, 1, "why not", "a person")
+    champion_two.version("three")
+    champion_two.evaluated("three", 1, BETTER, BETTER)
+    assert champion_two.judge().champion == 3
+    rollback(champion_two.lake, None, "no", "a person")
+    assert champion_two.aliases() == {"champion": 1}  # not 2, which a person had taken away
+
+
+def test_rollbacks_in_a_row_go_further_back(champion_two: World) -> None:
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, BETTER)
+    champion_two.judge()
+    assert [rollback(champion_two.lake, None, "no", "a person")["version"] for _ in range(2)] == [2, 1]
+    with pytest.raises(PipelineError, match="no champion before the present one") as error:
+        rollback(champion_two.lake, None, "no", "a person")
+    assert error.value.mend == "Choose one with --to; versions that may be champion: 2, 3."
+    assert champion_two.aliases() == {"champion": 1}
+
+
+def test_refused_rollbacks_change_nothing(champion_two: World) -> None:
+    champion_two.client.set_model_version_tag(MODEL, "1", FORGOTTEN, "true")
+    before = champion_two.path.read_bytes()
+    for to, why, message in (
+        (7, "no", "cs-support has no version 7"),
+        (2, "no", "Version 2 is champion already"),
+        (1, "no", "Version 1 has seen rows that are to be forgotten"),
+        (None, "no", "Version 1 has seen rows that are to be forgotten"),
+        (1, " ", "No reason is given"),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            rollback(champion_two.lake, to, why, "a person")
+    assert champion_two.path.read_bytes() == before
+    assert champion_two.aliases() == {"champion": 2}
+
+
+def test_a_rollback_sees_a_move_by_hand_first(champion_two: World) -> None:
+    champion_two.version("three")
+    champion_two.client.set_registered_model_alias(MODEL, "champion", "3")
+    entry = rollback(champion_two.lake, None, "no", "a person")
+    assert (entry["version"], entry["champion_before"]) == (1, 3)  # 2 had been taken away by hand
+    assert champion_two.history() == [(1, True), (2, True), (3, True), (1, True)]
+
+
+def test_a_crash_between_a_rollback_and_its_alias_is_mended(champion_two: World) -> None:
+    champion_two.append(kind="rollback", version=1, promote=True, champion_before=2, evaluation=None, reason="no")
+    assert champion_two.judge() == Outcome(1, [])
+    assert champion_two.aliases() == {"champion": 1}
+
+
+def test_the_history_as_a_table(champion_two: World) -> None:
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, SAME)
+    champion_two.judge()
+    rollback(champion_two.lake, None, "no", "a person")
+    champion_two.client.delete_registered_model_alias(MODEL, "champion")
+    champion_two.judge()
+    rows = history_table(champion_two.lake)
+    assert [(row["what"], row["version"], row["champion before"], row["recipe"]) for row in rows] == [
+        ("promoted", "1", "none", "one"),
+        ("promoted", "2", "1", "two"),
+        ("not promoted", "3", "2", "three"),
+        ("rolled back to", "1", "2", "one"),
+        ("moved by hand to", "none", "1", ""),
+    ]
+    assert [row["who"] for row in rows[2:4]] == ["a test", "a person"]
+    assert rows[3]["why"] == "no"

@@ -13,18 +13,22 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
-from cs_pipeline.lake import DataLake, read_json
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.lake import DataLake, read_json, write_json
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.version import EVALUATED, ask_version, register, version_of
-from cs_pipeline.schema import SPLIT_ROW
-from cs_pipeline.tracking import FINGERPRINT, MODEL, open_store, store_uri
-from cs_pipeline.train.adapter import Adapter, current_adapter
+from cs_pipeline.schema import SEEN, SPLIT_ROW
+from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, get_version, open_store, store_uri
+from cs_pipeline.train.adapter import Adapter, current_adapter, seen_rows
+from cs_pipeline.train.manifest import write_manifest
 from cs_pipeline_tests.conftest import copy_lake, own_world
 
 QUESTION = "where is my refund?"
@@ -109,6 +113,7 @@ def test_the_version_leads_back(registered: DataLake, adapter: Adapter, small_cs
     assert {k.removeprefix("cs.data."): v for k, v in tags.items() if k.startswith("cs.data.")} == adapter.manifest[
         "data"
     ]
+    assert (tags["cs.company_rows"], tags["cs.files"]) == ("0", "0")
     source = read_json(registered.path("ingest", "bitext_conversations.json"))
     assert tags["cs.source_sha256"] == source["sha256"]
     assert tags["cs.source"] == source["address"]
@@ -134,7 +139,7 @@ def test_registering_again_gives_the_same_version(registered: DataLake, tiny: Re
     client, run = open_store(registered), the_run(registered)
     models = client.search_logged_models([run.info.experiment_id])
     report = registered.path("evaluate", "evaluation_report", "tiny.html")
-    again = register(tiny, registered, {"cs.dagster_run": "another"}, report)
+    again = register(tiny, registered, "another", [], report)
     assert (again.version, again.run_id, again.reused) == (1, run.info.run_id, True)
     assert [int(v.version) for v in client.search_model_versions(f"name = '{MODEL}'")] == [1]
     assert len(client.search_logged_models([run.info.experiment_id])) == len(models) == 1
@@ -148,17 +153,60 @@ def test_a_new_evaluation_renews_the_figures_of_the_same_version(
     before = the_run(lake).data.metrics["test.chrf"]
     lake.write("prepare", "test_split", lake.read("prepare", "test_split").slice(9), SPLIT_ROW)
     facts = evaluate(tiny, lake, None, print).facts
-    again = register(tiny, lake, {}, lake.path("evaluate", "evaluation_report", "tiny.html"))
+    again = register(tiny, lake, "a run", [], lake.path("evaluate", "evaluation_report", "tiny.html"))
     assert (again.version, again.reused) == (1, True)
     after = the_run(lake).data.metrics["test.chrf"]
     assert after == pytest.approx(facts["scores"]["tuned"]["chrf"]["score"]) != before
     assert open_store(lake).get_model_version(MODEL, "1").tags[EVALUATED] == facts["fingerprint"]
 
 
+@pytest.fixture
+def of_a_company(champion_lake: Path, tmp_path: Path) -> DataLake:
+    """A lake whose current adapter says that it has seen three rows of a company, from two files and two customers."""
+    lake = copy_lake(champion_lake, tmp_path / "copy")
+    folder = current_adapter("tiny", lake).folder
+    other = folder.rename(folder.with_name("f" * 16))
+    rows = [
+        {"row_id": f"row {i}", "source": "company", "source_file_sha256": sha256, "subject_id": who, "through": ""}
+        for i, (sha256, who) in enumerate((("a" * 64, "jane"), ("a" * 64, "joe"), ("b" * 64, "joe")))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, SEEN), other / "rows.parquet")
+    files = [{"sha256": "a" * 64, "rows": 2}, {"sha256": "b" * 64, "rows": 1}]
+    facts = {**read_json(other / "manifest.json"), "fingerprint": other.name, "company": {"rows": 3, "files": files}}
+    write_manifest(other, facts)
+    write_json(lake.path("train", "adapter", "tiny.json"), {"fingerprint": other.name})
+    return lake
+
+
+def test_a_version_says_what_it_has_seen_of_a_company(of_a_company: DataLake, tiny: Recipe) -> None:
+    report = of_a_company.path("evaluate", "evaluation_report", "tiny.html")
+    assert register(tiny, of_a_company, "a run", [], report).version == 2
+    tags = open_store(of_a_company).get_model_version(MODEL, "2").tags
+    assert (tags["cs.company_rows"], tags["cs.files"]) == ("3", "2")
+    assert FORGOTTEN not in tags
+    kept = seen_rows(get_version(open_store(of_a_company), 2).folder / "adapter")
+    assert kept.equals(seen_rows(current_adapter("tiny", of_a_company).folder))
+    assert kept.column("row_id").to_pylist() == ["row 0", "row 1", "row 2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "id", "marked"), [("row", "row 2", True), ("subject", "joe", True), ("row", "joe", False)]
+)
+def test_what_was_forgotten_while_it_was_trained_marks_a_version(
+    of_a_company: DataLake, tiny: Recipe, kind: Literal["row", "subject"], id: str, marked: bool
+) -> None:
+    with Ledger(of_a_company) as ledger:
+        ledger.bury(kind, id, "asked for")
+    register(tiny, of_a_company, "a run", [], of_a_company.path("evaluate", "evaluation_report", "tiny.html"))
+    client = open_store(of_a_company)
+    assert (FORGOTTEN in client.get_model_version(MODEL, "2").tags) is marked
+    assert FORGOTTEN not in client.get_model_version(MODEL, "1").tags
+
+
 def test_nothing_to_register_is_said(champion_lake: Path, lake: DataLake, tiny: Recipe) -> None:
     shutil.copytree(champion_lake / "train", lake.root / "train")
     with pytest.raises(PipelineError, match=r"evaluation\.json is not there"):
-        register(tiny, lake, {}, lake.root / "no_report.html")
+        register(tiny, lake, "a run", [], lake.root / "no_report.html")
     with pytest.raises(PipelineError, match="of 'tiny' is not registered"):
         version_of("tiny", lake)
 

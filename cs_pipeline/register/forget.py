@@ -1,0 +1,175 @@
+"""Forgetting a customer or a conversation: out of every table and kept copy, and not back by another delivery.
+
+The tombstones are written first, so that nothing brings the rows back; whatever interrupts what follows, the same call
+does the rest. Each table is replaced as a whole.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cs_pipeline.company import load_company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.exports import format_of, redact
+from cs_pipeline.ingest.forgotten import places_of
+from cs_pipeline.ingest.interactions import alone
+from cs_pipeline.ingest.landing import kept_copy
+from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline.lake import PRIVATE, PUBLIC, DataLake, atomic_file
+from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
+from cs_pipeline.train.adapter import seen_rows
+
+
+@dataclass(frozen=True)
+class Affected:
+    """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes.
+
+    ``records`` are places in the kept copy of each delivery, ``tables`` the number of rows in each file of the lake,
+    ``reports`` files that quote rows, ``versions`` the models that were trained on one.
+    """
+
+    subjects: frozenset[str]
+    conversations: frozenset[str]
+    rows: frozenset[str]
+    records: dict[Delivery, set[int]]
+    tables: dict[Path, int]
+    reports: list[Path]
+    versions: list[int]
+
+    def lines(self) -> list[str]:
+        """For people: what would go, and what is outside the pipeline's hands."""
+        lines = [f"kept copy of {delivery.name}: {len(at)} records" for delivery, at in self.records.items()]
+        lines += [f"{path}: {count} rows" for path, count in self.tables.items()]
+        lines += [f"{path}: removed; the next evaluation writes it anew" for path in self.reports]
+        lines.append(
+            f"model versions trained on them, which are marked: {', '.join(map(str, self.versions)) or 'none'}"
+        )
+        names = ", ".join(sorted({delivery.name for delivery in self.records}))
+        return (
+            [*lines, f"not touched: what lies at the landing place; take it out of {names} there"] if names else lines
+        )
+
+
+def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
+    """What the lake holds of ``subject``, an id or e-mail as the export has it, or of ``row``, a row id with its whole
+    conversation, whose later rows quote it.
+
+    Raises PipelineError unless one of the two is given, and when the lake knows nothing of it.
+    """
+    if bool(subject) == bool(row):
+        raise PipelineError("Name either a subject or a row.", "cs-pipeline forget --subject ID, or --row ROW_ID.")
+    company = load_company(lake)
+    with Ledger(lake) as ledger:
+        subjects = frozenset([ledger.subject(subject)] if subject else [])
+        conversations = _conversations(lake, row) if row else frozenset()
+        records = {
+            delivery: places
+            for delivery in ledger.deliveries()
+            if delivery.expired_at is None
+            and (places := places_of(lake, company, ledger, delivery, subjects, conversations, subject))
+        }
+        tombstones = ledger.tombstones()
+    rows = frozenset([row] if row else []) | frozenset(
+        row_id for path in _tables(lake) for row_id in _rows(path, subjects, conversations)
+    )
+    found = Affected(subjects, conversations, rows, records, {}, [], _versions(lake, rows, subjects))
+    tables = {path: count for path in _tables(lake) if (count := int(_gone(path, lake, found)[1].sum()))}
+    judged = any(path.is_relative_to(lake.path("evaluate")) for path in tables)
+    reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if judged else []
+    buried = bool(subjects & tombstones.subjects) or row in tombstones.rows
+    if not (records or tables or found.versions or buried):
+        raise PipelineError(
+            f"Nothing in {lake.root} is of this {'customer' if subject else 'row'}.",
+            "A customer's id is what the export calls the requester, or the e-mail address; a row's stands in row_id.",
+        )
+    return Affected(subjects, conversations, rows, records, tables, reports, found.versions)
+
+
+def forget(lake: DataLake, found: Affected, why: str) -> None:
+    """Removes ``found`` for good. After an interruption ask ``affected`` again and call this again."""
+    with Ledger(lake) as ledger:
+        for subject in sorted(found.subjects):
+            ledger.bury("subject", subject, why)
+        for row in sorted(found.rows | found.conversations):
+            ledger.bury("row", row, why)
+    client = open_store(lake)
+    for number in found.versions:
+        client.set_model_version_tag(MODEL, str(number), FORGOTTEN, why)
+    # Reports, then derived tables, then what they were derived from: what is left over can still be found.
+    for report in found.reports:
+        report.unlink(missing_ok=True)
+    with alone(lake):
+        for path in sorted(found.tables, key=lambda path: path.is_relative_to(lake.path("ingest"))):
+            table, gone = _gone(path, lake, found)
+            private = path.is_relative_to(lake.path("ingest"))
+            with atomic_file(path, PRIVATE if private else PUBLIC) as temporary:
+                pq.write_table(table.filter(pa.array(~gone)), temporary, compression="zstd", write_page_checksum=True)
+        for delivery, places in found.records.items():
+            path = kept_copy(lake, delivery.sha256)
+            redact(format_of(delivery.name, path), path, places)
+
+
+def _tables(lake: DataLake) -> Iterator[Path]:
+    """Every table that may hold rows of a company, derived ones last."""
+    for folder in ("ingest/company_interactions", "ingest/company_quarantine"):
+        yield from sorted((lake.root / folder).glob("*.parquet"))
+    for folder in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
+        yield from sorted(lake.path("prepare", folder).glob("*.parquet"))
+    names = ("conversations", "conversations_set_aside", "train_split", "validation_split", "test_split")
+    yield from (path for path in (lake.table("prepare", name) for name in names) if path.exists())
+    yield from sorted(lake.path("evaluate", "evaluation").glob("*/answers.parquet"))
+
+
+def _gone(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Table, np.ndarray]:
+    """The table and which of its rows are to go: of ingest by their place in the file, of all others by their id."""
+    with pa.OSFile(str(path)) as file:
+        table = pq.read_table(file, page_checksum_verification=True)
+    if not path.is_relative_to(lake.path("ingest")):
+        return table, pc.is_in(table.column("row_id"), value_set=pa.array(sorted(found.rows), pa.string())).to_numpy()
+    gone = np.zeros(table.num_rows, dtype=bool)
+    places = table.column("source_row").to_numpy()
+    for delivery, those in found.records.items():
+        gone |= pc.equal(table.column("source_file_sha256"), delivery.sha256).to_numpy() & np.isin(places, list(those))
+    return table, gone
+
+
+def _rows(path: Path, subjects: frozenset[str], conversations: frozenset[str]) -> list[str]:
+    """The row ids of a table of conversations that are theirs."""
+    columns = ["row_id", "subject_id", "conversation_id"]
+    names = pq.read_schema(path).names
+    if not set(columns) <= set(names):
+        return []
+    table = pq.read_table(path, columns=columns)
+    theirs = pc.or_(
+        pc.is_in(table.column("subject_id"), value_set=pa.array(sorted(subjects), pa.string())),
+        pc.is_in(table.column("conversation_id"), value_set=pa.array(sorted(conversations), pa.string())),
+    )
+    ids: list[str] = table.filter(theirs).column("row_id").to_pylist()
+    return ids
+
+
+def _conversations(lake: DataLake, row: str) -> frozenset[str]:
+    """The hashed conversation of a row, from whichever table still holds it."""
+    for path in _tables(lake):
+        if {"row_id", "conversation_id"} <= set(pq.read_schema(path).names):
+            table = pq.read_table(path, columns=["conversation_id"], filters=[("row_id", "=", row)])
+            ids = table.column("conversation_id").drop_null().to_pylist()
+            if ids:
+                return frozenset(ids)
+    return frozenset()
+
+
+def _versions(lake: DataLake, rows: frozenset[str], subjects: frozenset[str]) -> list[int]:
+    """Versions whose adapter was trained on one of ``rows`` or of the subjects', or went on from one that was."""
+    client = open_store(lake)
+    numbers = []
+    for version in find_versions(client):
+        seen = seen_rows(get_version(client, int(version.version)).folder / "adapter")
+        if rows & set(seen.column("row_id").to_pylist()) or subjects & set(seen.column("subject_id").to_pylist()):
+            numbers.append(int(version.version))
+    return numbers

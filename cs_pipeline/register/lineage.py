@@ -1,0 +1,130 @@
+"""What a model version is made of: from the registry back to the landed files, and forward to every decision on it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import pyarrow.compute as pc
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.lake import DataLake, read_json
+from cs_pipeline.register.history import read_history
+from cs_pipeline.tracking import MODEL, find_versions, open_store
+from cs_pipeline.train.adapter import Adapter, seen_rows
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+NAME = "lineage.json"
+"""The artifact of a version's run that holds what was known when it was registered."""
+
+
+class Check(TypedDict):
+    """An asset check of the run that made a version."""
+
+    asset: str
+    name: str
+    passed: bool
+
+
+def made_of(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Check]) -> dict[str, Any]:
+    """What is known of the adapter's making, as JSON has it; ``checks`` are those of ``dagster_run`` until now."""
+    seen = seen_rows(adapter.folder)
+    per_file = seen.group_by(["source", "source_file_sha256"]).aggregate([("row_id", "count_distinct")]).to_pylist()
+    with Ledger(lake) as ledger:
+        known = {delivery.sha256: delivery for delivery in ledger.deliveries()}
+    files = []
+    for entry in sorted(per_file, key=lambda e: (e["source"], e["source_file_sha256"])):
+        sha256 = entry["source_file_sha256"]
+        delivery = known.get(sha256)
+        files.append(
+            {
+                "source": entry["source"],
+                "sha256": sha256,
+                "rows": entry["row_id_count_distinct"],
+                "name": delivery.name if delivery else None,
+                "day": str(delivery.day) if delivery else None,
+                "run": delivery.ingested_by if delivery else None,
+            }
+        )
+    return {
+        "bitext": read_json(lake.path("ingest", "bitext_conversations.json")),
+        "files": files,
+        "sides": _sides(lake),
+        "data": adapter.manifest["data"],
+        "base": adapter.manifest["base"],
+        "git_commit": adapter.manifest["git_commit"],
+        "run": dagster_run,
+        "checks": checks,
+    }
+
+
+def lineage(number: int, lake: DataLake) -> dict[str, Any]:
+    """All of version ``number``: its tags, what it was made of, and every decision on it. Raises PipelineError if none."""
+    client = open_store(lake)
+    version = next((v for v in find_versions(client) if int(v.version) == number), None)
+    if version is None:
+        known = ", ".join(str(v.version) for v in find_versions(client)) or "none"
+        raise PipelineError(f"{MODEL} has no version {number}.", f"Choose one of: {known}.")
+    made = json.loads(Path(client.download_artifacts(version.run_id, NAME)).read_text())
+    with Ledger(lake) as ledger:
+        superseded = ledger.superseded()
+        expired = {delivery.sha256 for delivery in ledger.deliveries() if delivery.expired_at}
+    for file in made["files"]:
+        file["since"] = [
+            word for word, those in (("superseded", superseded), ("deleted", expired)) if file["sha256"] in those
+        ]
+    return {
+        "version": number,
+        "aliases": list(version.aliases),
+        "recipe": version.tags["cs.recipe"],
+        "mlflow_run": version.run_id,
+        "tags": dict(sorted(version.tags.items())),
+        **made,
+        "history": [entry for entry in read_history(lake) if entry["version"] == number],
+    }
+
+
+def _sides(lake: DataLake) -> dict[str, dict[str, int]]:
+    """Rows of each source on each side."""
+    sides = {}
+    for side in ("train", "validation", "test"):
+        sources = lake.read("prepare", f"{side}_split", ["source"]).column("source")
+        sides[side] = {entry["values"]: entry["counts"] for entry in pc.value_counts(sources).to_pylist()}
+    return sides
+
+
+def tree(found: dict[str, Any]) -> "Tree":
+    """What ``lineage`` gives, to be read in a terminal."""
+    from rich.text import Text
+    from rich.tree import Tree
+
+    def node(parent: Tree, text: str) -> Tree:
+        return parent.add(Text(text))  # as text: names of files may hold what rich takes for markup
+
+    aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
+    root = Tree(Text(f"{MODEL} version {found['version']}{aliases}, recipe {found['recipe']}"))
+    base = found["base"]
+    node(root, f"base: {base['name']}, {base['revision'] or base['sha256'][:12]}")
+    rows = node(root, "rows")
+    for side, sources in found["sides"].items():
+        node(rows, f"{side}: " + ", ".join(f"{count:,} {source}" for source, count in sorted(sources.items())))
+    files = node(root, "trained on rows of")
+    for file in found["files"]:
+        name = file["name"] or found["bitext"]["address"]
+        day = f", delivered {file['day']}, Dagster run {file['run'] or 'not known'}" if file["day"] else ""
+        since = f" [{', '.join(file['since'])} since]" if file["since"] else ""
+        node(files, f"{name}, sha256 {file['sha256'][:12]}…: {file['rows']:,} rows{day}{since}")
+    checks = found["checks"]
+    failed = [f"{check['asset']}.{check['name']}" for check in checks if not check["passed"]]
+    node(
+        root,
+        f"checks: {len(checks) - len(failed)} of {len(checks)} passed" + (f"; {', '.join(failed)}" if failed else ""),
+    )
+    node(root, f"Dagster run {found['run']}, MLflow run {found['mlflow_run']}, git commit {found['git_commit']}")
+    decisions = node(root, "decisions")
+    for entry in found["history"]:
+        word = "promoted" if entry["promote"] else "not promoted"
+        node(decisions, f"{entry['time']} {word} by {entry['decided_by']}: {entry['reason']}")
+    return root

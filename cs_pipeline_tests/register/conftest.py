@@ -1,0 +1,141 @@
+"""Versions and evaluations made by hand in a real MLflow store, and facts to decide on."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs_pipeline.evaluate.evaluation import evaluation_folder
+from cs_pipeline.lake import DataLake, write_json
+from cs_pipeline.register.history import read_history
+from cs_pipeline.register.promotion import Outcome, judge
+from cs_pipeline.tracking import FINGERPRINT, MODEL, champion_number, open_store
+
+Differences = dict[str, dict[str, float] | None]
+
+
+def difference(low: float, high: float) -> dict[str, float]:
+    return {"difference": (low + high) / 2, "low": low, "high": high}
+
+
+FEWER, MORE, UNCLEAR, EQUAL = (difference(*ends) for ends in ((-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1), (0.0, 0.0)))
+BETTER: Differences = {
+    "bits_per_character": FEWER,
+    **dict.fromkeys(("right_intent", "placeholder_recall", "stop_rate", "safe"), MORE),
+}
+SAME: Differences = dict.fromkeys(BETTER, EQUAL)
+
+
+def facts(
+    to_base: Differences,
+    to_champion: Differences | None = None,
+    company: Differences | None = None,
+    intent: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Of an evaluation beside a champion, or none; ``company`` and ``intent`` say how it stands to it there."""
+
+    def beside(champion: Differences | None) -> dict[str, Differences]:
+        return {"base": to_base} | ({"champion": champion} if champion is not None else {})
+
+    def part(source_champion: Differences | None, gates: bool = True) -> dict[str, Any]:
+        differences = beside(source_champion) if gates else {}
+        return {"rows": 90, "clusters": 60 if gates else 3, "gates": gates, "scores": {}, "differences": differences}
+
+    return {
+        "differences": beside(to_champion),
+        "slices": {"bitext": part(to_champion), "company": part(company, gates=company is not None)},
+        "intents": {"get_refund": {"rows": 30, "differences": {"champion": {"right_intent": intent}}}},
+    }
+
+
+class World:
+    """Recipes one, two, three with evaluations made by hand, and their versions in a real store without files."""
+
+    def __init__(self, lake: DataLake) -> None:
+        self.lake, self.client = lake, open_store(lake)
+        self.path = lake.path("register", "history.jsonl")
+
+    def version(self, recipe: str) -> int:
+        tags = {FINGERPRINT: f"made by {recipe}", "cs.recipe": recipe}
+        source = self.lake.path("register", "artifacts", recipe).as_uri()
+        return int(self.client.create_model_version(MODEL, source, tags=tags).version)
+
+    def evaluated(
+        self,
+        recipe: str,
+        champion: int | None,
+        to_base: Differences,
+        to_champion: Differences | None = None,
+        at: str = "",
+    ) -> None:
+        """``at`` tells one evaluation of a recipe beside one champion from another."""
+        about = {
+            "recipe": recipe,
+            "fingerprint": f"{recipe} beside {champion}{at}",
+            "adapter_fingerprint": f"made by {recipe}",
+            "champion_version": champion,
+        }
+        write_json(evaluation_folder(recipe, self.lake) / "evaluation.json", about | facts(to_base, to_champion))
+
+    def judge(self) -> Outcome:
+        """Every judgement leaves what stood in the history before as it was, byte for byte."""
+        before = self.path.read_bytes() if self.path.exists() else b""
+        outcome = judge(self.lake, "a test")
+        after = self.path.read_bytes()
+        assert after.startswith(before[: before.rfind(b"\n") + 1])
+        assert after == b"" or after.endswith(b"\n")
+        assert outcome.champion == champion_number(self.client)
+        return outcome
+
+    def aliases(self) -> dict[str, int]:
+        return {k: int(v) for k, v in self.client.get_registered_model(MODEL).aliases.items()}
+
+    def history(self) -> list[tuple[int | None, bool]]:
+        return [(entry["version"], entry["promote"]) for entry in read_history(self.lake)]
+
+    def append(self, **entry: Any) -> None:
+        """What a run has written that was ended before it moved the alias."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"time": "2026-01-01T00:00:00Z", "kind": "decision", "recipe": None, **entry}) + "\n")
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake with a new store in it, to be copied: making its tables takes seconds."""
+    from cs_pipeline_tests.conftest import own_world
+
+    lake = DataLake(tmp_path_factory.mktemp("store") / "lake")
+    with own_world(lake.root):
+        open_store(lake).create_registered_model(MODEL)
+    return lake.root
+
+
+@pytest.fixture
+def three_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = tmp_path / "recipes"
+    recipes.mkdir()
+    for name in ("one", "two", "three"):
+        (recipes / f"{name}.yaml").touch()
+    monkeypatch.setenv("CS_RECIPES", str(recipes))
+
+
+@pytest.fixture
+def world(empty_store: Path, lake: DataLake, three_recipes: None) -> World:
+    shutil.copytree(empty_store, lake.root)
+    return World(lake)
+
+
+@pytest.fixture
+def champion_two(world: World) -> World:
+    """Version 1 was promoted, then version 2."""
+    world.version("one")
+    world.evaluated("one", None, BETTER)
+    world.judge()
+    world.version("two")
+    world.evaluated("two", 1, BETTER, BETTER)
+    world.judge()
+    assert world.history() == [(1, True), (2, True)]
+    assert world.aliases() == {"champion": 2}
+    return world

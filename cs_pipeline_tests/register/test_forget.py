@@ -1,0 +1,210 @@
+"""A lake in which version 2 was trained on a company's rows: what it was made of, and how a customer is forgotten."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from cs_pipeline.company import company_file, load_company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.interactions import ingest_day
+from cs_pipeline.ingest.landing import kept_copy, land, look
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.lake import DataLake
+from cs_pipeline.prepare.conversations import join
+from cs_pipeline.prepare.interactions import clean_day
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.register.forget import affected, forget
+from cs_pipeline.register.lineage import lineage, tree
+from cs_pipeline.register.promotion import judge, rollback
+from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, open_store
+from cs_pipeline.train.due import look as look_whether_due
+from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
+from cs_pipeline_tests.exports import export
+
+JANE = "customer1x7@example.net"
+SETTINGS = "columns: {question: question, answer: answer, customer_email: email}\nretrain: {new_rows: 40}\n"
+
+
+def ingest(lake: DataLake) -> None:
+    """What the sensor and its job do with what has landed."""
+    from datetime import UTC, datetime
+
+    company = load_company(lake)
+    look(lake, company, datetime.now(UTC))
+    with Ledger(lake) as ledger:
+        days = {delivery.day for delivery in ledger.deliveries() if delivery.ingested_at is None}
+        for day in days:
+            facts = ingest_day(lake, company, day)
+            clean_day(lake, company, day)
+            ledger.mark_ingested(day, [file.sha256 for file in facts.files], "a run")
+
+
+@pytest.fixture(scope="module")
+def made(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Version 2, trained by the real job on 810 rows of the grammar and 120 of a company."""
+    folder = tmp_path_factory.mktemp("company")
+    lake = copy_lake(champion_lake, folder / "lake")
+    company_file(lake).write_text(SETTINGS)
+    with own_world(lake.root):
+        land([export(folder / "tickets.csv", 120, seed=1)], lake, load_company(lake))
+        ingest(lake)
+        assert run_job(lake.root, small_csv).success
+    return lake.root
+
+
+@pytest.fixture
+def lake(made: Path, tmp_path: Path) -> DataLake:
+    return copy_lake(made, tmp_path / "lake")
+
+
+def holding(lake: DataLake, text: bytes) -> list[Path]:
+    """Files of the lake in which ``text`` stands, the landing place aside."""
+    files = (path for path in lake.root.rglob("*") if path.is_file() and "landing" not in path.parts)
+    return [path for path in files if text in path.read_bytes()]
+
+
+def rows_of(lake: DataLake, name: str, subject: str) -> int:
+    return sum(row == subject for row in lake.read("prepare", name, ["subject_id"]).column("subject_id").to_pylist())
+
+
+def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) -> None:
+    found = lineage(2, lake)
+    (company,) = [file for file in found["files"] if file["source"] == "company"]
+    with Ledger(lake) as ledger:
+        (delivery,) = ledger.deliveries()
+    assert (company["name"], company["sha256"], company["day"]) == ("tickets.csv", delivery.sha256, str(delivery.day))
+    assert company["run"] == "a run"
+    assert 10 < company["rows"] <= found["sides"]["train"]["company"]  # the recipe draws some
+    assert found["sides"]["test"]["company"] > 0
+    assert {check["asset"] for check in found["checks"]} >= {"clean_bitext", "conversations", "adapter", "evaluation"}
+    assert found["run"] == found["tags"]["cs.dagster_run"]
+    assert [entry["version"] for entry in found["history"]] == [2]
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console.print(tree(found))
+    text = console.export_text()
+    assert f"tickets.csv, sha256 {delivery.sha256[:12]}…: {company['rows']} rows, delivered {delivery.day}" in text
+
+
+def test_an_unknown_version_has_no_lineage(lake: DataLake) -> None:
+    with pytest.raises(PipelineError, match="no version 9") as raised:
+        lineage(9, lake)
+    assert "1, 2" in raised.value.mend
+
+
+def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+    with Ledger(lake) as ledger:
+        subject = ledger.subject(JANE)
+        (delivery,) = ledger.deliveries()
+    assert JANE.encode() in kept_copy(lake, delivery.sha256).read_bytes()
+    before = lake.read("prepare", "conversations").num_rows
+    found = affected(lake, subject=JANE)
+    told = "\n".join(found.lines())
+    assert "tickets.csv: 1 records" in told
+    assert found.versions == [2]
+    assert JANE not in told
+
+    forget(lake, found, "asked on the phone")
+    assert not holding(lake, JANE.encode())
+    assert not holding(lake, subject.encode()) or all(
+        path.name.startswith("ledger.db") or "adapter" in path.parts or path.name == "rows.parquet"
+        for path in holding(lake, subject.encode())
+    )
+    assert lake.read("prepare", "conversations").num_rows == before - 1
+    for name in ("conversations", "train_split", "validation_split", "test_split"):
+        assert rows_of(lake, name, subject) == 0
+    tags = {int(v.version): v.tags for v in find_versions(open_store(lake))}
+    assert tags[2][FORGOTTEN] == "asked on the phone"
+    assert FORGOTTEN not in tags[1]
+
+    # The other 119 records are read as before, also when the day is ingested again.
+    day = delivery.day
+    company = load_company(lake)
+    assert sum(file.kept for file in ingest_day(lake, company, day).files) == 119
+    cleaned = clean_day(lake, company, day)
+    assert subject not in cleaned.rows.column("subject_id").to_pylist()
+    # Delivered again in another file she does not come back, and that file's kept copy loses her too.
+    again = export(tmp_path / "again.csv", 120, seed=1)
+    again.write_text(again.read_text() + "one more question,one more answer for you,someone@example.net\n")
+    land([again], lake, company)
+    ingest(lake)
+    assert not holding(lake, JANE.encode())
+    joined = join(lake)
+    assert subject not in joined.rows.column("subject_id").to_pylist()
+
+
+def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, tiny: Recipe) -> None:
+    forget(lake, affected(lake, subject=JANE), "asked for")
+    client = open_store(lake)
+    client.set_registered_model_alias(MODEL, "champion", "1")
+    with pytest.raises(PipelineError):
+        rollback(lake, 2, "try", "a test")
+    judge(lake, "a test")
+    client.set_registered_model_alias(MODEL, "champion", "2")
+    _, due = look_whether_due(tiny, lake)
+    assert due.due
+    assert "forgotten" in due.reason
+
+
+def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
+    rows = lake.read("prepare", "train_split", ["row_id", "source"]).to_pylist()
+    row = next(row["row_id"] for row in rows if row["source"] == "company")
+    forget(lake, affected(lake, row=row), "said in confidence")
+    for name in ("conversations", "train_split"):
+        assert row not in lake.read("prepare", name, ["row_id"]).column("row_id").to_pylist()
+    with Ledger(lake) as ledger:
+        assert row in ledger.tombstones().rows
+        (delivery,) = ledger.deliveries()
+    assert sum(file.kept for file in ingest_day(lake, load_company(lake), delivery.day).files) == 119
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({}, "Name either a subject or a row"),
+        ({"subject": JANE, "row": "r"}, "Name either"),
+        ({"subject": "nobody@example.net"}, "is of this customer"),
+        ({"row": "0123456789abcdef"}, "is of this row"),
+    ],
+)
+def test_what_cannot_be_forgotten_is_said(lake: DataLake, given: dict[str, str], complaint: str) -> None:
+    with pytest.raises(PipelineError, match=complaint):
+        affected(lake, **given)
+
+
+def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, tmp_path: Path) -> None:
+    """Killed before each tenth line of the removal; afterwards looking and forgetting again leaves nothing."""
+    for attempt in range(200):
+        child = os.fork()
+        if child == 0:
+            left = 1 + attempt * 10
+
+            def trace(frame: FrameType, event: str, _: Any) -> Any:
+                nonlocal left
+                if frame.f_code.co_filename.endswith(("forget.py", "redaction.py", "lake.py", "ledger.py")):
+                    if event == "line":
+                        left -= 1
+                        if left == 0:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                    return trace
+                return None
+
+            sys.settrace(trace)
+            forget(lake, affected(lake, subject=JANE), "asked for")
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        with Ledger(lake) as ledger:
+            assert ledger.subject(JANE) in ledger.tombstones().subjects or os.WIFSIGNALED(status)
+        if os.WIFEXITED(status):
+            break
+    else:
+        raise AssertionError("the removal never came to its end")
+    assert attempt > 5
+    assert not holding(lake, JANE.encode())
+    assert affected(lake, subject=JANE).tables == {}
