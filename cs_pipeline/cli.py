@@ -1,4 +1,4 @@
-"""The command line: ``cs-pipeline demo | doctor | report | ask | dev``."""
+"""The command line: ``cs-pipeline demo | doctor | report | ask | dev``, and those for a company's conversations."""
 
 import os
 import sys
@@ -13,11 +13,15 @@ from cs_pipeline.lake import DataLake
 
 PROJECT = Path(__file__).parent.parent
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+quarantine = typer.Typer(no_args_is_help=True, help="Rows that look like an attack or a mistake, kept out of training.")
+app.add_typer(quarantine, name="quarantine")
 console = Console(highlight=False)
 
 INTERRUPTED = 130
 """The exit code that Typer makes of Ctrl-C."""
 
+JsonOption = Annotated[bool, typer.Option("--json", help="as JSON")]
+WhyOption = Annotated[str, typer.Option(help="the reason, kept in the history")]
 RecipeOption = Annotated[str, typer.Option(help="name of a recipe", envvar="CS_RECIPE")]
 
 
@@ -95,6 +99,122 @@ def dev() -> None:
     from cs_pipeline.dev import serve_dev
 
     raise typer.Exit(serve_dev(PROJECT, DataLake.default()))
+
+
+@app.command()
+def land(files: Annotated[list[Path], typer.Argument(help="exports of tickets or chats")]) -> None:
+    """Copy files into the landing place, whole or not at all, and say what they are recognised as."""
+    from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.landing import land as copy_in
+
+    lake = DataLake.default()
+    for landed in copy_in(files, lake, load_company(lake)):
+        console.print(f"{landed.name}: {landed.format}, {landed.bytes:,} bytes", markup=False)
+    console.print("[dim]The sensor landed_files takes them within a minute while make dev runs.[/]")
+
+
+@quarantine.command("list")
+def quarantine_list() -> None:
+    """The rows that were flagged, and why."""
+    from rich.table import Table
+
+    from cs_pipeline.prepare.quarantine import flagged
+
+    table = Table("row", "day", "reason", "question", "answer")
+    for row in flagged(DataLake.default()):
+        if not row.released:
+            table.add_row(
+                row.row_id, str(row.day), *map(_plain, (row.reason, _short(row.question), _short(row.answer)))
+            )
+    console.print(table if table.row_count else "No row is kept out of training.")
+
+
+@quarantine.command()
+def release(
+    rows: Annotated[list[str], typer.Argument(help="row ids that 'quarantine list' shows")], why: WhyOption
+) -> None:
+    """Let flagged rows into training after all."""
+    from cs_pipeline.prepare.quarantine import release as let_in
+
+    lake = DataLake.default()
+    for row in rows:
+        let_in(lake, row, _who(), why)
+    console.print(f"{len(rows)} released; the next training may use them.")
+
+
+@app.command()
+def history(as_json: JsonOption = False) -> None:
+    """Every decision on who is champion, oldest first."""
+    from rich.table import Table
+
+    from cs_pipeline.register.history import history_table, read_history
+
+    lake = DataLake.default()
+    if as_json:
+        console.print_json(data=read_history(lake))
+        return
+    rows = history_table(lake)
+    table = Table(*(rows[0] if rows else ["nothing was decided yet"]))
+    for row in rows:
+        table.add_row(*(_plain(str(value)) for value in row.values()))
+    console.print(table)
+
+
+@app.command()
+def rollback(
+    why: WhyOption, to: Annotated[int | None, typer.Option(help="a version; else the champion before")] = None
+) -> None:
+    """Make an earlier version champion again."""
+    from cs_pipeline.register.promotion import rollback as roll_back
+
+    entry = roll_back(DataLake.default(), to, why, _who())
+    console.print(f"Version {entry['version']} is champion; version {entry['champion_before']} was.")
+
+
+@app.command()
+def lineage(
+    version: Annotated[int, typer.Argument(help="a version of cs-support")], as_json: JsonOption = False
+) -> None:
+    """What a model version was made of, and every decision on it."""
+    from cs_pipeline.register.lineage import lineage as trace
+    from cs_pipeline.register.lineage import tree
+
+    found = trace(version, DataLake.default())
+    if as_json:
+        console.print_json(data=found)
+    else:
+        console.print(tree(found))
+
+
+@app.command()
+def forget(
+    why: WhyOption,
+    subject: Annotated[str, typer.Option(help="a customer's id or e-mail as the export has it")] = "",
+    row: Annotated[str, typer.Option(help="a row id; its whole conversation goes")] = "",
+    yes: Annotated[bool, typer.Option("--yes", help="do it without asking")] = False,
+) -> None:
+    """Remove a person, or a conversation, from every table and kept file, for good."""
+    from cs_pipeline.register.forget import affected
+    from cs_pipeline.register.forget import forget as remove
+
+    lake = DataLake.default()
+    found = affected(lake, subject, row)
+    for line in found.lines():
+        console.print(line, markup=False)
+    if not yes:
+        typer.confirm("Remove all this for good?", abort=True)
+    remove(lake, found, why)
+    console.print("Forgotten. Marked versions are no longer promoted, and a training is due.")
+
+
+def _who() -> str:
+    import getpass
+
+    return f"{getpass.getuser()}, command line"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _plain(text: str) -> str:

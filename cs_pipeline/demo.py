@@ -12,7 +12,7 @@ from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import load_recipe
-from cs_pipeline.register.promotion import read_history
+from cs_pipeline.register.history import read_history
 
 if TYPE_CHECKING:
     from dagster import ExecuteInProcessResult

@@ -93,6 +93,7 @@ BEFORE_TRAINING = [
     "clean_bitext",
     "bitext_splits",
     "intent_classifier",
+    "conversations",
     "train_split",
     "validation_split",
     "test_split",

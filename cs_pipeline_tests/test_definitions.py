@@ -15,10 +15,13 @@ GRAPH = {
     "clean_bitext": ["bitext_conversations"],
     "bitext_splits": ["clean_bitext"],
     "intent_classifier": ["bitext_splits"],
-    "train_split": ["bitext_splits", "intent_classifier"],
-    "validation_split": ["bitext_splits", "intent_classifier"],
-    "test_split": ["bitext_splits", "intent_classifier"],
-    "base_model": ["train_split"],
+    "company_interactions": [],
+    "clean_interactions": ["company_interactions", "intent_classifier"],
+    "conversations": ["bitext_splits", "clean_interactions"],
+    "train_split": ["conversations", "intent_classifier"],
+    "validation_split": ["conversations", "intent_classifier"],
+    "test_split": ["conversations", "intent_classifier"],
+    "base_model": ["bitext_splits", "intent_classifier"],
     "adapter": ["base_model", "intent_classifier", "train_split", "validation_split"],
     "evaluation": ["adapter", "base_model", "test_split", "train_split"],
     "evaluation_report": ["adapter", "evaluation"],
@@ -34,7 +37,12 @@ BLOCKING = {
     ("clean_bitext", "placeholders_balanced"),
     ("bitext_splits", "counts_reconcile"),
     ("bitext_splits", "split_disjoint_and_stratified"),
-    ("bitext_splits", "no_leakage"),
+    ("company_interactions", "few_bad_records"),
+    ("company_interactions", "counts_reconcile"),
+    ("clean_interactions", "counts_reconcile"),
+    ("conversations", "counts_reconcile"),
+    ("conversations", "no_cluster_on_two_sides"),
+    ("conversations", "no_leakage"),
     ("intent_classifier", "classifier_accuracy"),
     ("adapter", "loss_fell"),
     ("evaluation", "every_metric_a_number"),
@@ -73,10 +81,24 @@ def test_checks_before_the_cost_block() -> None:
     assert {key.name for key in checks} - {name for _, name in BLOCKING} == {"tuned_better_than_base"}
 
 
-def test_one_job_holds_the_whole_graph() -> None:
-    job = defs.resolve_job_def("support_model")
-    keys = {key.to_user_string() for key in job.asset_layer.selected_asset_keys}
-    assert keys == set(GRAPH) - {"bitext_dataset"}
+def test_one_job_ingests_a_day_and_one_holds_the_rest() -> None:
+    jobs = {
+        name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.selected_asset_keys}
+        for name in ("ingest_company", "support_model")
+    }
+    assert jobs["ingest_company"] == {"company_interactions", "clean_interactions"}
+    assert jobs["support_model"] == set(GRAPH) - {"bitext_dataset"} - jobs["ingest_company"]
+
+
+def test_sensors_and_schedule_are_on() -> None:
+    sensors = [defs.resolve_sensor_def(name) for name in ("landed_files", "retrain_when_due")]
+    assert [sensor.default_status for sensor in sensors] == [dg.DefaultSensorStatus.RUNNING] * 2
+    assert defs.resolve_schedule_def("weekly_retrain").default_status == dg.DefaultScheduleStatus.RUNNING
+
+
+def test_what_ages_says_so() -> None:
+    aging = {name for name, spec in specs().items() if spec.freshness_policy is not None}
+    assert aging == {"company_interactions", "champion"}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,9 @@ def build() -> dg.Definitions:
     return dg.Definitions(
         assets=assets,
         asset_checks=[check for stage in stages for check in stage.CHECKS],
-        jobs=[automation.support_model],
+        jobs=automation.JOBS,
+        sensors=automation.SENSORS,
+        schedules=automation.SCHEDULES,
         resources=resources.RESOURCES,
         executor=dg.in_process_executor,
         loggers={"console": resources.console},

@@ -1,11 +1,13 @@
 """Assets of the prepare stage."""
 
+from collections import Counter
 from collections.abc import Iterator
+from datetime import date
 from typing import Any
 
 import dagster as dg
 
-from cs_pipeline.defs.ingest import bitext_conversations
+from cs_pipeline.defs.ingest import DAYS, bitext_conversations, company_interactions
 from cs_pipeline.defs.metadata import counts, table_result
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.lake import DataLake, digest, file_sha256, read_json, write_json
@@ -79,17 +81,24 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     )
 
 
-@dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[bitext_splits], code_version="1")
+@dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[bitext_splits], code_version="2")
 def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """TF-IDF and logistic regression on the training questions: labels tickets, routes questions."""
+    """TF-IDF and logistic regression on the training questions: labels tickets, routes questions.
+
+    One of the training answers is kept beside it: it tells a company's answers that belong to another question.
+    """
     import pandas as pd
 
     from cs_pipeline.prepare.classifier import TextClassifier
+    from cs_pipeline.prepare.interactions import ANSWERS, INTENTS
 
-    frame = lake.lake.read("prepare", "bitext_splits", ["instruction", "intent", "split"]).to_pandas()
+    columns = ["instruction", "response", "intent", "split"]
+    frame = lake.lake.read("prepare", "bitext_splits", columns).to_pandas()
     train, test = frame[frame["split"] == "train"], frame[frame["split"] == "test"]
+    answers = TextClassifier.fit(train["response"].tolist(), train["intent"].tolist(), "words")
+    answers.save(lake.lake.path("prepare", ANSWERS))
     model = TextClassifier.fit(train["instruction"].tolist(), train["intent"].tolist(), "characters")
-    folder = lake.lake.path("prepare", "intent_classifier")
+    folder = lake.lake.path("prepare", INTENTS)
     model.save(folder)
     predicted, _ = model.predict(test["instruction"].tolist())
     accuracy = float((pd.Series(predicted, index=test.index) == test["intent"]).mean())
@@ -107,14 +116,65 @@ def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> 
     )
 
 
+@dg.asset(
+    group_name="prepare",
+    kinds={"parquet"},
+    partitions_def=DAYS,
+    deps=[company_interactions, intent_classifier],
+    code_version="1",
+)
+def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """A day's questions and answers: personal data replaced by placeholders, intent predicted, poison flagged."""
+    from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.interactions import day_facts
+    from cs_pipeline.ingest.ledger import Ledger
+    from cs_pipeline.prepare.interactions import clean_day
+
+    day = date.fromisoformat(context.partition_key)
+    cleaned = clean_day(lake.lake, load_company(lake.lake), day)
+    with Ledger(lake.lake) as ledger:  # those that were read; another may have landed since
+        ledger.mark_ingested(day, [file.sha256 for file in day_facts(lake.lake, day).files], context.run.run_id)
+    shown = cleaned.counts
+    context.log.info(f"{cleaned.rows.num_rows:,} of {shown['customer_messages']:,} customer messages may train")
+    return table_result(
+        lake.lake.table("prepare", f"clean_interactions/{day}"),
+        cleaned.rows,
+        {
+            "customer_messages": shown["customer_messages"],
+            **counts("set_aside", shown["set_aside"]),
+            **counts("flagged", shown["flagged"]),
+            **counts("placeholders_put_in", shown["placeholders"]),
+        },
+        lineage={name: [("company_interactions", "text")] for name in ("instruction", "response", "context")},
+    )
+
+
+@dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_splits, clean_interactions], code_version="1")
+def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """Both sources together: company rows join the clusters, new clusters get a side, and none ever moves."""
+    from cs_pipeline.prepare.conversations import join
+
+    joined = join(lake.lake)
+    context.log.info(", ".join(f"{name} {count:,}" for name, count in joined.counts.items()))
+    return table_result(
+        lake.lake.table("prepare", "conversations"),
+        joined.rows,
+        {**joined.counts, **counts("reasons", _reasons(lake.lake, "conversations_set_aside"))},
+        lineage={
+            name: [("bitext_splits", name), ("clean_interactions", name)]
+            for name in ("instruction", "response", "intent")
+        },
+    )
+
+
 @dg.multi_asset(
     specs=[
         dg.AssetSpec(
             f"{side}_split",
             group_name="prepare",
             kinds={"parquet"},
-            deps=[bitext_splits, intent_classifier],
-            code_version="1",
+            deps=[conversations, intent_classifier],
+            code_version="2",
             description=f"The {side} side: {use}.",
         )
         for side, use in zip(
@@ -127,11 +187,12 @@ def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> 
 def split_sides(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult]:
     """The sides of the split with the classifier's view of each question, and the leakage report."""
     from cs_pipeline.prepare.classifier import TextClassifier
-    from cs_pipeline.prepare.sides import take_sides
+    from cs_pipeline.prepare.sides import bitext_view, take_sides
     from cs_pipeline.schema import SPLIT_ROW
 
-    splits = lake.lake.read("prepare", "bitext_splits")
-    tables, leakage = take_sides(splits, TextClassifier.load(lake.lake.path("prepare", "intent_classifier")))
+    classifier = TextClassifier.load(lake.lake.path("prepare", "intent_classifier"))
+    rows = lake.lake.read("prepare", "conversations")
+    tables, leakage = take_sides(rows, classifier, bitext_view(lake.lake))
     facts = leakage.facts()
     write_json(lake.lake.path("prepare", "leakage.json"), facts)
     context.log.info(
@@ -147,9 +208,9 @@ def split_sides(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterat
             shown,
             asset_key=f"{side}_split",
             lineage={
-                name: [("bitext_splits", name)] for name in ("instruction", "response", "intent", "cluster_id", "split")
+                name: [("conversations", name)] for name in ("instruction", "response", "intent", "cluster_id", "split")
             }
-            | {"predicted_intent": [("bitext_splits", "instruction")]},
+            | {"predicted_intent": [("conversations", "instruction")]},
         )
 
 
@@ -199,12 +260,51 @@ def split_disjoint_and_stratified(lake: LakeResource) -> dg.AssetCheckResult:
     )
 
 
-@dg.asset_check(asset=bitext_splits, blocking=True)
+@dg.asset_check(asset=clean_interactions, blocking=True, name="counts_reconcile")
+def messages_reconcile(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+    """Every customer's message of the day may train, is set aside, flagged or forgotten."""
+    day = context.op_execution_context.partition_key
+    names = ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged")
+    rows = {name: lake.lake.read("prepare", f"{name}/{day}", ["row_id"]).num_rows for name in names}
+    shown = read_json(lake.lake.path("prepare", "clean_interactions", f"{day}.json"))
+    return dg.AssetCheckResult(
+        passed=shown["customer_messages"] == sum(rows.values()) + shown["forgotten"],
+        metadata={"customer_messages": shown["customer_messages"], "forgotten": shown["forgotten"], **rows},
+    )
+
+
+@dg.asset_check(asset=conversations, blocking=True, name="counts_reconcile")
+def conversations_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
+    """The rows of both sources are kept, set aside, superseded or forgotten."""
+    from cs_pipeline.prepare.conversations import counts_of
+
+    shown = counts_of(lake.lake)
+    kept = lake.lake.read("prepare", "conversations", ["row_id"]).num_rows
+    aside = lake.lake.read("prepare", "conversations_set_aside", ["row_id"]).num_rows
+    total = kept + aside + shown["superseded"] + shown["forgotten"]
+    return dg.AssetCheckResult(passed=shown["bitext"] + shown["company"] == total, metadata=shown)
+
+
+@dg.asset_check(asset=conversations, blocking=True)
+def no_cluster_on_two_sides(lake: LakeResource) -> dg.AssetCheckResult:
+    """Every cluster stands on one side, and every row has one."""
+    import pyarrow.compute as pc
+
+    rows = lake.lake.read("prepare", "conversations", ["cluster_id", "split"])
+    pairs = rows.group_by(["cluster_id", "split"]).aggregate([]).num_rows
+    clusters = pc.count_distinct(rows.column("cluster_id")).as_py()
+    without = rows.column("split").null_count + rows.column("cluster_id").null_count
+    return dg.AssetCheckResult(
+        passed=pairs == clusters and not without, metadata={"clusters": clusters, "rows_without": without}
+    )
+
+
+@dg.asset_check(asset=conversations, blocking=True)
 def no_leakage(lake: LakeResource) -> dg.AssetCheckResult:
     """No question of test or validation is a near-duplicate of a training question, found without the clusters."""
-    from cs_pipeline.prepare.sides import leaks
+    from cs_pipeline.prepare.leaks import leaks
 
-    found = leaks(lake.lake.read("prepare", "bitext_splits"))
+    found = leaks(lake.lake.read("prepare", "conversations"))
     return dg.AssetCheckResult(
         passed=not found, metadata={"pairs": len(found), "examples": [list(p) for p in found[:5]]}
     )
@@ -227,8 +327,7 @@ def _reconciles(lake: DataLake, stage: str, source: str, name: str) -> dg.AssetC
 
 
 def _reasons(lake: DataLake, name: str) -> dict[str, int]:
-    reasons = lake.read("prepare", name, ["reason"]).column("reason").to_pylist()
-    return {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    return dict(Counter(lake.read("prepare", name, ["reason"]).column("reason").to_pylist()))
 
 
 def _histogram(facts: dict[str, Any]) -> str:
@@ -241,12 +340,15 @@ def _histogram(facts: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| median | {ours['median']:.2f} | | {naive['median']:.2f} | |"])
 
 
-ASSETS = [clean_bitext, bitext_splits, intent_classifier, split_sides]
+ASSETS = [clean_bitext, bitext_splits, intent_classifier, clean_interactions, conversations, split_sides]
 CHECKS = [
     clean_counts_reconcile,
     placeholders_balanced,
     split_counts_reconcile,
     split_disjoint_and_stratified,
-    no_leakage,
     classifier_accuracy,
+    messages_reconcile,
+    conversations_reconcile,
+    no_cluster_on_two_sides,
+    no_leakage,
 ]

@@ -1,11 +1,16 @@
 """Assets of the register stage."""
 
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
 import dagster as dg
 
 from cs_pipeline.defs.metadata import cell
 from cs_pipeline.defs.resources import RECIPES, LakeResource
-from cs_pipeline.lake import read_json
 from cs_pipeline.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from cs_pipeline.register.lineage import Check
 
 PROBE = "where is my refund?"
 
@@ -23,14 +28,8 @@ def model_version(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     from cs_pipeline.tracking import MODEL, store_uri
 
     recipe = load_recipe(context.partition_key)
-    source = read_json(lake.lake.path("ingest", "bitext_conversations.json"))
-    lineage = {
-        "cs.dagster_run": context.run.run_id,
-        "cs.source": source["address"],
-        "cs.source_sha256": source["sha256"],
-    }
     report = lake.lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
-    version = register(recipe, lake.lake, lineage, report)
+    version = register(recipe, lake.lake, context.run.run_id, _checks(context), report)
     context.log.info(f"{MODEL} version {version.version}" + (" (there before)" if version.reused else ""))
     return dg.MaterializeResult(
         metadata={
@@ -43,10 +42,17 @@ def model_version(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     )
 
 
-@dg.asset(group_name="register", kinds={"mlflow"}, deps=[model_version], code_version="1")
+@dg.asset(
+    group_name="register",
+    kinds={"mlflow"},
+    deps=[model_version],
+    code_version="2",
+    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=90), warn_window=timedelta(days=45)),
+)
 def champion(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """The promotion decision: the alias champion, and its history with the reason of every decision."""
-    from cs_pipeline.register.promotion import judge, read_history
+    from cs_pipeline.register.history import read_history
+    from cs_pipeline.register.promotion import judge
 
     outcome = judge(lake.lake, f"Dagster run {context.run.run_id}")
     for entry in outcome.entries:
@@ -81,6 +87,13 @@ def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: Lake
     return dg.AssetCheckResult(
         passed=bool(answer.strip()), metadata={"version": number, "question": PROBE, "answer": answer or "(nothing)"}
     )
+
+
+def _checks(context: dg.AssetExecutionContext) -> "list[Check]":
+    """The checks that this run has made until now."""
+    logs = context.instance.all_logs(context.run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    found = [log.dagster_event.asset_check_evaluation_data for log in logs if log.dagster_event]
+    return [{"asset": e.asset_key.to_user_string(), "name": e.check_name, "passed": e.passed} for e in found]
 
 
 ASSETS = [model_version, champion]

@@ -1,0 +1,89 @@
+"""A company's file lands while webserver and daemon run, and nobody touches anything: a partition, a training, a version."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs_pipeline.company import company_file, load_company
+from cs_pipeline.ingest.landing import land
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.lake import DataLake
+from cs_pipeline.register.lineage import lineage
+from cs_pipeline.tracking import find_versions, open_store
+from cs_pipeline_tests.conftest import copy_lake
+from cs_pipeline_tests.exports import export
+from cs_pipeline_tests.service import PATIENCE, Service
+
+SETTINGS = """\
+columns: {question: question, answer: answer, customer_email: email}
+retrain: {new_rows: 40}
+"""
+
+
+@pytest.fixture
+def own_lake(champion_lake: Path, tmp_path: Path) -> DataLake:
+    """A lake with champion 1, and settings under which 40 rows make a training due."""
+    lake = copy_lake(champion_lake, tmp_path / "lake")
+    company_file(lake).write_text(SETTINGS)
+    return lake
+
+
+@pytest.fixture
+def service(own_lake: DataLake, small_csv: Path, tmp_path: Path) -> Iterator[Service]:
+    running = Service(tmp_path, own_lake, small_csv, CS_RECIPE="tiny")
+    try:
+        running.wait_until_it_answers()
+        yield running
+    finally:
+        running.stop()
+
+
+def wait_for(what: Callable[[], Any], service: Service) -> Any:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        assert not service.failures(), service.failures()
+        time.sleep(1)
+    raise AssertionError(service.said())
+
+
+def test_a_landed_file_becomes_a_version_with_the_file_in_its_lineage(
+    service: Service, own_lake: DataLake, tmp_path: Path
+) -> None:
+    file = export(tmp_path / "tickets.csv", 120, seed=1)
+    (landed,) = land([file], own_lake, load_company(own_lake))
+    client = open_store(own_lake)
+    wait_for(lambda: len(find_versions(client)) == 2, service)
+    wait_for(lambda: service.idle(), service)
+
+    with Ledger(own_lake) as ledger:
+        (delivery,) = ledger.deliveries()
+    assert delivery.name == landed.name
+    assert delivery.ingested_at is not None
+    made = lineage(2, own_lake)
+    (company,) = [entry for entry in made["files"] if entry["source"] == "company"]
+    assert company["name"] == landed.name
+    assert company["sha256"] == delivery.sha256
+    assert company["rows"] > 10  # of those that the recipe draws
+    assert company["run"] in service.runs("ingest_company")
+    assert made["run"] in service.runs("support_model")
+    assert made["history"], "the version was judged"
+    assert b"@example.net" not in b"".join(
+        path.read_bytes()
+        for path in own_lake.root.rglob("*")
+        if path.is_file() and "ingest" not in path.parts and "landing" not in path.parts
+    )
+
+    # The same content again, under its own and another name, leads to nothing.
+    shutil.copy(file, own_lake.root / "landing" / "again.csv")
+    land([file], own_lake, load_company(own_lake))
+    before, looks = service.runs(), service.ticks("landed_files")
+    wait_for(lambda: service.ticks("landed_files") >= looks + 3, service)
+    assert service.runs() == before
+    assert len(find_versions(client)) == 2
