@@ -3,11 +3,13 @@
 import os
 import signal
 import sys
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.errors import PipelineError
@@ -21,12 +23,12 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.forget import affected, forget
 from cs_pipeline.register.lineage import lineage, tree
 from cs_pipeline.register.promotion import judge, rollback
-from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, open_store
+from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
+from cs_pipeline.train.adapter import seen_rows
 from cs_pipeline.train.due import look as look_whether_due
 from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
 from cs_pipeline_tests.exports import export
 
-JANE = "customer1x7@example.net"
 SETTINGS = "columns: {question: question, answer: answer, customer_email: email}\nretrain: {new_rows: 40}\n"
 
 
@@ -62,6 +64,16 @@ def lake(made: Path, tmp_path: Path) -> DataLake:
     return copy_lake(made, tmp_path / "lake")
 
 
+@pytest.fixture
+def jane(lake: DataLake) -> str:
+    """A customer on whose row version 2 was trained."""
+    adapter = get_version(open_store(lake), 2).folder / "adapter"
+    seen = set(seen_rows(adapter).column("subject_id").to_pylist())
+    with Ledger(lake) as ledger:
+        emails = (f"customer1x{number}@example.net" for number in range(120))
+        return next(email for email in emails if ledger.subject(email) in seen)
+
+
 def holding(lake: DataLake, text: bytes) -> list[Path]:
     """Files of the lake in which ``text`` stands, the landing place aside."""
     files = (path for path in lake.root.rglob("*") if path.is_file() and "landing" not in path.parts)
@@ -84,9 +96,7 @@ def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) ->
     assert {check["asset"] for check in found["checks"]} >= {"clean_bitext", "conversations", "adapter", "evaluation"}
     assert found["run"] == found["tags"]["cs.dagster_run"]
     assert [entry["version"] for entry in found["history"]] == [2]
-    from rich.console import Console
-
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
+    console = Console(width=200, record=True, file=StringIO())
     console.print(tree(found))
     text = console.export_text()
     assert f"tickets.csv, sha256 {delivery.sha256[:12]}…: {company['rows']} rows, delivered {delivery.day}" in text
@@ -98,20 +108,20 @@ def test_an_unknown_version_has_no_lineage(lake: DataLake) -> None:
     assert "1, 2" in raised.value.mend
 
 
-def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: str, tmp_path: Path) -> None:
     with Ledger(lake) as ledger:
-        subject = ledger.subject(JANE)
+        subject = ledger.subject(jane)
         (delivery,) = ledger.deliveries()
-    assert JANE.encode() in kept_copy(lake, delivery.sha256).read_bytes()
+    assert jane.encode() in kept_copy(lake, delivery.sha256).read_bytes()
     before = lake.read("prepare", "conversations").num_rows
-    found = affected(lake, subject=JANE)
+    found = affected(lake, subject=jane)
     told = "\n".join(found.lines())
     assert "tickets.csv: 1 records" in told
     assert found.versions == [2]
-    assert JANE not in told
+    assert jane not in told
 
     forget(lake, found, "asked on the phone")
-    assert not holding(lake, JANE.encode())
+    assert not holding(lake, jane.encode())
     assert not holding(lake, subject.encode()) or all(
         path.name.startswith("ledger.db") or "adapter" in path.parts or path.name == "rows.parquet"
         for path in holding(lake, subject.encode())
@@ -134,13 +144,13 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, tiny: R
     again.write_text(again.read_text() + "one more question,one more answer for you,someone@example.net\n")
     land([again], lake, company)
     ingest(lake)
-    assert not holding(lake, JANE.encode())
+    assert not holding(lake, jane.encode())
     joined = join(lake)
     assert subject not in joined.rows.column("subject_id").to_pylist()
 
 
-def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, tiny: Recipe) -> None:
-    forget(lake, affected(lake, subject=JANE), "asked for")
+def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, jane: str, tiny: Recipe) -> None:
+    forget(lake, affected(lake, subject=jane), "asked for")
     client = open_store(lake)
     client.set_registered_model_alias(MODEL, "champion", "1")
     with pytest.raises(PipelineError):
@@ -168,7 +178,7 @@ def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
     ("given", "complaint"),
     [
         ({}, "Name either a subject or a row"),
-        ({"subject": JANE, "row": "r"}, "Name either"),
+        ({"subject": "jane@example.net", "row": "r"}, "Name either"),
         ({"subject": "nobody@example.net"}, "is of this customer"),
         ({"row": "0123456789abcdef"}, "is of this row"),
     ],
@@ -178,7 +188,7 @@ def test_what_cannot_be_forgotten_is_said(lake: DataLake, given: dict[str, str],
         affected(lake, **given)
 
 
-def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, tmp_path: Path) -> None:
+def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) -> None:
     """Killed before each tenth line of the removal; afterwards looking and forgetting again leaves nothing."""
     for attempt in range(200):
         child = os.fork()
@@ -196,15 +206,15 @@ def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, tmp_path: Pat
                 return None
 
             sys.settrace(trace)
-            forget(lake, affected(lake, subject=JANE), "asked for")
+            forget(lake, affected(lake, subject=jane), "asked for")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         with Ledger(lake) as ledger:
-            assert ledger.subject(JANE) in ledger.tombstones().subjects or os.WIFSIGNALED(status)
+            assert ledger.subject(jane) in ledger.tombstones().subjects or os.WIFSIGNALED(status)
         if os.WIFEXITED(status):
             break
     else:
         raise AssertionError("the removal never came to its end")
     assert attempt > 5
-    assert not holding(lake, JANE.encode())
-    assert affected(lake, subject=JANE).tables == {}
+    assert not holding(lake, jane.encode())
+    assert affected(lake, subject=jane).tables == {}

@@ -36,16 +36,19 @@ def read_parquet(path: Path, company: Company) -> Iterator[Record | Bad]:
     wanted = names if columns is None else [name for name in columns.model_dump().values() if name is not None]
     first = 0
     for group in range(file.num_row_groups):
-        place = first
+        place, end = first, first + file.metadata.row_group(group).num_rows
         try:
             for batch in file.iter_batches(_ROWS, row_groups=[group], columns=wanted):
                 for row in _rows(batch):
                     if (item := _item(place, row, columns, company)) is not None:
                         yield item
                     place += 1
+            broken = place < end  # a broken page may end a column early without an error
         except _ERRORS:
+            broken = True
+        if broken:
             yield Bad(place, None, NOT_SOUND, "")
-        first += file.metadata.row_group(group).num_rows
+        first = end
 
 
 def parquet_columns(path: Path) -> list[str] | None:
@@ -78,8 +81,9 @@ def redact_parquet(path: Path, places: set[int]) -> None:
                     writer.write_table(pa.table(columns, schema=schema))
                     place += batch.num_rows
             except _ERRORS:
-                for start in range(place, end, _ROWS):
-                    writer.write_table(schema.empty_table().take(pa.nulls(min(_ROWS, end - start), pa.int64())))
+                pass  # what could not be read becomes null, as does what a broken page left out
+            for start in range(place, end, _ROWS):
+                writer.write_table(schema.empty_table().take(pa.nulls(min(_ROWS, end - start), pa.int64())))
             first = end
 
 

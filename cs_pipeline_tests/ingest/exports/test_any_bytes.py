@@ -165,6 +165,7 @@ def test_what_is_written_reads_back_and_what_is_redacted_is_gone(
 
 
 @given(data=st.binary(max_size=200), at=st.floats(0, 1), rows=st.integers(1, 30))
+@example(data=b"\x01", at=0.05, rows=1)  # a page whose header holds no rows
 @often
 def test_parquet_that_was_damaged_anywhere(tmp_path: Path, data: bytes, at: float, rows: int) -> None:
     table = pa.table({"question": [f"q{n}" for n in range(rows)], "answer": ["a"] * rows})
