@@ -20,6 +20,7 @@ def difference(low: float, high: float) -> dict[str, float]:
     return {"difference": (low + high) / 2, "low": low, "high": high}
 
 
+POINTS_FEWER = difference(-9.0, -3.0)
 FEWER, MORE, UNCLEAR, EQUAL = (difference(*ends) for ends in ((-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1), (0.0, 0.0)))
 BETTER: Differences = {
     "bits_per_character": FEWER,

@@ -16,6 +16,7 @@ from cs_pipeline_tests.register.conftest import (
     EQUAL,
     FEWER,
     MORE,
+    POINTS_FEWER,
     SAME,
     UNCLEAR,
     Differences,
@@ -42,9 +43,9 @@ from cs_pipeline_tests.register.conftest import (
             "bits_per_character against its base could not be measured",
         ),
         (BETTER, {}, False, "bits_per_character against the champion could not be measured"),
-        (BETTER | {"right_intent": FEWER}, None, False, "its right_intent is worse than that of its base"),
-        (BETTER, BETTER | {"right_intent": FEWER}, False, "its right_intent is worse than that of the champion"),
-        (BETTER, BETTER | {"placeholder_recall": FEWER}, False, "its placeholder_recall is worse"),
+        (BETTER | {"right_intent": POINTS_FEWER}, None, False, "its right_intent is worse than that of its base"),
+        (BETTER, BETTER | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
+        (BETTER, BETTER | {"placeholder_recall": POINTS_FEWER}, False, "its placeholder_recall is worse"),
         (BETTER, BETTER | {"stop_rate": FEWER}, False, "its stop_rate is worse than that of the champion"),
         (BETTER, BETTER | {"safe": FEWER}, False, "its safe is worse than that of the champion"),
         (BETTER | {"safe": FEWER}, None, False, "its safe is worse than that of its base"),
@@ -74,8 +75,18 @@ def test_decisions(to_base: Differences, to_champion: Differences | None, promot
             False,
             "on the company rows its bits_per_character is worse than",
         ),
-        (BETTER, SAME | {"right_intent": FEWER}, False, "on the company rows its right_intent is worse than that of"),
-        (BETTER, SAME | {"placeholder_recall": FEWER}, False, "on the company rows its placeholder_recall is worse"),
+        (
+            BETTER,
+            SAME | {"right_intent": POINTS_FEWER},
+            False,
+            "on the company rows its right_intent is worse than that of",
+        ),
+        (
+            BETTER,
+            SAME | {"placeholder_recall": POINTS_FEWER},
+            False,
+            "on the company rows its placeholder_recall is worse",
+        ),
         (BETTER, SAME | {"stop_rate": FEWER}, False, "on the company rows its stop_rate is worse than that of"),
         (BETTER, SAME | {"safe": FEWER}, False, "on the company rows its safe is worse than that of the champion"),
         (BETTER, SAME | {"placeholder_recall": None}, True, "is worse in nothing gated"),
@@ -94,6 +105,27 @@ def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
     found = facts(BETTER, BETTER, BETTER)
     found["slices"]["bitext"]["differences"]["champion"] = BETTER | {"bits_per_character": MORE}
     assert "on the bitext rows its bits_per_character is worse" in decide(found).reason
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high", "promote"),
+    [
+        ("bits_per_character", 0.001, 0.002, True),
+        ("bits_per_character", 0.005, 0.009, True),
+        ("bits_per_character", 0.0051, 0.009, False),
+        ("right_intent", -9, -2, True),
+        ("right_intent", -9, -2.1, False),
+        ("placeholder_recall", -9, -2, True),
+        ("placeholder_recall", -9, -2.1, False),
+        ("stop_rate", -9, -0.1, False),
+        ("safe", -9, -0.1, False),
+    ],
+)
+def test_what_another_training_would_move_is_tolerated_on_a_slice(
+    metric: str, low: float, high: float, promote: bool
+) -> None:
+    decision = decide(facts(BETTER, BETTER, SAME | {metric: difference(low, high)}))
+    assert decision.promote is promote, decision.reason
 
 
 @pytest.mark.parametrize(
@@ -122,7 +154,7 @@ def test_a_first_champion_is_not_much_worse_than_its_base_in_an_intent() -> None
         (SAME | {"bits_per_character": UNCLEAR}, True, "is to be forgotten"),
         (BETTER, True, "is to be forgotten"),
         (SAME | {"bits_per_character": MORE}, False, "it needs more bits per character than the champion"),
-        (SAME | {"right_intent": FEWER}, False, "its right_intent is worse than that of the champion"),
+        (SAME | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
     ],
 )
 def test_to_replace_a_champion_that_is_to_be_forgotten_it_need_not_be_better(
