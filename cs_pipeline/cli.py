@@ -116,11 +116,11 @@ def land(files: Annotated[list[Path], typer.Argument(help="exports of tickets or
 @quarantine.command("list")
 def quarantine_list() -> None:
     """The rows that were flagged, and why."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from cs_pipeline.prepare.quarantine import flagged
 
-    table = Table("row", "day", "reason", "question", "answer")
+    table = Table(Column("row", no_wrap=True), Column("day", no_wrap=True), "reason", "question", "answer")
     for row in flagged(DataLake.default()):
         if not row.released:
             table.add_row(
@@ -145,8 +145,6 @@ def release(
 @app.command()
 def history(as_json: JsonOption = False) -> None:
     """Every decision on who is champion, oldest first."""
-    from rich.table import Table
-
     from cs_pipeline.register.history import history_table, read_history
 
     lake = DataLake.default()
@@ -154,10 +152,12 @@ def history(as_json: JsonOption = False) -> None:
         console.print_json(data=read_history(lake))
         return
     rows = history_table(lake)
-    table = Table(*(rows[0] if rows else ["nothing was decided yet"]))
     for row in rows:
-        table.add_row(*(_plain(str(value)) for value in row.values()))
-    console.print(table)
+        what = f"{row['what']}, champion before: {row['champion before']}, by {row['who']}"
+        console.print(f"[bold]{row['when']}  version {row['version']}[/] ({row['recipe']})  {_plain(what)}")
+        console.print(f"  {row['why']}", markup=False)
+    if not rows:
+        console.print("Nothing was decided yet.")
 
 
 @app.command()

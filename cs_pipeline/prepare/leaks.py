@@ -1,8 +1,6 @@
 """Near-duplicates across the sides of the split, looked for again without clusters, MinHash or index."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -11,11 +9,13 @@ from scipy.sparse import coo_array, csr_array
 
 from cs_pipeline.prepare.clusters import JACCARD, SHINGLE
 
-_BLOCK = 20_000  # training rows in hand at a time, of each worker
-_WORKERS = min(4, os.cpu_count() or 1)
+MOST_COMPARED = 200_000
+"""Training rows of the company, beside those of its latest day, that are compared with the judging rows."""
+
+_BLOCK = 20_000  # training rows in hand at a time
 _SPARE = 6  # windows that are looked up beyond those that a near-duplicate may lack
-_FILTER = 1 << 24  # places of a filter that few windows set and very many are looked up in
-_BITS = 1_024  # of a signature
+_FILTER = 1 << 20  # places of a filter that few windows set and very many are looked up in
+_BITS = 512  # of a signature
 
 
 def leaks(conversations: pa.Table) -> list[tuple[str, str]]:
@@ -24,21 +24,37 @@ def leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     Two rows of Bitext are so only inside an intent. Exact: a near-duplicate of a question with n windows lacks at most n/5
     of them, so of any n/5 + 6 it holds six. The rarest are looked up (prefix filtering: Chaudhuri, Ganti, Kaushik 2006),
     and who holds enough of them, and differs in few enough bits of a signature, is compared whole.
+
+    Of more than MOST_COMPARED training rows of the company those of the latest day are compared and a draw of the others:
+    each was one of the latest when it came.
     """
     train = pc.equal(conversations.column("split"), "train").to_numpy()
-    judges, others = (conversations.filter(pa.array(side)) for side in (~train, train))
+    compared = train & _compared(conversations, train)
+    judges, others = (conversations.filter(pa.array(rows)) for rows in (~train, compared))
     if not judges.num_rows or not others.num_rows:
         return []
     intent = pc.index_in(conversations.column("intent"), value_set=pc.unique(conversations.column("intent"))).to_numpy()
     # Bitext's rows differ where their intents do; a company's intents are predictions.
     group = np.where(pc.equal(conversations.column("source"), "bitext").to_numpy(), intent, -1)
     judging = _Judges(judges, group[~train], others)
-    starts = range(0, others.num_rows, _BLOCK)
-    with ThreadPoolExecutor(_WORKERS) as pool:
-        found = pool.map(
-            lambda start: judging.alike(others.slice(start, _BLOCK), group[train][start : start + _BLOCK]), starts
-        )
-        return [pair for pairs in found for pair in pairs]
+    found: list[tuple[str, str]] = []
+    for start in range(0, others.num_rows, _BLOCK):
+        found += judging.alike(others.slice(start, _BLOCK), group[compared][start : start + _BLOCK])
+    return found
+
+
+def _compared(conversations: pa.Table, train: np.ndarray) -> np.ndarray:
+    """A mask of the rows that are compared if they train: Bitext's, those of the latest day, and a draw of the others."""
+    company = pc.not_equal(conversations.column("source"), "bitext").to_numpy()
+    ours = np.flatnonzero(train & company)
+    if len(ours) <= MOST_COMPARED:
+        return np.ones(len(train), bool)
+    day = conversations.column("delivered_on")
+    chosen = ~company | pc.fill_null(pc.equal(day, pc.max(day)), False).to_numpy()
+    ids = pa.table({"row_id": conversations.column("row_id").filter(pa.array(train & company))})
+    # Ids are hashes, so the smallest of them are a draw.
+    chosen[ours[pc.select_k_unstable(ids, MOST_COMPARED, [("row_id", "ascending")]).to_numpy()]] = True
+    return chosen
 
 
 class _Judges:

@@ -1,3 +1,4 @@
+from datetime import date
 from random import Random
 from typing import Any
 
@@ -50,6 +51,21 @@ def test_every_leak_is_found_and_nothing_else(seed: int, block: int, monkeypatch
     found = leaks(conversations(rows))
     assert set(found) == truth
     assert len(found) == len(truth)
+
+
+def test_of_very_many_rows_the_latest_and_a_draw_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks_module, "MOST_COMPARED", 10)
+    question = {"instruction": "where is my order, please", "intent": "a"}
+    rows = [{**question, "row_id": "judge", "source": "company", "split": "test", "delivered_on": date(2026, 11, 1)}]
+    rows += [{**question, "row_id": f"bitext {i}", "source": "bitext", "split": "train"} for i in range(20)]
+    for place in range(40):
+        day = date(2026, 11, 1 + place // 30)
+        rows.append({**question, "row_id": f"{place:03}", "source": "company", "split": "train", "delivered_on": day})
+    Random(0).shuffle(rows)
+    expected = [f"bitext {i}" for i in range(20)] + [f"{place:03}" for place in (*range(10), *range(30, 40))]
+    assert sorted(found for _, found in leaks(conversations(rows))) == sorted(expected)
+    monkeypatch.setattr(leaks_module, "MOST_COMPARED", 40)
+    assert len(leaks(conversations(rows))) == 60
 
 
 def test_without_judges_or_training_rows_nothing_leaks() -> None:
