@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_file
-from cs_pipeline.model import compute_type, hush, load_base, load_tokenizer
+from cs_pipeline.model import compute_type, hush, load_tokenizer
 from cs_pipeline.prompt import Example
 from cs_pipeline.recipe import Recipe
+from cs_pipeline.train.learner import in_full_precision, learner
 from cs_pipeline.train.rows import training_rows
 
 
@@ -34,7 +35,6 @@ def fine_tune(
     """
     hush()
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import PrinterCallback, set_seed
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
@@ -49,20 +49,7 @@ def fine_tune(
         "oldest turns; loss on answers and stop token alone: verified"
     )
     set_seed(t.seed)
-    model = load_base(base, recipe.quantisation)
-    model.config.use_cache = False
-    if recipe.quantisation == "nf4":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=t.gradient_checkpointing)
-    lora = LoraConfig(
-        r=recipe.lora.r,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules="all-linear" if recipe.lora.target_modules == "all-linear" else list(recipe.lora.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    model = get_peft_model(model, lora)
-    if start is not None:
-        _go_on_from(start, model)
+    model = learner(recipe, base, start)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     collate = _CountingCollator(DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id))
     trainer = SFTTrainer(
@@ -101,11 +88,7 @@ def fine_tune(
         ),
     )
     trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            # TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small steps round to nothing, and which
-            # a CPU computes slowly.
-            parameter.data = parameter.data.float()
+    in_full_precision(model)
     before = trainer.evaluate()["eval_loss"]
     collate.reset()
     started = time.monotonic()
@@ -137,19 +120,6 @@ def fine_tune(
         "loss": curve,
     }
     return figures, train.seen
-
-
-def _go_on_from(start: Path, model: Any) -> None:
-    """Puts the adapter weights in ``start`` into ``model``, whose LoRA layers are new."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
-    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
-    lacking = [name for name in result.missing_keys if ".lora_" in name] + list(result.unexpected_keys)
-    if lacking:
-        raise PipelineError(
-            f"The adapter in {start} does not fit: {len(lacking)} weights are missing or too many, such as {lacking[0]}.",
-            "Put 'start: base' into the recipe.",
-        )
 
 
 class _CountingCollator:
