@@ -25,7 +25,7 @@ GRAPH = {
     "adapter": ["base_model", "intent_classifier", "train_split", "validation_split"],
     "evaluation": ["adapter", "base_model", "test_split", "train_split"],
     "evaluation_report": ["adapter", "evaluation"],
-    "leaderboard": ["evaluation"],
+    "leaderboard": ["adapter", "evaluation", "evaluation_report", "test_split", "train_split"],
     "model_version": ["adapter", "base_model", "evaluation", "evaluation_report"],
     "champion": ["model_version"],
 }
@@ -78,7 +78,7 @@ def test_checks_before_the_cost_block() -> None:
         if spec.blocking:
             blocking.add((key.asset_key.to_user_string(), key.name))
     assert blocking == BLOCKING
-    assert {key.name for key in checks} - {name for _, name in BLOCKING} == {"tuned_better_than_base"}
+    assert {key.name for key in checks} - {name for _, name in BLOCKING} == {"tuned_better_than_base", "all_judged"}
 
 
 def test_one_job_ingests_a_day_and_one_holds_the_rest() -> None:

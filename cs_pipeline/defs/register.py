@@ -1,5 +1,6 @@
 """Assets of the register stage."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from cs_pipeline.register.lineage import Check
 
 PROBE = "where is my refund?"
+
+ALL_JUDGED = dg.AssetCheckSpec(
+    "all_judged", asset="champion", description="Every evaluated version was judged beside the present champion."
+)
 
 
 @dg.asset(
@@ -46,10 +51,13 @@ def model_version(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     group_name="register",
     kinds={"mlflow"},
     deps=[model_version],
+    check_specs=[ALL_JUDGED],
     code_version="2",
     freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=90), warn_window=timedelta(days=45)),
 )
-def champion(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+def champion(
+    context: dg.AssetExecutionContext, lake: LakeResource
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     """The promotion decision: the alias champion, and its history with the reason of every decision."""
     from cs_pipeline.register.history import read_history
     from cs_pipeline.register.promotion import judge
@@ -58,6 +66,8 @@ def champion(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Materi
     for entry in outcome.entries:
         verdict = "is champion" if entry["promote"] else "stays challenger"
         context.log.info(f"version {entry['version']} {verdict}: {entry['reason']}")
+    for reason in outcome.waiting:
+        context.log.warning(reason)
     if not outcome.entries:
         context.log.info(f"nothing new to judge; the champion is version {outcome.champion}")
     history = read_history(lake.lake)
@@ -67,7 +77,7 @@ def champion(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Materi
         for e in reversed(history[-50:])
     ]
     last = history[-1]["reason"] if history else "no version was judged yet"
-    return dg.MaterializeResult(
+    yield dg.MaterializeResult(
         metadata={
             "champion": outcome.champion or 0,
             "last_decision": last,
@@ -75,15 +85,21 @@ def champion(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Materi
         },
         data_version=dg.DataVersion(f"{outcome.champion}-{len(history)}"),
     )
+    yield dg.AssetCheckResult(
+        check_name=ALL_JUDGED.name,
+        passed=not outcome.waiting,
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={"waiting": "\n".join(outcome.waiting) or "none"},
+    )
 
 
 @dg.asset_check(asset=model_version, blocking=True)
 def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The version, loaded from MLflow as its users load it, answers a question."""
-    from cs_pipeline.register.version import ask_version, version_of
+    from cs_pipeline.register.version import probe_version, version_of
 
     number = version_of(context.op_execution_context.partition_key, lake.lake)
-    answer = ask_version(number, [PROBE], lake.lake)[0]
+    answer = probe_version(number, PROBE, lake.lake)
     return dg.AssetCheckResult(
         passed=bool(answer.strip()), metadata={"version": number, "question": PROBE, "answer": answer or "(nothing)"}
     )

@@ -67,10 +67,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The champion after all candidates were judged, and the entries that this added to the history."""
+    """The champion after all candidates were judged, and the entries that this added to the history.
+
+    ``waiting``: for each version that could not be judged, why, and what to do.
+    """
 
     champion: int | None
     entries: list[dict[str, Any]]
+    waiting: tuple[str, ...] = ()
 
 
 def decide(facts: Mapping[str, Any], champion_forgotten: bool = False) -> Decision:
@@ -123,12 +127,11 @@ def judge(lake: DataLake, decided_by: str) -> Outcome:
     """Judges every version whose evaluation has not been judged yet, oldest first, and moves the alias.
 
     A version that has seen what is to be forgotten, or that a person took the alias from, is refused whatever its figures.
-    Raises PipelineError, after all others were judged, when a version was evaluated beside another champion than the
-    present one.
+    One that was evaluated beside another champion than the present one waits for another evaluation.
     """
     client = open_store(lake)
     added: list[dict[str, Any]] = []
-    stale: list[PipelineError] = []
+    waiting: list[str] = []
     with deciding(lake):
         settle(client, lake, decided_by)
         versions = {int(v.version): v.tags for v in find_versions(client)}
@@ -140,7 +143,7 @@ def judge(lake: DataLake, decided_by: str) -> Outcome:
                 continue
             decision = _refused(versions[version], withdrawn(history).get(version))
             if "slices" not in facts or (decision is None and facts["champion_version"] != now):
-                stale.append(_stale(version, facts, now))
+                waiting.append(_waits(version, facts, now))
                 continue
             if decision is None:
                 decision = decide(facts, now is not None and FORGOTTEN in versions[now])
@@ -159,10 +162,7 @@ def judge(lake: DataLake, decided_by: str) -> Outcome:
             )
             added.append(entry)
             settle(client, lake, decided_by)
-        outcome = Outcome(champion_number(client), added)
-    if stale:
-        raise stale[0]
-    return outcome
+        return Outcome(champion_number(client), added, tuple(waiting))
 
 
 def rollback(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, Any]:
@@ -219,13 +219,11 @@ def _refused(tags: Mapping[str, str], withdrawal: dict[str, Any] | None) -> Deci
     return None
 
 
-def _stale(version: int, facts: Mapping[str, Any], now: int | None) -> PipelineError:
-    what = f"Version {version} was judged beside champion {facts['champion_version']}, but the champion is {now}."
+def _waits(version: int, facts: Mapping[str, Any], now: int | None) -> str:
+    what = f"Version {version} was evaluated beside champion {facts['champion_version']}, but the champion is {now}."
     if "slices" not in facts:
         what = f"The evaluation of version {version} has no figures by source."
-    return PipelineError(
-        what, f"Materialise 'evaluation' and what follows it for the partition '{facts['recipe']}' again."
-    )
+    return f"{what} Materialise 'evaluation' and what follows it for the partition '{facts['recipe']}' again."
 
 
 def _numbers(facts: Mapping[str, Any]) -> dict[str, Any]:

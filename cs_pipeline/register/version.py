@@ -1,6 +1,7 @@
 """A version of the registered model: what the adapter is, what it is worth, and what it was made of, in MLflow."""
 
 import importlib.metadata
+import json
 import logging
 import shutil
 import tempfile
@@ -11,16 +12,27 @@ from typing import Any
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake
-from cs_pipeline.recipe import EmbeddedBase, Recipe
+from cs_pipeline.lake import DataLake, digest
+from cs_pipeline.recipe import EmbeddedBase, Recipe, read_recipe
 from cs_pipeline.register.lineage import NAME as LINEAGE
 from cs_pipeline.register.lineage import Check, made_of
-from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, find_versions, get_or_create_run, open_store
+from cs_pipeline.tracking import (
+    FINGERPRINT,
+    FORGOTTEN,
+    MODEL,
+    find_versions,
+    get_or_create_run,
+    get_version,
+    open_store,
+)
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter, seen_rows, spool_of
+from cs_pipeline.train.base import base_of_version
 
 _SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
 EVALUATED = "cs.evaluation"
 """Tag of versions: the fingerprint of the evaluation whose figures the run shows."""
+
+_PROBED = "cs.probed"
 
 
 @dataclass(frozen=True)
@@ -86,12 +98,19 @@ def _log_facts(
 
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
-    params = [Param(k, str(v)) for k, v in _flat(recipe.model_dump(mode="json", exclude={"description"})).items()]
+    settings = _flat(recipe.model_dump(mode="json", exclude={"description"}))
+    settings |= {"base.name": facts["base"]["name"], "method": recipe.method}
+    params = [Param(k, str(v)) for k, v in settings.items()]
     now = int(time.time() * 1000)
     numbers = {f"train.{k}": v for k, v in adapter.metrics.items() if isinstance(v, int | float)}
     for system, scores in facts["scores"].items():
         prefix = "test" if system == "tuned" else f"test.{system}"
         numbers |= {f"{prefix}.{name}": value["score"] for name, value in scores.items() if value}
+        numbers[f"{prefix}.seconds"] = facts["seconds"][system]
+    for end in ("low", "high"):
+        numbers |= {f"test.{name}.{end}": value[end] for name, value in facts["scores"]["tuned"].items() if value}
+    for name, value in facts["differences"]["base"].items():
+        numbers |= {f"test.minus_base.{name}.{key}": value[key] for key in ("difference", "low", "high") if value}
     tags = [RunTag(key, value) for key, value in lineage.items()]
     client.log_batch(run, metrics=[Metric(k, float(v), now, 0) for k, v in numbers.items()], params=params, tags=tags)
     data = adapter.manifest["data"] | {"test_split": facts["data"]["test_split"]}
@@ -124,7 +143,7 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
                 name="model",
                 python_model=str(Path(__file__).parent / "pyfunc_model.py"),
                 artifacts=artifacts,
-                pip_requirements=[f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _SERVING],
+                pip_requirements=_libraries(),
             )
     return str(logged.model_uri)
 
@@ -167,3 +186,25 @@ def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
     open_store(lake)
     answers: list[str] = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}").predict(questions)
     return answers
+
+
+def probe_version(number: int, question: str, lake: DataLake) -> str:
+    """The answer of a registered version to ``question``, loaded from MLflow.
+
+    A version whose files are what they were, under the libraries it answered with, is not loaded again: its answer is kept
+    in a tag. Raises PipelineError when a file of it was changed.
+    """
+    client = open_store(lake)
+    asked = digest(question, _libraries())
+    known = json.loads(client.get_model_version(MODEL, str(number)).tags.get(_PROBED, "{}"))
+    if known.get("asked") == asked:
+        folder = get_version(client, number).folder
+        base_of_version(read_recipe(folder / "adapter" / "recipe.yaml"), folder)  # verifies both manifests
+        return str(known["answer"])
+    answer = ask_version(number, [question], lake)[0]
+    client.set_model_version_tag(MODEL, str(number), _PROBED, json.dumps({"asked": asked, "answer": answer}))
+    return answer
+
+
+def _libraries() -> list[str]:
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _SERVING]

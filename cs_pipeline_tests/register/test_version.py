@@ -24,7 +24,7 @@ from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake, read_json, write_json
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.register.version import EVALUATED, ask_version, register, version_of
+from cs_pipeline.register.version import EVALUATED, ask_version, probe_version, register, version_of
 from cs_pipeline.schema import SEEN, SPLIT_ROW
 from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, get_version, open_store, store_uri
 from cs_pipeline.train.adapter import Adapter, current_adapter, seen_rows
@@ -288,3 +288,29 @@ def test_mlflow_serves_the_champion(registered: DataLake, server: Server) -> Non
     with urllib.request.urlopen(request, timeout=60) as response:
         found = json.load(response)
     assert found == {"predictions": ask_version(1, [QUESTION], registered)}
+
+
+def test_a_version_that_has_answered_is_verified_and_not_loaded_again(
+    champion_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = copy_lake(champion_lake, tmp_path / "copy" / "lake")
+    client = open_store(lake)
+    with own_world(lake.root):
+        before = client.get_model_version(MODEL, "1").tags["cs.probed"]
+        assert probe_version(1, QUESTION, lake) == json.loads(before)["answer"], "the job has asked it that"
+        asked: list[str] = []
+
+        def ask(number: int, questions: list[str], lake: DataLake) -> list[str]:
+            asked.extend(questions)
+            return ["another answer"]
+
+        monkeypatch.setattr("cs_pipeline.register.version.ask_version", ask)
+        probe_version(1, QUESTION, lake)
+        assert asked == []
+        assert probe_version(1, "and my order?", lake) == "another answer"
+        monkeypatch.setattr("cs_pipeline.register.version._SERVING", ("torch",))
+        probe_version(1, "and my order?", lake)
+        assert asked == ["and my order?"] * 2, "other libraries may give another answer"
+        (get_version(client, 1).folder / "adapter" / "metrics.json").write_text("{}")
+        with pytest.raises(PipelineError, match="was changed after the training"):
+            probe_version(1, "and my order?", lake)
