@@ -169,9 +169,12 @@ class Ledger:
     def take(self, name: str, identity: str, sha256: str, size: int, damage: str | None, now: datetime) -> Delivery:
         """Notes that this content of ``size`` bytes was read under ``name``; returns the delivery that has it.
 
-        Content that is read for the first time becomes a delivery of the UTC day of ``now``.
+        Content that is read for the first time becomes a delivery of the UTC day of ``now``. Content that was superseded and
+        is back is to be ingested again: its day may have been ingested without it meanwhile.
         """
         with self._transaction():
+            if sha256 in self.superseded():
+                self._db.execute("UPDATE deliveries SET ingested_at = NULL, ingested_by = NULL WHERE sha256 = ?", (sha256,))
             self._db.execute(
                 "INSERT INTO deliveries (sha256, name, bytes, day, taken_at, supersedes, damage) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sha256) DO NOTHING",

@@ -119,8 +119,9 @@ def record_of_row(where: Where, row: Mapping[str, object], columns: Columns, com
         if answer.strip() and not question.strip():
             raise UnusableError("has no question")
         turns = [Turn("customer", question), *([Turn("agent", answer)] if answer.strip() else [])]
-        # By its content, not its place, so that the row is the same one in another delivery.
-        conversation = conversation or digest(question, answer)
+        # By its content and its customer, not its place, so that the row is the same one in another delivery, and another
+        # one than the equal row of another customer.
+        conversation = conversation or digest(question, answer, email or customer)
     return make_record(where, conversation, turns, email or customer, known)
 
 

@@ -80,6 +80,13 @@ def test_pairs_without_conversation_are_told_by_their_content(tmp_path: Path) ->
     assert again.conversation_id == one.conversation_id
 
 
+def test_equal_pairs_of_two_customers_are_two_conversations(tmp_path: Path) -> None:
+    data = b"question,answer,customer_id\nq,a,7\nq,a,8\nq,a,7\nq,a,\n"
+    ids = [record.conversation_id for record in records(written(tmp_path, "a.csv", data))]
+    assert ids[0] == ids[2]
+    assert len(set(ids)) == 3
+
+
 def test_one_turn_a_row(tmp_path: Path) -> None:
     data = b"ticket_id,author,body\n11,Tom (Support),hello\n11,Jane Roe,hi\n12,Support Bot,beep\n12,customer,x\n"
     found = records(written(tmp_path, "turns.csv", data))
