@@ -6,6 +6,8 @@ export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 # uv does not read pip's settings; wheels kept in a local folder for pip are for uv too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONUNBUFFERED := 1
+# Containers often set it; every process would then compile torch and transformers anew, ten seconds of work.
+unexport PYTHONDONTWRITEBYTECODE
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin

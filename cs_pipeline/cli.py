@@ -48,11 +48,14 @@ def demo(recipe: RecipeOption = "embedded") -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    recipe: Annotated[str, typer.Option(help="what a training by this recipe takes, and whether it fits here")] = "",
+) -> None:
     """Look at this machine, its libraries, the instance and the stores; say what to mend."""
-    from cs_pipeline.doctor import examine, table
+    from cs_pipeline.doctor import examine, examine_recipe, table
 
-    findings = examine(DataLake.default(), Path(os.environ["DAGSTER_HOME"]))
+    lake = DataLake.default()
+    findings = examine_recipe(recipe, lake) if recipe else examine(lake, Path(os.environ["DAGSTER_HOME"]))
     console.print(table(findings))
     if any(finding.status == "problem" for finding in findings):
         raise typer.Exit(1)
@@ -60,7 +63,7 @@ def doctor() -> None:
 
 @app.command()
 def report(recipe: RecipeOption = "embedded") -> None:
-    """Show the summary of a recipe's evaluation report and where the whole of it lies."""
+    """Show the summary of a recipe's evaluation report, and where the whole of it and the leaderboard lie."""
     from rich.markdown import Markdown
 
     path = DataLake.default().path("evaluate", "evaluation_report", f"{recipe}.md")
@@ -68,6 +71,9 @@ def report(recipe: RecipeOption = "embedded") -> None:
         raise PipelineError(f"{path} is not there.", f"Run the whole job first: cs-pipeline demo --recipe {recipe}")
     console.print(Markdown(path.read_text()))
     console.print(f"\nThe whole report: {path.with_suffix('.html')}", soft_wrap=True)
+    board = DataLake.default().path("evaluate", "leaderboard.html")
+    if board.exists():
+        console.print(f"All recipes side by side: {board}", soft_wrap=True)
 
 
 @app.command()

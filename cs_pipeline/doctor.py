@@ -7,17 +7,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import requests
 
 from cs_pipeline import tracking
 from cs_pipeline.dev import port_holder, refuse_relative_home
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.finding import Finding, Status
 from cs_pipeline.lake import DataLake, read_json, write_json
+from cs_pipeline.recipe import load_recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,18 +41,7 @@ MIGRATE = (
     "schedules/ away: the runs' records are lost, the tables and models are not."
 )
 
-Status: TypeAlias = Literal["ok", "note", "problem"]
 Found: TypeAlias = tuple[Status, str, str | None]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What was found, and what to do where it is not ok. A note is no obstacle to the main job; a problem is."""
-
-    name: str
-    status: Status
-    what: str
-    mend: str | None = None
 
 
 def examine(lake: DataLake, dagster_home: Path) -> list[Finding]:
@@ -77,13 +67,24 @@ def examine(lake: DataLake, dagster_home: Path) -> list[Finding]:
     return [_finding(*look) for look in looks]
 
 
+def examine_recipe(name: str, lake: DataLake) -> list[Finding]:
+    """What a training by the recipe ``name`` would need of this machine, before it costs anything.
+
+    Raises PipelineError for a recipe that is not there or is wrong.
+    """
+    from cs_pipeline.train.fits import look, this_machine
+
+    return look(load_recipe(name), lake, this_machine())
+
+
 def table(findings: list[Finding]) -> "Table":
     """The findings for a terminal."""
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    shown = Table("", "", "found", "what to do", box=None)
+    fold = (Column(name, overflow="fold") for name in ("found", "what to do"))  # a long path is not cut
+    shown = Table("", "", *fold, box=None)
     for finding in findings:
         status = Text(finding.status, colours[finding.status])
         shown.add_row(status, Text(finding.name), Text(finding.what), Text(finding.mend or ""))

@@ -8,24 +8,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cs_pipeline.prompt import IGNORED, Context, Example, encode_example, encode_prompt, fit, messages
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.families import Family, family_of
+from cs_pipeline.lake import read_json
+from cs_pipeline.prompt import IGNORED, Chat, Context, Example, fit, messages
 from cs_pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 TOKENS_PER_PASS = 16_384
-"""Tokens of one forward pass when likelihoods are measured: about 130 MB of logits for a vocabulary of 2,048."""
+"""Most tokens of one forward pass when likelihoods are measured."""
+
+LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
+"""Most logits of one such pass, 4 bytes each: 128 MiB beside the tests of a laptop, 2 GiB on a GPU."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote; ``stopped`` is false where it had to be cut off at the recipe's ``max_new_tokens``."""
+    """What the model wrote; ``stopped`` is false where it had to be cut off at the recipe's ``max_new_tokens``.
+
+    ``left_out`` earlier turns, the oldest, were too much for the prompt and not told.
+    """
 
     text: str
     stopped: bool
     tokens: int
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,18 @@ def compute_type() -> "torch.dtype":
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
-def load_base(folder: Path, quantisation: str) -> Any:
-    """The causal model in ``folder``, on the GPU if there is one, in NF4 if ``quantisation`` says so."""
+def base_family(folder: Path) -> Family:
+    """The family of the base in ``folder``."""
+    return family_of(read_json(folder / "config.json"))
+
+
+def load_base(folder: Path, quantisation: str, dtype: "torch.dtype | None" = None) -> Any:
+    """The model in ``folder``, on the GPU if there is one, in NF4 if ``quantisation`` says so.
+
+    Its weights are of ``dtype``, None for ``compute_type``.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
     hush()
     options: dict[str, Any] = {}
@@ -59,10 +76,12 @@ def load_base(folder: Path, quantisation: str) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute_type(),
         )
-    model = AutoModelForCausalLM.from_pretrained(
+    auto = AutoModelForSeq2SeqLM if base_family(folder).kind == "encoder-decoder" else AutoModelForCausalLM
+    model = auto.from_pretrained(
         folder,
-        dtype=compute_type(),
-        device_map={"": 0 if torch.cuda.is_available() else "cpu"},
+        dtype=dtype or compute_type(),
+        # Of several processes that train together each has made a GPU its own.
+        device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,
         local_files_only=True,
         **options,
@@ -75,15 +94,17 @@ def load_base(folder: Path, quantisation: str) -> Any:
     return model
 
 
-def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in ``folder``, padding on the left as generation needs it."""
+def load_chat(recipe: Recipe, base: Path, adapter: Path | None) -> Chat:
+    """How the model is spoken to: with the tokenizer that an adapter brings, else the base's with the recipe's template."""
     from transformers import AutoTokenizer
 
     hush()
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(adapter or base, local_files_only=True, padding_side="left")
+    if adapter is None and (template := recipe.prompt.template_text()) is not None:
+        tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # a mask hides the padding, so any token will do
-    return tokenizer
+    return Chat(tokenizer, base_family(base).kind)
 
 
 class SupportModel:
@@ -97,17 +118,19 @@ class SupportModel:
         import torch
 
         self.recipe = recipe
-        self.tokenizer = load_tokenizer(adapter or base)
-        model = load_base(base, recipe.quantisation)
+        self.chat = load_chat(recipe, base, adapter)
+        whole = adapter is not None and recipe.lora is None
+        model = load_base(adapter if adapter is not None and whole else base, recipe.quantisation)
         if recipe.quantisation == "nf4" and not torch.cuda.is_available():
             model = model.dequantize()
-        if adapter is not None:
+        if adapter is not None and not whole:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
             if recipe.quantisation == "none" or not torch.cuda.is_available():
                 model = model.merge_and_unload()
         self.model = model.eval()
+        self.stops = self.chat.stops | _stops(model)
 
     def answer(
         self,
@@ -120,27 +143,31 @@ class SupportModel:
 
         For each question there are an intent, the classifier's, and its earlier turns: of these the model is told the
         latest, as many as make no prompt longer than the longest row of its training. Questions of like length are answered
-        together; ``progress`` is told how many are done.
+        together; ``progress`` is told how many are done. Raises PipelineError when a question is too long for the model.
         """
         import torch
 
-        prompts = [self._prompt(q, i, c) for q, i, c in zip(questions, intents, contexts, strict=True)]
+        asked = [self._prompt(q, i, c) for q, i, c in zip(questions, intents, contexts, strict=True)]
+        prompts = [prompt for prompt, _ in asked]
+        self._assert_room(prompts)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
         for start in range(0, len(order), self.recipe.generation.batch_size):
             batch = order[start : start + self.recipe.generation.batch_size]
-            inputs = self.tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
+            inputs = self.chat.tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
             with torch.inference_mode():
                 output = self.model.generate(
                     **inputs,
                     do_sample=False,
                     max_new_tokens=self.recipe.generation.max_new_tokens,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
+                    eos_token_id=sorted(self.stops),
+                    pad_token_id=self.chat.tokenizer.pad_token_id,
                 )
-            for i, ids in zip(batch, output[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
-                answers[i] = self._answer(ids)
+            # A decoder writes behind its start token, a causal model behind the prompt.
+            begin = 1 if self.chat.kind == "encoder-decoder" else inputs["input_ids"].shape[1]
+            for i, ids in zip(batch, output[:, begin:].tolist(), strict=True):
+                answers[i] = self._answer(ids, asked[i][1])
             progress(len(answers))
         return [answers[i] for i in range(len(prompts))]
 
@@ -158,42 +185,71 @@ class SupportModel:
         results: dict[int, Likelihood] = {}
         batch: list[int] = []
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+        most = min(TOKENS_PER_PASS, LOGITS_PER_PASS[self.model.device.type] // self.model.config.vocab_size)
         for place, i in enumerate(order):
             batch.append(i)
             longest = len(rows[order[min(place + 1, len(order) - 1)]])
-            if place + 1 < len(order) and (len(batch) + 1) * longest <= TOKENS_PER_PASS:
+            if place + 1 < len(order) and (len(batch) + 1) * longest <= most:
                 continue
-            width = max(len(rows[j]) for j in batch)
-            # Padded on the right: causal attention never looks there, so no mask is needed.
-            ids = torch.tensor([_padded(rows[j].input_ids, width, 0) for j in batch], device=self.model.device)
-            labels = torch.tensor([_padded(rows[j].labels, width, IGNORED) for j in batch], device=self.model.device)
+            ids = self._tensor([rows[j].input_ids for j in batch], 0)
+            labels = self._tensor([rows[j].labels for j in batch], IGNORED)
             with torch.inference_mode():
-                logits = self.model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+                if self.chat.kind == "encoder-decoder":
+                    mask = self._tensor([[1] * len(rows[j].input_ids) for j in batch], 0)
+                    logits = self.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
+                else:  # padded on the right, where causal attention never looks, so no mask is needed
+                    logits, labels = self.model(input_ids=ids, use_cache=False).logits[:, :-1], labels[:, 1:]
+                # Flat: beside a last dimension that is no vocabulary, torch sums the probabilities of 32,000 tokens on a CPU
+                # one by one in float32, and loses a thousandth of a nat a row.
                 losses = torch.nn.functional.cross_entropy(
-                    logits.transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
-                )
+                    logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+                ).view(labels.shape)
             for j, nll in zip(batch, losses.double().sum(dim=1).tolist(), strict=True):
-                results[j] = Likelihood(nll, sum(label != IGNORED for label in rows[j].labels))
+                results[j] = Likelihood(nll, len(rows[j].answer))
             batch = []
         return [results[i] for i in range(len(rows))]
 
-    def _prompt(self, question: str, intent: str | None, earlier: Context) -> list[int]:
+    def _prompt(self, question: str, intent: str | None, earlier: Context) -> tuple[list[int], int]:
         def encode(turns: Context) -> list[int]:
-            return encode_prompt(self.tokenizer, messages(question, self.recipe.prompt, intent, turns))
+            return self.chat.prompt(messages(question, self.recipe.prompt, intent, turns))
 
-        return fit(encode, earlier, self.recipe.trainer.max_length)[0]
+        return fit(encode, earlier, self.recipe.trainer.max_length)
 
     def _example(self, question: str, intent: str | None, earlier: Context, reference: str) -> Example:
         def encode(turns: Context) -> Example:
-            return encode_example(self.tokenizer, messages(question, self.recipe.prompt, intent, turns), reference)
+            return self.chat.example(messages(question, self.recipe.prompt, intent, turns), reference)
 
         return fit(encode, earlier, self.recipe.trainer.max_length)[0]
 
-    def _answer(self, ids: list[int]) -> Answer:
-        stop = self.tokenizer.eos_token_id
-        stopped = stop in ids
-        ids = ids[: ids.index(stop)] if stopped else ids
-        return Answer(str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip(), stopped, len(ids))
+    def _assert_room(self, prompts: Sequence[list[int]]) -> None:
+        """What does not fit is never cut: the end of a question is where its answer begins."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)  # T5 has relative ones, and no such end
+        if positions is None:
+            return
+        most = positions - self.recipe.generation.max_new_tokens
+        for i, prompt in enumerate(prompts):
+            if len(prompt) > most:
+                raise PipelineError(
+                    f"Question {i + 1} of {len(prompts)} makes a prompt of {len(prompt):,} tokens; this model reads "
+                    f"{positions:,}, and its answer may take {positions - most:,} of them.",
+                    "Ask more briefly, or lower generation.max_new_tokens in the recipe.",
+                )
+
+    def _answer(self, ids: list[int], left_out: int) -> Answer:
+        end = next((i for i, id_ in enumerate(ids) if id_ in self.stops), None)
+        return Answer(self.chat.read(ids[:end]), end is not None, len(ids[:end]), left_out)
+
+    def _tensor(self, rows: Sequence[list[int]], padding: int) -> "torch.Tensor":
+        import torch
+
+        width = max(map(len, rows))
+        return torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=self.model.device)
+
+
+def _stops(model: Any) -> set[int]:
+    """The ids on which the base's own generation config stops: Phi-3's chat turns end on any of three."""
+    ids = model.generation_config.eos_token_id
+    return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
 
 
 def bits(nll: float) -> float:
@@ -209,7 +265,3 @@ def hush() -> None:
     transformers.utils.logging.set_verbosity_error()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-
-
-def _padded(values: list[int], width: int, value: int) -> list[int]:
-    return values + [value] * (width - len(values))

@@ -7,25 +7,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.families import Kind
 from cs_pipeline.placeholders import Speaker
-from cs_pipeline.recipe import Prompt
+from cs_pipeline.recipe import TEMPLATES, Prompt
+from cs_pipeline.written import Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of a token that the loss leaves out (torch.nn.CrossEntropyLoss's ignore_index)."""
-
-EMBEDDED_TEMPLATE = (
-    "{% for m in messages %}"
-    "{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
-    "{% elif m['role'] == 'user' %}{{ '<|customer|>' + m['content'] }}"
-    "{% else %}{{ '<|agent|>' + m['content'] + '<|end|>' }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|agent|>' }}{% endif %}"
-)
-"""Chat template of the embedded base, version 1: its transcripts, with an optional system line before them."""
-
 
 Context = Sequence[tuple[Speaker, str]]
 """The earlier turns of a conversation, oldest first: who spoke, and what."""
@@ -35,13 +26,25 @@ _ROLES: dict[Speaker, str] = {"customer": "user", "agent": "assistant"}
 
 @dataclass(frozen=True)
 class Example:
-    """A training row as tokens: ``input_ids`` and ``labels`` of one length, the labels ignored up to the answer."""
+    """A training row as tokens: the ``prompt``, and the ``answer`` with the stop token at its end."""
 
-    input_ids: list[int]
-    labels: list[int]
+    prompt: list[int]
+    answer: list[int]
+    kind: Kind
 
     def __len__(self) -> int:
-        return len(self.input_ids)
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def input_ids(self) -> list[int]:
+        """What the model reads; an encoder reads the prompt alone."""
+        return self.prompt if self.kind == "encoder-decoder" else [*self.prompt, *self.answer]
+
+    @property
+    def labels(self) -> list[int]:
+        """What the loss compares with: the answer; for a causal model, IGNORED before it for each token of the prompt."""
+        return self.answer if self.kind == "encoder-decoder" else [*[IGNORED] * len(self.prompt), *self.answer]
 
 
 def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
@@ -99,46 +102,137 @@ def fit(encode: Callable[[Context], Encoded], earlier: Context, most: int) -> tu
     return encode(()), len(earlier)
 
 
-def render(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]]) -> str:
-    """The text of ``turns`` in the model's own chat template, up to where the answer begins.
+class Chat:
+    """How a base is spoken to: its tokenizer, its chat template, and what its turns end with.
 
-    Text from outside is made plain first: no customer can write a control token.
+    ``stop`` is the id of the token that ends an answer by the template (Phi-3's ``<|end|>``, Llama-3's ``<|eot_id|>``,
+    ChatML's ``<|im_end|>``): it is the one that is taught, whatever the tokenizer calls its eos token. ``stops`` holds the
+    eos token too, which a base may write instead.
     """
-    plain = [{**turn, "content": plain_text(tokenizer, turn["content"])} for turn in turns]
-    # enable_thinking is Qwen3's switch for its reasoning block; templates that do not know it ignore it.
-    text: Any = tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    return str(text)
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> None:
+        """Raises PipelineError when the tokenizer has no template, or one by which an answer has no end."""
+        if not tokenizer.chat_template:
+            raise PipelineError(
+                "The tokenizer of this base has no chat template.",
+                f"Name one in the recipe, prompt.template: {', '.join(sorted(p.stem for p in TEMPLATES.glob('*.jinja')))}.",
+            )
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.written = Written(tokenizer)
+        self._markers = _markers(tokenizer)
+        self._knows_system = self._renders_system()
+        before, after = self._around_an_answer()
+        self._before = before
+        ends = [(after.index(token), token) for token in _control_tokens(tokenizer) if token in after]
+        if not ends:
+            raise PipelineError(
+                "The chat template of this base writes no control token after an answer, so none can be taught as its end.",
+                "Name a template of this project in the recipe (prompt.template).",
+            )
+        place, stop = min(ends, key=lambda end: (end[0], -len(end[1])))
+        self._behind = after[:place]
+        self.stop: int = tokenizer.get_vocab()[stop]
+        self.stops = {self.stop, tokenizer.eos_token_id} - {None}
+
+    def render(self, turns: Sequence[dict[str, str]]) -> str:
+        """The text of ``turns`` in the chat template, up to where the answer begins.
+
+        Text from outside is made plain first: no customer can write a control token.
+        """
+        return self._render([{**turn, "content": self._plain(turn["content"])} for turn in turns])
+
+    def prompt(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of the rendered ``turns``. The template writes every control token itself, so none is added."""
+        return self._ids(self.render(turns))
+
+    def example(self, turns: Sequence[dict[str, str]], answer: str) -> Example:
+        """Prompt and answer for training: the prompt is the one that inference will read."""
+        text = self.render(turns)
+        prompt = self._ids(text)
+        said = self._before + self._plain(answer) + self._behind
+        # As it stands behind the prompt: sentencepiece would begin a text of its own with a space.
+        whole = self._ids(text + said) if self.kind == "causal" else []
+        follows = whole[: len(prompt)] == prompt
+        return Example(prompt, [*(whole[len(prompt) :] if follows else self._ids(said)), self.stop], self.kind)
+
+    def read(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, those of control left out."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.written.read(str(text)).strip()
+
+    def plain(self, text: str) -> str:
+        """``text`` as it reads when its tokens are read: without markers of turns and control tokens."""
+        return self.written.read(self._plain(text)).strip()
+
+    def _plain(self, text: str) -> str:
+        """``text`` in its written form, with a space before the last character of every marker that it spells."""
+        text = "\n" + self.written.write(text)  # some markers are such at the beginning of a line alone
+        for marker in self._markers:
+            if marker in text:
+                text = text.replace(marker, f"{marker[:-1]} {marker[-1]}")
+        return text[1:]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _render(self, turns: Sequence[dict[str, str]], *, answered: bool = False) -> str:
+        if turns[0]["role"] == "system" and not self._knows_system:
+            system, first, *later = turns
+            turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *later]
+        text: Any = self.tokenizer.apply_chat_template(
+            list(turns), tokenize=False, add_generation_prompt=not answered, **_SWITCHES
+        )
+        return str(text)
+
+    def _renders_system(self) -> bool:
+        """Whether the template has a place for a system line: Mistral's refuses it, others may leave it out."""
+        from jinja2 import TemplateError
+
+        self._knows_system = True
+        try:
+            return "INSTRUCTION" in self._render([_said("system", "INSTRUCTION"), _said("user", "question")])
+        except TemplateError:
+            return False
+
+    def _around_an_answer(self) -> tuple[str, str]:
+        """What the template writes between a prompt and its answer, and after the answer."""
+        asked = [_said("user", "question")]
+        prompt = self._render(asked)
+        whole = self._render([*asked, _said("assistant", "ANSWER")], answered=True)
+        before, found, after = whole.removeprefix(prompt).rpartition("ANSWER")
+        if not found or not whole.startswith(prompt):
+            raise PipelineError(
+                "The chat template of this base writes an answer elsewhere than where it asks for one.",
+                "Name a template of this project in the recipe (prompt.template).",
+            )
+        return before, after
 
 
-def encode_prompt(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]]) -> list[int]:
-    """Token ids of the rendered prompt. The template writes every control token itself, so none is added."""
-    return list(tokenizer(render(tokenizer, turns), add_special_tokens=False)["input_ids"])
+_SWITCHES: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""Qwen3's reasoning is off, and Llama-3.2's prompt does not change from day to day: the date is its template's own default.
 
-
-def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
-    """Token ids of ``answer`` and the stop token."""
-    ids = tokenizer(plain_text(tokenizer, answer), add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id]
-
-
-def encode_example(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[dict[str, str]], answer: str) -> Example:
-    """Prompt and answer for training: the loss covers the answer and its stop token alone."""
-    prompt, completion = encode_prompt(tokenizer, turns), encode_answer(tokenizer, answer)
-    return Example([*prompt, *completion], [*[IGNORED] * len(prompt), *completion])
-
-
-def plain_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
-    """``text`` with every control token that it spells broken by a space after its first character.
-
-    So are the markers of turns that some templates write as plain text: TinyLlama's ``<|user|>``, Mistral's ``[INST]``.
-    """
-    tokens = {str(token) for token in tokenizer.added_tokens_decoder.values()}
-    tokens.update(_MARKER.findall(str(tokenizer.chat_template)))
-    for token in sorted(tokens, key=lambda token: (-len(token), token)):
-        # Some vocabularies add runs of spaces as tokens; those control nothing.
-        if token.strip() and token in text:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
-
+Templates that do not know a switch ignore it.
+"""
 
 _MARKER = re.compile(r"<\|\w+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
+_DECLARED = re.compile(r"\{#- markers: (\[.+\]) -#\}")
+
+
+def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    # Some vocabularies add runs of spaces as tokens; those control nothing.
+    return {str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}
+
+
+def _markers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """What no text from outside may spell, the longest first: control tokens, and markers of turns that a template writes as
+    plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``; templates of this project declare theirs.
+    """
+    template = str(tokenizer.chat_template)
+    declared = [marker for found in _DECLARED.findall(template) for marker in json.loads(found)]
+    markers = {*_control_tokens(tokenizer), *_MARKER.findall(template), *declared}
+    return sorted(markers, key=lambda marker: (-len(marker), marker))
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}

@@ -40,6 +40,7 @@ class HubBase(_Part):
     repo: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
     revision: str = Field(pattern=r"^[0-9a-f]{40}$")
     licence: str
+    gated: bool = Field(False, description="the hub gives it to accounts alone that have accepted its licence")
 
 
 class PathBase(_Part):
@@ -55,16 +56,37 @@ class Lora(_Part):
     r: int = Field(ge=1)
     alpha: int = Field(ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
+    target_modules: Literal["all-linear", "attention"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        "all-linear",
+        description="attention: the projections of query, key, value and output, as this family calls them",
+    )
+    dora: bool = Field(False, description="magnitude and direction apart (DoRA, arXiv 2402.09353)")
+    rslora: bool = Field(False, description="scaled by alpha / sqrt(r) instead of alpha / r (rsLoRA, arXiv 2312.03732)")
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+"""The chat templates of this project, each a file with its version in its name; one that was used is never changed."""
 
 
 class Prompt(_Part):
     """What stands around the customer's question."""
 
+    template: str = Field("model", description="model: the base's own chat template; else a file of templates/")
     system: str = ""
     route: Literal["none", "intent"] = Field(
         "none", description="intent: the classifier's intent joins the system line"
     )
+
+    @model_validator(mode="after")
+    def _template_is_there(self) -> "Prompt":
+        ours = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
+        if self.template not in ("model", *ours):
+            raise ValueError(f"there is no template '{self.template}': choose model, {', '.join(ours)}")
+        return self
+
+    def template_text(self) -> str | None:
+        """The Jinja source of the template, None where it is the base's own."""
+        return None if self.template == "model" else (TEMPLATES / f"{self.template}.jinja").read_text()
 
 
 class Mixture(_Part):
@@ -72,6 +94,12 @@ class Mixture(_Part):
 
     company_weight: float = Field(
         1.0, ge=0, description="how often a company row stands in it; 2.5: each twice, half of them once more"
+    )
+    validation: bool = Field(
+        False, description="the validation split is trained on too, but for the rows on which the loss is taken"
+    )
+    out_of_scope: int = Field(
+        0, ge=0, description="how often each question of train/out_of_scope.yaml stands in it: asked of the wrong desk"
     )
 
 
@@ -88,13 +116,29 @@ class Trainer(_Part):
     scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
     optimizer: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        False, description="less memory, and the forward pass computed twice: where it does not fit otherwise"
+    )
+    packing: bool = Field(
+        True, description="a micro-batch's rows in one sequence without padding, where FlashAttention is; else padded"
+    )
+    evaluations: int = Field(
+        1,
+        ge=1,
+        description="how often the validation loss is taken, evenly over the run; the weights of the lowest are kept",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="end the run after so many evaluations without a lower validation loss; null: never"
+    )
+    checkpoint_seconds: float = Field(60, ge=0, description="so much training is lost at most when it is killed")
     seed: int = 0
 
     @model_validator(mode="after")
     def _one_length(self) -> "Trainer":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs, and not both")
+        if self.patience is not None and self.patience >= self.evaluations:
+            raise ValueError("patience must be below evaluations, else it is never at its end")
         return self
 
 
@@ -114,7 +158,7 @@ class Recipe(_Part):
     quantisation: Literal["none", "nf4"] = Field(
         description="nf4: 4-bit NormalFloat, double quantisation (arXiv 2305.14314)"
     )
-    lora: Lora
+    lora: Lora | None = Field(description="null: all weights are trained")
     prompt: Prompt = Prompt()
     placeholders: PlaceholderMode = PlaceholderMode.KEEP
     train_rows: int | None = Field(None, ge=1, description="rows of the mixture to use, drawn with the seed; null: all")
@@ -133,10 +177,33 @@ class Recipe(_Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _an_intent_for_every_row(self) -> "Recipe":
+        if self.mixture.out_of_scope and self.prompt.route == "intent":
+            raise ValueError(
+                "mixture.out_of_scope and prompt.route: intent exclude one another: such rows have no intent"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _four_bits_stay(self) -> "Recipe":
+        if self.lora is None and self.quantisation != "none":
+            raise ValueError("lora: null trains all weights, and those in nf4 cannot be: put quantisation: none")
+        return self
+
+    @property
+    def method(self) -> str:
+        """What is trained, in the field's words: all weights, LoRA, QLoRA, QDoRA, rsLoRA …"""
+        if self.lora is None:
+            return "all weights"
+        scaled = "rs" if self.lora.rslora else ""
+        return f"{'Q' if self.quantisation == 'nf4' else ''}{scaled}{'DoRA' if self.lora.dora else 'LoRA'}"
+
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over everything that changes the run; the description does not."""
-        return digest(self.model_dump(mode="json", exclude={"description"}))
+        """16 hex digits over everything that changes the run; not how it is described, how often saved, or how padded."""
+        left_out: Any = {"description": True, "trainer": {"checkpoint_seconds", "packing"}}
+        return digest(self.model_dump(mode="json", exclude=left_out))
 
 
 def recipes_folder() -> Path:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,13 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     """The id of the run of ``fingerprint``, or None."""
     experiment = client.get_experiment_by_name(MODEL)
     assert experiment is not None  # open_store made it
-    runs = client.search_runs([experiment.experiment_id], f"tags.`{FINGERPRINT}` = '{fingerprint}'", max_results=1)
+    # The oldest: a request that a stalled server answers too late may have made a second one.
+    runs = client.search_runs(
+        [experiment.experiment_id],
+        f"tags.`{FINGERPRINT}` = '{fingerprint}'",
+        order_by=["attributes.start_time ASC"],
+        max_results=1,
+    )
     return runs[0].info.run_id if runs else None
 
 
@@ -140,37 +147,60 @@ def champion(lake: DataLake) -> Version | None:
     return None if number is None else get_version(client, number)
 
 
+SEND_EVERY = 3.0
+"""Seconds between two sendings of live metrics."""
+
+
 class Spool:
-    """Metrics of a training on disk, one JSON line each; what training writes while MLflow may be away."""
+    """Metrics of a training on disk, one JSON line each; what training writes while MLflow may be away.
+
+    A training that was interrupted repeats the steps since its last checkpoint. What a step has measured once stays, and is
+    not written again: so a metric has one value a step, in the spool and in MLflow.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         make_folder(path.parent)
 
-    def clear(self) -> None:
-        """Forgets an earlier attempt of the same training; MLflow keeps what it was sent under equal steps."""
-        # The mark first: a mark without its spool would make the next metrics look sent.
-        self.path.with_suffix(".sent").unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
-
     def append(self, step: int, metrics: dict[str, float]) -> None:
-        with self.path.open("a") as file:
-            file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": metrics}) + "\n")
+        """Keeps what of ``metrics`` was not measured at ``step`` before. One process at a time may append."""
+        new = {name: value for name, value in metrics.items() if (step, name) not in self._written}
+        if new:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"time": int(time.time() * 1000), "step": step, "metrics": new}) + "\n")
+            self._written.update((step, name) for name in new)
+
+    @cached_property
+    def _written(self) -> set[tuple[int, str]]:
+        """Step and name of all that the spool holds. Half a line, which a full disk leaves, is cut off."""
+        whole = self._whole()
+        if self.path.exists():
+            os.truncate(self.path, len(whole))
+        return {(line["step"], name) for line in map(json.loads, whole.splitlines()) for name in line["metrics"]}
 
     def replay(self, client: "MlflowClient", run_id: str) -> int:
-        """Sends what has not been sent; returns how many metrics. Sending one twice leaves one: MLflow's key is the same."""
+        """Sends what this run was not sent; returns how many metrics. What is sent twice is there once: its key is the same.
+
+        Another run than before, in another store for instance, is sent everything.
+        """
         from mlflow.entities import Metric
 
         mark = self.path.with_suffix(".sent")
-        sent = read_json(mark)["bytes"] if mark.exists() else 0
-        whole = self.path.read_bytes() if self.path.exists() else b""
-        whole = whole[: whole.rfind(b"\n") + 1]
+        before = read_json(mark) if mark.exists() else {}
+        sent = before["bytes"] if before.get("run") == run_id else 0
+        whole = self._whole()
         lines = [json.loads(line) for line in whole[sent:].splitlines()]
         batch = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
         for start in range(0, len(batch), 1000):  # log_batch takes no more at once
             client.log_batch(run_id, metrics=batch[start : start + 1000])
-        write_json(mark, {"bytes": len(whole)})
+        if batch:
+            write_json(mark, {"bytes": len(whole), "run": run_id})
         return len(batch)
+
+    def _whole(self) -> bytes:
+        """The spool up to its last whole line."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        return content[: content.rfind(b"\n") + 1]
 
 
 @contextmanager
@@ -183,7 +213,7 @@ def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterato
 
     def send() -> None:
         while True:
-            last = done.wait(3)
+            last = done.wait(SEND_EVERY)
             try:
                 client = open_store(lake)
                 spool.replay(client, get_or_create_run(client, lake, fingerprint, recipe))

@@ -3,13 +3,15 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from cs_pipeline.ingest.ledger import locked
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import Recipe, load_recipe
 
@@ -17,10 +19,13 @@ SHARED = Path(__file__).parents[2] / "shared"
 """Real data and tokenizers that may lie beside the project; the tests that need them skip where they do not."""
 
 RECIPES = Path(__file__).parent / "recipes"
-"""Recipes for tests: ``tiny``, and none else."""
+"""Recipes for tests: ``tiny``, and ``tiny_lora`` to be compared with it."""
 
 os.environ["CS_RECIPES"] = str(RECIPES)  # the partitions are read when the definitions are loaded
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once; a sum over other threads is another sum
+# Containers often set it; each process that a test starts would compile torch and transformers anew, ten seconds of work.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @contextmanager
@@ -60,18 +65,40 @@ def tiny(own_recipes: None) -> Recipe:
     return load_recipe("tiny")
 
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def small_csv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeOnce:
+    """A folder of that name that all workers of this test run share: the first who asks makes it, the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with locked(shared / f"{name}.lock"):
+            if not done.exists():
+                assert not folder.exists(), f"making {folder} has failed before"
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def small_csv(made_once: MadeOnce) -> Path:
     """A file in the Bitext schema: 810 rows of the project's own grammar, 30 an intent."""
     from cs_pipeline.ingest.sample import sample_rows
 
-    path = tmp_path_factory.mktemp("bitext") / "small.csv"
-    sample_rows(810).to_csv(path, index=False)
-    return path
+    return made_once("bitext", lambda folder: sample_rows(810).to_csv(folder / "small.csv", index=False)) / "small.csv"
 
 
-def run_job(lake: Path, source: Path, selection: list[str] | None = None) -> dg.ExecuteInProcessResult:
-    """The real job for ``tiny`` in this process, on an instance beside ``lake``; ``selection`` of assets, None is all."""
+def run_job(
+    lake: Path, source: Path, selection: list[str] | None = None, recipe: str = "tiny"
+) -> dg.ExecuteInProcessResult:
+    """The real job in this process, on an instance beside ``lake``; ``selection`` of assets, None is all."""
     from cs_pipeline.definitions import defs
 
     home = lake.with_name("dagster")
@@ -82,7 +109,7 @@ def run_job(lake: Path, source: Path, selection: list[str] | None = None) -> dg.
         patch.setenv("CS_BITEXT", str(source))
         return defs.resolve_job_def("support_model").execute_in_process(
             instance=instance,
-            partition_key="tiny",
+            partition_key=recipe,
             asset_selection=[dg.AssetKey(name) for name in selection] if selection else None,
             raise_on_error=False,
         )
@@ -101,19 +128,23 @@ BEFORE_TRAINING = [
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory, small_csv: Path) -> Path:
+def prepared(made_once: MadeOnce, small_csv: Path) -> Path:
     """A lake with everything before training; tests read it, and train in copies."""
-    lake = tmp_path_factory.mktemp("prepared") / "lake"
-    assert run_job(lake, small_csv, BEFORE_TRAINING).success
-    return lake
+
+    def make(folder: Path) -> None:
+        assert run_job(folder / "lake", small_csv, BEFORE_TRAINING).success
+
+    return made_once("prepared", make) / "lake"
 
 
 @pytest.fixture(scope="session")
-def champion_lake(tmp_path_factory: pytest.TempPathFactory, small_csv: Path) -> Path:
+def champion_lake(made_once: MadeOnce, small_csv: Path) -> Path:
     """A lake after the whole job, with version 1 as champion; tests read it, and change copies (``copy_lake``)."""
-    lake = tmp_path_factory.mktemp("champion") / "lake"
-    assert run_job(lake, small_csv).success
-    return lake
+
+    def make(folder: Path) -> None:
+        assert run_job(folder / "lake", small_csv).success
+
+    return made_once("champion", make) / "lake"
 
 
 def copy_lake(lake: Path, to: Path) -> DataLake:

@@ -8,9 +8,13 @@ import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from rich.console import Console
+from typer.testing import CliRunner
 
 from cs_pipeline import doctor
-from cs_pipeline.doctor import Finding, examine, table
+from cs_pipeline.cli import app
+from cs_pipeline.doctor import examine, table
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.finding import Finding
 from cs_pipeline.lake import DataLake
 
 ALL = [
@@ -134,3 +138,18 @@ def test_a_run_that_others_wait_for_and_a_hub_that_refuses_are_notes(
     assert found["Dagster"].status == found["model hub"].status == "note"
     assert run.run_id[:8] in found["Dagster"].what
     assert "403" in found["model hub"].what
+
+
+def test_a_recipe_is_examined_before_it_costs(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_notForAnybodysEyes")
+    runner = CliRunner()
+    fine = runner.invoke(app, ["doctor", "--recipe", "smoke"])
+    assert fine.exit_code == 0, fine.output
+    assert all(name in fine.output for name in ("base", "download", "memory", "time"))
+    huge = runner.invoke(app, ["doctor", "--recipe", "gptj_6b_qlora"])
+    assert huge.exit_code == 1  # on a processor it would take weeks
+    assert "problem" in huge.output
+    assert "EleutherAI/gpt-j-6b, licence" in huge.output
+    assert "Apache-2.0" in huge.output
+    assert "hf_not" not in huge.output
+    assert isinstance(runner.invoke(app, ["doctor", "--recipe", "none"]).exception, PipelineError)

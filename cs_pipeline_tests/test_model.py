@@ -1,16 +1,17 @@
 """One way to load and ask a model: order, batches, likelihoods, the base beside the tuned, 4 bits on a CPU."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake
-from cs_pipeline.model import Answer, SupportModel, load_base, load_tokenizer
-from cs_pipeline.prompt import Context, encode_example, encode_prompt, messages
+from cs_pipeline.model import Answer, SupportModel, load_base, load_chat
+from cs_pipeline.prompt import Context, messages
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline.train.base import find_base
@@ -60,7 +61,7 @@ def talkative(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
     model.save_pretrained(folder)
-    load_tokenizer(parts.base).save_pretrained(folder)
+    load_chat(parts.recipe, parts.base, None).tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -116,15 +117,29 @@ def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: 
         return SupportModel(parts.recipe.model_copy(update={"trainer": trainer}), talkative, None)
 
     usual, tight = model(640), model(16)
-    assert usual.answer(question, intent, [long]) == usual.answer(question, intent, [EARLIER[1:]])
+    told, whole = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
+    assert (told.left_out, whole.left_out) == (1, 0), "what is left out is said"
+    assert replace(told, left_out=0) == whole
     assert usual.likelihoods(question, intent, [long], reference) == usual.likelihoods(
         question, intent, [EARLIER[1:]], reference
     )
-    assert tight.answer(question, intent, [EARLIER]) == usual.answer(question, intent, [()])
+    alone = usual.answer(question, intent, [()])[0]
+    assert tight.answer(question, intent, [EARLIER]) == [replace(alone, left_out=3)]
     assert tight.likelihoods(question, intent, [EARLIER], reference) == usual.likelihoods(
         question, intent, [()], reference
     )
-    assert usual.answer(question, intent, [EARLIER]) != usual.answer(question, intent, [()])
+    assert usual.answer(question, intent, [EARLIER]) != [alone]
+
+
+def test_a_question_too_long_for_the_model_is_told_and_not_cut(parts: Parts) -> None:
+    model = parts.model()
+    model.model.config.max_position_embeddings = 200
+    with pytest.raises(
+        PipelineError, match=r"Question 2 of 2 makes a prompt of \d,\d+ tokens; this model reads 200"
+    ) as raised:
+        model.answer([parts.questions[0], "word " * 2_000], parts.intents[:2], [(), ()])
+    assert "24 of them" in raised.value.what
+    assert "word" not in raised.value.what
 
 
 def test_likelihoods_of_a_batch_are_those_of_single_rows(parts: Parts) -> None:
@@ -143,12 +158,12 @@ def test_a_likelihood_is_the_loss_of_training_times_its_tokens(parts: Parts) -> 
     model = parts.model()
     (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], [EARLIER], parts.references[:1])
     turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], EARLIER)
-    example = encode_example(model.tokenizer, turns, parts.references[0])
+    example = model.chat.example(turns, parts.references[0])
     with torch.inference_mode():
         loss = model.model(
             input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([example.labels])
         ).loss.item()
-    assert found.tokens == len(example.input_ids) - len(encode_prompt(model.tokenizer, turns))
+    assert found.tokens == len(example.input_ids) - len(model.chat.prompt(turns))
     assert found.nll == pytest.approx(loss * found.tokens, rel=1e-5)
 
 
@@ -178,10 +193,8 @@ def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: Parts) -> None:
     (cut,) = model.answer(question, intent, [()])
     assert (cut.stopped, cut.tokens) == (False, parts.recipe.generation.max_new_tokens)
     # The same model stops where it writes what is now its stop token.
-    ids = model.tokenizer(cut.text, add_special_tokens=False)["input_ids"]
-    stop = next(i for i in range(1, len(ids)) if ids[i] not in ids[:i])
-    tokenizer: Any = model.tokenizer
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[stop])
+    ids = model.chat.tokenizer(cut.text, add_special_tokens=False)["input_ids"]
+    model.stops = {next(ids[i] for i in range(1, len(ids)) if ids[i] not in ids[:i])}
     (ended,) = model.answer(question, intent, [()])
     assert ended.stopped
     assert ended.tokens < cut.tokens
@@ -195,9 +208,8 @@ def test_four_bits_unpacked_are_the_same_four_bits(parts: Parts) -> None:
 
     packed: Any = PeftModel.from_pretrained(load_base(parts.base, "nf4"), str(parts.adapter)).eval()
     assert any("uint8" in str(p.dtype) for p in packed.parameters())
-    tokenizer = load_tokenizer(parts.base)
     turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], ())
-    ids = torch.tensor([encode_example(tokenizer, turns, parts.references[0]).input_ids])
+    ids = torch.tensor([parts.model().chat.example(turns, parts.references[0]).input_ids])
     with torch.inference_mode():
         expected = packed(input_ids=ids).logits
         found = parts.model().model(input_ids=ids).logits

@@ -1,35 +1,22 @@
+"""From a question to tokens, with the real tokenizer of every family: templates, stop tokens, text from outside."""
+
 import json
 from functools import cache
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.model import load_tokenizer
 from cs_pipeline.placeholders import Speaker
 from cs_pipeline.prepare.clean import regular_text
-from cs_pipeline.prompt import (
-    IGNORED,
-    Context,
-    earlier_turns,
-    encode_answer,
-    encode_example,
-    encode_prompt,
-    fit,
-    messages,
-    plain_text,
-    render,
-)
+from cs_pipeline.prompt import IGNORED, Chat, Context, earlier_turns, fit, messages
 from cs_pipeline.recipe import Prompt
-from cs_pipeline.train.embedded import _tokenizer, transcripts
-from cs_pipeline_tests.conftest import SHARED
+from cs_pipeline.train.embedded import transcripts
+from cs_pipeline_tests.tiny import FAMILIES, tiny_tokenizer
 
-FOR_CHAT = ["embedded", "smollm2-135m-instruct", "qwen3"]
-"""Those that the project's recipes use."""
-ALL = [*FOR_CHAT, "tinyllama-1.1b-chat", "phi-3-mini-4k", "mistral-7b-instruct-v0.2"]
+ALL = list(FAMILIES)
 
 QUESTION = "where is my order {{Order Number}}?"
 EARLIER: list[tuple[Speaker, str]] = [
@@ -49,19 +36,17 @@ ANSWERS = [
 
 
 @cache
-def load(name: str) -> PreTrainedTokenizerBase:
-    if name == "embedded":
-        rows = sample_rows(300)
-        return _tokenizer(transcripts(rows["instruction"].tolist(), rows["response"].tolist()), 400)
-    folder = SHARED / "tokenizers" / name
-    if not folder.exists():
-        pytest.skip(f"{folder} is not there")
-    return load_tokenizer(folder)
+def load(family: str, template: str | None = None) -> Chat:
+    """How a base of ``family`` is spoken to with ``template``, None for the one that its recipes name."""
+    prompt = Prompt(template=template or FAMILIES[family].template)
+    tokenizer = tiny_tokenizer(family)
+    tokenizer.chat_template = prompt.template_text() or tokenizer.chat_template
+    return Chat(tokenizer, "encoder-decoder" if family == "t5" else "causal")
 
 
-def control_ids(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+def control_ids(chat: Chat, ids: list[int]) -> list[int]:
     """Those of ``ids`` that are a control token, in their order."""
-    known = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if str(token).strip()}
+    known = {id_ for id_, token in chat.tokenizer.added_tokens_decoder.items() if str(token).strip()}
     return [id_ for id_ in ids if id_ in known]
 
 
@@ -151,61 +136,119 @@ def test_as_many_of_the_latest_turns_as_fit(lengths: list[int], most: int) -> No
 # Prompt and answer as tokens
 
 
-@pytest.mark.parametrize("name", FOR_CHAT)
+@pytest.mark.parametrize("family", ALL)
 @pytest.mark.parametrize("prompt", [Prompt(), Prompt(system="Be kind.", route="intent")], ids=["plain", "routed"])
-@pytest.mark.parametrize("answer", ANSWERS)
 @CONTEXTS
-def test_the_loss_covers_the_answer_and_the_stop_token(
-    name: str, prompt: Prompt, answer: str, earlier: Context
-) -> None:
-    tokenizer = load(name)
+def test_the_loss_covers_the_answer_and_the_stop_token(family: str, prompt: Prompt, earlier: Context) -> None:
+    chat = load(family)
     turns = messages(QUESTION, prompt, "track_order", earlier)
-    example = encode_example(tokenizer, turns, answer)
-    asked = encode_prompt(tokenizer, turns)
-    assert example.input_ids[: len(asked)] == asked, "training reads the prompt that inference will read"
+    asked = chat.prompt(turns)
     assert len(asked) > 5
-    assert example.labels[: len(asked)] == [IGNORED] * len(asked)
-    supervised = example.labels[len(asked) :]
-    assert example.input_ids[len(asked) :] == supervised
-    assert supervised == encode_answer(tokenizer, answer)
-    assert supervised[-1] == tokenizer.eos_token_id
-    assert control_ids(tokenizer, supervised) == [tokenizer.eos_token_id]
-    assert tokenizer.decode(supervised[:-1], skip_special_tokens=False) == answer
+    for answer in ANSWERS:
+        example = chat.example(turns, answer)
+        assert example.prompt == asked, "training reads the prompt that inference will read"
+        assert example.answer[-1] == chat.stop
+        assert control_ids(chat, example.answer) == [chat.stop]
+        assert chat.read(example.answer[:-1]) == answer.strip()
+        if chat.kind == "causal":
+            assert example.input_ids == [*asked, *example.answer]
+            assert example.labels == [*[IGNORED] * len(asked), *example.answer]
+        else:
+            assert (example.input_ids, example.labels) == (asked, example.answer)
+        assert len(example) == len(asked) + len(example.answer)
 
 
-@pytest.mark.parametrize("name", FOR_CHAT)
-@settings(deadline=None, max_examples=60)
+@pytest.mark.parametrize("family", ALL)
+@settings(deadline=None, max_examples=40)
 @given(answer=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=30).map(regular_text))
-def test_any_clean_answer_is_read_back(name: str, answer: str) -> None:
-    tokenizer = load(name)
-    plain = plain_text(tokenizer, answer)
-    ids = encode_answer(tokenizer, plain)
-    assert tokenizer.decode(ids[:-1], skip_special_tokens=False) == plain
+def test_any_clean_answer_is_read_back(family: str, answer: str) -> None:
+    chat = load(family)
+    example = chat.example(messages(QUESTION, Prompt(), None, ()), answer)
+    assert chat.read(example.answer[:-1]) == chat.plain(answer)
+    assert chat.plain(answer).replace(" ", "") == answer.replace(" ", "")
 
 
-@pytest.mark.parametrize("name", FOR_CHAT)
-def test_the_prompt_ends_where_the_answer_begins(name: str) -> None:
-    tokenizer = load(name)
-    text = render(tokenizer, messages(QUESTION, Prompt(system="Be kind."), None, ()))
-    assert text.index("Be kind.") < text.index(QUESTION)
-    ends = {
-        "embedded": "<|agent|>",
-        "smollm2-135m-instruct": "<|im_start|>assistant\n",
-        "qwen3": "<|im_start|>assistant\n<think>\n\n</think>\n\n",  # its reasoning is switched off
-    }
-    assert text.endswith(ends[name])
-    stop = {"embedded": "<|end|>", "smollm2-135m-instruct": "<|im_end|>", "qwen3": "<|im_end|>"}
-    assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == stop[name]
-    assert tokenizer.decode(encode_prompt(tokenizer, messages(QUESTION, Prompt(system="Be kind."), None, ()))) == text
+SYSTEM = Prompt(system="Be kind.")
+
+# What each family is asked, up to where its answer begins, and what ends an answer: the formats that were published for it.
+PUBLISHED = {
+    "embedded": ("Be kind.\n<|customer|>Hi!<|agent|>", "<|end|>"),
+    "t5": ("Instruction: Be kind. Input: Hi! Output:</s>", "</s>"),
+    "tinyllama": (
+        "<s>Below is a customer support query. Respond helpfully and professionally. Be kind."
+        "\n\n### Customer:\nHi!\n\n### Support Agent:\n",
+        "</s>",
+    ),
+    "llama2": ("<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi! [/INST]", "</s>"),
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\nBe kind.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi!<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+    "phi2": ("Instruct: Be kind.\nHi!\nOutput:", "<|endoftext|>"),
+    "phi3": ("<|system|>\nBe kind.<|end|>\n<|user|>\nHi!<|end|>\n<|assistant|>\n", "<|end|>"),
+    "phi4": ("<|system|>Be kind.<|end|><|user|>Hi!<|end|><|assistant|>", "<|end|>"),
+    "mistral": ("<s>[INST] Be kind.\n\nHi! [/INST]", "</s>"),
+    "gptj": ("Be kind.\n\nCustomer: Hi!\nAgent:", "<|endoftext|>"),
+    "smollm2": (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n",
+        "<|im_end|>",
+    ),
+    "qwen3": (
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
+        "<think>\n\n</think>\n\n",  # its reasoning is switched off
+        "<|im_end|>",
+    ),
+}
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_the_prompt_and_the_stop_token_are_the_published_ones(family: str) -> None:
+    chat = load(family)
+    text, stop = PUBLISHED[family]
+    assert chat.render(messages("Hi!", SYSTEM, None, ())) == text
+    assert chat.tokenizer.convert_ids_to_tokens(chat.stop) == stop
+    assert {chat.stop, chat.tokenizer.eos_token_id} == chat.stops
+
+
+PUBLISHED_IDS = {
+    "phi3": ([32006, 32007, 32010, 32007, 32001], 32007),
+    "smollm2": ([1, 2, 1, 2, 1], 2),
+    "qwen3": ([151644, 151645, 151644, 151645, 151644, 151667, 151668], 151645),
+    "llama2": ([1], 2),
+    "mistral": ([1], 2),
+    "t5": ([1], 1),
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED_IDS)
+def test_control_tokens_have_their_published_ids(family: str) -> None:
+    """A folder without its config.json loads as another class of tokenizer, with other ids for the same text."""
+    chat = load(family)
+    ids, stop = PUBLISHED_IDS[family]
+    assert control_ids(chat, chat.prompt(messages("Hi!", SYSTEM, None, ()))) == ids
+    assert chat.stop == stop
+
+
+def test_a_llama_answer_begins_as_it_stands_behind_its_prompt() -> None:
+    """Behind a line break as a word of its own, and behind [/INST] with the space: sentencepiece tells them apart."""
+    turns = messages("Hi!", Prompt(), None, ())
+    beginnings = {"tinyllama": "It", "llama2": "\N{LOWER ONE EIGHTH BLOCK}It"}
+    for family, beginning in beginnings.items():
+        chat = load(family)
+        example = chat.example(turns, "It is.")
+        assert chat.tokenizer.convert_ids_to_tokens(example.answer[0]) == beginning
+        whole = chat.tokenizer(chat.render(turns) + chat._before + "It is." + chat._behind, add_special_tokens=False)
+        assert example.input_ids == [*whole["input_ids"], chat.stop]
 
 
 def test_the_embedded_base_is_asked_as_it_was_trained() -> None:
-    tokenizer = load("embedded")
+    chat = load("embedded")
     for answer in ANSWERS:
         turns = messages(QUESTION, Prompt(), None, ())
         (transcript,) = transcripts([QUESTION], [answer])
-        assert render(tokenizer, turns) + answer + "<|end|>" == transcript
-        assert encode_example(tokenizer, turns, answer).input_ids == tokenizer(transcript)["input_ids"]
+        assert chat.render(turns) + answer + "<|end|>" == transcript
+        assert chat.example(turns, answer).input_ids == chat.tokenizer(transcript)["input_ids"]
 
 
 def test_the_embedded_base_has_seen_conversations_as_they_are_asked() -> None:
@@ -213,23 +256,77 @@ def test_the_embedded_base_has_seen_conversations_as_they_are_asked() -> None:
     pairs = [("hello", "How may I help?"), ("i want a refund", "Of course."), (QUESTION, "")]
     questions, answers = zip(*pairs, strict=True)
     earlier: Context = [turn for question, answer in pairs[:2] for turn in (("customer", question), ("agent", answer))]
-    text = render(load("embedded"), messages(QUESTION, Prompt(), None, earlier))
+    text = load("embedded").render(messages(QUESTION, Prompt(), None, earlier))
     assert text + "<|end|>" == "".join(transcripts(questions, answers))
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_earlier_turns_stand_in_their_order_before_the_question(name: str) -> None:
-    tokenizer = load(name)
-    text = render(tokenizer, messages(QUESTION, Prompt(), None, EARLIER))
-    places = [text.index(said) for said in (*(said for _, said in EARLIER), QUESTION)]
+@pytest.mark.parametrize("family", ALL)
+def test_earlier_turns_stand_in_their_order_before_the_question(family: str) -> None:
+    chat = load(family)
+    text = chat.render(messages(QUESTION, Prompt(), None, EARLIER))
+    places = [text.index(chat.written.write(said)) for said in (*(said for _, said in EARLIER), QUESTION)]
     assert places == sorted(places)
-    asked = encode_prompt(tokenizer, messages(QUESTION, Prompt(), None, EARLIER))
-    alone = encode_prompt(tokenizer, messages(QUESTION, Prompt(), None, ()))
+    asked = chat.prompt(messages(QUESTION, Prompt(), None, EARLIER))
+    alone = chat.prompt(messages(QUESTION, Prompt(), None, ()))
     assert len(asked) > len(alone)
     assert asked[-8:] == alone[-8:], "the question and what follows it"
-    ends = asked.count(tokenizer.eos_token_id) - alone.count(tokenizer.eos_token_id)
-    # Phi-3 ends turns with another token than texts; TinyLlama and the embedded base end the customer's turns otherwise.
-    assert ends == {"phi-3-mini-4k": 0, "embedded": 2, "mistral-7b-instruct-v0.2": 2}.get(name, 4)
+    ends = asked.count(chat.stop) - alone.count(chat.stop)
+    # ChatML, Llama-3 and Phi end the customer's turns too, and T5 reads one text to its end.
+    assert ends == {"smollm2": 4, "qwen3": 4, "phi3": 4, "phi4": 4, "llama3": 4, "t5": 0}.get(family, 2)
+
+
+@pytest.mark.parametrize("family", ["smollm2", "qwen3", "phi3", "mistral", "tinyllama"])
+@CONTEXTS
+def test_the_models_own_template_writes_the_whole_conversation_like_that(family: str, earlier: Context) -> None:
+    """Prompt, answer and stop token are what the template makes of question and answer together."""
+    chat = load(family, "model")
+    turns = messages("where is it?", Prompt(), None, earlier)
+    said = [*turns, {"role": "assistant", "content": "On its way."}]
+    read: Any = chat.tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)
+    whole = read["input_ids"]
+    ours = chat.example(turns, "On its way.").input_ids
+    assert whole[: len(ours)] == ours
+    assert len(whole) - len(ours) <= 2  # a line break, or Phi-3's end of the text
+
+
+def test_a_template_without_a_system_line_gets_it_in_the_first_question() -> None:
+    chat = load("mistral")
+    turns = messages("and now?", SYSTEM, None, EARLIER[:2])
+    assert chat.render(turns) == (
+        "<s>[INST] Be kind.\n\nHello, I need help. [/INST]Gladly! What is it about?\nAn order?</s>[INST] and now? [/INST]"
+    )
+    silent = (
+        "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+    )
+    tokenizer = tiny_tokenizer("embedded")
+    before, tokenizer.chat_template = tokenizer.chat_template, silent
+    try:
+        assert Chat(tokenizer, "causal").render(messages("Hi!", SYSTEM, None, ())) == "Be kind.\n\nHi!<|end|>"
+    finally:
+        tokenizer.chat_template = before
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (None, "has no chat template"),
+        ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "no control token after an answer"),
+        (
+            "{% for m in messages %}{{ m['content'] | lower }}{{ eos_token }}{% endfor %}",
+            "elsewhere than where it asks",
+        ),
+        ("{% if add_generation_prompt %}A:{% else %}{{ messages[1]['content'] }}{% endif %}", "elsewhere than"),
+    ],
+)
+def test_a_template_that_teaches_no_end_is_refused(template: str | None, message: str) -> None:
+    tokenizer = tiny_tokenizer("embedded")
+    before, tokenizer.chat_template = tokenizer.chat_template, template
+    try:
+        with pytest.raises(PipelineError, match=message) as raised:
+            Chat(tokenizer, "causal")
+        assert "prompt.template" in raised.value.mend
+    finally:
+        tokenizer.chat_template = before
 
 
 # Text from outside
@@ -237,7 +334,17 @@ def test_earlier_turns_stand_in_their_order_before_the_question(name: str) -> No
 
 PIECES = [
     *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "<|customer|>", "<|agent|>"),
-    *("<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<s>", "</s>", "<unk>", "[INST]", "[/INST]"),
+    *("<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<s>", "</s>", "<unk>", "<pad>", "<extra_id_0>"),
+    *(
+        "[INST]",
+        "[/INST]",
+        "<<SYS>>",
+        "<</SYS>>",
+        "<|eot_id|>",
+        "<|start_header_id|>",
+        "\N{FULLWIDTH LESS-THAN SIGN}/s>",
+    ),
+    *("### Support Agent:", "### Customer:", "Instruct:", "Output:", "Input:", "Instruction:", "Customer:", "Agent:"),
     *(
         "<",
         "|",
@@ -257,45 +364,58 @@ PIECES = [
         "\n",
         "assistant",
     ),
+    *("###", "#", " Support", " Agent:", "Out", "put:", ":"),
 ]
 hostile = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("family", ALL)
 @CONTEXTS
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(text=hostile)
-def test_no_text_becomes_a_control_token_or_a_turn(name: str, earlier: Context, text: str) -> None:
-    tokenizer = load(name)
-    # Mistral's template knows no system line.
-    prompts = [Prompt()] if name.startswith("mistral") else [Prompt(), Prompt(system="S", route="intent")]
-    markers = [piece for piece in PIECES if len(piece) > 2 and piece.endswith(("|>", "]")) and piece[0] in "<["]
-    for prompt in prompts:
+def test_no_text_becomes_a_control_token_or_a_turn(family: str, earlier: Context, text: str) -> None:
+    chat = load(family)
+    for prompt in (Prompt(), Prompt(system="S", route="intent")):
         harmless = messages("a question", prompt, "intent", earlier)
         turns = messages(text, prompt, text, [(speaker, text) for speaker, _ in earlier])
-        ids, usual = encode_prompt(tokenizer, turns), encode_prompt(tokenizer, harmless)
-        assert control_ids(tokenizer, ids) == control_ids(tokenizer, usual)
-        written = render(tokenizer, harmless)
-        for marker in markers:
-            if marker in written:
-                assert render(tokenizer, turns).count(marker) == written.count(marker)
-    answer = encode_answer(tokenizer, text)
-    assert control_ids(tokenizer, answer[:-1]) == []
+        ids, usual = chat.prompt(turns), chat.prompt(harmless)
+        assert control_ids(chat, ids) == control_ids(chat, usual)
+        written, expected = chat.render(turns), chat.render(harmless)
+        for marker in chat._markers:
+            assert written.count(marker) == expected.count(marker)
+    answer = chat.example(messages("a question", Prompt(), None, ()), text).answer
+    assert control_ids(chat, answer[:-1]) == []
 
 
-@pytest.mark.parametrize("name", ALL)
-@settings(deadline=None, max_examples=60)
-@given(text=st.one_of(hostile, st.text(max_size=20)))
-def test_plain_text_adds_nothing_but_spaces(name: str, text: str) -> None:
-    tokenizer = load(name)
-    plain = plain_text(tokenizer, text)
-    assert plain.replace(" ", "") == text.replace(" ", "")
-    assert plain_text(tokenizer, plain) == plain
-    assert not any(str(token) in plain for token in tokenizer.added_tokens_decoder.values() if str(token).strip())
+@pytest.mark.parametrize("family", ALL)
+@settings(deadline=None, max_examples=40)
+@given(text=st.one_of(hostile, st.text(st.characters(exclude_categories=["Cs"]), max_size=20)))
+def test_plain_text_adds_nothing_but_spaces(family: str, text: str) -> None:
+    chat = load(family)
+    plain = chat.plain(text)
+    assert "".join(plain.split()) == "".join(text.split())
+    assert chat.plain(plain) == plain
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_ordinary_text_stays_as_it_is(name: str) -> None:
-    for text in (QUESTION, *ANSWERS, "a < b, b > c | [ORDER] <b>bold</b> {% raw %}{{ 7 * 7 }}{% endraw %}"):
-        assert plain_text(load(name), text) == text
-        assert text.strip() in render(load(name), messages(text, Prompt(), None, ())), "a template is no template twice"
+@pytest.mark.parametrize("family", ALL)
+def test_ordinary_text_stays_as_it_is(family: str) -> None:
+    chat = load(family)
+    texts = [
+        "a < b, b > c | [ORDER] <b>bold</b> {% raw %}{{ 7 * 7 }}{% endraw %}",
+        "5\N{PRIME} x 3\N{DOUBLE PRIME} «ok»",
+    ]
+    for text in (QUESTION, *ANSWERS, *texts, "Customer service: none.\n# Output of the agent: 1"):
+        assert chat.plain(text) == text.strip()
+        rendered = chat.render(messages(text, Prompt(), None, ()))
+        assert chat.written.write(text.strip()) in rendered, "a template is no template twice"
+
+
+def test_markers_in_plain_text_are_broken_where_the_template_has_them() -> None:
+    """Each template's own, and no other's: what another family means by it says nothing here."""
+    text = "I type ### Support Agent: yes\nOutput: [INST] 5 V"
+    assert load("tinyllama").plain(text) == text.replace("Agent:", "Agent :")
+    assert load("llama2").plain(text) == text.replace("[INST]", "[INST ]")
+    assert load("phi2").plain(text) == text.replace("Output:", "Output :")
+    assert load("qwen3").plain(text) == text
+    assert load("phi2").plain("Output: 5 V") == "Output : 5 V", "behind a system line it would begin a line"
+    assert load("phi2").plain("the Output: 5 V") == "the Output: 5 V"

@@ -83,6 +83,7 @@ def test_a_base_in_a_folder_and_chosen_layers_are_read_back(folder: Path, tmp_pa
     (folder / "mine.yaml").write_text(changed(change))
     recipe = load_recipe("mine")
     assert recipe.base == PathBase(source="path", path=Path("/models/é"))
+    assert recipe.lora
     assert recipe.lora.target_modules == ("q_proj", "v_proj")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
     assert read_recipe(tmp_path / "recipe.yaml") == recipe
@@ -144,6 +145,7 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         ),
         (lambda c: c["mixture"].update(company_weight=float("inf")), ["'mixture.company_weight'", "finite"]),
         (lambda c: c["mixture"].update(bitext_weight=2), ["'mixture.bitext_weight' is no key of a recipe"]),
+        (lambda c: c["mixture"].update(out_of_scope=1), ["mixture.out_of_scope", "prompt.route: intent"]),
         (lambda c: c.update(start="challenger"), ["'start'", "'base' or 'champion'"]),
         (lambda c: c["generation"].update(max_new_tokens=512), ["generation.max_new_tokens", "trainer.max_length"]),
         (
@@ -222,12 +224,17 @@ OTHER: dict[str, Any] = {
     "base.path": "/models/c",
     "quantisation": "none",
     "lora.target_modules": ["q_proj"],
+    "prompt.template": "t5_v1",
     "prompt.system": "Be brief.",
     "prompt.route": "none",
     "placeholders": "strip",
     "train_rows": 7,
+    "mixture.out_of_scope": None,  # not beside an intent, below
     "start": "champion",
     "trainer.epochs": None,  # not beside steps, below
+    "trainer.patience": None,  # not without evaluations, below
+    "trainer.checkpoint_seconds": None,  # changes nothing
+    "trainer.packing": None,  # likewise
     "trainer.scheduler": "linear",
     "trainer.optimizer": "paged_adamw_8bit",
     "trainer.gradient_checkpointing": True,
@@ -278,6 +285,18 @@ def test_source_and_epochs_change_the_fingerprint() -> None:
         trainer = {**EMBEDDED["trainer"], "steps": None, "epochs": epochs}
         recipes.append(Recipe.model_validate({**EMBEDDED, "name": "mine", "trainer": trainer}))
     assert len({recipe.fingerprint for recipe in recipes}) == 5
+
+
+def test_what_other_keys_must_stand_beside_changes_the_fingerprint_too() -> None:
+    plain = {**EMBEDDED, "name": "mine", "prompt": {}, "trainer": {**EMBEDDED["trainer"], "evaluations": 3}}
+    others = [
+        plain,
+        {**plain, "mixture": {**EMBEDDED["mixture"], "out_of_scope": 1}},
+        {**plain, "trainer": {**plain["trainer"], "patience": 1}},
+    ]
+    assert len({Recipe.model_validate(content).fingerprint for content in others}) == 3
+    seldom = {**plain, "trainer": {**plain["trainer"], "checkpoint_seconds": 1e9}}
+    assert Recipe.model_validate(seldom).fingerprint == Recipe.model_validate(plain).fingerprint
 
 
 def test_what_is_left_out_is_the_same_as_its_default(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from cs_pipeline.defs.metadata import cell
+from cs_pipeline.defs.metadata import table_result
 from cs_pipeline.defs.resources import RECIPES, LakeResource
 from cs_pipeline.recipe import load_recipe, recipe_names
 
@@ -53,26 +53,23 @@ def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> 
     )
 
 
-@dg.asset(group_name="evaluate", kinds={"parquet"}, deps=[evaluation], code_version="1")
-def leaderboard(lake: LakeResource) -> dg.MaterializeResult:
-    """All recipes that were evaluated on the present test rows, side by side, best first."""
-    from cs_pipeline.evaluate.leaderboard import write_leaderboard
-    from cs_pipeline.lake import file_sha256
+@dg.asset(
+    group_name="evaluate",
+    kinds={"parquet", "html"},
+    deps=[evaluation, evaluation_report, "adapter", "train_split", "test_split"],
+    code_version="2",
+)
+def leaderboard(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """All recipes side by side: settings, cost, figures with intervals, base against tuned; one HTML page of the same."""
+    from cs_pipeline.evaluate.leaderboard_report import write_leaderboard
 
     board = write_leaderboard(recipe_names(), lake.lake)
-    columns = list(board.columns)
-    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for row in board.itertuples(index=False):
-        lines += ["| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else cell(v) for v in row) + " |"]
-    path = lake.lake.table("evaluate", "leaderboard")
-    return dg.MaterializeResult(
-        metadata={
-            "leaderboard": dg.MetadataValue.md("\n".join(lines)),
-            "dagster/row_count": len(board),
-            "dagster/uri": path.as_uri(),
-        },
-        data_version=dg.DataVersion(file_sha256(path)[:16]),
-    )
+    for name, why in board.leaderboard.apart.items():
+        context.log.warning(f"{name} is not comparable: {why}")
+    context.log.info(f"leaderboard: {board.path}")
+    markdown = {title: dg.MetadataValue.md(text) for title, text in board.markdown.items()}
+    page = {"page": dg.MetadataValue.path(str(board.path))}
+    return table_result(lake.lake.table("evaluate", "leaderboard"), board.leaderboard.rows, markdown | page)
 
 
 @dg.asset_check(asset=evaluation, blocking=True)

@@ -1,4 +1,4 @@
-"""What assets are handed: the lake, the pipe to the training process, the recipes as partitions, a readable log."""
+"""What assets are handed: the lake, the launcher of trainings, the recipes as partitions, a readable log."""
 
 import logging
 import sys
@@ -8,6 +8,7 @@ from typing import Any
 
 import dagster as dg
 
+from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import recipe_names
 
@@ -45,4 +46,4 @@ class _Line(logging.Formatter):
         return f"{time.strftime('%H:%M:%S')}  {meta.get('step_key') or '':22} {mark}{text}"
 
 
-RESOURCES: dict[str, Any] = {"lake": LakeResource(), "pipes": dg.PipesSubprocessClient()}
+RESOURCES: dict[str, Any] = {"lake": LakeResource(), "launcher": Launcher()}

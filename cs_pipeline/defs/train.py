@@ -1,17 +1,12 @@
 """Assets of the train stage: training runs in a process of its own, which reports through Dagster Pipes."""
 
-import sys
-import tempfile
 from pathlib import Path
 
 import dagster as dg
-from dagster._core.errors import DagsterPipesExecutionError  # dagster has no public name for it
 
+from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.defs.resources import RECIPES, LakeResource
 from cs_pipeline.recipe import load_recipe
-
-MOST_RETRIES = 2
-"""How often a training that was killed without a word is started again."""
 
 
 @dg.asset(
@@ -23,19 +18,38 @@ MOST_RETRIES = 2
     pool="gpu",
     code_version="2",
 )
-def base_model(
-    context: dg.AssetExecutionContext, lake: LakeResource, pipes: dg.PipesSubprocessClient
-) -> dg.MaterializeResult:
+def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: Launcher) -> dg.MaterializeResult:
     """The base the recipe names: from the hub at a pinned revision, from a folder, or the embedded one, trained here."""
     from cs_pipeline.train.base import find_base, needs_training
+    from cs_pipeline.train.fits import look, refuse, this_machine
 
     recipe = load_recipe(context.partition_key)
+    if launcher.here:  # the download costs too; what another machine has is not known here
+        refuse(look(recipe, lake.lake, this_machine()))
     if needs_training(recipe, lake.lake):
-        _run_training(context, lake, pipes, "--base-only")
-    base = find_base(recipe, lake.lake)
+        launcher.run(context, lake.lake, "--base-only")
+    base = find_base(recipe, lake.lake, context.log.info)
     context.log.info(base.name)
     return dg.MaterializeResult(
         metadata={**base.facts(), "dagster/uri": Path(base.path).as_uri()}, data_version=dg.DataVersion(base.sha256)
+    )
+
+
+@dg.asset_check(asset=base_model, blocking=True)
+def fits_this_machine(
+    context: dg.AssetCheckExecutionContext, lake: LakeResource, launcher: Launcher
+) -> dg.AssetCheckResult:
+    """The training fits this machine's memory and a run's hours, by the base's true shape, now that it is here.
+
+    Where a cluster trains, what this machine lacks is a warning.
+    """
+    from cs_pipeline.train.fits import look, this_machine
+
+    findings = look(load_recipe(context.op_execution_context.partition_key), lake.lake, this_machine())
+    return dg.AssetCheckResult(
+        passed=not any(finding.status == "problem" for finding in findings),
+        severity=dg.AssetCheckSeverity.ERROR if launcher.here else dg.AssetCheckSeverity.WARN,
+        metadata={f.name: f"{f.status}: {f.what}" + (f" – {f.mend}" if f.mend else "") for f in findings},
     )
 
 
@@ -55,7 +69,7 @@ class AdapterConfig(dg.Config):
     code_version="2",
 )
 def adapter(
-    context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, pipes: dg.PipesSubprocessClient
+    context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, launcher: Launcher
 ) -> dg.MaterializeResult:
     """The (Q)LoRA fine-tune of the recipe, trained once for equal input."""
     from cs_pipeline.train.adapter import current_adapter, find_adapter
@@ -64,7 +78,7 @@ def adapter(
     if trained:
         context.log.info(f"Equal input made this adapter before, and its files are unchanged: {trained.folder}")
     else:
-        _run_training(context, lake, pipes, "--force")
+        launcher.run(context, lake.lake, "--force")
         trained = current_adapter(context.partition_key, lake.lake)
     numbers = {k: v for k, v in trained.metrics.items() if isinstance(v, int | float)}
     return dg.MaterializeResult(
@@ -98,27 +112,5 @@ def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.
     )
 
 
-def _run_training(
-    context: dg.AssetExecutionContext, lake: LakeResource, pipes: dg.PipesSubprocessClient, *options: str
-) -> None:
-    """Runs the training process. One that failed has said why; one that was killed has not, and is started again."""
-    with tempfile.TemporaryDirectory() as folder:
-        failure = Path(folder, "failure.txt")
-        failure.touch()
-        try:
-            pipes.run(
-                context=context,
-                command=[sys.executable, "-m", "cs_pipeline.train", "--recipe", context.partition_key, *options],
-                env={"CS_LAKE": str(lake.lake.root)},
-                extras={"failure_file": str(failure)},
-            )
-        except DagsterPipesExecutionError as error:
-            reason = failure.read_text()
-            if reason:
-                raise dg.Failure(description=reason, allow_retries=False) from error
-            context.log.warning(f"The training process was killed ({error}); it is started again.")
-            raise dg.RetryRequested(max_retries=MOST_RETRIES) from error
-
-
 ASSETS = [base_model, adapter]
-CHECKS = [loss_fell]
+CHECKS = [fits_this_machine, loss_fell]

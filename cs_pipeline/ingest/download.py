@@ -1,4 +1,4 @@
-"""The Bitext file over the network: resumed, retried, verified by its content, kept."""
+"""A file over the network: resumed, retried, verified by its content, kept."""
 
 import fcntl
 import hashlib
@@ -13,8 +13,8 @@ from pathlib import Path
 import requests
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.sources import HUB_REPO, RemoteFile
-from cs_pipeline.lake import make_folder
+from cs_pipeline.ingest.sources import RemoteFile
+from cs_pipeline.lake import file_sha256, make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,19 @@ _CHUNK = 1 << 16
 _BY_HAND = "fetch the file by another way and give its path as the source."
 
 
-def download(remote: RemoteFile, target: Path, *, sleep: Callable[[float], None] = time.sleep) -> Path:
+def download(
+    remote: RemoteFile,
+    target: Path,
+    *,
+    report: Callable[[str], None] = logger.info,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
     """``target``, holding ``remote``: at once where it does already, else fetched into ``<target>.part`` and renamed.
 
     An interrupted download goes on where it stopped, in this call (up to ``ATTEMPTS`` times, with pauses that double
     or that the server asks for) or in a later one. ``HF_TOKEN`` is sent to the hub and to nothing else;
-    ``HF_HUB_OFFLINE`` is heeded. Two callers at once: the second waits and finds the file.
+    ``HF_HUB_OFFLINE`` is heeded. Two callers at once: the second waits and finds the file. ``report`` gets lines with
+    megabytes, rate and time left.
 
     Raises PipelineError when the file cannot be had or is not the one that was asked for; that one is removed.
     """
@@ -47,13 +54,13 @@ def download(remote: RemoteFile, target: Path, *, sleep: Callable[[float], None]
             logger.warning("%s is not the file that was downloaded; fetching it again", target)
             target.unlink()
         part = target.with_name(target.name + ".part")
-        _fetch(remote, part, sleep)
+        _fetch(remote, part, report, sleep)
         if not _is(remote, part):
-            size, blob = part.stat().st_size, _git_blob(part)
+            size, found = part.stat().st_size, _hash(remote, part)
             part.unlink()
             raise PipelineError(
-                f"{remote.url} gave another file than the one expected: {size:,} bytes, git blob {blob}, instead of "
-                f"{remote.size:,} bytes, {remote.git_blob}. It was removed.",
+                f"{remote.url} gave another file than the one expected: {size:,} bytes, hash {found}, instead of "
+                f"{remote.size:,} bytes, {remote.git_blob or remote.sha256}. It was removed.",
                 "Run again, which starts from the beginning. If it gives the same again, "
                 + ("name a revision that holds the expected file." if remote.origin == "hub" else _BY_HAND),
             )
@@ -71,11 +78,11 @@ class _InterruptedError(Exception):
         self.wait = wait
 
 
-def _fetch(remote: RemoteFile, part: Path, sleep: Callable[[float], None]) -> None:
+def _fetch(remote: RemoteFile, part: Path, report: Callable[[str], None], sleep: Callable[[float], None]) -> None:
     authorise = _authorisation(remote)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            _fetch_rest(remote, part, authorise)
+            _fetch_rest(remote, part, authorise, report)
             return
         except _InterruptedError as stop:
             wait = max(2.0 ** (attempt - 1), stop.wait)
@@ -94,7 +101,10 @@ def _fetch(remote: RemoteFile, part: Path, sleep: Callable[[float], None]) -> No
 
 
 def _fetch_rest(
-    remote: RemoteFile, part: Path, authorise: Callable[[requests.PreparedRequest], requests.PreparedRequest]
+    remote: RemoteFile,
+    part: Path,
+    authorise: Callable[[requests.PreparedRequest], requests.PreparedRequest],
+    report: Callable[[str], None],
 ) -> None:
     have = part.stat().st_size if part.exists() else 0
     if have >= remote.size:
@@ -111,7 +121,7 @@ def _fetch_rest(
             elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 part.unlink(missing_ok=True)
                 raise _InterruptedError("the server answered with another range than the one asked for")
-            progress = _Progress(remote, have)
+            progress = _Progress(remote, have, report)
             with part.open("ab" if have else "wb") as file:
                 for chunk in response.iter_content(_CHUNK):
                     file.write(chunk)
@@ -138,9 +148,9 @@ def _check_answer(remote: RemoteFile, response: requests.Response) -> None:
     if status in (408, 429) or status >= 500:
         raise _InterruptedError(said, _asked_wait(response.headers.get("Retry-After", "")))
     if remote.origin == "hub" and status in (401, 403):
-        mend = "Set HF_TOKEN to a token that may read this dataset, and accept its terms on its page."
+        mend = "Set HF_TOKEN to a token that may read it, and accept its terms on its page."
     elif remote.origin == "hub" and status == 404:
-        mend = f"Check the revision '{remote.revision}' on the page of {HUB_REPO}."
+        mend = f"Check the revision '{remote.revision}' on the repository's page."
     else:
         mend = f"If a proxy answered, let it pass; else {_BY_HAND}"
     raise PipelineError(f"{remote.url}: {said}.", mend)
@@ -187,7 +197,12 @@ def _reason(error: requests.RequestException) -> str:
 
 
 def _is(remote: RemoteFile, path: Path) -> bool:
-    return path.stat().st_size == remote.size and _git_blob(path) == remote.git_blob
+    return path.stat().st_size == remote.size and _hash(remote, path) == (remote.git_blob or remote.sha256)
+
+
+def _hash(remote: RemoteFile, path: Path) -> str:
+    """The hash of ``path`` by which ``remote`` is known."""
+    return _git_blob(path) if remote.git_blob else file_sha256(path)
 
 
 def _git_blob(path: Path) -> str:
@@ -200,10 +215,10 @@ def _git_blob(path: Path) -> str:
 class _Progress:
     """Log lines with megabytes, rate and time left."""
 
-    def __init__(self, remote: RemoteFile, have: int) -> None:
-        self.size, self.first = remote.size, have
+    def __init__(self, remote: RemoteFile, have: int, report: Callable[[str], None]) -> None:
+        self.size, self.first, self.report = remote.size, have, report
         self.start = self.shown = time.monotonic()
-        logger.info("%s %s (%.1f MB)", "Going on with" if have else "Downloading", remote.url, remote.size / 1e6)
+        report(f"{'Going on with' if have else 'Downloading'} {remote.url} ({remote.size / 1e6:,.1f} MB)")
 
     def show(self, have: int, *, last: bool = False) -> None:
         now = time.monotonic()
@@ -212,4 +227,4 @@ class _Progress:
         self.shown = now
         rate = (have - self.first) / max(now - self.start, 1e-3)
         left = max(self.size - have, 0) / max(rate, 1.0)
-        logger.info("%.1f of %.1f MB, %.1f MB/s, %.0f s left", have / 1e6, self.size / 1e6, rate / 1e6, left)
+        self.report(f"{have / 1e6:,.1f} of {self.size / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left")

@@ -174,7 +174,9 @@ class Ledger:
         """
         with self._transaction():
             if sha256 in self.superseded():
-                self._db.execute("UPDATE deliveries SET ingested_at = NULL, ingested_by = NULL WHERE sha256 = ?", (sha256,))
+                self._db.execute(
+                    "UPDATE deliveries SET ingested_at = NULL, ingested_by = NULL WHERE sha256 = ?", (sha256,)
+                )
             self._db.execute(
                 "INSERT INTO deliveries (sha256, name, bytes, day, taken_at, supersedes, damage) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sha256) DO NOTHING",

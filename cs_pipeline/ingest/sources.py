@@ -21,14 +21,14 @@ _NAME = "Bitext_Sample_Customer_Support_Training_Dataset_27K_responses-v11.csv"
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at an address, known by its content: ``size`` in bytes, ``git_blob`` the hash git names it by."""
+    """A file at an address, known by its content: ``size`` in bytes, the hash git names it by, or else its sha256."""
 
     origin: Literal["github", "hub"]
     revision: str
     url: str
     size: int
-    git_blob: str
-    sha256: str
+    git_blob: str | None
+    sha256: str | None
 
 
 BITEXT = RemoteFile(

@@ -3,8 +3,10 @@
 import importlib.metadata
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +18,17 @@ import yaml
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, read_json, remove_leftovers, write_json
-from cs_pipeline.prompt import EMBEDDED_TEMPLATE
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.schema import SEEN, check_schema
 from cs_pipeline.tracking import Spool, live
 from cs_pipeline.train.base import Base, find_base
+from cs_pipeline.train.checkpoints import remove_working_folder, working_folder
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.manifest import NAME, read_manifest, write_manifest
 from cs_pipeline.train.start import Champion, find_start
+from cs_pipeline.train.view import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 
-CODE_VERSION = "2"
+CODE_VERSION = "3"
 """Raised when this stage makes another adapter of the same input."""
 
 ROWS = "rows.parquet"
@@ -49,15 +52,17 @@ class Adapter:
 
 def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], start: str | None) -> str:
     """16 hex digits that stand for everything an adapter is made of; ``start`` is the adapter it goes on from, if any."""
-    return digest(recipe.fingerprint, base.sha256, data, start, CODE_VERSION, EMBEDDED_TEMPLATE)
+    return digest(recipe.fingerprint, base.sha256, data, start, CODE_VERSION, recipe.prompt.template_text())
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
-    """sha256 of each thing in the lake that training reads."""
+    """sha256 of each table and file that training reads."""
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if recipe.prompt.route == "intent":
         folder = lake.path("prepare", "intent_classifier")
         versions["intent_classifier"] = digest({path.name: file_sha256(path) for path in sorted(folder.iterdir())})
+    if recipe.mixture.out_of_scope:
+        versions[OUT_OF_SCOPE] = file_sha256(OUT_OF_SCOPE_FILE)
     return versions
 
 
@@ -119,9 +124,9 @@ def base_of(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path:
 def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
     """Trains the adapter of ``recipe`` and makes it the recipe's current one.
 
-    ``report`` gets log lines; metrics go to a spool beside the adapter and from there, live, to MLflow. Raises
-    PipelineError when the base is not there, the champion to go on from does not fit, no row fits, the loss would see the
-    wrong tokens, or the training diverges.
+    A training of equal input that was interrupted is gone on with. ``report`` gets log lines; metrics go to a spool beside
+    the adapter and from there, live, to MLflow. Raises PipelineError when the base is not there, the champion to go on from
+    does not fit, another process trains the same, or ``fine_tune`` fails.
     """
     base = find_base(recipe, lake)
     data = data_versions(recipe, lake)
@@ -141,12 +146,10 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
         "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
     spool = spool_of(recipe.name, fingerprint, lake)
-    spool.clear()
-    remove_leftovers(folder)
-    with atomic_folder(folder) as temporary:
+    with _alone_in(folder) as (temporary, work):
         with live(spool, lake, fingerprint, recipe.name):
             before = None if start.champion is None else start.champion.folder
-            metrics, own = fine_tune(recipe, lake, Path(base.path), before, temporary, report, spool.append)
+            metrics, own = fine_tune(recipe, lake, Path(base.path), before, temporary, work, report, spool.append)
         seen = _seen(own, start.champion)
         check_schema(seen, SEEN, ROWS)
         pq.write_table(seen, temporary / ROWS, compression="zstd")
@@ -158,6 +161,19 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
         write_manifest(temporary, {**facts, "company": _company(seen)})
     _make_current(recipe, fingerprint, lake)
     return _verified(folder)
+
+
+def assist(recipe: Recipe, lake: DataLake) -> None:
+    """What the other processes do while the first one is in ``train_adapter``: the same steps, and nothing is kept of it."""
+    base = find_base(recipe, lake)
+    start = find_start(recipe, base, lake)
+    fingerprint = adapter_fingerprint(recipe, base, data_versions(recipe, lake), start.fingerprint)
+    work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
+    before = None if start.champion is None else start.champion.folder
+    with tempfile.TemporaryDirectory() as folder:
+        fine_tune(
+            recipe, lake, Path(base.path), before, Path(folder), work, lambda line: None, lambda step, metrics: None
+        )
 
 
 def seen_rows(folder: Path) -> pa.Table:
@@ -197,6 +213,23 @@ def _company(seen: pa.Table) -> dict[str, Any]:
 
 def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
+    # Those of trainings on older data too: nobody goes on with them, and some may have seen what is to be forgotten.
+    for work in lake.path("train", "adapter", recipe.name).glob(_work(Path("*")).name):
+        remove_working_folder(work)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """For this process alone: a folder that becomes the adapter's, and that of what its training needs to go on."""
+    with working_folder(_work(folder)) as work:
+        remove_leftovers(folder)
+        with atomic_folder(folder) as temporary:
+            yield temporary, work
+
+
+def _work(folder: Path) -> Path:
+    """Where the training that makes the adapter in ``folder`` keeps what it needs to go on."""
+    return folder.with_name(folder.name + ".work")
 
 
 def spool_of(recipe_name: str, fingerprint: str, lake: DataLake) -> Spool:

@@ -16,22 +16,23 @@ import pyarrow.compute as pc
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, remove_leftovers, write_json
 from cs_pipeline.model import bits, hush
-from cs_pipeline.prompt import EMBEDDED_TEMPLATE
-from cs_pipeline.recipe import EmbeddedBase
+from cs_pipeline.recipe import TEMPLATES, EmbeddedBase
 from cs_pipeline.train.manifest import NAME, write_manifest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 """Raised when this file makes another model of the same rows."""
 
 MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
+TEMPLATE = (TEMPLATES / "embedded_v1.jinja").read_text()
+"""Writes its transcripts, with an optional system line before them."""
 
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
     """Where the base of ``spec`` and of ``bitext_splits`` as it is now lies or will lie."""
-    return lake.path("train", "base_model", digest(spec.model_dump(), _data(lake), EMBEDDED_TEMPLATE, CODE_VERSION))
+    return lake.path("train", "base_model", digest(spec.model_dump(), _data(lake), TEMPLATE, CODE_VERSION))
 
 
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
@@ -66,7 +67,7 @@ def _data(lake: DataLake) -> dict[str, str]:
 
 
 def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Conversations as the embedded base reads them; EMBEDDED_TEMPLATE writes the same. Text spells no marker."""
+    """Conversations as the embedded base reads them; TEMPLATE writes the same. Text spells no marker."""
     pairs = ((q.replace("<|", "< |"), a.replace("<|", "< |")) for q, a in zip(questions, answers, strict=True))
     return [f"<|customer|>{q}<|agent|>{a}<|end|>" for q, a in pairs]
 
@@ -93,7 +94,7 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
         additional_special_tokens=["<|customer|>", "<|agent|>"],
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = EMBEDDED_TEMPLATE
+    wrapped.chat_template = TEMPLATE
     return wrapped
 
 
@@ -160,7 +161,7 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
             num_hidden_layers=spec.layers,
             num_attention_heads=max(1, spec.width // 32),
             num_key_value_heads=max(1, spec.width // 32),
-            max_position_embeddings=1024,
+            max_position_embeddings=8192,  # a question of 2,000 characters, be each four bytes
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

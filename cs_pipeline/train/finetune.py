@@ -1,22 +1,29 @@
-"""The training loop of the (Q)LoRA fine-tune: rows in, adapter weights and figures out."""
+"""The fine-tune of a recipe: rows in, trained weights and figures out, whatever interrupts it on the way."""
 
-import json
+import gc
 import resource
-import shutil
-import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, atomic_file
-from cs_pipeline.model import compute_type, hush, load_tokenizer
-from cs_pipeline.prompt import Example
+from cs_pipeline.lake import DataLake, read_json, write_json
+from cs_pipeline.model import hush, load_chat
+from cs_pipeline.prompt import Chat
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.train.learner import in_full_precision, learner
-from cs_pipeline.train.rows import training_rows
+from cs_pipeline.train.checkpoints import Checkpoints
+from cs_pipeline.train.distributed import highest, processes, rank, rows_at_once, total
+from cs_pipeline.train.learner import in_full_precision, learner, save_learner, trainer_parts
+from cs_pipeline.train.rows import Rows, training_rows
+from cs_pipeline.train.speed import Speed, speed_of
+from cs_pipeline.train.stopping import Request, StoppedError, noted
+
+if TYPE_CHECKING:
+    from cs_pipeline.train.resumable import Resumable
 
 
 def fine_tune(
@@ -25,168 +32,261 @@ def fine_tune(
     base: Path,
     start: Path | None,
     folder: Path,
+    work: Path,
     report: Callable[[str], None],
     on_metrics: Callable[[int, dict[str, float]], None],
 ) -> tuple[dict[str, Any], pa.Table]:
     """Trains on ``base``, from the adapter in ``start`` if there is one, and writes weights and tokenizer to ``folder``.
 
-    Returns the figures, and the rows it was trained on with the schema SEEN. Raises PipelineError when no row fits, the
-    loss would see the wrong tokens, ``start`` does not fit, or the training diverges.
+    ``work`` keeps the checkpoints: called again with equal arguments, the training goes on from the newest. A micro-batch
+    that memory cannot hold is halved; the rows of each step stay the same. Returns the figures, and the rows it was trained
+    on with the schema SEEN. Raises PipelineError when no row fits, the loss would see the wrong tokens, ``start`` does not
+    fit, memory does not suffice for a single row, the training diverges, or somebody asked it to stop.
     """
-    hush()
-    import torch
-    from transformers import PrinterCallback, set_seed
-    from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+    from cs_pipeline.train.progress import DivergedError
 
-    t = recipe.trainer
-    tokenizer = load_tokenizer(base)
-    train, validation = (training_rows(recipe, lake, tokenizer, side) for side in ("train", "validation"))
+    hush()
+    chat = load_chat(recipe, base, None)
+    train, validation = (training_rows(recipe, lake, chat, side) for side in ("train", "validation"))
     company = train.seen.column("source").to_pylist().count("company")
     report(
         f"{len(train.examples):,} rows to train on, made of {train.seen.num_rows:,} different ones, {company:,} of them the "
-        f"company's; {train.too_long} left out as longer than {t.max_length} tokens, {train.shortened} without their "
-        "oldest turns; loss on answers and stop token alone: verified"
+        f"company's; {train.too_long} left out as longer than {recipe.trainer.max_length} tokens, {train.shortened} without "
+        f"their oldest turns; {train.rewritten:,} hold characters that the tokenizer lacks and that are spelt instead, "
+        f"{train.spelt:.1%} of all; loss on answers and stop token alone: verified"
     )
-    set_seed(t.seed)
-    model = learner(recipe, base, start)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    collate = _CountingCollator(DataCollatorForLanguageModeling(pad_token_id=tokenizer.pad_token_id))
-    trainer = SFTTrainer(
-        model=model,
-        processing_class=tokenizer,
-        train_dataset=_dataset(train.examples),
-        eval_dataset=_dataset(sorted(validation.examples, key=len)),
-        data_collator=collate,
-        callbacks=[_progress(report, on_metrics, collate)],
-        args=SFTConfig(
-            output_dir=str(folder / "trainer"),
-            max_steps=t.steps or -1,
-            num_train_epochs=t.epochs or 1,
-            learning_rate=t.learning_rate,
-            lr_scheduler_type=t.scheduler,
-            warmup_steps=t.warmup_share,
-            weight_decay=t.weight_decay,
-            optim=t.optimizer,
-            per_device_train_batch_size=t.batch_size,
-            per_device_eval_batch_size=t.batch_size,
-            gradient_accumulation_steps=t.accumulation,
-            activation_checkpointing=t.gradient_checkpointing,
-            train_sampling_strategy="group_by_length",
-            max_length=None,
-            dataset_kwargs={"skip_prepare_dataset": True},
-            logging_steps=10,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=t.seed,
-            data_seed=t.seed,
-            bf16=compute_type() == torch.bfloat16,
-            fp16=compute_type() == torch.float16,
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
-    )
-    trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
-    in_full_precision(model)
-    before = trainer.evaluate()["eval_loss"]
-    collate.reset()
-    started = time.monotonic()
-    trainer.train()
-    seconds = time.monotonic() - started
-    real, padded = collate.real, collate.padded
-    after = trainer.evaluate()["eval_loss"]
-    _finite(recipe.name, before=before, after=after)
-    model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's card holds this machine's paths
-    _portable(folder / "adapter_config.json", recipe)
-    tokenizer.save_pretrained(folder)
-    shutil.rmtree(folder / "trainer", ignore_errors=True)
-    curve = [{"step": e["step"], "loss": e["loss"]} for e in trainer.state.log_history if "loss" in e]
-    figures = {
+    training = _Training(recipe, chat, base, start, train, validation, work, report, on_metrics)
+    attempts = _begun(recipe, work)
+    while True:
+        try:
+            figures, model = training.attempt(attempts)
+            break
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            attempts = _halved(recipe, _begun(recipe, work), work, report)
+        except DivergedError:
+            training.checkpoints.discard()  # from there it would diverge again
+            raise
+        # Only here, where nothing holds on to the failed attempt any more.
+        gc.collect()
+        _empty_cache()
+    save_learner(model, recipe, folder)
+    chat.tokenizer.save_pretrained(folder)
+    counts = {
         "rows": len(train.examples),
         "rows_different": train.seen.num_rows,
         "rows_of_company": company,
         "rows_too_long": train.too_long,
         "rows_shortened": train.shortened,
-        "steps": trainer.state.global_step,
-        "validation_loss_before": before,
-        "validation_loss_after": after,
-        "seconds": seconds,
-        "tokens_per_second": real / seconds,
-        "real_token_share": real / padded,
-        "peak_memory_gib": _peak_memory_gib(),
-        "trainable_parameters": trainable,
-        "loss": curve,
+        "rows_rewritten": train.rewritten,
+        "spelt_share": train.spelt,
     }
-    return figures, train.seen
+    return counts | figures, train.seen
 
 
-class _CountingCollator:
-    """Counts the tokens of each batch that are text, and those that padding makes of them."""
+@dataclass(frozen=True)
+class _Attempts:
+    """What became of a training so far.
 
-    def __init__(self, collate: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
-        self._collate = collate
-        self.reset()
+    ``micro`` rows are computed at once in each process; so many as in ``too_large`` were too much for its memory. It went on
+    from the checkpoints of the steps ``resumed_from``.
+    """
 
-    def reset(self) -> None:
-        self.real = self.padded = 0
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self._collate(rows)
-        self.real += sum(len(row["input_ids"]) for row in rows)
-        self.padded += batch["input_ids"].numel()
-        return batch
+    micro: int
+    too_large: list[int]
+    resumed_from: list[int]
 
 
-def _progress(
-    report: Callable[[str], None], on_metrics: Callable[[int, dict[str, float]], None], collate: _CountingCollator
-) -> Any:
-    from transformers import TrainerCallback
+@dataclass(frozen=True)
+class _Training:
+    recipe: Recipe
+    chat: Chat
+    base: Path
+    start: Path | None
+    train: Rows
+    validation: Rows
+    work: Path
+    report: Callable[[str], None]
+    on_metrics: Callable[[int, dict[str, float]], None]
 
-    class Progress(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.started = self.said = time.monotonic()
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        return Checkpoints(self.work, self.report)
 
-        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            logs: dict[str, float] = kwargs["logs"]
-            if "loss" not in logs:
-                return
-            on_metrics(state.global_step, {k: logs[k] for k in ("loss", "learning_rate", "grad_norm") if k in logs})
-            now = time.monotonic()
-            if now - self.said > 5 or state.global_step == state.max_steps:
-                self.said = now
-                rate = state.global_step / (now - self.started)
-                report(
-                    f"adapter step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
-                    f"{collate.real / (now - self.started):,.0f} tokens/s, "
-                    f"{(state.max_steps - state.global_step) / rate:.0f} s left"
-                )
+    def attempt(self, attempts: _Attempts) -> tuple[dict[str, Any], Any]:
+        """Trains from the newest checkpoint, or from the beginning, to the end; the figures, and the model at its best."""
+        from transformers import set_seed
 
-    return Progress()
+        from cs_pipeline.train.course import best_step, is_over
+        from cs_pipeline.train.resumable import history
 
-
-def _dataset(examples: list[Example]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_dict({"input_ids": [e.input_ids for e in examples], "labels": [e.labels for e in examples]})
-
-
-def _finite(recipe: str, **losses: float) -> None:
-    for name, loss in losses.items():
-        if not loss < float("inf"):
-            raise PipelineError(
-                f"The validation loss {name} training is {loss}: the recipe '{recipe}' diverged.",
-                "Lower trainer.learning_rate, or train without nf4 to see whether quantisation is the reason.",
+        t = self.recipe.trainer
+        # The first process looks, and sets broken ones aside; the others take the same.
+        step = int(total((self.checkpoints.newest() or 0) if rank() == 0 else 0)[0])
+        checkpoint = self.checkpoints.at(step) if step else None
+        if step:
+            self.report(f"goes on from the checkpoint of step {step}")
+            attempts = replace(attempts, resumed_from=[*attempts.resumed_from, step])
+            if rank() == 0:
+                write_json(self.work / _ATTEMPTS, asdict(attempts))
+        set_seed(t.seed)
+        model = learner(self.recipe, self.base, self.start)
+        request = Request()
+        speed = speed_of(self.recipe, model)
+        speed.take_up(model)
+        self.report(speed.line())
+        trainer = self._trainer(model, attempts.micro, speed, request, fresh=not step)
+        in_full_precision(model)
+        if checkpoint is not None and is_over(t, history(checkpoint)):
+            trainer.take_over(checkpoint)
+        else:
+            with noted(request):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if not is_over(t, trainer.state):
+            raise StoppedError(
+                f"Stopped by {request.signal or 'another process'} after step {trainer.state.global_step} of "
+                f"{trainer.state.max_steps}; everything up to there is kept.",
+                "Start the same training again: it goes on from there.",
             )
+        best = best_step(trainer.state)
+        if best and best != trainer.state.global_step:
+            trainer.load_weights(self.checkpoints.at(best))
+        return self._figures(trainer, attempts, speed), model
+
+    def _trainer(self, model: Any, micro: int, speed: Speed, request: Request, *, fresh: bool) -> "Resumable":
+        from datasets import Dataset
+        from transformers import PrinterCallback
+
+        from cs_pipeline.train.batches import Batches
+        from cs_pipeline.train.course import Course
+        from cs_pipeline.train.progress import Meter, Progress
+        from cs_pipeline.train.resumable import Material, Resumable
+
+        t, meter, parts = self.recipe.trainer, Meter(), trainer_parts(self.chat, speed.packing)
+
+        def batches(rows: Rows, at_once: int) -> Batches:
+            return Batches([len(e) for e in rows.examples], at_once, micro, t.seed, rank(), processes())
+
+        material = Material(
+            self.train.examples,
+            self.validation.examples,
+            batches(self.train, t.batch_size * t.accumulation),
+            batches(self.validation, len(self.validation.examples)),
+            self.checkpoints,
+            meter,
+        )
+        columns = {"input_ids": [[0]], "labels": [[0]]}  # the rows come from the material
+        trainer: Resumable = type("Resumable", (Resumable, parts.trainer), {})(
+            material=material,
+            model=model,
+            processing_class=self.chat.tokenizer,
+            train_dataset=Dataset.from_dict(columns),
+            data_collator=parts.collate,
+            callbacks=[Course(t, request), Progress(self.recipe, self.report, self.on_metrics, meter)],
+            args=parts.arguments(
+                output_dir=str(self.work / "trainer"),
+                max_steps=t.steps or -1,
+                num_train_epochs=t.epochs or 1,
+                learning_rate=t.learning_rate,
+                lr_scheduler_type=t.scheduler,
+                warmup_steps=t.warmup_share,
+                weight_decay=t.weight_decay,
+                optim=t.optimizer,
+                per_device_train_batch_size=micro,
+                gradient_accumulation_steps=-(-t.batch_size * t.accumulation // (micro * processes())),
+                ddp_find_unused_parameters=False,
+                eval_on_start=fresh,
+                logging_steps=10,
+                logging_nan_inf_filter=False,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                seed=t.seed,
+                **speed.arguments(),
+                **parts.own,
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
+        return trainer
+
+    def _figures(self, trainer: "Resumable", attempts: _Attempts, speed: Speed) -> dict[str, Any]:
+        from cs_pipeline.train.course import best_step, validated
+
+        t, state = self.recipe.trainer, trainer.state
+        measured = trainer.measured()
+        real, padded = total(measured["real"], measured["padded"])
+        validations = validated(state)
+        (before,) = (e["eval_loss"] for e in state.log_history if "eval_loss" in e and e["step"] == 0)
+        model: Any = trainer.model
+        return {
+            "steps": state.global_step,
+            "epochs": state.epoch,
+            "best_step": best_step(state),
+            "effective_batch": t.batch_size * t.accumulation,
+            "batch_size": attempts.micro,
+            "out_of_memory": len(attempts.too_large),
+            "resumed_from": attempts.resumed_from,
+            "validation_loss_before": before,
+            "validation_loss_after": min(loss for _, loss in validations),
+            "validation_loss": [{"step": step, "loss": loss} for step, loss in validations],
+            "seconds": measured["seconds"],
+            "tokens_per_second": real / measured["seconds"],
+            "real_token_share": real / padded,
+            "peak_memory_gib": highest(_peak_memory_gib()),
+            "parameters": (model if self.recipe.lora is None else model.get_base_model()).num_parameters(),
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "loss": [{"step": e["step"], "loss": e["loss"]} for e in state.log_history if "loss" in e],
+            **speed.facts(),
+        }
 
 
-def _portable(config: Path, recipe: Recipe) -> None:
-    """The adapter's config names its base by repo or source, not by a path of this machine."""
-    facts = json.loads(config.read_text())
-    facts["base_model_name_or_path"] = recipe.base.repo if recipe.base.source == "hub" else recipe.base.source
-    with atomic_file(config) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2, sort_keys=True))
+_ATTEMPTS = "attempts.json"
+
+
+def _begun(recipe: Recipe, work: Path) -> _Attempts:
+    """What ``work`` says of the attempts so far; the recipe's own micro-batch where it says nothing."""
+    if (work / _ATTEMPTS).exists():
+        return _Attempts(**read_json(work / _ATTEMPTS))
+    micro = rows_at_once(recipe.trainer.batch_size, recipe.trainer.accumulation, processes())
+    return _Attempts(micro, [], [])
+
+
+def _halved(recipe: Recipe, attempts: _Attempts, work: Path, report: Callable[[str], None]) -> _Attempts:
+    """``attempts`` with half as many rows at once, kept for whoever goes on. Raises PipelineError if it was a single one."""
+    micro = attempts.micro
+    if micro == 1:
+        raise PipelineError(
+            "Memory does not suffice for the longest row alone.",
+            "Lower trainer.max_length, switch trainer.gradient_checkpointing on, take quantisation: nf4 or a smaller base.",
+        ) from None
+    smaller = replace(attempts, micro=micro // 2, too_large=[*attempts.too_large, micro])
+    rows = recipe.trainer.batch_size * recipe.trainer.accumulation
+    report(
+        f"Memory does not suffice for {micro} rows at once; it goes on with {micro // 2}, and still {rows} a step. To begin "
+        f"with that: trainer.batch_size: {micro // 2}, trainer.accumulation: {-(-rows // (micro // 2))}."
+    )
+    write_json(work / _ATTEMPTS, asdict(smaller))
+    if processes() > 1:
+        raise PipelineError(
+            f"Memory does not suffice for {micro} rows at once in process {rank()}, and the others wait for it.",
+            f"Start the same training again: it goes on with {micro // 2} at once.",
+        ) from None
+    return smaller
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+
+
+def _empty_cache() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _peak_memory_gib() -> float:

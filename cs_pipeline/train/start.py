@@ -67,10 +67,14 @@ def find_start(recipe: Recipe, base: Base, lake: DataLake) -> Start:
     differs = []
     if its_base["sha256"] != base.sha256:
         differs.append(f"its base is {its_base['name']} ({its_base['sha256']}), not {base.name} ({base.sha256})")
-    for what in ("r", "alpha", "target_modules"):
-        its, wanted = getattr(its_recipe.lora, what), getattr(recipe.lora, what)
-        if its != wanted:
-            differs.append(f"its lora.{what} is {its}, not {wanted}")
+    if its_recipe.lora is None or recipe.lora is None:
+        if its_recipe.lora != recipe.lora:
+            differs.append(f"it has trained {its_recipe.method}, and this recipe trains {recipe.method}")
+    else:
+        for what in ("r", "alpha", "target_modules", "dora", "rslora"):
+            its, wanted = getattr(its_recipe.lora, what), getattr(recipe.lora, what)
+            if its != wanted:
+                differs.append(f"its lora.{what} is {its}, not {wanted}")
     if "start" not in found.manifest:
         differs.append("it does not say which rows it has seen")
     if differs:

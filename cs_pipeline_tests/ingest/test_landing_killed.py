@@ -3,24 +3,23 @@
 import gzip
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
+from cs_pipeline import lake as files
 from cs_pipeline.company import Company
+from cs_pipeline.ingest import landing, ledger, place
 from cs_pipeline.ingest.landing import Look, expire, kept_copy, land, look
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake, file_sha256
+from cs_pipeline_tests.killed import kill, kill_points
 
-FILES = {"landing.py", "place.py", "ledger.py", "lake.py"}
+TRACED = {str(module.__file__) for module in (landing, place, ledger, files)}
 COMPANY = Company()
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
@@ -38,47 +37,19 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def killed(work: Callable[[], object], line: int) -> bool:
-    """Does ``work`` in a child that is killed before it runs its line number ``line``; False when it had ended before."""
-    child = os.fork()
-    if child == 0:
-        left = line
-
-        def trace(frame: FrameType, event: str, arg: object) -> Any:
-            nonlocal left
-            if Path(frame.f_code.co_filename).name not in FILES:
-                return None
-            if event == "line":
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        try:
-            sys.settrace(trace)
-            work()
-        except BaseException:
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert status in (0, signal.SIGKILL), "the work itself must not fail"
-    return status == signal.SIGKILL
-
-
 def killed_everywhere(
     folder: Path, start: DataLake, work: Callable[[DataLake], object], check: Callable[[DataLake], None]
 ) -> None:
-    """Kills ``work`` on a copy of ``start`` at every line of it, and calls ``check`` for what is left."""
-    for line in range(5000):
-        lake = DataLake(folder / "killed")
-        shutil.copytree(start.root, lake.root)
-        was_killed = killed(partial(work, lake), line)
-        check(lake)
+    """Kills ``work`` on a copy of ``start`` wherever that leaves another disk, and calls ``check`` for what is left."""
+    lake = DataLake(folder / "killed")
+    shutil.copytree(start.root, lake.root)
+    points = kill_points(partial(work, lake), lake.root, TRACED)
+    assert len(points) > 10, "the steps were seen"
+    for point in points:
         shutil.rmtree(lake.root)
-        if not was_killed:
-            assert line > 100, "the steps were seen"
-            return
-    raise AssertionError("the work never ends")
+        shutil.copytree(start.root, lake.root)
+        kill(partial(work, lake), point, TRACED)
+        check(lake)
 
 
 def put(lake: DataLake, name: str, data: bytes, age: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, file_sha256, read_json
-from cs_pipeline.model import load_tokenizer
+from cs_pipeline.model import load_chat
 from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe, load_recipe
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, train_adapter
@@ -264,33 +264,18 @@ def test_no_adapter_is_said(training: Training, lake: DataLake) -> None:
 
 
 def test_long_rows_are_dropped_and_counted(training: Training) -> None:
-    tokenizer = load_tokenizer(Path(find_base(training.recipe, training.lake).path))
-    whole = training_rows(training.recipe, training.lake, tokenizer, "validation")
+    chat = load_chat(training.recipe, Path(find_base(training.recipe, training.lake).path), None)
+    whole = training_rows(training.recipe, training.lake, chat, "validation")
     lengths = sorted(map(len, whole.examples))
     limit = lengths[len(lengths) // 2]
     shorter = training.recipe.trainer.model_copy(update={"max_length": limit})
-    half = training_rows(
-        training.recipe.model_copy(update={"trainer": shorter}), training.lake, tokenizer, "validation"
-    )
+    half = training_rows(training.recipe.model_copy(update={"trainer": shorter}), training.lake, chat, "validation")
     assert whole.too_long == 0
     assert half.too_long == sum(length > limit for length in lengths) > 0
     assert half.examples == [example for example in whole.examples if len(example) <= limit]
     none = training.recipe.trainer.model_copy(update={"max_length": 16})
     with pytest.raises(PipelineError, match="No row of the validation split fits into 16 tokens"):
-        training_rows(training.recipe.model_copy(update={"trainer": none}), training.lake, tokenizer, "validation")
-
-
-def test_a_tokenizer_that_loses_text_is_refused(training: Training, tmp_path: Path) -> None:
-    from tokenizers import normalizers
-
-    tokenizer: Any = load_tokenizer(Path(find_base(training.recipe, training.lake).path))
-    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(PipelineError, match="instead of the answer") as error:
-        training_rows(training.recipe, training.lake, tokenizer, "train")
-    rows = training.lake.read("prepare", "train_split").to_pylist()
-    (row,) = [row for row in rows if row["row_id"] in error.value.what]
-    assert row["response"][:20].lower() not in str(error.value).lower(), "a customer's name may stand in it"
-    assert "cannot write the answer back" in error.value.mend
+        training_rows(training.recipe.model_copy(update={"trainer": none}), training.lake, chat, "validation")
 
 
 def test_a_training_that_diverges_leaves_nothing(training: Training, lake: DataLake) -> None:

@@ -6,23 +6,22 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.lake import DataLake
 from cs_pipeline.placeholders import PlaceholderMode
-from cs_pipeline.prompt import IGNORED
+from cs_pipeline.prompt import IGNORED, Chat
 from cs_pipeline.recipe import Mixture, Recipe
 from cs_pipeline.schema import SEEN
-from cs_pipeline.train.embedded import _tokenizer, transcripts
-from cs_pipeline.train.rows import VALIDATION_ROWS, Rows, mixture, training_rows
+from cs_pipeline.train.rows import Rows, mixture, training_rows
+from cs_pipeline.train.view import VALIDATION_ROWS
+from cs_pipeline_tests.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_side
 
 BITEXT, COMPANY = 30, 12
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    rows = sample_rows(300)
-    return _tokenizer(transcripts(rows["instruction"].tolist(), rows["response"].tolist()), 400)
+def chat() -> Chat:
+    return Chat(tiny_tokenizer("embedded"), "causal")
 
 
 @pytest.fixture
@@ -51,9 +50,9 @@ def weighted(recipe: Recipe, weight: float, train_rows: int | None = None) -> Re
     return recipe.model_copy(update={"mixture": Mixture(company_weight=weight), "train_rows": train_rows})
 
 
-def prompts(rows: Rows, tokenizer: Any) -> list[str]:
+def prompts(rows: Rows, chat: Chat) -> list[str]:
     return [
-        tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED])
+        str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]))
         for e in rows.examples
     ]
 
@@ -103,8 +102,8 @@ def test_without_company_rows_the_weight_changes_nothing(recipe: Recipe) -> None
 # The rows
 
 
-def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: Recipe, tokenizer: Any) -> None:
-    rows = training_rows(weighted(recipe, 2), mixed, tokenizer, "train")
+def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: Recipe, chat: Chat) -> None:
+    rows = training_rows(weighted(recipe, 2), mixed, chat, "train")
     assert len(rows.examples) == BITEXT + 2 * COMPANY
     assert rows.examples[BITEXT] == rows.examples[BITEXT + 1] != rows.examples[BITEXT + 2]
     assert rows.seen.schema == SEEN
@@ -116,27 +115,27 @@ def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: 
     assert Counter(files) == {"0" * 64: BITEXT, FILES[0]: COMPANY / 2, FILES[1]: COMPANY / 2}
 
 
-def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, tokenizer: Any) -> None:
-    none = training_rows(weighted(recipe, 0), mixed, tokenizer, "train")
+def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, chat: Chat) -> None:
+    none = training_rows(weighted(recipe, 0), mixed, chat, "train")
     assert set(none.seen.column("source").to_pylist()) == {"bitext"}
-    few = training_rows(weighted(recipe, 1, train_rows=5), mixed, tokenizer, "train")
+    few = training_rows(weighted(recipe, 1, train_rows=5), mixed, chat, "train")
     assert (len(few.examples), few.seen.num_rows) == (5, 5)
-    lengths = sorted(map(len, training_rows(recipe, mixed, tokenizer, "train").examples))
+    lengths = sorted(map(len, training_rows(recipe, mixed, chat, "train").examples))
     trainer = recipe.trainer.model_copy(update={"max_length": lengths[9]})
-    short = training_rows(recipe.model_copy(update={"trainer": trainer}), mixed, tokenizer, "train")
+    short = training_rows(recipe.model_copy(update={"trainer": trainer}), mixed, chat, "train")
     assert short.too_long > 0
     assert short.seen.num_rows == len(short.examples) == BITEXT + COMPANY - short.too_long
 
 
 def test_the_prompt_holds_the_earlier_turns_in_the_mode_of_the_recipe(
-    lake: DataLake, recipe: Recipe, tokenizer: Any
+    lake: DataLake, recipe: Recipe, chat: Chat
 ) -> None:
     context = json.dumps([["customer", "about {{Order Number}}"], ["agent", "is {{Order Number}} right?"]])
     write_side(lake, "train", company_rows(1, context=context))
 
     def prompt(mode: PlaceholderMode) -> str:
-        rows = training_rows(recipe.model_copy(update={"placeholders": mode}), lake, tokenizer, "train")
-        return prompts(rows, tokenizer)[0]
+        rows = training_rows(recipe.model_copy(update={"placeholders": mode}), lake, chat, "train")
+        return prompts(rows, chat)[0]
 
     kept = (
         "<|customer|>about {{Order Number}}<|agent|>is {{Order Number}} right?<|end|><|customer|>parcel 0 with {{Order"
@@ -153,7 +152,7 @@ def test_the_prompt_holds_the_earlier_turns_in_the_mode_of_the_recipe(
     assert realistic.count(number) == 3
 
 
-def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, recipe: Recipe, tokenizer: Any) -> None:
+def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
     answer = company_rows(4)[0]["response"]
     contexts = [None, EARLIER, [["customer", "word " * 200], *EARLIER[1:], ["customer", "Well:"]], EARLIER]
     rows = company_rows(4, response=answer)
@@ -161,22 +160,19 @@ def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, reci
         row["context"] = context and json.dumps(context)
     rows[3]["instruction"] *= 20
     write_side(lake, "train", rows)
-    whole = training_rows(recipe, lake, tokenizer, "train")
+    whole = training_rows(recipe, lake, chat, "train")
     trainer = recipe.trainer.model_copy(update={"max_length": len(whole.examples[1])})
-    short = training_rows(recipe.model_copy(update={"trainer": trainer}), lake, tokenizer, "train")
+    short = training_rows(recipe.model_copy(update={"trainer": trainer}), lake, chat, "train")
     assert (short.shortened, short.too_long) == (1, 1)
     assert short.seen.column("row_id").to_pylist() == [row["row_id"] for row in rows[:3]]
     assert short.examples[:2] == whole.examples[:2]
-    assert (
-        prompts(short, tokenizer)[2]
-        == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
-    )
+    assert prompts(short, chat)[2] == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
 
 
-def test_the_validation_side_is_drawn_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, tokenizer: Any) -> None:
+def test_the_validation_side_is_drawn_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
     rows = [*company_rows(300), *bitext_rows(100)]
     write_side(lake, "validation", rows)
-    found = training_rows(weighted(recipe, 3, train_rows=2), lake, tokenizer, "validation")
+    found = training_rows(weighted(recipe, 3, train_rows=2), lake, chat, "validation")
     ids = sorted(row["row_id"] for row in rows)[:VALIDATION_ROWS]
     assert found.seen.column("row_id").to_pylist() == ids
     assert set(found.seen.column("source").to_pylist()) == {"bitext", "company"}

@@ -142,6 +142,7 @@ def test_what_is_to_be_forgotten_is_not_gone_on_from(gone_on: GoneOn, tmp_path: 
 
 
 def test_a_champion_that_does_not_fit_is_told(gone_on: GoneOn) -> None:
+    assert gone_on.recipe.lora
     lora = gone_on.recipe.lora.model_copy(update={"r": 4, "target_modules": ("q_proj",)})
     other = gone_on.recipe.model_copy(update={"name": "other", "lora": lora})
     base = find_base(gone_on.recipe, gone_on.lake)

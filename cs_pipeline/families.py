@@ -1,0 +1,44 @@
+"""The model families that recipes may name: what their architectures have in common, by ``model_type``.
+
+How a base is spoken to follows from its tokenizer and template (``prompt.py``), and stands in no table here.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["causal", "encoder-decoder"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What training and serving must know of an architecture.
+
+    ``name`` is the ``model_type`` of config.json. ``attention`` are the names of the linear layers for query, key, value
+    and output; empty where this project does not know them.
+    """
+
+    name: str
+    kind: Kind
+    attention: tuple[str, ...]
+
+
+_QKVO = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("gptj", "causal", ("q_proj", "k_proj", "v_proj", "out_proj")),
+        Family("llama", "causal", _QKVO),  # also Llama-2, Llama-3, TinyLlama, SmolLM2, the embedded base
+        Family("mistral", "causal", _QKVO),
+        Family("phi", "causal", ("q_proj", "k_proj", "v_proj", "dense")),  # phi-2
+        Family("phi3", "causal", ("qkv_proj", "o_proj")),  # also Phi-4-mini; one layer makes query, key and value
+        Family("qwen3", "causal", _QKVO),
+        Family("t5", "encoder-decoder", ("q", "k", "v", "o")),  # also FLAN-T5
+    )
+}
+
+
+def family_of(config: dict[str, Any]) -> Family:
+    """The family of a base by the content of its config.json; one that is not in the table can be trained too."""
+    kind: Kind = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
+    return FAMILIES.get(config["model_type"]) or Family(config["model_type"], kind, ())

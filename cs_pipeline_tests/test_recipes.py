@@ -1,0 +1,215 @@
+"""Every recipe of the project: it trains two real steps on a tiny model of its family, behind its real tokenizer.
+
+Of a recipe only the base is another, and it ends after two steps of two rows.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from cs_pipeline import recipe as recipe_module
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.lake import DataLake, file_sha256
+from cs_pipeline.model import load_chat
+from cs_pipeline.prompt import IGNORED
+from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
+from cs_pipeline.train.adapter import train_adapter
+from cs_pipeline.train.estimate import SHAPES, estimate, shape_of
+from cs_pipeline.train.fits import BITEXT_ROWS, Machine, hours, needed
+from cs_pipeline.train.manifest import read_manifest
+from cs_pipeline.train.rows import training_rows
+from cs_pipeline_tests.tiny import tiny_base
+from cs_pipeline_tests.train import company_rows, write_side
+
+NAMES = sorted(path.stem for path in (Path(recipe_module.__file__).parent / "recipes").glob("*.yaml"))
+
+PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES.read_text())
+
+pytestmark = pytest.mark.filterwarnings(
+    # bitsandbytes' paged AdamW on a CPU is its plain one.
+    "ignore:Paged optimizers are not supported on CPU:UserWarning"
+)
+
+FAMILIES = {
+    "google-t5/t5-small": "t5",
+    "google/flan-t5-small": "t5",
+    "microsoft/phi-2": "phi2",
+    "microsoft/Phi-3-mini-4k-instruct": "phi3",
+    "microsoft/Phi-4-mini-instruct": "phi4",
+    "mistralai/Mistral-7B-Instruct-v0.2": "mistral",
+    "meta-llama/Llama-2-7b-chat-hf": "llama2",
+    "meta-llama/Llama-3.2-3B-Instruct": "llama3",
+    "meta-llama/Llama-3.2-1B-Instruct": "llama3",
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": "tinyllama",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "smollm2",
+    "HuggingFaceTB/SmolLM2-360M-Instruct": "smollm2",
+    "Qwen/Qwen3-0.6B": "qwen3",
+    "Qwen/Qwen3-1.7B": "qwen3",
+    "EleutherAI/gpt-j-6b": "gptj",
+}
+"""Which tiny model stands for a base."""
+
+ALWAYS = {"manifest.json", "metrics.json", "recipe.yaml", "rows.parquet", "tokenizer_config.json"}
+TOKENIZER = {
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("special_tokens_map.json", "chat_template.jinja"),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a recipe: the adapter's folder and manifest, the base's folder, and the hashes of its files before."""
+
+    recipe: Recipe
+    folder: Path
+    base: Path
+    before: dict[str, str]
+    lake: DataLake
+
+
+@pytest.fixture(scope="module")
+def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
+    """A dozen rows to train on and four for the loss, with placeholders, line breaks and an intent each."""
+    lake = DataLake(tmp_path_factory.mktemp("recipes") / "lake")
+    texts = sample_rows(400).drop_duplicates("intent").head(16)
+    rows: list[dict[str, Any]] = [
+        {**row, "source": "bitext", "context": None, "subject_id": None, "instruction": question, "response": answer}
+        for row, question, answer in zip(company_rows(16), texts["instruction"], texts["response"], strict=True)
+    ]
+    write_side(lake, "train", rows[:12])
+    write_side(lake, "validation", rows[12:])
+    from cs_pipeline.prepare.classifier import TextClassifier
+
+    questions = [row["instruction"] for row in rows]
+    TextClassifier.fit(questions, texts["intent"].tolist(), "words").save(lake.path("prepare", "intent_classifier"))
+    return lake
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The tiny model of a family, made once."""
+    folder = tmp_path_factory.mktemp("bases")
+    return cache(lambda family: tiny_base(folder / family, family))
+
+
+@pytest.fixture(params=NAMES)
+def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) -> Trained:
+    recipe = load_recipe(request.param)
+    family = FAMILIES[recipe.base.repo] if isinstance(recipe.base, HubBase) else "embedded"
+    base = bases(family)
+    short = {"steps": 2, "epochs": None, "batch_size": 2, "accumulation": 1}
+    recipe = recipe.model_copy(
+        update={
+            "base": PathBase(source="path", path=base),
+            "trainer": recipe.trainer.model_copy(update=short),
+        }
+    )
+    before = hashes(base)
+    adapter = train_adapter(recipe, small_lake, lambda line: None)
+    return Trained(recipe, adapter.folder, base, before, small_lake)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: file_sha256(path) for path in folder.iterdir()}
+
+
+def test_a_recipe_trains(trained: Trained) -> None:
+    assert hashes(trained.base) == trained.before
+    names = {path.name for path in trained.folder.iterdir()}
+    all_weights = trained.recipe.lora is None
+    own = (
+        {"model.safetensors", "config.json", "generation_config.json"}
+        if all_weights
+        else {"adapter_model.safetensors", "adapter_config.json"}
+    )
+    own |= {"intent_classifier"} if trained.recipe.prompt.route == "intent" else set()
+    assert names - TOKENIZER == ALWAYS | own
+    assert_weights_moved(trained)
+    assert_the_answer_and_its_stop_are_learnt(trained)
+    manifest = read_manifest(trained.folder, "adapter")
+    assert manifest["recipe"] == trained.recipe.name
+    assert json.loads((trained.folder / "metrics.json").read_text())["steps"] == 2
+    assert ("out_of_scope" in manifest["data"]) == bool(trained.recipe.mixture.out_of_scope)
+
+
+def assert_weights_moved(trained: Trained) -> None:
+    if trained.recipe.lora is None:
+        after, before = load_file(trained.folder / "model.safetensors"), load_file(trained.base / "model.safetensors")
+        assert after.keys() == before.keys()
+        assert any(not after[name].equal(before[name]) for name in after)
+    else:
+        adapter = load_file(trained.folder / "adapter_model.safetensors")
+        last = {name: weight for name, weight in adapter.items() if ".lora_B." in name}
+        assert last  # they begin as zeros
+        assert all(bool(weight.abs().sum() > 0) for weight in last.values())
+
+
+def assert_the_answer_and_its_stop_are_learnt(trained: Trained) -> None:
+    chat = load_chat(trained.recipe, trained.base, trained.folder)
+    for example in training_rows(trained.recipe, trained.lake, chat, "train").examples:
+        answer = [label for label in example.labels if label != IGNORED]
+        assert answer[-1] == chat.stop
+        assert chat.stop not in answer[:-1]
+
+
+def test_every_hub_base_has_a_tiny_one_and_is_told_apart() -> None:
+    recipes = [load_recipe(name) for name in NAMES]
+    hubs = {recipe.base.repo: recipe.base for recipe in recipes if isinstance(recipe.base, HubBase)}
+    assert hubs.keys() == FAMILIES.keys()
+    assert {repo for repo, base in hubs.items() if base.gated} == {
+        repo for repo in hubs if repo.startswith("meta-llama/")
+    }
+    assert all(base == hubs[base.repo] for base in (r.base for r in recipes) if isinstance(base, HubBase))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_what_is_published_and_what_is_ours(name: str) -> None:
+    recipe = load_recipe(name)
+    if name.endswith("_fast"):
+        assert "Other than published" in recipe.description
+        assert load_recipe(published(name)).base == recipe.base
+    elif isinstance(recipe.base, HubBase):
+        assert "published" in recipe.description or "Settings are ours" in recipe.description
+
+
+def published(fast: str) -> str:
+    """The recipe that a fast one is the other of."""
+    name = fast.removesuffix("_fast")
+    return name if name in NAMES else f"{name}_config1"
+
+
+# The page
+
+
+GPU = Machine("a GPU", "cuda", 80e9, 2, 1e12, 120e12)
+"""The machine of the page's table; memory and disk do not matter to the estimates."""
+PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
+
+
+def row(name: str) -> str:
+    """The line of the table for a recipe: what the YAML says, and what the estimator makes of it."""
+    recipe = load_recipe(name)
+    if not isinstance(recipe.base, HubBase):
+        return f"| `{name}` | embedded | | | {recipe.method} | any machine | |"
+    licence = f"{recipe.base.licence}{', gated' if recipe.base.gated else ''}"
+    shape = shape_of(recipe.base)
+    assert shape is not None
+    found = estimate(recipe, shape, GPU.compute)
+    takes = hours(recipe, BITEXT_ROWS, found, GPU.rate)
+    time = f"{takes * 60:.0f} min" if takes < 1.5 else f"{takes:.1f} h"
+    size = PUBLISHED[recipe.base.repo]["weights"] / 1e9
+    return (
+        f"| `{name}` | {recipe.base.repo} | {licence} | {size:.1f} GB | {recipe.method} "
+        f"| {needed(found, GPU) / 1e9:.1f} GB | {time} |"
+    )
+
+
+def test_the_page_shows_every_recipe_with_what_it_says_and_is_estimated_to_take() -> None:
+    shown = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert shown == [row(name) for name in NAMES]
