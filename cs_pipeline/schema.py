@@ -91,6 +91,33 @@ SEEN = pa.schema(
 """A row that an adapter was trained on, without its text. ``through`` is empty, or the fingerprint of the adapter that was
 trained on it and from which this one's training went on."""
 
+RATING = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("at", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("rater", pa.string(), nullable=False),
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("context", pa.string()),
+        pa.field("systems", pa.list_(pa.string()), nullable=False),
+        pa.field("answers", pa.list_(pa.string()), nullable=False),
+        pa.field("score", pa.int8()),
+        pa.field("winner", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("settings", pa.string(), nullable=False),
+    ]
+)
+"""One judgement of a person. Its texts have been through the cleaning of personal data before they come here.
+
+``id`` is made where the judgement is given, so that a delivery tried again is known as such. ``kind`` is rating (one
+answer, ``score`` 1 to 5), thumb (one answer, ``score`` 1 for up and 0 for down) or vote (two answers or more, ``winner``
+is the letter of the best in the order shown, a, b, c …, or tie). The ratings of several answers to one question share its
+``question_id``. ``systems`` are the versions as evaluation and registry call them, ``answers`` what each said, both in the
+order shown. ``context`` holds the earlier turns as in CONVERSATION. ``rater`` is a keyed hash, or the name that was given
+at an import; ``source`` is page or import. ``settings`` is JSON: tone, temperature, whatever else shaped the answers.
+"""
+
 
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
     """Raises PipelineError unless ``table`` has exactly the columns and types of ``schema`` and no forbidden null."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
+from cs_pipeline.evaluate.statistics import Difference, detectable, intervals, paired_bootstrap
 
 FEWEST_CLUSTERS = 10
 """A slice with fewer clusters has no figures and gates nothing: intervals from so few are too narrow to be believed."""
@@ -20,7 +20,8 @@ _INTENT_SAMPLES = 10  # times as many: intervals that hold for all intents at on
 
 
 def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000) -> dict[str, Any]:
-    """``scores``, ``differences`` (tuned minus each other system), ``slices`` and ``intents`` for ``evaluation.json``.
+    """``scores``, ``differences`` (tuned minus each other system) with the smallest ``detectable`` ones, ``slices`` and
+    ``intents`` for ``evaluation.json``.
 
     ``test`` has the columns source, intent and cluster_id, ``stats`` the row statistics of each system on the same rows in
     the same order, ``tuned`` among them. A slice is the rows of one source; ``gates`` says whether it has enough clusters
@@ -52,7 +53,17 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
             "gates": gates,
             **(figures(rows) if gates else none),
         }
-    return {**figures(np.ones(len(test), bool)), "slices": slices, "intents": _by_intent(test, stats, samples)}
+    whole = figures(np.ones(len(test), bool))
+    smallest = {
+        system: {name: detectable(Difference(**value)) if value else None for name, value in found.items()}
+        for system, found in whole["differences"].items()
+    }
+    return {
+        **whole,
+        "detectable": smallest,
+        "slices": slices,
+        "intents": _by_intent(test, stats, samples),
+    }
 
 
 def _by_intent(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,19 +14,24 @@ import pyarrow.parquet as pq
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.baselines import central_answers, nearest_answers, random_answers
 from cs_pipeline.evaluate.comparison import compare
-from cs_pipeline.evaluate.metrics import row_statistics
-from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, read_json, write_json
+from cs_pipeline.evaluate.errors import ERRORS
+from cs_pipeline.evaluate.metrics import corpus_scores
+from cs_pipeline.evaluate.naive import naive_scores
+from cs_pipeline.evaluate.slices import near_train_rows, slices, weaknesses, write_weak_intents
+from cs_pipeline.evaluate.yardstick import Yardstick
+from cs_pipeline.ingest.ledger import locked
+from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, make_folder, read_json, write_json
 from cs_pipeline.model import SupportModel
-from cs_pipeline.placeholders import apply
-from cs_pipeline.prepare.classifier import TextClassifier
-from cs_pipeline.prompt import Context, earlier_turns
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
 from cs_pipeline.train.base import base_of_version
 
-CODE_VERSION = "2"
+CODE_VERSION = "4"
 """Raised when this stage gives other figures for the same model and rows."""
+
+WITHOUT_REFERENCE = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ERRORS))
+"""Metrics that need no reference, so that the references themselves can be judged: how often each rule is wrong there."""
 
 SYSTEMS = {
     "tuned": "tuned",
@@ -48,7 +53,8 @@ class Evaluation:
 
 
 def evaluation_folder(recipe_name: str, lake: DataLake) -> Path:
-    """Holds ``answers.parquet`` (a row per test row and system) and ``evaluation.json``."""
+    """Holds ``answers.parquet`` (a row per test row and system), ``references.parquet`` (the references looked at alike),
+    ``slices.parquet`` (every score on parts of the rows), ``weak_intents.csv`` and ``evaluation.json``."""
     return lake.path("evaluate", "evaluation", recipe_name)
 
 
@@ -59,6 +65,12 @@ def read_evaluation(recipe_name: str, lake: DataLake) -> dict[str, Any]:
         raise PipelineError(f"{path} is not there.", f"Materialise 'evaluation' for the partition '{recipe_name}'.")
     facts: dict[str, Any] = read_json(path)
     return facts
+
+
+def settled(lake: DataLake) -> AbstractContextManager[None]:
+    """No run replaces an evaluation meanwhile, and none writes what is made of all of them."""
+    make_folder(lake.path("evaluate"))
+    return locked(lake.path("evaluate", ".evaluations.lock"))
 
 
 def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: Callable[[str], None]) -> Evaluation:
@@ -77,71 +89,57 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     if (folder / "evaluation.json").exists() and read_evaluation(recipe.name, lake)["fingerprint"] == key:
         report(f"Equal input has been evaluated already: {folder}")
         return Evaluation(read_evaluation(recipe.name, lake), reused=True)
-    rows = _Rows(recipe, lake)
+    rows = Yardstick(recipe, lake)
     stats, seconds = {}, {}
     for system, answer in _systems(recipe, adapter, base, champion, rows, report):
         started = time.monotonic()
         stats[system] = answer()
         seconds[system] = time.monotonic() - started
-    test = rows.test
+    test, tuned = rows.test, stats["tuned"]
+    near = near_train_rows(rows.questions, rows.train["instruction"].tolist())
+    weak = weaknesses(test, tuned, near, rows.train["intent"].tolist())
+    references = rows.alone(rows.references).assign(rows=1)
     facts = {
         "fingerprint": key,
+        "code_version": CODE_VERSION,
         "recipe": recipe.name,
         "adapter_fingerprint": adapter.fingerprint,
         "base": adapter.manifest["base"],
         "champion_version": champion and champion.version,
+        "placeholders": {"tuned": recipe.placeholders} | ({"champion": _mode(champion)} if champion else {}),
         "data": data,
         "rows": len(test),
         "clusters": test["cluster_id"].nunique(),
         "answer_classifier_accuracy": rows.classifier_accuracy,
         **compare(test, stats),
+        "references": corpus_scores(references, WITHOUT_REFERENCE),
+        "weak": [asdict(weakness) | {"advice": weakness.advice} for weakness in weak],
+        "naive": naive_scores(pd.concat([rows.train, test], ignore_index=True)),
         "seconds": seconds,
     }
-    about = test[["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]]
-    long = pd.concat(
-        [about.assign(system=s, question=rows.asked, reference=rows.references, **frame) for s, frame in stats.items()]
+    about = test[["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]].assign(
+        near_train_rows=near, question=rows.asked, reference=rows.references
     )
-    with atomic_folder(folder) as temporary:
-        pq.write_table(pa.Table.from_pandas(long, preserve_index=False), temporary / "answers.parquet")
+    long = pd.concat([about.assign(system=s, **frame) for s, frame in stats.items()])
+    categories = dict(zip(rows.train["intent"], rows.train["category"], strict=True))
+    with settled(lake), atomic_folder(folder) as temporary:
+        _write(long, temporary / "answers.parquet")
+        _write(about.assign(**references), temporary / "references.parquet")
+        pq.write_table(slices(test, stats), temporary / "slices.parquet")
+        write_weak_intents(temporary / "weak_intents.csv", weak, categories)
         write_json(temporary / "evaluation.json", facts)
     return Evaluation(facts, reused=False)
 
 
-class _Rows:
-    """The test rows in the recipe's placeholder mode, the training rows beside them, and a judge of answers' intents."""
+def _mode(version: Version) -> str:
+    return read_recipe(version.folder / "adapter" / "recipe.yaml").placeholders
 
-    def __init__(self, recipe: Recipe, lake: DataLake) -> None:
-        def read(side: str) -> pd.DataFrame:
-            table = lake.read("prepare", f"{side}_split")
-            frame, mode = table.to_pandas(), recipe.placeholders
-            questions = zip(frame["instruction"], frame["row_id"], strict=True)
-            answers = zip(frame["response"], frame["row_id"], strict=True)
-            contexts = zip(map(earlier_turns, table.column("context").to_pylist()), frame["row_id"], strict=True)
-            return frame.assign(
-                instruction=[apply(text, mode, "customer", row) for text, row in questions],
-                response=[apply(text, mode, "agent", row) for text, row in answers],
-                context=[[(who, apply(text, mode, who, row)) for who, text in turns] for turns, row in contexts],
-            )
 
-        self.train, self.test = read("train"), read("test")
-        self.questions = self.test["instruction"].tolist()
-        self.contexts: list[Context] = self.test["context"].tolist()
-        self.asked = [_asked(*row) for row in zip(self.contexts, self.questions, strict=True)]
-        self.references = self.test["response"].tolist()
-        self.intents = self.test["predicted_intent"].tolist()
-        self._judge = TextClassifier.fit(self.train["response"].tolist(), self.train["intent"].tolist(), "words")
-        self.classifier_accuracy = float(self.right_intents(self.references).mean())
-
-    def right_intents(self, answers: list[str]) -> np.ndarray:
-        """1 where a classifier trained on training answers takes the answer for one of the question's true intent."""
-        predicted, _ = self._judge.predict(answers)
-        return (np.array(predicted) == self.test["intent"].to_numpy()).astype(float)
-
-    def statistics(self, answers: list[str], **given: Any) -> pd.DataFrame:
-        frame = row_statistics(self.asked, answers, self.references)
-        return frame.assign(
-            row_id=self.test["row_id"].to_numpy(), answer=answers, right_intent=self.right_intents(answers), **given
-        )
+def _write(rows: pd.DataFrame, path: Path) -> None:
+    table = pa.Table.from_pandas(rows, preserve_index=False)
+    place = table.schema.get_field_index("fabricated_facts")  # without any its type would be unknown
+    facts = table.column(place).cast(pa.list_(pa.string()))
+    pq.write_table(table.set_column(place, "fabricated_facts", facts), path)
 
 
 def _systems(
@@ -149,7 +147,7 @@ def _systems(
     adapter: Adapter,
     base: Path,
     champion: Version | None,
-    rows: _Rows,
+    rows: Yardstick,
     report: Callable[[str], None],
 ) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
     def model(system: str, recipe: Recipe, base: Path, adapter: Path | None) -> tuple[str, Callable[[], pd.DataFrame]]:
@@ -168,7 +166,7 @@ def _systems(
     ]
 
 
-def _judged(system: str, model: SupportModel, rows: _Rows, report: Callable[[str], None]) -> pd.DataFrame:
+def _judged(system: str, model: SupportModel, rows: Yardstick, report: Callable[[str], None]) -> pd.DataFrame:
     started = said = time.monotonic()
 
     def progress(done: int) -> None:
@@ -188,8 +186,3 @@ def _judged(system: str, model: SupportModel, rows: _Rows, report: Callable[[str
         answer_chars=[len(reference) for reference in rows.references],
         stopped=[float(answer.stopped) for answer in answers],
     )
-
-
-def _asked(context: Context, question: str) -> str:
-    """The question, after the earlier turns of its conversation where it has some."""
-    return "\n".join([*(f"{who.capitalize()}: {text}" for who, text in context), "", question]) if context else question

@@ -175,7 +175,7 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
     return [
         ("Base model", adapter.manifest["base"]["name"]),
         ("Quantisation", recipe.quantisation),
-        ("LoRA", f"r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g}"),
+        ("Method", recipe.method + (f", r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g}" if lora else "")),
         ("Trainable parameters", f"{m['trainable_parameters']:,}"),
         ("Rows trained on", f"{m['rows']:,}"),
         ("Rows left out as too long", f"{m['rows_too_long']:,}"),

@@ -7,6 +7,7 @@ again, and a score is still what the field's packages, rouge-score and sacreBLEU
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
@@ -15,15 +16,19 @@ import pandas as pd
 from rapidfuzz.distance import LCSseq
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.safety import is_safe
 from cs_pipeline.placeholders import catalogue, find
 
-GIVEN = ("nll", "answer_tokens", "answer_chars", "right_intent", "stopped")
-"""Columns of row_statistics that no text tells."""
+GIVEN = (
+    *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
+    *("needed", "present", "filled", "fabricates", *ERRORS, "rubric", "heuristic"),
+)
+"""Columns of row_statistics that the caller fills: what the model knows, and what other rules tell of an answer."""
 
 BLEU_ORDERS = 4
 CHRF_ORDERS = 6
-CHUNK_ROWS = 256  # so that the tables of n-grams stay in the processor's cache
+CHUNK_ROWS = 64  # so that the tables of n-grams stay in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Metric:
     function: Callable[[np.ndarray], np.ndarray]
     may_be_empty: bool = False
 
+    def values(self, stats: pd.DataFrame) -> np.ndarray:
+        """The columns that it is made of, [rows, len(columns)]."""
+        # One by one: pandas takes ten times as long to find several at once by their names.
+        return np.column_stack([stats[column].to_numpy(float) for column in self.columns])
+
     def has_inputs(self, stats: pd.DataFrame) -> bool:
         """False where the system does not know an input: its column is NaN in every row.
 
@@ -48,7 +58,7 @@ class Metric:
         """
         if stats.empty:
             raise PipelineError("There are no rows to score.", "Materialise the test split again: it must have rows.")
-        values = stats[list(self.columns)].to_numpy(float)
+        values = self.values(stats)
         if np.isnan(values).all(axis=0).any():
             return False
         for column, broken in zip(self.columns, (~np.isfinite(values)).sum(axis=0), strict=True):
@@ -85,7 +95,7 @@ def corpus_scores(stats: pd.DataFrame, metrics: Collection[str] | None = None) -
     scores: dict[str, float | None] = {}
     for name in METRICS if metrics is None else metrics:
         metric = METRICS[name]
-        score = metric.scores(stats[list(metric.columns)].sum().to_numpy(float)) if metric.has_inputs(stats) else None
+        score = metric.scores(metric.values(stats).sum(axis=0)) if metric.has_inputs(stats) else None
         scores[name] = None if score is None else float(score)
     return scores
 
@@ -99,7 +109,8 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
     An invented one stands neither in the reference nor in the question nor in the catalogue. ``safe`` is 1 where is_safe.
 
     The columns of GIVEN are NaN. The caller fills those that the system knows, in all rows: ``nll`` (nats) with the
-    ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1).
+    ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the
+    columns of fidelity, errors and rubric.
     """
     placeholders = _placeholder_statistics(questions, answers, references)
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
@@ -132,20 +143,21 @@ def _ngram_counts(answers: list[np.ndarray], references: list[np.ndarray], order
         # row, so equal numbers mean equal n-grams of one row.
         start, gram = start[fits], gram[fits] * (symbols.max(initial=0) + 1) + symbols[start[fits] + n - 1]
         gram, distinct = pd.factorize(gram)
-        occurrences = np.bincount(2 * gram + is_reference[start], minlength=2 * len(distinct)).reshape(-1, 2)
+        occurrences = np.bincount(gram + len(distinct) * is_reference[start], minlength=2 * len(distinct))
+        in_both = np.minimum(occurrences[: len(distinct)], occurrences[len(distinct) :])
         row_of_gram = np.empty(len(distinct), np.int64)
         row_of_gram[gram] = row[start]
-        match[:, n - 1] = np.bincount(row_of_gram, weights=occurrences.min(axis=1), minlength=rows)
+        match[:, n - 1] = np.bincount(row_of_gram, weights=in_both, minlength=rows)
     totals = np.maximum(lengths[:, None] - np.arange(orders), 0)
     return _Counts(totals[:rows], totals[rows:], match)
 
 
-def _word_counts(answers: list[list[str]], references: list[list[str]], orders: int) -> _Counts:
-    number: dict[str, int] = {}
-    texts = [
-        np.array([number.setdefault(w, len(number)) for w in words], np.int64) for words in [*answers, *references]
-    ]
-    return _ngram_counts(texts[: len(answers)], texts[len(answers) :], orders)
+def _word_counts(answers: Sequence[Sequence[str]], references: Sequence[Sequence[str]], orders: int) -> _Counts:
+    texts = [*answers, *references]
+    number, _ = pd.factorize(np.array([word for words in texts for word in words], dtype=object))
+    ends = accumulate(map(len, texts))
+    numbers = [number[end - len(words) : end] for words, end in zip(texts, ends, strict=True)]
+    return _ngram_counts(numbers[: len(answers)], numbers[len(answers) :], orders)
 
 
 def _text_statistics(answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
@@ -164,12 +176,17 @@ def _stemmer() -> SimpleNamespace:
     return SimpleNamespace(stem=lru_cache(maxsize=100_000)(PorterStemmer().stem))
 
 
-def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """ROUGE F1 of each row (Lin 2004), as rouge_score.RougeScorer(use_stemmer=True) defines it."""
+@lru_cache(maxsize=2**15)
+def _rouge_words(text: str) -> tuple[str, ...]:
+    """What rouge-score counts of a text. It is remembered, for the references of the next system are the same."""
     from rouge_score.tokenize import tokenize
 
-    answer_words = [tokenize(text, _stemmer()) for text in answers]
-    reference_words = [tokenize(text, _stemmer()) for text in references]
+    return tuple(tokenize(text, _stemmer()))
+
+
+def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """ROUGE F1 of each row (Lin 2004), as rouge_score.RougeScorer(use_stemmer=True) defines it."""
+    answer_words, reference_words = ([_rouge_words(text) for text in texts] for texts in (answers, references))
     counts = _word_counts(answer_words, reference_words, 2)
     pairs = zip(answer_words, reference_words, strict=True)
     longest = np.array([LCSseq.similarity(answer, reference) for answer, reference in pairs], np.int64)
@@ -306,7 +323,31 @@ METRICS = {
         Metric("stop_rate", "Stopped by itself (%)", "higher", ("stopped", "rows"), _percent),
         Metric("safe", "Safe answers (%)", "higher", ("safe", "rows"), _percent),
         Metric("length_ratio", "Length ratio", "none", ("answer_words", "reference_words"), _ratio),
+        Metric(
+            "needed_present",
+            "Needed placeholders present (%)",
+            "higher",
+            ("present", "needed"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric(
+            "needed_filled",
+            "Needed placeholders made up (%)",
+            "lower",
+            ("filled", "needed"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric("fabricates", "Answers with made-up facts (%)", "lower", ("fabricates", "rows"), _percent),
+        Metric("rubric", "Rubric (0 to 1)", "higher", ("rubric", "rows"), _ratio),
+        Metric("heuristic", "Published heuristic (0 to 3)", "higher", ("heuristic", "rows"), _ratio),
+        *(
+            Metric(f"error_{name}", f"{name.capitalize().replace('_', ' ')} (%)", "lower", (name, "rows"), _percent)
+            for name in ERRORS
+        ),
     )
 }
 """All metrics by name. ROUGE, BLEU, chrF and rates are on a scale of 0 to 100; perplexities of models with different
-tokenizers do not compare, bits per character do; the length ratio is best at 1."""
+tokenizers do not compare, bits per character do; the length ratio is best at 1. The errors' rates have names that begin
+with ``error_``."""

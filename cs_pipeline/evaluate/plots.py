@@ -3,11 +3,13 @@
 Nothing here knows a metric or a system: callers say what stands where. One unit of a picture is one CSS pixel.
 """
 
+import base64
 import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +25,7 @@ _COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(_ROLES, sta
 """What is drawn for each role; the finished SVG names the page's custom property instead, so dark mode reaches it."""
 
 _WIDTH = 352  # one of three columns of the page, and all of a phone's
+_CHARACTER = 6.0  # about what one takes of it
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,15 @@ class Line:
 
 def interval_picture(marks: Sequence[Mark], about: str) -> str:
     """A dot with its interval for each mark, from top to bottom, on an axis that holds zero; the figure beside it."""
-    row, foot = 22, 26
-    figure, axes = _axes(row * len(marks) + foot, left=72, right=64, bottom=foot, top=2)
+    row, foot, right = 22, 26, 64
+    left = max(72.0, _CHARACTER * max(len(mark.label) for mark in marks) + 14)
+    figure, axes = _axes(row * len(marks) + foot, left=left, right=right, bottom=foot, top=2)
     axes.axvline(0, color=_COLOURS["muted"], linewidth=1)
+    beside: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "center_baseline"}
+    inside = _WIDTH - left - right
     for y, mark in enumerate(marks):
-        axes.text(-0.04, y, mark.label, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
-        axes.text(1.29, y, mark.text, transform=axes.get_yaxis_transform(), ha="right", va="center_baseline")
+        axes.text(-9 / inside, y, mark.label, **beside)
+        axes.text(1 + (right - 1) / inside, y, mark.text, **beside)
         if mark.interval:
             centre, low, high = mark.interval
             axes.hlines(y, low, high, color=_COLOURS[mark.role], linewidth=2.5, alpha=0.55)
@@ -62,7 +68,7 @@ def interval_picture(marks: Sequence[Mark], about: str) -> str:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.8)
-    axes.locator_params(axis="x", nbins=4)
+    axes.locator_params(axis="x", nbins=4 if inside > 160 else 3)
     return _svg(figure, about)
 
 
@@ -102,6 +108,18 @@ def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, a
     axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
     axes.locator_params(nbins=6)
     return _svg(figure, about)
+
+
+def as_image(svg: str) -> str:
+    """A picture as an address that holds it, for a place that the page's style does not reach: light, on white."""
+    light = re.search(r":root \{(.*?)\}", (Path(__file__).parent / "page.css").read_text(), re.S)
+    assert light is not None
+    style = f"<style>svg {{{light[1]} background: #fff; font: 11.5px sans-serif}} text {{fill: var(--ink)}}</style>"
+    box = re.search(r'viewBox="0 0 (\S+) (\S+)"', svg)
+    assert box is not None
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{box[1]}" height="{box[2]}" '
+    whole = svg.replace("<svg ", head, 1).replace(">", f">{style}", 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(whole.encode()).decode()}"
 
 
 def _axes(

@@ -1,21 +1,19 @@
 """The evaluation as one HTML file that needs nothing beside it, and a summary of it in Markdown."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.evaluate import exhibits
+from cs_pipeline.evaluate import exhibits, scrutiny
 from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.metrics import METRICS
+from cs_pipeline.evaluate.pages import plain, template
 from cs_pipeline.evaluate.plots import loss_picture
-from cs_pipeline.evaluate.verdict import Finding, figure, judged, verdict
+from cs_pipeline.evaluate.verdict import Finding, figure, verdict, weak_slices
 from cs_pipeline.lake import DataLake, atomic_file
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
@@ -50,15 +48,18 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
             f" is now {adapter.fingerprint}.",
             f"Materialise 'evaluation' for the partition '{recipe.name}' again, then its report.",
         )
-    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    answers, references, slices = (
+        pd.read_parquet(evaluation_folder(recipe.name, lake) / f"{name}.parquet")
+        for name in ("answers", "references", "slices")
+    )
     systems = {system: words for system, words in SYSTEMS.items() if system in facts["scores"]}
     intents = exhibits.by_intent(answers)
-    findings = verdict(facts, intents[intents["system"] == "tuned"])
+    findings = [*verdict(facts, intents[intents["system"] == "tuned"]), weak_slices(facts["weak"])]
     demo = DEMO if recipe.base.source == "embedded" else ""
     examples = exhibits.examples(answers)
     m = adapter.metrics
     losses = m["loss"], m["steps"], m["validation_loss_before"], m["validation_loss_after"]
-    html = _template().render(
+    html = template("report.html.jinja").render(
         recipe=recipe,
         facts=facts,
         systems=systems,
@@ -70,6 +71,12 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         differences=exhibits.difference_pictures(facts, list(systems)),
         heat=exhibits.heat_map(intents, list(systems)),
         similarity=exhibits.similarity_pictures(answers),
+        slice_heat=scrutiny.slice_heat(slices, list(systems)),
+        errors=scrutiny.error_counts(answers, references, list(systems)),
+        made_up=scrutiny.made_up(answers),
+        rubric=scrutiny.rubric_means(answers, references, list(systems)),
+        naive=scrutiny.naive_beside_honest(facts),
+        smallest=scrutiny.smallest_seen(facts),
         best=exhibits.best_systems(facts),
         training_facts=exhibits.training_facts(recipe, adapter),
         versions=exhibits.versions(recipe, facts, adapter),
@@ -84,27 +91,6 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
     return Report(path, markdown)
 
 
-def _template() -> Any:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"METRICS": METRICS, "BETTER": exhibits.BETTER, "figure": figure, "judged": judged}
-    environment.filters["marked"] = _marked
-    return environment.get_template("report.html.jinja")
-
-
-def _marked(text: str) -> Markup:
-    """``text`` escaped, with its placeholders marked."""
-    parts = re.split(r"(\{\{[^{}\n]+\}\})", text)
-    return Markup("").join(
-        Markup("<mark>{}</mark>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
-    )
-
-
 def _markdown(
     facts: dict[str, Any],
     systems: Sequence[str],
@@ -114,7 +100,7 @@ def _markdown(
 ) -> str:
     """The verdict, the most telling metrics and a few examples; no text of the data can be more than text in it."""
     lines = [f"**{demo}**", ""] if demo else []
-    lines += [f"- **{f.about}: {f.judgement}.** {_plain(f.sentence)}" for f in findings]
+    lines += [f"- **{f.about}: {f.judgement}.** {plain(f.sentence)}" for f in findings]
     lines += ["", "In brackets: the 95 % interval of the difference.", ""]
     lines += [f"| {facts['rows']:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
     for name in _IN_MARKDOWN:
@@ -124,20 +110,14 @@ def _markdown(
     for example in examples:
         lines += [
             "",
-            f"**{'The worst by chrF' if example.worst else 'An example'}:** {_plain(_short(example.question))}",
+            f"**{'The worst by chrF' if example.worst else 'An example'}:** {plain(_short(example.question))}",
             "",
         ]
         texts = {"reference": example.reference} | {answer.system: answer.text for answer in example.answers}
-        lines += [f"- *{who}*: {_plain(_short(text))}" for who, text in texts.items()]
+        lines += [f"- *{who}*: {plain(_short(text))}" for who, text in texts.items()]
     return "\n".join(lines) + "\n"
 
 
 def _short(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _MARKDOWN_CHARACTERS else f"{line[:_MARKDOWN_CHARACTERS].rstrip()} …"
-
-
-def _plain(text: str) -> str:
-    """A line of text in which Markdown and HTML find nothing to read."""
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", text)

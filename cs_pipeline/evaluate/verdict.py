@@ -1,5 +1,6 @@
 """What an evaluation says, in sentences: made of its figures alone, so that they cannot flatter."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from cs_pipeline.evaluate.metrics import METRICS
 NONE = "–"
 """Stands for a figure that a system does not have."""
 
-_DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2}
+_DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2, "rubric": 2, "heuristic": 2}
 
 _COMPARED = {
     "base": ("bits_per_character", "right_intent", "rougeL", "chrf"),
@@ -34,9 +35,12 @@ _ENDING = {
 }
 """What follows from the comparison with the nearest question's answer."""
 
+WORST_SLICES = 3
+"""Slices that the verdict names."""
+
 _WEAK_INTENT, _FEWEST_ROWS = 80, 3
 _LEAST = {"stop_rate": 98.0, "safe": 99.5, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
-_MOST = {"placeholder_invented": 1.0}
+_MOST = {"placeholder_invented": 1.0, "fabricates": 1.0}
 _FITTING_LENGTH = (0.8, 1.25)
 """From where on a figure is called weak: the limits of taste, alike for every recipe."""
 
@@ -82,6 +86,23 @@ def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Finding]:
     # With one source alone its slice is the whole.
     slices = facts["slices"].items() if len(facts["slices"]) > 1 else ()
     return [*compared, *(_slice(*part) for part in slices), _weakness(facts["scores"]["tuned"], intents)]
+
+
+def weak_slices(weak: Sequence[dict[str, Any]]) -> Finding:
+    """The ``WORST_SLICES`` worst of ``weak`` (as in ``evaluation.json``), each by its worst metric, with their advice."""
+    about = "Weakest slices"
+    if not weak:
+        return Finding(about, "none for sure", "No slice is surely worse than the rest.")
+    by_slice: dict[tuple[str, str], dict[str, Any]] = {}
+    for weakness in weak:  # the worst first
+        by_slice.setdefault((weakness["kind"], weakness["slice"]), weakness)
+    parts = [
+        f"{w['advice'].removesuffix('.')} ({_name(w['metric'])} {figure(w['metric'], w['score'])} against"
+        f" {figure(w['metric'], w['rest'])} elsewhere)."
+        for w in list(by_slice.values())[:WORST_SLICES]
+    ]
+    count = f"{len(by_slice)} slices are" if len(by_slice) > 1 else "One slice is"
+    return Finding(about, "to look at", " ".join([f"{count} surely worse than the rest.", *parts]))
 
 
 def _comparison(other: str, facts: dict[str, Any]) -> Finding:

@@ -1,6 +1,6 @@
 """How near a question is to the nearest of others: cosine of character TF-IDF vectors, as the leakage report reads it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -12,16 +12,27 @@ def nearest(questions: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray
 
     TF-IDF of 3- to 5-character windows inside words, fitted on ``others``.
     """
+    places, cosines = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
+    for block in _cosines(questions, others):
+        places.append(block.argmax(axis=1))
+        cosines.append(block.max(axis=1))
+    return np.concatenate(places), np.clip(np.concatenate(cosines), 0, 1)
+
+
+def near(questions: Sequence[str], others: Sequence[str], cosine: float) -> np.ndarray:
+    """For each question how many of ``others`` have at least this ``cosine``, likened as by ``nearest``: [questions]."""
+    counts = [(block >= cosine).sum(axis=1) for block in _cosines(questions, others)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
+
+
+def _cosines(questions: Sequence[str], others: Sequence[str]) -> Iterator[np.ndarray]:
+    """Cosines of all questions with all others, in blocks [at most _ROWS questions, others]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
     index = vectorizer.fit_transform(others).T.tocsr()
-    places, cosines = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.float32)]
     for start in range(0, len(questions), _ROWS):
-        block = (vectorizer.transform(questions[start : start + _ROWS]) @ index).toarray()
-        places.append(block.argmax(axis=1))
-        cosines.append(block.max(axis=1))
-    return np.concatenate(places), np.clip(np.concatenate(cosines), 0, 1)
+        yield (vectorizer.transform(questions[start : start + _ROWS]) @ index).toarray()
 
 
 def naive_split_similarity(questions: Sequence[str], test_share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,15 +7,21 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.leaderboard import write_leaderboard
+from cs_pipeline.evaluate.fidelity import COLUMNS as FIDELITY
+from cs_pipeline.evaluate.naive import NAIVE_METRICS
+from cs_pipeline.evaluate.rubric import PARTS
+from cs_pipeline.evaluate.slices import SLICE
+from cs_pipeline.evaluate.yardstick import Yardstick
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.promotion import decide
-from cs_pipeline.schema import CONVERSATION, SPLIT_ROW
+from cs_pipeline.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline.train.base import find_base
@@ -87,6 +93,67 @@ def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -
         assert facts["scores"][system]["bits_per_character"] is None
 
 
+def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> None:
+    facts, rows, folder = read_evaluation("tiny", evaluated), answers(evaluated), evaluation_folder("tiny", evaluated)
+    assert {*FIDELITY, *ERRORS, *PARTS, "near_train_rows"} <= set(rows)
+    references = pd.read_parquet(folder / "references.parquet")
+    assert references["reference"].tolist() == rows[rows["system"] == "tuned"]["reference"].tolist()
+    frames = {str(system): frame for system, frame in rows.groupby("system")} | {"reference": references}
+    for system, frame in frames.items():
+        means = {f"error_{name}": 100 * frame[name].mean() for name in ERRORS}
+        means |= {"fabricates": 100 * (frame["fabricated"] > 0).mean()}
+        means |= {name: frame[name].mean() for name in ("rubric", "heuristic")}
+        for name, mean in means.items():
+            known = facts["references"][name] if system == "reference" else score(facts, system, name)
+            assert known == pytest.approx(mean), (system, name)
+        if system not in ("tuned", "base"):
+            assert not frame["unfinished"].all()
+    assert facts["references"]["error_wrong_intent"] == pytest.approx(100 * (1 - facts["answer_classifier_accuracy"]))
+    # A model of thirty steps, cut off after 24 tokens.
+    assert score(facts, "tuned", "error_unfinished") > 50 > facts["references"]["error_unfinished"]
+    assert rows.groupby("row_id")["near_train_rows"].nunique().max() == 1
+
+    table = pq.read_table(folder / "slices.parquet")
+    check_schema(table, SLICE, "slices")
+    whole = {(row["system"], row["metric"]): row for row in table.to_pylist() if row["kind"] == "all"}
+    for system, scores in facts["scores"].items():
+        for name, found in scores.items():
+            row = whole[system, name]
+            assert (row["score"], row["low"], row["high"]) == pytest.approx(
+                (found["score"], found["low"], found["high"]) if found else (None, None, None)
+            ), (system, name)
+    assert set(facts["detectable"]) == set(facts["differences"])
+    bits = facts["differences"]["base"]["bits_per_character"]
+    assert facts["detectable"]["base"]["bits_per_character"] == pytest.approx(
+        (bits["high"] - bits["low"]) * 0.715, rel=0.01
+    )
+    assert set(facts["naive"]) == set(NAIVE_METRICS)
+    assert facts["naive"]["rougeL"] > 20
+    sheet = (folder / "weak_intents.csv").read_text(encoding="utf-8-sig").splitlines()
+    assert len(sheet) == 1 + sum(weak["kind"] == "intent" for weak in facts["weak"])
+    assert all(weak["p"] < 0.05 and weak["advice"] for weak in facts["weak"])
+
+
+def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
+    yardstick = Yardstick(tiny, evaluated)
+    planted = {
+        "none": "",
+        "fabricated": " It will cost 74.35 dollars.",
+        "invented": " See {{Moon Phase}}.",
+        "repeats_itself": " We will look into it for you today." * 3,
+    }
+    found = {
+        kind: yardstick.alone([reference + text for reference in yardstick.references]).astype(float, errors="ignore")
+        for kind, text in planted.items()
+    }
+    for column in ("fabricated", "invented", "repeats_itself"):
+        assert (found[column][column] > found["none"][column]).all(), column
+        assert (found["none"][column] > 0).mean() < 0.15, column
+    assert found["none"]["present"].tolist() == found["none"]["needed"].tolist()
+    elsewhere = yardstick.alone(["The weather in the mountains will be sunny and mild."] * len(yardstick.references))
+    assert elsewhere["off_topic"].mean() > 0.9
+
+
 def test_equal_input_is_not_judged_again(evaluated: DataLake, tiny: Recipe) -> None:
     before = (evaluation_folder("tiny", evaluated) / "answers.parquet").stat()
     lines: list[str] = []
@@ -110,6 +177,7 @@ def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe,
     assert not beside.reused
     facts = beside.facts
     assert facts["champion_version"] == another.version
+    assert facts["placeholders"] == {"tuned": "keep", "champion": "keep"}
     assert facts["fingerprint"] != alone["fingerprint"]
     assert facts["scores"]["champion"] == facts["scores"]["tuned"] == alone["scores"]["tuned"]
     measured = {metric: d for metric, d in facts["differences"]["champion"].items() if d is not None}
@@ -217,15 +285,3 @@ def test_no_evaluation_is_said(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match=r"evaluation\.json is not there") as error:
         read_evaluation("tiny", lake)
     assert error.value.mend == "Materialise 'evaluation' for the partition 'tiny'."
-
-
-def test_the_leaderboard_holds_what_was_judged_on_the_present_rows(evaluated: DataLake) -> None:
-    facts = read_evaluation("tiny", evaluated)
-    board = write_leaderboard(["tiny", "never_evaluated"], evaluated)
-    assert board["recipe"].tolist() == ["tiny"]
-    assert board["bits_per_character"].tolist() == [score(facts, "tuned", "bits_per_character")]
-    assert board["base_bits_per_character"].tolist() == [score(facts, "base", "bits_per_character")]
-    pd.testing.assert_frame_equal(pd.read_parquet(evaluated.table("evaluate", "leaderboard")), board)
-    rows = evaluated.read("prepare", "test_split").slice(1)
-    evaluated.write("prepare", "test_split", rows, SPLIT_ROW)
-    assert write_leaderboard(["tiny"], evaluated).empty

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.evaluate.metrics import CHUNK_ROWS, METRICS, corpus_scores, row_statistics
+from cs_pipeline.evaluate.metrics import CHUNK_ROWS, GIVEN, METRICS, corpus_scores, row_statistics
 
 TEXT = (
     "refund refunds refunded order orders ordering the your you're we'll please contact contacting support 24/7 "
@@ -179,8 +179,9 @@ def test_the_reference_scores_best_and_a_shuffled_one_worst() -> None:
 def test_what_a_system_does_not_have_is_none_and_not_zero() -> None:
     scores = corpus_scores(row_statistics(["q"], ["an answer"], ["a reference"]))
     missing = {name for name, score in scores.items() if score is None}
-    likelihood = {"bits_per_character", "perplexity", "right_intent", "stop_rate"}
-    assert missing == likelihood | {"placeholder_precision", "placeholder_recall", "placeholder_invented"}
+    open_ = {name for name, metric in METRICS.items() if set(GIVEN) & set(metric.columns)}
+    assert {"bits_per_character", "perplexity", "right_intent", "stop_rate", "fabricates", "error_too_long"} < open_
+    assert missing == open_ | {"placeholder_precision", "placeholder_recall", "placeholder_invented"}
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

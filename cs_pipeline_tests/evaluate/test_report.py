@@ -1,21 +1,29 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from html.parser import HTMLParser
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.comparison import compare
-from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder
+from cs_pipeline.evaluate.errors import ERRORS, Norms, errors
+from cs_pipeline.evaluate.evaluation import SYSTEMS, WITHOUT_REFERENCE, evaluation_folder
 from cs_pipeline.evaluate.exhibits import EXAMPLES, WORST, examples
+from cs_pipeline.evaluate.fidelity import fidelity
 from cs_pipeline.evaluate.metrics import METRICS, row_statistics
+from cs_pipeline.evaluate.naive import NAIVE_METRICS
 from cs_pipeline.evaluate.report import DEMO, write_report
-from cs_pipeline.evaluate.verdict import figure, judged, verdict
+from cs_pipeline.evaluate.rubric import rubric
+from cs_pipeline.evaluate.slices import Weakness, slices
+from cs_pipeline.evaluate.verdict import figure, judged, verdict, weak_slices
 from cs_pipeline.lake import DataLake, write_json
+from cs_pipeline.placeholders import PlaceholderMode
 from cs_pipeline.recipe import EmbeddedBase, Generation, HubBase, Lora, Recipe, Trainer
 from cs_pipeline.train.manifest import write_manifest
 
@@ -87,6 +95,7 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
             "reference": references,
         }
     )
+    norms = Norms.of(references, intents)
     share = {"tuned": 0.7, "champion": 0.6, "base": 0.4, "nearest": 0.9, "central": 0.8, "random": 0.2}
     stats = {}
     for system in systems:
@@ -99,6 +108,10 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
             answer=answers,
             right_intent=[float(i % 10 < 10 * share[system]) for i in range(rows)],
         )
+        asked, ids = about["question"].tolist(), about["row_id"].tolist()
+        kept = fidelity(asked, answers, references, ids, PlaceholderMode.KEEP)
+        wrong = errors(norms, asked, answers, intents, frame["right_intent"].tolist(), [1.0] * rows)
+        frame = frame.assign(**kept, **wrong, **rubric(asked, answers), fabricates=(kept["fabricated"] > 0) * 1.0)
         if system in LIKELIHOODS:
             lengths = [len(reference) for reference in references]
             frame = frame.assign(
@@ -110,6 +123,12 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
         stats[system] = frame
     return about, stats
 
+
+WEAK = [
+    Weakness("intent", "get_refund", 40, 20, "right_intent", 41.25, 90.0, 0.001, 12, 1.0, 8.0),
+    Weakness("intent", "get_refund", 40, 20, "chrf", 20.0, 41.0, 0.001, 12, 1.0, 8.0),
+    Weakness("flag", "<b>rude</b>", 30, 25, "chrf", 30.0, 41.0, 0.01, None, 7.0, 8.0),
+]
 
 CURVE = [{"step": step, "loss": 2 - step / 100 + step % 3 / 10} for step in range(10, 101, 10)]
 
@@ -167,6 +186,9 @@ def evaluated(
         "clusters": about["cluster_id"].nunique(),
         "answer_classifier_accuracy": 0.98,
         **compare(about, stats, samples=200),
+        "references": dict.fromkeys(WITHOUT_REFERENCE, 0.25),
+        "weak": [asdict(weakness) | {"advice": weakness.advice} for weakness in WEAK],
+        "naive": dict.fromkeys(NAIVE_METRICS, 12.5),
         "seconds": dict.fromkeys(stats, 1.5),
     }
     folder = evaluation_folder(recipe.name, lake)
@@ -174,6 +196,8 @@ def evaluated(
     rest = about.drop(columns="row_id")
     long = pd.concat([pd.concat([rest, frame], axis=1).assign(system=s) for s, frame in stats.items()])
     long.to_parquet(folder / "answers.parquet", index=False)
+    long[long["system"] == "central"].to_parquet(folder / "references.parquet", index=False)
+    pq.write_table(slices(about, stats, samples=200), folder / "slices.parquet")
     write_json(folder / "evaluation.json", facts)
     return facts
 
@@ -279,9 +303,12 @@ def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recip
     for name, metric in METRICS.items():
         cells = re.findall(r"<td>([^<]+)(?:<small>([^ ]+))?", rows[metric.label])
         parts = [facts["slices"][source] for source in ("bitext", "company")]
-        scores = [part["scores"]["tuned"][name]["score"] for part in parts]
-        differences = [part["differences"]["champion"][name]["difference"] for part in parts]
-        shown = [(figure(name, s), figure(name, d, True)) for s, d in zip(scores, differences, strict=True)]
+        scores = [part["scores"]["tuned"][name] for part in parts]
+        differences = [part["differences"]["champion"][name] for part in parts]
+        shown = [
+            (figure(name, s["score"]) if s else "–", figure(name, d["difference"], True) if d else "")
+            for s, d in zip(scores, differences, strict=True)
+        ]
         assert cells == shown, name
     for source, clusters in (("bitext", 25), ("company", 15)):
         assert f"On the {source} rows" in html
@@ -398,7 +425,7 @@ def test_the_verdict_on_the_nearest_answer(
     intent: tuple[float, float], rouge: tuple[float, float], word: str, ending: str
 ) -> None:
     scores: dict[str, Any] = {name: {"score": 90.0} for name in METRICS}
-    scores |= {"placeholder_invented": None, "safe": {"score": 100.0}}
+    scores |= {"placeholder_invented": None, "fabricates": {"score": 0.5}, "safe": {"score": 100.0}}
     scores["length_ratio"] = {"score": 1.0}
     nearest = dict.fromkeys(METRICS) | {"right_intent": difference(*intent), "rougeL": difference(*rouge), "chrf": None}
     facts: dict[str, Any] = {
@@ -425,6 +452,55 @@ def test_weak_intents_are_named_with_their_rows() -> None:
     assert weak.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
         "What is weak: the answer has the right intent least often for b (10 % of 9), a (50 % of 9) and d (79 % of 9)."
     )
+
+
+def test_the_worst_slices_are_named_with_advice() -> None:
+    found = weak_slices([asdict(weakness) | {"advice": weakness.advice} for weakness in WEAK])
+    assert (found.about, found.judgement) == ("Weakest slices", "to look at")
+    assert found.sentence == (
+        "2 slices are surely worse than the rest. get_refund: 12 training rows, 1 training rows near a question of it, 8"
+        " near one of the others; add examples (right intent 41.2 against 90.0 elsewhere). flag <b>rude</b>: 7 training rows"
+        " near a question of it, 8 near one of the others; hardly fewer than usual: look first whether its answers"
+        " contradict one another (chrF 30.0 against 41.0 elsewhere)."
+    )
+    assert weak_slices([]).judgement == "none for sure"
+
+
+def test_errors_facts_and_rubric_are_those_of_the_tables(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe, rows=120, champion=True)
+    folder = evaluation_folder(recipe.name, lake)
+    path = folder / "answers.parquet"
+    answers = pd.read_parquet(path)
+    told = (answers["system"] == "tuned") & (answers.groupby("system").cumcount() == 7)
+    fact = "amount: 74.35 <dollars>"
+    answers["fabricated"] = told.astype(int)
+    answers["fabricated_facts"] = [[fact] if made_up else [] for made_up in told]
+    answers.to_parquet(path, index=False)
+    references = pd.read_parquet(folder / "references.parquet")
+    report = write_report(recipe, lake)
+    html = report.path.read_text()
+    assert fact in Page(html).text
+    assert "get_refund: 12 training rows" in Page(html).text
+    assert "get_refund: 12 training rows".replace("_", r"\_") in report.markdown
+    systems = list(SYSTEMS)
+    table = html[html.index("Error analysis") : html.index("Made-up facts")]
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
+    assert len(rows) == len(ERRORS)
+    for name in ERRORS:
+        counts = [int(answers[answers["system"] == system][name].sum()) for system in systems]
+        shown = re.findall(r"<td>([\d,]+)", rows[METRICS[f"error_{name}"].label.removesuffix(" (%)")])
+        assert list(map(int, shown)) == [*counts, int(references[name].sum())], name
+    table = html[html.index("How answers are put") : html.index('id="tables"')]
+    cells = re.search(r"Heuristic<small>.*?</tr>", table, flags=re.S)
+    assert cells is not None
+    means = [answers[answers["system"] == system]["heuristic"].mean() for system in systems]
+    assert re.findall(r"<td>([^<]+)", cells[0])[:-1] == [f"{mean:.2f}" for mean in means]
+    heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
+    kept = pd.read_parquet(folder / "slices.parquet").set_index(["slice", "system", "metric"])["score"]
+    for place, name in enumerate(("right_intent", "rougeL")):
+        quarter = next(slice_ for slice_, _, _ in kept.index if slice_.startswith("2: 0."))
+        row = re.findall(rf"similarity {quarter}</th>.*?</tr>", heat, flags=re.S)[place]
+        assert re.findall(r">([\d.]+)</td>", row) == [figure(name, kept[quarter, system, name]) for system in systems]
 
 
 @pytest.mark.parametrize(

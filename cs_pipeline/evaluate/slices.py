@@ -1,0 +1,309 @@
+"""Every score on parts of the test rows, the parts on which a system is weak, and the intents that need examples.
+
+In go the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and the row
+statistics of each system on the same rows in the same order; out come tables and sentences. ``near_train_rows`` is a
+column for ``answers.parquet``; all else that tells which slice a row is in stands there already.
+
+Each interval of the table is 95 % for itself. A slice is called weak where its difference from all other rows is sure for
+all slices and metrics that were asked together (Holm).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
+from cs_pipeline.evaluate.metrics import METRICS, Metric
+from cs_pipeline.evaluate.sheet import write_sheet
+from cs_pipeline.evaluate.statistics import holm, sampled_sums
+from cs_pipeline.prepare.similarity import near
+
+FLAGS = {
+    "B": "basic structure",
+    "C": "coordinated clauses",
+    "E": "expanded abbreviations",
+    "I": "question",
+    "K": "keywords",
+    "L": "other words",
+    "M": "other word forms",
+    "N": "negation",
+    "P": "polite",
+    "Q": "colloquial",
+    "W": "rude",
+    "Z": "typos",
+}
+"""What the letters of ``flags`` mean, by Bitext's description of its data; a letter that it does not explain stays one."""
+
+NEAR = 0.6
+"""Cosine from which on a training question is near: in 12,000 Bitext rows, 90 % of those near a question had its intent."""
+
+WEAK_BY = ("right_intent", "chrf", "bits_per_character")
+"""The metrics by which slices are called weak: what is answered, in which words, and how surprising the reference is."""
+
+SLICE = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("slice", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("clusters", pa.int64(), nullable=False),
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+    ]
+)
+"""A score of a system on a slice, with its 95 % interval; null with fewer than FEWEST_CLUSTERS clusters, without an input,
+and where there is nothing to judge."""
+
+
+WEAK_INTENT = (
+    *("category", "intent", "metric", "score", "elsewhere", "p_holm"),
+    *("test_rows", "train_rows", "near", "near_elsewhere", "advice"),
+)
+"""Columns of the CSV of weak intents."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slice: ``member`` [test rows] says which rows are in it."""
+
+    kind: str
+    name: str
+    member: np.ndarray
+
+
+@dataclass(frozen=True)
+class Weakness:
+    """A slice on which a system is worse than on all other test rows.
+
+    ``rest`` is the score there; ``p`` is adjusted for all slices and metrics (Holm). ``train_rows`` are the training rows
+    of an intent, None for other slices; ``near`` is the median number of training questions near one of the slice,
+    ``near_rest`` elsewhere.
+    """
+
+    kind: str
+    slice: str
+    rows: int
+    clusters: int
+    metric: str
+    score: float
+    rest: float
+    p: float
+    train_rows: int | None
+    near: float
+    near_rest: float
+
+    @property
+    def shortfall(self) -> float:
+        """The share of the rest's score that the slice lacks, or has too much where lower is better."""
+        return abs(self.rest - self.score) / (abs(self.rest) or 1)
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in a sentence."""
+        name = self.slice if self.kind == "intent" else f"{self.kind.replace('_', ' ')} {self.slice}"
+        have = f"{self.near:g} training rows near a question of it, {self.near_rest:g} near one of the others"
+        if self.train_rows is not None:
+            have = f"{self.train_rows:,} training rows, {have}"
+        if self.near < self.near_rest / 2:
+            return f"{name}: {have}; add examples."
+        return f"{name}: {have}; hardly fewer than usual: look first whether its answers contradict one another."
+
+
+def near_train_rows(questions: Sequence[str], train_questions: Sequence[str]) -> np.ndarray:
+    """For each test question how many training questions are near (cosine NEAR and more): [questions]."""
+    return near(questions, train_questions, NEAR)
+
+
+def parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[Part]:
+    """The slices of the test rows: ``all``, then by source, category, intent, flag, similarity and answer length.
+
+    Similarity and length (words of the reference) are cut into quarters of about equally many rows. What holds for all rows
+    or for none is no slice.
+    """
+    found = [Part("all", "all", np.ones(len(test), bool))]
+    for kind in ("source", "category", "intent"):
+        values = test[kind].fillna("none").to_numpy(str)
+        found += [Part(kind, name, values == name) for name in sorted(set(values))]
+    flags = test["flags"].fillna("").to_numpy(str)
+    for letter in sorted(set("".join(flags))):
+        found.append(Part("flag", FLAGS.get(letter, letter), np.char.find(flags, letter) >= 0))
+    similarity = test["nearest_train_similarity"].to_numpy(float)
+    found += [Part("similarity", name, member) for name, member in _quarters(similarity, 2)]
+    words = np.asarray(reference_words, float)
+    found += [Part("answer_length", f"{name} words", member) for name, member in _quarters(words, 0)]
+    return [part for part in found if part.kind == "all" or 0 < part.member.sum() < len(test)]
+
+
+def slices(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pa.Table:
+    """All METRICS of all systems on all slices: a table with SLICE. Raises PipelineError as corpus_scores does."""
+    asked = {system: [m for m in METRICS.values() if m.has_inputs(frame)] for system, frame in stats.items()}
+    columns = _columns(METRICS.values())
+    values = np.hstack([_values(test, frame, columns) for frame in stats.values()])
+    clusters = test["cluster_id"].to_numpy(object)
+    rows: list[tuple[Any, ...]] = []
+    for part in parts(test, next(iter(stats.values()))["reference_words"].tolist()):
+        within = clusters[part.member].tolist()
+        figures: dict[tuple[str, str], np.ndarray] = {}
+        if len(set(within)) >= FEWEST_CLUSTERS:
+            sums = _sums(values[part.member], within, samples, seed).reshape(1 + samples, len(stats), len(columns))
+            for place, system in enumerate(stats):
+                for metric in asked[system]:
+                    scores = metric.scores(sums[:, place, [columns[name] for name in metric.columns]])
+                    if scores is not None:
+                        figures[system, metric.name] = scores
+        ends = _ends(figures)
+        about = (part.kind, part.name, len(within), len(set(within)))
+        rows += [(*about, *key, *ends.get(key, (None, None, None))) for key in product(stats, METRICS)]
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SLICE, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SLICE)
+
+
+def weaknesses(
+    test: pd.DataFrame,
+    stats: pd.DataFrame,
+    near_rows: np.ndarray,
+    train_intents: Sequence[str],
+    samples: int = 1000,
+    seed: int = 0,
+) -> list[Weakness]:
+    """The slices on which the system with the row statistics ``stats`` is surely worse than elsewhere, the worst first.
+
+    ``near_rows`` [test rows] as from near_train_rows, ``train_intents`` the intent of each training row. Compared are all
+    slices that have, like the rest, at least FEWEST_CLUSTERS clusters, by all of WEAK_BY that the system has, one-sided;
+    5 % is the chance of naming any slice where none is worse.
+
+    The standard error of rest minus slice is the bootstrap's, but no smaller than that of as many clusters drawn from all
+    rows, for a slice whose rows all fail alike has no spread of its own; the distribution is Student's t with a degree of
+    freedom for each cluster of the slice but one. Raises PipelineError as corpus_scores does.
+    """
+    from scipy.stats import t as student
+
+    metrics = [METRICS[name] for name in WEAK_BY if METRICS[name].has_inputs(stats)]
+    clusters = test["cluster_id"].to_numpy(object)
+    compared = [part for part in parts(test, stats["reference_words"].tolist()) if _has_figures(part, clusters)]
+    if not compared:
+        return []
+    columns = _columns(metrics)
+    values = _values(test, stats, columns)
+    overall = _sums(values, clusters.tolist(), samples, seed)
+    by_slice = np.hstack([values * part.member[:, None] for part in compared])
+    of_slices = _sums(by_slice, clusters.tolist(), samples, seed).reshape(1 + samples, len(compared), len(columns))
+    trained = Counter(train_intents)
+    found = []
+    for place, part in enumerate(compared):
+        size = len(set(clusters[part.member]))
+        for metric in metrics:
+            used = [columns[name] for name in metric.columns]
+            inside, outside, all_rows = (
+                _finite(metric, sums[:, used], sums[:, columns["rows"]])
+                for sums in (of_slices[:, place], overall - of_slices[:, place], overall)
+            )
+            loss = (outside - inside) * (1 if metric.better == "higher" else -1)
+            common = np.nanstd(all_rows[1:]) * (len(set(clusters)) / size) ** 0.5
+            error = max(float(np.nanstd(loss[1:])), float(common))
+            weakness = Weakness(
+                kind=part.kind,
+                slice=part.name,
+                rows=int(part.member.sum()),
+                clusters=size,
+                metric=metric.name,
+                score=float(inside[0]),
+                rest=float(outside[0]),
+                p=float(student.sf(loss[0] / error, size - 1)) if error else 1.0,  # no spread at all: no difference
+                train_rows=trained[part.name] if part.kind == "intent" else None,
+                near=float(np.median(near_rows[part.member])),
+                near_rest=float(np.median(near_rows[~part.member])),
+            )
+            found.append(weakness)
+    adjusted = zip(found, holm([weakness.p for weakness in found]), strict=True)
+    sure = [replace(weakness, p=p) for weakness, p in adjusted if p < 0.05]
+    return sorted(sure, key=lambda weakness: (-weakness.shortfall, weakness.kind, weakness.slice))
+
+
+def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping[str, str]) -> int:
+    """Writes the intents among ``weak`` as a CSV for who writes new examples; returns how many there are.
+
+    ``categories`` is the category of each intent. A line an intent and metric, the worst first. No test question stands in
+    it: an example written after one would be dealt to the test side.
+    """
+    intents = [weakness for weakness in weak if weakness.kind == "intent"]
+    lines = (
+        {
+            "category": categories.get(w.slice),
+            "intent": w.slice,
+            "metric": METRICS[w.metric].label,
+            "score": round(w.score, 3),
+            "elsewhere": round(w.rest, 3),
+            "p_holm": w.p,
+            "test_rows": w.rows,
+            "train_rows": w.train_rows,
+            "near": w.near,
+            "near_elsewhere": w.near_rest,
+            "advice": w.advice,
+        }
+        for w in intents
+    )
+    write_sheet(path, WEAK_INTENT, ([line[column] for column in WEAK_INTENT] for line in lines))
+    return len({weakness.slice for weakness in intents})
+
+
+def _columns(metrics: Iterable[Metric]) -> dict[str, int]:
+    """The inputs of ``metrics``, and the number of rows, with their places."""
+    names = {"rows"}.union(*(metric.columns for metric in metrics))
+    return {name: place for place, name in enumerate(sorted(names))}
+
+
+def _values(test: pd.DataFrame, stats: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
+    if test["row_id"].tolist() != stats["row_id"].tolist():
+        raise PipelineError(
+            f"{len(stats)} rows were scored, and they are not the {len(test)} test rows in their order.",
+            "Evaluate the system again on the present test split.",
+        )
+    return stats[list(columns)].to_numpy(float)
+
+
+def _sums(values: np.ndarray, clusters: Sequence[str], samples: int, seed: int) -> np.ndarray:
+    """Sums [1 + samples, columns]: of all rows, then of each sample."""
+    return np.vstack([values.sum(axis=0), sampled_sums(values, clusters, samples, seed)])
+
+
+def _ends(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, float]]:
+    """The score, and the ends of the 95 % interval, of scores [1 + samples] by key."""
+    if not figures:
+        return {}
+    scores = np.array(list(figures.values()))
+    low, high = np.percentile(scores[:, 1:], [2.5, 97.5], axis=1)
+    return dict(zip(figures, zip(scores[:, 0].tolist(), low.tolist(), high.tolist(), strict=True), strict=True))
+
+
+def _finite(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Scores of sums [1 + samples, columns]; NaN for a sample that drew no row of a small slice."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(rows > 0, metric.function(sums), np.nan)
+
+
+def _has_figures(part: Part, clusters: np.ndarray) -> bool:
+    """Whether the slice and the rest have enough clusters each."""
+    return min(len(set(clusters[part.member])), len(set(clusters[~part.member]))) >= FEWEST_CLUSTERS
+
+
+def _quarters(values: np.ndarray, digits: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and members of the quarters of ``values``, the lowest first; NaN is in none, and equal values are together."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return
+    edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
+    quarter = np.where(np.isfinite(values), np.searchsorted(edges, values, side="left"), -1)
+    for number in sorted(set(quarter.tolist()) - {-1}):
+        member = quarter == number
+        yield f"{number + 1}: {values[member].min():.{digits}f} to {values[member].max():.{digits}f}", member
