@@ -80,7 +80,8 @@ class Outcome:
 def decide(facts: Mapping[str, Any], champion_forgotten: bool = False) -> Decision:
     """Better than its base, and than the champion if there is one; worse in nothing that is gated.
 
-    ``facts`` are those of an evaluation: ``differences`` by other system and metric, ``slices`` and ``intents``. Better and
+    ``facts`` are those of an evaluation: ``differences`` by other system and metric, ``slices``, ``intents``, and the mode
+    of ``placeholders`` by system. Between two modes nothing is decided: their reference answers are other texts. Better and
     worse mean that the 95 % interval lies on one side of zero. Better it must be on all rows together, each source
     weighing what its rows weigh: with a chance at each source, more candidates that are only lucky would come through.
     Worse than the champion, by more than is tolerated, it may be neither there nor on the rows of any source that has
@@ -100,6 +101,12 @@ def decide(facts: Mapping[str, Any], champion_forgotten: bool = False) -> Decisi
 
 def _flaws(facts: Mapping[str, Any], champion_forgotten: bool) -> Iterator[str]:
     """What speaks against a candidate, a sentence each."""
+    mode = facts["placeholders"]
+    if mode.get("champion", mode["tuned"]) != mode["tuned"]:
+        yield (
+            f"its placeholders are '{mode['tuned']}' and those of the champion '{mode['champion']}', so no figure compares"
+            " the two; a person may decide: cs-pipeline rollback --to VERSION"
+        )
     for other, differences in _beside(facts["differences"]).items():
         name, figures = _OTHERS[other], differences.get(JUDGED_BY)
         if figures is None:
@@ -142,7 +149,7 @@ def judge(lake: DataLake, decided_by: str) -> Outcome:
             if version == now or (version, facts["fingerprint"]) in decided:
                 continue
             decision = _refused(versions[version], withdrawn(history).get(version))
-            if "slices" not in facts or (decision is None and facts["champion_version"] != now):
+            if "placeholders" not in facts or (decision is None and facts["champion_version"] != now):
                 waiting.append(_waits(version, facts, now))
                 continue
             if decision is None:
@@ -221,8 +228,8 @@ def _refused(tags: Mapping[str, str], withdrawal: dict[str, Any] | None) -> Deci
 
 def _waits(version: int, facts: Mapping[str, Any], now: int | None) -> str:
     what = f"Version {version} was evaluated beside champion {facts['champion_version']}, but the champion is {now}."
-    if "slices" not in facts:
-        what = f"The evaluation of version {version} has no figures by source."
+    if "placeholders" not in facts:
+        what = f"The evaluation of version {version} is of an earlier release and does not say all that decides."
     return f"{what} Materialise 'evaluation' and what follows it for the partition '{facts['recipe']}' again."
 
 

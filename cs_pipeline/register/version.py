@@ -11,6 +11,7 @@ from typing import Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.leaderboard import SHOWN
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake, digest
 from cs_pipeline.recipe import EmbeddedBase, Recipe, read_recipe
@@ -107,10 +108,10 @@ def _log_facts(
         prefix = "test" if system == "tuned" else f"test.{system}"
         numbers |= {f"{prefix}.{name}": value["score"] for name, value in scores.items() if value}
         numbers[f"{prefix}.seconds"] = facts["seconds"][system]
-    for end in ("low", "high"):
-        numbers |= {f"test.{name}.{end}": value[end] for name, value in facts["scores"]["tuned"].items() if value}
-    for name, value in facts["differences"]["base"].items():
-        numbers |= {f"test.minus_base.{name}.{key}": value[key] for key in ("difference", "low", "high") if value}
+    for name in SHOWN:
+        ends, change = facts["scores"]["tuned"][name] or {}, facts["differences"]["base"][name] or {}
+        numbers |= {f"test.{name}.{end}": ends[end] for end in ("low", "high") if ends}
+        numbers |= {f"test.minus_base.{name}.{key}": change[key] for key in ("difference", "low", "high") if change}
     tags = [RunTag(key, value) for key, value in lineage.items()]
     client.log_batch(run, metrics=[Metric(k, float(v), now, 0) for k, v in numbers.items()], params=params, tags=tags)
     data = adapter.manifest["data"] | {"test_split": facts["data"]["test_split"]}

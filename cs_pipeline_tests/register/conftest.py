@@ -45,6 +45,7 @@ def facts(
         return {"rows": 90, "clusters": 60 if gates else 3, "gates": gates, "scores": {}, "differences": differences}
 
     return {
+        "placeholders": dict.fromkeys(["tuned", *(["champion"] if to_champion is not None else [])], "keep"),
         "differences": beside(to_champion),
         "slices": {"bitext": part(to_champion), "company": part(company, gates=company is not None)},
         "intents": {"get_refund": {"rows": 30, "differences": {"champion": {"right_intent": intent}}}},

@@ -65,7 +65,8 @@ class Simulation:
     def facts(self, tuned: pd.DataFrame, champion: pd.DataFrame) -> dict[str, Any]:
         """Of an evaluation in which the tuned model is better than its base without a doubt."""
         found = compare(self.test, {"tuned": tuned, "champion": champion}, samples=200)
-        return found | {"differences": found["differences"] | {"base": BETTER}}
+        modes = {"tuned": "keep", "champion": "keep"}
+        return found | {"differences": found["differences"] | {"base": BETTER}, "placeholders": modes}
 
 
 def _quantile(share: float | np.ndarray) -> Any:

@@ -1,20 +1,10 @@
-"""Killed with SIGKILL at any point of a promotion or a rollback: one champion, as the history says, and nothing lost.
+"""Killed with SIGKILL at any point of a promotion or a rollback: one champion, as the history says, and nothing lost."""
 
-A child process counts the lines that it executes in this project's code and in SQLAlchemy's execution of statements. A first
-child notes after which lines the disk is another than before; then for each of these lines a child kills itself there. A
-kill at any other line leaves the same disk.
-"""
-
-import json
-import os
 import shutil
-import signal
 import sqlite3
-import sys
-import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -27,65 +17,13 @@ from cs_pipeline.register import history, promotion
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.promotion import judge, rollback
 from cs_pipeline.tracking import MODEL
+from cs_pipeline_tests.killed import kill, kill_points
 from cs_pipeline_tests.register.conftest import BETTER, SAME, World
 
-TRACED = {module.__file__ for module in (promotion, history, tracking, files, statements)}
+TRACED = {str(module.__file__) for module in (promotion, history, tracking, files, statements)}
+"""This project's code, and SQLAlchemy's execution of statements."""
 
 Action = Callable[[DataLake], Any]
-
-
-def in_a_child(action: Action, lake: DataLake, at_line: Callable[[int], None]) -> int:
-    """Does ``action`` in a forked process that calls ``at_line`` with the number of each line; its wait status."""
-    pid = os.fork()
-    if pid:
-        return os.waitpid(pid, 0)[1]
-    lines = 0
-
-    def local(frame: FrameType, event: str, arg: Any) -> Any:
-        nonlocal lines
-        if event == "line":
-            lines += 1
-            at_line(lines)
-        return local
-
-    status = 1
-    try:
-        sys.settrace(lambda frame, event, arg: local if frame.f_code.co_filename in TRACED else None)
-        action(lake)
-        sys.settrace(None)
-        at_line(0)
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def kill_points(action: Action, lake: DataLake, notes: Path) -> list[int]:
-    """The lines before which the disk has changed, the first line, and 0 for the end."""
-    found, seen = [], 0
-
-    def look(line: int) -> None:
-        nonlocal seen
-        state = 0
-        for path in sorted(lake.path("register").iterdir()):
-            if path.is_file():
-                state = zlib.crc32(path.read_bytes(), zlib.crc32(path.name.encode(), state))
-        if state != seen or line == 0:
-            found.append(line)
-            seen = state
-        if line == 0:
-            notes.write_text(json.dumps(found))
-
-    assert os.waitstatus_to_exitcode(in_a_child(action, lake, look)) == 0
-    points: list[int] = json.loads(notes.read_text())
-    return points
-
-
-def kill(action: Action, lake: DataLake, point: int) -> None:
-    def die(line: int) -> None:
-        if line == point:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert os.WIFSIGNALED(in_a_child(action, lake, die))
 
 
 def alias_and_entries(lake: DataLake) -> tuple[int | None, int]:
@@ -149,14 +87,14 @@ def test_killed_at_any_point(
     before(champion_two)
     start = champion_two.path.read_bytes()
     # The store of each lake is first opened by the child, for an open connection does not survive a fork.
-    shutil.copytree(champion_two.lake.root, tmp_path / "watched")
-    points = kill_points(action, DataLake(tmp_path / "watched"), tmp_path / "points.json")
+    watched = DataLake(shutil.copytree(champion_two.lake.root, tmp_path / "watched"))
+    points = kill_points(lambda: action(watched), watched.path("register"), TRACED)
     assert len(points) > len(between)
     met = set()
     for point in points:
         lake = DataLake(tmp_path / f"killed at {point}")
         shutil.copytree(champion_two.lake.root, lake.root)
-        kill(action, lake, point)
+        kill(partial(action, lake), point, TRACED)
         met.add(alias_and_entries(lake))
         assert lake.path("register", "history.jsonl").read_bytes().startswith(start)
         promote(lake)  # what every run does: it brings to its end what was begun

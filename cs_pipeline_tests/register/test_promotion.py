@@ -107,6 +107,17 @@ def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
     assert "on the bitext rows its bits_per_character is worse" in decide(found).reason
 
 
+@pytest.mark.parametrize("champion_forgotten", [False, True])
+def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bool) -> None:
+    """Each mode has reference texts of its own, so whatever differs may be the texts."""
+    found = facts(BETTER, BETTER)
+    found["placeholders"]["champion"] = "generic"
+    decision = decide(found, champion_forgotten)
+    assert not decision.promote
+    assert "its placeholders are 'keep' and those of the champion 'generic'" in decision.reason
+    assert "cs-pipeline rollback --to" in decision.reason
+
+
 @pytest.mark.parametrize(
     ("metric", "low", "high", "promote"),
     [
@@ -254,13 +265,13 @@ def test_a_stale_evaluation_does_not_hold_up_the_others(champion_two: World) -> 
     assert champion_two.aliases() == {"champion": 3}
 
 
-def test_an_evaluation_without_figures_by_source_waits(champion_two: World) -> None:
+def test_an_evaluation_of_an_earlier_release_waits(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, BETTER)
     path = evaluation_folder("three", champion_two.lake) / "evaluation.json"
-    write_json(path, {name: fact for name, fact in read_json(path).items() if name not in ("slices", "intents")})
+    write_json(path, {name: fact for name, fact in read_json(path).items() if name != "placeholders"})
     (why,) = champion_two.judge().waiting
-    assert "The evaluation of version 3 has no figures by source" in why
+    assert "The evaluation of version 3 is of an earlier release and does not say all that decides" in why
     assert champion_two.history() == [(1, True), (2, True)]
 
 

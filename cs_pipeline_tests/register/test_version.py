@@ -59,7 +59,7 @@ def test_one_run_holds_what_was_chosen_and_measured(registered: DataLake, adapte
     parameters = run.data.params
     assert parameters["quantisation"] == "nf4"
     assert parameters["trainer.steps"] == str(tiny.trainer.steps)
-    assert parameters["lora.r"] == str(tiny.lora.r)
+    assert parameters["lora.r"] == "8"
     assert parameters["base.source"] == "embedded"
     facts, metrics = read_evaluation("tiny", registered), run.data.metrics
     for name in ("validation_loss_before", "validation_loss_after", "tokens_per_second", "real_token_share"):
