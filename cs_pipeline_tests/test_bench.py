@@ -1,8 +1,18 @@
-from pathlib import Path
+"""The benchmarks at a size that a test can pay: that they run, that their checks hold, and that these can fail."""
 
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
 import pytest
 
-from bench import prepare
+from bench import gpu, graph, grouping, padding, prepare, registering, side_by_side, threads
+from bench.flops import peak_of, utilisation
+from bench.rows import encode, read_rows, small_tokenizer
+from cs_pipeline.recipe import EmbeddedBase, Recipe
 
 
 def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,3 +28,131 @@ def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for arm, total in seconds.pop("together").items():
             assert total == pytest.approx(sum(step[arm] for step in seconds.values()))
         assert 0 < result[ratio] < 1
+
+
+def test_arms_run_in_turn_and_their_times_are_compared() -> None:
+    ran: list[str] = []
+
+    def arm(name: str, seconds: float) -> Any:
+        def run() -> str:
+            ran.append(name)
+            time.sleep(seconds)
+            return name
+
+        return run
+
+    arms = side_by_side.in_turn({"slow": arm("slow", 0.03), "fast": arm("fast", 0.01)}, rounds=2)
+    assert ran == ["fast", "slow", "slow", "fast", "fast", "slow"], (
+        "a round to warm up, and each begins with another arm"
+    )
+    assert arms["slow"].computed == ["slow"] * 2
+    assert len(arms["slow"].seconds) == len(arms["slow"].processor) == 2
+    assert side_by_side.ratio(arms["slow"], arms["fast"])["clock"] == pytest.approx(3, rel=0.5)
+
+
+def test_the_bench_of_padding() -> None:
+    rows = read_rows(None, 120)
+    tokenizer: Any = small_tokenizer(rows, 400)
+    examples = encode(rows, tokenizer, 512)
+    counted = padding.measure(examples, tokenizer.pad_token_id, 512)
+    shares = counted["real_token_share"]
+    assert shares["fixed"] == pytest.approx(sum(map(len, examples)) / 512 / len(examples))
+    assert shares["fixed"] < shares["grouped"] < shares["packed"] == 1
+    assert counted["times"]["grouped"] == shares["grouped"] / shares["fixed"]
+
+
+def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=400)
+    result = grouping.measure(read_rows(None, 150), 1, base, tmp_path)
+    arms = result["arms"]
+    assert arms["grouped"]["real_token_share"] > arms["random"]["real_token_share"]
+    assert all(arm["validation_loss"] < result["validation_loss_before"] for arm in arms.values())
+    assert all(arm["tokens_per_second"] > 0 for arm in arms.values())
+    monkeypatch.setattr(grouping, "CLOSE", 0)
+    with pytest.raises(AssertionError, match="the arms end at other losses"):
+        grouping.measure(read_rows(None, 40), 1, base, tmp_path)
+
+
+def test_the_bench_of_registering(tmp_path: Path) -> None:
+    result = registering.measure(tmp_path, 1, gpu.TOY)
+    assert 1 < result["times_the_bytes"] < 20
+    assert 0 < result["logits_differ"] < registering.CLOSE
+
+
+def test_the_bench_of_the_graph(tmp_path: Path) -> None:
+    """The time inside the functions of assets and checks is theirs, the time around them the graph's."""
+    recipes = dg.StaticPartitionsDefinition(["one"])
+
+    @dg.asset(partitions_def=recipes)
+    def quick(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        time.sleep(0.2)
+        return dg.MaterializeResult(metadata={"partition": context.partition_key})
+
+    @dg.asset(
+        partitions_def=recipes, deps=[quick], check_specs=[dg.AssetCheckSpec("fine", asset="in_parts")], name="in_parts"
+    )
+    def in_parts() -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        time.sleep(0.1)
+        yield dg.MaterializeResult()
+        time.sleep(0.1)
+        yield dg.AssetCheckResult(check_name="fine", passed=True)
+
+    @dg.asset_check(asset=in_parts)
+    def checked() -> dg.AssetCheckResult:
+        time.sleep(0.1)
+        return dg.AssetCheckResult(passed=True)
+
+    parts: dict[str, Any] = {"assets": [quick, in_parts], "asset_checks": [checked]}
+    defs = dg.Definitions(**parts, jobs=[dg.define_asset_job("all")])
+    result = graph.measure(defs.resolve_job_def("all"), "one", tmp_path / "home", rounds=1)
+    for run in (result["first"], *result["again"]):
+        assert run["steps"] == 3
+        assert run["functions"] == pytest.approx(0.5, abs=0.1)
+        assert run["above_per_step"] * 3 == pytest.approx(run["wall"] - run["functions"])
+    assert result["above_per_step"] == result["again"][0]["above_per_step"] > 0
+
+
+def test_the_bench_of_waiting_threads() -> None:
+    """One arm's work; the arms themselves are processes, and only their environment differs."""
+    ran = json.loads(threads.train(1))
+    assert ran["seconds"] > 0
+    assert ran["loss"] == json.loads(threads.train(1))["loss"]
+
+
+def test_the_bench_for_a_gpu_runs_on_a_processor(tmp_path: Path) -> None:
+    result = gpu.measure(tmp_path, gpu.TOY, rows=20, rounds=1)
+    arms = result["training"]["arms"]
+    assert list(arms) == [gpu.PLAIN, *gpu.STEPS]
+    assert all(arm["tokens_per_second"] > 0 for arm in arms.values())
+    assert set(result["loss"]["arms"]) == {"whole logits", "fused"}
+    assert result["answers"]["texts_that_differ"] == 0
+    assert [table.row_count for table in gpu.tables(result)] == [7, 2, 3]
+
+
+def test_model_flop_utilisation(tmp_path: Path) -> None:
+    recipe = Recipe.model_validate(
+        {
+            "name": "mfu",
+            "description": "For this test.",
+            "base": {"source": "path", "path": str(tmp_path)},
+            "quantisation": "nf4",
+            "lora": {"r": 8, "alpha": 16, "target_modules": "attention"},
+            "trainer": {
+                "steps": 1,
+                "learning_rate": 1,
+                "batch_size": 1,
+                "max_length": 32,
+                "gradient_checkpointing": True,
+            },
+            "generation": {"max_new_tokens": 8},
+        }
+    )
+    frozen, trained = 4 * 64 * 64 + 3 * 64 * 128 + 64 * 600, 4 * 8 * (64 + 64)
+    needed = 4 * frozen + 6 * trained  # forward and backward through frozen weights; what is trained has gradients too
+    assert utilisation(recipe, gpu.TOY, 1000, 1e9) == pytest.approx(1000 * needed / 1e9)
+    assert utilisation(recipe, gpu.TOY, 1000, None) is None
+    assert peak_of("NVIDIA H100 80GB HBM3") == peak_of("NVIDIA H200") == 989e12
+    assert peak_of("NVIDIA H100 PCIe") == 756e12
+    assert peak_of("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_of("NVIDIA L40S") != peak_of("NVIDIA L4") == 121e12
+    assert peak_of("NVIDIA A10G") is peak_of("CPU") is None

@@ -1,0 +1,95 @@
+"""Answers written in batches ordered by length, in batches as the questions come, and one by one.
+
+    python -m bench.answers [--recipe embedded] [--questions 256] [--rounds 3] [--write]
+
+It asks the recipe's trained model in the lake (CS_LAKE, by default the project's), so run ``make demo`` first. Decoding is
+greedy, and a batch takes as long as its longest answer. All three must write the same texts where the model computes in
+float32; in half of it a sum over a batch is rounded in another way, and how many answers differ is told.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.lake import DataLake
+from cs_pipeline.model import Answer, SupportModel, compute_type
+from cs_pipeline.recipe import Recipe
+
+BATCH = 32
+
+
+def measure(
+    recipe: Recipe, base: Path, adapter: Path | None, lake: DataLake, questions: int, rounds: int
+) -> dict[str, Any]:
+    """The three arms on the first test questions of ``lake``; raises AssertionError when they write different texts."""
+    rows = lake.read("prepare", "test_split").slice(0, questions)
+    # The split is ordered by intent; customers are not.
+    rows = rows.take(np.random.default_rng(0).permutation(rows.num_rows)).to_pydict()
+    asked, intents = rows["instruction"], rows["predicted_intent"]
+
+    def model(batch_size: int) -> SupportModel:
+        generation = recipe.generation.model_copy(update={"batch_size": batch_size})
+        return SupportModel(recipe.model_copy(update={"generation": generation}), base, adapter)
+
+    batched, single = model(BATCH), model(1)
+
+    def answer(model: SupportModel, start: int, end: int) -> list[Answer]:
+        return model.answer(asked[start:end], intents[start:end], [()] * len(asked[start:end]))
+
+    def unordered() -> list[Answer]:
+        parts = (answer(batched, start, start + BATCH) for start in range(0, len(asked), BATCH))
+        return [one for part in parts for one in part]
+
+    arms: dict[str, Callable[[], list[Answer]]] = {
+        "ordered": lambda: answer(batched, 0, len(asked)),
+        "unordered": unordered,
+        "one by one": lambda: answer(single, 0, len(asked)),
+    }
+    ran = in_turn(arms, rounds)
+    texts = {name: [one.text for one in arm.computed[-1]] for name, arm in ran.items()}
+    differ = sum(len(set(same)) > 1 for same in zip(*texts.values(), strict=True))
+    assert not differ or compute_type().itemsize < 4, f"{differ} of {len(asked)} answers hang on the batch"
+    tokens = sum(one.tokens for one in ran["ordered"].computed[-1])
+    return {
+        "recipe": recipe.name,
+        "questions": len(asked),
+        "batch": BATCH,
+        "tokens": tokens,
+        "texts_that_differ": differ,
+        "arms": {name: arm.facts() | {"tokens_per_second": tokens / arm.median} for name, arm in ran.items()},
+        "unordered_to_ordered": ratio(ran["unordered"], ran["ordered"]),
+        "one_by_one_to_ordered": ratio(ran["one by one"], ran["ordered"]),
+    }
+
+
+def main() -> None:
+    """Measures and prints; with --write the result is kept."""
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--recipe", default="embedded")
+    parser.add_argument("--questions", type=int, default=256)
+    given = parser.parse_args()
+    from cs_pipeline.recipe import read_recipe
+    from cs_pipeline.train.adapter import current_adapter
+    from cs_pipeline.train.base import find_base
+
+    lake = DataLake.default()
+    folder = current_adapter(given.recipe, lake).folder
+    recipe = read_recipe(folder / "recipe.yaml")
+    about = machine("peft", "torch", "transformers")
+    base = Path(find_base(recipe, lake).path)
+    result = about | measure(recipe, base, folder, lake, given.questions, given.rounds)
+    table = Table("answers", "median s", "tokens/s", "times as long", title=f"{result['questions']} questions")
+    times = {"unordered": result["unordered_to_ordered"], "one by one": result["one_by_one_to_ordered"]}
+    for name, arm in result["arms"].items():
+        ratios = times.get(name)
+        told = f"{ratios['clock']:.2f} (processor {ratios['processor']:.2f})" if ratios else "1"
+        table.add_row(name, f"{arm['median']:.1f}", f"{arm['tokens_per_second']:,.0f}", told)
+    tell("answers", result, table, given.write)
+
+
+if __name__ == "__main__":
+    main()

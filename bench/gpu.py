@@ -1,0 +1,332 @@
+"""Where a CUDA GPU is: plain TRL with the published Phi-3-mini settings beside this project's ways to train, step by step.
+
+    python -m bench.gpu [--model microsoft/Phi-3-mini-4k-instruct] [--rows 320] [--rounds 3] [--write]
+    python -m bench.gpu --toy
+
+The model has the published shape and random weights, the rows are the project's own: nothing is downloaded. Each arm of the
+training changes one thing of the arm before; all train on the same tokens, and from the same loss. Beside it: the memory of
+TRL's fused loss against logits of the whole vocabulary, and answers in batches against one by one. ``--toy`` runs all of
+it at a size for a CPU, which says that it works, and nothing about speed.
+"""
+
+import gc
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import answers
+from bench.bases import published_shape, random_base
+from bench.flops import peak_of, utilisation
+from bench.rows import read_rows, small_tokenizer, write_sides
+from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.lake import DataLake
+from cs_pipeline.model import compute_type, hush, load_base, load_chat
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.train.estimate import estimate
+from cs_pipeline.train.finetune import fine_tune
+from cs_pipeline.train.learner import learner
+from cs_pipeline.train.rows import training_rows
+
+PLAIN = "plain TRL, published settings"
+STEPS: dict[str, dict[str, Any]] = {
+    "ours, published settings": {},
+    "… without gradient checkpointing": {"gradient_checkpointing": False},
+    "… four rows at once, not one": {"batch_size": 4, "accumulation": 1},
+    "… in bfloat16, not NF4": {"quantisation": "none"},
+    "… packed": {"packing": True},
+    "… 32 rows a step, not four": {"batch_size": 32},
+}
+"""What each arm of the training changes of the arm before."""
+
+TOY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "vocab_size": 600,
+    "tie_word_embeddings": False,
+}
+CLOSE = 0.02
+"""By how much of itself the loss before the training may differ: NF4 rounds the weights."""
+
+
+class Bench:
+    """A lake of sample rows, a base of random weights, and the arms on them; all in ``folder``."""
+
+    def __init__(self, folder: Path, shape: dict[str, Any], rows: int) -> None:
+        self.folder, self.shape = folder, shape
+        self.lake = DataLake(folder / "lake")
+        write_sides(read_rows(None, rows), self.lake)
+        tokenizer = small_tokenizer(sample_rows(1000), min(2048, shape["vocab_size"]))
+        self.base = random_base(folder / "base", shape, tokenizer)
+        self.runs = 0
+
+    def recipe(self, **changes: Any) -> Recipe:
+        """The published settings with ``changes``; 8-bit AdamW needs a GPU."""
+        trainer = {
+            "epochs": 1,
+            "learning_rate": 3e-4,
+            "batch_size": 1,
+            "accumulation": 4,
+            "max_length": 512,
+            "optimizer": "paged_adamw_8bit" if _on_gpu() else "adamw_torch",
+            "gradient_checkpointing": True,
+            "packing": False,
+        }
+        return Recipe.model_validate(
+            {
+                "name": "bench",
+                "description": "For the benchmark.",
+                "base": {"source": "path", "path": str(self.base)},
+                "quantisation": changes.pop("quantisation", "nf4"),
+                "lora": {"r": 8, "alpha": 16, "dropout": 0.05, "target_modules": "attention"},
+                "trainer": trainer | changes,
+                "generation": {"max_new_tokens": 64 if _on_gpu() else 8},
+            }
+        )
+
+    def recipes(self) -> dict[str, Recipe]:
+        """The recipe of each arm; plain TRL's is that of ours with the published settings."""
+        changes: dict[str, Any] = {}
+        found = {PLAIN: self.recipe()}
+        for name, change in STEPS.items():
+            changes |= change
+            found[name] = self.recipe(**changes)
+        return found
+
+    def ours(self, recipe: Recipe) -> dict[str, Any]:
+        """The figures of a training by ``recipe``."""
+        self.runs += 1
+        folder, work = (self.folder / f"{name}{self.runs}" for name in ("adapter", "work"))
+        folder.mkdir()
+        figures, _ = fine_tune(recipe, self.lake, self.base, None, folder, work, lambda _: None, lambda *_: None)
+        return figures
+
+    def plain(self, recipe: Recipe) -> dict[str, Any]:
+        """The same figures of TRL's own trainer, given the published settings and the same tokens."""
+        from datasets import Dataset
+        from peft import LoraConfig, prepare_model_for_kbit_training
+        from transformers import PrinterCallback
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import SFTTrainer
+
+        from cs_pipeline.model import base_family
+
+        t, lora, chat = recipe.trainer, recipe.lora, load_chat(recipe, self.base, None)
+        assert lora is not None
+        sides = {}
+        for side in ("train", "validation"):
+            examples = training_rows(recipe, self.lake, chat, side).examples
+            sides[side] = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
+        model = load_base(self.base, recipe.quantisation)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns it on
+        trainer = SFTTrainer(
+            model=model,
+            processing_class=chat.tokenizer,
+            train_dataset=sides["train"],
+            eval_dataset=sides["validation"],
+            peft_config=LoraConfig(
+                r=lora.r,
+                lora_alpha=lora.alpha,
+                lora_dropout=lora.dropout,
+                target_modules=list(base_family(self.base).attention),
+                task_type="CAUSAL_LM",
+            ),
+            args=SFTConfig(
+                output_dir=str(self.folder / "plain"),
+                num_train_epochs=1,
+                learning_rate=t.learning_rate,
+                optim=t.optimizer,
+                per_device_train_batch_size=t.batch_size,
+                gradient_accumulation_steps=t.accumulation,
+                activation_checkpointing=t.gradient_checkpointing,
+                max_length=t.max_length,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                bf16=_on_gpu(),
+                use_cpu=not _on_gpu(),
+                dataloader_pin_memory=_on_gpu(),
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        before = trainer.evaluate()["eval_loss"]
+        seconds = trainer.train().metrics["train_runtime"]
+        tokens = sum(map(len, sides["train"]["input_ids"]))
+        return {
+            "validation_loss_before": before,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "real_token_share": 1.0,
+            "packing": False,
+            "peak_memory_gib": _peak_gib(),
+        }
+
+    def training(self, rounds: int) -> dict[str, Any]:
+        """All arms in turn; raises AssertionError when they do not train on the same tokens from the same loss."""
+        recipes = self.recipes()
+
+        def arm(name: str) -> dict[str, Any]:
+            _forget_peak()
+            return (self.plain if name == PLAIN else self.ours)(recipes[name])
+
+        ran = in_turn({name: partial(arm, name) for name in recipes}, rounds, warm=0)
+        figures = {name: arm.computed for name, arm in ran.items()}
+        tokens = {round(run["tokens_per_second"] * run["seconds"]) for runs in figures.values() for run in runs}
+        assert max(tokens) - min(tokens) <= 1, f"the arms trained on different numbers of tokens: {tokens}"
+        losses = [run["validation_loss_before"] for runs in figures.values() for run in runs]
+        assert max(losses) / min(losses) - 1 < CLOSE, f"the arms begin at different losses: {losses}"
+        peak = peak_of(_device())
+        told: dict[str, Any] = {}
+        for name, runs in figures.items():
+            rate = statistics.median(run["tokens_per_second"] for run in runs)
+            told[name] = {
+                "tokens_per_second": rate,
+                "of_all_rounds": [run["tokens_per_second"] for run in runs],
+                "utilisation": utilisation(recipes[name], self.shape, rate, peak),
+                "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
+                "estimated_memory_gib": estimate(recipes[name], self.shape, compute_type().itemsize).memory.total
+                / 2**30,
+                "real_token_share": runs[-1]["real_token_share"],
+                "packed": runs[-1]["packing"],
+            }
+        return {"tokens": tokens.pop(), "peak_operations_per_second": peak, "arms": told}
+
+    def loss(self, rows: int, length: int, rounds: int) -> dict[str, Any]:
+        """Memory and time of forward and backward pass with TRL's fused loss, and with logits of the whole vocabulary."""
+        import torch
+        from trl.trainer.utils import add_fused_lm_head
+
+        model = learner(self.recipe(quantisation="none"), self.base, None)
+        add_fused_lm_head(model.get_base_model())
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.shape["vocab_size"], (rows, length), generator=random).to(model.device)
+
+        def whole() -> Any:
+            logits = model(input_ids=ids).logits[:, :-1].float()
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+        def fused() -> Any:
+            return model(input_ids=ids, labels=ids, fused_lm_head=True).loss
+
+        def step(loss_of: Callable[[], Any]) -> dict[str, float]:
+            _forget_peak()
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=_on_gpu()):
+                loss = loss_of()
+            loss.backward()
+            model.zero_grad()
+            return {"loss": loss.item(), "peak_memory_gib": _peak_gib()}
+
+        arms = in_turn({"whole logits": lambda: step(whole), "fused": lambda: step(fused)}, rounds)
+        losses = {name: arm.computed[-1]["loss"] for name, arm in arms.items()}
+        assert abs(losses["fused"] / losses["whole logits"] - 1) < 1e-3, f"the losses differ: {losses}"
+        return {
+            "rows": rows,
+            "length": length,
+            "arms": {name: arm.facts() | arm.computed[-1] for name, arm in arms.items()},
+            "whole_to_fused": ratio(arms["whole logits"], arms["fused"]),
+        }
+
+
+def measure(folder: Path, shape: dict[str, Any], rows: int, rounds: int) -> dict[str, Any]:
+    """All parts; raises AssertionError where two arms do not compute the same."""
+    import datasets
+
+    hush()
+    datasets.disable_progress_bars()
+    bench = Bench(folder, shape, rows)
+    toy = not _on_gpu()
+    fast = bench.recipes()[list(STEPS)[-1]]
+    return {
+        "device": _device(),
+        "optimizer": fast.trainer.optimizer,
+        "training": bench.training(rounds),
+        "loss": bench.loss(*((2, 32) if toy else (8, 512)), rounds),
+        "answers": answers.measure(fast, bench.base, None, bench.lake, 8 if toy else 64, rounds),
+    }
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _device() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if _on_gpu() else "CPU"
+
+
+def _forget_peak() -> None:
+    import torch
+
+    gc.collect()
+    if _on_gpu():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _peak_gib() -> float:
+    """Of the GPU; 0 without one."""
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30 if _on_gpu() else 0.0
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The figures for people."""
+    training = Table("training", "tokens/s", "times the one before", "utilisation", "peak GiB", title=result["device"])
+    before = None
+    for name, arm in result["training"]["arms"].items():
+        rate, share = arm["tokens_per_second"], arm["utilisation"]
+        if "packed" in name and not arm["packed"]:
+            name += " (not: FlashAttention does not run here)"
+        times = "" if before is None else f"{rate / before:.2f}"
+        used = "not known" if share is None else f"{share:.1%}"
+        training.add_row(name, f"{rate:,.0f}", times, used, f"{arm['peak_memory_gib']:.1f}")
+        before = rate
+    loss = Table(
+        "loss", "median s", "peak GiB", title=f"{result['loss']['rows']} rows of {result['loss']['length']} tokens"
+    )
+    for name, arm in result["loss"]["arms"].items():
+        loss.add_row(name, f"{arm['median']:.3f}", f"{arm['peak_memory_gib']:.2f}")
+    written = Table("answers", "median s", "tokens/s", title=f"{result['answers']['texts_that_differ']} texts differ")
+    for name, arm in result["answers"]["arms"].items():
+        written.add_row(name, f"{arm['median']:.2f}", f"{arm['tokens_per_second']:,.0f}")
+    return [training, loss, written]
+
+
+def main() -> None:
+    """Measures and prints; with --write the result is kept as results/gpu-DATE.json."""
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("--model", default="microsoft/Phi-3-mini-4k-instruct")
+    parser.add_argument("--rows", type=int, default=320)
+    parser.add_argument("--toy", action="store_true", help="at a size for a CPU")
+    given = parser.parse_args()
+    if not (given.toy or _on_gpu()):
+        parser.error("there is no CUDA GPU here; --toy shows on a CPU that it works")
+    if given.toy and given.write:
+        parser.error("--toy measures nothing that is worth keeping")
+    packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+    about = machine(*packages) | {"model": "toy" if given.toy else given.model}
+    shape, rows = (TOY, 40) if given.toy else (published_shape(given.model), given.rows)
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
+        result = about | measure(Path(folder), shape, rows, 1 if given.toy else given.rounds)
+    *first, last = tables(result)
+    for table in first:
+        Console().print(table)
+    tell(f"gpu-{result['date'][:10]}", result, last, given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Training on batches grouped by length beside training on random ones: tokens a second, and the loss they end at.
+
+    python -m bench.grouping [FILE] [--rows 1500] [--rounds 3] [--write]
+
+FILE holds rows in the Bitext schema; without it the project's own sample rows are trained on, whose lengths differ less.
+Both arms train the embedded base's shape from the same random weights for one epoch, with the trainer, the collator and the
+loss of the recipes; only which rows share a micro-batch differs. Before, both ways of batching must give the same loss of
+the same rows to the same weights.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from bench.rows import encode, read_rows, small_tokenizer
+from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.prompt import IGNORED, Example
+from cs_pipeline.recipe import EmbeddedBase
+from cs_pipeline.train.batches import Batches, loader
+from cs_pipeline.train.embedded import _llama
+
+BATCH, LONGEST = 16, 512
+CLOSE = 0.03
+"""By how much of itself the validation loss may differ: the arms see the same rows in another order."""
+
+
+class RandomBatches(Batches):
+    """Micro-batches of rows of any length, with the interface of ``Batches``."""
+
+    def steps(self) -> list[np.ndarray]:
+        rows = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._lengths))
+        return [rows[i : i + self._rows] for i in range(0, len(rows), self._rows)]
+
+
+KINDS: dict[str, type[Batches]] = {"grouped": Batches, "random": RandomBatches}
+
+
+class Bench:
+    """The rows as tokens, and what one arm does with them."""
+
+    def __init__(self, rows: pd.DataFrame, base: EmbeddedBase, folder: Path) -> None:
+        self.base, self.folder = base, folder
+        self.tokenizer: Any = small_tokenizer(rows, base.vocabulary)
+        examples = encode(rows, self.tokenizer, LONGEST)
+        self.validation, self.train = examples[: len(examples) // 10], examples[len(examples) // 10 :]
+        self.tokens = sum(map(len, self.train))
+
+    def batches(self, kind: str, examples: Sequence[Example]) -> Batches:
+        return KINDS[kind]([len(example) for example in examples], BATCH, BATCH, 0, 0, 1)
+
+    def model(self) -> Any:
+        import torch
+
+        torch.manual_seed(0)
+        return _llama(self.base, len(self.tokenizer), self.tokenizer)
+
+    def collated(self, kind: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+        return iter(
+            loader(examples, self.batches(kind, examples), DataCollatorForLanguageModeling(self.tokenizer.pad_token_id))
+        )
+
+    def loss(self, model: Any, kind: str, examples: Sequence[Example]) -> float:
+        """Nats per answer token of ``examples`` in batches of ``kind``."""
+        import torch
+
+        nll = tokens = 0.0
+        with torch.inference_mode():
+            for batch in self.collated(kind, examples):
+                supervised = int((batch["labels"][:, 1:] != IGNORED).sum())
+                nll += model(**batch).loss.item() * supervised
+                tokens += supervised
+        return nll / tokens
+
+    def trained(self, kind: str) -> Any:
+        """The model after an epoch on batches of ``kind``."""
+        from datasets import Dataset
+        from transformers import PrinterCallback
+        from trl.trainer.sft_config import SFTConfig
+        from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+
+        collate = DataCollatorForLanguageModeling(self.tokenizer.pad_token_id)
+        trainer: Any = SFTTrainer(
+            model=self.model(),
+            processing_class=self.tokenizer,
+            train_dataset=Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in self.train]),
+            data_collator=collate,
+            args=SFTConfig(
+                output_dir=str(self.folder / "trainer"),
+                num_train_epochs=1,
+                learning_rate=self.base.learning_rate,
+                per_device_train_batch_size=BATCH,
+                activation_checkpointing=False,
+                max_length=None,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                bf16=False,
+                use_cpu=True,
+                dataloader_pin_memory=False,
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.get_train_dataloader = lambda: loader(self.train, self.batches(kind, self.train), collate)
+        trainer.train()
+        return trainer.model.eval()
+
+
+def measure(rows: pd.DataFrame, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
+    """Both arms; raises AssertionError when they do not compute the same."""
+    from cs_pipeline.model import hush
+
+    hush()
+    bench = Bench(rows, base, folder)
+    start = bench.model().eval()
+    before = {kind: bench.loss(start, kind, bench.validation) for kind in KINDS}
+    assert abs(before["grouped"] - before["random"]) < 1e-4, f"the same rows, other losses: {before}"
+    arms = in_turn({kind: partial(bench.trained, kind) for kind in KINDS}, rounds)
+    after = {kind: bench.loss(arm.computed[-1], "grouped", bench.validation) for kind, arm in arms.items()}
+    assert abs(after["grouped"] / after["random"] - 1) < CLOSE, f"the arms end at other losses: {after}"
+    padded = {kind: sum(b["input_ids"].numel() for b in bench.collated(kind, bench.train)) for kind in KINDS}
+    return {
+        "rows": len(rows),
+        "batch": BATCH,
+        "arms": {
+            kind: arm.facts()
+            | {
+                "tokens_per_second": bench.tokens / arm.median,
+                "real_token_share": bench.tokens / padded[kind],
+                "validation_loss": after[kind],
+            }
+            for kind, arm in arms.items()
+        },
+        "validation_loss_before": before["grouped"],
+        "times_as_fast": ratio(arms["random"], arms["grouped"]),
+    }
+
+
+def main() -> None:
+    """Measures and prints; with --write the result is kept."""
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--rows", type=int, default=1500)
+    given = parser.parse_args()
+    about = machine("torch", "transformers", "trl") | {"file": given.file and given.file.name}
+    rows = read_rows(given.file, given.rows)
+    with tempfile.TemporaryDirectory(prefix="bench-grouping-") as folder:
+        result = about | measure(rows, given.rounds, EmbeddedBase(source="embedded"), Path(folder))
+    table = Table("batches", "tokens/s", "real tokens", "loss after", title=f"an epoch of {given.rows:,} rows")
+    for kind, arm in result["arms"].items():
+        table.add_row(
+            kind, f"{arm['tokens_per_second']:,.0f}", f"{arm['real_token_share']:.1%}", f"{arm['validation_loss']:.3f}"
+        )
+    times = result["times_as_fast"]
+    table.add_row("ratio", f"{times['clock']:.2f} (processor {times['processor']:.2f})", "", "")
+    tell("grouping", result, table, given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""The rows that the benchmarks of training read: a file's or the project's own, as tokens or as sides of the split."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pyarrow as pa
+
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.lake import DataLake
+from cs_pipeline.prompt import Chat, Example, messages
+from cs_pipeline.recipe import Prompt
+from cs_pipeline.schema import SPLIT_ROW
+from cs_pipeline.train.embedded import _tokenizer, transcripts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARY = 2048
+
+
+def read_rows(file: Path | None, count: int | None) -> pd.DataFrame:
+    """``count`` rows with the columns instruction and response, drawn at random but always the same, None for all.
+
+    They are those of ``file``, a CSV in the Bitext schema, or where that is None of the project's own grammar.
+    """
+    rows = sample_rows(count or 3000) if file is None else pd.read_csv(file, dtype=str, keep_default_na=False)
+    return rows.sample(count or len(rows), random_state=0)
+
+
+def small_tokenizer(rows: pd.DataFrame, vocabulary: int = VOCABULARY) -> "PreTrainedTokenizerBase":
+    """A byte-level BPE tokenizer trained on ``rows``, with the embedded base's markers and template."""
+    return _tokenizer(transcripts(rows["instruction"].tolist(), rows["response"].tolist()), vocabulary)
+
+
+def encode(rows: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", longest: int) -> list[Example]:
+    """The rows as a training sees them; those of more than ``longest`` tokens are left out."""
+    chat = Chat(tokenizer, "causal")
+    pairs = zip(rows["instruction"], rows["response"], strict=True)
+    examples = (chat.example(messages(question, Prompt(), None, ()), answer) for question, answer in pairs)
+    return [example for example in examples if len(example) <= longest]
+
+
+def write_sides(rows: pd.DataFrame, lake: DataLake) -> None:
+    """``rows`` as train, validation and test: a tenth each for the last two. Nothing is clustered: nobody is judged."""
+    tenth = len(rows) // 10
+    for side, part in (("validation", rows[:tenth]), ("test", rows[tenth : 2 * tenth]), ("train", rows[2 * tenth :])):
+        table = [
+            {
+                "row_id": f"{side}{place:08}",
+                "source": "bitext",
+                "source_file_sha256": "",
+                "source_row": place,
+                "instruction": row["instruction"],
+                "response": row["response"],
+                "intent": row["intent"],
+                "split": side,
+                "predicted_intent": row["intent"],
+                "predicted_confidence": 1.0,
+            }
+            for place, row in enumerate(part.to_dict("records"))
+        ]
+        lake.write("prepare", f"{side}_split", pa.Table.from_pylist(table, SPLIT_ROW), SPLIT_ROW)

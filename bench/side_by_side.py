@@ -1,0 +1,116 @@
+"""What the benchmarks share: arms run in turn, ratios of medians, and what the figures hang on."""
+
+import argparse
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from cs_pipeline.lake import write_json
+
+RESULTS = Path(__file__).parent / "results"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Arm(Generic[T]):
+    """What one side took and what it ``computed``, round by round.
+
+    ``processor`` are the seconds of all threads of this process: other work on the machine makes only ``seconds`` longer.
+    """
+
+    seconds: list[float]
+    processor: list[float]
+    computed: list[T]
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.seconds)
+
+    def facts(self) -> dict[str, Any]:
+        """What a result keeps of it."""
+        return {"seconds": self.seconds, "median": self.median, "processor_seconds": self.processor}
+
+
+def in_turn(arms: dict[str, Callable[[], T]], rounds: int, warm: int = 1) -> dict[str, Arm[T]]:
+    """Runs all ``arms`` one after the other, ``rounds`` times, each round beginning with another one.
+
+    What slows the machine for a while so slows all arms. The first ``warm`` rounds, which fill caches, do not count.
+    """
+    names = list(arms)
+    ran: dict[str, Arm[T]] = {name: Arm([], [], []) for name in names}
+    for number in range(-warm, rounds):
+        for place in range(len(names)):
+            name = names[(number + place) % len(names)]
+            gc.collect()
+            started, used = time.perf_counter(), time.process_time()
+            computed = arms[name]()
+            took, worked = time.perf_counter() - started, time.process_time() - used
+            if number >= 0:
+                ran[name].seconds.append(took)
+                ran[name].processor.append(worked)
+                ran[name].computed.append(computed)
+    return ran
+
+
+def ratio(above: Arm[T], below: Arm[T]) -> dict[str, float]:
+    """How many times as long ``above`` took: the median of the rounds' ratios, of the clock and of the processor."""
+    return {
+        "clock": _median_ratio(above.seconds, below.seconds),
+        "processor": _median_ratio(above.processor, below.processor),
+    }
+
+
+def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def machine(*packages: str) -> dict[str, Any]:
+    """What the figures hang on: when, where, with which versions, and how busy the machine was before."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "load_before": [round(load, 2) for load in os.getloadavg()],
+        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def tell(name: str, result: dict[str, Any], table: Table, write: bool) -> None:
+    """Prints ``table`` with what its figures hang on; ``write`` keeps ``result`` as results/``name``.json."""
+    console = Console()
+    console.print(table)
+    about = (result[key] for key in ("date", "machine", "load_before", "versions"))
+    console.print("{}, {}, load {}, {}".format(*about), soft_wrap=True, highlight=False)
+    if write:
+        write_json(RESULTS / f"{name}.json", result)
+
+
+def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """The parser with the options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often each arm runs")
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
+    return parser

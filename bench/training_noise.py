@@ -1,0 +1,88 @@
+"""How far apart models are that were trained alike, on equal rows, with other seeds.
+
+    python bench/training_noise.py FILE [--recipe embedded] [--seeds 5] [--write]
+
+FILE holds rows in the Bitext schema. It makes every seed a recipe, materialises each up to its evaluation through Dagster,
+and prints the tuned model's figures. What promotion tolerates against the champion (``TOLERATED``) is held against the
+distance of two such models: they differ by less than twice the square root of two of one's standard deviation in about 95
+of 100 pairs.
+"""
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import numpy as np
+import psutil
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from cs_pipeline.evaluate.evaluation import read_evaluation
+from cs_pipeline.lake import DataLake, write_json
+from cs_pipeline.recipe import load_recipe
+from cs_pipeline.register.promotion import JUDGED_BY, TOLERATED
+
+
+def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) -> dict[str, list[float]]:
+    """The figures of ``TOLERATED`` of the tuned model, one a seed; everything lies in ``folder``."""
+    spec = load_recipe(recipe).model_dump(mode="json", exclude={"name"})
+    recipes = folder / "recipes"
+    recipes.mkdir()
+    for seed in range(seeds):
+        spec["trainer"]["seed"] = seed
+        (recipes / f"seed{seed}.yaml").write_text(yaml.safe_dump(spec))
+    os.environ |= {"CS_RECIPES": str(recipes), "CS_BITEXT": str(source.absolute()), "CS_LAKE": str(folder / "lake")}
+    from cs_pipeline.definitions import defs  # reads the recipes
+
+    figures: dict[str, list[float]] = {name: [] for name in TOLERATED}
+    lake = DataLake(folder / "lake")
+    (folder / "dagster").mkdir()
+    job = defs.resolve_job_def("support_model")
+    upstream = dg.AssetSelection.assets("evaluation").upstream().resolve(defs.resolve_asset_graph())
+    selection = list(upstream & job.asset_layer.selected_asset_keys)
+    with dg.DagsterInstance.local_temp(str(folder / "dagster"), {"telemetry": {"enabled": False}}) as instance:
+        for seed in range(seeds):
+            job.execute_in_process(
+                instance=instance,
+                partition_key=f"seed{seed}",
+                asset_selection=selection,
+                run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
+            )
+            scores = read_evaluation(f"seed{seed}", lake)["scores"]["tuned"]
+            for name, values in figures.items():
+                values.append(scores[name]["score"])
+            note.print(f"seed {seed}: {json.dumps({name: round(values[-1], 4) for name, values in figures.items()})}")
+    return figures
+
+
+def main() -> None:
+    """Prints the figures, and with ``--write`` keeps them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--recipe", default="embedded")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/training_noise.json")
+    arguments = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(arguments.file, arguments.recipe, arguments.seeds, Path(folder), console)
+    table = Table("figure", "mean", "standard deviation", "95 of 100 pairs within", "tolerated")
+    for name, values in figures.items():
+        deviation = float(np.std(values, ddof=1))
+        shown = (np.mean(values), deviation, 2 * math.sqrt(2) * deviation, TOLERATED[name])
+        table.add_row(name, *(f"{value:.4f}" if name == JUDGED_BY else f"{value:.1f}" for value in shown))
+    console.print(table)
+    if arguments.write:
+        facts = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": psutil.cpu_count(logical=False)}
+        facts |= {"recipe": arguments.recipe, "rows_of": arguments.file.name, "figures": figures}
+        write_json(Path(__file__).parent / "results" / "training_noise.json", facts)
+
+
+if __name__ == "__main__":
+    main()
