@@ -141,6 +141,16 @@ class Service:
             time.sleep(0.5)
         raise AssertionError(self.said())
 
+    def wait_for_runs(self, known: set[str], number: int) -> list[str]:
+        """As many runs as that, none of them known, once the daemon has launched them."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            new = [run["id"] for run in self._runs() if run["id"] not in known]
+            if len(new) == number:
+                return new
+            time.sleep(0.5)
+        raise AssertionError(self.said())
+
     def runs(self, job: str | None = None) -> list[str]:
         """The ids of all runs, or of those of ``job``."""
         return [run["id"] for run in self._runs() if job in (None, run["jobName"])]

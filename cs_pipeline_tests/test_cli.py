@@ -122,7 +122,7 @@ WRONG = {
     "not UTF-8": Wrong(TINY, {"CS_BITEXT": "{inputs}/latin.csv"}, ("latin.csv is not UTF-8", "line 2"), "in UTF-8"),
     "no such source": Wrong(TINY, {"CS_BITEXT": "kaggle"}, ("'kaggle'",), "Set it to 'sample'"),
     "no such recipe": Wrong(
-        ("demo", "--recipe", "gpt"), {}, ("no recipe 'gpt' in", str(RECIPES)), "Choose one of: tiny."
+        ("demo", "--recipe", "gpt"), {}, ("no recipe 'gpt' in", str(RECIPES)), "Choose one of: tiny, tiny_lora."
     ),
     "unknown key": Wrong(
         ("demo", "--recipe", "misspelt"),
@@ -184,7 +184,7 @@ def stopped(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempP
     try:
         give_up = time.monotonic() + PATIENCE
         spools = here.lake.path("train", "adapter", "tiny")
-        while not list(spools.glob("*.jsonl")):  # the tenth step has been written down
+        while not list(spools.glob("*.jsonl")):  # the loss before the first step has been written down
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < give_up
             time.sleep(0.02)
@@ -213,7 +213,7 @@ def test_stopping_ends_in_a_plain_sentence_and_leaves_nothing_half_written(stopp
     assert last == "Stopped. What was finished is kept; the same command goes on from there."
     assert "Error" not in result.stderr
     assert here.leftovers() == []
-    assert not list(here.lake.path("train", "adapter").rglob("manifest.json"))
+    assert not list(here.lake.path("train", "adapter").glob("*/*/manifest.json"))
     assert here.lake.table("prepare", "train_split").exists()
 
 
@@ -258,3 +258,4 @@ def test_the_report_is_shown(gone_on: tuple[Desk, Finished]) -> None:
     result = here.run("report", "--recipe", "tiny")
     assert result.returncode == 0, result.stderr
     assert f"The whole report: {here.lake.path('evaluate', 'evaluation_report', 'tiny.html')}" in result.stdout
+    assert f"All recipes side by side: {here.lake.path('evaluate', 'leaderboard.html')}" in result.stdout

@@ -44,12 +44,13 @@ BLOCKING = {
     ("conversations", "no_cluster_on_two_sides"),
     ("conversations", "no_leakage"),
     ("intent_classifier", "classifier_accuracy"),
+    ("base_model", "fits_this_machine"),
     ("adapter", "loss_fell"),
     ("evaluation", "every_metric_a_number"),
     ("model_version", "answers_from_the_registry"),
 }
 
-HEAVY = ("torch", "transformers", "trl", "peft", "mlflow", "sklearn", "gradio", "matplotlib")
+HEAVY = ("torch", "transformers", "trl", "peft", "mlflow", "sklearn", "gradio", "matplotlib", "ray", "kubernetes")
 
 
 def specs() -> dict[str, dg.AssetSpec]:

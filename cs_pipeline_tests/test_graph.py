@@ -109,7 +109,7 @@ class Killer:
         spools = self._lake.path("train", "adapter", "tiny")
         known = set(spools.glob("*.jsonl"))
         while not self._done.wait(0.02):
-            if set(spools.glob("*.jsonl")) - known:  # the tenth step has been written down
+            if set(spools.glob("*.jsonl")) - known:  # its loss before the first step is written down
                 for child in psutil.Process().children(recursive=True):
                     if "cs_pipeline.train" in child.cmdline():
                         os.kill(child.pid, signal.SIGKILL)

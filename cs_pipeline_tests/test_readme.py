@@ -68,9 +68,9 @@ def test_commands_exist() -> None:
     assert set(re.findall(r"\.venv/bin/cs-pipeline ([a-z]+)", README)) <= names
 
 
-def test_recipes_are_the_ones_listed() -> None:
-    listed = set(re.findall(r"^\| `(\w+)`(?: \(the demo\))? \|", README.split("## Which model")[1], re.M))
-    assert listed == {path.stem for path in (PROJECT / "cs_pipeline" / "recipes").glob("*.yaml")}
+def test_recipes_that_are_named_are_there() -> None:
+    named = set(re.findall(r"^\| `(\w+)`(?: \(the demo\))? \|", README.split("## Which model")[1], re.M))
+    assert {"embedded", "smoke"} < named < {path.stem for path in (PROJECT / "cs_pipeline" / "recipes").glob("*.yaml")}
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,4 +1,4 @@
-"""The webserver and the daemon as processes, and the job launched over GraphQL as the page in the browser launches it."""
+"""The webserver and the daemon as processes; a run and a sweep launched over GraphQL as the page in the browser does it."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.definitions import defs
+from cs_pipeline.evaluate.evaluation import read_evaluation
 from cs_pipeline.lake import DataLake
 from cs_pipeline.tracking import champion_number, find_versions, open_store
+from cs_pipeline.train.adapter import current_adapter
+from cs_pipeline_tests.conftest import own_world
 from cs_pipeline_tests.service import Service
 
 JOB = {"repositoryName": "__repository__", "repositoryLocationName": "cs_pipeline", "pipelineName": "support_model"}
@@ -25,16 +28,33 @@ mutation LaunchPipelineExecution($executionParams: ExecutionParams!) {
 """
 
 
-@pytest.fixture
-def service(champion_lake: Path, small_csv: Path, lake: DataLake, tmp_path: Path) -> Iterator[Service]:
+BACKFILL = """
+mutation LaunchPartitionBackfill($backfillParams: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $backfillParams) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
+    return DataLake(tmp_path_factory.mktemp("service") / "lake")
+
+
+@pytest.fixture(scope="module")
+def service(champion_lake: Path, small_csv: Path, lake: DataLake) -> Iterator[Service]:
     # The base is found by its content, as it would be after another run; one training is enough here.
     shutil.copytree(champion_lake / "train" / "base_model", lake.root / "train" / "base_model")
-    running = Service(tmp_path, lake, small_csv)
-    try:
-        running.wait_until_it_answers()
-        yield running
-    finally:
-        running.stop()
+    with own_world(lake.root):
+        running = Service(lake.root.parent, lake, small_csv)
+        try:
+            running.wait_until_it_answers()
+            yield running
+        finally:
+            running.stop()
 
 
 def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, lake: DataLake) -> None:
@@ -80,3 +100,34 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
     (version,) = find_versions(client)
     assert version.tags["cs.dagster_run"] == run
     assert champion_number(client) == 1
+
+
+def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Service, lake: DataLake) -> None:
+    """The same job for both recipes; what the run before has made of one of them is made once."""
+    before = set(service.runs("support_model"))
+    trained = current_adapter("tiny", lake).fingerprint
+    answer = service.ask(
+        BACKFILL,
+        backfillParams={
+            "selector": {
+                "partitionSetName": "support_model_partition_set",
+                "repositorySelector": {"repositoryName": "__repository__", "repositoryLocationName": "cs_pipeline"},
+            },
+            "partitionNames": ["tiny", "tiny_lora"],
+        },
+    )["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    backfill = answer["backfillId"]
+    runs = service.wait_for_runs(before, 2)
+    about = [service.events(run)[0] for run in runs]
+    assert {tags["dagster/backfill"] for tags in about} == {backfill}
+    assert {tags["dagster/partition"] for tags in about} == {"tiny", "tiny_lora"}
+    assert [service.wait_for_run(run) for run in runs] == ["SUCCESS"] * 2, service.failures()
+    rows = {row["recipe"]: row for row in lake.read("evaluate", "leaderboard").to_pylist()}
+    for recipe, row in rows.items():
+        assert (
+            row["bits_per_character"] == read_evaluation(recipe, lake)["scores"]["tuned"]["bits_per_character"]["score"]
+        )
+    assert sorted(rows) == ["tiny", "tiny_lora"]
+    assert current_adapter("tiny", lake).fingerprint == trained
+    assert len(find_versions(open_store(lake))) == 2
