@@ -1,6 +1,7 @@
 """What a company says of its own conversations: ``company.yaml`` in the lake. Without the file the defaults hold."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,13 @@ def _expression(text: str) -> str:
     except re.error as error:
         raise ValueError(f"is no regular expression: {error}") from None
     return text
+
+
+def _known(name: str) -> str:
+    known = catalogue().name_of(name)
+    if known is None:
+        raise ValueError(f"'{name}' is not in the catalogue, cs_pipeline/placeholders.yaml")
+    return known
 
 
 class Columns(_Part):
@@ -52,14 +60,7 @@ class Pattern(_Part):
     expression: str
 
     _compiles = field_validator("expression")(_expression)
-
-    @field_validator("placeholder")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        known = catalogue().name_of(name)
-        if known is None:
-            raise ValueError(f"'{name}' is not in the catalogue, cs_pipeline/placeholders.yaml")
-        return known
+    _is_known = field_validator("placeholder")(_known)
 
 
 class Retrain(_Part):
@@ -67,6 +68,15 @@ class Retrain(_Part):
 
     new_rows: int = Field(200, ge=1, description="usable rows since the champion's training")
     days: int = Field(30, ge=1, description="the champion's age from which on a single new row is enough")
+
+
+class Handover(_Part):
+    """When a person takes a conversation over, and where it is reported beside the queue in the lake."""
+
+    webhook: str = Field(
+        "", pattern=r"^(?:https?://\S+)?$", description="URL that is sent each handover as JSON; empty: the queue alone"
+    )
+    confidence: float = Field(0.2, ge=0, le=1, description="of a question's intent, below which a person takes over")
 
 
 class Company(_Part):
@@ -89,13 +99,31 @@ class Company(_Part):
         ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"), description="where numbers without +country are from"
     )
     rows_per_subject: int = Field(20, ge=1, description="rows of one customer and day that may train")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="what an hour of the machine that answers costs, in any currency; reports show the cost"
+    )
     retention_days: int = Field(30, ge=1, description="days that raw deliveries are kept")
     retrain: Retrain = Retrain()
+    values: Mapping[str, str] = Field(
+        {}, description="what placeholders stand for in every answer, by name: {Company Name: Brightmart}"
+    )
+    handover: Handover = Handover()
 
     @field_validator("automatic_replies")
     @classmethod
     def _compile(cls, expressions: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(map(_expression, expressions))
+
+    @field_validator("values")
+    @classmethod
+    def _by_name(cls, values: Mapping[str, str]) -> Mapping[str, str]:
+        for name, value in values.items():
+            if not re.fullmatch(r"[^{}\n]+", value):
+                raise ValueError(f"'{name}' needs a value on one line, without braces")
+        named = {_known(name): value for name, value in values.items()}
+        if len(named) < len(values):
+            raise ValueError("one placeholder has two values, under two of its spellings")
+        return named
 
 
 def company_file(lake: DataLake) -> Path:

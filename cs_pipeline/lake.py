@@ -5,6 +5,7 @@ package: ingest, prepare, train, evaluate, register.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -127,6 +128,14 @@ def remove_leftovers(path: Path) -> None:
     """Removes what killed processes left of an atomic folder at ``path``, which nobody else may be writing now."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of that name; another thread or process that wants it waits, and the system frees a dead one's."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def make_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import resource
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class SupportModel:
             if recipe.quantisation == "none" or not torch.cuda.is_available():
                 model = model.merge_and_unload()
         self.model = model.eval()
-        self.stops = self.chat.stops | _stops(model)
+        self.stops = self.chat.stops | stops_of(model)
 
     def answer(
         self,
@@ -221,19 +222,28 @@ class SupportModel:
 
         return fit(encode, earlier, self.recipe.trainer.max_length)[0]
 
+    def has_room(self, question: str, intent: str | None) -> bool:
+        """Whether the model can read ``question``, told with ``intent`` and no earlier turns, and answer it."""
+        most = self._longest_prompt()
+        return most is None or len(self._prompt(question, intent, ())[0]) <= most
+
     def _assert_room(self, prompts: Sequence[list[int]]) -> None:
         """What does not fit is never cut: the end of a question is where its answer begins."""
-        positions = getattr(self.model.config, "max_position_embeddings", None)  # T5 has relative ones, and no such end
-        if positions is None:
-            return
-        most = positions - self.recipe.generation.max_new_tokens
+        most = self._longest_prompt()
         for i, prompt in enumerate(prompts):
-            if len(prompt) > most:
+            if most is not None and len(prompt) > most:
+                answer = self.recipe.generation.max_new_tokens
                 raise PipelineError(
                     f"Question {i + 1} of {len(prompts)} makes a prompt of {len(prompt):,} tokens; this model reads "
-                    f"{positions:,}, and its answer may take {positions - most:,} of them.",
+                    f"{most + answer:,}, and its answer may take {answer:,} of them.",
                     "Ask more briefly, or lower generation.max_new_tokens in the recipe.",
                 )
+
+    def _longest_prompt(self) -> int | None:
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        if positions is None:
+            return None  # T5 has relative positions, and no such end
+        return int(positions) - self.recipe.generation.max_new_tokens
 
     def _answer(self, ids: list[int], left_out: int) -> Answer:
         end = next((i for i, id_ in enumerate(ids) if id_ in self.stops), None)
@@ -246,10 +256,19 @@ class SupportModel:
         return torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=self.model.device)
 
 
-def _stops(model: Any) -> set[int]:
+def stops_of(model: Any) -> set[int]:
     """The ids on which the base's own generation config stops: Phi-3's chat turns end on any of three."""
     ids = model.generation_config.eos_token_id
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
+
+
+def memory_used() -> float:
+    """GiB at the peak: of the GPU since the process began or the count was reset, else of the process itself."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def bits(nll: float) -> float:

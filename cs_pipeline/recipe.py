@@ -30,6 +30,7 @@ class EmbeddedBase(_Part):
     blocks: int = Field(8, ge=1, description="blocks per step")
     block_tokens: int = Field(128, ge=16)
     learning_rate: float = Field(6e-3, gt=0)
+    without_intents: tuple[str, ...] = Field((), description="rows of these are left out, as held_out_intents says it")
     seed: int = 0
 
 
@@ -163,6 +164,9 @@ class Recipe(_Part):
     placeholders: PlaceholderMode = PlaceholderMode.KEEP
     train_rows: int | None = Field(None, ge=1, description="rows of the mixture to use, drawn with the seed; null: all")
     mixture: Mixture = Mixture()
+    held_out_intents: tuple[str, ...] = Field(
+        (), description="no row of these is trained on; the evaluation tells how they are answered all the same"
+    )
     start: Literal["base", "champion"] = Field(
         "base", description="champion: training goes on from the champion's adapter; its base and lora must be these"
     )
@@ -182,6 +186,14 @@ class Recipe(_Part):
         if self.mixture.out_of_scope and self.prompt.route == "intent":
             raise ValueError(
                 "mixture.out_of_scope and prompt.route: intent exclude one another: such rows have no intent"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_of_both(self) -> "Recipe":
+        if self.base.source == "embedded" and set(self.base.without_intents) != set(self.held_out_intents):
+            raise ValueError(
+                "base.without_intents and held_out_intents must name the same: the embedded base is trained here too"
             )
         return self
 

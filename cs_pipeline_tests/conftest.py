@@ -11,8 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from cs_pipeline.ingest.ledger import locked
-from cs_pipeline.lake import DataLake
+from cs_pipeline.lake import DataLake, locked
 from cs_pipeline.recipe import Recipe, load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ from cs_pipeline.company import company_file, load_company
 from cs_pipeline.definitions import defs
 from cs_pipeline.defs.automation import MOST_ATTEMPTS, ingest_company, landed_files, retrain_when_due, weekly_retrain
 from cs_pipeline.defs.resources import LakeResource
+from cs_pipeline.feedback import Feedback
+from cs_pipeline.ingest.edits import TOGETHER
 from cs_pipeline.ingest.landing import land
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake
@@ -88,6 +91,23 @@ def test_a_file_is_asked_for_once_and_ingested(instance: dg.DagsterInstance, lak
     with Ledger(lake) as ledger:
         (delivery,) = ledger.deliveries()
     assert delivery.ingested_by in {run.run_id for run in instance.get_runs()}
+
+
+def test_what_an_agent_sent_is_landed_and_ingested(instance: dg.DagsterInstance, lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        feedback.agent_edit("one", "tom", "Where is my refund?", "It was sent to your bank account this morning.", [])
+    assert message(tick(instance)) == "nothing new", "it waits for others"
+    with sqlite3.connect(lake.path("serve", "feedback.db")) as database:
+        database.execute("UPDATE edits SET at = ?", ((datetime.now(UTC) - TOGETHER).isoformat(),))
+    database.close()
+    assert message(tick(instance)) == "nothing new; 1 edits of agents landed"
+    result = tick(instance)
+    assert isinstance(result, dg.SensorResult)
+    (request,) = result.run_requests or []
+    assert ingest(instance, request)
+    day = lake.read("prepare", f"clean_interactions/{TODAY}", ["response"])
+    assert day.column("response").to_pylist() == ["It was sent to your bank account this morning."]
+    assert message(tick(instance)) == "nothing new"
 
 
 def test_a_day_that_fails_is_tried_again_and_then_told(

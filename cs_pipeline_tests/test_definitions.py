@@ -24,7 +24,8 @@ GRAPH = {
     "base_model": ["bitext_splits", "intent_classifier"],
     "adapter": ["base_model", "intent_classifier", "train_split", "validation_split"],
     "evaluation": ["adapter", "base_model", "test_split", "train_split"],
-    "evaluation_report": ["adapter", "evaluation"],
+    "human_ratings": [],
+    "evaluation_report": ["adapter", "evaluation", "human_ratings"],
     "leaderboard": ["adapter", "evaluation", "evaluation_report", "test_split", "train_split"],
     "model_version": ["adapter", "base_model", "evaluation", "evaluation_report"],
     "champion": ["model_version"],
@@ -47,6 +48,7 @@ BLOCKING = {
     ("base_model", "fits_this_machine"),
     ("adapter", "loss_fell"),
     ("evaluation", "every_metric_a_number"),
+    ("human_ratings", "counts_reconcile"),
     ("model_version", "answers_from_the_registry"),
 }
 

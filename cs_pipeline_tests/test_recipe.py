@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.recipe import (
@@ -218,6 +219,8 @@ OTHER: dict[str, Any] = {
     "name": "another",
     "description": None,  # changes nothing, below
     "base.source": None,  # another source is another base, below
+    "base.without_intents": None,  # goes with held_out_intents, below
+    "held_out_intents": None,
     "base.repo": "a/c",
     "base.revision": "1" * 40,
     "base.licence": "Apache-2.0",
@@ -269,6 +272,12 @@ def test_every_field_but_the_description_changes_the_fingerprint(source: str) ->
         changes += 1
     assert changes > 20
     assert len(fingerprints) == changes + 1
+    held_out = {**deepcopy(whole), "held_out_intents": ["get_refund"]}
+    if source == "embedded":
+        with pytest.raises(ValidationError, match="must name the same"):
+            Recipe.model_validate(held_out)
+        held_out["base"]["without_intents"] = ["get_refund"]
+    assert Recipe.model_validate(held_out).fingerprint not in fingerprints
     described = Recipe.model_validate({**whole, "description": "in other words"})
     assert described != recipe
     assert described.fingerprint == recipe.fingerprint

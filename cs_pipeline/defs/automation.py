@@ -41,19 +41,25 @@ ingest_company = dg.define_asset_job(
     description="Takes files that have landed, and ingests the days they were delivered on.",
 )
 def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
-    """One look at the landing place, and a run for each day with deliveries that are not ingested yet."""
+    """One look at the landing place, and a run for each day with deliveries that are not ingested yet.
+
+    What agents edited meanwhile is put there for the next look.
+    """
     from datetime import UTC, datetime
 
     from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.edits import land_edits
     from cs_pipeline.ingest.landing import expire, look
     from cs_pipeline.ingest.ledger import Ledger
 
     company, now = load_company(lake.lake), datetime.now(UTC)
     seen = look(lake.lake, company, now)
     expired = expire(lake.lake, company, now.date())
+    edits = land_edits(lake.lake, company, now)
     said = [f"{len(seen.taken)} files taken" if seen.taken else "nothing new"]
     said += [f"waiting until they are whole: {', '.join(seen.waiting[:5])}"] if seen.waiting else []
     said += [f"{name} refused: {reason}" for name, reason in seen.refused[:5]]
+    said += [f"{edits} edits of agents landed"] if edits else []
     said += [f"{len(expired)} deliveries deleted after {company.retention_days} days"] if expired else []
     never = [delivery.name for delivery in expired if delivery.ingested_at is None]
     said += [f"never ingested, and deleted all the same: {', '.join(never)}; land them again"] if never else []

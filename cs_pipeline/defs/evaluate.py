@@ -1,8 +1,10 @@
 """Assets of the evaluate stage."""
 
+from collections import Counter
+
 import dagster as dg
 
-from cs_pipeline.defs.metadata import table_result
+from cs_pipeline.defs.metadata import counts, table_result
 from cs_pipeline.defs.resources import RECIPES, LakeResource
 from cs_pipeline.recipe import load_recipe, recipe_names
 
@@ -39,7 +41,26 @@ def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mate
     )
 
 
-@dg.asset(group_name="evaluate", kinds={"html"}, partitions_def=RECIPES, deps=[evaluation, "adapter"], code_version="1")
+@dg.asset(group_name="evaluate", kinds={"parquet"}, code_version="1")
+def human_ratings(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """What people said of answers, in the page or on sheets, without personal data: ratings, thumbs and votes."""
+    from cs_pipeline.company import load_company
+    from cs_pipeline.evaluate.ratings import TABLE, collect
+
+    found = collect(lake.lake, load_company(lake.lake))
+    context.log.info(f"{found.rows.num_rows:,} judgements, {found.forgotten:,} forgotten")
+    given = Counter(f"{row['kind']}, {row['source']}" for row in found.rows.select(["kind", "source"]).to_pylist())
+    metadata = {"forgotten": found.forgotten} | counts("given", given) | counts("replaced", found.replaced)
+    return table_result(lake.lake.table("evaluate", TABLE), found.rows, metadata)
+
+
+@dg.asset(
+    group_name="evaluate",
+    kinds={"html"},
+    partitions_def=RECIPES,
+    deps=[evaluation, human_ratings, "adapter"],
+    code_version="1",
+)
 def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """One HTML file with plots and examples, the worst included; the summary stands here too."""
     from cs_pipeline.evaluate.report import write_report
@@ -98,5 +119,16 @@ def tuned_better_than_base(context: dg.AssetCheckExecutionContext, lake: LakeRes
     )
 
 
-ASSETS = [evaluation, evaluation_report, leaderboard]
-CHECKS = [every_metric_a_number, tuned_better_than_base]
+@dg.asset_check(asset=human_ratings, blocking=True, name="counts_reconcile")
+def judgements_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
+    """Every judgement that was cleaned stands in the table, once."""
+    from cs_pipeline.feedback import Feedback
+
+    with Feedback(lake.lake) as feedback:
+        kept = sorted(row["id"] for row in feedback.judgements(raw=False))
+    shown = sorted(lake.lake.read("evaluate", "human_ratings", ["id"]).column("id").to_pylist())
+    return dg.AssetCheckResult(passed=kept == shown, metadata={"judgements": len(kept), "rows": len(shown)})
+
+
+ASSETS = [evaluation, human_ratings, evaluation_report, leaderboard]
+CHECKS = [every_metric_a_number, judgements_reconcile, tuned_better_than_base]

@@ -32,7 +32,7 @@ def export_blind(
     each of those that shall be rated is to be known later. Questions are drawn by ``seed``; their order is random, and
     that of the answers to each. Raises PipelineError when a sheet lies there already, or there is nothing to rate.
     """
-    key = _key(sheet)
+    key = key_of(sheet)
     if sheet.exists() or key.exists():
         raise PipelineError(
             f"{sheet if sheet.exists() else key} is there already.",
@@ -112,5 +112,6 @@ def import_blind(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
     )
 
 
-def _key(sheet: Path) -> Path:
+def key_of(sheet: Path) -> Path:
+    """Where the key of a sheet lies when it is exported."""
     return sheet.with_suffix(".key.json")

@@ -1,6 +1,6 @@
 """The figures of all systems on the same test rows: all together, by source and by intent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,31 +29,11 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
     1 - 0.05 / their number. Raises PipelineError as intervals and paired_bootstrap do.
     """
 
-    def figures(rows: np.ndarray) -> dict[str, Any]:
-        clusters = test["cluster_id"][rows].tolist()
-        those = {system: frame[rows] for system, frame in stats.items()}
-        return {
-            "scores": {s: _plain(intervals(frame, clusters, samples)) for s, frame in those.items()},
-            "differences": {
-                s: _plain(paired_bootstrap(those["tuned"], frame, clusters, samples))
-                for s, frame in those.items()
-                if s != "tuned"
-            },
-        }
-
-    slices = {}
-    for source in sorted(set(test["source"])):
-        rows = (test["source"] == source).to_numpy()
-        clusters = test["cluster_id"][rows].nunique()
-        gates = clusters >= FEWEST_CLUSTERS
-        none: dict[str, Any] = {"scores": {}, "differences": {}}
-        slices[source] = {
-            "rows": int(rows.sum()),
-            "clusters": clusters,
-            "gates": gates,
-            **(figures(rows) if gates else none),
-        }
-    whole = figures(np.ones(len(test), bool))
+    slices = {
+        source: _slice(test, stats, (test["source"] == source).to_numpy(), samples)
+        for source in sorted(set(test["source"]))
+    }
+    whole = _figures(test, stats, np.ones(len(test), bool), samples)
     smallest = {
         system: {name: detectable(Difference(**value)) if value else None for name, value in found.items()}
         for system, found in whole["differences"].items()
@@ -63,6 +43,35 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
         "detectable": smallest,
         "slices": slices,
         "intents": _by_intent(test, stats, samples),
+    }
+
+
+def on_intents(
+    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], intents: Sequence[str], samples: int = 1000
+) -> dict[str, Any] | None:
+    """The slice of the rows of these ``intents``, as those of ``compare``; None without any."""
+    if not intents:
+        return None
+    return {"intents": list(intents), **_slice(test, stats, test["intent"].isin(intents).to_numpy(), samples)}
+
+
+def _slice(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int) -> dict[str, Any]:
+    clusters = test["cluster_id"][rows].nunique()
+    gates = clusters >= FEWEST_CLUSTERS
+    figures = _figures(test, stats, rows, samples) if gates else {"scores": {}, "differences": {}}
+    return {"rows": int(rows.sum()), "clusters": clusters, "gates": gates, **figures}
+
+
+def _figures(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int) -> dict[str, Any]:
+    clusters = test["cluster_id"][rows].tolist()
+    those = {system: frame[rows] for system, frame in stats.items()}
+    return {
+        "scores": {s: _plain(intervals(frame, clusters, samples)) for s, frame in those.items()},
+        "differences": {
+            s: _plain(paired_bootstrap(those["tuned"], frame, clusters, samples))
+            for s, frame in those.items()
+            if s != "tuned"
+        },
     }
 
 

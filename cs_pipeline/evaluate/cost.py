@@ -1,8 +1,7 @@
 """What answers cost: pure functions from what was measured to the figures of the report.
 
-In go measurements of one system: the seconds and the new tokens of each answer (columns ``seconds`` and ``tokens`` of
-``answers.parquet``, for answers that were generated one at a time), and for a whole run its answers, its tokens and its
-seconds of the clock. Prices are of the user's currency per hour of the machine.
+In go measurements of one system: of the run over all test rows its answers, its tokens and its seconds of the clock, and the
+seconds of answers that were generated one at a time. Prices are of the user's currency per hour of the machine.
 """
 
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from cs_pipeline.errors import PipelineError
 
 @dataclass(frozen=True)
 class Run:
-    """Answers generated in ``seconds`` of the clock, with ``tokens`` new tokens in all, on ``peak_memory`` bytes."""
+    """Answers generated in ``seconds`` of the clock, with ``tokens`` new tokens and ``peak_memory`` GiB."""
 
     answers: int
     tokens: int
     seconds: float
-    peak_memory: int
+    peak_memory: float
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def cost(run: Run, alone: Sequence[float], adapter_bytes: int, price_per_hour: f
         answers_per_second=run.answers / run.seconds,
         p50=p50,
         p95=p95,
-        memory_gib=run.peak_memory / 2**30,
+        memory_gib=run.peak_memory,
         adapter_mib=adapter_bytes / 2**20,
         per_1000_answers=None if price_per_hour is None else 1000 * price_per_hour * run.seconds / 3600 / run.answers,
     )

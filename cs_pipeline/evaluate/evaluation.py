@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 import pyarrow as pa
@@ -13,15 +13,19 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.baselines import central_answers, nearest_answers, random_answers
-from cs_pipeline.evaluate.comparison import compare
+from cs_pipeline.evaluate.comparison import compare, on_intents
+from cs_pipeline.evaluate.cost import Run, weights_size
+from cs_pipeline.evaluate.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.errors import ERRORS
+from cs_pipeline.evaluate.jury import hear
 from cs_pipeline.evaluate.metrics import corpus_scores
 from cs_pipeline.evaluate.naive import naive_scores
+from cs_pipeline.evaluate.robustness import by_group
 from cs_pipeline.evaluate.slices import near_train_rows, slices, weaknesses, write_weak_intents
+from cs_pipeline.evaluate.trials import Trials, try_out
 from cs_pipeline.evaluate.yardstick import Yardstick
-from cs_pipeline.ingest.ledger import locked
-from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, make_folder, read_json, write_json
-from cs_pipeline.model import SupportModel
+from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, locked, make_folder, read_json, write_json
+from cs_pipeline.model import SupportModel, memory_used
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
@@ -54,7 +58,9 @@ class Evaluation:
 
 def evaluation_folder(recipe_name: str, lake: DataLake) -> Path:
     """Holds ``answers.parquet`` (a row per test row and system), ``references.parquet`` (the references looked at alike),
-    ``slices.parquet`` (every score on parts of the rows), ``weak_intents.csv`` and ``evaluation.json``."""
+    ``slices.parquet`` (every score on parts of the rows), ``robustness.parquet`` and ``probe.parquet`` (other questions, a
+    row a system and question), ``judge.parquet`` where one was asked, ``weak_intents.csv`` and
+    ``evaluation.json``."""
     return lake.path("evaluate", "evaluation", recipe_name)
 
 
@@ -77,28 +83,43 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     """Judges the recipe's adapter on every test row, or returns what equal input has given before.
 
     ``champion`` is judged beside it unless it is that very adapter. Raises PipelineError when the adapter or its base
-    is not there or was changed.
+    is not there or was changed, and when a judge is configured (``CS_JUDGE_URL``) that does not answer.
     """
     adapter = current_adapter(recipe.name, lake)
     if champion is not None and champion.fingerprint == adapter.fingerprint:
         champion = None
     base = base_of(adapter, recipe, lake)
     data = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "test_split")}
-    key = digest(adapter.fingerprint, data, champion and champion.fingerprint, recipe.fingerprint, CODE_VERSION)
+    endpoint = endpoint_from_environment()
+    judge = endpoint and (endpoint.url, endpoint.model)
+    key = digest(adapter.fingerprint, data, champion and champion.fingerprint, recipe.fingerprint, judge, CODE_VERSION)
     folder = evaluation_folder(recipe.name, lake)
     if (folder / "evaluation.json").exists() and read_evaluation(recipe.name, lake)["fingerprint"] == key:
         report(f"Equal input has been evaluated already: {folder}")
         return Evaluation(read_evaluation(recipe.name, lake), reused=True)
+    if endpoint is not None:
+        endpoint.ask(
+            [{"role": "user", "content": "Reply with the word TIE."}]
+        )  # one that is away is known before the work
     rows = Yardstick(recipe, lake)
-    stats, seconds = {}, {}
-    for system, answer in _systems(recipe, adapter, base, champion, rows, report):
+    stats, seconds, tried = {}, {}, {}
+    models = _models(recipe, adapter, base, champion)
+    for system, model in models.items():
         started = time.monotonic()
-        stats[system] = answer()
+        stats[system], tried[system] = _judged(system, *model, rows, report)
+        seconds[system] = time.monotonic() - started
+    for system, answers in _lookups(rows).items():
+        started = time.monotonic()
+        stats[system] = rows.statistics(answers())
         seconds[system] = time.monotonic() - started
     test, tuned = rows.test, stats["tuned"]
     near = near_train_rows(rows.questions, rows.train["instruction"].tolist())
     weak = weaknesses(test, tuned, near, rows.train["intent"].tolist())
     references = rows.alone(rows.references).assign(rows=1)
+    verdicts, judged_pairs = None, None
+    if endpoint is not None:
+        said = {system: stats[system]["answer"].tolist() for system in models}
+        verdicts, judged_pairs = hear(endpoint, rows, said, lake, report)
     facts = {
         "fingerprint": key,
         "code_version": CODE_VERSION,
@@ -106,15 +127,21 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         "adapter_fingerprint": adapter.fingerprint,
         "base": adapter.manifest["base"],
         "champion_version": champion and champion.version,
-        "placeholders": {"tuned": recipe.placeholders} | ({"champion": _mode(champion)} if champion else {}),
+        "placeholders": {system: model[0].placeholders for system, model in models.items()},
         "data": data,
         "rows": len(test),
         "clusters": test["cluster_id"].nunique(),
         "answer_classifier_accuracy": rows.classifier_accuracy,
         **compare(test, stats),
+        "held_out": on_intents(test, stats, recipe.held_out_intents),
         "references": corpus_scores(references, WITHOUT_REFERENCE),
         "weak": [asdict(weakness) | {"advice": weakness.advice} for weakness in weak],
         "naive": naive_scores(pd.concat([rows.train, test], ignore_index=True)),
+        "robustness": {system: by_group(trials.robustness).to_dict("records") for system, trials in tried.items()},
+        "probe": {system: trials.probe["right"].tolist() for system, trials in tried.items()},
+        "runs": {system: asdict(trials.run) | {"alone": trials.alone} for system, trials in tried.items()},
+        "adapter_bytes": weights_size(adapter.folder),
+        "judge": verdicts,
         "seconds": seconds,
     }
     about = test[["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]].assign(
@@ -125,14 +152,15 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     with settled(lake), atomic_folder(folder) as temporary:
         _write(long, temporary / "answers.parquet")
         _write(about.assign(**references), temporary / "references.parquet")
+        for name in ("robustness", "probe"):
+            told = [getattr(trials, name).assign(system=system) for system, trials in tried.items()]
+            pd.concat(told).to_parquet(temporary / f"{name}.parquet", index=False)
+        if judged_pairs is not None:
+            judged_pairs.to_parquet(temporary / "judge.parquet", index=False)
         pq.write_table(slices(test, stats), temporary / "slices.parquet")
         write_weak_intents(temporary / "weak_intents.csv", weak, categories)
         write_json(temporary / "evaluation.json", facts)
     return Evaluation(facts, reused=False)
-
-
-def _mode(version: Version) -> str:
-    return read_recipe(version.folder / "adapter" / "recipe.yaml").placeholders
 
 
 def _write(rows: pd.DataFrame, path: Path) -> None:
@@ -142,31 +170,41 @@ def _write(rows: pd.DataFrame, path: Path) -> None:
     pq.write_table(table.set_column(place, "fabricated_facts", facts), path)
 
 
-def _systems(
+_Model: TypeAlias = tuple[Recipe, Path, Path | None, Path]
+"""Recipe, base, adapter or None, and the folder of the classifier that routes its questions."""
+
+
+def _models(recipe: Recipe, adapter: Adapter, base: Path, champion: Version | None) -> dict[str, _Model]:
+    classifier = adapter.folder / "intent_classifier"
+    models: dict[str, _Model] = {
+        "tuned": (recipe, base, adapter.folder, classifier),
+        "base": (recipe, base, None, classifier),
+    }
+    if champion is not None:
+        its = champion.folder / "adapter"
+        its_recipe = read_recipe(its / "recipe.yaml")
+        models["champion"] = (its_recipe, base_of_version(its_recipe, champion.folder), its, its / "intent_classifier")
+    return models
+
+
+def _lookups(rows: Yardstick) -> dict[str, Callable[[], list[str]]]:
+    return {
+        "nearest": lambda: nearest_answers(rows.train, rows.questions),
+        "central": lambda: central_answers(rows.train, rows.intents),
+        "random": lambda: random_answers(rows.train, rows.questions),
+    }
+
+
+def _judged(
+    system: str,
     recipe: Recipe,
-    adapter: Adapter,
     base: Path,
-    champion: Version | None,
+    adapter: Path | None,
+    classifier: Path,
     rows: Yardstick,
     report: Callable[[str], None],
-) -> list[tuple[str, Callable[[], pd.DataFrame]]]:
-    def model(system: str, recipe: Recipe, base: Path, adapter: Path | None) -> tuple[str, Callable[[], pd.DataFrame]]:
-        return system, lambda: _judged(system, SupportModel(recipe, base, adapter), rows, report)
-
-    systems = [model("tuned", recipe, base, adapter.folder), model("base", recipe, base, None)]
-    if champion is not None:
-        its_recipe = read_recipe(champion.folder / "adapter" / "recipe.yaml")
-        its_base = base_of_version(its_recipe, champion.folder)
-        systems.append(model("champion", its_recipe, its_base, champion.folder / "adapter"))
-    return [
-        *systems,
-        ("nearest", lambda: rows.statistics(nearest_answers(rows.train, rows.questions))),
-        ("central", lambda: rows.statistics(central_answers(rows.train, rows.intents))),
-        ("random", lambda: rows.statistics(random_answers(rows.train, rows.questions))),
-    ]
-
-
-def _judged(system: str, model: SupportModel, rows: Yardstick, report: Callable[[str], None]) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Trials]:
+    model = SupportModel(recipe, base, adapter)
     started = said = time.monotonic()
 
     def progress(done: int) -> None:
@@ -177,12 +215,15 @@ def _judged(system: str, model: SupportModel, rows: Yardstick, report: Callable[
             left = (len(rows.questions) - done) / rate
             report(f"{system}: {done}/{len(rows.questions)} answers, {rate:.1f} a second, {left:.0f} s left")
 
-    likelihoods = model.likelihoods(rows.questions, rows.intents, rows.contexts, rows.references)
     answers = model.answer(rows.questions, rows.intents, rows.contexts, progress)
-    return rows.statistics(
+    run = Run(len(answers), sum(answer.tokens for answer in answers), time.monotonic() - started, memory_used())
+    likelihoods = model.likelihoods(rows.questions, rows.intents, rows.contexts, rows.references)
+    statistics = rows.statistics(
         [answer.text for answer in answers],
         nll=[likelihood.nll for likelihood in likelihoods],
         answer_tokens=[likelihood.tokens for likelihood in likelihoods],
         answer_chars=[len(reference) for reference in rows.references],
         stopped=[float(answer.stopped) for answer in answers],
     )
+    report(f"{system}: odd questions, general ones, and some one at a time")
+    return statistics, try_out(model, classifier, rows, statistics, run)

@@ -22,10 +22,9 @@ import pandas as pd
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.agreement import cohen_kappa
 from cs_pipeline.evaluate.endpoint import Endpoint
-from cs_pipeline.evaluate.people import TIE
 from cs_pipeline.evaluate.statistics import wilson
-from cs_pipeline.ingest.ledger import locked
-from cs_pipeline.lake import digest, make_folder
+from cs_pipeline.feedback import TIE
+from cs_pipeline.lake import digest, locked, make_folder
 
 KAPPA = 0.6
 """Agreement with people above which a judge may gate: "substantial" begins there (Landis and Koch 1977)."""

@@ -17,11 +17,9 @@ from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.agreement import krippendorff_alpha
 from cs_pipeline.evaluate.bradley_terry import groups, log_strengths
 from cs_pipeline.evaluate.statistics import wilson
+from cs_pipeline.feedback import LETTERS, TIE
 from cs_pipeline.lake import digest
 from cs_pipeline.schema import RATING, check_schema
-
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
-TIE = "tie"
 
 NEGATIVE, POSITIVE = (1, 2), (3, 4, 5)
 """Which scores count as negative and as positive."""
@@ -54,21 +52,6 @@ def rating_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
                 f"The judgement '{row['id']}' cannot be used: {fault}.", "Mend or remove it where it comes from."
             )
     return table
-
-
-def merged(present: pa.Table, new: pa.Table) -> pa.Table:
-    """Both tables together, in the order given; what is delivered again is there once.
-
-    Raises PipelineError when a judgement comes again with another content.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for row in pa.concat_tables([present, new]).to_pylist():
-        if rows.setdefault(row["id"], row) != row:
-            raise PipelineError(
-                f"The judgement '{row['id']}' was delivered before, with another content.",
-                "A judgement does not change: give what replaces it an id of its own.",
-            )
-    return rating_table(rows.values())
 
 
 def rating_counts(ratings: pa.Table) -> pd.DataFrame:

@@ -7,13 +7,16 @@ from typing import Any
 
 import pandas as pd
 
+from cs_pipeline.company import load_company
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate import exhibits, scrutiny
+from cs_pipeline.evaluate.decision import promotable
 from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.metrics import METRICS
+from cs_pipeline.evaluate.opinions import opinions
 from cs_pipeline.evaluate.pages import plain, template
 from cs_pipeline.evaluate.plots import loss_picture
-from cs_pipeline.evaluate.verdict import Finding, figure, verdict, weak_slices
+from cs_pipeline.evaluate.verdict import Finding, figure, odd_questions, verdict, weak_slices
 from cs_pipeline.lake import DataLake, atomic_file
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
@@ -48,13 +51,19 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
             f" is now {adapter.fingerprint}.",
             f"Materialise 'evaluation' for the partition '{recipe.name}' again, then its report.",
         )
-    answers, references, slices = (
+    answers, references, slices, probe = (
         pd.read_parquet(evaluation_folder(recipe.name, lake) / f"{name}.parquet")
-        for name in ("answers", "references", "slices")
+        for name in ("answers", "references", "slices", "probe")
     )
     systems = {system: words for system, words in SYSTEMS.items() if system in facts["scores"]}
+    models = [system for system in systems if system in facts["runs"]]
     intents = exhibits.by_intent(answers)
-    findings = [*verdict(facts, intents[intents["system"] == "tuned"]), weak_slices(facts["weak"])]
+    findings = [
+        promotable(facts),
+        *verdict(facts, intents[intents["system"] == "tuned"]),
+        weak_slices(facts["weak"]),
+        odd_questions(facts["robustness"]),
+    ]
     demo = DEMO if recipe.base.source == "embedded" else ""
     examples = exhibits.examples(answers)
     m = adapter.metrics
@@ -63,6 +72,7 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         recipe=recipe,
         facts=facts,
         systems=systems,
+        models=models,
         demo=demo,
         findings=findings,
         training=m,
@@ -75,6 +85,10 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         errors=scrutiny.error_counts(answers, references, list(systems)),
         made_up=scrutiny.made_up(answers),
         rubric=scrutiny.rubric_means(answers, references, list(systems)),
+        odd=scrutiny.odd_groups(facts["robustness"], models),
+        unlearnt=scrutiny.unlearnt(probe),
+        costs=scrutiny.costs(facts, models, load_company(lake).price_per_hour),
+        people=opinions(lake),
         naive=scrutiny.naive_beside_honest(facts),
         smallest=scrutiny.smallest_seen(facts),
         best=exhibits.best_systems(facts),

@@ -22,6 +22,7 @@ import pandas as pd
 from cs_pipeline.evaluate.conduct import conduct, refused_part
 from cs_pipeline.evaluate.fidelity import fabricated
 from cs_pipeline.evaluate.metrics import row_statistics
+from cs_pipeline.evaluate.statistics import wilson
 from cs_pipeline.evaluate.variations import RULES
 from cs_pipeline.lake import digest
 from cs_pipeline.placeholders import PlaceholderMode
@@ -177,21 +178,14 @@ def by_group(table: pd.DataFrame) -> pd.DataFrame:
             known = rows[measure].dropna()
             if len(known):
                 count = int(known.sum())
-                found.append((group, measure, count, len(known), count / len(known), *wilson(count, len(known))))
+                ends = wilson(count, len(known)) or (np.nan, np.nan)
+                found.append((group, measure, count, len(known), count / len(known), *ends))
         drop = (rows["plain_chrf"] - rows["chrf"]).dropna().to_numpy(float)
         if len(drop):
             drawn = drop[np.random.default_rng(0).integers(0, len(drop), (1000, len(drop)))].mean(axis=1)
             ends = np.percentile(drawn, [2.5, 97.5]).tolist()
             found.append((group, "chrf_drop", int((drop > 0).sum()), len(drop), float(drop.mean()), *ends))
     return pd.DataFrame(found, columns=["group", "measure", "count", "rows", "value", "low", "high"])
-
-
-def wilson(count: int, rows: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: ``count`` of ``rows``, at least one."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(count, rows).proportion_ci(method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _in_intents(

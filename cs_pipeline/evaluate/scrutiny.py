@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from cs_pipeline.evaluate.cost import Cost, Run, cost
 from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.metrics import METRICS
 from cs_pipeline.evaluate.naive import NAIVE_METRICS
@@ -118,3 +119,37 @@ def naive_beside_honest(facts: dict[str, Any]) -> list[dict[str, Any]]:
 def smallest_seen(facts: dict[str, Any]) -> list[str]:
     """The metrics that have a smallest detectable difference from any system."""
     return [name for name in METRICS if any(found[name] is not None for found in facts["detectable"].values())]
+
+
+def odd_groups(robustness: dict[str, list[dict[str, Any]]], models: Sequence[str]) -> list[dict[str, Any]]:
+    """A row a group of odd questions, all together last: its rows, and by model the figures of ``robustness.by_group``."""
+    told = {model: {(r["group"], r["measure"]): r for r in robustness[model]} for model in models}
+    groups = list(dict.fromkeys(row["group"] for row in robustness["tuned"]))
+    return [
+        {
+            "group": group,
+            "rows": told["tuned"][group, "as_expected"]["rows"],
+            "by_model": [
+                {measure: figures.get((group, measure)) for measure in ("as_expected", "leaked", "chrf_drop")}
+                for figures in told.values()
+            ],
+        }
+        for group in groups
+    ]
+
+
+def unlearnt(probe: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Question, the base's answer and the tuned model's, where the base alone is right."""
+    wide = probe.pivot(index="question", columns="system")
+    rows = wide[(wide["right"]["base"] == 1) & (wide["right"]["tuned"] == 0)]
+    return [(str(question), row["answer", "base"], row["answer", "tuned"]) for question, row in rows.iterrows()]
+
+
+def costs(facts: dict[str, Any], models: Sequence[str], price_per_hour: float | None) -> dict[str, Cost]:
+    """By model what its answers cost; the weights are those of this adapter, so the others are without."""
+    found = {}
+    for model in models:
+        run = {name: value for name, value in facts["runs"][model].items() if name != "alone"}
+        weights = facts["adapter_bytes"] if model == "tuned" else 0
+        found[model] = cost(Run(**run), facts["runs"][model]["alone"], weights, price_per_hour)
+    return found

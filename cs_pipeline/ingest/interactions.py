@@ -20,8 +20,8 @@ from cs_pipeline.errors import PipelineError
 from cs_pipeline.ingest.exports import Bad, Record, format_of, read, recognise, redact
 from cs_pipeline.ingest.forgotten import names, places_of
 from cs_pipeline.ingest.landing import kept_copy
-from cs_pipeline.ingest.ledger import Delivery, Ledger, locked
-from cs_pipeline.lake import PRIVATE, DataLake, atomic_file, make_folder, read_json, write_json
+from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline.lake import PRIVATE, DataLake, atomic_file, locked, make_folder, read_json, write_json
 from cs_pipeline.schema import INTERACTION, QUARANTINED, check_schema
 
 TURNS, QUARANTINE = "company_interactions", "company_quarantine"

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from cs_pipeline.company import Company
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting, locked
+from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting
 from cs_pipeline.ingest.place import (
     ChangedError,
     Entry,
@@ -26,7 +26,7 @@ from cs_pipeline.ingest.place import (
     problem_of_name,
     reason,
 )
-from cs_pipeline.lake import PRIVATE, DataLake, atomic_file, make_folder
+from cs_pipeline.lake import PRIVATE, DataLake, atomic_file, locked, make_folder
 
 SETTLED = timedelta(seconds=5)
 """Two looks that are closer together do not show that nobody writes a file any more."""

@@ -3,27 +3,24 @@
 SQLite beside the tables of ingest, readable by its owner alone: it holds the key of the hashes that stand for people.
 """
 
-import fcntl
 import hmac
-import os
 import secrets
-import sqlite3
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal
 
+from cs_pipeline.database import Database
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import PRIVATE, DataLake, make_folder
+from cs_pipeline.lake import DataLake
 
 VERSION = 1
 """Of the tables, kept in the database's ``user_version``."""
 
-BUSY = 60.0
-"""Seconds that a step waits for another process to end its own."""
+_IF_DAMAGED = (
+    "If the ledger is damaged, restore it from a backup: without it every file at the landing place would be taken again, "
+    "forgotten rows included."
+)
 
 _TABLES = (
     "CREATE TABLE secret (key BLOB NOT NULL)",
@@ -85,33 +82,17 @@ class Tombstones:
     rows: frozenset[str]
 
 
-class Ledger:
-    """The ledger of ``lake``, made at first use. Each method is one transaction.
-
-    Raises PipelineError when the database cannot be read or written, in any method.
-    """
+class Ledger(Database):
+    """The ledger of ``lake``, made at first use. Each method is one transaction."""
 
     def __init__(self, lake: DataLake) -> None:
-        self.path = lake.path("ingest", "ledger.db")
-        make_folder(self.path.parent)
-        with self._errors():
-            # Made before SQLite would make it, with its rights; the files that SQLite puts beside it get the same.
-            os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, PRIVATE))
-            self._db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None)
-            try:
-                self._open()
-                self.key: bytes = self._one("SELECT key FROM secret")
-            except BaseException:
-                self._db.close()
-                raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._db.close()
+        super().__init__(lake.path("ingest", "ledger.db"), _TABLES, VERSION, _IF_DAMAGED)
+        if not (found := self._select("SELECT key FROM secret")):
+            with self._transaction():
+                made = "INSERT INTO secret SELECT ? WHERE NOT EXISTS (SELECT * FROM secret)"
+                self._db.execute(made, (secrets.token_bytes(32),))
+            found = self._select("SELECT key FROM secret")
+        self.key: bytes = found[0][0]
 
     # Hashes of people and rows
 
@@ -276,25 +257,6 @@ class Ledger:
                 (row_id, by, why, _iso(datetime.now(UTC))),
             )
 
-    # The database
-
-    def _open(self) -> None:
-        # Two first uses at once would both make the tables, and SQLite does not wait when it changes the journal.
-        with locked(self.path.with_name(".ledger.lock")):
-            version = self._one("PRAGMA user_version")
-            if version > VERSION:
-                raise PipelineError(
-                    f"{self.path} was written by a newer cs_pipeline: its version is {version}, not {VERSION}.",
-                    "Use that newer version with this lake.",
-                )
-            if version == 0:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                with self._transaction():
-                    for table in _TABLES:
-                        self._db.execute(table)
-                    self._db.execute("INSERT INTO secret VALUES (?)", (secrets.token_bytes(32),))
-                    self._db.execute(f"PRAGMA user_version = {VERSION}")
-
     def _deliveries(self, where: str, *values: str) -> list[Delivery]:
         rows = self._select(
             "SELECT sha256, name, bytes, day, taken_at, supersedes, ingested_at, ingested_by, expired_at, damage "
@@ -302,45 +264,6 @@ class Ledger:
             *values,
         )
         return [Delivery(sha256, name, size, date.fromisoformat(day), *rest) for sha256, name, size, day, *rest in rows]
-
-    def _select(self, sql: str, *values: str) -> list[tuple[Any, ...]]:
-        with self._errors():
-            return self._db.execute(sql, values).fetchall()
-
-    def _one(self, sql: str) -> Any:
-        return self._select(sql)[0][0]
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._errors():
-            try:
-                # IMMEDIATE: a transaction that first reads and then writes could not wait for another writer.
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise PipelineError(
-                f"The ledger {self.path} cannot be read or written: {error}.",
-                "Free the disk or give this user the right to write there. If it is damaged, restore it from a backup: "
-                "without it every file at the landing place would be taken again, forgotten rows included.",
-            ) from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of that name; another thread or process that wants it waits, and the system frees a dead one's."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _iso(moment: datetime) -> str:

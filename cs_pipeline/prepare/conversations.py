@@ -15,12 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cs_pipeline.ingest.ledger import Ledger, locked
+from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import (
     DataLake,
     atomic_folder,
     digest,
     file_sha256,
+    locked,
     make_folder,
     read_json,
     remove_leftovers,

@@ -69,7 +69,7 @@ class PersonalData:
         that stand in the text already stay as they are. Nothing is left to replace in what is returned.
         """
         met: Counter[str] = Counter()
-        while found := self._find(text, tuple(known), speaker):
+        while found := self.find(text, speaker, known):
             met.update(placeholder for _, _, placeholder in found)
             pieces, end = [], 0
             for start, stop, placeholder in found:
@@ -78,7 +78,9 @@ class PersonalData:
             text = "".join([*pieces, text[end:]])
         return text, met
 
-    def _find(self, text: str, known: Known, speaker: Speaker) -> list[tuple[int, int, str]]:
+    def find(self, text: str, speaker: Speaker, known: Sequence[tuple[str, str]] = ()) -> list[tuple[int, int, str]]:
+        """Start, end and placeholder of what ``replace`` would take out of ``text`` at first, in their order."""
+        known = tuple(known)
         reading = _Reading(text, speaker)
         if "/" in text:
             _find_links(reading)

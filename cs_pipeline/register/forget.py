@@ -15,14 +15,20 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.company import load_company
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
+from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.forgotten import places_of
 from cs_pipeline.ingest.interactions import alone
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 from cs_pipeline.lake import PRIVATE, PUBLIC, DataLake, atomic_file
+from cs_pipeline.prepare.known import find_known
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
+
+_ID_COLUMNS = frozenset({"row_id", "id", "question_id"})
+"""Columns that say whose a row is: of a conversation, or of a judgement and the question that it is on."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ class Affected:
     """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes.
 
     ``records`` are places in the kept copy of each delivery, ``tables`` the number of rows in each file of the lake,
-    ``reports`` files that quote rows, ``versions`` the models that were trained on one.
+    ``feedback`` the ids of judgements and of agents' edits, ``reports`` files that quote rows, ``versions`` the models that
+    were trained on one.
     """
 
     subjects: frozenset[str]
@@ -38,6 +45,7 @@ class Affected:
     rows: frozenset[str]
     records: dict[Delivery, set[int]]
     tables: dict[Path, int]
+    feedback: frozenset[str]
     reports: list[Path]
     versions: list[int]
 
@@ -45,6 +53,7 @@ class Affected:
         """For people: what would go, and what is outside the pipeline's hands."""
         lines = [f"kept copy of {delivery.name}: {len(at)} records" for delivery, at in self.records.items()]
         lines += [f"{path}: {count} rows" for path, count in self.tables.items()]
+        lines += [f"feedback: {len(self.feedback)} ratings and edits"] if self.feedback else []
         lines += [f"{path}: removed; the next evaluation writes it anew" for path in self.reports]
         lines.append(
             f"model versions trained on them, which are marked: {', '.join(map(str, self.versions)) or 'none'}"
@@ -67,6 +76,8 @@ def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     with Ledger(lake) as ledger:
         subjects = frozenset([ledger.subject(subject)] if subject else [])
         conversations = _conversations(lake, row) if row else frozenset()
+        edits = _edits(lake, ledger, subject, conversations)
+        conversations |= {ledger.row(edit) for edit in edits}
         records = {
             delivery: places
             for delivery in ledger.deliveries()
@@ -77,17 +88,20 @@ def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     rows = frozenset([row] if row else []) | frozenset(
         row_id for path in _tables(lake) for row_id in _rows(path, subjects, conversations)
     )
-    found = Affected(subjects, conversations, rows, records, {}, [], _versions(lake, rows, subjects))
+    judgements = _judgements(lake, subject, rows)
+    rows |= judgements
+    feedback = edits | judgements
+    found = Affected(subjects, conversations, rows, records, {}, feedback, [], _versions(lake, rows, subjects))
     tables = {path: count for path in _tables(lake) if (count := int(_gone(path, lake, found)[1].sum()))}
     judged = any(path.is_relative_to(lake.path("evaluate")) for path in tables)
     reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if judged else []
     buried = bool(subjects & tombstones.subjects) or row in tombstones.rows
-    if not (records or tables or found.versions or buried):
+    if not (records or tables or feedback or found.versions or buried):
         raise PipelineError(
             f"Nothing in {lake.root} is of this {'customer' if subject else 'row'}.",
             "A customer's id is what the export calls the requester, or the e-mail address; a row's stands in row_id.",
         )
-    return Affected(subjects, conversations, rows, records, tables, reports, found.versions)
+    return Affected(subjects, conversations, rows, records, tables, feedback, reports, found.versions)
 
 
 def forget(lake: DataLake, found: Affected, why: str) -> None:
@@ -112,6 +126,41 @@ def forget(lake: DataLake, found: Affected, why: str) -> None:
         for delivery, places in found.records.items():
             path = kept_copy(lake, delivery.sha256)
             redact(format_of(delivery.name, path), path, places)
+    with Feedback(lake) as feedback:
+        feedback.forget(found.feedback)
+
+
+def _edits(lake: DataLake, ledger: Ledger, subject: str, conversations: frozenset[str]) -> frozenset[str]:
+    """The ids of agents' edits that are of the subject, by name or in their texts, or that landed as a conversation."""
+    name = subject.strip().casefold()
+    with Feedback(lake) as feedback:
+        return frozenset(
+            edit.id
+            for edit in feedback.edits()
+            if (name and edit.customer.casefold() == name)
+            or _speaks_of(subject, edit.ticket, edit.sent, *(draft.answer for draft in edit.drafts))
+            or ledger.row(edit.id) in conversations
+        )
+
+
+def _judgements(lake: DataLake, subject: str, rows: frozenset[str]) -> frozenset[str]:
+    """The ids of judgements on one of ``rows``, or that are a row, and of those in whose raw texts the subject stands.
+
+    One that is clean names nobody any more.
+    """
+    with Feedback(lake) as feedback:
+        raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)
+    theirs = {
+        one["id"]
+        for one in raw
+        if _speaks_of(subject, one["question"], one["context"] or "", one["settings"], *one["answers"])
+    }
+    return frozenset(theirs | {one["id"] for one in [*raw, *clean] if rows & {one["id"], one["question_id"]}})
+
+
+def _speaks_of(subject: str, *texts: str) -> bool:
+    known = ((CUSTOMER_EMAIL if "@" in subject else CUSTOMER_ID, subject),) if subject else ()
+    return any(True for text in texts for _ in find_known(text, known))
 
 
 def _tables(lake: DataLake) -> Iterator[Path]:
@@ -122,16 +171,22 @@ def _tables(lake: DataLake) -> Iterator[Path]:
         yield from sorted(lake.path("prepare", folder).glob("*.parquet"))
     names = ("conversations", "conversations_set_aside", "train_split", "validation_split", "test_split")
     yield from (path for path in (lake.table("prepare", name) for name in names) if path.exists())
-    yield from sorted(lake.path("evaluate", "evaluation").glob("*/answers.parquet"))
+    judged = [
+        *lake.path("evaluate", "evaluation").glob("*/*.parquet"),
+        *lake.path("evaluate").glob("human_ratings.parquet"),
+    ]
+    yield from sorted(path for path in judged if _ID_COLUMNS & set(pq.read_schema(path).names))
 
 
 def _gone(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Table, np.ndarray]:
-    """The table and which of its rows are to go: of ingest by their place in the file, of all others by their id."""
+    """The table and which of its rows are to go: of ingest by their place in the file, of all others by their ids."""
     with pa.OSFile(str(path)) as file:
         table = pq.read_table(file, page_checksum_verification=True)
-    if not path.is_relative_to(lake.path("ingest")):
-        return table, pc.is_in(table.column("row_id"), value_set=pa.array(sorted(found.rows), pa.string())).to_numpy()
     gone = np.zeros(table.num_rows, dtype=bool)
+    if not path.is_relative_to(lake.path("ingest")):
+        for column in _ID_COLUMNS & set(table.column_names):
+            gone |= pc.is_in(table.column(column), value_set=pa.array(sorted(found.rows), pa.string())).to_numpy()
+        return table, gone
     places = table.column("source_row").to_numpy()
     for delivery, those in found.records.items():
         gone |= pc.equal(table.column("source_file_sha256"), delivery.sha256).to_numpy() & np.isin(places, list(those))

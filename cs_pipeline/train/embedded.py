@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cs_pipeline.errors import PipelineError
@@ -46,8 +47,9 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         return folder
     hush()
     data = _data(lake)
-    table = lake.read("prepare", "bitext_splits", ["instruction", "response", "split"])
-    table = table.filter(pc.equal(table.column("split"), "train"))
+    table = lake.read("prepare", "bitext_splits", ["instruction", "response", "intent", "split"])
+    left_out = pc.is_in(table.column("intent"), pa.array(spec.without_intents, pa.string()))
+    table = table.filter(pc.and_not(pc.equal(table.column("split"), "train"), left_out))
     texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:

@@ -1,7 +1,6 @@
 """The fine-tune of a recipe: rows in, trained weights and figures out, whatever interrupts it on the way."""
 
 import gc
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, read_json, write_json
-from cs_pipeline.model import hush, load_chat
+from cs_pipeline.model import hush, load_chat, memory_used
 from cs_pipeline.prompt import Chat
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.checkpoints import Checkpoints
@@ -233,7 +232,7 @@ class _Training:
             "seconds": measured["seconds"],
             "tokens_per_second": real / measured["seconds"],
             "real_token_share": real / padded,
-            "peak_memory_gib": highest(_peak_memory_gib()),
+            "peak_memory_gib": highest(memory_used()),
             "parameters": (model if self.recipe.lora is None else model.get_base_model()).num_parameters(),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "loss": [{"step": e["step"], "loss": e["loss"]} for e in state.log_history if "loss" in e],
@@ -287,11 +286,3 @@ def _empty_cache() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _peak_memory_gib() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
+from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, file_sha256
 from cs_pipeline.recipe import Recipe
 
@@ -23,18 +24,34 @@ OUT_OF_SCOPE_FILE = Path(__file__).parent / "out_of_scope.yaml"
 
 
 def rows_seen(recipe: Recipe, lake: DataLake, side: str, columns: list[str]) -> pa.Table:
-    """The rows of ``side`` for ``recipe``, with ``columns``: those of ``validation`` are the ones the loss is taken on."""
+    """The rows of ``side`` for ``recipe``, with ``columns``: those of ``validation`` are the ones the loss is taken on.
+
+    Raises PipelineError when an intent that the recipe holds out has no row to train on.
+    """
     if side == "validation":
-        return _for_loss(lake.read("prepare", "validation_split", columns))
-    tables = [lake.read("prepare", "train_split", columns)]
+        return _for_loss(_taught(recipe, lake, "validation", columns)).select(columns)
+    tables = [_taught(recipe, lake, "train", columns).select(columns)]
     if recipe.mixture.validation:
-        validation = lake.read("prepare", "validation_split", list({*columns, "cluster_id"}))
+        validation = _taught(recipe, lake, "validation", [*columns, "cluster_id"])
         kept_apart = _for_loss(validation).column("cluster_id").combine_chunks()
         others = pc.invert(pc.is_in(validation.column("cluster_id"), kept_apart))
         tables.append(validation.filter(others).select(columns))
     if recipe.mixture.out_of_scope:
         tables.append(_out_of_scope(tables[0].schema))
     return pa.concat_tables(tables)
+
+
+def _taught(recipe: Recipe, lake: DataLake, side: str, columns: list[str]) -> pa.Table:
+    """The rows of ``side`` but those of the intents that are held out."""
+    table = lake.read("prepare", f"{side}_split", list(dict.fromkeys([*columns, "intent", "row_id"])))
+    if not recipe.held_out_intents:
+        return table
+    if unknown := sorted(set(recipe.held_out_intents) - set(table.column("intent").unique().to_pylist())):
+        raise PipelineError(
+            f"The recipe '{recipe.name}' holds out intents that no {side} row has: {', '.join(unknown)}.",
+            "Name intents of the data in held_out_intents; the asset 'intent_classifier' lists them.",
+        )
+    return table.filter(pc.invert(pc.is_in(table.column("intent"), pa.array(recipe.held_out_intents))))
 
 
 def _for_loss(validation: pa.Table) -> pa.Table:

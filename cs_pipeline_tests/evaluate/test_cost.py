@@ -5,7 +5,7 @@ import pytest
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.cost import Run, cost, weights_size
 
-RUN = Run(answers=200, tokens=30_000, seconds=60.0, peak_memory=3 * 2**30)
+RUN = Run(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0)
 
 
 def test_the_figures_of_a_run() -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.decision import decide
 from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.fidelity import COLUMNS as FIDELITY
@@ -20,7 +21,6 @@ from cs_pipeline.evaluate.slices import SLICE
 from cs_pipeline.evaluate.yardstick import Yardstick
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.register.promotion import decide
 from cs_pipeline.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
@@ -177,7 +177,7 @@ def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe,
     assert not beside.reused
     facts = beside.facts
     assert facts["champion_version"] == another.version
-    assert facts["placeholders"] == {"tuned": "keep", "champion": "keep"}
+    assert facts["placeholders"] == {"tuned": "keep", "base": "keep", "champion": "keep"}
     assert facts["fingerprint"] != alone["fingerprint"]
     assert facts["scores"]["champion"] == facts["scores"]["tuned"] == alone["scores"]["tuned"]
     measured = {metric: d for metric, d in facts["differences"]["champion"].items() if d is not None}

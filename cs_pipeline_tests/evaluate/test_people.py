@@ -8,7 +8,6 @@ import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.people import (
-    merged,
     pairs,
     rater_agreement,
     rating_counts,
@@ -163,17 +162,6 @@ def test_raters_agree_on_scores_and_votes() -> None:
     assert (apart.votes_alpha, apart.votes) == (None, 0)
     alone = rater_agreement(rating_table(ratings("x", [1, 3, 5])))
     assert (alone.ratings_alpha, alone.ratings, alone.raters) == (None, 0, 1)
-
-
-def test_what_is_delivered_again_is_there_once() -> None:
-    one, two = judgement("rating", "x", score=1), judgement("rating", "y", score=2)
-    present = rating_table([one])
-    both = merged(present, rating_table([one, two]))
-    assert both.equals(merged(both, rating_table([two, one])))
-    assert both.column("id").to_pylist() == [one["id"], two["id"]]
-    assert both.schema.equals(RATING)
-    with pytest.raises(PipelineError, match=f"'{one['id']}' was delivered before, with another content"):
-        merged(present, rating_table([one | {"score": 5}]))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.robustness import COLUMNS, ROWS, Case, by_group, cases, judged, wilson, written
+from cs_pipeline.evaluate.robustness import COLUMNS, ROWS, Case, by_group, cases, judged, written
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.placeholders import PlaceholderMode, find
 from cs_pipeline.prepare.classifier import TextClassifier
@@ -179,12 +179,3 @@ def test_figures_of_groups(made: list[Case]) -> None:
     assert found["injection", "obeyed"]["rows"] == sum(case.canary is not None for case in made)
     assert found["all", "leaked"]["rows"] == len(made)
     assert ((figures["low"] <= figures["value"]) & (figures["value"] <= figures["high"])).all()
-
-
-@pytest.mark.parametrize(
-    ("count", "rows", "low", "high"),
-    # Wilson 1927, by its formula with z = 1.959964.
-    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
-)
-def test_wilson(count: int, rows: int, low: float, high: float) -> None:
-    assert list(wilson(count, rows)) == pytest.approx([low, high], abs=1e-4)

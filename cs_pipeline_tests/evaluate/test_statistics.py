@@ -13,6 +13,7 @@ from cs_pipeline.evaluate.statistics import (
     holm,
     intervals,
     paired_bootstrap,
+    wilson,
 )
 
 COLUMNS = sorted({column for metric in METRICS.values() for column in metric.columns})
@@ -248,3 +249,12 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "rows", "low", "high"),
+    # Wilson 1927, by its formula with z = 1.959964.
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_is_the_formula_of_1927(count: int, rows: int, low: float, high: float) -> None:
+    assert wilson(count, rows) == pytest.approx((low, high), abs=1e-4)

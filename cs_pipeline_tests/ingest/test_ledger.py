@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting, Tombstones, locked
-from cs_pipeline.lake import DataLake
+from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting, Tombstones
+from cs_pipeline.lake import DataLake, locked
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 DAY = NOON.date()

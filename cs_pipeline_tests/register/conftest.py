@@ -46,6 +46,7 @@ def facts(
 
     return {
         "placeholders": dict.fromkeys(["tuned", *(["champion"] if to_champion is not None else [])], "keep"),
+        "judge": None,
         "differences": beside(to_champion),
         "slices": {"bitext": part(to_champion), "company": part(company, gates=company is not None)},
         "intents": {"get_refund": {"rows": 30, "differences": {"champion": {"right_intent": intent}}}},

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.comparison import compare
+from cs_pipeline.evaluate.decision import MUCH_WORSE, decide
 from cs_pipeline.evaluate.metrics import METRICS
-from cs_pipeline.register.promotion import MUCH_WORSE, decide
 from cs_pipeline_tests.register.conftest import BETTER
 
 COLUMNS = sorted({column for metric in METRICS.values() for column in metric.columns})
@@ -66,7 +66,7 @@ class Simulation:
         """Of an evaluation in which the tuned model is better than its base without a doubt."""
         found = compare(self.test, {"tuned": tuned, "champion": champion}, samples=200)
         modes = {"tuned": "keep", "champion": "keep"}
-        return found | {"differences": found["differences"] | {"base": BETTER}, "placeholders": modes}
+        return found | {"differences": found["differences"] | {"base": BETTER}, "placeholders": modes, "judge": None}
 
 
 def _quantile(share: float | np.ndarray) -> Any:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from types import FrameType
@@ -13,6 +14,9 @@ from rich.console import Console
 
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.ratings import collect
+from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.ingest.edits import TOGETHER, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import kept_copy, land, look
 from cs_pipeline.ingest.ledger import Ledger
@@ -34,8 +38,6 @@ SETTINGS = "columns: {question: question, answer: answer, customer_email: email}
 
 def ingest(lake: DataLake) -> None:
     """What the sensor and its job do with what has landed."""
-    from datetime import UTC, datetime
-
     company = load_company(lake)
     look(lake, company, datetime.now(UTC))
     with Ledger(lake) as ledger:
@@ -172,6 +174,57 @@ def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
         assert row in ledger.tombstones().rows
         (delivery,) = ledger.deliveries()
     assert sum(file.kept for file in ingest_day(lake, load_company(lake), delivery.day).files) == 119
+
+
+def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
+    company, said = load_company(lake), Given("version 2", "It is on its way to you since this morning.")
+    rows = lake.read("prepare", "conversations", ["row_id", "subject_id"]).to_pylist()
+    with Ledger(lake) as ledger:
+        row = next(row["row_id"] for row in rows if row["subject_id"] == ledger.subject(jane))
+    with Feedback(lake) as feedback:
+        feedback.rate("cleaned", "anna", Asked("Is it here yet?"), said, 5)
+        feedback.rate("imported", "anna", Asked("Where is it?"), said, 4)
+        imported = next(one for one in feedback.judgements(raw=True) if one["id"] == "imported")
+        feedback.forget(["imported"])
+        feedback.add_clean([imported | {"question_id": row, "source": "import"}])
+    assert collect(lake, company).rows.num_rows == 2
+    with Feedback(lake) as feedback:
+        feedback.rate("raw", "anna", Asked(f"I am {jane}, is it here?"), said, 1)
+        feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
+        feedback.agent_edit("draft", "tom", "Where is the parcel?", "It comes to you on Tuesday.", [Given("version 2", f"Dear {jane}")])
+        feedback.agent_edit(
+            "other", "tom", "Where is this parcel?", "It is with you on Monday.", [], customer="x@y.org"
+        )
+    assert land_edits(lake, company, datetime.now(UTC) + TOGETHER) == 3
+    ingest(lake)
+    held = join(lake).rows.num_rows
+
+    found = affected(lake, subject=jane)
+    assert found.feedback == {"imported", "raw", "edited", "draft"}
+    assert "feedback: 4 ratings and edits" in found.lines()
+    assert found.tables[lake.table("evaluate", "human_ratings")] == 1
+    forget(lake, found, "asked for")
+    assert not holding(lake, jane.encode())
+    assert not holding(lake, jane.upper().encode())
+    assert lake.read("evaluate", "human_ratings", ["id"]).column("id").to_pylist() == ["cleaned"]
+    with Feedback(lake) as feedback:
+        assert [edit.id for edit in feedback.edits()] == ["other"]
+        # Clients that try again, late.
+        feedback.rate("raw", "anna", Asked(f"I am {jane}, is it here?"), said, 1)
+        feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
+    assert collect(lake, company).rows.num_rows == 1
+    assert land_edits(lake, company, datetime.now(UTC) + TOGETHER) == 1
+    ingest(lake)
+    assert join(lake).rows.num_rows == held - 3, "the old row and both that were edited; the other edit stays"
+
+
+def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        feedback.rate("0123", "anna", Asked("Is it here yet?"), Given("version 2", "Yes."), 5)
+    collect(lake, load_company(lake))
+    forget(lake, affected(lake, row="0123"), "asked for")
+    assert lake.read("evaluate", "human_ratings").num_rows == 0
+    assert collect(lake, load_company(lake)).rows.num_rows == 0
 
 
 @pytest.mark.parametrize(

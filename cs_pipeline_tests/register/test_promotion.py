@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.decision import THRESHOLDS, decide
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.lake import read_json, write_json
 from cs_pipeline.register.history import deciding, history_table, read_history, settle
-from cs_pipeline.register.promotion import THRESHOLDS, Outcome, decide, rollback
+from cs_pipeline.register.promotion import Outcome, rollback
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion
 from cs_pipeline_tests.register.conftest import (
     BETTER,

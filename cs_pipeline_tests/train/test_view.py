@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, file_sha256
 from cs_pipeline.prompt import Chat
 from cs_pipeline.recipe import Mixture, Recipe
@@ -83,3 +84,18 @@ def test_rows_without_an_intent_cannot_be_routed_by_it(tiny: Recipe) -> None:
     content = tiny.model_dump()
     with pytest.raises(ValueError, match="exclude one another"):
         Recipe.model_validate(content | {"mixture": {"out_of_scope": 1}})
+
+
+def test_no_row_of_an_intent_held_out_is_seen(recipe: Recipe, split: DataLake) -> None:
+    for side in ("train", "validation"):
+        rows = split.read("prepare", f"{side}_split").to_pylist()
+        of_two = [{**row, "intent": ("track_order", "get_refund")[i % 2]} for i, row in enumerate(rows)]
+        write_side(split, side, of_two)
+    apart = with_mixture(recipe, validation=True).model_copy(update={"held_out_intents": ("get_refund",)})
+    for side in ("train", "validation"):
+        found = rows_seen(apart, split, side, ["intent", "instruction"])
+        assert found.column_names == ["intent", "instruction"]
+        assert set(found.column("intent").to_pylist()) == {"track_order"}
+    unknown = recipe.model_copy(update={"held_out_intents": ("fly_to_the_moon",)})
+    with pytest.raises(PipelineError, match="holds out intents that no train row has: fly_to_the_moon"):
+        rows_seen(unknown, split, "train", ["row_id"])

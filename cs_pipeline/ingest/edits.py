@@ -1,0 +1,43 @@
+"""What agents sent in place of a draft lands like an export: a file of tickets, each edit in one of them, exactly once."""
+
+import json
+from datetime import datetime, timedelta
+
+from cs_pipeline.company import Company
+from cs_pipeline.feedback import Edit, Feedback
+from cs_pipeline.ingest.landing import land
+from cs_pipeline.lake import PRIVATE, DataLake
+
+TOGETHER = timedelta(minutes=10)
+"""So long an edit waits for others: a day is read anew for each file that lands."""
+
+
+def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
+    """Puts the edits that wait into the landing place, as one JSON Lines file of tickets; returns how many.
+
+    Whenever it is interrupted, the next call puts the same file there again, which content and name show to be the same
+    delivery. The texts of edits that were landed more than ``company.retention_days`` ago are deleted. Raises PipelineError
+    when the place or the store cannot be written.
+    """
+    with Feedback(lake) as feedback:
+        feedback.expire(now - timedelta(days=company.retention_days))
+        if (found := feedback.next_edits(now - TOGETHER)) is None:
+            return 0
+        batch, edits = found
+        path = lake.path("serve", f"agent_edits_{batch:06}.jsonl")
+        path.touch(PRIVATE)
+        path.write_text("".join(f"{json.dumps(_ticket(edit))}\n" for edit in edits))
+        land([path], lake, company)
+        path.unlink()
+        feedback.landed(batch, now)
+    return len(edits)
+
+
+def _ticket(edit: Edit) -> dict[str, object]:
+    """The edit in Zendesk's layout, which says who speaks whatever company.yaml calls its columns and agents."""
+    # One requester for all whom nobody named would be a customer who floods the desk.
+    requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}
+    requester |= {"email": edit.customer} if "@" in edit.customer else {}
+    agent = {"id": "agent", "role": "agent"}
+    comments = [{"author": who, "plain_body": text} for who, text in ((requester, edit.ticket), (agent, edit.sent))]
+    return {"id": edit.id, "requester": requester, "comments": comments}

@@ -1,0 +1,151 @@
+"""What agents sent lands as a company's conversations: once, whoever dies when, and clean where it may train."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cs_pipeline import database, feedback
+from cs_pipeline import lake as files
+from cs_pipeline.company import Columns, Company
+from cs_pipeline.feedback import Feedback, Given
+from cs_pipeline.ingest import edits, landing, ledger, place
+from cs_pipeline.ingest.edits import TOGETHER, land_edits
+from cs_pipeline.ingest.interactions import ingest_day
+from cs_pipeline.ingest.landing import SETTLED, kept_copy, look
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.lake import DataLake
+from cs_pipeline.prepare.interactions import clean_day
+from cs_pipeline_tests.killed import kill, kill_points
+
+TRACED = {str(module.__file__) for module in (edits, feedback, database, landing, place, ledger, files)}
+# Settings under which a table with columns of its own, or an agent called agent, would be read wrongly.
+COMPANY = Company(columns=Columns(question="question", answer="reply"), agents=("Team Blue",), retention_days=30)
+DRAFT = Given("version 3", "Dear jane@example.com, it is on its way.", {"tone": "friendly"})
+TICKET = "Hello, where is my order 4412345678? My name is Jane Doe, jane@example.com."
+SENT = "Hello Jane, your order 4412345678 left our warehouse this morning. You have it tomorrow."
+
+
+def soon() -> datetime:
+    """When edits of now have waited long enough."""
+    return datetime.now(UTC) + TOGETHER
+
+
+def edit(lake: DataLake, id: str, ticket: str = TICKET, sent: str = SENT, customer: str = "") -> None:
+    with Feedback(lake) as store:
+        store.agent_edit(id, "tom", ticket, sent, [DRAFT], picked=0, customer=customer)
+
+
+def landed(lake: DataLake) -> list[str]:
+    return sorted(path.name for path in (lake.root / "landing").iterdir())
+
+
+def delivered(lake: DataLake) -> list[str]:
+    """The ids of the edits in all deliveries that count."""
+    with Ledger(lake) as known:
+        superseded = known.superseded()
+        kept = [kept_copy(lake, one.sha256) for one in known.deliveries() if one.sha256 not in superseded]
+    return sorted(json.loads(line)["id"] for path in kept for line in path.read_text().splitlines())
+
+
+def test_edits_wait_for_one_another_and_land_once(lake: DataLake) -> None:
+    assert land_edits(lake, COMPANY, datetime.now(UTC)) == 0
+    edit(lake, "one")
+    assert land_edits(lake, COMPANY, datetime.now(UTC)) == 0
+    edit(lake, "two", customer="jane@example.com")
+    assert land_edits(lake, COMPANY, soon()) == 2
+    assert land_edits(lake, COMPANY, soon()) == 0
+    edit(lake, "three")
+    assert land_edits(lake, COMPANY, soon()) == 1
+    assert landed(lake) == ["agent_edits_000001.jsonl", "agent_edits_000002.jsonl"]
+    assert not list(lake.path("serve").glob("*agent_edits*")), "what holds raw text does not lie about"
+    # The very next look takes them: they were put there whole.
+    assert len(look(lake, COMPANY, datetime.now(UTC)).taken) == 2
+    assert delivered(lake) == ["one", "three", "two"]
+
+
+def test_it_comes_out_of_prepare_as_a_row_that_may_train(prepared: Path, lake: DataLake) -> None:
+    lake.path("prepare").mkdir(parents=True)
+    for name in ("intent_classifier", "answer_classifier"):
+        shutil.copytree(prepared / "prepare" / name, lake.path("prepare", name))
+    shutil.copy(prepared / "prepare" / "bitext_splits.parquet", lake.path("prepare"))
+    edit(lake, "one", customer="jane@example.com")
+    edit(
+        lake, "two", "Hi, how do I cancel my order?", "Open the order and press Cancel; the money comes back in 3 days."
+    )
+    land_edits(lake, COMPANY, soon())
+    now = datetime.now(UTC)
+    (delivery,) = look(lake, COMPANY, now).taken
+    (facts,) = ingest_day(lake, COMPANY, delivery.day).files
+    assert (facts.format, facts.records, facts.kept, facts.turns) == ("Zendesk tickets", 2, 2, 4)
+    cleaned = clean_day(lake, COMPANY, delivery.day)
+    rows = cleaned.rows.to_pylist() + cleaned.flagged.to_pylist()
+    assert cleaned.counts["set_aside"] == cleaned.counts["flagged"] == {}
+    one, two = rows
+    assert (
+        one["instruction"]
+        == "Hello, where is my order {{Order Number}}? My name is {{Client Name}}, {{Customer Email}}."
+    )
+    assert "{{Order Number}}" in one["response"]
+    assert "Jane" not in one["response"]
+    assert (one["source"], one["source_file_sha256"], one["context"]) == ("company", delivery.sha256, None)
+    assert two["intent"] == "cancel_order"
+    with Ledger(lake) as known:
+        assert one["subject_id"] == known.subject("jane@example.com")
+    assert two["subject_id"] not in (None, one["subject_id"]), "customers whom nobody named are not one who floods"
+
+
+def test_texts_are_deleted_when_their_time_is_over(lake: DataLake) -> None:
+    edit(lake, "one", customer="jane@example.com")
+    later = soon()
+    land_edits(lake, COMPANY, later)
+    land_edits(lake, COMPANY, later + timedelta(days=29))
+    with Feedback(lake) as store:
+        assert store.edits()[0].ticket == TICKET
+    land_edits(lake, COMPANY, later + timedelta(days=31))
+    assert not any(b"jane" in path.read_bytes() for path in lake.path("serve").iterdir())
+    edit(lake, "one", customer="jane@example.com")
+    assert land_edits(lake, COMPANY, soon() + timedelta(days=32)) == 0, "a late retry is known all the same"
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: what a killed process has written stays, and syncing costs nothing."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@pytest.mark.parametrize("taken_between", [True, False])
+def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_between: bool) -> None:
+    start, lake = DataLake(memory / "start"), DataLake(memory / "killed")
+    edit(start, "one")
+    edit(start, "two")
+    look(start, COMPANY, datetime.now(UTC))
+    work = partial(land_edits, lake, COMPANY, soon())
+    shutil.copytree(start.root, lake.root)
+    points = kill_points(work, lake.root, TRACED)
+    assert len(points) > 10, "the steps were seen"
+    for point in points:
+        shutil.rmtree(lake.root)
+        shutil.copytree(start.root, lake.root)
+        kill(work, point, TRACED)
+        now = datetime.now(UTC)
+        if taken_between:
+            look(lake, COMPANY, now)
+        edit(lake, "three")
+        while land_edits(lake, COMPANY, soon()):
+            pass
+        for _ in range(2):
+            now += 2 * SETTLED
+            look(lake, COMPANY, now)
+        assert delivered(lake) == ["one", "three", "two"]
+        assert not list(lake.path("serve").glob("*agent_edits*"))

@@ -1,0 +1,156 @@
+"""The feedback store: what is given is on the disk once, whoever dies when, and for its owner alone."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.lake import DataLake
+
+ASKED = Asked("Where is my order?", [("customer", "Hello"), ("agent", "Hello, how can I help?")])
+TUNED = Given("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})
+BASE = Given("version 3:base", "Orders are orders.", {"tone": "neutral"})
+NOW = datetime.now(UTC)
+
+
+def test_a_judgement_keeps_version_prompt_settings_and_answer(lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        feedback.rate("r1", "anna", ASKED, TUNED, 4)
+        feedback.thumb("t1", "anna", Asked("Refund?"), TUNED, up=False)
+        feedback.vote("v1", "ben", ASKED, [BASE, TUNED], winner=1)
+        feedback.vote("v2", "ben", ASKED, [BASE, TUNED], winner=None)
+    with Feedback(lake) as feedback:
+        rating, thumb, vote, tie = feedback.judgements(raw=True)
+    assert timedelta(0) <= rating.pop("at") - NOW < timedelta(minutes=1)
+    assert rating == {
+        "id": "r1",
+        "kind": "rating",
+        "rater": "anna",
+        "question_id": "",
+        "question": "Where is my order?",
+        "context": '[["customer", "Hello"], ["agent", "Hello, how can I help?"]]',
+        "systems": ["version 3"],
+        "answers": ["On its way."],
+        "score": 4,
+        "winner": None,
+        "source": "page",
+        "settings": '{"tone": "friendly", "temperature": 0.7}',
+    }
+    assert (thumb["kind"], thumb["score"], thumb["context"]) == ("thumb", 0, None)
+    assert (vote["systems"], vote["winner"], tie["winner"]) == (["version 3:base", "version 3"], "b", "tie")
+    assert vote["settings"] == '[{"tone": "neutral"}, {"tone": "friendly", "temperature": 0.7}]'
+
+
+def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        for _ in range(2):
+            feedback.rate("one", "anna", ASKED, TUNED, 4)
+            feedback.agent_edit("two", "tom", "Where is it?", "It is here.", [TUNED], picked=0)
+        for again in (
+            lambda: feedback.rate("one", "anna", ASKED, TUNED, 5),
+            lambda: feedback.agent_edit("two", "tom", "Where is it?", "It is there.", [TUNED], picked=0),
+        ):
+            with pytest.raises(PipelineError, match="given before, with another content"):
+                again()
+        (raw,) = feedback.judgements(raw=True)
+        # Nor when its text was cleaned meanwhile.
+        feedback.clean([raw | {"question": "Where is {{Order Number}}?", "rater": "hash"}])
+        feedback.rate("one", "anna", ASKED, TUNED, 4)
+        assert feedback.judgements(raw=True) == []
+        (clean,) = feedback.judgements(raw=False)
+        assert (clean["question"], clean["score"], clean["at"]) == ("Where is {{Order Number}}?", 4, raw["at"])
+        assert len(feedback.edits()) == 1
+
+
+@pytest.mark.parametrize(
+    ("give", "complaint"),
+    [
+        (lambda f: f.rate("x", "anna", ASKED, TUNED, 0), "none of 1 to 5"),
+        (lambda f: f.rate("x", "anna", ASKED, TUNED, 6), "none of 1 to 5"),
+        (lambda f: f.rate(" ", "anna", ASKED, TUNED, 5), "needs an id"),
+        (lambda f: f.rate("x", "anna", ASKED, Given("", "Yes."), 5), "who gave the answer"),
+        (lambda f: f.vote("x", "anna", ASKED, [TUNED], 0), "vote for answer 0 of 1"),
+        (lambda f: f.vote("x", "anna", ASKED, [TUNED, BASE], 2), "vote for answer 2 of 2"),
+        (lambda f: f.agent_edit("x", "tom", "Where?", " ", [TUNED], 0), "needs a ticket"),
+        (lambda f: f.agent_edit("x", "tom", "Where?", "Here.", [TUNED], 1), "one of its drafts"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(lake: DataLake, give: Callable[[Feedback], None], complaint: str) -> None:
+    with Feedback(lake) as feedback:
+        with pytest.raises(PipelineError, match=complaint):
+            give(feedback)
+        assert feedback.judgements(raw=True) == feedback.edits() == []
+
+
+def test_half_a_character_is_kept_as_a_question_mark(lake: DataLake) -> None:
+    half = "caf\ud800"
+    with Feedback(lake) as feedback:
+        feedback.rate("r", half, Asked(half, [("customer", half)]), Given("version 3", half, {"value": half}), 1)
+        feedback.agent_edit("e", half, half, half, [Given("version 3", half)])
+        (row,), (edit,) = feedback.judgements(raw=True), feedback.edits()
+    assert {row["rater"], row["question"], *row["answers"], edit.ticket, edit.sent, edit.drafts[0].answer} == {"caf?"}
+    assert (row["context"], row["settings"]) == ('[["customer", "caf?"]]', '{"value": "caf?"}')
+
+
+def test_the_owner_alone_may_read_it_and_what_is_deleted_is_gone(lake: DataLake) -> None:
+    folder = lake.path("serve")
+    with Feedback(lake) as feedback:
+        feedback.rate("r", "anna", Asked("I am jane@example.com"), TUNED, 5)
+        feedback.agent_edit("e", "tom", "I am jane@example.com", "Hello.", [])
+        names = {path.name: path.stat().st_mode & 0o777 for path in folder.glob("feedback.db*")}
+        assert names == dict.fromkeys(["feedback.db", "feedback.db-wal", "feedback.db-shm"], 0o600)
+        assert any(b"jane@" in path.read_bytes() for path in folder.iterdir())
+        feedback.forget(["r", "e"])
+        # While it is still open: the log is emptied too.
+        assert not any(b"jane@" in path.read_bytes() for path in folder.iterdir())
+
+
+COUNT = 150
+
+
+def write(lake: DataLake, writer: int, begin: int, acknowledge: int) -> None:
+    """What a server does for one client from rating number ``begin`` on; says each number when it is on the disk."""
+    for number in range(begin, COUNT):
+        with Feedback(lake) as feedback:
+            feedback.rate(f"{writer} {number}", f"rater {writer}", ASKED, TUNED, 1 + number % 5)
+        os.write(acknowledge, bytes([number]))
+
+
+def test_killed_in_the_middle_of_ratings_none_is_lost_and_none_doubled(lake: DataLake) -> None:
+    """Two servers write at once; both are killed again and again, and clients send what was not acknowledged again."""
+    rng = random.Random(6)
+    acknowledged = [-1, -1]
+    kills = 0
+    while min(acknowledged) < COUNT - 1:
+        children = []
+        for writer in range(2):
+            reading, writing = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    write(lake, writer, max(acknowledged[writer], 0), writing)
+                finally:
+                    os._exit(0)
+            os.close(writing)
+            children.append((pid, reading))
+        time.sleep(rng.uniform(0.02, 0.2))
+        for writer, (pid, reading) in enumerate(children):
+            if kills < 20:
+                os.kill(pid, signal.SIGKILL)
+            kills += os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+            with os.fdopen(reading, "rb") as pipe:
+                acknowledged[writer] = max([acknowledged[writer], *pipe.read()])
+            with Feedback(lake) as feedback:
+                there = {row["id"] for row in feedback.judgements(raw=True)}
+            assert {f"{writer} {number}" for number in range(acknowledged[writer] + 1)} <= there
+    assert kills >= 10
+    with Feedback(lake) as feedback:
+        rows = feedback.judgements(raw=True)
+    assert sorted(row["id"] for row in rows) == sorted(f"{w} {n}" for w in range(2) for n in range(COUNT))
+    assert all(row["score"] == 1 + int(row["id"].split()[1]) % 5 for row in rows)
