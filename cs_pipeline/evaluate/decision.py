@@ -23,7 +23,8 @@ training comes with the next rows.
 """
 
 MUCH_WORSE = 10.0
-"""Points of right answers that an intent may lose before it stops a promotion.
+"""Points of right answers that an intent may lose against the champion before it stops a promotion. Against the base none
+stops it: one that takes every question for the same is perfect in that intent.
 
 The whole interval must lie beyond them, one that holds for all intents at once (Bonferroni): with 27 intents and plain
 intervals, luck stops up to one in eight of the candidates that are as good in all of them. The price, for errors that are
@@ -127,11 +128,9 @@ def _flaws(facts: Mapping[str, Any], champion_forgotten: bool) -> Iterator[str]:
             worse = f"its {metric} is worse than that of the champion ({_shown(differences[metric])})"
             yield f"on the {source} rows {worse}"
     for intent, part in facts["intents"].items():
-        for other, differences in beside(part["differences"]).items():
-            right = differences["right_intent"]
-            if right is not None and right["high"] < -MUCH_WORSE:
-                fewer = f"far fewer answers have the right intent than of {_OTHERS[other]} ({_shown(right)})"
-                yield f"asked about '{intent}', {fewer}"
+        right = part["differences"].get("champion", {}).get("right_intent")
+        if right is not None and right["high"] < -MUCH_WORSE:
+            yield f"asked about '{intent}', far fewer answers have the right intent than of the champion ({_shown(right)})"
 
 
 def beside(differences: Mapping[str, Any]) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def written() -> tuple[Case, ...]:
             case = {"text": case} if isinstance(case, str) else case
             intents = (case["intent"],) if "intent" in case else ()
             expected: Expected = "same intent" if intents else content["expected"]
-            found.append(Case(group, _long(case), expected, intents, canary=case.get("canary")))
+            found.append(Case(group.replace("_", " "), _long(case), expected, intents, canary=case.get("canary")))
     return tuple(found)
 
 

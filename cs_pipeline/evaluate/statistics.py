@@ -134,7 +134,8 @@ def wilson(successes: float, of: int) -> tuple[float, float] | None:
     centre = share + z**2 / (2 * of)
     half = z * (share * (1 - share) / of + z**2 / (4 * of**2)) ** 0.5
     low, high = (centre - half) / (1 + z**2 / of), (centre + half) / (1 + z**2 / of)
-    return max(low, 0.0), min(high, 1.0)
+    # Rounding must not put an end beside a share of none or all, which it is.
+    return 0.0 if successes == 0 else low, 1.0 if successes == of else high
 
 
 def false_alarms(

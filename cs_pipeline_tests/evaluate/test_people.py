@@ -73,6 +73,7 @@ def test_the_counts_and_shares_of_each_system() -> None:
 def test_wilson_keeps_to_zero_and_one() -> None:
     assert wilson(0, 0) is None
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=5e-5)
+    assert all((wilson(0, n) or (1,))[0] == 0.0 and (wilson(n, n) or (0, 0))[1] == 1.0 for n in range(1, 300))
     assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=5e-5)
     rng = np.random.default_rng(0)
     drawn = rng.binomial(40, 0.15, 2000)

@@ -191,11 +191,17 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("raw", "anna", Asked(f"I am {jane}, is it here?"), said, 1)
         feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
-        feedback.agent_edit("draft", "tom", "Where is the parcel?", "It comes to you on Tuesday.", [Given("version 2", f"Dear {jane}")])
+        feedback.agent_edit(
+            "draft", "tom", "Where is the parcel?", "It comes to you on Tuesday.", [Given("version 2", f"Dear {jane}")]
+        )
         feedback.agent_edit(
             "other", "tom", "Where is this parcel?", "It is with you on Monday.", [], customer="x@y.org"
         )
     assert land_edits(lake, company, datetime.now(UTC) + TOGETHER) == 3
+    hers, another = (lake.path("serve", "handovers", *at) for at in (("delivered", "H-1.json"), ("H-2.json",)))
+    hers.parent.mkdir(parents=True)
+    hers.write_text(f'{{"summary": "{jane} waits."}}')
+    another.write_text('{"summary": "Somebody waits."}')
     ingest(lake)
     held = join(lake).rows.num_rows
 
@@ -206,6 +212,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     forget(lake, found, "asked for")
     assert not holding(lake, jane.encode())
     assert not holding(lake, jane.upper().encode())
+    assert another.exists()
     assert lake.read("evaluate", "human_ratings", ["id"]).column("id").to_pylist() == ["cleaned"]
     with Feedback(lake) as feedback:
         assert [edit.id for edit in feedback.edits()] == ["other"]
