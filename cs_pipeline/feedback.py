@@ -64,7 +64,6 @@ class Edit:
     """What an agent ``sent`` in answer to a ``ticket``; ``customer`` is an id or e-mail address, or empty."""
 
     id: str
-    at: datetime
     ticket: str
     sent: str
     drafts: list[Given]
@@ -141,6 +140,7 @@ class Feedback(Database):
                     for row in judgements
                 ],
             )
+        self._empty_log()
 
     def add_clean(self, judgements: Iterable[Mapping[str, Any]]) -> int:
         """Adds judgements that were given elsewhere and hold nobody's data; returns how many were not here before."""
@@ -176,14 +176,18 @@ class Feedback(Database):
         with self._transaction():
             self._db.execute("UPDATE edits SET landed_at = ? WHERE batch = ?", (now.isoformat(), batch))
 
+    def batches(self) -> set[int]:
+        """The numbers of all files that were landed."""
+        return {batch for (batch,) in self._select("SELECT DISTINCT batch FROM edits WHERE landed_at IS NOT NULL")}
+
     def expire(self, before: datetime) -> None:
         """Deletes the texts of edits that were landed before; that they were given stays, so that no retry doubles one."""
-        old = before.isoformat()
         with self._transaction():
             self._db.execute(
                 "UPDATE edits SET agent = '', ticket = '', sent = '', drafts = '[]', customer = '' WHERE landed_at < ?",
-                (old,),
+                (before.isoformat(),),
             )
+        self._empty_log()
 
     # Forgetting
 
@@ -197,7 +201,10 @@ class Feedback(Database):
         with self._transaction():
             for table in ("judgements", "edits"):
                 self._db.executemany(f"DELETE FROM {table} WHERE id = ?", gone)
-        # What was deleted stands in the write-ahead log until that is emptied.
+        self._empty_log()
+
+    def _empty_log(self) -> None:
+        """What is deleted stands in the write-ahead log too, until all of that is in the database."""
         self._select("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _judge(
@@ -242,14 +249,10 @@ class Feedback(Database):
             )
 
     def _edits(self, where: str, *values: Any) -> list[Edit]:
-        rows = self._select(
-            f"SELECT id, at, ticket, sent, drafts, customer FROM edits {where} ORDER BY number", *values
-        )
+        rows = self._select(f"SELECT id, ticket, sent, drafts, customer FROM edits {where} ORDER BY number", *values)
         return [
-            Edit(
-                id, datetime.fromisoformat(at), ticket, sent, [Given(*draft) for draft in json.loads(drafts)], customer
-            )
-            for id, at, ticket, sent, drafts, customer in rows
+            Edit(id, ticket, sent, [Given(*draft) for draft in json.loads(drafts)], customer)
+            for id, ticket, sent, drafts, customer in rows
         ]
 
 

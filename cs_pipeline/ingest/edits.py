@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 from cs_pipeline.company import Company
 from cs_pipeline.feedback import Edit, Feedback
 from cs_pipeline.ingest.landing import land
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.ingest.place import landing_place
 from cs_pipeline.lake import PRIVATE, DataLake
 
 TOGETHER = timedelta(minutes=10)
@@ -16,21 +18,31 @@ def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
     """Puts the edits that wait into the landing place, as one JSON Lines file of tickets; returns how many.
 
     Whenever it is interrupted, the next call puts the same file there again, which content and name show to be the same
-    delivery. The texts of edits that were landed more than ``company.retention_days`` ago are deleted. Raises PipelineError
-    when the place or the store cannot be written.
+    delivery. Files of earlier calls that were taken are removed, and texts of edits that were landed more than
+    ``company.retention_days`` ago deleted. Raises PipelineError when the place or the store cannot be written.
     """
+    place = landing_place(lake, company)
     with Feedback(lake) as feedback:
         feedback.expire(now - timedelta(days=company.retention_days))
+        ours = {_name(batch) for batch in feedback.batches()}
+        with Ledger(lake) as ledger:
+            for entry in place.entries():
+                if entry.name in ours and ledger.content_of(entry.name) is not None:
+                    place.remove(entry.name)
         if (found := feedback.next_edits(now - TOGETHER)) is None:
             return 0
         batch, edits = found
-        path = lake.path("serve", f"agent_edits_{batch:06}.jsonl")
+        path = lake.path("serve", _name(batch))
         path.touch(PRIVATE)
         path.write_text("".join(f"{json.dumps(_ticket(edit))}\n" for edit in edits))
         land([path], lake, company)
         path.unlink()
         feedback.landed(batch, now)
     return len(edits)
+
+
+def _name(batch: int) -> str:
+    return f"agent_edits_{batch:06}.jsonl"
 
 
 def _ticket(edit: Edit) -> dict[str, object]:

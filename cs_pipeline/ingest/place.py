@@ -147,6 +147,15 @@ class LocalPlace:
                 "Give this user the right to write there, or free the disk, and land it again.",
             ) from error
 
+    def remove(self, name: str) -> None:
+        """Deletes the file of that name, if it is there."""
+        try:
+            (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise PipelineError(
+                f"{self.folder / name} cannot be deleted: {reason(error)}.", "Give this user the right to write there."
+            ) from error
+
 
 class RemotePlace:
     """A folder of a file system that fsspec knows, by its URL; credentials come from the environment."""
@@ -228,6 +237,18 @@ class RemotePlace:
             raise PipelineError(
                 f"{file} cannot be copied to {self.name}: {reason(error)}.",
                 "Check the address in company.yaml, the credentials in the environment, and the network.",
+            ) from None
+
+    def remove(self, name: str) -> None:
+        """Deletes the object of that name, if it is there."""
+        try:
+            self._files.rm_file(f"{self._folder}/{name}")
+        except FileNotFoundError:
+            pass
+        except Exception as error:  # each store has errors of its own
+            raise PipelineError(
+                f"{name} cannot be deleted from {self.name}: {reason(error)}.",
+                "Check the credentials in the environment, and the network.",
             ) from None
 
 

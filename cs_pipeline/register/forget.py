@@ -36,8 +36,8 @@ class Affected:
     """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes.
 
     ``records`` are places in the kept copy of each delivery, ``tables`` the number of rows in each file of the lake,
-    ``feedback`` the ids of judgements and of agents' edits, ``reports`` files that quote rows, ``versions`` the models that
-    were trained on one.
+    ``feedback`` the ids of judgements and of agents' edits, ``reports`` files that quote rows, ``handovers`` conversations
+    that were handed to a person, ``versions`` the models that were trained on one.
     """
 
     subjects: frozenset[str]
@@ -47,6 +47,7 @@ class Affected:
     tables: dict[Path, int]
     feedback: frozenset[str]
     reports: list[Path]
+    handovers: list[Path]
     versions: list[int]
 
     def lines(self) -> list[str]:
@@ -54,6 +55,7 @@ class Affected:
         lines = [f"kept copy of {delivery.name}: {len(at)} records" for delivery, at in self.records.items()]
         lines += [f"{path}: {count} rows" for path, count in self.tables.items()]
         lines += [f"feedback: {len(self.feedback)} ratings and edits"] if self.feedback else []
+        lines += [f"{path}: removed" for path in self.handovers]
         lines += [f"{path}: removed; the next evaluation writes it anew" for path in self.reports]
         lines.append(
             f"model versions trained on them, which are marked: {', '.join(map(str, self.versions)) or 'none'}"
@@ -91,17 +93,23 @@ def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     judgements = _judgements(lake, subject, rows)
     rows |= judgements
     feedback = edits | judgements
-    found = Affected(subjects, conversations, rows, records, {}, feedback, [], _versions(lake, rows, subjects))
+    handovers = [
+        path
+        for path in sorted(lake.path("serve", "handovers").rglob("*.json"))
+        if _speaks_of(subject, path.read_text())
+    ]
+    versions = _versions(lake, rows, subjects)
+    found = Affected(subjects, conversations, rows, records, {}, feedback, [], handovers, versions)
     tables = {path: count for path in _tables(lake) if (count := int(_gone(path, lake, found)[1].sum()))}
     judged = any(path.is_relative_to(lake.path("evaluate")) for path in tables)
     reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if judged else []
     buried = bool(subjects & tombstones.subjects) or row in tombstones.rows
-    if not (records or tables or feedback or found.versions or buried):
+    if not (records or tables or feedback or handovers or versions or buried):
         raise PipelineError(
             f"Nothing in {lake.root} is of this {'customer' if subject else 'row'}.",
             "A customer's id is what the export calls the requester, or the e-mail address; a row's stands in row_id.",
         )
-    return Affected(subjects, conversations, rows, records, tables, feedback, reports, found.versions)
+    return Affected(subjects, conversations, rows, records, tables, feedback, reports, handovers, versions)
 
 
 def forget(lake: DataLake, found: Affected, why: str) -> None:
@@ -115,8 +123,8 @@ def forget(lake: DataLake, found: Affected, why: str) -> None:
     for number in found.versions:
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, why)
     # Reports, then derived tables, then what they were derived from: what is left over can still be found.
-    for report in found.reports:
-        report.unlink(missing_ok=True)
+    for path in (*found.reports, *found.handovers):
+        path.unlink(missing_ok=True)
     with alone(lake):
         for path in sorted(found.tables, key=lambda path: path.is_relative_to(lake.path("ingest"))):
             table, gone = _gone(path, lake, found)

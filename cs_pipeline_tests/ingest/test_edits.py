@@ -51,7 +51,7 @@ def delivered(lake: DataLake) -> list[str]:
     with Ledger(lake) as known:
         superseded = known.superseded()
         kept = [kept_copy(lake, one.sha256) for one in known.deliveries() if one.sha256 not in superseded]
-    return sorted(json.loads(line)["id"] for path in kept for line in path.read_text().splitlines())
+    return sorted(json.loads(line).get("id", "") for path in kept for line in path.read_text().splitlines())
 
 
 def test_edits_wait_for_one_another_and_land_once(lake: DataLake) -> None:
@@ -70,35 +70,47 @@ def test_edits_wait_for_one_another_and_land_once(lake: DataLake) -> None:
     assert delivered(lake) == ["one", "three", "two"]
 
 
+def test_what_was_taken_does_not_lie_about_at_the_landing_place(lake: DataLake) -> None:
+    edit(lake, "one")
+    land_edits(lake, COMPANY, soon())
+    theirs = lake.root / "landing" / "agent_edits_000007.jsonl"
+    theirs.write_text("{}")
+    land_edits(lake, COMPANY, soon())
+    assert landed(lake) == ["agent_edits_000001.jsonl", theirs.name], "nobody has taken it yet"
+    look(lake, COMPANY, datetime.now(UTC))
+    look(lake, COMPANY, datetime.now(UTC) + 2 * SETTLED)
+    land_edits(lake, COMPANY, soon())
+    assert landed(lake) == [theirs.name]
+    assert "one" in delivered(lake)
+
+
 def test_it_comes_out_of_prepare_as_a_row_that_may_train(prepared: Path, lake: DataLake) -> None:
     lake.path("prepare").mkdir(parents=True)
     for name in ("intent_classifier", "answer_classifier"):
         shutil.copytree(prepared / "prepare" / name, lake.path("prepare", name))
     shutil.copy(prepared / "prepare" / "bitext_splits.parquet", lake.path("prepare"))
     edit(lake, "one", customer="jane@example.com")
-    edit(
-        lake, "two", "Hi, how do I cancel my order?", "Open the order and press Cancel; the money comes back in 3 days."
-    )
+    edit(lake, "two", "Hi, how do I cancel my order?", "Open the order and press Cancel, please.")
+    edit(lake, "three", "Hi, when do I get my refund?", "The money is back on your account within three days.")
     land_edits(lake, COMPANY, soon())
     now = datetime.now(UTC)
     (delivery,) = look(lake, COMPANY, now).taken
     (facts,) = ingest_day(lake, COMPANY, delivery.day).files
-    assert (facts.format, facts.records, facts.kept, facts.turns) == ("Zendesk tickets", 2, 2, 4)
+    assert (facts.format, facts.records, facts.kept, facts.turns) == ("Zendesk tickets", 3, 3, 6)
     cleaned = clean_day(lake, COMPANY, delivery.day)
     rows = cleaned.rows.to_pylist() + cleaned.flagged.to_pylist()
     assert cleaned.counts["set_aside"] == cleaned.counts["flagged"] == {}
-    one, two = rows
-    assert (
-        one["instruction"]
-        == "Hello, where is my order {{Order Number}}? My name is {{Client Name}}, {{Customer Email}}."
-    )
+    one, two, three = rows
+    assert one["instruction"].endswith("my order {{Order Number}}? My name is {{Client Name}}, {{Customer Email}}.")
     assert "{{Order Number}}" in one["response"]
     assert "Jane" not in one["response"]
     assert (one["source"], one["source_file_sha256"], one["context"]) == ("company", delivery.sha256, None)
     assert two["intent"] == "cancel_order"
     with Ledger(lake) as known:
         assert one["subject_id"] == known.subject("jane@example.com")
-    assert two["subject_id"] not in (None, one["subject_id"]), "customers whom nobody named are not one who floods"
+    assert len({row["subject_id"] for row in (one, two, three)} - {None}) == 3, (
+        "whom nobody named is not one who floods"
+    )
 
 
 def test_texts_are_deleted_when_their_time_is_over(lake: DataLake) -> None:
@@ -148,4 +160,6 @@ def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_betwee
             now += 2 * SETTLED
             look(lake, COMPANY, now)
         assert delivered(lake) == ["one", "three", "two"]
+        land_edits(lake, COMPANY, soon())
+        assert landed(lake) == []
         assert not list(lake.path("serve").glob("*agent_edits*"))

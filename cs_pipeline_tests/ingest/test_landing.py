@@ -23,6 +23,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.ingest.landing import SETTLED, Landed, Look, expire, kept_copy, land, look
 from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline.ingest.place import landing_place
 from cs_pipeline.lake import DataLake, file_sha256
 from cs_pipeline_tests.ingest.test_ledger import in_processes
 
@@ -594,6 +595,14 @@ def server() -> Iterator[Server]:
 
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
+
+
+def test_an_object_that_the_pipeline_has_put_there_can_be_removed(lake: DataLake, memory: MemoryFileSystem) -> None:
+    memory.pipe_file("/bucket/landing/ours.csv", CSV)
+    memory.pipe_file("/bucket/landing/theirs.csv", CSV)
+    for _ in range(2):
+        landing_place(lake, IN_MEMORY).remove("ours.csv")
+    assert memory.ls("/bucket/landing", detail=False) == ["/bucket/landing/theirs.csv"]
 
 
 def test_remote_objects_are_taken_when_they_are_seen(lake: DataLake, memory: MemoryFileSystem) -> None:
