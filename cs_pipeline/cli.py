@@ -15,6 +15,8 @@ PROJECT = Path(__file__).parent.parent
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 quarantine = typer.Typer(no_args_is_help=True, help="Rows that look like an attack or a mistake, kept out of training.")
 app.add_typer(quarantine, name="quarantine")
+ratings = typer.Typer(no_args_is_help=True, help="Samples for people to rate who do not know which version answered.")
+app.add_typer(ratings, name="ratings")
 console = Console(highlight=False)
 
 INTERRUPTED = 130
@@ -101,10 +103,29 @@ def ask(
 
 @app.command()
 def dev() -> None:
-    """Dagster UI and daemon on port 3000 and the MLflow UI on port 5000, until Ctrl-C."""
+    """Dagster UI and daemon on port 3000, the MLflow UI on port 5000 and the chat on port 8000, until Ctrl-C."""
     from cs_pipeline.dev import serve_dev
 
     raise typer.Exit(serve_dev(PROJECT, DataLake.default()))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="elsewhere than on this machine it takes CS_SERVE_KEY")] = None,
+    port: Annotated[int | None, typer.Option(help="else CS_SERVE_PORT, else 8000")] = None,
+) -> None:
+    """The chat page and the API on the champion, until Ctrl-C; further settings are CS_SERVE_… in the environment."""
+    from cs_pipeline.dev import port_holder
+    from cs_pipeline.serve.settings import load_settings
+
+    settings = load_settings(host, port)
+    if holder := port_holder(settings.port):
+        raise PipelineError(
+            f"Port {settings.port} is in use by {holder}.", "Stop that first, or choose another --port."
+        )
+    from cs_pipeline.serve.server import serve as run
+
+    run(settings, DataLake.default())
 
 
 @app.command()
@@ -146,6 +167,33 @@ def release(
     for row in rows:
         let_in(lake, row, _who(), why)
     console.print(f"{len(rows)} released; the next training may use them.")
+
+
+@ratings.command("export")
+def ratings_export(
+    sheet: Annotated[Path, typer.Argument(help="a CSV file to be made")], recipe: RecipeOption = "embedded"
+) -> None:
+    """Write answers of the recipe's last evaluation as a sheet to rate; who answered stands in the key beside it."""
+    from cs_pipeline.evaluate.ratings import export_samples
+
+    count = export_samples(recipe, DataLake.default(), sheet)
+    console.print(
+        f"{sheet}: {count} answers. Let people fill in the score, 1 to 5, and keep the key here.", markup=False
+    )
+    console.print("[dim]Then: cs-pipeline ratings import FILE --rater NAME[/]")
+
+
+@ratings.command("import")
+def ratings_import(
+    sheet: Annotated[Path, typer.Argument(help="a sheet with its scores filled in")],
+    rater: Annotated[str, typer.Option(help="who rated; else the name of this user")] = "",
+    key: Annotated[Path | None, typer.Option(help="the key of the sheet; else the one beside it")] = None,
+) -> None:
+    """Take the scores of a sheet in, all or none; the same sheet again changes nothing."""
+    from cs_pipeline.evaluate.ratings import import_samples
+
+    added, known = import_samples(sheet, key, rater or _user(), DataLake.default())
+    console.print(f"{added} ratings added, {known} known already. The next materialisation of human_ratings has them.")
 
 
 @app.command()
@@ -214,9 +262,13 @@ def forget(
 
 
 def _who() -> str:
+    return f"{_user()}, command line"
+
+
+def _user() -> str:
     import getpass
 
-    return f"{getpass.getuser()}, command line"
+    return getpass.getuser()
 
 
 def _short(text: str) -> str:

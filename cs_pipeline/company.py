@@ -70,6 +70,13 @@ class Retrain(_Part):
     days: int = Field(30, ge=1, description="the champion's age from which on a single new row is enough")
 
 
+class _Values(dict[str, str]):
+    """Settings are read by functions that remember what they were given, and must have a hash."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+
 class Handover(_Part):
     """When a person takes a conversation over, and where it is reported beside the queue in the lake."""
 
@@ -105,7 +112,7 @@ class Company(_Part):
     retention_days: int = Field(30, ge=1, description="days that raw deliveries are kept")
     retrain: Retrain = Retrain()
     values: Mapping[str, str] = Field(
-        {}, description="what placeholders stand for in every answer, by name: {Company Name: Brightmart}"
+        _Values(), description="what placeholders stand for in every answer, by name: {Company Name: Brightmart}"
     )
     handover: Handover = Handover()
 
@@ -120,7 +127,7 @@ class Company(_Part):
         for name, value in values.items():
             if not re.fullmatch(r"[^{}\n]+", value):
                 raise ValueError(f"'{name}' needs a value on one line, without braces")
-        named = {_known(name): value for name, value in values.items()}
+        named = _Values({_known(name): value for name, value in values.items()})
         if len(named) < len(values):
             raise ValueError("one placeholder has two values, under two of its spellings")
         return named

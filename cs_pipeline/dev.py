@@ -1,4 +1,4 @@
-"""Dagster's UI and daemon and MLflow's UI over one instance and one store, started and stopped together."""
+"""Dagster's UI and daemon, MLflow's UI and the chat over one instance and one store, started and stopped together."""
 
 import http.client
 import os
@@ -38,8 +38,10 @@ class Service:
         return f"http://{HOST}:{self.port}"
 
 
-def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_port: int = 5000) -> int:
-    """Serves both UIs, to this machine alone, until Ctrl-C, SIGTERM or SIGHUP. For the main thread, where signals arrive.
+def serve_dev(
+    project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_port: int = 5000, chat_port: int = 8000
+) -> int:
+    """Serves all three, to this machine alone, until Ctrl-C, SIGTERM or SIGHUP. For the main thread, where signals arrive.
 
     ``project`` is the folder with workspace.yaml. Where ``MLFLOW_TRACKING_URI`` names a server that one is used.
     Returns the exit code: 0 after being stopped, 1 after a service ended by itself; nothing is left running either way.
@@ -50,6 +52,7 @@ def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_po
     remote = uri.startswith(("http://", "https://"))
     if not remote:
         services.append(_mlflow(lake, mlflow_port))
+    services.append(_chat(lake, chat_port))
     for service in services:
         holder = port_holder(service.port)
         if holder is not None:
@@ -62,7 +65,7 @@ def serve_dev(project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_po
 
     addresses = [f"{service.name}: {service.address}" for service in services]
     if remote:
-        addresses.append(f"MLflow: {tracking.without_secret(uri)}")
+        addresses.insert(1, f"MLflow: {tracking.without_secret(uri)}")
     processes: list[subprocess.Popen[bytes]] = []
     with _stop_signals() as stop:
         try:
@@ -137,6 +140,11 @@ def _mlflow(lake: DataLake, port: int) -> Service:
     return Service("MLflow", port, "/health", command, environment)
 
 
+def _chat(lake: DataLake, port: int) -> Service:
+    command = ["cs-pipeline", "serve", "--host", HOST, "--port", str(port)]
+    return Service("Chat and API", port, "/health", command, {"CS_LAKE": str(lake.root.absolute())})
+
+
 def _start(service: Service, project: Path) -> subprocess.Popen[bytes]:
     # In a session of its own, the terminal's Ctrl-C reaches us alone, and its process group holds all it starts.
     name, *arguments = service.command
@@ -156,7 +164,7 @@ def _watch(
     stop: Sequence[int],
 ) -> int:
     """Says the addresses once all answer, and returns the exit code once ``stop`` holds a signal or a service ended."""
-    _say("Starting Dagster and MLflow; Ctrl-C stops both.")
+    _say("Starting Dagster, MLflow and the chat; Ctrl-C stops all.")
     said = False
     while not stop:
         for service, process in zip(services, processes, strict=True):

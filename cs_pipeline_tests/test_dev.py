@@ -1,4 +1,4 @@
-"""The real servers: the webserver, the daemon and MLflow's server as processes on free ports."""
+"""The real servers: the webserver, the daemon, MLflow's server and the chat's as processes on free ports."""
 
 import http.client
 import json
@@ -45,7 +45,7 @@ import sys
 from pathlib import Path
 from cs_pipeline.dev import serve_dev
 from cs_pipeline.lake import DataLake
-sys.exit(serve_dev(Path(sys.argv[1]), DataLake(Path(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4])))
+sys.exit(serve_dev(Path(sys.argv[1]), DataLake(Path(sys.argv[2])), *map(int, sys.argv[3:])))
 """
 
 
@@ -53,7 +53,7 @@ class Dev:
     """``serve_dev`` in a process of its own."""
 
     def __init__(self, project: Path, lake: DataLake, **environment: str) -> None:
-        self.ports = (free_port(), free_port())
+        self.ports = (free_port(), free_port(), free_port())
         self.log = project / "log.txt"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -144,16 +144,18 @@ def ask(port: int, method: str, path: str, body: str | None = None) -> tuple[int
         return response.status, response.read().decode()
 
 
-def test_both_answer_and_ctrl_c_stops_all_of_it_and_the_run_in_progress(
+def test_all_answer_and_ctrl_c_stops_all_of_it_and_the_run_in_progress(
     start: Callable[..., Dev], project: Path, lake: DataLake
 ) -> None:
     dev = start()
-    dagster_port, mlflow_port = dev.ports
+    dagster_port, mlflow_port, chat_port = dev.ports
     dev.wait_for(lambda: dev.says(f"Dagster: http://127.0.0.1:{dagster_port}\nMLflow: http://127.0.0.1:{mlflow_port}"))
     assert ask(dagster_port, "GET", "/server_info")[0] == 200
     status, experiment = ask(mlflow_port, "GET", EXPERIMENT)
     assert status == 200
     assert lake.path("register", "artifacts").as_uri() in experiment
+    status, chat = ask(chat_port, "GET", "/ready")
+    assert (status, "There is no champion yet" in chat) == (503, True)
 
     status, launched = ask(dagster_port, "POST", "/graphql", json.dumps({"query": LAUNCH}))
     assert status == 200
@@ -190,11 +192,11 @@ def test_where_one_ends_by_itself_the_other_is_stopped(start: Callable[..., Dev]
     assert dev.left() == []
 
 
-@pytest.mark.parametrize("which", ["Dagster", "MLflow"])
+@pytest.mark.parametrize("which", ["Dagster", "MLflow", "Chat and API"])
 def test_a_port_in_use_is_refused_before_anything_starts(which: str, project: Path, lake: DataLake) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-        ports = (port, free_port()) if which == "Dagster" else (free_port(), port)
+        ports = [port if which == service else free_port() for service in ("Dagster", "MLflow", "Chat and API")]
         with pytest.raises(PipelineError, match=rf"Port {port}, where {which} .* process {os.getpid()} \("):
             serve_dev(project, lake, *ports)
     assert not lake.root.exists()

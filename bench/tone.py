@@ -1,0 +1,86 @@
+"""What the tones do to answers: the same raw answers as customers read them, neutral, friendly and strictly professional.
+
+    python -m bench.tone [FILE] [--answers 500] [--write]
+
+FILE is a CSV in the Bitext schema; without it the answers are those of the project's own grammar. Each goes the way that an
+answer of a model goes (``serve/composing.py``), as the first answer of a conversation. The rules here are not those that
+put the answers in their tone:
+
+- contractions: of all places where one may stand, the share where one stands. A place is ``n't``, ``'m``, ``'re``, ``'ve``,
+  ``'ll`` or ``'d``, or one of the pairs of words that these are short for (``'s`` is left out: it is a genitive too).
+- exclamation marks an answer.
+- greets, addresses: the share of answers that begin with "Hi" or "Hello", and with "Dear".
+- facts kept: the share of answers that state the facts of the neutral one (``evaluate/facts.py``), in their order.
+- courtesy: the mean of the rubric's part "tone" (``evaluate/rubric.py``), which a tone should not cost.
+"""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.rows import read_rows
+from bench.side_by_side import machine, tell
+from cs_pipeline.company import Company
+from cs_pipeline.evaluate.facts import facts
+from cs_pipeline.evaluate.rubric import PARTS
+from cs_pipeline.serve.composing import Composer, Manner
+from cs_pipeline.serve.screening import Screening
+from cs_pipeline.serve.tone import Tone
+
+_SHORT = re.compile(r"n['’]t\b|\b\w+['’](?:m|re|ve|ll|d)\b", re.I)
+_LONG = re.compile(
+    r"\b(?:can ?not|(?:is|are|was|were|do|does|did|have|has|had|would|could|should|will) not|i am|(?:you|we|they) are"
+    r"|(?:i|you|we|they|it|that) will|(?:i|we|they) have|(?:i|you|we|they) would)\b",
+    re.I,
+)
+
+
+def measure(answers: Sequence[str]) -> dict[str, Any]:
+    """The figures of each tone for the raw ``answers``."""
+    screening = Screening(Company())
+    read = {tone: [_composed(screening, answer, tone) for answer in answers] for tone in Tone}
+    stated = [[fact.text.lower() for fact in facts(text)] for text in read[Tone.NEUTRAL]]
+    return {"answers": len(answers), "tones": {tone.value: _figures(texts, stated) for tone, texts in read.items()}}
+
+
+def _composed(screening: Screening, answer: str, tone: Tone) -> str:
+    composer = Composer(screening, Manner(tone, {}, "", (), None, private=True))
+    return "".join([*composer.feed(answer), *composer.end(whole=True)])
+
+
+def _figures(texts: Sequence[str], stated: Sequence[list[str]]) -> dict[str, float]:
+    short = sum(len(_SHORT.findall(text)) for text in texts)
+    places = short + sum(len(_LONG.findall(text)) for text in texts)
+    kept = [[fact.text.lower() for fact in facts(text)] == before for text, before in zip(texts, stated, strict=True)]
+    return {
+        "contractions": short / places if places else float("nan"),
+        "exclamation_marks": sum(text.count("!") for text in texts) / len(texts),
+        "greets": sum(bool(re.match("(?:hi|hello)\\b", text, re.I)) for text in texts) / len(texts),
+        "addresses": sum(text.startswith("Dear ") for text in texts) / len(texts),
+        "facts_kept": sum(kept) / len(texts),
+        "courtesy": sum(PARTS["tone"].score("", text) for text in texts) / len(texts),
+    }
+
+
+def main() -> None:
+    """Measures and prints; with --write the result is kept."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--answers", type=int, default=500)
+    given = parser.parse_args()
+    about = machine("presidio-analyzer") | {"file": given.file and given.file.name}
+    result = about | measure(read_rows(given.file, given.answers)["response"].tolist())
+    figures = ("contractions", "exclamation_marks", "greets", "addresses", "facts_kept", "courtesy")
+    table = Table("tone", *(name.replace("_", " ") for name in figures), title=f"{result['answers']} answers")
+    for tone, found in result["tones"].items():
+        table.add_row(tone, *(f"{found[name]:.3f}" for name in figures))
+    tell("tone", result, table, given.write)
+
+
+if __name__ == "__main__":
+    main()

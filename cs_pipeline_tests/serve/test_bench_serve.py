@@ -1,0 +1,32 @@
+"""The benchmark of serving at a size that a test can pay."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import serve
+from cs_pipeline.lake import DataLake
+from cs_pipeline_tests.serve.serving import SURE
+
+
+def test_the_bench_of_serving(two_versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, asked = DataLake(two_versions), [f"{SURE}, please"[:length] for length in range(20, 28)]
+    server = serve.Server(lake)
+    try:
+        load = serve.batches(server, asked, clients=4, rounds=1)
+        assert (load["by_the_model"], load["texts_that_differ"]) == (1, 0)
+        assert all(0 < facts["p50"] <= facts["p95"] for facts in load["arms"].values())
+        price = serve.layers(server, asked, lake, rounds=1)
+        assert price["questions"] == len(asked)
+        assert price["http_over_desk"] == price["milliseconds"]["HTTP"] - price["milliseconds"]["desk"]
+        monkeypatch.setattr(serve, "SAMPLE_EVERY", 4)
+        monkeypatch.setattr(serve, "STEADY", 1e6)
+        memory = serve.steadiness(server, asked, clients=4, count=12)
+        assert len(memory["mebibytes"]) == 4
+        result = {"batches": load, "layers": price, "memory": memory}
+        assert serve.table_of(result).row_count == 9
+        monkeypatch.setattr(serve, "STEADY", -1e6)
+        with pytest.raises(AssertionError, match="a thousand requests add"):
+            serve.steadiness(server, asked, clients=4, count=12)
+    finally:
+        server.close()

@@ -1,0 +1,35 @@
+"""The champion changes while two hundred questions are inside: none fails, and each says who really answered it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import cycle
+
+from cs_pipeline_tests.serve.serving import SURE, Serving, wait_for
+from cs_pipeline_tests.serve.versions import make_champion
+
+AT_ONCE = 200
+
+
+def is_champion(serving: Serving, version: int) -> bool:
+    return bool(serving.get("/ready").json()["champion"] == version)
+
+
+def test_the_alias_moves_back_and_forth_under_load(serving: Serving) -> None:
+    written = {name: serving.chat(SURE, model_name=name).json()["response"] for name in ("1", "2")}
+    assert written["1"] != written["2"]
+    swaps = 0
+    with ThreadPoolExecutor(AT_ONCE) as clients, serving.slowed("1", 0.02):
+        asked = [clients.submit(serving.chat, SURE) for _ in range(AT_ONCE + 50)]
+        wait_for(lambda: serving.metric("cs_questions_inside") == AT_ONCE)
+        for version in cycle((2, 1)):
+            make_champion(serving.lake, version)
+            wait_for(partial(is_champion, serving, version))
+            swaps += 1
+            if all(answer.done() for answer in asked):
+                break
+    answers = [answer.result() for answer in asked]
+    assert {answer.status_code for answer in answers} == {200}
+    told = [answer.json() for answer in answers]
+    assert {answer["model"] for answer in told} == {"1", "2"}
+    assert all(answer["response"] == written[answer["model"]] for answer in told)
+    assert swaps >= 2
