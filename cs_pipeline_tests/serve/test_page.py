@@ -120,7 +120,7 @@ def test_html_in_a_message_is_text(page: Page) -> None:
 
 def test_an_answer_is_read_while_it_is_written(page: Page, serving: Serving) -> None:
     # A text without a full stop comes in pieces of 600 characters, and each of its tokens is one or more.
-    number = add_version(serving.lake, serving.lake.path("talkative"), 1.0, longest=700)
+    number = add_version(serving.lake, serving.lake.path("talkative"), 1.0, longest=900)
     wait_for(lambda: f'"{number}"' in serving.get("/models").text)
     page.reload()
     choose(page, "chat-model", f"version {number} ·")

@@ -27,6 +27,7 @@ def add_version(lake: DataLake, folder: Path, scale: float, longest: int | None 
     if longest is not None:
         recipe = yaml.safe_load((adapter / "recipe.yaml").read_text())
         recipe["generation"]["max_new_tokens"] = longest
+        recipe["trainer"]["max_length"] = 2 * longest  # no answer may be longer than a row
         (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     facts = {key: value for key, value in read_json(adapter / NAME).items() if key != "files"}
     fingerprint = f"scaled by {scale}, {longest}"
