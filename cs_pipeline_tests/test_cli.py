@@ -141,8 +141,19 @@ WRONG = {
     "empty question": Wrong(("ask", "  "), {}, ("The question is empty.",), "cs-pipeline ask"),
     "no report": Wrong(("report", "--recipe", "tiny"), {}, ("tiny.md is not there",), "cs-pipeline demo --recipe tiny"),
 }
-FILES_LEFT = {"no champion": ["register/.mlflow.lock", "register/mlflow.db"]}
-"""What may lie in the lake afterwards: an empty store. Where training refuses, all before it is done and stays."""
+NO_RATINGS = [
+    "evaluate/human_ratings.parquet",
+    "ingest/.ledger.lock",
+    "ingest/ledger.db",
+    "serve/.feedback.lock",
+    "serve/feedback.db",
+]
+FILES_LEFT = {
+    "no champion": ["register/.mlflow.lock", "register/mlflow.db"],
+    **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), NO_RATINGS),
+}
+"""What may lie in the lake afterwards: an empty store; the ratings, which wait for no other table. Where training refuses,
+all before it is done and stays."""
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
@@ -16,10 +16,10 @@ from cs_pipeline.lake import DataLake
 ASKED = Asked("Where is my order?", [("customer", "Hello"), ("agent", "Hello, how can I help?")])
 TUNED = Given("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})
 BASE = Given("version 3:base", "Orders are orders.", {"tone": "neutral"})
-NOW = datetime.now(UTC)
 
 
 def test_a_judgement_keeps_version_prompt_settings_and_answer(lake: DataLake) -> None:
+    before = datetime.now(UTC)
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 4)
         feedback.thumb("t1", "anna", Asked("Refund?"), TUNED, up=False)
@@ -27,7 +27,7 @@ def test_a_judgement_keeps_version_prompt_settings_and_answer(lake: DataLake) ->
         feedback.vote("v2", "ben", ASKED, [BASE, TUNED], winner=None)
     with Feedback(lake) as feedback:
         rating, thumb, vote, tie = feedback.judgements(raw=True)
-    assert timedelta(0) <= rating.pop("at") - NOW < timedelta(minutes=1)
+    assert before <= rating.pop("at") <= datetime.now(UTC)
     assert rating == {
         "id": "r1",
         "kind": "rating",

@@ -41,12 +41,12 @@ def test_cases_that_were_written_for_models() -> None:
     done: dict[str, Counter[str]] = defaultdict(Counter)
     for case in written():
         done[case.group][done_with(case.text)] += 1
-    assert done["out_of_scope"]["elsewhere"] >= 28
+    assert done["out of scope"]["elsewhere"] >= 28
     assert done["empty"] == {"empty": 14}
-    assert done["for_a_person"] == {"person": 12}
+    assert done["for a person"] == {"person": 12}
     assert done["injection"]["instruction"] >= 18
-    assert done["other_customers"]["others"] >= 22
-    assert set(done["other_language"]) == {"answer"}
+    assert done["other customers"]["others"] >= 22
+    assert set(done["other language"]) == {"answer"}
     assert done["contradictory"] == {"answer": 20}
 
 
