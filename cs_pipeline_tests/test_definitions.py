@@ -84,19 +84,21 @@ def test_checks_before_the_cost_block() -> None:
     assert {key.name for key in checks} - {name for _, name in BLOCKING} == {"tuned_better_than_base", "all_judged"}
 
 
-def test_one_job_ingests_a_day_and_one_holds_the_rest() -> None:
+def test_one_job_ingests_a_day_one_collects_ratings_and_one_holds_the_rest() -> None:
     jobs = {
         name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.selected_asset_keys}
-        for name in ("ingest_company", "support_model")
+        for name in ("ingest_company", "support_model", "collect_ratings")
     }
     assert jobs["ingest_company"] == {"company_interactions", "clean_interactions"}
+    assert jobs["collect_ratings"] == {"human_ratings"}
     assert jobs["support_model"] == set(GRAPH) - {"bitext_dataset"} - jobs["ingest_company"]
 
 
-def test_sensors_and_schedule_are_on() -> None:
+def test_sensors_and_schedules_are_on() -> None:
     sensors = [defs.resolve_sensor_def(name) for name in ("landed_files", "retrain_when_due")]
     assert [sensor.default_status for sensor in sensors] == [dg.DefaultSensorStatus.RUNNING] * 2
-    assert defs.resolve_schedule_def("weekly_retrain").default_status == dg.DefaultScheduleStatus.RUNNING
+    schedules = [defs.resolve_schedule_def(name) for name in ("weekly_retrain", "daily_ratings")]
+    assert [schedule.default_status for schedule in schedules] == [dg.DefaultScheduleStatus.RUNNING] * 2
 
 
 def test_what_ages_says_so() -> None:

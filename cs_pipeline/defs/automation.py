@@ -1,9 +1,10 @@
-"""What starts runs: jobs, the sensors that watch the landing place and the need to train, the weekly look."""
+"""What starts runs: jobs, the sensors that watch the landing place and the need to train, what the clock starts."""
 
 import os
 
 import dagster as dg
 
+from cs_pipeline.defs.evaluate import human_ratings
 from cs_pipeline.defs.ingest import company_interactions
 from cs_pipeline.defs.prepare import clean_interactions
 from cs_pipeline.defs.resources import LakeResource
@@ -31,6 +32,20 @@ ingest_company = dg.define_asset_job(
     "ingest_company",
     selection=dg.AssetSelection.assets(company_interactions, clean_interactions),
     description="The deliveries of one day: read, personal data replaced, pairs made, poison flagged.",
+)
+
+collect_ratings = dg.define_asset_job(
+    "collect_ratings",
+    selection=dg.AssetSelection.assets(human_ratings),
+    description="What people said of answers: personal data replaced, into the table.",
+)
+
+daily_ratings = dg.ScheduleDefinition(
+    name="daily_ratings",
+    job=collect_ratings,
+    cron_schedule="30 2 * * *",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Every night, so that no judgement lies longer than a day as it was written.",
 )
 
 
@@ -131,6 +146,6 @@ def _busy_partitions(instance: dg.DagsterInstance) -> set[str]:
     return {run.tags.get("dagster/partition", "") for run in runs}
 
 
-JOBS = [support_model, ingest_company]
+JOBS = [support_model, ingest_company, collect_ratings]
 SENSORS = [landed_files, retrain_when_due]
-SCHEDULES = [weekly_retrain]
+SCHEDULES = [weekly_retrain, daily_ratings]
