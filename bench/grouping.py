@@ -1,9 +1,9 @@
 """Training on batches grouped by length beside training on random ones: tokens a second, and the loss they end at.
 
-    python -m bench.grouping [FILE] [--rows 1500] [--rounds 3] [--write]
+    python -m bench.grouping [FILE] [--rows 1500] [--epochs 3] [--rounds 3] [--write]
 
 FILE holds rows in the Bitext schema; without it the project's own sample rows are trained on, whose lengths differ less.
-Both arms train the embedded base's shape from the same random weights for one epoch, with the trainer, the collator and the
+Both arms train the embedded base's shape from the same random weights, with the trainer, the collator and the
 loss of the recipes; only which rows share a micro-batch differs. Before, both ways of batching must give the same loss of
 the same rows to the same weights.
 """
@@ -44,8 +44,8 @@ KINDS: dict[str, type[Batches]] = {"grouped": Batches, "random": RandomBatches}
 class Bench:
     """The rows as tokens, and what one arm does with them."""
 
-    def __init__(self, rows: pd.DataFrame, base: EmbeddedBase, folder: Path) -> None:
-        self.base, self.folder = base, folder
+    def __init__(self, rows: pd.DataFrame, epochs: int, base: EmbeddedBase, folder: Path) -> None:
+        self.epochs, self.base, self.folder = epochs, base, folder
         self.tokenizer: Any = small_tokenizer(rows, base.vocabulary)
         examples = encode(rows, self.tokenizer, LONGEST)
         self.validation, self.train = examples[: len(examples) // 10], examples[len(examples) // 10 :]
@@ -80,7 +80,7 @@ class Bench:
         return nll / tokens
 
     def trained(self, kind: str) -> Any:
-        """The model after an epoch on batches of ``kind``."""
+        """The model after its epochs on batches of ``kind``."""
         from datasets import Dataset
         from transformers import PrinterCallback
         from trl.trainer.sft_config import SFTConfig
@@ -94,7 +94,8 @@ class Bench:
             data_collator=collate,
             args=SFTConfig(
                 output_dir=str(self.folder / "trainer"),
-                num_train_epochs=1,
+                num_train_epochs=self.epochs,
+                warmup_steps=20,
                 learning_rate=self.base.learning_rate,
                 per_device_train_batch_size=BATCH,
                 activation_checkpointing=False,
@@ -114,12 +115,12 @@ class Bench:
         return trainer.model.eval()
 
 
-def measure(rows: pd.DataFrame, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
+def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
     """Both arms; raises AssertionError when they do not compute the same."""
     from cs_pipeline.model import hush
 
     hush()
-    bench = Bench(rows, base, folder)
+    bench = Bench(rows, epochs, base, folder)
     start = bench.model().eval()
     before = {kind: bench.loss(start, kind, bench.validation) for kind in KINDS}
     assert abs(before["grouped"] - before["random"]) < 1e-4, f"the same rows, other losses: {before}"
@@ -129,11 +130,12 @@ def measure(rows: pd.DataFrame, rounds: int, base: EmbeddedBase, folder: Path) -
     padded = {kind: sum(b["input_ids"].numel() for b in bench.collated(kind, bench.train)) for kind in KINDS}
     return {
         "rows": len(rows),
+        "epochs": epochs,
         "batch": BATCH,
         "arms": {
             kind: arm.facts()
             | {
-                "tokens_per_second": bench.tokens / arm.median,
+                "tokens_per_second": epochs * bench.tokens / arm.median,
                 "real_token_share": bench.tokens / padded[kind],
                 "validation_loss": after[kind],
             }
@@ -149,12 +151,15 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
     about = machine("torch", "transformers", "trl") | {"file": given.file and given.file.name}
     rows = read_rows(given.file, given.rows)
     with tempfile.TemporaryDirectory(prefix="bench-grouping-") as folder:
-        result = about | measure(rows, given.rounds, EmbeddedBase(source="embedded"), Path(folder))
-    table = Table("batches", "tokens/s", "real tokens", "loss after", title=f"an epoch of {given.rows:,} rows")
+        result = about | measure(rows, given.epochs, given.rounds, EmbeddedBase(source="embedded"), Path(folder))
+    table = Table(
+        "batches", "tokens/s", "real tokens", "loss after", title=f"{given.epochs} epochs of {given.rows:,} rows"
+    )
     for kind, arm in result["arms"].items():
         table.add_row(
             kind, f"{arm['tokens_per_second']:,.0f}", f"{arm['real_token_share']:.1%}", f"{arm['validation_loss']:.3f}"

@@ -63,14 +63,14 @@ def test_the_bench_of_padding() -> None:
 
 def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=400)
-    result = grouping.measure(read_rows(None, 150), 1, base, tmp_path)
+    result = grouping.measure(read_rows(None, 150), 1, 1, base, tmp_path)
     arms = result["arms"]
     assert arms["grouped"]["real_token_share"] > arms["random"]["real_token_share"]
     assert all(arm["validation_loss"] < result["validation_loss_before"] for arm in arms.values())
     assert all(arm["tokens_per_second"] > 0 for arm in arms.values())
     monkeypatch.setattr(grouping, "CLOSE", 0)
     with pytest.raises(AssertionError, match="the arms end at other losses"):
-        grouping.measure(read_rows(None, 40), 1, base, tmp_path)
+        grouping.measure(read_rows(None, 40), 1, 1, base, tmp_path)
 
 
 def test_the_bench_of_registering(tmp_path: Path) -> None:

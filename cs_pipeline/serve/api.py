@@ -3,7 +3,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from starlette.responses import Response
 
 from cs_pipeline.placeholders import Speaker
@@ -44,14 +44,18 @@ class Question(BaseModel):
     earlier: list[Turn] = Field([], max_length=TURNS, description="the conversation up to now, oldest first")
     context: Text = Field("", description="what is known of the case beside the conversation")
     tone: Tone = Tone.NEUTRAL
-    temperature: float = Field(0, ge=0, le=2, description="0: always the likeliest token, so that answers repeat")
-    top_p: float = Field(1, ge=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, description="none, or more than the recipe's number: that number")
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    temperature: float = Field(
+        0, ge=0, le=2, strict=True, description="0: always the likeliest token, so that answers repeat"
+    )
+    top_p: float = Field(1, ge=0, le=1, strict=True)
+    max_tokens: int | None = Field(
+        None, ge=1, strict=True, description="none, or more than the recipe's number: that number"
+    )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, strict=True)
     values: Values = Field(
         {}, description="values of placeholders, such as {'Order Number': 'A-1'}, for this request alone"
     )
-    private: bool = Field(False, description="details are asked for only where the answer cannot do without them")
+    private: StrictBool = Field(False, description="details are asked for only where the answer cannot do without them")
 
 
 class Answered(BaseModel):

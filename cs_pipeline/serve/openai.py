@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -68,7 +68,7 @@ class Message(BaseModel):
 class StreamOptions(BaseModel):
     """What a stream brings beside the text."""
 
-    include_usage: bool = False
+    include_usage: StrictBool = False
 
 
 class Completion(BaseModel):
@@ -81,16 +81,16 @@ class Completion(BaseModel):
 
     model: Name
     messages: list[Message] = Field(min_length=1, max_length=TURNS)
-    temperature: float | None = Field(None, ge=0, le=2, description="null: 0, for answers that repeat")
-    top_p: float | None = Field(None, ge=0, le=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    stream: bool | None = False
+    temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null: 0, for answers that repeat")
+    top_p: float | None = Field(None, ge=0, le=1, strict=True)
+    max_tokens: int | None = Field(None, ge=1, strict=True)
+    max_completion_tokens: int | None = Field(None, ge=1, strict=True)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, strict=True)
+    stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     tone: Tone = Tone.NEUTRAL
     values: Values = {}
-    private: bool = False
+    private: StrictBool = False
 
     @model_validator(mode="after")
     def _what_can_be_followed(self) -> "Completion":

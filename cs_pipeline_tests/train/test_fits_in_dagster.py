@@ -1,5 +1,6 @@
 """The blocking look before a base is fetched, and again before it is trained on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -35,20 +36,28 @@ def put(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CS_RECIPES", str(folder))
 
 
-def run(lake: LakeResource, launcher: Launcher) -> dg.ExecuteInProcessResult:
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """One that lives until the test ends: Dagster goes on asking the last one that was entered."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def run(instance: dg.DagsterInstance, lake: LakeResource, launcher: Launcher) -> dg.ExecuteInProcessResult:
     return dg.materialize(
         [base_model, fits_this_machine],
         partition_key="tiny",
         resources={"lake": lake, "launcher": launcher},
+        instance=instance,
         raise_on_error=False,
     )
 
 
 def test_what_does_not_fit_is_refused_before_it_is_fetched(
-    tmp_path: Path, lake_resource: LakeResource, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, instance: dg.DagsterInstance, lake_resource: LakeResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path / "recipes", HUGE.replace("REVISION", "0" * 40), monkeypatch)
-    result = run(lake_resource, Launcher(kind="local"))
+    result = run(instance, lake_resource, Launcher(kind="local"))
     assert not result.success
     (failure,) = [event for event in result.all_events if event.is_step_failure]
     error = failure.step_failure_data.error
@@ -60,7 +69,11 @@ def test_what_does_not_fit_is_refused_before_it_is_fetched(
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
 def test_the_check_blocks_here_and_warns_where_a_cluster_trains(
-    tmp_path: Path, lake_resource: LakeResource, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path,
+    instance: dg.DagsterInstance,
+    lake_resource: LakeResource,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     folder = tiny_base(tmp_path / "base", "embedded")
     base = f"base: {{source: path, path: {folder}}}"
@@ -68,7 +81,7 @@ def test_the_check_blocks_here_and_warns_where_a_cluster_trains(
     recipe = load_recipe("tiny")
     found = fits.look(recipe, lake_resource.lake, fits.this_machine())
     assert {finding.name for finding in found if finding.status == "problem"} == {"memory"}
-    result = run(lake_resource, Launcher(kind=kind))
+    result = run(instance, lake_resource, Launcher(kind=kind))
     if kind == "local":
         assert not result.success
         return
