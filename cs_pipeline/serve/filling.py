@@ -19,11 +19,12 @@ def filled(text: str, values: Mapping[str, str]) -> str:
     """``text`` with its placeholders filled from ``values``, which ``named`` has made plain, and the others put in words.
 
     "Your order {{Order Number}} has left" becomes "Your order has left" where the number is not known, "Hi {{Client Name}},"
-    becomes "Hi,". What the catalogue lacks becomes its name in lower case, and braces of no placeholder go.
+    becomes "Hi,", and "your {{Order Number}}" becomes "your order number A-1" where it is. What the catalogue lacks becomes its name in lower case, and braces of no placeholder go.
     """
     if "{" not in text and "}" not in text:
         return text
-    text = _GREETING.sub(lambda match: _without_a_name(match["greeting"]), fill(_balanced(text), values))
+    known = _BARE.sub(lambda match: _with_its_noun(match, values), _balanced(text))
+    text = _GREETING.sub(lambda match: _without_a_name(match["greeting"]), fill(known, values))
     return re.sub(r"\{\{(.*?)\}\}", lambda match: match[1].lower(), apply(text, PlaceholderMode.GENERIC, "agent", ""))
 
 
@@ -38,6 +39,15 @@ _GREETING = re.compile(
     r"(?:,? \{\{(?:Client (?:First |Last )?Name|Person Name|Salutation)\}\})+",
     re.I,
 )
+
+_BARE = re.compile(r"\b(?P<before>the|your|this|that) \{\{(?P<name>[^{}]+ (?:Number|ID|Code))\}\}", re.I)
+"""A number that stands where its noun would: alone behind an article it would be no English."""
+
+
+def _with_its_noun(match: re.Match[str], values: Mapping[str, str]) -> str:
+    name = match["name"]
+    noun = name.lower().removesuffix(" id") + (" ID" if name.endswith(" ID") else "")
+    return f"{match['before']} {noun} {{{{{name}}}}}" if name in values else match[0]
 
 
 def _without_a_name(greeting: str) -> str:

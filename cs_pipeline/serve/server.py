@@ -116,6 +116,7 @@ def uvicorn_server(settings: Settings, lake: DataLake) -> Server:
 def serve(settings: Settings, lake: DataLake) -> None:
     """Serves until Ctrl-C or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("presidio-analyzer").setLevel(logging.WARNING)  # it names every recogniser that it loads
 
     async def run() -> None:
         await uvicorn_server(settings, lake).serve()

@@ -45,6 +45,11 @@ def composed(
     [
         ("Hi {{Client Name}}, order {{Order Number}} left.", "Hi Jane Doe, order 4412345678 left."),
         ("Order {{order_id}} left.", "Order 4412345678 left."),
+        ("I look up the {{Order Number}}.", "I look up the order number 4412345678."),
+        (
+            "Your order {{Order Number}} left, your {{Order Number}}.",
+            "Your order 4412345678 left, your order number 4412345678.",
+        ),
         ("Call {{Customer Support Phone Number}}.", "Call +1 555-0142."),
         ("Go to {{Website URL}} and open {{My Purchases}}.", "Go to our website and open My Purchases."),
         ("Your {{Gift Wrap Colour}} is noted.", "Your gift wrap colour is noted."),
