@@ -19,7 +19,8 @@ def filled(text: str, values: Mapping[str, str]) -> str:
     """``text`` with its placeholders filled from ``values``, which ``named`` has made plain, and the others put in words.
 
     "Your order {{Order Number}} has left" becomes "Your order has left" where the number is not known, "Hi {{Client Name}},"
-    becomes "Hi,", and "your {{Order Number}}" becomes "your order number A-1" where it is. What the catalogue lacks becomes its name in lower case, and braces of no placeholder go.
+    becomes "Hi,", and "your {{Order Number}}" becomes "your order number A-1" where it is. What the catalogue lacks becomes
+    its name in lower case, and braces of no placeholder go.
     """
     if "{" not in text and "}" not in text:
         return text
