@@ -129,12 +129,21 @@ def serve(
 
 
 @app.command()
-def land(files: Annotated[list[Path], typer.Argument(help="exports of tickets or chats")]) -> None:
+def land(
+    files: Annotated[list[Path], typer.Argument(help="exports of tickets or chats")],
+    knowledge: Annotated[bool, typer.Option("--knowledge", help="they are help articles: .md, .html, .txt")] = False,
+) -> None:
     """Copy files into the landing place, whole or not at all, and say what they are recognised as."""
     from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.knowledge import land_articles
     from cs_pipeline.ingest.landing import land as copy_in
 
     lake = DataLake.default()
+    if knowledge:
+        for file, kind in zip(files, land_articles(files, lake, load_company(lake)), strict=True):
+            console.print(f"knowledge/{file.name}: {kind}", markup=False)
+        console.print("[dim]The sensor changed_articles follows them within a minute while make dev runs.[/]")
+        return
     for landed in copy_in(files, lake, load_company(lake)):
         console.print(f"{landed.name}: {landed.format}, {landed.bytes:,} bytes", markup=False)
     console.print("[dim]The sensor landed_files takes them within a minute while make dev runs.[/]")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.families import Family, family_of
+from cs_pipeline.found import Found
 from cs_pipeline.lake import read_json
-from cs_pipeline.prompt import IGNORED, Chat, Context, Example, fit, messages
+from cs_pipeline.prompt import IGNORED, Chat, Context, Example, Told, messages, tell
 from cs_pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
 class Answer:
     """What the model wrote; ``stopped`` is false where it had to be cut off at the recipe's ``max_new_tokens``.
 
-    ``left_out`` earlier turns, the oldest, were too much for the prompt and not told.
+    ``left_out`` earlier turns, the oldest, were too much for the prompt and not told; ``found`` are the texts that it held.
     """
 
     text: str
     stopped: bool
     tokens: int
     left_out: int = 0
+    found: tuple[Found, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,21 @@ class SupportModel:
         intents: Sequence[str | None],
         contexts: Sequence[Context],
         progress: Callable[[int], None] = lambda done: None,
+        found: Sequence[Sequence[Found]] | None = None,
     ) -> list[Answer]:
         """Greedy answers to ``questions``, in their order.
 
         For each question there are an intent, the classifier's, and its earlier turns: of these the model is told the
-        latest, as many as make no prompt longer than the longest row of its training. Questions of like length are answered
-        together; ``progress`` is told how many are done. Raises PipelineError when a question is too long for the model.
+        latest, as many as make no prompt longer than the longest row of its training. ``found`` are the texts retrieved for
+        each question, None for none at all; those that do not fit go before any turn does. Questions of like length are
+        answered together; ``progress`` is told how many are done. Raises PipelineError when a question is too long for the
+        model.
         """
         import torch
 
-        asked = [self._prompt(q, i, c) for q, i, c in zip(questions, intents, contexts, strict=True)]
-        prompts = [prompt for prompt, _ in asked]
+        texts = _none_found(questions) if found is None else found
+        asked = [self._prompt(*row) for row in zip(questions, intents, contexts, texts, strict=True)]
+        prompts = [told.encoded for told in asked]
         self._assert_room(prompts)
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
@@ -168,7 +174,7 @@ class SupportModel:
             # A decoder writes behind its start token, a causal model behind the prompt.
             begin = 1 if self.chat.kind == "encoder-decoder" else inputs["input_ids"].shape[1]
             for i, ids in zip(batch, output[:, begin:].tolist(), strict=True):
-                answers[i] = self._answer(ids, asked[i][1])
+                answers[i] = self._answer(ids, asked[i])
             progress(len(answers))
         return [answers[i] for i in range(len(prompts))]
 
@@ -178,11 +184,13 @@ class SupportModel:
         intents: Sequence[str | None],
         contexts: Sequence[Context],
         references: Sequence[str],
+        found: Sequence[Sequence[Found]] | None = None,
     ) -> list[Likelihood]:
         """How probable each reference answer is to the model, after what a row of its training would have before it."""
         import torch
 
-        rows = [self._example(*row) for row in zip(questions, intents, contexts, references, strict=True)]
+        texts = _none_found(questions) if found is None else found
+        rows = [self._example(*row) for row in zip(questions, intents, contexts, texts, references, strict=True)]
         results: dict[int, Likelihood] = {}
         batch: list[int] = []
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
@@ -210,22 +218,26 @@ class SupportModel:
             batch = []
         return [results[i] for i in range(len(rows))]
 
-    def _prompt(self, question: str, intent: str | None, earlier: Context) -> tuple[list[int], int]:
-        def encode(turns: Context) -> list[int]:
-            return self.chat.prompt(messages(question, self.recipe.prompt, intent, turns))
+    def _prompt(self, question: str, intent: str | None, earlier: Context, found: Sequence[Found]) -> Told[list[int]]:
+        def encode(turns: Context, known: Sequence[Found]) -> list[int]:
+            return self.chat.prompt(messages(question, self.recipe.prompt, intent, turns, known))
 
-        return fit(encode, earlier, self.recipe.trainer.max_length)
+        longest = self._longest_prompt()
+        trained = self.recipe.trainer.max_length
+        return tell(encode, earlier, found, trained if longest is None else min(trained, longest))
 
-    def _example(self, question: str, intent: str | None, earlier: Context, reference: str) -> Example:
-        def encode(turns: Context) -> Example:
-            return self.chat.example(messages(question, self.recipe.prompt, intent, turns), reference)
+    def _example(
+        self, question: str, intent: str | None, earlier: Context, found: Sequence[Found], reference: str
+    ) -> Example:
+        def encode(turns: Context, known: Sequence[Found]) -> Example:
+            return self.chat.example(messages(question, self.recipe.prompt, intent, turns, known), reference)
 
-        return fit(encode, earlier, self.recipe.trainer.max_length)[0]
+        return tell(encode, earlier, found, self.recipe.trainer.max_length).encoded
 
     def has_room(self, question: str, intent: str | None) -> bool:
         """Whether the model can read ``question``, told with ``intent`` and no earlier turns, and answer it."""
         most = self._longest_prompt()
-        return most is None or len(self._prompt(question, intent, ())[0]) <= most
+        return most is None or len(self._prompt(question, intent, (), ()).encoded) <= most
 
     def _assert_room(self, prompts: Sequence[list[int]]) -> None:
         """What does not fit is never cut: the end of a question is where its answer begins."""
@@ -245,15 +257,19 @@ class SupportModel:
             return None  # T5 has relative positions, and no such end
         return int(positions) - self.recipe.generation.max_new_tokens
 
-    def _answer(self, ids: list[int], left_out: int) -> Answer:
+    def _answer(self, ids: list[int], told: Told[list[int]]) -> Answer:
         end = next((i for i, id_ in enumerate(ids) if id_ in self.stops), None)
-        return Answer(self.chat.read(ids[:end]), end is not None, len(ids[:end]), left_out)
+        return Answer(self.chat.read(ids[:end]), end is not None, len(ids[:end]), told.without, told.found)
 
     def _tensor(self, rows: Sequence[list[int]], padding: int) -> "torch.Tensor":
         import torch
 
         width = max(map(len, rows))
         return torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=self.model.device)
+
+
+def _none_found(questions: Sequence[str]) -> list[tuple[()]]:
+    return [()] * len(questions)
 
 
 def stops_of(model: Any) -> set[int]:

@@ -4,10 +4,11 @@ import json
 import re
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.families import Kind
+from cs_pipeline.found import Found
 from cs_pipeline.placeholders import Speaker
 from cs_pipeline.recipe import TEMPLATES, Prompt
 from cs_pipeline.written import Written
@@ -65,9 +66,27 @@ def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
     return turns
 
 
-def messages(question: str, prompt: Prompt, intent: str | None, earlier: Context) -> list[dict[str, str]]:
+FOUND_FORM = "1"
+"""Raised when found texts are put before a question in another way: part of the fingerprint of what reads them."""
+
+
+def with_found(question: str, found: Sequence[Found]) -> str:
+    """The customer's message with the ``found`` texts before the question; the question alone without any.
+
+    They stand in the customer's turn and not in the system line, because every template has that turn and no model should
+    take an article's or another customer's words for its own instructions.
+    """
+    if not found:
+        return question
+    told = (f"Known answer: {f.text}" if f.kind == "answer" else f"Article ({f.title}): {f.text}" for f in found)
+    return "\n\n".join([*told, f"Question: {question}"])
+
+
+def messages(
+    question: str, prompt: Prompt, intent: str | None, earlier: Context, found: Sequence[Found] = ()
+) -> list[dict[str, str]]:
     """The chat messages before an answer: a system line where there is something to say in it, the earlier turns, the
-    question.
+    question after what was ``found`` for it.
 
     ``intent`` is the classifier's and is read only where the recipe routes by intent; it must be given then. Customer and
     agent alternate and the customer begins, as many templates demand: neighbouring turns of one speaker become one
@@ -79,7 +98,7 @@ def messages(question: str, prompt: Prompt, intent: str | None, earlier: Context
             raise ValueError("this recipe routes by intent, but no intent was given")
         system = f"{system} Intent: {intent}".strip()
     turns: list[dict[str, str]] = []
-    for speaker, text in (*earlier, ("customer", question)):
+    for speaker, text in (*earlier, ("customer", with_found(question, found))):
         if turns and turns[-1]["role"] == _ROLES[speaker]:
             turns[-1]["content"] += f"\n{text}"
         elif turns or speaker == "customer":
@@ -100,6 +119,33 @@ def fit(encode: Callable[[Context], Encoded], earlier: Context, most: int) -> tu
         if len(encoded) <= most:
             return encoded, left_out
     return encode(()), len(earlier)
+
+
+@dataclass(frozen=True)
+class Told(Generic[Encoded]):
+    """What fitted into a prompt: it ``encoded``, the ``found`` texts in it, and how many earlier turns it is ``without``."""
+
+    encoded: Encoded
+    found: tuple[Found, ...]
+    without: int
+
+
+def tell(
+    encode: Callable[[Context, Sequence[Found]], Encoded], earlier: Context, found: Sequence[Found], most: int
+) -> Told[Encoded]:
+    """What ``encode`` makes of as many ``found`` texts and ``earlier`` turns as fit into ``most`` tokens.
+
+    First the found texts go, the least similar before the others, then the oldest turns: what the customer said counts
+    more than what others were told. Where it is too long even without any, that is what it returns.
+    """
+    worst_first = sorted(range(len(found)), key=lambda place: found[place].similarity)
+    for left_out in range(len(found)):
+        kept = [found[place] for place in sorted(worst_first[left_out:])]
+        encoded = encode(earlier, kept)
+        if len(encoded) <= most:
+            return Told(encoded, tuple(kept), 0)
+    encoded, without = fit(lambda turns: encode(turns, ()), earlier, most)
+    return Told(encoded, (), without)
 
 
 class Chat:

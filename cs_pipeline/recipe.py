@@ -30,6 +30,11 @@ class EmbeddedBase(_Part):
     blocks: int = Field(8, ge=1, description="blocks per step")
     block_tokens: int = Field(128, ge=16)
     learning_rate: float = Field(6e-3, gt=0)
+    known_answers: int = Field(
+        0,
+        ge=0,
+        description="such before each question, as prompt.retrieve.answers says it; blocks are whole examples then",
+    )
     without_intents: tuple[str, ...] = Field((), description="rows of these are left out, as held_out_intents says it")
     seed: int = 0
 
@@ -69,6 +74,19 @@ TEMPLATES = Path(__file__).parent / "templates"
 """The chat templates of this project, each a file with its version in its name; one that was used is never changed."""
 
 
+class Retrieve(_Part):
+    """How many of the nearest known answers, and of the passages of the company's articles, stand before the question."""
+
+    answers: int = Field(ge=0, le=8)
+    passages: int = Field(ge=0, le=8)
+
+    @model_validator(mode="after")
+    def _something(self) -> "Retrieve":
+        if not self.answers + self.passages:
+            raise ValueError("nothing is retrieved: leave retrieve out, or ask for an answer or a passage")
+        return self
+
+
 class Prompt(_Part):
     """What stands around the customer's question."""
 
@@ -77,6 +95,7 @@ class Prompt(_Part):
     route: Literal["none", "intent"] = Field(
         "none", description="intent: the classifier's intent joins the system line"
     )
+    retrieve: Retrieve | None = Field(None, description="what the retrieval index gives; null: nothing")
 
     @model_validator(mode="after")
     def _template_is_there(self) -> "Prompt":
@@ -194,6 +213,23 @@ class Recipe(_Part):
         if self.base.source == "embedded" and set(self.base.without_intents) != set(self.held_out_intents):
             raise ValueError(
                 "base.without_intents and held_out_intents must name the same: the embedded base is trained here too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _base_reads_what_is_retrieved(self) -> "Recipe":
+        answers = self.prompt.retrieve.answers if self.prompt.retrieve else 0
+        if self.base.source == "embedded" and self.base.known_answers != answers:
+            raise ValueError(
+                "base.known_answers and prompt.retrieve.answers must be equal: the embedded base learns here to read them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_of_what_is_held_out(self) -> "Recipe":
+        if self.held_out_intents and self.prompt.retrieve:
+            raise ValueError(
+                "held_out_intents and prompt.retrieve exclude one another: the index holds the answers of every intent"
             )
         return self
 

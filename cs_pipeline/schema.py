@@ -79,6 +79,37 @@ SPLIT_ROW = (
 (validation and test) the cosine of its question to the nearest training question."""
 
 
+PASSAGE = pa.schema(
+    [
+        pa.field("passage_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("place", pa.int32(), nullable=False),
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("address", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+    ]
+)
+"""A piece of a help article, the ``place``-th of its file from 0. ``path`` is that file below landing/knowledge/.
+
+``address`` is where people read the article: the URL that the file states, else its path. ``version`` is the sha256 of the
+file; ``passage_id`` a hash of path and text, so it stays while the rest of the article changes.
+"""
+
+PASSAGE_SET_ASIDE = PASSAGE.append(pa.field("reason", pa.string(), nullable=False))
+"""A piece of an article that no answer may be made of, with the reason."""
+
+ANSWER = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("cluster_id", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("intent", pa.string(), nullable=False),
+    ]
+)
+"""A known question of the training side and its answer, as the retrieval index holds them."""
+
 SEEN = pa.schema(
     [
         pa.field("row_id", pa.string(), nullable=False),

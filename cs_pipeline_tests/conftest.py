@@ -11,20 +11,31 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from cs_pipeline.company import load_company
 from cs_pipeline.lake import DataLake, locked
-from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Real data and tokenizers that may lie beside the project; the tests that need them skip where they do not."""
 
 RECIPES = Path(__file__).parent / "recipes"
-"""Recipes for tests: ``tiny``, and ``tiny_lora`` to be compared with it."""
+"""Recipes for tests: ``tiny``, ``tiny_lora`` to be compared with it, and ``tiny_rag``, which retrieves."""
 
 os.environ["CS_RECIPES"] = str(RECIPES)  # the partitions are read when the definitions are loaded
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once; a sum over other threads is another sum
 # Containers often set it; each process that a test starts would compile torch and transformers anew, ten seconds of work.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+LONG = frozenset(
+    f"test_{name}.py" for name in ("company", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev")
+)
+"""Files of few tests that take minutes: begun last, one of them would keep a single worker busy at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first."""
+    items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @contextmanager
@@ -123,6 +134,8 @@ BEFORE_TRAINING = [
     "train_split",
     "validation_split",
     "test_split",
+    "knowledge_base",
+    "retrieval_index",
 ]
 
 
@@ -144,6 +157,37 @@ def champion_lake(made_once: MadeOnce, small_csv: Path) -> Path:
         assert run_job(folder / "lake", small_csv).success
 
     return made_once("champion", make) / "lake"
+
+
+@pytest.fixture(scope="session")
+def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
+    """A lake with an article, in which ``tiny_rag`` was trained and evaluated; tests read it."""
+
+    def make(folder: Path) -> None:
+        from cs_pipeline.evaluate.evaluation import evaluate
+        from cs_pipeline.evaluate.report import write_report
+        from cs_pipeline.prepare.passages import read_knowledge
+        from cs_pipeline.prepare.retrieval import build
+        from cs_pipeline.train.adapter import train_adapter
+        from cs_pipeline.train.embedded import build_embedded
+
+        lake = DataLake(folder / "lake")
+        with own_world(lake.root) as patch:
+            patch.setenv("CS_RECIPES", str(RECIPES))
+            shutil.copytree(prepared / "prepare", lake.path("prepare"))
+            article = lake.path("landing", "knowledge", "returns.md")
+            article.parent.mkdir(parents=True)
+            article.write_text("# Returning things\n\nA return is free of charge. Take the parcel to any shop.\n")
+            read_knowledge(lake, load_company(lake))
+            build(lake)
+            recipe = load_recipe("tiny_rag")
+            assert isinstance(recipe.base, EmbeddedBase)
+            build_embedded(recipe.base, lake, print)
+            train_adapter(recipe, lake, print)
+            evaluate(recipe, lake, None, print)
+            write_report(recipe, lake)
+
+    return made_once("rag", make) / "lake"
 
 
 def copy_lake(lake: Path, to: Path) -> DataLake:

@@ -9,9 +9,10 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from bench import gpu, graph, grouping, padding, prepare, registering, side_by_side, threads
+from bench import gpu, graph, grouping, padding, prepare, registering, retrieval, side_by_side, threads
 from bench.flops import peak_of, utilisation
 from bench.rows import encode, read_rows, small_tokenizer
+from cs_pipeline.prepare import search
 from cs_pipeline.recipe import EmbeddedBase, Recipe
 
 
@@ -28,6 +29,26 @@ def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         for arm, total in seconds.pop("together").items():
             assert total == pytest.approx(sum(step[arm] for step in seconds.values()))
         assert 0 < result[ratio] < 1
+
+
+@pytest.mark.parametrize("most_compared", [50_000, 300])
+def test_the_bench_of_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_compared: int) -> None:
+    monkeypatch.setattr(search, "MOST_COMPARED", most_compared)
+    monkeypatch.setattr(search, "_TO_LEARN", 300)
+    questions = read_rows(None, 640)["instruction"].drop_duplicates().tolist()
+    result = retrieval.measure(questions, 20, 1, tmp_path / "index")
+    assert result["rows"] == len(questions) - 20
+    assert retrieval.LEAST <= result["recall_at_1"] <= 1
+    assert ("faiss" in {path.suffix[1:] for path in (tmp_path / "index").iterdir()}) == (most_compared == 300)
+    assert retrieval.made_questions(3) == retrieval.made_questions(3)
+
+
+def test_the_bench_of_retrieval_refuses_an_index_that_does_not_find(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrieval, "lookups", lambda index, asked: [0] * len(asked))
+    with pytest.raises(AssertionError, match="true nearest"):
+        retrieval.measure(read_rows(None, 200)["instruction"].tolist(), 20, 1, tmp_path / "index")
 
 
 def test_arms_run_in_turn_and_their_times_are_compared() -> None:

@@ -141,19 +141,22 @@ WRONG = {
     "empty question": Wrong(("ask", "  "), {}, ("The question is empty.",), "cs-pipeline ask"),
     "no report": Wrong(("report", "--recipe", "tiny"), {}, ("tiny.md is not there",), "cs-pipeline demo --recipe tiny"),
 }
-NO_RATINGS = [
+NOTHING_YET = [
     "evaluate/human_ratings.parquet",
     "ingest/.ledger.lock",
     "ingest/ledger.db",
+    "prepare/knowledge_base.json",
+    "prepare/knowledge_base.parquet",
+    "prepare/knowledge_base_set_aside.parquet",
     "serve/.feedback.lock",
     "serve/feedback.db",
 ]
 FILES_LEFT = {
     "no champion": ["register/.mlflow.lock", "register/mlflow.db"],
-    **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), NO_RATINGS),
+    **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), NOTHING_YET),
 }
-"""What may lie in the lake afterwards: an empty store; the ratings, which wait for no other table. Where training refuses,
-all before it is done and stays."""
+"""What may lie in the lake afterwards: an empty store; ratings and articles, of which there are none, and which wait for no
+other table. Where training refuses, all before it is done and stays."""
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,11 @@ GRAPH = {
     "train_split": ["conversations", "intent_classifier"],
     "validation_split": ["conversations", "intent_classifier"],
     "test_split": ["conversations", "intent_classifier"],
+    "knowledge_base": [],
+    "retrieval_index": ["knowledge_base", "train_split"],
     "base_model": ["bitext_splits", "intent_classifier"],
-    "adapter": ["base_model", "intent_classifier", "train_split", "validation_split"],
-    "evaluation": ["adapter", "base_model", "test_split", "train_split"],
+    "adapter": ["base_model", "intent_classifier", "retrieval_index", "train_split", "validation_split"],
+    "evaluation": ["adapter", "base_model", "retrieval_index", "test_split", "train_split"],
     "human_ratings": [],
     "evaluation_report": ["adapter", "evaluation", "human_ratings"],
     "leaderboard": ["adapter", "evaluation", "evaluation_report", "test_split", "train_split"],
@@ -45,6 +47,7 @@ BLOCKING = {
     ("conversations", "no_cluster_on_two_sides"),
     ("conversations", "no_leakage"),
     ("intent_classifier", "classifier_accuracy"),
+    ("retrieval_index", "training_rows_alone"),
     ("base_model", "fits_this_machine"),
     ("adapter", "loss_fell"),
     ("evaluation", "every_metric_a_number"),
@@ -52,7 +55,10 @@ BLOCKING = {
     ("model_version", "answers_from_the_registry"),
 }
 
-HEAVY = ("torch", "transformers", "trl", "peft", "mlflow", "sklearn", "gradio", "matplotlib", "ray", "kubernetes")
+HEAVY = (
+    *("torch", "transformers", "trl", "peft", "mlflow", "sklearn", "gradio", "matplotlib", "ray", "kubernetes"),
+    *("faiss", "lxml", "markdown_it", "scipy"),
+)
 
 
 def specs() -> dict[str, dg.AssetSpec]:
@@ -81,22 +87,27 @@ def test_checks_before_the_cost_block() -> None:
         if spec.blocking:
             blocking.add((key.asset_key.to_user_string(), key.name))
     assert blocking == BLOCKING
-    assert {key.name for key in checks} - {name for _, name in BLOCKING} == {"tuned_better_than_base", "all_judged"}
+    assert {key.name for key in checks} - {name for _, name in BLOCKING} == {
+        "articles_usable",
+        "tuned_better_than_base",
+        "all_judged",
+    }
 
 
 def test_one_job_ingests_a_day_one_collects_ratings_and_one_holds_the_rest() -> None:
     jobs = {
         name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.selected_asset_keys}
-        for name in ("ingest_company", "support_model", "collect_ratings")
+        for name in ("ingest_company", "read_articles", "support_model", "collect_ratings")
     }
+    assert jobs["read_articles"] == {"knowledge_base", "retrieval_index"}
     assert jobs["ingest_company"] == {"company_interactions", "clean_interactions"}
     assert jobs["collect_ratings"] == {"human_ratings"}
     assert jobs["support_model"] == set(GRAPH) - {"bitext_dataset"} - jobs["ingest_company"]
 
 
 def test_sensors_and_schedules_are_on() -> None:
-    sensors = [defs.resolve_sensor_def(name) for name in ("landed_files", "retrain_when_due")]
-    assert [sensor.default_status for sensor in sensors] == [dg.DefaultSensorStatus.RUNNING] * 2
+    sensors = [defs.resolve_sensor_def(name) for name in ("landed_files", "changed_articles", "retrain_when_due")]
+    assert [sensor.default_status for sensor in sensors] == [dg.DefaultSensorStatus.RUNNING] * 3
     schedules = [defs.resolve_schedule_def(name) for name in ("weekly_retrain", "daily_ratings")]
     assert [schedule.default_status for schedule in schedules] == [dg.DefaultScheduleStatus.RUNNING] * 2
 

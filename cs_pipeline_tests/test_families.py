@@ -15,13 +15,13 @@ from cs_pipeline import register
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.families import family_of
 from cs_pipeline.lake import DataLake, read_json
+from cs_pipeline.manifest import write_manifest
 from cs_pipeline.model import Answer, SupportModel, base_family, load_chat
-from cs_pipeline.prompt import IGNORED, Context
+from cs_pipeline.prompt import IGNORED, Context, Told
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.base import find_base
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.learner import in_full_precision, learner, save_learner, trainer_parts
-from cs_pipeline.train.manifest import write_manifest
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.tiny import FAMILIES, tiny_base
 from cs_pipeline_tests.train import EARLIER, company_rows, write_side
@@ -191,9 +191,9 @@ def test_generation_stops_on_every_stop_token_of_the_family(trained: Trained) ->
     assert model.stops == published.get(trained.family, model.stops)
     assert model.chat.stop in model.stops
     for stop in model.stops:
-        assert model._answer([*model.chat.example([_asked("x")], "ok").answer[:-1], stop, 5, 5], 0) == Answer(
-            "ok", True, len(model.chat.example([_asked("x")], "ok").answer) - 1
-        )
+        assert model._answer(
+            [*model.chat.example([_asked("x")], "ok").answer[:-1], stop, 5, 5], Told([], (), 0)
+        ) == Answer("ok", True, len(model.chat.example([_asked("x")], "ok").answer) - 1)
 
 
 def test_a_base_that_was_never_trained_can_be_asked(trained: Trained) -> None:

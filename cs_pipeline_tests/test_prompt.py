@@ -1,6 +1,7 @@
 """From a question to tokens, with the real tokenizer of every family: templates, stop tokens, text from outside."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.found import Found
 from cs_pipeline.placeholders import Speaker
 from cs_pipeline.prepare.clean import regular_text
-from cs_pipeline.prompt import IGNORED, Chat, Context, earlier_turns, fit, messages
+from cs_pipeline.prompt import IGNORED, Chat, Context, earlier_turns, fit, messages, tell
 from cs_pipeline.recipe import Prompt
 from cs_pipeline.train.embedded import transcripts
 from cs_pipeline_tests.tiny import FAMILIES, tiny_tokenizer
@@ -33,6 +35,14 @@ ANSWERS = [
     "Très bien \U0001f642 – 100 % sûr, don't you think ?",
     "",
 ]
+
+
+def answer_of(text: str, similarity: float = 0.9) -> Found:
+    return Found("answer", "row", text, "a known question", None, None, similarity)
+
+
+def article(title: str, text: str, similarity: float = 0.3) -> Found:
+    return Found("passage", "passage", text, title, "help/a.md", "0" * 64, similarity)
 
 
 @cache
@@ -275,6 +285,42 @@ def test_earlier_turns_stand_in_their_order_before_the_question(family: str) -> 
     assert ends == {"smollm2": 4, "qwen3": 4, "phi3": 4, "phi4": 4, "llama3": 4, "t5": 0}.get(family, 2)
 
 
+@pytest.mark.parametrize("family", ALL)
+@CONTEXTS
+def test_found_texts_stand_before_the_question_in_the_customers_turn(family: str, earlier: Context) -> None:
+    chat = load(family)
+    found = [answer_of("Open {{Settings}}."), article("Orders", "An order has a number.")]
+    turns = messages(QUESTION, SYSTEM, None, earlier, found)
+    told = "Known answer: Open {{Settings}}.\n\nArticle (Orders): An order has a number.\n\nQuestion: " + QUESTION
+    assert turns[:-1] == messages(QUESTION, SYSTEM, None, earlier)[:-1]
+    assert turns[-1]["role"] == "user"
+    assert turns[-1]["content"].endswith(told)
+    assert chat.written.write(told) in chat.render(turns)
+    usual = chat.prompt(messages(QUESTION, SYSTEM, None, earlier))
+    assert chat.prompt(turns)[-6:] == usual[-6:], "the question's end and what follows it"
+    assert chat.prompt(turns).count(chat.stop) == usual.count(chat.stop)
+
+
+def test_the_least_similar_text_goes_first_then_the_oldest_turn() -> None:
+    found = [answer_of("a" * 10, 0.5), answer_of("b" * 20, 0.9), article("c", "c" * 30, 0.7)]
+    said: Context = [("customer", "x" * 10), ("agent", "y" * 10)]
+
+    def encode(turns: Context, texts: Sequence[Found]) -> str:
+        return "".join([*(text for _, text in turns), *(one.text for one in texts)])
+
+    def kept(most: int) -> tuple[str, int, int]:
+        told = tell(encode, said, found, most)
+        assert told.encoded == encode(said[told.without :], told.found)
+        return "".join(one.text[0] for one in told.found), told.without, len(told.encoded)
+
+    assert kept(80) == ("abc", 0, 80)
+    assert kept(79) == ("bc", 0, 70)
+    assert kept(69) == ("b", 0, 40)
+    assert kept(39) == ("", 0, 20)
+    assert kept(19) == ("", 1, 10)
+    assert kept(9) == ("", 2, 0)
+
+
 @pytest.mark.parametrize("family", ["smollm2", "qwen3", "phi3", "mistral", "tinyllama"])
 @CONTEXTS
 def test_the_models_own_template_writes_the_whole_conversation_like_that(family: str, earlier: Context) -> None:
@@ -376,8 +422,9 @@ hostile = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
 def test_no_text_becomes_a_control_token_or_a_turn(family: str, earlier: Context, text: str) -> None:
     chat = load(family)
     for prompt in (Prompt(), Prompt(system="S", route="intent")):
-        harmless = messages("a question", prompt, "intent", earlier)
-        turns = messages(text, prompt, text, [(speaker, text) for speaker, _ in earlier])
+        harmless = messages("a question", prompt, "intent", earlier, [answer_of("an answer"), article("a", "b")])
+        found = [answer_of(text), article(text, text)]
+        turns = messages(text, prompt, text, [(speaker, text) for speaker, _ in earlier], found)
         ids, usual = chat.prompt(turns), chat.prompt(harmless)
         assert control_ids(chat, ids) == control_ids(chat, usual)
         written, expected = chat.render(turns), chat.render(harmless)

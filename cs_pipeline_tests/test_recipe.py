@@ -147,6 +147,21 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         (lambda c: c["mixture"].update(company_weight=float("inf")), ["'mixture.company_weight'", "finite"]),
         (lambda c: c["mixture"].update(bitext_weight=2), ["'mixture.bitext_weight' is no key of a recipe"]),
         (lambda c: c["mixture"].update(out_of_scope=1), ["mixture.out_of_scope", "prompt.route: intent"]),
+        (
+            lambda c: c["prompt"].update(retrieve={"answers": 0, "passages": 0}),
+            ["'prompt.retrieve' nothing is retrieved"],
+        ),
+        (lambda c: c["prompt"].update(retrieve={"answers": 1}), ["'prompt.retrieve.passages' is missing"]),
+        (lambda c: c["prompt"].update(retrieve={"answers": -1, "passages": 1}), ["'prompt.retrieve.answers'"]),
+        (lambda c: c["prompt"].update(retrieve={"answers": 1, "passages": 0}), ["base.known_answers"]),
+        (lambda c: c["base"].update(known_answers=1), ["base.known_answers and prompt.retrieve.answers"]),
+        (
+            lambda c: (
+                hub(c)["prompt"].update(retrieve={"answers": 1, "passages": 0}),
+                c.update(held_out_intents=["x"]),
+            ),
+            ["held_out_intents and prompt.retrieve"],
+        ),
         (lambda c: c.update(start="challenger"), ["'start'", "'base' or 'champion'"]),
         (lambda c: c["generation"].update(max_new_tokens=512), ["generation.max_new_tokens", "trainer.max_length"]),
         (
@@ -230,6 +245,8 @@ OTHER: dict[str, Any] = {
     "prompt.template": "t5_v1",
     "prompt.system": "Be brief.",
     "prompt.route": "none",
+    "prompt.retrieve": None,  # below, and an embedded base goes with it
+    "base.known_answers": None,
     "placeholders": "strip",
     "train_rows": 7,
     "mixture.out_of_scope": None,  # not beside an intent, below
@@ -278,6 +295,13 @@ def test_every_field_but_the_description_changes_the_fingerprint(source: str) ->
             Recipe.model_validate(held_out)
         held_out["base"]["without_intents"] = ["get_refund"]
     assert Recipe.model_validate(held_out).fingerprint not in fingerprints
+    for wanted in ({"answers": 1, "passages": 0}, {"answers": 1, "passages": 2}, {"answers": 2, "passages": 0}):
+        reading = deepcopy(whole)
+        reading["prompt"]["retrieve"] = wanted
+        if source == "embedded":
+            reading["base"]["known_answers"] = wanted["answers"]
+        fingerprints.add(Recipe.model_validate(reading).fingerprint)
+    assert len(fingerprints) == changes + 4
     described = Recipe.model_validate({**whole, "description": "in other words"})
     assert described != recipe
     assert described.fingerprint == recipe.fingerprint

@@ -16,13 +16,15 @@ from safetensors.torch import load_file
 from cs_pipeline import recipe as recipe_module
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.lake import DataLake, file_sha256
+from cs_pipeline.manifest import read_manifest
 from cs_pipeline.model import load_chat
+from cs_pipeline.prepare.retrieval import build
 from cs_pipeline.prompt import IGNORED
 from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
+from cs_pipeline.schema import PASSAGE
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline.train.estimate import SHAPES, estimate, shape_of
 from cs_pipeline.train.fits import BITEXT_ROWS, Machine, hours, needed
-from cs_pipeline.train.manifest import read_manifest
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
@@ -84,6 +86,8 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
     ]
     write_side(lake, "train", rows[:12])
     write_side(lake, "validation", rows[12:])
+    lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
+    build(lake)
     from cs_pipeline.prepare.classifier import TextClassifier
 
     questions = [row["instruction"] for row in rows]
@@ -136,6 +140,7 @@ def test_a_recipe_trains(trained: Trained) -> None:
     assert manifest["recipe"] == trained.recipe.name
     assert json.loads((trained.folder / "metrics.json").read_text())["steps"] == 2
     assert ("out_of_scope" in manifest["data"]) == bool(trained.recipe.mixture.out_of_scope)
+    assert ("retrieval_index" in manifest["data"]) == (trained.recipe.prompt.retrieve is not None)
 
 
 def assert_weights_moved(trained: Trained) -> None:

@@ -2,14 +2,14 @@
 
 import dagster as dg
 
-from cs_pipeline.defs import automation, evaluate, ingest, prepare, register, resources, train
+from cs_pipeline.defs import automation, evaluate, ingest, knowledge, prepare, register, resources, train
 
 OWNERS = ["team:support-ml"]
 
 
 def build() -> dg.Definitions:
     """All definitions; what holds for every asset is said here, once."""
-    stages = [ingest, prepare, train, evaluate, register]
+    stages = [ingest, prepare, knowledge, train, evaluate, register]
     assets = dg.map_asset_specs(
         lambda spec: spec.replace_attributes(owners=OWNERS),
         [asset for stage in stages for asset in stage.ASSETS],

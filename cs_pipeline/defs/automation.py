@@ -1,18 +1,20 @@
 """What starts runs: jobs, the sensors that watch the landing place and the need to train, what the clock starts."""
 
+import json
 import os
 
 import dagster as dg
 
 from cs_pipeline.defs.evaluate import human_ratings
 from cs_pipeline.defs.ingest import company_interactions
+from cs_pipeline.defs.knowledge import knowledge_base, retrieval_index
 from cs_pipeline.defs.prepare import clean_interactions
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import load_recipe
 
 MOST_ATTEMPTS = 3
-"""Runs that are started for one day's deliveries before a person has to look."""
+"""Runs that are started for one day's deliveries, or for the same articles, before a person has to look."""
 
 BUSY = [
     dg.DagsterRunStatus.QUEUED,
@@ -46,6 +48,12 @@ daily_ratings = dg.ScheduleDefinition(
     cron_schedule="30 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Every night, so that no judgement lies longer than a day as it was written.",
+)
+
+read_articles = dg.define_asset_job(
+    "read_articles",
+    selection=dg.AssetSelection.assets(knowledge_base, retrieval_index),
+    description="The help articles as they are now, into the index that answers are looked up in.",
 )
 
 
@@ -105,6 +113,49 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
 
 
 @dg.sensor(
+    job=read_articles,
+    minimum_interval_seconds=15,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description="Follows help articles that are put into landing/knowledge/, changed or deleted there.",
+)
+def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
+    """Compares what lies there with what was read, and asks for a run once it is the same in two looks.
+
+    The cursor keeps what the last look saw, and how often a run was asked for that.
+    """
+    from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.knowledge import articles
+    from cs_pipeline.lake import digest
+    from cs_pipeline.prepare.passages import known_files
+
+    there = {listed.path: listed.identity for listed in articles(lake.lake, load_company(lake.lake))}
+    known = known_files(lake.lake)
+    if there == known:
+        return dg.SkipReason(f"nothing new: {len(there)} files" if there else "no articles")
+    said = (
+        f"{len(there.keys() - known)} files new, {len(known.keys() - there)} gone, "
+        f"{sum(there[path] != known[path] for path in there.keys() & known)} changed"
+    )
+    if not lake.lake.table("prepare", "train_split").exists():
+        return dg.SkipReason(f"{said}; they are read with the whole job: make demo")
+    if context.instance.get_runs_count(dg.RunsFilter(job_name=read_articles.name, statuses=BUSY)):
+        return dg.SkipReason(f"{said}; articles are being read")
+    now = digest(there)
+    seen = json.loads(context.cursor or "{}")
+    attempts = seen["attempts"] if seen.get("there") == now else -1
+    if attempts == MOST_ATTEMPTS:
+        return dg.SkipReason(
+            f"{said}; they were tried {MOST_ATTEMPTS} times: look at the last run of {read_articles.name}, mend what it "
+            "says, and launch that job"
+        )
+    cursor = json.dumps({"there": now, "attempts": attempts + 1})
+    if attempts < 0:
+        return dg.SensorResult(skip_reason=f"{said}; waiting until they are whole", cursor=cursor)
+    context.log.info(said)
+    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"cs.articles": said})], cursor=cursor)
+
+
+@dg.sensor(
     job=support_model,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -146,6 +197,6 @@ def _busy_partitions(instance: dg.DagsterInstance) -> set[str]:
     return {run.tags.get("dagster/partition", "") for run in runs}
 
 
-JOBS = [support_model, ingest_company, collect_ratings]
-SENSORS = [landed_files, retrain_when_due]
+JOBS = [support_model, ingest_company, read_articles, collect_ratings]
+SENSORS = [landed_files, changed_articles, retrain_when_due]
 SCHEDULES = [weekly_retrain, daily_ratings]

@@ -13,7 +13,7 @@ from cs_pipeline.recipe import load_recipe, recipe_names
     group_name="evaluate",
     kinds={"parquet"},
     partitions_def=RECIPES,
-    deps=["adapter", "base_model", "train_split", "test_split"],
+    deps=["adapter", "base_model", "train_split", "test_split", "retrieval_index"],
     pool="gpu",
     code_version="1",
 )

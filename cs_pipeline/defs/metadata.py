@@ -31,7 +31,7 @@ def table_result(
     sha256 = file_sha256(path)
     shown = {
         "dagster/row_count": table.num_rows,
-        "dagster/column_schema": _schema(table.schema),
+        "dagster/column_schema": column_schema(table.schema),
         "dagster/uri": path.as_uri(),
         "sha256": sha256,
         "preview": dg.MetadataValue.md(_preview(table)),
@@ -45,6 +45,16 @@ def table_result(
             }
         )
     return dg.MaterializeResult(asset_key=asset_key, metadata=shown, data_version=dg.DataVersion(sha256[:16]))
+
+
+def column_schema(schema: "pa.Schema") -> dg.TableSchema:
+    """The columns of ``schema``, their types, and which may be empty."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            for field in schema
+        ]
+    )
 
 
 def counts(name: str, values: Mapping[str, int]) -> dict[str, Any]:
@@ -68,12 +78,3 @@ def _preview(table: "pa.Table") -> str:
     rows = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
     lines = ["| " + " | ".join(cell(row[c]) for c in columns) + " |" for row in rows]
     return "\n".join([f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *lines])
-
-
-def _schema(schema: "pa.Schema") -> dg.TableSchema:
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
-            for field in schema
-        ]
-    )

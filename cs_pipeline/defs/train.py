@@ -64,7 +64,7 @@ class AdapterConfig(dg.Config):
     group_name="train",
     kinds={"pytorch", "huggingface"},
     partitions_def=RECIPES,
-    deps=[base_model, "train_split", "validation_split", "intent_classifier"],
+    deps=[base_model, "train_split", "validation_split", "intent_classifier", "retrieval_index"],
     pool="gpu",
     code_version="2",
 )

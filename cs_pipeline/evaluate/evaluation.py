@@ -12,26 +12,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.asking import ask
 from cs_pipeline.evaluate.baselines import central_answers, nearest_answers, random_answers
 from cs_pipeline.evaluate.comparison import compare, on_intents
-from cs_pipeline.evaluate.cost import Run, weights_size
+from cs_pipeline.evaluate.cost import weights_size
 from cs_pipeline.evaluate.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.jury import hear
 from cs_pipeline.evaluate.metrics import corpus_scores
 from cs_pipeline.evaluate.naive import naive_scores
+from cs_pipeline.evaluate.retrieval import WITHOUT, Retrieval, judge_retrieval, retrieval_facts
 from cs_pipeline.evaluate.robustness import by_group
 from cs_pipeline.evaluate.slices import near_train_rows, slices, weaknesses, write_weak_intents
 from cs_pipeline.evaluate.trials import Trials, try_out
 from cs_pipeline.evaluate.yardstick import Yardstick
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, locked, make_folder, read_json, write_json
-from cs_pipeline.model import SupportModel, memory_used
+from cs_pipeline.model import SupportModel
+from cs_pipeline.prepare.grounding import open_index, retrieve
+from cs_pipeline.prepare.retrieval import index_version
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
 from cs_pipeline.train.base import base_of_version
 
-CODE_VERSION = "4"
+CODE_VERSION = "5"
 """Raised when this stage gives other figures for the same model and rows."""
 
 WITHOUT_REFERENCE = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ERRORS))
@@ -41,6 +45,7 @@ SYSTEMS = {
     "tuned": "tuned",
     "base": "its base, asked the same way",
     "champion": "current champion",
+    "without_retrieval": "the tuned model without found texts",
     "nearest": "answer of the nearest training question",
     "central": "most central answer of the predicted intent",
     "random": "a random training answer",
@@ -59,7 +64,8 @@ class Evaluation:
 def evaluation_folder(recipe_name: str, lake: DataLake) -> Path:
     """Holds ``answers.parquet`` (a row per test row and system), ``references.parquet`` (the references looked at alike),
     ``slices.parquet`` (every score on parts of the rows), ``robustness.parquet`` and ``probe.parquet`` (other questions, a
-    row a system and question), ``judge.parquet`` where one was asked, ``weak_intents.csv`` and
+    row a system and question), ``misled.parquet`` (misleading texts) and ``grounding.parquet`` (how much comes from the
+    found texts) where the recipe retrieves, ``judge.parquet`` where one was asked, ``weak_intents.csv`` and
     ``evaluation.json``."""
     return lake.path("evaluate", "evaluation", recipe_name)
 
@@ -90,6 +96,9 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         champion = None
     base = base_of(adapter, recipe, lake)
     data = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "test_split")}
+    models = _models(recipe, adapter, base, champion)
+    if any(model[0].prompt.retrieve is not None for model in models.values()):
+        data["retrieval_index"] = index_version(lake)
     endpoint = endpoint_from_environment()
     judge = endpoint and (endpoint.url, endpoint.model)
     key = digest(adapter.fingerprint, data, champion and champion.fingerprint, recipe.fingerprint, judge, CODE_VERSION)
@@ -103,11 +112,14 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         )  # one that is away is known before the work
     rows = Yardstick(recipe, lake)
     stats, seconds, tried = {}, {}, {}
-    models = _models(recipe, adapter, base, champion)
+    retrieval: Retrieval | None = None
     for system, model in models.items():
         started = time.monotonic()
-        stats[system], tried[system] = _judged(system, *model, rows, report)
+        stats[system], tried[system], found = _judged(system, *model, rows, lake, report)
         seconds[system] = time.monotonic() - started
+        if found is not None:
+            retrieval = found
+            stats[WITHOUT], seconds[WITHOUT] = found.without, found.seconds
     for system, answers in _lookups(rows).items():
         started = time.monotonic()
         stats[system] = rows.statistics(answers())
@@ -138,6 +150,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         "weak": [asdict(weakness) | {"advice": weakness.advice} for weakness in weak],
         "naive": naive_scores(pd.concat([rows.train, test], ignore_index=True)),
         "robustness": {system: by_group(trials.robustness).to_dict("records") for system, trials in tried.items()},
+        "retrieval": retrieval and retrieval_facts(test, stats, retrieval),
         "probe": {system: trials.probe["right"].tolist() for system, trials in tried.items()},
         "runs": {system: asdict(trials.run) | {"alone": trials.alone} for system, trials in tried.items()},
         "adapter_bytes": weights_size(adapter.folder),
@@ -155,6 +168,10 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         for name in ("robustness", "probe"):
             told = [getattr(trials, name).assign(system=system) for system, trials in tried.items()]
             pd.concat(told).to_parquet(temporary / f"{name}.parquet", index=False)
+        if retrieval is not None:
+            retrieval.misled.to_parquet(temporary / "misled.parquet", index=False)
+            grounded = [frame.assign(row_id=test["row_id"], system=system) for system, frame in retrieval.rows.items()]
+            pd.concat(grounded).to_parquet(temporary / "grounding.parquet", index=False)
         if judged_pairs is not None:
             judged_pairs.to_parquet(temporary / "judge.parquet", index=False)
         pq.write_table(slices(test, stats), temporary / "slices.parquet")
@@ -202,28 +219,15 @@ def _judged(
     adapter: Path | None,
     classifier: Path,
     rows: Yardstick,
+    lake: DataLake,
     report: Callable[[str], None],
-) -> tuple[pd.DataFrame, Trials]:
-    model = SupportModel(recipe, base, adapter)
-    started = said = time.monotonic()
-
-    def progress(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > 5 or done == len(rows.questions):
-            said = time.monotonic()
-            rate = done / (said - started)
-            left = (len(rows.questions) - done) / rate
-            report(f"{system}: {done}/{len(rows.questions)} answers, {rate:.1f} a second, {left:.0f} s left")
-
-    answers = model.answer(rows.questions, rows.intents, rows.contexts, progress)
-    run = Run(len(answers), sum(answer.tokens for answer in answers), time.monotonic() - started, memory_used())
-    likelihoods = model.likelihoods(rows.questions, rows.intents, rows.contexts, rows.references)
-    statistics = rows.statistics(
-        [answer.text for answer in answers],
-        nll=[likelihood.nll for likelihood in likelihoods],
-        answer_tokens=[likelihood.tokens for likelihood in likelihoods],
-        answer_chars=[len(reference) for reference in rows.references],
-        stopped=[float(answer.stopped) for answer in answers],
-    )
+) -> tuple[pd.DataFrame, Trials, Retrieval | None]:
+    """The last is there for the tuned model alone, where its recipe retrieves."""
+    model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
+    found = retrieve(index, recipe.prompt.retrieve, recipe.placeholders, rows.questions)
+    statistics, answers, run = ask(system, model, rows, found, report)
     report(f"{system}: odd questions, general ones, and some one at a time")
-    return statistics, try_out(model, classifier, rows, statistics, run)
+    trials = try_out(model, classifier, index, rows, statistics, run)
+    if system != "tuned" or index is None:
+        return statistics, trials, None
+    return statistics, trials, judge_retrieval(model, classifier, rows, found, answers, statistics, report)

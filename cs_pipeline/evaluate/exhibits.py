@@ -25,7 +25,7 @@ _PICTURED = (
     *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),
     *("placeholder_precision", "placeholder_recall", "stop_rate"),
 )
-_SIDE_BY_SIDE = ("tuned", "champion", "base", "nearest")
+_SIDE_BY_SIDE = ("tuned", "without_retrieval", "champion", "base", "nearest")
 _BY_SIMILARITY, _BINS = ("right_intent", "rougeL", "chrf"), 6
 
 
@@ -179,6 +179,7 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
         ("Trainable parameters", f"{m['trainable_parameters']:,}"),
         ("Rows trained on", f"{m['rows']:,}"),
         ("Rows left out as too long", f"{m['rows_too_long']:,}"),
+        *_found_texts(recipe, m),
         ("Optimizer steps", f"{m['steps']:,} of {trainer.batch_size} × {trainer.accumulation} rows"),
         ("Learning rate", f"{trainer.learning_rate:g}, {trainer.scheduler}"),
         ("Intent in the prompt", "yes" if recipe.prompt.route == "intent" else "no"),
@@ -189,6 +190,16 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
         ("Throughput", f"{m['tokens_per_second']:,.0f} tokens per second"),
         ("Tokens that are text, not padding", f"{100 * m['real_token_share']:.1f} %"),
         ("Peak memory", f"{m['peak_memory_gib']:.1f} GiB"),
+    ]
+
+
+def _found_texts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    if (wanted := recipe.prompt.retrieve) is None:
+        return []
+    found, left_out = metrics["found_texts"], metrics["found_texts_left_out"]
+    return [
+        ("Before each question", f"{wanted.answers} known answers, {wanted.passages} passages"),
+        ("Found texts that did not fit", f"{left_out:,} of {found:,}"),
     ]
 
 

@@ -12,9 +12,9 @@ from cs_pipeline.evaluate.evaluation import CODE_VERSION, evaluation_folder, rea
 from cs_pipeline.evaluate.metrics import METRICS
 from cs_pipeline.evaluate.statistics import paired_bootstrap
 from cs_pipeline.lake import DataLake, file_sha256, read_json
+from cs_pipeline.manifest import read_manifest
 from cs_pipeline.placeholders import PlaceholderMode
 from cs_pipeline.recipe import read_recipe
-from cs_pipeline.train.manifest import read_manifest
 
 RANKED_BY = "bits_per_character"
 """The metric that puts recipes in order: it compares across tokenizers, and its intervals are narrow."""

@@ -313,6 +313,14 @@ METRICS = {
             may_be_empty=True,
         ),
         Metric(
+            "placeholder_f1",
+            "Placeholder F1 (%)",
+            "higher",
+            ("matched_placeholders", "answer_placeholders", "reference_placeholders"),
+            lambda s: 200 * s[..., 0] / (s[..., 1] + s[..., 2]),
+            may_be_empty=True,
+        ),
+        Metric(
             "placeholder_invented",
             "Placeholders invented (%)",
             "lower",

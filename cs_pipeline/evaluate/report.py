@@ -16,6 +16,7 @@ from cs_pipeline.evaluate.metrics import METRICS
 from cs_pipeline.evaluate.opinions import opinions
 from cs_pipeline.evaluate.pages import plain, template
 from cs_pipeline.evaluate.plots import loss_picture
+from cs_pipeline.evaluate.retrieval import COMPARED, misled_groups
 from cs_pipeline.evaluate.verdict import Finding, figure, odd_questions, verdict, weak_slices
 from cs_pipeline.lake import DataLake, atomic_file
 from cs_pipeline.recipe import Recipe
@@ -88,6 +89,8 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         odd=scrutiny.odd_groups(facts["robustness"], models),
         unlearnt=scrutiny.unlearnt(probe),
         costs=scrutiny.costs(facts, models, load_company(lake).price_per_hour),
+        compared=COMPARED,
+        misled=misled_groups(facts["retrieval"]) if facts["retrieval"] else [],
         people=opinions(lake),
         naive=scrutiny.naive_beside_honest(facts),
         smallest=scrutiny.smallest_seen(facts),

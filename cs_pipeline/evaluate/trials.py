@@ -4,20 +4,28 @@ The suite of ``robustness.py`` shows what it does with odd and hostile questions
 everybody knows) is asked of the base and of the tuned model in the same way: what the base knew and the tuned model does
 not, the training has made it forget, or answer as a support desk does. One answer at a time tells the seconds that a lone
 customer waits.
+
+A recipe that retrieves is asked all of this with what the index gives, as a customer would; besides, with texts that
+mislead it (``misleading.py``).
 """
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from cs_pipeline.evaluate.cost import Run
+from cs_pipeline.evaluate.misleading import misled
 from cs_pipeline.evaluate.robustness import cases, judged
-from cs_pipeline.evaluate.yardstick import Yardstick
-from cs_pipeline.model import SupportModel
+from cs_pipeline.evaluate.yardstick import Yardstick, told
+from cs_pipeline.found import Found
+from cs_pipeline.model import Answer, SupportModel
 from cs_pipeline.prepare.classifier import TextClassifier
+from cs_pipeline.prepare.grounding import retrieve
+from cs_pipeline.prepare.retrieval import RetrievalIndex
 from cs_pipeline.yaml_file import read_yaml
 
 ALONE = 20
@@ -35,40 +43,78 @@ class Trials:
     alone: list[float]
 
 
-def try_out(model: SupportModel, classifier: Path, rows: Yardstick, plain: pd.DataFrame, run: Run) -> Trials:
-    """Puts ``model`` through all of them.
+def try_out(
+    model: SupportModel,
+    classifier: Path,
+    index: RetrievalIndex | None,
+    rows: Yardstick,
+    plain: pd.DataFrame,
+    run: Run,
+) -> Trials:
+    """Puts ``model`` through all of them but the misleading texts.
 
-    ``classifier`` is the folder of the one that routes its questions, ``plain`` what it answered to the test rows (columns
-    row_id and answer) in ``run``.
+    ``classifier`` is the folder of the one that routes its questions, ``index`` what it retrieves from, ``plain`` what it
+    answered to the test rows (columns row_id and answer) in ``run``.
     """
     odd = cases(rows.test)
     texts = [case.text for case in odd]
-    answers = _answers(model, classifier, texts)
-    plain_answers = dict(zip(plain["row_id"], plain["answer"], strict=True))
+    answers = _answers(model, classifier, texts, _found(model, index, texts))
+    read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
+    said, plain_answers = [answer.text for answer in answers], _by_row(plain)
+    system_line = model.recipe.prompt.system
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
-    said = _answers(model, classifier, list(probe))
-    right = [float(_holds(*pair)) for pair in zip(said, probe.values(), strict=True)]
+    known = [answer.text for answer in _answers(model, classifier, list(probe), _found(model, index, list(probe)))]
+    right = [float(_holds(*pair)) for pair in zip(known, probe.values(), strict=True)]
     return Trials(
-        judged(odd, answers, plain_answers, rows.intents_of, model.recipe.prompt.system, rows.mode),
-        pd.DataFrame({"question": list(probe), "answer": said, "right": right}),
+        judged(odd, said, plain_answers, rows.intents_of, system_line, rows.mode, read),
+        pd.DataFrame({"question": list(probe), "answer": known, "right": right}),
         run,
-        [_seconds(model, rows, place) for place in range(min(ALONE, len(rows.questions)))],
+        [_seconds(model, index, rows, place) for place in range(min(ALONE, len(rows.questions)))],
     )
 
 
-def _answers(model: SupportModel, classifier: Path, texts: list[str]) -> list[str]:
+def mislead(
+    model: SupportModel,
+    classifier: Path,
+    rows: Yardstick,
+    found: Sequence[Sequence[Found]],
+    plain: pd.DataFrame,
+) -> pd.DataFrame:
+    """The table of ``robustness.judged`` of cases in which ``model`` reads other texts than those ``found`` for the test
+    rows; ``plain`` is as in ``try_out``."""
+    made = misled(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
+    texts = [case.text for case, _ in made]
+    answers = _answers(model, classifier, texts, [others for _, others in made])
+    read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
+    said = [answer.text for answer in answers]
+    system_line = model.recipe.prompt.system
+    return judged([case for case, _ in made], said, _by_row(plain), rows.intents_of, system_line, rows.mode, read)
+
+
+def _by_row(plain: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(plain["row_id"], plain["answer"], strict=True))
+
+
+def _found(model: SupportModel, index: RetrievalIndex | None, texts: Sequence[str]) -> list[list[Found]]:
+    return retrieve(index, model.recipe.prompt.retrieve, model.recipe.placeholders, texts)
+
+
+def _answers(model: SupportModel, classifier: Path, texts: list[str], found: Sequence[Sequence[Found]]) -> list[Answer]:
     """One for each of ``texts``; nothing where a text is too long for the model, for that is what a customer gets of it."""
     routes = model.recipe.prompt.route == "intent"
     intents = list(TextClassifier.load(classifier).predict(texts)[0]) if routes else [None] * len(texts)
     readable = [place for place, pair in enumerate(zip(texts, intents, strict=True)) if model.has_room(*pair)]
-    found = model.answer([texts[i] for i in readable], [intents[i] for i in readable], [()] * len(readable))
-    by_place = {place: answer.text for place, answer in zip(readable, found, strict=True)}
-    return [by_place.get(place, "") for place in range(len(texts))]
+    asked = [(texts[i], intents[i], (), found[i]) for i in readable]
+    questions, routed, contexts, read = map(list, zip(*asked, strict=True)) if asked else ([], [], [], [])
+    answers = model.answer(questions, routed, contexts, found=read)
+    by_place = dict(zip(readable, answers, strict=True))
+    return [by_place.get(place, Answer("", False, 0)) for place in range(len(texts))]
 
 
-def _seconds(model: SupportModel, rows: Yardstick, place: int) -> float:
+def _seconds(model: SupportModel, index: RetrievalIndex | None, rows: Yardstick, place: int) -> float:
     started = time.monotonic()
-    model.answer([rows.questions[place]], [rows.intents[place]], [rows.contexts[place]])
+    found = _found(model, index, [rows.questions[place]])
+    model.answer([rows.questions[place]], [rows.intents[place]], [rows.contexts[place]], found=found)
     return time.monotonic() - started
 
 

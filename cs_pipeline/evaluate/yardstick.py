@@ -4,6 +4,7 @@ Every system is judged by the same ``Yardstick``: beside its reference (``metric
 (``fidelity.py``), by rules for errors (``errors.py``) and by how it is put (``rubric.py``).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cs_pipeline.evaluate.errors import Norms, errors
 from cs_pipeline.evaluate.fidelity import fidelity
 from cs_pipeline.evaluate.metrics import row_statistics
 from cs_pipeline.evaluate.rubric import rubric
+from cs_pipeline.found import Found
 from cs_pipeline.lake import DataLake
 from cs_pipeline.placeholders import apply
 from cs_pipeline.prepare.classifier import TextClassifier
@@ -49,14 +51,19 @@ class Yardstick:
         self._norms = Norms.of(answers, intents)
         self.classifier_accuracy = float(self._right_intents(self.references).mean())
 
-    def statistics(self, answers: list[str], **given: Any) -> pd.DataFrame:
-        """Row statistics of one system's ``answers`` to all test rows; ``given`` is what it alone knows, of GIVEN."""
+    def statistics(
+        self, answers: list[str], found: Sequence[Sequence[Found]] | None = None, **given: Any
+    ) -> pd.DataFrame:
+        """Row statistics of one system's ``answers`` to all test rows, to which it read the texts ``found``, None for none;
+        ``given`` is what it alone knows, of GIVEN."""
         frame = row_statistics(self.asked, answers, self.references)
         stopped = given.get("stopped", np.nan)
-        alone = self.alone(answers, stopped)
+        alone = self.alone(answers, stopped, found)
         return frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **given, **alone)
 
-    def alone(self, answers: list[str], stopped: Any = np.nan) -> pd.DataFrame:
+    def alone(
+        self, answers: list[str], stopped: Any = np.nan, found: Sequence[Sequence[Found]] | None = None
+    ) -> pd.DataFrame:
         """What is told of ``answers`` without likening their words to the references': those can be looked at too.
 
         ``stopped`` is 1 or 0 for each answer, or NaN where no model wrote them. ``fabricates`` is 1 where an answer has a
@@ -65,7 +72,8 @@ class Yardstick:
         right = self._right_intents(answers)
         rows, intents = self.test["row_id"].tolist(), self.test["intent"].tolist()
         ended = np.broadcast_to(np.asarray(stopped, float), len(answers))
-        kept = fidelity(self.asked, answers, self.test["with_placeholders"].tolist(), rows, self.mode)
+        read = self.asked if found is None else [told(*row) for row in zip(self.asked, found, strict=True)]
+        kept = fidelity(read, answers, self.test["with_placeholders"].tolist(), rows, self.mode)
         wrong = errors(self._norms, self.asked, answers, intents, right.tolist(), ended.tolist())
         return pd.concat([kept, wrong, rubric(self.asked, answers)], axis=1).assign(
             fabricates=(kept["fabricated"] > 0).astype(float), right_intent=right
@@ -77,6 +85,11 @@ class Yardstick:
 
     def _right_intents(self, answers: list[str]) -> np.ndarray:
         return (np.array(self.intents_of(answers)) == self.test["intent"].to_numpy()).astype(float)
+
+
+def told(asked: str, found: Sequence[Found]) -> str:
+    """All that stands before an answer: the texts ``found``, then what was ``asked``."""
+    return "\n".join([*(one.text for one in found), asked])
 
 
 def _asked(context: Context, question: str) -> str:

@@ -15,6 +15,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting
 from cs_pipeline.ingest.place import (
+    KNOWLEDGE,
     ChangedError,
     Entry,
     GoneError,
@@ -225,7 +226,7 @@ def _due(
     """The entries to be read now; those that wait or are refused are added to ``found``."""
     read = 0
     for entry in entries:
-        if is_unfinished(entry.name) or _is_known(entry, before):
+        if is_unfinished(entry.name) or _is_known(entry, before) or (entry.folder and entry.name == KNOWLEDGE):
             continue
         if problem := _problem(entry, company):
             shown = entry.name if entry.name.isprintable() else ascii(entry.name)

@@ -1,5 +1,6 @@
 """What lies at the landing place: a local folder, or a folder of any other file system that fsspec knows."""
 
+import copy
 import errno
 import fcntl
 import os
@@ -35,7 +36,8 @@ class Entry:
     """A name at the landing place. ``identity`` changes when its content does; ``modified`` is in seconds since 1970.
 
     ``complete``: the store shows objects only when they are whole. ``after_write`` is how many seconds after its last
-    write the file was renamed, linked or given other rights. ``problem`` says why it can never be taken and what to do.
+    write the file was renamed, linked or given other rights. ``problem`` says why it can never be taken and what to do;
+    a ``folder`` has one, because only articles may lie in folders.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Entry:
     complete: bool = False
     after_write: float = 0.0
     problem: str | None = None
+    folder: bool = False
 
 
 class GoneError(Exception):
@@ -84,7 +87,7 @@ class LocalPlace:
         except FileNotFoundError:
             return None
         if stat.S_ISDIR(status.st_mode):
-            return None if name == KNOWLEDGE else Entry(name, problem=_FOLDER)
+            return Entry(name, problem=_FOLDER, folder=True)
         if stat.S_ISLNK(status.st_mode):
             return Entry(name, problem="is a symbolic link, and links are never followed: put the file itself there")
         if not stat.S_ISREG(status.st_mode):
@@ -98,6 +101,10 @@ class LocalPlace:
             after_write=(status.st_ctime_ns - status.st_mtime_ns) / 1e9,
             problem=problem_of_name(name),
         )
+
+    def within(self, name: str) -> "LocalPlace":
+        """The folder of that name below this one."""
+        return LocalPlace(self.folder / name)
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
@@ -189,13 +196,19 @@ class RemotePlace:
             ) from None
         return [entry for info in found if (entry := self._entry(info))]
 
+    def within(self, name: str) -> "RemotePlace":
+        """The folder of that name below this one."""
+        below = copy.copy(self)
+        below.name, below._folder = f"{self.name}/{name}", f"{self._folder}/{name}"
+        return below
+
     def _entry(self, info: Mapping[str, Any]) -> Entry | None:
         path = str(info["name"]).rstrip("/")
         name = path.rpartition("/")[2]
         if path.strip("/") == self._folder.strip("/"):  # the object that stands for the folder itself
             return None
         if info["type"] == "directory":
-            return None if name == KNOWLEDGE else Entry(name, problem=_FOLDER)
+            return Entry(name, problem=_FOLDER, folder=True)
         if info["type"] != "file" or info["size"] is None:
             return Entry(name, problem="is no plain file of a known size: put a plain file there")
         return Entry(

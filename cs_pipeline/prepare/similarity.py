@@ -1,8 +1,12 @@
 """How near a question is to the nearest of others: cosine of character TF-IDF vectors, as the leakage report reads it."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
+
+WINDOWS: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (3, 5)}
+"""What two questions are likened by, here and in the retrieval index: 3- to 5-character windows inside words."""
 
 _ROWS = 512
 
@@ -29,7 +33,7 @@ def _cosines(questions: Sequence[str], others: Sequence[str]) -> Iterator[np.nda
     """Cosines of all questions with all others, in blocks [at most _ROWS questions, others]."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True, dtype=np.float32)
+    vectorizer = TfidfVectorizer(**WINDOWS, sublinear_tf=True, dtype=np.float32)
     index = vectorizer.fit_transform(others).T.tocsr()
     for start in range(0, len(questions), _ROWS):
         yield (vectorizer.transform(questions[start : start + _ROWS]) @ index).toarray()

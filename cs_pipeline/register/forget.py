@@ -23,6 +23,7 @@ from cs_pipeline.ingest.interactions import alone
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 from cs_pipeline.lake import PRIVATE, PUBLIC, DataLake, atomic_file
+from cs_pipeline.prepare import retrieval
 from cs_pipeline.prepare.known import find_known
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
@@ -125,8 +126,10 @@ def forget(lake: DataLake, found: Affected, why: str) -> None:
     # Reports, then derived tables, then what they were derived from: what is left over can still be found.
     for path in (*found.reports, *found.handovers):
         path.unlink(missing_ok=True)
-    with alone(lake):
-        for path in sorted(found.tables, key=lambda path: path.is_relative_to(lake.path("ingest"))):
+    # Nobody makes the index anew meanwhile, of a table that is about to lose the rows.
+    with alone(lake), retrieval.alone(lake):
+        retrieval.forget_rows(lake, sorted(found.rows))
+        for path in reversed([path for path in found.tables if path != _known_answers(lake)]):
             table, gone = _gone(path, lake, found)
             private = path.is_relative_to(lake.path("ingest"))
             with atomic_file(path, PRIVATE if private else PUBLIC) as temporary:
@@ -184,6 +187,11 @@ def _tables(lake: DataLake) -> Iterator[Path]:
         *lake.path("evaluate").glob("human_ratings.parquet"),
     ]
     yield from sorted(path for path in judged if _ID_COLUMNS & set(pq.read_schema(path).names))
+    yield from (path for path in [_known_answers(lake)] if path.exists())
+
+
+def _known_answers(lake: DataLake) -> Path:
+    return retrieval.retrieval_folder(lake) / "answers.parquet"
 
 
 def _gone(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Table, np.ndarray]:

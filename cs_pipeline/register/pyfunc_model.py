@@ -6,14 +6,21 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from cs_pipeline.errors import PipelineError
 from cs_pipeline.model import SupportModel
 from cs_pipeline.prepare.classifier import TextClassifier
+from cs_pipeline.prepare.grounding import retrieve
+from cs_pipeline.prepare.retrieval import RetrievalIndex
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.train.base import base_of_version
 
 
 class CsSupport(PythonModel):
-    """Questions in, answers out: ``predict(["where is my refund?"])`` gives a list of one answer."""
+    """Questions in, answers out: ``predict(["where is my refund?"])`` gives a list of one answer.
+
+    A version that retrieves reads the index as it is when it is loaded, at the path in its ``model_config``; who has it
+    elsewhere says so: ``load_model(…, model_config={"retrieval_index": …})``.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         adapter = Path(context.artifacts["adapter"])
@@ -21,13 +28,24 @@ class CsSupport(PythonModel):
         self._model = SupportModel(recipe, base_of_version(recipe, adapter.parent), adapter)
         routes = recipe.prompt.route == "intent"
         self._classifier = TextClassifier.load(adapter / "intent_classifier") if routes else None
+        self._recipe = recipe
+        self._index = None
+        if recipe.prompt.retrieve is not None:
+            folder = Path(context.model_config["retrieval_index"])
+            if not folder.exists():
+                raise PipelineError(
+                    f"This version answers from known answers and articles, and their index {folder} is not there.",
+                    "Materialise 'retrieval_index', or name another: load_model(…, model_config={'retrieval_index': …}).",
+                )
+            self._index = RetrievalIndex.load(folder)
 
     def predict(self, model_input: list[str], params: dict[str, Any] | None = None) -> list[str]:  # type: ignore[override]
         questions = list(model_input)
         intents: list[str | None] = [None] * len(questions)
         if self._classifier is not None:
             intents = list(self._classifier.predict(questions)[0])
-        return [answer.text for answer in self._model.answer(questions, intents, [()] * len(questions))]
+        found = retrieve(self._index, self._recipe.prompt.retrieve, self._recipe.placeholders, questions)
+        return [a.text for a in self._model.answer(questions, intents, [()] * len(questions), found=found)]
 
 
 mlflow.models.set_model(CsSupport())

@@ -14,6 +14,7 @@ from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.leaderboard import SHOWN
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake, digest
+from cs_pipeline.prepare.retrieval import retrieval_folder
 from cs_pipeline.recipe import EmbeddedBase, Recipe, read_recipe
 from cs_pipeline.register.lineage import NAME as LINEAGE
 from cs_pipeline.register.lineage import Check, made_of
@@ -139,11 +140,14 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
         if isinstance(recipe.base, EmbeddedBase):
             artifacts["base"] = str(shutil.copytree(base_of(adapter, recipe, lake), Path(temporary, "base")))
+        # Not copied: an answer is to follow the articles as they are when it is given.
+        config = None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
         with mlflow.start_run(run_id=run):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).parent / "pyfunc_model.py"),
                 artifacts=artifacts,
+                model_config=config,
                 pip_requirements=_libraries(),
             )
     return str(logged.model_uri)

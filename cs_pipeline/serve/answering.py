@@ -4,13 +4,15 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from cs_pipeline.found import Found
 from cs_pipeline.lake import DataLake
-from cs_pipeline.prompt import Context, fit, messages
+from cs_pipeline.prompt import Context, messages, tell
 from cs_pipeline.serve.engine import Finish, Job, Sampling
+from cs_pipeline.serve.knowledge import Knowledge
 from cs_pipeline.serve.pool import Loaded, Pool, Served
 from cs_pipeline.serve.refusals import Busy, Refusal, TooLong
 from cs_pipeline.serve.registry import Registry
@@ -30,12 +32,22 @@ class Running:
     """An answer that is being written: iterate once for its pieces, or wait for ``text()``.
 
     The pieces are the model's raw answer, placeholders unfilled; joined they are the text. ``question`` is as the model was
-    told it. ``intent`` and ``confidence``
-    are of the version's own intent classifier, or of the lake's where the version brings none; None where neither is there.
+    told it. ``intent`` and ``confidence`` are of the version's own intent classifier, or of the lake's where the version
+    brings none; None where neither is there. ``found`` are the known answers and passages that the model was told, None
+    where its recipe retrieves nothing.
     """
 
-    def __init__(self, served: Served, question: str, job: Job, intent: str | None, confidence: float | None) -> None:
+    def __init__(
+        self,
+        served: Served,
+        question: str,
+        job: Job,
+        intent: str | None,
+        confidence: float | None,
+        found: tuple[Found, ...] | None,
+    ) -> None:
         self.served = served
+        self.found = found
         self.question = question
         self.intent = intent
         self.confidence = confidence
@@ -126,6 +138,7 @@ class Answering:
         self._observe = observe
         self._pool = Pool(lake, memory)
         self.registry = Registry(lake, self._pool, poll_seconds)
+        self.knowledge = Knowledge(lake)
         self._inside = 0
         self._ended: deque[float] = deque(maxlen=64)
         self._lock = threading.Lock()
@@ -156,8 +169,8 @@ class Answering:
         """Puts ``question`` in the queue of ``model``, which is loaded if it must be: returns before there is an answer.
 
         Of the ``earlier`` turns the model is told the latest, as many as make no prompt longer than the longest row of its
-        training. ``cancelled`` may be set by whoever knows first that nobody waits any more (a client that hung up, a stop
-        button). Raises UnknownModel, NotReady, TooLong, Busy.
+        training, and before the question what its recipe retrieves. ``cancelled`` may be set by whoever knows first that
+        nobody waits any more (a client that hung up, a stop button). Raises UnknownModel, NotReady, TooLong, Busy.
         """
         self._enter()
         try:
@@ -199,17 +212,20 @@ class Answering:
             intents, confidences = loaded.classifier.predict([question])
             intent, confidence = intents[0], float(confidences[0])
 
-        def encode(turns: Context) -> list[int]:
-            return chat.prompt(messages(question, recipe.prompt, intent, turns))
+        def encode(turns: Context, known: Sequence[Found]) -> list[int]:
+            return chat.prompt(messages(question, recipe.prompt, intent, turns, known))
 
-        prompt, _ = fit(encode, earlier, recipe.trainer.max_length)
         most = min(sampling.max_tokens or recipe.generation.max_new_tokens, recipe.generation.max_new_tokens)
         positions = getattr(loaded.engine.model.config, "max_position_embeddings", LONGEST)  # T5 has relative ones
         room = min(positions, LONGEST) - recipe.generation.max_new_tokens
+        found = self.knowledge.told(question, recipe)
+        told = tell(encode, earlier, found, min(recipe.trainer.max_length, room))
+        prompt = told.encoded
         if len(prompt) > room:
             raise TooLong(len(prompt), room)
         job = Job(loaded.voice, prompt, sampling, most, time.monotonic() + self._seconds, cancelled)
-        running = Running(loaded.served, question, job, intent, confidence)
+        retrieved = None if recipe.prompt.retrieve is None else told.found
+        running = Running(loaded.served, question, job, intent, confidence, retrieved)
 
         def then() -> None:
             self._pool.release(loaded)

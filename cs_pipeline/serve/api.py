@@ -1,5 +1,6 @@
 """The native routes: asking the desk, and what stands behind it."""
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
@@ -58,6 +59,16 @@ class Question(BaseModel):
     private: StrictBool = Field(False, description="details are asked for only where the answer cannot do without them")
 
 
+class SourceFacts(BaseModel):
+    """A text that the answer was written from: one given before ("answer"), or of an article ("passage")."""
+
+    kind: str
+    title: str
+    address: str | None
+    text: str
+    similarity: float
+
+
 class Answered(BaseModel):
     """What the customer is told. ``model`` is the version that really answered, as a name that may be asked for again."""
 
@@ -71,7 +82,7 @@ class Answered(BaseModel):
     handover: str | None
     finish: Finish
     tokens: int
-    sources: list[str]
+    sources: list[SourceFacts]
 
 
 class ModelFacts(BaseModel):
@@ -125,7 +136,7 @@ def routes(answering: Answering, desk: Desk, metrics: Metrics) -> APIRouter:
             handover=reply.handover,
             finish=reply.finish,
             tokens=reply.tokens,
-            sources=list(reply.sources),
+            sources=[SourceFacts(**asdict(source)) for source in reply.sources],
         )
 
     @router.get("/models", tags=["models"])

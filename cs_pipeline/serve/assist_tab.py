@@ -1,7 +1,8 @@
 """The tab *Agent assist*: drafts for a ticket, of which an agent picks one, edits it and sends it; what was sent is kept."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 from uuid import uuid4
@@ -15,8 +16,9 @@ from cs_pipeline.serve.answering import Answering, Sampling
 from cs_pipeline.serve.controls import COPY, model_choices, tell, temperature_choice, tone_choice
 from cs_pipeline.serve.desk import Ask, Desk, Reply
 from cs_pipeline.serve.mood import mood
+from cs_pipeline.serve.sources import Source
 from cs_pipeline.serve.tone import Tone
-from cs_pipeline.serve.transcript import settings_of, shown, system_of
+from cs_pipeline.serve.transcript import settings_of, shown, source_list, system_of
 
 FIRST = ((Tone.NEUTRAL, 0.0), (Tone.FRIENDLY, 0.0), (Tone.NEUTRAL, 0.8))
 """Tone and temperature of each draft, until the agent chooses others."""
@@ -66,6 +68,7 @@ class AssistTab:
                     self._uses.append(
                         gr.Button(f"Use draft {number}", scale=0, interactive=False, elem_id=f"use-{number}")
                     )
+        self._known = gr.HTML(js_on_load=None, elem_id="known")
         self._answer = gr.Textbox("", label="Your answer", lines=6, max_lines=20, elem_id="answer")
         with gr.Row():
             copy = gr.Button("Copy", elem_id="copy")
@@ -75,7 +78,10 @@ class AssistTab:
         draft.click(
             self._draft,
             [ticket, *self.models, *settings],
-            [self._case, self._picked, self._about, self._answer, self._sent, self._note, *self._texts, *self._uses],
+            [
+                *(self._case, self._picked, self._about, self._known, self._answer, self._sent, self._note),
+                *(*self._texts, *self._uses),
+            ],
             concurrency_limit=None,
             show_progress_on=self._texts,
         )
@@ -106,6 +112,7 @@ class AssistTab:
             ]
             with ThreadPoolExecutor(len(asks)) as pool:
                 replies = list(pool.map(self._desk.draft, asks))
+            known = self._desk.look_up(ticket)
         except PipelineError as error:
             tell(error)
             return {self._note: gr.HTML()}
@@ -114,6 +121,7 @@ class AssistTab:
             self._case: Case(uuid4().hex, ticket, drafts),
             self._picked: None,
             self._about: _about(ticket, replies),
+            self._known: _known(known),
             self._answer: "",
             self._sent: gr.Button(interactive=True),
             self._note: "",
@@ -150,6 +158,12 @@ def _about(ticket: str, replies: list[Reply]) -> str:
     if first.handover is not None:
         lines.append(f"The desk would hand this over: <b>{escape(first.handover.value)}</b>")
     return f'<p class="about">{" · ".join(lines)}</p>'
+
+
+def _known(sources: Sequence[Source]) -> str:
+    lists = (("Articles", "passage"), ("Past answers", "answer"))
+    parts = ((title, [asdict(s) for s in sources if s.kind == kind]) for title, kind in lists)
+    return "".join(f'<div class="sources">{title}:{source_list(those)}</div>' for title, those in parts if those)
 
 
 def _card(number: int, draft: Given) -> str:

@@ -13,6 +13,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.lake import DataLake
 from cs_pipeline.placeholders import PlaceholderMode, Speaker, apply
 from cs_pipeline.prompt import Context
+from cs_pipeline.recipe import Retrieve
 from cs_pipeline.serve.answering import Answering, Finish, Running, Sampling, Served
 from cs_pipeline.serve.composing import Composer, Manner
 from cs_pipeline.serve.filling import named
@@ -21,6 +22,7 @@ from cs_pipeline.serve.handover_queue import HandoverQueue
 from cs_pipeline.serve.refusals import TooLong
 from cs_pipeline.serve.scope import CERTAIN, Beyond, beyond, is_elsewhere
 from cs_pipeline.serve.screening import Screening, is_fit, readable, without_markup
+from cs_pipeline.serve.sources import Source, near, sources_of
 from cs_pipeline.serve.tone import Tone, address, put
 
 FOR_A_PERSON = "contact_human_agent"
@@ -32,6 +34,9 @@ in itself, so that a doubt about it says nothing."""
 
 MOST_CHARACTERS = 100_000
 """Of a question with its context and earlier turns: the rules read a million in about ten seconds, which is too long."""
+
+TO_READ = Retrieve(answers=3, passages=3)
+"""How much is looked up for an employee."""
 
 NOT_UNDERSTOOD = "I am not sure that I have understood you. Could you please describe in other words what you need?"
 
@@ -65,6 +70,7 @@ class Reply:
     ``served`` is the version that was asked; ``author`` says whether the words in ``text`` are its own, or the desk answered
     without it (handing over, redirecting). ``intent`` and ``confidence`` (0 to 1) are None where no classifier was asked.
     ``handover`` is the reason why a person takes over, None where none does. ``tokens`` are those the model wrote.
+    ``sources`` are there where the words are a model's that was told them.
     """
 
     text: str
@@ -76,7 +82,7 @@ class Reply:
     finish: Finish = "stop"
     tokens: int = 0
     prompt_tokens: int = 0
-    sources: tuple[str, ...] = ()
+    sources: tuple[Source, ...] = ()
 
 
 class Speech:
@@ -146,6 +152,11 @@ class Desk:
         reason = reason_of(case.text, case.earlier) or self._doubt(case, running)
         return _whole(Speech(case.served, self._answer(case, running, whole=True, reason=reason, draft=True)))
 
+    def look_up(self, text: str) -> tuple[Source, ...]:
+        """Past answers and passages of articles about ``text``, for an employee to read, whichever model is asked."""
+        question = apply(self._screening.masked(readable(text), "customer"), PlaceholderMode.KEEP, "customer", "")
+        return sources_of(self._answering.knowledge.look_up(question, TO_READ), self._company.values)
+
     def close(self) -> None:
         """Stops what runs in the background; handovers that are not delivered yet stay in the queue."""
         self._queue.close()
@@ -199,8 +210,11 @@ class Desk:
             return None
         if running.intent == FOR_A_PERSON and running.confidence >= CERTAIN:
             return Reason.ASKED
+        # Where nothing that was said before is about the question either, more certainty of the intent is asked for.
+        unheard = running.found is not None and not near(running.found)
+        least = CERTAIN if unheard else self._company.handover.confidence
         follows_up = bool(case.earlier) and len(case.text.split()) <= FOLLOWS_UP
-        return Reason.DOUBT if running.confidence < self._company.handover.confidence and not follows_up else None
+        return Reason.DOUBT if running.confidence < least and not follows_up else None
 
     def _answer(
         self, case: _Case, running: Running, *, whole: bool, reason: Reason | None = None, draft: bool = False
@@ -243,6 +257,7 @@ class Desk:
             "stop" if composer.withheld else running.finish,
             running.tokens,
             running.prompt_tokens,
+            sources_of(running.found or (), self._company.values) if author == "model" else (),
         )
 
     def _own(self, case: _Case, text: str, reason: Reason | None = None, running: Running | None = None) -> Speech:

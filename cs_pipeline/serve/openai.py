@@ -5,6 +5,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
@@ -141,14 +142,17 @@ def routes(answering: Answering, desk: Desk) -> APIRouter:
         },
     )
     async def completions(completion: Completion, request: Request) -> dict[str, Any] | Response:
-        """Answers the last message; with ``stream`` piece by piece, as server-sent events."""
+        """Answers the last message; with ``stream`` piece by piece, as server-sent events.
+
+        A whole answer has the texts that it was written from beside OpenAI's fields, as ``sources``.
+        """
         ask, about = completion.ask(), {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
         if not completion.stream:
             reply = await answered(request, lambda gone: desk.reply(ask, gone))
             message = {"role": "assistant", "content": reply.text, "refusal": None}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _REASONS[reply.finish]}
             whole = {"object": "chat.completion", "model": reply.served.name, "choices": [choice]}
-            return {**about, **whole, "usage": _usage(reply)}
+            return {**about, **whole, "usage": _usage(reply), "sources": [asdict(source) for source in reply.sources]}
         gone = threading.Event()
         speech = await run_in_threadpool(desk.stream, ask, gone)
         with_usage = completion.stream_options is not None and completion.stream_options.include_usage

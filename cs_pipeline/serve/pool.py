@@ -10,6 +10,7 @@ from typing import Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake
+from cs_pipeline.manifest import read_manifest
 from cs_pipeline.model import load_base, load_chat, stops_of
 from cs_pipeline.placeholders import PlaceholderMode
 from cs_pipeline.prepare.classifier import TextClassifier
@@ -19,7 +20,6 @@ from cs_pipeline.serve.refusals import NotReady
 from cs_pipeline.tracking import get_version, open_store
 from cs_pipeline.train.base import base_of_version
 from cs_pipeline.train.estimate import NF4_BYTES
-from cs_pipeline.train.manifest import read_manifest
 
 logger = logging.getLogger(__name__)
 

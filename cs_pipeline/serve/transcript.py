@@ -1,9 +1,10 @@
 """A chat as the page keeps it: plain values that survive a reload, as they are shown, told to the model, and exported."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from html import escape
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from cs_pipeline.prompt import Context
 from cs_pipeline.serve.desk import Ask, Reply
@@ -27,7 +28,7 @@ class Turn(TypedDict):
     intent: str | None
     confidence: float | None
     handover: str | None
-    sources: list[str]
+    sources: list[dict[str, Any]]
     thumb: bool | None
 
 
@@ -72,7 +73,7 @@ def turn_of(ask: Ask, reply: Reply) -> Turn:
         "intent": reply.intent,
         "confidence": reply.confidence,
         "handover": None if reply.handover is None else reply.handover.value,
-        "sources": list(reply.sources),
+        "sources": [asdict(source) for source in reply.sources],
         "thumb": None,
     }
 
@@ -134,9 +135,24 @@ def _notes(turn: Turn) -> str:
     if turn["handover"] is not None:
         notes += f'<div class="handover">Handed over to a person: {escape(turn["handover"])}</div>'
     if turn["sources"]:
-        sources = "".join(f"<li>{escape(source)}</li>" for source in turn["sources"])
-        notes += f'<div class="sources">Sources:<ul>{sources}</ul></div>'
+        notes += f'<div class="sources">Sources:{source_list(turn["sources"])}</div>'
     return notes
+
+
+def source_list(sources: Sequence[Mapping[str, Any]]) -> str:
+    """Texts that were looked up (fields of ``desk.Source``) as an HTML list: each with its title, and its text to unfold."""
+    return f"<ul>{''.join(map(_source, sources))}</ul>"
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    title, address = escape(source["title"]), source["address"]
+    if source["kind"] == "answer":
+        name = f"A past answer to \u201c{title}\u201d"
+    elif address and address.startswith(("https://", "http://")):
+        name = f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">{title}</a>'
+    else:
+        name = f"{title} ({escape(address)})" if address else title
+    return f"<li><details><summary>{name}</summary>{shown(source['text'])}</details></li>"
 
 
 _ENDS = {"length": "cut off at its longest", "time": "cut off when its time was up", "cancelled": "stopped"}

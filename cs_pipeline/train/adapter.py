@@ -18,13 +18,15 @@ import yaml
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, read_json, remove_leftovers, write_json
+from cs_pipeline.manifest import NAME, read_manifest, write_manifest
+from cs_pipeline.prepare.retrieval import index_version
+from cs_pipeline.prompt import FOUND_FORM
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.schema import SEEN, check_schema
 from cs_pipeline.tracking import Spool, live
 from cs_pipeline.train.base import Base, find_base
 from cs_pipeline.train.checkpoints import remove_working_folder, working_folder
 from cs_pipeline.train.finetune import fine_tune
-from cs_pipeline.train.manifest import NAME, read_manifest, write_manifest
 from cs_pipeline.train.start import Champion, find_start
 from cs_pipeline.train.view import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 
@@ -52,15 +54,18 @@ class Adapter:
 
 def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], start: str | None) -> str:
     """16 hex digits that stand for everything an adapter is made of; ``start`` is the adapter it goes on from, if any."""
-    return digest(recipe.fingerprint, base.sha256, data, start, CODE_VERSION, recipe.prompt.template_text())
+    form = () if recipe.prompt.retrieve is None else (FOUND_FORM,)
+    return digest(recipe.fingerprint, base.sha256, data, start, CODE_VERSION, recipe.prompt.template_text(), *form)
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
-    """sha256 of each table and file that training reads."""
+    """sha256 of each table and file that training reads, and the version of the index where the recipe retrieves."""
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if recipe.prompt.route == "intent":
         folder = lake.path("prepare", "intent_classifier")
         versions["intent_classifier"] = digest({path.name: file_sha256(path) for path in sorted(folder.iterdir())})
+    if recipe.prompt.retrieve is not None:
+        versions["retrieval_index"] = index_version(lake)
     if recipe.mixture.out_of_scope:
         versions[OUT_OF_SCOPE] = file_sha256(OUT_OF_SCOPE_FILE)
     return versions

@@ -8,9 +8,9 @@ from typing import Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, digest, file_sha256
+from cs_pipeline.manifest import NAME, content_hash, read_manifest
 from cs_pipeline.recipe import EmbeddedBase, HubBase, PathBase, Recipe
 from cs_pipeline.train.hub import fetch
-from cs_pipeline.train.manifest import NAME, content_hash, read_manifest
 from cs_pipeline.train.weights import lacking
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import atomic_folder, make_folder
-from cs_pipeline.train.manifest import read_manifest, write_manifest
+from cs_pipeline.manifest import read_manifest, write_manifest
 
 _KEPT = 2
 """Newest checkpoints that are kept: the last, and the one before it in case that the disk damages the last."""

@@ -1,12 +1,16 @@
 """The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on Bitext's training rows.
 
 It exists to prove the pipeline where there is no GPU and no hub. It is no language model that anybody should talk to.
-Company rows are no part of it: none that lands makes another base, and none that is to be forgotten stays in one.
+Company rows are no part of it: none that lands makes another base, and none that is to be forgotten stays in one. Where
+the recipe puts known answers before a question, the base is trained on such prompts: a model so small learns to copy from
+what it reads in its first steps, or not at all.
 """
 
 import math
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +20,15 @@ import pyarrow.compute as pc
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, remove_leftovers, write_json
+from cs_pipeline.manifest import NAME, write_manifest
 from cs_pipeline.model import bits, hush
-from cs_pipeline.recipe import TEMPLATES, EmbeddedBase
-from cs_pipeline.train.manifest import NAME, write_manifest
+from cs_pipeline.placeholders import PlaceholderMode
+from cs_pipeline.prepare.grounding import retrieve
+from cs_pipeline.prepare.retrieval import RetrievalIndex, write_index
+from cs_pipeline.prompt import FOUND_FORM, IGNORED, Chat, messages
+from cs_pipeline.recipe import TEMPLATES, EmbeddedBase, Prompt, Retrieve
+from cs_pipeline.schema import ANSWER, PASSAGE
+from cs_pipeline.train.batches import Batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,7 +43,8 @@ TEMPLATE = (TEMPLATES / "embedded_v1.jinja").read_text()
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
     """Where the base of ``spec`` and of ``bitext_splits`` as it is now lies or will lie."""
-    return lake.path("train", "base_model", digest(spec.model_dump(), _data(lake), TEMPLATE, CODE_VERSION))
+    form = (FOUND_FORM,) if spec.known_answers else ()
+    return lake.path("train", "base_model", digest(spec.model_dump(), _data(lake), TEMPLATE, CODE_VERSION, *form))
 
 
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
@@ -47,14 +58,16 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         return folder
     hush()
     data = _data(lake)
-    table = lake.read("prepare", "bitext_splits", ["instruction", "response", "intent", "split"])
+    columns = ["row_id", "cluster_id", "instruction", "response", "intent", "split"]
+    table = lake.read("prepare", "bitext_splits", columns)
     left_out = pc.is_in(table.column("intent"), pa.array(spec.without_intents, pa.string()))
     table = table.filter(pc.and_not(pc.equal(table.column("split"), "train"), left_out))
     texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
         tokenizer = _tokenizer(texts, spec.vocabulary)
-        model, curve = _train(tokenizer, texts, spec, report)
+        draw = _whole_examples(tokenizer, table, spec) if spec.known_answers else _blocks(tokenizer, texts, spec)
+        model, curve = _train(tokenizer, draw, spec, report)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "loss.json", curve)
@@ -100,17 +113,17 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     return wrapped
 
 
-def _train(
-    tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase, report: Callable[[str], None]
-) -> tuple[Any, list[dict[str, float]]]:
-    """Blocks of the shuffled transcripts, AdamW with warm-up and cosine decay."""
-    import torch
+def _blocks(
+    tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless steps: tokens and labels, both [blocks, block_tokens], cut from the shuffled transcripts.
 
-    torch.manual_seed(spec.seed)
+    Raises PipelineError where there is not so much text.
+    """
     random = np.random.default_rng(spec.seed)
     shuffled = [texts[i] for i in random.permutation(len(texts))]
     encoded = tokenizer(shuffled, add_special_tokens=False)["input_ids"]
-    tokens = torch.from_numpy(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded]))
+    tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
     if len(tokens) <= spec.block_tokens:
         raise PipelineError(
             f"Bitext's training rows have {len(tokens):,} tokens, and base.block_tokens is {spec.block_tokens:,}.",
@@ -118,6 +131,66 @@ def _train(
         )
     beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])
     beginnings = beginnings[beginnings + spec.block_tokens <= len(tokens)]
+    while True:
+        # Half the blocks begin with a question, so that answers are learnt from questions; the other half begin anywhere,
+        # so that the later parts of long answers are seen at all.
+        starts = random.integers(0, len(tokens) - spec.block_tokens, size=spec.blocks)
+        starts[::2] = random.choice(beginnings, size=len(starts[::2]))
+        block = np.stack([tokens[start : start + spec.block_tokens] for start in starts])
+        yield block, block
+
+
+def _whole_examples(
+    tokenizer: "PreTrainedTokenizerFast", table: pa.Table, spec: EmbeddedBase
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless steps: tokens and labels, both [blocks, longest of them], a row an example as a recipe's prompt writes it.
+
+    Before the question stand the answers of the most similar questions of other clusters. Rows of like length come
+    together. Raises PipelineError where no example has at most ``block_tokens`` tokens.
+    """
+    chat = Chat(tokenizer, "causal")
+    random = np.random.default_rng(spec.seed)
+    drawn = table.take(pa.array(random.permutation(table.num_rows)[: spec.steps * spec.blocks]))
+    rows = drawn.to_pylist()
+    prompt = Prompt(route="intent", retrieve=Retrieve(answers=spec.known_answers, passages=0))
+    with tempfile.TemporaryDirectory() as folder:
+        known = table.select(["row_id", "cluster_id", "instruction", "response", "intent"]).rename_columns(ANSWER.names)
+        write_index(Path(folder, "index"), {"answers": known.cast(ANSWER), "passages": PASSAGE.empty_table()})
+        index = RetrievalIndex.load(Path(folder, "index"))
+        questions, clusters = ([row[name] for row in rows] for name in ("instruction", "cluster_id"))
+        found = retrieve(index, prompt.retrieve, PlaceholderMode.KEEP, questions, clusters)
+    examples = [
+        chat.example(messages(row["instruction"], prompt, row["intent"], (), texts), row["response"])
+        for row, texts in zip(rows, found, strict=True)
+    ]
+    examples = [example for example in examples if len(example) <= spec.block_tokens]
+    if len(examples) < spec.blocks:
+        raise PipelineError(
+            f"Only {len(examples)} of Bitext's training rows fit with known answers into {spec.block_tokens:,} tokens.",
+            "Raise base.block_tokens in the recipe, or give more rows.",
+        )
+    batches = Batches([len(example) for example in examples], spec.blocks, spec.blocks, spec.seed, 0, 1)
+    for epoch in count():
+        batches.set_epoch(epoch)
+        for places in batches:
+            shape = len(places), max(len(examples[place]) for place in places)
+            tokens, labels = np.full(shape, tokenizer.pad_token_id), np.full(shape, IGNORED)
+            for row, place in enumerate(places):
+                ids = examples[place].input_ids
+                tokens[row, : len(ids)] = labels[row, : len(ids)] = ids
+            yield tokens, labels
+
+
+def _train(
+    tokenizer: "PreTrainedTokenizerFast",
+    draw: Iterator[tuple[np.ndarray, np.ndarray]],
+    spec: EmbeddedBase,
+    report: Callable[[str], None],
+) -> tuple[Any, list[dict[str, float]]]:
+    """AdamW with warm-up and cosine decay on the steps that are drawn."""
+    import torch
+
+    torch.manual_seed(spec.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _llama(spec, len(tokenizer), tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
@@ -129,12 +202,8 @@ def _train(
     curve: list[dict[str, float]] = []
     started = said = time.monotonic()
     for step in range(1, spec.steps + 1):
-        # Half the blocks begin with a question, so that answers are learnt from questions; the other half begin anywhere,
-        # so that the later parts of long answers are seen at all.
-        starts = random.integers(0, len(tokens) - spec.block_tokens, size=spec.blocks)
-        starts[::2] = random.choice(beginnings, size=len(starts[::2]))
-        block: torch.Tensor = torch.stack([tokens[s : s + spec.block_tokens] for s in starts]).to(device)
-        loss = model(input_ids=block, labels=block).loss
+        tokens, labels = (torch.from_numpy(array).to(device) for array in next(draw))
+        loss = model(input_ids=tokens, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -147,15 +216,21 @@ def _train(
             rate = step / (said - started)
             report(
                 f"base step {step}/{spec.steps}, {bits(loss.item()):.2f} bits per token, "
-                f"{rate * block.numel():,.0f} tokens/s, {(spec.steps - step) / rate:.0f} s left"
+                f"{rate * tokens.numel():,.0f} tokens/s, {(spec.steps - step) / rate:.0f} s left"
             )
     return model.cpu().eval(), curve
+
+
+LOOK_BACK = 2
+"""Heads of a base that reads known answers which begin by looking one and two tokens back."""
+_SHARPNESS, _FASTEST = 5.0, 4
+"""Length of each pair of those heads' biases, and how many of the fastest turning pairs have one: 0.9 of the attention."""
 
 
 def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerFast") -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=spec.width,
@@ -165,8 +240,33 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
             num_key_value_heads=max(1, spec.width // 32),
             max_position_embeddings=8192,  # a question of 2,000 characters, be each four bytes
             tie_word_embeddings=True,
+            attention_bias=spec.known_answers > 0,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,
             bos_token_id=None,
         )
     )
+    if spec.known_answers:
+        _look_back(model)
+    return model
+
+
+def _look_back(model: Any) -> None:
+    """Lets the first heads of the first layer begin by attending to the token so many places before: head 0 one, head 1 two.
+
+    To copy, a model finds where it has read the last token before, and goes on with what stood behind it there (induction,
+    Olsson et al. 2022, arXiv 2209.11895). For that each place must first hold what stands before it, and a model so small
+    takes half its steps to come upon that. A query bias and a key bias that is the same, turned on by as many places, have
+    their largest product there, for rotary positions turn queries and keys alike by their places.
+    """
+    import torch
+
+    attention, size = model.model.layers[0].self_attn, model.config.head_dim
+    angles = 10_000.0 ** (-torch.arange(_FASTEST) / (size // 2))
+    with torch.no_grad():
+        for head in range(min(LOOK_BACK, model.config.num_attention_heads)):
+            turned = angles * (head + 1)
+            query, key = (bias[head * size :] for bias in (attention.q_proj.bias, attention.k_proj.bias))
+            query[:_FASTEST] = _SHARPNESS
+            key[:_FASTEST] = _SHARPNESS * turned.cos()
+            key[size // 2 : size // 2 + _FASTEST] = _SHARPNESS * turned.sin()

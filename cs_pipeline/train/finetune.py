@@ -51,8 +51,9 @@ def fine_tune(
     report(
         f"{len(train.examples):,} rows to train on, made of {train.seen.num_rows:,} different ones, {company:,} of them the "
         f"company's; {train.too_long} left out as longer than {recipe.trainer.max_length} tokens, {train.shortened} without "
-        f"their oldest turns; {train.rewritten:,} hold characters that the tokenizer lacks and that are spelt instead, "
-        f"{train.spelt:.1%} of all; loss on answers and stop token alone: verified"
+        f"their oldest turns; {train.found_left_out:,} of {train.found:,} found texts left out; {train.rewritten:,} hold "
+        f"characters that the tokenizer lacks and that are spelt instead, {train.spelt:.1%} of all; loss on answers and "
+        "stop token alone: verified"
     )
     training = _Training(recipe, chat, base, start, train, validation, work, report, on_metrics)
     attempts = _begun(recipe, work)
@@ -78,6 +79,8 @@ def fine_tune(
         "rows_of_company": company,
         "rows_too_long": train.too_long,
         "rows_shortened": train.shortened,
+        "found_texts": train.found,
+        "found_texts_left_out": train.found_left_out,
         "rows_rewritten": train.rewritten,
         "spelt_share": train.spelt,
     }

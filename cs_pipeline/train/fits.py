@@ -23,6 +23,8 @@ OVERHEAD = {"cpu": 1_200_000_000, "cuda": 1_000_000_000}
 TOKENS_A_ROW = 170
 """Question and answer have 136 to 151 tokens on average over the Bitext rows, by the tokenizers of eight families; the
 rest is a template."""
+TOKENS_FOUND = 150
+"""What a found text adds: about an answer's tokens, and a passage of at most 600 characters has no more."""
 BITEXT_ROWS = 24_185
 """Training rows of the whole Bitext file, nine in ten of 26,872, where the lake has no split to count."""
 REACHED = 0.4
@@ -106,7 +108,9 @@ def hours(recipe: Recipe, rows: int, found: Estimate, rate: float) -> float:
         seen = float(trainer.steps * trainer.batch_size * trainer.accumulation)
     else:
         seen = min(rows, recipe.train_rows or rows) * float(trainer.epochs or 0)
-    return seen * min(TOKENS_A_ROW, trainer.max_length) * found.operations / (rate * REACHED) / 3600
+    wanted = recipe.prompt.retrieve
+    tokens = TOKENS_A_ROW + (0 if wanted is None else TOKENS_FOUND * (wanted.answers + wanted.passages))
+    return seen * min(tokens, trainer.max_length) * found.operations / (rate * REACHED) / 3600
 
 
 def _licence(recipe: Recipe) -> Finding:

@@ -9,16 +9,18 @@ import numpy as np
 import pyarrow as pa
 
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.found import Found
 from cs_pipeline.lake import DataLake
 from cs_pipeline.placeholders import Speaker, apply
-from cs_pipeline.prompt import Chat, Context, Example, earlier_turns, fit, messages
+from cs_pipeline.prepare.grounding import open_index, retrieve
+from cs_pipeline.prompt import Chat, Context, Example, Told, earlier_turns, messages, tell
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.schema import SEEN
 from cs_pipeline.train.preflight import Preflight
 from cs_pipeline.train.view import OUT_OF_SCOPE, rows_seen
 
 _SEEN_OF_A_ROW = ["row_id", "source", "source_file_sha256", "subject_id"]
-_COLUMNS = [*_SEEN_OF_A_ROW, "context", "instruction", "response", "predicted_intent"]
+_COLUMNS = [*_SEEN_OF_A_ROW, "cluster_id", "context", "instruction", "response", "predicted_intent"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Rows:
     """``examples`` in the table's order, a row as often as the mixture has it, and what became of the rows.
 
     ``seen`` are the rows in ``examples``, once each, with the schema SEEN. ``too_long`` rows did not fit into the recipe's
-    ``max_length`` and were left out; ``shortened`` ones fit without their oldest turns. Of ``rewritten`` ones the tokenizer
+    ``max_length`` and were left out; ``shortened`` ones fit without their oldest turns. Of the ``found`` texts of the rows,
+    ``found_left_out`` did not fit beside question and answer. Of ``rewritten`` ones the tokenizer
     has not every character; ``spelt`` is the share of all characters that are spelt by their code points.
     """
 
@@ -34,6 +37,8 @@ class Rows:
     seen: pa.Table
     too_long: int
     shortened: int
+    found: int
+    found_left_out: int
     rewritten: int
     spelt: float
 
@@ -47,20 +52,27 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
     table = rows_seen(recipe, lake, side, _COLUMNS)
     sources = table.column("source").to_pylist()
     times = Counter(mixture(sources, recipe) if side == "train" else range(len(sources)))
+    drawn = table.take(pa.array(times, pa.int64()))
+    texts = [_said(row, recipe) for row in drawn.to_pylist()]
+    # Nothing of the row's own cluster: it would learn to copy what no customer's question will ever find.
+    clusters = drawn.column("cluster_id").to_pylist()
+    questions = [said.question for said in texts]
+    found = retrieve(open_index(recipe, lake), recipe.prompt.retrieve, recipe.placeholders, questions, clusters)
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
-    too_long = shortened = 0
+    too_long = shortened = told = untold = 0
     preflight = Preflight(chat)
-    for row, count in zip(table.take(pa.array(times, pa.int64())).to_pylist(), times.values(), strict=True):
-        said = _said(row, recipe)
-        preflight.read(said.question, said.answer, *(text for _, text in said.earlier))
-        example, left_out = _encoded(said, row["predicted_intent"], recipe, chat)
-        if len(example) > recipe.trainer.max_length:
+    for row, said, known, count in zip(drawn.to_pylist(), texts, found, times.values(), strict=True):
+        preflight.read(said.question, said.answer, *(text for _, text in said.earlier), *(one.text for one in known))
+        fitted = _encoded(said, row["predicted_intent"], known, recipe, chat)
+        if len(fitted.encoded) > recipe.trainer.max_length:
             too_long += 1
             continue
-        preflight.decode(row["row_id"], example, said.answer)
-        shortened += left_out > 0
-        examples += [example] * count
+        preflight.decode(row["row_id"], fitted.encoded, said.answer)
+        shortened += fitted.without > 0
+        told += len(fitted.found)
+        untold += len(known) - len(fitted.found)
+        examples += [fitted.encoded] * count
         seen.append({**{name: row[name] for name in _SEEN_OF_A_ROW}, "through": ""})
     preflight.assert_nothing_lost()
     if not examples:
@@ -69,7 +81,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
             "Raise trainer.max_length in the recipe.",
         )
     table = pa.Table.from_pylist(seen, SEEN)
-    return Rows(examples, table, too_long, shortened, preflight.rewritten, preflight.spelt_share)
+    return Rows(examples, table, too_long, shortened, told + untold, untold, preflight.rewritten, preflight.spelt_share)
 
 
 def mixture(sources: Sequence[str], recipe: Recipe) -> list[int]:
@@ -104,10 +116,10 @@ def _said(row: dict[str, Any], recipe: Recipe) -> _Said:
     return _Said(text(row["instruction"], "customer"), text(row["response"], "agent"), earlier)
 
 
-def _encoded(said: _Said, intent: str | None, recipe: Recipe, chat: Chat) -> tuple[Example, int]:
-    """The row as tokens, and how many of its earlier turns were left out to make it fit."""
+def _encoded(said: _Said, intent: str | None, found: Sequence[Found], recipe: Recipe, chat: Chat) -> Told[Example]:
+    """The row as tokens, with what of its found texts and earlier turns fits beside question and answer."""
 
-    def encode(turns: Context) -> Example:
-        return chat.example(messages(said.question, recipe.prompt, intent, turns), said.answer)
+    def encode(turns: Context, known: Sequence[Found]) -> Example:
+        return chat.example(messages(said.question, recipe.prompt, intent, turns, known), said.answer)
 
-    return fit(encode, said.earlier, recipe.trainer.max_length)
+    return tell(encode, said.earlier, found, recipe.trainer.max_length)

@@ -6,10 +6,10 @@ from typing import Any
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake
+from cs_pipeline.manifest import read_manifest
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion, open_store
 from cs_pipeline.train.base import Base
-from cs_pipeline.train.manifest import read_manifest
 
 
 @dataclass(frozen=True)

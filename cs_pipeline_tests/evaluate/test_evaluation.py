@@ -20,12 +20,12 @@ from cs_pipeline.evaluate.rubric import PARTS
 from cs_pipeline.evaluate.slices import SLICE
 from cs_pipeline.evaluate.yardstick import Yardstick
 from cs_pipeline.lake import DataLake
+from cs_pipeline.manifest import read_manifest, write_manifest
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline.train.base import find_base
-from cs_pipeline.train.manifest import read_manifest, write_manifest
 
 WITHOUT_CHAMPION = ["tuned", "base", "nearest", "central", "random"]
 

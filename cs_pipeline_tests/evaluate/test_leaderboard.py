@@ -19,9 +19,9 @@ from cs_pipeline.evaluate.leaderboard_report import Board, write_leaderboard
 from cs_pipeline.evaluate.metrics import METRICS
 from cs_pipeline.evaluate.verdict import figure
 from cs_pipeline.lake import DataLake, read_json, write_json
+from cs_pipeline.manifest import write_manifest
 from cs_pipeline.schema import SPLIT_ROW
 from cs_pipeline.tracking import MODEL, open_store
-from cs_pipeline.train.manifest import write_manifest
 from cs_pipeline_tests.conftest import copy_lake, run_job
 from cs_pipeline_tests.evaluate.test_report import HOSTILE, Page
 
@@ -241,7 +241,7 @@ def judged_by_other_code(lake: DataLake) -> str:
 def adapter_touched(lake: DataLake) -> str:
     fingerprint = read_evaluation("tiny", lake)["adapter_fingerprint"]
     (lake.path("train", "adapter", "tiny", fingerprint) / "metrics.json").write_text("{}")
-    return "metrics.json was changed after the training"
+    return "metrics.json was changed after it was made"
 
 
 def adapter_gone(lake: DataLake) -> str:

@@ -133,6 +133,7 @@ def test_placeholders_are_counted_as_sets_of_names() -> None:
     scores = corpus_scores(stats)
     assert scores["placeholder_precision"] == pytest.approx(100 * 2 / 5)
     assert scores["placeholder_recall"] == pytest.approx(100 * 2 / 5)
+    assert scores["placeholder_f1"] == pytest.approx(100 * 2 / 5)
     assert scores["placeholder_invented"] == pytest.approx(100 * 1 / 5)
 
 
@@ -181,7 +182,8 @@ def test_what_a_system_does_not_have_is_none_and_not_zero() -> None:
     missing = {name for name, score in scores.items() if score is None}
     open_ = {name for name, metric in METRICS.items() if set(GIVEN) & set(metric.columns)}
     assert {"bits_per_character", "perplexity", "right_intent", "stop_rate", "fabricates", "error_too_long"} < open_
-    assert missing == open_ | {"placeholder_precision", "placeholder_recall", "placeholder_invented"}
+    about_placeholders = {f"placeholder_{name}" for name in ("precision", "recall", "f1", "invented")}
+    assert missing == open_ | about_placeholders
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])

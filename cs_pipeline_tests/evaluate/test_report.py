@@ -21,15 +21,16 @@ from cs_pipeline.evaluate.fidelity import fidelity
 from cs_pipeline.evaluate.metrics import METRICS, row_statistics
 from cs_pipeline.evaluate.naive import NAIVE_METRICS
 from cs_pipeline.evaluate.report import DEMO, write_report
+from cs_pipeline.evaluate.retrieval import WITHOUT
 from cs_pipeline.evaluate.robustness import Case, by_group
 from cs_pipeline.evaluate.robustness import judged as judged_cases
 from cs_pipeline.evaluate.rubric import rubric
 from cs_pipeline.evaluate.slices import Weakness, slices
 from cs_pipeline.evaluate.verdict import figure, judged, verdict, weak_slices
 from cs_pipeline.lake import DataLake, write_json
+from cs_pipeline.manifest import write_manifest
 from cs_pipeline.placeholders import PlaceholderMode
 from cs_pipeline.recipe import EmbeddedBase, Generation, HubBase, Lora, Recipe, Trainer
-from cs_pipeline.train.manifest import write_manifest
 
 HOSTILE = (
     "<script src='https://evil.example/x.js'>alert(1)</script> | a | `b` [c](https://evil.example) "
@@ -41,6 +42,11 @@ TOPICS = {
     "<i>odd</i> | intent": HOSTILE,
 }
 LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
+
+
+def systems_of(champion: bool) -> list[str]:
+    """Those of a recipe that does not retrieve."""
+    return [system for system in SYSTEMS if system != WITHOUT and (champion or system != "champion")]
 
 
 class Page(HTMLParser):
@@ -192,7 +198,7 @@ def evaluated(
     }
     write_manifest(folder, manifest)
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    systems = [system for system in SYSTEMS if champion or system != "champion"]
+    systems = systems_of(champion)
     about, stats = answers_of(systems, rows, company)
     models = [system for system in systems if system in ("tuned", "base", "champion")]
     facts = {
@@ -216,6 +222,7 @@ def evaluated(
         "runs": {system: asdict(RUN) | {"alone": [0.5, 1.5, 2.5]} for system in models},
         "adapter_bytes": 3 * 2**20,
         "judge": None,
+        "retrieval": None,
         "seconds": dict.fromkeys(stats, 1.5),
     }
     folder = evaluation_folder(recipe.name, lake)
@@ -310,7 +317,7 @@ def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
     facts = evaluated(lake, recipe, champion=champion)
     html = write_report(recipe, lake).path.read_text()
     table = html[html.index("All metrics") : html.index("Differences, tuned")]
-    systems = [system for system in SYSTEMS if champion or system != "champion"]
+    systems = systems_of(champion)
     assert re.findall(r'<th scope="col">(\w+)</th>', table) == ["Metric", *systems]
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
     for name, metric in METRICS.items():
@@ -516,7 +523,7 @@ def test_errors_facts_and_rubric_are_those_of_the_tables(lake: DataLake, recipe:
     assert fact in Page(html).text
     assert "get_refund: 12 training rows" in Page(html).text
     assert "get_refund: 12 training rows".replace("_", r"\_") in report.markdown
-    systems = list(SYSTEMS)
+    systems = systems_of(champion=True)
     table = html[html.index("Error analysis") : html.index("Made-up facts")]
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
     assert len(rows) == len(ERRORS)

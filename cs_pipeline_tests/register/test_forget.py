@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -23,6 +24,7 @@ from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake
 from cs_pipeline.prepare.conversations import join
 from cs_pipeline.prepare.interactions import clean_day
+from cs_pipeline.prepare.retrieval import RetrievalIndex, retrieval_folder
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.forget import affected, forget
 from cs_pipeline.register.lineage import lineage, tree
@@ -86,6 +88,18 @@ def rows_of(lake: DataLake, name: str, subject: str) -> int:
     return sum(row == subject for row in lake.read("prepare", name, ["subject_id"]).column("subject_id").to_pylist())
 
 
+def known_rows(lake: DataLake) -> set[str]:
+    """The rows that answers are looked up in."""
+    return set(pq.read_table(retrieval_folder(lake) / "answers.parquet").column("row_id").to_pylist())
+
+
+def training_rows(lake: DataLake, email: str) -> set[str]:
+    with Ledger(lake) as ledger:
+        subject = ledger.subject(email)
+    rows = lake.read("prepare", "train_split", ["row_id", "subject_id"]).to_pylist()
+    return {row["row_id"] for row in rows if row["subject_id"] == subject}
+
+
 def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) -> None:
     found = lineage(2, lake)
     (company,) = [file for file in found["files"] if file["source"] == "company"]
@@ -116,7 +130,11 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
         (delivery,) = ledger.deliveries()
     assert jane.encode() in kept_copy(lake, delivery.sha256).read_bytes()
     before = lake.read("prepare", "conversations").num_rows
+    hers = training_rows(lake, jane)
+    assert hers
+    assert hers <= known_rows(lake)
     found = affected(lake, subject=jane)
+    assert retrieval_folder(lake) / "answers.parquet" in found.tables
     told = "\n".join(found.lines())
     assert "tickets.csv: 1 records" in told
     assert found.versions == [2]
@@ -124,6 +142,9 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
 
     forget(lake, found, "asked on the phone")
     assert not holding(lake, jane.encode())
+    assert known_rows(lake) == set(lake.read("prepare", "train_split", ["row_id"]).column("row_id").to_pylist())
+    assert not hers & known_rows(lake)
+    RetrievalIndex.load(retrieval_folder(lake))
     assert not holding(lake, subject.encode()) or all(
         path.name.startswith("ledger.db") or "adapter" in path.parts or path.name == "rows.parquet"
         for path in holding(lake, subject.encode())
@@ -250,6 +271,8 @@ def test_what_cannot_be_forgotten_is_said(lake: DataLake, given: dict[str, str],
 
 def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) -> None:
     """Killed before each tenth line of the removal; afterwards looking and forgetting again leaves nothing."""
+    hers = training_rows(lake, jane)
+    assert hers <= known_rows(lake)
     for attempt in range(200):
         child = os.fork()
         if child == 0:
@@ -278,3 +301,6 @@ def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) ->
     assert attempt > 5
     assert not holding(lake, jane.encode())
     assert affected(lake, subject=jane).tables == {}
+    assert not list(lake.path("prepare").glob(".retrieval_index.*"))
+    if retrieval_folder(lake).exists():  # else it is made of its sources by the next run
+        assert not hers & known_rows(lake)

@@ -23,12 +23,12 @@ from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake, read_json, write_json
+from cs_pipeline.manifest import write_manifest
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.version import EVALUATED, ask_version, probe_version, register, version_of
 from cs_pipeline.schema import SEEN, SPLIT_ROW
 from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, get_version, open_store, store_uri
 from cs_pipeline.train.adapter import Adapter, current_adapter, seen_rows
-from cs_pipeline.train.manifest import write_manifest
 from cs_pipeline_tests.conftest import copy_lake, own_world
 
 QUESTION = "where is my refund?"
@@ -312,5 +312,5 @@ def test_a_version_that_has_answered_is_verified_and_not_loaded_again(
         probe_version(1, "and my order?", lake)
         assert asked == ["and my order?"] * 2, "other libraries may give another answer"
         (get_version(client, 1).folder / "adapter" / "metrics.json").write_text("{}")
-        with pytest.raises(PipelineError, match="was changed after the training"):
+        with pytest.raises(PipelineError, match="was changed after it was made"):
             probe_version(1, "and my order?", lake)

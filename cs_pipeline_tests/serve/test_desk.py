@@ -6,11 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cs_pipeline.company import Company
+from cs_pipeline.found import Found
 from cs_pipeline.lake import DataLake
 from cs_pipeline.placeholders import find
 from cs_pipeline.prompt import Context
@@ -19,6 +21,7 @@ from cs_pipeline.serve.desk import NOT_UNDERSTOOD, Ask, Desk
 from cs_pipeline.serve.handover import Reason
 from cs_pipeline.serve.refusals import TooLong, UnknownModel
 from cs_pipeline.serve.scope import CERTAIN, Beyond
+from cs_pipeline.serve.sources import Source
 from cs_pipeline.serve.tone import Tone
 from cs_pipeline_tests.serve.serving import SURE, wait_for
 
@@ -173,8 +176,8 @@ def test_questions_for_another_desk_are_redirected_in_the_tone(desk: Desk) -> No
 class Scripted(Answering):
     """A model that writes what it is told to: what the desk does with it is what is tested."""
 
-    def __init__(self, served: Served, raw: str, intent: str, confidence: float, finish: Finish = "stop") -> None:
-        self.run = ScriptedRunning(served, raw, intent, confidence, finish)
+    def __init__(self, *said: Any) -> None:
+        self.run = ScriptedRunning(*said)
 
     def served(self, model: str) -> Served:
         return self.run.served
@@ -190,7 +193,16 @@ class ScriptedRunning(Running):
     finish: Finish = "stop"
     tokens = 9
 
-    def __init__(self, served: Served, raw: str, intent: str, confidence: float, finish: Finish) -> None:
+    def __init__(
+        self,
+        served: Served,
+        raw: str,
+        intent: str,
+        confidence: float,
+        finish: Finish = "stop",
+        found: tuple[Found, ...] | None = None,
+    ) -> None:
+        self.found = found
         self.served, self.intent, self.confidence, self.finish = served, intent, confidence, finish
         self.prompt_tokens = 5
         self.cancelled = False
@@ -212,9 +224,15 @@ class ScriptedRunning(Running):
 def scripted(desk: Desk, answering: Answering) -> Callable[..., Desk]:
     """A desk like ``desk`` with a model that writes the given text."""
 
-    def make(raw: str, intent: str = "track_order", confidence: float = 0.9, finish: Finish = "stop") -> Desk:
+    def make(
+        raw: str,
+        intent: str = "track_order",
+        confidence: float = 0.9,
+        finish: Finish = "stop",
+        found: tuple[Found, ...] | None = None,
+    ) -> Desk:
         other = copy.copy(desk)
-        other._answering = Scripted(answering.served("champion"), raw, intent, confidence, finish)
+        other._answering = Scripted(answering.served("champion"), raw, intent, confidence, finish, found)
         return other
 
     return make
@@ -277,6 +295,33 @@ def test_the_classifiers_word_brings_a_person(scripted: Callable[..., Desk]) -> 
     talk: Context = (("customer", "where is it"), ("agent", "Which one?"))
     assert reason("track_order", 0.01, "the blue one", talk) is None, "what is short answers what was asked"
     assert reason("track_order", 0.01, "the blue one that I have had", talk) is Reason.DOUBT
+
+
+def test_an_answer_comes_with_what_it_was_written_from(scripted: Callable[..., Desk]) -> None:
+    known = Found(
+        "answer", "r1", "Order {{Order Number}} is on its way.", "where is {{Order Number}}?", None, None, 0.8
+    )
+    read = Found("passage", "p1", "Parcels take two days.", "Delivery", "https://shop.example/d", "ab", 0.3)
+    far = [replace(known, similarity=0.39), replace(read, similarity=0.19)]
+    reply = scripted("It is on its way.", found=(known, read, *far)).reply(Ask(SURE))
+    assert reply.sources == (
+        Source("answer", "where is my order number?", None, "Order is on its way.", 0.8),
+        Source("passage", "Delivery", "https://shop.example/d", "Parcels take two days.", 0.3),
+    )
+    assert scripted("It is on its way.", found=()).reply(Ask(SURE)).sources == ()
+
+
+def test_where_nothing_like_it_is_known_more_certainty_is_asked_for(scripted: Callable[..., Desk]) -> None:
+    far = Found("answer", "r1", "It is on its way.", "where is it?", None, None, 0.39)
+    for found, reason in (
+        (None, None),
+        ((), Reason.DOUBT),
+        ((far,), Reason.DOUBT),
+        ((replace(far, similarity=0.4),), None),
+    ):
+        reply = scripted("It is on its way.", confidence=0.7, found=found).reply(Ask(SURE))
+        assert (reply.handover, bool(reply.sources)) == (reason, bool(found) and reason is None)
+    assert scripted("It is on its way.", confidence=0.8, found=()).reply(Ask(SURE)).handover is None
 
 
 def test_what_is_cut_off_is_said_as_far_as_it_goes(scripted: Callable[..., Desk]) -> None:

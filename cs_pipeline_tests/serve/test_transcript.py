@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,18 @@ def test_what_was_said_is_escaped_and_told_with_who_said_it() -> None:
 
 
 def test_only_what_there_is_stands_below_an_answer() -> None:
-    more: Turn = {**TURN, "sources": ["<Returns>"], "handover": "the customer is angry", "intent": None}
+    sources: list[dict[str, Any]] = [
+        {"kind": "passage", "title": "<Returns>", "address": 'https://shop.example/a?b="c', "text": "<p>30 days"},
+        {"kind": "passage", "title": "Fees", "address": "javascript:alert(1)", "text": "none"},
+        {"kind": "answer", "title": "where is it?", "address": None, "text": "On its way."},
+    ]
+    more: Turn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
     more["settings"] = {"author": "desk", "finish": "length"}
     content = messages([more])[1]["content"]
-    assert "<li>&lt;Returns&gt;</li>" in content
+    link = '<a href="https://shop.example/a?b=&quot;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
+    assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
+    assert "<summary>Fees (javascript:alert(1))</summary>" in content, "what is no address of a page is no link"
+    assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
     assert "the desk, not version 3 · cut off at its longest" in content
     assert not any(word in messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))

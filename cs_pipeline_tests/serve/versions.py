@@ -8,14 +8,17 @@ from mlflow.entities import Param
 from safetensors.numpy import load_file, save_file
 
 from cs_pipeline.lake import DataLake, read_json
+from cs_pipeline.manifest import NAME, write_manifest
 from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open_store
-from cs_pipeline.train.manifest import NAME, write_manifest
 
 
-def add_version(lake: DataLake, folder: Path, scale: float, longest: int | None = None) -> int:
+def add_version(
+    lake: DataLake, folder: Path, scale: float, longest: int | None = None, passages: int | None = None
+) -> int:
     """Registers the champion's adapter with its weights times ``scale``, and returns the number of the version.
 
-    ``longest`` is the most tokens of its answers, None for as many as the champion's.
+    ``longest`` is the most tokens of its answers, None for as many as the champion's; ``passages`` how many of articles it
+    is told before each question, None for a version that retrieves nothing.
     """
     client = open_store(lake)
     first = client.get_model_version(MODEL, "1")
@@ -24,13 +27,15 @@ def add_version(lake: DataLake, folder: Path, scale: float, longest: int | None 
     adapter = model / "artifacts" / "adapter"
     weights = adapter / "adapter_model.safetensors"
     save_file({name: array * scale for name, array in load_file(weights).items()}, weights, {"format": "pt"})
+    recipe = yaml.safe_load((adapter / "recipe.yaml").read_text())
+    if passages is not None:
+        recipe["prompt"]["retrieve"] = {"answers": 0, "passages": passages}
     if longest is not None:
-        recipe = yaml.safe_load((adapter / "recipe.yaml").read_text())
         recipe["generation"]["max_new_tokens"] = longest
         recipe["trainer"]["max_length"] = 2 * longest  # no answer may be longer than a row
-        (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     facts = {key: value for key, value in read_json(adapter / NAME).items() if key != "files"}
-    fingerprint = f"scaled by {scale}, {longest}"
+    fingerprint = f"scaled by {scale}, {longest}, {passages}"
     write_manifest(adapter, {**facts, "fingerprint": fingerprint})
     experiment = client.get_experiment_by_name(MODEL)
     assert experiment is not None

@@ -227,10 +227,10 @@ def add(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "named", "what"),
     [
-        (one_byte, "adapter_model.safetensors", "adapter_model.safetensors", "was changed after the training"),
+        (one_byte, "adapter_model.safetensors", "adapter_model.safetensors", "was changed after it was made"),
         (one_byte, "intent_classifier/classifier.safetensors", "classifier.safetensors", "was changed"),
         (Path.unlink, "tokenizer.json", "tokenizer.json", "is missing"),
-        (add, "recipe.yaml", "pytorch_model.bin", "was added after the training"),
+        (add, "recipe.yaml", "pytorch_model.bin", "was added after it was made"),
         (lambda path: path.write_text("{}"), "manifest.json", "manifest.json", "is damaged"),
     ],
     ids=["one byte", "one byte below", "missing", "added", "manifest"],

@@ -8,11 +8,11 @@ import pytest
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, file_sha256
+from cs_pipeline.manifest import read_manifest
 from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe
 from cs_pipeline.schema import CONVERSATION
 from cs_pipeline.train.base import find_base, find_hub_or_folder_base, needs_training
 from cs_pipeline.train.embedded import build_embedded, embedded_folder
-from cs_pipeline.train.manifest import read_manifest
 from cs_pipeline_tests.train import add_to_side, company_rows
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.train.manifest import NAME, content_hash, read_manifest, write_manifest
+from cs_pipeline.manifest import NAME, content_hash, read_manifest, write_manifest
 
 FILES = {
     "adapter.safetensors": b"\x00weights",
@@ -51,7 +51,7 @@ def test_a_manifest_in_a_folder_below_is_a_file_like_others(folder: Path) -> Non
     assert f"adapter/{NAME}" in manifest["files"]
     assert read_manifest(outer, "model_version") == manifest
     (folder / NAME).write_text("{}")
-    with pytest.raises(PipelineError, match="was changed after the training"):
+    with pytest.raises(PipelineError, match="was changed after it was made"):
         read_manifest(outer, "model_version")
 
 
@@ -73,10 +73,10 @@ def flip(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tamper", "complaint"),
     [
-        (flip, "adapter.safetensors was changed after the training"),
+        (flip, "adapter.safetensors was changed after it was made"),
         (lambda f: (f / "intent_classifier/classifier.json").write_bytes(b""), "classifier.json was changed"),
         (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml is missing"),
-        (lambda f: (f / "evil.pkl").write_bytes(b""), "evil.pkl was added after the training"),
+        (lambda f: (f / "evil.pkl").write_bytes(b""), "evil.pkl was added after it was made"),
         (lambda f: (f / "intent_classifier" / "more.json").write_bytes(b""), "more.json was added"),
         (lambda f: (f / NAME).unlink(), "holds no manifest.json: 'adapter' was not finished there"),
         (lambda f: (f / NAME).write_text('{"seed": 0'), "manifest.json is damaged"),

@@ -1,4 +1,4 @@
-"""What makes a folder of weights trustworthy: a list of its files and their hashes, written last."""
+"""What makes a folder of weights or of an index trustworthy: a list of its files and their hashes, written last."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def read_manifest(folder: Path, asset: str) -> dict[str, Any]:
 
     Raises PipelineError naming the first file that is missing, changed or was added.
     """
-    mend = f"Delete {folder} and materialise '{asset}' again; do not load it, its weights are not what was trained."
+    mend = f"Delete {folder} and materialise '{asset}' again; do not load it, what lies there is not what was made."
     try:
         manifest: dict[str, Any] = read_json(folder / NAME)
         files: dict[str, str] = dict(manifest["files"])
@@ -35,9 +35,9 @@ def read_manifest(folder: Path, asset: str) -> dict[str, Any]:
         if name not in found:
             raise PipelineError(f"{folder / name} is missing.", mend)
         if name not in files:
-            raise PipelineError(f"{folder / name} was added after the training.", mend)
+            raise PipelineError(f"{folder / name} was added after it was made.", mend)
         if file_sha256(folder / name) != files[name]:
-            raise PipelineError(f"{folder / name} was changed after the training: its sha256 is another.", mend)
+            raise PipelineError(f"{folder / name} was changed after it was made: its sha256 is another.", mend)
     return manifest
 
 

@@ -1,0 +1,185 @@
+"""The retrieval index beside scikit-learn's plain sparse product: making it, adding to it, and looking a question up.
+
+    python -m bench.retrieval [FILE] [--rows 24000] [--asked 300] [--rounds 3] [--write]
+
+FILE holds rows in the Bitext schema; without it, or for more rows than it has, questions are made of the project's own
+grammar and of made-up words, so that no two are alike. ``--asked`` of them are kept out and looked up one by one, as in
+serving. The true nearest is what the plain product finds; a row is as near if its cosine there is the same.
+"""
+
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from rich.table import Table
+
+from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.prepare.retrieval import RetrievalIndex, write_index
+from cs_pipeline.prepare.similarity import WINDOWS
+from cs_pipeline.schema import ANSWER, PASSAGE
+
+LEAST = 0.99
+"""The share of questions whose true nearest must be found."""
+
+
+def made_questions(count: int, seed: int = 0) -> list[str]:
+    """Questions of the grammar with one to three of 50,000 made-up words in them, some of which are far more frequent."""
+    rng = random.Random(seed)
+    asked = list(dict.fromkeys(sample_rows(min(60_000, max(3_000, count)), seed=1)["instruction"]))
+    syllables = [
+        onset + vowel + coda for onset in ("", *"bdfghjklmnprstvz") for vowel in "aeiou" for coda in ("", *"lmnrst")
+    ]
+    words = ["".join(rng.choices(syllables, k=rng.choice((2, 3)))) for _ in range(50_000)]
+    weights = np.cumsum(1 / np.arange(10, 10 + len(words))).tolist()
+
+    def one() -> str:
+        said = rng.choice(asked).split()
+        for word in rng.choices(words, cum_weights=weights, k=rng.choice((1, 2, 2, 3))):
+            said.insert(rng.randrange(len(said) + 1), word)
+        return " ".join(said)
+
+    return [one() for _ in range(count)]
+
+
+def read_questions(file: Path | None, count: int) -> list[str]:
+    """``count`` questions of ``file`` in random order, or as many made ones."""
+    if file is None:
+        return made_questions(count)
+    questions = pd.read_csv(file, usecols=["instruction"], dtype=str, keep_default_na=False)["instruction"]
+    return questions.sample(min(count, len(questions)), random_state=0).tolist()
+
+
+class Plain:
+    """scikit-learn as it is used everywhere: TF-IDF of all questions, and a product with each new one."""
+
+    def __init__(self, questions: Sequence[str]) -> None:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer(**WINDOWS, sublinear_tf=True, dtype=np.float32)
+        self._columns = self._vectorizer.fit_transform(questions).T.tocsr()
+
+    def cosines(self, question: str) -> np.ndarray:
+        return (self._vectorizer.transform([question]) @ self._columns).toarray()[0]
+
+    def lookups(self, asked: Sequence[str]) -> list[int]:
+        """The place of the nearest row to each question."""
+        return [int(self.cosines(question).argmax()) for question in asked]
+
+
+def table_of(questions: Sequence[str]) -> dict[str, pa.Table]:
+    """The tables of an index of ``questions``; a row's id is its place."""
+    ids = pa.array([f"{place:07}" for place in range(len(questions))], pa.string())
+    texts = pa.array(questions, pa.string())
+    return {
+        "answers": pa.table([ids, ids, texts, texts, pa.array(["i"] * len(questions))], schema=ANSWER),
+        "passages": PASSAGE.empty_table(),
+    }
+
+
+def make(folder: Path, tables: dict[str, pa.Table]) -> RetrievalIndex:
+    """The index, made from nothing and loaded."""
+    shutil.rmtree(folder, ignore_errors=True)
+    write_index(folder, tables)
+    return RetrievalIndex.load(folder)
+
+
+def lookups(index: RetrievalIndex, asked: Sequence[str]) -> list[int]:
+    """The place of the nearest row to each question, -1 where nothing is found."""
+    found = (index.answers([question], 1)[0] for question in asked)
+    return [int(row[0].id) if row else -1 for row in found]
+
+
+def measure(questions: list[str], asked_count: int, rounds: int, folder: Path) -> dict[str, Any]:
+    """Both arms; raises AssertionError when ours finds fewer than LEAST of the true nearest."""
+    asked, known = questions[:asked_count], questions[asked_count:]
+    tables = table_of(known)
+    # Making a large index is measured once: it takes minutes.
+    makers: dict[str, Callable[[], Plain | RetrievalIndex]] = {
+        "plain": partial(Plain, known),
+        "index": partial(make, folder, tables),
+    }
+    making = in_turn(
+        makers,
+        rounds if len(known) < 100_000 else 1,
+        warm=1 if len(known) < 100_000 else 0,
+    )
+    plain, index = making["plain"].computed[-1], making["index"].computed[-1]
+    assert isinstance(plain, Plain)
+    assert isinstance(index, RetrievalIndex)
+    arms = in_turn({"plain": partial(plain.lookups, asked), "index": partial(lookups, index, asked)}, rounds)
+    found = arms["index"].computed[-1]
+    best = [(cosines.max(), cosines[place]) for cosines, place in zip(map(plain.cosines, asked), found, strict=True)]
+    recall = float(
+        np.mean([place >= 0 and ours >= most - 1e-6 for place, (most, ours) in zip(found, best, strict=True)])
+    )
+    assert recall >= LEAST, f"the index finds the true nearest of {recall:.1%} of the questions alone"
+    # A hundredth of the rows are others: what is there is not vectorised again.
+    few = max(1, len(known) // 100)
+    started, used = time.perf_counter(), time.process_time()
+    added = write_index(folder, table_of([*known[few:], *(f"{question} again" for question in known[:few])]))
+    adding = {"clock": time.perf_counter() - started, "processor": time.process_time() - used}
+    assert added.vectorised <= few, f"{added.vectorised} of {few} new rows were vectorised"
+    return {
+        "rows": len(known),
+        "asked": len(asked),
+        "making": {name: arm.facts() for name, arm in making.items()},
+        "making_index_as_long": ratio(making["index"], making["plain"]),
+        "adding_a_hundredth": adding,
+        "looking_up": {
+            name: arm.facts()
+            | {
+                "milliseconds_each": 1000 * arm.median / len(asked),
+                "processor_milliseconds_each": each(arm.processor, len(asked)),
+            }
+            for name, arm in arms.items()
+        },
+        "looking_up_times_as_fast": ratio(arms["plain"], arms["index"]),
+        "recall_at_1": recall,
+        "median_cosine_of_the_nearest": float(np.median([most for most, _ in best])),
+        "index_bytes": sum(path.stat().st_size for path in folder.iterdir()),
+    }
+
+
+def each(seconds: Sequence[float], count: int) -> float:
+    """Milliseconds each of ``count``, of the median round."""
+    return 1000 * float(np.median(seconds)) / count
+
+
+def main() -> None:
+    """Measures and prints; with --write the result is kept."""
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--rows", type=int, default=24_000)
+    parser.add_argument("--asked", type=int, default=300)
+    given = parser.parse_args()
+    about = machine("scikit-learn", "scipy", "faiss-cpu", "numpy") | {"file": given.file and given.file.name}
+    questions = read_questions(given.file, given.rows + given.asked)
+    with tempfile.TemporaryDirectory(prefix="bench-retrieval-") as folder:
+        result = about | measure(questions, given.asked, given.rounds, Path(folder) / "index")
+    table = Table("", "scikit-learn", "index", "ratio", title=f"{result['rows']:,} questions")
+    making, looking = result["making"], result["looking_up"]
+    table.add_row(
+        "making, s of the processor",
+        *(f"{np.median(making[name]['processor_seconds']):.1f}" for name in ("plain", "index")),
+        f"{result['making_index_as_long']['processor']:.2f}",
+    )
+    table.add_row("a hundredth added, likewise", "", f"{result['adding_a_hundredth']['processor']:.1f}")
+    for what, key in (("a lookup, ms", "milliseconds_each"), ("of the processor", "processor_milliseconds_each")):
+        kind = "clock" if key == "milliseconds_each" else "processor"
+        shown = [f"{looking[name][key]:.2f}" for name in ("plain", "index")]
+        table.add_row(what, *shown, f"{result['looking_up_times_as_fast'][kind]:.1f}")
+    table.add_row("true nearest found", "", f"{result['recall_at_1']:.1%}")
+    tell(f"retrieval_{given.rows}", result, table, given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Help articles at the landing place: listed with what changes them, landed by the command, and no deliveries."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from typer.testing import CliRunner
+
+from cs_pipeline.cli import app
+from cs_pipeline.company import Company, company_file
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.knowledge import articles, land_articles
+from cs_pipeline.ingest.landing import Look, look
+from cs_pipeline.lake import DataLake
+
+IN_MEMORY = Company(landing="memory://bucket/landing")
+
+
+@pytest.fixture
+def memory() -> Iterator[MemoryFileSystem]:
+    yield (files := MemoryFileSystem())
+    files.store.clear()
+    files.pseudo_dirs[:] = [""]
+
+
+@pytest.fixture
+def refunds(tmp_path: Path) -> Path:
+    file = tmp_path / "refunds.md"
+    file.write_text("# Refunds\n\nThey take five days.\n")
+    return file
+
+
+def identities(lake: DataLake, company: Company) -> dict[str, str]:
+    return {listed.path: listed.identity for listed in articles(lake, company)}
+
+
+@pytest.mark.parametrize("company", [Company(), IN_MEMORY])
+def test_landed_articles_are_listed_and_are_no_deliveries(
+    lake: DataLake, memory: MemoryFileSystem, refunds: Path, company: Company
+) -> None:
+    assert articles(lake, company) == []
+    assert land_articles([refunds], lake, company) == ["Markdown"]
+    [listed] = articles(lake, company)
+    assert (listed.path, listed.problem, listed.read()) == ("refunds.md", None, refunds.read_bytes())
+    assert look(lake, company, datetime.now(UTC)) == Look([], [], [], [])
+
+    before = identities(lake, company)
+    assert identities(lake, company) == before
+    refunds.write_text("# Refunds\n\nThey take three days.\n")
+    land_articles([refunds], lake, company)
+    assert identities(lake, company).keys() == before.keys()
+    assert identities(lake, company) != before
+
+
+def test_remote_folders_are_followed(lake: DataLake, memory: MemoryFileSystem) -> None:
+    memory.pipe_file("/bucket/landing/knowledge/a/b/deep.html", b"<p>x</p>")
+    memory.pipe_file("/bucket/landing/knowledge/.hidden.md", b"x")
+    memory.pipe_file("/bucket/landing/knowledge/table.xlsx", b"x")
+    memory.pipe_file("/bucket/landing/tickets.csv", b"question,answer\n")
+    found = articles(lake, IN_MEMORY)
+    assert [listed.path for listed in found] == ["a/b/deep.html", "table.xlsx"]
+    assert found[0].read() == b"<p>x</p>"
+    assert "is no article" in str(found[1].problem)
+    memory.rm("/bucket/landing/knowledge/a/b/deep.html")
+    assert [listed.path for listed in articles(lake, IN_MEMORY)] == ["table.xlsx"]
+
+
+def test_one_that_is_no_article_lands_none(lake: DataLake, refunds: Path, tmp_path: Path) -> None:
+    table, empty = tmp_path / "tickets.csv", tmp_path / "empty.md"
+    table.write_text("question,answer\n")
+    empty.touch()
+    for bad, said in ((table, "is no article"), (empty, "is empty"), (tmp_path / "gone.md", "is not there")):
+        with pytest.raises(PipelineError, match=said):
+            land_articles([refunds, bad], lake, Company())
+    assert articles(lake, Company()) == []
+
+
+def test_the_command_lands_articles(lake: DataLake, refunds: Path) -> None:
+    lake.root.mkdir()
+    place = lake.root / "elsewhere" / "knowledge"
+    place.mkdir(parents=True)
+    company_file(lake).write_text(f"landing: {place.parent}\n")
+    result = CliRunner().invoke(app, ["land", "--knowledge", str(refunds)])
+    assert result.exit_code == 0, result.output
+    assert "knowledge/refunds.md: Markdown" in result.output
+    assert (place / "refunds.md").read_bytes() == refunds.read_bytes()

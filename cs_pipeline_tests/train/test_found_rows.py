@@ -1,0 +1,171 @@
+"""Rows that read found texts: never one of their own cluster, what does not fit counted, the prompt that will be asked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cs_pipeline.found import Found
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.lake import DataLake
+from cs_pipeline.placeholders import PlaceholderMode, apply
+from cs_pipeline.prepare.grounding import open_index, retrieve
+from cs_pipeline.prepare.retrieval import build, index_version
+from cs_pipeline.prompt import IGNORED, Chat, messages
+from cs_pipeline.recipe import Recipe, Retrieve, load_recipe
+from cs_pipeline.schema import PASSAGE
+from cs_pipeline.train.adapter import adapter_fingerprint, data_versions
+from cs_pipeline.train.base import Base
+from cs_pipeline.train.rows import Rows, training_rows
+from cs_pipeline_tests.tiny import tiny_tokenizer
+from cs_pipeline_tests.train import company_rows, write_side
+
+ROWS = 60
+ARTICLE = "Returns are free of charge with order {{Order Number}}. Take the parcel to any shop."
+
+
+@pytest.fixture(scope="module")
+def chat() -> Chat:
+    return Chat(tiny_tokenizer("embedded"), "causal")
+
+
+@pytest.fixture
+def recipe(own_recipes: None) -> Recipe:
+    return load_recipe("tiny_rag").model_copy(update={"train_rows": None})
+
+
+@pytest.fixture
+def lake(lake: DataLake) -> DataLake:
+    """Rows in clusters of two, on all sides, and an article; each answer has a number of its own."""
+    texts = sample_rows(400)
+    table = [
+        {
+            **row,
+            "source": "bitext",
+            "context": None,
+            "subject_id": None,
+            "instruction": texts["instruction"][place],
+            "response": f"{texts['response'][place]} Marked {place}.",
+            "cluster_id": f"cluster {place // 2}",
+        }
+        for place, row in enumerate(company_rows(ROWS + 20))
+    ]
+    write_side(lake, "train", table[:ROWS])
+    write_side(lake, "validation", table[ROWS : ROWS + 10])
+    write_side(lake, "test", table[ROWS + 10 :])
+    passages = [
+        {"passage_id": f"p{i}", "path": f"{i}.md", "place": 0, "title": f"Returns {i}", "text": ARTICLE}
+        | {"address": f"{i}.md", "version": "0" * 64}
+        for i in range(3)
+    ]
+    lake.write("prepare", "knowledge_base", pa.Table.from_pylist(passages, PASSAGE), PASSAGE)
+    build(lake)
+    return lake
+
+
+def prompts(rows: Rows, chat: Chat) -> list[str]:
+    return [
+        str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]))
+        for e in rows.examples
+    ]
+
+
+def of(lake: DataLake, side: str) -> list[dict[str, Any]]:
+    """The rows of ``side``, answers as the mode keep has them: with the catalogue's names."""
+    rows: list[dict[str, Any]] = lake.read("prepare", f"{side}_split").to_pylist()
+    return [{**row, "response": apply(row["response"], PlaceholderMode.KEEP, "agent", "")} for row in rows]
+
+
+def with_length(recipe: Recipe, tokens: int) -> Recipe:
+    return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"max_length": tokens})})
+
+
+def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
+    lake: DataLake, recipe: Recipe, chat: Chat
+) -> None:
+    five = {"retrieve": Retrieve(answers=5, passages=0)}
+    wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
+    own = read = found_texts = 0
+    unseen = [row["response"] for side in ("validation", "test") for row in of(lake, side)]
+    for side in ("train", "validation"):
+        rows = training_rows(wide, lake, chat, side)
+        found_texts += rows.found
+        for row, prompt in zip(of(lake, side), prompts(rows, chat), strict=True):
+            mates = [other["response"] for other in of(lake, "train") if other["cluster_id"] == row["cluster_id"]]
+            own += any(answer in prompt for answer in mates)
+            read += sum(other["response"] in prompt for other in of(lake, "train"))
+            assert not any(answer in prompt for answer in unseen)
+    assert own == 0
+    assert read == found_texts > 4 * (ROWS + 10)
+    index = open_index(wide, lake)
+    questions = [row["instruction"] for row in of(lake, "train")]
+    found = retrieve(index, wide.prompt.retrieve, recipe.placeholders, questions)
+    assert sum(one[0].id == row["row_id"] for one, row in zip(found, of(lake, "train"), strict=True)) > ROWS / 2, (
+        "without the clusters each question finds itself"
+    )
+
+
+def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+    """Token by token, in every mode, for questions that the index does not hold."""
+    for mode in PlaceholderMode:
+        reading = recipe.model_copy(update={"placeholders": mode})
+        rows = training_rows(with_length(reading, 4096), lake, chat, "validation")
+        table = of(lake, "validation")
+        questions = [_asked(example, chat) for example in rows.examples]
+        found = retrieve(open_index(reading, lake), reading.prompt.retrieve, mode, questions)
+        for example, row, question, texts in zip(rows.examples, table, questions, found, strict=True):
+            assert [one.kind for one in texts] == ["answer", *["passage"] * (len(texts) - 1)]
+            turns = messages(question, reading.prompt, row["predicted_intent"], (), texts)
+            assert example.prompt == chat.prompt(turns)
+
+
+def _asked(example: Any, chat: Chat) -> str:
+    text = str(chat.tokenizer.decode(example.prompt))
+    return text.rpartition("Question: ")[2].removesuffix("<|agent|>")
+
+
+def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recipe) -> None:
+    def article(mode: PlaceholderMode) -> Found:
+        return retrieve(open_index(recipe, lake), recipe.prompt.retrieve, mode, ["is a return free?"])[0][-1]
+
+    assert article(PlaceholderMode.KEEP).text == ARTICLE
+    assert "with order {{" not in article(PlaceholderMode.GENERIC).text
+    assert article(PlaceholderMode.REALISTIC) == article(PlaceholderMode.REALISTIC)
+    assert article(PlaceholderMode.REALISTIC).text not in (ARTICLE, article(PlaceholderMode.GENERIC).text)
+
+
+def test_what_does_not_fit_is_left_out_and_counted(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+    whole = training_rows(with_length(recipe, 4096), lake, chat, "train")
+    assert (whole.found_left_out, whole.too_long) == (0, 0)
+    assert whole.found > 2 * ROWS
+    lengths = sorted(map(len, whole.examples))
+    tight = training_rows(with_length(recipe, lengths[ROWS // 2]), lake, chat, "train")
+    assert max(map(len, tight.examples)) <= lengths[ROWS // 2]
+    assert (len(tight.examples), tight.found) == (ROWS, whole.found)
+    gone = sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(whole, chat))
+    gone -= sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(tight, chat))
+    assert 0 < gone == tight.found_left_out
+    none = training_rows(
+        recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})}), lake, chat, "train"
+    )
+    assert (none.found, none.found_left_out) == (0, 0)
+    assert not any("Known answer" in prompt for prompt in prompts(none, chat))
+
+
+def test_another_index_is_another_training_where_the_recipe_reads_it(lake: DataLake, recipe: Recipe) -> None:
+    lake.path("prepare", "intent_classifier").mkdir()
+    blind = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})})
+    base = Base("embedded", "a base", None, "0" * 16, "/nowhere")
+
+    def fingerprints() -> Sequence[str]:
+        return [adapter_fingerprint(r, base, data_versions(r, lake), None) for r in (recipe, blind)]
+
+    before = fingerprints()
+    assert data_versions(recipe, lake)["retrieval_index"] == index_version(lake)
+    assert "retrieval_index" not in data_versions(blind, lake)
+    lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
+    build(lake)
+    after = fingerprints()
+    assert before[0] != after[0]
+    assert before[1] == after[1]
