@@ -122,7 +122,10 @@ WRONG = {
     "not UTF-8": Wrong(TINY, {"CS_BITEXT": "{inputs}/latin.csv"}, ("latin.csv is not UTF-8", "line 2"), "in UTF-8"),
     "no such source": Wrong(TINY, {"CS_BITEXT": "kaggle"}, ("'kaggle'",), "Set it to 'sample'"),
     "no such recipe": Wrong(
-        ("demo", "--recipe", "gpt"), {}, ("no recipe 'gpt' in", str(RECIPES)), "Choose one of: tiny, tiny_lora."
+        ("demo", "--recipe", "gpt"),
+        {},
+        ("no recipe 'gpt' in", str(RECIPES)),
+        "Choose one of: tiny, tiny_lora, tiny_rag.",
     ),
     "unknown key": Wrong(
         ("demo", "--recipe", "misspelt"),

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from starlette.responses import Response
 
 from cs_pipeline.placeholders import Speaker
@@ -19,6 +19,14 @@ from cs_pipeline.serve.waiting import answered
 CHARACTERS, TURNS, VALUES = 8_000, 100, 50
 """Most of a text, of the earlier turns of a conversation, and of the values of a request."""
 
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 1.0 is a whole one there."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Tokens = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True), BeforeValidator(_whole)]
 Text = Annotated[str, Field(max_length=CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
 Values = Annotated[dict[Name, Annotated[str, Field(max_length=400)]], Field(max_length=VALUES)]
@@ -49,10 +57,8 @@ class Question(BaseModel):
         0, ge=0, le=2, strict=True, description="0: always the likeliest token, so that answers repeat"
     )
     top_p: float = Field(1, ge=0, le=1, strict=True)
-    max_tokens: int | None = Field(
-        None, ge=1, strict=True, description="none, or more than the recipe's number: that number"
-    )
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, strict=True)
+    max_tokens: Tokens | None = Field(None, description="none, or more than the recipe's number: that number")
+    seed: Seed | None = None
     values: Values = Field(
         {}, description="values of placeholders, such as {'Order Number': 'A-1'}, for this request alone"
     )

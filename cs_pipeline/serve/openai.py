@@ -16,7 +16,7 @@ from starlette.responses import Response
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.placeholders import Speaker
 from cs_pipeline.serve.answering import Answering, Finish, Sampling
-from cs_pipeline.serve.api import TURNS, Name, Text, Values
+from cs_pipeline.serve.api import TURNS, Name, Seed, Text, Tokens, Values
 from cs_pipeline.serve.desk import Ask, Desk, Reply, Speech
 from cs_pipeline.serve.refusals import UnknownModel
 from cs_pipeline.serve.statuses import as_problem, documented
@@ -84,9 +84,9 @@ class Completion(BaseModel):
     messages: list[Message] = Field(min_length=1, max_length=TURNS)
     temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null: 0, for answers that repeat")
     top_p: float | None = Field(None, ge=0, le=1, strict=True)
-    max_tokens: int | None = Field(None, ge=1, strict=True)
-    max_completion_tokens: int | None = Field(None, ge=1, strict=True)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, strict=True)
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    seed: Seed | None = None
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
     tone: Tone = Tone.NEUTRAL
