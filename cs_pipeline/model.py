@@ -4,7 +4,7 @@ import logging
 import math
 import resource
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 TOKENS_PER_PASS = 16_384
 """Most tokens of one forward pass when likelihoods are measured."""
+
+PROMPTS_PER_PASS = 32_768
+"""Most tokens of the prompts that are answered together, padded: one question of 8,000 tokens beside 127 short ones would
+make each of them as long."""
 
 LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
 """Most logits of one such pass, 4 bytes each: 128 MiB beside the tests of a laptop, 2 GiB on a GPU."""
@@ -157,10 +161,8 @@ class SupportModel:
         asked = [self._prompt(*row) for row in zip(questions, intents, contexts, texts, strict=True)]
         prompts = [told.encoded for told in asked]
         self._assert_room(prompts)
-        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
         answers: dict[int, Answer] = {}
-        for start in range(0, len(order), self.recipe.generation.batch_size):
-            batch = order[start : start + self.recipe.generation.batch_size]
+        for batch in _batches(list(map(len, prompts)), self.recipe.generation.batch_size, PROMPTS_PER_PASS):
             inputs = self.chat.tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
             with torch.inference_mode():
@@ -192,14 +194,8 @@ class SupportModel:
         texts = _none_found(questions) if found is None else found
         rows = [self._example(*row) for row in zip(questions, intents, contexts, texts, references, strict=True)]
         results: dict[int, Likelihood] = {}
-        batch: list[int] = []
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
         most = min(TOKENS_PER_PASS, LOGITS_PER_PASS[self.model.device.type] // self.model.config.vocab_size)
-        for place, i in enumerate(order):
-            batch.append(i)
-            longest = len(rows[order[min(place + 1, len(order) - 1)]])
-            if place + 1 < len(order) and (len(batch) + 1) * longest <= most:
-                continue
+        for batch in _batches(list(map(len, rows)), len(rows), most):
             ids = self._tensor([rows[j].input_ids for j in batch], 0)
             labels = self._tensor([rows[j].labels for j in batch], IGNORED)
             with torch.inference_mode():
@@ -215,7 +211,6 @@ class SupportModel:
                 ).view(labels.shape)
             for j, nll in zip(batch, losses.double().sum(dim=1).tolist(), strict=True):
                 results[j] = Likelihood(nll, len(rows[j].answer))
-            batch = []
         return [results[i] for i in range(len(rows))]
 
     def _prompt(self, question: str, intent: str | None, earlier: Context, found: Sequence[Found]) -> Told[list[int]]:
@@ -266,6 +261,19 @@ class SupportModel:
 
         width = max(map(len, rows))
         return torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=self.model.device)
+
+
+def _batches(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
+    """Places in ``lengths`` from the shortest to the longest, at most ``rows`` together, and at most ``tokens`` where each
+    is padded to the longest; one alone may be longer."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
+        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[place] > tokens):
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _none_found(questions: Sequence[str]) -> list[tuple[()]]:
