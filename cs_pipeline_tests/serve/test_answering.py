@@ -91,7 +91,9 @@ def test_names(answering: Answering) -> None:
 def test_pieces_joined_are_the_answer_and_come_while_it_is_written(
     answering: Answering, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cs_pipeline.serve.answering.PIECE", 0.001)  # so small a model writes 24 tokens in one piece else
+    monkeypatch.setattr(
+        "cs_pipeline.serve.answering.PIECE", 0.001
+    )  # so small a model writes 24 tokens in one piece else
     running = ask(answering, QUESTIONS[0], sampling=DRAWN)
     pieces = list(running)
     assert "".join(pieces) == ask(answering, QUESTIONS[0], sampling=DRAWN).text()
