@@ -1,6 +1,5 @@
 """Help articles at the landing place: listed with what changes them, landed by the command, and no deliveries."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,13 +15,6 @@ from cs_pipeline.ingest.landing import Look, look
 from cs_pipeline.lake import DataLake
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
-
-
-@pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
-    yield (files := MemoryFileSystem())
-    files.store.clear()
-    files.pseudo_dirs[:] = [""]
 
 
 @pytest.fixture

@@ -581,13 +581,6 @@ upath.registry.register_implementation("testserver", MemoryPath, clobber=True)
 
 
 @pytest.fixture
-def memory() -> Iterator[MemoryFileSystem]:
-    yield (files := MemoryFileSystem())
-    files.store.clear()
-    files.pseudo_dirs[:] = [""]
-
-
-@pytest.fixture
 def server() -> Iterator[Server]:
     yield (files := Server())
     files.store.clear()
