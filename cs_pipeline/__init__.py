@@ -7,6 +7,9 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-# Threads of PyTorch that wait shall sleep, not spin: two processes with two spinning threads each on two cores slowed one
-# another 25 times (measured with matrix products); the OpenMP library reads this when PyTorch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+WAITING = {"GOMP_SPINCOUNT": "3000", "OMP_WAIT_POLICY": "PASSIVE"}
+"""PyTorch's threads spin for a moment while they wait and then sleep: GNU's OpenMP by the count, others by the policy. If
+they never sleep, two trainings on two cores slow one another many times over; without the moment one alone takes half as
+long again (bench.threads)."""
+if not WAITING.keys() & os.environ.keys():
+    os.environ |= WAITING  # read once, when PyTorch is first imported
