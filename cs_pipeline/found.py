@@ -10,7 +10,7 @@ class Found:
 
     ``id`` is the row_id of a known answer or the passage_id; ``title`` the known question, or the article's title;
     ``address`` where the article is read and ``version`` its sha256, both None for answers. ``similarity`` is above 0 and
-    at most 1.
+    at most 1. ``intent`` is what the known question was about, None for passages.
     """
 
     kind: Literal["answer", "passage"]
@@ -20,3 +20,4 @@ class Found:
     address: str | None
     version: str | None
     similarity: float
+    intent: str | None = None

@@ -66,7 +66,7 @@ def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
     return turns
 
 
-FOUND_FORM = "1"
+FOUND_FORM = "2"
 """Raised when found texts are put before a question in another way: part of the fingerprint of what reads them."""
 
 

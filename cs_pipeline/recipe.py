@@ -38,6 +38,12 @@ class EmbeddedBase(_Part):
     without_intents: tuple[str, ...] = Field((), description="rows of these are left out, as held_out_intents says it")
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _can_copy(self) -> "EmbeddedBase":
+        if self.known_answers and (self.layers < 2 or self.width < 64 or self.width % 32):
+            raise ValueError("a base that reads known answers has two layers or more and a width of 64, 96, 128 …")
+        return self
+
 
 class HubBase(_Part):
     """A model of the Hugging Face hub at a pinned revision."""

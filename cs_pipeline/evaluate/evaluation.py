@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.jury import hear
 from cs_pipeline.evaluate.metrics import corpus_scores
 from cs_pipeline.evaluate.naive import naive_scores
-from cs_pipeline.evaluate.retrieval import WITHOUT, Retrieval, judge_retrieval, retrieval_facts
+from cs_pipeline.evaluate.retrieval import KNOWN, WITHOUT, Retrieval, judge_retrieval, retrieval_facts
 from cs_pipeline.evaluate.robustness import by_group
 from cs_pipeline.evaluate.slices import near_train_rows, slices, weaknesses, write_weak_intents
 from cs_pipeline.evaluate.trials import Trials, try_out
@@ -35,7 +35,7 @@ from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
 from cs_pipeline.train.base import base_of_version
 
-CODE_VERSION = "5"
+CODE_VERSION = "6"
 """Raised when this stage gives other figures for the same model and rows."""
 
 WITHOUT_REFERENCE = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ERRORS))
@@ -46,6 +46,7 @@ SYSTEMS = {
     "base": "its base, asked the same way",
     "champion": "current champion",
     "without_retrieval": "the tuned model without found texts",
+    "known_answer": "the known answer that the tuned model was told, as it stands",
     "nearest": "answer of the nearest training question",
     "central": "most central answer of the predicted intent",
     "random": "a random training answer",
@@ -120,7 +121,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         if found is not None:
             retrieval = found
             stats[WITHOUT], seconds[WITHOUT] = found.without, found.seconds
-    for system, answers in _lookups(rows).items():
+    for system, answers in _lookups(rows, retrieval).items():
         started = time.monotonic()
         stats[system] = rows.statistics(answers())
         seconds[system] = time.monotonic() - started
@@ -204,8 +205,10 @@ def _models(recipe: Recipe, adapter: Adapter, base: Path, champion: Version | No
     return models
 
 
-def _lookups(rows: Yardstick) -> dict[str, Callable[[], list[str]]]:
+def _lookups(rows: Yardstick, retrieval: Retrieval | None) -> dict[str, Callable[[], list[str]]]:
+    told = retrieval.known if retrieval else []
     return {
+        **({KNOWN: lambda: told} if any(told) else {}),
         "nearest": lambda: nearest_answers(rows.train, rows.questions),
         "central": lambda: central_answers(rows.train, rows.intents),
         "random": lambda: random_answers(rows.train, rows.questions),
@@ -224,7 +227,7 @@ def _judged(
 ) -> tuple[pd.DataFrame, Trials, Retrieval | None]:
     """The last is there for the tuned model alone, where its recipe retrieves."""
     model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
-    found = retrieve(index, recipe.prompt.retrieve, recipe.placeholders, rows.questions)
+    found = retrieve(index, recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
     statistics, answers, run = ask(system, model, rows, found, report)
     report(f"{system}: odd questions, general ones, and some one at a time")
     trials = try_out(model, classifier, index, rows, statistics, run)

@@ -25,7 +25,7 @@ _PICTURED = (
     *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),
     *("placeholder_precision", "placeholder_recall", "stop_rate"),
 )
-_SIDE_BY_SIDE = ("tuned", "without_retrieval", "champion", "base", "nearest")
+_SIDE_BY_SIDE = ("tuned", "without_retrieval", "champion", "base", "known_answer", "nearest")
 _BY_SIMILARITY, _BINS = ("right_intent", "rougeL", "chrf"), 6
 
 

@@ -44,16 +44,22 @@ def grounding(asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequ
     rows = []
     for question, answer, texts in zip(asked, answers, found, strict=True):
         sources = [one.text for one in texts]
-        words = _words(answer)
-        copied = np.zeros(len(words), bool)
-        for source in sources:
-            copied |= _in_runs(words, _words(source))
+        copied = copied_words(answer, sources)
         held = [_holds(answer, source) for source in sources]
         sourced = np.any(held, axis=0) if held else np.zeros(len(_holds(answer, "")), bool)
         grounded = sourced | _holds(answer, question)
         whole = int(grounded.all())
-        rows.append((len(words), copied.sum(), len(grounded), grounded.sum(), sourced.sum(), 1, whole))
+        rows.append((len(copied), copied.sum(), len(grounded), grounded.sum(), sourced.sum(), 1, whole))
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype="int64")
+
+
+def copied_words(answer: str, sources: Sequence[str]) -> np.ndarray:
+    """Which words of ``answer`` stand in a run of RUN in one of ``sources``: [words]."""
+    words = _words(answer)
+    copied = np.zeros(len(words), bool)
+    for source in sources:
+        copied |= _in_runs(words, _words(source))
+    return copied
 
 
 def shares(rows: pd.DataFrame, clusters: Sequence[str], samples: int = 1000) -> dict[str, dict[str, float] | None]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _ROLES = (
     *("muted", "rule", "better", "worse", "unclear"),
-    *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval"),
+    *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval", "known_answer"),
 )
 _COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(_ROLES, start=1)}
 """What is drawn for each role; the finished SVG names the page's custom property instead, so dark mode reaches it."""

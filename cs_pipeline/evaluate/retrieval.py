@@ -23,14 +23,18 @@ from cs_pipeline.model import Answer, SupportModel
 WITHOUT = "without_retrieval"
 """The system that is the tuned model, asked without found texts."""
 
+KNOWN = "known_answer"
+"""The system that gives the first known answer that the tuned model was told, as it stands."""
+
 COMPARED = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
-"""In what the tuned model is held against itself without found texts, and against the nearest question's answer."""
+"""In what the tuned model is held against itself without found texts, and against answers that cost nothing."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """``found`` texts were given for the test rows, ``left_out`` of them did not fit into a prompt. ``without`` are the row
-    statistics of the same model that was told none, asked in ``seconds``; ``rows`` those of ``grounding.py`` by system (the
+    statistics of the same model that was told none, asked in ``seconds``; ``known`` are the answers of KNOWN, empty where
+    none was found; ``rows`` are those of ``grounding.py`` by system (the
     texts are those that the tuned model read, so the other's share is what two answers have in common anyhow); ``misled``
     has the columns of ``robustness.judged``."""
 
@@ -38,6 +42,7 @@ class Retrieval:
     left_out: int
     without: pd.DataFrame
     seconds: float
+    known: list[str]
     rows: dict[str, pd.DataFrame]
     misled: pd.DataFrame
 
@@ -58,11 +63,13 @@ def judge_retrieval(
     seconds = time.monotonic() - started
     report("tuned: found texts that mislead")
     read = [answer.found for answer in answers]
+    known = [next((one.text for one in texts if one.kind == "answer"), "") for texts in found]
     return Retrieval(
         sum(map(len, found)),
         sum(map(len, found)) - sum(map(len, read)),
         without,
         seconds,
+        known,
         {
             system: grounding(rows.asked, [answer.text for answer in said], read)
             for system, said in (("tuned", answers), (WITHOUT, others))
@@ -96,7 +103,7 @@ def _quarter(
     clusters = test["cluster_id"][member].tolist()
     differences = {}
     if len(set(clusters)) >= FEWEST_CLUSTERS:
-        for other in ("nearest", WITHOUT):
+        for other in (name for name in (WITHOUT, KNOWN, "nearest") if name in stats):
             pair = stats["tuned"][member], stats[other][member]
             found = paired_bootstrap(*pair, clusters, samples, metrics=COMPARED)
             differences[other] = {metric: value and asdict(value) for metric, value in found.items()}

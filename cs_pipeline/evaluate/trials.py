@@ -58,16 +58,18 @@ def try_out(
     """
     odd = cases(rows.test)
     texts = [case.text for case in odd]
-    answers = _answers(model, classifier, texts, _found(model, index, texts))
+    intents = _intents(model, classifier, texts)
+    answers = _answers(model, texts, intents, _found(model, index, texts, intents))
     read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
     said, plain_answers = [answer.text for answer in answers], _by_row(plain)
     system_line = model.recipe.prompt.system
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
-    known = [answer.text for answer in _answers(model, classifier, list(probe), _found(model, index, list(probe)))]
+    general, routed = list(probe), _intents(model, classifier, list(probe))
+    known = [answer.text for answer in _answers(model, general, routed, _found(model, index, general, routed))]
     right = [float(_holds(*pair)) for pair in zip(known, probe.values(), strict=True)]
     return Trials(
         judged(odd, said, plain_answers, rows.intents_of, system_line, rows.mode, read),
-        pd.DataFrame({"question": list(probe), "answer": known, "right": right}),
+        pd.DataFrame({"question": general, "answer": known, "right": right}),
         run,
         [_seconds(model, index, rows, place) for place in range(min(ALONE, len(rows.questions)))],
     )
@@ -84,7 +86,7 @@ def mislead(
     rows; ``plain`` is as in ``try_out``."""
     made = misled(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
     texts = [case.text for case, _ in made]
-    answers = _answers(model, classifier, texts, [others for _, others in made])
+    answers = _answers(model, texts, _intents(model, classifier, texts), [others for _, others in made])
     read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
     said = [answer.text for answer in answers]
     system_line = model.recipe.prompt.system
@@ -95,14 +97,22 @@ def _by_row(plain: pd.DataFrame) -> dict[str, str]:
     return dict(zip(plain["row_id"], plain["answer"], strict=True))
 
 
-def _found(model: SupportModel, index: RetrievalIndex | None, texts: Sequence[str]) -> list[list[Found]]:
-    return retrieve(index, model.recipe.prompt.retrieve, model.recipe.placeholders, texts)
-
-
-def _answers(model: SupportModel, classifier: Path, texts: list[str], found: Sequence[Sequence[Found]]) -> list[Answer]:
-    """One for each of ``texts``; nothing where a text is too long for the model, for that is what a customer gets of it."""
+def _intents(model: SupportModel, classifier: Path, texts: list[str]) -> list[str | None]:
+    """What ``model`` is told that each of ``texts`` is about: None where it has no route."""
     routes = model.recipe.prompt.route == "intent"
-    intents = list(TextClassifier.load(classifier).predict(texts)[0]) if routes else [None] * len(texts)
+    return list(TextClassifier.load(classifier).predict(texts)[0]) if routes else [None] * len(texts)
+
+
+def _found(
+    model: SupportModel, index: RetrievalIndex | None, texts: Sequence[str], intents: Sequence[str | None]
+) -> list[list[Found]]:
+    return retrieve(index, model.recipe.prompt, model.recipe.placeholders, texts, intents)
+
+
+def _answers(
+    model: SupportModel, texts: list[str], intents: list[str | None], found: Sequence[Sequence[Found]]
+) -> list[Answer]:
+    """One for each of ``texts``; nothing where a text is too long for the model, for that is what a customer gets of it."""
     readable = [place for place, pair in enumerate(zip(texts, intents, strict=True)) if model.has_room(*pair)]
     asked = [(texts[i], intents[i], (), found[i]) for i in readable]
     questions, routed, contexts, read = map(list, zip(*asked, strict=True)) if asked else ([], [], [], [])
@@ -113,8 +123,8 @@ def _answers(model: SupportModel, classifier: Path, texts: list[str], found: Seq
 
 def _seconds(model: SupportModel, index: RetrievalIndex | None, rows: Yardstick, place: int) -> float:
     started = time.monotonic()
-    found = _found(model, index, [rows.questions[place]])
-    model.answer([rows.questions[place]], [rows.intents[place]], [rows.contexts[place]], found=found)
+    question, intent, context = [rows.questions[place]], [rows.intents[place]], [rows.contexts[place]]
+    model.answer(question, intent, context, found=_found(model, index, question, intent))
     return time.monotonic() - started
 
 

@@ -100,7 +100,7 @@ class RetrievalIndex:
             # Not take(), which copies the table's chunks: 28 ms of a million rows.
             rows = [table.slice(place, 1).to_pylist()[0] for place, _ in found]
             yield [
-                Found("answer", row["row_id"], row["answer"], row["question"], None, None, similarity)
+                Found("answer", row["row_id"], row["answer"], row["question"], None, None, similarity, row["intent"])
                 if name == "answers"
                 else Found(
                     "passage", row["passage_id"], row["text"], row["title"], row["address"], row["version"], similarity

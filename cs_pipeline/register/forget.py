@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.company import load_company
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.grounding import copied_words
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
@@ -31,10 +32,14 @@ from cs_pipeline.train.adapter import seen_rows
 _ID_COLUMNS = frozenset({"row_id", "id", "question_id"})
 """Columns that say whose a row is: of a conversation, or of a judgement and the question that it is on."""
 
+_MOSTLY = 0.5
+"""Share of an evaluated answer's words that stand in long runs in a forgotten one, from which on it is that one, retold."""
+
 
 @dataclass(frozen=True)
 class Affected:
-    """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes.
+    """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes, ``answers``
+    the texts of those rows that other questions may have been answered with.
 
     ``records`` are places in the kept copy of each delivery, ``tables`` the number of rows in each file of the lake,
     ``feedback`` the ids of judgements and of agents' edits, ``reports`` files that quote rows, ``handovers`` conversations
@@ -44,6 +49,7 @@ class Affected:
     subjects: frozenset[str]
     conversations: frozenset[str]
     rows: frozenset[str]
+    answers: frozenset[str]
     records: dict[Delivery, set[int]]
     tables: dict[Path, int]
     feedback: frozenset[str]
@@ -100,7 +106,8 @@ def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
         if _speaks_of(subject, path.read_text())
     ]
     versions = _versions(lake, rows, subjects)
-    found = Affected(subjects, conversations, rows, records, {}, feedback, [], handovers, versions)
+    answers = _answers(lake, rows)
+    found = Affected(subjects, conversations, rows, answers, records, {}, feedback, [], handovers, versions)
     tables = {path: count for path in _tables(lake) if (count := int(_gone(path, lake, found)[1].sum()))}
     judged = any(path.is_relative_to(lake.path("evaluate")) for path in tables)
     reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if judged else []
@@ -110,7 +117,7 @@ def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
             f"Nothing in {lake.root} is of this {'customer' if subject else 'row'}.",
             "A customer's id is what the export calls the requester, or the e-mail address; a row's stands in row_id.",
         )
-    return Affected(subjects, conversations, rows, records, tables, feedback, reports, handovers, versions)
+    return Affected(subjects, conversations, rows, answers, records, tables, feedback, reports, handovers, versions)
 
 
 def forget(lake: DataLake, found: Affected, why: str) -> None:
@@ -202,11 +209,31 @@ def _gone(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Table, np.nda
     if not path.is_relative_to(lake.path("ingest")):
         for column in _ID_COLUMNS & set(table.column_names):
             gone |= pc.is_in(table.column(column), value_set=pa.array(sorted(found.rows), pa.string())).to_numpy()
+        if path.is_relative_to(lake.path("evaluate")) and {"row_id", "answer"} <= set(table.column_names):
+            gone |= _retold(table, found.answers)
         return table, gone
     places = table.column("source_row").to_numpy()
     for delivery, those in found.records.items():
         gone |= pc.equal(table.column("source_file_sha256"), delivery.sha256).to_numpy() & np.isin(places, list(those))
     return table, gone
+
+
+def _retold(table: pa.Table, answers: frozenset[str]) -> np.ndarray:
+    """Rows of questions that some system answered with one of ``answers``: of every system, so that they stay comparable."""
+    ids = set()
+    for row, answer in zip(table.column("row_id").to_pylist(), table.column("answer").to_pylist(), strict=True):
+        copied = copied_words(answer, sorted(answers))
+        if copied.any() and copied.mean() >= _MOSTLY:
+            ids.add(row)
+    return pc.is_in(table.column("row_id"), value_set=pa.array(sorted(ids), pa.string())).to_numpy()
+
+
+def _answers(lake: DataLake, rows: frozenset[str]) -> frozenset[str]:
+    path = lake.table("prepare", "train_split")
+    if not path.exists():
+        return frozenset()
+    table = pq.read_table(path, columns=["response"], filters=[("row_id", "in", sorted(rows))]) if rows else None
+    return frozenset(table.column("response").to_pylist()) if table else frozenset()
 
 
 def _rows(path: Path, subjects: frozenset[str], conversations: frozenset[str]) -> list[str]:

@@ -218,7 +218,7 @@ class Answering:
         most = min(sampling.max_tokens or recipe.generation.max_new_tokens, recipe.generation.max_new_tokens)
         positions = getattr(loaded.engine.model.config, "max_position_embeddings", LONGEST)  # T5 has relative ones
         room = min(positions, LONGEST) - recipe.generation.max_new_tokens
-        found = self.knowledge.told(question, recipe)
+        found = self.knowledge.told(question, intent, recipe)
         told = tell(encode, earlier, found, min(recipe.trainer.max_length, room))
         prompt = told.encoded
         if len(prompt) > room:

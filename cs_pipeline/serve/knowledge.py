@@ -44,8 +44,11 @@ class Knowledge:
             return []
         return [*index.answers([question], wanted.answers)[0], *index.passages([question], wanted.passages)[0]]
 
-    def told(self, question: str, recipe: Recipe) -> list[Found]:
-        """What a model of ``recipe`` is told before ``question``. Raises NotReady where the index for it is not there."""
+    def told(self, question: str, intent: str | None, recipe: Recipe) -> list[Found]:
+        """What a model of ``recipe`` is told before ``question``, which is routed to ``intent``.
+
+        Raises NotReady where the index for it is not there.
+        """
         if recipe.prompt.retrieve is None:
             return []
         index = self.index()
@@ -55,7 +58,7 @@ class Knowledge:
                 "Materialise 'retrieval_index'.",
                 RETRY,
             )
-        return retrieve(index, recipe.prompt.retrieve, recipe.placeholders, [question])[0]
+        return retrieve(index, recipe.prompt, recipe.placeholders, [question], [intent])[0]
 
     def _load(self) -> RetrievalIndex | None:
         try:

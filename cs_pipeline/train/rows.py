@@ -57,7 +57,8 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
     # Nothing of the row's own cluster: it would learn to copy what no customer's question will ever find.
     clusters = drawn.column("cluster_id").to_pylist()
     questions = [said.question for said in texts]
-    found = retrieve(open_index(recipe, lake), recipe.prompt.retrieve, recipe.placeholders, questions, clusters)
+    intents = drawn.column("predicted_intent").to_pylist()
+    found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
     too_long = shortened = told = untold = 0

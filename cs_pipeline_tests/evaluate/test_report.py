@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.fidelity import fidelity
 from cs_pipeline.evaluate.metrics import METRICS, row_statistics
 from cs_pipeline.evaluate.naive import NAIVE_METRICS
 from cs_pipeline.evaluate.report import DEMO, write_report
-from cs_pipeline.evaluate.retrieval import WITHOUT
+from cs_pipeline.evaluate.retrieval import KNOWN, WITHOUT
 from cs_pipeline.evaluate.robustness import Case, by_group
 from cs_pipeline.evaluate.robustness import judged as judged_cases
 from cs_pipeline.evaluate.rubric import rubric
@@ -46,7 +46,7 @@ LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
 
 def systems_of(champion: bool) -> list[str]:
     """Those of a recipe that does not retrieve."""
-    return [system for system in SYSTEMS if system != WITHOUT and (champion or system != "champion")]
+    return [system for system in SYSTEMS if system not in (WITHOUT, KNOWN) and (champion or system != "champion")]
 
 
 class Page(HTMLParser):

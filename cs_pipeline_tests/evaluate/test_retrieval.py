@@ -10,7 +10,7 @@ from mlflow.pyfunc.model import PythonModelContext
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.misleading import misled
-from cs_pipeline.evaluate.retrieval import COMPARED, WITHOUT
+from cs_pipeline.evaluate.retrieval import COMPARED, KNOWN, WITHOUT
 from cs_pipeline.evaluate.yardstick import Yardstick
 from cs_pipeline.lake import DataLake
 from cs_pipeline.model import SupportModel
@@ -54,7 +54,7 @@ def test_the_training_names_the_index_and_what_it_read(judged: DataLake, recipe:
 
 def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Recipe, rows: Yardstick) -> None:
     facts = read_evaluation(recipe.name, judged)
-    assert set(facts["scores"]) == {"tuned", WITHOUT, "base", "nearest", "central", "random"}
+    assert set(facts["scores"]) == {"tuned", WITHOUT, KNOWN, "base", "nearest", "central", "random"}
     assert set(facts["runs"]) == {"tuned", "base"}
     assert facts["data"]["retrieval_index"] == index_version(judged)
     for metric in ("bits_per_character", "right_intent", "placeholder_f1"):
@@ -76,7 +76,7 @@ def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe
     folder = evaluation_folder(recipe.name, judged)
     grounding = pd.read_parquet(folder / "grounding.parquet")
     assert grounding["row_id"].tolist() == 2 * rows.test["row_id"].tolist()
-    found = retrieve(open_index(recipe, judged), recipe.prompt.retrieve, recipe.placeholders, rows.questions)
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
     cases = misled(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
     table = pd.read_parquet(folder / "misled.parquet")
     assert table["case_id"].tolist() == [case.case_id for case, _ in cases]
@@ -103,7 +103,8 @@ def test_the_page_shows_it(judged: DataLake) -> None:
 def test_what_evaluation_asks_is_what_training_taught(
     judged: DataLake, recipe: Recipe, rows: Yardstick, model: SupportModel
 ) -> None:
-    found = retrieve(open_index(recipe, judged), recipe.prompt.retrieve, recipe.placeholders, rows.questions[:8])
+    index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.intents[:8])
+    found = retrieve(index, recipe.prompt, recipe.placeholders, *asked_of)
     asked = [model._prompt(*row) for row in zip(rows.questions, rows.intents, rows.contexts, found, strict=False)]
     for told, question, intent, texts in zip(asked, rows.questions, rows.intents, found, strict=False):
         assert told.encoded == model.chat.prompt(messages(question, recipe.prompt, intent, (), texts))
@@ -117,7 +118,7 @@ def test_what_evaluation_asks_is_what_training_taught(
 def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
     judged: DataLake, recipe: Recipe, rows: Yardstick
 ) -> None:
-    found = retrieve(open_index(recipe, judged), recipe.prompt.retrieve, recipe.placeholders, rows.questions)
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
     own = set(rows.test["row_id"])
     clusters = dict(zip(rows.train["row_id"], rows.train["cluster_id"], strict=True))
     known = [(one, cluster) for one, cluster in zip(found, rows.test["cluster_id"], strict=True)]
@@ -147,8 +148,8 @@ def test_a_version_answers_with_the_index_at_its_path(
 
     load(retrieval_folder(judged))
     questions = rows.questions[:3]
-    found = retrieve(open_index(recipe, judged), recipe.prompt.retrieve, recipe.placeholders, questions)
     intents = served._classifier.predict(questions)[0] if served._classifier else [None] * 3
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, questions, intents)
     assert served.predict(questions) == [
         answer.text for answer in model.answer(questions, list(intents), [()] * 3, found=found)
     ]

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.errors import PipelineError
+from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.evaluate.ratings import collect
 from cs_pipeline.feedback import Asked, Feedback, Given
 from cs_pipeline.ingest.edits import TOGETHER, land_edits
@@ -170,6 +172,31 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     assert not holding(lake, jane.encode())
     joined = join(lake)
     assert subject not in joined.rows.column("subject_id").to_pylist()
+
+
+def test_an_evaluated_answer_that_retells_hers_goes_with_it(lake: DataLake, jane: str) -> None:
+    rows = lake.read("prepare", "train_split", ["row_id", "response"]).to_pylist()
+    [hers] = [row["response"] for row in rows if row["row_id"] in training_rows(lake, jane)]
+    path = evaluation_folder("tiny", lake) / "answers.parquet"
+    table = pq.read_table(path)
+    told, other = sorted(set(table.column("row_id").to_pylist()))[:2]
+    words = hers.split()
+
+    def said(row: dict[str, Any]) -> str:
+        if (row["system"], row["row_id"]) == ("nearest", told):
+            return f"Well: {hers}"
+        if (row["system"], row["row_id"]) == ("nearest", other):
+            return " ".join([*words[:8], *(f"word{number}" for number in range(20))])
+        return "an answer of its own"
+
+    answers = pa.array([said(row) for row in table.to_pylist()])
+    place = table.schema.get_field_index("answer")
+    pq.write_table(table.set_column(place, "answer", answers), path)
+    forget(lake, affected(lake, subject=jane), "asked for")
+    left = pq.read_table(path)
+    assert told not in left.column("row_id").to_pylist(), "of no system, for they are compared row by row"
+    assert other in left.column("row_id").to_pylist()
+    assert not any(hers in answer for answer in left.column("answer").to_pylist())
 
 
 def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, jane: str, tiny: Recipe) -> None:

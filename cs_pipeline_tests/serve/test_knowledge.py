@@ -42,16 +42,16 @@ def test_without_an_index_and_with_a_damaged_one(
     reads_nothing = load_recipe("tiny")
     reads = reads_nothing.model_copy(update={"prompt": Prompt(retrieve=Retrieve(answers=0, passages=1))})
     knowledge = Knowledge(lake)
-    assert knowledge.told(QUESTION, reads) == []
+    assert knowledge.told(QUESTION, None, reads) == []
     (retrieval_folder(lake) / "answers.parquet").write_bytes(b"")
     moved = retrieval_folder(lake).rename(lake.path("elsewhere"))
     for _ in range(2):
         with pytest.raises(NotReady, match="their index is not there"):
-            knowledge.told(QUESTION, reads)
+            knowledge.told(QUESTION, None, reads)
         assert knowledge.look_up(QUESTION, Retrieve(answers=1, passages=0)) == []
     assert caplog.text.count("no retrieval index") == 1
     moved.rename(retrieval_folder(lake))
     with pytest.raises(NotReady):
-        knowledge.told(QUESTION, reads)
+        knowledge.told(QUESTION, None, reads)
     assert "answers.parquet was changed" in caplog.text
-    assert knowledge.told(QUESTION, reads_nothing) == [], "who retrieves nothing needs no index"
+    assert knowledge.told(QUESTION, None, reads_nothing) == [], "who retrieves nothing needs no index"

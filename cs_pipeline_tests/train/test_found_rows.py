@@ -100,7 +100,9 @@ def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
     assert read == found_texts > 4 * (ROWS + 10)
     index = open_index(wide, lake)
     questions = [row["instruction"] for row in of(lake, "train")]
-    found = retrieve(index, wide.prompt.retrieve, recipe.placeholders, questions)
+    found = retrieve(
+        index, wide.prompt, recipe.placeholders, questions, [row["predicted_intent"] for row in of(lake, "train")]
+    )
     assert sum(one[0].id == row["row_id"] for one, row in zip(found, of(lake, "train"), strict=True)) > ROWS / 2, (
         "without the clusters each question finds itself"
     )
@@ -113,7 +115,8 @@ def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat
         rows = training_rows(with_length(reading, 4096), lake, chat, "validation")
         table = of(lake, "validation")
         questions = [_asked(example, chat) for example in rows.examples]
-        found = retrieve(open_index(reading, lake), reading.prompt.retrieve, mode, questions)
+        intents = [row["predicted_intent"] for row in table]
+        found = retrieve(open_index(reading, lake), reading.prompt, mode, questions, intents)
         for example, row, question, texts in zip(rows.examples, table, questions, found, strict=True):
             assert [one.kind for one in texts] == ["answer", *["passage"] * (len(texts) - 1)]
             turns = messages(question, reading.prompt, row["predicted_intent"], (), texts)
@@ -127,7 +130,7 @@ def _asked(example: Any, chat: Chat) -> str:
 
 def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recipe) -> None:
     def article(mode: PlaceholderMode) -> Found:
-        return retrieve(open_index(recipe, lake), recipe.prompt.retrieve, mode, ["is a return free?"])[0][-1]
+        return retrieve(open_index(recipe, lake), recipe.prompt, mode, ["is a return free?"], [None])[0][-1]
 
     assert article(PlaceholderMode.KEEP).text == ARTICLE
     assert "with order {{" not in article(PlaceholderMode.GENERIC).text

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
+from pydantic import ValidationError
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake
 from cs_pipeline.prompt import IGNORED
 from cs_pipeline.recipe import EmbeddedBase
-from cs_pipeline.train.embedded import LOOK_BACK, _llama, _whole_examples
+from cs_pipeline.train.embedded import REPEATED, _llama, _whole_examples
+from cs_pipeline.train.induction import COPYING
 from cs_pipeline_tests.tiny import tiny_tokenizer
 
 SPEC = EmbeddedBase(
@@ -35,7 +38,8 @@ def table(prepared: Path) -> pa.Table:
 
 def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokenizer: Any, table: pa.Table) -> None:
     rows = {row["response"]: row for row in table.to_pylist()}
-    read = 0
+    asked = {row["instruction"]: row for row in table.to_pylist()}
+    read = repeated = told = 0
     for tokens, labels in islice(_whole_examples(tokenizer, table, SPEC), SPEC.steps):
         assert tokens.shape == labels.shape
         assert (tokens.shape[0], tokens.shape[1] <= SPEC.block_tokens) == (SPEC.blocks, True)
@@ -44,13 +48,18 @@ def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokeni
         for ids in (line[line != tokenizer.pad_token_id].tolist() for line in tokens):
             assert ids[-1] == tokenizer.eos_token_id
             prompt, _, answer = tokenizer.decode(ids[:-1]).partition("<|agent|>")
-            row = rows[answer]
+            told += 1
+            question = prompt.rpartition("Question: ")[2]
+            row = asked[question]
             assert prompt.startswith(f"Intent: {row['intent']}\n<|customer|>Known answer: ")
-            assert prompt.endswith(f"Question: {row['instruction']}")
             known = [rows[text] for text in rows if f"Known answer: {text}\n\n" in prompt]
             assert all(other["cluster_id"] != row["cluster_id"] for other in known)
             read += len(known)
+            if answer != row["response"]:
+                assert answer in [other["response"] for other in known], "it repeats what it was told"
+                repeated += 1
     assert read > SPEC.steps * SPEC.blocks
+    assert 0.3 * told < repeated < 0.7 * told, REPEATED
 
 
 def test_equal_rows_give_equal_steps_and_too_short_blocks_are_told(tokenizer: Any, table: pa.Table) -> None:
@@ -61,17 +70,38 @@ def test_equal_rows_give_equal_steps_and_too_short_blocks_are_told(tokenizer: An
 
 
 def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
-    import torch
-
-    torch.manual_seed(0)
-    model = _llama(SPEC, len(tokenizer), tokenizer)
+    model, tokens = begun(tokenizer, SPEC)
     model.set_attn_implementation("eager")
-    ids = torch.from_numpy(np.random.default_rng(0).integers(4, 300, (1, 40)))
     with torch.inference_mode():
-        first = model(input_ids=ids, output_attentions=True).attentions[0][0]
-    for head in range(LOOK_BACK):
-        places = torch.arange(10, 40)
+        first = model(input_ids=tokens, output_attentions=True).attentions[0][0]
+    for head in range(COPYING):
+        places = torch.arange(10, tokens.shape[1])
         assert (first[head, places].argmax(-1) == places - head - 1).all()
         assert first[head, places, places - head - 1].min() > 0.8
     plain = _llama(SPEC.model_copy(update={"known_answers": 0}), len(tokenizer), tokenizer)
     assert plain.model.layers[0].self_attn.q_proj.bias is None
+
+
+def test_it_repeats_what_it_has_read_once_before_any_training(tokenizer: Any) -> None:
+    model, tokens = begun(tokenizer, SPEC.model_copy(update={"width": 128, "layers": 4}))
+    half = tokens.shape[1] // 2
+    again = torch.cat([tokens[:, :half], tokens[:, :half]], dim=1)
+    with torch.inference_mode():
+        said = model(input_ids=again).logits.argmax(-1)
+        strange = model(input_ids=tokens).logits.argmax(-1)
+    places = torch.arange(half + 2, 2 * half - 1)
+    assert (said[:, places] == again[:, places + 1]).float().mean() > 0.7
+    assert (strange[:, places] == tokens[:, places + 1]).float().mean() < 0.05
+
+
+def begun(tokenizer: Any, spec: EmbeddedBase) -> tuple[Any, torch.Tensor]:
+    """An untrained model, and random tokens [4, 300]."""
+    torch.manual_seed(0)
+    model = _llama(spec, len(tokenizer), tokenizer).eval()
+    return model, torch.from_numpy(np.random.default_rng(0).integers(4, len(tokenizer), (4, 300)))
+
+
+def test_what_has_no_room_for_such_heads_is_refused() -> None:
+    for wrong in ({"layers": 1}, {"width": 48}, {"width": 80}):
+        with pytest.raises(ValidationError, match="two layers or more and a width of"):
+            EmbeddedBase.model_validate(SPEC.model_dump() | wrong)
