@@ -38,8 +38,8 @@ _MOSTLY = 0.5
 
 @dataclass(frozen=True)
 class Affected:
-    """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes, ``answers``
-    the texts of those rows that other questions may have been answered with.
+    """What is of the customer or the conversation. ``subjects``, ``conversations`` and ``rows`` are keyed hashes. In
+    ``answers`` are those rows' texts, which other questions may have been answered with.
 
     ``records`` are places in the kept copy of each delivery, ``tables`` the number of rows in each file of the lake,
     ``feedback`` the ids of judgements and of agents' edits, ``reports`` files that quote rows, ``handovers`` conversations
