@@ -1,15 +1,16 @@
 """Training on batches grouped by length beside training on random ones: tokens a second, and the loss they end at.
 
-    python -m bench.grouping [FILE] [--rows 1500] [--epochs 3] [--rounds 3] [--write]
+    python -m bench.grouping [FILE] [--rows 1500] [--epochs 2] [--rounds 3] [--write]
 
 FILE holds rows in the Bitext schema; without it the project's own sample rows are trained on, whose lengths differ less.
-Both arms train the embedded base's shape from the same random weights, with the trainer, the collator and the
-loss of the recipes; only which rows share a micro-batch differs. Before, both ways of batching must give the same loss of
-the same rows to the same weights.
+Both arms fine-tune the embedded base, all weights of it, with the trainer, the collator and the loss of the recipes; only
+which rows share a micro-batch differs. Before, both ways of batching must give the same loss of the same rows to the same
+weights. From random weights they do not end alike: after 3 epochs at the base's own rate 3.90 grouped, 3.12 random.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,14 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from bench.rows import encode, read_rows, small_tokenizer
+from bench.rows import encode, read_rows
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.prompt import IGNORED, Example
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.batches import Batches, loader
-from cs_pipeline.train.embedded import _llama
+from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
 
-BATCH, LONGEST = 16, 512
+BATCH, LONGEST, RATE = 16, 512, 1e-3
 CLOSE = 0.03
 """By how much of itself the validation loss may differ: the arms see the same rows in another order."""
 
@@ -45,20 +46,19 @@ class Bench:
     """The rows as tokens, and what one arm does with them."""
 
     def __init__(self, rows: pd.DataFrame, epochs: int, base: EmbeddedBase, folder: Path) -> None:
-        self.epochs, self.base, self.folder = epochs, base, folder
-        self.tokenizer: Any = small_tokenizer(rows, base.vocabulary)
-        examples = encode(rows, self.tokenizer, LONGEST)
-        self.validation, self.train = examples[: len(examples) // 10], examples[len(examples) // 10 :]
+        self.epochs, self.folder = epochs, folder
+        tenth = len(rows) // 10
+        texts = transcripts(rows["instruction"][tenth:].tolist(), rows["response"][tenth:].tolist())
+        self.tokenizer = _tokenizer(texts, base.vocabulary)
+        self.validation, self.train = (encode(part, self.tokenizer, LONGEST) for part in (rows[:tenth], rows[tenth:]))
         self.tokens = sum(map(len, self.train))
+        self._base, _ = _train(self.tokenizer, _blocks(self.tokenizer, texts, base), base, lambda line: None)
 
     def batches(self, kind: str, examples: Sequence[Example]) -> Batches:
         return KINDS[kind]([len(example) for example in examples], BATCH, BATCH, 0, 0, 1)
 
     def model(self) -> Any:
-        import torch
-
-        torch.manual_seed(0)
-        return _llama(self.base, len(self.tokenizer), self.tokenizer)
+        return deepcopy(self._base)
 
     def collated(self, kind: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -96,7 +96,7 @@ class Bench:
                 output_dir=str(self.folder / "trainer"),
                 num_train_epochs=self.epochs,
                 warmup_steps=20,
-                learning_rate=self.base.learning_rate,
+                learning_rate=RATE,
                 per_device_train_batch_size=BATCH,
                 activation_checkpointing=False,
                 max_length=None,
@@ -121,12 +121,13 @@ def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, fo
 
     hush()
     bench = Bench(rows, epochs, base, folder)
-    start = bench.model().eval()
+    start = bench.model()
     before = {kind: bench.loss(start, kind, bench.validation) for kind in KINDS}
     assert abs(before["grouped"] - before["random"]) < 1e-4, f"the same rows, other losses: {before}"
     arms = in_turn({kind: partial(bench.trained, kind) for kind in KINDS}, rounds)
     after = {kind: bench.loss(arm.computed[-1], "grouped", bench.validation) for kind, arm in arms.items()}
     assert abs(after["grouped"] / after["random"] - 1) < CLOSE, f"the arms end at other losses: {after}"
+    assert max(after.values()) < before["grouped"], f"nothing was learnt: {before}, {after}"
     padded = {kind: sum(b["input_ids"].numel() for b in bench.collated(kind, bench.train)) for kind in KINDS}
     return {
         "rows": len(rows),
@@ -151,7 +152,7 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=1500)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     given = parser.parse_args()
     about = machine("torch", "transformers", "trl") | {"file": given.file and given.file.name}
     rows = read_rows(given.file, given.rows)

@@ -28,7 +28,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 LONG = frozenset(
-    f"test_{name}.py" for name in ("company", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev")
+    f"test_{name}.py"
+    for name in ("company", "families", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev")
 )
 """Files of few tests that take minutes: begun last, one of them would keep a single worker busy at the end."""
 

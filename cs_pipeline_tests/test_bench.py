@@ -83,7 +83,7 @@ def test_the_bench_of_padding() -> None:
 
 
 def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=400)
+    base = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=400, steps=20)
     result = grouping.measure(read_rows(None, 150), 1, 1, base, tmp_path)
     arms = result["arms"]
     assert arms["grouped"]["real_token_share"] > arms["random"]["real_token_share"]

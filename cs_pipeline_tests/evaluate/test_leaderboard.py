@@ -23,7 +23,7 @@ from cs_pipeline.manifest import write_manifest
 from cs_pipeline.schema import SPLIT_ROW
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline_tests.conftest import copy_lake, run_job
-from cs_pipeline_tests.evaluate.test_report import HOSTILE, Page
+from cs_pipeline_tests.evaluate.reported import HOSTILE, Page
 
 RECIPES = ["tiny", "tiny_lora"]
 OF_A_RECIPE = ["base_model", "adapter", "evaluation", "evaluation_report", "leaderboard", "model_version"]

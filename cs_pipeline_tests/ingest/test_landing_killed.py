@@ -5,23 +5,21 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from cs_pipeline import lake as files
-from cs_pipeline.company import Company
 from cs_pipeline.ingest import landing, ledger, place
 from cs_pipeline.ingest.landing import Look, expire, kept_copy, land, look
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.lake import DataLake, file_sha256
+from cs_pipeline_tests.ingest.arrivals import COMPANY, NOW, kept
 from cs_pipeline_tests.killed import kill, kill_points
 
 TRACED = {str(module.__file__) for module in (landing, place, ledger, files)}
-COMPANY = Company()
-NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 LATER = NOW + timedelta(minutes=1)
 A, B, C = (b"question,answer\nWhere is it?,%s.\n" % word for word in (b"On its way", b"Still with us", b"At your door"))
 
@@ -58,10 +56,6 @@ def put(lake: DataLake, name: str, data: bytes, age: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     os.utime(path, (1_700_000_000 - age, 1_700_000_000 - age))
-
-
-def kept(lake: DataLake) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in lake.path("ingest", "landed").iterdir()}
 
 
 @pytest.mark.parametrize("at_first_use", [True, False])

@@ -1,0 +1,130 @@
+"""Landing by hand: what is copied to the landing place, and what is told before anything is."""
+
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from cs_pipeline.company import Company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.landing import Landed, land, look
+from cs_pipeline.lake import DataLake
+from cs_pipeline_tests.ingest.arrivals import COMPANY, CSV, NOTHING, NOW, Server, kept, names, packed, written
+from cs_pipeline_tests.ingest.arrivals import server as server  # the fixture
+
+
+def export(folder: Path, name: str, data: bytes = CSV) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def test_landed_files_are_recognised_and_taken_at_once(lake: DataLake, tmp_path: Path) -> None:
+    files = [export(tmp_path, "a.csv"), export(tmp_path, "b.csv.gz", packed(CSV.upper()))]
+    landed = land(files, lake, COMPANY)
+    assert [(one.name, one.bytes) for one in landed] == [
+        ("a.csv", len(CSV)),
+        ("b.csv.gz", len(packed(CSV.upper()))),
+    ]
+    assert all(isinstance(one, Landed) and "csv" in one.format.lower() for one in landed)
+    place = lake.root / "landing"
+    assert {path.name for path in place.iterdir()} == {"a.csv", "b.csv.gz"}
+    for file in files:
+        copy = place / file.name
+        assert copy.read_bytes() == file.read_bytes()
+        assert copy.stat().st_mtime_ns == file.stat().st_mtime_ns
+        assert copy.stat().st_mode & 0o777 == 0o600
+    assert kept(lake) == {}
+    assert len(look(lake, COMPANY, NOW).taken) == 2
+
+
+def test_landing_again_changes_nothing_and_landing_a_new_version_supersedes(lake: DataLake, tmp_path: Path) -> None:
+    file = export(tmp_path, "a.csv")
+    assert land([file], lake, COMPANY) == land([file], lake, COMPANY)
+    [first] = look(lake, COMPANY, NOW).taken
+    land([file], lake, COMPANY)
+    assert look(lake, COMPANY, NOW) == NOTHING
+    land([export(tmp_path, "a.csv", CSV + CSV)], lake, COMPANY)
+    with pytest.raises(PipelineError, match=r"Another a\.csv lies at the landing place and has not been taken yet"):
+        land([export(tmp_path, "b.csv"), export(tmp_path, "a.csv")], lake, COMPANY)
+    assert {path.name for path in (lake.root / "landing").iterdir()} == {"a.csv"}
+    assert look(lake, COMPANY, NOW).taken[0].supersedes == first.sha256
+
+
+def test_a_file_that_somebody_still_writes_is_not_replaced(lake: DataLake, tmp_path: Path) -> None:
+    file = export(tmp_path, "a.csv")
+    with written(lake, "a.csv").open("ab"), pytest.raises(PipelineError, match=r"Another a\.csv"):
+        land([file], lake, COMPANY)
+    with file.open("ab"), pytest.raises(PipelineError, match=r"a\.csv is still being written"):
+        land([file], lake, COMPANY)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "complaint"),
+    [
+        ("notes.docx", b"nothing that anybody reads", "is no export that the pipeline can read"),
+        (".a.csv", CSV, "is hidden or named as a file that is not finished"),
+        ("a.csv.part", CSV, "is hidden or named as a file that is not finished"),
+        ("a\\b.csv", CSV, "invisible characters or path separators"),
+        ("a.csv.gz", packed(CSV)[:-9], "is not whole, it is cut off"),
+        ("large.csv", CSV * 100_000, "more than the 3,000,000 that are allowed"),
+        ("bomb.csv.gz", packed(CSV * 100_000), "is not whole, it is longer than 3,000,000 bytes unpacked"),
+    ],
+)
+def test_what_would_not_be_taken_is_not_landed(
+    lake: DataLake, tmp_path: Path, name: str, data: bytes, complaint: str
+) -> None:
+    files = [export(tmp_path, "good.csv"), export(tmp_path, name, data)]
+    with pytest.raises(PipelineError, match=complaint) as raised:
+        land(files, lake, Company(file_bytes=3_000_000))
+    assert str(files[1]) in raised.value.what
+    assert raised.value.mend
+    assert list((lake.root / "landing").iterdir()) == []
+    assert kept(lake) == {}
+
+
+def test_what_is_no_file_is_not_landed(lake: DataLake, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PipelineError, match="folder is a folder"):
+        land([tmp_path / "folder"], lake, COMPANY)
+    with pytest.raises(PipelineError, match=r"nothing\.csv is not there"):
+        land([tmp_path / "nothing.csv"], lake, COMPANY)
+    with pytest.raises(PipelineError, match="Two of the files have the same name"):
+        land([export(tmp_path / "x", "a.csv"), export(tmp_path / "y", "a.csv")], lake, COMPANY)
+
+
+def test_a_link_that_a_person_names_is_followed(lake: DataLake, tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to(export(tmp_path, "a.csv"))
+    land([tmp_path / "link.csv"], lake, COMPANY)
+    assert not (lake.root / "landing" / "link.csv").is_symlink()
+    assert names(look(lake, COMPANY, NOW).taken) == ["link.csv"]
+
+
+def test_no_link_at_the_landing_place_is_written_through(lake: DataLake, tmp_path: Path) -> None:
+    victim = export(tmp_path, "victim", b"precious")
+    written(lake, "x")
+    (lake.root / "landing" / ".a.csv.landing").symlink_to(victim)
+    land([export(tmp_path, "a.csv")], lake, COMPANY)
+    assert victim.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("protocol", ["memory", "testserver"])
+def test_files_are_landed_in_a_remote_place(
+    lake: DataLake, tmp_path: Path, memory: MemoryFileSystem, server: Server, protocol: str
+) -> None:
+    company = Company(landing=f"{protocol}://landing")
+    land([export(tmp_path, "a.csv")], lake, company)
+    store = memory if protocol == "memory" else server
+    assert [Path(path).name for path in store.find("/landing")] == ["a.csv"]
+    assert names(look(lake, company, NOW).taken) == ["a.csv"]
+
+
+def test_a_landing_place_that_cannot_be_written_is_told(lake: DataLake, tmp_path: Path, server: Server) -> None:
+    file = export(tmp_path, "a.csv")
+    (lake.root / "landing" / ".a.csv.landing").mkdir(parents=True)
+    with pytest.raises(PipelineError, match=r"a\.csv cannot be copied to .*landing: Is a directory"):
+        land([file], lake, COMPANY)
+    server.denies = "open"
+    with pytest.raises(PipelineError, match=r"a\.csv cannot be copied to testserver://landing: login failed"):
+        land([file], lake, Company(landing="testserver://landing"))

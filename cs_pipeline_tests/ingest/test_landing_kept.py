@@ -1,0 +1,59 @@
+"""Kept copies: what killed looks left is removed, rows taken out stay out, and raw rows are deleted in time."""
+
+from datetime import timedelta
+
+from cs_pipeline.company import Company
+from cs_pipeline.ingest.landing import expire, kept_copy, look
+from cs_pipeline.lake import DataLake
+from cs_pipeline_tests.ingest.arrivals import COMPANY, DAY, NOTHING, NOW, deliveries, kept, looks, moved
+
+
+# test_landing_killed.py kills at every point
+def test_what_killed_looks_left_is_removed(lake: DataLake) -> None:
+    moved(lake, "tickets.csv")
+    [delivery] = look(lake, COMPANY, NOW).taken
+    folder = lake.path("ingest", "landed")
+    for name in (".taking", "..taking.x1", "0" * 64, f".{'0' * 64}.x1"):
+        (folder / name).write_text("raw")
+    beside = folder / f".{delivery.sha256}.x1"
+    beside.write_text("somebody takes rows out of the kept copy now")
+    look(lake, COMPANY, NOW)
+    assert set(kept(lake)) == {delivery.sha256, beside.name}
+
+
+def test_rows_taken_out_of_a_kept_copy_do_not_come_back(lake: DataLake) -> None:
+    looking = looks(lake)
+    moved(lake, "tickets.csv")
+    [delivery] = next(looking).taken
+    kept_copy(lake, delivery.sha256).write_bytes(b"redacted")
+    for name in ("tickets.csv", "again.csv"):
+        moved(lake, name)
+        next(looking)
+    assert kept(lake) == {delivery.sha256: b"redacted"}
+
+
+def test_raw_rows_are_deleted_in_time(lake: DataLake) -> None:
+    company = Company(retention_days=30)
+    for day in range(3):
+        moved(lake, f"{day}.csv", str(day).encode())
+        look(lake, company, NOW + timedelta(days=day))
+    old, middle, new = deliveries(lake)
+    for delivery in (old, middle, new):
+        for name in ("company_interactions", "company_quarantine"):
+            for suffix in ("parquet", "json"):
+                path = lake.path("ingest", name, f"{delivery.day}.{suffix}")
+                path.parent.mkdir(exist_ok=True)
+                path.write_text("rows")
+    assert expire(lake, company, DAY + timedelta(days=30)) == []
+    assert expire(lake, company, DAY + timedelta(days=32)) == [old, middle]
+    assert set(kept(lake)) == {new.sha256}
+    for name in ("company_interactions", "company_quarantine"):
+        left = {path.name for path in lake.path("ingest", name).iterdir()}
+        assert left == {f"{DAY + timedelta(days=day)}.json" for day in range(3)} | {f"{new.day}.parquet"}
+    assert [bool(delivery.expired_at) for delivery in deliveries(lake)] == [True, True, False]
+    assert expire(lake, company, DAY + timedelta(days=32)) == []
+    (lake.path("ingest", "landed") / f".{old.sha256}.x1").write_text("left by who took rows out and was killed")
+    assert look(lake, company, NOW) == NOTHING, "what still lies at the landing place is known"
+    moved(lake, "again.csv", b"0")
+    assert look(lake, company, NOW).duplicates == [("again.csv", "0.csv")]
+    assert set(kept(lake)) == {new.sha256}

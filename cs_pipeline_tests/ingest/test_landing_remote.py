@@ -1,0 +1,127 @@
+"""Landing places elsewhere: a store of objects, a server that says no, any other folder."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import upath.registry
+from fsspec.implementations.memory import MemoryFileSystem
+
+from cs_pipeline.company import Company
+from cs_pipeline.errors import PipelineError
+from cs_pipeline.ingest.landing import Look, kept_copy, look
+from cs_pipeline.ingest.place import landing_place
+from cs_pipeline.lake import DataLake
+from cs_pipeline_tests.ingest.arrivals import (
+    CSV,
+    NOTHING,
+    NOW,
+    Server,
+    deliveries,
+    just_before,
+    kept,
+    looks,
+    moved,
+    names,
+    packed,
+)
+from cs_pipeline_tests.ingest.arrivals import server as server  # the fixture
+
+IN_MEMORY = Company(landing="memory://bucket/landing")
+
+
+def test_an_object_that_the_pipeline_has_put_there_can_be_removed(lake: DataLake, memory: MemoryFileSystem) -> None:
+    memory.pipe_file("/bucket/landing/ours.csv", CSV)
+    memory.pipe_file("/bucket/landing/theirs.csv", CSV)
+    for _ in range(2):
+        landing_place(lake, IN_MEMORY).remove("ours.csv")
+    assert memory.ls("/bucket/landing", detail=False) == ["/bucket/landing/theirs.csv"]
+
+
+def test_remote_objects_are_taken_when_they_are_seen(lake: DataLake, memory: MemoryFileSystem) -> None:
+    looking = looks(lake, IN_MEMORY)
+    assert next(looking) == NOTHING, "a store has no folder before it has an object"
+    memory.pipe_file("/bucket/landing/tickets.csv.gz", packed(CSV))
+    memory.pipe_file("/bucket/landing/.hidden.csv", CSV)
+    memory.pipe_file("/bucket/landing/other.csv.part", CSV)
+    memory.pipe_file("/bucket/landing/folder/other.csv", CSV)
+    memory.pipe_file("/bucket/landing/knowledge/article.md", CSV)
+    memory.pipe_file("/bucket/landing/../escaped.csv", CSV)
+    memory.pipe_file("/bucket/landing/a\\b\n.csv", CSV)
+    memory.pipe_file("/bucket/other/other.csv", CSV)
+    found = next(looking)
+    [first] = found.taken
+    assert first.name == "tickets.csv.gz"
+    assert kept(lake) == {first.sha256: CSV}
+    assert {name for name, _ in found.refused} == {"folder", r"'a\\b\n.csv'"}
+    assert next(looking) == Look([], [], [], found.refused)
+    memory.pipe_file("/bucket/landing/copy.csv.gz", memory.cat_file("/bucket/landing/tickets.csv.gz"))
+    assert next(looking).duplicates == [("copy.csv.gz", "tickets.csv.gz")]
+    memory.rm("/bucket/landing/copy.csv.gz")
+    memory.pipe_file("/bucket/landing/tickets.csv.gz", CSV.upper())
+    [second] = next(looking).taken
+    assert (second.supersedes, kept_copy(lake, second.sha256).read_bytes()) == (first.sha256, CSV.upper())
+    assert not (lake.root / "landing").exists()
+
+
+def test_remote_objects_are_taken_oldest_first(lake: DataLake, memory: MemoryFileSystem) -> None:
+    for name in "ca", "b", "a":
+        memory.pipe_file(f"/bucket/landing/{name}", name.encode())
+    found = look(lake, Company(landing=IN_MEMORY.landing, files_per_tick=2), NOW)
+    assert (names(found.taken), found.waiting) == (["ca", "b"], ["a"])
+
+
+def test_remote_objects_that_change_or_go_while_they_are_read(lake: DataLake, memory: MemoryFileSystem) -> None:
+    path = "/bucket/landing/tickets.csv"
+    for function, change, expected in (
+        ("content", lambda: memory.pipe_file(path, CSV.upper()), ["tickets.csv"]),
+        ("content", lambda: memory.rm(path), []),
+        ("open", lambda: memory.rm(path), []),
+    ):
+        memory.pipe_file(path, CSV)
+        with just_before(function, change):
+            assert look(lake, IN_MEMORY, NOW) == Look([], [], expected, [])
+    assert (deliveries(lake), kept(lake)) == ([], {})
+
+
+def test_a_remote_server_shows_files_that_are_not_whole(lake: DataLake, server: Server) -> None:
+    company = Company(landing="testserver://landing")
+    looking = looks(lake, company)
+    server.pipe_file("/landing/tickets.csv", CSV)
+    assert next(looking).waiting == ["tickets.csv"]
+    server.pipe_file("/landing/tickets.csv", CSV.upper())
+    assert next(looking).waiting == ["tickets.csv"]
+    assert names(next(looking).taken) == ["tickets.csv"]
+
+
+def test_what_a_store_denies_is_told_without_its_password(lake: DataLake, server: Server) -> None:
+    company = Company(landing="testserver://me:password@host/landing")
+    looking = looks(lake, company)
+    next(looking)
+    server.pipe_file(f"{upath.UPath(company.landing).path}/tickets.csv", CSV)
+    next(looking)
+    server.denies = "open"
+    [(name, reason)] = next(looking).refused
+    assert name == "tickets.csv"
+    assert "login failed: testserver://host/" in reason
+    server.denies = "ls"
+    with pytest.raises(PipelineError, match="cannot be listed: login failed: testserver://host/") as raised:
+        next(looking)
+    assert "password" not in str(raised.value)
+    server.denies = None
+    assert names(look(lake, company, NOW + timedelta(hours=1)).taken) == ["tickets.csv"]
+
+
+@pytest.mark.parametrize("landing", ["nonsense://bucket/landing", "memory//landing"])
+def test_an_address_that_nobody_knows_is_told(lake: DataLake, landing: str) -> None:
+    with pytest.raises(PipelineError, match="landing") as raised:
+        look(lake, Company(landing=landing), NOW)
+    assert "company.yaml" in raised.value.mend
+
+
+def test_the_landing_place_can_be_any_folder(lake: DataLake, tmp_path: Path) -> None:
+    place = tmp_path / "elsewhere" / "of exports"
+    place.mkdir(parents=True)
+    for number, landing in enumerate([str(place), "../elsewhere/of exports", f"file://{place}"]):
+        moved(lake, "aside.csv", str(number).encode()).rename(place / f"{number}.csv")
+        assert names(look(lake, Company(landing=landing), NOW).taken) == [f"{number}.csv"]
