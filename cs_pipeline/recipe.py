@@ -127,6 +127,12 @@ class Mixture(_Part):
     out_of_scope: int = Field(
         0, ge=0, description="how often each question of train/out_of_scope.yaml stands in it: asked of the wrong desk"
     )
+    retold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the rows that answer with the known answer before their question instead of their own",
+    )
 
 
 class Trainer(_Part):
@@ -229,6 +235,12 @@ class Recipe(_Part):
             raise ValueError(
                 "base.known_answers and prompt.retrieve.answers must be equal: the embedded base learns here to read them"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_retell(self) -> "Recipe":
+        if self.mixture.retold and not (self.prompt.retrieve and self.prompt.retrieve.answers):
+            raise ValueError("mixture.retold needs known answers: put prompt.retrieve with answers: 1 or more")
         return self
 
     @model_validator(mode="after")

@@ -119,8 +119,10 @@ SEEN = pa.schema(
         pa.field("through", pa.string(), nullable=False),
     ]
 )
-"""A row that an adapter was trained on, without its text. ``through`` is empty, or the fingerprint of the adapter that was
-trained on it and from which this one's training went on."""
+"""A row that an adapter was trained on, without its text. ``through`` is empty, or TOLD where its answer stood before
+another row's question, or the fingerprint of the adapter trained on it from which this one's training went on."""
+
+TOLD = "known answer"
 
 RATING = pa.schema(
     [

@@ -200,6 +200,7 @@ def _found_texts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str, str
     return [
         ("Before each question", f"{wanted.answers} known answers, {wanted.passages} passages"),
         ("Found texts that did not fit", f"{left_out:,} of {found:,}"),
+        ("Rows that retell the known answer", f"{metrics['rows_retold']:,}"),
     ]
 
 

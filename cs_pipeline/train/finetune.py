@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.lake import DataLake, read_json, write_json
 from cs_pipeline.model import hush, load_chat, memory_used
 from cs_pipeline.prompt import Chat
 from cs_pipeline.recipe import Recipe
+from cs_pipeline.schema import TOLD
 from cs_pipeline.train.checkpoints import Checkpoints
 from cs_pipeline.train.distributed import highest, processes, rank, rows_at_once, total
 from cs_pipeline.train.learner import in_full_precision, learner, save_learner, trainer_parts
@@ -47,9 +49,10 @@ def fine_tune(
     hush()
     chat = load_chat(recipe, base, None)
     train, validation = (training_rows(recipe, lake, chat, side) for side in ("train", "validation"))
-    company = train.seen.column("source").to_pylist().count("company")
+    own = train.seen.filter(pc.not_equal(train.seen.column("through"), TOLD))
+    company = own.column("source").to_pylist().count("company")
     report(
-        f"{len(train.examples):,} rows to train on, made of {train.seen.num_rows:,} different ones, {company:,} of them the "
+        f"{len(train.examples):,} rows to train on, made of {own.num_rows:,} different ones, {company:,} of them the "
         f"company's; {train.too_long} left out as longer than {recipe.trainer.max_length} tokens, {train.shortened} without "
         f"their oldest turns; {train.found_left_out:,} of {train.found:,} found texts left out; {train.rewritten:,} hold "
         f"characters that the tokenizer lacks and that are spelt instead, {train.spelt:.1%} of all; loss on answers and "
@@ -75,12 +78,13 @@ def fine_tune(
     chat.tokenizer.save_pretrained(folder)
     counts = {
         "rows": len(train.examples),
-        "rows_different": train.seen.num_rows,
+        "rows_different": own.num_rows,
         "rows_of_company": company,
         "rows_too_long": train.too_long,
         "rows_shortened": train.shortened,
         "found_texts": train.found,
         "found_texts_left_out": train.found_left_out,
+        "rows_retold": train.retold,
         "rows_rewritten": train.rewritten,
         "spelt_share": train.spelt,
     }

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cs_pipeline.errors import PipelineError
 from cs_pipeline.found import Found
@@ -15,7 +16,7 @@ from cs_pipeline.placeholders import Speaker, apply
 from cs_pipeline.prepare.grounding import open_index, retrieve
 from cs_pipeline.prompt import Chat, Context, Example, Told, earlier_turns, messages, tell
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.schema import SEEN
+from cs_pipeline.schema import SEEN, TOLD
 from cs_pipeline.train.preflight import Preflight
 from cs_pipeline.train.view import OUT_OF_SCOPE, rows_seen
 
@@ -27,10 +28,11 @@ _COLUMNS = [*_SEEN_OF_A_ROW, "cluster_id", "context", "instruction", "response",
 class Rows:
     """``examples`` in the table's order, a row as often as the mixture has it, and what became of the rows.
 
-    ``seen`` are the rows in ``examples``, once each, with the schema SEEN. ``too_long`` rows did not fit into the recipe's
-    ``max_length`` and were left out; ``shortened`` ones fit without their oldest turns. Of the ``found`` texts of the rows,
-    ``found_left_out`` did not fit beside question and answer. Of ``rewritten`` ones the tokenizer
-    has not every character; ``spelt`` is the share of all characters that are spelt by their code points.
+    ``seen`` are the rows in ``examples``, and those whose answers stand before their questions, once each, with the schema
+    SEEN. ``too_long`` rows did not fit into the recipe's ``max_length`` and were left out; ``shortened`` ones fit without
+    their oldest turns. Of the ``found`` texts of the rows, ``found_left_out`` did not fit beside question and answer;
+    ``retold`` rows answer with the first of theirs. Of ``rewritten`` ones the tokenizer has not every character; ``spelt``
+    is the share of all characters that are spelt by their code points.
     """
 
     examples: list[Example]
@@ -39,6 +41,7 @@ class Rows:
     shortened: int
     found: int
     found_left_out: int
+    retold: int
     rewritten: int
     spelt: float
 
@@ -61,11 +64,21 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
     found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
-    too_long = shortened = told = untold = 0
+    told_rows: set[str] = set()
+    too_long = shortened = told = untold = retold = 0
+    share = recipe.mixture.retold if side == "train" else 0
+    retelling = np.random.default_rng((recipe.trainer.seed, 1)).random(len(texts)) < share
     preflight = Preflight(chat)
-    for row, said, known, count in zip(drawn.to_pylist(), texts, found, times.values(), strict=True):
+    for row, said, known, count, retells in zip(
+        drawn.to_pylist(), texts, found, times.values(), retelling, strict=True
+    ):
         preflight.read(said.question, said.answer, *(text for _, text in said.earlier), *(one.text for one in known))
         fitted = _encoded(said, row["predicted_intent"], known, recipe, chat)
+        if retells:
+            again = _retold(said, fitted.found)
+            refitted = _encoded(again, row["predicted_intent"], known, recipe, chat)
+            if again != said and refitted.found[:1] == fitted.found[:1]:  # a longer answer leaves it less room
+                said, fitted, retold = again, refitted, retold + 1
         if len(fitted.encoded) > recipe.trainer.max_length:
             too_long += 1
             continue
@@ -73,6 +86,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
         shortened += fitted.without > 0
         told += len(fitted.found)
         untold += len(known) - len(fitted.found)
+        told_rows |= {one.id for one in fitted.found if one.kind == "answer"}
         examples += [fitted.encoded] * count
         seen.append({**{name: row[name] for name in _SEEN_OF_A_ROW}, "through": ""})
     preflight.assert_nothing_lost()
@@ -81,8 +95,19 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
             f"No row of the {side} split fits into {recipe.trainer.max_length} tokens.",
             "Raise trainer.max_length in the recipe.",
         )
-    table = pa.Table.from_pylist(seen, SEEN)
-    return Rows(examples, table, too_long, shortened, told + untold, untold, preflight.rewritten, preflight.spelt_share)
+    others = told_rows - {one["row_id"] for one in seen}
+    table = pa.concat_tables([pa.Table.from_pylist(seen, SEEN), _told(others, lake)])
+    spelt = preflight.rewritten, preflight.spelt_share
+    return Rows(examples, table, too_long, shortened, told + untold, untold, retold, *spelt)
+
+
+def _told(row_ids: set[str], lake: DataLake) -> pa.Table:
+    """These training rows as SEEN has those whose answers were told."""
+    if not row_ids:
+        return SEEN.empty_table()
+    rows = lake.read("prepare", "train_split", _SEEN_OF_A_ROW)
+    rows = rows.filter(pc.is_in(rows.column("row_id"), value_set=pa.array(sorted(row_ids), pa.string())))
+    return rows.append_column(SEEN.field("through"), pa.array([TOLD] * rows.num_rows, pa.string())).cast(SEEN)
 
 
 def mixture(sources: Sequence[str], recipe: Recipe) -> list[int]:
@@ -115,6 +140,11 @@ def _said(row: dict[str, Any], recipe: Recipe) -> _Said:
 
     earlier = [(speaker, text(raw, speaker)) for speaker, raw in earlier_turns(row["context"])]
     return _Said(text(row["instruction"], "customer"), text(row["response"], "agent"), earlier)
+
+
+def _retold(said: _Said, found: Sequence[Found]) -> _Said:
+    """With the first known answer of ``found`` as its own, or as it is where there is none."""
+    return replace(said, answer=found[0].text) if found and found[0].kind == "answer" else said
 
 
 def _encoded(said: _Said, intent: str | None, found: Sequence[Found], recipe: Recipe, chat: Chat) -> Told[Example]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pydantic import ValidationError
 
 from cs_pipeline.found import Found
 from cs_pipeline.ingest.sample import sample_rows
@@ -13,8 +14,8 @@ from cs_pipeline.placeholders import PlaceholderMode, apply
 from cs_pipeline.prepare.grounding import open_index, retrieve
 from cs_pipeline.prepare.retrieval import build, index_version
 from cs_pipeline.prompt import IGNORED, Chat, messages
-from cs_pipeline.recipe import Recipe, Retrieve, load_recipe
-from cs_pipeline.schema import PASSAGE
+from cs_pipeline.recipe import Mixture, Recipe, Retrieve, load_recipe
+from cs_pipeline.schema import PASSAGE, TOLD
 from cs_pipeline.train.adapter import adapter_fingerprint, data_versions
 from cs_pipeline.train.base import Base
 from cs_pipeline.train.rows import Rows, training_rows
@@ -106,6 +107,37 @@ def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
     assert sum(one[0].id == row["row_id"] for one, row in zip(found, of(lake, "train"), strict=True)) > ROWS / 2, (
         "without the clusters each question finds itself"
     )
+
+
+def test_some_rows_retell_the_known_answer_and_those_told_are_named(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+    half = with_length(recipe.model_copy(update={"mixture": Mixture(retold=0.5)}), 4096)
+    rows = training_rows(half, lake, chat, "train")
+    known = {row["response"]: row for row in of(lake, "train")}
+    retold = 0
+    for row, example, prompt in zip(of(lake, "train"), rows.examples, prompts(rows, chat), strict=True):
+        answer = str(chat.tokenizer.decode([i for i in example.labels if i != IGNORED][:-1]))
+        if answer != row["response"]:
+            assert f"Known answer: {answer}\n\n" in prompt
+            assert known[answer]["cluster_id"] != row["cluster_id"]
+            retold += 1
+    assert rows.retold == retold
+    assert 0.3 * ROWS < retold < 0.7 * ROWS
+    assert training_rows(half, lake, chat, "validation").retold == 0
+
+    few = training_rows(half.model_copy(update={"train_rows": 5}), lake, chat, "train")
+    through = dict(zip(few.seen.column("row_id").to_pylist(), few.seen.column("through").to_pylist(), strict=True))
+    assert list(through.values()).count("") == 5
+    told = {known[answer]["row_id"] for prompt in prompts(few, chat) for answer in known if answer in prompt}
+    assert {row for row, name in through.items() if name == TOLD} == told - {
+        row for row, name in through.items() if not name
+    }
+
+
+def test_nothing_is_retold_where_no_answer_is_told(recipe: Recipe) -> None:
+    alone = recipe.model_dump() | {"mixture": {"retold": 0.5}, "prompt": {"retrieve": {"answers": 0, "passages": 1}}}
+    alone["base"] |= {"known_answers": 0}
+    with pytest.raises(ValidationError, match=r"mixture\.retold needs known answers"):
+        Recipe.model_validate(alone)
 
 
 def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
