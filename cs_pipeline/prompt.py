@@ -135,10 +135,14 @@ def tell(
 ) -> Told[Encoded]:
     """What ``encode`` makes of as many ``found`` texts and ``earlier`` turns as fit into ``most`` tokens.
 
-    First the found texts go, the least similar before the others, then the oldest turns: what the customer said counts
-    more than what others were told. Where it is too long even without any, that is what it returns.
+    First the found texts go, of each kind the last before the others and of the two kinds the less similar, then the oldest
+    turns: what the customer said counts more than what others were told. Where it is too long even without any, that is
+    what it returns.
     """
-    worst_first = sorted(range(len(found)), key=lambda place: found[place].similarity)
+    worth = [
+        max(one.similarity for one in found[place:] if one.kind == found[place].kind) for place in range(len(found))
+    ]
+    worst_first = sorted(range(len(found)), key=lambda place: (worth[place], -place))
     for left_out in range(len(found)):
         kept = [found[place] for place in sorted(worst_first[left_out:])]
         encoded = encode(earlier, kept)

@@ -81,7 +81,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Retrieve(_Part):
-    """How many of the nearest known answers, and of the passages of the company's articles, stand before the question."""
+    """How many of the usual known answers, and of the nearest passages of the articles, stand before the question."""
 
     answers: int = Field(ge=0, le=8)
     passages: int = Field(ge=0, le=8)

@@ -301,8 +301,14 @@ def test_found_texts_stand_before_the_question_in_the_customers_turn(family: str
     assert chat.prompt(turns).count(chat.stop) == usual.count(chat.stop)
 
 
-def test_the_least_similar_text_goes_first_then_the_oldest_turn() -> None:
-    found = [answer_of("a" * 10, 0.5), answer_of("b" * 20, 0.9), article("c", "c" * 30, 0.7)]
+def test_of_each_kind_the_last_text_goes_first_then_the_oldest_turn() -> None:
+    """The first answer is the usual one, and may be to a less similar question than the second."""
+    found = [
+        answer_of("a" * 10, 0.5),
+        answer_of("b" * 20, 0.9),
+        article("c", "c" * 30, 0.7),
+        article("d", "d" * 5, 0.6),
+    ]
     said: Context = [("customer", "x" * 10), ("agent", "y" * 10)]
 
     def encode(turns: Context, texts: Sequence[Found]) -> str:
@@ -313,10 +319,11 @@ def test_the_least_similar_text_goes_first_then_the_oldest_turn() -> None:
         assert told.encoded == encode(said[told.without :], told.found)
         return "".join(one.text[0] for one in told.found), told.without, len(told.encoded)
 
-    assert kept(80) == ("abc", 0, 80)
-    assert kept(79) == ("bc", 0, 70)
-    assert kept(69) == ("b", 0, 40)
-    assert kept(39) == ("", 0, 20)
+    assert kept(85) == ("abcd", 0, 85)
+    assert kept(84) == ("abc", 0, 80)
+    assert kept(79) == ("ab", 0, 50)
+    assert kept(49) == ("a", 0, 30)
+    assert kept(29) == ("", 0, 20)
     assert kept(19) == ("", 1, 10)
     assert kept(9) == ("", 2, 0)
 
