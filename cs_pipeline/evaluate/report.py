@@ -23,7 +23,7 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
 
 DEMO = (
-    "A demo model, not fit for customers: its base is very small and was trained from scratch in a minute or two, to "
+    "A demo model, not fit for customers: its base is very small and was trained from scratch in minutes, to "
     "prove that the pipeline works."
 )
 
