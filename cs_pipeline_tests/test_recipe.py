@@ -250,6 +250,7 @@ OTHER: dict[str, Any] = {
     "placeholders": "strip",
     "train_rows": 7,
     "mixture.out_of_scope": None,  # not beside an intent, below
+    "mixture.retold": None,  # not without known answers, below
     "start": "champion",
     "trainer.epochs": None,  # not beside steps, below
     "trainer.patience": None,  # not without evaluations, below
@@ -301,7 +302,9 @@ def test_every_field_but_the_description_changes_the_fingerprint(source: str) ->
         if source == "embedded":
             reading["base"]["known_answers"] = wanted["answers"]
         fingerprints.add(Recipe.model_validate(reading).fingerprint)
-    assert len(fingerprints) == changes + 4
+    reading["mixture"]["retold"] = 0.5
+    fingerprints.add(Recipe.model_validate(reading).fingerprint)
+    assert len(fingerprints) == changes + 5
     described = Recipe.model_validate({**whole, "description": "in other words"})
     assert described != recipe
     assert described.fingerprint == recipe.fingerprint

@@ -44,7 +44,7 @@ def grounding(asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequ
     rows = []
     for question, answer, texts in zip(asked, answers, found, strict=True):
         sources = [one.text for one in texts]
-        copied = copied_words(answer, sources)
+        copied = _copied(answer, sources)
         held = [_holds(answer, source) for source in sources]
         sourced = np.any(held, axis=0) if held else np.zeros(len(_holds(answer, "")), bool)
         grounded = sourced | _holds(answer, question)
@@ -53,7 +53,17 @@ def grounding(asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequ
     return pd.DataFrame(rows, columns=list(COLUMNS), dtype="int64")
 
 
-def copied_words(answer: str, sources: Sequence[str]) -> np.ndarray:
+MOSTLY = 0.5
+"""Share of copied words from which on an answer is another one, retold."""
+
+
+def mostly_copied(answers: Sequence[str], sources: Sequence[str]) -> np.ndarray:
+    """Which of ``answers`` retell one of ``sources``: [answers]."""
+    copied = [_copied(answer, sources) for answer in answers]
+    return np.array([words.any() and words.mean() >= MOSTLY for words in copied], bool)
+
+
+def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
     """Which words of ``answer`` stand in a run of RUN in one of ``sources``: [words]."""
     words = _words(answer)
     copied = np.zeros(len(words), bool)

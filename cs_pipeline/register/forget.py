@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.company import load_company
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.evaluate.grounding import copied_words
+from cs_pipeline.evaluate.grounding import mostly_copied
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
@@ -31,9 +31,6 @@ from cs_pipeline.train.adapter import seen_rows
 
 _ID_COLUMNS = frozenset({"row_id", "id", "question_id"})
 """Columns that say whose a row is: of a conversation, or of a judgement and the question that it is on."""
-
-_MOSTLY = 0.5
-"""Share of an evaluated answer's words that stand in long runs in a forgotten one, from which on it is that one, retold."""
 
 
 @dataclass(frozen=True)
@@ -220,12 +217,9 @@ def _gone(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Table, np.nda
 
 def _retold(table: pa.Table, answers: frozenset[str]) -> np.ndarray:
     """Rows of questions that some system answered with one of ``answers``: of every system, so that they stay comparable."""
-    ids = set()
-    for row, answer in zip(table.column("row_id").to_pylist(), table.column("answer").to_pylist(), strict=True):
-        copied = copied_words(answer, sorted(answers))
-        if copied.any() and copied.mean() >= _MOSTLY:
-            ids.add(row)
-    return pc.is_in(table.column("row_id"), value_set=pa.array(sorted(ids), pa.string())).to_numpy()
+    copies = mostly_copied(table.column("answer").to_pylist(), sorted(answers))
+    ids = table.column("row_id").filter(pa.array(copies)).combine_chunks()
+    return pc.is_in(table.column("row_id"), value_set=ids).to_numpy()
 
 
 def _answers(lake: DataLake, rows: frozenset[str]) -> frozenset[str]:

@@ -89,7 +89,7 @@ def test_the_most_similar_come_first_with_all_that_is_known_of_them(few: Retriev
     [found] = few.answers(["Where is my refund?"], 3)
     assert [one.id for one in found] == ["row0", "row1", "row2"]
     assert found[0] == Found(
-        "answer", "row0", "It is on its way.", "where is my refund", None, None, found[0].similarity
+        "answer", "row0", "It is on its way.", "where is my refund", None, None, found[0].similarity, "i"
     )
     assert found[0].similarity > found[1].similarity > found[2].similarity > 0
     [[exact]] = few.answers(["where is my refund"], 1)
