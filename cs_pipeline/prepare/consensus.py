@@ -11,11 +11,12 @@ from itertools import combinations, pairwise
 from cs_pipeline.found import Found
 
 AMONG = 20
-"""Known answers that are compared: of 10, 20 and 50, ROUGE-L was best with 20 (41.0, 41.2, 40.9 on 400 validation rows)."""
+"""Known answers that are compared: with 10, 20 or 50 ROUGE-L was 41.2, 41.1 and 41.3 on those rows, and what is compared
+grows with their square."""
 
 AS_NEAR = 0.8
-"""How similar their questions are at least, as a share of the nearest one's: all of 20 gained 0.3 of ROUGE-L and lost 0.7 of
-placeholder F1, and where the company has one question like it, only that counts."""
+"""How similar their questions are at least, as a share of the nearest one's: a question that the company has had once counts
+alone. On those rows, where all questions of an intent ask for the same, it costs: ROUGE-L 41.6 without."""
 
 
 def most_usual(found: Sequence[Found], intent: str | None, count: int) -> list[Found]:

@@ -224,10 +224,10 @@ def _retold(table: pa.Table, answers: frozenset[str]) -> np.ndarray:
 
 def _answers(lake: DataLake, rows: frozenset[str]) -> frozenset[str]:
     path = lake.table("prepare", "train_split")
-    if not path.exists():
+    if not rows or not path.exists():
         return frozenset()
-    table = pq.read_table(path, columns=["response"], filters=[("row_id", "in", sorted(rows))]) if rows else None
-    return frozenset(table.column("response").to_pylist()) if table else frozenset()
+    table = pq.read_table(path, columns=["response"], filters=[("row_id", "in", sorted(rows))])
+    return frozenset(table.column("response").to_pylist())
 
 
 def _rows(path: Path, subjects: frozenset[str], conversations: frozenset[str]) -> list[str]:

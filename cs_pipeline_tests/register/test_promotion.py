@@ -1,4 +1,4 @@
-"""Who becomes champion: the decision as a table, and the history and the alias on a real MLflow store."""
+"""Who becomes champion: the history and the alias on a real MLflow store."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,176 +6,13 @@ from typing import Any
 import pytest
 
 from cs_pipeline.errors import PipelineError
-from cs_pipeline.evaluate.decision import THRESHOLDS, decide
+from cs_pipeline.evaluate.decision import THRESHOLDS
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.lake import read_json, write_json
 from cs_pipeline.register.history import deciding, history_table, read_history, settle
 from cs_pipeline.register.promotion import Outcome, rollback
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion
-from cs_pipeline_tests.register.conftest import (
-    BETTER,
-    EQUAL,
-    FEWER,
-    MORE,
-    POINTS_FEWER,
-    SAME,
-    UNCLEAR,
-    Differences,
-    World,
-    difference,
-    facts,
-)
-
-
-@pytest.mark.parametrize(
-    ("to_base", "to_champion", "promote", "reason"),
-    [
-        (BETTER, None, True, "fewer bits per character than its base (-0.150, 95 % interval -0.200 to -0.100)"),
-        (BETTER, BETTER, True, "interval -0.200 to -0.100) and the champion (-0.150, 95 % interval -0.200 to -0.100)"),
-        (BETTER, SAME, False, "not clearly fewer bits per character than the champion"),
-        (SAME, None, False, "not clearly fewer bits per character than its base"),
-        (BETTER | {"bits_per_character": UNCLEAR}, None, False, "not clearly fewer bits per character than its base"),
-        (BETTER | {"bits_per_character": MORE}, None, False, "more bits per character than its base"),
-        (BETTER | {"bits_per_character": difference(-0.1, 0.0)}, None, False, "not clearly fewer"),
-        (
-            BETTER | {"bits_per_character": None},
-            None,
-            False,
-            "bits_per_character against its base could not be measured",
-        ),
-        (BETTER, {}, False, "bits_per_character against the champion could not be measured"),
-        (BETTER | {"right_intent": POINTS_FEWER}, None, False, "its right_intent is worse than that of its base"),
-        (BETTER, BETTER | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
-        (BETTER, BETTER | {"placeholder_recall": POINTS_FEWER}, False, "its placeholder_recall is worse"),
-        (BETTER, BETTER | {"stop_rate": FEWER}, False, "its stop_rate is worse than that of the champion"),
-        (BETTER, BETTER | {"safe": FEWER}, False, "its safe is worse than that of the champion"),
-        (BETTER | {"safe": FEWER}, None, False, "its safe is worse than that of its base"),
-        (BETTER, BETTER | {"stop_rate": UNCLEAR, "right_intent": EQUAL}, True, "is worse in nothing gated"),
-        (BETTER, BETTER | {"placeholder_recall": None}, True, "is worse in nothing gated"),
-        (BETTER, {"bits_per_character": FEWER}, True, "is worse in nothing gated"),
-        (BETTER, BETTER | {"rougeL": FEWER, "chrf": FEWER}, True, "is worse in nothing gated"),
-    ],
-)
-def test_decisions(to_base: Differences, to_champion: Differences | None, promote: bool, reason: str) -> None:
-    decision = decide(facts(to_base, to_champion))
-    assert decision.promote is promote, decision.reason
-    assert reason in decision.reason
-
-
-@pytest.mark.parametrize(
-    ("to_champion", "company", "promote", "reason"),
-    [
-        (BETTER, BETTER, True, "is worse in nothing gated"),
-        (BETTER, SAME, True, "is worse in nothing gated"),
-        (BETTER, dict.fromkeys(BETTER, UNCLEAR), True, "is worse in nothing gated"),
-        (BETTER, None, True, "is worse in nothing gated"),  # too few company rows for figures
-        (SAME, BETTER, False, "not clearly fewer bits per character than the champion"),
-        (
-            BETTER,
-            SAME | {"bits_per_character": MORE},
-            False,
-            "on the company rows its bits_per_character is worse than",
-        ),
-        (
-            BETTER,
-            SAME | {"right_intent": POINTS_FEWER},
-            False,
-            "on the company rows its right_intent is worse than that of",
-        ),
-        (
-            BETTER,
-            SAME | {"placeholder_recall": POINTS_FEWER},
-            False,
-            "on the company rows its placeholder_recall is worse",
-        ),
-        (BETTER, SAME | {"stop_rate": FEWER}, False, "on the company rows its stop_rate is worse than that of"),
-        (BETTER, SAME | {"safe": FEWER}, False, "on the company rows its safe is worse than that of the champion"),
-        (BETTER, SAME | {"placeholder_recall": None}, True, "is worse in nothing gated"),
-        (BETTER, SAME | {"chrf": FEWER}, True, "is worse in nothing gated"),
-    ],
-)
-def test_no_source_pays_for_the_other(
-    to_champion: Differences, company: Differences | None, promote: bool, reason: str
-) -> None:
-    decision = decide(facts(BETTER, to_champion, company))
-    assert decision.promote is promote, decision.reason
-    assert reason in decision.reason
-
-
-def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
-    found = facts(BETTER, BETTER, BETTER)
-    found["slices"]["bitext"]["differences"]["champion"] = BETTER | {"bits_per_character": MORE}
-    assert "on the bitext rows its bits_per_character is worse" in decide(found).reason
-
-
-@pytest.mark.parametrize("champion_forgotten", [False, True])
-def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bool) -> None:
-    """Each mode has reference texts of its own, so whatever differs may be the texts."""
-    found = facts(BETTER, BETTER)
-    found["placeholders"]["champion"] = "generic"
-    decision = decide(found, champion_forgotten)
-    assert not decision.promote
-    assert "its placeholders are 'keep' and those of the champion 'generic'" in decision.reason
-    assert "cs-pipeline rollback --to" in decision.reason
-
-
-@pytest.mark.parametrize(
-    ("metric", "low", "high", "promote"),
-    [
-        ("bits_per_character", 0.001, 0.002, True),
-        ("bits_per_character", 0.005, 0.009, True),
-        ("bits_per_character", 0.0051, 0.009, False),
-        ("right_intent", -9, -2, True),
-        ("right_intent", -9, -2.1, False),
-        ("placeholder_recall", -9, -2, True),
-        ("placeholder_recall", -9, -2.1, False),
-        ("stop_rate", -9, -0.1, False),
-        ("safe", -9, -0.1, False),
-    ],
-)
-def test_what_another_training_would_move_is_tolerated_on_a_slice(
-    metric: str, low: float, high: float, promote: bool
-) -> None:
-    decision = decide(facts(BETTER, BETTER, SAME | {metric: difference(low, high)}))
-    assert decision.promote is promote, decision.reason
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "promote"),
-    [(-60, -10.1, False), (-60, -10, True), (-60, 5, True), (-9, -1, True), (-30, -12, False), (10, 60, True)],
-)
-def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promote: bool) -> None:
-    decision = decide(facts(BETTER, BETTER, BETTER, difference(low, high)))
-    assert decision.promote is promote
-    if not promote:
-        assert (
-            "asked about 'get_refund', far fewer answers have the right intent than of the champion" in decision.reason
-        )
-
-
-def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> None:
-    found = facts(BETTER)
-    found["intents"]["get_refund"]["differences"] = {"base": {"right_intent": difference(-90, -50)}}
-    assert decide(found).promote
-
-
-@pytest.mark.parametrize(
-    ("to_champion", "promote", "reason"),
-    [
-        (SAME, True, "not more than the champion, which is to be forgotten"),
-        (SAME | {"bits_per_character": UNCLEAR}, True, "is to be forgotten"),
-        (BETTER, True, "is to be forgotten"),
-        (SAME | {"bits_per_character": MORE}, False, "it needs more bits per character than the champion"),
-        (SAME | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
-    ],
-)
-def test_to_replace_a_champion_that_is_to_be_forgotten_it_need_not_be_better(
-    to_champion: Differences, promote: bool, reason: str
-) -> None:
-    decision = decide(facts(BETTER, to_champion), champion_forgotten=True)
-    assert decision.promote is promote, decision.reason
-    assert reason in decision.reason
-    assert not decide(facts(SAME, to_champion), champion_forgotten=True).promote
+from cs_pipeline_tests.register.conftest import BETTER, SAME, World
 
 
 def test_nothing_to_judge(world: World) -> None:
