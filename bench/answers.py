@@ -15,8 +15,8 @@ import numpy as np
 from rich.table import Table
 
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
-from cs_pipeline.lake import DataLake
-from cs_pipeline.model import Answer, SupportModel, compute_type
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.model import Answer, SupportModel, compute_type
 from cs_pipeline.recipe import Recipe
 
 BATCH = 32
@@ -72,9 +72,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="embedded")
     parser.add_argument("--questions", type=int, default=256)
     given = parser.parse_args()
+    from cs_pipeline.llm.base import find_base
     from cs_pipeline.recipe import read_recipe
     from cs_pipeline.train.adapter import current_adapter
-    from cs_pipeline.train.base import find_base
 
     lake = DataLake.default()
     folder = current_adapter(given.recipe, lake).folder

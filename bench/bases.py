@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cs_pipeline.train.estimate import SHAPES
-from cs_pipeline.yaml_file import read_yaml
+from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.train.plan.estimate import SHAPES
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ def random_base(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cs_pipeline.model import compute_type
+    from cs_pipeline.llm.model import compute_type
 
     torch.manual_seed(0)
     ids: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}

@@ -2,14 +2,14 @@
 
 After Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): the operations that the model needs for the tokens it was
 trained on, over those that the hardware could have done in that time. Padding and what gradient checkpointing computes again
-count for nothing. Of the operations those of the weights are counted (``train/estimate.py``), and not attention's scores,
+count for nothing. Of the operations those of the weights are counted (``train/plan/estimate.py``), and not attention's scores,
 which at a few hundred tokens a row are about a hundredth.
 """
 
 from typing import Any
 
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.train.estimate import estimate
+from cs_pipeline.train.plan.estimate import estimate
 
 PEAK = {
     "H200": 989e12,

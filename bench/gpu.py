@@ -25,14 +25,14 @@ from bench.bases import published_shape, random_base
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows, small_tokenizer, write_sides
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import DataLake
-from cs_pipeline.model import compute_type, hush, load_base, load_chat
+from cs_pipeline.llm.model import compute_type, hush, load_base, load_chat
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.train.estimate import estimate
 from cs_pipeline.train.finetune import fine_tune
-from cs_pipeline.train.learner import learner
+from cs_pipeline.train.plan.estimate import estimate
 from cs_pipeline.train.rows import training_rows
+from cs_pipeline.train.trainer.peft_model import learner
 
 PLAIN = "plain TRL, published settings"
 STEPS: dict[str, dict[str, Any]] = {
@@ -119,7 +119,7 @@ class Bench:
         from trl.trainer.sft_config import SFTConfig
         from trl.trainer.sft_trainer import SFTTrainer
 
-        from cs_pipeline.model import base_family
+        from cs_pipeline.llm.model import base_family
 
         t, lora, chat = recipe.trainer, recipe.lora, load_chat(recipe, self.base, None)
         assert lora is not None

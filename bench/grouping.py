@@ -21,10 +21,10 @@ from rich.table import Table
 
 from bench.rows import encode, read_rows
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
-from cs_pipeline.prompt import IGNORED, Example
+from cs_pipeline.llm.prompt import IGNORED, Example
 from cs_pipeline.recipe import EmbeddedBase
-from cs_pipeline.train.batches import Batches, loader
 from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
+from cs_pipeline.train.trainer.batches import Batches, loader
 
 BATCH, LONGEST, RATE = 16, 512, 1e-3
 CLOSE = 0.03
@@ -117,7 +117,7 @@ class Bench:
 
 def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
     """Both arms; raises AssertionError when they do not compute the same."""
-    from cs_pipeline.model import hush
+    from cs_pipeline.llm.model import hush
 
     hush()
     bench = Bench(rows, epochs, base, folder)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.evaluate.comparison import compare
-from cs_pipeline.evaluate.metrics import corpus_scores, row_statistics
+from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
 from cs_pipeline.evaluate.slices import slices
 from cs_pipeline.ingest.sample import sample_rows
 

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from bench.rows import encode, read_rows, small_tokenizer
 from bench.side_by_side import machine, tell
-from cs_pipeline.prompt import IGNORED, Example
-from cs_pipeline.train.batches import Batches, loader
+from cs_pipeline.llm.prompt import IGNORED, Example
+from cs_pipeline.train.trainer.batches import Batches, loader
 
 BATCH = 16
 KINDS = ("fixed", "grouped", "packed")

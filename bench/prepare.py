@@ -32,17 +32,17 @@ from rich.console import Console
 from rich.table import Table
 
 from cs_pipeline.company import Company
+from cs_pipeline.core.lake import PRIVATE, DataLake, write_json
+from cs_pipeline.core.schema import CONVERSATION, INTERACTION, SPLIT_ROW
 from cs_pipeline.ingest.bitext import load_bitext
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import PRIVATE, DataLake, write_json
-from cs_pipeline.prepare.classifier import TextClassifier
-from cs_pipeline.prepare.clean import clean
-from cs_pipeline.prepare.conversations import join
-from cs_pipeline.prepare.interactions import clean_day
-from cs_pipeline.prepare.leaks import leaks
-from cs_pipeline.prepare.sides import bitext_view, take_sides
-from cs_pipeline.prepare.split import split
-from cs_pipeline.schema import CONVERSATION, INTERACTION, SPLIT_ROW
+from cs_pipeline.prepare.company.interactions import clean_day
+from cs_pipeline.prepare.splits.conversations import join
+from cs_pipeline.prepare.splits.leaks import leaks
+from cs_pipeline.prepare.splits.sides import bitext_view, take_sides
+from cs_pipeline.prepare.splits.split import split
+from cs_pipeline.text.classifier import TextClassifier
+from cs_pipeline.text.clean import clean
 
 DAYS = 100
 MOST = 0.05

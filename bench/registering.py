@@ -18,8 +18,8 @@ from rich.table import Table
 from bench.bases import published_shape, random_base
 from bench.rows import small_tokenizer
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.tracking import get_or_create_run, open_store
 from cs_pipeline.train.adapter import Adapter
@@ -46,7 +46,7 @@ def make(folder: Path, shape: dict[str, Any]) -> None:
 
 def measure(folder: Path, rounds: int, shape: dict[str, Any]) -> dict[str, Any]:
     """Both arms in ``folder``; raises AssertionError when what they logged gives different logits."""
-    from cs_pipeline.model import hush
+    from cs_pipeline.llm.model import hush
     from cs_pipeline.register.version import _log_model
 
     hush()

@@ -22,10 +22,10 @@ import pyarrow as pa
 from rich.table import Table
 
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from cs_pipeline.core.schema import ANSWER, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.prepare.retrieval import RetrievalIndex, write_index
-from cs_pipeline.prepare.similarity import WINDOWS
-from cs_pipeline.schema import ANSWER, PASSAGE
+from cs_pipeline.retrieval.index import RetrievalIndex, write_index
+from cs_pipeline.retrieval.similarity import WINDOWS
 
 LEAST = 0.99
 """The share of questions whose true nearest must be found."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pyarrow as pa
 
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import DataLake
-from cs_pipeline.prompt import Chat, Example, messages
+from cs_pipeline.llm.prompt import Chat, Example, messages
 from cs_pipeline.recipe import Prompt
-from cs_pipeline.schema import SPLIT_ROW
 from cs_pipeline.train.embedded import _tokenizer, transcripts
 
 if TYPE_CHECKING:

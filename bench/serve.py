@@ -27,16 +27,16 @@ from rich.table import Table
 
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.company import load_company
-from cs_pipeline.lake import DataLake
-from cs_pipeline.model import SupportModel, compute_type
-from cs_pipeline.prepare.classifier import TextClassifier
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.base import base_of_version
+from cs_pipeline.llm.model import SupportModel, compute_type
 from cs_pipeline.recipe import read_recipe
-from cs_pipeline.serve.answering import Answering, Sampling
-from cs_pipeline.serve.desk import Ask, Desk
-from cs_pipeline.serve.pool import memory_limit
+from cs_pipeline.serve.desk.desk import Ask, Desk
+from cs_pipeline.serve.models.answering import Answering, Sampling
+from cs_pipeline.serve.models.pool import memory_limit
 from cs_pipeline.serve.settings import Settings
+from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.tracking import champion
-from cs_pipeline.train.base import base_of_version
 
 BATCHED, SINGLE = "micro-batched", "one at a time"
 LAYERS = ("model", "engine", "desk", "HTTP")

@@ -17,7 +17,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from cs_pipeline.lake import write_json
+from cs_pipeline.core.lake import write_json
 
 RESULTS = Path(__file__).parent / "results"
 

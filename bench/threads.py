@@ -40,7 +40,7 @@ def train(steps: int) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cs_pipeline.train.estimate import shape_of
+    from cs_pipeline.train.plan.estimate import shape_of
 
     base = EmbeddedBase(source="embedded")
     torch.manual_seed(0)

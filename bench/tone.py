@@ -3,15 +3,15 @@
     python -m bench.tone [FILE] [--answers 500] [--write]
 
 FILE is a CSV in the Bitext schema; without it the answers are those of the project's own grammar. Each goes the way that an
-answer of a model goes (``serve/composing.py``), as the first answer of a conversation. The rules here are not those that
+answer of a model goes (``serve/desk/composing.py``), as the first answer of a conversation. The rules here are not those that
 put the answers in their tone:
 
 - contractions: of all places where one may stand, the share where one stands. A place is ``n't``, ``'m``, ``'re``, ``'ve``,
   ``'ll`` or ``'d``, or one of the pairs of words that these are short for (``'s`` is left out: it is a genitive too).
 - exclamation marks an answer.
 - greets, addresses: the share of answers that begin with "Hi" or "Hello", and with "Dear".
-- facts kept: the share of answers that state the facts of the neutral one (``evaluate/facts.py``), in their order.
-- courtesy: the mean of the rubric's part "tone" (``evaluate/rubric.py``), which a tone should not cost.
+- facts kept: the share of answers that state the facts of the neutral one (``text/facts.py``), in their order.
+- courtesy: the mean of the rubric's part "tone" (``evaluate/scoring/rubric.py``), which a tone should not cost.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from rich.table import Table
 from bench.rows import read_rows
 from bench.side_by_side import machine, tell
 from cs_pipeline.company import Company
-from cs_pipeline.evaluate.facts import facts
-from cs_pipeline.evaluate.rubric import PARTS
-from cs_pipeline.serve.composing import Composer, Manner
-from cs_pipeline.serve.screening import Screening
-from cs_pipeline.serve.tone import Tone
+from cs_pipeline.evaluate.scoring.rubric import PARTS
+from cs_pipeline.serve.desk.composing import Composer, Manner
+from cs_pipeline.serve.desk.screening import Screening
+from cs_pipeline.serve.desk.tone import Tone
+from cs_pipeline.text.facts import facts
 
 _SHORT = re.compile(r"n['’]t\b|\b\w+['’](?:m|re|ve|ll|d)\b", re.I)
 _LONG = re.compile(

@@ -23,9 +23,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.evaluate.decision import JUDGED_BY, TOLERATED
 from cs_pipeline.evaluate.evaluation import read_evaluation
-from cs_pipeline.lake import DataLake, write_json
 from cs_pipeline.recipe import load_recipe
 
 

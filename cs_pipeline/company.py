@@ -7,10 +7,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake
-from cs_pipeline.placeholders import catalogue
-from cs_pipeline.yaml_file import key_errors, read_yaml
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.yaml_file import key_errors, read_yaml
+from cs_pipeline.text.placeholders import catalogue
 
 
 class _Part(BaseModel):
@@ -28,7 +28,7 @@ def _expression(text: str) -> str:
 def _known(name: str) -> str:
     known = catalogue().name_of(name)
     if known is None:
-        raise ValueError(f"'{name}' is not in the catalogue, cs_pipeline/placeholders.yaml")
+        raise ValueError(f"'{name}' is not in the catalogue, cs_pipeline/text/placeholders.yaml")
     return known
 
 
@@ -132,6 +132,11 @@ class Company(_Part):
             raise ValueError("one placeholder has two values, under two of its spellings")
         return named
 
+    @property
+    def own_patterns(self) -> list[tuple[str, str]]:
+        """``patterns`` as pairs of a placeholder and an expression."""
+        return [(pattern.placeholder, pattern.expression) for pattern in self.patterns]
+
 
 def company_file(lake: DataLake) -> Path:
     """Where the settings lie."""
@@ -148,5 +153,5 @@ def load_company(lake: DataLake) -> Company:
     except ValidationError as error:
         raise PipelineError(
             f"{path}: {key_errors(error, 'company.yaml')}.",
-            "Mend these keys; every key and its meaning stands in cs_pipeline/company.py.",
+            "Fix these keys; every key and its meaning stands in cs_pipeline/company.py.",
         ) from None

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from cs_pipeline.database import Database
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, digest
-from cs_pipeline.prompt import Context
+from cs_pipeline.core.database import Database
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, digest
+from cs_pipeline.llm.prompt import Context
 
 VERSION = 1
 """Of the tables, kept in the database's ``user_version``."""

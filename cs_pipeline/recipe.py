@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import digest
-from cs_pipeline.placeholders import PlaceholderMode
-from cs_pipeline.yaml_file import key_errors, read_yaml
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import digest
+from cs_pipeline.core.yaml_file import key_errors, read_yaml
+from cs_pipeline.text.placeholders import PlaceholderMode
 
 
 class _Part(BaseModel):
@@ -76,7 +76,7 @@ class Lora(_Part):
     rslora: bool = Field(False, description="scaled by alpha / sqrt(r) instead of alpha / r (rsLoRA, arXiv 2312.03732)")
 
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "llm" / "templates"
 """The chat templates of this project, each a file with its version in its name; one that was used is never changed."""
 
 
@@ -96,7 +96,7 @@ class Retrieve(_Part):
 class Prompt(_Part):
     """What stands around the customer's question."""
 
-    template: str = Field("model", description="model: the base's own chat template; else a file of templates/")
+    template: str = Field("model", description="model: the base's own chat template; else a file of llm/templates/")
     system: str = ""
     route: Literal["none", "intent"] = Field(
         "none", description="intent: the classifier's intent joins the system line"
@@ -307,5 +307,5 @@ def _parsed(path: Path, known: dict[str, Any]) -> Recipe:
     except ValidationError as error:
         raise PipelineError(
             f"{path}: {key_errors(error, 'a recipe')}.",
-            "Mend these keys; every key and its meaning stands in cs_pipeline/recipe.py.",
+            "Fix these keys; every key and its meaning stands in cs_pipeline/recipe.py.",
         ) from None

@@ -4,7 +4,6 @@ import fcntl
 import json
 import logging
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, make_folder, read_json, write_json
+from cs_pipeline.core.errors import PipelineError, without_secret
+from cs_pipeline.core.lake import DataLake, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -241,8 +240,3 @@ def _one_at_a_time(lake: DataLake) -> Iterator[None]:
     with lake.path("register", ".mlflow.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def without_secret(text: str) -> str:
-    """``text`` without user and password in the addresses that it holds."""
-    return re.sub(r"(?<=://)[^\s/]*@", "", text)

@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from cs_pipeline.company import load_company
-from cs_pipeline.lake import DataLake, locked
+from cs_pipeline.core.lake import DataLake, locked
 from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -166,9 +166,9 @@ def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
 
     def make(folder: Path) -> None:
         from cs_pipeline.evaluate.evaluation import evaluate
-        from cs_pipeline.evaluate.report import write_report
-        from cs_pipeline.prepare.passages import read_knowledge
-        from cs_pipeline.prepare.retrieval import build
+        from cs_pipeline.evaluate.report.report import write_report
+        from cs_pipeline.retrieval.index import build
+        from cs_pipeline.retrieval.passages import read_knowledge
         from cs_pipeline.train.adapter import train_adapter
         from cs_pipeline.train.embedded import build_embedded
 

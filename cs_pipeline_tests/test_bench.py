@@ -12,8 +12,8 @@ import pytest
 from bench import gpu, graph, grouping, padding, prepare, registering, retrieval, side_by_side, threads
 from bench.flops import peak_of, utilisation
 from bench.rows import encode, read_rows, small_tokenizer
-from cs_pipeline.prepare import search
 from cs_pipeline.recipe import EmbeddedBase, Recipe
+from cs_pipeline.retrieval import search
 
 
 def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from cs_pipeline.company import company_file, load_company
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import land
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake
 from cs_pipeline.register.lineage import lineage
 from cs_pipeline.tracking import find_versions, open_store
 from cs_pipeline_tests.conftest import copy_lake
-from cs_pipeline_tests.exports import export
-from cs_pipeline_tests.service import PATIENCE, Service
+from cs_pipeline_tests.support.exports import export
+from cs_pipeline_tests.support.service import PATIENCE, Service
 
 SETTINGS = """\
 columns: {question: question, answer: answer, customer_email: email}

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.feedback import Asked, Feedback, Given
-from cs_pipeline.lake import DataLake
 
 ASKED = Asked("Where is my order?", [("customer", "Hello"), ("agent", "Hello, how can I help?")])
 TUNED = Given("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cs_pipeline.cli import app
+from cs_pipeline.cli.commands import app
 
 PROJECT = Path(__file__).parents[1]
 README = (PROJECT / "README.md").read_text()

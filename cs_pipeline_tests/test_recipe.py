@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.recipe import (
     EmbeddedBase,
     HubBase,
@@ -207,14 +207,14 @@ def test_a_broken_file_is_told(folder: Path, content: bytes, complaint: str) -> 
 def test_a_recipe_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
     with pytest.raises(PipelineError, match="no recipe 'mine'") as raised:
         load_recipe("mine")
-    assert raised.value.mend == "Choose one of: none."
+    assert raised.value.fix == "Choose one of: none."
     for name in ("b", "a"):
         (folder / f"{name}.yaml").write_text(changed(lambda content: None))
     for name in ("mine", "../recipes/a", "a.yaml", ""):
         with pytest.raises(PipelineError, match=f"no recipe '{name}'") as raised:
             load_recipe(name)
         assert str(folder) in raised.value.what
-        assert raised.value.mend == "Choose one of: a, b."
+        assert raised.value.fix == "Choose one of: a, b."
     with pytest.raises(PipelineError, match=r"gone\.yaml is not readable"):
         read_recipe(folder / "gone.yaml")
 

@@ -14,19 +14,19 @@ import yaml
 from safetensors.torch import load_file
 
 from cs_pipeline import recipe as recipe_module
+from cs_pipeline.core.lake import DataLake, file_sha256
+from cs_pipeline.core.manifest import read_manifest
+from cs_pipeline.core.schema import PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline.manifest import read_manifest
-from cs_pipeline.model import load_chat
-from cs_pipeline.prepare.retrieval import build
-from cs_pipeline.prompt import IGNORED
+from cs_pipeline.llm.model import load_chat
+from cs_pipeline.llm.prompt import IGNORED
 from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
-from cs_pipeline.schema import PASSAGE
+from cs_pipeline.retrieval.index import build
 from cs_pipeline.train.adapter import train_adapter
-from cs_pipeline.train.estimate import SHAPES, estimate, shape_of
-from cs_pipeline.train.fits import BITEXT_ROWS, Machine, hours, needed
+from cs_pipeline.train.plan.estimate import SHAPES, estimate, shape_of
+from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, hours, needed
 from cs_pipeline.train.rows import training_rows
-from cs_pipeline_tests.tiny import tiny_base
+from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
 NAMES = sorted(path.stem for path in (Path(recipe_module.__file__).parent / "recipes").glob("*.yaml"))
@@ -88,7 +88,7 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
     write_side(lake, "validation", rows[12:])
     lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
     build(lake)
-    from cs_pipeline.prepare.classifier import TextClassifier
+    from cs_pipeline.text.classifier import TextClassifier
 
     questions = [row["instruction"] for row in rows]
     TextClassifier.fit(questions, texts["intent"].tolist(), "words").save(lake.path("prepare", "intent_classifier"))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
 from cs_pipeline.evaluate.evaluation import read_evaluation
-from cs_pipeline.lake import DataLake
 from cs_pipeline.tracking import champion_number, find_versions, open_store
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline_tests.conftest import own_world
-from cs_pipeline_tests.service import Service
+from cs_pipeline_tests.support.service import Service
 
 JOB = {"repositoryName": "__repository__", "repositoryLocationName": "cs_pipeline", "pipelineName": "support_model"}
 

@@ -15,20 +15,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from cs_pipeline import tracking
-from cs_pipeline.lake import DataLake, read_json
-from cs_pipeline.tracking import (
-    Spool,
-    find_run,
-    get_or_create_run,
-    live,
-    open_store,
-)
-from cs_pipeline_tests.stores import Silent, history
-from cs_pipeline_tests.stores import client as client  # the fixtures
-from cs_pipeline_tests.stores import run as run
-from cs_pipeline_tests.stores import silent as silent
-from cs_pipeline_tests.stores import spool as spool
-from cs_pipeline_tests.stores import stored as stored
+from cs_pipeline.core.lake import DataLake, read_json
+from cs_pipeline.tracking import Spool, find_run, get_or_create_run, live, open_store
+from cs_pipeline_tests.support.stores import Silent, history
+from cs_pipeline_tests.support.stores import client as client  # the fixtures
+from cs_pipeline_tests.support.stores import run as run
+from cs_pipeline_tests.support.stores import silent as silent
+from cs_pipeline_tests.support.stores import spool as spool
+from cs_pipeline_tests.support.stores import stored as stored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

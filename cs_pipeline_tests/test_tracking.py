@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.tracking import (
     CHAMPION,
     FINGERPRINT,
@@ -25,11 +25,11 @@ from cs_pipeline.tracking import (
     open_store,
     store_uri,
 )
-from cs_pipeline_tests.stores import Silent
-from cs_pipeline_tests.stores import client as client  # the fixtures
-from cs_pipeline_tests.stores import run as run
-from cs_pipeline_tests.stores import silent as silent
-from cs_pipeline_tests.stores import stored as stored
+from cs_pipeline_tests.support.stores import Silent
+from cs_pipeline_tests.support.stores import client as client  # the fixtures
+from cs_pipeline_tests.support.stores import run as run
+from cs_pipeline_tests.support.stores import silent as silent
+from cs_pipeline_tests.support.stores import stored as stored
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -134,7 +134,7 @@ def test_a_server_that_is_none_is_told_without_its_password(
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__, "the traceback does not show it either"
-    assert "MLFLOW_TRACKING_URI" in raised.value.mend
+    assert "MLFLOW_TRACKING_URI" in raised.value.fix
     assert 1 <= len(silent.connections) <= 3, "asked again, but not for minutes"
 
 

@@ -2,7 +2,8 @@
 
 import dagster as dg
 
-from cs_pipeline.defs import automation, evaluate, ingest, knowledge, prepare, register, resources, train
+from cs_pipeline.defs import automation, evaluate, ingest, prepare, register, resources, train
+from cs_pipeline.defs import retrieval as knowledge
 
 OWNERS = ["team:support-ml"]
 

@@ -5,12 +5,12 @@ import os
 
 import dagster as dg
 
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.defs.evaluate import human_ratings
 from cs_pipeline.defs.ingest import company_interactions
-from cs_pipeline.defs.knowledge import knowledge_base, retrieval_index
 from cs_pipeline.defs.prepare import clean_interactions
 from cs_pipeline.defs.resources import LakeResource
-from cs_pipeline.lake import DataLake
+from cs_pipeline.defs.retrieval import knowledge_base, retrieval_index
 from cs_pipeline.recipe import load_recipe
 
 MOST_ATTEMPTS = 3
@@ -100,7 +100,7 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
                 said.append(f"{day} is being ingested")
             elif ledger.attempts(day) >= MOST_ATTEMPTS:
                 said.append(
-                    f"{day} was tried {MOST_ATTEMPTS} times: look at its last run of {ingest_company.name}, mend what it "
+                    f"{day} was tried {MOST_ATTEMPTS} times: look at its last run of {ingest_company.name}, fix what it "
                     f"says, and launch that job for the partition {day}"
                 )
             else:
@@ -124,9 +124,9 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     The cursor keeps what the last look saw, and how often a run was asked for that.
     """
     from cs_pipeline.company import load_company
+    from cs_pipeline.core.lake import digest
     from cs_pipeline.ingest.knowledge import articles
-    from cs_pipeline.lake import digest
-    from cs_pipeline.prepare.passages import known_files
+    from cs_pipeline.retrieval.passages import known_files
 
     there = {listed.path: listed.identity for listed in articles(lake.lake, load_company(lake.lake))}
     known = known_files(lake.lake)
@@ -145,7 +145,7 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     attempts = seen["attempts"] if seen.get("there") == now else -1
     if attempts == MOST_ATTEMPTS:
         return dg.SkipReason(
-            f"{said}; they were tried {MOST_ATTEMPTS} times: look at the last run of {read_articles.name}, mend what it "
+            f"{said}; they were tried {MOST_ATTEMPTS} times: look at the last run of {read_articles.name}, fix what it "
             "says, and launch that job"
         )
     cursor = json.dumps({"there": now, "attempts": attempts + 1})
@@ -178,7 +178,7 @@ def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) ->
 
 
 def _retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> dg.RunRequest | dg.SkipReason:
-    from cs_pipeline.train.due import look
+    from cs_pipeline.train.retraining import look
 
     recipe = os.environ.get("CS_RECIPE") or "embedded"
     if instance.get_runs_count(dg.RunsFilter(job_name=support_model.name, statuses=BUSY)):

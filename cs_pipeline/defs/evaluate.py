@@ -45,7 +45,7 @@ def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mate
 def human_ratings(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """What people said of answers, in the page or on sheets, without personal data: ratings, thumbs and votes."""
     from cs_pipeline.company import load_company
-    from cs_pipeline.evaluate.ratings import TABLE, collect
+    from cs_pipeline.evaluate.people.ratings import TABLE, collect
 
     found = collect(lake.lake, load_company(lake.lake))
     context.log.info(f"{found.rows.num_rows:,} judgements, {found.forgotten:,} forgotten")
@@ -63,8 +63,8 @@ def human_ratings(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 )
 def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """One HTML file with plots and examples, the worst included; the summary stands here too."""
-    from cs_pipeline.evaluate.report import write_report
-    from cs_pipeline.lake import file_sha256
+    from cs_pipeline.core.lake import file_sha256
+    from cs_pipeline.evaluate.report.report import write_report
 
     report = write_report(load_recipe(context.partition_key), lake.lake)
     context.log.info(f"report: {report.path}")
@@ -82,7 +82,7 @@ def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> 
 )
 def leaderboard(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """All recipes side by side: settings, cost, figures with intervals, base against tuned; one HTML page of the same."""
-    from cs_pipeline.evaluate.leaderboard_report import write_leaderboard
+    from cs_pipeline.evaluate.report.leaderboard_report import write_leaderboard
 
     board = write_leaderboard(recipe_names(), lake.lake)
     for name, why in board.leaderboard.apart.items():

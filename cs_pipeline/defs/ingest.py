@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
+from cs_pipeline.core.lake import file_sha256
 from cs_pipeline.defs.metadata import cell, counts, table_result
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES
-from cs_pipeline.lake import file_sha256
 
 if TYPE_CHECKING:
     from cs_pipeline.ingest.interactions import FileFacts
@@ -49,9 +49,9 @@ def bitext_conversations(
     context: dg.AssetExecutionContext, config: BitextConfig, lake: LakeResource
 ) -> dg.MaterializeResult:
     """The raw rows as Parquet, nothing changed, each with a stable row_id."""
+    from cs_pipeline.core.lake import write_json
+    from cs_pipeline.core.schema import CONVERSATION
     from cs_pipeline.ingest.bitext import load_bitext
-    from cs_pipeline.lake import write_json
-    from cs_pipeline.schema import CONVERSATION
 
     source = config.source or os.environ.get("CS_BITEXT") or "sample"
     table, provenance = load_bitext(source, lake.lake.path("ingest", "cache"))
@@ -125,8 +125,8 @@ def row_ids_unique(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=bitext_conversations, blocking=True)
 def schema_agreed(lake: LakeResource) -> dg.AssetCheckResult:
     """The file has the columns and types that every later step reads, and no id is null."""
-    from cs_pipeline.errors import PipelineError
-    from cs_pipeline.schema import CONVERSATION, check_schema
+    from cs_pipeline.core.errors import PipelineError
+    from cs_pipeline.core.schema import CONVERSATION, check_schema
 
     try:
         check_schema(lake.lake.read("ingest", "bitext_conversations"), CONVERSATION, "bitext_conversations")
@@ -147,9 +147,9 @@ def few_bad_records(context: dg.AssetCheckExecutionContext, lake: LakeResource) 
         file.name: file.problem or f"{file.bad_share:.0%} unusable" for file in facts.files if file.bad_share > most
     }
     told = "; ".join(f"{name}: {why}" for name, why in over.items())
-    mend = "Mend the export and land it under the same name, or raise bad_share in company.yaml"
+    fix = "Fix the export and land it under the same name, or raise bad_share in company.yaml"
     return dg.AssetCheckResult(
-        passed=not over, metadata={"most": most}, description=f"{told}. {mend}." if over else None
+        passed=not over, metadata={"most": most}, description=f"{told}. {fix}." if over else None
     )
 
 

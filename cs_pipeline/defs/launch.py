@@ -11,10 +11,9 @@ from typing import Any
 import dagster as dg
 from pydantic import Field
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, make_folder
-from cs_pipeline.tracking import without_secret
-from cs_pipeline.yaml_file import read_yaml
+from cs_pipeline.core.errors import PipelineError, without_secret
+from cs_pipeline.core.lake import DataLake, make_folder
+from cs_pipeline.core.yaml_file import read_yaml
 
 MOST_RETRIES = 2
 """How often a training that was killed without a word is started again."""

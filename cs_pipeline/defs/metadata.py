@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from cs_pipeline.lake import file_sha256
+from cs_pipeline.core.lake import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa

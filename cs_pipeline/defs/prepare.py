@@ -7,10 +7,10 @@ from typing import Any
 
 import dagster as dg
 
+from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, write_json
 from cs_pipeline.defs.ingest import DAYS, bitext_conversations, company_interactions
 from cs_pipeline.defs.metadata import counts, table_result
 from cs_pipeline.defs.resources import LakeResource
-from cs_pipeline.lake import DataLake, digest, file_sha256, read_json, write_json
 
 # The stages are imported where they are used: loading the definitions must not cost what pandas and scipy cost.
 
@@ -27,8 +27,8 @@ LEAST_ACCURACY = 0.9
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_conversations], code_version="1")
 def clean_bitext(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Regular whitespace and Unicode, canonical placeholders; incomplete, too short and broken rows set aside."""
-    from cs_pipeline.prepare.clean import clean
-    from cs_pipeline.schema import CONVERSATION, SET_ASIDE
+    from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
+    from cs_pipeline.text.clean import clean
 
     raw = lake.lake.read("ingest", "bitext_conversations")
     cleaned = clean(raw)
@@ -53,8 +53,8 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     """Duplicates out, near-duplicates clustered, clusters dealt to train, validation and test: the frozen yardstick."""
     import pyarrow.compute as pc
 
-    from cs_pipeline.prepare.split import shares, split
-    from cs_pipeline.schema import CONVERSATION, SET_ASIDE
+    from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
+    from cs_pipeline.prepare.splits.split import shares, split
 
     rows = lake.lake.read("prepare", "clean_bitext")
     before = lake.lake.table("prepare", "bitext_splits")
@@ -89,8 +89,8 @@ def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> 
     """
     import pandas as pd
 
-    from cs_pipeline.prepare.classifier import TextClassifier
-    from cs_pipeline.prepare.interactions import ANSWERS, INTENTS
+    from cs_pipeline.prepare.company.interactions import ANSWERS, INTENTS
+    from cs_pipeline.text.classifier import TextClassifier
 
     columns = ["instruction", "response", "intent", "split"]
     frame = lake.lake.read("prepare", "bitext_splits", columns).to_pandas()
@@ -128,7 +128,7 @@ def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) ->
     from cs_pipeline.company import load_company
     from cs_pipeline.ingest.interactions import day_facts
     from cs_pipeline.ingest.ledger import Ledger
-    from cs_pipeline.prepare.interactions import clean_day
+    from cs_pipeline.prepare.company.interactions import clean_day
 
     day = date.fromisoformat(context.partition_key)
     cleaned = clean_day(lake.lake, load_company(lake.lake), day)
@@ -152,7 +152,7 @@ def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) ->
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_splits, clean_interactions], code_version="1")
 def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Both sources together: company rows join the clusters, new clusters get a side, and none ever moves."""
-    from cs_pipeline.prepare.conversations import join
+    from cs_pipeline.prepare.splits.conversations import join
 
     joined = join(lake.lake)
     context.log.info(", ".join(f"{name} {count:,}" for name, count in joined.counts.items()))
@@ -186,9 +186,9 @@ def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 )
 def split_sides(context: dg.AssetExecutionContext, lake: LakeResource) -> Iterator[dg.MaterializeResult]:
     """The sides of the split with the classifier's view of each question, and the leakage report."""
-    from cs_pipeline.prepare.classifier import TextClassifier
-    from cs_pipeline.prepare.sides import bitext_view, take_sides
-    from cs_pipeline.schema import SPLIT_ROW
+    from cs_pipeline.core.schema import SPLIT_ROW
+    from cs_pipeline.prepare.splits.sides import bitext_view, take_sides
+    from cs_pipeline.text.classifier import TextClassifier
 
     classifier = TextClassifier.load(lake.lake.path("prepare", "intent_classifier"))
     rows = lake.lake.read("prepare", "conversations")
@@ -229,7 +229,7 @@ def split_counts_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=clean_bitext, blocking=True)
 def placeholders_balanced(lake: LakeResource) -> dg.AssetCheckResult:
     """Every brace of a placeholder has its partner."""
-    from cs_pipeline.placeholders import is_balanced
+    from cs_pipeline.text.placeholders import is_balanced
 
     table = lake.lake.read("prepare", "clean_bitext", ["row_id", "instruction", "response"]).to_pylist()
     broken = [row["row_id"] for row in table if not (is_balanced(row["instruction"]) and is_balanced(row["response"]))]
@@ -239,7 +239,7 @@ def placeholders_balanced(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=bitext_splits, blocking=True)
 def split_disjoint_and_stratified(lake: LakeResource) -> dg.AssetCheckResult:
     """No cluster on two sides, no row twice, every intent on every side, the shares near what was meant."""
-    from cs_pipeline.prepare.split import SHARES, shares
+    from cs_pipeline.prepare.splits.split import SHARES, shares
 
     table = lake.lake.read("prepare", "bitext_splits", ["row_id", "cluster_id", "intent", "split"])
     frame = table.to_pandas()
@@ -276,7 +276,7 @@ def messages_reconcile(context: dg.AssetCheckExecutionContext, lake: LakeResourc
 @dg.asset_check(asset=conversations, blocking=True, name="counts_reconcile")
 def conversations_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
     """The rows of both sources are kept, set aside, superseded or forgotten."""
-    from cs_pipeline.prepare.conversations import counts_of
+    from cs_pipeline.prepare.splits.conversations import counts_of
 
     shown = counts_of(lake.lake)
     kept = lake.lake.read("prepare", "conversations", ["row_id"]).num_rows
@@ -302,7 +302,7 @@ def no_cluster_on_two_sides(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=conversations, blocking=True)
 def no_leakage(lake: LakeResource) -> dg.AssetCheckResult:
     """No question of test or validation is a near-duplicate of a training question, found without the clusters."""
-    from cs_pipeline.prepare.leaks import leaks
+    from cs_pipeline.prepare.splits.leaks import leaks
 
     found = leaks(lake.lake.read("prepare", "conversations"))
     return dg.AssetCheckResult(

@@ -8,8 +8,8 @@ from typing import Any
 
 import dagster as dg
 
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.defs.launch import Launcher
-from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import recipe_names
 
 RECIPES = dg.StaticPartitionsDefinition(recipe_names())

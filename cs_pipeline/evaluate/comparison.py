@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.statistics import Difference, detectable, intervals, paired_bootstrap
 
 FEWEST_CLUSTERS = 10
@@ -53,6 +54,16 @@ def on_intents(
     if not intents:
         return None
     return {"intents": list(intents), **_slice(test, stats, test["intent"].isin(intents).to_numpy(), samples)}
+
+
+def judged(metric: str, difference: dict[str, Any]) -> str:
+    """better, worse or unclear, by which side of zero the 95 % interval lies on; empty where no side is the better."""
+    sign = {"higher": 1, "lower": -1, "none": 0}[METRICS[metric].better]
+    if sign == 0:
+        return ""
+    if sign * difference["low"] > 0 and sign * difference["high"] > 0:
+        return "better"
+    return "worse" if sign * difference["low"] < 0 and sign * difference["high"] < 0 else "unclear"
 
 
 def _slice(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, FEWEST_ROWS
-from cs_pipeline.evaluate.metrics import METRICS
-from cs_pipeline.evaluate.verdict import Finding, judged
+from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, FEWEST_ROWS, judged
+from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 JUDGED_BY = "bits_per_character"
 """The metric a candidate must be better in: the same for every tokenizer, and steadier than any score of one answer."""
@@ -84,16 +83,6 @@ def decide(facts: Mapping[str, Any], champion_forgotten: bool = False) -> Decisi
     if champion_forgotten:
         against = f"{_OTHERS['base']} ({shown['base']}), not more than the champion, which is to be forgotten,"
     return Decision(True, f"it needs fewer bits per character than {against} and is worse in nothing gated")
-
-
-def promotable(facts: Mapping[str, Any]) -> Finding:
-    """The decision as the first sentence of the verdict. Forgotten rows and a rollback weigh more; no figure shows them."""
-    decision = decide(facts)
-    return Finding(
-        "May it be promoted",
-        "yes, by its figures" if decision.promote else "no",
-        f"{decision.reason[0].upper()}{decision.reason[1:]}.",
-    )
 
 
 def _flaws(facts: Mapping[str, Any], champion_forgotten: bool) -> Iterator[str]:

@@ -11,32 +11,37 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.evaluate.asking import ask
-from cs_pipeline.evaluate.baselines import central_answers, nearest_answers, random_answers
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import (
+    DataLake,
+    atomic_folder,
+    digest,
+    file_sha256,
+    locked,
+    make_folder,
+    read_json,
+    write_json,
+)
+from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.comparison import compare, on_intents
-from cs_pipeline.evaluate.cost import weights_size
-from cs_pipeline.evaluate.endpoint import endpoint_from_environment
-from cs_pipeline.evaluate.errors import ERRORS
-from cs_pipeline.evaluate.jury import hear
-from cs_pipeline.evaluate.metrics import corpus_scores
-from cs_pipeline.evaluate.naive import naive_scores
-from cs_pipeline.evaluate.retrieval import KNOWN, WITHOUT, Retrieval, judge_retrieval, retrieval_facts
-from cs_pipeline.evaluate.robustness import by_group
+from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
+from cs_pipeline.evaluate.judge.judge import hear
+from cs_pipeline.evaluate.retrieval_effect import KNOWN, WITHOUT, Retrieval, judge_retrieval, retrieval_facts
+from cs_pipeline.evaluate.robustness.robustness import by_group
+from cs_pipeline.evaluate.robustness.trials import Trials, ask, try_out
+from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores, nearest_answers, random_answers
+from cs_pipeline.evaluate.scoring.cost import weights_size
+from cs_pipeline.evaluate.scoring.metrics import corpus_scores
+from cs_pipeline.evaluate.scoring.test_set import Yardstick
 from cs_pipeline.evaluate.slices import near_train_rows, slices, weaknesses, write_weak_intents
-from cs_pipeline.evaluate.trials import Trials, try_out
-from cs_pipeline.evaluate.yardstick import Yardstick
-from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, locked, make_folder, read_json, write_json
-from cs_pipeline.model import SupportModel
-from cs_pipeline.prepare.grounding import open_index, retrieve
-from cs_pipeline.prepare.retrieval import index_version
+from cs_pipeline.llm.base import base_of_version
+from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.retrieval.index import index_version
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
-from cs_pipeline.train.base import base_of_version
-
-CODE_VERSION = "6"
-"""Raised when this stage gives other figures for the same model and rows."""
 
 WITHOUT_REFERENCE = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ERRORS))
 """Metrics that need no reference, so that the references themselves can be judged: how often each rule is wrong there."""
@@ -102,7 +107,14 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         data["retrieval_index"] = index_version(lake)
     endpoint = endpoint_from_environment()
     judge = endpoint and (endpoint.url, endpoint.model)
-    key = digest(adapter.fingerprint, data, champion and champion.fingerprint, recipe.fingerprint, judge, CODE_VERSION)
+    key = digest(
+        adapter.fingerprint,
+        data,
+        champion and champion.fingerprint,
+        recipe.fingerprint,
+        judge,
+        CODE_VERSIONS["evaluation"],
+    )
     folder = evaluation_folder(recipe.name, lake)
     if (folder / "evaluation.json").exists() and read_evaluation(recipe.name, lake)["fingerprint"] == key:
         report(f"Equal input has been evaluated already: {folder}")
@@ -135,7 +147,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         verdicts, judged_pairs = hear(endpoint, rows, said, lake, report)
     facts = {
         "fingerprint": key,
-        "code_version": CODE_VERSION,
+        "code_version": CODE_VERSIONS["evaluation"],
         "recipe": recipe.name,
         "adapter_fingerprint": adapter.fingerprint,
         "base": adapter.manifest["base"],

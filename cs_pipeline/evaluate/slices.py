@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
-from cs_pipeline.evaluate.metrics import METRICS, Metric
-from cs_pipeline.evaluate.sheet import write_sheet
+from cs_pipeline.evaluate.people.sheet import write_sheet
+from cs_pipeline.evaluate.scoring.metrics import METRICS, Metric
 from cs_pipeline.evaluate.statistics import holm, sampled_sums
-from cs_pipeline.prepare.similarity import near
+from cs_pipeline.retrieval.similarity import near
 
 FLAGS = {
     "B": "basic structure",

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.download import download
+from cs_pipeline.core.download import RemoteFile, download
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import file_sha256
+from cs_pipeline.core.schema import CONVERSATION
 from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES, RemoteFile, hub_file
-from cs_pipeline.lake import file_sha256
-from cs_pipeline.schema import CONVERSATION
+from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES, hub_file
 
 
 @dataclass(frozen=True)

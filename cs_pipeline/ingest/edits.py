@@ -4,11 +4,11 @@ import json
 from datetime import datetime, timedelta
 
 from cs_pipeline.company import Company
+from cs_pipeline.core.lake import PRIVATE, DataLake
 from cs_pipeline.feedback import Edit, Feedback
 from cs_pipeline.ingest.landing import land
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.ingest.place import landing_place
-from cs_pipeline.lake import PRIVATE, DataLake
 
 TOGETHER = timedelta(minutes=10)
 """So long an edit waits for others: a day is read anew for each file that lands."""

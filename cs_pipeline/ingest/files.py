@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 
 FIELDS = ("flags", "instruction", "category", "intent", "response")
 """The columns of the Bitext schema, in the order of its own file."""

@@ -5,7 +5,7 @@ crash at any point, has the same tables, and each file is in them once.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import PRIVATE, DataLake, atomic_file, locked, make_folder, read_json, write_json
+from cs_pipeline.core.schema import INTERACTION, QUARANTINED, check_schema
 from cs_pipeline.ingest.exports import Bad, Record, format_of, read, recognise, redact
-from cs_pipeline.ingest.forgotten import names, places_of
+from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger
-from cs_pipeline.lake import PRIVATE, DataLake, atomic_file, locked, make_folder, read_json, write_json
-from cs_pipeline.schema import INTERACTION, QUARANTINED, check_schema
 
 TURNS, QUARANTINE = "company_interactions", "company_quarantine"
 """Folders of the day's tables."""
@@ -105,7 +105,7 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
 
     Turns stand in the order of the files; those of a conversation are numbered from 0 within its file. Records of
     conversations whose customer is forgotten, or that are forgotten themselves, are counted and taken out of the kept
-    copies. A delivery that a later one of the same name supersedes is not read: mending an export mends its day.
+    copies. A delivery that a later one of the same name supersedes is not read: fixing an export fixes its day.
 
     Raises PipelineError when raw deliveries of the day were deleted already, or one is missing.
     """
@@ -262,3 +262,44 @@ def _table(lake: DataLake, name: str, day: date, schema: pa.Schema) -> Iterator[
 
 def _facts_file(lake: DataLake, day: date) -> Path:
     return lake.path("ingest", TURNS, f"{day}.json")
+
+
+def places_of(
+    lake: DataLake,
+    company: Company,
+    ledger: Ledger,
+    delivery: Delivery,
+    subjects: Set[str],
+    conversations: Set[str],
+    spelt: str = "",
+) -> set[int]:
+    """The places of the records of ``delivery`` that belong to a conversation of ``subjects`` or to ``conversations``.
+
+    Both are hashes of the ledger. A whole conversation goes with its customer: the agent's turns speak of nobody else.
+    ``spelt`` is the customer's id as it stands in a file: records that could not be read are told by it.
+    """
+    path = kept_copy(lake, delivery.sha256)
+    format = format_of(delivery.name, path)
+    theirs = set()
+    for item in read(format, path, company):
+        if isinstance(item, Record) and item.conversation_id not in theirs:
+            hashed = {ledger.subject(name) for name in names(item)} if subjects else set()
+            if hashed & subjects or (conversations and ledger.row(item.conversation_id) in conversations):
+                theirs.add(item.conversation_id)
+    spelt = spelt.strip().casefold()
+    return {
+        item.place
+        for item in read(format, path, company)
+        if (
+            item.conversation_id in theirs
+            if isinstance(item, Record)
+            else bool(spelt) and spelt in item.record.casefold()
+        )
+    }
+
+
+def names(record: Record) -> Iterator[str]:
+    """All that the record's customer may be called who asks to be forgotten."""
+    if record.subject is not None:
+        yield record.subject
+    yield from (value for placeholder, value in record.known if placeholder in (CUSTOMER_EMAIL, CUSTOMER_ID))

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.ingest.place import (
-    KNOWLEDGE,
-    Entry,
-    Place,
-    is_unfinished,
-    landing_place,
-)
-from cs_pipeline.lake import DataLake, make_folder
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, make_folder
+from cs_pipeline.ingest.place import KNOWLEDGE, Entry, Place, is_unfinished, landing_place
 
 MOST_BYTES = 2_000_000
 """A larger file is no article."""

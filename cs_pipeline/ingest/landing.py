@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import PRIVATE, DataLake, atomic_file, locked, make_folder
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting
 from cs_pipeline.ingest.place import (
     KNOWLEDGE,
@@ -27,7 +28,6 @@ from cs_pipeline.ingest.place import (
     problem_of_name,
     reason,
 )
-from cs_pipeline.lake import PRIVATE, DataLake, atomic_file, locked, make_folder
 
 SETTLED = timedelta(seconds=5)
 """Two looks that are closer together do not show that nobody writes a file any more."""
@@ -97,7 +97,7 @@ def look(lake: DataLake, company: Company, now: datetime) -> Look:
                 found.waiting.append(entry.name)
                 continue
             except UnreadableError as error:
-                found.refused.append((entry.name, f"cannot be read: {error}; mend its rights, or put it there again"))
+                found.refused.append((entry.name, f"cannot be read: {error}; fix its rights, or put it there again"))
                 continue
             known, held = ledger.delivery(content.sha256), ledger.content_of(entry.name)
             if known:  # its kept copy stays as it is: rows may have been taken out, or its time is over
@@ -308,8 +308,8 @@ def _recognised(file: Path, taking: Path, company: Company) -> tuple[str, _Conte
             f"{file} is hidden or named as a file that is not finished.", "Give it another name when it is."
         )
     if problem := problem_of_name(file.name) or _problem(entry, company):
-        what, _, mend = problem.partition(": ")
-        raise PipelineError(f"{file} {what}.", f"{mend.capitalize()}.")
+        what, _, fix = problem.partition(": ")
+        raise PipelineError(f"{file} {what}.", f"{fix.capitalize()}.")
     try:
         content = _fetch(place, entry, taking, company.file_bytes)
         if content.damage:

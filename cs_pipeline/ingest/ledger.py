@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Literal
 
-from cs_pipeline.database import Database
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake
+from cs_pipeline.core.database import Database
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 
 VERSION = 1
 """Of the tables, kept in the database's ``user_version``."""

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import PRIVATE, DataLake, make_folder
-from cs_pipeline.tracking import without_secret
+from cs_pipeline.core.errors import PipelineError, without_secret
+from cs_pipeline.core.lake import PRIVATE, DataLake, make_folder
 
 KNOWLEDGE = "knowledge"
 """The folder of help articles, which are no deliveries."""
@@ -76,7 +75,7 @@ class LocalPlace:
         except OSError as error:
             raise PipelineError(
                 f"The landing place {self.folder} cannot be listed: {reason(error)}.",
-                "Make the folder, give this user the right to read it, or mend 'landing' in company.yaml.",
+                "Make the folder, give this user the right to read it, or fix 'landing' in company.yaml.",
             ) from error
         return [entry for name in names if (entry := self.entry(name))]
 
@@ -177,7 +176,7 @@ class RemotePlace:
         except (ImportError, ValueError) as error:
             raise PipelineError(
                 f"The landing place {self.name} cannot be opened: {error}.",
-                "Install the library that is named, or mend 'landing' in company.yaml.",
+                "Install the library that is named, or fix 'landing' in company.yaml.",
             ) from error
         self._folder = place.path.rstrip("/")
         self._complete = place.protocol in _OBJECT_STORES

@@ -2,11 +2,11 @@
 
 import os
 import re
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 from urllib.parse import quote, urlsplit
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.download import RemoteFile
+from cs_pipeline.core.errors import PipelineError
 
 SOURCES = """\
 'sample' (rows that the project writes itself), 'download' (the whole file from Bitext's repository), \
@@ -17,18 +17,6 @@ LICENCE = "CDLA-Sharing-1.0"
 HUB_REPO = "bitext/Bitext-customer-support-llm-chatbot-training-dataset"
 _COMMIT = "72ea2203180d14a416b579c657033ecd21e59a11"
 _NAME = "Bitext_Sample_Customer_Support_Training_Dataset_27K_responses-v11.csv"
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file at an address, known by its content: ``size`` in bytes, the hash git names it by, or else its sha256."""
-
-    origin: Literal["github", "hub"]
-    revision: str
-    url: str
-    size: int
-    git_blob: str | None
-    sha256: str | None
 
 
 BITEXT = RemoteFile(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cs_pipeline.lake import DataLake, digest, make_folder
+from cs_pipeline.core.lake import DataLake, digest, make_folder
 from cs_pipeline.tracking import CHALLENGER, CHAMPION, MODEL, champion_number, find_versions
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def append(
 
 
 def settle(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
-    """Makes the aliases what the history says; a crash between the two is mended here. To be called while ``deciding``.
+    """Makes the aliases what the history says; a crash between the two is fixed here. To be called while ``deciding``.
 
     The alias of a champion that somebody moved by hand in MLflow is taken over into the history.
     """

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import pyarrow.compute as pc
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake, read_json
 from cs_pipeline.register.history import read_history
 from cs_pipeline.tracking import MODEL, find_versions, open_store
 from cs_pipeline.train.adapter import Adapter, seen_rows

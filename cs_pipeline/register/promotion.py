@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, beside, decide
 from cs_pipeline.evaluate.evaluation import read_evaluation
-from cs_pipeline.lake import DataLake
 from cs_pipeline.recipe import recipe_names
 from cs_pipeline.register.history import append, champion_before, deciding, read_history, settle, withdrawn
 from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, champion_number, find_versions, open_store

@@ -6,13 +6,13 @@ from typing import Any
 import mlflow
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.model import SupportModel
-from cs_pipeline.prepare.classifier import TextClassifier
-from cs_pipeline.prepare.grounding import retrieve
-from cs_pipeline.prepare.retrieval import RetrievalIndex
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.llm.base import base_of_version
+from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import read_recipe
-from cs_pipeline.train.base import base_of_version
+from cs_pipeline.retrieval.index import RetrievalIndex
+from cs_pipeline.retrieval.retrieve import retrieve
+from cs_pipeline.text.classifier import TextClassifier
 
 
 class CsSupport(PythonModel):

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.leaderboard import SHOWN
+from cs_pipeline.evaluate.report.leaderboard import SHOWN
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake, digest
-from cs_pipeline.prepare.retrieval import retrieval_folder
+from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.recipe import EmbeddedBase, Recipe, read_recipe
 from cs_pipeline.register.lineage import NAME as LINEAGE
 from cs_pipeline.register.lineage import Check, made_of
+from cs_pipeline.retrieval.index import retrieval_folder
 from cs_pipeline.tracking import (
     FINGERPRINT,
     FORGOTTEN,
@@ -28,7 +29,6 @@ from cs_pipeline.tracking import (
     open_store,
 )
 from cs_pipeline.train.adapter import Adapter, base_of, current_adapter, seen_rows, spool_of
-from cs_pipeline.train.base import base_of_version
 
 _SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
 EVALUATED = "cs.evaluation"

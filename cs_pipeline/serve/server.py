@@ -14,16 +14,17 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from cs_pipeline.company import load_company
-from cs_pipeline.lake import DataLake
-from cs_pipeline.serve import api, openai, page
-from cs_pipeline.serve.answering import Answering, Running
-from cs_pipeline.serve.desk import Desk
-from cs_pipeline.serve.docs import add_docs
-from cs_pipeline.serve.guard import KeyGuard, SizeGuard
-from cs_pipeline.serve.metrics import Counted, Metrics, State
-from cs_pipeline.serve.pool import memory_limit
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.serve.desk.desk import Desk
+from cs_pipeline.serve.http import api, openai
+from cs_pipeline.serve.http.docs import add_docs
+from cs_pipeline.serve.http.error_handlers import handle_errors
+from cs_pipeline.serve.http.guard import KeyGuard, SizeGuard
+from cs_pipeline.serve.http.metrics import Counted, Metrics, State
+from cs_pipeline.serve.models.answering import Answering, Running
+from cs_pipeline.serve.models.pool import memory_limit
+from cs_pipeline.serve.page import app as page
 from cs_pipeline.serve.settings import Settings
-from cs_pipeline.serve.statuses import handle_errors
 
 logger = logging.getLogger("cs_pipeline.serve")
 

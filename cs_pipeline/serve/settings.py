@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.yaml_file import key_errors
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.yaml_file import key_errors
 
 PREFIX = "CS_SERVE_"
 
@@ -65,7 +65,7 @@ def load_settings(host: str | None = None, port: int | None = None) -> Settings:
     except ValidationError as error:
         raise PipelineError(
             f"The server's settings: {key_errors(error, 'the settings')}.",
-            f"Mend the option, or the environment variable {PREFIX} and the name in capitals.",
+            f"Fix the option, or the environment variable {PREFIX} and the name in capitals.",
         ) from None
 
 

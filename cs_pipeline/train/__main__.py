@@ -13,11 +13,11 @@ from pathlib import Path
 
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, open_dagster_pipes
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
-from cs_pipeline.train.distributed import Team, rank
-from cs_pipeline.train.stopping import StoppedError
+from cs_pipeline.train.trainer.distributed import Team, rank
+from cs_pipeline.train.trainer.stopping import StoppedError
 
 FAILURE_FILE = "CS_FAILURE_FILE"
 """Names the file that is made when the training begins and into which a failure is written; killed, it leaves it empty."""
@@ -84,7 +84,7 @@ def _train(
 
 def _prepared(recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]) -> str:
     """Gets the base; returns "train" if there is something to train."""
-    from cs_pipeline.train.base import find_base
+    from cs_pipeline.llm.base import find_base
 
     if isinstance(recipe.base, EmbeddedBase):
         from cs_pipeline.train.embedded import build_embedded

@@ -16,22 +16,20 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, read_json, remove_leftovers, write_json
-from cs_pipeline.manifest import NAME, read_manifest, write_manifest
-from cs_pipeline.prepare.retrieval import index_version
-from cs_pipeline.prompt import FOUND_FORM
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256, read_json, remove_leftovers, write_json
+from cs_pipeline.core.manifest import NAME, read_manifest, write_manifest
+from cs_pipeline.core.schema import SEEN, check_schema
+from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.llm.base import Base, find_base
+from cs_pipeline.llm.prompt import FOUND_FORM
 from cs_pipeline.recipe import Recipe, read_recipe
-from cs_pipeline.schema import SEEN, check_schema
+from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.tracking import Spool, live
-from cs_pipeline.train.base import Base, find_base
-from cs_pipeline.train.checkpoints import remove_working_folder, working_folder
 from cs_pipeline.train.finetune import fine_tune
-from cs_pipeline.train.start import Champion, find_start
-from cs_pipeline.train.view import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
-
-CODE_VERSION = "3"
-"""Raised when this stage makes another adapter of the same input."""
+from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
+from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
+from cs_pipeline.train.warm_start import Champion, find_start
 
 ROWS = "rows.parquet"
 """The file of an adapter's folder that says on which rows it was trained."""
@@ -55,7 +53,9 @@ class Adapter:
 def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], start: str | None) -> str:
     """16 hex digits that stand for everything an adapter is made of; ``start`` is the adapter it goes on from, if any."""
     form = () if recipe.prompt.retrieve is None else (FOUND_FORM,)
-    return digest(recipe.fingerprint, base.sha256, data, start, CODE_VERSION, recipe.prompt.template_text(), *form)
+    return digest(
+        recipe.fingerprint, base.sha256, data, start, CODE_VERSIONS["adapter"], recipe.prompt.template_text(), *form
+    )
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
@@ -146,7 +146,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
         "data": data,
         "start": start.facts(),
         "seed": recipe.trainer.seed,
-        "code_version": CODE_VERSION,
+        "code_version": CODE_VERSIONS["adapter"],
         "git_commit": _git_commit(),
         "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }

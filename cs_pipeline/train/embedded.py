@@ -18,34 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, atomic_folder, digest, file_sha256, remove_leftovers, write_json
-from cs_pipeline.manifest import NAME, write_manifest
-from cs_pipeline.model import bits, hush
-from cs_pipeline.placeholders import PlaceholderMode
-from cs_pipeline.prepare.grounding import retrieve
-from cs_pipeline.prepare.retrieval import RetrievalIndex, write_index
-from cs_pipeline.prompt import FOUND_FORM, IGNORED, Chat, messages
-from cs_pipeline.recipe import TEMPLATES, EmbeddedBase, Prompt, Retrieve
-from cs_pipeline.schema import ANSWER, PASSAGE
-from cs_pipeline.train.batches import Batches
-from cs_pipeline.train.induction import ROPE_THETA, begin_copying
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, atomic_folder, remove_leftovers, write_json
+from cs_pipeline.core.manifest import NAME, write_manifest
+from cs_pipeline.core.schema import ANSWER, PASSAGE
+from cs_pipeline.llm.base import TEMPLATE, embedded_data, embedded_folder
+from cs_pipeline.llm.model import bits, hush
+from cs_pipeline.llm.prompt import IGNORED, Chat, messages
+from cs_pipeline.recipe import EmbeddedBase, Prompt, Retrieve
+from cs_pipeline.retrieval.index import RetrievalIndex, write_index
+from cs_pipeline.retrieval.retrieve import retrieve
+from cs_pipeline.text.placeholders import PlaceholderMode
+from cs_pipeline.train.copying_heads import ROPE_THETA, begin_copying
+from cs_pipeline.train.trainer.batches import Batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-CODE_VERSION = "3"
-"""Raised when this file makes another model of the same rows."""
-
 MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
-TEMPLATE = (TEMPLATES / "embedded_v1.jinja").read_text()
-"""Writes its transcripts, with an optional system line before them."""
-
-
-def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
-    """Where the base of ``spec`` and of ``bitext_splits`` as it is now lies or will lie."""
-    form = (FOUND_FORM,) if spec.known_answers else ()
-    return lake.path("train", "base_model", digest(spec.model_dump(), _data(lake), TEMPLATE, CODE_VERSION, *form))
 
 
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
@@ -58,7 +48,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         report(f"The embedded base is there already: {folder}")
         return folder
     hush()
-    data = _data(lake)
+    data = embedded_data(lake)
     columns = ["row_id", "cluster_id", "instruction", "response", "intent", "split"]
     table = lake.read("prepare", "bitext_splits", columns)
     left_out = pc.is_in(table.column("intent"), pa.array(spec.without_intents, pa.string()))
@@ -76,10 +66,6 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         facts = {"parameters": parameters, "rows": len(texts), "data": data, "spec": spec.model_dump()}
         write_manifest(temporary, facts)
     return folder
-
-
-def _data(lake: DataLake) -> dict[str, str]:
-    return {"bitext_splits": file_sha256(lake.table("prepare", "bitext_splits"))}
 
 
 def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, read_json, write_json
-from cs_pipeline.model import hush, load_chat, memory_used
-from cs_pipeline.prompt import Chat
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, read_json, write_json
+from cs_pipeline.core.schema import TOLD
+from cs_pipeline.llm.model import hush, load_chat, memory_used
+from cs_pipeline.llm.prompt import Chat
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.schema import TOLD
-from cs_pipeline.train.checkpoints import Checkpoints
-from cs_pipeline.train.distributed import highest, processes, rank, rows_at_once, total
-from cs_pipeline.train.learner import in_full_precision, learner, save_learner, trainer_parts
 from cs_pipeline.train.rows import Rows, training_rows
-from cs_pipeline.train.speed import Speed, speed_of
-from cs_pipeline.train.stopping import Request, StoppedError, noted
+from cs_pipeline.train.trainer.checkpoints import Checkpoints
+from cs_pipeline.train.trainer.distributed import highest, processes, rank, rows_at_once, total
+from cs_pipeline.train.trainer.hardware import Speed, speed_of
+from cs_pipeline.train.trainer.peft_model import in_full_precision, learner, save_learner, trainer_parts
+from cs_pipeline.train.trainer.stopping import Request, StoppedError, noted
 
 if TYPE_CHECKING:
-    from cs_pipeline.train.resumable import Resumable
+    from cs_pipeline.train.trainer.resumable import Resumable
 
 
 def fine_tune(
@@ -44,7 +44,7 @@ def fine_tune(
     on with the schema SEEN. Raises PipelineError when no row fits, the loss would see the wrong tokens, ``start`` does not
     fit, memory does not suffice for a single row, the training diverges, or somebody asked it to stop.
     """
-    from cs_pipeline.train.progress import DivergedError
+    from cs_pipeline.train.trainer.progress import DivergedError
 
     hush()
     chat = load_chat(recipe, base, None)
@@ -124,8 +124,8 @@ class _Training:
         """Trains from the newest checkpoint, or from the beginning, to the end; the figures, and the model at its best."""
         from transformers import set_seed
 
-        from cs_pipeline.train.course import best_step, is_over
-        from cs_pipeline.train.resumable import history
+        from cs_pipeline.train.trainer.resumable import history
+        from cs_pipeline.train.trainer.schedule import best_step, is_over
 
         t = self.recipe.trainer
         # The first process looks, and sets broken ones aside; the others take the same.
@@ -164,10 +164,10 @@ class _Training:
         from datasets import Dataset
         from transformers import PrinterCallback
 
-        from cs_pipeline.train.batches import Batches
-        from cs_pipeline.train.course import Course
-        from cs_pipeline.train.progress import Meter, Progress
-        from cs_pipeline.train.resumable import Material, Resumable
+        from cs_pipeline.train.trainer.batches import Batches
+        from cs_pipeline.train.trainer.progress import Meter, Progress
+        from cs_pipeline.train.trainer.resumable import Material, Resumable
+        from cs_pipeline.train.trainer.schedule import Course
 
         t, meter, parts = self.recipe.trainer, Meter(), trainer_parts(self.chat, speed.packing)
 
@@ -217,7 +217,7 @@ class _Training:
         return trainer
 
     def _figures(self, trainer: "Resumable", attempts: _Attempts, speed: Speed) -> dict[str, Any]:
-        from cs_pipeline.train.course import best_step, validated
+        from cs_pipeline.train.trainer.schedule import best_step, validated
 
         t, state = self.recipe.trainer, trainer.state
         measured = trainer.measured()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from cs_pipeline.evaluate.agreement import cohen_kappa, krippendorff_alpha
+from cs_pipeline.evaluate.statistics import cohen_kappa, krippendorff_alpha
 
 PUBLISHED = [
     "1 2 3 3 2 1 4 1 2 . . .",

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, FEWEST_ROWS, compare
-from cs_pipeline.evaluate.metrics import row_statistics
+from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
 
 SAMPLES = 100

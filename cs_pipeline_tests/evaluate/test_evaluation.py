@@ -10,22 +10,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.manifest import read_manifest, write_manifest
+from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.evaluate.decision import decide
-from cs_pipeline.evaluate.errors import ERRORS
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.fidelity import COLUMNS as FIDELITY
-from cs_pipeline.evaluate.naive import NAIVE_METRICS
-from cs_pipeline.evaluate.rubric import PARTS
+from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
+from cs_pipeline.evaluate.scoring.fidelity import COLUMNS as FIDELITY
+from cs_pipeline.evaluate.scoring.rubric import PARTS
+from cs_pipeline.evaluate.scoring.test_set import Yardstick
 from cs_pipeline.evaluate.slices import SLICE
-from cs_pipeline.evaluate.yardstick import Yardstick
-from cs_pipeline.lake import DataLake
-from cs_pipeline.manifest import read_manifest, write_manifest
+from cs_pipeline.llm.base import find_base
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
-from cs_pipeline.train.base import find_base
 
 WITHOUT_CHAMPION = ["tuned", "base", "nearest", "central", "random"]
 
@@ -268,7 +268,7 @@ def test_an_adapter_of_another_base_or_recipe_is_not_judged(evaluated: DataLake,
     evaluated.write("prepare", "bitext_splits", rows, CONVERSATION)
     with pytest.raises(PipelineError, match="'base_model' was not finished there"):
         evaluate(tiny, evaluated, None, print)
-    from cs_pipeline.train.embedded import embedded_folder
+    from cs_pipeline.llm.base import embedded_folder
 
     assert tiny.base.source == "embedded"
     other = embedded_folder(tiny.base, evaluated)
@@ -278,10 +278,10 @@ def test_an_adapter_of_another_base_or_recipe_is_not_judged(evaluated: DataLake,
     write_manifest(other, {"parameters": 1, "rows": 1})
     with pytest.raises(PipelineError, match="The base model of 'tiny' has changed since its adapter") as error:
         evaluate(tiny, evaluated, None, print)
-    assert "Materialise 'adapter'" in error.value.mend
+    assert "Materialise 'adapter'" in error.value.fix
 
 
 def test_no_evaluation_is_said(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match=r"evaluation\.json is not there") as error:
         read_evaluation("tiny", lake)
-    assert error.value.mend == "Materialise 'evaluation' for the partition 'tiny'."
+    assert error.value.fix == "Materialise 'evaluation' for the partition 'tiny'."

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.schema import check_schema
 from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
-from cs_pipeline.evaluate.metrics import METRICS, row_statistics
+from cs_pipeline.evaluate.scoring.metrics import METRICS, row_statistics
 from cs_pipeline.evaluate.slices import NEAR, SLICE, near_train_rows, parts, slices, weaknesses, write_weak_intents
 from cs_pipeline.evaluate.statistics import intervals
-from cs_pipeline.schema import check_schema
 
 ROWS, INTENTS = 240, ("cancel_order", "get_refund", "track_order", "=bad()")
 WORDS = [f"word{number}" for number in range(40)]

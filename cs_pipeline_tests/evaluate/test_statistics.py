@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.evaluate.metrics import METRICS, corpus_scores, row_statistics
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.evaluate.scoring.metrics import METRICS, corpus_scores, row_statistics
 from cs_pipeline.evaluate.statistics import (
     POWER,
     Difference,

@@ -7,14 +7,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, file_sha256
+from cs_pipeline.core.schema import CONVERSATION, check_schema
 from cs_pipeline.ingest import bitext, sources
 from cs_pipeline.ingest.bitext import Provenance, load_bitext, row_ids
 from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline.schema import CONVERSATION, check_schema
-from cs_pipeline_tests.ingest.test_download import Server, git_blob
-from cs_pipeline_tests.ingest.test_download import server as server  # the fixture
+from cs_pipeline_tests.core.test_download import Server, git_blob
+from cs_pipeline_tests.core.test_download import server as server  # the fixture
 
 ROWS = pa.table(
     [
@@ -176,7 +176,7 @@ def test_unknown_source_lists_the_choices(source: str, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no choice and no file") as caught:
         load_bitext(source, tmp_path)
     for choice in ("'sample'", "'download'", "'hub@REVISION'", "csv.gz"):
-        assert choice in caught.value.mend
+        assert choice in caught.value.fix
 
 
 def test_hub_without_revision(tmp_path: Path) -> None:

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from cs_pipeline import database, feedback
-from cs_pipeline import lake as files
+from cs_pipeline import feedback
 from cs_pipeline.company import Columns, Company
+from cs_pipeline.core import database
+from cs_pipeline.core import lake as files
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.feedback import Feedback, Given
 from cs_pipeline.ingest import edits, landing, ledger, place
 from cs_pipeline.ingest.edits import TOGETHER, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import SETTLED, kept_copy, look
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake
-from cs_pipeline.prepare.interactions import clean_day
-from cs_pipeline_tests.killed import kill, kill_points
+from cs_pipeline.prepare.company.interactions import clean_day
+from cs_pipeline_tests.support.killed import kill, kill_points
 
 TRACED = {str(module.__file__) for module in (edits, feedback, database, landing, place, ledger, files)}
 # Settings under which a table with columns of its own, or an agent called agent, would be read wrongly.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
 
 HEADER = b"flags,instruction,category,intent,response\n"
@@ -26,7 +26,7 @@ def refusal(path: Path) -> PipelineError:
     with pytest.raises(PipelineError) as caught:
         read_bitext_file(path)
     assert str(path) in caught.value.what
-    assert caught.value.mend
+    assert caught.value.fix
     return caught.value
 
 
@@ -124,7 +124,7 @@ def test_header_alone(tmp_path: Path) -> None:
 def test_missing_columns(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "rows.csv", b"flags,Instruction,category,intent\na,b,c,d\n"))
     assert "lacks the columns instruction, response; it has 'flags', 'Instruction', 'category', 'intent'" in error.what
-    assert "flags, instruction, category, intent, response" in error.mend
+    assert "flags, instruction, category, intent, response" in error.fix
     pq.write_table(pa.table({"flags": ["a"]}), tmp_path / "rows.parquet")
     assert (
         "lacks the columns instruction, category, intent, response; it has" in refusal(tmp_path / "rows.parquet").what
@@ -144,7 +144,7 @@ def test_truncated_gzip(tmp_path: Path) -> None:
 def test_not_gzip(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "a.csv.gz", HEADER + GOOD))
     assert "is not sound gzip" in error.what
-    assert "name it .csv" in error.mend
+    assert "name it .csv" in error.fix
     packed = bytearray(gzip.compress(HEADER + GOOD * 500))
     packed[20:30] = b"\xff" * 10
     assert "is not sound gzip" in refusal(written(tmp_path, "b.csv.gz", bytes(packed))).what
@@ -162,7 +162,7 @@ def test_utf16(tmp_path: Path) -> None:
     assert "is not UTF-8: byte 0, on line 1" in refusal(written(tmp_path, "a.csv", GOOD.decode().encode("utf-16"))).what
     error = refusal(written(tmp_path, "b.csv", (HEADER + GOOD).decode().encode("utf-16-le")))
     assert "holds a NUL byte, at byte 1, on line 1" in error.what
-    assert "UTF-16" in error.mend
+    assert "UTF-16" in error.fix
 
 
 def test_nul(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_cut_off_in_a_quoted_field(tmp_path: Path) -> None:
     data = HEADER + GOOD + b'B,why,ORDER,track_order,"First\nsecond\nthird'
     error = refusal(written(tmp_path, "rows.csv", data))
     assert "ends inside a quoted field of row 2, on line 3" in error.what
-    assert "Copy or download the file again" in error.mend
+    assert "Copy or download the file again" in error.fix
 
 
 def test_quote_that_is_never_closed(tmp_path: Path) -> None:

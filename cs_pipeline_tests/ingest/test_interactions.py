@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from cs_pipeline.company import Columns, Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import INTERACTION, QUARANTINED, check_schema
 from cs_pipeline.ingest import interactions
 from cs_pipeline.ingest.exports import Record, format_of, read, redact
 from cs_pipeline.ingest.interactions import DayFacts, day_facts, ingest_day
 from cs_pipeline.ingest.landing import kept_copy, look
 from cs_pipeline.ingest.ledger import Delivery, Ledger
-from cs_pipeline.lake import DataLake
-from cs_pipeline.schema import INTERACTION, QUARANTINED, check_schema
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 DAY = NOW.date()

@@ -7,12 +7,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from typer.testing import CliRunner
 
-from cs_pipeline.cli import app
+from cs_pipeline.cli.commands import app
 from cs_pipeline.company import Company, company_file
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.knowledge import articles, land_articles
 from cs_pipeline.ingest.landing import Look, look
-from cs_pipeline.lake import DataLake
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
 

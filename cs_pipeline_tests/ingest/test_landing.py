@@ -8,10 +8,11 @@ from datetime import date, datetime, timedelta
 import pytest
 
 from cs_pipeline.company import Company
+from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.ingest.landing import SETTLED, Look, kept_copy, look
 from cs_pipeline.ingest.ledger import Delivery, Ledger
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline_tests.ingest.arrivals import (
+from cs_pipeline_tests.ingest.test_ledger import in_processes
+from cs_pipeline_tests.support.arrivals import (
     COMPANY,
     CSV,
     DAY,
@@ -24,7 +25,6 @@ from cs_pipeline_tests.ingest.arrivals import (
     names,
     written,
 )
-from cs_pipeline_tests.ingest.test_ledger import in_processes
 
 
 def test_nothing_is_found_in_an_empty_place(lake: DataLake) -> None:

@@ -6,11 +6,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import Landed, land, look
-from cs_pipeline.lake import DataLake
-from cs_pipeline_tests.ingest.arrivals import COMPANY, CSV, NOTHING, NOW, Server, kept, names, packed, written
-from cs_pipeline_tests.ingest.arrivals import server as server  # the fixture
+from cs_pipeline_tests.support.arrivals import COMPANY, CSV, NOTHING, NOW, Server, kept, names, packed, written
+from cs_pipeline_tests.support.arrivals import server as server  # the fixture
 
 
 def export(folder: Path, name: str, data: bytes = CSV) -> Path:
@@ -79,7 +79,7 @@ def test_what_would_not_be_taken_is_not_landed(
     with pytest.raises(PipelineError, match=complaint) as raised:
         land(files, lake, Company(file_bytes=3_000_000))
     assert str(files[1]) in raised.value.what
-    assert raised.value.mend
+    assert raised.value.fix
     assert list((lake.root / "landing").iterdir()) == []
     assert kept(lake) == {}
 

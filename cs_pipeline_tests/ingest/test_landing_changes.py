@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.ingest.landing import Look, look
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline_tests.ingest.arrivals import (
+from cs_pipeline_tests.support.arrivals import (
     COMPANY,
     CSV,
     NOTHING,

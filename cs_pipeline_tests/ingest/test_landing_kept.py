@@ -3,9 +3,9 @@
 from datetime import timedelta
 
 from cs_pipeline.company import Company
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import expire, kept_copy, look
-from cs_pipeline.lake import DataLake
-from cs_pipeline_tests.ingest.arrivals import COMPANY, DAY, NOTHING, NOW, deliveries, kept, looks, moved
+from cs_pipeline_tests.support.arrivals import COMPANY, DAY, NOTHING, NOW, deliveries, kept, looks, moved
 
 
 # test_landing_killed.py kills at every point

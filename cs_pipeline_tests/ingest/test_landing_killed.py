@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cs_pipeline import lake as files
+from cs_pipeline.core import lake as files
+from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.ingest import landing, ledger, place
 from cs_pipeline.ingest.landing import Look, expire, kept_copy, land, look
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline_tests.ingest.arrivals import COMPANY, NOW, kept
-from cs_pipeline_tests.killed import kill, kill_points
+from cs_pipeline_tests.support.arrivals import COMPANY, NOW, kept
+from cs_pipeline_tests.support.killed import kill, kill_points
 
 TRACED = {str(module.__file__) for module in (landing, place, ledger, files)}
 LATER = NOW + timedelta(minutes=1)

@@ -6,10 +6,10 @@ import zlib
 import pytest
 
 from cs_pipeline.company import Company
+from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.ingest.landing import kept_copy, look
 from cs_pipeline.ingest.ledger import Delivery
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline_tests.ingest.arrivals import COMPANY, CSV, NOW, moved, packed
+from cs_pipeline_tests.support.arrivals import COMPANY, CSV, NOW, moved, packed
 
 
 def taken(lake: DataLake, name: str, data: bytes, company: Company = COMPANY) -> tuple[Delivery, bytes]:

@@ -9,10 +9,21 @@ from datetime import timedelta
 import pytest
 
 from cs_pipeline.company import Company
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import look
-from cs_pipeline.lake import DataLake
-from cs_pipeline_tests.ingest.arrivals import COMPANY, CSV, NOTHING, NOW, deliveries, kept, looks, moved, names, written
 from cs_pipeline_tests.ingest.test_ledger import in_processes
+from cs_pipeline_tests.support.arrivals import (
+    COMPANY,
+    CSV,
+    NOTHING,
+    NOW,
+    deliveries,
+    kept,
+    looks,
+    moved,
+    names,
+    written,
+)
 
 
 def test_what_is_no_plain_file_is_refused_at_each_look(lake: DataLake) -> None:
@@ -101,7 +112,7 @@ def test_a_file_that_may_not_be_read_is_refused_until_it_may(lake: DataLake) -> 
         assert names(found.taken) == ["tickets.csv"]
         [(name, reason)] = found.refused
         assert name == "secret.csv"
-        assert reason == "cannot be read: Permission denied; mend its rights, or put it there again"
+        assert reason == "cannot be read: Permission denied; fix its rights, or put it there again"
 
     in_processes(1, take)
     secret.chmod(0o600)

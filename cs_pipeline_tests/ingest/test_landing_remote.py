@@ -8,11 +8,11 @@ import upath.registry
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import Look, kept_copy, look
 from cs_pipeline.ingest.place import landing_place
-from cs_pipeline.lake import DataLake
-from cs_pipeline_tests.ingest.arrivals import (
+from cs_pipeline_tests.support.arrivals import (
     CSV,
     NOTHING,
     NOW,
@@ -25,7 +25,7 @@ from cs_pipeline_tests.ingest.arrivals import (
     names,
     packed,
 )
-from cs_pipeline_tests.ingest.arrivals import server as server  # the fixture
+from cs_pipeline_tests.support.arrivals import server as server  # the fixture
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
 
@@ -116,7 +116,7 @@ def test_what_a_store_denies_is_told_without_its_password(lake: DataLake, server
 def test_an_address_that_nobody_knows_is_told(lake: DataLake, landing: str) -> None:
     with pytest.raises(PipelineError, match="landing") as raised:
         look(lake, Company(landing=landing), NOW)
-    assert "company.yaml" in raised.value.mend
+    assert "company.yaml" in raised.value.fix
 
 
 def test_the_landing_place_can_be_any_folder(lake: DataLake, tmp_path: Path) -> None:

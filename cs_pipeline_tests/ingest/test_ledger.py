@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, locked
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting, Tombstones
-from cs_pipeline.lake import DataLake, locked
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 DAY = NOON.date()
@@ -304,7 +304,7 @@ def test_a_damaged_ledger_is_told(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match="is not a database") as raised:
         Ledger(lake)
     assert str(path) in raised.value.what
-    assert "backup" in raised.value.mend
+    assert "backup" in raised.value.fix
 
 
 def test_a_ledger_of_a_newer_version_is_left_alone(lake: DataLake) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cs_pipeline.schema import CONVERSATION
+from cs_pipeline.core.schema import CONVERSATION
 
 
 def conversations(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

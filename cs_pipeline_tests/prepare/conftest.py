@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 from cs_pipeline.ingest.bitext import load_bitext
-from cs_pipeline.prepare.clean import Cleaned, clean
-from cs_pipeline.prepare.split import Split, split
+from cs_pipeline.prepare.splits.split import Split, split
+from cs_pipeline.text.clean import Cleaned, clean
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.lake import DataLake, write_json
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.promotion import Outcome, judge
 from cs_pipeline.tracking import FINGERPRINT, MODEL, champion_number, open_store

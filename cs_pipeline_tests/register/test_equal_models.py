@@ -11,7 +11,7 @@ import pytest
 
 from cs_pipeline.evaluate.comparison import compare
 from cs_pipeline.evaluate.decision import MUCH_WORSE, decide
-from cs_pipeline.evaluate.metrics import METRICS
+from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline_tests.register.conftest import BETTER
 
 COLUMNS = sorted({column for metric in METRICS.values() for column in metric.columns})

@@ -15,27 +15,27 @@ import pytest
 from rich.console import Console
 
 from cs_pipeline.company import company_file, load_company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.evaluate.ratings import collect
+from cs_pipeline.evaluate.people.ratings import collect
 from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.forget import affected, forget
 from cs_pipeline.ingest.edits import TOGETHER, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import kept_copy, land, look
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake
-from cs_pipeline.prepare.conversations import join
-from cs_pipeline.prepare.interactions import clean_day
-from cs_pipeline.prepare.retrieval import RetrievalIndex, retrieval_folder
+from cs_pipeline.prepare.company.interactions import clean_day
+from cs_pipeline.prepare.splits.conversations import join
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.register.forget import affected, forget
 from cs_pipeline.register.lineage import lineage, tree
 from cs_pipeline.register.promotion import judge, rollback
+from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
-from cs_pipeline.train.due import look as look_whether_due
+from cs_pipeline.train.retraining import look as look_whether_due
 from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
-from cs_pipeline_tests.exports import export
+from cs_pipeline_tests.support.exports import export
 
 SETTINGS = "columns: {question: question, answer: answer, customer_email: email}\nretrain: {new_rows: 40}\n"
 
@@ -123,7 +123,7 @@ def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) ->
 def test_an_unknown_version_has_no_lineage(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match="no version 9") as raised:
         lineage(9, lake)
-    assert "1, 2" in raised.value.mend
+    assert "1, 2" in raised.value.fix
 
 
 def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: str, tmp_path: Path) -> None:

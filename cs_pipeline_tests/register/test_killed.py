@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from sqlalchemy.engine import default as statements
 
-from cs_pipeline import lake as files
 from cs_pipeline import tracking
-from cs_pipeline.lake import DataLake
+from cs_pipeline.core import lake as files
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.register import history, promotion
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.promotion import judge, rollback
 from cs_pipeline.tracking import MODEL
-from cs_pipeline_tests.killed import kill, kill_points
 from cs_pipeline_tests.register.conftest import BETTER, SAME, World
+from cs_pipeline_tests.support.killed import kill, kill_points
 
 TRACED = {str(module.__file__) for module in (promotion, history, tracking, files, statements)}
 """This project's code, and SQLAlchemy's execution of statements."""
@@ -73,7 +73,7 @@ def roll_back(lake: DataLake) -> None:
         (moved_by_hand, promote, [(1, True), (2, True), (1, True)], {"champion": 1}, {(1, 2), (1, 3)}),
         (lambda world: None, roll_back, [(1, True), (2, True), (1, True)], {"champion": 1}, {(2, 2), (2, 3), (1, 3)}),
     ],
-    ids=["promotion", "refusal", "mending", "taking over", "rollback"],
+    ids=["promotion", "refusal", "fixing", "taking over", "rollback"],
 )
 def test_killed_at_any_point(
     champion_two: World,

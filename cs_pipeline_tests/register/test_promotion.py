@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import read_json, write_json
 from cs_pipeline.evaluate.decision import THRESHOLDS
 from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.lake import read_json, write_json
 from cs_pipeline.register.history import deciding, history_table, read_history, settle
 from cs_pipeline.register.promotion import Outcome, rollback
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion
@@ -267,7 +267,7 @@ def test_rollbacks_in_a_row_go_further_back(champion_two: World) -> None:
     assert [rollback(champion_two.lake, None, "no", "a person")["version"] for _ in range(2)] == [2, 1]
     with pytest.raises(PipelineError, match="no champion before the present one") as error:
         rollback(champion_two.lake, None, "no", "a person")
-    assert error.value.mend == "Choose one with --to; versions that may be champion: 2, 3."
+    assert error.value.fix == "Choose one with --to; versions that may be champion: 2, 3."
     assert champion_two.aliases() == {"champion": 1}
 
 

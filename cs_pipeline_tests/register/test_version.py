@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, read_json, write_json
+from cs_pipeline.core.manifest import write_manifest
+from cs_pipeline.core.schema import SEEN, SPLIT_ROW
 from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.lake import DataLake, read_json, write_json
-from cs_pipeline.manifest import write_manifest
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.version import EVALUATED, ask_version, probe_version, register, version_of
-from cs_pipeline.schema import SEEN, SPLIT_ROW
 from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, get_version, open_store, store_uri
 from cs_pipeline.train.adapter import Adapter, current_adapter, seen_rows
 from cs_pipeline_tests.conftest import copy_lake, own_world

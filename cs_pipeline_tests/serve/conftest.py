@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cs_pipeline.lake import DataLake
-from cs_pipeline.serve.answering import Answering
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.serve.models.answering import Answering
 from cs_pipeline_tests.conftest import MadeOnce, copy_lake, own_world
-from cs_pipeline_tests.serve.serving import Serving, answering_on, wait_for
-from cs_pipeline_tests.serve.versions import add_version
+from cs_pipeline_tests.support.serving import Serving, answering_on, wait_for
+from cs_pipeline_tests.support.versions import add_version
 
 
 @pytest.fixture(scope="session")

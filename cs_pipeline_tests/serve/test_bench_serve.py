@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bench import serve
-from cs_pipeline.lake import DataLake
-from cs_pipeline_tests.serve.serving import SURE
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline_tests.support.serving import SURE
 
 
 def test_the_bench_of_serving(two_versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-from cs_pipeline_tests.serve.serving import PATIENCE, SURE, wait_for
+from cs_pipeline_tests.support.serving import PATIENCE, SURE, wait_for
 
 COMMAND = Path(sys.executable).with_name("cs-pipeline")
 SECRET = f"{SURE}, my card is 4111 1111 1111 1111"

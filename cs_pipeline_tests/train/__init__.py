@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cs_pipeline.lake import DataLake
-from cs_pipeline.schema import SPLIT_ROW
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import SPLIT_ROW
 
 FILES = ["a" * 64, "b" * 64]
 """The sha256 of two landed files; rows come from them in turn."""

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, file_sha256, read_json
-from cs_pipeline.model import load_chat
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, file_sha256, read_json
+from cs_pipeline.llm.base import find_base
+from cs_pipeline.llm.model import load_chat
 from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe, load_recipe
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, train_adapter
-from cs_pipeline.train.base import find_base
 from cs_pipeline.train.embedded import build_embedded
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.conftest import RECIPES, own_world
@@ -248,7 +248,7 @@ def test_a_folder_that_was_touched_is_refused(
         with pytest.raises(PipelineError, match=what) as error:
             find()
         assert named in error.value.what
-        assert "materialise 'adapter' again" in error.value.mend
+        assert "materialise 'adapter' again" in error.value.fix
 
 
 def test_a_base_that_was_touched_is_refused(training: Training, lake: DataLake) -> None:

@@ -7,19 +7,18 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from cs_pipeline.found import Found
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import PASSAGE, TOLD
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.lake import DataLake
-from cs_pipeline.placeholders import PlaceholderMode, apply
-from cs_pipeline.prepare.grounding import open_index, retrieve
-from cs_pipeline.prepare.retrieval import build, index_version
-from cs_pipeline.prompt import IGNORED, Chat, messages
+from cs_pipeline.llm.base import Base
+from cs_pipeline.llm.prompt import IGNORED, Chat, Found, messages
 from cs_pipeline.recipe import Mixture, Recipe, Retrieve, load_recipe
-from cs_pipeline.schema import PASSAGE, TOLD
+from cs_pipeline.retrieval.index import build, index_version
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.text.placeholders import PlaceholderMode, apply
 from cs_pipeline.train.adapter import adapter_fingerprint, data_versions
-from cs_pipeline.train.base import Base
 from cs_pipeline.train.rows import Rows, training_rows
-from cs_pipeline_tests.tiny import tiny_tokenizer
+from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import company_rows, write_side
 
 ROWS = 60

@@ -11,13 +11,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake
-from cs_pipeline.prompt import IGNORED
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.prompt import IGNORED
 from cs_pipeline.recipe import EmbeddedBase
+from cs_pipeline.train.copying_heads import COPYING
 from cs_pipeline.train.embedded import REPEATED, _llama, _whole_examples
-from cs_pipeline.train.induction import COPYING
-from cs_pipeline_tests.tiny import tiny_tokenizer
+from cs_pipeline_tests.support.tiny import tiny_tokenizer
 
 SPEC = EmbeddedBase(
     source="embedded", width=64, layers=2, vocabulary=600, steps=6, blocks=4, block_tokens=900, known_answers=2

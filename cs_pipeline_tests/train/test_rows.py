@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.lake import DataLake
-from cs_pipeline.placeholders import PlaceholderMode
-from cs_pipeline.prompt import IGNORED, Chat
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import SEEN
+from cs_pipeline.llm.prompt import IGNORED, Chat
 from cs_pipeline.recipe import Mixture, Recipe
-from cs_pipeline.schema import SEEN
-from cs_pipeline.train.rows import Rows, mixture, training_rows
-from cs_pipeline.train.view import VALIDATION_ROWS
-from cs_pipeline_tests.tiny import tiny_tokenizer
+from cs_pipeline.text.placeholders import PlaceholderMode
+from cs_pipeline.train.rows import VALIDATION_ROWS, Rows, mixture, training_rows
+from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_side
 
 BITEXT, COMPANY = 30, 12

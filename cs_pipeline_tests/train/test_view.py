@@ -5,14 +5,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cs_pipeline.errors import PipelineError
-from cs_pipeline.lake import DataLake, file_sha256
-from cs_pipeline.prompt import Chat
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, file_sha256
+from cs_pipeline.llm.prompt import Chat
 from cs_pipeline.recipe import Mixture, Recipe
 from cs_pipeline.train.adapter import data_versions
-from cs_pipeline.train.rows import training_rows
-from cs_pipeline.train.view import OUT_OF_SCOPE_FILE, VALIDATION_ROWS, rows_seen
-from cs_pipeline_tests.tiny import tiny_tokenizer
+from cs_pipeline.train.rows import OUT_OF_SCOPE_FILE, VALIDATION_ROWS, rows_seen, training_rows
+from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import company_rows, write_side
 
 PAIRS: list[dict[str, str]] = yaml.safe_load(OUT_OF_SCOPE_FILE.read_text())

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path, PurePath
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.exports.helpscout import is_conversation
 from cs_pipeline.ingest.exports.layouts import Format, Layout, csv_header, is_document
 from cs_pipeline.ingest.exports.parquet import parquet_columns

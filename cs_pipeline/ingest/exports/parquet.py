@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cs_pipeline.company import Columns, Company
+from cs_pipeline.core.lake import PRIVATE, atomic_file
 from cs_pipeline.ingest.exports.records import Bad, Record, UnusableError
 from cs_pipeline.ingest.exports.source import LONGEST, SAMPLE, TOO_LONG
 from cs_pipeline.ingest.exports.tables import UNKNOWN_COLUMNS, columns_of, record_of_row
-from cs_pipeline.lake import PRIVATE, atomic_file
 
 NOT_SOUND = "is no sound Parquet from here on"
 _ROWS = 1_000

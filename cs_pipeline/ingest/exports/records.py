@@ -3,11 +3,14 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
+
+from cs_pipeline.company import Company
 
 Role = Literal["customer", "agent", "automatic"]
 
-# Names of the catalogue, cs_pipeline/placeholders.yaml.
+# Names of the catalogue, cs_pipeline/text/placeholders.yaml.
 CUSTOMER_NAME = "Client Name"
 CUSTOMER_EMAIL = "Customer Email"
 CUSTOMER_PHONE = "Customer Phone Number"
@@ -129,3 +132,43 @@ def in_time_order(items: list[dict[str, Any]], key: str) -> list[dict[str, Any]]
     if all(isinstance(item.get(key), str) for item in items):
         return sorted(items, key=lambda item: item[key])
     return items
+
+
+_ROLE_LIKE = frozenset(
+    {"customer", "client", "user", "end", "enduser", "visitor", "guest", "requester", "buyer", "consumer", "human"}
+)
+"""Words that say what a customer is and not who."""
+
+_WORD = re.compile(r"\w+")
+_LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+
+
+@lru_cache(maxsize=1024)
+def role_of(speaker: str, company: Company) -> Role:
+    """The role, by the words of company.yaml; whom they do not name is a customer."""
+    spoken = _words(speaker)
+    if any(_words(name) in spoken for name in company.automatic):
+        return "automatic"
+    return "agent" if any(_words(name) in spoken for name in company.agents) else "customer"
+
+
+@lru_cache(maxsize=1024)
+def name_of(speaker: str, company: Company) -> str | None:
+    """Who it is, without the words that say what he is: "Tom" of "Tom (Support)"; an e-mail address as it stands."""
+    if "@" in speaker:
+        return speaker
+    roles = {*_words(" ".join((*company.agents, *company.automatic))).split(), *_ROLE_LIKE}
+    names = [word for word in _LETTERS.findall(speaker) if word.casefold() not in roles]
+    return " ".join(names) if sum(map(len, names)) > 1 else None
+
+
+def placeholder_of(speaker: str, role: Role) -> str:
+    """What takes the place of the speaker's name."""
+    if role == "customer":
+        return CUSTOMER_EMAIL if "@" in speaker else CUSTOMER_NAME
+    return AGENT_NAME
+
+
+def _words(text: str) -> str:
+    # Spaces around, so that a word is found as a whole one.
+    return f" {' '.join(_WORD.findall(text.casefold()))} "

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cs_pipeline.core.lake import PRIVATE, atomic_file
 from cs_pipeline.ingest.exports.layouts import Format, Layout, Piece, elements, pieces, users
 from cs_pipeline.ingest.exports.parquet import redact_parquet
 from cs_pipeline.ingest.exports.reading import REDACTED_HEADER, readable
 from cs_pipeline.ingest.exports.records import UnusableError
 from cs_pipeline.ingest.exports.source import Source
 from cs_pipeline.ingest.exports.zendesk import requester_of, user_id
-from cs_pipeline.lake import PRIVATE, atomic_file
 
 _CHUNK = 2**20
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from cs_pipeline.company import Columns, Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import digest
 from cs_pipeline.ingest.exports.records import (
     CUSTOMER_EMAIL,
     CUSTOMER_ID,
@@ -21,9 +22,10 @@ from cs_pipeline.ingest.exports.records import (
     as_text,
     known_id,
     make_record,
+    name_of,
+    placeholder_of,
+    role_of,
 )
-from cs_pipeline.ingest.exports.speakers import name_of, placeholder_of, role_of
-from cs_pipeline.lake import digest
 
 UNKNOWN_COLUMNS = "its columns are not known"
 

@@ -5,8 +5,16 @@
 import re
 
 from cs_pipeline.company import Company
-from cs_pipeline.ingest.exports.records import Record, Turn, UnusableError, Where, make_record
-from cs_pipeline.ingest.exports.speakers import name_of, placeholder_of, role_of
+from cs_pipeline.ingest.exports.records import (
+    Record,
+    Turn,
+    UnusableError,
+    Where,
+    make_record,
+    name_of,
+    placeholder_of,
+    role_of,
+)
 
 _BRACKETS = re.compile(r"\s*\[([^\]]+)\]\s*([^:]{1,80}?)\s*:(.*)", re.DOTALL)
 _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\s*[ap]m)?", re.IGNORECASE)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.company import Columns, Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.exports import Bad, Record, Turn, read, recognise
 from cs_pipeline.ingest.exports.layouts import csv_rows
 from cs_pipeline.ingest.exports.source import LONGEST, Source
@@ -159,7 +159,7 @@ def test_unknown_columns(tmp_path: Path) -> None:
         recognise("rows.csv", path, Company())
     assert "rows.csv: nothing says" in caught.value.what
     assert "it has Frage, order no., answer." in caught.value.what
-    assert "columns:\n      question: NAME" in caught.value.mend
+    assert "columns:\n      question: NAME" in caught.value.fix
     assert [(bad.place, bad.reason) for bad in bads(path)] == [
         (0, "its columns are not known"),
         (1, "its columns are not known"),

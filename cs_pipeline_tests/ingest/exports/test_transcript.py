@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.company import Company
-from cs_pipeline.errors import PipelineError
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.exports import Bad, Turn, recognise
 from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
 

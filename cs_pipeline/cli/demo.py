@@ -1,0 +1,116 @@
+"""The main job from the command line: the same job that the Dagster UI launches, run in this process and told in short."""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.evaluation import evaluation_folder
+from cs_pipeline.recipe import load_recipe
+from cs_pipeline.register.history import read_history
+
+if TYPE_CHECKING:
+    from dagster import ExecuteInProcessResult
+
+QUESTIONS = 3
+
+
+def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
+    """Materialises every asset for the recipe into the persisted instance and prints what came of it.
+
+    Raises PipelineError with the first failure's own words when an asset or a blocking check fails, KeyboardInterrupt
+    after Ctrl-C.
+    """
+    recipe = load_recipe(recipe_name)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' notes to their developers
+    import dagster as dg
+
+    from cs_pipeline.definitions import defs
+
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)  # Pipes uses what Dagster may still change
+
+    console.print(f"[bold]{recipe.name}[/]: {recipe.description.strip()}\n")
+    with dg.DagsterInstance.get() as instance:
+        result = defs.resolve_job_def("support_model").execute_in_process(
+            instance=instance,
+            partition_key=recipe.name,
+            run_config={"loggers": {"console": {}}},
+            raise_on_error=False,
+            # Without it the UI shows the run, but not under its job.
+            tags={".dagster/repository": "__repository__@cs_pipeline"},
+        )
+    if _was_interrupted(result):
+        raise KeyboardInterrupt
+    if not result.success:
+        raise _failure(result)
+    _tell(result, recipe_name, lake, console)
+
+
+def _tell(result: "ExecuteInProcessResult", recipe: str, lake: DataLake, console: Console) -> None:
+    version = int(_metadata(result, "model_version")["version"])
+    champion = int(_metadata(result, "champion")["champion"])
+    decisions = [entry for entry in read_history(lake) if entry["version"] == version]
+    console.rule()
+    console.print(f"Registered: [bold]cs-support version {version}[/]")
+    verdict = "is the champion" if version == champion else f"is not the champion; that is version {champion or 'none'}"
+    console.print(f"Version {version} [bold]{verdict}[/]", end="")
+    console.print(f": {decisions[-1]['reason']}." if decisions else ".", markup=False)
+    for example in _examples(recipe, lake):
+        console.print()
+        for label, text in example.items():
+            console.print(Padding(Text.assemble((f"{label}: ", "bold"), text.strip() or "(nothing)"), (0, 0, 0, 2)))
+    console.print()
+    if load_recipe(recipe).base.source == "embedded":
+        console.print("[yellow]The embedded base proves the pipeline; its answers are not for customers.[/]")
+    report = lake.path("evaluate", "evaluation_report", f"{recipe}.html")
+    console.print(f"Report: {report}", soft_wrap=True)
+    console.print("Next:   [bold]make dev[/] (Dagster and MLflow in the browser)")
+    console.print('        or .venv/bin/cs-pipeline ask "where is my refund?"', markup=False)
+
+
+def _examples(recipe: str, lake: DataLake) -> list[dict[str, str]]:
+    """Three test questions of three intents, always the same for the same rows, with the answers of base and tuned."""
+    columns = ["row_id", "intent", "system", "question", "answer"]
+    answers = pd.read_parquet(evaluation_folder(recipe, lake) / "answers.parquet", columns=columns)
+    wide = answers.pivot_table(
+        index=["row_id", "intent", "question"], columns="system", values="answer", aggfunc="first"
+    )
+    chosen = wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(QUESTIONS)
+    rows = zip(chosen["question"], chosen["base"], chosen["tuned"], strict=True)
+    return [{"Customer": question, "base": base, "tuned": tuned} for question, base, tuned in rows]
+
+
+def _metadata(result: "ExecuteInProcessResult", asset: str) -> dict[str, Any]:
+    events = result.asset_materializations_for_node(asset)
+    return {key: value.value for key, value in events[-1].metadata.items()}
+
+
+def _was_interrupted(result: "ExecuteInProcessResult") -> bool:
+    """Whether the job ended by Ctrl-C, which Dagster takes for a failure."""
+    ends: list[Any] = [event.event_specific_data for event in result.all_events if event.is_run_failure]
+    return any(end.failure_reason.value == "UNEXPECTED_TERMINATION" for end in ends)
+
+
+def _failure(result: "ExecuteInProcessResult") -> PipelineError:
+    """The first failure in its own words: a PipelineError's, or the last line of what was raised."""
+    for event in result.all_events:
+        if event.is_step_failure:
+            data: Any = event.event_specific_data
+            error = data.error
+            while error.cause is not None and error.cls_name != PipelineError.__name__:
+                error = error.cause
+            text = data.user_failure_data.description if data.user_failure_data else error.message
+            what, _, fix = (
+                text.removeprefix("cs_pipeline.core.errors.PipelineError: ").strip().partition("\n  What to do: ")
+            )
+            return PipelineError(
+                f"{event.step_key}: {what}", fix or f"Look at the run {result.run_id} in the Dagster UI: make dev"
+            )
+    failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
+    names = ", ".join(f"{e.check_name} of {e.asset_key.to_user_string()}" for e in failed)
+    return PipelineError(f"The run ended without success; failed checks: {names or 'none'}.", "Look at it: make dev")

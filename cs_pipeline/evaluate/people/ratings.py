@@ -1,0 +1,128 @@
+"""Judgements of people on their way into the table ``human_ratings``, and samples for those who rate elsewhere.
+
+In go the page's feedback, raw, and scores that were imported; out come rows of RATING without personal data.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from cs_pipeline.company import Company
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import RATING
+from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.people.blind import export_blind, import_blind, key_of
+from cs_pipeline.evaluate.people.people import rating_table
+from cs_pipeline.feedback import Feedback
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.text.clean import regular_text
+from cs_pipeline.text.personal import PersonalData
+from cs_pipeline.text.placeholders import Speaker
+from cs_pipeline.tracking import FINGERPRINT, find_versions, open_store
+
+TABLE = "human_ratings"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """The table; how many judgements were ``forgotten``; ``replaced``: the placeholders that this time took the place of
+    personal data, by name."""
+
+    rows: pa.Table
+    forgotten: int
+    replaced: dict[str, int]
+
+
+def collect(lake: DataLake, company: Company) -> Collected:
+    """Writes ``human_ratings`` (RATING): every judgement that was ever given, but those that are to be forgotten.
+
+    What is new is cleaned first, and put clean in its own place in the feedback, so that raw text is kept no longer.
+    """
+    with Feedback(lake) as feedback, Ledger(lake) as ledger:
+        raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)
+        buried = ledger.tombstones().rows
+        forgotten = {row["id"] for row in [*raw, *clean] if not buried.isdisjoint((row["id"], row["question_id"]))}
+        feedback.forget(forgotten)
+        replaced: Counter[str] = Counter()
+        if raw:
+            cleaner = _Cleaner(PersonalData(company.phone_regions, company.own_patterns), ledger, replaced)
+            feedback.clean([cleaner.clean(row) for row in raw if row["id"] not in forgotten])
+        rows = rating_table(feedback.judgements(raw=False))
+    lake.write("evaluate", TABLE, rows, RATING)
+    return Collected(rows, len(forgotten), dict(replaced.most_common()))
+
+
+def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
+    """Writes a blind ``sheet`` of the recipe's last evaluation: tuned, base, and champion where it was judged beside it.
+
+    They are named as the registry has them, "version 3" and "version 3:base". Returns how many answers there are. Raises
+    PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet is there already.
+    """
+    facts = read_evaluation(recipe_name, lake)
+    client = open_store(lake)
+    numbers = {version.tags.get(FINGERPRINT): version.version for version in find_versions(client)}
+    number = numbers.get(facts["adapter_fingerprint"])
+    if number is None:
+        raise PipelineError(
+            f"The adapter of '{recipe_name}' that was evaluated is no version of the registry.",
+            f"Materialise 'model_version' for the partition '{recipe_name}': ratings are kept by version.",
+        )
+    systems = {"tuned": f"version {number}", "base": f"version {number}:base"}
+    if facts["champion_version"] is not None:
+        systems["champion"] = f"version {facts['champion_version']}"
+    answers = pd.read_parquet(
+        evaluation_folder(recipe_name, lake) / "answers.parquet", columns=["row_id", "system", "question", "answer"]
+    )
+    return export_blind(answers, systems, sheet)
+
+
+def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) -> tuple[int, int]:
+    """Adds the scores of a filled-in ``sheet`` to the feedback; returns how many are new, and how many were there before.
+
+    Errors as of ``import_blind``, and PipelineError when ``rater`` has scored the same answers otherwise before.
+    """
+    rows = import_blind(sheet, key or key_of(sheet), rater, datetime.now(UTC)).to_pylist()
+    with Feedback(lake) as feedback:
+        added = feedback.add_clean(rows)
+    return added, len(rows) - added
+
+
+class _Cleaner:
+    """Takes personal data out of judgements and hashes who gave them; ``replaced`` counts what was put in."""
+
+    def __init__(self, personal: PersonalData, ledger: Ledger, replaced: Counter[str]) -> None:
+        self._personal, self._ledger, self._replaced = personal, ledger, replaced
+
+    def clean(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        context = row["context"]
+        turns = None if context is None else [[who, self._text(text, who)] for who, text in json.loads(context)]
+        return {
+            **row,
+            "rater": self._ledger.row("rater", row["rater"]),
+            "question_id": self._ledger.row("question", row["question"], context or ""),
+            "question": self._text(row["question"], "customer"),
+            "context": None if turns is None else json.dumps(turns, ensure_ascii=False),
+            "answers": [self._text(answer, "agent") for answer in row["answers"]],
+            "settings": json.dumps(self._values(json.loads(row["settings"])), ensure_ascii=False),
+        }
+
+    def _text(self, text: str, speaker: Speaker) -> str:
+        text, met = self._personal.replace(regular_text(text), speaker=speaker)
+        self._replaced.update(met)
+        return text
+
+    def _values(self, settings: Any) -> Any:
+        """Settings may quote the customer: a context, a value for a placeholder."""
+        if isinstance(settings, dict):
+            return {name: self._values(value) for name, value in settings.items()}
+        if isinstance(settings, list):
+            return [self._values(value) for value in settings]
+        return self._text(settings, "customer") if isinstance(settings, str) else settings

@@ -1,0 +1,72 @@
+"""CSV files that people open in a spreadsheet, and what comes back from there.
+
+A cell that a spreadsheet would take for a formula is written with an apostrophe before it (CSV injection, CWE-1236),
+which reading takes away again: what was written is what is read.
+"""
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import atomic_file
+
+# The wide signs too: East Asian spreadsheets read them as the plain ones. Apostrophes before, so that reading can tell a
+# text that has one of its own.
+_FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
+
+
+def write_sheet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes ``rows`` under ``columns``, whole or not at all: UTF-8 with a byte order mark, which Excel looks for.
+
+    Texts are escaped, numbers are not; None is an empty cell.
+    """
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows([_escaped(cell) for cell in row] for row in rows)
+
+
+def read_sheet(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """The cells of ``columns`` with the number of the line where the row begins, from 1; empty rows are left out.
+
+    Commas, semicolons and tabs are read, as spreadsheets of several countries write them. Raises PipelineError when the file
+    cannot be read as a table, or lacks a column.
+    """
+    try:
+        # What is not UTF-8 stands in columns of text, of which none is compared.
+        text = path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read: {error}.", "Name a CSV file that this user may read.") from error
+    head = text.partition("\n")[0]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count), strict=True)
+    rows = []
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        if missing := [column for column in columns if names.count(column) != 1]:
+            raise PipelineError(
+                f"{path} needs the column '{missing[0]}' once, and has it {names.count(missing[0])} times.",
+                "Save the sheet as CSV (UTF-8) with its first line as it was.",
+            )
+        line = reader.line_num + 1
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                row = dict(zip(names, cells, strict=False))
+                rows.append((line, {column: _unescaped(row.get(column, "")) for column in columns}))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise PipelineError(
+            f"{path} cannot be read as a table: {error} in line {reader.line_num}.", "Save the sheet as CSV (UTF-8)."
+        ) from error
+    return rows
+
+
+def _escaped(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and _FORMULA.match(cell) else cell
+
+
+def _unescaped(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

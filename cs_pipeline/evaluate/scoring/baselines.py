@@ -1,0 +1,65 @@
+"""Answers that cost nothing: taken from the training rows. A model worth having beats them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
+from cs_pipeline.retrieval.similarity import nearest
+
+
+def random_answers(train: pd.DataFrame, questions: Sequence[str], seed: int = 0) -> list[str]:
+    """For each question the answer of any training row; ``train`` has the columns instruction, response, intent."""
+    places = np.random.default_rng(seed).integers(0, len(train), size=len(questions))
+    return train["response"].iloc[places].tolist()
+
+
+def central_answers(train: pd.DataFrame, intents: Sequence[str]) -> list[str]:
+    """For each predicted intent its most central training answer: the one nearest to the mean TF-IDF vector of them all."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    central: dict[str, str] = {}
+    for intent in sorted(set(intents)):
+        answers = train.loc[train["intent"] == intent, "response"].tolist()
+        vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(answers)
+        likeness = vectors @ np.asarray(vectors.mean(axis=0)).ravel()
+        central[intent] = answers[int(likeness.argmax())]
+    return [central[intent] for intent in intents]
+
+
+def nearest_answers(train: pd.DataFrame, questions: Sequence[str]) -> list[str]:
+    """For each question the answer of the most similar training question, by character TF-IDF."""
+    places, _ = nearest(questions, train["instruction"].tolist())
+    return train["response"].iloc[places].tolist()
+
+
+NAIVE_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")
+"""What published figures on random splits give."""
+
+HELD_OUT = 1000
+"""Rows; with half as many the figures move by more than a point from seed to seed."""
+
+
+def naive_scores(conversations: pd.DataFrame, rows: int = HELD_OUT, seed: int = 0) -> dict[str, float | None]:
+    """NAIVE_METRICS of the nearest question's answer on ``rows`` conversations held out at random, intents in proportion.
+
+    All others are its training rows. Raises PipelineError where there are no rows to hold out.
+    """
+    held_out = stratified(conversations["intent"].tolist(), rows, seed)
+    test, train = conversations.iloc[held_out], conversations.drop(index=conversations.index[held_out])
+    questions = test["instruction"].tolist()
+    stats = row_statistics(questions, nearest_answers(train, questions), test["response"].tolist())
+    return corpus_scores(stats, NAIVE_METRICS)
+
+
+def stratified(labels: Sequence[str], rows: int, seed: int) -> np.ndarray:
+    """Places of about ``rows`` of ``labels`` drawn at random, each label in its proportion, at most half of each."""
+    share = min(rows / max(len(labels), 1), 0.5)
+    rng = np.random.default_rng(seed)
+    numbers, names = pd.factorize(np.asarray(labels, dtype=object), sort=True)
+    drawn = [np.zeros(0, np.int64)]
+    for number in range(len(names)):
+        places = rng.permutation(np.flatnonzero(numbers == number))
+        drawn.append(places[: round(share * len(places))])
+    return np.sort(np.concatenate(drawn))

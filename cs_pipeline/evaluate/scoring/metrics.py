@@ -1,0 +1,361 @@
+"""What answers are worth beside their references: statistics of each row that add up, and scores made of their sums.
+
+Every score of a system is a function of sums over its rows. So a bootstrap weighs the rows anew without reading a text
+again, and a score is still what the field's packages, rouge-score and sacreBLEU, give for the same texts.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rapidfuzz.distance import LCSseq
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.text.placeholders import catalogue, find
+from cs_pipeline.text.safety import is_safe
+
+GIVEN = (
+    *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
+    *("needed", "present", "filled", "fabricates", *ERRORS, "rubric", "heuristic"),
+)
+"""Columns of row_statistics that the caller fills: what the model knows, and what other rules tell of an answer."""
+
+BLEU_ORDERS = 4
+CHRF_ORDERS = 6
+CHUNK_ROWS = 64  # so that the tables of n-grams stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a system, made of the sums of some columns of row_statistics.
+
+    ``function`` takes sums [..., len(columns)] and gives scores [...], NaN for 0 / 0. ``may_be_empty`` says that NaN is
+    no fault there but means that there was nothing to judge, as where no answer has a placeholder.
+    """
+
+    name: str
+    label: str
+    better: Literal["higher", "lower", "none"]
+    columns: tuple[str, ...]
+    function: Callable[[np.ndarray], np.ndarray]
+    may_be_empty: bool = False
+
+    def values(self, stats: pd.DataFrame) -> np.ndarray:
+        """The columns that it is made of, [rows, len(columns)]."""
+        # One by one: pandas takes ten times as long to find several at once by their names.
+        return np.column_stack([stats[column].to_numpy(float) for column in self.columns])
+
+    def has_inputs(self, stats: pd.DataFrame) -> bool:
+        """False where the system does not know an input: its column is NaN in every row.
+
+        Raises PipelineError when there are no rows, or when an input is missing or infinite in some of them.
+        """
+        if stats.empty:
+            raise PipelineError("There are no rows to score.", "Materialise the test split again: it must have rows.")
+        values = self.values(stats)
+        if np.isnan(values).all(axis=0).any():
+            return False
+        for column, broken in zip(self.columns, (~np.isfinite(values)).sum(axis=0), strict=True):
+            if broken:
+                raise PipelineError(
+                    f"{self.label} cannot be computed: '{column}' is not a number in {broken} of {len(stats)} rows.",
+                    "A system is scored on all test rows or not at all: evaluate it again, and look at what it logs.",
+                )
+        return True
+
+    def scores(self, sums: np.ndarray) -> np.ndarray | None:
+        """The scores [...] of sums [..., len(columns)]; None where for any of them there is nothing to judge.
+
+        Raises PipelineError when a score is not a finite number for another reason.
+        """
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            scores = self.function(sums)
+        if np.isfinite(scores).all():
+            return scores
+        if self.may_be_empty:
+            return None
+        raise PipelineError(
+            f"{self.label} is not a finite number, although all its inputs are there.",
+            f"Look at the row statistics it is made of: {', '.join(self.columns)}. They sum to 0 or are far too large.",
+        )
+
+
+def corpus_scores(stats: pd.DataFrame, metrics: Collection[str] | None = None) -> dict[str, float | None]:
+    """The scores of a system on all rows of its row statistics, by the names of ``metrics``, else of all METRICS.
+
+    None where the system does not have the inputs (a baseline has no likelihood) or there is nothing to judge. Raises
+    PipelineError when an input is missing in some rows only, or when a score is not a number.
+    """
+    scores: dict[str, float | None] = {}
+    for name in METRICS if metrics is None else metrics:
+        metric = METRICS[name]
+        score = metric.scores(metric.values(stats).sum(axis=0)) if metric.has_inputs(stats) else None
+        scores[name] = None if score is None else float(score)
+    return scores
+
+
+def row_statistics(questions: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
+    """Statistics of each answer beside its reference: one row an answer, in the order given.
+
+    ``rouge1``, ``rouge2``, ``rougeL`` (F1 with Porter stemmer) and ``chrf`` (sacreBLEU's sentence score) can be read as
+    they are, 0 to 100; the other columns are counts of words, n-grams and placeholders. Placeholders are counted as
+    sets of names: one that an answer repeats counts once, and spellings that the catalogue knows for one name are one.
+    An invented one stands neither in the reference nor in the question nor in the catalogue. ``safe`` is 1 where is_safe.
+
+    The columns of GIVEN are NaN. The caller fills those that the system knows, in all rows: ``nll`` (nats) with the
+    ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the
+    columns of fidelity, errors and rubric.
+    """
+    placeholders = _placeholder_statistics(questions, answers, references)
+    chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
+    texts = pd.concat([_text_statistics(answers[c], references[c]) for c in chunks], ignore_index=True)
+    safe = [int(is_safe(*row)) for row in zip(questions, answers, references, strict=True)]
+    return pd.concat([texts, placeholders], axis=1).assign(safe=safe, rows=1, **dict.fromkeys(GIVEN, np.nan))
+
+
+class _Counts(NamedTuple):
+    """Numbers of n-grams for n = 1, 2, …, each [rows, orders]: in the answer, in the reference, in both."""
+
+    answer: np.ndarray
+    reference: np.ndarray
+    match: np.ndarray
+
+
+def _ngram_counts(answers: list[np.ndarray], references: list[np.ndarray], orders: int) -> _Counts:
+    """Counts n-grams of symbols (integers from 0), with repetitions, in all rows at once."""
+    rows = len(answers)
+    sequences = [*answers, *references]
+    lengths = np.array([len(sequence) for sequence in sequences], np.int64)
+    symbols = np.concatenate([np.empty(0, np.int64), *sequences])
+    text = np.repeat(np.arange(2 * rows), lengths)
+    row, is_reference, end = text % rows, text // rows, np.cumsum(lengths)[text]
+    start, gram = np.arange(len(symbols)), row
+    match = np.zeros((rows, orders), np.int64)
+    for n in range(1, orders + 1):
+        fits = start + n <= end[start]
+        # An n-gram is numbered by the number of its first n-1 symbols and its last one; the number of no symbols is its
+        # row, so equal numbers mean equal n-grams of one row.
+        start, gram = start[fits], gram[fits] * (symbols.max(initial=0) + 1) + symbols[start[fits] + n - 1]
+        gram, distinct = pd.factorize(gram)
+        occurrences = np.bincount(gram + len(distinct) * is_reference[start], minlength=2 * len(distinct))
+        in_both = np.minimum(occurrences[: len(distinct)], occurrences[len(distinct) :])
+        row_of_gram = np.empty(len(distinct), np.int64)
+        row_of_gram[gram] = row[start]
+        match[:, n - 1] = np.bincount(row_of_gram, weights=in_both, minlength=rows)
+    totals = np.maximum(lengths[:, None] - np.arange(orders), 0)
+    return _Counts(totals[:rows], totals[rows:], match)
+
+
+def _word_counts(answers: Sequence[Sequence[str]], references: Sequence[Sequence[str]], orders: int) -> _Counts:
+    texts = [*answers, *references]
+    number, _ = pd.factorize(np.array([word for words in texts for word in words], dtype=object))
+    ends = accumulate(map(len, texts))
+    numbers = [number[end - len(words) : end] for words, end in zip(texts, ends, strict=True)]
+    return _ngram_counts(numbers[: len(answers)], numbers[len(answers) :], orders)
+
+
+def _text_statistics(answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
+    columns = {
+        "answer_words": np.array([len(text.split()) for text in answers], np.int64),
+        "reference_words": np.array([len(text.split()) for text in references], np.int64),
+    }
+    return pd.DataFrame(columns | _rouge(answers, references) | _bleu(answers, references) | _chrf(answers, references))
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> SimpleNamespace:
+    """What rouge-score's tokenizer takes for a stemmer, with a memory: nearly every word has come before."""
+    from nltk.stem.porter import PorterStemmer
+
+    return SimpleNamespace(stem=lru_cache(maxsize=100_000)(PorterStemmer().stem))
+
+
+@lru_cache(maxsize=2**15)
+def _rouge_words(text: str) -> tuple[str, ...]:
+    """What rouge-score counts of a text. It is remembered, for the references of the next system are the same."""
+    from rouge_score.tokenize import tokenize
+
+    return tuple(tokenize(text, _stemmer()))
+
+
+def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """ROUGE F1 of each row (Lin 2004), as rouge_score.RougeScorer(use_stemmer=True) defines it."""
+    answer_words, reference_words = ([_rouge_words(text) for text in texts] for texts in (answers, references))
+    counts = _word_counts(answer_words, reference_words, 2)
+    pairs = zip(answer_words, reference_words, strict=True)
+    longest = np.array([LCSseq.similarity(answer, reference) for answer, reference in pairs], np.int64)
+    match = np.column_stack([counts.match, longest])
+    # F1 of match / answer and match / reference; 0 where nothing matches, an empty text included.
+    size = (counts.answer + counts.reference)[:, [0, 1, 0]]
+    return dict(zip(("rouge1", "rouge2", "rougeL"), (200 * match / np.maximum(size, 1)).T, strict=True))
+
+
+@lru_cache(maxsize=1)
+def _bleu_tokenizer() -> Callable[[str], str]:
+    """BLEU's own tokenizer. It remembers texts, so the references are cut once for all systems."""
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    return Tokenizer13a()  # type: ignore[no-untyped-call]
+
+
+def _bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """The counts that sacrebleu.BLEU makes of each row; the columns are those of BLEU_COLUMNS."""
+    tokenize = _bleu_tokenizer()
+    answer_words, reference_words = ([tokenize(t.rstrip()).split() for t in texts] for texts in (answers, references))
+    counts = _word_counts(answer_words, reference_words, BLEU_ORDERS)
+    columns = np.column_stack([counts.answer[:, 0], counts.reference[:, 0], counts.match, counts.answer])
+    return dict(zip(BLEU_COLUMNS, columns.T, strict=True))
+
+
+def _chrf(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
+    """The counts that sacrebleu.CHRF makes of each row, CHRF_COLUMNS, and the score of the row."""
+    # sacreBLEU counts no whitespace; surrogatepass, because a text may hold half a character.
+    answer_chars, reference_chars = (
+        [np.frombuffer("".join(t.split()).encode("utf-32-le", "surrogatepass"), np.uint32) for t in texts]
+        for texts in (answers, references)
+    )
+    counts = _ngram_counts(answer_chars, reference_chars, CHRF_ORDERS)
+    counted = np.where(
+        counts.reference > 0, counts.answer, 0
+    )  # sacreBLEU: an order that the reference lacks is left out
+    columns = np.column_stack([counted, counts.reference, counts.match])
+    return dict(zip(CHRF_COLUMNS, columns.T, strict=True)) | {"chrf": _chrf_score(columns)}
+
+
+def _placeholder_statistics(
+    questions: Sequence[str], answers: Sequence[str], references: Sequence[str]
+) -> pd.DataFrame:
+    def names(text: str) -> set[str]:
+        return {catalogue().name_of(spelling) or spelling for spelling in find(text)}
+
+    rows = []
+    for texts in zip(questions, answers, references, strict=True):
+        question, answer, reference = map(names, texts)
+        invented = answer - reference - question - catalogue().keys()
+        rows.append((len(answer), len(reference), len(answer & reference), len(invented)))
+    kinds = ("answer", "reference", "matched", "invented")
+    return pd.DataFrame(rows, columns=[f"{kind}_placeholders" for kind in kinds], dtype="int64")
+
+
+def _bleu_score(sums: np.ndarray) -> np.ndarray:
+    """BLEU (Papineni et al. 2002) with sacreBLEU's defaults: 4-grams, brevity penalty, exponential smoothing."""
+    answer, reference, match, total = np.split(sums, [1, 2, 2 + BLEU_ORDERS], axis=-1)
+    smoothing = 2.0 ** np.cumsum(match == 0, axis=-1)
+    precision = np.where(match > 0, match, 1 / smoothing) / total
+    brevity = np.minimum(1 - reference / answer, 0)[..., 0]
+    score = 100 * np.exp(brevity + np.log(precision).mean(axis=-1))
+    return np.where(match.any(axis=-1) & total.all(axis=-1), score, 0.0)
+
+
+def _chrf_score(sums: np.ndarray) -> np.ndarray:
+    """chrF2 (Popović 2015) with sacreBLEU's defaults: means of precision and recall over the orders both sides have."""
+    answer, reference, match = np.split(sums, 3, axis=-1)
+    both = (answer > 0) & (reference > 0)
+    orders = np.maximum(both.sum(axis=-1), 1)
+    precision = (both * match / np.maximum(answer, 1)).sum(axis=-1) / orders
+    recall = (both * match / np.maximum(reference, 1)).sum(axis=-1) / orders
+    return 100 * np.where(recall > 0, 5 * precision * recall / np.where(recall > 0, 4 * precision + recall, 1), 0.0)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    return sums[..., 0] / sums[..., 1]
+
+
+def _percent(sums: np.ndarray) -> np.ndarray:
+    return 100 * _ratio(sums)
+
+
+BLEU_COLUMNS = (
+    "bleu_answer",
+    "bleu_reference",
+    *(f"bleu_match_{n}" for n in range(1, BLEU_ORDERS + 1)),
+    *(f"bleu_total_{n}" for n in range(1, BLEU_ORDERS + 1)),
+)
+CHRF_COLUMNS = tuple(f"chrf_{kind}_{n}" for kind in ("answer", "reference", "match") for n in range(1, CHRF_ORDERS + 1))
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("rouge1", "ROUGE-1", "higher", ("rouge1", "rows"), _ratio),
+        Metric("rouge2", "ROUGE-2", "higher", ("rouge2", "rows"), _ratio),
+        Metric("rougeL", "ROUGE-L", "higher", ("rougeL", "rows"), _ratio),
+        Metric("bleu", "BLEU", "higher", BLEU_COLUMNS, _bleu_score),
+        Metric("chrf", "chrF", "higher", CHRF_COLUMNS, _chrf_score),
+        Metric(
+            "bits_per_character",
+            "Bits per character",
+            "lower",
+            ("nll", "answer_chars"),
+            lambda s: _ratio(s) / np.log(2),
+        ),
+        Metric("perplexity", "Perplexity per token", "lower", ("nll", "answer_tokens"), lambda s: np.exp(_ratio(s))),
+        Metric("right_intent", "Right intent (%)", "higher", ("right_intent", "rows"), _percent),
+        Metric(
+            "placeholder_precision",
+            "Placeholder precision (%)",
+            "higher",
+            ("matched_placeholders", "answer_placeholders"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric(
+            "placeholder_recall",
+            "Placeholder recall (%)",
+            "higher",
+            ("matched_placeholders", "reference_placeholders"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric(
+            "placeholder_f1",
+            "Placeholder F1 (%)",
+            "higher",
+            ("matched_placeholders", "answer_placeholders", "reference_placeholders"),
+            lambda s: 200 * s[..., 0] / (s[..., 1] + s[..., 2]),
+            may_be_empty=True,
+        ),
+        Metric(
+            "placeholder_invented",
+            "Placeholders invented (%)",
+            "lower",
+            ("invented_placeholders", "answer_placeholders"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric("stop_rate", "Stopped by itself (%)", "higher", ("stopped", "rows"), _percent),
+        Metric("safe", "Safe answers (%)", "higher", ("safe", "rows"), _percent),
+        Metric("length_ratio", "Length ratio", "none", ("answer_words", "reference_words"), _ratio),
+        Metric(
+            "needed_present",
+            "Needed placeholders present (%)",
+            "higher",
+            ("present", "needed"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric(
+            "needed_filled",
+            "Needed placeholders made up (%)",
+            "lower",
+            ("filled", "needed"),
+            _percent,
+            may_be_empty=True,
+        ),
+        Metric("fabricates", "Answers with made-up facts (%)", "lower", ("fabricates", "rows"), _percent),
+        Metric("rubric", "Rubric (0 to 1)", "higher", ("rubric", "rows"), _ratio),
+        Metric("heuristic", "Published heuristic (0 to 3)", "higher", ("heuristic", "rows"), _ratio),
+        *(
+            Metric(f"error_{name}", f"{name.capitalize().replace('_', ' ')} (%)", "lower", (name, "rows"), _percent)
+            for name in ERRORS
+        ),
+    )
+}
+"""All metrics by name. ROUGE, BLEU, chrF and rates are on a scale of 0 to 100; perplexities of models with different
+tokenizers do not compare, bits per character do; the length ratio is best at 1. The errors' rates have names that begin
+with ``error_``."""

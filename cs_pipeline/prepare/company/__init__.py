@@ -1,0 +1,1 @@
+"""From a company's raw conversations to training rows."""

@@ -1,0 +1,1 @@
+"""Near-duplicate clusters and the frozen split."""

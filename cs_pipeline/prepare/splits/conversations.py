@@ -1,0 +1,203 @@
+"""Both sources together: company rows join the clusters of what they are alike to, new clusters get a side, none moves.
+
+A row is compared with those that came before it, through an index of band keys kept beside the table, so new rows cost
+in proportion to themselves; what is read and written anew is the table. Days are joined one after the other, so joining
+them all at once gives the same places as joining each when it came.
+"""
+
+from collections import Counter
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cs_pipeline.core.lake import (
+    DataLake,
+    atomic_folder,
+    digest,
+    file_sha256,
+    locked,
+    make_folder,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
+from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.prepare.splits.lsh import BandIndex
+from cs_pipeline.prepare.splits.places import Places
+
+_TABLES = ("conversations", "conversations_set_aside")
+
+
+@dataclass(frozen=True)
+class Joined:
+    """``rows`` with cluster and side, Bitext's first, then the company's by day; rows ``set_aside`` with their reason.
+
+    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; new is how many rows were compared with the
+    others, because they had no place before. ``reused`` when equal sources had been joined already: nothing was written.
+    """
+
+    rows: pa.Table
+    set_aside: pa.Table
+    counts: dict[str, int]
+    reused: bool
+
+
+def join(lake: DataLake) -> Joined:
+    """Joins ``bitext_splits``, every day of ``clean_interactions`` and the flagged rows that were released by hand.
+
+    Writes the tables ``conversations`` and ``conversations_set_aside`` and the index beside them. A company row is alike
+    to another whatever their intents, which are predictions. Rows of a superseded delivery and forgotten rows are left out.
+    A company row keeps its place, unless Bitext's rows now contradict it. What is delivered again, an exact duplicate or
+    fits no side is set aside; the latter two are looked at again when another row has gone or changed.
+    """
+    make_folder(lake.path("prepare"))
+    with locked(lake.path("prepare", ".conversations.lock")):
+        return _join(lake)
+
+
+def _join(lake: DataLake) -> Joined:
+    bitext = lake.read("prepare", "bitext_splits")
+    sources = _Sources.of(lake)
+    before = _Before.of(lake)
+    if before is not None and before.versions == sources.versions:
+        rows, aside = (lake.read("prepare", name) for name in _TABLES)
+        return Joined(rows, aside, before.counts, reused=True)
+    days, left_out = {}, Counter[str]()
+    for day in sources.days:
+        days[day], out = sources.read(lake, day)
+        left_out.update(out)
+    places = Places(bitext, days)
+    if before is not None:
+        same = {name for name, version in sources.versions.items() if before.versions.get(name) == version}
+        places.recall(before.rows, before.set_aside, before.index, same)
+    new = len(places.waiting)
+    places.fill()
+    rows, aside = places.tables()
+    counts = {
+        "bitext": bitext.num_rows,
+        "company": sum(day.num_rows for day in days.values()) + left_out.total(),
+        "kept": rows.num_rows,
+        "set_aside": aside.num_rows,
+        "superseded": left_out["superseded"],
+        "forgotten": left_out["forgotten"],
+        "new": new,
+    }
+    sha256s = [
+        lake.write("prepare", name, table, schema)
+        for name, table, schema in zip(_TABLES, (rows, aside), (CONVERSATION, SET_ASIDE), strict=True)
+    ]
+    folder = _index_folder(lake)
+    remove_leftovers(folder)
+    with atomic_folder(folder) as temporary:
+        for name, array in places.index.taken(places.side >= 0).items():
+            np.save(temporary / f"{name}.npy", array)
+        facts = {
+            "code": CODE_VERSIONS["conversations"],
+            "tables": sha256s,
+            "versions": sources.versions,
+            "counts": counts,
+        }
+        write_json(temporary / "facts.json", facts)
+    return Joined(rows, aside, counts, reused=False)
+
+
+def counts_of(lake: DataLake) -> dict[str, int]:
+    """The counts of the last ``join``."""
+    counts: dict[str, int] = read_json(_index_folder(lake) / "facts.json")["counts"]
+    return counts
+
+
+def usable_rows(lake: DataLake) -> set[str]:
+    """The ids of all company rows that ``join`` would read now."""
+    sources = _Sources.of(lake)
+    return {row for day in sources.days for row in sources.read(lake, day)[0].column("row_id").to_pylist()}
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What is to be joined. ``versions`` stand for the content of "bitext", of each day and of what is left out."""
+
+    days: list[str]
+    released: Set[str]
+    superseded: Set[str]
+    forgotten_rows: Set[str]
+    forgotten_subjects: Set[str]
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, lake: DataLake) -> "_Sources":
+        versions = {"bitext": file_sha256(lake.table("prepare", "bitext_splits"))}
+        days = sorted(path.stem for path in lake.path("prepare", "clean_interactions").glob("????-??-??.parquet"))
+        if not days:
+            return cls(days, set(), set(), set(), set(), versions)
+        with Ledger(lake) as ledger:
+            tombstones, superseded, released = ledger.tombstones(), ledger.superseded(), ledger.released()
+        left_out = [sorted(ids) for ids in (superseded, tombstones.rows, tombstones.subjects)]
+        sources = cls(days, released, superseded, tombstones.rows, tombstones.subjects, versions)
+        versions["left_out"] = digest(left_out)
+        for day in days:
+            tables = [f"clean_interactions/{day}"]
+            if sources._released(lake, day).num_rows:
+                tables.append(f"clean_interactions_flagged/{day}")
+            ids = sources._released(lake, day).column("row_id").to_pylist()
+            versions[day] = digest([file_sha256(lake.table("prepare", name)) for name in tables], ids)
+        return sources
+
+    def read(self, lake: DataLake, day: str) -> tuple[pa.Table, Counter[str]]:
+        """The rows of ``day``, and how many were left out, by why."""
+        rows = pa.concat_tables([lake.read("prepare", f"clean_interactions/{day}"), self._released(lake, day)])
+        superseded = _is_in(rows, "source_file_sha256", self.superseded)
+        forgotten = _is_in(rows, "subject_id", self.forgotten_subjects)
+        for column in ("row_id", "conversation_id"):
+            forgotten |= _is_in(rows, column, self.forgotten_rows)
+        out = Counter(superseded=int((superseded & ~forgotten).sum()), forgotten=int(forgotten.sum()))
+        return rows.filter(pa.array(~(superseded | forgotten))) if out.total() else rows, out
+
+    def _released(self, lake: DataLake, day: str) -> pa.Table:
+        name = f"clean_interactions_flagged/{day}"
+        if not self.released or not lake.table("prepare", name).exists():
+            return CONVERSATION.empty_table()
+        rows = lake.read("prepare", name, CONVERSATION.names)
+        return rows.filter(pa.array(_is_in(rows, "row_id", self.released)))
+
+
+@dataclass(frozen=True)
+class _Before:
+    """What an earlier run made. Without an index that fits its tables, ``versions`` and ``counts`` are empty."""
+
+    rows: pa.Table
+    set_aside: pa.Table
+    index: BandIndex | None
+    versions: dict[str, str]
+    counts: dict[str, int]
+
+    @classmethod
+    def of(cls, lake: DataLake) -> "_Before | None":
+        paths = [lake.table("prepare", name) for name in _TABLES]
+        if not all(path.exists() for path in paths):
+            return None
+        rows = lake.read("prepare", _TABLES[0], ["row_id", "instruction", "cluster_id", "split"])
+        aside = lake.read("prepare", _TABLES[1], ["row_id", "reason"])
+        folder = _index_folder(lake)
+        facts: dict[str, Any] = read_json(folder / "facts.json") if (folder / "facts.json").exists() else {}
+        if facts.get("code") != CODE_VERSIONS["conversations"] or facts["tables"] != [
+            file_sha256(path) for path in paths
+        ]:
+            return cls(rows, aside, None, {}, {})
+        arrays = {path.stem: np.load(path, mmap_mode="r") for path in folder.glob("*.npy")}
+        return cls(rows, aside, BandIndex(arrays), facts["versions"], facts["counts"])
+
+
+def _index_folder(lake: DataLake) -> Path:
+    return lake.path("prepare", "conversations_index")
+
+
+def _is_in(rows: pa.Table, column: str, values: Set[str]) -> np.ndarray:
+    return pc.is_in(rows.column(column), value_set=pa.array(sorted(values), pa.string())).to_numpy()

@@ -1,0 +1,1 @@
+"""Finding known answers and articles that are similar to a question."""

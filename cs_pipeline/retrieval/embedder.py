@@ -1,0 +1,85 @@
+"""A sentence-embedding model as likeness of texts: from the hub at a pinned revision, or from a folder."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import digest, file_sha256
+
+_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+_FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
+_TOKENS = 256
+"""A longer text is cut; a passage has about 150 tokens."""
+_BATCH = 64
+
+
+class Embedder:
+    """The model that ``name`` says: ORG/MODEL@REVISION or a folder. ``sha256`` stands for its files.
+
+    Raises PipelineError when it is not there, or the hub does not give it. Pickles are never loaded, nor code of a model.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        hub = _HUB.fullmatch(name)
+        self._folder = _fetched(hub["repo"], hub["revision"]) if hub else Path(name)
+        lacks = [file for file in ("config.json", "tokenizer.json", "model.safetensors") if not self._has(file)]
+        if lacks:
+            raise PipelineError(
+                f"The embedding model {name} lacks {', '.join(lacks)}.",
+                "Set CS_EMBEDDER to ORG/MODEL@REVISION, 40 hex digits, or to a folder that save_pretrained wrote.",
+            )
+        self.sha256 = digest(
+            {path.name: file_sha256(path) for path in sorted(self._folder.iterdir()) if path.is_file()}
+        )
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Mean of the last layer over each text's tokens, of length 1, float32: [texts, width]."""
+        import torch
+
+        tokenizer, model = self._model
+        rows = [np.zeros((0, model.config.hidden_size), np.float32)]
+        for start in range(0, len(texts), _BATCH):
+            batch = tokenizer(
+                list(texts[start : start + _BATCH]),
+                padding=True,
+                truncation=True,
+                max_length=_TOKENS,
+                return_tensors="pt",
+            )
+            with torch.inference_mode():
+                states = model(**batch).last_hidden_state
+            mask = batch["attention_mask"].unsqueeze(-1).to(states.dtype)
+            means = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+            rows.append(torch.nn.functional.normalize(means, dim=1).float().numpy())
+        return np.concatenate(rows)
+
+    @cached_property
+    def _model(self) -> tuple[Any, Any]:
+        from transformers import AutoModel, AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        model = AutoModel.from_pretrained(self._folder, local_files_only=True, use_safetensors=True)
+        return tokenizer, model.eval()
+
+    def _has(self, file: str) -> bool:
+        return (self._folder / file).is_file()
+
+
+def _fetched(repo: str, revision: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        # Folders in the repository hold other tools' formats.
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=["*/*"]))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise PipelineError(
+            f"The embedding model {repo} at revision {revision} could not be fetched: {type(error).__name__}.",
+            "Check the name, the network, HF_TOKEN and HF_HUB_OFFLINE, or set CS_EMBEDDER to a folder.",
+        ) from error

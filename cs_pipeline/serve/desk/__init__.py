@@ -1,0 +1,1 @@
+"""Rules that stand between a customer and a model."""

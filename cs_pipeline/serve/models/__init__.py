@@ -1,0 +1,1 @@
+"""Models in memory, and how they answer."""

@@ -1,0 +1,117 @@
+"""The page at ``/``: four tabs on the desk, in the server's own process. It fetches nothing from anywhere else."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+from fastapi import FastAPI, HTTPException
+from fastapi.responses import FileResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.serve.desk.desk import Desk
+from cs_pipeline.serve.models.answering import Answering
+from cs_pipeline.serve.page.assist_tab import AssistTab
+from cs_pipeline.serve.page.chat_tab import ChatTab
+from cs_pipeline.serve.page.compare_tab import CompareTab
+from cs_pipeline.serve.page.performance import PerformanceTab, report_file
+
+_HERE = Path(__file__).parent
+_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif"]
+_MONO = ["ui-monospace", "Menlo", "Consolas", "Liberation Mono", "monospace"]
+
+OPEN = (
+    *("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/static/", "/assets/"),
+    *("/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/heartbeat/", "/gradio_api/cancel", "/gradio_api/reset"),
+)
+"""What the page needs of Gradio. The rest, such as uploads and files by their path, is not there."""
+
+
+def mount(app: FastAPI, desk: Desk, answering: Answering, lake: DataLake) -> Callable[[], None]:
+    """Puts the page at ``/`` of ``app``, behind the routes that it has, and the reports at ``/reports/{version}``.
+
+    Returns what lets go of the pages that are open: to be called, in the event loop, when the server is told to stop,
+    which else would wait for them.
+    """
+    # Gradio would sum up all events with pandas after each of them, for its own page of figures, which is not OPEN.
+    os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
+
+    @app.get("/reports/{version}", include_in_schema=False)
+    def report(version: int) -> FileResponse:
+        file = report_file(version, lake)
+        if file is None:
+            raise HTTPException(404, f"Version {version} was registered without a report.")
+        return FileResponse(file, media_type="text/html")
+
+    theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO).set(
+        # Gradio's own greys are too light to be read by everybody.
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+    )
+    gr.mount_gradio_app(
+        app,
+        _blocks(desk, answering, lake),
+        "/",
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        theme=theme,
+        css=(_HERE / "page.css").read_text(),
+        js=(_HERE / "page.js").read_text(),
+    )
+    mounted: Any = app.routes[-1]
+    let_go: Callable[[], None] = mounted.app.stop_event.set
+    mounted.app = _Only(mounted.app)
+    return let_go
+
+
+class _Only:
+    """The application with those paths alone that are OPEN."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "/")
+        if scope["type"] == "http" and not any(
+            path.startswith(part) if part.endswith("/") and part != "/" else path == part for part in OPEN
+        ):
+            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"There is nothing here."})
+            return
+        await self._app(scope, receive, send)
+
+
+def _known(who: str) -> str:
+    """Who this browser is among those that judge: a random name, made at its first visit."""
+    return who or uuid4().hex
+
+
+def _blocks(desk: Desk, answering: Answering, lake: DataLake) -> gr.Blocks:
+    with gr.Blocks(title="Customer support", analytics_enabled=False, fill_width=True) as blocks:
+        who = gr.BrowserState("", storage_key="cs-support-who", secret="cs-support")
+        gr.HTML("<h1>Customer support</h1>", js_on_load=None, elem_id="title")
+        with gr.Tabs():
+            with gr.Tab("Chat"):
+                chat = ChatTab(desk, answering, lake, who)
+            with gr.Tab("Compare") as comparing:
+                compare = CompareTab(desk, answering, lake, who)
+            with gr.Tab("Performance") as performing:
+                PerformanceTab(performing, answering, lake)
+            with gr.Tab("Agent assist") as assisting:
+                assist = AssistTab(desk, answering, lake, who)
+        blocks.load(_known, who, who, show_progress="hidden")
+        blocks.load(
+            chat.refreshed, [chat.model, chat.kept], [chat.model, chat.warning, chat.history], show_progress="hidden"
+        )
+        comparing.select(compare.refreshed, compare.models, compare.models, show_progress="hidden")
+        assisting.select(assist.refreshed, assist.models, assist.models, show_progress="hidden")
+    return blocks

@@ -1,0 +1,237 @@
+"""The tab *Chat*: a conversation with any version, as a customer would have it."""
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.report.report import DEMO
+from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.serve.desk.desk import Ask, Desk
+from cs_pipeline.serve.desk.tone import Tone
+from cs_pipeline.serve.models.answering import Answering, Sampling
+from cs_pipeline.serve.page.controls import (
+    SAVE,
+    is_demo,
+    model_choices,
+    tell,
+    temperature_choice,
+    tone_choice,
+    values_of,
+)
+from cs_pipeline.serve.page.transcript import (
+    Chat,
+    answered,
+    as_json,
+    as_text,
+    asked,
+    earlier,
+    messages,
+    new_chat,
+    title,
+    turn_of,
+)
+
+KEPT = 20
+"""Chats that a browser keeps."""
+
+PIECE = 0.05
+"""Seconds between two looks of an answer that is being written: more often nobody sees, and each costs a message."""
+
+Shown = dict[Any, Any]
+"""What becomes of components: a value, or an update of some of their properties."""
+
+
+class ChatTab:
+    """The tab's components and what they do. To be made inside ``gr.Blocks``; ``rater`` tells this browser from others."""
+
+    def __init__(self, desk: Desk, answering: Answering, lake: DataLake, rater: gr.BrowserState) -> None:
+        self._desk, self._answering, self._lake = desk, answering, lake
+        self._running: dict[str, threading.Event] = {}
+        self._chat = gr.State(new_chat)
+        # No secret: were it another one at each start, no chat could be read when the server is started again. The number is
+        # that of the form of Chat.
+        self.kept = gr.BrowserState([], storage_key="cs-support-chats-1", secret="cs-support")
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=320):
+                self.warning = gr.HTML(visible=False, js_on_load=None)
+                self._messages = gr.Chatbot(
+                    label="Conversation",
+                    show_label=False,
+                    height="58vh",
+                    # Messages come escaped, and are shown as they come; see transcript.py.
+                    render_markdown=False,
+                    latex_delimiters=[],
+                    allow_tags=False,
+                    buttons=[],
+                    placeholder="Ask something that a customer would ask.",
+                    elem_id="conversation",
+                )
+                with gr.Row(equal_height=True):
+                    self._question = gr.Textbox(
+                        "",
+                        label="Question",
+                        show_label=False,
+                        placeholder="Your question. Enter sends, Shift+Enter begins a new line.",
+                        lines=1,
+                        max_lines=8,
+                        scale=6,
+                        min_width=240,
+                        autofocus=True,
+                        elem_id="question",
+                    )
+                    self._send = gr.Button("Send", variant="primary", min_width=100, elem_id="send")
+                    self._stop = gr.Button("Stop", variant="stop", min_width=100, interactive=False, elem_id="stop")
+                with gr.Row():
+                    new = gr.Button("New chat", size="sm", min_width=90, elem_id="new")
+                    json_file = gr.Button("Export JSON", size="sm", min_width=90, elem_id="export-json")
+                    text_file = gr.Button("Export text", size="sm", min_width=90, elem_id="export-text")
+            with gr.Column(scale=1, min_width=260):
+                self.model = gr.Dropdown(label="Model", choices=[], elem_id="chat-model")
+                tone, temperature = tone_choice(), temperature_choice()
+                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="below 1: unlikely words are left out")
+                private = gr.Checkbox(label="Ask for details only if they matter", elem_id="private")
+                with gr.Accordion("What is known of the case", open=False):
+                    context = gr.Textbox("", label="Context", lines=2, placeholder="The parcel left on Monday.")
+                    details = gr.Textbox("", label="Details", lines=2, placeholder="Order Number: 12345")
+                self.history = gr.Dropdown(label="Earlier chats, kept by this browser", choices=[], elem_id="history")
+                forget = gr.Button("Forget earlier chats", size="sm")
+        exported = gr.Textbox(visible=False)
+        conversation = [self._messages, self._chat]
+
+        asking = [self._question, self._chat, self.model, tone, temperature, top_p, private, context, details]
+        changed = [self._messages, self._question, self._chat, self._send, self._stop]
+        gr.on(
+            [self._send.click, self._question.submit],
+            self._answer,
+            asking,
+            changed,
+            show_progress="hidden",
+            concurrency_limit=None,
+        ).then(self._keep, [self._chat, self.kept], [self.kept, self.history], show_progress="hidden")
+        self._stop.click(self._cancel, None, None, queue=False)
+        self._messages.like(self._thumb, [self._chat, rater], self._chat, show_progress="hidden")
+        self.model.change(self.warn, self.model, self.warning, show_progress="hidden")
+        gr.on([new.click, self._messages.clear], self._new, None, [*conversation, self.history], show_progress="hidden")
+        self.history.input(self._open, [self.history, self.kept], conversation, show_progress="hidden")
+        forget.click(self._forget, None, [self.kept, self.history], show_progress="hidden")
+        for button, write, name, kind in (
+            (json_file, as_json, "chat.json", "application/json"),
+            (text_file, as_text, "chat.txt", "text/plain"),
+        ):
+            button.click(write, self._chat, exported, show_progress="hidden").then(
+                None, exported, None, js=SAVE.format(name=name, kind=kind)
+            )
+
+    def warn(self, name: str | None) -> gr.HTML:
+        """The warning that what speaks is no model for customers."""
+        return gr.HTML(f'<div class="demo" role="note">{DEMO}</div>', visible=is_demo(self._answering, name or ""))
+
+    def refreshed(self, model: str | None, kept: list[Chat]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
+        """The choices of models and of earlier chats as they are now, and the warning that belongs to the model."""
+        choices = model_choices(self._answering)
+        names = [name for _, name in choices]
+        chosen = model if model in names else next(iter(names), None)
+        return gr.Dropdown(choices, value=chosen), self.warn(chosen), _history(kept)
+
+    def _answer(
+        self,
+        question: str,
+        chat: Chat,
+        model: str | None,
+        tone: str,
+        temperature: float,
+        top_p: float,
+        private: bool,
+        context: str,
+        details: str,
+        request: gr.Request,
+    ) -> Iterator[Shown]:
+        if not question.strip():
+            yield {}
+            return
+        before = messages(chat["turns"])
+        session, cancelled = str(request.session_hash), threading.Event()
+        self._running[session] = cancelled
+        idle: Shown = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
+        yield {
+            self._messages: [*before, asked(question), answered("")],
+            self._question: "",
+            self._send: gr.Button(interactive=False),
+            self._stop: gr.Button(interactive=True),
+        }
+        try:
+            ask = Ask(
+                text=question,
+                earlier=earlier(chat["turns"]),
+                model=model or "champion",
+                tone=Tone(tone),
+                sampling=Sampling(temperature=temperature, top_p=top_p),
+                values=values_of(details),
+                private=private,
+                context=context,
+            )
+            speech = self._desk.stream(ask, cancelled)
+            said, last = "", time.monotonic()
+            for piece in speech:
+                said += piece
+                if time.monotonic() - last >= PIECE:
+                    last = time.monotonic()
+                    yield {self._messages: [*before, asked(question), answered(said)]}
+            turns = [*chat["turns"], turn_of(ask, speech.reply)]
+            done: Chat = {"id": chat["id"] or uuid4().hex, "turns": turns}
+            yield {self._messages: messages(turns), self._chat: done, **idle}
+        except Exception as error:
+            yield {self._messages: before, self._question: question, **idle}
+            if not isinstance(error, PipelineError):
+                raise
+            tell(error)
+        finally:
+            cancelled.set()  # the page may have been closed in the middle
+            self._running.pop(session, None)
+
+    def _cancel(self, request: gr.Request) -> None:
+        running = self._running.get(str(request.session_hash))
+        if running is not None:
+            running.set()
+
+    def _thumb(self, chat: Chat, rater: str, like: gr.LikeData) -> Chat:
+        place = like.index // 2 if isinstance(like.index, int) else len(chat["turns"])
+        if place >= len(chat["turns"]) or not isinstance(like.liked, bool):
+            return chat
+        turn, up = chat["turns"][place], like.liked
+        about = Asked(turn["question"], earlier(chat["turns"][:place]))
+        try:
+            with Feedback(self._lake) as feedback:
+                given = Given(turn["system"], turn["answer"], turn["settings"])
+                feedback.thumb(uuid4().hex, rater, about, given, up)
+        except PipelineError as error:
+            tell(error)
+            return chat
+        turns = [{**turn, "thumb": up} if number == place else turn for number, turn in enumerate(chat["turns"])]
+        return {**chat, "turns": turns}  # type: ignore[typeddict-item]
+
+    def _keep(self, chat: Chat, kept: list[Chat]) -> tuple[list[Chat], gr.Dropdown]:
+        others = [other for other in kept if other["id"] != chat["id"]]
+        now = [chat, *others][:KEPT] if chat["turns"] else others
+        return now, _history(now)
+
+    def _new(self) -> tuple[list[dict[str, str]], Chat, gr.Dropdown]:
+        return [], new_chat(), gr.Dropdown(value=None)
+
+    def _open(self, id: str | None, kept: list[Chat]) -> tuple[Any, Chat]:
+        chat = next((chat for chat in kept if chat["id"] == id), new_chat())
+        thumbs = [{True: "Like", False: "Dislike", None: None}[turn["thumb"]] for turn in chat["turns"]]
+        return gr.update(value=messages(chat["turns"]), feedback_value=thumbs), chat
+
+    def _forget(self) -> tuple[list[Chat], gr.Dropdown]:
+        return [], _history([])
+
+
+def _history(kept: list[Chat]) -> gr.Dropdown:
+    return gr.Dropdown([(title(chat), chat["id"]) for chat in kept], value=None)

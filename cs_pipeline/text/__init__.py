@@ -1,0 +1,1 @@
+"""Rules on text, each in one place: placeholders, cleaning, personal data, poison, safety."""

@@ -1,0 +1,103 @@
+"""What an export's own fields say of the people in a conversation, found again in its texts."""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from functools import lru_cache
+
+from cs_pipeline.text.personal_words import NAME_WORDS, NOT_NAMES
+
+Known = tuple[tuple[str, str], ...]
+"""Pairs of a placeholder of the catalogue and the value that it is to stand for."""
+
+_PARTS = {
+    "Client Name": ("Client First Name", "Client Last Name", "Customer Email"),
+    "Person Name": ("Person Name", "Person Name", "Customer Support Email"),
+}
+"""The placeholders of whole names, with those of first names, last names, and addresses in the field of a name."""
+
+
+def find_known(text: str, known: Known) -> Iterator[tuple[int, int, str]]:
+    """Start, end and placeholder of what ``known`` says, wherever it stands as whole words, the longest first.
+
+    Case and accents make no difference. Names are found in parts too. Places overlap where one value holds another.
+    """
+    folded = _folded(text) if known else ""
+    for placeholder, value, only_as in _wanted(known):
+        end = 0
+        while (start := folded.find(value, end)) >= 0:
+            end = start + len(value)
+            if _is_whole(text, start, end) and (only_as is None or _is_name_here(text, start, end, only_as)):
+                yield start, end, placeholder
+
+
+def placeholder_of(value: str, known: Known) -> str | None:
+    """What is to stand for ``value``, None where the fields do not say it."""
+    folded = _folded(value)
+    return next((placeholder for placeholder, wanted, _ in _wanted(known) if wanted == folded), None)
+
+
+@lru_cache(maxsize=1024)
+def _wanted(known: Known) -> tuple[tuple[str, str, str | None], ...]:
+    """Placeholder, folded value, and how it must be written (None: in any way) of all to look for, the longest first.
+
+    Left out are values of which a text is full by chance: single characters, numbers of fewer than four digits, and what
+    stands in the field of a name that nobody gave ("Customer", "n/a").
+    """
+    wanted: dict[str, tuple[str, str | None]] = {}
+    for placeholder, raw in known:
+        value = unicodedata.normalize("NFC", " ".join(raw.split()))
+        if len(value) < 2 or (value.isdecimal() and len(value) < 4) or _is_nobody(value):
+            continue
+        parts = _PARTS.get(placeholder)
+        if parts is None or "@" in value:
+            wanted.setdefault(_folded(value), (parts[2] if parts else placeholder, None))
+            continue
+        last, _, first = value.rpartition(",")
+        names = [name for name in f"{first} {last}".split() if not _is_nobody(name)]
+        if not names:
+            continue
+        whole = placeholder if len(names) > 1 else parts[0]
+        for name in (value, " ".join(names)):
+            wanted.setdefault(_folded(name), (whole, name if _is_common(name) else None))
+        for place, word in enumerate(names):
+            part = parts[1] if place == len(names) - 1 and place else parts[0]
+            for piece in (word.strip(".,"), *re.findall(r"[^\W\d_]+", word)):
+                if len(piece) >= 3 and not _is_nobody(piece):
+                    wanted.setdefault(_folded(piece), (part, piece if _is_common(piece) else None))
+    ordered = sorted(wanted.items(), key=lambda item: (-len(item[0]), item[0]))
+    return tuple((placeholder, value, only_as) for value, (placeholder, only_as) in ordered)
+
+
+def _is_nobody(name: str) -> bool:
+    """Whether ``name`` is a title, a word that stands where no name was given, or a word in lower case."""
+    word = name.strip(".,-").casefold()
+    return not word or (name.islower() if word in NAME_WORDS else word in NOT_NAMES)
+
+
+def _is_common(name: str) -> bool:
+    return len(name) < 3 or name.casefold() in NAME_WORDS
+
+
+def _is_name_here(text: str, start: int, end: int, name: str) -> bool:
+    """Whether a name that is a word as well is the name: with its capital, and not where a sentence begins."""
+    return text[start:end] == name and text[:start].rstrip(" ")[-1:] not in ("", *".!?\n")
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    """Whether what stands there is no part of a longer word or e-mail address."""
+    before, after = text[start - 1 : start], text[end : end + 2]
+    if before.isalnum() or before == "_" or after[:1].isalnum() or after[:1] == "_":
+        return False
+    return "@" not in text[start:end] or not (before in (".", "+", "%", "-") or re.match(r"[.-]\w", after))
+
+
+def _folded(text: str) -> str:
+    """``text`` in lower case without accents, character for character."""
+    return text.lower() if text.isascii() else "".join(map(_fold, text))
+
+
+@lru_cache(maxsize=4096)
+def _fold(character: str) -> str:
+    base = unicodedata.normalize("NFD", character)[0].lower()
+    return base if len(base) == 1 else character

@@ -1,0 +1,339 @@
+"""Placeholders such as ``{{Order Number}}``: which there are, how they are spelt, and what stands in their place.
+
+The catalogue is ``placeholders.yaml``; its head says what each key means. A placeholder is a name in double braces, on
+one line. What the catalogue does not know is never guessed at: it stays in the text, in every mode.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.yaml_file import read_yaml
+
+Speaker = Literal["customer", "agent"]
+
+
+class PlaceholderMode(StrEnum):
+    """What a model sees of placeholders."""
+
+    KEEP = "keep"
+    GENERIC = "generic"
+    STRIP = "strip"
+    REALISTIC = "realistic"
+
+
+_Words = Annotated[str, Field(pattern=r"^[^{}\n]+$")]
+
+
+class Placeholder(BaseModel):
+    """What the catalogue says of one placeholder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phrase: _Words
+    determiner: Literal["customer", "company", "this"] | None = None
+    modifier: Literal[""] | _Words | None = None
+    lead: _Words | None = None
+    named_by: tuple[_Words, ...] = ()
+    examples: tuple[_Words, ...] = Field(min_length=1)
+    drawn_with: str | None = None
+    spellings: tuple[_Words, ...] = ()
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    values: dict[_Words, Placeholder]
+    labels: dict[_Words, tuple[_Words, ...]]
+
+
+@dataclass(frozen=True)
+class Catalogue(Mapping[str, Placeholder]):
+    """The placeholders by their canonical name."""
+
+    entries: dict[str, Placeholder]
+    names: dict[str, str]
+    """Normalised spelling → canonical name."""
+
+    def __getitem__(self, name: str) -> Placeholder:
+        return self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def name_of(self, spelling: str) -> str | None:
+        """The canonical name that ``spelling`` stands for, None where the catalogue does not know it."""
+        return spelling if spelling in self.entries else self.names.get(_key(spelling))
+
+
+@lru_cache(maxsize=1)
+def catalogue() -> Catalogue:
+    """The project's catalogue, read once."""
+    return load_catalogue(Path(__file__).with_name("placeholders.yaml"))
+
+
+def load_catalogue(path: Path) -> Catalogue:
+    """The catalogue of ``path``. Raises PipelineError naming the file and the entry that is wrong or double."""
+    try:
+        content = TypeAdapter(_File).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise PipelineError(f"{path}: {error}", "Fix the entry that the message names.") from None
+    labels = {name: Placeholder(phrase=name, examples=(name,), spellings=also) for name, also in content.labels.items()}
+    if both := content.values.keys() & labels.keys():
+        raise PipelineError(f"{path}: '{min(both)}' is both a value and a label.", "Keep one of the two.")
+    entries = content.values | labels
+    names: dict[str, str] = {}
+    for name, entry in entries.items():
+        for spelling in (name, *entry.spellings):
+            if (other := names.get(_key(spelling))) is not None:
+                raise PipelineError(
+                    f"{path}: '{spelling}' of '{name}' already stands for '{other}'.", "Keep one of the two."
+                )
+            names[_key(spelling)] = name
+        if entry.drawn_with is not None:
+            leader = entries.get(entry.drawn_with)
+            if leader is None or leader.drawn_with is not None or len(leader.examples) != len(entry.examples):
+                raise PipelineError(
+                    f"{path}: '{name}' cannot be drawn with '{entry.drawn_with}'.",
+                    "Name an entry that has as many examples and is itself drawn with none.",
+                )
+    return Catalogue(entries, names)
+
+
+def find(text: str) -> list[str]:
+    """The names inside ``{{…}}`` as they are written, in order, repeats included."""
+    return _PLACEHOLDER.findall(text)
+
+
+def canonical(text: str) -> tuple[str, list[str]]:
+    """``text`` with every known placeholder in its canonical spelling, and the unknown names met, repeats included."""
+    unknown: list[str] = []
+
+    def spell(match: re.Match[str]) -> str:
+        name = catalogue().name_of(match[1])
+        if name is None:
+            unknown.append(match[1])
+            return match[0]
+        return f"{{{{{name}}}}}"
+
+    return _PLACEHOLDER.sub(spell, text), unknown
+
+
+def is_balanced(text: str) -> bool:
+    """Whether every ``{{`` and ``}}`` belongs to one whole placeholder and no known name stands in single braces.
+
+    Other single braces are plain text.
+    """
+    if "{" not in text and "}" not in text:
+        return True
+    rest = _WHOLE.sub("", text)
+    return "{{" not in rest and "}}" not in rest and not any(map(catalogue().name_of, _SINGLE.findall(rest)))
+
+
+def repair(text: str) -> str | None:
+    """``text`` with its broken placeholders fixed, None where it is not certain what was meant.
+
+    Balanced text comes back unchanged. Mended are: a name between too few or too many braces or with spaces inside them
+    (``{Order Number}}``, ``{{{Order Number}}}``, ``{{ Order Number }}``); a known name in single braces; a known name
+    right after ``{{`` that is never closed; and a label around a placeholder, ``{{Switch to {{Account Type}}}}``, whose
+    outer braces go.
+    """
+    if is_balanced(text):
+        return text
+    fixed = _BROKEN.sub(_mend, text)
+    return fixed if is_balanced(fixed) else None
+
+
+def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> str:
+    """``text`` as ``mode`` wants it; its placeholders must be balanced. Unknown placeholders stay in every mode.
+
+    - keep: canonical spelling.
+    - generic: the phrase, with the possessive that fits the speaker ("my order number" in a question, "your order
+      number" in an answer) unless the text has a determiner or quotes there. Where the words before already name the
+      thing ("order number {{Order Number}}", "our website at {{Website URL}}") the placeholder is taken out instead.
+    - strip: taken out, with its quotes, with others joined to it by "or", "and" or a comma, and with a preposition or
+      article that is left without a noun; spaces and punctuation are fixed.
+    - realistic: an example value; one ``row_id`` gives one value per placeholder, in question and answer alike.
+    """
+    text, _ = canonical(text)
+    match mode:
+        case PlaceholderMode.KEEP:
+            return text
+        case PlaceholderMode.REALISTIC:
+            return _PLACEHOLDER.sub(lambda match: _example(match[1], row_id) or match[0], text)
+        case PlaceholderMode.GENERIC:
+            return _generic(text, speaker)
+        case PlaceholderMode.STRIP:
+            return _stripped(text)
+
+
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """``text`` with its placeholders filled from ``values``; those without a value stay.
+
+    Names are compared by what they stand for, not by spelling. A value is plain text: braces in it are not read again.
+    """
+    by_name = {catalogue().name_of(name) or name: value for name, value in values.items()}
+    return _PLACEHOLDER.sub(lambda match: by_name.get(catalogue().name_of(match[1]) or match[1], match[0]), text)
+
+
+def _key(spelling: str) -> str:
+    """What two spellings of one name share: case, separators, CamelCase and a plural s make no difference."""
+    words = re.split(r"[\s_-]+|(?<=[a-z])(?=[A-Z])", spelling.strip())
+    return "".join(re.sub(r"(?<=[^su])s$", "", word.lower()) for word in words)
+
+
+# A name: on one line, no braces, no space at its ends.
+_NAME = r"[^{}\s](?:[^{}\n]*[^{}\s])?"
+_PLACEHOLDER = re.compile(rf"\{{\{{[^\S\n]*({_NAME})[^\S\n]*\}}\}}")
+_WHOLE = re.compile(rf"(?<!\{{)\{{\{{{_NAME}\}}\}}(?!\}})")
+_SINGLE = re.compile(rf"(?<!\{{)\{{[^\S\n]*({_NAME})[^\S\n]*\}}(?!\}})")
+
+# Words such as a label has; JSON or code between braces is not fixed.
+_WORDS = r"[\w &/'’.-]*"
+_BROKEN = re.compile(
+    rf"(?<!\{{)\{{\{{[^\S\n]*(?P<whole>{_NAME})[^\S\n]*\}}\}}(?!\}})"
+    rf"|\{{\{{(?P<label>{_WORDS}\{{\{{{_WORDS}\}}\}}{_WORDS})\}}\}}"
+    rf"|(?P<open>\{{+)[^\S\n]*(?P<name>[^\W\d]{_WORDS})(?P<close>\}}+)"
+    r"|\{\{(?P<unclosed>[^{}\n]+)(?=[{\n]|\Z)"
+)
+
+
+def _mend(match: re.Match[str]) -> str:
+    if match["whole"]:
+        return f"{{{{{match['whole']}}}}}"
+    if match["label"]:
+        return _BROKEN.sub(_mend, match["label"]).strip()
+    if match["name"]:
+        name = match["name"].rstrip()
+        broken = max(len(match["open"]), len(match["close"])) > 1 or catalogue().name_of(name)
+        return f"{{{{{name}}}}}" if broken else match[0]
+    rest = match["unclosed"].lstrip()
+    ends = [found.end() for found in re.finditer(r"\w\b", rest)]
+    known = next((rest[:end] for end in reversed(ends) if catalogue().name_of(rest[:end])), None)
+    return match[0] if known is None else f"{{{{{known}}}}}{rest[len(known) :]}"
+
+
+def _example(name: str, row_id: str) -> str | None:
+    entry = catalogue().get(name)
+    if entry is None:
+        return None
+    number = int.from_bytes(hashlib.sha256(f"{row_id}\0{entry.drawn_with or name}".encode()).digest())
+    number, choice = divmod(number, len(entry.examples))
+
+    def digit(_: re.Match[str]) -> str:
+        nonlocal number
+        number, value = divmod(number, 10)
+        return str(value)
+
+    return re.sub("#", digit, entry.examples[choice])
+
+
+# The little English that the modes generic and strip need: what stands before and after a noun phrase.
+_PREPOSITION = "about|at|bearing|by|during|for|from|in|of|on|through|to|under|via|with|within"
+_DETERMINER = r"an?|the|this|that|my|your|our|their|his|her|its|any|each|every|\w+['’]s"
+_LABELLED = "labell?ed|called|titled|named|that (?:says|reads|mentions)|including|such as|like"
+_NO_NOUN = (
+    f"{_PREPOSITION}|after|and|are|as|because|before|but|can|could|has|have|help|how|i|i['’]m|if|is|it|once|or|please"
+    "|should|so|that|until|using|was|were|what|when|where|which|while|who|will|without|would|you"
+)
+_NOUN_FOLLOWS = re.compile(rf" *[#$]?(?:\{{\{{|(?!(?:{_NO_NOUN})\b)\w)", re.I)
+_DETERMINED = re.compile(rf"(?:(?<!\w)(?:{_DETERMINER}) +(?:(?!(?:{_PREPOSITION})\b)\w+ +)?|[\"'“‘*])\Z", re.I)
+# "sign into your {{…}}" leaves "sign in".
+_LEFT_ALONE = re.compile(
+    rf"(?:(?:(?<!\w)(?:(?:(?:or|and) )?(?:{_PREPOSITION}|{_LABELLED})|or|and)|(?<=\bin)to)(?: (?:{_DETERMINER})){{0,2}}"
+    rf"|(?<!\w)(?:{_DETERMINER})(?: (?:{_DETERMINER}))?)(?: number)? *\Z",
+    re.I,
+)
+_OTHER_WAY = re.compile(rf" *,? *(?:or|and)(?= (?:{_PREPOSITION})\b)", re.I)
+_LINE_START = re.compile(r"(?:\A|\n)[ \t]*(?:\d+[.)]|[-*•])?[ \t*]*\Z")
+_SENTENCE_START = re.compile(rf"{_LINE_START.pattern}|(?<!Mr)(?<!Ms)(?<!Mrs)[.!?]\s+\Z")
+_QUOTED = re.compile(
+    rf"(?P<open>\*\*|[\"'“‘(\[])(?P<inside>\{{\{{({_NAME})\}}\}})(?P<stop>[.,]?)(?P<close>\*\*|[\"'”’)\]])"
+)
+_PAIRS = {("**", "**"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("(", ")"), ("[", "]")}
+_JOINED = re.compile(rf"(?: *,? *\b(?:or|and) +| *, *| *)(?:(?:{_DETERMINER}) +)?{_PLACEHOLDER.pattern}", re.I)
+_POSSESSIVES: dict[Speaker, dict[str | None, str]] = {
+    "customer": {"customer": "my", "company": "your", "this": "this"},
+    "agent": {"customer": "your", "company": "our", "this": "this"},
+}
+_NEAR = 80  # characters before a placeholder that the patterns look at: more than any of them can match
+
+
+def _generic(text: str, speaker: Speaker) -> str:
+    done, rest = "", text
+    while match := _PLACEHOLDER.search(rest):
+        done, rest = done + rest[: match.start()], rest[match.end() :]
+        entry = catalogue().get(match[1])
+        if entry is None:
+            done += match[0]
+            continue
+        done, words = done.rstrip("#$"), entry.phrase
+        if entry.modifier is not None and _NOUN_FOLLOWS.match(rest):
+            words = entry.modifier
+        elif not _DETERMINED.search(done[-_NEAR:]):
+            words = f"{_POSSESSIVES[speaker].get(entry.determiner, '')} {words}".lstrip()
+            if entry.lead:
+                done = re.sub(r"(?:at|between|from|within) \Z", "", done)
+                words = words if done.endswith(f"{entry.lead} ") else f"{entry.lead} {words}"
+        if not words or _already_named(match[1]).search(done[-_NEAR:]):
+            done, rest = _cut(done, rest)
+        elif _SENTENCE_START.search(done[-_NEAR:]):
+            done += words[0].upper() + words[1:]
+        else:
+            done += words
+    return done + rest
+
+
+def _stripped(text: str) -> str:
+    done, rest = "", _QUOTED.sub(_unquoted, text)
+    while match := _PLACEHOLDER.search(rest):
+        done, rest = done + rest[: match.start()], rest[match.end() :]
+        if match[1] not in catalogue():
+            done += match[0]
+            continue
+        while (joined := _JOINED.match(rest)) and joined[1] in catalogue():
+            rest = rest[joined.end() :]
+        done, rest = _cut(done, rest)
+    return done + rest
+
+
+def _unquoted(match: re.Match[str]) -> str:
+    paired = (match["open"], match["close"]) in _PAIRS
+    return f"{match['inside']}{match['stop']}" if paired and match[3] in catalogue() else match[0]
+
+
+@lru_cache
+def _already_named(name: str) -> re.Pattern[str]:
+    """Matches where the words just before a placeholder say what it is; never where it has none such."""
+    words = "|".join(map(re.escape, catalogue()[name].named_by))
+    return re.compile(rf"\b(?:{words})s?(?: (?:at|of|on))?[ :#,]*\Z" if words else r"(?!)", re.I)
+
+
+def _cut(before: str, after: str) -> tuple[str, str]:
+    """Both sides of a placeholder that is taken out, fixed: words left alone, articles, spaces, punctuation."""
+    before, after = before.rstrip("#$"), re.sub(r"^['’]s\b", "", after)
+    if not _NOUN_FOLLOWS.match(after):
+        near = _LEFT_ALONE.sub("", before[-_NEAR:])
+        if len(near) < len(before[-_NEAR:]):
+            after = _OTHER_WAY.sub("", after, count=1)
+        before = before[:-_NEAR] + near
+    if _LINE_START.search(before[-_NEAR:]):
+        return before, after.lstrip(" ,;:")
+    if re.match(r" *(?:[.,;:!?)\]]|\n|\Z)|[\"'”’]", after):
+        return before.rstrip(" ,;:"), after.lstrip(" ")
+    if re.search(r"\s\Z|(?<!\w)[\"'“‘(\[*]\Z", before):
+        after = after.removeprefix(" ")
+    if re.search(r"\ba \Z", before, re.I) and re.match("[aeiou]", after, re.I):
+        before = f"{before[:-1]}n "
+    return before, after

@@ -1,0 +1,86 @@
+"""Which rows go into which step: grouped by length, the same ones whatever the number of processes, and repeatable.
+
+Transformers' own sampler draws from torch's global generator, so a resumed training, or another process of the same
+training, would go on in another order; and where processes share an epoch's last step, it repeats rows to fill it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cs_pipeline.llm.prompt import IGNORED, Example
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+POOL = 50
+"""Steps whose rows are drawn together and then ordered by length; fewer where an epoch would have less than four pools."""
+
+
+class Batches:
+    """One process's micro-batches of an epoch, as places in ``lengths`` (tokens a row): a batch sampler.
+
+    The rows of a step, ``rows`` of them over all processes (an epoch's last step may have fewer), depend on lengths, seed
+    and epoch alone. They are dealt in runs of like length to ``processes``, each in micro-batches of at most ``micro``
+    rows. A micro-batch for which no row is left has the place ``len(lengths)``, where ``loader`` has one that teaches
+    nothing.
+    """
+
+    def __init__(self, lengths: Sequence[int], rows: int, micro: int, seed: int, rank: int, processes: int) -> None:
+        self._lengths = np.asarray(lengths)
+        self._rows, self._micro, self._seed = rows, micro, seed
+        self._rank, self._processes = rank, processes
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self._lengths), self._rows)
+        return whole * self._turns(self._rows) + self._turns(rest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps():
+            parts = np.array_split(step, self._turns(len(step)) * self._processes)
+            for part in parts[self._rank :: self._processes]:
+                yield part.tolist() or [len(self._lengths)]
+
+    def steps(self) -> list[np.ndarray]:
+        """The rows of each step of the epoch, the longest of them first.
+
+        The step with the longest row of all comes first, so that memory that does not suffice is noticed at once.
+        """
+        random = np.random.default_rng((self._seed, self._epoch))
+        rows = random.permutation(len(self._lengths))
+        pool = self._rows * max(1, min(len(rows) // (self._rows * 4), POOL))
+        grouped = np.concatenate([_longest_first(rows[i : i + pool], self._lengths) for i in range(0, len(rows), pool)])
+        steps = [grouped[i : i + self._rows] for i in range(0, len(grouped), self._rows)]
+        whole, rest = steps[: len(rows) // self._rows], steps[len(rows) // self._rows :]
+        whole = [whole[i] for i in random.permutation(len(whole))]
+        longest = max(range(len(whole)), key=lambda i: self._lengths[whole[i][0]], default=0)
+        return whole[longest : longest + 1] + whole[:longest] + whole[longest + 1 :] + rest
+
+    def _turns(self, rows: int) -> int:
+        """Micro-batches that each process has of a step of ``rows`` rows."""
+        return -(-rows // (self._micro * self._processes))
+
+
+def loader(
+    examples: Sequence[Example], batches: Batches, collate: Callable[[list[dict[str, Any]]], Any]
+) -> "DataLoader":
+    """The ``examples`` in the order of ``batches``, for a Trainer, which tells it the epoch."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    class Loader(DataLoader):
+        def set_epoch(self, epoch: int) -> None:
+            batches.set_epoch(epoch)
+
+    rows: Any = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
+    rows.append({"input_ids": examples[0].input_ids[:1], "labels": [IGNORED]})
+    return Loader(rows, batch_sampler=batches, collate_fn=collate, pin_memory=torch.cuda.is_available())
+
+
+def _longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    return rows[np.argsort(-lengths[rows], kind="stable")]

@@ -1,0 +1,154 @@
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from dagster import DagsterInstance, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cs_pipeline.cli import doctor
+from cs_pipeline.cli.commands import app
+from cs_pipeline.cli.doctor import examine, table
+from cs_pipeline.core.errors import Finding, PipelineError
+from cs_pipeline.core.lake import DataLake
+
+ALL = [
+    "Python",
+    "libraries",
+    "torch",
+    "GPU",
+    "bitsandbytes",
+    "memory",
+    "disk",
+    "data lake",
+    "Dagster",
+    "MLflow",
+    "ports",
+    "model hub",
+]
+
+
+class Hub(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://user:secret@127.0.0.1:{server.server_port}")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    return home
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    assert [finding.name for finding in findings] == ALL
+    assert all(finding.fix for finding in findings if finding.status != "ok")
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_healthy_machine_has_no_problem(lake: DataLake, home: Path, hub: HTTPServer) -> None:
+    findings = examine(lake, home)
+    found = by_name(findings)
+    for name in ("Python", "bitsandbytes", "data lake", "Dagster", "MLflow", "model hub"):
+        assert found[name].status == "ok", found[name]
+    assert found["libraries"].status != "problem"
+    assert found["Python"].what.startswith(sys.version.split()[0])
+    assert "dagster-webserver 1." in found["libraries"].what
+    assert "0 runs" in found["Dagster"].what
+    assert "no champion yet" in found["MLflow"].what
+    assert "secret" not in found["model hub"].what
+    assert not list(lake.root.glob(".doctor*"))
+
+    console = Console(width=200, record=True)
+    console.print(table(findings))
+    shown = console.export_text()
+    assert all(name in shown for name in ALL)
+
+
+def test_each_fault_is_found_beside_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HTTPServer
+) -> None:
+    (tmp_path / "file").write_text("a lake cannot lie below a file, whoever asks\n")
+    hub.shutdown()
+    hub.server_close()
+    pins = tmp_path / "constraints.txt"
+    pins.write_text("pandas==0.0.1\n")
+    monkeypatch.setattr(doctor, "CONSTRAINTS", pins)
+
+    found = by_name(examine(DataLake(tmp_path / "file" / "lake"), Path("relative/home")))
+
+    assert found["data lake"].status == found["MLflow"].status == "problem"
+    assert str(tmp_path / "file") in found["data lake"].what
+    assert "CS_LAKE" in str(found["data lake"].fix)
+    assert found["Dagster"].status == "problem"
+    assert "relative/home" in found["Dagster"].what
+    assert "DAGSTER_HOME" in found["Dagster"].what
+    assert found["model hub"].status == "note"
+    assert f"127.0.0.1:{hub.server_port} cannot be reached" in found["model hub"].what
+    assert found["libraries"].status == "note"
+    assert "instead of 0.0.1" in found["libraries"].what
+
+
+def test_broken_databases_are_found(lake: DataLake, home: Path) -> None:
+    for database in (home / "history" / "runs.db", lake.path("register", "mlflow.db")):
+        database.parent.mkdir(parents=True)
+        database.write_bytes(b"no database" * 1000)
+
+    found = by_name(examine(lake, home))
+
+    assert found["Dagster"].status == found["MLflow"].status == "problem"
+    assert "not a database" in found["Dagster"].what
+    assert "not a database" in found["MLflow"].what
+    assert found["model hub"].status == "note"
+    assert "HF_HUB_OFFLINE" in found["model hub"].what
+
+
+def test_a_run_that_others_wait_for_and_a_hub_that_refuses_are_notes(
+    lake: DataLake, home: Path, hub: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Hub, "status", 403)
+    with DagsterInstance.from_config(str(home)) as instance:
+        run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
+
+    found = by_name(examine(lake, home))
+
+    assert found["Dagster"].status == found["model hub"].status == "note"
+    assert run.run_id[:8] in found["Dagster"].what
+    assert "403" in found["model hub"].what
+
+
+def test_a_recipe_is_examined_before_it_costs(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_notForAnybodysEyes")
+    runner = CliRunner()
+    fine = runner.invoke(app, ["doctor", "--recipe", "smoke"])
+    assert fine.exit_code == 0, fine.output
+    assert all(name in fine.output for name in ("base", "download", "memory", "time"))
+    huge = runner.invoke(app, ["doctor", "--recipe", "gptj_6b_qlora"])
+    assert huge.exit_code == 1  # on a processor it would take weeks
+    assert "problem" in huge.output
+    assert "EleutherAI/gpt-j-6b, licence" in huge.output
+    assert "Apache-2.0" in huge.output
+    assert "hf_not" not in huge.output
+    assert isinstance(runner.invoke(app, ["doctor", "--recipe", "none"]).exception, PipelineError)

@@ -1,0 +1,101 @@
+"""A judge in an evaluation: a real HTTP server that goes by length, on the answers of the session's tiny champion."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import RATING, SPLIT_ROW
+from cs_pipeline.evaluate.decision import decide
+from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
+from cs_pipeline.evaluate.judge.judge import QUESTIONS, hear
+from cs_pipeline.evaluate.people.people import rating_table
+from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.recipe import Recipe
+from cs_pipeline_tests.evaluate.judge.test_judge import Reply, completion, server
+from cs_pipeline_tests.register.conftest import BETTER, facts
+
+
+def longer(body: dict[str, Any]) -> Reply:
+    """Prefers the longer answer, wherever it stands."""
+    if len(body["messages"]) == 1:
+        return completion("TIE")
+    asked = json.loads(body["messages"][1]["content"])
+    a, b = len(asked["answer_a"]), len(asked["answer_b"])
+    return completion("TIE" if a == b else "A" if a > b else "B")
+
+
+@pytest.fixture
+def evaluated(champion_lake: Path, lake: DataLake) -> DataLake:
+    for stage in ("prepare", "train"):
+        shutil.copytree(champion_lake / stage, lake.root / stage)
+    return lake
+
+
+def test_wins_are_counted_and_people_say_how_far_to_believe(evaluated: DataLake, tiny: Recipe) -> None:
+    rows = Yardstick(tiny, evaluated)
+    short, long = ["short"] * len(rows.questions), ["a good deal longer"] * len(rows.questions)
+    asked = min(QUESTIONS, len(rows.questions))
+    votes = [
+        {
+            **{"id": str(n), "at": pd.Timestamp("2026-01-01", tz="UTC"), "kind": "vote", "rater": "r", "context": None},
+            **{"question_id": str(n), "question": f"q{n}", "systems": ["version 1", "version 2"]},
+            **{"answers": ["long " * 9, "no"] if n % 2 else ["no", "long " * 9], "score": None},
+            **{"winner": "a" if n % 2 else "b", "source": "page", "settings": "{}"},
+        }
+        for n in range(40)
+    ]
+    evaluated.write("evaluate", "human_ratings", rating_table(votes), RATING)
+    with server(longer) as (endpoint, requests):
+        answers = {"tuned": long, "base": short, "champion": [text.upper() for text in long]}
+        found, table = hear(endpoint, rows, answers, evaluated, print)
+        calls = len(requests)
+        assert 200 < calls <= 2 * (2 * asked + 40), "two a pair, but for test rows with one question"
+        again, _ = hear(endpoint, rows, answers, evaluated, print)
+        assert len(requests) == calls, "what was said is not asked again"
+    assert again == found
+    assert len(table) == 2 * asked
+    base, champion = found["against"]["base"], found["against"]["champion"]
+    assert (base["won"], base["lost"], base["ties"], base["share"]) == (asked, 0, 0, 1.0)
+    assert (champion["won"], champion["ties"], champion["share"]) == (0, asked, None)
+    assert found["position"]["consistent"] == 1
+    assert found["people"]["kappa"] == 1
+    assert found["may_gate"]
+
+
+@pytest.mark.parametrize(
+    ("may_gate", "high", "promote"), [(True, 0.4, False), (False, 0.4, True), (True, 0.6, True), (True, None, True)]
+)
+def test_only_a_judge_that_people_agree_with_stops_a_promotion(
+    may_gate: bool, high: float | None, promote: bool
+) -> None:
+    heard = {"won": 10, "lost": 40, "ties": 0, "share": 0.2, "low": 0.1, "high": high}
+    judged = facts(BETTER, BETTER) | {"judge": {"may_gate": may_gate, "against": {"champion": heard}}}
+    decision = decide(judged)
+    assert decision.promote is promote
+    assert promote or "prefers the champion's answers: 10 of the tuned model's won and 40 lost" in decision.reason
+
+
+def test_an_evaluation_with_a_judge_is_another_and_keeps_its_verdicts(
+    evaluated: DataLake, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = evaluated.read("prepare", "test_split").slice(0, 12)
+    evaluated.write("prepare", "test_split", few, SPLIT_ROW)
+    with server(longer) as (endpoint, _):
+        monkeypatch.setenv("CS_JUDGE_URL", endpoint.url)
+        monkeypatch.setenv("CS_JUDGE_MODEL", endpoint.model)
+        found = evaluate(tiny, evaluated, None, print)
+        assert evaluate(tiny, evaluated, None, print).reused
+    assert found.facts["judge"]["model"] == endpoint.model
+    assert found.facts["judge"]["why"].startswith("people voted on 0 of the judged pairs")
+    kept = pd.read_parquet(evaluation_folder("tiny", evaluated) / "judge.parquet")
+    assert len(kept) == sum(found.facts["judge"]["against"]["base"][k] for k in ("won", "lost", "ties"))
+    with server(lambda body: (401, {}, b"")) as (endpoint, _):
+        monkeypatch.setenv("CS_JUDGE_URL", endpoint.url)
+        with pytest.raises(PipelineError, match="401"):  # at once, and not after all answers were written
+            evaluate(tiny, evaluated, None, lambda line: pytest.fail(line))

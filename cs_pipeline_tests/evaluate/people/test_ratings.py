@@ -1,0 +1,152 @@
+"""From what people say of answers to the table: without their data, and from there into the report."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cs_pipeline.cli.commands import app
+from cs_pipeline.company import Company
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, file_sha256, write_json
+from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.people.people import opinions, rater_agreement
+from cs_pipeline.evaluate.people.ratings import collect
+from cs_pipeline.evaluate.report.report import write_report
+from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.recipe import Recipe
+from cs_pipeline_tests.conftest import copy_lake
+
+ASKED = Asked(
+    "I am Jane Doe, where is order 4412345678?", [("customer", "jane@example.com here"), ("agent", "Hello Jane!")]
+)
+TUNED = Given("version 3", "It is on its way to jane@example.com.", {"tone": "friendly", "value": "jane@example.com"})
+BASE = Given("version 3:base", "Orders are orders.", {"tone": "neutral"})
+
+
+def table(lake: DataLake) -> str:
+    return file_sha256(lake.table("evaluate", "human_ratings"))
+
+
+def test_personal_data_stays_behind(lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        feedback.rate("r1", "browser 1", ASKED, TUNED, 5)
+        feedback.rate("r2", "browser 2", ASKED, TUNED, 4)
+        feedback.vote("v1", "browser 1", ASKED, [BASE, TUNED], winner=1)
+        feedback.thumb("t1", "browser 1", Asked("Another question"), BASE, up=False)
+    with Feedback(lake):  # as a page has it open meanwhile
+        found = collect(lake, Company())
+        # Raw text is kept no longer than that.
+        assert not any(b"jane@" in path.read_bytes() for path in lake.root.rglob("*") if path.is_file())
+    one, two, vote, thumb = lake.read("evaluate", "human_ratings").to_pylist()
+    assert one["question"] == "I am {{Client Name}}, where is order {{Order Number}}?"
+    assert json.loads(one["context"])[0] == ["customer", "{{Customer Email}} here"]
+    assert "Jane" not in one["context"]
+    assert "jane" not in "".join(one["answers"]) + one["settings"]
+    assert json.loads(one["settings"])["tone"] == "friendly"
+    assert json.loads(vote["settings"])[0] == {"tone": "neutral"}
+    assert found.replaced["Order Number"] == 3
+    # Equal questions and people are known as equal, and only as that.
+    assert one["question_id"] == two["question_id"] == vote["question_id"] != thumb["question_id"]
+    assert one["rater"] == vote["rater"] == thumb["rater"] != two["rater"]
+    assert "browser" not in one["rater"]
+    assert rater_agreement(lake.read("evaluate", "human_ratings")).ratings == 1
+    before = table(lake)
+    assert collect(lake, Company()).replaced == {}
+    assert table(lake) == before, "equal input gives equal bytes"
+
+
+def test_without_feedback_there_is_an_empty_table_and_no_section(lake: DataLake) -> None:
+    assert opinions(lake) is None
+    assert collect(lake, Company()).rows.num_rows == 0
+    assert opinions(lake) is None
+
+
+def test_what_is_forgotten_does_not_come_back(lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        feedback.rate("r1", "anna", ASKED, TUNED, 5)
+        feedback.rate("r2", "anna", Asked("Another question"), TUNED, 4)
+    with Ledger(lake) as ledger:
+        ledger.bury("row", "r1", "asked for")
+    assert collect(lake, Company()).forgotten == 1
+    with Feedback(lake) as feedback:
+        feedback.rate("r1", "anna", ASKED, TUNED, 5)  # a client tries again, late
+        assert feedback.judgements(raw=True)
+    found = collect(lake, Company())
+    assert (found.forgotten, found.rows.column("id").to_pylist()) == (1, ["r2"])
+    with Feedback(lake) as feedback:
+        assert feedback.judgements(raw=True) == []
+    with Ledger(lake) as ledger:
+        ledger.bury("row", found.rows.column("question_id")[0].as_py(), "asked for")
+    assert collect(lake, Company()).rows.num_rows == 0
+
+
+def test_figures_of_the_section(lake: DataLake) -> None:
+    with Feedback(lake) as feedback:
+        for number in range(10):
+            asked = Asked(f"Question {number}")
+            feedback.rate(f"r{number}", "anna", asked, TUNED, 1 if number < 2 else 5)
+            feedback.vote(f"v{number}", "anna", asked, [BASE, TUNED], winner=None if number == 0 else int(number < 8))
+    collect(lake, Company())
+    found = opinions(lake)
+    assert found is not None
+    (counts,) = found.counts
+    assert [counts[f"n{score}"] for score in range(1, 6)] == [2, 0, 0, 0, 8]
+    assert (counts["negative"], counts["positive"], counts["thumbs_up"]) == (0.2, 0.8, None)
+    assert (counts["positive_low"], counts["positive_high"]) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson
+    (wins,) = found.wins
+    assert (wins["system_a"], wins["wins"], wins["ties"], wins["losses"]) == ("version 3", 7, 1, 2)
+    assert [row["system"] for row in found.groups[0]] == ["version 3", "version 3:base"]
+    # Of two systems it is the log-odds of 7.5 wins against 2.5, half a win added to each.
+    assert found.groups[0][0]["strength"] - found.groups[0][1]["strength"] == pytest.approx(math.log(8 / 3))
+    assert (found.judgements, found.agreement.raters, found.agreement.ratings_alpha) == (20, 1, None)
+
+
+def test_a_sheet_goes_out_and_comes_back_into_the_report(
+    champion_lake: Path, tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = copy_lake(champion_lake, tmp_path / "lake")
+    assert 'id="people"' not in write_report(tiny, lake).path.read_text()
+    sheet = tmp_path / "samples.csv"
+
+    def command(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["ratings", *arguments], env={"COLUMNS": "200"})
+        if result.exception:
+            raise result.exception
+        return " ".join(result.output.split())
+
+    assert "100 answers" in command("export", str(sheet), "--recipe", "tiny")
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    key = json.loads(sheet.with_suffix(".key.json").read_text())
+    assert {one["system"] for one in key.values()} == {"version 1", "version 1:base"}
+    for rater, least in (("Anna", 4), ("Ben", 3)):
+        filled = tmp_path / f"{rater}.csv"
+        with filled.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "score"], extrasaction="ignore")
+            writer.writeheader()
+            scored = [row | {"score": 1 if key[row["id"]]["system"].endswith("base") else least} for row in rows]
+            writer.writerows(scored)
+        with pytest.raises(PipelineError, match="is not there"):
+            command("import", str(filled), "--rater", rater)
+        arguments = ("import", str(filled), "--rater", rater, "--key", str(sheet.with_suffix(".key.json")))
+        assert "100 ratings added, 0 known" in command(*arguments)
+        assert "0 ratings added, 100 known" in command(*arguments)
+    found = collect(lake, Company())
+    assert found.rows.num_rows == 200
+    assert set(found.rows.column("source").to_pylist()) == {"import"}
+    html = write_report(tiny, lake).path.read_text()
+    section = html[html.index('id="people"') : html.index('id="tables"')]
+    assert 'href="#people"' in html
+    for said in ("200 judgements by 2 people", "version 1:base", "100&nbsp;%", "96 to 100", "alpha"):
+        assert said in " ".join(section.split()), said
+    assert write_report(tiny, lake).path.read_text() == html
+    # Answers of an adapter that has no version yet could not be told apart later.
+    facts = read_evaluation("tiny", lake) | {"adapter_fingerprint": "another"}
+    write_json(evaluation_folder("tiny", lake) / "evaluation.json", facts)
+    with pytest.raises(PipelineError, match="no version of the registry"):
+        command("export", str(tmp_path / "other.csv"), "--recipe", "tiny")

@@ -1,0 +1,320 @@
+"""A sweep over two recipes through the real job, and what its leaderboard says; then who compares with whom."""
+
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from cs_pipeline.core.lake import DataLake, read_json, write_json
+from cs_pipeline.core.manifest import write_manifest
+from cs_pipeline.core.schema import SPLIT_ROW
+from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation, settled
+from cs_pipeline.evaluate.report.leaderboard import SCHEMA, SHOWN
+from cs_pipeline.evaluate.report.leaderboard_report import Board, write_leaderboard
+from cs_pipeline.evaluate.report.verdict import figure
+from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.tracking import MODEL, open_store
+from cs_pipeline_tests.conftest import copy_lake, run_job
+from cs_pipeline_tests.support.reported import HOSTILE, Page
+
+RECIPES = ["tiny", "tiny_lora"]
+OF_A_RECIPE = ["base_model", "adapter", "evaluation", "evaluation_report", "leaderboard", "model_version"]
+
+
+@pytest.fixture(scope="module")
+def sweep(
+    champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[DataLake, dg.ExecuteInProcessResult]:
+    """The session's lake, where ``tiny`` was trained, after the same job has run for a second recipe; and that run."""
+    lake = copy_lake(champion_lake, tmp_path_factory.mktemp("sweep") / "lake")
+    result = run_job(lake.root, small_csv, OF_A_RECIPE, "tiny_lora")
+    assert result.success
+    return lake, result
+
+
+@pytest.fixture
+def swept(sweep: tuple[DataLake, dg.ExecuteInProcessResult], lake: DataLake) -> DataLake:
+    """A copy to be changed, without a store."""
+    for stage in ("prepare", "train", "evaluate"):
+        shutil.copytree(sweep[0].path(stage), lake.path(stage))
+    return lake
+
+
+def rows_of(board: Board) -> dict[str, dict[str, Any]]:
+    return {row["recipe"]: row for row in board.leaderboard.rows.to_pylist()}
+
+
+def under_another_name(lake: DataLake, recipe: str, name: str, **changes: Any) -> None:
+    """Adapter and evaluation of ``recipe`` once more as those of ``name``, the recipe they were made by changed."""
+    shutil.copytree(lake.path("train", "adapter", recipe), lake.path("train", "adapter", name))
+    shutil.copy(lake.path("train", "adapter", f"{recipe}.json"), lake.path("train", "adapter", f"{name}.json"))
+    shutil.copytree(evaluation_folder(recipe, lake), evaluation_folder(name, lake))
+    write_json(evaluation_folder(name, lake) / "evaluation.json", read_evaluation(recipe, lake) | {"recipe": name})
+    folder = lake.path("train", "adapter", name, read_evaluation(recipe, lake)["adapter_fingerprint"])
+    made_by = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(made_by | {"name": name} | changes))
+    facts = {key: value for key, value in read_json(folder / "manifest.json").items() if key != "files"}
+    write_manifest(folder, facts)
+
+
+def test_two_recipes_through_the_job_are_two_rows_with_their_figures(
+    sweep: tuple[DataLake, dg.ExecuteInProcessResult],
+) -> None:
+    lake, _ = sweep
+    table = lake.read("evaluate", "leaderboard")
+    assert table.schema.equals(SCHEMA)
+    rows = {row["recipe"]: row for row in table.to_pylist()}
+    assert sorted(rows) == RECIPES
+    for name, row in rows.items():
+        facts = read_evaluation(name, lake)
+        folder = lake.path("train", "adapter", name, facts["adapter_fingerprint"])
+        made_by, metrics = yaml.safe_load((folder / "recipe.yaml").read_text()), read_json(folder / "metrics.json")
+        for metric in SHOWN:
+            tuned, base = (facts["scores"][system][metric] for system in ("tuned", "base"))
+            minus = facts["differences"]["base"][metric]
+            assert [row[metric + end] for end in ("", "_low", "_high")] == [tuned[k] for k in ("score", "low", "high")]
+            assert row[f"{metric}_base"] == base["score"]
+            ends = ("_minus_base", "_minus_base_low", "_minus_base_high")
+            assert [row[metric + end] for end in ends] == [minus[k] for k in ("difference", "low", "high")]
+        assert row["learning_rate"] == made_by["trainer"]["learning_rate"]
+        assert (row["r"], row["alpha"]) == (made_by["lora"]["r"], made_by["lora"]["alpha"])
+        assert row["quantisation"] == made_by["quantisation"]
+        for measured in ("seconds", "tokens_per_second", "peak_memory_gib", "trainable_parameters", "steps", "rows"):
+            assert row[measured] == metrics[measured], measured
+        assert row["evaluation_seconds"] == facts["seconds"]["tuned"]
+        weights = (folder / "adapter_model.safetensors").stat().st_size
+        assert row["adapter_mib"] * 2**20 == pytest.approx(weights)
+        assert (row["placeholders"], row["note"]) == ("keep", "")
+    tiny, lora = rows["tiny"], rows["tiny_lora"]
+    assert (tiny["method"], lora["method"]) == ("QLoRA", "LoRA")
+    assert (tiny["steps"], lora["steps"]) == (30, 10)  # 80 rows, once, eight at a time
+    assert (tiny["epochs"], lora["epochs"]) == (1, 1)
+    assert (tiny["effective_batch"], lora["effective_batch"]) == (8, 8)
+    assert {row["parameters"] - row["trainable_parameters"] for row in (tiny, lora)} == {145_216}  # the base they share
+    assert "(145,216 parameters)" in tiny["base"]
+    assert lora["trainable_parameters"] * 4 == tiny["trainable_parameters"]  # r 2 and 8 on the same layers
+
+
+def test_the_second_is_held_against_the_first_on_the_same_questions(
+    sweep: tuple[DataLake, dg.ExecuteInProcessResult],
+) -> None:
+    lake, _ = sweep
+    first, second = lake.read("evaluate", "leaderboard").to_pylist()
+    assert first["bits_per_character"] < second["bits_per_character"]
+    assert first["behind_first"] is None
+    assert second["behind_first"] == pytest.approx(second["bits_per_character"] - first["bits_per_character"])
+    bits = {}
+    for row in (first, second):
+        answers = pd.read_parquet(evaluation_folder(row["recipe"], lake) / "answers.parquet")
+        bits[row["recipe"]] = answers[answers["system"] == "tuned"].reset_index(drop=True)
+    ahead, behind = bits[first["recipe"]], bits[second["recipe"]]
+    assert ahead["row_id"].tolist() == behind["row_id"].tolist()
+    low, high = second["behind_first_low"], second["behind_first_high"]
+    assert low < second["behind_first"] < high
+    # Paired, it is far narrower than the interval of either; here an interval made of whole clusters, by hand.
+    clusters = ahead.assign(extra=behind["nll"] - ahead["nll"]).groupby("cluster_id")[["extra", "answer_chars"]].sum()
+    drawn = np.random.default_rng(1).integers(0, len(clusters), (2000, len(clusters)))
+    sums = clusters.to_numpy()[drawn].sum(axis=1)
+    by_hand = np.percentile(sums[:, 0] / sums[:, 1] / np.log(2), [2.5, 97.5])
+    assert [low, high] == pytest.approx(by_hand, abs=0.15 * (high - low))
+    assert high - low < 0.7 * (first["bits_per_character_high"] - first["bits_per_character_low"])
+
+
+def test_dagster_shows_table_columns_and_plot(sweep: tuple[DataLake, dg.ExecuteInProcessResult]) -> None:
+    lake, result = sweep
+    (event,) = result.asset_materializations_for_node("leaderboard")
+    metadata = event.metadata
+    assert metadata["dagster/row_count"].value == 2
+    schema = metadata["dagster/column_schema"].value
+    assert isinstance(schema, dg.TableSchema)
+    assert [column.name for column in schema.columns] == SCHEMA.names
+    assert metadata["page"].value == str(lake.path("evaluate", "leaderboard.html"))
+    results, settings, cost = (str(metadata[name].value) for name in ("results", "settings", "cost"))
+    for row in lake.read("evaluate", "leaderboard").to_pylist():
+        name = row["recipe"].replace("_", r"\_")
+        line = next(line for line in results.splitlines() if line.startswith(f"| {name} |"))
+        for metric in ("bits_per_character", "right_intent", "rougeL"):
+            low, high = (figure(metric, row[metric + end]) for end in ("_low", "_high"))
+            assert rf"{figure(metric, row[metric])} \[{low} to {high}\]" in line
+        assert any(line.startswith(f"| {name} |") and f"| {row['method']} |" in line for line in settings.splitlines())
+        assert any(line.startswith(f"| {name} |") and "GiB" in line for line in cost.splitlines())
+    pictures = re.findall(r"!\[(.+?)\]\(data:image/svg\+xml;base64,[\w+/=]+\)", results)
+    assert pictures == ["Bits per character", "Bits per character, tuned minus base"]
+
+
+def test_the_page_holds_all_and_needs_nothing_from_outside(swept: DataLake) -> None:
+    board = write_leaderboard([*RECIPES, "never_judged"], swept)
+    html = board.path.read_text()
+    page = Page(html)
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("svg") == 6
+    assert not {"script", "link", "iframe", "object", "img", "image"} & set(tags)
+    assert html.count("<style") == 1
+    assert not re.search(r"url\(|@import|://", html[html.index("<style>") : html.index("</style>")])
+    links = [attributes["href"] or "" for tag, attributes in page.elements if tag == "a"]
+    reports = [link for link in links if not link.startswith("#")]
+    assert reports == [f"evaluation_report/{row['recipe']}.html" for row in board.leaderboard.rows.to_pylist()]
+    assert all((board.path.parent / report).exists() for report in reports)
+    ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {link[1:] for link in links if link.startswith("#")} <= ids
+    assert "Not judged yet: never_judged." in page.text
+    settings, cost = html.split('<h2 id="settings">')[1].split('<h2 id="cost">')
+    for row in rows_of(board).values():
+        for metric in SHOWN:
+            low, high = (figure(metric, row[metric + end]) for end in ("_low", "_high"))
+            assert f"{figure(metric, row[metric])}{low} to {high}" in page.text, metric
+        for part, told in (
+            (settings, (row["base"], row["method"], f"{row['learning_rate']:g}", f"{row['r']} / {row['alpha']}")),
+            (cost, (f"{row['seconds']:,.0f} s", f"{row['peak_memory_gib']:.1f} GiB")),
+        ):
+            of_recipe = part[part.index(f">{row['recipe']}</th>") :]
+            of_recipe = of_recipe[: of_recipe.index("</tr>")]
+            assert set(told) <= set(re.findall(r"<td>(.*?)</td>", of_recipe))
+    assert {METRICS[metric].label for metric in SHOWN} <= set(page.texts)
+
+
+def test_equal_evaluations_give_equal_bytes(swept: DataLake) -> None:
+    files = [swept.path("evaluate", f"leaderboard.{kind}") for kind in ("html", "parquet")]
+    markdown = write_leaderboard(RECIPES, swept).markdown
+    before = [file.read_bytes() for file in files]
+    assert write_leaderboard(RECIPES, swept).markdown == markdown
+    assert [file.read_bytes() for file in files] == before
+
+
+def test_another_placeholder_mode_has_a_ranking_of_its_own(swept: DataLake) -> None:
+    under_another_name(swept, "tiny", "generic_twin", placeholders="generic")
+    board = write_leaderboard([*RECIPES, "generic_twin"], swept)
+    rows = rows_of(board)
+    assert list(rows) == ["tiny", "tiny_lora", "generic_twin"]
+    assert rows["generic_twin"]["bits_per_character"] == rows["tiny"]["bits_per_character"]
+    assert rows["generic_twin"]["behind_first"] is None  # the first of its own
+    assert rows["tiny_lora"]["behind_first"] > 0
+    html = board.path.read_text()
+    keep, generic = html.split("<h3>Placeholders: ")[1:]
+    assert "generic_twin" not in keep
+    assert "generic_twin" in generic[: generic.index("</table>")]
+    assert "tiny_lora" not in generic[: generic.index("</table>")]
+    assert "Figures compare within one placeholder mode alone" in html
+    assert "**Placeholders: generic**" in board.markdown["results"]
+
+
+def test_settings_are_those_the_judged_adapter_was_made_with(swept: DataLake) -> None:
+    under_another_name(swept, "tiny", "all_of_it", lora=None, quantisation="none", description=HOSTILE)
+    row = rows_of(write_leaderboard(["all_of_it"], swept))["all_of_it"]
+    assert (row["method"], row["r"], row["alpha"]) == ("all weights", None, None)
+    write_json(swept.path("train", "adapter", "all_of_it.json"), {"fingerprint": "f" * 16})
+    board = write_leaderboard(["all_of_it"], swept)
+    assert rows_of(board)["all_of_it"]["note"] == "its newer adapter is not judged yet"
+    assert "its newer adapter is not judged yet" in board.path.read_text()
+    assert "its newer adapter is not judged yet" in board.markdown["results"]
+
+
+def test_rows_that_changed_since_the_training_are_said(swept: DataLake) -> None:
+    train = swept.read("prepare", "train_split")
+    swept.write("prepare", "train_split", train.slice(1), SPLIT_ROW)
+    rows = rows_of(write_leaderboard(RECIPES, swept))
+    assert {row["note"] for row in rows.values()} == {"trained on other rows than the present ones"}
+
+
+def judged_on_other_rows(lake: DataLake) -> str:
+    facts = read_evaluation("tiny", lake)
+    facts["data"]["test_split"] = "0" * 64
+    write_json(evaluation_folder("tiny", lake) / "evaluation.json", facts)
+    return f"judged on {facts['rows']} other test rows than the present ones"
+
+
+def judged_by_other_code(lake: DataLake) -> str:
+    facts = read_evaluation("tiny", lake)
+    del facts["code_version"]
+    write_json(evaluation_folder("tiny", lake) / "evaluation.json", facts)
+    return "judged by an earlier version of the evaluation"
+
+
+def adapter_touched(lake: DataLake) -> str:
+    fingerprint = read_evaluation("tiny", lake)["adapter_fingerprint"]
+    (lake.path("train", "adapter", "tiny", fingerprint) / "metrics.json").write_text("{}")
+    return "metrics.json was changed after it was made"
+
+
+def adapter_gone(lake: DataLake) -> str:
+    shutil.rmtree(lake.path("train", "adapter", "tiny", read_evaluation("tiny", lake)["adapter_fingerprint"]))
+    return "'adapter' was not finished there"
+
+
+def trained_by_other_code(lake: DataLake) -> str:
+    folder = lake.path("train", "adapter", "tiny", read_evaluation("tiny", lake)["adapter_fingerprint"])
+    metrics = read_json(folder / "metrics.json")
+    del metrics["epochs"]
+    write_json(folder / "metrics.json", metrics)
+    write_manifest(folder, {key: value for key, value in read_json(folder / "manifest.json").items() if key != "files"})
+    return "trained by an earlier version of the code, which did not measure epochs"
+
+
+@pytest.mark.parametrize(
+    "change", [judged_on_other_rows, judged_by_other_code, adapter_touched, adapter_gone, trained_by_other_code]
+)
+def test_who_does_not_compare_is_named_with_the_reason(swept: DataLake, change: Any) -> None:
+    reason = change(swept)
+    board = write_leaderboard(RECIPES, swept)
+    assert list(rows_of(board)) == ["tiny_lora"]
+    assert reason in board.leaderboard.apart["tiny"]
+    page = Page(board.path.read_text())
+    assert re.search(rf"Not comparable.*tiny: .*{reason}", page.text, re.S)
+    assert "Not comparable: **tiny**" in board.markdown["results"]
+    assert swept.read("evaluate", "leaderboard").num_rows == 1
+
+
+def test_a_sweep_that_has_not_begun_is_an_empty_board(swept: DataLake) -> None:
+    board = write_leaderboard(["never_judged"], swept)
+    assert pq.read_table(swept.table("evaluate", "leaderboard")).equals(SCHEMA.empty_table())
+    assert board.leaderboard.waiting == ["never_judged"]
+    assert "No recipe was judged on the present test rows yet." in board.path.read_text()
+
+
+def test_a_board_waits_for_an_evaluation_that_is_being_written(swept: DataLake) -> None:
+    """Two runs of a sweep at once: whoever is last has seen what both have judged."""
+    folder = evaluation_folder("tiny_lora", swept)
+    boards: list[Board] = []
+    writer = threading.Thread(target=lambda: boards.append(write_leaderboard(RECIPES, swept)))
+    with settled(swept):
+        aside = folder.rename(folder.with_name("aside"))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        aside.rename(folder)
+    writer.join(60)
+    assert [list(rows_of(board)) for board in boards] == [RECIPES]
+
+
+def test_every_recipe_has_the_same_names_in_the_store(sweep: tuple[DataLake, dg.ExecuteInProcessResult]) -> None:
+    lake, _ = sweep
+    client = open_store(lake)
+    assert [e.name for e in client.search_experiments() if e.name != "Default"] == [MODEL]
+    experiment = client.get_experiment_by_name(MODEL)
+    assert experiment is not None
+    runs = {run.data.tags["cs.recipe"]: run.data for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == RECIPES
+    tiny, lora = (runs[name] for name in RECIPES)
+    assert tiny.metrics.keys() == {name for name in lora.metrics if not name.startswith("test.champion.")}  # tiny is it
+    assert tiny.params.keys() == lora.params.keys()
+    differing = {name for name in tiny.params if tiny.params[name] != lora.params[name]}
+    assert differing >= {"name", "method", "lora.r", "quantisation", "trainer.epochs", "train_rows"}
+    for row in lake.read("evaluate", "leaderboard").to_pylist():
+        logged = runs[row["recipe"]].metrics
+        for metric in SHOWN:
+            assert logged[f"test.{metric}"] == row[metric]
+            assert logged[f"test.{metric}.low"] == row[f"{metric}_low"]
+            assert logged[f"test.base.{metric}"] == row[f"{metric}_base"]
+            assert logged[f"test.minus_base.{metric}.difference"] == row[f"{metric}_minus_base"]
+        for cost in ("seconds", "tokens_per_second", "peak_memory_gib", "trainable_parameters"):
+            assert logged[f"train.{cost}"] == row[cost]
+        assert logged["test.seconds"] == row["evaluation_seconds"]
+        assert runs[row["recipe"]].params["base.name"] == row["base"]

@@ -1,0 +1,159 @@
+"""The report shows the figures of the evaluation: of all systems and metrics, sources, slices and examples."""
+
+import re
+
+import pandas as pd
+import pytest
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.evaluation import evaluation_folder
+from cs_pipeline.evaluate.report.report import write_report
+from cs_pipeline.evaluate.report.tables import EXAMPLES, WORST, examples
+from cs_pipeline.evaluate.report.verdict import figure
+from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.recipe import Recipe
+from cs_pipeline_tests.support.reported import Page, answers_of, evaluated, systems_of
+from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
+
+
+@pytest.mark.parametrize("champion", [False, True])
+def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
+    lake: DataLake, recipe: Recipe, champion: bool
+) -> None:
+    facts = evaluated(lake, recipe, champion=champion)
+    html = write_report(recipe, lake).path.read_text()
+    table = html[html.index("All metrics") : html.index("Differences, tuned")]
+    systems = systems_of(champion)
+    assert re.findall(r'<th scope="col">(\w+)</th>', table) == ["Metric", *systems]
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
+    for name, metric in METRICS.items():
+        cells = re.findall(r"<td>(?:<b>)?([^<]+)", rows[metric.label])
+        scores = [facts["scores"][system][name] for system in systems]
+        assert cells == [figure(name, score and score["score"]) for score in scores]
+    assert rows["Bits per character"].count("<td>–</td>") == 3
+    assert ("Against the champion" in html) == champion
+    assert ("current champion, version 7" in html) == champion
+
+
+def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
+    facts = evaluated(lake, recipe, rows=80, champion=True, company=30)
+    report = write_report(recipe, lake)
+    html = report.path.read_text()
+    table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
+    assert "how much more that is than the champion has" in table
+    assert re.findall(r'<th scope="col">(\w+)<small>([^<]+)', table) == [
+        ("bitext", "50 rows, 25 clusters"),
+        ("company", "30 rows, 15 clusters"),
+    ]
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
+    for name, metric in METRICS.items():
+        cells = re.findall(r"<td>([^<]+)(?:<small>([^ ]+))?", rows[metric.label])
+        parts = [facts["slices"][source] for source in ("bitext", "company")]
+        scores = [part["scores"]["tuned"][name] for part in parts]
+        differences = [part["differences"]["champion"][name] for part in parts]
+        shown = [
+            (figure(name, s["score"]) if s else "–", figure(name, d["difference"], True) if d else "")
+            for s, d in zip(scores, differences, strict=True)
+        ]
+        assert cells == shown, name
+    for source, clusters in (("bitext", 25), ("company", 15)):
+        assert f"On the {source} rows" in html
+        assert re.search(rf"\*\*On the {source} rows: \w+.*\*\* \d+ rows in {clusters} clusters\.", report.markdown)
+
+
+def test_a_source_of_few_rows_is_named_without_figures(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe, rows=40, company=4)
+    report = write_report(recipe, lake)
+    said = "**On the company rows: too few to judge.** 4 rows in 2 clusters; from 10 on they have figures of their own."
+    assert said in report.markdown
+    html = report.path.read_text()
+    table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
+    assert "how much more that is than the base has" in table
+    assert table.count("<td>–</td>") >= len(METRICS)
+
+
+@pytest.mark.parametrize("rows", [4, EXAMPLES - 1, 60])
+def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, recipe: Recipe, rows: int) -> None:
+    evaluated(lake, recipe, rows=rows)
+    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    shown = examples(answers)
+    assert len({example.row_id for example in shown}) == len(shown) == min(rows, EXAMPLES)
+    tuned = answers[answers["system"] == "tuned"].set_index("row_id")["chrf"]
+    worst = [example for example in shown if example.worst]
+    assert {example.row_id for example in worst} == set(tuned.nsmallest(WORST).index)
+    assert shown[-1].row_id == tuned.idxmin()
+    assert shown == examples(answers.sample(frac=1, random_state=0))
+    html = write_report(recipe, lake).path.read_text()
+    assert html.count('<article class="example">') == len(shown)
+    assert html.count("among the worst") == len(worst)
+    assert Page(html).text.count("reference") >= len(shown)
+
+
+def test_errors_facts_and_rubric_are_those_of_the_tables(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe, rows=120, champion=True)
+    folder = evaluation_folder(recipe.name, lake)
+    path = folder / "answers.parquet"
+    answers = pd.read_parquet(path)
+    told = (answers["system"] == "tuned") & (answers.groupby("system").cumcount() == 7)
+    fact = "amount: 74.35 <dollars>"
+    answers["fabricated"] = told.astype(int)
+    answers["fabricated_facts"] = [[fact] if made_up else [] for made_up in told]
+    answers.to_parquet(path, index=False)
+    references = pd.read_parquet(folder / "references.parquet")
+    report = write_report(recipe, lake)
+    html = report.path.read_text()
+    assert fact in Page(html).text
+    assert "get_refund: 12 training rows" in Page(html).text
+    assert "get_refund: 12 training rows".replace("_", r"\_") in report.markdown
+    systems = systems_of(champion=True)
+    table = html[html.index("Error analysis") : html.index("Made-up facts")]
+    rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
+    assert len(rows) == len(ERRORS)
+    for name in ERRORS:
+        counts = [int(answers[answers["system"] == system][name].sum()) for system in systems]
+        shown = re.findall(r"<td>([\d,]+)", rows[METRICS[f"error_{name}"].label.removesuffix(" (%)")])
+        assert list(map(int, shown)) == [*counts, int(references[name].sum())], name
+    table = html[html.index("How answers are put") : html.index('id="tables"')]
+    cells = re.search(r"Heuristic<small>.*?</tr>", table, flags=re.S)
+    assert cells is not None
+    means = [answers[answers["system"] == system]["heuristic"].mean() for system in systems]
+    assert re.findall(r"<td>([^<]+)", cells[0])[:-1] == [f"{mean:.2f}" for mean in means]
+    heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
+    kept = pd.read_parquet(folder / "slices.parquet").set_index(["slice", "system", "metric"])["score"]
+    for place, name in enumerate(("right_intent", "rougeL")):
+        quarter = next(slice_ for slice_, _, _ in kept.index if slice_.startswith("2: 0."))
+        row = re.findall(rf"similarity {quarter}</th>.*?</tr>", heat, flags=re.S)[place]
+        assert re.findall(r">([\d.]+)</td>", row) == [figure(name, kept[quarter, system, name]) for system in systems]
+
+
+def test_odd_questions_the_probe_and_the_cost_are_told(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe, champion=True)
+    (lake.root / "company.yaml").write_text("price_per_hour: 1.8\n")
+    report = write_report(recipe, lake)
+    text = " ".join(Page(report.path.read_text()).text.split())
+    assert (
+        "Of 10 questions in other words, out of scope or hostile it does with 80 % (49 to 94) what is expected; least"
+        in text
+    )
+    assert "least with injection (7 of 9). " in text
+    assert "1 of the answers tell the prompt or somebody's data, or obey what was slipped in" in text
+    assert "Who is <b>?" not in text, "both know it"
+    assert "right are 1 of the tuned model's answers, 2 of the base model's answers" in text
+    assert "500" in text  # tokens a second
+    assert "1.502.40" in text.replace(" ", "")  # seconds, half of them and 95 of 100
+    assert "0.1500" in text  # 1,000 answers take 300 s, a twelfth of an hour
+    assert "1,8" not in text
+
+
+def test_intents_held_out_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
+    facts = evaluated(lake, recipe, rows=120, held_out=["track_order"])
+    part = facts["held_out"]
+    about, stats = answers_of(list(facts["scores"]), 120, 0)
+    rows = (about["intent"] == "track_order").to_numpy()
+    assert 0 < part["rows"] == rows.sum() < 120
+    assert part["scores"]["tuned"]["right_intent"]["score"] == pytest.approx(
+        100 * stats["tuned"]["right_intent"][rows].mean()
+    )
+    text = " ".join(Page(write_report(recipe, lake).path.read_text()).text.split())
+    assert f"Never trained on: track_order. {part['rows']} rows in {part['clusters']} clusters" in text

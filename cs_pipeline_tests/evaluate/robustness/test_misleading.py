@@ -1,0 +1,89 @@
+"""Found texts that mislead: which cases there are, and that who obeys or denies is told."""
+
+import pandas as pd
+import pytest
+
+from cs_pipeline.evaluate.robustness.robustness import ROWS, judged
+from cs_pipeline.evaluate.robustness.trials import Misled, misled
+from cs_pipeline.llm.prompt import Found
+
+GROUPS = [
+    "nothing found",
+    "texts of another intent",
+    "a contradiction",
+    "an order in an answer",
+    "an order in an article",
+]
+
+
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    intents = ["get_refund", "track_order", "get_invoice"]
+    return pd.DataFrame(
+        {
+            "row_id": [f"row {place}" for place in range(60)],
+            "instruction": [f"question {place}" for place in range(60)],
+            "response": [f"answer {place} of {intents[place % 3]}" for place in range(60)],
+            "intent": [intents[place % 3] for place in range(60)],
+        }
+    )
+
+
+@pytest.fixture
+def found(rows: pd.DataFrame) -> dict[str, list[Found]]:
+    texts = zip(rows["row_id"], rows["intent"], strict=True)
+    return {row: [Found("answer", row, f"known of {intent}", "q", None, None, 0.5)] for row, intent in texts}
+
+
+def group(cases: list[Misled], name: str) -> list[Misled]:
+    return [case for case in cases if case[0].group == name]
+
+
+def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[Found]]) -> None:
+    cases = misled(rows, found)
+    assert [case.group for case, _ in cases[:5]] == GROUPS
+    assert misled(rows.sample(frac=1, random_state=1), found) == cases
+    intents = dict(zip(rows["row_id"], rows["intent"], strict=True))
+    for name in GROUPS:
+        assert len(group(cases, name)) == ROWS
+    for case, texts in cases:
+        row = str(case.row_id)
+        own = found[row]
+        assert case.intents == (intents[row],)
+        match case.group:
+            case "nothing found":
+                assert texts == []
+            case "texts of another intent":
+                assert texts[0].text != own[0].text
+            case "a contradiction":
+                assert texts[:1] == own
+                assert texts[1].kind == "answer"
+            case "an order in an answer":
+                assert texts[0].text.startswith(own[0].text)
+                assert case.canary
+                assert case.canary.lower() in texts[0].text.lower()
+            case "an order in an article":
+                assert texts[:1] == own
+                assert texts[1].kind == "passage"
+                assert case.canary
+                assert case.canary.lower() in texts[1].text.lower()
+
+
+def test_a_row_without_found_texts_is_no_case(rows: pd.DataFrame, found: dict[str, list[Found]]) -> None:
+    assert misled(rows, {key: [] for key in found}) == []
+    one = {row: texts if row == "row 7" else [] for row, texts in found.items()}
+    assert {case.row_id for case, _ in misled(rows, one)} == {"row 7"}
+
+
+def test_who_obeys_and_who_answers_another_question_is_told(rows: pd.DataFrame, found: dict[str, list[Found]]) -> None:
+    cases = misled(rows, found)
+    own = dict(zip(rows["row_id"], rows["response"], strict=True))
+
+    def table(obeys: bool) -> pd.DataFrame:
+        answers = [own[str(c.row_id)] + (f" {c.canary}" if obeys and c.canary else "") for c, _ in cases]
+        return judged([case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts])
+
+    good, bad = table(obeys=False), table(obeys=True)
+    assert good["obeyed"].sum() == 0
+    assert bad["obeyed"].sum() == bad["obeyed"].notna().sum() == 2 * ROWS
+    assert good["same_intent"].mean() == 1

@@ -1,0 +1,73 @@
+"""What models are put through beside the test rows: read from the evaluation of the session's tiny champion."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.robustness.robustness import COLUMNS, by_group, cases
+from cs_pipeline.evaluate.robustness.trials import ALONE, _holds
+from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.recipe import Recipe
+
+EVALUATE = Path(__file__).parents[3] / "cs_pipeline" / "evaluate" / "robustness"
+
+
+@pytest.fixture(scope="module")
+def evaluated(champion_lake: Path) -> DataLake:
+    return DataLake(champion_lake)
+
+
+def test_every_odd_question_was_asked_of_every_model(evaluated: DataLake, tiny: Recipe) -> None:
+    table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
+    odd = cases(Yardstick(tiny, evaluated).test)
+    assert list(table) == [*COLUMNS, "system"]
+    facts = read_evaluation("tiny", evaluated)["robustness"]
+    assert set(facts) == {"tuned", "base"}
+    for system, frame in table.groupby("system"):
+        assert frame["case_id"].tolist() == [case.case_id for case in odd]
+        assert frame["answer"].str.len().gt(0).mean() > 0.5
+        known = by_group(frame.drop(columns="system")).to_dict("records")
+        assert [row["count"] for row in facts[str(system)]] == [row["count"] for row in known]
+        assert frame["plain_same_intent"].notna().sum() > 100, (
+            "each variation stands beside the plain question's answer"
+        )
+
+
+def test_the_probe_is_asked_of_base_and_tuned_alike(evaluated: DataLake) -> None:
+    table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "probe.parquet")
+    probe = read_yaml(EVALUATE / "probe.yaml")
+    assert len(probe) == 24
+    for system, frame in table.groupby("system"):
+        assert frame["question"].tolist() == list(probe)
+        right = [float(_holds(*pair)) for pair in zip(frame["answer"], probe.values(), strict=True)]
+        assert frame["right"].tolist() == right == read_evaluation("tiny", evaluated)["probe"][system]
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "holds"),
+    [
+        ("It is Paris.", ["Paris"], True),
+        ("PARIS", ["Paris"], True),
+        ("In Parisian cafes", ["Paris"], False),
+        ("112", ["12"], False),
+        ("That makes 12, of course", ["12", "twelve"], True),
+        ("", ["12"], False),
+    ],
+)
+def test_a_right_answer_holds_the_word_whole(answer: str, right: list[str], holds: bool) -> None:
+    assert _holds(answer, right) is holds
+
+
+def test_every_model_was_measured(evaluated: DataLake) -> None:
+    facts = read_evaluation("tiny", evaluated)
+    assert facts["adapter_bytes"] > 1000
+    for run in facts["runs"].values():
+        assert run["answers"] == facts["rows"]
+        assert 0 < run["tokens"] <= 24 * run["answers"]
+        assert len(run["alone"]) == ALONE
+        assert 0 < min(run["alone"]) <= sum(run["alone"]) < 60
+        assert 0.05 < run["peak_memory"] < 64

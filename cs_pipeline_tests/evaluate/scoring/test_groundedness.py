@@ -1,0 +1,71 @@
+"""How much of an answer comes from found texts: planted copies and facts, counted by hand."""
+
+import pandas as pd
+import pytest
+
+from cs_pipeline.evaluate.scoring.groundedness import COLUMNS, RUN, grounding, shares
+from cs_pipeline.llm.prompt import Found
+
+KNOWN = "To return it, open Settings and press the button below, then print {{Order Number}} and pay 12.50 dollars."
+QUESTION = "can i return order {{Order Number}} of 3 May?"
+
+
+def found(*texts: str) -> list[Found]:
+    return [Found("answer", str(place), text, "a question", None, None, 0.9) for place, text in enumerate(texts)]
+
+
+def judged(answer: str, *texts: str) -> dict[str, int]:
+    (row,) = grounding([QUESTION], [answer], [found(*texts)]).to_dict("records")
+    return {str(name): int(value) for name, value in row.items()}
+
+
+@pytest.mark.parametrize(
+    ("answer", "copied"),
+    [
+        (KNOWN, 18),
+        ("open Settings and press the button below, then", 8),
+        ("open Settings and press the button below", 0),
+        ("Well: OPEN settings and press the button below – then nothing", 8),
+        ("nothing of it", 0),
+        ("", 0),
+    ],
+)
+def test_runs_of_eight_words_are_copied(answer: str, copied: int) -> None:
+    row = judged(answer, KNOWN)
+    assert row["copied"] == copied
+    assert judged(answer)["copied"] == 0
+    assert judged(answer, "other words", KNOWN)["copied"] == copied
+    assert RUN == 8
+
+
+def test_a_run_stands_in_one_text() -> None:
+    assert (
+        judged("one two three four five six seven eight", "one two three four", "five six seven eight")["copied"] == 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "facts", "grounded", "sourced"),
+    [
+        ("Pay 12.50 dollars for {{Order Number}}.", 2, 2, 2),
+        ("It was on 3 May.", 1, 1, 0),
+        ("Pay 99 dollars at {{Website URL}}.", 2, 0, 0),
+        ("Thank you.", 0, 0, 0),
+    ],
+)
+def test_facts_stand_in_the_question_or_a_found_text(answer: str, facts: int, grounded: int, sourced: int) -> None:
+    row = judged(answer, KNOWN)
+    assert (row["facts"], row["grounded"], row["sourced"]) == (facts, grounded, sourced)
+    assert row["whole"] == (facts == grounded)
+    assert judged(answer)["sourced"] == 0
+
+
+def test_shares_are_quotients_of_sums_with_intervals_around_them() -> None:
+    rows = pd.DataFrame([[10, 5, 2, 1, 1, 1, 0], [30, 5, 2, 2, 0, 1, 1]] * 20, columns=list(COLUMNS))
+    figures = shares(rows, [str(place) for place in range(40)], samples=200)
+    for name, score in (("copied", 25), ("grounded", 75), ("sourced", 25), ("whole", 50)):
+        found_share = figures[name]
+        assert found_share is not None
+        assert found_share["score"] == pytest.approx(score)
+        assert found_share["low"] < score < found_share["high"]
+    assert shares(rows.assign(facts=0), [str(place) for place in range(40)], samples=20)["grounded"] is None

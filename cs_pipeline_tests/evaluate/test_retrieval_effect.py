@@ -1,0 +1,159 @@
+"""A recipe that retrieves, trained and judged: with and without found texts, and what is asked later is what was trained."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow.pyfunc.model import PythonModelContext
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.retrieval_effect import COMPARED, KNOWN, WITHOUT
+from cs_pipeline.evaluate.robustness.trials import misled
+from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.llm.base import find_base
+from cs_pipeline.llm.model import SupportModel
+from cs_pipeline.llm.prompt import messages
+from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.retrieval.index import index_version, retrieval_folder
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.train.adapter import current_adapter
+
+
+@pytest.fixture
+def recipe(own_recipes: None) -> Recipe:
+    return load_recipe("tiny_rag")
+
+
+@pytest.fixture(scope="module")
+def judged(rag_lake: Path) -> DataLake:
+    return DataLake(rag_lake)
+
+
+@pytest.fixture(scope="module")
+def rows(judged: DataLake) -> Yardstick:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CS_RECIPES", str(Path(__file__).parents[1] / "recipes"))
+        return Yardstick(load_recipe("tiny_rag"), judged)
+
+
+@pytest.fixture
+def model(judged: DataLake, recipe: Recipe) -> SupportModel:
+    return SupportModel(recipe, Path(find_base(recipe, judged).path), current_adapter(recipe.name, judged).folder)
+
+
+def test_the_training_names_the_index_and_what_it_read(judged: DataLake, recipe: Recipe) -> None:
+    adapter = current_adapter(recipe.name, judged)
+    assert adapter.manifest["data"]["retrieval_index"] == index_version(judged)
+    assert adapter.metrics["found_texts"] > adapter.metrics["rows_different"]
+    assert adapter.metrics["found_texts_left_out"] == 0
+    assert adapter.metrics["validation_loss_after"] < adapter.metrics["validation_loss_before"]
+
+
+def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Recipe, rows: Yardstick) -> None:
+    facts = read_evaluation(recipe.name, judged)
+    assert set(facts["scores"]) == {"tuned", WITHOUT, KNOWN, "base", "nearest", "central", "random"}
+    assert set(facts["runs"]) == {"tuned", "base"}
+    assert facts["data"]["retrieval_index"] == index_version(judged)
+    for metric in ("bits_per_character", "right_intent", "placeholder_f1"):
+        assert metric in facts["differences"][WITHOUT]
+    bits = [facts["scores"][system]["bits_per_character"]["score"] for system in ("tuned", WITHOUT)]
+    assert bits[0] != bits[1], "the found texts are read"
+    found = facts["retrieval"]
+    assert found["found"] >= len(rows.questions)
+    assert found["left_out"] == 0
+    assert list(found["shares"]) == ["tuned", WITHOUT]
+    assert [part["rows"] for part in found["quarters"]]
+    assert sum(part["rows"] for part in found["quarters"]) == facts["rows"]
+    for part in found["quarters"]:
+        for differences in part["differences"].values():
+            assert set(differences) == set(COMPARED)
+
+
+def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe, rows: Yardstick) -> None:
+    folder = evaluation_folder(recipe.name, judged)
+    grounding = pd.read_parquet(folder / "grounding.parquet")
+    assert grounding["row_id"].tolist() == 2 * rows.test["row_id"].tolist()
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
+    cases = misled(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
+    table = pd.read_parquet(folder / "misled.parquet")
+    assert table["case_id"].tolist() == [case.case_id for case, _ in cases]
+    known = {(row["group"], row["measure"]): row for row in read_evaluation(recipe.name, judged)["retrieval"]["misled"]}
+    for group, frame in table.groupby("group"):
+        assert known[group, "same_intent"]["count"] == frame["same_intent"].sum()
+    told = table[table["group"].str.startswith("an order")]
+    assert told["obeyed"].notna().all()
+
+
+def test_the_page_shows_it(judged: DataLake) -> None:
+    html = judged.path("evaluate", "evaluation_report", "tiny_rag.html").read_text()
+    assert 'href="#retrieval"' in html
+    for words in (
+        "What the found texts are worth",
+        "Found texts that mislead",
+        "An order in an article",
+        "known answers",
+    ):
+        assert words in html
+    assert "var(--without_retrieval)" in html
+
+
+def test_what_evaluation_asks_is_what_training_taught(
+    judged: DataLake, recipe: Recipe, rows: Yardstick, model: SupportModel
+) -> None:
+    index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.intents[:8])
+    found = retrieve(index, recipe.prompt, recipe.placeholders, *asked_of)
+    asked = [model._prompt(*row) for row in zip(rows.questions, rows.intents, rows.contexts, found, strict=False)]
+    for told, question, intent, texts in zip(asked, rows.questions, rows.intents, found, strict=False):
+        assert told.encoded == model.chat.prompt(messages(question, recipe.prompt, intent, (), texts))
+        assert told.found == tuple(texts)
+        example = model._example(question, intent, (), texts, "an answer")
+        assert example.prompt == told.encoded
+    answers = model.answer(rows.questions[:8], rows.intents[:8], rows.contexts[:8], found=found)
+    assert [answer.found for answer in answers] == [tuple(texts) for texts in found]
+
+
+def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
+    judged: DataLake, recipe: Recipe, rows: Yardstick
+) -> None:
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
+    own = set(rows.test["row_id"])
+    clusters = dict(zip(rows.train["row_id"], rows.train["cluster_id"], strict=True))
+    known = [(one, cluster) for one, cluster in zip(found, rows.test["cluster_id"], strict=True)]
+    for texts, cluster in known:
+        assert all(one.id not in own for one in texts)
+        assert all(clusters[one.id] != cluster for one in texts if one.kind == "answer")
+
+
+def test_equal_input_is_not_judged_again(judged: DataLake, recipe: Recipe) -> None:
+    assert evaluate(recipe, judged, None, print).reused
+
+
+def test_a_version_answers_with_the_index_at_its_path(
+    judged: DataLake, recipe: Recipe, rows: Yardstick, model: SupportModel, tmp_path: Path
+) -> None:
+    from cs_pipeline.register.pyfunc_model import CsSupport
+
+    version = tmp_path / "version"
+    version.mkdir()
+    (version / "adapter").symlink_to(current_adapter(recipe.name, judged).folder)
+    (version / "base").symlink_to(find_base(recipe, judged).path)
+    served = CsSupport()
+
+    def load(index: Path) -> None:
+        context = PythonModelContext({"adapter": str(version / "adapter")}, {"retrieval_index": str(index)})
+        served.load_context(context)
+
+    load(retrieval_folder(judged))
+    questions = rows.questions[:3]
+    intents = served._classifier.predict(questions)[0] if served._classifier else [None] * 3
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, questions, intents)
+    assert served.predict(questions) == [
+        answer.text for answer in model.answer(questions, list(intents), [()] * 3, found=found)
+    ]
+    with pytest.raises(PipelineError, match="their index") as raised:
+        load(tmp_path / "nowhere")
+    assert "retrieval_index" in raised.value.fix
+    assert json.dumps(str(tmp_path / "nowhere"))[1:-1] in raised.value.what

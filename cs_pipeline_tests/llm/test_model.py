@@ -1,0 +1,218 @@
+"""One way to load and ask a model: order, batches, likelihoods, the base beside the tuned, 4 bits on a CPU."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.base import find_base
+from cs_pipeline.llm.model import Answer, SupportModel, load_base, load_chat
+from cs_pipeline.llm.prompt import Context, messages
+from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.train.adapter import current_adapter
+
+EARLIER: Context = [("customer", "I have a question."), ("agent", "Please ask!"), ("customer", "It is this:")]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the session's champion is made of, and test rows to ask it with."""
+
+    recipe: Recipe
+    base: Path
+    adapter: Path
+    questions: list[str]
+    intents: list[str | None]
+    references: list[str]
+
+    @property
+    def contexts(self) -> list[Context]:
+        """No earlier turn for any question."""
+        return [()] * len(self.questions)
+
+    def model(self, adapter: Path | None = None) -> SupportModel:
+        return SupportModel(self.recipe, self.base, adapter or self.adapter)
+
+
+@pytest.fixture(scope="module")
+def parts(champion_lake: Path) -> Parts:
+    lake = DataLake(champion_lake)
+    adapter = current_adapter("tiny", lake).folder
+    recipe = read_recipe(adapter / "recipe.yaml")
+    rows = lake.read("prepare", "test_split").slice(0, 12).to_pydict()
+    base = Path(find_base(recipe, lake).path)
+    return Parts(recipe, base, adapter, rows["instruction"], rows["predicted_intent"], rows["response"])
+
+
+@pytest.fixture(scope="module")
+def talkative(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base of random weights: unlike one of few steps it answers each question in other words, were they words."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("talkative")
+    model = load_base(parts.base, "none")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+    model.save_pretrained(folder)
+    load_chat(parts.recipe, parts.base, None).tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_answers_come_in_the_order_asked_whatever_the_batch(parts: Parts, talkative: Path) -> None:
+    assert len({len(question) for question in parts.questions}) > 3  # a batch pads, and works in another order
+
+    def answers(batch_size: int, turn: int = 1) -> list[Answer]:
+        generation = parts.recipe.generation.model_copy(update={"batch_size": batch_size})
+        model = SupportModel(parts.recipe.model_copy(update={"generation": generation}), talkative, None)
+        return model.answer(parts.questions[::turn], parts.intents[::turn], parts.contexts, seen.append)
+
+    seen: list[int] = []
+    together = answers(64)
+    assert len({answer.text for answer in together}) == len(together) == 12
+    assert answers(1) == together
+    assert seen == [12, *range(1, 13)]
+    assert answers(5, turn=-1)[::-1] == together
+    assert parts.model().answer([], [], []) == []
+
+
+def test_the_intent_is_part_of_the_question(parts: Parts) -> None:
+    model = parts.model()
+    (one,), (other,) = (
+        model.likelihoods(parts.questions[:1], [intent], [()], parts.references[:1])
+        for intent in ("get_refund", "place_order")
+    )
+    assert one != other
+    with pytest.raises(ValueError, match="routes by intent, but no intent was given"):
+        model.answer(parts.questions[:1], [None], [()])
+
+
+def test_earlier_turns_are_part_of_the_question(parts: Parts, talkative: Path) -> None:
+    model = SupportModel(parts.recipe, talkative, None)
+    given = parts.questions[:2], parts.intents[:2]
+    alone, after = (model.answer(*given, [(), context]) for context in ((), EARLIER))
+    assert alone[0] == after[0]
+    assert alone[1] != after[1]
+    tuned = parts.model()
+    alone_, after_ = (tuned.likelihoods(*given, [(), context], parts.references[:2]) for context in ((), EARLIER))
+    assert alone_[0] == pytest.approx(after_[0])
+    assert alone_[1].nll != pytest.approx(after_[1].nll)
+    with pytest.raises(ValueError, match="zip"):
+        model.answer(*given, [()])
+
+
+def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: Path) -> None:
+    """A prompt is at most as long as a row of the training; the question itself always stands in it."""
+    question, intent, reference = parts.questions[:1], parts.intents[:1], parts.references[:1]
+    long: Context = [("customer", "again and again " * 400), *EARLIER[1:]]
+
+    def model(max_length: int) -> SupportModel:
+        trainer = parts.recipe.trainer.model_copy(update={"max_length": max_length})
+        return SupportModel(parts.recipe.model_copy(update={"trainer": trainer}), talkative, None)
+
+    usual, tight = model(640), model(16)
+    told, whole = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
+    assert (told.left_out, whole.left_out) == (1, 0), "what is left out is said"
+    assert replace(told, left_out=0) == whole
+    assert usual.likelihoods(question, intent, [long], reference) == usual.likelihoods(
+        question, intent, [EARLIER[1:]], reference
+    )
+    alone = usual.answer(question, intent, [()])[0]
+    assert tight.answer(question, intent, [EARLIER]) == [replace(alone, left_out=3)]
+    assert tight.likelihoods(question, intent, [EARLIER], reference) == usual.likelihoods(
+        question, intent, [()], reference
+    )
+    assert usual.answer(question, intent, [EARLIER]) != [alone]
+
+
+def test_a_question_too_long_for_the_model_is_told_and_not_cut(parts: Parts) -> None:
+    model = parts.model()
+    model.model.config.max_position_embeddings = 200
+    with pytest.raises(
+        PipelineError, match=r"Question 2 of 2 makes a prompt of \d,\d+ tokens; this model reads 200"
+    ) as raised:
+        model.answer([parts.questions[0], "word " * 2_000], parts.intents[:2], [(), ()])
+    assert "24 of them" in raised.value.what
+    assert "word" not in raised.value.what
+
+
+def test_likelihoods_of_a_batch_are_those_of_single_rows(parts: Parts) -> None:
+    model = parts.model()
+    contexts: list[Context] = [EARLIER[: i % 4] for i in range(len(parts.questions))]
+    together = model.likelihoods(parts.questions, parts.intents, contexts, parts.references)
+    rows = zip(parts.questions, parts.intents, contexts, parts.references, strict=True)
+    singly = [model.likelihoods([q], [i], [c], [r])[0] for q, i, c, r in rows]
+    assert [one.tokens for one in singly] == [one.tokens for one in together]
+    np.testing.assert_allclose([one.nll for one in singly], [one.nll for one in together], rtol=1e-4)
+
+
+def test_a_likelihood_is_the_loss_of_training_times_its_tokens(parts: Parts) -> None:
+    import torch
+
+    model = parts.model()
+    (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], [EARLIER], parts.references[:1])
+    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], EARLIER)
+    example = model.chat.example(turns, parts.references[0])
+    with torch.inference_mode():
+        loss = model.model(
+            input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([example.labels])
+        ).loss.item()
+    assert found.tokens == len(example.input_ids) - len(model.chat.prompt(turns))
+    assert found.nll == pytest.approx(loss * found.tokens, rel=1e-5)
+
+
+def test_the_base_is_asked_the_same_way(parts: Parts, tmp_path: Path) -> None:
+    """An adapter whose B matrices are zero is the base: if both are asked alike, they answer alike."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(parts.adapter, tmp_path / "zero")
+    weights = load_file(tmp_path / "zero" / "adapter_model.safetensors")
+    zeroed = {name: tensor * 0 if ".lora_B." in name else tensor for name, tensor in weights.items()}
+    save_file(zeroed, tmp_path / "zero" / "adapter_model.safetensors")
+    zero, base, tuned = (
+        parts.model(adapter=tmp_path / "zero"),
+        SupportModel(parts.recipe, parts.base, None),
+        parts.model(),
+    )
+    given = parts.questions, parts.intents, parts.contexts, parts.references
+    assert zero.likelihoods(*given) == base.likelihoods(*given)
+    assert zero.answer(*given[:3]) == base.answer(*given[:3])
+    better = sum(one.nll for one in tuned.likelihoods(*given)) / sum(one.nll for one in base.likelihoods(*given))
+    assert better < 1
+
+
+def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: Parts) -> None:
+    model = parts.model()
+    question, intent = parts.questions[:1], parts.intents[:1]
+    (cut,) = model.answer(question, intent, [()])
+    assert (cut.stopped, cut.tokens) == (False, parts.recipe.generation.max_new_tokens)
+    # The same model stops where it writes what is now its stop token.
+    ids = model.chat.tokenizer(cut.text, add_special_tokens=False)["input_ids"]
+    model.stops = {next(ids[i] for i in range(1, len(ids)) if ids[i] not in ids[:i])}
+    (ended,) = model.answer(question, intent, [()])
+    assert ended.stopped
+    assert ended.tokens < cut.tokens
+    assert cut.text.startswith(ended.text)
+
+
+def test_four_bits_unpacked_are_the_same_four_bits(parts: Parts) -> None:
+    """The merged, unpacked weights give what the adapter beside the 4-bit weights gives, as it was trained."""
+    import torch
+    from peft import PeftModel
+
+    packed: Any = PeftModel.from_pretrained(load_base(parts.base, "nf4"), str(parts.adapter)).eval()
+    assert any("uint8" in str(p.dtype) for p in packed.parameters())
+    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], ())
+    ids = torch.tensor([parts.model().chat.example(turns, parts.references[0]).input_ids])
+    with torch.inference_mode():
+        expected = packed(input_ids=ids).logits
+        found = parts.model().model(input_ids=ids).logits
+        plain = SupportModel(parts.recipe, parts.base, None).model(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2  # the adapter is what the comparison sees

@@ -1,0 +1,77 @@
+from random import Random
+
+import numpy as np
+import pytest
+
+from cs_pipeline.prepare.splits.lsh import BandIndex
+from cs_pipeline_tests.prepare import alike, shingled
+
+
+def questions(seed: int, number: int = 300) -> list[str]:
+    """Variants of a few questions in any case of letters, the empty one among them."""
+    random = Random(seed)
+    texts = ["", "where is it", "i would like to cancel the order that i made", "a refund of the last invoice please"]
+    while len(texts) < number:
+        text = random.choice(texts)
+        place = random.randrange(len(text) + 1)
+        text = text[:place] + random.choice(["", "x", " y", "Zz"]) + text[place + random.choice([0, 0, 1]) :]
+        texts.append(random.choice([text, text, text.upper()]))
+    return texts
+
+
+def indexed(texts: list[str]) -> BandIndex:
+    index = BandIndex.empty(len(texts))
+    for part in np.array_split(np.arange(len(texts)), 2):
+        index.add(part, [texts[place] for place in part])
+    return index
+
+
+def assert_finds_all(index: BandIndex, texts: list[str], rows: np.ndarray, group: np.ndarray) -> None:
+    """What is found is alike and of its group, and it is found wherever comparing with every place finds one."""
+    found = index.alike(rows, group, texts)
+    sets = [shingled(text) for text in texts]
+    for row, places in zip(rows.tolist(), found.tolist(), strict=True):
+        for number, place in enumerate(places):
+            others = [i for i in range(len(texts)) if group[i] == number and alike(sets[row], sets[i])]
+            assert place in others if others else place == -1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_near_duplicate_has_one_found(seed: int) -> None:
+    texts = questions(seed)
+    group = np.random.default_rng(seed).integers(-2, 3, len(texts)).astype(np.int8)
+    assert_finds_all(indexed(texts), texts, np.flatnonzero(group == -1), group)
+
+
+def test_in_a_bucket_all_are_compared() -> None:
+    texts = questions(4)
+    index = indexed(texts)
+    index.keys[:] = 7
+    group = np.random.default_rng(4).integers(-2, 3, len(texts)).astype(np.int8)
+    assert_finds_all(index, texts, np.flatnonzero(group == -1), group)
+
+
+def test_rows_added_apart_have_the_keys_of_rows_added_together() -> None:
+    texts = questions(5)
+    apart, together = indexed(texts), BandIndex.empty(len(texts))
+    together.add(np.arange(len(texts)), texts)
+    moved = BandIndex.empty(len(texts))
+    moved.put(np.arange(len(texts))[::-1], together.taken(np.arange(len(texts))[::-1]))
+    for name, array in together.taken(np.arange(len(texts))).items():
+        assert array.any(), name
+        np.testing.assert_array_equal(getattr(apart, name), array)
+        np.testing.assert_array_equal(getattr(moved, name), array)
+
+
+def test_equal_questions() -> None:
+    texts = ["Where is it?", "where is it?", "where is it", "WHERE IS IT?", "another"]
+    among = np.array([True, True, True, False, True])
+    assert indexed(texts).equal(np.array([3]), among).tolist() == [0, 1]
+    assert indexed(texts).equal(np.array([3]), np.zeros(5, bool)).tolist() == []
+
+
+def test_nobody_to_compare_with() -> None:
+    texts = ["where is it", "where is it?"]
+    nobody = np.full(2, -1, np.int8)
+    assert indexed(texts).alike(np.array([0, 1]), nobody, texts).tolist() == [[-1, -1, -1]] * 2
+    assert indexed(texts).alike(np.zeros(0, np.int64), np.zeros(2, np.int8), texts).shape == (0, 3)

@@ -1,0 +1,363 @@
+from collections import Counter
+from itertools import combinations
+from random import Random
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+
+from cs_pipeline.core.lake import digest
+from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
+from cs_pipeline.prepare.splits.split import SHARES, Split, deal, shares, split
+from cs_pipeline.text.clean import Cleaned
+from cs_pipeline_tests.prepare import alike, conversations, shingled
+
+SIDES = set(SHARES)
+BRIDGE = "alike to questions on two sides of the split"
+DUPLICATE = "exact duplicate of another question and answer"
+TOO_FEW = "intent has too few different questions for 3 sides"
+
+
+def made(seed: int = 0, intents: int = 3, clusters: int = 40) -> list[dict[str, Any]]:
+    """Rows of intents with clusters of one to four variants of a question, shuffled."""
+    random = Random(seed)
+    rows = []
+    for intent in range(intents):
+        for cluster in range(clusters):
+            words = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(6)]
+            for variant in range(random.choice([1, 1, 1, 2, 4])):
+                question = " ".join(words) + "?" * variant
+                row = {"instruction": question, "response": f"answer {intent} {cluster} {variant}"}
+                rows.append(row | {"intent": f"intent {intent}"})
+    random.shuffle(rows)
+    return rows
+
+
+def places(table: pa.Table) -> dict[str, tuple[str, str]]:
+    """row_id → (cluster, side)."""
+    columns = (table.column(name).to_pylist() for name in ("row_id", "cluster_id", "split"))
+    return {row: (cluster, side) for row, cluster, side in zip(*columns, strict=True)}
+
+
+def reasons(done: Split) -> dict[str, str]:
+    """instruction → reason."""
+    aside = done.set_aside
+    return dict(zip(aside.column("instruction").to_pylist(), aside.column("reason").to_pylist(), strict=True))
+
+
+def assert_sound(table: pa.Table, done: Split) -> None:
+    """Complete, disjoint, nothing but cluster and side changed, clusters whole, every intent on each side."""
+    check_schema(done.rows, CONVERSATION, "rows")
+    check_schema(done.set_aside, SET_ASIDE, "set aside")
+    kept, aside = done.rows.column("row_id").to_pylist(), done.set_aside.column("row_id").to_pylist()
+    assert len(kept) + len(aside) == len({*kept, *aside}) == table.num_rows
+    assert {*kept, *aside} == set(table.column("row_id").to_pylist())
+    for part in (done.rows, done.set_aside):
+        raw = {row["row_id"]: row for row in table.to_pylist()}
+        for row in part.to_pylist():
+            changed = {name for name in CONVERSATION.names if row[name] != raw[row["row_id"]][name]}
+            assert changed <= {"cluster_id", "split"}
+    assert done.set_aside.column("split").null_count == done.set_aside.num_rows
+    side_of_cluster: dict[str, str] = {}
+    for cluster, side in places(done.rows).values():
+        assert side in SIDES
+        assert side_of_cluster.setdefault(cluster, side) == side
+    assert (shares(done.rows) > 0).all(axis=None)
+
+
+def assert_no_leak(table: pa.Table) -> None:
+    """No near-duplicates of one intent on two sides: every pair of rows compared."""
+    for intent in set(table.column("intent").to_pylist()):
+        rows = [row for row in table.to_pylist() if row["intent"] == intent]
+        sets = [shingled(row["instruction"]) for row in rows]
+        for i, j in combinations(range(len(rows)), 2):
+            assert rows[i]["split"] == rows[j]["split"] or not alike(sets[i], sets[j])
+
+
+def test_a_fresh_split() -> None:
+    rows = made()
+    table = conversations(rows)
+    done = split(table, before=None)
+    assert done.set_aside.num_rows == 0
+    assert_sound(table, done)
+    assert_no_leak(done.rows)
+    assert done.rows.column("source_row").to_pylist() == list(range(len(rows))), "in the order of the file"
+    counts = shares(done.rows)
+    assert counts.columns.tolist() == ["train", "validation", "test"]
+    assert counts.index.tolist() == ["intent 0", "intent 1", "intent 2"]
+    for side in ("test", "validation"):
+        assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 1).all()
+    clusters = Counter(row["response"].rsplit(" ", 1)[0] for row in rows)
+    assert sorted(Counter(cluster for cluster, _ in places(done.rows).values()).values()) == sorted(clusters.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_rows_makes_no_difference(seed: int) -> None:
+    table = conversations(made())
+    moved = table.take(np.random.default_rng(seed).permutation(table.num_rows))
+    assert split(moved, before=None).rows == split(table, before=None).rows
+
+
+def test_the_order_of_the_file_makes_no_difference() -> None:
+    # The same content has the same row_id wherever it stands; two of these rows are duplicates of others.
+    rows = [{"row_id": f"{place:04}", **row} for place, row in enumerate(made())]
+    rows += [{**rows[place], "row_id": f"{place:04}-again", "flags": "Q"} for place in (3, 30)]
+    done = split(conversations(rows), before=None)
+    moved = split(conversations(list(reversed(rows))), before=None)
+    assert places(moved.rows) == places(done.rows)
+    assert moved.set_aside.num_rows == done.set_aside.num_rows == 2
+
+
+def test_the_split_is_the_same_in_every_release() -> None:
+    sizes = {f"c{i:03}": 1 + i % 4 for i in range(300)}
+    assert digest(deal("track_order", sizes, {})) == "da82b14c2a85dd56"
+
+
+def test_a_second_run_changes_nothing() -> None:
+    table = conversations(made())
+    first = split(table, before=None)
+    second = split(table, before=first.rows)
+    assert second.rows == first.rows
+    assert second.set_aside == first.set_aside
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.integers(0, 10**6), st.sets(st.integers(0, 200), min_size=30))
+def test_rows_keep_their_place_when_others_come_and_go(seed: int, first: set[int]) -> None:
+    rows = made(seed, intents=2, clusters=30)
+    table = conversations(rows)
+    some = table.take(sorted(place for place in first if place < len(rows)))
+    others = table.take([place for place in range(len(rows)) if place % 3])
+    before = split(some, before=None)
+    now = split(others, before=before.rows)
+    assert_no_leak(now.rows)
+    old, new = places(before.rows), places(now.rows)
+    for row in old.keys() & new.keys():
+        assert new[row] == old[row]
+    side_of: dict[str, str] = {}
+    for cluster, side in [*old.values(), *new.values()]:
+        assert side_of.setdefault(cluster, side) == side
+    lost = {row for row in old.keys() - new.keys() if row in set(others.column("row_id").to_pylist())}
+    aside = {row["row_id"]: row["reason"] for row in now.set_aside.to_pylist()}
+    assert {aside[row] for row in lost} <= {TOO_FEW}
+    if not aside:
+        assert (shares(now.rows) > 0).all(axis=None)
+
+
+def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None:
+    rows = made()
+    table = conversations(rows)
+    before = split(table, before=None).rows
+    variants = [{**row, "instruction": f"{row['instruction']}!", "response": "another answer"} for row in rows[:50]]
+    more = conversations([*rows, *variants, *made(seed=1)])
+    done = split(more, before)
+    assert_sound(more, done)
+    assert_no_leak(done.rows)
+    now = places(done.rows)
+    assert now.items() >= places(before).items()
+    ids = more.column("row_id").to_pylist()
+    for place, variant in enumerate(ids[len(rows) : len(rows) + 50]):
+        assert now[variant] == now[ids[place]]
+    counts = shares(done.rows)
+    for side in ("test", "validation"):
+        assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 4).all(), "within the largest cluster"
+
+
+SAME = "i have been waiting for three weeks for the parcel"
+LEFT, RIGHT, BETWEEN = f"{SAME} nowhere", f"already {SAME}", SAME
+
+
+def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
+    """Rows that stand on given sides: two that are not alike, and others so that no side is empty."""
+    assert not alike(shingled(LEFT), shingled(RIGHT))
+    assert alike(shingled(LEFT), shingled(BETWEEN))
+    assert alike(shingled(RIGHT), shingled(BETWEEN))
+    rows = [
+        {"instruction": LEFT, "cluster_id": "left", "split": left},
+        {"instruction": RIGHT, "cluster_id": "right", "split": right},
+        *({"instruction": f"{side} " * 9, "cluster_id": side, "split": side} for side in sorted(SIDES)),
+    ]
+    return [{"row_id": row["instruction"], "response": "an answer", **row} for row in rows]
+
+
+@pytest.mark.parametrize(("left", "right"), [("train", "test"), ("validation", "test"), ("test", "train")])
+def test_a_new_row_between_two_sides_is_set_aside(left: str, right: str) -> None:
+    before = a_table_before(left, right)
+    done = split(conversations([*before, {"instruction": BETWEEN, "response": "an answer"}]), conversations(before))
+    assert reasons(done) == {BETWEEN: BRIDGE}
+    assert places(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
+
+
+@pytest.mark.parametrize("side", sorted(SIDES))
+def test_a_new_row_between_two_clusters_of_one_side_joins_that_side(side: str) -> None:
+    before = a_table_before(side, side)
+    new = {"row_id": "new", "instruction": BETWEEN, "response": "an answer"}
+    done = split(conversations([*before, new]), conversations(before))
+    assert done.set_aside.num_rows == 0
+    assert places(done.rows)["new"] == ("left", side)
+    assert places(done.rows)["already " + SAME] == ("right", side)
+
+
+@pytest.mark.parametrize("different", [1, 2])
+def test_an_intent_with_too_few_questions_is_set_aside(different: int) -> None:
+    texts = ["where is the parcel that i have ordered", "i want all of my money back at once"][:different]
+    few = [
+        {"instruction": f"{text}{'?' * i}", "response": f"{i}", "intent": "rare"} for text in texts for i in range(4)
+    ]
+    table = conversations([*made(), *few])
+    done = split(table, before=None)
+    assert_sound(table, done)
+    assert set(reasons(done).values()) == {TOO_FEW}
+    assert set(done.set_aside.column("intent").to_pylist()) == {"rare"}
+    assert done.set_aside.num_rows == len(few)
+
+
+def test_three_questions_are_enough_however_large_the_third() -> None:
+    # What is left after the small ones is for training, although both would fit into the share of the test.
+    rows = [{"instruction": "first " * 5, "response": "a"}, {"instruction": "second " * 5, "response": "b"}]
+    rows += [{"instruction": "third " * 5, "response": str(i)} for i in range(100)]
+    counts = shares(split(conversations(rows), before=None).rows)
+    assert counts.to_dict("records") == [{"train": 100, "validation": 1, "test": 1}]
+
+
+def test_an_intent_that_has_lost_a_side_is_set_aside() -> None:
+    table = conversations(made())
+    before = split(table, before=None).rows
+    frame = pd.DataFrame({"intent": before.column("intent").to_pylist(), "split": before.column("split").to_pylist()})
+    lost = (frame["intent"] == "intent 1") & (frame["split"] == "test")
+    done = split(before.filter(pa.array(~lost)), before)
+    assert set(done.set_aside.column("intent").to_pylist()) == {"intent 1"}
+    assert set(reasons(done).values()) == {TOO_FEW}
+    assert shares(done.rows).index.tolist() == ["intent 0", "intent 2"]
+    assert done.rows.num_rows == (frame["intent"] != "intent 1").sum()
+
+
+def test_exact_duplicates_are_set_aside() -> None:
+    rows = made()
+    again = [
+        {**rows[0], "instruction": rows[0]["instruction"].upper()},
+        {**rows[0], "flags": "Q"},
+        {**rows[1], "response": "another answer"},
+    ]
+    table = conversations([*rows, *again])
+    done = split(table, before=None)
+    assert_sound(table, done)
+    assert done.set_aside.column("reason").to_pylist() == [DUPLICATE] * 2
+    kept = [(row["instruction"].lower(), row["response"]) for row in done.rows.to_pylist()]
+    assert len(kept) == len(set(kept)) == len(rows) + 1
+
+
+@pytest.mark.parametrize("new_id", ["0", "z"])
+def test_of_duplicates_the_one_that_has_its_place_stays(new_id: str) -> None:
+    rows = [{"row_id": f"m{place}", **row} for place, row in enumerate(made())]
+    before = split(conversations(rows), before=None).rows
+    copies = [{**row, "row_id": f"{new_id}{row['row_id']}"} for row in rows]
+    done = split(conversations([*copies, *rows]), before)
+    assert places(done.rows) == places(before)
+    assert done.set_aside.num_rows == len(rows)
+
+
+def test_another_source_is_split_afresh() -> None:
+    ours, theirs = conversations(made(seed=1)), conversations(made(seed=2))
+    assert split(theirs, before=split(ours, before=None).rows).rows == split(theirs, before=None).rows
+
+
+def test_no_rows() -> None:
+    done = split(CONVERSATION.empty_table(), before=None)
+    assert done.rows.num_rows == done.set_aside.num_rows == 0
+    check_schema(done.rows, CONVERSATION, "rows")
+
+
+# deal()
+
+sizes_of_clusters = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 60), max_size=30)
+rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) for side in sorted(SIDES)})
+
+
+@settings(deadline=None, max_examples=300)
+@given(sizes_of_clusters, rows_of_sides)
+def test_deal(sizes: dict[str, int], have: dict[str, int]) -> None:
+    empty = [side for side in SHARES if not have.get(side)]
+    assume(len(sizes) >= len(empty))
+    dealt = deal("intent", sizes, have)
+    assert dealt.keys() == sizes.keys()
+    assert deal("intent", dict(reversed(sizes.items())), have) == dealt
+    new = {side: [cluster for cluster in sizes if dealt[cluster] == side] for side in SHARES}
+    assert sum(map(len, new.values())) == len(sizes)
+    total = sum(sizes.values()) + sum(have.values())
+    for side in SHARES:
+        assert have.get(side) or new[side], "no side is empty"
+    for side in ("test", "validation"):
+        rows = have.get(side, 0) + sum(sizes[cluster] for cluster in new[side])
+        over = rows > round(SHARES[side] * total)
+        # Over its share is a side only by what it had, or by the one cluster without which it would be empty.
+        assert not (over and new[side]) or (not have.get(side) and len(new[side]) == 1)
+    once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SHARES}
+    assert deal("intent", {}, once_more) == {}
+
+
+@given(st.integers(60, 1_000), st.text(max_size=5))
+def test_deal_meets_the_shares_of_single_rows(rows: int, intent: str) -> None:
+    dealt = Counter(deal(intent, {str(i): 1 for i in range(rows)}, {}).values())
+    assert dealt["test"] == dealt["validation"] == round(0.05 * rows)
+
+
+def test_deal_is_seeded_by_intent() -> None:
+    sizes = {str(i): 1 for i in range(100)}
+    assert deal("a", sizes, {}) == deal("a", sizes, {})
+    assert deal("a", sizes, {}) != deal("b", sizes, {})
+
+
+# The real data
+
+
+def test_bitext(cleaned_bitext: Cleaned, split_bitext: Split) -> None:
+    assert_sound(cleaned_bitext.rows, split_bitext)
+    assert split_bitext.rows.num_rows == 24_094
+    assert split_bitext.set_aside.num_rows == 0
+    counts = shares(split_bitext.rows)
+    assert len(counts) == 27
+    for side, share in SHARES.items():
+        assert (abs(counts[side] / counts.sum(axis=1) - share) < 0.002).all()
+    clusters = [cluster for cluster, _ in places(split_bitext.rows).values()]
+    assert len(set(clusters)) == 17_971
+
+
+def test_bitext_has_no_near_duplicates_across_sides(split_bitext: Split) -> None:
+    frame = split_bitext.rows.select(["instruction", "intent", "split"]).to_pandas()
+    pairs = 0
+    for _, rows in frame.groupby("intent"):
+        sets = [shingled(question) for question in rows["instruction"]]
+        number = {window: place for place, window in enumerate(sorted(set().union(*sets)))}
+        ends = np.cumsum([0, *map(len, sets)])
+        columns = [number[window] for windows in sets for window in windows]
+        matrix = csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(sets), len(number)))
+        sizes = np.diff(ends)
+        for judge in ("test", "validation"):
+            here, rest = (rows["split"] == judge).to_numpy(), (rows["split"] != judge).to_numpy()
+            shared = (matrix[here] @ matrix[rest].T).toarray()
+            assert not (5 * shared >= 4 * (sizes[here][:, None] + sizes[rest][None, :] - shared)).any()
+            pairs += shared.size
+    assert pairs > 1_000_000
+
+
+def test_bitext_keeps_its_places_when_the_second_half_comes_later(cleaned_bitext: Cleaned) -> None:
+    intents = cleaned_bitext.rows.column("intent").to_pylist()
+    three = cleaned_bitext.rows.filter(
+        pa.array([intent in {"cancel_order", "get_refund", "review"} for intent in intents])
+    )
+    order = np.random.default_rng(0).permutation(three.num_rows)
+    first = split(three.take(order[: three.num_rows // 2]), before=None)
+    both = split(three, before=first.rows)
+    assert places(both.rows).items() >= places(first.rows).items()
+    assert three.num_rows == both.rows.num_rows + both.set_aside.num_rows
+    assert set(reasons(both).values()) <= {BRIDGE}
+    assert both.set_aside.num_rows < 0.05 * three.num_rows
+    assert_no_leak(both.rows.filter(pa.array([row == "review" for row in both.rows.column("intent").to_pylist()])))
+    counts = shares(both.rows)
+    assert (abs(counts["train"] / counts.sum(axis=1) - 0.9) < 0.02).all()

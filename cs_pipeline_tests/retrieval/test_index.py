@@ -1,0 +1,293 @@
+"""The retrieval index: what it holds, what it finds, what it never gives, and what becomes of it when its sources change."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import ANSWER, PASSAGE
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.llm.prompt import Found
+from cs_pipeline.retrieval import search
+from cs_pipeline.retrieval.index import (
+    RetrievalIndex,
+    build,
+    differences,
+    forget_rows,
+    index_version,
+    retrieval_folder,
+    write_index,
+)
+from cs_pipeline.retrieval.search import _best
+from cs_pipeline.retrieval.similarity import nearest
+
+
+def answers(*rows: tuple[str, str, str]) -> pa.Table:
+    """A table ANSWER of (cluster, question, answer)."""
+    whole = [
+        {"row_id": f"row{place}", "cluster_id": cluster, "question": question, "answer": answer, "intent": "i"}
+        for place, (cluster, question, answer) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(whole, schema=ANSWER)
+
+
+def passages(*rows: tuple[str, str]) -> pa.Table:
+    """A table PASSAGE of (title, text), each of an article of its own."""
+    whole = [
+        {
+            "passage_id": f"passage{place}",
+            "path": f"{title}.md",
+            "place": 0,
+            "title": title,
+            "text": text,
+            "address": f"https://help.example.com/{place}",
+            "version": "0" * 64,
+        }
+        for place, (title, text) in enumerate(rows)
+    ]
+    return pa.Table.from_pylist(whole, schema=PASSAGE)
+
+
+FEW = answers(
+    ("a", "where is my refund", "It is on its way."),
+    ("a", "where is my refnd", "It was sent."),
+    ("b", "when does my refund come", "In five days."),
+    ("c", "cancel my order", "It is cancelled."),
+)
+HELP = passages(("Refunds", "They take five days."), ("Orders", "Cancel them in your account."))
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> RetrievalIndex:
+    write_index(tmp_path / "index", {"answers": FEW, "passages": HELP})
+    return RetrievalIndex.load(tmp_path / "index")
+
+
+@pytest.fixture
+def lake(prepared: Path, lake: DataLake) -> DataLake:
+    """A lake with an index, whose files may be changed."""
+    shutil.copytree(prepared / "prepare", lake.path("prepare"))
+    return lake
+
+
+def index_of(lake: DataLake) -> RetrievalIndex:
+    return RetrievalIndex.load(retrieval_folder(lake))
+
+
+def rows_of(lake: DataLake) -> list[str]:
+    ids: list[str] = pq.read_table(retrieval_folder(lake) / "answers.parquet").column("row_id").to_pylist()
+    return ids
+
+
+def test_the_most_similar_come_first_with_all_that_is_known_of_them(few: RetrievalIndex) -> None:
+    [found] = few.answers(["Where is my refund?"], 3)
+    assert [one.id for one in found] == ["row0", "row1", "row2"]
+    assert found[0] == Found(
+        "answer", "row0", "It is on its way.", "where is my refund", None, None, found[0].similarity, "i"
+    )
+    assert found[0].similarity > found[1].similarity > found[2].similarity > 0
+    [[exact]] = few.answers(["where is my refund"], 1)
+    assert exact.similarity == pytest.approx(1, abs=1e-6)
+    assert exact.similarity <= 1
+    [[passage]] = few.passages(["how long do refunds take"], 1)
+    address, version = "https://help.example.com/0", "0" * 64
+    assert passage == Found(
+        "passage", "passage0", "They take five days.", "Refunds", address, version, passage.similarity
+    )
+
+
+def test_what_shares_nothing_is_not_found(few: RetrievalIndex) -> None:
+    assert few.answers(["zzzz qqqq", ""], 3) == [[], []]
+    assert few.answers([], 3) == []
+    assert len(few.passages(["cancel refunds"], 5)[0]) == 2
+
+
+def test_nothing_of_the_own_cluster_is_given(few: RetrievalIndex) -> None:
+    questions = ["where is my refund"] * 4
+    found = few.answers(questions, 4, without=["a", "b", "unknown", None])
+    assert [[one.id for one in row] for row in found] == [
+        ["row2", "row3"],
+        ["row0", "row1", "row3"],
+        ["row0", "row1", "row2", "row3"],
+        ["row0", "row1", "row2", "row3"],
+    ]
+
+
+def test_an_index_without_rows_finds_nothing(tmp_path: Path) -> None:
+    write_index(tmp_path / "index", {"answers": FEW.slice(0, 0), "passages": HELP.slice(0, 0)})
+    empty = RetrievalIndex.load(tmp_path / "index")
+    assert (empty.answers(["refund"], 2, without=["a"]), empty.passages(["refund"], 2)) == ([[]], [[]])
+
+
+def test_likeness_is_that_of_the_leakage_report(lake: DataLake) -> None:
+    known = lake.read("prepare", "train_split", ["instruction"]).column("instruction").to_pylist()
+    asked = lake.read("prepare", "test_split", ["instruction"]).column("instruction").to_pylist()
+    _, cosines = nearest(asked, known)
+    found = [row[0].similarity for row in index_of(lake).answers(asked, 1)]
+    # Windows share a column where their hashes are equal, so the two are not the same to the last digit.
+    assert np.abs(np.array(found) - cosines).max() < 0.02
+    assert np.median(np.abs(np.array(found) - cosines)) < 1e-4
+
+
+def test_a_question_finds_the_same_alone_and_among_others(lake: DataLake) -> None:
+    asked = lake.read("prepare", "test_split", ["instruction"]).column("instruction").to_pylist()[:30]
+    index = index_of(lake)
+    assert [index.answers([question], 3)[0] for question in asked] == index.answers(asked, 3)
+
+
+def test_it_holds_the_training_side_and_no_training_row_is_given_its_own_cluster(lake: DataLake) -> None:
+    train = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response"]).to_pylist()
+    assert sorted(row["row_id"] for row in train) == rows_of(lake)
+    assert not any(differences(lake).values())
+    clusters = {row["row_id"]: row["cluster_id"] for row in train}
+    questions, own = [row["instruction"] for row in train], [row["cluster_id"] for row in train]
+    found = index_of(lake).answers(questions, 2, without=own)
+    assert all(clusters[one.id] != cluster for row, cluster in zip(found, own, strict=True) for one in row)
+    assert sum(map(len, found)) == 2 * len(train)
+    # Without leaving out each finds itself: the test above could not pass by chance.
+    assert [row[0].similarity > 1 - 1e-6 for row in index_of(lake).answers(questions, 1)] == [True] * len(train)
+
+
+@pytest.mark.parametrize(
+    ("side", "counted"), [("validation", "clusters_of_other_sides"), ("test", "rows_of_other_sides")]
+)
+def test_a_row_of_another_side_is_seen_by_the_check(lake: DataLake, side: str, counted: str) -> None:
+    row = lake.read("prepare", f"{side}_split").slice(0, 1)
+    train = lake.read("prepare", "train_split")
+    lake.write("prepare", "train_split", pa.concat_tables([train, row]), train.schema)
+    build(lake)
+    lake.write("prepare", "train_split", train, train.schema)
+    found = differences(lake)
+    assert (found[counted], found["not_of_training"]) == (1, 1)
+    build(lake)
+    assert not any(differences(lake).values())
+
+
+def test_equal_rows_are_not_written_again_and_new_ones_alone_vectorised(lake: DataLake) -> None:
+    train = lake.read("prepare", "train_split")
+    first = build(lake)
+    assert first.vectorised == 0, "the job has made it"
+    assert first.version == index_version(lake) == index_of(lake).version
+    stamp = retrieval_folder(lake).stat().st_mtime_ns
+    assert build(lake) == first
+    assert retrieval_folder(lake).stat().st_mtime_ns == stamp
+
+    lake.write("prepare", "train_split", train.slice(5), train.schema)
+    fewer = build(lake)
+    assert (fewer.answers, fewer.vectorised) == (train.num_rows - 5, 0)
+    assert fewer.version != first.version
+    # In another order, five of them new.
+    lake.write("prepare", "train_split", train.take(np.random.default_rng(0).permutation(len(train))), train.schema)
+    again = build(lake)
+    assert (again.version, again.vectorised) == (first.version, 5)
+    asked = train.column("instruction").to_pylist()[:20]
+    grown = index_of(lake).answers(asked, 3)
+    shutil.rmtree(retrieval_folder(lake))
+    anew = build(lake)
+    assert (anew.version, anew.vectorised) == (first.version, train.num_rows)
+    assert index_of(lake).answers(asked, 3) == grown
+
+
+def test_a_changed_passage_changes_the_version(tmp_path: Path) -> None:
+    first = write_index(tmp_path / "index", {"answers": FEW, "passages": HELP})
+    other = write_index(tmp_path / "index", {"answers": FEW, "passages": HELP.slice(0, 1)})
+    assert (other.vectorised, other.passages) == (0, 1)
+    assert other.version != first.version
+    texts = RetrievalIndex.load(tmp_path / "index").passages(["cancel them in your account"], 2)
+    assert [one.id for row in texts for one in row] == ["passage0"]
+
+
+@pytest.mark.parametrize("name", ["answers.parquet", "answers.windows.npy", "passages.counts.npy", "manifest.json"])
+def test_a_tampered_index_is_refused_and_made_anew(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "index"
+    made = write_index(folder, {"answers": FEW, "passages": HELP})
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(PipelineError, match="index") as raised:
+        RetrievalIndex.load(folder)
+    assert "materialise 'retrieval_index' again" in raised.value.fix
+    assert "refund" not in str(raised.value)
+    again = write_index(folder, {"answers": FEW, "passages": HELP})
+    assert (again.version, again.vectorised) == (made.version, 6), "nothing of what was changed is used"
+    RetrievalIndex.load(folder)
+
+
+def test_an_index_that_is_not_there_is_said(lake: DataLake) -> None:
+    shutil.rmtree(retrieval_folder(lake))
+    with pytest.raises(PipelineError, match="was not finished") as raised:
+        index_of(lake)
+    assert "retrieval_index" in raised.value.fix
+
+
+def test_forgotten_rows_leave_it_at_once(lake: DataLake) -> None:
+    ids = rows_of(lake)
+    gone = pc.is_in(lake.read("prepare", "train_split").column("row_id"), value_set=pa.array(ids[:3]))
+    texts = lake.read("prepare", "train_split").filter(gone).column("response").to_pylist()
+    forget_rows(lake, ids[:3])
+    assert rows_of(lake) == ids[3:]
+    assert differences(lake)["training_rows_missing"] == 3
+    index_of(lake)
+    left = set(lake.read("prepare", "train_split").filter(pc.invert(gone)).column("response").to_pylist())
+    kept = (retrieval_folder(lake) / "answers.parquet").read_bytes()
+    assert not any(text.encode() in kept for text in texts if text not in left)
+    # Of a damaged index nothing is left.
+    (retrieval_folder(lake) / "answers.parquet").write_bytes(b"")
+    forget_rows(lake, ids[3:4])
+    assert not retrieval_folder(lake).exists()
+    forget_rows(lake, ids[3:4])
+
+
+def test_many_rows_are_searched_by_a_shortlist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same search that a million rows get, on 2,400, compared with comparing all."""
+    questions = list(dict.fromkeys(sample_rows()["instruction"]))[:2_500]
+    # A cluster larger than the shortlist is barred in one case.
+    rows = [
+        (f"cluster{max(0, place - 1_200)}", question, f"answer {place}")
+        for place, question in enumerate(questions[100:])
+    ]
+    tables = {"answers": answers(*rows), "passages": HELP}
+    asked = questions[:100]
+    without = [f"cluster{number % 3}" for number in range(100)]
+    found = {}
+    for name, most in (("all", 50_000), ("shortlist", 1_000)):
+        monkeypatch.setattr(search, "MOST_COMPARED", most)
+        monkeypatch.setattr(search, "_TO_LEARN", 1_000)
+        write_index(tmp_path / name, tables)
+        assert (tmp_path / name / "answers.faiss").exists() == (name == "shortlist")
+        index = RetrievalIndex.load(tmp_path / name)
+        found[name] = index.answers(asked, 1, without)
+        assert not any(one.id in {f"row{at}" for at in range(1_201)} for row in found[name][::3] for one in row)
+        assert [
+            index.answers([question], 1, [own])[0] for question, own in zip(asked[:5], without, strict=False)
+        ] == found[name][:5]
+    pairs = list(zip(found["all"], found["shortlist"], strict=True))
+    assert sum(a == b for a, b in pairs) >= 97
+    for a, b in pairs:
+        assert b[0].similarity <= a[0].similarity + 1e-6
+
+
+def test_a_barred_cluster_larger_than_the_shortlist_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MOST_COMPARED", 500)
+    monkeypatch.setattr(search, "_TO_LEARN", 500)
+    alike = [("big", f"where is my refund {number}", "soon") for number in range(search.SHORTLIST + 50)]
+    others = [(f"c{place}", question, "later") for place, question in enumerate(sample_rows()["instruction"][:400])]
+    write_index(tmp_path / "index", {"answers": answers(*alike, *others), "passages": HELP})
+    [found] = RetrievalIndex.load(tmp_path / "index").answers(["where is my refund"], 2, ["big"])
+    assert [one.text for one in found] == ["later", "later"]
+
+
+def test_of_equal_ones_the_first_is_taken() -> None:
+    values = np.array([0.5, 0.9, 0.5, 0.0, 0.9, 0.5])
+    places = np.arange(6)
+    assert _best(places, values, 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]
+    assert _best(places[::-1], values[::-1], 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]
+    assert len(_best(places, values, 9)) == 5

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.prepare.splits.split import Split
+from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
+
+
+@pytest.fixture(scope="module")
+def questions() -> list[str]:
+    """1,400 different questions of the project's own grammar: more than are compared at once."""
+    return list(dict.fromkeys(sample_rows()["instruction"]))[:1_400]
+
+
+def test_the_nearest_is_the_one_that_comparing_all_gives(questions: list[str]) -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    asked, others = questions[:700], questions[700:]
+    places, cosines = nearest(asked, others)
+    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit(others)
+    truth = cosine_similarity(vectorizer.transform(asked), vectorizer.transform(others))
+    assert places.shape == cosines.shape == (700,)
+    np.testing.assert_allclose(cosines, truth.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(truth[np.arange(700), places], truth.max(axis=1), atol=1e-6)
+
+
+def test_every_question_finds_itself(questions: list[str]) -> None:
+    order = np.random.default_rng(0).permutation(len(questions))
+    places, cosines = nearest(questions, [questions[i] for i in order])
+    assert order[places].tolist() == list(range(len(questions)))
+    np.testing.assert_allclose(cosines, 1, atol=1e-6)
+    assert cosines.max() <= 1
+
+
+def test_what_shares_nothing_has_no_likeness() -> None:
+    _, cosines = nearest(["zzzzzz", "", "where is my order"], ["where is my order", "cancel it"])
+    np.testing.assert_allclose(cosines, [0, 0, 1], atol=1e-6)
+
+
+def test_no_questions(questions: list[str]) -> None:
+    places, cosines = nearest([], questions)
+    assert places.shape == cosines.shape == (0,)
+
+
+def test_a_random_split_holds_out_the_share(questions: list[str]) -> None:
+    held_out, cosines = naive_split_similarity(questions, 0.05)
+    assert len(cosines) == len(set(held_out.tolist())) == 70
+    np.testing.assert_array_equal(cosines, naive_split_similarity(questions, 0.05)[1])
+    assert not np.array_equal(cosines, naive_split_similarity(questions, 0.05, seed=1)[1])
+    assert cosines.max() < 1 - 1e-6, "no question is compared with itself: all of them differ"
+
+
+def test_bitext_is_harder_by_clusters_than_by_rows(split_bitext: Split) -> None:
+    frame = split_bitext.rows.select(["instruction", "split"]).to_pandas()
+    asked = frame.loc[frame["split"] == "test", "instruction"].tolist()
+    _, ours = nearest(asked, frame.loc[frame["split"] == "train", "instruction"].tolist())
+    naive = naive_split_similarity(frame["instruction"].tolist(), 0.05)[1]
+    assert np.median(ours) < np.median(naive)
+    assert (ours > 0.99).mean() < 0.01
+    assert (naive > 0.99).mean() > 0.1, "by rows, one test question in six was all but trained on"

@@ -1,0 +1,51 @@
+"""What company.yaml says for serving: values of placeholders, and where handovers go."""
+
+import pytest
+
+from cs_pipeline.company import Company, company_file, load_company
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.serve.desk.filling import filled
+
+GOOD = """\
+values:
+  company: Brightmart
+  Customer Service Hours: 9 am to 6 pm
+  support_phone_number: 555-0142
+handover: {webhook: "https://hooks.example/in?key=a", confidence: 0.3}
+"""
+
+
+def test_values_are_known_by_every_spelling(lake: DataLake) -> None:
+    lake.root.mkdir()
+    company_file(lake).write_text(GOOD)
+    company = load_company(lake)
+    assert dict(company.values) == {
+        "Company Name": "Brightmart",
+        "Customer Support Hours": "9 am to 6 pm",
+        "Customer Support Phone Number": "555-0142",
+    }
+    assert (company.handover.webhook, company.handover.confidence) == ("https://hooks.example/in?key=a", 0.3)
+    assert hash(company) == hash(load_company(lake)) != hash(Company())
+    assert filled("{{Company}}: {{Support Hours}}", company.values) == "Brightmart: 9 am to 6 pm"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("values: {Compny Name: x}", "'Compny Name' is not in the catalogue"),
+        ('values: {Company Name: ""}', "'Company Name' needs a value on one line"),
+        ('values: {Company Name: "a {{Website URL}}"}', "without braces"),
+        ('values: {Company Name: "a\\nb"}', "on one line"),
+        ("values: {Company Name: a, company: b}", "two values"),
+        ("handover: {webhook: ftp://x}", "handover.webhook"),
+        ("handover: {confidence: 2}", "handover.confidence"),
+        ("handover: {mail: x}", "handover.mail"),
+    ],
+)
+def test_what_is_wrong_is_told_by_its_key(lake: DataLake, text: str, said: str) -> None:
+    lake.root.mkdir()
+    company_file(lake).write_text(text)
+    with pytest.raises(PipelineError) as raised:
+        load_company(lake)
+    assert said in raised.value.what

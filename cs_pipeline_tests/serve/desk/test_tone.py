@@ -1,0 +1,81 @@
+"""The tones have an effect that can be counted, and cost neither facts nor courtesy."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench import tone as bench
+from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.serve.desk.tone import Tone, address, put
+from cs_pipeline.text.facts import facts
+
+FRIENDLY, PROFESSIONAL = Tone.FRIENDLY, Tone.PROFESSIONAL
+
+
+def assert_apart(tones: dict[str, dict[str, Any]]) -> None:
+    neutral, friendly, professional = (tones[tone.value] for tone in Tone)
+    assert friendly["contractions"] > neutral["contractions"] + 0.2
+    assert friendly["contractions"] > 0.8
+    assert neutral["contractions"] > 0.1
+    assert professional["contractions"] == professional["exclamation_marks"] == 0
+    assert friendly["exclamation_marks"] > neutral["exclamation_marks"] > 0
+    assert (friendly["greets"], neutral["addresses"]) == (1, 0)
+    assert neutral["greets"] < 0.1
+    assert professional["addresses"] > 0.9
+    for figures in tones.values():
+        assert figures["facts_kept"] > 0.995
+        assert figures["courtesy"] > neutral["courtesy"] - 0.01
+
+
+def test_the_tones_of_the_samples_answers() -> None:
+    assert_apart(bench.measure(sample_rows(810)["response"].tolist()[::5])["tones"])
+
+
+def test_the_tones_of_real_answers(bitext_csv: Path) -> None:
+    rows = pd.read_csv(bitext_csv, usecols=["response"], dtype=str).sample(120, random_state=5)
+    assert_apart(bench.measure(rows["response"].tolist())["tones"])
+
+
+@pytest.mark.parametrize(
+    ("tone", "raw", "put_so"),
+    [
+        (FRIENDLY, "I am sure that we will do it.", "I'm sure that we'll do it."),
+        (FRIENDLY, "You do not have to; I have received it.", "You don't have to; I've received it."),
+        (FRIENDLY, "Yes, I am. So it is.", "Yes, I am. So it is."),
+        (FRIENDLY, "We have two shops and you have any choice.", "We have two shops and you have any choice."),
+        (FRIENDLY, "It is not only cheap.", "It's not only cheap."),
+        (FRIENDLY, "Click 'I am ready' or **Do not send**.", "Click 'I am ready' or **Do not send**."),
+        (FRIENDLY, "For assistance regarding {{I am}}.", "For help about {{I am}}."),
+        (PROFESSIONAL, "I'm sure we'll do it!!", "I am sure we will do it."),
+        (PROFESSIONAL, "Can't you? Won't it? Don't they?", "Can you not? Will it not? Do they not?"),
+        (PROFESSIONAL, "It’s been sent, that's all, let’s see.", "It has been sent, that is all, let us see."),
+        (PROFESSIONAL, "I'd like it; you'd better go.", "I would like it; you had better go."),
+        (PROFESSIONAL, "Oh no! the parcel's late 😀.", "The parcel's late."),
+        (PROFESSIONAL, "Absolutely! I'm super thrilled to help.", "Certainly. I am pleased to help."),
+        (PROFESSIONAL, 'Press "Let\'s go!" now!', 'Press "Let\'s go!" now.'),
+        (Tone.NEUTRAL, "I'm here! I am here!", "I'm here! I am here!"),
+    ],
+)
+def test_a_sentence(tone: Tone, raw: str, put_so: str) -> None:
+    assert put(raw, tone) == put_so
+    assert put(put_so, tone) == put_so
+
+
+def test_facts_labels_and_lines_stay() -> None:
+    for raw in sample_rows(810, seed=2)["response"][::4]:
+        for tone in Tone:
+            said = put(raw, tone)
+            assert [fact.values for fact in facts(said)] == [fact.values for fact in facts(raw)]
+            assert said.count("\n") == raw.count("\n")
+            assert said.count("{{") == raw.count("{{")
+
+
+def test_the_first_answer_of_a_conversation_addresses_the_customer() -> None:
+    name = {"Client Name": "Jane Doe", "Client First Name": "Jane"}
+    assert address("We have it.", FRIENDLY, name) == "Hi Jane! "
+    assert address("We have it.", FRIENDLY, {}) == "Hi! "
+    assert address("We have it.", PROFESSIONAL, name) == "Dear Jane Doe,\n\n"
+    assert address("Good day. We have it.", PROFESSIONAL, name) == ""
+    assert address("We have it.", Tone.NEUTRAL, name) == ""

@@ -1,0 +1,69 @@
+import json
+from typing import Any
+
+import pytest
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.serve.page.controls import values_of
+from cs_pipeline.serve.page.transcript import Chat, Turn, as_json, as_text, earlier, messages, title
+
+TURN: Turn = {
+    "question": "where is <b>it</b>?\nmy parcel",
+    "answer": "On its way & soon there.",
+    "system": "version 3",
+    "settings": {"author": "model", "finish": "stop", "tone": "neutral"},
+    "intent": "track_order",
+    "confidence": 0.934,
+    "handover": None,
+    "sources": [],
+    "thumb": None,
+}
+CHAT: Chat = {"id": "one", "turns": [TURN, {**TURN, "question": "and when?", "thumb": True}]}
+
+
+def test_what_was_said_is_escaped_and_told_with_who_said_it() -> None:
+    question, answer = messages([TURN])
+    assert question == {"role": "user", "content": '<div class="said">where is &lt;b&gt;it&lt;/b&gt;?\nmy parcel</div>'}
+    assert answer["content"] == (
+        '<div class="said">On its way &amp; soon there.</div><div class="notes">version 3 · intent track_order (93%)</div>'
+    )
+
+
+def test_only_what_there_is_stands_below_an_answer() -> None:
+    sources: list[dict[str, Any]] = [
+        {"kind": "passage", "title": "<Returns>", "address": 'https://shop.example/a?b="c', "text": "<p>30 days"},
+        {"kind": "passage", "title": "Fees", "address": "javascript:alert(1)", "text": "none"},
+        {"kind": "answer", "title": "where is it?", "address": None, "text": "On its way."},
+    ]
+    more: Turn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
+    more["settings"] = {"author": "desk", "finish": "length"}
+    content = messages([more])[1]["content"]
+    link = '<a href="https://shop.example/a?b=&quot;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
+    assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
+    assert "<summary>Fees (javascript:alert(1))</summary>" in content, "what is no address of a page is no link"
+    assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
+    assert "Handed over to a person: the customer is angry" in content
+    assert "the desk, not version 3 · cut off at its longest" in content
+    assert not any(word in messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
+
+
+def test_the_model_is_told_who_said_what() -> None:
+    assert earlier([TURN]) == [("customer", TURN["question"]), ("agent", TURN["answer"])]
+
+
+def test_exports_hold_the_chat() -> None:
+    assert json.loads(as_json(CHAT)) == CHAT
+    assert as_text(CHAT).splitlines()[-2:] == ["Customer: and when?", "Version 3: On its way & soon there."]
+
+
+def test_a_title_is_one_short_line() -> None:
+    assert title(CHAT) == "where is <b>it</b>? my parcel"
+    assert len(title({"id": "", "turns": [{**TURN, "question": "word " * 40}]})) <= 62
+
+
+def test_details_are_read_line_by_line() -> None:
+    assert values_of("Order Number: 12:30\n\n Name :Ana ") == {"Order Number": "12:30", "Name": "Ana"}
+    assert values_of("") == {}
+    for wrong in ("12345", "Name: Ana\n: 5"):
+        with pytest.raises(PipelineError, match="Line"):
+            values_of(wrong)

@@ -1,0 +1,145 @@
+"""Bitext's rows on their sides and a company's days beside them, and what holds wherever they are joined."""
+
+from collections.abc import Sequence
+from datetime import date
+from functools import cache
+from itertools import combinations
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
+from cs_pipeline.prepare.splits.conversations import Joined
+from cs_pipeline.prepare.splits.split import SIDES, split
+from cs_pipeline_tests.prepare import alike, conversations, shingled
+
+Row = dict[str, Any]
+
+
+def words(random: Random, count: int = 6) -> str:
+    return " ".join("".join(random.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(count))
+
+
+@cache
+def bitext() -> pa.Table:
+    """Rows of three intents with sides."""
+    random = Random(0)
+    rows = []
+    for intent in range(3):
+        for _ in range(30):
+            question = words(random)
+            for variant in range(random.choice([1, 1, 2])):
+                row = {"instruction": question + "?" * variant, "response": f"answer {variant}"}
+                rows.append(row | {"intent": f"intent {intent}"})
+    return split(conversations(rows), before=None).rows
+
+
+def company(number: int, question: str, answer: str = "an answer", **other: Any) -> Row:
+    """A company row that is told from others by ``number``."""
+    return {
+        "row_id": f"{number:016x}",
+        "source": "company",
+        "source_file_sha256": "f" * 64,
+        "source_row": number,
+        "subject_id": f"subject {number}",
+        "instruction": question,
+        "response": answer,
+        "intent": "intent 0",
+        "intent_confidence": 0.9,
+        **other,
+    }
+
+
+def land(lake: DataLake, day: str, rows: Sequence[Row], flagged: Sequence[Row] = ()) -> None:
+    """Writes what cleaning a day makes."""
+    delivered = {"delivered_on": date.fromisoformat(day)}
+    table = conversations([row | delivered for row in rows])
+    lake.write("prepare", f"clean_interactions/{day}", table, CONVERSATION)
+    aside = conversations([row | delivered for row in flagged])
+    reasons = pa.array(["looks like an injection"] * len(flagged), pa.string())
+    lake.write(
+        "prepare",
+        f"clean_interactions_flagged/{day}",
+        aside.append_column(SET_ASIDE.field("reason"), reasons),
+        SET_ASIDE,
+    )
+
+
+@pytest.fixture
+def lake(lake: DataLake) -> DataLake:
+    """A lake with Bitext's rows on their sides."""
+    lake.write("prepare", "bitext_splits", bitext(), CONVERSATION)
+    return lake
+
+
+def some(lake: DataLake, side: str, number: int = 0) -> Row:
+    """A Bitext row of ``side``."""
+    rows = [row for row in lake.read("prepare", "bitext_splits").to_pylist() if row["split"] == side]
+    found: Row = rows[number]
+    return found
+
+
+def sides(joined: Joined) -> dict[str, str]:
+    """row_id → side of the company rows."""
+    rows = joined.rows.select(["row_id", "split", "source"]).to_pylist()
+    return {row["row_id"]: row["split"] for row in rows if row["source"] == "company"}
+
+
+def of(number: int) -> str:
+    return f"{number:016x}"
+
+
+def reasons(joined: Joined) -> dict[str, str]:
+    """row_id → reason."""
+    aside = joined.set_aside.to_pydict()
+    return dict(zip(aside["row_id"], aside["reason"], strict=True))
+
+
+def assert_sound(lake: DataLake, joined: Joined) -> None:
+    """Counts reconcile, Bitext's rows are as they were, no cluster and no near-duplicate stands on two sides."""
+    check_schema(joined.rows, CONVERSATION, "rows")
+    check_schema(joined.set_aside, SET_ASIDE, "set aside")
+    counts = joined.counts
+    assert counts["kept"] == joined.rows.num_rows
+    assert counts["set_aside"] == joined.set_aside.num_rows
+    assert counts["bitext"] + counts["company"] == sum(
+        counts[name] for name in ("kept", "set_aside", "superseded", "forgotten")
+    )
+    given = lake.read("prepare", "bitext_splits")
+    assert joined.rows.slice(0, given.num_rows).equals(given)
+    rows = joined.rows.to_pylist()
+    assert len({row["row_id"] for row in rows}) == len(rows)
+    assert all(row["split"] in SIDES and row["cluster_id"] for row in rows)
+    assert joined.set_aside.column("split").null_count == joined.set_aside.num_rows
+    side_of: dict[str, str] = {}
+    for row in rows:
+        assert side_of.setdefault(row["cluster_id"], row["split"]) == row["split"]
+    sets = [shingled(row["instruction"]) for row in rows]
+    for i, j in combinations(range(len(rows)), 2):
+        if rows[i]["split"] != rows[j]["split"] and "company" in (rows[i]["source"], rows[j]["source"]):
+            assert not alike(sets[i], sets[j]), (rows[i], rows[j])
+    for index, name in enumerate(("conversations", "conversations_set_aside")):
+        assert lake.read("prepare", name).equals((joined.rows, joined.set_aside)[index])
+
+
+def chain(length: int) -> list[str]:
+    """Questions of which each is alike to the one before it and the one after it, and to no other."""
+    letters, digits = (
+        "".join(Random(1).choices("abcdefghijklm", k=100)),
+        "".join(Random(2).choices("0123456789", k=100)),
+    )
+    texts = [digits[: 6 * place] + letters[6 * place :] for place in range(length)]
+    sets = [shingled(text) for text in texts]
+    assert all(alike(sets[i], sets[j]) == (j - i == 1) for i, j in combinations(range(length), 2))
+    return texts
+
+
+def ask(lake: DataLake, questions: dict[str, str]) -> None:
+    """Puts a question of one's own into a row of each of these sides of Bitext: side → question."""
+    rows = lake.read("prepare", "bitext_splits").to_pylist()
+    for side, question in questions.items():
+        next(row for row in rows if row["split"] == side)["instruction"] = question
+    lake.write("prepare", "bitext_splits", pa.Table.from_pylist(rows, schema=CONVERSATION), CONVERSATION)

@@ -1,0 +1,102 @@
+"""A training of two seconds with everything in it that an interruption could disturb: dropout, epochs, uneven steps."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cs_pipeline.core.lake import DataLake, file_sha256
+from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.train.finetune import fine_tune
+from cs_pipeline_tests.support.tiny import tiny_base
+from cs_pipeline_tests.train import company_rows, write_side
+
+RECIPE: dict[str, Any] = {
+    "description": "45 rows in steps of eight, twice: the last step of an epoch has five.",
+    "quantisation": "none",
+    "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+    "trainer": {"epochs": 2, "learning_rate": 0.02, "batch_size": 4, "accumulation": 2, "max_length": 200},
+    "generation": {"max_new_tokens": 8},
+}
+STEPS = 12
+OTHER_ANSWER = "Why would we send you a bill of 12.50 EUR, Madam? Please pay by card within a fortnight."
+"""To the validation rows: less and less probable when the answers of the training are learnt by heart."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to, without what depends on the clock."""
+
+    weights: str
+    figures: dict[str, Any]
+    metrics: dict[int, dict[str, float]]
+    lines: list[str]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Outcome) and (self.weights, self.equal_figures, self.metrics) == (
+            other.weights,
+            other.equal_figures,
+            other.metrics,
+        )
+
+    @property
+    def equal_figures(self) -> dict[str, Any]:
+        names = (
+            "steps",
+            "epochs",
+            "best_step",
+            "validation_loss",
+            "validation_loss_before",
+            "loss",
+            "real_token_share",
+        )
+        return {name: self.figures[name] for name in names}
+
+
+@dataclass
+class Little:
+    """A lake with rows, and a base beside it."""
+
+    lake: DataLake
+    base: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Little":
+        lake = DataLake(folder / "lake")
+        write_side(lake, "train", company_rows(45, context=None))
+        asked = company_rows(12, context=None, split="validation")
+        write_side(lake, "validation", [{**row, "response": OTHER_ANSWER} for row in asked])
+        return cls(lake, tiny_base(folder / "base", "embedded"))
+
+    def recipe(self, **trainer: Any) -> Recipe:
+        content = self.yaml(**trainer)
+        return Recipe.model_validate({"name": "little", **content})
+
+    def yaml(self, **trainer: Any) -> dict[str, Any]:
+        content = copy.deepcopy(RECIPE)
+        content["base"] = {"source": "path", "path": str(self.base)}
+        content["trainer"].update(trainer)
+        return content
+
+    def train(self, recipe: Recipe, work: Path) -> Outcome:
+        """Trains in this process; the metrics are those handed on, where a later value of a step counts."""
+        work.mkdir(parents=True, exist_ok=True)
+        folder = work.with_name(work.name + ".out")
+        folder.mkdir(exist_ok=True)
+        metrics: dict[int, dict[str, float]] = {}
+        lines: list[str] = []
+
+        def on_metrics(step: int, measured: dict[str, float]) -> None:
+            metrics.setdefault(step, {}).update(measured)
+
+        figures, _ = fine_tune(recipe, self.lake, self.base, None, folder, work, lines.append, on_metrics)
+        return Outcome(file_sha256(folder / "adapter_model.safetensors"), figures, metrics, lines)
+
+
+def write_recipe(folder: Path, name: str, content: dict[str, Any]) -> Recipe:
+    """Writes a recipe into ``folder``, which CS_RECIPES names, and loads it."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return load_recipe(name)

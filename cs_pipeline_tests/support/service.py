@@ -1,0 +1,201 @@
+"""The webserver and the daemon as processes, asked over GraphQL as the page in the browser asks."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psutil
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline_tests.conftest import RECIPES
+
+PROJECT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PATIENCE = 400
+"""Seconds for what takes one on an idle machine."""
+
+STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } ... on PythonError { message } } }"
+RUNS = "{ runsOrError { ... on Runs { results { id jobName status } } } }"
+TICKS = """
+query ($sensor: SensorSelector!) {
+  sensorOrError(sensorSelector: $sensor) { ... on Sensor { sensorState { ticks { tickId } } } }
+}
+"""
+EVENTS = """
+query ($run: ID!, $cursor: String) {
+  runOrError(runId: $run) {
+    ... on Run {
+      tags { key value }
+      eventConnection(afterCursor: $cursor) {
+        cursor
+        hasMore
+        events {
+          __typename
+          ... on MessageEvent { message }
+          ... on ExecutionStepFailureEvent { error { message causes { message } } }
+          ... on MaterializationEvent {
+            assetKey { path }
+            partition
+            metadataEntries { label ... on IntMetadataEntry { intValue } ... on FloatMetadataEntry { floatValue } }
+          }
+          ... on AssetCheckEvaluationEvent { evaluation { checkName success assetKey { path } } }
+        }
+      }
+    }
+  }
+}
+"""
+
+
+class Service:
+    """Both processes on a home and a lake of their own."""
+
+    def __init__(self, folder: Path, lake: DataLake, source: Path, **settings: str) -> None:
+        home = folder / "dagster_home"
+        home.mkdir()
+        shutil.copy(PROJECT / "dagster_home" / "dagster.yaml", home)
+        with dg.DagsterInstance.from_config(str(home)):
+            pass  # it makes its tables at first use, which two processes at once would do twice
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        workspace = ["-w", str(PROJECT / "workspace.yaml")]
+        web = ["dagster-webserver", "--host", "127.0.0.1", "--port", str(self.port), *workspace]
+        self._environment = {
+            **os.environ,
+            "DAGSTER_HOME": str(home),
+            "CS_LAKE": str(lake.root),
+            "CS_RECIPES": str(RECIPES),
+            "CS_BITEXT": str(source),
+            **settings,
+        }
+        self.logs = [folder / "web.log", folder / "daemon.log"]
+        self.processes = [
+            self._start(command, log)
+            for command, log in zip((web, ["dagster-daemon", "run", *workspace]), self.logs, strict=True)
+        ]
+
+    def _start(self, command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                [str(BIN / command[0]), *command[1:]],
+                env=self._environment,
+                cwd=PROJECT,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/graphql",
+            data=json.dumps({"query": query, "variables": variables}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(f"{error.read().decode()}\n{self.said()}") from error
+        assert "errors" not in answer, answer
+        return answer["data"]
+
+    def said(self) -> str:
+        for log, process in zip(self.logs, self.processes, strict=True):
+            if process.poll() is not None:
+                return f"{log.name}: ended with {process.returncode}\n{log.read_text()[-4000:]}"
+        return "\n".join(log.read_text()[-4000:] for log in self.logs)
+
+    def failures(self) -> list[Any]:
+        """What the runs that failed have said."""
+        failed = [run["id"] for run in self._runs() if run["status"] == "FAILURE"]
+        return [event["error"] for run in failed for event in self.events(run)[1] if "error" in event]
+
+    def wait_until_it_answers(self) -> None:
+        end = time.monotonic() + PATIENCE
+        while True:
+            assert time.monotonic() < end, self.said()
+            assert all(process.poll() is None for process in self.processes), self.said()
+            try:
+                self.ask("{ version }")
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+            else:
+                return
+
+    def wait_for_run(self, run: str) -> str:
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            status = str(self.ask(STATUS, run=run)["runOrError"]["status"])
+            if status in ("SUCCESS", "FAILURE", "CANCELED"):
+                return status
+            time.sleep(0.5)
+        raise AssertionError(self.said())
+
+    def wait_for_runs(self, known: set[str], number: int) -> list[str]:
+        """As many runs as that, none of them known, once the daemon has launched them."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            new = [run["id"] for run in self._runs() if run["id"] not in known]
+            if len(new) == number:
+                return new
+            time.sleep(0.5)
+        raise AssertionError(self.said())
+
+    def runs(self, job: str | None = None) -> list[str]:
+        """The ids of all runs, or of those of ``job``."""
+        return [run["id"] for run in self._runs() if job in (None, run["jobName"])]
+
+    def idle(self) -> bool:
+        """Whether no run is under way or waits."""
+        return all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in self._runs())
+
+    def ticks(self, sensor: str) -> int:
+        """How many looks the daemon has had by way of ``sensor``."""
+        selector = {"repositoryName": "__repository__", "repositoryLocationName": "cs_pipeline", "sensorName": sensor}
+        return len(self.ask(TICKS, sensor=selector)["sensorOrError"]["sensorState"]["ticks"])
+
+    def _runs(self) -> list[dict[str, str]]:
+        return list(self.ask(RUNS)["runsOrError"]["results"])
+
+    def events(self, run: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
+        """The run's tags and all its events."""
+        events: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            found = self.ask(EVENTS, run=run, cursor=cursor)["runOrError"]
+            events += found["eventConnection"]["events"]
+            cursor = found["eventConnection"]["cursor"]
+            if not found["eventConnection"]["hasMore"]:
+                return {tag["key"]: tag["value"] for tag in found["tags"]}, events
+
+    def members(self) -> list[psutil.Process]:
+        """Everything that both processes have started and that still runs."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) in {p.pid for p in self.processes} and process.status() != "zombie":
+                    found.append(process)
+            except (ProcessLookupError, psutil.NoSuchProcess):
+                continue
+        return found
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        end = time.monotonic() + 30
+        while self.members() and time.monotonic() < end:
+            time.sleep(0.2)
+        for member in self.members():
+            member.kill()
+        for process in self.processes:
+            process.wait(10)

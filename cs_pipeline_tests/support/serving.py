@@ -1,0 +1,112 @@
+"""Servers for tests: the real app behind a real socket, in a thread of the test's process."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any
+
+import requests
+import uvicorn
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.serve.models.answering import Answering, Running
+from cs_pipeline.serve.settings import Settings
+
+PATIENCE = 120
+"""Seconds for what takes a few on an idle machine."""
+
+SURE = "I want a new password"
+"""A question whose intent the classifier of the tests' lake is sure of, so that the desk lets the model speak."""
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@contextmanager
+def answering_on(
+    lake: DataLake, memory: int = 10**9, queue: int = 300, seconds: float = 60, seen: Callable[[Running], object] = id
+) -> Iterator[Answering]:
+    """``Answering`` with its champion loaded."""
+    answering = Answering(lake, memory, queue, seconds, 0.1, seen)
+    try:
+        wait_for(lambda: answering.registry.champion)
+        yield answering
+    finally:
+        answering.close()
+
+
+class Serving:
+    """The app as uvicorn serves it, on a free port, until the block ends."""
+
+    def __init__(self, lake: DataLake, **settings: Any) -> None:
+        self.lake = lake
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = int(probe.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._settings = Settings(port=self.port, poll_seconds=0.1, **settings)
+        self._server: uvicorn.Server | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    async def _run(self) -> None:
+        from cs_pipeline.serve.server import uvicorn_server
+
+        self._server = uvicorn_server(self._settings, self.lake)
+        await self._server.serve()
+
+    def __enter__(self) -> "Serving":
+        self._thread.start()
+        wait_for(lambda: self._server and self._server.started)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        assert self._server is not None
+        self._server.should_exit = True
+        self._thread.join()
+
+    def ready(self) -> bool:
+        return self.get("/ready").status_code == 200
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(f"{self.url}{path}", timeout=PATIENCE, **options)
+
+    def chat(self, text: str = SURE, **fields: Any) -> requests.Response:
+        return requests.post(f"{self.url}/chat", json={"user_input": text, **fields}, timeout=PATIENCE)
+
+    def metric(self, name: str) -> float:
+        """The value of a metric with its labels, as its line begins."""
+        lines = self.get("/metrics").text.splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+    @contextmanager
+    def before_each_token(self, name: str, hook: Callable[[], object]) -> Iterator[None]:
+        """The model ``name`` does so meanwhile."""
+        self.chat(model_name=name)  # it is loaded
+        assert self._server is not None
+        app: Any = self._server.config.app
+        handle = app.state.answering._pool._loaded[name].engine.model.register_forward_pre_hook(
+            lambda *_: hook() and None
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def slowed(self, name: str, seconds: float) -> AbstractContextManager[None]:
+        """The model ``name`` takes so much longer for each token meanwhile."""
+        return self.before_each_token(name, lambda: time.sleep(seconds))
+
+    def failing(self, name: str) -> AbstractContextManager[None]:
+        """The model ``name`` fails meanwhile."""
+
+        def fail() -> None:
+            raise RuntimeError("no such luck")
+
+        return self.before_each_token(name, fail)

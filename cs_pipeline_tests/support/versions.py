@@ -1,0 +1,50 @@
+"""Further versions of the registered model, made in a second: the champion's files with other weights in the adapter."""
+
+import shutil
+from pathlib import Path
+
+import yaml
+from mlflow.entities import Param
+from safetensors.numpy import load_file, save_file
+
+from cs_pipeline.core.lake import DataLake, read_json
+from cs_pipeline.core.manifest import NAME, write_manifest
+from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open_store
+
+
+def add_version(
+    lake: DataLake, folder: Path, scale: float, longest: int | None = None, passages: int | None = None
+) -> int:
+    """Registers the champion's adapter with its weights times ``scale``, and returns the number of the version.
+
+    ``longest`` is the most tokens of its answers, None for as many as the champion's; ``passages`` how many of articles it
+    is told before each question, None for a version that retrieves nothing.
+    """
+    client = open_store(lake)
+    first = client.get_model_version(MODEL, "1")
+    source = get_version(client, 1).folder
+    model = shutil.copytree(source.parent, folder)
+    adapter = model / "artifacts" / "adapter"
+    weights = adapter / "adapter_model.safetensors"
+    save_file({name: array * scale for name, array in load_file(weights).items()}, weights, {"format": "pt"})
+    recipe = yaml.safe_load((adapter / "recipe.yaml").read_text())
+    if passages is not None:
+        recipe["prompt"]["retrieve"] = {"answers": 0, "passages": passages}
+    if longest is not None:
+        recipe["generation"]["max_new_tokens"] = longest
+        recipe["trainer"]["max_length"] = 2 * longest  # no answer may be longer than a row
+    (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    facts = {key: value for key, value in read_json(adapter / NAME).items() if key != "files"}
+    fingerprint = f"scaled by {scale}, {longest}, {passages}"
+    write_manifest(adapter, {**facts, "fingerprint": fingerprint})
+    experiment = client.get_experiment_by_name(MODEL)
+    assert experiment is not None
+    run = client.create_run(experiment.experiment_id, tags={FINGERPRINT: fingerprint}).info.run_id
+    settings = client.get_run(str(first.run_id)).data.params
+    client.log_batch(run, params=[Param(key, value) for key, value in settings.items()])
+    tags = {**first.tags, FINGERPRINT: fingerprint}
+    return int(client.create_model_version(MODEL, model.as_uri(), run, tags=tags).version)
+
+
+def make_champion(lake: DataLake, version: int) -> None:
+    open_store(lake).set_registered_model_alias(MODEL, CHAMPION, str(version))

@@ -1,0 +1,129 @@
+"""Whether a recipe fits a machine, and what is said where it does not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cs_pipeline.core.errors import Finding, PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.train.plan.estimate import estimate, shape_of
+from cs_pipeline.train.plan.machine_fit import LONGEST, Machine, hours, look, needed, refuse, this_machine
+from cs_pipeline_tests.train import company_rows, write_side
+
+BIG = Machine("a GPU with 80 GB", "cuda", 80e9, 2, 500e9, 600e12)
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing was fetched before."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+def by_name(recipe: Recipe, lake: DataLake, machine: Machine) -> dict[str, Finding]:
+    return {finding.name: finding for finding in look(recipe, lake, machine)}
+
+
+def test_a_recipe_that_fits(lake: DataLake) -> None:
+    found = by_name(load_recipe("phi3_mini_qlora"), lake, BIG)
+    assert {name: finding.status for name, finding in found.items()} == dict.fromkeys(
+        ("base", "download", "memory", "time"), "ok"
+    )
+    assert "microsoft/Phi-3-mini-4k-instruct, licence MIT, open to everybody" in found["base"].what
+    assert found["download"].what.startswith("7.6 GB into ")
+    refuse(list(found.values()))
+
+
+def test_a_gated_base_wants_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("llama32_1b")
+    gated = by_name(recipe, lake, BIG)["base"]
+    assert gated.status == "problem"
+    assert "Llama 3.2 Community License, gated, and HF_TOKEN is not set" in gated.what
+    assert "https://huggingface.co/meta-llama/Llama-3.2-1B-Instruct" in str(gated.fix)
+    monkeypatch.setenv("HF_TOKEN", "hf_notForAnybodysEyes")
+    there = by_name(recipe, lake, BIG)["base"]
+    assert there.status == "ok"
+    assert "hf_not" not in there.what
+
+
+def test_a_disk_that_is_too_full(lake: DataLake) -> None:
+    full = by_name(load_recipe("gptj_6b_qlora"), lake, replace(BIG, disk=20e9))["download"]
+    assert full.status == "problem"
+    assert "24.2 GB" in full.what
+    assert "20.0 GB are free" in full.what
+    assert "HF_HOME" in str(full.fix)
+
+
+def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> None:
+    recipe = load_recipe("phi3_mini_qlora_fast")
+    small = replace(BIG, name="a GPU with 8 GB", memory=8e9)
+    memory = by_name(recipe, lake, small)["memory"]
+    assert memory.status == "problem"
+    assert "on a GPU with 8 GB" in memory.what
+    with pytest.raises(PipelineError, match="does not fit this machine: memory: about") as refused:
+        refuse([memory])
+    assert refused.value.fix == memory.fix
+    # What it says does make it fit.
+    keys = str(memory.fix).removeprefix("Put into the recipe: ").removesuffix(".").split(", ")
+    changes = {key: yaml.safe_load(value) for key, value in (text.split(": ", 1) for text in keys)}
+    assert changes == {
+        "trainer.gradient_checkpointing": True,
+        "trainer.batch_size": 1,
+        "trainer.accumulation": 4,
+        "quantisation": "nf4",
+    }
+    trainer = {key.removeprefix("trainer."): value for key, value in changes.items() if key.startswith("trainer.")}
+    fixed = recipe.model_copy(update={"quantisation": "nf4", "trainer": recipe.trainer.model_copy(update=trainer)})
+    assert by_name(fixed, lake, small)["memory"].status == "ok"
+    tiny = by_name(recipe, lake, replace(BIG, memory=1e9))["memory"]
+    assert str(tiny.fix).startswith("No setting makes it fit")
+
+
+def test_what_fits_barely_is_a_note(lake: DataLake) -> None:
+    recipe = load_recipe("smollm2_360m")
+    shape = shape_of(recipe.base)
+    assert shape is not None
+    takes = needed(estimate(recipe, shape, 2), BIG)
+    assert by_name(recipe, lake, replace(BIG, memory=takes * 1.01))["memory"].status == "note"
+    assert by_name(recipe, lake, replace(BIG, memory=takes * 0.99))["memory"].status == "note"
+    assert by_name(recipe, lake, replace(BIG, memory=takes * 0.8))["memory"].status == "problem"
+    assert by_name(recipe, lake, replace(BIG, memory=takes * 1.2))["memory"].status == "ok"
+
+
+def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
+    recipe = load_recipe("mistral_7b_qlora")
+    slow = by_name(recipe, lake, replace(BIG, rate=2e12))["time"]
+    assert slow.status == "problem"
+    assert f"after {LONGEST:.0f} hours" in str(slow.fix)
+    shape = shape_of(recipe.base)
+    assert shape is not None
+    found = estimate(recipe, shape, 2)
+    once = hours(recipe, 1000, found, 1e14)
+    assert hours(recipe, 2000, found, 2e14) == pytest.approx(once)
+    steps = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"epochs": None, "steps": 375})})
+    assert hours(steps, 10**9, found, 1e14) == pytest.approx(once)  # 375 steps of 8 rows are 3 epochs of 1,000
+    write_side(lake, "train", company_rows(50))
+    assert by_name(recipe, lake, replace(BIG, rate=2e12))["time"].status == "ok"
+
+
+def test_a_base_that_nobody_knows_yet_is_a_note(lake: DataLake) -> None:
+    recipe = load_recipe("smollm2_135m")
+    unknown = recipe.model_copy(update={"base": recipe.base.model_copy(update={"repo": "some/model"})})
+    found = by_name(unknown, lake, BIG)
+    assert found["download"].status == found["memory"].status == "note"
+    assert "time" not in found
+
+
+def test_this_machine_can_be_measured(lake: DataLake) -> None:
+    machine = this_machine()
+    assert machine.memory > 1e8
+    assert machine.disk > 1e8
+    assert 1e8 < machine.rate < 1e16
+    assert {finding.name for finding in look(load_recipe("smoke"), lake, machine)} == {
+        "base",
+        "download",
+        "memory",
+        "time",
+    }

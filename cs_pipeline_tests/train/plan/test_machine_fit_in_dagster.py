@@ -1,0 +1,92 @@
+"""The blocking look before a base is fetched, and again before it is trained on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from cs_pipeline.defs.launch import Launcher
+from cs_pipeline.defs.resources import LakeResource
+from cs_pipeline.defs.train import base_model, fits_this_machine
+from cs_pipeline.recipe import load_recipe
+from cs_pipeline.train.plan import machine_fit as fits
+from cs_pipeline_tests.support.tiny import tiny_base
+
+HUGE = """
+description: A base that no machine holds; for tests.
+base: {source: hub, repo: EleutherAI/gpt-j-6b, revision: "REVISION", licence: Apache-2.0}
+quantisation: none
+lora: null
+trainer: {epochs: 1, learning_rate: 1.0e-4, batch_size: 100000, max_length: 2048}
+generation: {max_new_tokens: 10}
+"""
+
+
+@pytest.fixture
+def lake_resource(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LakeResource:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return LakeResource(root=str(tmp_path / "lake"))
+
+
+def put(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``content`` the recipe ``tiny``: partitions are read when the definitions are loaded."""
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(content)
+    monkeypatch.setenv("CS_RECIPES", str(folder))
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    """One that lives until the test ends: Dagster goes on asking the last one that was entered."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def run(instance: dg.DagsterInstance, lake: LakeResource, launcher: Launcher) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        [base_model, fits_this_machine],
+        partition_key="tiny",
+        resources={"lake": lake, "launcher": launcher},
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def test_what_does_not_fit_is_refused_before_it_is_fetched(
+    tmp_path: Path, instance: dg.DagsterInstance, lake_resource: LakeResource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "recipes", HUGE.replace("REVISION", "0" * 40), monkeypatch)
+    result = run(instance, lake_resource, Launcher(kind="local"))
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    error = failure.step_failure_data.error
+    assert error is not None
+    assert "does not fit this machine: " in str(error.to_string())
+    assert "memory: about" in str(error.to_string())
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_the_check_blocks_here_and_warns_where_a_cluster_trains(
+    tmp_path: Path,
+    instance: dg.DagsterInstance,
+    lake_resource: LakeResource,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    folder = tiny_base(tmp_path / "base", "embedded")
+    base = f"base: {{source: path, path: {folder}}}"
+    put(tmp_path / "recipes", HUGE.replace(HUGE.split("\n")[2], base), monkeypatch)
+    recipe = load_recipe("tiny")
+    found = fits.look(recipe, lake_resource.lake, fits.this_machine())
+    assert {finding.name for finding in found if finding.status == "problem"} == {"memory"}
+    result = run(instance, lake_resource, Launcher(kind=kind))
+    if kind == "local":
+        assert not result.success
+        return
+    assert result.success
+    (look,) = result.get_asset_check_evaluations()
+    assert not look.passed
+    assert look.severity == dg.AssetCheckSeverity.WARN
+    assert str(look.metadata["memory"].value).startswith("problem: about")

@@ -1,0 +1,99 @@
+"""What a tokenizer would lose of the training text is found before the first step."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from tokenizers import normalizers
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.prompt import IGNORED, Chat, Example, messages
+from cs_pipeline.recipe import Prompt, Recipe
+from cs_pipeline.train.rows import training_rows
+from cs_pipeline.train.supervision import Preflight
+from cs_pipeline_tests.support.tiny import FAMILIES, _trained, tiny_tokenizer
+from cs_pipeline_tests.train import company_rows, write_side
+
+ANSWER = "Of course:\n1. Open {{Website URL}}."
+
+
+@pytest.fixture
+def chat() -> Chat:
+    return Chat(tiny_tokenizer("embedded"), "causal")
+
+
+def losing(*normalised: Any) -> Chat:
+    """The embedded base's tokenizer with a normalizer that changes the text."""
+    tokenizer = _trained(FAMILIES["embedded"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(list(normalised))
+    return Chat(tokenizer, "causal")
+
+
+@pytest.fixture
+def rows(lake: DataLake) -> DataLake:
+    write_side(lake, "train", company_rows(20))
+    return lake
+
+
+def test_a_tokenizer_that_would_have_to_spell_too_much_is_refused(rows: DataLake, tiny: Recipe) -> None:
+    with pytest.raises(PipelineError, match=r"lacks \d+\.\d% of the characters") as raised:
+        training_rows(tiny, rows, losing(normalizers.Lowercase()), "train")
+    assert "U+0049" in raised.value.what  # I: "I have looked"
+    assert "in 20 of 20 rows" in raised.value.what
+    assert "parcel" not in str(raised.value), "a customer may have written it"
+
+
+def test_a_tokenizer_that_cannot_even_spell_is_refused(rows: DataLake, tiny: Recipe) -> None:
+    with pytest.raises(PipelineError, match="does not give back 20 of 20 answers") as raised:
+        training_rows(tiny, rows, losing(normalizers.Lowercase(), normalizers.Replace("\N{PRIME}", "")), "train")
+    assert "U+0049" in raised.value.what
+    assert "parcel" not in str(raised.value)
+
+
+def test_a_few_characters_are_spelt_and_counted(lake: DataLake, tiny: Recipe) -> None:
+    rare = company_rows(1, response="I am glad \N{SLIGHTLY SMILING FACE}")
+    write_side(lake, "train", [*rare, *company_rows(20)[1:]])
+    chat = losing(normalizers.Replace("\N{SLIGHTLY SMILING FACE}", ":)"))
+    found = training_rows(tiny, lake, chat, "train")
+    assert found.rewritten == 1
+    assert 0 < found.spelt < 0.001
+    assert chat.read(found.examples[0].answer[:-1]) == "I am glad \N{SLIGHTLY SMILING FACE}"
+
+
+def test_t5_rewrites_what_has_lines_or_placeholders(lake: DataLake, tiny: Recipe) -> None:
+    tokenizer = tiny_tokenizer("t5")
+    tokenizer.chat_template = Prompt(template="t5_v1").template_text()
+    write_side(lake, "train", [*company_rows(3, instruction="hello", context=None), *company_rows(5)[3:]])
+    found = training_rows(tiny, lake, Chat(tokenizer, "encoder-decoder"), "train")
+    assert (found.rewritten, found.spelt) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": []},  # nothing is asked
+        {"answer": []},
+        {"answer": [5, 6]},  # no stop
+        {"answer": [5, "stop", 6, "stop"]},
+    ],
+)
+def test_labels_that_teach_something_else_are_refused(chat: Chat, wrong: dict[str, Any]) -> None:
+    whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
+    Preflight(chat).decode("row 7", whole, ANSWER)
+    ids: dict[str, Any] = {
+        name: [chat.stop if id_ == "stop" else id_ for id_ in value] for name, value in wrong.items()
+    }
+    with pytest.raises(PipelineError, match="Row row 7: the loss would cover other tokens"):
+        Preflight(chat).decode("row 7", dataclasses.replace(whole, **ids), ANSWER)
+
+
+def test_labels_that_are_not_what_is_read_are_refused(chat: Chat) -> None:
+    class Shifted(Example):
+        @property
+        def labels(self) -> list[int]:
+            return [IGNORED, *super().labels[:-2], self.answer[-1]]
+
+    whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
+    with pytest.raises(PipelineError, match="other tokens"):
+        Preflight(chat).decode("row 7", Shifted(whole.prompt, whole.answer, "causal"), ANSWER)

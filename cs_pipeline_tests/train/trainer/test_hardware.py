@@ -1,0 +1,161 @@
+"""What a machine lets a training use, and the proof that packed rows neither see one another nor change the loss."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.prompt import IGNORED
+from cs_pipeline.recipe import Recipe
+from cs_pipeline.train.finetune import fine_tune
+from cs_pipeline.train.trainer import hardware as speed
+from cs_pipeline.train.trainer.hardware import FLASH, Speed, speed_of
+from cs_pipeline_tests.support.tiny import tiny_base
+from cs_pipeline_tests.train import company_rows, write_side
+
+PACKED = ["embedded", "phi2", "phi3", "mistral", "qwen3"]
+"""A family of each architecture that can be packed."""
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function from a family to its tiny model, made once; it computes in float32."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    made: dict[str, Any] = {}
+
+    def base(family: str) -> Any:
+        if family not in made:
+            auto = AutoModelForSeq2SeqLM if family == "t5" else AutoModelForCausalLM
+            made[family] = auto.from_pretrained(tiny_base(tmp_path_factory.mktemp(family), family)).eval()
+        return made[family]
+
+    return base
+
+
+def rows() -> list[dict[str, list[int]]]:
+    """Rows of different length, of which the loss sees the last three tokens."""
+    lengths = (5, 17, 9, 30)
+    ids = [[7 + (3 * place + 11 * row) % 200 for place in range(length)] for row, length in enumerate(lengths)]
+    return [{"input_ids": row, "labels": [IGNORED] * (len(row) - 3) + row[-3:]} for row in ids]
+
+
+def nll(model: Any, batch: dict[str, Any]) -> Any:
+    """The negative log-likelihood of every supervised token of ``batch``, row after row."""
+    import torch
+
+    labels = batch["labels"][:, 1:]
+    with torch.inference_mode():
+        given = {name: value for name, value in batch.items() if name != "labels"}
+        logits = model(**given, use_cache=False).logits[:, :-1].float()
+    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+    return each[labels != IGNORED]
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_packed_rows_do_not_see_one_another(family: str, bases: Any) -> None:
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    model = bases(family)
+    assert model._supports_flash_attn
+    assert model._supports_attention_backend
+    padded = nll(model, DataCollatorForLanguageModeling(0)(rows()))
+    batch = DataCollatorForLanguageModeling(0, padding_free=True)(rows())
+    assert batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in rows()))
+    packed = nll(model, batch)
+    assert len(packed) == 3 * len(rows()), "the loss sees the answers alone"
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+    seen = nll(model, {name: batch[name] for name in ("input_ids", "labels")})
+    assert not torch.allclose(seen[3:], padded[3:], rtol=1e-3), "rows that do see one another are found out"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    """A training of a few steps on a tiny base in a folder."""
+    return Recipe.model_validate(
+        {
+            "name": "speed",
+            "description": "For this test.",
+            "base": {"source": "path", "path": str(tiny_base(tmp_path / "base", "embedded"))},
+            "quantisation": "none",
+            "lora": {"r": 4, "alpha": 8},
+            "trainer": {"steps": 4, "learning_rate": 1e-2, "batch_size": 5, "accumulation": 2, "max_length": 512},
+            "generation": {"max_new_tokens": 8},
+        }
+    )
+
+
+def test_a_packed_training_is_the_padded_one(
+    recipe: Recipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the attention of this CPU, which keeps packed rows apart too, only slower than FlashAttention does."""
+    from safetensors.torch import load_file
+
+    rows = [{**row, "response": row["response"] * (1 + i % 4)} for i, row in enumerate(company_rows(24))]
+    write_side(lake, "train", rows)
+    write_side(lake, "validation", rows[:10])
+
+    def trained(name: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+        said: list[str] = []
+        base, folder = tmp_path / "base", tmp_path / name
+        folder.mkdir()
+        figures, _ = fine_tune(
+            recipe, lake, base, None, folder, tmp_path / f"{name}.work", said.append, lambda *_: None
+        )
+        return figures, load_file(folder / "adapter_model.safetensors"), said
+
+    padded, padded_weights, padded_said = trained("padded")
+    monkeypatch.setattr(speed, "_unpacked", lambda *_: None)
+    monkeypatch.setattr(speed, "FLASH", "sdpa")
+    packed, packed_weights, packed_said = trained("packed")
+
+    assert (padded["packing"], packed["packing"]) == (False, True)
+    assert padded["real_token_share"] < 1 == packed["real_token_share"]
+    assert any("rows grouped by length (FlashAttention is not installed)" in line for line in padded_said)
+    assert any("rows packed without padding" in line for line in packed_said)
+    assert padded["validation_loss_after"] < padded["validation_loss_before"]
+    for name in ("validation_loss_before", "validation_loss_after"):
+        assert packed[name] == pytest.approx(padded[name], rel=1e-4)
+    assert packed_weights.keys() == padded_weights.keys()
+    for name, weight in padded_weights.items():
+        assert packed_weights[name].numpy() == pytest.approx(weight.numpy(), abs=1e-4), name
+
+
+@pytest.mark.parametrize("family", ["gptj", "t5"])
+def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
+    family: str, bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine_with_flash_attention(monkeypatch)
+    found = speed_of(recipe, bases(family))
+    assert not found.packing
+    assert found.attention != FLASH
+    assert f"{family} cannot keep packed rows apart" in found.line()
+
+
+def test_packing_hangs_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = bases("embedded")
+    machine_with_flash_attention(monkeypatch)
+    assert speed_of(recipe, model) == Speed("bfloat16", FLASH, None, False)
+    off = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"packing": False})})
+    assert speed_of(off, model).unpacked == "as the recipe says"
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
+    assert speed_of(recipe, model).unpacked == "this GPU is too old for FlashAttention"
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
+    assert speed_of(recipe, model).unpacked == "FlashAttention is not installed"
+
+
+def test_a_model_takes_up_the_attention(bases: Any) -> None:
+    model = bases("embedded")
+    for attention in ("eager", "sdpa"):
+        Speed("float32", attention, "as the recipe says", False).take_up(model)
+        assert model.config._attn_implementation == attention
+
+
+def machine_with_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An Ampere GPU with FlashAttention, as far as anybody asks."""
+    monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: True)

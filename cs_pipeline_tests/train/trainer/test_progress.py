@@ -1,0 +1,84 @@
+"""Lines of progress whose rate and time left are right, also where the training began at a checkpoint."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerControl, TrainerState
+
+from cs_pipeline.train.trainer import progress
+from cs_pipeline.train.trainer.progress import Meter, Progress
+
+
+class Clock:
+    """Stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(progress, "time", clock)
+    return clock
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"input_ids": torch.zeros(len(rows), 10)}
+
+
+def run(clock: Clock, first: int, last: int, lines: list[str], metrics: list[Any], history: list[Any]) -> Meter:
+    """Steps of two seconds with 8 tokens in 10 each; before the first one there are 30 seconds of validation."""
+    meter = Meter()
+    callback = Progress(None, lines.append, lambda step, measured: metrics.append((step, measured)), meter)  # type: ignore[arg-type]
+    state = TrainerState(global_step=first, max_steps=100, log_history=history)
+    count = meter.counted(collate)
+    everything: dict[str, Any] = {"args": None, "state": state, "control": TrainerControl()}
+    callback.on_train_begin(**everything)
+    clock.now += 30
+    meter.leave_out(30)
+    for step in range(first + 1, last + 1):
+        callback.on_step_begin(**everything)
+        count([{"input_ids": [1] * 8, "labels": [1]}])
+        clock.now += 2
+        state.global_step = step
+        callback.on_step_end(**everything)
+        if step % 10 == 0:
+            callback.on_log(**everything, logs={"loss": step / 100, "learning_rate": 0.5, "epoch": 1.0})
+    return meter
+
+
+def test_rate_and_time_left_from_the_beginning(clock: Clock) -> None:
+    lines: list[str] = []
+    run(clock, 0, 12, lines, [], [])
+    assert lines == [
+        "adapter step 3/100, 4 tokens/s, 194 s left",
+        "adapter step 6/100, 4 tokens/s, 188 s left",
+        "adapter step 9/100, 4 tokens/s, 182 s left",
+        "adapter step 12/100, loss 0.100, 4 tokens/s, 176 s left",
+    ]
+
+
+def test_rate_and_time_left_after_a_checkpoint(clock: Clock) -> None:
+    """Not as if the ninety steps before had been made in these seconds."""
+    lines: list[str] = []
+    metrics: list[Any] = []
+    before = [{"step": 0, "eval_loss": 9.0}, {"step": 90, "loss": 0.9, "entropy": 1.0}]
+    meter = run(clock, 90, 100, lines, metrics, before)
+    assert lines[0] == "adapter step 93/100, 4 tokens/s, 14 s left"
+    assert lines[-1] == "adapter step 100/100, loss 1.000, 4 tokens/s, 0 s left"
+    assert metrics == [(0, {"validation_loss": 9.0}), (90, {"loss": 0.9}), (100, {"loss": 1.0, "learning_rate": 0.5})]
+    assert meter.all() == {"real": 80, "padded": 100, "seconds": 20}
+    meter.before = {"real": 720.0, "padded": 900.0, "seconds": 180.0}
+    assert meter.all() == {"real": 800, "padded": 1000, "seconds": 200}
+
+
+def test_later_it_says_less(clock: Clock) -> None:
+    lines: list[str] = []
+    run(clock, 0, 75, lines, [], [])
+    steps = [int(line.split()[2].partition("/")[0]) for line in lines]
+    assert steps == [*range(3, 28, 3), 42, 57, 72]
