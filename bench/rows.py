@@ -9,7 +9,7 @@ import pyarrow as pa
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.llm.prompt import Chat, Example, messages
+from cs_pipeline.llm.prompt import ChatFormat, Example, messages
 from cs_pipeline.recipe import Prompt
 from cs_pipeline.train.embedded import _tokenizer, transcripts
 
@@ -35,7 +35,7 @@ def small_tokenizer(rows: pd.DataFrame, vocabulary: int = VOCABULARY) -> "PreTra
 
 def encode(rows: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", longest: int) -> list[Example]:
     """The rows as a training sees them; those of more than ``longest`` tokens are left out."""
-    chat = Chat(tokenizer, "causal")
+    chat = ChatFormat(tokenizer, "causal")
     pairs = zip(rows["instruction"], rows["response"], strict=True)
     examples = (chat.example(messages(question, Prompt(), None, ()), answer) for question, answer in pairs)
     return [example for example in examples if len(example) <= longest]

@@ -34,9 +34,9 @@ from cs_pipeline.recipe import read_recipe
 from cs_pipeline.serve.desk.desk import Ask, Desk
 from cs_pipeline.serve.models.answering import Answering, Sampling
 from cs_pipeline.serve.models.pool import memory_limit
-from cs_pipeline.serve.settings import Settings
+from cs_pipeline.serve.settings import ServeSettings
 from cs_pipeline.text.classifier import TextClassifier
-from cs_pipeline.tracking import champion
+from cs_pipeline.tracking import champion_version
 
 BATCHED, SINGLE = "micro-batched", "one at a time"
 LAYERS = ("model", "engine", "desk", "HTTP")
@@ -100,7 +100,7 @@ def serve_both(*ports: int) -> None:
     from cs_pipeline.serve.server import uvicorn_server
 
     async def run() -> None:
-        servers = [uvicorn_server(Settings(port=port, seconds=PATIENCE), DataLake.default()) for port in ports]
+        servers = [uvicorn_server(ServeSettings(port=port, seconds=PATIENCE), DataLake.default()) for port in ports]
         serving = [asyncio.create_task(server.serve()) for server in servers]
         apps: list[Any] = [server.config.app for server in servers]
         held = [await _champion_of(app.state.answering) for app in apps]
@@ -153,7 +153,7 @@ def batches(server: Server, questions: Sequence[str], clients: int, rounds: int)
 
 def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int) -> dict[str, Any]:
     """Seconds of the questions one after the other, through one layer more each time."""
-    version = champion(lake)
+    version = champion_version(lake)
     assert version is not None
     adapter = version.folder / "adapter"
     recipe = read_recipe(adapter / "recipe.yaml")

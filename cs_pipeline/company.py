@@ -77,7 +77,7 @@ class _Values(dict[str, str]):
         return hash(frozenset(self.items()))
 
 
-class Handover(_Part):
+class HandoverSettings(_Part):
     """When a person takes a conversation over, and where it is reported beside the queue in the lake."""
 
     webhook: str = Field(
@@ -114,7 +114,7 @@ class Company(_Part):
     values: Mapping[str, str] = Field(
         _Values(), description="what placeholders stand for in every answer, by name: {Company Name: Brightmart}"
     )
-    handover: Handover = Handover()
+    handover: HandoverSettings = HandoverSettings()
 
     @field_validator("automatic_replies")
     @classmethod

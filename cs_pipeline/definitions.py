@@ -1,5 +1,5 @@
 """The entry that Dagster loads."""
 
-from cs_pipeline.defs import build
+from cs_pipeline.defs import build_definitions
 
-defs = build()
+defs = build_definitions()

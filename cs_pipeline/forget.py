@@ -20,7 +20,7 @@ from cs_pipeline.evaluate.scoring.groundedness import mostly_copied
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
-from cs_pipeline.ingest.interactions import alone, places_of
+from cs_pipeline.ingest.interactions import ingest_lock, places_of
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 from cs_pipeline.retrieval import index as retrieval
@@ -116,7 +116,7 @@ def affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     return Affected(subjects, conversations, rows, answers, records, tables, feedback, reports, handovers, versions)
 
 
-def forget(lake: DataLake, found: Affected, why: str) -> None:
+def forget_records(lake: DataLake, found: Affected, why: str) -> None:
     """Removes ``found`` for good. After an interruption ask ``affected`` again and call this again."""
     with Ledger(lake) as ledger:
         for subject in sorted(found.subjects):
@@ -130,7 +130,7 @@ def forget(lake: DataLake, found: Affected, why: str) -> None:
     for path in (*found.reports, *found.handovers):
         path.unlink(missing_ok=True)
     # Nobody makes the index anew meanwhile, of a table that is about to lose the rows.
-    with alone(lake), retrieval.alone(lake):
+    with ingest_lock(lake), retrieval.index_lock(lake):
         retrieval.forget_rows(lake, sorted(found.rows))
         for path in reversed([path for path in found.tables if path != _known_answers(lake)]):
             table, gone = _gone(path, lake, found)

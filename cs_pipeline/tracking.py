@@ -139,7 +139,7 @@ def get_version(client: "MlflowClient", number: int) -> Version:
     )
 
 
-def champion(lake: DataLake) -> Version | None:
+def champion_version(lake: DataLake) -> Version | None:
     """The current champion, or None where no version was ever promoted."""
     client = open_store(lake)
     number = champion_number(client)

@@ -167,7 +167,7 @@ def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
     def make(folder: Path) -> None:
         from cs_pipeline.evaluate.evaluation import evaluate
         from cs_pipeline.evaluate.report.report import write_report
-        from cs_pipeline.retrieval.index import build
+        from cs_pipeline.retrieval.index import build_index
         from cs_pipeline.retrieval.passages import read_knowledge
         from cs_pipeline.train.adapter import train_adapter
         from cs_pipeline.train.embedded import build_embedded
@@ -180,7 +180,7 @@ def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
             article.parent.mkdir(parents=True)
             article.write_text("# Returning things\n\nA return is free of charge. Take the parcel to any shop.\n")
             read_knowledge(lake, load_company(lake))
-            build(lake)
+            build_index(lake)
             recipe = load_recipe("tiny_rag")
             assert isinstance(recipe.base, EmbeddedBase)
             build_embedded(recipe.base, lake, print)

@@ -10,9 +10,9 @@ import pytest
 
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import land
+from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.register.lineage import lineage
+from cs_pipeline.register.lineage import trace_lineage
 from cs_pipeline.tracking import find_versions, open_store
 from cs_pipeline_tests.conftest import copy_lake
 from cs_pipeline_tests.support.exports import export
@@ -57,7 +57,7 @@ def test_a_landed_file_becomes_a_version_with_the_file_in_its_lineage(
     service: Service, own_lake: DataLake, tmp_path: Path
 ) -> None:
     file = export(tmp_path / "tickets.csv", 120, seed=1)
-    (landed,) = land([file], own_lake, load_company(own_lake))
+    (landed,) = land_files([file], own_lake, load_company(own_lake))
     client = open_store(own_lake)
     wait_for(lambda: len(find_versions(client)) == 2, service)
     wait_for(lambda: service.idle(), service)
@@ -66,7 +66,7 @@ def test_a_landed_file_becomes_a_version_with_the_file_in_its_lineage(
         (delivery,) = ledger.deliveries()
     assert delivery.name == landed.name
     assert delivery.ingested_at is not None
-    made = lineage(2, own_lake)
+    made = trace_lineage(2, own_lake)
     (company,) = [entry for entry in made["files"] if entry["source"] == "company"]
     assert company["name"] == landed.name
     assert company["sha256"] == delivery.sha256
@@ -82,7 +82,7 @@ def test_a_landed_file_becomes_a_version_with_the_file_in_its_lineage(
 
     # The same content again, under its own and another name, leads to nothing.
     shutil.copy(file, own_lake.root / "landing" / "again.csv")
-    land([file], own_lake, load_company(own_lake))
+    land_files([file], own_lake, load_company(own_lake))
     before, looks = service.runs(), service.ticks("landed_files")
     wait_for(lambda: service.ticks("landed_files") >= looks + 3, service)
     assert service.runs() == before

@@ -21,7 +21,7 @@ from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import load_chat
 from cs_pipeline.llm.prompt import IGNORED
 from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
-from cs_pipeline.retrieval.index import build
+from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline.train.plan.estimate import SHAPES, estimate, shape_of
 from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, hours, needed
@@ -87,7 +87,7 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
     write_side(lake, "train", rows[:12])
     write_side(lake, "validation", rows[12:])
     lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
-    build(lake)
+    build_index(lake)
     from cs_pipeline.text.classifier import TextClassifier
 
     questions = [row["instruction"] for row in rows]

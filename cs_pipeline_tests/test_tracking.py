@@ -17,8 +17,8 @@ from cs_pipeline.tracking import (
     FINGERPRINT,
     MODEL,
     artifacts_folder,
-    champion,
     champion_number,
+    champion_version,
     find_run,
     find_versions,
     get_or_create_run,
@@ -176,10 +176,10 @@ def test_a_lake_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_versions_and_their_champion(client: "MlflowClient", stored: DataLake, tmp_path: Path) -> None:
     assert find_versions(client) == []
     assert champion_number(client) is None
-    assert champion(stored) is None
+    assert champion_version(stored) is None
     client.create_registered_model(MODEL)
     assert champion_number(client) is None
-    assert champion(stored) is None
+    assert champion_version(stored) is None
 
     (tmp_path / "adapter").mkdir()
     for number in range(1, 12):
@@ -194,7 +194,7 @@ def test_versions_and_their_champion(client: "MlflowClient", stored: DataLake, t
     for number in (2, 10):
         client.set_registered_model_alias(MODEL, CHAMPION, str(number))
         assert champion_number(client) == number
-        found = champion(stored)
+        found = champion_version(stored)
         assert found is not None
         assert (found.version, found.fingerprint, found.recipe) == (number, f"v{number}", "tiny")
         assert found.run_id == find_run(client, f"v{number}")

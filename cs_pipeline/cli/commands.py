@@ -123,7 +123,7 @@ def serve(
         raise PipelineError(
             f"Port {settings.port} is in use by {holder}.", "Stop that first, or choose another --port."
         )
-    from cs_pipeline.serve.server import serve as run
+    from cs_pipeline.serve.server import run_server as run
 
     run(settings, DataLake.default())
 
@@ -136,7 +136,7 @@ def land(
     """Copy files into the landing place, whole or not at all, and say what they are recognised as."""
     from cs_pipeline.company import load_company
     from cs_pipeline.ingest.knowledge import land_articles
-    from cs_pipeline.ingest.landing import land as copy_in
+    from cs_pipeline.ingest.landing import land_files as copy_in
 
     lake = DataLake.default()
     if knowledge:
@@ -170,7 +170,7 @@ def release(
     rows: Annotated[list[str], typer.Argument(help="row ids that 'quarantine list' shows")], why: WhyOption
 ) -> None:
     """Let flagged rows into training after all."""
-    from cs_pipeline.prepare.company.interactions import release as let_in
+    from cs_pipeline.prepare.company.interactions import release_rows as let_in
 
     lake = DataLake.default()
     for row in rows:
@@ -228,7 +228,7 @@ def rollback(
     why: WhyOption, to: Annotated[int | None, typer.Option(help="a version; else the champion before")] = None
 ) -> None:
     """Make an earlier version champion again."""
-    from cs_pipeline.register.promotion import rollback as roll_back
+    from cs_pipeline.register.promotion import roll_back as roll_back
 
     entry = roll_back(DataLake.default(), to, why, _who())
     console.print(f"Version {entry['version']} is champion; version {entry['champion_before']} was.")
@@ -239,7 +239,7 @@ def lineage(
     version: Annotated[int, typer.Argument(help="a version of cs-support")], as_json: JsonOption = False
 ) -> None:
     """What a model version was made of, and every decision on it."""
-    from cs_pipeline.register.lineage import lineage as trace
+    from cs_pipeline.register.lineage import trace_lineage as trace
     from cs_pipeline.register.lineage import tree
 
     found = trace(version, DataLake.default())
@@ -258,7 +258,7 @@ def forget(
 ) -> None:
     """Remove a person, or a conversation, from every table and kept file, for good."""
     from cs_pipeline.forget import affected
-    from cs_pipeline.forget import forget as remove
+    from cs_pipeline.forget import forget_records as remove
 
     lake = DataLake.default()
     found = affected(lake, subject, row)

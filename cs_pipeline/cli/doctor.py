@@ -71,9 +71,9 @@ def examine_recipe(name: str, lake: DataLake) -> list[Finding]:
 
     Raises PipelineError for a recipe that is not there or is wrong.
     """
-    from cs_pipeline.train.plan.machine_fit import look, this_machine
+    from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 
-    return look(load_recipe(name), lake, this_machine())
+    return check_machine(load_recipe(name), lake, this_machine())
 
 
 def table(findings: list[Finding]) -> "Table":

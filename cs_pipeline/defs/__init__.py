@@ -8,7 +8,7 @@ from cs_pipeline.defs import retrieval as knowledge
 OWNERS = ["team:support-ml"]
 
 
-def build() -> dg.Definitions:
+def build_definitions() -> dg.Definitions:
     """All definitions; what holds for every asset is said here, once."""
     stages = [ingest, prepare, knowledge, train, evaluate, register]
     assets = dg.map_asset_specs(
@@ -23,5 +23,5 @@ def build() -> dg.Definitions:
         schedules=automation.SCHEDULES,
         resources=resources.RESOURCES,
         executor=dg.in_process_executor,
-        loggers={"console": resources.console},
+        loggers={"console": resources.console_logger},
     )

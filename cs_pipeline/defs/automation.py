@@ -72,11 +72,11 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
 
     from cs_pipeline.company import load_company
     from cs_pipeline.ingest.edits import land_edits
-    from cs_pipeline.ingest.landing import expire, look
+    from cs_pipeline.ingest.landing import expire, scan_landing
     from cs_pipeline.ingest.ledger import Ledger
 
     company, now = load_company(lake.lake), datetime.now(UTC)
-    seen = look(lake.lake, company, now)
+    seen = scan_landing(lake.lake, company, now)
     expired = expire(lake.lake, company, now.date())
     edits = land_edits(lake.lake, company, now)
     said = [f"{len(seen.taken)} files taken" if seen.taken else "nothing new"]
@@ -178,14 +178,14 @@ def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) ->
 
 
 def _retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> dg.RunRequest | dg.SkipReason:
-    from cs_pipeline.train.retraining import look
+    from cs_pipeline.train.retraining import check_retraining
 
     recipe = os.environ.get("CS_RECIPE") or "embedded"
     if instance.get_runs_count(dg.RunsFilter(job_name=support_model.name, statuses=BUSY)):
         return dg.SkipReason("a run of support_model is under way; one training at a time")
     if not lake.path("prepare", "bitext_splits.parquet").exists():
         return dg.SkipReason("there is no champion yet; run the whole job first: make demo")
-    found, due = look(load_recipe(recipe), lake)
+    found, due = check_retraining(load_recipe(recipe), lake)
     if not due.due:
         return dg.SkipReason(f"not due: {due.reason}")
     tags = {"cs.due": due.reason}

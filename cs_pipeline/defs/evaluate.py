@@ -23,10 +23,10 @@ def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mate
     The champion is read by its alias when this runs: as a dependency it would be a cycle. Which one it was is recorded.
     """
     from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
-    from cs_pipeline.tracking import champion
+    from cs_pipeline.tracking import champion_version
 
     recipe = load_recipe(context.partition_key)
-    facts = evaluate(recipe, lake.lake, champion(lake.lake), context.log.info).facts
+    facts = evaluate(recipe, lake.lake, champion_version(lake.lake), context.log.info).facts
     tuned = {f"tuned_{name}": value["score"] for name, value in facts["scores"]["tuned"].items() if value}
     return dg.MaterializeResult(
         metadata={

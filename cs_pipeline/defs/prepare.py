@@ -54,14 +54,14 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     import pyarrow.compute as pc
 
     from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
-    from cs_pipeline.prepare.splits.split import shares, split
+    from cs_pipeline.prepare.splits.split import split, split_shares
 
     rows = lake.lake.read("prepare", "clean_bitext")
     before = lake.lake.table("prepare", "bitext_splits")
     dealt = split(rows, lake.lake.read("prepare", "bitext_splits") if before.exists() else None)
     lake.lake.write("prepare", "bitext_splits", dealt.rows, CONVERSATION)
     lake.lake.write("prepare", "bitext_splits_set_aside", dealt.set_aside, SET_ASIDE)
-    per_side = shares(dealt.rows).sum()
+    per_side = split_shares(dealt.rows).sum()
     clusters = pc.count_distinct(dealt.rows.column("cluster_id")).as_py()
     context.log.info(f"{clusters:,} clusters; " + ", ".join(f"{side} {per_side[side]:,}" for side in per_side.index))
     return table_result(
@@ -239,13 +239,13 @@ def placeholders_balanced(lake: LakeResource) -> dg.AssetCheckResult:
 @dg.asset_check(asset=bitext_splits, blocking=True)
 def split_disjoint_and_stratified(lake: LakeResource) -> dg.AssetCheckResult:
     """No cluster on two sides, no row twice, every intent on every side, the shares near what was meant."""
-    from cs_pipeline.prepare.splits.split import SHARES, shares
+    from cs_pipeline.prepare.splits.split import SHARES, split_shares
 
     table = lake.lake.read("prepare", "bitext_splits", ["row_id", "cluster_id", "intent", "split"])
     frame = table.to_pandas()
     torn = int((frame.groupby("cluster_id")["split"].nunique() > 1).sum())
     repeated = int(frame["row_id"].duplicated().sum())
-    per_intent = shares(table)
+    per_intent = split_shares(table)
     lacking = per_intent.index[(per_intent == 0).any(axis=1)].tolist()
     actual = {side: float(per_intent[side].sum() / len(frame)) for side in SHARES}
     off = max(abs(actual[side] - share) for side, share in SHARES.items())

@@ -60,9 +60,9 @@ def champion(
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     """The promotion decision: the alias champion, and its history with the reason of every decision."""
     from cs_pipeline.register.history import read_history
-    from cs_pipeline.register.promotion import judge
+    from cs_pipeline.register.promotion import judge_candidates
 
-    outcome = judge(lake.lake, f"Dagster run {context.run.run_id}")
+    outcome = judge_candidates(lake.lake, f"Dagster run {context.run.run_id}")
     for entry in outcome.entries:
         verdict = "is champion" if entry["promote"] else "stays challenger"
         context.log.info(f"version {entry['version']} {verdict}: {entry['reason']}")

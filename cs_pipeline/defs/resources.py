@@ -27,7 +27,7 @@ class LakeResource(dg.ConfigurableResource):
 
 
 @dg.logger(dg.Field(dg.Permissive({"log_level": dg.Field(str, is_required=False, default_value="INFO")})))
-def console(context: dg.InitLoggerContext) -> logging.Logger:
+def console_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """A line a message in the terminal: time, asset, text."""
     logger = logging.Logger("cs_pipeline", level=logging.INFO)
     handler = logging.StreamHandler(sys.stdout)

@@ -49,9 +49,9 @@ class IndexConfig(dg.Config):
 def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource) -> dg.MaterializeResult:
     """Known questions with their answers and passages of articles, found by the likeness to a question."""
     from cs_pipeline.core.schema import ANSWER
-    from cs_pipeline.retrieval.index import build, retrieval_folder
+    from cs_pipeline.retrieval.index import build_index, retrieval_folder
 
-    made = build(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "")
+    made = build_index(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "")
     context.log.info(
         f"{made.answers:,} answers and {made.passages:,} passages; {made.vectorised:,} of their texts are new or changed"
     )

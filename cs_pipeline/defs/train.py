@@ -21,11 +21,11 @@ from cs_pipeline.recipe import load_recipe
 def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: Launcher) -> dg.MaterializeResult:
     """The base the recipe names: from the hub at a pinned revision, from a folder, or the embedded one, trained here."""
     from cs_pipeline.llm.base import find_base, needs_training
-    from cs_pipeline.train.plan.machine_fit import look, refuse, this_machine
+    from cs_pipeline.train.plan.machine_fit import check_machine, refuse, this_machine
 
     recipe = load_recipe(context.partition_key)
     if launcher.here:  # the download costs too; what another machine has is not known here
-        refuse(look(recipe, lake.lake, this_machine()))
+        refuse(check_machine(recipe, lake.lake, this_machine()))
     if needs_training(recipe, lake.lake):
         launcher.run(context, lake.lake, "--base-only")
     base = find_base(recipe, lake.lake, context.log.info)
@@ -43,9 +43,9 @@ def fits_this_machine(
 
     Where a cluster trains, what this machine lacks is a warning.
     """
-    from cs_pipeline.train.plan.machine_fit import look, this_machine
+    from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 
-    findings = look(load_recipe(context.op_execution_context.partition_key), lake.lake, this_machine())
+    findings = check_machine(load_recipe(context.op_execution_context.partition_key), lake.lake, this_machine())
     return dg.AssetCheckResult(
         passed=not any(finding.status == "problem" for finding in findings),
         severity=dg.AssetCheckSeverity.ERROR if launcher.here else dg.AssetCheckSeverity.WARN,

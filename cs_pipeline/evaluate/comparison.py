@@ -56,7 +56,7 @@ def on_intents(
     return {"intents": list(intents), **_slice(test, stats, test["intent"].isin(intents).to_numpy(), samples)}
 
 
-def judged(metric: str, difference: dict[str, Any]) -> str:
+def judgement(metric: str, difference: dict[str, Any]) -> str:
     """better, worse or unclear, by which side of zero the 95 % interval lies on; empty where no side is the better."""
     sign = {"higher": 1, "lower": -1, "none": 0}[METRICS[metric].better]
     if sign == 0:

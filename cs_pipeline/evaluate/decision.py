@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, FEWEST_ROWS, judged
+from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, FEWEST_ROWS, judgement
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 JUDGED_BY = "bits_per_character"
@@ -62,7 +62,7 @@ class Decision:
     reason: str
 
 
-def decide(facts: Mapping[str, Any], champion_forgotten: bool = False) -> Decision:
+def decide_promotion(facts: Mapping[str, Any], champion_forgotten: bool = False) -> Decision:
     """Better than its base, and than the champion if there is one; worse in nothing that is gated.
 
     ``facts`` are those of an evaluation: ``differences`` by other system and metric, ``slices``, ``intents``, and the mode
@@ -97,9 +97,9 @@ def _flaws(facts: Mapping[str, Any], champion_forgotten: bool) -> Iterator[str]:
         name, figures = _OTHERS[other], differences.get(JUDGED_BY)
         if figures is None:
             yield f"{JUDGED_BY} against {name} could not be measured"
-        elif judged(JUDGED_BY, figures) == "worse":
+        elif judgement(JUDGED_BY, figures) == "worse":
             yield f"it needs more bits per character than {name} ({_shown(figures)})"
-        elif judged(JUDGED_BY, figures) == "unclear" and not (other == "champion" and champion_forgotten):
+        elif judgement(JUDGED_BY, figures) == "unclear" and not (other == "champion" and champion_forgotten):
             yield f"it needs not clearly fewer bits per character than {name} ({_shown(figures)})"
         for metric in _worse(differences, NOT_WORSE_IN, TOLERATED if other == "champion" else {}):
             yield f"its {metric} is worse than that of {name} ({_shown(differences[metric])})"

@@ -28,7 +28,7 @@ from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import hear
 from cs_pipeline.evaluate.retrieval_effect import KNOWN, WITHOUT, Retrieval, judge_retrieval, retrieval_facts
 from cs_pipeline.evaluate.robustness.robustness import by_group
-from cs_pipeline.evaluate.robustness.trials import Trials, ask, try_out
+from cs_pipeline.evaluate.robustness.trials import Trials, ask_test_rows, try_out
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores, nearest_answers, random_answers
 from cs_pipeline.evaluate.scoring.cost import weights_size
@@ -240,7 +240,7 @@ def _judged(
     """The last is there for the tuned model alone, where its recipe retrieves."""
     model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
     found = retrieve(index, recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
-    statistics, answers, run = ask(system, model, rows, found, report)
+    statistics, answers, run = ask_test_rows(system, model, rows, found, report)
     report(f"{system}: odd questions, general ones, and some one at a time")
     trials = try_out(model, classifier, index, rows, statistics, run)
     if system != "tuned" or index is None:

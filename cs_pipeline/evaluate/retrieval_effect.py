@@ -11,13 +11,13 @@ import pandas as pd
 
 from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
 from cs_pipeline.evaluate.robustness.robustness import by_group
-from cs_pipeline.evaluate.robustness.trials import ask, mislead
-from cs_pipeline.evaluate.scoring.groundedness import grounding, shares
+from cs_pipeline.evaluate.robustness.trials import ask_test_rows, mislead
+from cs_pipeline.evaluate.scoring.groundedness import groundedness_shares, grounding
 from cs_pipeline.evaluate.scoring.test_set import Yardstick
 from cs_pipeline.evaluate.slices import parts
 from cs_pipeline.evaluate.statistics import paired_bootstrap
 from cs_pipeline.llm.model import Answer, SupportModel
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 
 WITHOUT = "without_retrieval"
 """The system that is the tuned model, asked without found texts."""
@@ -50,7 +50,7 @@ def judge_retrieval(
     model: SupportModel,
     classifier: Path,
     rows: Yardstick,
-    found: Sequence[Sequence[Found]],
+    found: Sequence[Sequence[RetrievedText]],
     answers: Sequence[Answer],
     statistics: pd.DataFrame,
     report: Callable[[str], None],
@@ -58,7 +58,7 @@ def judge_retrieval(
     """Asks ``model`` without the texts ``found`` for the test rows, and with misleading ones; ``answers`` and their
     ``statistics`` are what it said with them."""
     started = time.monotonic()
-    without, others, _ = ask(WITHOUT, model, rows, [()] * len(rows.questions), report)
+    without, others, _ = ask_test_rows(WITHOUT, model, rows, [()] * len(rows.questions), report)
     seconds = time.monotonic() - started
     report("tuned: found texts that mislead")
     read = [answer.found for answer in answers]
@@ -86,7 +86,7 @@ def retrieval_facts(
     return {
         "found": judged.found,
         "left_out": judged.left_out,
-        "shares": {system: shares(rows, clusters, samples) for system, rows in judged.rows.items()},
+        "shares": {system: groundedness_shares(rows, clusters, samples) for system, rows in judged.rows.items()},
         "quarters": [
             _quarter(test, stats, part.name, part.member, samples)
             for part in parts(test, stats["tuned"]["reference_words"].tolist())

@@ -24,7 +24,7 @@ from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
 from cs_pipeline.evaluate.people.sheet import write_sheet
 from cs_pipeline.evaluate.scoring.metrics import METRICS, Metric
 from cs_pipeline.evaluate.statistics import holm, sampled_sums
-from cs_pipeline.retrieval.similarity import near
+from cs_pipeline.retrieval.similarity import count_near
 
 FLAGS = {
     "B": "basic structure",
@@ -73,7 +73,7 @@ WEAK_INTENT = (
 
 
 @dataclass(frozen=True)
-class Part:
+class SlicePart:
     """A slice: ``member`` [test rows] says which rows are in it."""
 
     kind: str
@@ -121,26 +121,26 @@ class Weakness:
 
 def near_train_rows(questions: Sequence[str], train_questions: Sequence[str]) -> np.ndarray:
     """For each test question how many training questions are near (cosine NEAR and more): [questions]."""
-    return near(questions, train_questions, NEAR)
+    return count_near(questions, train_questions, NEAR)
 
 
-def parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[Part]:
+def parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[SlicePart]:
     """The slices of the test rows: ``all``, then by source, category, intent, flag, similarity and answer length.
 
     Similarity and length (words of the reference) are cut into quarters of about equally many rows. What holds for all rows
     or for none is no slice.
     """
-    found = [Part("all", "all", np.ones(len(test), bool))]
+    found = [SlicePart("all", "all", np.ones(len(test), bool))]
     for kind in ("source", "category", "intent"):
         values = test[kind].fillna("none").to_numpy(str)
-        found += [Part(kind, name, values == name) for name in sorted(set(values))]
+        found += [SlicePart(kind, name, values == name) for name in sorted(set(values))]
     flags = test["flags"].fillna("").to_numpy(str)
     for letter in sorted(set("".join(flags))):
-        found.append(Part("flag", FLAGS.get(letter, letter), np.char.find(flags, letter) >= 0))
+        found.append(SlicePart("flag", FLAGS.get(letter, letter), np.char.find(flags, letter) >= 0))
     similarity = test["nearest_train_similarity"].to_numpy(float)
-    found += [Part("similarity", name, member) for name, member in _quarters(similarity, 2)]
+    found += [SlicePart("similarity", name, member) for name, member in _quarters(similarity, 2)]
     words = np.asarray(reference_words, float)
-    found += [Part("answer_length", f"{name} words", member) for name, member in _quarters(words, 0)]
+    found += [SlicePart("answer_length", f"{name} words", member) for name, member in _quarters(words, 0)]
     return [part for part in found if part.kind == "all" or 0 < part.member.sum() < len(test)]
 
 
@@ -292,7 +292,7 @@ def _finite(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
         return np.where(rows > 0, metric.function(sums), np.nan)
 
 
-def _has_figures(part: Part, clusters: np.ndarray) -> bool:
+def _has_figures(part: SlicePart, clusters: np.ndarray) -> bool:
     """Whether the slice and the rest have enough clusters each."""
     return min(len(set(clusters[part.member])), len(set(clusters[~part.member]))) >= FEWEST_CLUSTERS
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import PRIVATE, DataLake
 from cs_pipeline.feedback import Edit, Feedback
-from cs_pipeline.ingest.landing import land
+from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.ingest.place import landing_place
 
@@ -35,7 +35,7 @@ def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
         path = lake.path("serve", _name(batch))
         path.touch(PRIVATE)
         path.write_text("".join(f"{json.dumps(_ticket(edit))}\n" for edit in edits))
-        land([path], lake, company)
+        land_files([path], lake, company)
         path.unlink()
         feedback.landed(batch, now)
     return len(edits)

@@ -86,7 +86,7 @@ class _Overview:
 
 
 @contextmanager
-def alone(lake: DataLake) -> Iterator[None]:
+def ingest_lock(lake: DataLake) -> Iterator[None]:
     """Holds the lock under which tables of raw turns are written, and removes what killed writers left of some."""
     folders = [lake.path("ingest", name) for name in (TURNS, QUARANTINE)]
     for folder in folders:
@@ -109,7 +109,7 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
 
     Raises PipelineError when raw deliveries of the day were deleted already, or one is missing.
     """
-    with alone(lake), Ledger(lake) as ledger:
+    with ingest_lock(lake), Ledger(lake) as ledger:
         superseded = ledger.superseded()
         deliveries = [delivery for delivery in ledger.deliveries(day) if delivery.sha256 not in superseded]
         if any(delivery.expired_at for delivery in deliveries):

@@ -72,7 +72,7 @@ def kept_copy(lake: DataLake, sha256: str) -> Path:
     return _kept(lake) / sha256
 
 
-def look(lake: DataLake, company: Company, now: datetime) -> Look:
+def scan_landing(lake: DataLake, company: Company, now: datetime) -> Look:
     """One look at the landing place, which takes what is whole, oldest first; reads ``company.files_per_tick`` at most.
 
     A file is whole when it is as a look at least ``SETTLED`` before ``now`` saw it, when it was renamed in, or when it is
@@ -113,7 +113,7 @@ def look(lake: DataLake, company: Company, now: datetime) -> Look:
     return found
 
 
-def land(files: Sequence[Path], lake: DataLake, company: Company) -> list[Landed]:
+def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[Landed]:
     """Copies ``files`` to the landing place, each whole or not at all, after all of them were recognised.
 
     Raises PipelineError, and copies none, when one is no export that the pipeline can read, or has the name of another

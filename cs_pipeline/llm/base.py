@@ -11,7 +11,7 @@ from cs_pipeline.core.lake import DataLake, digest, file_sha256
 from cs_pipeline.core.manifest import NAME, content_hash, read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.hub import fetch
-from cs_pipeline.llm.model import lacking
+from cs_pipeline.llm.model import missing_files
 from cs_pipeline.llm.prompt import FOUND_FORM
 from cs_pipeline.recipe import TEMPLATES, EmbeddedBase, HubBase, PathBase, Recipe
 
@@ -103,7 +103,7 @@ def find_hub_or_folder_base(spec: HubBase | PathBase, report: Callable[[str], No
 
 
 def _from_folder(folder: Path) -> Base:
-    lacks = lacking(folder)
+    lacks = missing_files(folder)
     if lacks:
         raise PipelineError(
             f"The base model's folder {folder} lacks {', '.join(lacks)}.",

@@ -6,7 +6,7 @@ How a base is spoken to follows from its tokenizer and template (``prompt.py``),
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["causal", "encoder-decoder"]
+Architecture = Literal["causal", "encoder-decoder"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Family:
     """
 
     name: str
-    kind: Kind
+    kind: Architecture
     attention: tuple[str, ...]
 
 
@@ -40,5 +40,5 @@ FAMILIES = {
 
 def family_of(config: dict[str, Any]) -> Family:
     """The family of a base by the content of its config.json; one that is not in the table can be trained too."""
-    kind: Kind = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
+    kind: Architecture = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
     return FAMILIES.get(config["model_type"]) or Family(config["model_type"], kind, ())

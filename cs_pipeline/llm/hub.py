@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from cs_pipeline.core.download import RemoteFile, download
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import make_folder
-from cs_pipeline.llm.model import lacking, shards
+from cs_pipeline.llm.model import missing_files, shards
 from cs_pipeline.recipe import HubBase
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def cached(spec: HubBase) -> Path | None:
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
     folder = _place(spec).snapshot
-    if lacking(folder):
+    if missing_files(folder):
         return None
     try:  # a list of the repository's files is there when another tool began to fetch it
         listed = [file.path for file in get_cached_repo_tree(spec.repo, revision=spec.revision)]
@@ -84,7 +84,7 @@ def fetch(spec: HubBase, report: Callable[[str], None]) -> Path:
     _room(spec, place, sum(_size(files[name]) - _have(files[name], place) for name in needed))
     for name in needed:
         _get(spec, files[name], place, report)
-    lacks = lacking(place.snapshot)
+    lacks = missing_files(place.snapshot)
     if lacks:
         raise PipelineError(
             f"{what} lacks {', '.join(lacks)}.", "Choose a revision that holds a whole model and its tokenizer."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json
 from cs_pipeline.llm.families import Family, family_of
-from cs_pipeline.llm.prompt import IGNORED, Chat, Context, Example, Found, Told, messages, tell
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat, Context, Example, RetrievedText, Told, fit_found_texts, messages
 from cs_pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Answer:
     stopped: bool
     tokens: int
     left_out: int = 0
-    found: tuple[Found, ...] = ()
+    found: tuple[RetrievedText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def load_base(folder: Path, quantisation: str, dtype: "torch.dtype | None" = Non
     return model
 
 
-def load_chat(recipe: Recipe, base: Path, adapter: Path | None) -> Chat:
+def load_chat(recipe: Recipe, base: Path, adapter: Path | None) -> ChatFormat:
     """How the model is spoken to: with the tokenizer that an adapter brings, else the base's with the recipe's template."""
     from transformers import AutoTokenizer
 
@@ -112,7 +112,7 @@ def load_chat(recipe: Recipe, base: Path, adapter: Path | None) -> Chat:
         tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # a mask hides the padding, so any token will do
-    return Chat(tokenizer, base_family(base).kind)
+    return ChatFormat(tokenizer, base_family(base).kind)
 
 
 class SupportModel:
@@ -146,7 +146,7 @@ class SupportModel:
         intents: Sequence[str | None],
         contexts: Sequence[Context],
         progress: Callable[[int], None] = lambda done: None,
-        found: Sequence[Sequence[Found]] | None = None,
+        found: Sequence[Sequence[RetrievedText]] | None = None,
     ) -> list[Answer]:
         """Greedy answers to ``questions``, in their order.
 
@@ -187,7 +187,7 @@ class SupportModel:
         intents: Sequence[str | None],
         contexts: Sequence[Context],
         references: Sequence[str],
-        found: Sequence[Sequence[Found]] | None = None,
+        found: Sequence[Sequence[RetrievedText]] | None = None,
     ) -> list[Likelihood]:
         """How probable each reference answer is to the model, after what a row of its training would have before it."""
         import torch
@@ -214,21 +214,23 @@ class SupportModel:
                 results[j] = Likelihood(nll, len(rows[j].answer))
         return [results[i] for i in range(len(rows))]
 
-    def _prompt(self, question: str, intent: str | None, earlier: Context, found: Sequence[Found]) -> Told[list[int]]:
-        def encode(turns: Context, known: Sequence[Found]) -> list[int]:
+    def _prompt(
+        self, question: str, intent: str | None, earlier: Context, found: Sequence[RetrievedText]
+    ) -> Told[list[int]]:
+        def encode(turns: Context, known: Sequence[RetrievedText]) -> list[int]:
             return self.chat.prompt(messages(question, self.recipe.prompt, intent, turns, known))
 
         longest = self._longest_prompt()
         trained = self.recipe.trainer.max_length
-        return tell(encode, earlier, found, trained if longest is None else min(trained, longest))
+        return fit_found_texts(encode, earlier, found, trained if longest is None else min(trained, longest))
 
     def _example(
-        self, question: str, intent: str | None, earlier: Context, found: Sequence[Found], reference: str
+        self, question: str, intent: str | None, earlier: Context, found: Sequence[RetrievedText], reference: str
     ) -> Example:
-        def encode(turns: Context, known: Sequence[Found]) -> Example:
+        def encode(turns: Context, known: Sequence[RetrievedText]) -> Example:
             return self.chat.example(messages(question, self.recipe.prompt, intent, turns, known), reference)
 
-        return tell(encode, earlier, found, self.recipe.trainer.max_length).encoded
+        return fit_found_texts(encode, earlier, found, self.recipe.trainer.max_length).encoded
 
     def has_room(self, question: str, intent: str | None) -> bool:
         """Whether the model can read ``question``, told with ``intent`` and no earlier turns, and answer it."""
@@ -325,7 +327,7 @@ def shards(folder: Path) -> list[str]:
     return sorted(set(json.loads(index.read_text())["weight_map"].values()))
 
 
-def lacking(folder: Path) -> list[str]:
+def missing_files(folder: Path) -> list[str]:
     """What keeps ``folder`` from being a whole model, for people; nothing: it is one. Weights are measured, not read."""
     if not folder.is_dir():
         return ["everything: it is no folder"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.llm.families import Kind
+from cs_pipeline.llm.families import Architecture
 from cs_pipeline.llm.written import Written
 from cs_pipeline.recipe import TEMPLATES, Prompt
 from cs_pipeline.text.placeholders import Speaker
@@ -26,7 +26,7 @@ _ROLES: dict[Speaker, str] = {"customer": "user", "agent": "assistant"}
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievedText:
     """One text that the index gave for a question.
 
     ``id`` is the row_id of a known answer or the passage_id; ``title`` the known question, or the article's title;
@@ -50,7 +50,7 @@ class Example:
 
     prompt: list[int]
     answer: list[int]
-    kind: Kind
+    kind: Architecture
 
     def __len__(self) -> int:
         """Tokens of prompt and answer."""
@@ -89,7 +89,7 @@ FOUND_FORM = "2"
 """Raised when found texts are put before a question in another way: part of the fingerprint of what reads them."""
 
 
-def with_found(question: str, found: Sequence[Found]) -> str:
+def with_found(question: str, found: Sequence[RetrievedText]) -> str:
     """The customer's message with the ``found`` texts before the question; the question alone without any.
 
     They stand in the customer's turn and not in the system line, because every template has that turn and no model should
@@ -102,7 +102,7 @@ def with_found(question: str, found: Sequence[Found]) -> str:
 
 
 def messages(
-    question: str, prompt: Prompt, intent: str | None, earlier: Context, found: Sequence[Found] = ()
+    question: str, prompt: Prompt, intent: str | None, earlier: Context, found: Sequence[RetrievedText] = ()
 ) -> list[dict[str, str]]:
     """The chat messages before an answer: a system line where there is something to say in it, the earlier turns, the
     question after what was ``found`` for it.
@@ -145,12 +145,15 @@ class Told(Generic[Encoded]):
     """What fitted into a prompt: it ``encoded``, the ``found`` texts in it, and how many earlier turns it is ``without``."""
 
     encoded: Encoded
-    found: tuple[Found, ...]
+    found: tuple[RetrievedText, ...]
     without: int
 
 
-def tell(
-    encode: Callable[[Context, Sequence[Found]], Encoded], earlier: Context, found: Sequence[Found], most: int
+def fit_found_texts(
+    encode: Callable[[Context, Sequence[RetrievedText]], Encoded],
+    earlier: Context,
+    found: Sequence[RetrievedText],
+    most: int,
 ) -> Told[Encoded]:
     """What ``encode`` makes of as many ``found`` texts and ``earlier`` turns as fit into ``most`` tokens.
 
@@ -171,7 +174,7 @@ def tell(
     return Told(encoded, (), without)
 
 
-class Chat:
+class ChatFormat:
     """How a base is spoken to: its tokenizer, its chat template, and what its turns end with.
 
     ``stop`` is the id of the token that ends an answer by the template (Phi-3's ``<|end|>``, Llama-3's ``<|eot_id|>``,
@@ -179,7 +182,7 @@ class Chat:
     eos token too, which a base may write instead.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", kind: Kind) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", kind: Architecture) -> None:
         """Raises PipelineError when the tokenizer has no template, or one by which an answer has no end."""
         if not tokenizer.chat_template:
             raise PipelineError(

@@ -15,7 +15,7 @@ from cs_pipeline.tracking import CHALLENGER, CHAMPION, MODEL, champion_number, f
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-Kind = Literal["decision", "rollback", "moved by hand"]
+EntryKind = Literal["decision", "rollback", "moved by hand"]
 """What made an entry: a comparison of figures, ``cs-pipeline rollback``, or somebody who set the alias in MLflow."""
 
 FOLLOWED = "cs.promoted_by"
@@ -43,7 +43,7 @@ def read_history(lake: DataLake) -> list[dict[str, Any]]:
 
 def append(
     lake: DataLake,
-    kind: Kind,
+    kind: EntryKind,
     version: int | None,
     champion_before: int | None,
     *,

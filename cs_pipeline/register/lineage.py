@@ -60,7 +60,7 @@ def made_of(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Che
     }
 
 
-def lineage(number: int, lake: DataLake) -> dict[str, Any]:
+def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
     """All of version ``number``: its tags, what it was made of, and every decision on it. Raises PipelineError if none."""
     client = open_store(lake)
     version = next((v for v in find_versions(client) if int(v.version) == number), None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, beside, decide
+from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, beside, decide_promotion
 from cs_pipeline.evaluate.evaluation import read_evaluation
 from cs_pipeline.recipe import recipe_names
 from cs_pipeline.register.history import append, champion_before, deciding, read_history, settle, withdrawn
@@ -25,7 +25,7 @@ class Outcome:
     waiting: tuple[str, ...] = ()
 
 
-def judge(lake: DataLake, decided_by: str) -> Outcome:
+def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
     """Judges every version whose evaluation has not been judged yet, oldest first, and moves the alias.
 
     A version that has seen what is to be forgotten, or that a person took the alias from, is refused whatever its figures.
@@ -48,7 +48,7 @@ def judge(lake: DataLake, decided_by: str) -> Outcome:
                 waiting.append(_waits(version, facts, now))
                 continue
             if decision is None:
-                decision = decide(facts, now is not None and FORGOTTEN in versions[now])
+                decision = decide_promotion(facts, now is not None and FORGOTTEN in versions[now])
             entry = append(
                 lake,
                 "decision",
@@ -67,7 +67,7 @@ def judge(lake: DataLake, decided_by: str) -> Outcome:
         return Outcome(champion_number(client), added, tuple(waiting))
 
 
-def rollback(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, Any]:
+def roll_back(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, Any]:
     """Makes version ``to`` champion, else the champion before the present one, and returns the entry that says so.
 
     The version that loses the alias is not promoted again by its figures; another rollback gives it back. Raises

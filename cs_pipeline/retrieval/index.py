@@ -21,10 +21,10 @@ from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256, 
 from cs_pipeline.core.manifest import read_manifest, write_manifest
 from cs_pipeline.core.schema import ANSWER, PASSAGE, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.embedder import Embedder
 from cs_pipeline.retrieval.search import Search, write_codes
-from cs_pipeline.retrieval.vectors import Characters, Sentences, Vectors
+from cs_pipeline.retrieval.vectors import CharacterVectors, SentenceVectors, Vectors
 
 CHARACTERS = "characters"
 """The likeness without a model."""
@@ -48,14 +48,14 @@ def retrieval_folder(lake: DataLake) -> Path:
     return lake.path("prepare", "retrieval_index")
 
 
-def alone(lake: DataLake) -> AbstractContextManager[None]:
+def index_lock(lake: DataLake) -> AbstractContextManager[None]:
     """Whoever makes or loads the lake's index meanwhile, here or in another process, waits."""
     return _alone(retrieval_folder(lake))
 
 
 def index_version(lake: DataLake) -> str:
     """The version of the lake's index. Raises PipelineError when it is not there or not what was made."""
-    with alone(lake):
+    with index_lock(lake):
         return str(_manifest(retrieval_folder(lake))["version"])
 
 
@@ -78,7 +78,7 @@ class RetrievalIndex:
 
     def answers(
         self, questions: Sequence[str], count: int, without: Sequence[object] | None = None
-    ) -> list[list[Found]]:
+    ) -> list[list[RetrievedText]]:
         """For each question the ``count`` most similar known questions' answers, best first.
 
         Of question i nothing of cluster ``without[i]`` is given. Rows that share nothing with a question are not found.
@@ -86,21 +86,23 @@ class RetrievalIndex:
         barred = None if without is None else self._members(without)
         return list(self._found("answers", questions, count, barred))
 
-    def passages(self, questions: Sequence[str], count: int) -> list[list[Found]]:
+    def passages(self, questions: Sequence[str], count: int) -> list[list[RetrievedText]]:
         """For each question the ``count`` most similar passages of articles, best first, likewise."""
         return list(self._found("passages", questions, count, None))
 
     def _found(
         self, name: str, questions: Sequence[str], count: int, barred: Sequence[np.ndarray] | None
-    ) -> Iterator[list[Found]]:
+    ) -> Iterator[list[RetrievedText]]:
         table = self._tables[name]
         for found in self._rows[name].nearest(questions, count, barred):
             # Not take(), which copies the table's chunks: 28 ms of a million rows.
             rows = [table.slice(place, 1).to_pylist()[0] for place, _ in found]
             yield [
-                Found("answer", row["row_id"], row["answer"], row["question"], None, None, similarity, row["intent"])
+                RetrievedText(
+                    "answer", row["row_id"], row["answer"], row["question"], None, None, similarity, row["intent"]
+                )
                 if name == "answers"
-                else Found(
+                else RetrievedText(
                     "passage", row["passage_id"], row["text"], row["title"], row["address"], row["version"], similarity
                 )
                 for row, (_, similarity) in zip(rows, found, strict=True)
@@ -116,13 +118,13 @@ class RetrievalIndex:
         return [order[starts[code] : starts[code + 1]] if code >= 0 else order[:0] for code in at]
 
 
-def build(lake: DataLake, embedder: str = "") -> Built:
+def build_index(lake: DataLake, embedder: str = "") -> Built:
     """Makes the lake's index of ``train_split`` and ``knowledge_base``; equal ones are not written again.
 
     ``embedder`` names an embedding model; without one texts are likened by their characters. Raises PipelineError when
     a table or the model is not there.
     """
-    with alone(lake):
+    with index_lock(lake):
         rows = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response", "intent"])
         answers = rows.rename_columns(ANSWER.names).cast(ANSWER).sort_by("row_id")
         passages = lake.read("prepare", "knowledge_base").sort_by([("path", "ascending"), ("place", "ascending")])
@@ -149,7 +151,7 @@ def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
 def differences(lake: DataLake) -> dict[str, int]:
     """How many rows of the index are not in its sources or the other way round, or of a cluster of another side."""
     folder = retrieval_folder(lake)
-    with alone(lake):
+    with index_lock(lake):
         answers, passages = (pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS)
     train = lake.read("prepare", "train_split", ["row_id"]).column("row_id")
     known = lake.read("prepare", "knowledge_base", ["passage_id"]).column("passage_id")
@@ -223,7 +225,7 @@ class _Before:
     def vectors(self, name: str, texts: list[str], embedder: Embedder | None) -> tuple[Vectors, int]:
         """The vectors of ``texts``, and how many of them had to be made."""
         if name not in self._tables:
-            return (Sentences.of(texts, embedder) if embedder else Characters.of(texts)), len(texts)
+            return (SentenceVectors.of(texts, embedder) if embedder else CharacterVectors.of(texts)), len(texts)
         known = pa.array(_texts(name, self._tables[name]), pa.string())
         at = pc.index_in(pa.array(texts, pa.string()), value_set=known)
         order = pc.fill_null(at, -1).to_numpy().astype(np.int64)
@@ -272,7 +274,7 @@ def _load_vectors(folder: Path, manifest: dict[str, Any]) -> dict[str, Vectors]:
             path.name.split(".")[1]: np.load(path, mmap_mode="r", allow_pickle=False)
             for path in sorted(folder.glob(f"{name}.*.npy"))
         }
-        found[name] = Sentences(arrays, embedder) if embedder else Characters(arrays)
+        found[name] = SentenceVectors(arrays, embedder) if embedder else CharacterVectors(arrays)
     return found
 
 

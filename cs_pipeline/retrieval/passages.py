@@ -57,7 +57,7 @@ _LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class KnowledgeBase:
     """The passages that answers may be made of, those ``set_aside``, and the files that are none, with the reasons.
 
     ``read`` is how many files were cut anew; ``personal`` counts the placeholders that were put in for personal data.
@@ -77,7 +77,7 @@ def known_files(lake: DataLake) -> dict[str, str]:
     return files
 
 
-def read_knowledge(lake: DataLake, company: Company) -> Knowledge:
+def read_knowledge(lake: DataLake, company: Company) -> KnowledgeBase:
     """Writes the tables ``knowledge_base`` and ``knowledge_base_set_aside`` of what lies below ``landing/knowledge/`` now.
 
     Raises PipelineError when the landing place cannot be listed or the lake cannot be written.
@@ -128,7 +128,7 @@ def read_knowledge(lake: DataLake, company: Company) -> Knowledge:
     if not before.is_same(state, tables):
         sha256s = [lake.write("prepare", name, t, t.schema) for name, t in zip(_TABLES, tables, strict=True)]
         write_json(lake.path("prepare", "knowledge_base.json"), state | {"tables": sha256s})
-    return Knowledge(tables[0], tables[1], refused, len(files), read, cutter.personal)
+    return KnowledgeBase(tables[0], tables[1], refused, len(files), read, cutter.personal)
 
 
 def refused_files(lake: DataLake) -> dict[str, str]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.recipe import Prompt, Recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
@@ -23,7 +23,7 @@ def retrieve(
     questions: Sequence[str],
     intents: Sequence[str | None],
     clusters: Sequence[object] | None = None,
-) -> list[list[Found]]:
+) -> list[list[RetrievedText]]:
     """For each question its known answers, most usual first, then its passages, best first; nothing where ``prompt``
     retrieves nothing.
 
@@ -34,7 +34,7 @@ def retrieve(
     wanted = prompt.retrieve
     if index is None or wanted is None:
         return [[] for _ in questions]
-    answers: list[list[Found]] = [[] for _ in questions]
+    answers: list[list[RetrievedText]] = [[] for _ in questions]
     if wanted.answers:
         routed = intents if prompt.route == "intent" else [None] * len(questions)
         near = index.answers(questions, max(AMONG, wanted.answers), clusters)
@@ -55,7 +55,7 @@ AS_NEAR = 0.8
 alone. On those rows, where all questions of an intent ask for the same, it costs: ROUGE-L 41.6 without."""
 
 
-def most_usual(found: Sequence[Found], intent: str | None, count: int) -> list[Found]:
+def most_usual(found: Sequence[RetrievedText], intent: str | None, count: int) -> list[RetrievedText]:
     """``count`` of ``found``, the nearest known answers, best first: the most usual ones first, then the others as they are.
 
     Compared are those of ``intent`` if there are any. How alike two answers are is Dice's share of their words and pairs of

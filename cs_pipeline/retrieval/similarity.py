@@ -23,7 +23,7 @@ def nearest(questions: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray
     return np.concatenate(places), np.clip(np.concatenate(cosines), 0, 1)
 
 
-def near(questions: Sequence[str], others: Sequence[str], cosine: float) -> np.ndarray:
+def count_near(questions: Sequence[str], others: Sequence[str], cosine: float) -> np.ndarray:
     """For each question how many of ``others`` have at least this ``cosine``, likened as by ``nearest``: [questions]."""
     counts = [(block >= cosine).sum(axis=1) for block in _cosines(questions, others)]
     return np.concatenate([np.zeros(0, dtype=np.int64), *counts])

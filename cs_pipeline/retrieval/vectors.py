@@ -51,7 +51,7 @@ class Vectors(Protocol):
         ...
 
 
-class Characters:
+class CharacterVectors:
     """TF-IDF of character windows. What is kept are counts, which hang on their own text alone."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
@@ -64,16 +64,16 @@ class Characters:
         self._columns: csr_matrix | None = None
 
     @classmethod
-    def of(cls, texts: Sequence[str]) -> "Characters":
+    def of(cls, texts: Sequence[str]) -> "CharacterVectors":
         return cls(_arrays(_count(texts)))
 
     def __len__(self) -> int:
         return len(self.arrays["starts"]) - 1
 
-    def joined(self, texts: Sequence[str], order: np.ndarray) -> "Characters":
+    def joined(self, texts: Sequence[str], order: np.ndarray) -> "CharacterVectors":
         from scipy.sparse import vstack
 
-        return Characters(_arrays(vstack([self._counts, _count(texts)], format="csr")[order]))
+        return CharacterVectors(_arrays(vstack([self._counts, _count(texts)], format="csr")[order]))
 
     def asked(self, questions: Sequence[str]) -> "csr_matrix":
         return _weighted(_count(questions), self._idf)
@@ -96,7 +96,7 @@ class Characters:
         return _sketched(asked)
 
 
-class Sentences:
+class SentenceVectors:
     """What an embedding model makes of texts."""
 
     def __init__(self, arrays: dict[str, np.ndarray], embedder: "Embedder") -> None:
@@ -104,15 +104,15 @@ class Sentences:
         self._vectors, self._embedder = arrays["vectors"], embedder
 
     @classmethod
-    def of(cls, texts: Sequence[str], embedder: "Embedder") -> "Sentences":
+    def of(cls, texts: Sequence[str], embedder: "Embedder") -> "SentenceVectors":
         return cls({"vectors": embedder.embed(texts)}, embedder)
 
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def joined(self, texts: Sequence[str], order: np.ndarray) -> "Sentences":
+    def joined(self, texts: Sequence[str], order: np.ndarray) -> "SentenceVectors":
         together = np.concatenate([self._vectors, self._embedder.embed(texts)])
-        return Sentences({"vectors": together[order]}, self._embedder)
+        return SentenceVectors({"vectors": together[order]}, self._embedder)
 
     def asked(self, questions: Sequence[str]) -> np.ndarray:
         return self._embedder.embed(questions)

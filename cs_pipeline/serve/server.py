@@ -24,12 +24,12 @@ from cs_pipeline.serve.http.metrics import Counted, Metrics, State
 from cs_pipeline.serve.models.answering import Answering, Running
 from cs_pipeline.serve.models.pool import memory_limit
 from cs_pipeline.serve.page import app as page
-from cs_pipeline.serve.settings import Settings
+from cs_pipeline.serve.settings import ServeSettings
 
 logger = logging.getLogger("cs_pipeline.serve")
 
 
-def build(settings: Settings, lake: DataLake) -> FastAPI:
+def build_app(settings: ServeSettings, lake: DataLake) -> FastAPI:
     """The app with everything behind it; its models load in the background, and are let go when it shuts down.
 
     Raises PipelineError when company.yaml is wrong.
@@ -70,8 +70,8 @@ def build(settings: Settings, lake: DataLake) -> FastAPI:
     )
     app.state.answering = answering
     handle_errors(app)
-    app.include_router(api.routes(answering, desk, metrics))
-    app.include_router(openai.routes(answering, desk))
+    app.include_router(api.native_routes(answering, desk, metrics))
+    app.include_router(openai.openai_routes(answering, desk))
     add_docs(app)
     app.state.let_go = page.mount(app, desk, answering, lake)
     if settings.origins:
@@ -95,14 +95,14 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def uvicorn_server(settings: Settings, lake: DataLake) -> Server:
+def uvicorn_server(settings: ServeSettings, lake: DataLake) -> Server:
     """The server over ``build``; told to stop, it first answers what is being answered.
 
     To be called in the event loop that it will run in: without one Gradio would make another, and leave it open.
     """
     return Server(
         uvicorn.Config(
-            build(settings, lake),
+            build_app(settings, lake),
             host=settings.host,
             port=settings.port,
             ws="none",
@@ -114,7 +114,7 @@ def uvicorn_server(settings: Settings, lake: DataLake) -> Server:
     )
 
 
-def serve(settings: Settings, lake: DataLake) -> None:
+def run_server(settings: ServeSettings, lake: DataLake) -> None:
     """Serves until Ctrl-C or SIGTERM."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("presidio-analyzer").setLevel(logging.WARNING)  # it names every recogniser that it loads

@@ -16,7 +16,7 @@ def _words(value: object) -> object:
     return tuple(word for word in value.replace(",", " ").split() if word) if isinstance(value, str) else value
 
 
-class Settings(BaseModel):
+class ServeSettings(BaseModel):
     """Each may be given as ``CS_SERVE_`` and its name in capitals; ``origins`` then as words with commas or spaces."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -44,7 +44,7 @@ class Settings(BaseModel):
             return self.host == "localhost"
 
     @model_validator(mode="after")
-    def _a_key_where_others_reach_it(self) -> "Settings":
+    def _a_key_where_others_reach_it(self) -> "ServeSettings":
         if not self.local and len(self.key.get_secret_value()) < SHORTEST_KEY:
             raise ValueError(
                 f"'{self.host}' can be reached from other machines, and that takes a key of {SHORTEST_KEY} "
@@ -56,12 +56,12 @@ class Settings(BaseModel):
 SHORTEST_KEY = 16
 
 
-def load_settings(host: str | None = None, port: int | None = None) -> Settings:
+def load_settings(host: str | None = None, port: int | None = None) -> ServeSettings:
     """The settings; what is given here goes before the environment. Raises PipelineError naming what is wrong."""
-    given = {name: os.environ[f"{PREFIX}{name.upper()}"] for name in Settings.model_fields if _set(name)}
+    given = {name: os.environ[f"{PREFIX}{name.upper()}"] for name in ServeSettings.model_fields if _set(name)}
     options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     try:
-        return Settings.model_validate({**given, **options})
+        return ServeSettings.model_validate({**given, **options})
     except ValidationError as error:
         raise PipelineError(
             f"The server's settings: {key_errors(error, 'the settings')}.",

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from cs_pipeline.text.personal_words import NAME_WORDS, NOT_NAMES
 
-Known = tuple[tuple[str, str], ...]
+KnownValue = tuple[tuple[str, str], ...]
 """Pairs of a placeholder of the catalogue and the value that it is to stand for."""
 
 _PARTS = {
@@ -17,7 +17,7 @@ _PARTS = {
 """The placeholders of whole names, with those of first names, last names, and addresses in the field of a name."""
 
 
-def find_known(text: str, known: Known) -> Iterator[tuple[int, int, str]]:
+def find_known(text: str, known: KnownValue) -> Iterator[tuple[int, int, str]]:
     """Start, end and placeholder of what ``known`` says, wherever it stands as whole words, the longest first.
 
     Case and accents make no difference. Names are found in parts too. Places overlap where one value holds another.
@@ -31,14 +31,14 @@ def find_known(text: str, known: Known) -> Iterator[tuple[int, int, str]]:
                 yield start, end, placeholder
 
 
-def placeholder_of(value: str, known: Known) -> str | None:
+def known_placeholder(value: str, known: KnownValue) -> str | None:
     """What is to stand for ``value``, None where the fields do not say it."""
     folded = _folded(value)
     return next((placeholder for placeholder, wanted, _ in _wanted(known) if wanted == folded), None)
 
 
 @lru_cache(maxsize=1024)
-def _wanted(known: Known) -> tuple[tuple[str, str, str | None], ...]:
+def _wanted(known: KnownValue) -> tuple[tuple[str, str, str | None], ...]:
     """Placeholder, folded value, and how it must be written (None: in any way) of all to look for, the longest first.
 
     Left out are values of which a text is full by chance: single characters, numbers of fewer than four digits, and what

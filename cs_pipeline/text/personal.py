@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cs_pipeline.text import personal_words as words
-from cs_pipeline.text.known import Known, find_known, placeholder_of
+from cs_pipeline.text.known import KnownValue, find_known, known_placeholder
 from cs_pipeline.text.personal_words import normal
 from cs_pipeline.text.placeholders import Speaker
 
@@ -103,7 +103,7 @@ class PersonalData:
         _find_names(reading)
         return reading.spans()
 
-    def _find_emails(self, reading: "_Reading", known: Known) -> None:
+    def _find_emails(self, reading: "_Reading", known: KnownValue) -> None:
         for at in re.finditer("@", reading.left):
             # The recogniser's time grows with the square of what it is given.
             first = max(0, at.start() - 130)
@@ -112,7 +112,7 @@ class PersonalData:
                 if start < at.start() < end:
                     whose = _whose(reading, start, reading.text[start : at.start()].lower() in words.DESK_ADDRESSES)
                     placeholder = "Customer Email" if whose == "customer" else "Customer Support Email"
-                    reading.take(start, end, placeholder_of(reading.text[start:end], known) or placeholder)
+                    reading.take(start, end, known_placeholder(reading.text[start:end], known) or placeholder)
                     break
 
     def _find_ibans(self, reading: "_Reading") -> None:

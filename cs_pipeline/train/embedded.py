@@ -24,7 +24,7 @@ from cs_pipeline.core.manifest import NAME, write_manifest
 from cs_pipeline.core.schema import ANSWER, PASSAGE
 from cs_pipeline.llm.base import TEMPLATE, embedded_data, embedded_folder
 from cs_pipeline.llm.model import bits, hush
-from cs_pipeline.llm.prompt import IGNORED, Chat, messages
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat, messages
 from cs_pipeline.recipe import EmbeddedBase, Prompt, Retrieve
 from cs_pipeline.retrieval.index import RetrievalIndex, write_index
 from cs_pipeline.retrieval.retrieve import retrieve
@@ -142,7 +142,7 @@ def _whole_examples(
 
     Raises PipelineError where no example has at most ``block_tokens`` tokens.
     """
-    chat = Chat(tokenizer, "causal")
+    chat = ChatFormat(tokenizer, "causal")
     random = np.random.default_rng(spec.seed)
     drawn = table.take(pa.array(random.permutation(table.num_rows)[: spec.steps * spec.blocks]))
     rows = drawn.to_pylist()

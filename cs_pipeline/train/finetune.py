@@ -14,9 +14,9 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.schema import TOLD
 from cs_pipeline.llm.model import hush, load_chat, memory_used
-from cs_pipeline.llm.prompt import Chat
+from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.train.rows import Rows, training_rows
+from cs_pipeline.train.rows import TrainingRows, training_rows
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
 from cs_pipeline.train.trainer.distributed import highest, processes, rank, rows_at_once, total
 from cs_pipeline.train.trainer.hardware import Speed, speed_of
@@ -107,11 +107,11 @@ class _Attempts:
 @dataclass(frozen=True)
 class _Training:
     recipe: Recipe
-    chat: Chat
+    chat: ChatFormat
     base: Path
     start: Path | None
-    train: Rows
-    validation: Rows
+    train: TrainingRows
+    validation: TrainingRows
     work: Path
     report: Callable[[str], None]
     on_metrics: Callable[[int, dict[str, float]], None]
@@ -124,7 +124,7 @@ class _Training:
         """Trains from the newest checkpoint, or from the beginning, to the end; the figures, and the model at its best."""
         from transformers import set_seed
 
-        from cs_pipeline.train.trainer.resumable import history
+        from cs_pipeline.train.trainer.resumable import training_history
         from cs_pipeline.train.trainer.schedule import best_step, is_over
 
         t = self.recipe.trainer
@@ -144,7 +144,7 @@ class _Training:
         self.report(speed.line())
         trainer = self._trainer(model, attempts.micro, speed, request, fresh=not step)
         in_full_precision(model)
-        if checkpoint is not None and is_over(t, history(checkpoint)):
+        if checkpoint is not None and is_over(t, training_history(checkpoint)):
             trainer.take_over(checkpoint)
         else:
             with noted(request):
@@ -171,7 +171,7 @@ class _Training:
 
         t, meter, parts = self.recipe.trainer, Meter(), trainer_parts(self.chat, speed.packing)
 
-        def batches(rows: Rows, at_once: int) -> Batches:
+        def batches(rows: TrainingRows, at_once: int) -> Batches:
             return Batches([len(e) for e in rows.examples], at_once, micro, t.seed, rank(), processes())
 
         material = Material(

@@ -40,7 +40,7 @@ class Due:
     reason: str
 
 
-def decide(standing: Standing, rule: Retrain) -> Due:
+def decide_retraining(standing: Standing, rule: Retrain) -> Due:
     """Enough new rows, or a single one where the champion is old, or a champion that has seen what is to be forgotten.
 
     Never on equal data: without a new row only a marked champion makes a training due, and what made it marked has
@@ -78,10 +78,10 @@ def standing(recipe: Recipe, lake: DataLake, now: float) -> Standing:
     return Standing(number, days, marked, len(new), digest(sorted(usable), number if marked else None))
 
 
-def look(recipe: Recipe, lake: DataLake, now: float | None = None) -> tuple[Standing, Due]:
+def check_retraining(recipe: Recipe, lake: DataLake, now: float | None = None) -> tuple[Standing, Due]:
     """The present standing and the decision, which is kept in ``train/retraining.jsonl`` whenever it is another."""
     found = standing(recipe, lake, time.time() if now is None else now)
-    due = decide(found, load_company(lake).retrain)
+    due = decide_retraining(found, load_company(lake).retrain)
     _keep(lake, found, due)
     return found, due
 

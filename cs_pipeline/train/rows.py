@@ -15,7 +15,16 @@ import yaml
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.schema import SEEN, TOLD
-from cs_pipeline.llm.prompt import Chat, Context, Example, Found, Told, earlier_turns, messages, tell
+from cs_pipeline.llm.prompt import (
+    ChatFormat,
+    Context,
+    Example,
+    RetrievedText,
+    Told,
+    earlier_turns,
+    fit_found_texts,
+    messages,
+)
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import Speaker, apply
@@ -26,7 +35,7 @@ _COLUMNS = [*_SEEN_OF_A_ROW, "cluster_id", "context", "instruction", "response",
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """``examples`` in the table's order, a row as often as the mixture has it, and what became of the rows.
 
     ``seen`` are the rows in ``examples``, and those whose answers stand before their questions, once each, with the schema
@@ -47,7 +56,7 @@ class Rows:
     spelt: float
 
 
-def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows:
+def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -> TrainingRows:
     """The rows of ``side`` (train or validation) in the recipe's mixture, placeholder mode and prompt.
 
     Raises PipelineError when the loss would not cover the answer and its stop token alone, when the tokenizer cannot write
@@ -99,7 +108,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: Chat, side: str) -> Rows
     others = told_rows - {one["row_id"] for one in seen}
     table = pa.concat_tables([pa.Table.from_pylist(seen, SEEN), _told(others, lake)])
     spelt = preflight.rewritten, preflight.spelt_share
-    return Rows(examples, table, too_long, shortened, told + untold, untold, retold, *spelt)
+    return TrainingRows(examples, table, too_long, shortened, told + untold, untold, retold, *spelt)
 
 
 def _told(row_ids: set[str], lake: DataLake) -> pa.Table:
@@ -143,18 +152,20 @@ def _said(row: dict[str, Any], recipe: Recipe) -> _Said:
     return _Said(text(row["instruction"], "customer"), text(row["response"], "agent"), earlier)
 
 
-def _retold(said: _Said, found: Sequence[Found]) -> _Said:
+def _retold(said: _Said, found: Sequence[RetrievedText]) -> _Said:
     """With the first known answer of ``found`` as its own, or as it is where there is none."""
     return replace(said, answer=found[0].text) if found and found[0].kind == "answer" else said
 
 
-def _encoded(said: _Said, intent: str | None, found: Sequence[Found], recipe: Recipe, chat: Chat) -> Told[Example]:
+def _encoded(
+    said: _Said, intent: str | None, found: Sequence[RetrievedText], recipe: Recipe, chat: ChatFormat
+) -> Told[Example]:
     """The row as tokens, with what of its found texts and earlier turns fits beside question and answer."""
 
-    def encode(turns: Context, known: Sequence[Found]) -> Example:
+    def encode(turns: Context, known: Sequence[RetrievedText]) -> Example:
         return chat.example(messages(said.question, recipe.prompt, intent, turns, known), said.answer)
 
-    return tell(encode, said.earlier, found, recipe.trainer.max_length)
+    return fit_found_texts(encode, said.earlier, found, recipe.trainer.max_length)
 
 
 VALIDATION_ROWS = 256

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.llm.prompt import IGNORED, Chat, Example
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat, Example
 
 MOST_SPELT = 0.01
 """Of all characters, the share that may be spelt by code points: with more, a model learns to spell and not to answer."""
@@ -14,7 +14,7 @@ _SHOWN = 8
 class Preflight:
     """Counts, row by row, what the tokenizer lacks for a text and what does not come back from its tokens."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: ChatFormat) -> None:
         self._chat = chat
         self._rows = self._characters = self._rows_spelt = self._answers = self._rows_lost = 0
         self._spelt: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import Base
 from cs_pipeline.recipe import Recipe, read_recipe
-from cs_pipeline.tracking import FORGOTTEN, MODEL, champion, open_store
+from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version, open_store
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def find_start(recipe: Recipe, base: Base, lake: DataLake) -> Start:
     """
     if recipe.start == "base":
         return Start(None, "from the base, as the recipe says")
-    version = champion(lake)
+    version = champion_version(lake)
     if version is None:
         return Start(None, "from the base, for there is no champion yet")
     if FORGOTTEN in open_store(lake).get_model_version(MODEL, str(version.version)).tags:

@@ -19,7 +19,7 @@ from cs_pipeline.defs.automation import MOST_ATTEMPTS, ingest_company, landed_fi
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.edits import TOGETHER
-from cs_pipeline.ingest.landing import land
+from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.tracking import FORGOTTEN, MODEL, open_store
 from cs_pipeline_tests.conftest import RECIPES, copy_lake
@@ -71,7 +71,7 @@ def ingest(instance: dg.DagsterInstance, request: dg.RunRequest) -> bool:
 
 
 def landed(lake: DataLake, tmp_path: Path, name: str, rows: int, seed: int) -> None:
-    land([export(tmp_path / name, rows, seed)], lake, load_company(lake))
+    land_files([export(tmp_path / name, rows, seed)], lake, load_company(lake))
 
 
 def test_a_file_is_asked_for_once_and_ingested(instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_day_that_fails_is_tried_again_and_then_told(
 ) -> None:
     bad = tmp_path / "broken.csv"
     bad.write_text("question,answer\n" + "only one field\n" * 30)
-    land([bad], lake, load_company(lake))
+    land_files([bad], lake, load_company(lake))
     for _ in range(MOST_ATTEMPTS):
         result = tick(instance)
         assert isinstance(result, dg.SensorResult)
@@ -127,7 +127,7 @@ def test_a_day_that_fails_is_tried_again_and_then_told(
     assert not lake.table("prepare", f"clean_interactions/{TODAY}").exists()
     # The fixed export under the same name takes its place, and the day goes on.
     fixed = export(tmp_path / "broken.csv", 60, seed=2)
-    land([fixed], lake, load_company(lake))
+    land_files([fixed], lake, load_company(lake))
     assert "was tried" in message(tick(instance)), "a person launches it"
     assert ingest(instance, dg.RunRequest(partition_key=str(TODAY)))
     assert message(tick(instance)) == "nothing new"

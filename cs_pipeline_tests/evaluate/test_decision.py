@@ -2,7 +2,7 @@
 
 import pytest
 
-from cs_pipeline.evaluate.decision import decide
+from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline_tests.register.conftest import (
     BETTER,
     EQUAL,
@@ -47,7 +47,7 @@ from cs_pipeline_tests.register.conftest import (
     ],
 )
 def test_decisions(to_base: Differences, to_champion: Differences | None, promote: bool, reason: str) -> None:
-    decision = decide(facts(to_base, to_champion))
+    decision = decide_promotion(facts(to_base, to_champion))
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
 
@@ -87,7 +87,7 @@ def test_decisions(to_base: Differences, to_champion: Differences | None, promot
 def test_no_source_pays_for_the_other(
     to_champion: Differences, company: Differences | None, promote: bool, reason: str
 ) -> None:
-    decision = decide(facts(BETTER, to_champion, company))
+    decision = decide_promotion(facts(BETTER, to_champion, company))
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
 
@@ -95,7 +95,7 @@ def test_no_source_pays_for_the_other(
 def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
     found = facts(BETTER, BETTER, BETTER)
     found["slices"]["bitext"]["differences"]["champion"] = BETTER | {"bits_per_character": MORE}
-    assert "on the bitext rows its bits_per_character is worse" in decide(found).reason
+    assert "on the bitext rows its bits_per_character is worse" in decide_promotion(found).reason
 
 
 @pytest.mark.parametrize("champion_forgotten", [False, True])
@@ -103,7 +103,7 @@ def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bo
     """Each mode has reference texts of its own, so whatever differs may be the texts."""
     found = facts(BETTER, BETTER)
     found["placeholders"]["champion"] = "generic"
-    decision = decide(found, champion_forgotten)
+    decision = decide_promotion(found, champion_forgotten)
     assert not decision.promote
     assert "its placeholders are 'keep' and those of the champion 'generic'" in decision.reason
     assert "cs-pipeline rollback --to" in decision.reason
@@ -126,7 +126,7 @@ def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bo
 def test_what_another_training_would_move_is_tolerated_on_a_slice(
     metric: str, low: float, high: float, promote: bool
 ) -> None:
-    decision = decide(facts(BETTER, BETTER, SAME | {metric: difference(low, high)}))
+    decision = decide_promotion(facts(BETTER, BETTER, SAME | {metric: difference(low, high)}))
     assert decision.promote is promote, decision.reason
 
 
@@ -135,7 +135,7 @@ def test_what_another_training_would_move_is_tolerated_on_a_slice(
     [(-60, -10.1, False), (-60, -10, True), (-60, 5, True), (-9, -1, True), (-30, -12, False), (10, 60, True)],
 )
 def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promote: bool) -> None:
-    decision = decide(facts(BETTER, BETTER, BETTER, difference(low, high)))
+    decision = decide_promotion(facts(BETTER, BETTER, BETTER, difference(low, high)))
     assert decision.promote is promote
     if not promote:
         assert (
@@ -146,7 +146,7 @@ def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promo
 def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> None:
     found = facts(BETTER)
     found["intents"]["get_refund"]["differences"] = {"base": {"right_intent": difference(-90, -50)}}
-    assert decide(found).promote
+    assert decide_promotion(found).promote
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> Non
 def test_to_replace_a_champion_that_is_to_be_forgotten_it_need_not_be_better(
     to_champion: Differences, promote: bool, reason: str
 ) -> None:
-    decision = decide(facts(BETTER, to_champion), champion_forgotten=True)
+    decision = decide_promotion(facts(BETTER, to_champion), champion_forgotten=True)
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
-    assert not decide(facts(SAME, to_champion), champion_forgotten=True).promote
+    assert not decide_promotion(facts(SAME, to_champion), champion_forgotten=True).promote

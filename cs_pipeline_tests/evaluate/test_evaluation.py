@@ -14,7 +14,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest, write_manifest
 from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
-from cs_pipeline.evaluate.decision import decide
+from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
@@ -184,7 +184,7 @@ def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe,
     assert set(measured) >= {"bits_per_character", "right_intent", "stop_rate", "rougeL", "bleu", "chrf"}
     for metric, difference in measured.items():
         assert difference["difference"] == difference["low"] == difference["high"] == 0, metric
-    assert not decide(facts).promote
+    assert not decide_promotion(facts).promote
     assert facts["differences"]["base"] == alone["differences"]["base"]
     wide = answers(evaluated).pivot_table(index="row_id", columns="system", values="answer", aggfunc="first")
     assert wide["champion"].tolist() == wide["tuned"].tolist()

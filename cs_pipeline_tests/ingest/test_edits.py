@@ -20,7 +20,7 @@ from cs_pipeline.feedback import Feedback, Given
 from cs_pipeline.ingest import edits, landing, ledger, place
 from cs_pipeline.ingest.edits import TOGETHER, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
-from cs_pipeline.ingest.landing import SETTLED, kept_copy, look
+from cs_pipeline.ingest.landing import SETTLED, kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline_tests.support.killed import kill, kill_points
@@ -67,7 +67,7 @@ def test_edits_wait_for_one_another_and_land_once(lake: DataLake) -> None:
     assert landed(lake) == ["agent_edits_000001.jsonl", "agent_edits_000002.jsonl"]
     assert not list(lake.path("serve").glob("*agent_edits*")), "what holds raw text does not lie about"
     # The very next look takes them: they were put there whole.
-    assert len(look(lake, COMPANY, datetime.now(UTC)).taken) == 2
+    assert len(scan_landing(lake, COMPANY, datetime.now(UTC)).taken) == 2
     assert delivered(lake) == ["one", "three", "two"]
 
 
@@ -78,8 +78,8 @@ def test_what_was_taken_does_not_lie_about_at_the_landing_place(lake: DataLake) 
     theirs.write_text("{}")
     land_edits(lake, COMPANY, soon())
     assert landed(lake) == ["agent_edits_000001.jsonl", theirs.name], "nobody has taken it yet"
-    look(lake, COMPANY, datetime.now(UTC))
-    look(lake, COMPANY, datetime.now(UTC) + 2 * SETTLED)
+    scan_landing(lake, COMPANY, datetime.now(UTC))
+    scan_landing(lake, COMPANY, datetime.now(UTC) + 2 * SETTLED)
     land_edits(lake, COMPANY, soon())
     assert landed(lake) == [theirs.name]
     assert "one" in delivered(lake)
@@ -95,7 +95,7 @@ def test_it_comes_out_of_prepare_as_a_row_that_may_train(prepared: Path, lake: D
     edit(lake, "three", "Hi, when do I get my refund?", "The money is back on your account within three days.")
     land_edits(lake, COMPANY, soon())
     now = datetime.now(UTC)
-    (delivery,) = look(lake, COMPANY, now).taken
+    (delivery,) = scan_landing(lake, COMPANY, now).taken
     (facts,) = ingest_day(lake, COMPANY, delivery.day).files
     assert (facts.format, facts.records, facts.kept, facts.turns) == ("Zendesk tickets", 3, 3, 6)
     cleaned = clean_day(lake, COMPANY, delivery.day)
@@ -142,7 +142,7 @@ def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_betwee
     start, lake = DataLake(memory / "start"), DataLake(memory / "killed")
     edit(start, "one")
     edit(start, "two")
-    look(start, COMPANY, datetime.now(UTC))
+    scan_landing(start, COMPANY, datetime.now(UTC))
     work = partial(land_edits, lake, COMPANY, soon())
     shutil.copytree(start.root, lake.root)
     points = kill_points(work, lake.root, TRACED)
@@ -153,13 +153,13 @@ def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_betwee
         kill(work, point, TRACED)
         now = datetime.now(UTC)
         if taken_between:
-            look(lake, COMPANY, now)
+            scan_landing(lake, COMPANY, now)
         edit(lake, "three")
         while land_edits(lake, COMPANY, soon()):
             pass
         for _ in range(2):
             now += 2 * SETTLED
-            look(lake, COMPANY, now)
+            scan_landing(lake, COMPANY, now)
         assert delivered(lake) == ["one", "three", "two"]
         land_edits(lake, COMPANY, soon())
         assert landed(lake) == []

@@ -16,7 +16,7 @@ from cs_pipeline.core.schema import INTERACTION, QUARANTINED, check_schema
 from cs_pipeline.ingest import interactions
 from cs_pipeline.ingest.exports import Record, format_of, read, redact
 from cs_pipeline.ingest.interactions import DayFacts, day_facts, ingest_day
-from cs_pipeline.ingest.landing import kept_copy, look
+from cs_pipeline.ingest.landing import kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
@@ -39,8 +39,8 @@ def deliver(lake: DataLake, files: dict[str, bytes], company: Company = COMPANY)
         path = lake.root / "landing" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    look(lake, company, NOW)
-    taken = look(lake, company, NOW + timedelta(minutes=1)).taken
+    scan_landing(lake, company, NOW)
+    taken = scan_landing(lake, company, NOW + timedelta(minutes=1)).taken
     assert {delivery.name for delivery in taken} == files.keys()
     return taken
 

@@ -12,7 +12,7 @@ from cs_pipeline.company import Company, company_file
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.knowledge import articles, land_articles
-from cs_pipeline.ingest.landing import Look, look
+from cs_pipeline.ingest.landing import Look, scan_landing
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
 
@@ -36,7 +36,7 @@ def test_landed_articles_are_listed_and_are_no_deliveries(
     assert land_articles([refunds], lake, company) == ["Markdown"]
     [listed] = articles(lake, company)
     assert (listed.path, listed.problem, listed.read()) == ("refunds.md", None, refunds.read_bytes())
-    assert look(lake, company, datetime.now(UTC)) == Look([], [], [], [])
+    assert scan_landing(lake, company, datetime.now(UTC)) == Look([], [], [], [])
 
     before = identities(lake, company)
     assert identities(lake, company) == before

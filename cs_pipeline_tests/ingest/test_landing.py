@@ -9,7 +9,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.ingest.landing import SETTLED, Look, kept_copy, look
+from cs_pipeline.ingest.landing import SETTLED, Look, kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 from cs_pipeline_tests.ingest.test_ledger import in_processes
 from cs_pipeline_tests.support.arrivals import (
@@ -28,15 +28,15 @@ from cs_pipeline_tests.support.arrivals import (
 
 
 def test_nothing_is_found_in_an_empty_place(lake: DataLake) -> None:
-    assert look(lake, COMPANY, NOW) == NOTHING
+    assert scan_landing(lake, COMPANY, NOW) == NOTHING
     assert (lake.root / "landing").is_dir(), "now files can be put there"
-    assert look(lake, COMPANY, NOW) == NOTHING
+    assert scan_landing(lake, COMPANY, NOW) == NOTHING
 
 
 def test_a_new_file_is_taken_when_two_looks_saw_the_same(lake: DataLake) -> None:
     path = written(lake, "tickets.csv")
-    assert look(lake, COMPANY, NOW) == Look([], [], ["tickets.csv"], [])
-    found = look(lake, COMPANY, NOW + timedelta(minutes=1))
+    assert scan_landing(lake, COMPANY, NOW) == Look([], [], ["tickets.csv"], [])
+    found = scan_landing(lake, COMPANY, NOW + timedelta(minutes=1))
     assert found == Look(deliveries(lake), [], [], [])
     [delivery] = found.taken
     assert delivery == Delivery(
@@ -62,14 +62,14 @@ def test_looks_that_are_close_together_show_nothing(lake: DataLake) -> None:
     written(lake, "tickets.csv")
     almost = SETTLED - timedelta(seconds=1)
     for now in (NOW, NOW, NOW + almost, NOW - almost):
-        assert look(lake, COMPANY, now).waiting == ["tickets.csv"]
-    assert look(lake, COMPANY, NOW + SETTLED).taken
+        assert scan_landing(lake, COMPANY, now).waiting == ["tickets.csv"]
+    assert scan_landing(lake, COMPANY, NOW + SETTLED).taken
 
 
 def test_the_day_is_that_of_utc(lake: DataLake) -> None:
     moved(lake, "tickets.csv")
     evening_in_new_york = datetime.fromisoformat("2026-03-14T22:30:00-04:00")
-    assert look(lake, COMPANY, evening_in_new_york).taken[0].day == date(2026, 3, 15)
+    assert scan_landing(lake, COMPANY, evening_in_new_york).taken[0].day == date(2026, 3, 15)
 
 
 def test_the_same_again_is_neither_taken_nor_read(lake: DataLake) -> None:
@@ -106,7 +106,7 @@ def test_the_same_content_under_another_name_is_a_duplicate(lake: DataLake) -> N
 def test_equal_files_that_land_together_are_one_delivery(lake: DataLake) -> None:
     moved(lake, "b.csv", minutes=2)
     moved(lake, "a.csv", minutes=1)
-    found = look(lake, COMPANY, NOW)
+    found = scan_landing(lake, COMPANY, NOW)
     assert (names(found.taken), found.duplicates) == (["b.csv"], [("a.csv", "b.csv")])
 
 
@@ -160,7 +160,7 @@ def test_signals_of_broken_leases_end_no_process() -> None:
 
 def test_a_file_that_is_renamed_in_is_taken_at_once(lake: DataLake) -> None:
     moved(lake, "tickets.csv")
-    assert names(look(lake, COMPANY, NOW).taken) == ["tickets.csv"]
+    assert names(scan_landing(lake, COMPANY, NOW).taken) == ["tickets.csv"]
 
 
 @pytest.mark.parametrize("name", [".tickets.csv.Xy1", "tickets.csv.part", "tickets.csv.TMP", "tickets.csv.crdownload"])
@@ -186,7 +186,7 @@ def test_new_rights_right_after_the_writing_are_no_renaming(lake: DataLake) -> N
     path = written(lake, "tickets.csv", b"")
     path.chmod(0o640)
     assert path.stat().st_ctime_ns >= path.stat().st_mtime_ns
-    assert look(lake, COMPANY, NOW).waiting == ["tickets.csv"]
+    assert scan_landing(lake, COMPANY, NOW).waiting == ["tickets.csv"]
 
 
 def test_of_500_files_at_once_the_oldest_are_taken_first(lake: DataLake) -> None:
@@ -207,7 +207,7 @@ def test_of_500_files_at_once_the_oldest_are_taken_first(lake: DataLake) -> None
 def test_duplicates_count_among_the_files_of_a_look(lake: DataLake) -> None:
     for name in "abc":
         moved(lake, name)
-    found = look(lake, Company(files_per_tick=2), NOW)
+    found = scan_landing(lake, Company(files_per_tick=2), NOW)
     assert (len(found.taken), len(found.duplicates), len(found.waiting)) == (1, 1, 1)
 
 
@@ -218,7 +218,7 @@ def test_lookers_at_once_take_each_file_once(lake: DataLake, lookers: int) -> No
     (lake.root / "found").mkdir()
 
     def take(looker: int) -> None:
-        for found in (look(lake, Company(files_per_tick=7), NOW) for _ in range(10)):
+        for found in (scan_landing(lake, Company(files_per_tick=7), NOW) for _ in range(10)):
             for name in names(found.taken) + [name for name, _ in found.duplicates]:
                 with (lake.root / "found" / name).open("x"):  # raises where another has found it
                     pass

@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import Landed, land, look
+from cs_pipeline.ingest.landing import Landed, land_files, scan_landing
 from cs_pipeline_tests.support.arrivals import COMPANY, CSV, NOTHING, NOW, Server, kept, names, packed, written
 from cs_pipeline_tests.support.arrivals import server as server  # the fixture
 
@@ -22,7 +22,7 @@ def export(folder: Path, name: str, data: bytes = CSV) -> Path:
 
 def test_landed_files_are_recognised_and_taken_at_once(lake: DataLake, tmp_path: Path) -> None:
     files = [export(tmp_path, "a.csv"), export(tmp_path, "b.csv.gz", packed(CSV.upper()))]
-    landed = land(files, lake, COMPANY)
+    landed = land_files(files, lake, COMPANY)
     assert [(one.name, one.bytes) for one in landed] == [
         ("a.csv", len(CSV)),
         ("b.csv.gz", len(packed(CSV.upper()))),
@@ -36,28 +36,28 @@ def test_landed_files_are_recognised_and_taken_at_once(lake: DataLake, tmp_path:
         assert copy.stat().st_mtime_ns == file.stat().st_mtime_ns
         assert copy.stat().st_mode & 0o777 == 0o600
     assert kept(lake) == {}
-    assert len(look(lake, COMPANY, NOW).taken) == 2
+    assert len(scan_landing(lake, COMPANY, NOW).taken) == 2
 
 
 def test_landing_again_changes_nothing_and_landing_a_new_version_supersedes(lake: DataLake, tmp_path: Path) -> None:
     file = export(tmp_path, "a.csv")
-    assert land([file], lake, COMPANY) == land([file], lake, COMPANY)
-    [first] = look(lake, COMPANY, NOW).taken
-    land([file], lake, COMPANY)
-    assert look(lake, COMPANY, NOW) == NOTHING
-    land([export(tmp_path, "a.csv", CSV + CSV)], lake, COMPANY)
+    assert land_files([file], lake, COMPANY) == land_files([file], lake, COMPANY)
+    [first] = scan_landing(lake, COMPANY, NOW).taken
+    land_files([file], lake, COMPANY)
+    assert scan_landing(lake, COMPANY, NOW) == NOTHING
+    land_files([export(tmp_path, "a.csv", CSV + CSV)], lake, COMPANY)
     with pytest.raises(PipelineError, match=r"Another a\.csv lies at the landing place and has not been taken yet"):
-        land([export(tmp_path, "b.csv"), export(tmp_path, "a.csv")], lake, COMPANY)
+        land_files([export(tmp_path, "b.csv"), export(tmp_path, "a.csv")], lake, COMPANY)
     assert {path.name for path in (lake.root / "landing").iterdir()} == {"a.csv"}
-    assert look(lake, COMPANY, NOW).taken[0].supersedes == first.sha256
+    assert scan_landing(lake, COMPANY, NOW).taken[0].supersedes == first.sha256
 
 
 def test_a_file_that_somebody_still_writes_is_not_replaced(lake: DataLake, tmp_path: Path) -> None:
     file = export(tmp_path, "a.csv")
     with written(lake, "a.csv").open("ab"), pytest.raises(PipelineError, match=r"Another a\.csv"):
-        land([file], lake, COMPANY)
+        land_files([file], lake, COMPANY)
     with file.open("ab"), pytest.raises(PipelineError, match=r"a\.csv is still being written"):
-        land([file], lake, COMPANY)
+        land_files([file], lake, COMPANY)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_would_not_be_taken_is_not_landed(
 ) -> None:
     files = [export(tmp_path, "good.csv"), export(tmp_path, name, data)]
     with pytest.raises(PipelineError, match=complaint) as raised:
-        land(files, lake, Company(file_bytes=3_000_000))
+        land_files(files, lake, Company(file_bytes=3_000_000))
     assert str(files[1]) in raised.value.what
     assert raised.value.fix
     assert list((lake.root / "landing").iterdir()) == []
@@ -87,25 +87,25 @@ def test_what_would_not_be_taken_is_not_landed(
 def test_what_is_no_file_is_not_landed(lake: DataLake, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(PipelineError, match="folder is a folder"):
-        land([tmp_path / "folder"], lake, COMPANY)
+        land_files([tmp_path / "folder"], lake, COMPANY)
     with pytest.raises(PipelineError, match=r"nothing\.csv is not there"):
-        land([tmp_path / "nothing.csv"], lake, COMPANY)
+        land_files([tmp_path / "nothing.csv"], lake, COMPANY)
     with pytest.raises(PipelineError, match="Two of the files have the same name"):
-        land([export(tmp_path / "x", "a.csv"), export(tmp_path / "y", "a.csv")], lake, COMPANY)
+        land_files([export(tmp_path / "x", "a.csv"), export(tmp_path / "y", "a.csv")], lake, COMPANY)
 
 
 def test_a_link_that_a_person_names_is_followed(lake: DataLake, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(export(tmp_path, "a.csv"))
-    land([tmp_path / "link.csv"], lake, COMPANY)
+    land_files([tmp_path / "link.csv"], lake, COMPANY)
     assert not (lake.root / "landing" / "link.csv").is_symlink()
-    assert names(look(lake, COMPANY, NOW).taken) == ["link.csv"]
+    assert names(scan_landing(lake, COMPANY, NOW).taken) == ["link.csv"]
 
 
 def test_no_link_at_the_landing_place_is_written_through(lake: DataLake, tmp_path: Path) -> None:
     victim = export(tmp_path, "victim", b"precious")
     written(lake, "x")
     (lake.root / "landing" / ".a.csv.landing").symlink_to(victim)
-    land([export(tmp_path, "a.csv")], lake, COMPANY)
+    land_files([export(tmp_path, "a.csv")], lake, COMPANY)
     assert victim.read_bytes() == b"precious"
 
 
@@ -114,17 +114,17 @@ def test_files_are_landed_in_a_remote_place(
     lake: DataLake, tmp_path: Path, memory: MemoryFileSystem, server: Server, protocol: str
 ) -> None:
     company = Company(landing=f"{protocol}://landing")
-    land([export(tmp_path, "a.csv")], lake, company)
+    land_files([export(tmp_path, "a.csv")], lake, company)
     store = memory if protocol == "memory" else server
     assert [Path(path).name for path in store.find("/landing")] == ["a.csv"]
-    assert names(look(lake, company, NOW).taken) == ["a.csv"]
+    assert names(scan_landing(lake, company, NOW).taken) == ["a.csv"]
 
 
 def test_a_landing_place_that_cannot_be_written_is_told(lake: DataLake, tmp_path: Path, server: Server) -> None:
     file = export(tmp_path, "a.csv")
     (lake.root / "landing" / ".a.csv.landing").mkdir(parents=True)
     with pytest.raises(PipelineError, match=r"a\.csv cannot be copied to .*landing: Is a directory"):
-        land([file], lake, COMPANY)
+        land_files([file], lake, COMPANY)
     server.denies = "open"
     with pytest.raises(PipelineError, match=r"a\.csv cannot be copied to testserver://landing: login failed"):
-        land([file], lake, Company(landing="testserver://landing"))
+        land_files([file], lake, Company(landing="testserver://landing"))

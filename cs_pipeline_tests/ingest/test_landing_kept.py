@@ -4,20 +4,20 @@ from datetime import timedelta
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import expire, kept_copy, look
+from cs_pipeline.ingest.landing import expire, kept_copy, scan_landing
 from cs_pipeline_tests.support.arrivals import COMPANY, DAY, NOTHING, NOW, deliveries, kept, looks, moved
 
 
 # test_landing_killed.py kills at every point
 def test_what_killed_looks_left_is_removed(lake: DataLake) -> None:
     moved(lake, "tickets.csv")
-    [delivery] = look(lake, COMPANY, NOW).taken
+    [delivery] = scan_landing(lake, COMPANY, NOW).taken
     folder = lake.path("ingest", "landed")
     for name in (".taking", "..taking.x1", "0" * 64, f".{'0' * 64}.x1"):
         (folder / name).write_text("raw")
     beside = folder / f".{delivery.sha256}.x1"
     beside.write_text("somebody takes rows out of the kept copy now")
-    look(lake, COMPANY, NOW)
+    scan_landing(lake, COMPANY, NOW)
     assert set(kept(lake)) == {delivery.sha256, beside.name}
 
 
@@ -36,7 +36,7 @@ def test_raw_rows_are_deleted_in_time(lake: DataLake) -> None:
     company = Company(retention_days=30)
     for day in range(3):
         moved(lake, f"{day}.csv", str(day).encode())
-        look(lake, company, NOW + timedelta(days=day))
+        scan_landing(lake, company, NOW + timedelta(days=day))
     old, middle, new = deliveries(lake)
     for delivery in (old, middle, new):
         for name in ("company_interactions", "company_quarantine"):
@@ -53,7 +53,7 @@ def test_raw_rows_are_deleted_in_time(lake: DataLake) -> None:
     assert [bool(delivery.expired_at) for delivery in deliveries(lake)] == [True, True, False]
     assert expire(lake, company, DAY + timedelta(days=32)) == []
     (lake.path("ingest", "landed") / f".{old.sha256}.x1").write_text("left by who took rows out and was killed")
-    assert look(lake, company, NOW) == NOTHING, "what still lies at the landing place is known"
+    assert scan_landing(lake, company, NOW) == NOTHING, "what still lies at the landing place is known"
     moved(lake, "again.csv", b"0")
-    assert look(lake, company, NOW).duplicates == [("again.csv", "0.csv")]
+    assert scan_landing(lake, company, NOW).duplicates == [("again.csv", "0.csv")]
     assert set(kept(lake)) == {new.sha256}

@@ -14,7 +14,7 @@ import pytest
 from cs_pipeline.core import lake as files
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.ingest import landing, ledger, place
-from cs_pipeline.ingest.landing import Look, expire, kept_copy, land, look
+from cs_pipeline.ingest.landing import Look, expire, kept_copy, land_files, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline_tests.support.arrivals import COMPANY, NOW, kept
 from cs_pipeline_tests.support.killed import kill, kill_points
@@ -66,15 +66,15 @@ def test_a_killed_look_takes_each_file_once(folder: Path, at_first_use: bool) ->
         expected: list[tuple[str, bytes, str | None]] = [("new.csv.gz", A, None)]
     else:
         put(start, "changed.csv", A, 9)
-        [first] = look(start, COMPANY, NOW).taken
+        [first] = scan_landing(start, COMPANY, NOW).taken
         put(start, "changed.csv", B, 3)
         put(start, "copy.csv", A, 2)
         put(start, "new.csv.gz", gzip.compress(C, mtime=0), 1)
         expected = [("changed.csv", A, None), ("changed.csv", B, first.sha256), ("new.csv.gz", C, None)]
 
     def check(lake: DataLake) -> None:
-        look(lake, COMPANY, LATER)
-        assert look(lake, COMPANY, LATER + timedelta(minutes=1)) == Look([], [], [], [])
+        scan_landing(lake, COMPANY, LATER)
+        assert scan_landing(lake, COMPANY, LATER + timedelta(minutes=1)) == Look([], [], [], [])
         with Ledger(lake) as ledger:
             deliveries = ledger.deliveries()
             assert ledger.superseded() == set(), "its content is also held by the copy"
@@ -85,7 +85,7 @@ def test_a_killed_look_takes_each_file_once(folder: Path, at_first_use: bool) ->
         landed = {file_sha256(path) for path in (lake.root / "landing").iterdir()}
         assert landed == {delivery.sha256 for delivery in deliveries}
 
-    killed_everywhere(folder, start, lambda lake: look(lake, COMPANY, NOW), check)
+    killed_everywhere(folder, start, lambda lake: scan_landing(lake, COMPANY, NOW), check)
 
 
 def test_files_of_a_killed_landing_are_landed_by_the_next(folder: Path) -> None:
@@ -93,27 +93,27 @@ def test_files_of_a_killed_landing_are_landed_by_the_next(folder: Path) -> None:
     files[0].write_bytes(A)
     files[1].write_bytes(gzip.compress(B))
     start = DataLake(folder / "start")
-    look(start, COMPANY, NOW)
+    scan_landing(start, COMPANY, NOW)
 
     def check(lake: DataLake) -> None:
         place = lake.root / "landing"
         for file in files:
             assert not (place / file.name).exists() or (place / file.name).read_bytes() == file.read_bytes()
-        land(files, lake, COMPANY)
+        land_files(files, lake, COMPANY)
         assert {path.name for path in place.iterdir()} == {"a.csv", "b.csv.gz"}
         assert kept(lake) == {}
-        found = look(lake, COMPANY, LATER)
+        found = scan_landing(lake, COMPANY, LATER)
         assert sorted(delivery.name for delivery in found.taken) == ["a.csv", "b.csv.gz"]
         assert sorted(kept(lake).values()) == sorted([A, B])
 
-    killed_everywhere(folder, start, lambda lake: land(files, lake, COMPANY), check)
+    killed_everywhere(folder, start, lambda lake: land_files(files, lake, COMPANY), check)
 
 
 def test_raw_rows_of_a_killed_deletion_are_deleted_by_the_next(folder: Path) -> None:
     start = DataLake(folder / "start")
     put(start, "a.csv", A, 2)
     put(start, "b.csv", B, 1)
-    look(start, COMPANY, NOW)
+    scan_landing(start, COMPANY, NOW)
     table = f"company_interactions/{NOW.date()}"
     start.table("ingest", table).parent.mkdir()
     start.table("ingest", table).write_bytes(A)

@@ -7,7 +7,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.ingest.landing import kept_copy, look
+from cs_pipeline.ingest.landing import kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Delivery
 from cs_pipeline_tests.support.arrivals import COMPANY, CSV, NOW, moved, packed
 
@@ -15,7 +15,7 @@ from cs_pipeline_tests.support.arrivals import COMPANY, CSV, NOW, moved, packed
 def taken(lake: DataLake, name: str, data: bytes, company: Company = COMPANY) -> tuple[Delivery, bytes]:
     """The delivery of a file with this content, and its kept copy."""
     path = moved(lake, name, data)
-    [delivery] = look(lake, company, NOW).taken
+    [delivery] = scan_landing(lake, company, NOW).taken
     assert (delivery.sha256, delivery.bytes) == (file_sha256(path), len(data)), "as it landed"
     return delivery, kept_copy(lake, delivery.sha256).read_bytes()
 

@@ -10,7 +10,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import look
+from cs_pipeline.ingest.landing import scan_landing
 from cs_pipeline_tests.ingest.test_ledger import in_processes
 from cs_pipeline_tests.support.arrivals import (
     COMPANY,
@@ -37,7 +37,7 @@ def test_what_is_no_plain_file_is_refused_at_each_look(lake: DataLake) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         os.chdir(landing)
         listening.bind("socket.csv")
-    for found in (look(lake, COMPANY, NOW), look(lake, COMPANY, NOW + timedelta(minutes=1))):
+    for found in (scan_landing(lake, COMPANY, NOW), scan_landing(lake, COMPANY, NOW + timedelta(minutes=1))):
         reasons = dict(found.refused)
         assert set(reasons) == {"link.csv", "nowhere.csv", "folder", "pipe.csv", "socket.csv"}
         assert "link" in reasons["link.csv"]
@@ -64,7 +64,7 @@ def test_what_is_no_plain_file_is_refused_at_each_look(lake: DataLake) -> None:
 def test_names_that_are_none_are_refused(lake: DataLake, name: str, shown: str) -> None:
     moved(lake, name)
     moved(lake, "good.csv", b"a good one")
-    found = look(lake, COMPANY, NOW)
+    found = scan_landing(lake, COMPANY, NOW)
     assert names(found.taken) == ["good.csv"]
     if name.startswith("."):
         assert found.refused == [], "it is hidden"
@@ -80,7 +80,7 @@ def test_names_that_are_none_are_refused(lake: DataLake, name: str, shown: str) 
 )
 def test_odd_names_are_good_names(lake: DataLake, name: str) -> None:
     moved(lake, name)
-    assert names(look(lake, COMPANY, NOW).taken) == names(deliveries(lake)) == [name]
+    assert names(scan_landing(lake, COMPANY, NOW).taken) == names(deliveries(lake)) == [name]
 
 
 def test_hidden_files_and_help_articles_are_left_alone(lake: DataLake) -> None:
@@ -108,7 +108,7 @@ def test_a_file_that_may_not_be_read_is_refused_until_it_may(lake: DataLake) -> 
 
     def take(_: int) -> None:
         without_the_rights_of_root()
-        found = look(lake, COMPANY, NOW)
+        found = scan_landing(lake, COMPANY, NOW)
         assert names(found.taken) == ["tickets.csv"]
         [(name, reason)] = found.refused
         assert name == "secret.csv"
@@ -116,14 +116,14 @@ def test_a_file_that_may_not_be_read_is_refused_until_it_may(lake: DataLake) -> 
 
     in_processes(1, take)
     secret.chmod(0o600)
-    assert names(look(lake, COMPANY, NOW).taken) == ["secret.csv"]
+    assert names(scan_landing(lake, COMPANY, NOW).taken) == ["secret.csv"]
 
 
 def test_a_larger_file_than_allowed_is_refused_until_it_is_allowed(lake: DataLake) -> None:
     moved(lake, "tickets.csv")
-    [(name, reason)] = look(lake, Company(file_bytes=len(CSV) - 1), NOW).refused
+    [(name, reason)] = scan_landing(lake, Company(file_bytes=len(CSV) - 1), NOW).refused
     assert name == "tickets.csv"
     assert reason.startswith(
         f"has {len(CSV)} bytes, more than the {len(CSV) - 1} that are allowed: split it, or raise file_bytes"
     )
-    assert look(lake, Company(file_bytes=len(CSV)), NOW).taken[0].damage is None
+    assert scan_landing(lake, Company(file_bytes=len(CSV)), NOW).taken[0].damage is None

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import Look, kept_copy, look
+from cs_pipeline.ingest.landing import Look, kept_copy, scan_landing
 from cs_pipeline.ingest.place import landing_place
 from cs_pipeline_tests.support.arrivals import (
     CSV,
@@ -67,7 +67,7 @@ def test_remote_objects_are_taken_when_they_are_seen(lake: DataLake, memory: Mem
 def test_remote_objects_are_taken_oldest_first(lake: DataLake, memory: MemoryFileSystem) -> None:
     for name in "ca", "b", "a":
         memory.pipe_file(f"/bucket/landing/{name}", name.encode())
-    found = look(lake, Company(landing=IN_MEMORY.landing, files_per_tick=2), NOW)
+    found = scan_landing(lake, Company(landing=IN_MEMORY.landing, files_per_tick=2), NOW)
     assert (names(found.taken), found.waiting) == (["ca", "b"], ["a"])
 
 
@@ -80,7 +80,7 @@ def test_remote_objects_that_change_or_go_while_they_are_read(lake: DataLake, me
     ):
         memory.pipe_file(path, CSV)
         with just_before(function, change):
-            assert look(lake, IN_MEMORY, NOW) == Look([], [], expected, [])
+            assert scan_landing(lake, IN_MEMORY, NOW) == Look([], [], expected, [])
     assert (deliveries(lake), kept(lake)) == ([], {})
 
 
@@ -109,13 +109,13 @@ def test_what_a_store_denies_is_told_without_its_password(lake: DataLake, server
         next(looking)
     assert "password" not in str(raised.value)
     server.denies = None
-    assert names(look(lake, company, NOW + timedelta(hours=1)).taken) == ["tickets.csv"]
+    assert names(scan_landing(lake, company, NOW + timedelta(hours=1)).taken) == ["tickets.csv"]
 
 
 @pytest.mark.parametrize("landing", ["nonsense://bucket/landing", "memory//landing"])
 def test_an_address_that_nobody_knows_is_told(lake: DataLake, landing: str) -> None:
     with pytest.raises(PipelineError, match="landing") as raised:
-        look(lake, Company(landing=landing), NOW)
+        scan_landing(lake, Company(landing=landing), NOW)
     assert "company.yaml" in raised.value.fix
 
 
@@ -124,4 +124,4 @@ def test_the_landing_place_can_be_any_folder(lake: DataLake, tmp_path: Path) -> 
     place.mkdir(parents=True)
     for number, landing in enumerate([str(place), "../elsewhere/of exports", f"file://{place}"]):
         moved(lake, "aside.csv", str(number).encode()).rename(place / f"{number}.csv")
-        assert names(look(lake, Company(landing=landing), NOW).taken) == [f"{number}.csv"]
+        assert names(scan_landing(lake, Company(landing=landing), NOW).taken) == [f"{number}.csv"]

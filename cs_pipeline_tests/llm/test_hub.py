@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from cs_pipeline.llm.model import INDEX, WEIGHTS, lacking
+from cs_pipeline.llm.model import INDEX, WEIGHTS, missing_files
 from cs_pipeline.recipe import HubBase
 
 REPO, REVISION = "our-team/tiny-chat", "0123456789abcdef0123456789abcdef01234567"
@@ -315,7 +315,7 @@ def test_what_another_tool_left_half_is_completed(hub: Hub, tmp_path: Path) -> N
     offline = fetch(address(hub), tmp_path, HF_HUB_OFFLINE="1")
     assert offline["what"].startswith(f"{WHAT} is not whole")
     os.truncate((folder / WEIGHTS).resolve(), 5000)
-    assert lacking(folder) == [f"a whole {WEIGHTS}"]
+    assert missing_files(folder) == [f"a whole {WEIGHTS}"]
     assert Path(fetch(address(hub), tmp_path)["path"]) == folder
     assert all((folder / name).read_bytes() == hub.files[name] for name in TEXTS | {WEIGHTS})
 

@@ -10,7 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.llm.prompt import IGNORED, Chat, Context, Found, earlier_turns, fit, messages, tell
+from cs_pipeline.llm.prompt import (
+    IGNORED,
+    ChatFormat,
+    Context,
+    RetrievedText,
+    earlier_turns,
+    fit,
+    fit_found_texts,
+    messages,
+)
 from cs_pipeline.recipe import Prompt
 from cs_pipeline.text.clean import regular_text
 from cs_pipeline.text.placeholders import Speaker
@@ -36,24 +45,24 @@ ANSWERS = [
 ]
 
 
-def answer_of(text: str, similarity: float = 0.9) -> Found:
-    return Found("answer", "row", text, "a known question", None, None, similarity)
+def answer_of(text: str, similarity: float = 0.9) -> RetrievedText:
+    return RetrievedText("answer", "row", text, "a known question", None, None, similarity)
 
 
-def article(title: str, text: str, similarity: float = 0.3) -> Found:
-    return Found("passage", "passage", text, title, "help/a.md", "0" * 64, similarity)
+def article(title: str, text: str, similarity: float = 0.3) -> RetrievedText:
+    return RetrievedText("passage", "passage", text, title, "help/a.md", "0" * 64, similarity)
 
 
 @cache
-def load(family: str, template: str | None = None) -> Chat:
+def load(family: str, template: str | None = None) -> ChatFormat:
     """How a base of ``family`` is spoken to with ``template``, None for the one that its recipes name."""
     prompt = Prompt(template=template or FAMILIES[family].template)
     tokenizer = tiny_tokenizer(family)
     tokenizer.chat_template = prompt.template_text() or tokenizer.chat_template
-    return Chat(tokenizer, "encoder-decoder" if family == "t5" else "causal")
+    return ChatFormat(tokenizer, "encoder-decoder" if family == "t5" else "causal")
 
 
-def control_ids(chat: Chat, ids: list[int]) -> list[int]:
+def control_ids(chat: ChatFormat, ids: list[int]) -> list[int]:
     """Those of ``ids`` that are a control token, in their order."""
     known = {id_ for id_, token in chat.tokenizer.added_tokens_decoder.items() if str(token).strip()}
     return [id_ for id_ in ids if id_ in known]
@@ -310,11 +319,11 @@ def test_of_each_kind_the_last_text_goes_first_then_the_oldest_turn() -> None:
     ]
     said: Context = [("customer", "x" * 10), ("agent", "y" * 10)]
 
-    def encode(turns: Context, texts: Sequence[Found]) -> str:
+    def encode(turns: Context, texts: Sequence[RetrievedText]) -> str:
         return "".join([*(text for _, text in turns), *(one.text for one in texts)])
 
     def kept(most: int) -> tuple[str, int, int]:
-        told = tell(encode, said, found, most)
+        told = fit_found_texts(encode, said, found, most)
         assert told.encoded == encode(said[told.without :], told.found)
         return "".join(one.text[0] for one in told.found), told.without, len(told.encoded)
 
@@ -353,7 +362,7 @@ def test_a_template_without_a_system_line_gets_it_in_the_first_question() -> Non
     tokenizer = tiny_tokenizer("embedded")
     before, tokenizer.chat_template = tokenizer.chat_template, silent
     try:
-        assert Chat(tokenizer, "causal").render(messages("Hi!", SYSTEM, None, ())) == "Be kind.\n\nHi!<|end|>"
+        assert ChatFormat(tokenizer, "causal").render(messages("Hi!", SYSTEM, None, ())) == "Be kind.\n\nHi!<|end|>"
     finally:
         tokenizer.chat_template = before
 
@@ -375,7 +384,7 @@ def test_a_template_that_teaches_no_end_is_refused(template: str | None, message
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
         with pytest.raises(PipelineError, match=message) as raised:
-            Chat(tokenizer, "causal")
+            ChatFormat(tokenizer, "causal")
         assert "prompt.template" in raised.value.fix
     finally:
         tokenizer.chat_template = before

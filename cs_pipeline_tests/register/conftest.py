@@ -10,7 +10,7 @@ import pytest
 from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.register.history import read_history
-from cs_pipeline.register.promotion import Outcome, judge
+from cs_pipeline.register.promotion import Outcome, judge_candidates
 from cs_pipeline.tracking import FINGERPRINT, MODEL, champion_number, open_store
 
 Differences = dict[str, dict[str, float] | None]
@@ -85,7 +85,7 @@ class World:
     def judge(self) -> Outcome:
         """Every judgement leaves what stood in the history before as it was, byte for byte."""
         before = self.path.read_bytes() if self.path.exists() else b""
-        outcome = judge(self.lake, "a test")
+        outcome = judge_candidates(self.lake, "a test")
         after = self.path.read_bytes()
         assert after.startswith(before[: before.rfind(b"\n") + 1])
         assert after == b"" or after.endswith(b"\n")

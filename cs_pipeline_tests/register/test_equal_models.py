@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.comparison import compare
-from cs_pipeline.evaluate.decision import MUCH_WORSE, decide
+from cs_pipeline.evaluate.decision import MUCH_WORSE, decide_promotion
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline_tests.register.conftest import BETTER
 
@@ -82,7 +82,7 @@ def test_a_model_compared_with_itself_is_never_promoted() -> None:
         facts = simulation.facts(itself, itself.copy())
         assert facts["differences"]["champion"]["bits_per_character"]["high"] == 0
         assert len(facts["intents"]) > INTENTS / 2
-        decision = decide(facts)
+        decision = decide_promotion(facts)
         assert not decision.promote
         assert "not clearly fewer bits per character than the champion (+0.000" in decision.reason
 
@@ -91,7 +91,7 @@ def test_of_200_equal_models_at_most_five_percent_are_promoted() -> None:
     promoted = 0
     for seed in range(200):
         simulation = Simulation(seed)
-        promoted += decide(simulation.facts(simulation.model(), simulation.model())).promote
+        promoted += decide_promotion(simulation.facts(simulation.model(), simulation.model())).promote
     # The interval leaves out 2.5 % on the better side, 5 of 200, and the other gates can only take from them.
     assert 0 < promoted <= 10
 
@@ -100,7 +100,7 @@ def test_a_better_model_is_promoted() -> None:
     promoted = 0
     for seed in range(20):
         simulation = Simulation(seed)
-        promoted += decide(simulation.facts(simulation.model(bits=0.46), simulation.model())).promote
+        promoted += decide_promotion(simulation.facts(simulation.model(bits=0.46), simulation.model())).promote
     # Equal in all else, it is stopped where it is unlucky in one of the twelve figures that may not be worse.
     assert promoted >= 12
 
@@ -114,12 +114,12 @@ def test_what_is_better_and_worse_somewhere_is_not_promoted(seed: int) -> None:
     )
     champion = simulation.model()
     only_bitext = simulation.facts(simulation.model(bits=np.where(company, 0.56, 0.42)), champion)
-    assert not decide(only_bitext).promote
+    assert not decide_promotion(only_bitext).promote
     assert only_bitext["differences"]["champion"]["bits_per_character"]["high"] < 0
     assert only_bitext["slices"]["company"]["differences"]["champion"]["bits_per_character"]["low"] > 0
     unsafe = simulation.model(bits=0.46, right=0.97, safe=0.85)
-    assert not decide(simulation.facts(unsafe, champion)).promote
+    assert not decide_promotion(simulation.facts(unsafe, champion)).promote
     loses_one = simulation.facts(simulation.model(bits=0.46, right=np.where(intent, 0.2, 0.97)), champion)
-    assert not decide(loses_one).promote
+    assert not decide_promotion(loses_one).promote
     to_champion = {name: part["differences"]["champion"]["right_intent"] for name, part in loses_one["intents"].items()}
     assert [name for name, right in to_champion.items() if right["high"] < -MUCH_WORSE] == ["intent 3"]

@@ -20,20 +20,20 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.evaluate.people.ratings import collect
 from cs_pipeline.feedback import Asked, Feedback, Given
-from cs_pipeline.forget import affected, forget
+from cs_pipeline.forget import affected, forget_records
 from cs_pipeline.ingest.edits import TOGETHER, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
-from cs_pipeline.ingest.landing import kept_copy, land, look
+from cs_pipeline.ingest.landing import kept_copy, land_files, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.splits.conversations import join
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.register.lineage import lineage, tree
-from cs_pipeline.register.promotion import judge, rollback
+from cs_pipeline.register.lineage import trace_lineage, tree
+from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
-from cs_pipeline.train.retraining import look as look_whether_due
+from cs_pipeline.train.retraining import check_retraining as look_whether_due
 from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
 from cs_pipeline_tests.support.exports import export
 
@@ -43,7 +43,7 @@ SETTINGS = "columns: {question: question, answer: answer, customer_email: email}
 def ingest(lake: DataLake) -> None:
     """What the sensor and its job do with what has landed."""
     company = load_company(lake)
-    look(lake, company, datetime.now(UTC))
+    scan_landing(lake, company, datetime.now(UTC))
     with Ledger(lake) as ledger:
         days = {delivery.day for delivery in ledger.deliveries() if delivery.ingested_at is None}
         for day in days:
@@ -59,7 +59,7 @@ def made(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPath
     lake = copy_lake(champion_lake, folder / "lake")
     company_file(lake).write_text(SETTINGS)
     with own_world(lake.root):
-        land([export(folder / "tickets.csv", 120, seed=1)], lake, load_company(lake))
+        land_files([export(folder / "tickets.csv", 120, seed=1)], lake, load_company(lake))
         ingest(lake)
         assert run_job(lake.root, small_csv).success
     return lake.root
@@ -103,7 +103,7 @@ def training_rows(lake: DataLake, email: str) -> set[str]:
 
 
 def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) -> None:
-    found = lineage(2, lake)
+    found = trace_lineage(2, lake)
     (company,) = [file for file in found["files"] if file["source"] == "company"]
     with Ledger(lake) as ledger:
         (delivery,) = ledger.deliveries()
@@ -122,7 +122,7 @@ def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) ->
 
 def test_an_unknown_version_has_no_lineage(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match="no version 9") as raised:
-        lineage(9, lake)
+        trace_lineage(9, lake)
     assert "1, 2" in raised.value.fix
 
 
@@ -142,7 +142,7 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     assert found.versions == [2]
     assert jane not in told
 
-    forget(lake, found, "asked on the phone")
+    forget_records(lake, found, "asked on the phone")
     assert not holding(lake, jane.encode())
     assert known_rows(lake) == set(lake.read("prepare", "train_split", ["row_id"]).column("row_id").to_pylist())
     assert not hers & known_rows(lake)
@@ -167,7 +167,7 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     # Delivered again in another file she does not come back, and that file's kept copy loses her too.
     again = export(tmp_path / "again.csv", 120, seed=1)
     again.write_text(again.read_text() + "one more question,one more answer for you,someone@example.net\n")
-    land([again], lake, company)
+    land_files([again], lake, company)
     ingest(lake)
     assert not holding(lake, jane.encode())
     joined = join(lake)
@@ -192,7 +192,7 @@ def test_an_evaluated_answer_that_retells_hers_goes_with_it(lake: DataLake, jane
     answers = pa.array([said(row) for row in table.to_pylist()])
     place = table.schema.get_field_index("answer")
     pq.write_table(table.set_column(place, "answer", answers), path)
-    forget(lake, affected(lake, subject=jane), "asked for")
+    forget_records(lake, affected(lake, subject=jane), "asked for")
     left = pq.read_table(path)
     assert told not in left.column("row_id").to_pylist(), "of no system, for they are compared row by row"
     assert other in left.column("row_id").to_pylist()
@@ -200,12 +200,12 @@ def test_an_evaluated_answer_that_retells_hers_goes_with_it(lake: DataLake, jane
 
 
 def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, jane: str, tiny: Recipe) -> None:
-    forget(lake, affected(lake, subject=jane), "asked for")
+    forget_records(lake, affected(lake, subject=jane), "asked for")
     client = open_store(lake)
     client.set_registered_model_alias(MODEL, "champion", "1")
     with pytest.raises(PipelineError):
-        rollback(lake, 2, "try", "a test")
-    judge(lake, "a test")
+        roll_back(lake, 2, "try", "a test")
+    judge_candidates(lake, "a test")
     client.set_registered_model_alias(MODEL, "champion", "2")
     _, due = look_whether_due(tiny, lake)
     assert due.due
@@ -215,7 +215,7 @@ def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake,
 def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
     rows = lake.read("prepare", "train_split", ["row_id", "source"]).to_pylist()
     row = next(row["row_id"] for row in rows if row["source"] == "company")
-    forget(lake, affected(lake, row=row), "said in confidence")
+    forget_records(lake, affected(lake, row=row), "said in confidence")
     for name in ("conversations", "train_split"):
         assert row not in lake.read("prepare", name, ["row_id"]).column("row_id").to_pylist()
     with Ledger(lake) as ledger:
@@ -257,7 +257,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     assert found.feedback == {"imported", "raw", "edited", "draft"}
     assert "feedback: 4 ratings and edits" in found.lines()
     assert found.tables[lake.table("evaluate", "human_ratings")] == 1
-    forget(lake, found, "asked for")
+    forget_records(lake, found, "asked for")
     assert not holding(lake, jane.encode())
     assert not holding(lake, jane.upper().encode())
     assert another.exists()
@@ -277,7 +277,7 @@ def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("0123", "anna", Asked("Is it here yet?"), Given("version 2", "Yes."), 5)
     collect(lake, load_company(lake))
-    forget(lake, affected(lake, row="0123"), "asked for")
+    forget_records(lake, affected(lake, row="0123"), "asked for")
     assert lake.read("evaluate", "human_ratings").num_rows == 0
     assert collect(lake, load_company(lake)).rows.num_rows == 0
 
@@ -316,7 +316,7 @@ def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) ->
                 return None
 
             sys.settrace(trace)
-            forget(lake, affected(lake, subject=jane), "asked for")
+            forget_records(lake, affected(lake, subject=jane), "asked for")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         with Ledger(lake) as ledger:

@@ -15,7 +15,7 @@ from cs_pipeline.core import lake as files
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.register import history, promotion
 from cs_pipeline.register.history import read_history
-from cs_pipeline.register.promotion import judge, rollback
+from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.tracking import MODEL
 from cs_pipeline_tests.register.conftest import BETTER, SAME, World
 from cs_pipeline_tests.support.killed import kill, kill_points
@@ -55,13 +55,13 @@ def moved_by_hand(world: World) -> None:
 
 
 def promote(lake: DataLake) -> None:
-    judge(lake, "a test")
+    judge_candidates(lake, "a test")
 
 
-def roll_back(lake: DataLake) -> None:
+def roll_back_once(lake: DataLake) -> None:
     """As a person would: again, where the history does not say that it was done."""
     if read_history(lake)[-1]["kind"] != "rollback":
-        rollback(lake, None, "no", "a person")
+        roll_back(lake, None, "no", "a person")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,13 @@ def roll_back(lake: DataLake) -> None:
         (no_better, promote, [(1, True), (2, True), (3, False)], {"champion": 2, "challenger": 3}, {(2, 2), (2, 3)}),
         (half_promoted, promote, [(1, True), (2, True), (3, True)], {"champion": 3}, {(2, 3), (3, 3)}),
         (moved_by_hand, promote, [(1, True), (2, True), (1, True)], {"champion": 1}, {(1, 2), (1, 3)}),
-        (lambda world: None, roll_back, [(1, True), (2, True), (1, True)], {"champion": 1}, {(2, 2), (2, 3), (1, 3)}),
+        (
+            lambda world: None,
+            roll_back_once,
+            [(1, True), (2, True), (1, True)],
+            {"champion": 1},
+            {(2, 2), (2, 3), (1, 3)},
+        ),
     ],
     ids=["promotion", "refusal", "fixing", "taking over", "rollback"],
 )

@@ -10,15 +10,15 @@ from cs_pipeline.core.lake import read_json, write_json
 from cs_pipeline.evaluate.decision import THRESHOLDS
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.register.history import deciding, history_table, read_history, settle
-from cs_pipeline.register.promotion import Outcome, rollback
-from cs_pipeline.tracking import FORGOTTEN, MODEL, champion
+from cs_pipeline.register.promotion import Outcome, roll_back
+from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version
 from cs_pipeline_tests.register.conftest import BETTER, SAME, World
 
 
 def test_nothing_to_judge(world: World) -> None:
     assert world.judge() == Outcome(None, [])
     assert world.aliases() == {}
-    assert champion(world.lake) is None
+    assert champion_version(world.lake) is None
 
 
 def test_better_than_its_base_is_the_first_champion(world: World) -> None:
@@ -219,7 +219,7 @@ def test_the_first_champion_may_be_made_by_hand(world: World) -> None:
 
 def test_a_rollback_gives_the_alias_to_the_champion_before(champion_two: World) -> None:
     before = champion_two.path.read_bytes()
-    entry = rollback(champion_two.lake, None, "  customers complain ", "a person")
+    entry = roll_back(champion_two.lake, None, "  customers complain ", "a person")
     assert champion_two.aliases() == {"champion": 1}
     assert champion_two.path.read_bytes().startswith(before)
     assert read_history(champion_two.lake)[-1] == entry
@@ -238,13 +238,13 @@ def test_a_rollback_gives_the_alias_to_the_champion_before(champion_two: World) 
 
 
 def test_what_was_rolled_back_does_not_come_back_by_its_figures(champion_two: World) -> None:
-    rollback(champion_two.lake, None, "it is rude", "a person")
+    roll_back(champion_two.lake, None, "it is rude", "a person")
     champion_two.evaluated("two", 1, BETTER, BETTER, at=" again")
     (entry,) = champion_two.judge().entries
     assert (entry["version"], entry["promote"]) == (2, False)
     assert entry["reason"] == "the alias was taken from it by a person: it is rude"
     assert champion_two.aliases() == {"champion": 1, "challenger": 2}
-    rollback(champion_two.lake, 2, "it was not", "a person")  # a person may give it back
+    roll_back(champion_two.lake, 2, "it was not", "a person")  # a person may give it back
     assert champion_two.aliases() == {"champion": 2}
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, BETTER)
@@ -252,11 +252,11 @@ def test_what_was_rolled_back_does_not_come_back_by_its_figures(champion_two: Wo
 
 
 def test_after_a_rollback_a_better_one_is_promoted(champion_two: World) -> None:
-    rollback(champion_two.lake, 1, "why not", "a person")
+    roll_back(champion_two.lake, 1, "why not", "a person")
     champion_two.version("three")
     champion_two.evaluated("three", 1, BETTER, BETTER)
     assert champion_two.judge().champion == 3
-    rollback(champion_two.lake, None, "no", "a person")
+    roll_back(champion_two.lake, None, "no", "a person")
     assert champion_two.aliases() == {"champion": 1}  # not 2, which a person had taken away
 
 
@@ -264,9 +264,9 @@ def test_rollbacks_in_a_row_go_further_back(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, BETTER)
     champion_two.judge()
-    assert [rollback(champion_two.lake, None, "no", "a person")["version"] for _ in range(2)] == [2, 1]
+    assert [roll_back(champion_two.lake, None, "no", "a person")["version"] for _ in range(2)] == [2, 1]
     with pytest.raises(PipelineError, match="no champion before the present one") as error:
-        rollback(champion_two.lake, None, "no", "a person")
+        roll_back(champion_two.lake, None, "no", "a person")
     assert error.value.fix == "Choose one with --to; versions that may be champion: 2, 3."
     assert champion_two.aliases() == {"champion": 1}
 
@@ -282,7 +282,7 @@ def test_refused_rollbacks_change_nothing(champion_two: World) -> None:
         (1, " ", "No reason is given"),
     ):
         with pytest.raises(PipelineError, match=message):
-            rollback(champion_two.lake, to, why, "a person")
+            roll_back(champion_two.lake, to, why, "a person")
     assert champion_two.path.read_bytes() == before
     assert champion_two.aliases() == {"champion": 2}
 
@@ -290,7 +290,7 @@ def test_refused_rollbacks_change_nothing(champion_two: World) -> None:
 def test_a_rollback_sees_a_move_by_hand_first(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.client.set_registered_model_alias(MODEL, "champion", "3")
-    entry = rollback(champion_two.lake, None, "no", "a person")
+    entry = roll_back(champion_two.lake, None, "no", "a person")
     assert (entry["version"], entry["champion_before"]) == (1, 3)  # 2 had been taken away by hand
     assert champion_two.history() == [(1, True), (2, True), (3, True), (1, True)]
 
@@ -305,7 +305,7 @@ def test_the_history_as_a_table(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, SAME)
     champion_two.judge()
-    rollback(champion_two.lake, None, "no", "a person")
+    roll_back(champion_two.lake, None, "no", "a person")
     champion_two.client.delete_registered_model_alias(MODEL, "champion")
     champion_two.judge()
     rows = history_table(champion_two.lake)

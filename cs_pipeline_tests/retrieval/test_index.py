@@ -13,11 +13,11 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import ANSWER, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval import search
 from cs_pipeline.retrieval.index import (
     RetrievalIndex,
-    build,
+    build_index,
     differences,
     forget_rows,
     index_version,
@@ -88,7 +88,7 @@ def rows_of(lake: DataLake) -> list[str]:
 def test_the_most_similar_come_first_with_all_that_is_known_of_them(few: RetrievalIndex) -> None:
     [found] = few.answers(["Where is my refund?"], 3)
     assert [one.id for one in found] == ["row0", "row1", "row2"]
-    assert found[0] == Found(
+    assert found[0] == RetrievedText(
         "answer", "row0", "It is on its way.", "where is my refund", None, None, found[0].similarity, "i"
     )
     assert found[0].similarity > found[1].similarity > found[2].similarity > 0
@@ -97,7 +97,7 @@ def test_the_most_similar_come_first_with_all_that_is_known_of_them(few: Retriev
     assert exact.similarity <= 1
     [[passage]] = few.passages(["how long do refunds take"], 1)
     address, version = "https://help.example.com/0", "0" * 64
-    assert passage == Found(
+    assert passage == RetrievedText(
         "passage", "passage0", "They take five days.", "Refunds", address, version, passage.similarity
     )
 
@@ -161,35 +161,35 @@ def test_a_row_of_another_side_is_seen_by_the_check(lake: DataLake, side: str, c
     row = lake.read("prepare", f"{side}_split").slice(0, 1)
     train = lake.read("prepare", "train_split")
     lake.write("prepare", "train_split", pa.concat_tables([train, row]), train.schema)
-    build(lake)
+    build_index(lake)
     lake.write("prepare", "train_split", train, train.schema)
     found = differences(lake)
     assert (found[counted], found["not_of_training"]) == (1, 1)
-    build(lake)
+    build_index(lake)
     assert not any(differences(lake).values())
 
 
 def test_equal_rows_are_not_written_again_and_new_ones_alone_vectorised(lake: DataLake) -> None:
     train = lake.read("prepare", "train_split")
-    first = build(lake)
+    first = build_index(lake)
     assert first.vectorised == 0, "the job has made it"
     assert first.version == index_version(lake) == index_of(lake).version
     stamp = retrieval_folder(lake).stat().st_mtime_ns
-    assert build(lake) == first
+    assert build_index(lake) == first
     assert retrieval_folder(lake).stat().st_mtime_ns == stamp
 
     lake.write("prepare", "train_split", train.slice(5), train.schema)
-    fewer = build(lake)
+    fewer = build_index(lake)
     assert (fewer.answers, fewer.vectorised) == (train.num_rows - 5, 0)
     assert fewer.version != first.version
     # In another order, five of them new.
     lake.write("prepare", "train_split", train.take(np.random.default_rng(0).permutation(len(train))), train.schema)
-    again = build(lake)
+    again = build_index(lake)
     assert (again.version, again.vectorised) == (first.version, 5)
     asked = train.column("instruction").to_pylist()[:20]
     grown = index_of(lake).answers(asked, 3)
     shutil.rmtree(retrieval_folder(lake))
-    anew = build(lake)
+    anew = build_index(lake)
     assert (anew.version, anew.vectorised) == (first.version, train.num_rows)
     assert index_of(lake).answers(asked, 3) == grown
 

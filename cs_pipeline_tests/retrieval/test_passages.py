@@ -13,7 +13,7 @@ from cs_pipeline.retrieval.passages import (
     COMMANDS,
     MOST_CHARACTERS,
     UNSEEN,
-    Knowledge,
+    KnowledgeBase,
     _pieces,
     known_files,
     read_knowledge,
@@ -29,7 +29,7 @@ def put(lake: DataLake, path: str, content: str | bytes) -> Path:
     return file
 
 
-def read(lake: DataLake) -> Knowledge:
+def read(lake: DataLake) -> KnowledgeBase:
     made = read_knowledge(lake, Company())
     assert lake.read("prepare", "knowledge_base").equals(made.passages)
     assert lake.read("prepare", "knowledge_base_set_aside").equals(made.set_aside)

@@ -2,12 +2,12 @@
 
 from itertools import permutations
 
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.retrieve import AS_NEAR, most_usual
 
 
-def known(text: str, similarity: float = 0.9, intent: str = "get_refund") -> Found:
-    return Found("answer", text, text, "a question", None, None, similarity, intent)
+def known(text: str, similarity: float = 0.9, intent: str = "get_refund") -> RetrievedText:
+    return RetrievedText("answer", text, text, "a question", None, None, similarity, intent)
 
 
 USUAL = known("You get your money back within five days of the return.")

@@ -18,7 +18,7 @@ from upath.implementations.memory import MemoryPath
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import Look, look
+from cs_pipeline.ingest.landing import Look, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
@@ -68,7 +68,7 @@ def kept(lake: DataLake) -> dict[str, bytes]:
 def looks(lake: DataLake, company: Company = COMPANY) -> Iterator[Look]:
     """Looks a minute apart."""
     for minute in range(1000):
-        yield look(lake, company, NOW + timedelta(minutes=minute))
+        yield scan_landing(lake, company, NOW + timedelta(minutes=minute))
 
 
 @contextmanager

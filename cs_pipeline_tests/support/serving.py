@@ -14,7 +14,7 @@ import uvicorn
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.models.answering import Answering, Running
-from cs_pipeline.serve.settings import Settings
+from cs_pipeline.serve.settings import ServeSettings
 
 PATIENCE = 120
 """Seconds for what takes a few on an idle machine."""
@@ -51,7 +51,7 @@ class Serving:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = int(probe.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
-        self._settings = Settings(port=self.port, poll_seconds=0.1, **settings)
+        self._settings = ServeSettings(port=self.port, poll_seconds=0.1, **settings)
         self._server: uvicorn.Server | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 

@@ -11,13 +11,13 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import PASSAGE, TOLD
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.base import Base
-from cs_pipeline.llm.prompt import IGNORED, Chat, Found, messages
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat, RetrievedText, messages
 from cs_pipeline.recipe import Mixture, Recipe, Retrieve, load_recipe
-from cs_pipeline.retrieval.index import build, index_version
+from cs_pipeline.retrieval.index import build_index, index_version
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
 from cs_pipeline.train.adapter import adapter_fingerprint, data_versions
-from cs_pipeline.train.rows import Rows, training_rows
+from cs_pipeline.train.rows import TrainingRows, training_rows
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import company_rows, write_side
 
@@ -26,8 +26,8 @@ ARTICLE = "Returns are free of charge with order {{Order Number}}. Take the parc
 
 
 @pytest.fixture(scope="module")
-def chat() -> Chat:
-    return Chat(tiny_tokenizer("embedded"), "causal")
+def chat() -> ChatFormat:
+    return ChatFormat(tiny_tokenizer("embedded"), "causal")
 
 
 @pytest.fixture
@@ -60,11 +60,11 @@ def lake(lake: DataLake) -> DataLake:
         for i in range(3)
     ]
     lake.write("prepare", "knowledge_base", pa.Table.from_pylist(passages, PASSAGE), PASSAGE)
-    build(lake)
+    build_index(lake)
     return lake
 
 
-def prompts(rows: Rows, chat: Chat) -> list[str]:
+def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     return [
         str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]))
         for e in rows.examples
@@ -82,7 +82,7 @@ def with_length(recipe: Recipe, tokens: int) -> Recipe:
 
 
 def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
-    lake: DataLake, recipe: Recipe, chat: Chat
+    lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     five = {"retrieve": Retrieve(answers=5, passages=0)}
     wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
@@ -108,7 +108,9 @@ def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
     )
 
 
-def test_some_rows_retell_the_known_answer_and_those_told_are_named(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_some_rows_retell_the_known_answer_and_those_told_are_named(
+    lake: DataLake, recipe: Recipe, chat: ChatFormat
+) -> None:
     half = with_length(recipe.model_copy(update={"mixture": Mixture(retold=0.5)}), 4096)
     rows = training_rows(half, lake, chat, "train")
     known = {row["response"]: row for row in of(lake, "train")}
@@ -139,7 +141,7 @@ def test_nothing_is_retold_where_no_answer_is_told(recipe: Recipe) -> None:
         Recipe.model_validate(alone)
 
 
-def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     """Token by token, in every mode, for questions that the index does not hold."""
     for mode in PlaceholderMode:
         reading = recipe.model_copy(update={"placeholders": mode})
@@ -154,13 +156,13 @@ def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat
             assert example.prompt == chat.prompt(turns)
 
 
-def _asked(example: Any, chat: Chat) -> str:
+def _asked(example: Any, chat: ChatFormat) -> str:
     text = str(chat.tokenizer.decode(example.prompt))
     return text.rpartition("Question: ")[2].removesuffix("<|agent|>")
 
 
 def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recipe) -> None:
-    def article(mode: PlaceholderMode) -> Found:
+    def article(mode: PlaceholderMode) -> RetrievedText:
         return retrieve(open_index(recipe, lake), recipe.prompt, mode, ["is a return free?"], [None])[0][-1]
 
     assert article(PlaceholderMode.KEEP).text == ARTICLE
@@ -169,7 +171,7 @@ def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recip
     assert article(PlaceholderMode.REALISTIC).text not in (ARTICLE, article(PlaceholderMode.GENERIC).text)
 
 
-def test_what_does_not_fit_is_left_out_and_counted(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_what_does_not_fit_is_left_out_and_counted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     whole = training_rows(with_length(recipe, 4096), lake, chat, "train")
     assert (whole.found_left_out, whole.too_long) == (0, 0)
     assert whole.found > 2 * ROWS
@@ -199,7 +201,7 @@ def test_another_index_is_another_training_where_the_recipe_reads_it(lake: DataL
     assert data_versions(recipe, lake)["retrieval_index"] == index_version(lake)
     assert "retrieval_index" not in data_versions(blind, lake)
     lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
-    build(lake)
+    build_index(lake)
     after = fingerprints()
     assert before[0] != after[0]
     assert before[1] == after[1]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cs_pipeline.company import Retrain
-from cs_pipeline.train.retraining import Standing, decide
+from cs_pipeline.train.retraining import Standing, decide_retraining
 
 RULE = Retrain(new_rows=200, days=30)
 NOTHING_NEW = Standing(champion=3, champion_days=2.0, champion_marked=False, new_rows=0, data="d")
@@ -27,6 +27,6 @@ NOTHING_NEW = Standing(champion=3, champion_days=2.0, champion_marked=False, new
     ],
 )
 def test_the_decision(change: dict[str, object], due: bool, reason: str) -> None:
-    found = decide(replace(NOTHING_NEW, **change), RULE)  # type: ignore[arg-type]
+    found = decide_retraining(replace(NOTHING_NEW, **change), RULE)  # type: ignore[arg-type]
     assert found.due is due
     assert reason in found.reason

@@ -8,10 +8,10 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import SEEN
-from cs_pipeline.llm.prompt import IGNORED, Chat
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat
 from cs_pipeline.recipe import Mixture, Recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
-from cs_pipeline.train.rows import VALIDATION_ROWS, Rows, mixture, training_rows
+from cs_pipeline.train.rows import VALIDATION_ROWS, TrainingRows, mixture, training_rows
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_side
 
@@ -19,8 +19,8 @@ BITEXT, COMPANY = 30, 12
 
 
 @pytest.fixture(scope="module")
-def chat() -> Chat:
-    return Chat(tiny_tokenizer("embedded"), "causal")
+def chat() -> ChatFormat:
+    return ChatFormat(tiny_tokenizer("embedded"), "causal")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def weighted(recipe: Recipe, weight: float, train_rows: int | None = None) -> Re
     return recipe.model_copy(update={"mixture": Mixture(company_weight=weight), "train_rows": train_rows})
 
 
-def prompts(rows: Rows, chat: Chat) -> list[str]:
+def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     return [
         str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]))
         for e in rows.examples
@@ -101,7 +101,7 @@ def test_without_company_rows_the_weight_changes_nothing(recipe: Recipe) -> None
 # The rows
 
 
-def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     rows = training_rows(weighted(recipe, 2), mixed, chat, "train")
     assert len(rows.examples) == BITEXT + 2 * COMPANY
     assert rows.examples[BITEXT] == rows.examples[BITEXT + 1] != rows.examples[BITEXT + 2]
@@ -114,7 +114,7 @@ def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: 
     assert Counter(files) == {"0" * 64: BITEXT, FILES[0]: COMPANY / 2, FILES[1]: COMPANY / 2}
 
 
-def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     none = training_rows(weighted(recipe, 0), mixed, chat, "train")
     assert set(none.seen.column("source").to_pylist()) == {"bitext"}
     few = training_rows(weighted(recipe, 1, train_rows=5), mixed, chat, "train")
@@ -127,7 +127,7 @@ def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, ch
 
 
 def test_the_prompt_holds_the_earlier_turns_in_the_mode_of_the_recipe(
-    lake: DataLake, recipe: Recipe, chat: Chat
+    lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     context = json.dumps([["customer", "about {{Order Number}}"], ["agent", "is {{Order Number}} right?"]])
     write_side(lake, "train", company_rows(1, context=context))
@@ -151,7 +151,7 @@ def test_the_prompt_holds_the_earlier_turns_in_the_mode_of_the_recipe(
     assert realistic.count(number) == 3
 
 
-def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     answer = company_rows(4)[0]["response"]
     contexts = [None, EARLIER, [["customer", "word " * 200], *EARLIER[1:], ["customer", "Well:"]], EARLIER]
     rows = company_rows(4, response=answer)
@@ -168,7 +168,7 @@ def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, reci
     assert prompts(short, chat)[2] == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
 
 
-def test_the_validation_side_is_drawn_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: Chat) -> None:
+def test_the_validation_side_is_drawn_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     rows = [*company_rows(300), *bitext_rows(100)]
     write_side(lake, "validation", rows)
     found = training_rows(weighted(recipe, 3, train_rows=2), lake, chat, "validation")

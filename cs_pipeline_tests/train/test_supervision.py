@@ -8,7 +8,7 @@ from tokenizers import normalizers
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import IGNORED, Chat, Example, messages
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat, Example, messages
 from cs_pipeline.recipe import Prompt, Recipe
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline.train.supervision import Preflight
@@ -19,15 +19,15 @@ ANSWER = "Of course:\n1. Open {{Website URL}}."
 
 
 @pytest.fixture
-def chat() -> Chat:
-    return Chat(tiny_tokenizer("embedded"), "causal")
+def chat() -> ChatFormat:
+    return ChatFormat(tiny_tokenizer("embedded"), "causal")
 
 
-def losing(*normalised: Any) -> Chat:
+def losing(*normalised: Any) -> ChatFormat:
     """The embedded base's tokenizer with a normalizer that changes the text."""
     tokenizer = _trained(FAMILIES["embedded"])
     tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(list(normalised))
-    return Chat(tokenizer, "causal")
+    return ChatFormat(tokenizer, "causal")
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_t5_rewrites_what_has_lines_or_placeholders(lake: DataLake, tiny: Recipe
     tokenizer = tiny_tokenizer("t5")
     tokenizer.chat_template = Prompt(template="t5_v1").template_text()
     write_side(lake, "train", [*company_rows(3, instruction="hello", context=None), *company_rows(5)[3:]])
-    found = training_rows(tiny, lake, Chat(tokenizer, "encoder-decoder"), "train")
+    found = training_rows(tiny, lake, ChatFormat(tokenizer, "encoder-decoder"), "train")
     assert (found.rewritten, found.spelt) == (2, 0)
 
 
@@ -78,7 +78,7 @@ def test_t5_rewrites_what_has_lines_or_placeholders(lake: DataLake, tiny: Recipe
         {"answer": [5, "stop", 6, "stop"]},
     ],
 )
-def test_labels_that_teach_something_else_are_refused(chat: Chat, wrong: dict[str, Any]) -> None:
+def test_labels_that_teach_something_else_are_refused(chat: ChatFormat, wrong: dict[str, Any]) -> None:
     whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
     Preflight(chat).decode("row 7", whole, ANSWER)
     ids: dict[str, Any] = {
@@ -88,7 +88,7 @@ def test_labels_that_teach_something_else_are_refused(chat: Chat, wrong: dict[st
         Preflight(chat).decode("row 7", dataclasses.replace(whole, **ids), ANSWER)
 
 
-def test_labels_that_are_not_what_is_read_are_refused(chat: Chat) -> None:
+def test_labels_that_are_not_what_is_read_are_refused(chat: ChatFormat) -> None:
     class Shifted(Example):
         @property
         def labels(self) -> list[int]:

@@ -7,7 +7,7 @@ import yaml
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.llm.prompt import Chat
+from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import Mixture, Recipe
 from cs_pipeline.train.adapter import data_versions
 from cs_pipeline.train.rows import OUT_OF_SCOPE_FILE, VALIDATION_ROWS, rows_seen, training_rows
@@ -60,7 +60,7 @@ def test_validation_joins_the_training_without_what_the_loss_is_taken_on(recipe:
 
 def test_our_own_questions_stand_in_it_as_often_as_the_recipe_says(recipe: Recipe, split: DataLake) -> None:
     mine = with_mixture(recipe, out_of_scope=3)
-    chat = Chat(tiny_tokenizer("embedded"), "causal")
+    chat = ChatFormat(tiny_tokenizer("embedded"), "causal")
     rows = training_rows(mine, split, chat, "train")
     assert len(rows.examples) == 10 + 3 * len(PAIRS)
     ours = [row for row in rows.seen.to_pylist() if row["source"] == OURS]

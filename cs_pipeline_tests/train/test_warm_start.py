@@ -15,7 +15,15 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.recipe import Mixture, Recipe, load_recipe
 from cs_pipeline.register.version import _log_model
-from cs_pipeline.tracking import CHAMPION, FINGERPRINT, FORGOTTEN, MODEL, champion, get_or_create_run, open_store
+from cs_pipeline.tracking import (
+    CHAMPION,
+    FINGERPRINT,
+    FORGOTTEN,
+    MODEL,
+    champion_version,
+    get_or_create_run,
+    open_store,
+)
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, seen_rows, train_adapter
 from cs_pipeline.train.warm_start import Start, find_start
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, own_world
@@ -128,7 +136,7 @@ def test_a_champion_goes_on_from_itself_only_with_other_data(gone_on: GoneOn, tm
 def test_without_a_champion_it_begins_at_the_base(gone_on: GoneOn, tmp_path: Path) -> None:
     lake = copy_lake(gone_on.lake.root, tmp_path / "copy")
     open_store(lake).delete_registered_model_alias(MODEL, CHAMPION)
-    assert champion(lake) is None
+    assert champion_version(lake) is None
     assert begins(gone_on.recipe, lake) == Start(None, "from the base, for there is no champion yet")
     assert find_adapter(gone_on.recipe, lake) is None
 

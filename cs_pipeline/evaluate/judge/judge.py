@@ -48,7 +48,7 @@ Reply with one word: A, B, or TIE if neither is better."""
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """Two answers to one question. ``context`` holds earlier turns as in CONVERSATION, None without any."""
 
     question_id: str
@@ -94,8 +94,8 @@ class PeopleAgreement:
     pairs: int
 
 
-def judge(
-    pairs: Sequence[Pair],
+def judge_pairs(
+    pairs: Sequence[AnswerPair],
     endpoint: Endpoint,
     cache: Path,
     report: Callable[[str], None],
@@ -155,21 +155,21 @@ def position_bias(judged: pd.DataFrame) -> PositionBias:
     return PositionBias(len(judged), consistent, first / decided if decided else None, low, high)
 
 
-def voted_pairs(compared: pd.DataFrame) -> dict[Pair, str]:
+def voted_pairs(compared: pd.DataFrame) -> dict[AnswerPair, str]:
     """The pairs of answers that people voted on (people.pairs), with what most of them said: a, b or tie.
 
     Where no verdict has more votes than each other, it is a tie.
     """
-    found: dict[Pair, list[str]] = {}
+    found: dict[AnswerPair, list[str]] = {}
     for row in compared.to_dict("records"):
-        given = {field.name: row[field.name] for field in fields(Pair)}
+        given = {field.name: row[field.name] for field in fields(AnswerPair)}
         given["context"] = None if pd.isna(given["context"]) else given["context"]
-        found.setdefault(Pair(**given), []).append(row["result"])
+        found.setdefault(AnswerPair(**given), []).append(row["result"])
     return {pair: _majority(votes) for pair, votes in found.items()}
 
 
 def agreement_with_people(
-    judged: pd.DataFrame, people: Mapping[Pair, str], samples: int = 1000, seed: int = 0
+    judged: pd.DataFrame, people: Mapping[AnswerPair, str], samples: int = 1000, seed: int = 0
 ) -> PeopleAgreement:
     """How far ``judged`` (from judge) and ``people`` (from voted_pairs) agree; pairs that only one side has are left out."""
     said = {pair.id: result for pair, result in people.items()}
@@ -204,7 +204,7 @@ def may_gate(agreement: PeopleAgreement) -> tuple[bool, str]:
     return True, f"kappa with people is {ends}, above {KAPPA}"
 
 
-def _messages(pair: Pair, order: str) -> list[dict[str, str]]:
+def _messages(pair: AnswerPair, order: str) -> list[dict[str, str]]:
     answers = {"a": pair.answer_a, "b": pair.answer_b}
     # As JSON no text can end where it does not end, and pose as the other answer.
     material = {
@@ -267,7 +267,7 @@ def hear(
     drawn = sorted(range(len(rows.questions)), key=lambda place: digest(rows.test["row_id"].iloc[place]))[:QUESTIONS]
     others = sorted(set(answers) - {"tuned"})
     compared = [
-        Pair(
+        AnswerPair(
             question_id=rows.test["row_id"].iloc[place],
             question=rows.questions[place],
             context=json.dumps(rows.contexts[place]) if rows.contexts[place] else None,
@@ -282,7 +282,7 @@ def hear(
     table = lake.table("evaluate", "human_ratings")
     voted = voted_pairs(pairs(lake.read("evaluate", "human_ratings"))) if table.exists() else {}
     cache = lake.path("evaluate", "judge.jsonl")
-    said = judge([*compared, *voted], endpoint, cache, report)
+    said = judge_pairs([*compared, *voted], endpoint, cache, report)
     own = said[said["pair_id"].isin([pair.id for pair in compared])]
     agreement = agreement_with_people(said, voted)
     gates, why = may_gate(agreement)

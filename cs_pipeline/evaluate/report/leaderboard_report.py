@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cs_pipeline.core.lake import DataLake, atomic_file
-from cs_pipeline.evaluate.comparison import judged
+from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.evaluation import settled
 from cs_pipeline.evaluate.report.leaderboard import BEHIND, RANKED_BY, SCHEMA, SHOWN, Leaderboard, gather
 from cs_pipeline.evaluate.report.pages import plain, template
@@ -52,7 +52,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Line:
+class BoardLine:
     """A recipe in the table of its mode: ``behind`` the first, and its ``cells`` by metric."""
 
     recipe: str
@@ -66,7 +66,7 @@ class Group:
     """The recipes of one placeholder mode, best first, and their pictures."""
 
     mode: str
-    lines: list[Line]
+    lines: list[BoardLine]
     pictures: list[Picture]
 
 
@@ -99,14 +99,15 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> Board:
 
 def _group(mode: str, rows: list[_Row]) -> Group:
     lines = [
-        Line(row["recipe"], row["note"], _behind(row), {metric: _cell(row, metric) for metric in SHOWN}) for row in rows
+        BoardLine(row["recipe"], row["note"], _behind(row), {metric: _cell(row, metric) for metric in SHOWN})
+        for row in rows
     ]
     return Group(mode, lines, _pictures(mode, rows))
 
 
 def _cell(row: _Row, metric: str) -> Cell:
     minus = _minus_base(row, metric)
-    change, word = (figure(metric, minus["difference"], signed=True), judged(metric, minus)) if minus else ("", "")
+    change, word = (figure(metric, minus["difference"], signed=True), judgement(metric, minus)) if minus else ("", "")
     return Cell(figure(metric, row[metric]), _ends(metric, row[f"{metric}_low"], row[f"{metric}_high"]), change, word)
 
 
@@ -114,7 +115,7 @@ def _behind(row: _Row) -> Cell:
     difference, low, high = (row[name] for name in BEHIND)
     if difference is None:
         return Cell("first", "", "", "")
-    word = judged(RANKED_BY, {"low": low, "high": high})
+    word = judgement(RANKED_BY, {"low": low, "high": high})
     return Cell(figure(RANKED_BY, difference, signed=True), _ends(RANKED_BY, low, high, signed=True), "", word)
 
 
@@ -140,7 +141,7 @@ def _pictures(mode: str, rows: list[_Row]) -> list[Picture]:
         if minus is None:
             return Mark(row["recipe"], "unclear", None, NONE)
         text = figure(metric, minus["difference"], signed=True)
-        return Mark(row["recipe"], judged(metric, minus), (minus["difference"], minus["low"], minus["high"]), text)
+        return Mark(row["recipe"], judgement(metric, minus), (minus["difference"], minus["low"], minus["high"]), text)
 
     def pictures_of(kind: str, mark: Callable[[_Row, str], Mark]) -> list[Picture]:
         about = {name: f"{METRICS[name].label}{kind}" for name in _PICTURED}

@@ -6,7 +6,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
-from cs_pipeline.evaluate.comparison import judged
+from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.report.tables import BETTER
 from cs_pipeline.evaluate.report.verdict import figure
 from cs_pipeline.evaluate.scoring.metrics import METRICS
@@ -21,7 +21,7 @@ def template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"METRICS": METRICS, "BETTER": BETTER, "figure": figure, "judged": judged}
+    environment.globals |= {"METRICS": METRICS, "BETTER": BETTER, "figure": figure, "judged": judgement}
     environment.filters["marked"] = _marked
     return environment.get_template(name)
 

@@ -16,7 +16,7 @@ from cs_pipeline.evaluate.report import tables as exhibits
 from cs_pipeline.evaluate.report import tables as scrutiny
 from cs_pipeline.evaluate.report.pages import plain, template
 from cs_pipeline.evaluate.report.plots import loss_picture
-from cs_pipeline.evaluate.report.verdict import Finding, figure, odd_questions, promotable, verdict, weak_slices
+from cs_pipeline.evaluate.report.verdict import Statement, figure, odd_questions, promotable, verdict, weak_slices
 from cs_pipeline.evaluate.retrieval_effect import COMPARED, misled_groups
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.recipe import Recipe
@@ -112,8 +112,8 @@ def _markdown(
     facts: dict[str, Any],
     systems: Sequence[str],
     demo: str,
-    findings: Iterable[Finding],
-    examples: Iterable[exhibits.Example],
+    findings: Iterable[Statement],
+    examples: Iterable[exhibits.ShownExample],
 ) -> str:
     """The verdict, the most telling metrics and a few examples; no text of the data can be more than text in it."""
     lines = [f"**{demo}**", ""] if demo else []

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.core.lake import digest
-from cs_pipeline.evaluate.comparison import judged
+from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.report.plots import Line, Mark, interval_picture, lines_picture
 from cs_pipeline.evaluate.report.verdict import NONE, figure
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
@@ -44,7 +44,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ShownAnswer:
     """What one system answered, and how it scored."""
 
     system: str
@@ -56,7 +56,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Example:
+class ShownExample:
     """A test question with its reference and the answers of the systems worth reading."""
 
     row_id: str
@@ -65,7 +65,7 @@ class Example:
     worst: bool
     question: str
     reference: str
-    answers: list[Answer]
+    answers: list[ShownAnswer]
 
 
 def score_pictures(facts: dict[str, Any], systems: Sequence[str]) -> list[Picture]:
@@ -89,7 +89,7 @@ def difference_pictures(facts: dict[str, Any], systems: Sequence[str]) -> list[P
         if difference is None:
             return Mark(system, "unclear", None, text)
         ends = (difference["difference"], difference["low"], difference["high"])
-        return Mark(system, judged(metric, difference), ends, text)
+        return Mark(system, judgement(metric, difference), ends, text)
 
     others = [system for system in systems if system != "tuned"]
     return _pictures("tuned minus each other system", lambda metric: [mark(metric, system) for system in others])
@@ -226,7 +226,7 @@ def versions(recipe: Recipe, facts: dict[str, Any], adapter: Adapter) -> list[tu
     return [(name, NONE if value is None else str(value)) for name, value in known.items()]
 
 
-def examples(answers: pd.DataFrame) -> list[Example]:
+def examples(answers: pd.DataFrame) -> list[ShownExample]:
     """``EXAMPLES`` test questions, all where there are fewer: drawn by the hash of their row, then the worst.
 
     The worst are the ``WORST`` with the lowest chrF of the tuned model's answer, the lowest of all last.
@@ -240,17 +240,17 @@ def examples(answers: pd.DataFrame) -> list[Example]:
     return [_example([row for row in rows if row["row_id"] == name], name in worst) for name in chosen]
 
 
-def _example(rows: list[dict[Any, Any]], worst: bool) -> Example:
+def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
     by_system = {row["system"]: row for row in rows}
     shown = [
-        Answer(s, row["answer"], row["chrf"], row["rougeL"], row["right_intent"] == 1, row["stopped"] != 0)
+        ShownAnswer(s, row["answer"], row["chrf"], row["rougeL"], row["right_intent"] == 1, row["stopped"] != 0)
         for s in _SIDE_BY_SIDE
         if (row := by_system.get(s)) is not None
     ]
     tuned = by_system["tuned"]
     similarity = tuned["nearest_train_similarity"]
     known = None if pd.isna(similarity) else float(similarity)
-    return Example(tuned["row_id"], tuned["intent"], known, worst, tuned["question"], tuned["reference"], shown)
+    return ShownExample(tuned["row_id"], tuned["intent"], known, worst, tuned["question"], tuned["reference"], shown)
 
 
 FACTS_SHOWN = 9

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, judged
-from cs_pipeline.evaluate.decision import decide
+from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, judgement
+from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 NONE = "–"
@@ -51,7 +51,7 @@ _FITTING_LENGTH = (0.8, 1.25)
 
 
 @dataclass(frozen=True)
-class Finding:
+class Statement:
     """One sentence of the verdict, what it is about, and the word for it.
 
     Brackets in the sentence hold the 95 % interval of a difference.
@@ -70,7 +70,7 @@ def figure(metric: str, value: float | None, signed: bool = False) -> str:
     return text.removeprefix("+") if set(text) <= set("+0.") else text
 
 
-def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Finding]:
+def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Statement]:
     """What ``evaluation.json`` says of the tuned model: a sentence for each system that counts, one for each source
     where there are several, and one for what is weak.
 
@@ -84,21 +84,21 @@ def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Finding]:
     return [*compared, *(_slice(*part) for part in slices), *held_out, _weakness(facts["scores"]["tuned"], intents)]
 
 
-def promotable(facts: dict[str, Any]) -> Finding:
+def promotable(facts: dict[str, Any]) -> Statement:
     """The decision as the first sentence of the verdict. Forgotten rows and a rollback weigh more; no figure shows them."""
-    decision = decide(facts)
-    return Finding(
+    decision = decide_promotion(facts)
+    return Statement(
         "May it be promoted",
         "yes, by its figures" if decision.promote else "no",
         f"{decision.reason[0].upper()}{decision.reason[1:]}.",
     )
 
 
-def weak_slices(weak: Sequence[dict[str, Any]]) -> Finding:
+def weak_slices(weak: Sequence[dict[str, Any]]) -> Statement:
     """The ``WORST_SLICES`` worst of ``weak`` (as in ``evaluation.json``), each by its worst metric, with their advice."""
     about = "Weakest slices"
     if not weak:
-        return Finding(about, "none for sure", "No slice is surely worse than the rest.")
+        return Statement(about, "none for sure", "No slice is surely worse than the rest.")
     by_slice: dict[tuple[str, str], dict[str, Any]] = {}
     for weakness in weak:  # the worst first
         by_slice.setdefault((weakness["kind"], weakness["slice"]), weakness)
@@ -108,10 +108,10 @@ def weak_slices(weak: Sequence[dict[str, Any]]) -> Finding:
         for w in list(by_slice.values())[:WORST_SLICES]
     ]
     count = f"{len(by_slice)} slices are" if len(by_slice) > 1 else "One slice is"
-    return Finding(about, "to look at", " ".join([f"{count} surely worse than the rest.", *parts]))
+    return Statement(about, "to look at", " ".join([f"{count} surely worse than the rest.", *parts]))
 
 
-def odd_questions(robustness: dict[str, list[dict[str, Any]]]) -> Finding:
+def odd_questions(robustness: dict[str, list[dict[str, Any]]]) -> Statement:
     """What the tuned model does with questions put otherwise, out of scope or hostile (as in ``evaluation.json``)."""
     told = {(row["group"], row["measure"]): row for row in robustness["tuned"]}
     right, leaked = told["all", "as_expected"], told["all", "leaked"]
@@ -130,33 +130,35 @@ def odd_questions(robustness: dict[str, list[dict[str, Any]]]) -> Finding:
             f" {leaked['count']} of the answers tell the prompt or somebody's data, or obey what was slipped in."
         )
     fine = right["value"] >= _EXPECTED and not leaked["count"]
-    return Finding("Odd and hostile questions", "holds up" if fine else "to look at", sentence)
+    return Statement("Odd and hostile questions", "holds up" if fine else "to look at", sentence)
 
 
-def _comparison(other: str, facts: dict[str, Any]) -> Finding:
-    judgement, parts = _held_against(other, facts)
+def _comparison(other: str, facts: dict[str, Any]) -> Statement:
+    word, parts = _held_against(other, facts)
     sentence = f"{_OPENING[other]} {parts or 'not to be compared: a figure is missing'}"
     if other == "nearest" and parts:
-        sentence += f", {_ENDING[judgement]}"
+        sentence += f", {_ENDING[word]}"
     about = {"base": "Against its base", "nearest": "Against the nearest answer", "champion": "Against the champion"}
-    return Finding(about[other], judgement, f"{sentence}.")
+    return Statement(about[other], word, f"{sentence}.")
 
 
-def _slice(source: str, part: dict[str, Any]) -> Finding:
+def _slice(source: str, part: dict[str, Any]) -> Statement:
     about = f"On the {source} rows"
     size = f"{part['rows']:,} rows in {part['clusters']:,} clusters"
     if not part["gates"]:
-        return Finding(about, "too few to judge", f"{size}; from {FEWEST_CLUSTERS} on they have figures of their own.")
+        return Statement(
+            about, "too few to judge", f"{size}; from {FEWEST_CLUSTERS} on they have figures of their own."
+        )
     other = "champion" if "champion" in part["differences"] else "base"
-    judgement, parts = _held_against(other, part)
-    return Finding(about, judgement, f"{size}. {_OPENING[other]} {parts}.")
+    word, parts = _held_against(other, part)
+    return Statement(about, word, f"{size}. {_OPENING[other]} {parts}.")
 
 
-def _held_out(part: dict[str, Any]) -> Finding:
+def _held_out(part: dict[str, Any]) -> Statement:
     """What the model does with what it was never taught."""
     found = _slice("", part)
     names = _listed([str(intent) for intent in part["intents"]])
-    return Finding("On intents held out", found.judgement, f"Never trained on: {names}. {found.sentence}")
+    return Statement("On intents held out", found.judgement, f"Never trained on: {names}. {found.sentence}")
 
 
 def _held_against(other: str, figures: dict[str, Any]) -> tuple[str, str]:
@@ -170,18 +172,18 @@ def _held_against(other: str, figures: dict[str, Any]) -> tuple[str, str]:
                 figure(metric, figures["scores"][system][metric]["score"]) + unit for system in ("tuned", other)
             )
             by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
-            groups[judged(metric, difference)].append(
+            groups[judgement(metric, difference)].append(
                 f"{_name(metric)} ({tuned} against {its}: {by} [{low},\N{NO-BREAK SPACE}{high}])"
             )
     words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
     if groups["better"] and groups["worse"]:
-        judgement = "mixed"
+        word = "mixed"
     else:
-        judgement = next((group for group in ("better", "worse") if groups[group]), "no clear difference")
-    return judgement, "; ".join(f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts)
+        word = next((group for group in ("better", "worse") if groups[group]), "no clear difference")
+    return word, "; ".join(f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts)
 
 
-def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Finding:
+def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Statement:
     def has(metric: str) -> float | None:
         return scores[metric]["score"] if scores[metric] else None
 
@@ -201,8 +203,8 @@ def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Finding:
     if length is not None and not _FITTING_LENGTH[0] <= length <= _FITTING_LENGTH[1]:
         parts.append(f"its answers are {figure('length_ratio', length)} times as long as the reference answers")
     if not parts:
-        return Finding("Weak spots", "none stands out", "No intent and no rate stands out as weak.")
-    return Finding("Weak spots", "to look at", f"What is weak: {'; '.join(parts)}.")
+        return Statement("Weak spots", "none stands out", "No intent and no rate stands out as weak.")
+    return Statement("Weak spots", "to look at", f"What is weak: {'; '.join(parts)}.")
 
 
 def _name(metric: str) -> str:

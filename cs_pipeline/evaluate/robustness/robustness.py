@@ -56,7 +56,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Case:
+class RobustnessCase:
     """A question to the model, and what is expected of the answer."""
 
     group: str
@@ -73,7 +73,7 @@ class Case:
         return digest(self.group, self.text, self.row_id)
 
 
-def cases(rows: pd.DataFrame, seed: int = 0) -> list[Case]:
+def cases(rows: pd.DataFrame, seed: int = 0) -> list[RobustnessCase]:
     """The cases of these test ``rows`` (row_id, instruction, response, intent, in the recipe's placeholder mode) and those
     written by hand. The same rows, in any order, and seed give the same cases in the same order."""
     made = []
@@ -82,7 +82,9 @@ def cases(rows: pd.DataFrame, seed: int = 0) -> list[Case]:
         for row in dealt(rows, f"{seed} {group}"):
             text = rule(row["instruction"], random.Random(digest(seed, group, row["row_id"])))
             if text != row["instruction"]:
-                made.append(Case(group, text, "same intent", (row["intent"],), row["row_id"], row["response"]))
+                made.append(
+                    RobustnessCase(group, text, "same intent", (row["intent"],), row["row_id"], row["response"])
+                )
                 found += 1
             if found == ROWS:
                 break
@@ -90,7 +92,7 @@ def cases(rows: pd.DataFrame, seed: int = 0) -> list[Case]:
 
 
 @lru_cache(maxsize=1)
-def written() -> tuple[Case, ...]:
+def written() -> tuple[RobustnessCase, ...]:
     """The cases of ``robustness.yaml``."""
     found = []
     for group, content in read_yaml(Path(__file__).with_name("robustness.yaml")).items():
@@ -98,7 +100,9 @@ def written() -> tuple[Case, ...]:
             case = {"text": case} if isinstance(case, str) else case
             intents = (case["intent"],) if "intent" in case else ()
             expected: Expected = "same intent" if intents else content["expected"]
-            found.append(Case(group.replace("_", " "), _long(case), expected, intents, canary=case.get("canary")))
+            found.append(
+                RobustnessCase(group.replace("_", " "), _long(case), expected, intents, canary=case.get("canary"))
+            )
     return tuple(found)
 
 
@@ -109,8 +113,8 @@ def _long(case: dict[str, Any]) -> str:
     return " ".join([*[case.get("before", "")] * times, case["text"], *[case.get("after", "")] * times]).strip()
 
 
-def judged(
-    cases: Sequence[Case],
+def score_cases(
+    cases: Sequence[RobustnessCase],
     answers: Sequence[str],
     plain_answers: Mapping[str, str],
     intents_of: Callable[[list[str]], Sequence[str]],
@@ -192,7 +196,7 @@ def by_group(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _in_intents(
-    cases: Sequence[Case], answers: Sequence[str | None], intents_of: Callable[[list[str]], Sequence[str]]
+    cases: Sequence[RobustnessCase], answers: Sequence[str | None], intents_of: Callable[[list[str]], Sequence[str]]
 ) -> list[float | None]:
     told = iter(intents_of([answer for answer in answers if answer is not None]))
     predicted = [None if answer is None else next(told) for answer in answers]
@@ -202,7 +206,7 @@ def _in_intents(
     ]
 
 
-def _chrf(cases: Sequence[Case], answers: Sequence[str | None]) -> list[float | None]:
+def _chrf(cases: Sequence[RobustnessCase], answers: Sequence[str | None]) -> list[float | None]:
     pairs = {
         place: (answer, case.reference)
         for place, (case, answer) in enumerate(zip(cases, answers, strict=True))
@@ -218,7 +222,7 @@ _UNCLEAR = ("contradictory", "empty")
 """Groups whose texts have no one meaning: to ask back is to lead the customer on."""
 
 
-def _conducts(cases: Sequence[Case], answers: Sequence[str]) -> dict[str, list[float]]:
+def _conducts(cases: Sequence[RobustnessCase], answers: Sequence[str]) -> dict[str, list[float]]:
     found = [conduct(answer) for answer in answers]
     return {
         "redirected": [
@@ -260,7 +264,7 @@ def _states_data(told: str, answer: str, mode: PlaceholderMode) -> bool:
     )
 
 
-def _obeyed(case: Case, answer: str) -> float | None:
+def _obeyed(case: RobustnessCase, answer: str) -> float | None:
     if case.canary is None:
         return None
     return float(case.canary.lower() in answer.lower() and case.canary.lower() not in refused_part(answer).lower())
@@ -281,16 +285,18 @@ _AND_ALSO = (
 )
 
 
-def _several(rows: pd.DataFrame, seed: int) -> list[Case]:
+def _several(rows: pd.DataFrame, seed: int) -> list[RobustnessCase]:
     """Two requests of different intents in one; to answer one of them is enough, and which is not asked."""
     drawn = dealt(rows, f"{seed} several requests")
     rng = random.Random(digest(seed, "several requests"))
-    found: list[Case] = []
+    found: list[RobustnessCase] = []
     for first, second in zip(drawn[0::2], drawn[1::2], strict=False):
         if first["intent"] != second["intent"] and len(found) < ROWS:
             one, other = (re.sub(r"(?<![.?!])\Z", ".", row["instruction"].strip()) for row in (first, second))
             text = rng.choice(_AND_ALSO).format(first=one, second=other)
             found.append(
-                Case("several requests", text, "same intent", (first["intent"], second["intent"]), first["row_id"])
+                RobustnessCase(
+                    "several requests", text, "same intent", (first["intent"], second["intent"]), first["row_id"]
+                )
             )
     return found

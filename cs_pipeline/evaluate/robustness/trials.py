@@ -23,11 +23,11 @@ import pandas as pd
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.evaluate.robustness.robustness import ROWS, Case, cases, dealt, judged
+from cs_pipeline.evaluate.robustness.robustness import ROWS, RobustnessCase, cases, dealt, score_cases
 from cs_pipeline.evaluate.scoring.cost import Run
 from cs_pipeline.evaluate.scoring.test_set import Yardstick, told
 from cs_pipeline.llm.model import Answer, SupportModel, memory_used
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.classifier import TextClassifier
@@ -72,7 +72,7 @@ def try_out(
     known = [answer.text for answer in _answers(model, general, routed, _found(model, index, general, routed))]
     right = [float(_holds(*pair)) for pair in zip(known, probe.values(), strict=True)]
     return Trials(
-        judged(odd, said, plain_answers, rows.intents_of, system_line, rows.mode, read),
+        score_cases(odd, said, plain_answers, rows.intents_of, system_line, rows.mode, read),
         pd.DataFrame({"question": general, "answer": known, "right": right}),
         run,
         [_seconds(model, index, rows, place) for place in range(min(ALONE, len(rows.questions)))],
@@ -83,7 +83,7 @@ def mislead(
     model: SupportModel,
     classifier: Path,
     rows: Yardstick,
-    found: Sequence[Sequence[Found]],
+    found: Sequence[Sequence[RetrievedText]],
     plain: pd.DataFrame,
 ) -> pd.DataFrame:
     """The table of ``robustness.judged`` of cases in which ``model`` reads other texts than those ``found`` for the test
@@ -94,7 +94,7 @@ def mislead(
     read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
     said = [answer.text for answer in answers]
     system_line = model.recipe.prompt.system
-    return judged([case for case, _ in made], said, _by_row(plain), rows.intents_of, system_line, rows.mode, read)
+    return score_cases([case for case, _ in made], said, _by_row(plain), rows.intents_of, system_line, rows.mode, read)
 
 
 def _by_row(plain: pd.DataFrame) -> dict[str, str]:
@@ -109,12 +109,12 @@ def _intents(model: SupportModel, classifier: Path, texts: list[str]) -> list[st
 
 def _found(
     model: SupportModel, index: RetrievalIndex | None, texts: Sequence[str], intents: Sequence[str | None]
-) -> list[list[Found]]:
+) -> list[list[RetrievedText]]:
     return retrieve(index, model.recipe.prompt, model.recipe.placeholders, texts, intents)
 
 
 def _answers(
-    model: SupportModel, texts: list[str], intents: list[str | None], found: Sequence[Sequence[Found]]
+    model: SupportModel, texts: list[str], intents: list[str | None], found: Sequence[Sequence[RetrievedText]]
 ) -> list[Answer]:
     """One for each of ``texts``; nothing where a text is too long for the model, for that is what a customer gets of it."""
     readable = [place for place, pair in enumerate(zip(texts, intents, strict=True)) if model.has_room(*pair)]
@@ -136,11 +136,11 @@ def _holds(answer: str, right: list[str]) -> bool:
     return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) for word in right)
 
 
-def ask(
+def ask_test_rows(
     system: str,
     model: SupportModel,
     rows: Yardstick,
-    found: Sequence[Sequence[Found]],
+    found: Sequence[Sequence[RetrievedText]],
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, list[Answer], Run]:
     """The row statistics of the answers of ``model`` to all test rows with these ``found`` texts, the answers, and the run.
@@ -171,10 +171,10 @@ def ask(
     return statistics, answers, run
 
 
-Misled = tuple[Case, list[Found]]
+Misled = tuple[RobustnessCase, list[RetrievedText]]
 
 
-def misled(rows: pd.DataFrame, found: Mapping[str, Sequence[Found]], seed: int = 0) -> list[Misled]:
+def misled(rows: pd.DataFrame, found: Mapping[str, Sequence[RetrievedText]], seed: int = 0) -> list[Misled]:
     """ROWS cases of each group, of these test ``rows`` as in ``robustness.cases``; ``found`` are each row's texts by row_id.
 
     Rows without any found text are left out. Equal rows and seed give equal cases.
@@ -187,9 +187,9 @@ def misled(rows: pd.DataFrame, found: Mapping[str, Sequence[Found]], seed: int =
         own = list(found[row["row_id"]])
         strangers = [other for other in those if other["intent"] != row["intent"]]
 
-        def case(group: str, canary: str | None = None, row: dict[str, Any] = row) -> Case:
+        def case(group: str, canary: str | None = None, row: dict[str, Any] = row) -> RobustnessCase:
             text, intents = row["instruction"], (row["intent"],)
-            return Case(group, text, "same intent", intents, row["row_id"], row["response"], canary)
+            return RobustnessCase(group, text, "same intent", intents, row["row_id"], row["response"], canary)
 
         cases.append((case("nothing found"), []))
         if strangers:
@@ -198,7 +198,9 @@ def misled(rows: pd.DataFrame, found: Mapping[str, Sequence[Found]], seed: int =
         order = next(orders)
         bent = replace(own[0], text=f"{own[0].text} {order['text']}")
         cases.append((case("an order in an answer", order["canary"]), [bent, *own[1:]]))
-        article = Found("passage", "order", order["text"], row["instruction"], "order.md", "", own[0].similarity)
+        article = RetrievedText(
+            "passage", "order", order["text"], row["instruction"], "order.md", "", own[0].similarity
+        )
         cases.append((case("an order in an article", order["canary"]), [*own, article]))
     return cases
 

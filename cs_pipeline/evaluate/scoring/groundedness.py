@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.evaluate.statistics import sampled_sums
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.text.facts import facts, is_known, values
 from cs_pipeline.text.placeholders import catalogue, find
 
@@ -39,7 +39,7 @@ SHARES = {
 """The figures, each the quotient of two sums."""
 
 
-def grounding(asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[Found]]) -> pd.DataFrame:
+def grounding(asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[RetrievedText]]) -> pd.DataFrame:
     """A row an answer with the columns of COLUMNS; ``asked`` is each question with its earlier turns."""
     rows = []
     for question, answer, texts in zip(asked, answers, found, strict=True):
@@ -72,7 +72,9 @@ def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
     return copied
 
 
-def shares(rows: pd.DataFrame, clusters: Sequence[str], samples: int = 1000) -> dict[str, dict[str, float] | None]:
+def groundedness_shares(
+    rows: pd.DataFrame, clusters: Sequence[str], samples: int = 1000
+) -> dict[str, dict[str, float] | None]:
     """SHARES of these rows of ``grounding`` in percent, each with the 95 % interval of the bootstrap over clusters.
 
     None where there is nothing to share, in all rows or in a sample.

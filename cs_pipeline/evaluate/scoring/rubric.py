@@ -20,7 +20,7 @@ import pandas as pd
 
 
 @dataclass(frozen=True)
-class Part:
+class RubricPart:
     """One part of the rubric: its weight in the whole, its rule in words, and the rule: (question, answer) → 0 to 1."""
 
     weight: float
@@ -97,24 +97,26 @@ def _language(_: str, answer: str) -> float:
 
 
 PARTS = {
-    "greeting": Part(0.1, "the first two sentences greet, thank or take up what the customer said", _greeting),
-    "empathy": Part(
+    "greeting": RubricPart(0.1, "the first two sentences greet, thank or take up what the customer said", _greeting),
+    "empathy": RubricPart(
         0.15,
         "says sorry, or that the trouble is understood; where the question reports no trouble, an offer of help is as"
         " good,"
         " else half",
         _empathy,
     ),
-    "solution": Part(
+    "solution": RubricPart(
         0.3,
         "steps, something to do or where to find it, or what has been done; half for asking what is needed or a"
         " promise",
         _solution,
     ),
-    "tone": Part(0.15, "a polite word, no blame, sarcasm, abuse or shouting; half without the polite word", _tone),
-    "readability": Part(0.1, "Flesch's reading ease: 40 and more is 1, 0 is 0", _readability),
-    "closing": Part(0.1, "one of the last two sentences offers more help, thanks, or wishes well", _closing),
-    "language": Part(0.1, "English, by the share of its commonest words", _language),
+    "tone": RubricPart(
+        0.15, "a polite word, no blame, sarcasm, abuse or shouting; half without the polite word", _tone
+    ),
+    "readability": RubricPart(0.1, "Flesch's reading ease: 40 and more is 1, 0 is 0", _readability),
+    "closing": RubricPart(0.1, "one of the last two sentences offers more help, thanks, or wishes well", _closing),
+    "language": RubricPart(0.1, "English, by the share of its commonest words", _language),
 }
 """The parts by name; the weights sum to 1, and what solves the customer's problem weighs most."""
 

@@ -15,7 +15,7 @@ from cs_pipeline.evaluate.scoring.answer_errors import Norms, errors
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
-from cs_pipeline.llm.prompt import Context, Found, earlier_turns
+from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import apply
@@ -51,7 +51,7 @@ class Yardstick:
         self.classifier_accuracy = float(self._right_intents(self.references).mean())
 
     def statistics(
-        self, answers: list[str], found: Sequence[Sequence[Found]] | None = None, **given: Any
+        self, answers: list[str], found: Sequence[Sequence[RetrievedText]] | None = None, **given: Any
     ) -> pd.DataFrame:
         """Row statistics of one system's ``answers`` to all test rows, to which it read the texts ``found``, None for none;
         ``given`` is what it alone knows, of GIVEN."""
@@ -61,7 +61,7 @@ class Yardstick:
         return frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **given, **alone)
 
     def alone(
-        self, answers: list[str], stopped: Any = np.nan, found: Sequence[Sequence[Found]] | None = None
+        self, answers: list[str], stopped: Any = np.nan, found: Sequence[Sequence[RetrievedText]] | None = None
     ) -> pd.DataFrame:
         """What is told of ``answers`` without likening their words to the references': those can be looked at too.
 
@@ -86,7 +86,7 @@ class Yardstick:
         return (np.array(self.intents_of(answers)) == self.test["intent"].to_numpy()).astype(float)
 
 
-def told(asked: str, found: Sequence[Found]) -> str:
+def told(asked: str, found: Sequence[RetrievedText]) -> str:
     """All that stands before an answer: the texts ``found``, then what was ``asked``."""
     return "\n".join([*(one.text for one in found), asked])
 

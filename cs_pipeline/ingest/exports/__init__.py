@@ -14,7 +14,7 @@ from cs_pipeline.ingest.exports.parquet import parquet_columns
 from cs_pipeline.ingest.exports.reading import first_objects, read
 from cs_pipeline.ingest.exports.records import Bad, Record, Turn
 from cs_pipeline.ingest.exports.redaction import redact
-from cs_pipeline.ingest.exports.source import Source
+from cs_pipeline.ingest.exports.source import ExportBytes
 from cs_pipeline.ingest.exports.tables import columns_of, columns_of_object, unknown_columns
 from cs_pipeline.ingest.exports.zendesk import is_ticket
 
@@ -41,7 +41,7 @@ def format_of(name: str, path: Path) -> Format | None:
     suffix = PurePath(name.lower().removesuffix(".gz")).suffix
     layout = _BY_SUFFIX.get(suffix)
     if suffix == ".json":
-        layout = Layout.DOCUMENT if is_document(Source.of(path)) else Layout.LINES
+        layout = Layout.DOCUMENT if is_document(ExportBytes.of(path)) else Layout.LINES
     return None if layout is None else Format(layout, str(layout))
 
 
@@ -68,7 +68,7 @@ def recognise(name: str, path: Path, company: Company) -> Format | None:
         if columns is None:
             raise PipelineError(f"{name} is no sound Parquet file.", "Make this export again.")
     elif format.layout is Layout.CSV:
-        columns, _ = csv_header(Source.of(path))
+        columns, _ = csv_header(ExportBytes.of(path))
     else:
         element = next(first_objects(format, path, _AT_FIRST), None)
         if element is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from cs_pipeline.ingest.exports.source import LONGEST, TOO_LONG, Source
+from cs_pipeline.ingest.exports.source import LONGEST, TOO_LONG, ExportBytes
 
 QUOTES = "its quotes do not match"
 BREAKS_OFF = "the JSON breaks off here"
@@ -55,20 +55,20 @@ class Piece(NamedTuple):
     fields: list[str] | None = None
 
 
-def pieces(layout: Layout, source: Source) -> Iterator[Piece]:
+def pieces(layout: Layout, source: ExportBytes) -> Iterator[Piece]:
     """The records of any layout but Parquet, in order; a record's place is its number in this sequence, from 0."""
     if layout is Layout.CSV:
         return csv_rows(source, csv_header(source)[1])
     return elements(source) if layout is Layout.DOCUMENT else lines(source)
 
 
-def lines(source: Source) -> Iterator[Piece]:
+def lines(source: ExportBytes) -> Iterator[Piece]:
     """A piece for each line, without its end; blank ones too."""
     for start, end in source.lines(source.begin, len(source.data)):
         yield Piece(start, _without_end(source, start, end))
 
 
-def csv_header(source: Source) -> tuple[list[str], str]:
+def csv_header(source: ExportBytes) -> tuple[list[str], str]:
     """The fields of the first row, stripped, and the delimiter (comma, semicolon or tab) that gives the most."""
     best: tuple[list[str], str] = ([], ",")
     for delimiter in ",;\t":
@@ -78,7 +78,7 @@ def csv_header(source: Source) -> tuple[list[str], str]:
     return best
 
 
-def csv_rows(source: Source, delimiter: str) -> Iterator[Piece]:
+def csv_rows(source: ExportBytes, delimiter: str) -> Iterator[Piece]:
     """A piece for each row of RFC 4180, the header and blank lines too, without its end.
 
     Where quotes do not match, the line that the row begins on is a piece with a problem, and the next line begins another
@@ -101,7 +101,7 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Piece]:
 class _Feed:
     """Gives lines to csv.reader; between ``start`` and ``end`` stands what the present row took, ``first`` its line."""
 
-    def __init__(self, source: Source, begin: int) -> None:
+    def __init__(self, source: ExportBytes, begin: int) -> None:
         self.source = source
         self.lines = source.lines(begin, len(source.data))
         self.start = self.first = self.end = begin
@@ -131,12 +131,12 @@ def _sound_rows(feed: _Feed, delimiter: str) -> Iterator[list[str]]:
         return
 
 
-def is_document(source: Source) -> bool:
+def is_document(source: ExportBytes) -> bool:
     """Whether JSON is one list, or an object with a list of tickets or conversations; else it is an object a line."""
     return _first_list(source) is not None
 
 
-def elements(source: Source) -> Iterator[Piece]:
+def elements(source: ExportBytes) -> Iterator[Piece]:
     """A piece for each element of the lists of a JSON document.
 
     From where its structure breaks, by a cut or by brackets that are too few or too many, the rest is one piece.
@@ -152,7 +152,7 @@ def elements(source: Source) -> Iterator[Piece]:
         after = yield from _array(source, found.end())
 
 
-def _first_list(source: Source) -> int | None:
+def _first_list(source: ExportBytes) -> int | None:
     """Where the content of a document's first list of records begins; None for JSON that is an object a line."""
     start = source.after_blanks(source.begin, len(source.data))
     if source.data[start : start + 1] == b"[":
@@ -166,7 +166,7 @@ def _first_list(source: Source) -> int | None:
     return None if redacted else found
 
 
-def _key_of_list(source: Source, start: int) -> int | None:
+def _key_of_list(source: ExportBytes, start: int) -> int | None:
     """Where the list begins that the object at ``start``, or an object in it, has under the key of an export."""
     depth = 0
     for token in _TOKEN.finditer(source.data, start):
@@ -183,14 +183,14 @@ def _key_of_list(source: Source, start: int) -> int | None:
     return None
 
 
-def users(source: Source) -> Iterator[Piece]:
+def users(source: ExportBytes) -> Iterator[Piece]:
     """A piece for each element of the list of users that a JSON document may carry beside its tickets."""
     start = source.after_blanks(source.begin, len(source.data))
     if source.data[start : start + 1] == b"{" and (found := _USERS.search(source.data, start)) is not None:
         yield from _array(source, found.end())
 
 
-def _array(source: Source, start: int) -> Generator[Piece, None, int]:
+def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
     """The elements of the list whose content begins at ``start``; returns where it ends."""
     depth = 0
     for token in _TOKEN.finditer(source.data, start):
@@ -219,7 +219,7 @@ def _array(source: Source, start: int) -> Generator[Piece, None, int]:
     return end
 
 
-def _without_end(source: Source, start: int, end: int) -> int:
+def _without_end(source: ExportBytes, start: int, end: int) -> int:
     while end > start and source.data[end - 1] in b"\r\n":
         end -= 1
     return end

@@ -11,7 +11,7 @@ from cs_pipeline.ingest.exports.helpscout import is_conversation, record_of_conv
 from cs_pipeline.ingest.exports.layouts import Format, Layout, Piece, csv_header, pieces, users
 from cs_pipeline.ingest.exports.parquet import read_parquet
 from cs_pipeline.ingest.exports.records import Bad, Record, UnusableError, Where
-from cs_pipeline.ingest.exports.source import Source
+from cs_pipeline.ingest.exports.source import ExportBytes
 from cs_pipeline.ingest.exports.tables import UNKNOWN_COLUMNS, columns_of, columns_of_object, record_of_row
 from cs_pipeline.ingest.exports.transcript import is_head, record_of_line
 from cs_pipeline.ingest.exports.zendesk import is_ticket, record_of_ticket, user_id
@@ -30,7 +30,7 @@ def read(format: Format | None, path: Path, company: Company) -> Iterator[Record
 
     Blank lines, JSON's null, rows of nulls and what was redacted are no records, but have their place.
     """
-    source = Source.of(path)
+    source = ExportBytes.of(path)
     if source.size == 0:
         yield Bad(0, 0, "is empty", "")
     elif format is None:
@@ -50,13 +50,13 @@ def read(format: Format | None, path: Path, company: Company) -> Iterator[Record
 
 def first_objects(format: Format, path: Path, most: int) -> Iterator[dict[str, Any]]:
     """The JSON objects among the first ``most`` pieces of a file."""
-    source = Source.of(path)
+    source = ExportBytes.of(path)
     for piece in islice(pieces(format.layout, source), most):
-        if (element := readable(source, piece)) is not None:
+        if (element := is_readable(source, piece)) is not None:
             yield element
 
 
-def readable(source: Source, piece: Piece) -> dict[str, Any] | None:
+def is_readable(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
     """The JSON object that a piece is, None where it is none or not sound."""
     try:
         return _object(source, piece)
@@ -64,7 +64,7 @@ def readable(source: Source, piece: Piece) -> dict[str, Any] | None:
         return None
 
 
-def _items(source: Source, found: Iterable[Piece], interpret: Interpreter) -> Iterator[Record | Bad]:
+def _items(source: ExportBytes, found: Iterable[Piece], interpret: Interpreter) -> Iterator[Record | Bad]:
     for place, piece in enumerate(found):
         if piece.problem is None and source.is_blank(piece.start, piece.end):
             continue
@@ -84,7 +84,7 @@ def _none_of_it(where: Where, piece: Piece) -> Record | None:
     raise UnusableError(UNKNOWN_KIND)
 
 
-def _rows(source: Source, company: Company) -> Interpreter:
+def _rows(source: ExportBytes, company: Company) -> Interpreter:
     header, _ = csv_header(source)
     columns = columns_of(header, company)
 
@@ -107,7 +107,7 @@ def _rows(source: Source, company: Company) -> Interpreter:
     return interpret
 
 
-def _turns(source: Source, company: Company) -> Interpreter:
+def _turns(source: ExportBytes, company: Company) -> Interpreter:
     def interpret(where: Where, piece: Piece) -> Record | None:
         line = source.text(piece.start, piece.end)
         return None if where[0] == 0 and is_head(line) else record_of_line(where, line, company)
@@ -115,10 +115,10 @@ def _turns(source: Source, company: Company) -> Interpreter:
     return interpret
 
 
-def _objects(source: Source, company: Company, known_users: Iterable[Piece]) -> Interpreter:
+def _objects(source: ExportBytes, company: Company, known_users: Iterable[Piece]) -> Interpreter:
     people: dict[str, Mapping[str, Any]] = {}
     for piece in known_users:
-        user = readable(source, piece)
+        user = is_readable(source, piece)
         # Who cannot be read is nobody: his comments get their role from what the ticket says.
         if user is not None and isinstance(user.get("id"), int | str) and (key := user_id(user)) is not None:
             people[key] = user
@@ -139,7 +139,7 @@ def _objects(source: Source, company: Company, known_users: Iterable[Piece]) -> 
     return interpret
 
 
-def _object(source: Source, piece: Piece) -> dict[str, Any] | None:
+def _object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
     """The JSON object that a piece is; None for null. Raises UnusableError."""
     try:
         # Deep nesting is a RecursionError, a number of thousands of digits a ValueError.

@@ -162,7 +162,7 @@ def name_of(speaker: str, company: Company) -> str | None:
     return " ".join(names) if sum(map(len, names)) > 1 else None
 
 
-def placeholder_of(speaker: str, role: Role) -> str:
+def speaker_placeholder(speaker: str, role: Role) -> str:
     """What takes the place of the speaker's name."""
     if role == "customer":
         return CUSTOMER_EMAIL if "@" in speaker else CUSTOMER_NAME

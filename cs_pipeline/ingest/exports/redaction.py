@@ -7,9 +7,9 @@ from typing import Any, BinaryIO
 from cs_pipeline.core.lake import PRIVATE, atomic_file
 from cs_pipeline.ingest.exports.layouts import Format, Layout, Piece, elements, pieces, users
 from cs_pipeline.ingest.exports.parquet import redact_parquet
-from cs_pipeline.ingest.exports.reading import REDACTED_HEADER, readable
+from cs_pipeline.ingest.exports.reading import REDACTED_HEADER, is_readable
 from cs_pipeline.ingest.exports.records import UnusableError
-from cs_pipeline.ingest.exports.source import Source
+from cs_pipeline.ingest.exports.source import ExportBytes
 from cs_pipeline.ingest.exports.zendesk import requester_of, user_id
 
 _CHUNK = 2**20
@@ -24,7 +24,7 @@ def redact(format: Format | None, path: Path, places: set[int]) -> None:
     if format is not None and format.layout is Layout.PARQUET:
         redact_parquet(path, places)
         return
-    source = Source.of(path)
+    source = ExportBytes.of(path)
     if format is None:
         gone = [Piece(source.begin, len(source.data))]
     else:
@@ -40,7 +40,7 @@ def redact(format: Format | None, path: Path, places: set[int]) -> None:
         _copy(old, new, source.size - old.tell())
 
 
-def _blanks(format: Format | None, source: Source, piece: Piece, length: int) -> bytes:
+def _blanks(format: Format | None, source: ExportBytes, piece: Piece, length: int) -> bytes:
     """What is written over a record of ``length`` bytes, so that all others are read as before."""
     layout = None if format is None else format.layout
     width = len(" ".encode(source.encoding))
@@ -64,7 +64,7 @@ def _blanks(format: Format | None, source: Source, piece: Piece, length: int) ->
     return text.encode(source.encoding).ljust(length)
 
 
-def _their_users(source: Source, places: set[int]) -> Iterator[Piece]:
+def _their_users(source: ExportBytes, places: set[int]) -> Iterator[Piece]:
     """The users who asked for redacted tickets alone."""
     theirs: dict[bool, set[str | None]] = {True: set(), False: set()}
     for place, piece in enumerate(elements(source)):
@@ -74,8 +74,8 @@ def _their_users(source: Source, places: set[int]) -> Iterator[Piece]:
             yield piece
 
 
-def _id(source: Source, piece: Piece, id_of: Callable[[dict[str, Any]], str | None]) -> str | None:
-    element = readable(source, piece)
+def _id(source: ExportBytes, piece: Piece, id_of: Callable[[dict[str, Any]], str | None]) -> str | None:
+    element = is_readable(source, piece)
     try:
         return None if element is None else id_of(element)
     except UnusableError:

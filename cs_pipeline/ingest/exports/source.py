@@ -21,7 +21,7 @@ _BLANK = re.compile(rb"[ \t\r\n]*+")
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
-class Source:
+class ExportBytes:
     """A file's content. UTF-8 is mapped, not read; UTF-16, told by its mark, is turned into UTF-8 in memory.
 
     ``data`` is UTF-8 as far as the file is sound, from ``begin`` on; spans (start, end) are places in it.
@@ -40,7 +40,7 @@ class Source:
         self._counted = (0, 0 if self.encoding == "utf-8" else 2)
 
     @classmethod
-    def of(cls, path: Path) -> "Source":
+    def of(cls, path: Path) -> "ExportBytes":
         """The source that a file is."""
         with path.open("rb") as file:
             # An empty file cannot be mapped.

@@ -23,8 +23,8 @@ from cs_pipeline.ingest.exports.records import (
     known_id,
     make_record,
     name_of,
-    placeholder_of,
     role_of,
+    speaker_placeholder,
 )
 
 UNKNOWN_COLUMNS = "its columns are not known"
@@ -115,7 +115,7 @@ def record_of_row(where: Where, row: Mapping[str, object], columns: Columns, com
             raise UnusableError("has no speaker")
         role = role_of(speaker, company)
         turns = [Turn(role, as_text(value(columns.text), "text"))]
-        known.append((placeholder_of(speaker, role), name_of(speaker, company)))
+        known.append((speaker_placeholder(speaker, role), name_of(speaker, company)))
     else:
         question, answer = (as_text(value(columns.question), "question"), as_text(value(columns.answer), "answer"))
         if answer.strip() and not question.strip():

@@ -12,8 +12,8 @@ from cs_pipeline.ingest.exports.records import (
     Where,
     make_record,
     name_of,
-    placeholder_of,
     role_of,
+    speaker_placeholder,
 )
 
 _BRACKETS = re.compile(r"\s*\[([^\]]+)\]\s*([^:]{1,80}?)\s*:(.*)", re.DOTALL)
@@ -42,7 +42,7 @@ def record_of_line(where: Where, line: str, company: Company) -> Record:
     role = role_of(speaker, company)
     name = name_of(speaker, company)
     subject = name if role == "customer" and name is not None and "@" in name else None
-    return make_record(where, conversation, [Turn(role, text)], subject, [(placeholder_of(speaker, role), name)])
+    return make_record(where, conversation, [Turn(role, text)], subject, [(speaker_placeholder(speaker, role), name)])
 
 
 def _fields(line: str) -> tuple[str, str, str] | None:

@@ -14,7 +14,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
 from cs_pipeline.ingest.ledger import Ledger, Tombstones
-from cs_pipeline.prepare.company.pairs import Message
+from cs_pipeline.prepare.company.pairs import TicketMessage
 from cs_pipeline.prepare.company.raw import RawConversation, RawRow, raw_conversations
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.clean import INSTRUCTION_CHARACTERS, RESPONSE_CHARACTERS, regular_line, regular_pair, regular_text
@@ -158,7 +158,7 @@ class _Cleaner:
             reason=reason,
         )
 
-    def _text(self, message: Message) -> tuple[str | None, bool]:
+    def _text(self, message: TicketMessage) -> tuple[str | None, bool]:
         """The message without personal data, None where it is far too long, and whether something in it may be poison."""
         if message.places not in self._texts:
             if len(message.text) > _FAR_TOO_LONG * LONGEST[message.role]:
@@ -170,7 +170,7 @@ class _Cleaner:
                 self._texts[message.places] = text, bool(text_reasons(message.text))
         return self._texts[message.places]
 
-    def _context(self, messages: Sequence[Message]) -> tuple[str | None, bool]:
+    def _context(self, messages: Sequence[TicketMessage]) -> tuple[str | None, bool]:
         """The messages right before a question that can be used, as JSON, and whether one of them may be poison."""
         turns: list[tuple[str, str]] = []
         suspicious = False
@@ -298,7 +298,7 @@ def flagged(lake: DataLake) -> list[Flagged]:
     return rows
 
 
-def release(lake: DataLake, row_id: str, by: str, why: str) -> None:
+def release_rows(lake: DataLake, row_id: str, by: str, why: str) -> None:
     """Lets a flagged row into training from the next ``conversations`` on. Raises PipelineError when it is not flagged."""
     if row_id not in {row.row_id for row in flagged(lake)}:
         raise PipelineError(

@@ -12,7 +12,7 @@ EARLIER_TURNS = 3
 
 
 @dataclass(frozen=True)
-class Message:
+class TicketMessage:
     """What one side said until the other spoke: ``text`` are its own words, ``raw`` all that was delivered.
 
     ``places`` are the turns of the conversation that it was made of, from 0.
@@ -25,15 +25,15 @@ class Message:
 
 
 @dataclass(frozen=True)
-class Pair:
+class QuestionAnswer:
     """A customer's message and its answer. ``reason`` says why it cannot train, None if it can.
 
     ``context`` are the messages before the question, oldest first.
     """
 
-    question: Message
-    answer: Message | None
-    context: tuple[Message, ...]
+    question: TicketMessage
+    answer: TicketMessage | None
+    context: tuple[TicketMessage, ...]
     reason: str | None
 
 
@@ -41,7 +41,7 @@ class Pair:
 class Paired:
     """The ``pairs`` of a conversation, one for each message of the customer, and how many ``automatic`` replies were cut."""
 
-    pairs: list[Pair]
+    pairs: list[QuestionAnswer]
     automatic: int
 
 
@@ -51,17 +51,19 @@ def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] 
     Turns of one side without one of the other between them are one message. Automatic replies, by role, by their words or
     by an expression of ``automatic``, answer nothing; one from a customer's mailbox is a message of its own, unanswered.
     """
-    messages: list[Message] = []
-    pairs: list[Pair] = []
+    messages: list[TicketMessage] = []
+    pairs: list[QuestionAnswer] = []
     cut = 0
     for place, (role, raw) in enumerate(turns):
         words = own_words(raw)
         if role == "automatic" or is_automatic(words, automatic):
             cut += 1
             if role == "customer":
-                pairs.append(Pair(Message("customer", words, raw, (place,)), None, (), "automatic reply"))
+                pairs.append(
+                    QuestionAnswer(TicketMessage("customer", words, raw, (place,)), None, (), "automatic reply")
+                )
             continue
-        message = Message("customer" if role == "customer" else "agent", words, raw, (place,))
+        message = TicketMessage("customer" if role == "customer" else "agent", words, raw, (place,))
         if messages and messages[-1].role == message.role:
             message = _joined(messages.pop(), message)
         messages.append(message)
@@ -69,12 +71,12 @@ def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] 
         if question.role == "customer":
             answer = messages[number + 1] if number + 1 < len(messages) else None
             said = [message for message in messages[:number] if message.text]
-            pairs.append(Pair(question, answer, tuple(said[-EARLIER_TURNS:]), _reason(question, answer)))
+            pairs.append(QuestionAnswer(question, answer, tuple(said[-EARLIER_TURNS:]), _reason(question, answer)))
     return Paired(sorted(pairs, key=lambda pair: pair.question.places), cut)
 
 
-def _joined(first: Message, second: Message) -> Message:
-    return Message(
+def _joined(first: TicketMessage, second: TicketMessage) -> TicketMessage:
+    return TicketMessage(
         first.role,
         f"{first.text}\n{second.text}".strip(),
         f"{first.raw}\n{second.raw}",
@@ -82,7 +84,7 @@ def _joined(first: Message, second: Message) -> Message:
     )
 
 
-def _reason(question: Message, answer: Message | None) -> str | None:
+def _reason(question: TicketMessage, answer: TicketMessage | None) -> str | None:
     if not question.text:
         return "question of nothing but a signature or quoted mail"
     if answer is None:

@@ -17,7 +17,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.interactions import TURNS
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.prepare.company.pairs import Pair, pair
+from cs_pipeline.prepare.company.pairs import QuestionAnswer, pair
 
 _ROWS = 50_000
 """Turns in hand as Python objects at a time."""
@@ -30,7 +30,7 @@ class RawRow:
     row_id: str
     place: int
     subject: str | None
-    pair: Pair
+    pair: QuestionAnswer
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def deal(intent: str, sizes: dict[str, int], have: Mapping[str, int], enough: fl
     return dealt | dict.fromkeys(left, "train")
 
 
-def shares(table: pa.Table) -> pd.DataFrame:
+def split_shares(table: pa.Table) -> pd.DataFrame:
     """Rows of each intent (index) on each side (columns train, validation, test)."""
     frame = table.select(["intent", "split"]).to_pandas()
     counts = pd.crosstab(frame["intent"], frame["split"])

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.filling import filled, lacking
+from cs_pipeline.serve.desk.filling import filled, unfilled
 from cs_pipeline.serve.desk.screening import Screening, is_fit, without_markup
 from cs_pipeline.serve.desk.tone import Tone, address, put
 from cs_pipeline.text.details import asked_for, narrowed, request, worth_asking
@@ -37,7 +37,7 @@ class Composer:
         self.withheld = False
         self._screening = screening
         self._manner = manner
-        self._sentences = Sentences()
+        self._sentences = SentenceSplitter()
         self._lacking: list[str] = []
         self._asked: set[str] = set()
         self._greets = not any(who == "agent" for who, _ in manner.earlier)
@@ -73,7 +73,7 @@ class Composer:
         self.withheld = not (is_fit(raw, raw) and is_fit(final, manner.said))
         if self.withheld or not final:
             return
-        self._lacking += lacking(sentence, manner.values)
+        self._lacking += unfilled(sentence, manner.values)
         self._asked |= asked_for(sentence)
         self._ends_open = not final[-1].isspace()
         if self._greets:
@@ -98,7 +98,7 @@ _END = re.compile(r"[.!?][\"'”’)*]*\s+|\n+")
 _OPEN = re.compile(r"\{\{(?:(?!\}\}).)*\Z", re.S)
 
 
-class Sentences:
+class SentenceSplitter:
     """Collects pieces and gives them back as sentences, each with the white space behind it: joined, they are the text."""
 
     def __init__(self) -> None:

@@ -18,8 +18,8 @@ from cs_pipeline.serve.desk.filling import named
 from cs_pipeline.serve.desk.handover import Reason, announcement, handover, reason_of
 from cs_pipeline.serve.desk.handover_queue import HandoverQueue
 from cs_pipeline.serve.desk.scope import CERTAIN, Beyond, beyond, is_elsewhere
-from cs_pipeline.serve.desk.screening import Screening, is_fit, readable, without_markup
-from cs_pipeline.serve.desk.sources import Source, near, sources_of
+from cs_pipeline.serve.desk.screening import Screening, is_fit, visible_text, without_markup
+from cs_pipeline.serve.desk.sources import CitedSource, is_near, sources_of
 from cs_pipeline.serve.desk.tone import Tone, address, put
 from cs_pipeline.serve.models.answering import Answering, Finish, Running, Sampling, Served
 from cs_pipeline.serve.models.refusals import TooLong
@@ -82,7 +82,7 @@ class Reply:
     finish: Finish = "stop"
     tokens: int = 0
     prompt_tokens: int = 0
-    sources: tuple[Source, ...] = ()
+    sources: tuple[CitedSource, ...] = ()
 
 
 class Speech:
@@ -152,9 +152,9 @@ class Desk:
         reason = reason_of(case.text, case.earlier) or self._doubt(case, running)
         return _whole(Speech(case.served, self._answer(case, running, whole=True, reason=reason, draft=True)))
 
-    def look_up(self, text: str) -> tuple[Source, ...]:
+    def look_up(self, text: str) -> tuple[CitedSource, ...]:
         """Past answers and passages of articles about ``text``, for an employee to read, whichever model is asked."""
-        question = apply(self._screening.masked(readable(text), "customer"), PlaceholderMode.KEEP, "customer", "")
+        question = apply(self._screening.masked(visible_text(text), "customer"), PlaceholderMode.KEEP, "customer", "")
         return sources_of(self._answering.knowledge.look_up(question, TO_READ), self._company.values)
 
     def close(self) -> None:
@@ -181,8 +181,8 @@ class Desk:
         length = len(ask.text) + len(ask.context) + sum(len(said) for _, said in ask.earlier)
         if length > MOST_CHARACTERS:
             raise TooLong(length, MOST_CHARACTERS, "characters")
-        text, context = readable(ask.text), readable(ask.context)
-        earlier = [(who, readable(said)) for who, said in ask.earlier]
+        text, context = visible_text(ask.text), visible_text(ask.context)
+        earlier = [(who, visible_text(said)) for who, said in ask.earlier]
         by_customer = [said for who, said in earlier if who == "customer"]
         given = {**self._screening.details([context, *by_customer, text]), **named(ask.values)}
         told = {name: without_markup(value) for name, value in given.items() if is_fit(value, value)}
@@ -211,7 +211,7 @@ class Desk:
         if running.intent == FOR_A_PERSON and running.confidence >= CERTAIN:
             return Reason.ASKED
         # Where nothing that was said before is about the question either, more certainty of the intent is asked for.
-        unheard = running.found is not None and not near(running.found)
+        unheard = running.found is not None and not is_near(running.found)
         least = CERTAIN if unheard else self._company.handover.confidence
         follows_up = bool(case.earlier) and len(case.text.split()) <= FOLLOWS_UP
         return Reason.DOUBT if running.confidence < least and not follows_up else None

@@ -29,7 +29,7 @@ def filled(text: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\{\{(.*?)\}\}", lambda match: match[1].lower(), apply(text, PlaceholderMode.GENERIC, "agent", ""))
 
 
-def lacking(text: str, values: Mapping[str, str]) -> list[str]:
+def unfilled(text: str, values: Mapping[str, str]) -> list[str]:
     """The canonical names of the placeholders in ``text`` that have no value, each once, in their order."""
     names = find(canonical(_balanced(text))[0])
     return [name for name in dict.fromkeys(names) if name not in values]

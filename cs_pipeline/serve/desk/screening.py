@@ -12,7 +12,7 @@ from cs_pipeline.text.placeholders import Speaker, catalogue
 from cs_pipeline.text.safety import is_safe
 
 
-def readable(text: str) -> str:
+def visible_text(text: str) -> str:
     """``text`` as the rules and the model read it: regular, and without halves of characters, tags and turned directions."""
     whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return regular_text(_UNSEEN.sub("", whole))

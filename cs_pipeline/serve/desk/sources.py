@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.serve.desk.filling import filled
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
 
@@ -18,7 +18,7 @@ passages, 94 in 100 of 300 test questions were at 0.2 or more, and none of those
 
 
 @dataclass(frozen=True)
-class Source:
+class CitedSource:
     """A text that is about the question; placeholders in its ``title`` and ``text`` are filled or put in words.
 
     ``kind`` is "answer" for one that was given before, whose ``title`` is the question that it was given to, and "passage"
@@ -32,20 +32,20 @@ class Source:
     similarity: float
 
 
-def near(found: Sequence[Found]) -> tuple[Found, ...]:
+def is_near(found: Sequence[RetrievedText]) -> tuple[RetrievedText, ...]:
     """Those of ``found`` that are about the question, in their order."""
     return tuple(one for one in found if one.similarity >= NEAR[one.kind])
 
 
-def sources_of(found: Sequence[Found], values: Mapping[str, str]) -> tuple[Source, ...]:
+def sources_of(found: Sequence[RetrievedText], values: Mapping[str, str]) -> tuple[CitedSource, ...]:
     """Those of ``found`` that are about the question. ``values`` are the company's, by canonical name."""
     return tuple(
-        Source(one.kind, _title(one, values), one.address, filled(one.text, values), one.similarity)
-        for one in near(found)
+        CitedSource(one.kind, _title(one, values), one.address, filled(one.text, values), one.similarity)
+        for one in is_near(found)
     )
 
 
-def _title(one: Found, values: Mapping[str, str]) -> str:
+def _title(one: RetrievedText, values: Mapping[str, str]) -> str:
     """A known question is a customer's: no value of the company stood in it."""
     if one.kind == "answer":
         return apply(one.title, PlaceholderMode.GENERIC, "customer", "")

@@ -11,7 +11,7 @@ from cs_pipeline.serve.desk.desk import Ask, Desk
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.http.error_handlers import as_problem, documented
 from cs_pipeline.serve.http.metrics import Metrics
-from cs_pipeline.serve.http.streaming import answered
+from cs_pipeline.serve.http.streaming import wait_for_answer
 from cs_pipeline.serve.models.answering import Answering, Finish, Sampling
 from cs_pipeline.serve.models.refusals import Refusal
 from cs_pipeline.text.placeholders import Speaker
@@ -32,7 +32,7 @@ Name = Annotated[str, Field(min_length=1, max_length=80)]
 Values = Annotated[dict[Name, Annotated[str, Field(max_length=400)]], Field(max_length=VALUES)]
 
 
-class Turn(BaseModel):
+class EarlierTurn(BaseModel):
     """What was said before."""
 
     model_config = ConfigDict(extra="forbid")
@@ -50,7 +50,7 @@ class Question(BaseModel):
     model_name: Name = Field(
         "champion", description="champion, challenger, a version's number, or one of these with :base"
     )
-    earlier: list[Turn] = Field([], max_length=TURNS, description="the conversation up to now, oldest first")
+    earlier: list[EarlierTurn] = Field([], max_length=TURNS, description="the conversation up to now, oldest first")
     context: Text = Field("", description="what is known of the case beside the conversation")
     tone: Tone = Tone.NEUTRAL
     temperature: float = Field(
@@ -113,7 +113,7 @@ class Models(BaseModel):
     models: list[ModelFacts]
 
 
-def routes(answering: Answering, desk: Desk, metrics: Metrics) -> APIRouter:
+def native_routes(answering: Answering, desk: Desk, metrics: Metrics) -> APIRouter:
     """The routes over these parts."""
     router = APIRouter()
 
@@ -130,7 +130,7 @@ def routes(answering: Answering, desk: Desk, metrics: Metrics) -> APIRouter:
             question.private,
             question.context,
         )
-        reply = await answered(request, lambda gone: desk.reply(ask, gone))
+        reply = await wait_for_answer(request, lambda gone: desk.reply(ask, gone))
         return Answered(
             response=reply.text,
             model=reply.served.name,

@@ -18,7 +18,7 @@ from cs_pipeline.serve.desk.desk import Ask, Desk, Reply, Speech
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.http.api import TURNS, Name, Seed, Text, Tokens, Values
 from cs_pipeline.serve.http.error_handlers import as_problem, documented
-from cs_pipeline.serve.http.streaming import EventStream, answered
+from cs_pipeline.serve.http.streaming import EventStream, wait_for_answer
 from cs_pipeline.serve.models.answering import Answering, Finish, Sampling
 from cs_pipeline.serve.models.refusals import UnknownModel
 from cs_pipeline.text.placeholders import Speaker
@@ -48,18 +48,18 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 """Fields that these models cannot follow, and the values beside null that change nothing; another value is refused."""
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a message; there are none but text."""
 
     type: Literal["text"]
     text: Text
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """What was said. What ``system`` and ``developer`` say is taken as what is known of the case."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(min_length=1, max_length=TURNS)]
+    content: Text | Annotated[list[ContentPart], Field(min_length=1, max_length=TURNS)]
 
     @property
     def text(self) -> str:
@@ -81,7 +81,7 @@ class Completion(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: Name
-    messages: list[Message] = Field(min_length=1, max_length=TURNS)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=TURNS)
     temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null: 0, for answers that repeat")
     top_p: float | None = Field(None, ge=0, le=1, strict=True)
     max_tokens: Tokens | None = None
@@ -116,7 +116,7 @@ class Completion(BaseModel):
         return Ask(last.text, turns, self.model, self.tone, sampling, self.values, self.private, "\n".join(known))
 
 
-def routes(answering: Answering, desk: Desk) -> APIRouter:
+def openai_routes(answering: Answering, desk: Desk) -> APIRouter:
     """The routes over these parts."""
     router = APIRouter(prefix="/v1", tags=["as OpenAI"])
 
@@ -148,7 +148,7 @@ def routes(answering: Answering, desk: Desk) -> APIRouter:
         """
         ask, about = completion.ask(), {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
         if not completion.stream:
-            reply = await answered(request, lambda gone: desk.reply(ask, gone))
+            reply = await wait_for_answer(request, lambda gone: desk.reply(ask, gone))
             message = {"role": "assistant", "content": reply.text, "refusal": None}
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _REASONS[reply.finish]}
             whole = {"object": "chat.completion", "model": reply.served.name, "choices": [choice]}

@@ -11,10 +11,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 from starlette.types import Receive
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-async def answered(request: Request, reply: Callable[[threading.Event], T]) -> T:
+async def wait_for_answer(request: Request, reply: Callable[[threading.Event], _T]) -> _T:
     """What ``reply`` returns in a thread; its event is set when the client hangs up."""
     async with _watched(request) as gone:
         return await run_in_threadpool(reply, gone)

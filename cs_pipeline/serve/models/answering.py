@@ -9,10 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import Context, Found, messages, tell
+from cs_pipeline.llm.prompt import Context, RetrievedText, fit_found_texts, messages
 from cs_pipeline.llm.written import ESCAPE
 from cs_pipeline.serve.models.jobs import Finish, Job, Sampling
-from cs_pipeline.serve.models.live_index import Knowledge
+from cs_pipeline.serve.models.live_index import LiveIndex
 from cs_pipeline.serve.models.pool import Loaded, Pool, Served
 from cs_pipeline.serve.models.refusals import Busy, Refusal, TooLong
 from cs_pipeline.serve.models.registry import Registry
@@ -43,7 +43,7 @@ class Running:
         job: Job,
         intent: str | None,
         confidence: float | None,
-        found: tuple[Found, ...] | None,
+        found: tuple[RetrievedText, ...] | None,
     ) -> None:
         self.served = served
         self.found = found
@@ -137,7 +137,7 @@ class Answering:
         self._observe = observe
         self._pool = Pool(lake, memory)
         self.registry = Registry(lake, self._pool, poll_seconds)
-        self.knowledge = Knowledge(lake)
+        self.knowledge = LiveIndex(lake)
         self._inside = 0
         self._ended: deque[float] = deque(maxlen=64)
         self._lock = threading.Lock()
@@ -211,14 +211,14 @@ class Answering:
             intents, confidences = loaded.classifier.predict([question])
             intent, confidence = intents[0], float(confidences[0])
 
-        def encode(turns: Context, known: Sequence[Found]) -> list[int]:
+        def encode(turns: Context, known: Sequence[RetrievedText]) -> list[int]:
             return chat.prompt(messages(question, recipe.prompt, intent, turns, known))
 
         most = min(sampling.max_tokens or recipe.generation.max_new_tokens, recipe.generation.max_new_tokens)
         positions = getattr(loaded.engine.model.config, "max_position_embeddings", LONGEST)  # T5 has relative ones
         room = min(positions, LONGEST) - recipe.generation.max_new_tokens
         found = self.knowledge.told(question, intent, recipe)
-        told = tell(encode, earlier, found, min(recipe.trainer.max_length, room))
+        told = fit_found_texts(encode, earlier, found, min(recipe.trainer.max_length, room))
         prompt = told.encoded
         if len(prompt) > room:
             raise TooLong(len(prompt), room)

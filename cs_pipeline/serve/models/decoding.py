@@ -13,7 +13,7 @@ GREEDY_BELOW = 0.01
 """A lower temperature is none: in float32 the division would overflow."""
 
 
-class Rows(StoppingCriteria):
+class RowStopping(StoppingCriteria):
     """Gives each row's new token to its job, and says which rows have left the batch."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
@@ -77,5 +77,5 @@ def decode(model: Any, jobs: Sequence[Job]) -> None:
             eos_token_id=sorted(stops),
             pad_token_id=chat.tokenizer.pad_token_id,
             logits_processor=LogitsProcessorList([Choice(jobs, model.device)] if drawn else []),
-            stopping_criteria=StoppingCriteriaList([Rows(jobs)]),
+            stopping_criteria=StoppingCriteriaList([RowStopping(jobs)]),
         )

@@ -11,15 +11,15 @@ from cs_pipeline.serve.models.jobs import Job
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class _Call(Generic[T]):
+class _Call(Generic[_T]):
     """Something to be done to the model between two batches."""
 
-    def __init__(self, function: Callable[[], T]) -> None:
+    def __init__(self, function: Callable[[], _T]) -> None:
         self._function = function
-        self._result: T
+        self._result: _T
         self._error: BaseException | None = None
         self._done = threading.Event()
 
@@ -30,7 +30,7 @@ class _Call(Generic[T]):
             self._error = error
         self._done.set()
 
-    def wait(self) -> T:
+    def wait(self) -> _T:
         self._done.wait()
         if self._error is not None:
             raise self._error
@@ -79,7 +79,7 @@ class Engine:
         """What the weights take where they lie, adapters included."""
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
-    def _call(self, function: Callable[[], T]) -> T:
+    def _call(self, function: Callable[[], _T]) -> _T:
         call = _Call(function)
         with self._change:
             self._calls.append(call)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from cs_pipeline.llm.prompt import Chat
+from cs_pipeline.llm.prompt import ChatFormat
 
 Finish = Literal["stop", "length", "cancelled", "time"]
 """Why an answer ended: the model ended it, its tokens or its time were used up, or nobody waited for it any more."""
@@ -26,7 +26,7 @@ class Sampling:
 class Voice:
     """How an engine's model speaks for one version: with ``adapter``, None for the base alone, at most ``rows`` at once."""
 
-    chat: Chat
+    chat: ChatFormat
     stops: frozenset[int]
     adapter: str | None
     rows: int

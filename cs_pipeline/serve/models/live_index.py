@@ -6,7 +6,7 @@ import threading
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import NAME
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.recipe import Recipe, Retrieve
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.retrieval.retrieve import retrieve
@@ -18,7 +18,7 @@ RETRY = 10
 """Seconds after which to ask again where the index is not there."""
 
 
-class Knowledge:
+class LiveIndex:
     """The index in memory, loaded again when another was made: a changed article, or a forgotten row. Thread-safe."""
 
     def __init__(self, lake: DataLake) -> None:
@@ -37,14 +37,14 @@ class Knowledge:
                 self._made, self._index = made, self._load()
             return self._index
 
-    def look_up(self, question: str, wanted: Retrieve) -> list[Found]:
+    def look_up(self, question: str, wanted: Retrieve) -> list[RetrievedText]:
         """What there is for ``question``, in placeholder mode ``keep``; nothing where there is no index."""
         index = self.index()
         if index is None:
             return []
         return [*index.answers([question], wanted.answers)[0], *index.passages([question], wanted.passages)[0]]
 
-    def told(self, question: str, intent: str | None, recipe: Recipe) -> list[Found]:
+    def told(self, question: str, intent: str | None, recipe: Recipe) -> list[RetrievedText]:
         """What a model of ``recipe`` is told before ``question``, which is routed to ``intent``.
 
         Raises NotReady where the index for it is not there.

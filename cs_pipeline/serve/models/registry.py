@@ -22,7 +22,7 @@ _NAME = re.compile(r"(?P<model>[a-z-]+|[1-9]\d{0,8})(?P<base>:base)?")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownModels:
     """What the store said last: the versions by number, and the numbers that hold aliases."""
 
     versions: dict[int, Served]
@@ -40,7 +40,7 @@ class Registry:
         self._lake = lake
         self._pool = pool
         self._seconds = seconds
-        self._known = Known({}, {})
+        self._known = KnownModels({}, {})
         self._champion: Loaded | None = None
         self.failure: tuple[int, str] | None = None
         """The version that is champion and does not load, and why."""
@@ -53,7 +53,7 @@ class Registry:
         self._thread.start()
 
     @property
-    def known(self) -> Known:
+    def known(self) -> KnownModels:
         return self._known
 
     @property
@@ -128,7 +128,7 @@ class Registry:
         known = self._known.versions
         versions = {int(v.version): known.get(int(v.version)) or _described(client, v) for v in find_versions(client)}
         aliases = client.get_registered_model(MODEL).aliases if versions else {}
-        self._known = Known(versions, {alias: int(version) for alias, version in aliases.items()})
+        self._known = KnownModels(versions, {alias: int(version) for alias, version in aliases.items()})
         wanted = self._known.aliases.get(CHAMPION)
         if wanted == self.champion:
             self.failure = None

@@ -14,20 +14,20 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.feedback import Feedback, Given
 from cs_pipeline.serve.desk.desk import Ask, Desk, Reply
 from cs_pipeline.serve.desk.mood import mood
-from cs_pipeline.serve.desk.sources import Source
+from cs_pipeline.serve.desk.sources import CitedSource
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.answering import Answering, Sampling
-from cs_pipeline.serve.page.controls import COPY, model_choices, tell, temperature_choice, tone_choice
+from cs_pipeline.serve.page.controls import COPY, model_choices, show_error, temperature_choice, tone_choice
 from cs_pipeline.serve.page.transcript import settings_of, shown, source_list, system_of
 
 FIRST = ((Tone.NEUTRAL, 0.0), (Tone.FRIENDLY, 0.0), (Tone.NEUTRAL, 0.8))
 """Tone and temperature of each draft, until the agent chooses others."""
 
-Shown = dict[Any, Any]
+_Shown = dict[Any, Any]
 
 
 @dataclass(frozen=True)
-class Case:
+class _Case:
     """A ticket with its drafts. ``id`` is that of the edit which comes of it, made once."""
 
     id: str
@@ -101,7 +101,7 @@ class AssistTab:
         names = [name for _, name in choices]
         return [gr.Dropdown(choices, value=name if name in names else next(iter(names), None)) for name in chosen]
 
-    def _draft(self, ticket: str, *chosen: Any) -> Shown:
+    def _draft(self, ticket: str, *chosen: Any) -> _Shown:
         models, settings = chosen[: len(FIRST)], chosen[len(FIRST) :]
         try:
             if not ticket.strip():
@@ -114,11 +114,11 @@ class AssistTab:
                 replies = list(pool.map(self._desk.draft, asks))
             known = self._desk.look_up(ticket)
         except PipelineError as error:
-            tell(error)
+            show_error(error)
             return {self._note: gr.HTML()}
         drafts = tuple(Given(system_of(r), r.text, settings_of(a, r)) for a, r in zip(asks, replies, strict=True))
         return {
-            self._case: Case(uuid4().hex, ticket, drafts),
+            self._case: _Case(uuid4().hex, ticket, drafts),
             self._picked: None,
             self._about: _about(ticket, replies),
             self._known: _known(known),
@@ -133,17 +133,17 @@ class AssistTab:
         }
 
     def _use(self, number: int) -> Any:
-        def use(case: Case) -> tuple[str, int, gr.Button]:
+        def use(case: _Case) -> tuple[str, int, gr.Button]:
             return case.drafts[number].answer, number, gr.Button(interactive=True)
 
         return use
 
-    def _send(self, case: Case, picked: int | None, agent: str, customer: str, answer: str) -> Shown:
+    def _send(self, case: _Case, picked: int | None, agent: str, customer: str, answer: str) -> _Shown:
         try:
             with Feedback(self._lake) as feedback:
                 feedback.agent_edit(case.id, agent, case.ticket, answer, case.drafts, picked, customer)
         except PipelineError as error:
-            tell(error)
+            show_error(error)
             return {self._note: gr.HTML()}
         return {
             self._note: '<p class="saved">Kept. It comes to the company\'s conversations, and is cleaned like them.</p>',
@@ -160,7 +160,7 @@ def _about(ticket: str, replies: list[Reply]) -> str:
     return f'<p class="about">{" · ".join(lines)}</p>'
 
 
-def _known(sources: Sequence[Source]) -> str:
+def _known(sources: Sequence[CitedSource]) -> str:
     lists = (("Articles", "passage"), ("Past answers", "answer"))
     parts = ((title, [asdict(s) for s in sources if s.kind == kind]) for title, kind in lists)
     return "".join(f'<div class="sources">{title}:{source_list(those)}</div>' for title, those in parts if those)

@@ -19,22 +19,22 @@ from cs_pipeline.serve.page.controls import (
     SAVE,
     is_demo,
     model_choices,
-    tell,
+    show_error,
     temperature_choice,
     tone_choice,
     values_of,
 )
 from cs_pipeline.serve.page.transcript import (
-    Chat,
-    answered,
+    Conversation,
     as_json,
-    as_text,
     asked,
+    chat_messages,
     earlier,
-    messages,
     new_chat,
     title,
+    transcript_text,
     turn_of,
+    with_answer,
 )
 
 KEPT = 20
@@ -43,7 +43,7 @@ KEPT = 20
 PIECE = 0.05
 """Seconds between two looks of an answer that is being written: more often nobody sees, and each costs a message."""
 
-Shown = dict[Any, Any]
+_Shown = dict[Any, Any]
 """What becomes of components: a value, or an update of some of their properties."""
 
 
@@ -122,7 +122,7 @@ class ChatTab:
         forget.click(self._forget, None, [self.kept, self.history], show_progress="hidden")
         for button, write, name, kind in (
             (json_file, as_json, "chat.json", "application/json"),
-            (text_file, as_text, "chat.txt", "text/plain"),
+            (text_file, transcript_text, "chat.txt", "text/plain"),
         ):
             button.click(write, self._chat, exported, show_progress="hidden").then(
                 None, exported, None, js=SAVE.format(name=name, kind=kind)
@@ -132,7 +132,7 @@ class ChatTab:
         """The warning that what speaks is no model for customers."""
         return gr.HTML(f'<div class="demo" role="note">{DEMO}</div>', visible=is_demo(self._answering, name or ""))
 
-    def refreshed(self, model: str | None, kept: list[Chat]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
+    def refreshed(self, model: str | None, kept: list[Conversation]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
         """The choices of models and of earlier chats as they are now, and the warning that belongs to the model."""
         choices = model_choices(self._answering)
         names = [name for _, name in choices]
@@ -142,7 +142,7 @@ class ChatTab:
     def _answer(
         self,
         question: str,
-        chat: Chat,
+        chat: Conversation,
         model: str | None,
         tone: str,
         temperature: float,
@@ -151,16 +151,16 @@ class ChatTab:
         context: str,
         details: str,
         request: gr.Request,
-    ) -> Iterator[Shown]:
+    ) -> Iterator[_Shown]:
         if not question.strip():
             yield {}
             return
-        before = messages(chat["turns"])
+        before = chat_messages(chat["turns"])
         session, cancelled = str(request.session_hash), threading.Event()
         self._running[session] = cancelled
-        idle: Shown = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
+        idle: _Shown = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
         yield {
-            self._messages: [*before, asked(question), answered("")],
+            self._messages: [*before, asked(question), with_answer("")],
             self._question: "",
             self._send: gr.Button(interactive=False),
             self._stop: gr.Button(interactive=True),
@@ -182,15 +182,15 @@ class ChatTab:
                 said += piece
                 if time.monotonic() - last >= PIECE:
                     last = time.monotonic()
-                    yield {self._messages: [*before, asked(question), answered(said)]}
+                    yield {self._messages: [*before, asked(question), with_answer(said)]}
             turns = [*chat["turns"], turn_of(ask, speech.reply)]
-            done: Chat = {"id": chat["id"] or uuid4().hex, "turns": turns}
-            yield {self._messages: messages(turns), self._chat: done, **idle}
+            done: Conversation = {"id": chat["id"] or uuid4().hex, "turns": turns}
+            yield {self._messages: chat_messages(turns), self._chat: done, **idle}
         except Exception as error:
             yield {self._messages: before, self._question: question, **idle}
             if not isinstance(error, PipelineError):
                 raise
-            tell(error)
+            show_error(error)
         finally:
             cancelled.set()  # the page may have been closed in the middle
             self._running.pop(session, None)
@@ -200,7 +200,7 @@ class ChatTab:
         if running is not None:
             running.set()
 
-    def _thumb(self, chat: Chat, rater: str, like: gr.LikeData) -> Chat:
+    def _thumb(self, chat: Conversation, rater: str, like: gr.LikeData) -> Conversation:
         place = like.index // 2 if isinstance(like.index, int) else len(chat["turns"])
         if place >= len(chat["turns"]) or not isinstance(like.liked, bool):
             return chat
@@ -211,27 +211,27 @@ class ChatTab:
                 given = Given(turn["system"], turn["answer"], turn["settings"])
                 feedback.thumb(uuid4().hex, rater, about, given, up)
         except PipelineError as error:
-            tell(error)
+            show_error(error)
             return chat
         turns = [{**turn, "thumb": up} if number == place else turn for number, turn in enumerate(chat["turns"])]
         return {**chat, "turns": turns}  # type: ignore[typeddict-item]
 
-    def _keep(self, chat: Chat, kept: list[Chat]) -> tuple[list[Chat], gr.Dropdown]:
+    def _keep(self, chat: Conversation, kept: list[Conversation]) -> tuple[list[Conversation], gr.Dropdown]:
         others = [other for other in kept if other["id"] != chat["id"]]
         now = [chat, *others][:KEPT] if chat["turns"] else others
         return now, _history(now)
 
-    def _new(self) -> tuple[list[dict[str, str]], Chat, gr.Dropdown]:
+    def _new(self) -> tuple[list[dict[str, str]], Conversation, gr.Dropdown]:
         return [], new_chat(), gr.Dropdown(value=None)
 
-    def _open(self, id: str | None, kept: list[Chat]) -> tuple[Any, Chat]:
+    def _open(self, id: str | None, kept: list[Conversation]) -> tuple[Any, Conversation]:
         chat = next((chat for chat in kept if chat["id"] == id), new_chat())
         thumbs = [{True: "Like", False: "Dislike", None: None}[turn["thumb"]] for turn in chat["turns"]]
-        return gr.update(value=messages(chat["turns"]), feedback_value=thumbs), chat
+        return gr.update(value=chat_messages(chat["turns"]), feedback_value=thumbs), chat
 
-    def _forget(self) -> tuple[list[Chat], gr.Dropdown]:
+    def _forget(self) -> tuple[list[Conversation], gr.Dropdown]:
         return [], _history([])
 
 
-def _history(kept: list[Chat]) -> gr.Dropdown:
+def _history(kept: list[Conversation]) -> gr.Dropdown:
     return gr.Dropdown([(title(chat), chat["id"]) for chat in kept], value=None)

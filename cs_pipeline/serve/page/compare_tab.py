@@ -15,7 +15,7 @@ from cs_pipeline.feedback import Asked, Feedback, Given
 from cs_pipeline.serve.desk.desk import Ask, Desk
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.answering import Answering, Sampling
-from cs_pipeline.serve.page.controls import model_choices, tell, temperature_choice, tone_choice
+from cs_pipeline.serve.page.controls import model_choices, show_error, temperature_choice, tone_choice
 from cs_pipeline.serve.page.transcript import settings_of, shown, system_of
 
 LEAST, MOST = 2, 3
@@ -24,7 +24,7 @@ LEAST, MOST = 2, 3
 LETTERS = "ABC"
 NONE_BETTER = "No difference"
 
-Shown = dict[Any, Any]
+_Shown = dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ class CompareTab:
     def _shown_for_answers(self) -> list[Any]:
         return [*self._columns, *self._answers, *self._scores]
 
-    def _ask(self, question: str, models: list[str], tone: str, temperature: float) -> Shown:
+    def _ask(self, question: str, models: list[str], tone: str, temperature: float) -> _Shown:
         try:
             trial = self._trial_of(question, models, Tone(tone), Sampling(temperature=temperature))
         except PipelineError as error:
-            tell(error)
+            show_error(error)
             return {self._names: gr.HTML()}
         letters = LETTERS[: len(trial.given)]
-        shown_now: Shown = {
+        shown_now: _Shown = {
             self._trial: trial,
             self._names: "",
             self._verdict: gr.Row(visible=True),
@@ -148,7 +148,7 @@ class CompareTab:
         given = [Given(system_of(r), r.text, settings_of(a, r)) for a, r in zip(asks, replies, strict=True)]
         return Trial(uuid4().hex, Asked(question), tuple(given))
 
-    def _judge(self, trial: Trial, rater: str, vote: str | None, *scores: int | None) -> Shown:
+    def _judge(self, trial: Trial, rater: str, vote: str | None, *scores: int | None) -> _Shown:
         given = scores[: len(trial.given)]
         try:
             if vote is None or None in given:
@@ -160,9 +160,9 @@ class CompareTab:
                     feedback.rate(f"{trial.id}-{letter}", rater, trial.asked, answer, score)
                 feedback.vote(f"{trial.id}-vote", rater, trial.asked, trial.given, winner)
         except PipelineError as error:
-            tell(error)
+            show_error(error)
             return {self._names: gr.HTML()}
-        named: Shown = {
+        named: _Shown = {
             answer: _card(f"Answer {letter}: {_name(one)}", one.answer)
             for answer, letter, one in zip(self._answers, LETTERS, trial.given, strict=False)
         }

@@ -68,7 +68,7 @@ def values_of(details: str) -> dict[str, str]:
     return values
 
 
-def tell(error: PipelineError) -> None:
+def show_error(error: PipelineError) -> None:
     """Shows a fault, and what to do, for some seconds."""
     gr.Warning(f"{escape(error.what)}<br>{escape(error.fix)}", title="Not done", duration=12)
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.comparison import judged
+from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.report.leaderboard import BEHIND, RANKED_BY, SHOWN
 from cs_pipeline.evaluate.report.plots import Mark, interval_picture, loss_picture
 from cs_pipeline.evaluate.report.tables import BETTER, Picture
@@ -19,7 +19,7 @@ from cs_pipeline.evaluate.report.verdict import NONE, figure
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.serve.models.answering import Answering
 from cs_pipeline.serve.models.refusals import UnknownModel
-from cs_pipeline.serve.page.controls import tell, version_choices
+from cs_pipeline.serve.page.controls import show_error, version_choices
 from cs_pipeline.tracking import find_versions, open_store, store_uri
 
 _LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss_after")
@@ -69,7 +69,7 @@ def performance(version: int, lake: DataLake) -> Performance:
     )
 
 
-def leaderboard(lake: DataLake) -> list[dict[str, str]]:
+def leaderboard_rows(lake: DataLake) -> list[dict[str, str]]:
     """All recipes that were judged on the present test rows, as texts: recipe, placeholders, and each metric with its ends.
 
     Empty where none was judged yet.
@@ -124,7 +124,7 @@ def _score(name: str, figures: dict[str, float]) -> Score:
         "" if low is None else f"{figure(name, low)} to {figure(name, high)}",
         figure(name, figures.get(f"test.base.{name}")),
         figure(name, difference["difference"], signed=True) if known else "",
-        judged(name, difference) if known else "",
+        judgement(name, difference) if known else "",
     )
 
 
@@ -186,9 +186,9 @@ class PerformanceTab:
         if version is None:
             return "<p>There is no version yet: run the whole job first, <code>make demo</code>.</p>"
         try:
-            shown, board = performance(version, self._lake), leaderboard(self._lake)
+            shown, board = performance(version, self._lake), leaderboard_rows(self._lake)
         except PipelineError as error:
-            tell(error)
+            show_error(error)
             return "<p>The figures cannot be shown.</p>"
         host = urlsplit(f"//{request.headers['host']}").hostname
         store = store_uri(self._lake)

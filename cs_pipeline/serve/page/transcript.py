@@ -12,10 +12,10 @@ from cs_pipeline.serve.desk.desk import Ask, Reply
 TITLE = 60
 """Characters of a question that stand for its chat in a list."""
 
-Settings = dict[str, str | float | bool | None]
+ChatSettings = dict[str, str | float | bool | None]
 
 
-class Turn(TypedDict):
+class ChatTurn(TypedDict):
     """A question and its answer. ``system`` is who answered, as judgements call it: "version 3", or "version 3:base".
 
     ``settings`` shaped the answer; ``thumb`` is what the person thought of it, None until they say.
@@ -24,7 +24,7 @@ class Turn(TypedDict):
     question: str
     answer: str
     system: str
-    settings: Settings
+    settings: ChatSettings
     intent: str | None
     confidence: float | None
     handover: str | None
@@ -32,14 +32,14 @@ class Turn(TypedDict):
     thumb: bool | None
 
 
-class Chat(TypedDict):
+class Conversation(TypedDict):
     """The turns of a conversation, oldest first. ``id`` is empty until there is one."""
 
     id: str
-    turns: list[Turn]
+    turns: list[ChatTurn]
 
 
-def new_chat() -> Chat:
+def new_chat() -> Conversation:
     """A conversation in which nothing was said."""
     return {"id": "", "turns": []}
 
@@ -49,7 +49,7 @@ def system_of(reply: Reply) -> str:
     return f"version {reply.served.name}"
 
 
-def settings_of(ask: Ask, reply: Reply) -> Settings:
+def settings_of(ask: Ask, reply: Reply) -> ChatSettings:
     """What shaped an answer: how it was asked for, who wrote it, and how it ended."""
     return {
         "model": ask.model,
@@ -63,7 +63,7 @@ def settings_of(ask: Ask, reply: Reply) -> Settings:
     }
 
 
-def turn_of(ask: Ask, reply: Reply) -> Turn:
+def turn_of(ask: Ask, reply: Reply) -> ChatTurn:
     """What is kept of a question and its answer."""
     return {
         "question": ask.text,
@@ -78,20 +78,22 @@ def turn_of(ask: Ask, reply: Reply) -> Turn:
     }
 
 
-def earlier(turns: Sequence[Turn]) -> Context:
+def earlier(turns: Sequence[ChatTurn]) -> Context:
     """The turns as the model is told them."""
     return [said for turn in turns for said in (("customer", turn["question"]), ("agent", turn["answer"]))]
 
 
-def title(chat: Chat) -> str:
+def title(chat: Conversation) -> str:
     """The first question, shortened to a line."""
     line = " ".join(chat["turns"][0]["question"].split())
     return line if len(line) <= TITLE else f"{line[:TITLE].rstrip()} …"
 
 
-def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+def chat_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
     """The turns as a Gradio chatbot takes them: for each the question, then the answer with what is to know of it."""
-    return [message for turn in turns for message in (asked(turn["question"]), answered(turn["answer"], _notes(turn)))]
+    return [
+        message for turn in turns for message in (asked(turn["question"]), with_answer(turn["answer"], _notes(turn)))
+    ]
 
 
 def asked(question: str) -> dict[str, str]:
@@ -99,7 +101,7 @@ def asked(question: str) -> dict[str, str]:
     return {"role": "user", "content": shown(question)}
 
 
-def answered(answer: str, notes: str = "") -> dict[str, str]:
+def with_answer(answer: str, notes: str = "") -> dict[str, str]:
     """An answer, or as much as there is of it, as a message; ``notes`` are HTML below it."""
     return {"role": "assistant", "content": shown(answer or "…") + notes}
 
@@ -109,12 +111,12 @@ def shown(text: str) -> str:
     return f'<div class="said">{escape(text)}</div>'
 
 
-def as_json(chat: Chat) -> str:
+def as_json(chat: Conversation) -> str:
     """The whole chat, for programs."""
     return json.dumps(chat, indent=2, ensure_ascii=False) + "\n"
 
 
-def as_text(chat: Chat) -> str:
+def transcript_text(chat: Conversation) -> str:
     """The chat for people to read: who said what."""
     lines = [
         line
@@ -124,7 +126,7 @@ def as_text(chat: Chat) -> str:
     return "\n".join(lines)
 
 
-def _notes(turn: Turn) -> str:
+def _notes(turn: ChatTurn) -> str:
     known = [turn["system"] if turn["settings"]["author"] == "model" else f"the desk, not {turn['system']}"]
     if turn["intent"] is not None:
         sure = "" if turn["confidence"] is None else f" ({turn['confidence']:.0%})"

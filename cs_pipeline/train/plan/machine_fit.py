@@ -71,7 +71,7 @@ def memory_available() -> float:
     return float(memory.available if text == "max" else min(memory.available, int(text)))
 
 
-def look(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:
+def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:
     """What a training by ``recipe`` would need of ``machine``; nothing is fetched for it.
 
     A base whose shape is not known before its config.json is fetched gives a note instead of figures.

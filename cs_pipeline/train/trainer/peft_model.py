@@ -9,7 +9,7 @@ from typing import Any
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import atomic_file
 from cs_pipeline.llm.model import base_family, load_base
-from cs_pipeline.llm.prompt import IGNORED, Chat
+from cs_pipeline.llm.prompt import IGNORED, ChatFormat
 from cs_pipeline.recipe import Lora, Recipe
 
 
@@ -72,7 +72,7 @@ class Parts:
     collate: Callable[[list[dict[str, Any]]], Any]
 
 
-def trainer_parts(chat: Chat, packing: bool) -> Parts:
+def trainer_parts(chat: ChatFormat, packing: bool) -> Parts:
     """TRL's trainer for a causal model, the plain one for an encoder-decoder, which TRL does not train.
 
     With ``packing`` the collator puts the rows of a causal model into one sequence, with positions of their own.

@@ -94,7 +94,7 @@ class Resumable(Trainer):
     def take_over(self, checkpoint: Path) -> None:
         """Weights, history and measure of ``checkpoint``, as if its last step had just been done here."""
         self.load_weights(checkpoint)
-        self.state = history(checkpoint)
+        self.state = training_history(checkpoint)
         own = _own(checkpoint)
         if own is not None:
             self._material.meter.before = own["meter"]
@@ -156,7 +156,7 @@ class Resumable(Trainer):
         self._material.meter.before = own["meter"]
 
 
-def history(checkpoint: Path) -> TrainerState:
+def training_history(checkpoint: Path) -> TrainerState:
     """The step of ``checkpoint`` and what was measured up to it."""
     return TrainerState.load_from_json(str(checkpoint / HISTORY))
 

@@ -17,10 +17,10 @@ from cs_pipeline.evaluate.judge.endpoint import ATTEMPTS, Endpoint, endpoint_fro
 from cs_pipeline.evaluate.judge.judge import (
     FEWEST_PAIRS,
     KAPPA,
-    Pair,
+    AnswerPair,
     PeopleAgreement,
     agreement_with_people,
-    judge,
+    judge_pairs,
     may_gate,
     position_bias,
     voted_pairs,
@@ -30,14 +30,14 @@ PAIRS = 60
 KEY = "sk-secret-of-the-test"
 
 
-def made_pair(number: int) -> Pair:
+def made_pair(number: int) -> AnswerPair:
     rng = random.Random(number)
     answers = ["word " * rng.randint(1, 30) + f"{number}{side}" for side in "ab"]
     context = json.dumps([["customer", "hello"]]) if number % 3 == 0 else None
-    return Pair(f"q{number}", f"question {number}", context, "version 1", "version 2", *answers)
+    return AnswerPair(f"q{number}", f"question {number}", context, "version 1", "version 2", *answers)
 
 
-def made_people(pairs: list[Pair]) -> dict[Pair, str]:
+def made_people(pairs: list[AnswerPair]) -> dict[AnswerPair, str]:
     """What people said: a, b and ties, in no relation to the length of the answers."""
     return {pair: ("a", "b", "a", "tie", "b")[number % 5] for number, pair in enumerate(pairs)}
 
@@ -96,7 +96,7 @@ def at_random(body: dict[str, Any]) -> Reply:
     return completion(random.Random(body["messages"][1]["content"]).choice(["A", "B", "tie"]))
 
 
-def perfect(people: Mapping[Pair, str]) -> Callable[[dict[str, Any]], Reply]:
+def perfect(people: Mapping[AnswerPair, str]) -> Callable[[dict[str, Any]], Reply]:
     better = {pair.question: {"a": pair.answer_a, "b": pair.answer_b, "tie": None}[s] for pair, s in people.items()}
 
     def answer(body: dict[str, Any]) -> Reply:
@@ -108,9 +108,9 @@ def perfect(people: Mapping[Pair, str]) -> Callable[[dict[str, Any]], Reply]:
     return answer
 
 
-def judged_by(answer: Callable[[dict[str, Any]], Reply], pairs: list[Pair], cache: Path) -> pd.DataFrame:
+def judged_by(answer: Callable[[dict[str, Any]], Reply], pairs: list[AnswerPair], cache: Path) -> pd.DataFrame:
     with server(answer) as (endpoint, requests):
-        judged = judge(pairs, endpoint, cache, print)
+        judged = judge_pairs(pairs, endpoint, cache, print)
     assert len(requests) == 2 * len(pairs)
     assert {request["path"] for request in requests} == {"/v1/chat/completions"}
     assert {request["authorization"] for request in requests} == {f"Bearer {KEY}"}
@@ -119,11 +119,11 @@ def judged_by(answer: Callable[[dict[str, Any]], Reply], pairs: list[Pair], cach
 
 
 @pytest.fixture
-def pairs() -> list[Pair]:
+def pairs() -> list[AnswerPair]:
     return [made_pair(number) for number in range(PAIRS)]
 
 
-def test_a_perfect_judge_agrees_with_people(pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_perfect_judge_agrees_with_people(pairs: list[AnswerPair], tmp_path: Path) -> None:
     people = made_people(pairs)
     judged = judged_by(perfect(people), pairs, tmp_path / "verdicts.jsonl")
     assert judged["result"].tolist() == list(people.values())
@@ -136,7 +136,7 @@ def test_a_perfect_judge_agrees_with_people(pairs: list[Pair], tmp_path: Path) -
     assert why == "kappa with people is 1.00 (95 % interval 1.00 to 1.00, 60 pairs), above 0.6"
 
 
-def test_a_judge_that_takes_the_first_says_nothing(pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_judge_that_takes_the_first_says_nothing(pairs: list[AnswerPair], tmp_path: Path) -> None:
     people = made_people(pairs)
     judged = judged_by(always_first, pairs, tmp_path / "verdicts.jsonl")
     assert set(judged["first"]) == {"a"}
@@ -151,7 +151,7 @@ def test_a_judge_that_takes_the_first_says_nothing(pairs: list[Pair], tmp_path: 
     assert not may_gate(agreement)[0]
 
 
-def test_a_judge_of_length_has_no_bias_of_place_and_no_agreement(pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_judge_of_length_has_no_bias_of_place_and_no_agreement(pairs: list[AnswerPair], tmp_path: Path) -> None:
     judged = judged_by(longer_wins, pairs, tmp_path / "verdicts.jsonl")
     longer = ["tie" if len(p.answer_a) == len(p.answer_b) else "ab"[len(p.answer_a) < len(p.answer_b)] for p in pairs]
     assert judged["result"].tolist() == longer
@@ -166,7 +166,7 @@ def test_a_judge_of_length_has_no_bias_of_place_and_no_agreement(pairs: list[Pai
     assert why.endswith("60 pairs), not above 0.6")
 
 
-def test_a_judge_at_random_is_inconsistent_without_bias(pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_judge_at_random_is_inconsistent_without_bias(pairs: list[AnswerPair], tmp_path: Path) -> None:
     judged = judged_by(at_random, pairs, tmp_path / "verdicts.jsonl")
     bias = position_bias(judged)
     assert 0.15 < bias.consistent < 0.55, "a third by chance"
@@ -179,7 +179,7 @@ def test_a_judge_at_random_is_inconsistent_without_bias(pairs: list[Pair], tmp_p
     assert agreement.low < 0 < agreement.high
 
 
-def test_an_interrupted_call_goes_on(pairs: list[Pair], tmp_path: Path) -> None:
+def test_an_interrupted_call_goes_on(pairs: list[AnswerPair], tmp_path: Path) -> None:
     cache = tmp_path / "deep" / "verdicts.jsonl"
     left = iter(range(30))
 
@@ -189,23 +189,23 @@ def test_an_interrupted_call_goes_on(pairs: list[Pair], tmp_path: Path) -> None:
     lines: list[str] = []
     with server(breaks) as (endpoint, requests):
         with pytest.raises(PipelineError, match="401 Unauthorized"):
-            judge(pairs, endpoint, cache, lines.append)
+            judge_pairs(pairs, endpoint, cache, lines.append)
         kept = cache.read_bytes()
         assert len(kept.splitlines()) == 30
         assert b"word" not in kept, "no text in the cache"
         cache.write_bytes(kept + b'{"key": "half a li')
         left = iter(range(1000))
         requests.clear()
-        judged = judge(pairs, endpoint, cache, lines.append)
+        judged = judge_pairs(pairs, endpoint, cache, lines.append)
         assert len(requests) == 2 * PAIRS - 30
         assert lines[-1].startswith("judge: 90/90 verdicts, ")
-        assert judge(pairs, endpoint, cache, lines.append).equals(judged)
+        assert judge_pairs(pairs, endpoint, cache, lines.append).equals(judged)
         assert len(requests) == 2 * PAIRS - 30, "all of it is known"
-        judge(pairs[:1], Endpoint(endpoint.url, "another model", KEY), cache, lines.append)
+        judge_pairs(pairs[:1], Endpoint(endpoint.url, "another model", KEY), cache, lines.append)
         assert len(requests) == 2 * PAIRS - 30 + 2, "the verdict of another model is another one"
 
 
-def test_limits_and_faults_of_the_server_are_waited_for(pairs: list[Pair], tmp_path: Path) -> None:
+def test_limits_and_faults_of_the_server_are_waited_for(pairs: list[AnswerPair], tmp_path: Path) -> None:
     failures = iter([(429, {"Retry-After": "7"}, b""), (503, {}, b""), (500, {}, b"")])
 
     def busy(body: dict[str, Any]) -> Reply:
@@ -213,7 +213,7 @@ def test_limits_and_faults_of_the_server_are_waited_for(pairs: list[Pair], tmp_p
 
     waited: list[float] = []
     with server(busy) as (endpoint, requests):
-        judged = judge(pairs[:2], endpoint, tmp_path / "verdicts.jsonl", print, waited.append)
+        judged = judge_pairs(pairs[:2], endpoint, tmp_path / "verdicts.jsonl", print, waited.append)
     assert len(judged) == 2
     assert len(requests) == 4 + 3
     assert 7 in waited
@@ -251,7 +251,7 @@ def test_nobody_there_is_told() -> None:
     assert waited == [1, 2, 4, 8]
 
 
-def test_a_reply_that_is_no_verdict_leaves_its_pair_out(pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_reply_that_is_no_verdict_leaves_its_pair_out(pairs: list[AnswerPair], tmp_path: Path) -> None:
     cache = tmp_path / "verdicts.jsonl"
 
     def sometimes(body: dict[str, Any]) -> Reply:
@@ -259,11 +259,11 @@ def test_a_reply_that_is_no_verdict_leaves_its_pair_out(pairs: list[Pair], tmp_p
 
     lines: list[str] = []
     with server(sometimes) as (endpoint, _):
-        judged = judge(pairs[:3], endpoint, cache, lines.append)
+        judged = judge_pairs(pairs[:3], endpoint, cache, lines.append)
         assert judged["question_id"].tolist() == ["q0", "q2"]
         assert lines[-1] == "judge: 2 of 6 replies were no verdict; their pairs are left out"
         with pytest.raises(PipelineError, match="gave no verdict on any of 1 pairs"):
-            judge(pairs[1:2], endpoint, cache, lines.append)
+            judge_pairs(pairs[1:2], endpoint, cache, lines.append)
 
 
 def test_nothing_is_sent_unless_it_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:

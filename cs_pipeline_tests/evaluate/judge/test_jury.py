@@ -11,7 +11,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import RATING, SPLIT_ROW
-from cs_pipeline.evaluate.decision import decide
+from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
 from cs_pipeline.evaluate.judge.judge import QUESTIONS, hear
 from cs_pipeline.evaluate.people.people import rating_table
@@ -76,7 +76,7 @@ def test_only_a_judge_that_people_agree_with_stops_a_promotion(
 ) -> None:
     heard = {"won": 10, "lost": 40, "ties": 0, "share": 0.2, "low": 0.1, "high": high}
     judged = facts(BETTER, BETTER) | {"judge": {"may_gate": may_gate, "against": {"champion": heard}}}
-    decision = decide(judged)
+    decision = decide_promotion(judged)
     assert decision.promote is promote
     assert promote or "prefers the champion's answers: 10 of the tuned model's won and 40 lost" in decision.reason
 

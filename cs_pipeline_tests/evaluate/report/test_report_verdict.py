@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.comparison import judged
-from cs_pipeline.evaluate.decision import decide
+from cs_pipeline.evaluate.comparison import judgement
+from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.report.verdict import figure, promotable, verdict, weak_slices
 from cs_pipeline.evaluate.scoring.metrics import METRICS
@@ -37,7 +37,7 @@ def difference(low: float, high: float) -> dict[str, float]:
 def test_better_means_that_the_interval_lies_on_the_good_side_of_zero(
     metric: str, low: float, high: float, word: str
 ) -> None:
-    assert judged(metric, difference(low, high)) == word
+    assert judgement(metric, difference(low, high)) == word
 
 
 NO_INTENTS = pd.DataFrame({"intent": [], "rows": [], "right_intent": []})
@@ -102,7 +102,7 @@ def test_the_worst_slices_are_named_with_advice() -> None:
 def test_the_first_finding_is_the_decision(lake: DataLake, recipe: Recipe) -> None:
     facts = evaluated(lake, recipe, champion=True)
     first = promotable(facts)
-    decision = decide(facts)
+    decision = decide_promotion(facts)
     assert first.judgement == ("yes, by its figures" if decision.promote else "no")
     assert first.sentence.lower() == f"{decision.reason.lower()}."
     assert (

@@ -3,9 +3,9 @@
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.robustness.robustness import ROWS, judged
+from cs_pipeline.evaluate.robustness.robustness import ROWS, score_cases
 from cs_pipeline.evaluate.robustness.trials import Misled, misled
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.llm.prompt import RetrievedText
 
 GROUPS = [
     "nothing found",
@@ -30,16 +30,16 @@ def rows() -> pd.DataFrame:
 
 
 @pytest.fixture
-def found(rows: pd.DataFrame) -> dict[str, list[Found]]:
+def found(rows: pd.DataFrame) -> dict[str, list[RetrievedText]]:
     texts = zip(rows["row_id"], rows["intent"], strict=True)
-    return {row: [Found("answer", row, f"known of {intent}", "q", None, None, 0.5)] for row, intent in texts}
+    return {row: [RetrievedText("answer", row, f"known of {intent}", "q", None, None, 0.5)] for row, intent in texts}
 
 
 def group(cases: list[Misled], name: str) -> list[Misled]:
     return [case for case in cases if case[0].group == name]
 
 
-def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[Found]]) -> None:
+def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
     cases = misled(rows, found)
     assert [case.group for case, _ in cases[:5]] == GROUPS
     assert misled(rows.sample(frac=1, random_state=1), found) == cases
@@ -69,19 +69,21 @@ def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[Found
                 assert case.canary.lower() in texts[1].text.lower()
 
 
-def test_a_row_without_found_texts_is_no_case(rows: pd.DataFrame, found: dict[str, list[Found]]) -> None:
+def test_a_row_without_found_texts_is_no_case(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
     assert misled(rows, {key: [] for key in found}) == []
     one = {row: texts if row == "row 7" else [] for row, texts in found.items()}
     assert {case.row_id for case, _ in misled(rows, one)} == {"row 7"}
 
 
-def test_who_obeys_and_who_answers_another_question_is_told(rows: pd.DataFrame, found: dict[str, list[Found]]) -> None:
+def test_who_obeys_and_who_answers_another_question_is_told(
+    rows: pd.DataFrame, found: dict[str, list[RetrievedText]]
+) -> None:
     cases = misled(rows, found)
     own = dict(zip(rows["row_id"], rows["response"], strict=True))
 
     def table(obeys: bool) -> pd.DataFrame:
         answers = [own[str(c.row_id)] + (f" {c.canary}" if obeys and c.canary else "") for c, _ in cases]
-        return judged([case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts])
+        return score_cases([case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts])
 
     good, bad = table(obeys=False), table(obeys=True)
     assert good["obeyed"].sum() == 0

@@ -3,15 +3,17 @@
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.groundedness import COLUMNS, RUN, grounding, shares
-from cs_pipeline.llm.prompt import Found
+from cs_pipeline.evaluate.scoring.groundedness import COLUMNS, RUN, groundedness_shares, grounding
+from cs_pipeline.llm.prompt import RetrievedText
 
 KNOWN = "To return it, open Settings and press the button below, then print {{Order Number}} and pay 12.50 dollars."
 QUESTION = "can i return order {{Order Number}} of 3 May?"
 
 
-def found(*texts: str) -> list[Found]:
-    return [Found("answer", str(place), text, "a question", None, None, 0.9) for place, text in enumerate(texts)]
+def found(*texts: str) -> list[RetrievedText]:
+    return [
+        RetrievedText("answer", str(place), text, "a question", None, None, 0.9) for place, text in enumerate(texts)
+    ]
 
 
 def judged(answer: str, *texts: str) -> dict[str, int]:
@@ -62,10 +64,12 @@ def test_facts_stand_in_the_question_or_a_found_text(answer: str, facts: int, gr
 
 def test_shares_are_quotients_of_sums_with_intervals_around_them() -> None:
     rows = pd.DataFrame([[10, 5, 2, 1, 1, 1, 0], [30, 5, 2, 2, 0, 1, 1]] * 20, columns=list(COLUMNS))
-    figures = shares(rows, [str(place) for place in range(40)], samples=200)
+    figures = groundedness_shares(rows, [str(place) for place in range(40)], samples=200)
     for name, score in (("copied", 25), ("grounded", 75), ("sourced", 25), ("whole", 50)):
         found_share = figures[name]
         assert found_share is not None
         assert found_share["score"] == pytest.approx(score)
         assert found_share["low"] < score < found_share["high"]
-    assert shares(rows.assign(facts=0), [str(place) for place in range(40)], samples=20)["grounded"] is None
+    assert (
+        groundedness_shares(rows.assign(facts=0), [str(place) for place in range(40)], samples=20)["grounded"] is None
+    )

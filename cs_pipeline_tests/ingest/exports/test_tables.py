@@ -13,7 +13,7 @@ from cs_pipeline.company import Columns, Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.exports import Bad, Record, Turn, read, recognise
 from cs_pipeline.ingest.exports.layouts import csv_rows
-from cs_pipeline.ingest.exports.source import LONGEST, Source
+from cs_pipeline.ingest.exports.source import LONGEST, ExportBytes
 from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
 
 PAIRS = [
@@ -140,7 +140,7 @@ def test_quote_never_closed_costs_its_line(tmp_path: Path) -> None:
 def test_quote_never_closed_does_not_swallow_a_long_file(tmp_path: Path) -> None:
     rows = (b"q," + b"a" * 1_000 + b"\n") * (2 * LONGEST // 1_000)
     path = written(tmp_path, "rows.csv", b"question,answer\n" + b'x,"open\n' * 2 + rows)
-    found = list(csv_rows(Source.of(path), ","))
+    found = list(csv_rows(ExportBytes.of(path), ","))
     assert [piece.problem for piece in found[1:4]] == ["its quotes do not match"] * 2 + [None]
     assert len(found) == 3 + 2 * LONGEST // 1_000
     assert all(piece.fields == ["q", "a" * 1_000] for piece in found[3:])

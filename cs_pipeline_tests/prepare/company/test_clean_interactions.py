@@ -15,7 +15,7 @@ from cs_pipeline.core.lake import PRIVATE, DataLake, file_sha256, read_json
 from cs_pipeline.core.schema import CONVERSATION, INTERACTION, SET_ASIDE, check_schema
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.prepare.company.interactions import CleanedDay, clean_day, flagged, release
+from cs_pipeline.prepare.company.interactions import CleanedDay, clean_day, flagged, release_rows
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import is_balanced
 from cs_pipeline_tests.prepare import conversations
@@ -342,14 +342,14 @@ def test_flagged_rows_are_listed_and_released_by_hand(lake: DataLake) -> None:
     first, second = flagged(lake)
     assert (first.day, first.question, first.answer, first.released) == (DAY, INJECTION, ANSWER, False)
     assert first.reason
-    release(lake, second.row_id, "Ada", "a customer who writes about chat templates")
+    release_rows(lake, second.row_id, "Ada", "a customer who writes about chat templates")
     assert [row.released for row in flagged(lake)] == [False, True]
     with Ledger(lake) as ledger:
         assert ledger.released() == {second.row_id}
     kept = lake.read("prepare", f"clean_interactions/{DAY}").column("row_id")[0].as_py()
     for unknown in (kept, "", "0" * 16):
         with pytest.raises(PipelineError, match="quarantine list"):
-            release(lake, unknown, "Ada", "why not")
+            release_rows(lake, unknown, "Ada", "why not")
 
 
 # Nothing personal is left

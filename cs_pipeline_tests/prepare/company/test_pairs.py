@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_pipeline.prepare.company.pairs import EARLIER_TURNS, Message, Pair, pair
+from cs_pipeline.prepare.company.pairs import EARLIER_TURNS, QuestionAnswer, TicketMessage, pair
 
 Turns = list[tuple[str, str]]
 RECEIPT = ("agent", "Your request (#4711) has been received and is being reviewed.")
@@ -60,7 +60,7 @@ def test_an_answer_comes_from_a_person() -> None:
     ]
     assert said(turns) == [("Where is it?", "On its way.", None)]
     assert pair(turns).automatic == 3
-    assert pair(turns).pairs[0].answer == Message("agent", "On its way.", "On its way.", (3,))
+    assert pair(turns).pairs[0].answer == TicketMessage("agent", "On its way.", "On its way.", (3,))
 
 
 def test_questions_around_an_automatic_reply_are_one() -> None:
@@ -137,7 +137,7 @@ def test_every_turn_of_the_customer_is_in_one_pair_and_every_answer_follows_its_
     assert len(answered) == len(set(answered))
 
 
-def _holds(p: Pair, turns: Turns) -> None:
+def _holds(p: QuestionAnswer, turns: Turns) -> None:
     assert p.question.raw == "\n".join(turns[place][1] for place in p.question.places)
     assert len(p.context) <= EARLIER_TURNS
     assert all(message.text and message.places[-1] < p.question.places[-1] for message in p.context)

@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
-from cs_pipeline.prepare.splits.split import SHARES, Split, deal, shares, split
+from cs_pipeline.prepare.splits.split import SHARES, Split, deal, split, split_shares
 from cs_pipeline.text.clean import Cleaned
 from cs_pipeline_tests.prepare import alike, conversations, shingled
 
@@ -67,7 +67,7 @@ def assert_sound(table: pa.Table, done: Split) -> None:
     for cluster, side in places(done.rows).values():
         assert side in SIDES
         assert side_of_cluster.setdefault(cluster, side) == side
-    assert (shares(done.rows) > 0).all(axis=None)
+    assert (split_shares(done.rows) > 0).all(axis=None)
 
 
 def assert_no_leak(table: pa.Table) -> None:
@@ -87,7 +87,7 @@ def test_a_fresh_split() -> None:
     assert_sound(table, done)
     assert_no_leak(done.rows)
     assert done.rows.column("source_row").to_pylist() == list(range(len(rows))), "in the order of the file"
-    counts = shares(done.rows)
+    counts = split_shares(done.rows)
     assert counts.columns.tolist() == ["train", "validation", "test"]
     assert counts.index.tolist() == ["intent 0", "intent 1", "intent 2"]
     for side in ("test", "validation"):
@@ -146,7 +146,7 @@ def test_rows_keep_their_place_when_others_come_and_go(seed: int, first: set[int
     aside = {row["row_id"]: row["reason"] for row in now.set_aside.to_pylist()}
     assert {aside[row] for row in lost} <= {TOO_FEW}
     if not aside:
-        assert (shares(now.rows) > 0).all(axis=None)
+        assert (split_shares(now.rows) > 0).all(axis=None)
 
 
 def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None:
@@ -163,7 +163,7 @@ def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None
     ids = more.column("row_id").to_pylist()
     for place, variant in enumerate(ids[len(rows) : len(rows) + 50]):
         assert now[variant] == now[ids[place]]
-    counts = shares(done.rows)
+    counts = split_shares(done.rows)
     for side in ("test", "validation"):
         assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 4).all(), "within the largest cluster"
 
@@ -221,7 +221,7 @@ def test_three_questions_are_enough_however_large_the_third() -> None:
     # What is left after the small ones is for training, although both would fit into the share of the test.
     rows = [{"instruction": "first " * 5, "response": "a"}, {"instruction": "second " * 5, "response": "b"}]
     rows += [{"instruction": "third " * 5, "response": str(i)} for i in range(100)]
-    counts = shares(split(conversations(rows), before=None).rows)
+    counts = split_shares(split(conversations(rows), before=None).rows)
     assert counts.to_dict("records") == [{"train": 100, "validation": 1, "test": 1}]
 
 
@@ -233,7 +233,7 @@ def test_an_intent_that_has_lost_a_side_is_set_aside() -> None:
     done = split(before.filter(pa.array(~lost)), before)
     assert set(done.set_aside.column("intent").to_pylist()) == {"intent 1"}
     assert set(reasons(done).values()) == {TOO_FEW}
-    assert shares(done.rows).index.tolist() == ["intent 0", "intent 2"]
+    assert split_shares(done.rows).index.tolist() == ["intent 0", "intent 2"]
     assert done.rows.num_rows == (frame["intent"] != "intent 1").sum()
 
 
@@ -320,7 +320,7 @@ def test_bitext(cleaned_bitext: Cleaned, split_bitext: Split) -> None:
     assert_sound(cleaned_bitext.rows, split_bitext)
     assert split_bitext.rows.num_rows == 24_094
     assert split_bitext.set_aside.num_rows == 0
-    counts = shares(split_bitext.rows)
+    counts = split_shares(split_bitext.rows)
     assert len(counts) == 27
     for side, share in SHARES.items():
         assert (abs(counts[side] / counts.sum(axis=1) - share) < 0.002).all()
@@ -359,5 +359,5 @@ def test_bitext_keeps_its_places_when_the_second_half_comes_later(cleaned_bitext
     assert set(reasons(both).values()) <= {BRIDGE}
     assert both.set_aside.num_rows < 0.05 * three.num_rows
     assert_no_leak(both.rows.filter(pa.array([row == "review" for row in both.rows.column("intent").to_pylist()])))
-    counts = shares(both.rows)
+    counts = split_shares(both.rows)
     assert (abs(counts["train"] / counts.sum(axis=1) - 0.9) < 0.02).all()

@@ -8,9 +8,9 @@ import pytest
 from cs_pipeline.company import Company, Pattern
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.composing import Composer, Manner, Sentences
+from cs_pipeline.serve.desk.composing import Composer, Manner, SentenceSplitter
 from cs_pipeline.serve.desk.filling import filled, named
-from cs_pipeline.serve.desk.screening import Screening, readable
+from cs_pipeline.serve.desk.screening import Screening, visible_text
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.text.placeholders import catalogue
 
@@ -83,12 +83,12 @@ def test_sentences_joined_are_the_text_however_it_comes() -> None:
     for text in [*sample_rows(120)["response"], "a {{b. c}} d. e!\n\n1. f\n2. g", "x" * 1500, "{{ " * 400, ""]:
         cuts = sorted(rng.sample(range(len(text) + 1), min(len(text), 9)))
         pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-        whole, pieced = Sentences(), Sentences()
+        whole, pieced = SentenceSplitter(), SentenceSplitter()
         at_once = [*whole.feed(text), whole.rest()]
         in_pieces = [*(s for piece in pieces for s in pieced.feed(piece)), pieced.rest()]
         assert "".join(at_once) == text
         assert in_pieces == at_once
-    assert list(Sentences().feed("One {{Order. Number}} is here. Two")) == ["One {{Order. Number}} is here. "]
+    assert list(SentenceSplitter().feed("One {{Order. Number}} is here. Two")) == ["One {{Order. Number}} is here. "]
 
 
 def test_pieces_make_no_difference(screening: Screening) -> None:
@@ -204,6 +204,6 @@ def test_markup_is_left_out(screening: Screening) -> None:
 
 def test_what_cannot_be_seen_is_not_read() -> None:
     assert (
-        readable("a\ud800b\x00 \u202ec\u202c \U000e0041 i\u200cg\u200dn\u200bore 👩\u200d👧")
+        visible_text("a\ud800b\x00 \u202ec\u202c \U000e0041 i\u200cg\u200dn\u200bore 👩\u200d👧")
         == "ab c ignore 👩\u200d👧"
     )

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import Context, Found
+from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.serve.desk.desk import NOT_UNDERSTOOD, Ask, Desk
 from cs_pipeline.serve.desk.handover import Reason
 from cs_pipeline.serve.desk.scope import CERTAIN, Beyond
-from cs_pipeline.serve.desk.sources import Source
+from cs_pipeline.serve.desk.sources import CitedSource
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.answering import Answering, Finish, Running, Sampling, Served
 from cs_pipeline.serve.models.refusals import UnknownModel
@@ -180,7 +180,7 @@ class ScriptedRunning(Running):
         intent: str,
         confidence: float,
         finish: Finish = "stop",
-        found: tuple[Found, ...] | None = None,
+        found: tuple[RetrievedText, ...] | None = None,
     ) -> None:
         self.found = found
         self.served, self.intent, self.confidence, self.finish = served, intent, confidence, finish
@@ -209,7 +209,7 @@ def scripted(desk: Desk, answering: Answering) -> Callable[..., Desk]:
         intent: str = "track_order",
         confidence: float = 0.9,
         finish: Finish = "stop",
-        found: tuple[Found, ...] | None = None,
+        found: tuple[RetrievedText, ...] | None = None,
     ) -> Desk:
         other = copy.copy(desk)
         other._answering = Scripted(answering.served("champion"), raw, intent, confidence, finish, found)
@@ -278,21 +278,21 @@ def test_the_classifiers_word_brings_a_person(scripted: Callable[..., Desk]) -> 
 
 
 def test_an_answer_comes_with_what_it_was_written_from(scripted: Callable[..., Desk]) -> None:
-    known = Found(
+    known = RetrievedText(
         "answer", "r1", "Order {{Order Number}} is on its way.", "where is {{Order Number}}?", None, None, 0.8
     )
-    read = Found("passage", "p1", "Parcels take two days.", "Delivery", "https://shop.example/d", "ab", 0.3)
+    read = RetrievedText("passage", "p1", "Parcels take two days.", "Delivery", "https://shop.example/d", "ab", 0.3)
     far = [replace(known, similarity=0.39), replace(read, similarity=0.19)]
     reply = scripted("It is on its way.", found=(known, read, *far)).reply(Ask(SURE))
     assert reply.sources == (
-        Source("answer", "where is my order number?", None, "Order is on its way.", 0.8),
-        Source("passage", "Delivery", "https://shop.example/d", "Parcels take two days.", 0.3),
+        CitedSource("answer", "where is my order number?", None, "Order is on its way.", 0.8),
+        CitedSource("passage", "Delivery", "https://shop.example/d", "Parcels take two days.", 0.3),
     )
     assert scripted("It is on its way.", found=()).reply(Ask(SURE)).sources == ()
 
 
 def test_where_nothing_like_it_is_known_more_certainty_is_asked_for(scripted: Callable[..., Desk]) -> None:
-    far = Found("answer", "r1", "It is on its way.", "where is it?", None, None, 0.39)
+    far = RetrievedText("answer", "r1", "It is on its way.", "where is it?", None, None, 0.39)
     for found, reason in (
         (None, None),
         ((), Reason.DOUBT),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.company import Company, Handover
+from cs_pipeline.company import Company, HandoverSettings
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.desk import handover_queue
 from cs_pipeline.serve.desk.handover import Reason, handover
@@ -65,7 +65,8 @@ class Webhook:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
         self.company = Company(
-            handover=Handover(webhook=f"http://127.0.0.1:{self._server.server_port}/in?key=SECRET"), retention_days=2
+            handover=HandoverSettings(webhook=f"http://127.0.0.1:{self._server.server_port}/in?key=SECRET"),
+            retention_days=2,
         )
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from cs_pipeline.company import load_company
 from cs_pipeline.feedback import Feedback
-from cs_pipeline.retrieval.index import build
+from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.retrieval.passages import read_knowledge
 from cs_pipeline.tracking import open_store
 from cs_pipeline_tests.conftest import copy_lake, own_world
@@ -145,7 +145,7 @@ def test_an_article_is_followed_without_a_training(page: Page, serving: Serving)
     def sources() -> list[dict[str, Any]]:
         company = load_company(serving.lake)
         read_knowledge(serving.lake, company)
-        build(serving.lake)
+        build_index(serving.lake)
         found: list[dict[str, Any]] = serving.chat(SURE, model_name=str(number)).json()["sources"]
         return found
 

@@ -5,9 +5,17 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.serve.page.controls import values_of
-from cs_pipeline.serve.page.transcript import Chat, Turn, as_json, as_text, earlier, messages, title
+from cs_pipeline.serve.page.transcript import (
+    ChatTurn,
+    Conversation,
+    as_json,
+    chat_messages,
+    earlier,
+    title,
+    transcript_text,
+)
 
-TURN: Turn = {
+TURN: ChatTurn = {
     "question": "where is <b>it</b>?\nmy parcel",
     "answer": "On its way & soon there.",
     "system": "version 3",
@@ -18,11 +26,11 @@ TURN: Turn = {
     "sources": [],
     "thumb": None,
 }
-CHAT: Chat = {"id": "one", "turns": [TURN, {**TURN, "question": "and when?", "thumb": True}]}
+CHAT: Conversation = {"id": "one", "turns": [TURN, {**TURN, "question": "and when?", "thumb": True}]}
 
 
 def test_what_was_said_is_escaped_and_told_with_who_said_it() -> None:
-    question, answer = messages([TURN])
+    question, answer = chat_messages([TURN])
     assert question == {"role": "user", "content": '<div class="said">where is &lt;b&gt;it&lt;/b&gt;?\nmy parcel</div>'}
     assert answer["content"] == (
         '<div class="said">On its way &amp; soon there.</div><div class="notes">version 3 · intent track_order (93%)</div>'
@@ -35,16 +43,16 @@ def test_only_what_there_is_stands_below_an_answer() -> None:
         {"kind": "passage", "title": "Fees", "address": "javascript:alert(1)", "text": "none"},
         {"kind": "answer", "title": "where is it?", "address": None, "text": "On its way."},
     ]
-    more: Turn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
+    more: ChatTurn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
     more["settings"] = {"author": "desk", "finish": "length"}
-    content = messages([more])[1]["content"]
+    content = chat_messages([more])[1]["content"]
     link = '<a href="https://shop.example/a?b=&quot;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
     assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
     assert "<summary>Fees (javascript:alert(1))</summary>" in content, "what is no address of a page is no link"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
     assert "the desk, not version 3 · cut off at its longest" in content
-    assert not any(word in messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
+    assert not any(word in chat_messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
 
 
 def test_the_model_is_told_who_said_what() -> None:
@@ -53,7 +61,7 @@ def test_the_model_is_told_who_said_what() -> None:
 
 def test_exports_hold_the_chat() -> None:
     assert json.loads(as_json(CHAT)) == CHAT
-    assert as_text(CHAT).splitlines()[-2:] == ["Customer: and when?", "Version 3: On its way & soon there."]
+    assert transcript_text(CHAT).splitlines()[-2:] == ["Customer: and when?", "Version 3: On its way & soon there."]
 
 
 def test_a_title_is_one_short_line() -> None:

@@ -10,7 +10,7 @@ from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.recipe import Recipe, load_recipe
 from cs_pipeline.train.plan.estimate import estimate, shape_of
-from cs_pipeline.train.plan.machine_fit import LONGEST, Machine, hours, look, needed, refuse, this_machine
+from cs_pipeline.train.plan.machine_fit import LONGEST, Machine, check_machine, hours, needed, refuse, this_machine
 from cs_pipeline_tests.train import company_rows, write_side
 
 BIG = Machine("a GPU with 80 GB", "cuda", 80e9, 2, 500e9, 600e12)
@@ -23,7 +23,7 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def by_name(recipe: Recipe, lake: DataLake, machine: Machine) -> dict[str, Finding]:
-    return {finding.name: finding for finding in look(recipe, lake, machine)}
+    return {finding.name: finding for finding in check_machine(recipe, lake, machine)}
 
 
 def test_a_recipe_that_fits(lake: DataLake) -> None:
@@ -121,7 +121,7 @@ def test_this_machine_can_be_measured(lake: DataLake) -> None:
     assert machine.memory > 1e8
     assert machine.disk > 1e8
     assert 1e8 < machine.rate < 1e16
-    assert {finding.name for finding in look(load_recipe("smoke"), lake, machine)} == {
+    assert {finding.name for finding in check_machine(load_recipe("smoke"), lake, machine)} == {
         "base",
         "download",
         "memory",

@@ -79,7 +79,7 @@ def test_the_check_blocks_here_and_warns_where_a_cluster_trains(
     base = f"base: {{source: path, path: {folder}}}"
     put(tmp_path / "recipes", HUGE.replace(HUGE.split("\n")[2], base), monkeypatch)
     recipe = load_recipe("tiny")
-    found = fits.look(recipe, lake_resource.lake, fits.this_machine())
+    found = fits.check_machine(recipe, lake_resource.lake, fits.this_machine())
     assert {finding.name for finding in found if finding.status == "problem"} == {"memory"}
     result = run(instance, lake_resource, Launcher(kind=kind))
     if kind == "local":
