@@ -32,7 +32,7 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.plan.estimate import estimate
 from cs_pipeline.train.rows import training_rows
-from cs_pipeline.train.trainer.peft_model import learner
+from cs_pipeline.train.trainer.peft_model import build_peft_model
 
 PLAIN = "plain TRL, published settings"
 STEPS: dict[str, dict[str, Any]] = {
@@ -206,7 +206,7 @@ class Bench:
         import torch
         from trl.trainer.utils import add_fused_lm_head
 
-        model = learner(self.recipe(quantisation="none"), self.base, None)
+        model = build_peft_model(self.recipe(quantisation="none"), self.base, None)
         add_fused_lm_head(model.get_base_model())
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(self.shape["vocab_size"], (rows, length), generator=random).to(model.device)

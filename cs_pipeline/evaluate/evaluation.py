@@ -26,14 +26,20 @@ from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.comparison import compare, on_intents
 from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import hear
-from cs_pipeline.evaluate.retrieval_effect import KNOWN, WITHOUT, Retrieval, judge_retrieval, retrieval_facts
+from cs_pipeline.evaluate.retrieval_effect import (
+    KNOWN,
+    WITHOUT,
+    RetrievalEffect,
+    measure_retrieval_effect,
+    retrieval_facts,
+)
 from cs_pipeline.evaluate.robustness.robustness import by_group
 from cs_pipeline.evaluate.robustness.trials import Trials, ask_test_rows, try_out
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores, nearest_answers, random_answers
 from cs_pipeline.evaluate.scoring.cost import weights_size
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.slices import near_train_rows, slices, weaknesses, write_weak_intents
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
@@ -123,9 +129,9 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         endpoint.ask(
             [{"role": "user", "content": "Reply with the word TIE."}]
         )  # one that is away is known before the work
-    rows = Yardstick(recipe, lake)
+    rows = FrozenTestSet(recipe, lake)
     stats, seconds, tried = {}, {}, {}
-    retrieval: Retrieval | None = None
+    retrieval: RetrievalEffect | None = None
     for system, model in models.items():
         started = time.monotonic()
         stats[system], tried[system], found = _judged(system, *model, rows, lake, report)
@@ -217,7 +223,7 @@ def _models(recipe: Recipe, adapter: Adapter, base: Path, champion: Version | No
     return models
 
 
-def _lookups(rows: Yardstick, retrieval: Retrieval | None) -> dict[str, Callable[[], list[str]]]:
+def _lookups(rows: FrozenTestSet, retrieval: RetrievalEffect | None) -> dict[str, Callable[[], list[str]]]:
     told = retrieval.known if retrieval else []
     return {
         **({KNOWN: lambda: told} if any(told) else {}),
@@ -233,10 +239,10 @@ def _judged(
     base: Path,
     adapter: Path | None,
     classifier: Path,
-    rows: Yardstick,
+    rows: FrozenTestSet,
     lake: DataLake,
     report: Callable[[str], None],
-) -> tuple[pd.DataFrame, Trials, Retrieval | None]:
+) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None]:
     """The last is there for the tuned model alone, where its recipe retrieves."""
     model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
     found = retrieve(index, recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
@@ -245,4 +251,4 @@ def _judged(
     trials = try_out(model, classifier, index, rows, statistics, run)
     if system != "tuned" or index is None:
         return statistics, trials, None
-    return statistics, trials, judge_retrieval(model, classifier, rows, found, answers, statistics, report)
+    return statistics, trials, measure_retrieval_effect(model, classifier, rows, found, answers, statistics, report)

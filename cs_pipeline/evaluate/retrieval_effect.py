@@ -12,8 +12,8 @@ import pandas as pd
 from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
 from cs_pipeline.evaluate.robustness.robustness import by_group
 from cs_pipeline.evaluate.robustness.trials import ask_test_rows, mislead
-from cs_pipeline.evaluate.scoring.groundedness import groundedness_shares, grounding
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.groundedness import groundedness, groundedness_shares
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.slices import parts
 from cs_pipeline.evaluate.statistics import paired_bootstrap
 from cs_pipeline.llm.model import Answer, SupportModel
@@ -30,7 +30,7 @@ COMPARED = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class RetrievalEffect:
     """``found`` texts were given for the test rows, ``left_out`` of them did not fit into a prompt. ``without`` are the row
     statistics of the same model that was told none, asked in ``seconds``; ``known`` are the answers of KNOWN, empty where
     none was found; ``rows`` are those of ``grounding.py`` by system (the
@@ -46,15 +46,15 @@ class Retrieval:
     misled: pd.DataFrame
 
 
-def judge_retrieval(
+def measure_retrieval_effect(
     model: SupportModel,
     classifier: Path,
-    rows: Yardstick,
+    rows: FrozenTestSet,
     found: Sequence[Sequence[RetrievedText]],
     answers: Sequence[Answer],
     statistics: pd.DataFrame,
     report: Callable[[str], None],
-) -> Retrieval:
+) -> RetrievalEffect:
     """Asks ``model`` without the texts ``found`` for the test rows, and with misleading ones; ``answers`` and their
     ``statistics`` are what it said with them."""
     started = time.monotonic()
@@ -63,14 +63,14 @@ def judge_retrieval(
     report("tuned: found texts that mislead")
     read = [answer.found for answer in answers]
     known = [next((one.text for one in texts if one.kind == "answer"), "") for texts in found]
-    return Retrieval(
+    return RetrievalEffect(
         sum(map(len, found)),
         sum(map(len, found)) - sum(map(len, read)),
         without,
         seconds,
         known,
         {
-            system: grounding(rows.asked, [answer.text for answer in said], read)
+            system: groundedness(rows.asked, [answer.text for answer in said], read)
             for system, said in (("tuned", answers), (WITHOUT, others))
         },
         mislead(model, classifier, rows, found, statistics),
@@ -78,7 +78,7 @@ def judge_retrieval(
 
 
 def retrieval_facts(
-    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], judged: Retrieval, samples: int = 1000
+    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], judged: RetrievalEffect, samples: int = 1000
 ) -> dict[str, Any]:
     """What ``evaluation.json`` says of it: ``found`` and ``left_out``, ``shares`` by system, ``quarters`` of similarity with
     the paired differences of the tuned model from COMPARED systems, and ``misled`` as ``robustness.by_group`` has it."""

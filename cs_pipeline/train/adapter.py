@@ -29,7 +29,7 @@ from cs_pipeline.tracking import Spool, live
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
-from cs_pipeline.train.warm_start import Champion, find_start
+from cs_pipeline.train.warm_start import ChampionAdapter, find_warm_start
 
 ROWS = "rows.parquet"
 """The file of an adapter's folder that says on which rows it was trained."""
@@ -92,7 +92,7 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     Raises PipelineError when a file of it was changed, when the base is not there, or the champion does not fit.
     """
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
-    start = find_start(recipe, base, lake)
+    start = find_warm_start(recipe, base, lake)
     fingerprint = adapter_fingerprint(recipe, base, data, start.fingerprint)
     if start.champion is not None:
         made = adapter_fingerprint(recipe, base, data, start.champion.went_on_from)
@@ -135,7 +135,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     """
     base = find_base(recipe, lake)
     data = data_versions(recipe, lake)
-    start = find_start(recipe, base, lake)
+    start = find_warm_start(recipe, base, lake)
     report(f"training begins {start.why}")
     fingerprint = adapter_fingerprint(recipe, base, data, start.fingerprint)
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
@@ -171,7 +171,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
 def assist(recipe: Recipe, lake: DataLake) -> None:
     """What the other processes do while the first one is in ``train_adapter``: the same steps, and nothing is kept of it."""
     base = find_base(recipe, lake)
-    start = find_start(recipe, base, lake)
+    start = find_warm_start(recipe, base, lake)
     fingerprint = adapter_fingerprint(recipe, base, data_versions(recipe, lake), start.fingerprint)
     work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
     before = None if start.champion is None else start.champion.folder
@@ -197,7 +197,7 @@ def seen_rows(folder: Path) -> pa.Table:
         ) from error
 
 
-def _seen(own: pa.Table, champion: Champion | None) -> pa.Table:
+def _seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
     """The rows trained on, and those that only the champion has seen from which the training went on."""
     if champion is None:
         return own

@@ -23,7 +23,7 @@ _PASSED_ON, _GAIN, _SAID = 0.04, 2.0, 0.1
 """Scales, found by trying: of the tokens before, beside the embedding's 0.02; of the comparison; of what is copied."""
 
 
-def begin_copying(model: Any) -> None:
+def init_copying_heads(model: Any) -> None:
     """Sets weights of the first two layers of a new Llama with biases and ROPE_THETA.
 
     It has heads of 32 dimensions, two or more of them.

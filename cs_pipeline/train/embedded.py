@@ -29,7 +29,7 @@ from cs_pipeline.recipe import EmbeddedBase, Prompt, Retrieve
 from cs_pipeline.retrieval.index import RetrievalIndex, write_index
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode
-from cs_pipeline.train.copying_heads import ROPE_THETA, begin_copying
+from cs_pipeline.train.copying_heads import ROPE_THETA, init_copying_heads
 from cs_pipeline.train.trainer.batches import Batches
 
 if TYPE_CHECKING:
@@ -242,5 +242,5 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
         )
     )
     if spec.known_answers:
-        begin_copying(model)
+        init_copying_heads(model)
     return model

@@ -19,8 +19,8 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.rows import TrainingRows, training_rows
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
 from cs_pipeline.train.trainer.distributed import highest, processes, rank, rows_at_once, total
-from cs_pipeline.train.trainer.hardware import Speed, speed_of
-from cs_pipeline.train.trainer.peft_model import in_full_precision, learner, save_learner, trainer_parts
+from cs_pipeline.train.trainer.hardware import Hardware, hardware_of
+from cs_pipeline.train.trainer.peft_model import build_peft_model, in_full_precision, save_peft_model, trainer_parts
 from cs_pipeline.train.trainer.stopping import Request, StoppedError, noted
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def fine_tune(
         # Only here, where nothing holds on to the failed attempt any more.
         gc.collect()
         _empty_cache()
-    save_learner(model, recipe, folder)
+    save_peft_model(model, recipe, folder)
     chat.tokenizer.save_pretrained(folder)
     counts = {
         "rows": len(train.examples),
@@ -137,9 +137,9 @@ class _Training:
             if rank() == 0:
                 write_json(self.work / _ATTEMPTS, asdict(attempts))
         set_seed(t.seed)
-        model = learner(self.recipe, self.base, self.start)
+        model = build_peft_model(self.recipe, self.base, self.start)
         request = Request()
-        speed = speed_of(self.recipe, model)
+        speed = hardware_of(self.recipe, model)
         speed.take_up(model)
         self.report(speed.line())
         trainer = self._trainer(model, attempts.micro, speed, request, fresh=not step)
@@ -160,14 +160,14 @@ class _Training:
             trainer.load_weights(self.checkpoints.at(best))
         return self._figures(trainer, attempts, speed), model
 
-    def _trainer(self, model: Any, micro: int, speed: Speed, request: Request, *, fresh: bool) -> "Resumable":
+    def _trainer(self, model: Any, micro: int, speed: Hardware, request: Request, *, fresh: bool) -> "Resumable":
         from datasets import Dataset
         from transformers import PrinterCallback
 
         from cs_pipeline.train.trainer.batches import Batches
         from cs_pipeline.train.trainer.progress import Meter, Progress
         from cs_pipeline.train.trainer.resumable import Material, Resumable
-        from cs_pipeline.train.trainer.schedule import Course
+        from cs_pipeline.train.trainer.schedule import Schedule
 
         t, meter, parts = self.recipe.trainer, Meter(), trainer_parts(self.chat, speed.packing)
 
@@ -189,7 +189,7 @@ class _Training:
             processing_class=self.chat.tokenizer,
             train_dataset=Dataset.from_dict(columns),
             data_collator=parts.collate,
-            callbacks=[Course(t, request), Progress(self.recipe, self.report, self.on_metrics, meter)],
+            callbacks=[Schedule(t, request), Progress(self.recipe, self.report, self.on_metrics, meter)],
             args=parts.arguments(
                 output_dir=str(self.work / "trainer"),
                 max_steps=t.steps or -1,
@@ -216,7 +216,7 @@ class _Training:
         trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
         return trainer
 
-    def _figures(self, trainer: "Resumable", attempts: _Attempts, speed: Speed) -> dict[str, Any]:
+    def _figures(self, trainer: "Resumable", attempts: _Attempts, speed: Hardware) -> dict[str, Any]:
         from cs_pipeline.train.trainer.schedule import best_step, validated
 
         t, state = self.recipe.trainer, trainer.state

@@ -18,7 +18,7 @@ DAY = 86_400
 
 
 @dataclass(frozen=True)
-class Standing:
+class RetrainingState:
     """What the decision looks at. ``data`` stands for the usable rows: equal rows, equal text.
 
     ``new_rows`` are usable and were not at hand at the last training, be its model champion or not: counted from the
@@ -33,36 +33,36 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Due:
+class RetrainingDecision:
     """Whether to train, and the sentence that says why."""
 
     due: bool
     reason: str
 
 
-def decide_retraining(standing: Standing, rule: Retrain) -> Due:
+def decide_retraining(standing: RetrainingState, rule: Retrain) -> RetrainingDecision:
     """Enough new rows, or a single one where the champion is old, or a champion that has seen what is to be forgotten.
 
     Never on equal data: without a new row only a marked champion makes a training due, and what made it marked has
     changed the data.
     """
     if standing.champion is None:
-        return Due(False, "there is no champion yet; run the whole job first: make demo")
+        return RetrainingDecision(False, "there is no champion yet; run the whole job first: make demo")
     champion = f"champion {standing.champion}"
     if standing.champion_marked:
-        return Due(True, f"{champion} has seen rows that are to be forgotten")
+        return RetrainingDecision(True, f"{champion} has seen rows that are to be forgotten")
     if standing.new_rows == 0:
-        return Due(False, "no usable row has landed since the last training")
+        return RetrainingDecision(False, "no usable row has landed since the last training")
     rows = f"{standing.new_rows:,} new usable row{'s' if standing.new_rows > 1 else ''}"
     if standing.new_rows >= rule.new_rows:
-        return Due(True, f"{rows} since the last training; {rule.new_rows:,} are enough")
+        return RetrainingDecision(True, f"{rows} since the last training; {rule.new_rows:,} are enough")
     age = f"{champion} is {standing.champion_days:.1f} days old"
     if standing.champion_days >= rule.days:
-        return Due(True, f"{rows}, and {age}; from {rule.days} days on one row is enough")
-    return Due(False, f"{rows} of {rule.new_rows:,} needed, and {age} of {rule.days}")
+        return RetrainingDecision(True, f"{rows}, and {age}; from {rule.days} days on one row is enough")
+    return RetrainingDecision(False, f"{rows} of {rule.new_rows:,} needed, and {age} of {rule.days}")
 
 
-def standing(recipe: Recipe, lake: DataLake, now: float) -> Standing:
+def retraining_state(recipe: Recipe, lake: DataLake, now: float) -> RetrainingState:
     """Looks at lake and registry; ``now`` in seconds since 1970."""
     client = open_store(lake)
     number = champion_number(client)
@@ -75,12 +75,14 @@ def standing(recipe: Recipe, lake: DataLake, now: float) -> Standing:
         marked = FORGOTTEN in version.tags
     usable = usable_rows(lake)
     new = usable - _at_hand_before(recipe, lake)
-    return Standing(number, days, marked, len(new), digest(sorted(usable), number if marked else None))
+    return RetrainingState(number, days, marked, len(new), digest(sorted(usable), number if marked else None))
 
 
-def check_retraining(recipe: Recipe, lake: DataLake, now: float | None = None) -> tuple[Standing, Due]:
+def check_retraining(
+    recipe: Recipe, lake: DataLake, now: float | None = None
+) -> tuple[RetrainingState, RetrainingDecision]:
     """The present standing and the decision, which is kept in ``train/retraining.jsonl`` whenever it is another."""
-    found = standing(recipe, lake, time.time() if now is None else now)
+    found = retraining_state(recipe, lake, time.time() if now is None else now)
     due = decide_retraining(found, load_company(lake).retrain)
     _keep(lake, found, due)
     return found, due
@@ -101,7 +103,7 @@ def _at_hand_before(recipe: Recipe, lake: DataLake) -> set[str]:
     return at_hand
 
 
-def _keep(lake: DataLake, found: Standing, due: Due) -> None:
+def _keep(lake: DataLake, found: RetrainingState, due: RetrainingDecision) -> None:
     path = lake.path("train", "retraining.jsonl")
     make_folder(path.parent)
     entry = {**asdict(found), **asdict(due)}

@@ -28,7 +28,7 @@ from cs_pipeline.llm.prompt import (
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import Speaker, apply
-from cs_pipeline.train.supervision import Preflight
+from cs_pipeline.train.supervision import SupervisionCheck
 
 _SEEN_OF_A_ROW = ["row_id", "source", "source_file_sha256", "subject_id"]
 _COLUMNS = [*_SEEN_OF_A_ROW, "cluster_id", "context", "instruction", "response", "predicted_intent"]
@@ -78,7 +78,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -
     too_long = shortened = told = untold = retold = 0
     share = recipe.mixture.retold if side == "train" else 0
     retelling = np.random.default_rng((recipe.trainer.seed, 1)).random(len(texts)) < share
-    preflight = Preflight(chat)
+    preflight = SupervisionCheck(chat)
     for row, said, known, count, retells in zip(
         drawn.to_pylist(), texts, found, times.values(), retelling, strict=True
     ):

@@ -11,7 +11,7 @@ MOST_SPELT = 0.01
 _SHOWN = 8
 
 
-class Preflight:
+class SupervisionCheck:
     """Counts, row by row, what the tokenizer lacks for a text and what does not come back from its tokens."""
 
     def __init__(self, chat: ChatFormat) -> None:

@@ -13,7 +13,7 @@ from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version, open_store
 
 
 @dataclass(frozen=True)
-class Champion:
+class ChampionAdapter:
     """The adapter that a training goes on from: its version, folder and manifest."""
 
     version: int
@@ -32,10 +32,10 @@ class Champion:
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """The champion to go on from, None for the base; ``why`` is the sentence for log and manifest."""
 
-    champion: Champion | None
+    champion: ChampionAdapter | None
     why: str
 
     @property
@@ -48,21 +48,21 @@ class Start:
         return {"why": self.why, "version": version, "fingerprint": self.fingerprint}
 
 
-def find_start(recipe: Recipe, base: Base, lake: DataLake) -> Start:
+def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
     """Where training by ``recipe`` begins now; the champion is looked up by its alias.
 
     Raises PipelineError when the champion has another base or another LoRA, for then its weights fit nowhere.
     """
     if recipe.start == "base":
-        return Start(None, "from the base, as the recipe says")
+        return WarmStart(None, "from the base, as the recipe says")
     version = champion_version(lake)
     if version is None:
-        return Start(None, "from the base, for there is no champion yet")
+        return WarmStart(None, "from the base, for there is no champion yet")
     if FORGOTTEN in open_store(lake).get_model_version(MODEL, str(version.version)).tags:
         # What goes on from it would have seen those rows too.
-        return Start(None, f"from the base, for champion {version.version} has seen rows that are to be forgotten")
+        return WarmStart(None, f"from the base, for champion {version.version} has seen rows that are to be forgotten")
     folder = version.folder / "adapter"
-    found = Champion(version.version, folder, read_manifest(folder, "model_version"))
+    found = ChampionAdapter(version.version, folder, read_manifest(folder, "model_version"))
     its_base, its_recipe = found.manifest["base"], read_recipe(folder / "recipe.yaml")
     differs = []
     if its_base["sha256"] != base.sha256:
@@ -83,4 +83,4 @@ def find_start(recipe: Recipe, base: Base, lake: DataLake) -> Start:
             f"'{its_recipe.name}': {'; '.join(differs)}.",
             "Put 'start: base' into the recipe, or give it the base and the lora of the champion's recipe.",
         )
-    return Start(found, f"on from champion {version.version}, adapter {found.fingerprint}")
+    return WarmStart(found, f"on from champion {version.version}, adapter {found.fingerprint}")

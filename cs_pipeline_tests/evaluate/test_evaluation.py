@@ -20,7 +20,7 @@ from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.fidelity import COLUMNS as FIDELITY
 from cs_pipeline.evaluate.scoring.rubric import PARTS
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.slices import SLICE
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.recipe import Recipe
@@ -135,7 +135,7 @@ def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> No
 
 
 def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
-    yardstick = Yardstick(tiny, evaluated)
+    yardstick = FrozenTestSet(tiny, evaluated)
     planted = {
         "none": "",
         "fabricated": " It will cost 74.35 dollars.",

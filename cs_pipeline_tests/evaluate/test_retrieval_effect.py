@@ -12,7 +12,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.retrieval_effect import COMPARED, KNOWN, WITHOUT
 from cs_pipeline.evaluate.robustness.trials import misled
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.llm.prompt import messages
@@ -33,10 +33,10 @@ def judged(rag_lake: Path) -> DataLake:
 
 
 @pytest.fixture(scope="module")
-def rows(judged: DataLake) -> Yardstick:
+def rows(judged: DataLake) -> FrozenTestSet:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CS_RECIPES", str(Path(__file__).parents[1] / "recipes"))
-        return Yardstick(load_recipe("tiny_rag"), judged)
+        return FrozenTestSet(load_recipe("tiny_rag"), judged)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_the_training_names_the_index_and_what_it_read(judged: DataLake, recipe:
     assert adapter.metrics["validation_loss_after"] < adapter.metrics["validation_loss_before"]
 
 
-def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Recipe, rows: Yardstick) -> None:
+def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
     facts = read_evaluation(recipe.name, judged)
     assert set(facts["scores"]) == {"tuned", WITHOUT, KNOWN, "base", "nearest", "central", "random"}
     assert set(facts["runs"]) == {"tuned", "base"}
@@ -72,7 +72,7 @@ def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Rec
             assert set(differences) == set(COMPARED)
 
 
-def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe, rows: Yardstick) -> None:
+def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
     folder = evaluation_folder(recipe.name, judged)
     grounding = pd.read_parquet(folder / "grounding.parquet")
     assert grounding["row_id"].tolist() == 2 * rows.test["row_id"].tolist()
@@ -101,7 +101,7 @@ def test_the_page_shows_it(judged: DataLake) -> None:
 
 
 def test_what_evaluation_asks_is_what_training_taught(
-    judged: DataLake, recipe: Recipe, rows: Yardstick, model: SupportModel
+    judged: DataLake, recipe: Recipe, rows: FrozenTestSet, model: SupportModel
 ) -> None:
     index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.intents[:8])
     found = retrieve(index, recipe.prompt, recipe.placeholders, *asked_of)
@@ -116,7 +116,7 @@ def test_what_evaluation_asks_is_what_training_taught(
 
 
 def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
-    judged: DataLake, recipe: Recipe, rows: Yardstick
+    judged: DataLake, recipe: Recipe, rows: FrozenTestSet
 ) -> None:
     found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
     own = set(rows.test["row_id"])
@@ -132,7 +132,7 @@ def test_equal_input_is_not_judged_again(judged: DataLake, recipe: Recipe) -> No
 
 
 def test_a_version_answers_with_the_index_at_its_path(
-    judged: DataLake, recipe: Recipe, rows: Yardstick, model: SupportModel, tmp_path: Path
+    judged: DataLake, recipe: Recipe, rows: FrozenTestSet, model: SupportModel, tmp_path: Path
 ) -> None:
     from cs_pipeline.register.pyfunc_model import CsSupport
 

@@ -22,7 +22,7 @@ from cs_pipeline.llm.prompt import IGNORED, Context, Told
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import training_rows
-from cs_pipeline.train.trainer.peft_model import in_full_precision, learner, save_learner, trainer_parts
+from cs_pipeline.train.trainer.peft_model import build_peft_model, in_full_precision, save_peft_model, trainer_parts
 from cs_pipeline_tests.support.tiny import FAMILIES, tiny_base
 from cs_pipeline_tests.train import EARLIER, company_rows, write_side
 
@@ -268,7 +268,7 @@ def test_an_adapter_is_answered_with_as_it_was_trained(
     recipe = recipe_of(family, folder, prompt={"template": FAMILIES[family].template}, **changed)
     assert recipe.method == method
     torch.manual_seed(0)
-    model = learner(recipe, folder, None)
+    model = build_peft_model(recipe, folder, None)
     in_full_precision(model)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     chat = load_chat(recipe, folder, None)
@@ -287,7 +287,7 @@ def test_an_adapter_is_answered_with_as_it_was_trained(
         changes = not torch.equal(weight, before[name])
         assert changes == ("lora_" in name), name
     model.eval()
-    save_learner(model, recipe, tmp_path)
+    save_peft_model(model, recipe, tmp_path)
     chat.tokenizer.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == ADAPTER
     with torch.inference_mode():
@@ -297,7 +297,7 @@ def test_an_adapter_is_answered_with_as_it_was_trained(
     )
     (found,) = served.likelihoods(["where is it?"], [None], [()], ["On its way.\nSoon."])
     assert found.nll / found.tokens == pytest.approx(expected, rel=1e-3)
-    again = learner(recipe, folder, tmp_path).eval()
+    again = build_peft_model(recipe, folder, tmp_path).eval()
     with torch.inference_mode():
         assert again(**{name: torch.as_tensor(value) for name, value in batch.items()}).loss.item() == pytest.approx(
             expected, rel=1e-5
@@ -309,13 +309,13 @@ def test_all_weights_go_on_from_a_whole_model(base: Callable[[str], Path], tmp_p
 
     folder = base("llama3")
     recipe = recipe_of("llama3", folder)
-    model = learner(recipe, folder, None)
+    model = build_peft_model(recipe, folder, None)
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.125)
-    save_learner(model, recipe, tmp_path)
-    again = dict(learner(recipe, folder, tmp_path).named_parameters())
+    save_peft_model(model, recipe, tmp_path)
+    again = dict(build_peft_model(recipe, folder, tmp_path).named_parameters())
     assert all(torch.equal(weight, again[name]) for name, weight in model.named_parameters())
 
 
@@ -323,7 +323,7 @@ def test_all_weights_go_on_from_a_whole_model(base: Callable[[str], Path], tmp_p
 def test_the_attention_layers_of_every_family_are_known(base: Callable[[str], Path], family: str) -> None:
     folder = base(family)
     recipe = recipe_of(family, folder, lora={**LORA, "target_modules": "attention"})
-    model = learner(recipe, folder, None)
+    model = build_peft_model(recipe, folder, None)
     adapted = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
     assert adapted == set(base_family(folder).attention)
     assert len(adapted) == (2 if base_family(folder).name == "phi3" else 4)
@@ -334,7 +334,7 @@ def test_layers_that_the_base_has_not_are_refused(base: Callable[[str], Path]) -
     folder = base("phi4")
     recipe = recipe_of("phi4", folder, lora={**LORA, "target_modules": ["q_proj", "o_proj"]})
     with pytest.raises(PipelineError, match="has no layer q_proj") as raised:
-        learner(recipe, folder, None)
+        build_peft_model(recipe, folder, None)
     assert "qkv_proj" in raised.value.fix
     assert family_of({"model_type": "mpt"}).attention == ()
     assert family_of({"model_type": "bart", "is_encoder_decoder": True}).kind == "encoder-decoder"

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from cs_pipeline.company import Retrain
-from cs_pipeline.train.retraining import Standing, decide_retraining
+from cs_pipeline.train.retraining import RetrainingState, decide_retraining
 
 RULE = Retrain(new_rows=200, days=30)
-NOTHING_NEW = Standing(champion=3, champion_days=2.0, champion_marked=False, new_rows=0, data="d")
+NOTHING_NEW = RetrainingState(champion=3, champion_days=2.0, champion_marked=False, new_rows=0, data="d")
 
 
 @pytest.mark.parametrize(

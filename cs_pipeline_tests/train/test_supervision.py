@@ -11,7 +11,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import IGNORED, ChatFormat, Example, messages
 from cs_pipeline.recipe import Prompt, Recipe
 from cs_pipeline.train.rows import training_rows
-from cs_pipeline.train.supervision import Preflight
+from cs_pipeline.train.supervision import SupervisionCheck
 from cs_pipeline_tests.support.tiny import FAMILIES, _trained, tiny_tokenizer
 from cs_pipeline_tests.train import company_rows, write_side
 
@@ -80,12 +80,12 @@ def test_t5_rewrites_what_has_lines_or_placeholders(lake: DataLake, tiny: Recipe
 )
 def test_labels_that_teach_something_else_are_refused(chat: ChatFormat, wrong: dict[str, Any]) -> None:
     whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
-    Preflight(chat).decode("row 7", whole, ANSWER)
+    SupervisionCheck(chat).decode("row 7", whole, ANSWER)
     ids: dict[str, Any] = {
         name: [chat.stop if id_ == "stop" else id_ for id_ in value] for name, value in wrong.items()
     }
     with pytest.raises(PipelineError, match="Row row 7: the loss would cover other tokens"):
-        Preflight(chat).decode("row 7", dataclasses.replace(whole, **ids), ANSWER)
+        SupervisionCheck(chat).decode("row 7", dataclasses.replace(whole, **ids), ANSWER)
 
 
 def test_labels_that_are_not_what_is_read_are_refused(chat: ChatFormat) -> None:
@@ -96,4 +96,4 @@ def test_labels_that_are_not_what_is_read_are_refused(chat: ChatFormat) -> None:
 
     whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
     with pytest.raises(PipelineError, match="other tokens"):
-        Preflight(chat).decode("row 7", Shifted(whole.prompt, whole.answer, "causal"), ANSWER)
+        SupervisionCheck(chat).decode("row 7", Shifted(whole.prompt, whole.answer, "causal"), ANSWER)

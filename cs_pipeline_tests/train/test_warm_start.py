@@ -25,7 +25,7 @@ from cs_pipeline.tracking import (
     open_store,
 )
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, seen_rows, train_adapter
-from cs_pipeline.train.warm_start import Start, find_start
+from cs_pipeline.train.warm_start import WarmStart, find_warm_start
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, own_world
 from cs_pipeline_tests.train import FILES, add_to_side, company_rows
 
@@ -68,8 +68,8 @@ def make_champion(lake: DataLake, recipe: Recipe, adapter: Adapter) -> int:
     return int(number)
 
 
-def begins(recipe: Recipe, lake: DataLake) -> Start:
-    return find_start(recipe, find_base(recipe, lake), lake)
+def begins(recipe: Recipe, lake: DataLake) -> WarmStart:
+    return find_warm_start(recipe, find_base(recipe, lake), lake)
 
 
 def test_it_begins_where_the_champion_ended(gone_on: GoneOn) -> None:
@@ -137,7 +137,7 @@ def test_without_a_champion_it_begins_at_the_base(gone_on: GoneOn, tmp_path: Pat
     lake = copy_lake(gone_on.lake.root, tmp_path / "copy")
     open_store(lake).delete_registered_model_alias(MODEL, CHAMPION)
     assert champion_version(lake) is None
-    assert begins(gone_on.recipe, lake) == Start(None, "from the base, for there is no champion yet")
+    assert begins(gone_on.recipe, lake) == WarmStart(None, "from the base, for there is no champion yet")
     assert find_adapter(gone_on.recipe, lake) is None
 
 
@@ -145,7 +145,7 @@ def test_what_is_to_be_forgotten_is_not_gone_on_from(gone_on: GoneOn, tmp_path: 
     lake = copy_lake(gone_on.lake.root, tmp_path / "copy")
     open_store(lake).set_model_version_tag(MODEL, "1", FORGOTTEN, "2026-11-01")
     start = begins(gone_on.recipe, lake)
-    assert start == Start(None, "from the base, for champion 1 has seen rows that are to be forgotten")
+    assert start == WarmStart(None, "from the base, for champion 1 has seen rows that are to be forgotten")
     assert find_adapter(gone_on.recipe, lake) is None
 
 
@@ -155,7 +155,7 @@ def test_a_champion_that_does_not_fit_is_told(gone_on: GoneOn) -> None:
     other = gone_on.recipe.model_copy(update={"name": "other", "lora": lora})
     base = find_base(gone_on.recipe, gone_on.lake)
     with pytest.raises(PipelineError) as raised:
-        find_start(other, dataclasses.replace(base, name="another base", sha256="0123"), gone_on.lake)
+        find_warm_start(other, dataclasses.replace(base, name="another base", sha256="0123"), gone_on.lake)
     assert "'other' goes on from the champion, but it cannot from version 1, made by 'tiny'" in raised.value.what
     assert f"its base is {base.name} ({base.sha256}), not another base (0123)" in raised.value.what
     assert "its lora.r is 8, not 4; its lora.target_modules is all-linear, not ('q_proj',)." in raised.value.what

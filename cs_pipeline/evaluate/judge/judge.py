@@ -24,7 +24,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, locked, make_folder
 from cs_pipeline.evaluate.judge.endpoint import Endpoint
 from cs_pipeline.evaluate.people.people import pairs
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.statistics import cohen_kappa, wilson
 from cs_pipeline.feedback import TIE
 
@@ -255,7 +255,11 @@ QUESTIONS = 100
 
 
 def hear(
-    endpoint: Endpoint, rows: Yardstick, answers: Mapping[str, list[str]], lake: DataLake, report: Callable[[str], None]
+    endpoint: Endpoint,
+    rows: FrozenTestSet,
+    answers: Mapping[str, list[str]],
+    lake: DataLake,
+    report: Callable[[str], None],
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """What ``evaluation.json`` says of the judge, and the table of ``judge.judge`` for the test rows.
 

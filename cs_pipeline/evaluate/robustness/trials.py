@@ -25,7 +25,7 @@ from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.robustness import ROWS, RobustnessCase, cases, dealt, score_cases
 from cs_pipeline.evaluate.scoring.cost import Run
-from cs_pipeline.evaluate.scoring.test_set import Yardstick, told
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, told
 from cs_pipeline.llm.model import Answer, SupportModel, memory_used
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.index import RetrievalIndex
@@ -51,7 +51,7 @@ def try_out(
     model: SupportModel,
     classifier: Path,
     index: RetrievalIndex | None,
-    rows: Yardstick,
+    rows: FrozenTestSet,
     plain: pd.DataFrame,
     run: Run,
 ) -> Trials:
@@ -82,7 +82,7 @@ def try_out(
 def mislead(
     model: SupportModel,
     classifier: Path,
-    rows: Yardstick,
+    rows: FrozenTestSet,
     found: Sequence[Sequence[RetrievedText]],
     plain: pd.DataFrame,
 ) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def _answers(
     return [by_place.get(place, Answer("", False, 0)) for place in range(len(texts))]
 
 
-def _seconds(model: SupportModel, index: RetrievalIndex | None, rows: Yardstick, place: int) -> float:
+def _seconds(model: SupportModel, index: RetrievalIndex | None, rows: FrozenTestSet, place: int) -> float:
     started = time.monotonic()
     question, intent, context = [rows.questions[place]], [rows.intents[place]], [rows.contexts[place]]
     model.answer(question, intent, context, found=_found(model, index, question, intent))
@@ -139,7 +139,7 @@ def _holds(answer: str, right: list[str]) -> bool:
 def ask_test_rows(
     system: str,
     model: SupportModel,
-    rows: Yardstick,
+    rows: FrozenTestSet,
     found: Sequence[Sequence[RetrievedText]],
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, list[Answer], Run]:

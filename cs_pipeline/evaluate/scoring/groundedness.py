@@ -39,7 +39,9 @@ SHARES = {
 """The figures, each the quotient of two sums."""
 
 
-def grounding(asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[RetrievedText]]) -> pd.DataFrame:
+def groundedness(
+    asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[RetrievedText]]
+) -> pd.DataFrame:
     """A row an answer with the columns of COLUMNS; ``asked`` is each question with its earlier turns."""
     rows = []
     for question, answer, texts in zip(asked, answers, found, strict=True):

@@ -21,7 +21,7 @@ from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import apply
 
 
-class Yardstick:
+class FrozenTestSet:
     """The test rows, the training rows beside them, and a judge of answers' intents that was trained on these."""
 
     def __init__(self, recipe: Recipe, lake: DataLake) -> None:

@@ -15,7 +15,7 @@ FLASH = "flash_attention_2"
 
 
 @dataclass(frozen=True)
-class Speed:
+class Hardware:
     """How a training computes here. ``unpacked`` says why rows are padded, and is None where they are packed.
 
     Packing puts the rows of a micro-batch one after the other into a single sequence without any padding. Each row keeps
@@ -64,12 +64,12 @@ class Speed:
         return f"computes in {self.compute}, attention {self.attention}, {rows}, gradient checkpointing {checkpointing}"
 
 
-def speed_of(recipe: Recipe, model: Any) -> Speed:
+def hardware_of(recipe: Recipe, model: Any) -> Hardware:
     """The fastest way to train ``model``, with an adapter or without, that recipe and machine allow."""
     compute = str(compute_type()).removeprefix("torch.")
     unpacked = _unpacked(recipe, model)
     attention = str(model.config._attn_implementation) if unpacked else FLASH
-    return Speed(compute, attention, unpacked, recipe.trainer.gradient_checkpointing)
+    return Hardware(compute, attention, unpacked, recipe.trainer.gradient_checkpointing)
 
 
 def _unpacked(recipe: Recipe, model: Any) -> str | None:

@@ -13,7 +13,7 @@ from cs_pipeline.llm.prompt import IGNORED, ChatFormat
 from cs_pipeline.recipe import Lora, Recipe
 
 
-def learner(recipe: Recipe, base: Path, start: Path | None) -> Any:
+def build_peft_model(recipe: Recipe, base: Path, start: Path | None) -> Any:
     """The base in ``base`` with the recipe's LoRA layers, which are new or those of the adapter in ``start``.
 
     Where the recipe trains all weights: the base itself, or the whole model in ``start``. Raises PipelineError when the
@@ -50,7 +50,7 @@ def in_full_precision(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def save_learner(model: Any, recipe: Recipe, folder: Path) -> None:
+def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
     """Writes what was trained to ``folder`` as safetensors: the adapter, or all weights. No path of this machine is kept."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's card holds this machine's paths

@@ -38,7 +38,7 @@ def is_over(settings: Settings, state: TrainerState) -> bool:
     return state.global_step >= state.max_steps or (settings.patience is not None and waited >= settings.patience)
 
 
-class Course(TrainerCallback):
+class Schedule(TrainerCallback):
     """Follows the recipe, the clock, and who asks to stop."""
 
     def __init__(self, settings: Settings, request: Request) -> None:

@@ -15,7 +15,7 @@ from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
 from cs_pipeline.evaluate.judge.judge import QUESTIONS, hear
 from cs_pipeline.evaluate.people.people import rating_table
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.evaluate.judge.test_judge import Reply, completion, server
 from cs_pipeline_tests.register.conftest import BETTER, facts
@@ -38,7 +38,7 @@ def evaluated(champion_lake: Path, lake: DataLake) -> DataLake:
 
 
 def test_wins_are_counted_and_people_say_how_far_to_believe(evaluated: DataLake, tiny: Recipe) -> None:
-    rows = Yardstick(tiny, evaluated)
+    rows = FrozenTestSet(tiny, evaluated)
     short, long = ["short"] * len(rows.questions), ["a good deal longer"] * len(rows.questions)
     asked = min(QUESTIONS, len(rows.questions))
     votes = [

@@ -10,7 +10,7 @@ from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.robustness.robustness import COLUMNS, by_group, cases
 from cs_pipeline.evaluate.robustness.trials import ALONE, _holds
-from cs_pipeline.evaluate.scoring.test_set import Yardstick
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
 
 EVALUATE = Path(__file__).parents[3] / "cs_pipeline" / "evaluate" / "robustness"
@@ -23,7 +23,7 @@ def evaluated(champion_lake: Path) -> DataLake:
 
 def test_every_odd_question_was_asked_of_every_model(evaluated: DataLake, tiny: Recipe) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
-    odd = cases(Yardstick(tiny, evaluated).test)
+    odd = cases(FrozenTestSet(tiny, evaluated).test)
     assert list(table) == [*COLUMNS, "system"]
     facts = read_evaluation("tiny", evaluated)["robustness"]
     assert set(facts) == {"tuned", "base"}

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.groundedness import COLUMNS, RUN, groundedness_shares, grounding
+from cs_pipeline.evaluate.scoring.groundedness import COLUMNS, RUN, groundedness, groundedness_shares
 from cs_pipeline.llm.prompt import RetrievedText
 
 KNOWN = "To return it, open Settings and press the button below, then print {{Order Number}} and pay 12.50 dollars."
@@ -17,7 +17,7 @@ def found(*texts: str) -> list[RetrievedText]:
 
 
 def judged(answer: str, *texts: str) -> dict[str, int]:
-    (row,) = grounding([QUESTION], [answer], [found(*texts)]).to_dict("records")
+    (row,) = groundedness([QUESTION], [answer], [found(*texts)]).to_dict("records")
     return {str(name): int(value) for name, value in row.items()}
 
 

@@ -10,7 +10,7 @@ from cs_pipeline.llm.prompt import IGNORED
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.trainer import hardware as speed
-from cs_pipeline.train.trainer.hardware import FLASH, Speed, speed_of
+from cs_pipeline.train.trainer.hardware import FLASH, Hardware, hardware_of
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
@@ -128,7 +128,7 @@ def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
     family: str, bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine_with_flash_attention(monkeypatch)
-    found = speed_of(recipe, bases(family))
+    found = hardware_of(recipe, bases(family))
     assert not found.packing
     assert found.attention != FLASH
     assert f"{family} cannot keep packed rows apart" in found.line()
@@ -137,19 +137,19 @@ def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
 def test_packing_hangs_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     model = bases("embedded")
     machine_with_flash_attention(monkeypatch)
-    assert speed_of(recipe, model) == Speed("bfloat16", FLASH, None, False)
+    assert hardware_of(recipe, model) == Hardware("bfloat16", FLASH, None, False)
     off = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"packing": False})})
-    assert speed_of(off, model).unpacked == "as the recipe says"
+    assert hardware_of(off, model).unpacked == "as the recipe says"
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
-    assert speed_of(recipe, model).unpacked == "this GPU is too old for FlashAttention"
+    assert hardware_of(recipe, model).unpacked == "this GPU is too old for FlashAttention"
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
-    assert speed_of(recipe, model).unpacked == "FlashAttention is not installed"
+    assert hardware_of(recipe, model).unpacked == "FlashAttention is not installed"
 
 
 def test_a_model_takes_up_the_attention(bases: Any) -> None:
     model = bases("embedded")
     for attention in ("eager", "sdpa"):
-        Speed("float32", attention, "as the recipe says", False).take_up(model)
+        Hardware("float32", attention, "as the recipe says", False).take_up(model)
         assert model.config._attn_implementation == attention
 
 

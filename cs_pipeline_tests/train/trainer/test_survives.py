@@ -140,7 +140,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch, most: Callable[[], int]) -> list["we
 
     def learner(*args: Any) -> Any:
         assert [model for model in made if model() is not None] == [], "the failed attempt's model still fills memory"
-        model = learners.learner(*args)
+        model = learners.build_peft_model(*args)
 
         def refuse(module: Any, positional: Any, named: dict[str, Any]) -> None:
             if module.training and named["input_ids"].shape[0] > most():
