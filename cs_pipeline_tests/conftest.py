@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
@@ -14,6 +15,12 @@ import pytest
 from cs_pipeline.company import load_company
 from cs_pipeline.core.lake import DataLake, locked
 from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from cs_pipeline.prepare.splits.split import Split
+    from cs_pipeline.text.clean import Cleaned
 
 SHARED = Path(__file__).parents[2] / "shared"
 """Real data and tokenizers that may lie beside the project; the tests that need them skip where they do not."""
@@ -213,3 +220,25 @@ def bitext_csv() -> Path:
     if not path.exists():
         pytest.skip(f"{path} is not there")
     return path
+
+
+@pytest.fixture(scope="session")
+def raw_bitext(bitext_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> "pa.Table":
+    """The real rows as they are read."""
+    from cs_pipeline.ingest.bitext import load_bitext
+
+    return load_bitext(str(bitext_csv), tmp_path_factory.mktemp("cache"))[0]
+
+
+@pytest.fixture(scope="session")
+def cleaned_bitext(raw_bitext: "pa.Table") -> "Cleaned":
+    from cs_pipeline.text.clean import clean
+
+    return clean(raw_bitext)
+
+
+@pytest.fixture(scope="session")
+def split_bitext(cleaned_bitext: "Cleaned") -> "Split":
+    from cs_pipeline.prepare.splits.split import split
+
+    return split(cleaned_bitext.rows, before=None)

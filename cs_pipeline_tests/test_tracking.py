@@ -94,7 +94,7 @@ FIRST_USE = """
 import sys
 from pathlib import Path
 import mlflow
-from cs_pipeline.lake import DataLake
+from cs_pipeline.core.lake import DataLake
 from cs_pipeline.tracking import get_or_create_run, open_store
 print("ready", flush=True)
 sys.stdin.readline()

@@ -43,8 +43,8 @@ EXPERIMENT = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=cs-support
 SERVE = """
 import sys
 from pathlib import Path
-from cs_pipeline.dev import serve_dev
-from cs_pipeline.lake import DataLake
+from cs_pipeline.cli.dev import serve_dev
+from cs_pipeline.core.lake import DataLake
 sys.exit(serve_dev(Path(sys.argv[1]), DataLake(Path(sys.argv[2])), *map(int, sys.argv[3:])))
 """
 

@@ -299,7 +299,7 @@ def killed_while_writing(code: str, folder: Path) -> None:
 IN_THE_MIDDLE = """
 import sys, time
 from pathlib import Path
-from cs_pipeline.lake import atomic_file, atomic_folder
+from cs_pipeline.core.lake import atomic_file, atomic_folder
 folder = Path(sys.argv[1])
 with atomic_folder(folder / "model") as temporary, atomic_file(folder / "table") as file:
     (temporary / "weights").write_text("half")
@@ -311,7 +311,7 @@ with atomic_folder(folder / "model") as temporary, atomic_file(folder / "table")
 BETWEEN_THE_RENAMES = """
 import sys, time
 from pathlib import Path
-from cs_pipeline.lake import atomic_folder
+from cs_pipeline.core.lake import atomic_folder
 class Slow(type(Path())):
     def rename(self, target):
         done = super().rename(target)
