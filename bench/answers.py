@@ -32,7 +32,7 @@ def measure(
     asked, intents = rows["instruction"], rows["predicted_intent"]
 
     def model(batch_size: int) -> SupportModel:
-        generation = recipe.generation.model_copy(update={"batch_size": batch_size})
+        generation = recipe.generation.model_copy(update={"per_device_eval_batch_size": batch_size})
         return SupportModel(recipe.model_copy(update={"generation": generation}), base, adapter)
 
     batched, single = model(BATCH), model(1)

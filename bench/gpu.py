@@ -38,10 +38,10 @@ PLAIN = "plain TRL, published settings"
 STEPS: dict[str, dict[str, Any]] = {
     "ours, published settings": {},
     "… without gradient checkpointing": {"gradient_checkpointing": False},
-    "… four rows at once, not one": {"batch_size": 4, "accumulation": 1},
-    "… in bfloat16, not NF4": {"quantisation": "none"},
+    "… four rows at once, not one": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+    "… in bfloat16, not NF4": {"quantization": "none"},
     "… packed": {"packing": True},
-    "… 32 rows a step, not four": {"batch_size": 32},
+    "… 32 rows a step, not four": {"per_device_train_batch_size": 32},
 }
 """What each arm of the training changes of the arm before."""
 
@@ -73,12 +73,12 @@ class Bench:
     def recipe(self, **changes: Any) -> Recipe:
         """The published settings with ``changes``; 8-bit AdamW needs a GPU."""
         trainer = {
-            "epochs": 1,
+            "num_train_epochs": 1,
             "learning_rate": 3e-4,
-            "batch_size": 1,
-            "accumulation": 4,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 4,
             "max_length": 512,
-            "optimizer": "paged_adamw_8bit" if _on_gpu() else "adamw_torch",
+            "optim": "paged_adamw_8bit" if _on_gpu() else "adamw_torch",
             "gradient_checkpointing": True,
             "packing": False,
         }
@@ -87,8 +87,8 @@ class Bench:
                 "name": "bench",
                 "description": "For the benchmark.",
                 "base": {"source": "path", "path": str(self.base)},
-                "quantisation": changes.pop("quantisation", "nf4"),
-                "lora": {"r": 8, "alpha": 16, "dropout": 0.05, "target_modules": "attention"},
+                "quantization": changes.pop("quantization", "nf4"),
+                "lora": {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "attention"},
                 "trainer": trainer | changes,
                 "generation": {"max_new_tokens": 64 if _on_gpu() else 8},
             }
@@ -127,7 +127,7 @@ class Bench:
         for side in ("train", "validation"):
             examples = training_rows(recipe, self.lake, chat, side).examples
             sides[side] = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
-        model = load_base(self.base, recipe.quantisation)
+        model = load_base(self.base, recipe.quantization)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns it on
         trainer = SFTTrainer(
             model=model,
@@ -136,8 +136,8 @@ class Bench:
             eval_dataset=sides["validation"],
             peft_config=LoraConfig(
                 r=lora.r,
-                lora_alpha=lora.alpha,
-                lora_dropout=lora.dropout,
+                lora_alpha=lora.lora_alpha,
+                lora_dropout=lora.lora_dropout,
                 target_modules=list(base_family(self.base).attention),
                 task_type="CAUSAL_LM",
             ),
@@ -145,9 +145,9 @@ class Bench:
                 output_dir=str(self.folder / "plain"),
                 num_train_epochs=1,
                 learning_rate=t.learning_rate,
-                optim=t.optimizer,
-                per_device_train_batch_size=t.batch_size,
-                gradient_accumulation_steps=t.accumulation,
+                optim=t.optim,
+                per_device_train_batch_size=t.per_device_train_batch_size,
+                gradient_accumulation_steps=t.gradient_accumulation_steps,
                 activation_checkpointing=t.gradient_checkpointing,
                 max_length=t.max_length,
                 save_strategy="no",
@@ -206,7 +206,7 @@ class Bench:
         import torch
         from trl.trainer.utils import add_fused_lm_head
 
-        model = build_peft_model(self.recipe(quantisation="none"), self.base, None)
+        model = build_peft_model(self.recipe(quantization="none"), self.base, None)
         add_fused_lm_head(model.get_base_model())
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(self.shape["vocab_size"], (rows, length), generator=random).to(model.device)
@@ -248,7 +248,7 @@ def measure(folder: Path, shape: dict[str, Any], rows: int, rounds: int) -> dict
     fast = bench.recipes()[list(STEPS)[-1]]
     return {
         "device": _device(),
-        "optimizer": fast.trainer.optimizer,
+        "optimizer": fast.trainer.optim,
         "training": bench.training(rounds),
         "loss": bench.loss(*((2, 32) if toy else (8, 512)), rounds),
         "answers": answers.measure(fast, bench.base, None, bench.lake, 8 if toy else 64, rounds),

@@ -49,7 +49,7 @@ class Bench:
         self.epochs, self.folder = epochs, folder
         tenth = len(rows) // 10
         texts = transcripts(rows["instruction"][tenth:].tolist(), rows["response"][tenth:].tolist())
-        self.tokenizer = _tokenizer(texts, base.vocabulary)
+        self.tokenizer = _tokenizer(texts, base.vocab_size)
         self.validation, self.train = (encode(part, self.tokenizer, LONGEST) for part in (rows[:tenth], rows[tenth:]))
         self.tokens = sum(map(len, self.train))
         self._base, _ = _train(self.tokenizer, _blocks(self.tokenizer, texts, base), base, lambda line: None)

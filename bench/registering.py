@@ -81,9 +81,9 @@ def _recipe(base: Path) -> Recipe:
             "name": "bench",
             "description": "For the benchmark.",
             "base": {"source": "path", "path": str(base)},
-            "quantisation": "none",
-            "lora": {"r": 16, "alpha": 32},
-            "trainer": {"steps": 1, "learning_rate": 1e-4, "batch_size": 1, "max_length": 512},
+            "quantization": "none",
+            "lora": {"r": 16, "lora_alpha": 32},
+            "trainer": {"max_steps": 1, "learning_rate": 1e-4, "per_device_train_batch_size": 1, "max_length": 512},
             "generation": {"max_new_tokens": 8},
         }
     )

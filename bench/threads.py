@@ -49,7 +49,7 @@ def train(steps: int) -> str:
     for step in range(-5, steps):
         if step == 0:
             started = time.perf_counter()
-        ids = torch.randint(base.vocabulary, (base.blocks, base.block_tokens))
+        ids = torch.randint(base.vocab_size, (base.per_device_train_batch_size, base.block_size))
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         optimizer.step()

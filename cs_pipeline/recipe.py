@@ -4,6 +4,7 @@ The files lie in ``cs_pipeline/recipes/`` or in the folder that ``CS_RECIPES`` n
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,12 +24,12 @@ class EmbeddedBase(_Part):
     """A very small Llama trained from scratch on the training split; it proves the pipeline and needs no network."""
 
     source: Literal["embedded"]
-    width: int = Field(128, ge=16, multiple_of=16)
-    layers: int = Field(3, ge=1)
-    vocabulary: int = Field(2048, ge=300)
-    steps: int = Field(950, ge=1)
-    blocks: int = Field(8, ge=1, description="blocks per step")
-    block_tokens: int = Field(128, ge=16)
+    hidden_size: int = Field(128, ge=16, multiple_of=16)
+    num_hidden_layers: int = Field(3, ge=1)
+    vocab_size: int = Field(2048, ge=300)
+    max_steps: int = Field(950, ge=1)
+    per_device_train_batch_size: int = Field(8, ge=1, description="blocks per step")
+    block_size: int = Field(128, ge=16, description="tokens per block")
     learning_rate: float = Field(6e-3, gt=0)
     known_answers: int = Field(
         0,
@@ -40,8 +41,10 @@ class EmbeddedBase(_Part):
 
     @model_validator(mode="after")
     def _can_copy(self) -> "EmbeddedBase":
-        if self.known_answers and (self.layers < 2 or self.width < 64 or self.width % 32):
-            raise ValueError("a base that reads known answers has two layers or more and a width of 64, 96, 128 …")
+        if self.known_answers and (self.num_hidden_layers < 2 or self.hidden_size < 64 or self.hidden_size % 32):
+            raise ValueError(
+                "a base that reads known answers needs num_hidden_layers: 2 or more and hidden_size: 64, 96, 128 …"
+            )
         return self
 
 
@@ -66,14 +69,16 @@ class Lora(_Part):
     """Low-rank adapters on the named linear layers (LoRA, arXiv 2106.09685)."""
 
     r: int = Field(ge=1)
-    alpha: int = Field(ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    lora_alpha: int = Field(ge=1)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: Literal["all-linear", "attention"] | Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         "all-linear",
         description="attention: the projections of query, key, value and output, as this family calls them",
     )
-    dora: bool = Field(False, description="magnitude and direction apart (DoRA, arXiv 2402.09353)")
-    rslora: bool = Field(False, description="scaled by alpha / sqrt(r) instead of alpha / r (rsLoRA, arXiv 2312.03732)")
+    use_dora: bool = Field(False, description="magnitude and direction apart (DoRA, arXiv 2402.09353)")
+    use_rslora: bool = Field(
+        False, description="scaled by lora_alpha / sqrt(r) instead of lora_alpha / r (rsLoRA, arXiv 2312.03732)"
+    )
 
 
 TEMPLATES = Path(__file__).parent / "llm" / "templates"
@@ -138,16 +143,16 @@ class Mixture(_Part):
 class Trainer(_Part):
     """How long, how fast and in which batches the adapter is trained."""
 
-    steps: int | None = Field(None, ge=1)
-    epochs: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+    num_train_epochs: float | None = Field(None, gt=0)
     learning_rate: float = Field(gt=0)
-    batch_size: int = Field(ge=1, description="rows per micro-batch")
-    accumulation: int = Field(1, ge=1, description="micro-batches per optimizer step")
+    per_device_train_batch_size: int = Field(ge=1, description="rows per micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="micro-batches per optimizer step")
     max_length: int = Field(ge=16, description="tokens of prompt and answer; longer rows are dropped and counted")
-    warmup_share: float = Field(0.03, ge=0, lt=1)
-    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: float = Field(0.03, ge=0, description="below 1: a share of all steps")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = Field(0.0, ge=0)
-    optimizer: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
+    optim: Literal["adamw_torch", "paged_adamw_8bit"] = "adamw_torch"
     gradient_checkpointing: bool = Field(
         False, description="less memory, and the forward pass computed twice: where it does not fit otherwise"
     )
@@ -159,7 +164,7 @@ class Trainer(_Part):
         ge=1,
         description="how often the validation loss is taken, evenly over the run; the weights of the lowest are kept",
     )
-    patience: int | None = Field(
+    early_stopping_patience: int | None = Field(
         None, ge=1, description="end the run after so many evaluations without a lower validation loss; null: never"
     )
     checkpoint_seconds: float = Field(60, ge=0, description="so much training is lost at most when it is killed")
@@ -167,10 +172,10 @@ class Trainer(_Part):
 
     @model_validator(mode="after")
     def _one_length(self) -> "Trainer":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give either steps or epochs, and not both")
-        if self.patience is not None and self.patience >= self.evaluations:
-            raise ValueError("patience must be below evaluations, else it is never at its end")
+        if (self.max_steps is None) == (self.num_train_epochs is None):
+            raise ValueError("give either max_steps or num_train_epochs, and not both")
+        if self.early_stopping_patience is not None and self.early_stopping_patience >= self.evaluations:
+            raise ValueError("early_stopping_patience must be below evaluations, else it can never stop the run")
         return self
 
 
@@ -178,7 +183,7 @@ class Generation(_Part):
     """How answers are written. Decoding is greedy, so that they repeat."""
 
     max_new_tokens: int = Field(ge=1)
-    batch_size: int = Field(32, ge=1, description="questions answered at once")
+    per_device_eval_batch_size: int = Field(32, ge=1, description="questions answered at once")
 
 
 class Recipe(_Part):
@@ -187,7 +192,7 @@ class Recipe(_Part):
     name: str
     description: str
     base: Annotated[EmbeddedBase | HubBase | PathBase, Field(discriminator="source")]
-    quantisation: Literal["none", "nf4"] = Field(
+    quantization: Literal["none", "nf4"] = Field(
         description="nf4: 4-bit NormalFloat, double quantisation (arXiv 2305.14314)"
     )
     lora: Lora | None = Field(description="null: all weights are trained")
@@ -253,8 +258,8 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _four_bits_stay(self) -> "Recipe":
-        if self.lora is None and self.quantisation != "none":
-            raise ValueError("lora: null trains all weights, and those in nf4 cannot be: put quantisation: none")
+        if self.lora is None and self.quantization != "none":
+            raise ValueError("lora: null trains all weights, and those in nf4 cannot be: put quantization: none")
         return self
 
     @property
@@ -262,14 +267,39 @@ class Recipe(_Part):
         """What is trained, in the field's words: all weights, LoRA, QLoRA, QDoRA, rsLoRA …"""
         if self.lora is None:
             return "all weights"
-        scaled = "rs" if self.lora.rslora else ""
-        return f"{'Q' if self.quantisation == 'nf4' else ''}{scaled}{'DoRA' if self.lora.dora else 'LoRA'}"
+        scaled = "rs" if self.lora.use_rslora else ""
+        return f"{'Q' if self.quantization == 'nf4' else ''}{scaled}{'DoRA' if self.lora.use_dora else 'LoRA'}"
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits over everything that changes the run; not how it is described, how often saved, or how padded."""
         left_out: Any = {"description": True, "trainer": {"checkpoint_seconds", "packing"}}
         return digest(self.model_dump(mode="json", exclude=left_out))
+
+
+RENAMED_KEYS = {
+    "quantisation": "quantization",
+    "base.width": "hidden_size",
+    "base.layers": "num_hidden_layers",
+    "base.vocabulary": "vocab_size",
+    "base.steps": "max_steps",
+    "base.blocks": "per_device_train_batch_size",
+    "base.block_tokens": "block_size",
+    "lora.alpha": "lora_alpha",
+    "lora.dropout": "lora_dropout",
+    "lora.dora": "use_dora",
+    "lora.rslora": "use_rslora",
+    "trainer.steps": "max_steps",
+    "trainer.epochs": "num_train_epochs",
+    "trainer.batch_size": "per_device_train_batch_size",
+    "trainer.accumulation": "gradient_accumulation_steps",
+    "trainer.warmup_share": "warmup_steps",
+    "trainer.scheduler": "lr_scheduler_type",
+    "trainer.optimizer": "optim",
+    "trainer.patience": "early_stopping_patience",
+    "generation.batch_size": "per_device_eval_batch_size",
+}
+"""Keys of earlier releases, as section.key, and what they are called now: as transformers and PEFT call them."""
 
 
 def recipes_folder() -> Path:
@@ -290,22 +320,39 @@ def load_recipe(name: str) -> Recipe:
             f"There is no recipe '{name}' in {recipes_folder()}.",
             f"Choose one of: {', '.join(recipe_names()) or 'none'}.",
         )
-    return _parsed(path, {"name": name})
+    content = read_yaml(path)
+    if "name" in content:
+        raise PipelineError(f"{path}: 'name' is not a key of a recipe; the file's name is its name.", "Remove the key.")
+    if old := [f"{key} is called {RENAMED_KEYS[key]} now" for key, _ in _renamed_keys(content)]:
+        raise PipelineError(f"{path}: {'; '.join(old)}.", "Rename these keys; their values stay.")
+    return _validated(path, {"name": name} | content)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe that a training has written beside its adapter, its name inside. Raises PipelineError likewise."""
-    return _parsed(path, {})
+    """The recipe that a training wrote beside its adapter, in this release or an earlier one.
 
-
-def _parsed(path: Path, known: dict[str, Any]) -> Recipe:
+    Raises PipelineError naming the file and the key for anything that is wrong with it.
+    """
     content = read_yaml(path)
-    if known.keys() & content.keys():
-        raise PipelineError(f"{path}: 'name' is no key of a recipe; it is called as its file is.", "Take the key out.")
+    for key, section in list(_renamed_keys(content)):
+        section[RENAMED_KEYS[key]] = section.pop(key.rpartition(".")[2])
+    return _validated(path, content)
+
+
+def _renamed_keys(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The keys of RENAMED_KEYS that ``content`` uses, each with the section that holds it."""
+    for key in RENAMED_KEYS:
+        name, _, old = key.rpartition(".")
+        section = content.get(name) if name else content
+        if isinstance(section, dict) and old in section:
+            yield key, section
+
+
+def _validated(path: Path, content: dict[str, Any]) -> Recipe:
     try:
-        return Recipe.model_validate(known | content)
+        return Recipe.model_validate(content)
     except ValidationError as error:
         raise PipelineError(
             f"{path}: {key_errors(error, 'a recipe')}.",
-            "Fix these keys; every key and its meaning stands in cs_pipeline/recipe.py.",
+            "Fix these keys; cs_pipeline/recipe.py explains every key.",
         ) from None

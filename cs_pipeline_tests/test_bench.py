@@ -83,7 +83,7 @@ def test_the_bench_of_padding() -> None:
 
 
 def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=400, steps=20)
+    base = EmbeddedBase(source="embedded", hidden_size=16, num_hidden_layers=1, vocab_size=400, max_steps=20)
     result = grouping.measure(read_rows(None, 150), 1, 1, base, tmp_path)
     arms = result["arms"]
     assert arms["grouped"]["real_token_share"] > arms["random"]["real_token_share"]
@@ -156,12 +156,12 @@ def test_model_flop_utilisation(tmp_path: Path) -> None:
             "name": "mfu",
             "description": "For this test.",
             "base": {"source": "path", "path": str(tmp_path)},
-            "quantisation": "nf4",
-            "lora": {"r": 8, "alpha": 16, "target_modules": "attention"},
+            "quantization": "nf4",
+            "lora": {"r": 8, "lora_alpha": 16, "target_modules": "attention"},
             "trainer": {
-                "steps": 1,
+                "max_steps": 1,
                 "learning_rate": 1,
-                "batch_size": 1,
+                "per_device_train_batch_size": 1,
                 "max_length": 32,
                 "gradient_checkpointing": True,
             },

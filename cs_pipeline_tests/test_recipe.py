@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.recipe import (
+    RENAMED_KEYS,
     EmbeddedBase,
     HubBase,
     PathBase,
@@ -92,7 +93,7 @@ def test_a_base_in_a_folder_and_chosen_layers_are_read_back(folder: Path, tmp_pa
 
 def test_a_recipe_cannot_be_changed(folder: Path) -> None:
     recipe = load_recipe_of(folder, lambda content: None)
-    for part, name in ((recipe, "quantisation"), (recipe.trainer, "steps"), (recipe.base, "width")):
+    for part, name in ((recipe, "quantization"), (recipe.trainer, "max_steps"), (recipe.base, "hidden_size")):
         with pytest.raises(ValueError, match="frozen"):
             setattr(part, name, 1)
 
@@ -108,12 +109,12 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
 @pytest.mark.parametrize(
     ("change", "complaints"),
     [
-        (lambda c: c.update(quantization="nf4"), ["'quantization' is no key of a recipe"]),
-        (lambda c: c["trainer"].update({"learning rate": 1}), ["'trainer.learning rate' is no key of a recipe"]),
-        (lambda c: c["base"].update(depth=3), ["'base.depth' is no key of a recipe"]),
-        (lambda c: hub(c)["base"].update(path="x"), ["'base.path' is no key of a recipe"]),
-        (lambda c: c.update(name="other"), ["'name' is no key of a recipe"]),
-        (lambda c: c.update(name="mine"), ["'name' is no key of a recipe"]),
+        (lambda c: c.update(quantized="nf4"), ["'quantized' is not a key of a recipe"]),
+        (lambda c: c["trainer"].update({"learning rate": 1}), ["'trainer.learning rate' is not a key of a recipe"]),
+        (lambda c: c["base"].update(depth=3), ["'base.depth' is not a key of a recipe"]),
+        (lambda c: hub(c)["base"].update(path="x"), ["'base.path' is not a key of a recipe"]),
+        (lambda c: c.update(name="other"), ["'name' is not a key of a recipe"]),
+        (lambda c: c.update(name="mine"), ["'name' is not a key of a recipe"]),
         (lambda c: c.update({1: 2}), ["'1' keys should be strings"]),
         (lambda c: c.pop("description"), ["'description' is missing"]),
         (lambda c: c.pop("base"), ["'base' is missing"]),
@@ -125,27 +126,27 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         (lambda c: c["base"].update(source="web"), ["'base'", "'web'", "'embedded', 'hub', 'path'"]),
         (lambda c: hub(c)["base"].update(revision="main"), ["'base.revision'", "[0-9a-f]{40}"]),
         (lambda c: hub(c)["base"].update(repo="https://huggingface.co/a/b"), ["'base.repo'"]),
-        (lambda c: c["trainer"].update(epochs=1), ["'trainer' give either steps or epochs, and not both"]),
-        (lambda c: c["trainer"].pop("steps"), ["'trainer' give either steps or epochs, and not both"]),
-        (lambda c: c["trainer"].update(steps=0), ["'trainer.steps'", "greater than or equal to 1"]),
-        (lambda c: c["trainer"].update(steps="many"), ["'trainer.steps'", "valid integer"]),
-        (lambda c: c["trainer"].update(steps=[1]), ["'trainer.steps'", "valid integer"]),
+        (lambda c: c["trainer"].update(num_train_epochs=1), ["'trainer' give either max_steps or num_train_epochs"]),
+        (lambda c: c["trainer"].pop("max_steps"), ["'trainer' give either max_steps or num_train_epochs"]),
+        (lambda c: c["trainer"].update(max_steps=0), ["'trainer.max_steps'", "greater than or equal to 1"]),
+        (lambda c: c["trainer"].update(max_steps="many"), ["'trainer.max_steps'", "valid integer"]),
+        (lambda c: c["trainer"].update(max_steps=[1]), ["'trainer.max_steps'", "valid integer"]),
         (lambda c: c["trainer"].update(learning_rate=float("inf")), ["'trainer.learning_rate'", "finite"]),
         (lambda c: c["trainer"].update(learning_rate=float("nan")), ["'trainer.learning_rate'", "finite"]),
         (lambda c: c["trainer"].update(learning_rate=-1), ["'trainer.learning_rate'", "greater than 0"]),
-        (lambda c: c["trainer"].update(scheduler="step"), ["'trainer.scheduler'", "'cosine'"]),
+        (lambda c: c["trainer"].update(lr_scheduler_type="step"), ["'trainer.lr_scheduler_type'", "'cosine'"]),
         (lambda c: c.update(trainer=None), ["'trainer'", "dictionary"]),
-        (lambda c: c.update(quantisation="int8"), ["'quantisation'", "'nf4'"]),
+        (lambda c: c.update(quantization="int8"), ["'quantization'", "'nf4'"]),
         (lambda c: c.update(placeholders="kept"), ["'placeholders'", "'keep'", "'realistic'"]),
         (lambda c: c["lora"].update(target_modules="q_proj"), ["'lora.target_modules'", "'all-linear'"]),
         (lambda c: c["lora"].update(target_modules=[]), ["'lora.target_modules'", "at least 1 item"]),
-        (lambda c: c["base"].update(width=100), ["'base.width'", "multiple of 16"]),
+        (lambda c: c["base"].update(hidden_size=100), ["'base.hidden_size'", "multiple of 16"]),
         (
             lambda c: c["mixture"].update(company_weight=-0.5),
             ["'mixture.company_weight'", "greater than or equal to 0"],
         ),
         (lambda c: c["mixture"].update(company_weight=float("inf")), ["'mixture.company_weight'", "finite"]),
-        (lambda c: c["mixture"].update(bitext_weight=2), ["'mixture.bitext_weight' is no key of a recipe"]),
+        (lambda c: c["mixture"].update(bitext_weight=2), ["'mixture.bitext_weight' is not a key of a recipe"]),
         (lambda c: c["mixture"].update(out_of_scope=1), ["mixture.out_of_scope", "prompt.route: intent"]),
         (
             lambda c: c["prompt"].update(retrieve={"answers": 0, "passages": 0}),
@@ -166,7 +167,7 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         (lambda c: c["generation"].update(max_new_tokens=512), ["generation.max_new_tokens", "trainer.max_length"]),
         (
             lambda c: (c["lora"].pop("r"), c.update(more=1), c["prompt"].update(route="maybe")),
-            ["'lora.r' is missing", "'more' is no key of a recipe", "'prompt.route'"],
+            ["'lora.r' is missing", "'more' is not a key of a recipe", "'prompt.route'"],
         ),
     ],
 )
@@ -183,15 +184,15 @@ def test_a_wrong_key_is_told_with_file_and_key(folder: Path, change: Change, com
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "holds no keys"),
-        (b"# nothing but a comment\n", "holds no keys"),
-        (b"just a sentence", "holds no keys"),
-        (b"- a\n- list\n", "holds no keys"),
-        (b"lora: {r: 8", "not readable as YAML"),
-        (b"lora: {r: 8, r: 16}", "'r' stands twice"),
+        (b"", "contains no keys"),
+        (b"# nothing but a comment\n", "contains no keys"),
+        (b"just a sentence", "contains no keys"),
+        (b"- a\n- list\n", "contains no keys"),
+        (b"lora: {r: 8", "cannot be read as YAML"),
+        (b"lora: {r: 8, r: 16}", "'r' appears twice"),
         (b"lora:\n\tr: 8", "line 2"),
-        (b"description: \xff\xfe", "not readable as YAML"),
-        (b"description: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+        (b"description: \xff\xfe", "cannot be read as YAML"),
+        (b"description: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
     ],
 )
 def test_a_broken_file_is_told(folder: Path, content: bytes, complaint: str) -> None:
@@ -219,6 +220,45 @@ def test_a_recipe_that_is_not_there_is_told_with_those_that_are(folder: Path) ->
         read_recipe(folder / "gone.yaml")
 
 
+# Keys of earlier releases
+
+
+def with_old_key(content: dict[str, Any], key: str) -> dict[str, Any]:
+    """``content`` with the value of a key of RENAMED_KEYS under its old name."""
+    content = deepcopy(content)
+    section, _, old = key.rpartition(".")
+    part = content[section] if section else content
+    part[old] = part.pop(RENAMED_KEYS[key])
+    return content
+
+
+@pytest.mark.parametrize("key", RENAMED_KEYS)
+def test_an_old_key_is_refused_with_its_new_name(folder: Path, key: str) -> None:
+    whole = Recipe.model_validate({**EMBEDDED, "name": "mine"}).model_dump(mode="json", exclude={"name"})
+    (folder / "mine.yaml").write_text(yaml.safe_dump(with_old_key(whole, key)))
+    with pytest.raises(PipelineError) as raised:
+        load_recipe("mine")
+    assert str(folder / "mine.yaml") in raised.value.what
+    assert f"{key} is called {RENAMED_KEYS[key]} now" in raised.value.what
+
+
+@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+def test_what_a_training_of_an_earlier_release_wrote_is_read(
+    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CS_RECIPES", str(file.parent))
+    recipe = load_recipe(file.stem)
+    content = recipe.model_dump(mode="json")
+    for key in RENAMED_KEYS:
+        if (key.startswith("base.") and recipe.base.source != "embedded") or (
+            key.startswith("lora.") and not recipe.lora
+        ):
+            continue
+        content = with_old_key(content, key)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
 # The fingerprint
 
 
@@ -240,7 +280,7 @@ OTHER: dict[str, Any] = {
     "base.revision": "1" * 40,
     "base.licence": "Apache-2.0",
     "base.path": "/models/c",
-    "quantisation": "none",
+    "quantization": "none",
     "lora.target_modules": ["q_proj"],
     "prompt.template": "t5_v1",
     "prompt.system": "Be brief.",
@@ -252,15 +292,15 @@ OTHER: dict[str, Any] = {
     "mixture.out_of_scope": None,  # not beside an intent, below
     "mixture.retold": None,  # not without known answers, below
     "start": "champion",
-    "trainer.epochs": None,  # not beside steps, below
-    "trainer.patience": None,  # not without evaluations, below
+    "trainer.num_train_epochs": None,  # not beside max_steps, below
+    "trainer.early_stopping_patience": None,  # not without evaluations, below
     "trainer.checkpoint_seconds": None,  # changes nothing
     "trainer.packing": None,  # likewise
-    "trainer.scheduler": "linear",
-    "trainer.optimizer": "paged_adamw_8bit",
+    "trainer.lr_scheduler_type": "linear",
+    "trainer.optim": "paged_adamw_8bit",
     "trainer.gradient_checkpointing": True,
-    "trainer.warmup_share": 0.25,
-    "base.width": 256,
+    "trainer.warmup_steps": 0.25,
+    "base.hidden_size": 256,
 }
 SOURCES = {
     "embedded": EMBEDDED["base"],
@@ -318,7 +358,7 @@ def test_a_recipe_says_nothing_of_the_company_when_it_says_nothing(folder: Path)
 def test_source_and_epochs_change_the_fingerprint() -> None:
     recipes = [Recipe.model_validate({**EMBEDDED, "name": "mine", "base": base}) for base in SOURCES.values()]
     for epochs in (1, 2):
-        trainer = {**EMBEDDED["trainer"], "steps": None, "epochs": epochs}
+        trainer = {**EMBEDDED["trainer"], "max_steps": None, "num_train_epochs": epochs}
         recipes.append(Recipe.model_validate({**EMBEDDED, "name": "mine", "trainer": trainer}))
     assert len({recipe.fingerprint for recipe in recipes}) == 5
 
@@ -328,7 +368,7 @@ def test_what_other_keys_must_stand_beside_changes_the_fingerprint_too() -> None
     others = [
         plain,
         {**plain, "mixture": {**EMBEDDED["mixture"], "out_of_scope": 1}},
-        {**plain, "trainer": {**plain["trainer"], "patience": 1}},
+        {**plain, "trainer": {**plain["trainer"], "early_stopping_patience": 1}},
     ]
     assert len({Recipe.model_validate(content).fingerprint for content in others}) == 3
     seldom = {**plain, "trainer": {**plain["trainer"], "checkpoint_seconds": 1e9}}
@@ -337,5 +377,5 @@ def test_what_other_keys_must_stand_beside_changes_the_fingerprint_too() -> None
 
 def test_what_is_left_out_is_the_same_as_its_default(folder: Path) -> None:
     plain = load_recipe_of(folder, lambda content: None)
-    spelt_out = load_recipe_of(folder, lambda content: content["trainer"].update(accumulation=1, seed=0))
+    spelt_out = load_recipe_of(folder, lambda content: content["trainer"].update(gradient_accumulation_steps=1, seed=0))
     assert spelt_out.fingerprint == plain.fingerprint

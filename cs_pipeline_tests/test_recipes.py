@@ -107,7 +107,12 @@ def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) ->
     recipe = load_recipe(request.param)
     family = FAMILIES[recipe.base.repo] if isinstance(recipe.base, HubBase) else "embedded"
     base = bases(family)
-    short = {"steps": 2, "epochs": None, "batch_size": 2, "accumulation": 1}
+    short = {
+        "max_steps": 2,
+        "num_train_epochs": None,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 1,
+    }
     recipe = recipe.model_copy(
         update={
             "base": PathBase(source="path", path=base),

@@ -1,7 +1,7 @@
 """The code version of every asset.
 
-Dagster shows it, and the stages put it into their fingerprints: both read it here, so that Dagster marks as stale exactly
-what the stages would make again.
+Dagster and the fingerprints of the stages both read it here, so Dagster marks as stale exactly what the stages would
+compute again.
 """
 
 from typing import Final
@@ -24,8 +24,8 @@ CODE_VERSIONS: Final = {
     "evaluation": "7",
     "human_ratings": "1",
     "evaluation_report": "1",
-    "leaderboard": "2",
+    "leaderboard": "3",
     "model_version": "1",
     "champion": "2",
 }
-"""Raise an asset's number when its code gives another result for the same input, and say why in CHANGELOG.md."""
+"""Raise an asset's number when its code gives a different result for the same input, and say why in CHANGELOG.md."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, file_sha256
-from cs_pipeline.core.manifest import NAME, content_hash, read_manifest
+from cs_pipeline.core.manifest import MANIFEST_NAME, content_hash, read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.hub import fetch
 from cs_pipeline.llm.model import missing_files
@@ -87,7 +87,7 @@ def base_of_version(recipe: Recipe, folder: Path) -> Path:
 
 def needs_training(recipe: Recipe, lake: DataLake) -> bool:
     """True where the base is the embedded one and has not been trained on Bitext's present training rows."""
-    return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / NAME).exists()
+    return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / MANIFEST_NAME).exists()
 
 
 def find_hub_or_folder_base(spec: HubBase | PathBase, report: Callable[[str], None] = logger.info) -> Base:
@@ -110,5 +110,5 @@ def _from_folder(folder: Path) -> Base:
             "Name a folder that save_pretrained wrote, model and tokenizer both, with safetensors weights.",
         )
     files = sorted(path for path in folder.glob("*") if path.is_file())
-    content = digest({path.name: file_sha256(path) for path in files if path.name != NAME})
+    content = digest({path.name: file_sha256(path) for path in files if path.name != MANIFEST_NAME})
     return Base("path", folder.name, None, content, str(folder))

@@ -67,8 +67,8 @@ def base_family(folder: Path) -> Family:
     return family_of(read_json(folder / "config.json"))
 
 
-def load_base(folder: Path, quantisation: str, dtype: "torch.dtype | None" = None) -> Any:
-    """The model in ``folder``, on the GPU if there is one, in NF4 if ``quantisation`` says so.
+def load_base(folder: Path, quantization: str, dtype: "torch.dtype | None" = None) -> Any:
+    """The model in ``folder``, on the GPU if there is one, in NF4 if ``quantization`` says so.
 
     Its weights are of ``dtype``, None for ``compute_type``.
     """
@@ -77,7 +77,7 @@ def load_base(folder: Path, quantisation: str, dtype: "torch.dtype | None" = Non
 
     hush()
     options: dict[str, Any] = {}
-    if quantisation == "nf4":
+    if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -128,14 +128,14 @@ class SupportModel:
         self.recipe = recipe
         self.chat = load_chat(recipe, base, adapter)
         whole = adapter is not None and recipe.lora is None
-        model = load_base(adapter if adapter is not None and whole else base, recipe.quantisation)
-        if recipe.quantisation == "nf4" and not torch.cuda.is_available():
+        model = load_base(adapter if adapter is not None and whole else base, recipe.quantization)
+        if recipe.quantization == "nf4" and not torch.cuda.is_available():
             model = model.dequantize()
         if adapter is not None and not whole:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-            if recipe.quantisation == "none" or not torch.cuda.is_available():
+            if recipe.quantization == "none" or not torch.cuda.is_available():
                 model = model.merge_and_unload()
         self.model = model.eval()
         self.stops = self.chat.stops | stops_of(model)
@@ -163,7 +163,9 @@ class SupportModel:
         prompts = [told.encoded for told in asked]
         self._assert_room(prompts)
         answers: dict[int, Answer] = {}
-        for batch in _batches(list(map(len, prompts)), self.recipe.generation.batch_size, PROMPTS_PER_PASS):
+        for batch in _batches(
+            list(map(len, prompts)), self.recipe.generation.per_device_eval_batch_size, PROMPTS_PER_PASS
+        ):
             inputs = self.chat.tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
             with torch.inference_mode():

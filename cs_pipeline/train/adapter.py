@@ -18,14 +18,14 @@ import yaml
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256, read_json, remove_leftovers, write_json
-from cs_pipeline.core.manifest import NAME, read_manifest, write_manifest
-from cs_pipeline.core.schema import SEEN, check_schema
+from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from cs_pipeline.core.schema import SEEN_ROW, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.base import Base, find_base
 from cs_pipeline.llm.prompt import FOUND_FORM
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.retrieval.index import index_version
-from cs_pipeline.tracking import Spool, live
+from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
@@ -100,7 +100,7 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
             # The champion is what this recipe makes of this data; to go on from it would be to train on equal data.
             fingerprint = made
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
-    if not (folder / NAME).exists():
+    if not (folder / MANIFEST_NAME).exists():
         return None
     adapter = _verified(folder)
     _make_current(recipe, fingerprint, lake)
@@ -152,11 +152,11 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     }
     spool = spool_of(recipe.name, fingerprint, lake)
     with _alone_in(folder) as (temporary, work):
-        with live(spool, lake, fingerprint, recipe.name):
+        with stream_metrics(spool, lake, fingerprint, recipe.name):
             before = None if start.champion is None else start.champion.folder
             metrics, own = fine_tune(recipe, lake, Path(base.path), before, temporary, work, report, spool.append)
         seen = _seen(own, start.champion)
-        check_schema(seen, SEEN, ROWS)
+        check_schema(seen, SEEN_ROW, ROWS)
         pq.write_table(seen, temporary / ROWS, compression="zstd")
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         write_json(temporary / "metrics.json", metrics)
@@ -182,7 +182,7 @@ def assist(recipe: Recipe, lake: DataLake) -> None:
 
 
 def seen_rows(folder: Path) -> pa.Table:
-    """The rows that the adapter in ``folder`` was trained on, once each, with the schema SEEN.
+    """The rows that the adapter in ``folder`` was trained on, once each, with the schema SEEN_ROW.
 
     Rows that only an adapter has seen from which its training went on count too. Raises PipelineError when the folder
     does not say.
@@ -205,7 +205,7 @@ def _seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
     through = through.filter(pc.invert(pc.is_in(through.column("row_id"), own.column("row_id").combine_chunks())))
     # What the champion has itself through another keeps that one's name.
     names = [name or champion.fingerprint for name in through.column("through").to_pylist()]
-    through = through.drop_columns("through").append_column(SEEN.field("through"), pa.array(names, pa.string()))
+    through = through.drop_columns("through").append_column(SEEN_ROW.field("through"), pa.array(names, pa.string()))
     return pa.concat_tables([own, through])
 
 

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder, remove_leftovers, write_json
-from cs_pipeline.core.manifest import NAME, write_manifest
+from cs_pipeline.core.manifest import MANIFEST_NAME, write_manifest
 from cs_pipeline.core.schema import ANSWER, PASSAGE
 from cs_pipeline.llm.base import TEMPLATE, embedded_data, embedded_folder
 from cs_pipeline.llm.model import bits, hush
@@ -44,7 +44,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
     ``report`` gets lines with the step, loss in bits per token, rate and time left.
     """
     folder = embedded_folder(spec, lake)
-    if (folder / NAME).exists():
+    if (folder / MANIFEST_NAME).exists():
         report(f"The embedded base is there already: {folder}")
         return folder
     hush()
@@ -56,7 +56,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
     texts = transcripts(table.column("instruction").to_pylist(), table.column("response").to_pylist())
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
-        tokenizer = _tokenizer(texts, spec.vocabulary)
+        tokenizer = _tokenizer(texts, spec.vocab_size)
         draw = _whole_examples(tokenizer, table, spec) if spec.known_answers else _blocks(tokenizer, texts, spec)
         model, curve = _train(tokenizer, draw, spec, report)
         model.save_pretrained(temporary)
@@ -103,7 +103,7 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
 def _blocks(
     tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless steps: tokens and labels, both [blocks, block_tokens], cut from the shuffled transcripts.
+    """Endless steps: tokens and labels, both [blocks, block_size], cut from the shuffled transcripts.
 
     Raises PipelineError where there is not so much text.
     """
@@ -111,19 +111,19 @@ def _blocks(
     shuffled = [texts[i] for i in random.permutation(len(texts))]
     encoded = tokenizer(shuffled, add_special_tokens=False)["input_ids"]
     tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
-    if len(tokens) <= spec.block_tokens:
+    if len(tokens) <= spec.block_size:
         raise PipelineError(
-            f"Bitext's training rows have {len(tokens):,} tokens, and base.block_tokens is {spec.block_tokens:,}.",
-            "Lower base.block_tokens in the recipe, or give more rows.",
+            f"Bitext's training rows have {len(tokens):,} tokens, and base.block_size is {spec.block_size:,}.",
+            "Lower base.block_size in the recipe, or give more rows.",
         )
     beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])
-    beginnings = beginnings[beginnings + spec.block_tokens <= len(tokens)]
+    beginnings = beginnings[beginnings + spec.block_size <= len(tokens)]
     while True:
         # Half the blocks begin with a question, so that answers are learnt from questions; the other half begin anywhere,
         # so that the later parts of long answers are seen at all.
-        starts = random.integers(0, len(tokens) - spec.block_tokens, size=spec.blocks)
+        starts = random.integers(0, len(tokens) - spec.block_size, size=spec.per_device_train_batch_size)
         starts[::2] = random.choice(beginnings, size=len(starts[::2]))
-        block = np.stack([tokens[start : start + spec.block_tokens] for start in starts])
+        block = np.stack([tokens[start : start + spec.block_size] for start in starts])
         yield block, block
 
 
@@ -135,16 +135,18 @@ them 62 %, and the real answers too became likelier (0.72 bits a character inste
 def _whole_examples(
     tokenizer: "PreTrainedTokenizerFast", table: pa.Table, spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless steps: tokens and labels, both [blocks, longest of them], a row an example as a recipe's prompt writes it.
+    """Endless steps: tokens and labels, both [examples, longest of them]; one row per example, as the recipe's prompt writes it.
 
     Before the question stand the most usual answers of similar questions of other clusters. REPEATED of the rows answer with
     the first of them, word for word: what stands there is to be used. Rows of like length come together.
 
-    Raises PipelineError where no example has at most ``block_tokens`` tokens.
+    Raises PipelineError where no example has at most ``block_size`` tokens.
     """
     chat = ChatFormat(tokenizer, "causal")
     random = np.random.default_rng(spec.seed)
-    drawn = table.take(pa.array(random.permutation(table.num_rows)[: spec.steps * spec.blocks]))
+    drawn = table.take(
+        pa.array(random.permutation(table.num_rows)[: spec.max_steps * spec.per_device_train_batch_size])
+    )
     rows = drawn.to_pylist()
     prompt = Prompt(route="intent", retrieve=Retrieve(answers=spec.known_answers, passages=0))
     with tempfile.TemporaryDirectory() as folder:
@@ -161,13 +163,20 @@ def _whole_examples(
         )
         for row, texts, repeats in zip(rows, found, repeated, strict=True)
     ]
-    examples = [example for example in examples if len(example) <= spec.block_tokens]
-    if len(examples) < spec.blocks:
+    examples = [example for example in examples if len(example) <= spec.block_size]
+    if len(examples) < spec.per_device_train_batch_size:
         raise PipelineError(
-            f"Only {len(examples)} of Bitext's training rows fit with known answers into {spec.block_tokens:,} tokens.",
-            "Raise base.block_tokens in the recipe, or give more rows.",
+            f"Only {len(examples)} of Bitext's training rows fit with known answers into {spec.block_size:,} tokens.",
+            "Raise base.block_size in the recipe, or give more rows.",
         )
-    batches = Batches([len(example) for example in examples], spec.blocks, spec.blocks, spec.seed, 0, 1)
+    batches = Batches(
+        [len(example) for example in examples],
+        spec.per_device_train_batch_size,
+        spec.per_device_train_batch_size,
+        spec.seed,
+        0,
+        1,
+    )
     for epoch in count():
         batches.set_epoch(epoch)
         for places in batches:
@@ -192,15 +201,15 @@ def _train(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = _llama(spec, len(tokenizer), tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    warmup = max(1, spec.steps // 20)
+    warmup = max(1, spec.max_steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.steps)),
+        lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.max_steps)),
     )
     curve: list[dict[str, float]] = []
     first = next(draw)  # what it takes to prepare them all is no step's time
     started = said = time.monotonic()
-    for step, drawn in zip(range(1, spec.steps + 1), chain([first], draw), strict=False):
+    for step, drawn in zip(range(1, spec.max_steps + 1), chain([first], draw), strict=False):
         tokens, labels = (torch.from_numpy(array).to(device) for array in drawn)
         loss = model(input_ids=tokens, labels=labels).loss
         loss.backward()
@@ -208,14 +217,14 @@ def _train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        if step % 10 == 0 or step == spec.steps:
+        if step % 10 == 0 or step == spec.max_steps:
             curve.append({"step": step, "loss": loss.item()})
-        if time.monotonic() - said > 5 or step == spec.steps:
+        if time.monotonic() - said > 5 or step == spec.max_steps:
             said = time.monotonic()
             rate = step / (said - started)
             report(
-                f"base step {step}/{spec.steps}, {bits(loss.item()):.2f} bits per token, "
-                f"{rate * tokens.numel():,.0f} tokens/s, {(spec.steps - step) / rate:.0f} s left"
+                f"base step {step}/{spec.max_steps}, {bits(loss.item()):.2f} bits per token, "
+                f"{rate * tokens.numel():,.0f} tokens/s, {(spec.max_steps - step) / rate:.0f} s left"
             )
     return model.cpu().eval(), curve
 
@@ -227,11 +236,11 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary,
-            hidden_size=spec.width,
-            intermediate_size=spec.width * 3,
-            num_hidden_layers=spec.layers,
-            num_attention_heads=max(1, spec.width // 32),
-            num_key_value_heads=max(1, spec.width // 32),
+            hidden_size=spec.hidden_size,
+            intermediate_size=spec.hidden_size * 3,
+            num_hidden_layers=spec.num_hidden_layers,
+            num_attention_heads=max(1, spec.hidden_size // 32),
+            num_key_value_heads=max(1, spec.hidden_size // 32),
             max_position_embeddings=8192,  # a question of 2,000 characters, be each four bytes
             tie_word_embeddings=True,
             attention_bias=spec.known_answers > 0,

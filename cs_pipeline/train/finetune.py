@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
-from cs_pipeline.core.schema import TOLD
+from cs_pipeline.core.schema import IN_PROMPT
 from cs_pipeline.llm.model import hush, load_chat, memory_used
 from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import Recipe
@@ -41,7 +41,7 @@ def fine_tune(
 
     ``work`` keeps the checkpoints: called again with equal arguments, the training goes on from the newest. A micro-batch
     that memory cannot hold is halved; the rows of each step stay the same. Returns the figures, and the rows it was trained
-    on with the schema SEEN. Raises PipelineError when no row fits, the loss would see the wrong tokens, ``start`` does not
+    on with the schema SEEN_ROW. Raises PipelineError when no row fits, the loss would see the wrong tokens, ``start`` does not
     fit, memory does not suffice for a single row, the training diverges, or somebody asked it to stop.
     """
     from cs_pipeline.train.trainer.progress import DivergedError
@@ -49,7 +49,7 @@ def fine_tune(
     hush()
     chat = load_chat(recipe, base, None)
     train, validation = (training_rows(recipe, lake, chat, side) for side in ("train", "validation"))
-    own = train.seen.filter(pc.not_equal(train.seen.column("through"), TOLD))
+    own = train.seen.filter(pc.not_equal(train.seen.column("through"), IN_PROMPT))
     company = own.column("source").to_pylist().count("company")
     report(
         f"{len(train.examples):,} rows to train on, made of {own.num_rows:,} different ones, {company:,} of them the "
@@ -177,7 +177,7 @@ class _Training:
         material = Material(
             self.train.examples,
             self.validation.examples,
-            batches(self.train, t.batch_size * t.accumulation),
+            batches(self.train, t.per_device_train_batch_size * t.gradient_accumulation_steps),
             batches(self.validation, len(self.validation.examples)),
             self.checkpoints,
             meter,
@@ -192,15 +192,17 @@ class _Training:
             callbacks=[Schedule(t, request), Progress(self.recipe, self.report, self.on_metrics, meter)],
             args=parts.arguments(
                 output_dir=str(self.work / "trainer"),
-                max_steps=t.steps or -1,
-                num_train_epochs=t.epochs or 1,
+                max_steps=t.max_steps or -1,
+                num_train_epochs=t.num_train_epochs or 1,
                 learning_rate=t.learning_rate,
-                lr_scheduler_type=t.scheduler,
-                warmup_steps=t.warmup_share,
+                lr_scheduler_type=t.lr_scheduler_type,
+                warmup_steps=t.warmup_steps,
                 weight_decay=t.weight_decay,
-                optim=t.optimizer,
+                optim=t.optim,
                 per_device_train_batch_size=micro,
-                gradient_accumulation_steps=-(-t.batch_size * t.accumulation // (micro * processes())),
+                gradient_accumulation_steps=-(
+                    -t.per_device_train_batch_size * t.gradient_accumulation_steps // (micro * processes())
+                ),
                 ddp_find_unused_parameters=False,
                 eval_on_start=fresh,
                 logging_steps=10,
@@ -229,7 +231,7 @@ class _Training:
             "steps": state.global_step,
             "epochs": state.epoch,
             "best_step": best_step(state),
-            "effective_batch": t.batch_size * t.accumulation,
+            "effective_batch": t.per_device_train_batch_size * t.gradient_accumulation_steps,
             "batch_size": attempts.micro,
             "out_of_memory": len(attempts.too_large),
             "resumed_from": attempts.resumed_from,
@@ -254,7 +256,9 @@ def _begun(recipe: Recipe, work: Path) -> _Attempts:
     """What ``work`` says of the attempts so far; the recipe's own micro-batch where it says nothing."""
     if (work / _ATTEMPTS).exists():
         return _Attempts(**read_json(work / _ATTEMPTS))
-    micro = rows_at_once(recipe.trainer.batch_size, recipe.trainer.accumulation, processes())
+    micro = rows_at_once(
+        recipe.trainer.per_device_train_batch_size, recipe.trainer.gradient_accumulation_steps, processes()
+    )
     return _Attempts(micro, [], [])
 
 
@@ -264,13 +268,14 @@ def _halved(recipe: Recipe, attempts: _Attempts, work: Path, report: Callable[[s
     if micro == 1:
         raise PipelineError(
             "Memory does not suffice for the longest row alone.",
-            "Lower trainer.max_length, switch trainer.gradient_checkpointing on, take quantisation: nf4 or a smaller base.",
+            "Lower trainer.max_length, switch trainer.gradient_checkpointing on, take quantization: nf4 or a smaller base.",
         ) from None
     smaller = replace(attempts, micro=micro // 2, too_large=[*attempts.too_large, micro])
-    rows = recipe.trainer.batch_size * recipe.trainer.accumulation
+    rows = recipe.trainer.per_device_train_batch_size * recipe.trainer.gradient_accumulation_steps
     report(
-        f"Memory does not suffice for {micro} rows at once; it goes on with {micro // 2}, and still {rows} a step. To begin "
-        f"with that: trainer.batch_size: {micro // 2}, trainer.accumulation: {-(-rows // (micro // 2))}."
+        f"{micro} rows at once do not fit into memory; training goes on with {micro // 2}, still {rows} per step. To start "
+        f"that way: trainer.per_device_train_batch_size: {micro // 2}, "
+        f"trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
     )
     write_json(work / _ATTEMPTS, asdict(smaller))
     if processes() > 1:

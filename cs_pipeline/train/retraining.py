@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 import pyarrow.compute as pc
 
-from cs_pipeline.company import Retrain, load_company
+from cs_pipeline.company import RetrainSettings, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, make_folder
 from cs_pipeline.prepare.splits.conversations import usable_rows
@@ -40,7 +40,7 @@ class RetrainingDecision:
     reason: str
 
 
-def decide_retraining(standing: RetrainingState, rule: Retrain) -> RetrainingDecision:
+def decide_retraining(standing: RetrainingState, rule: RetrainSettings) -> RetrainingDecision:
     """Enough new rows, or a single one where the champion is old, or a champion that has seen what is to be forgotten.
 
     Never on equal data: without a new row only a marked champion makes a training due, and what made it marked has

@@ -14,7 +14,7 @@ import yaml
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.core.schema import SEEN, TOLD
+from cs_pipeline.core.schema import IN_PROMPT, SEEN_ROW
 from cs_pipeline.llm.prompt import (
     ChatFormat,
     Context,
@@ -39,7 +39,7 @@ class TrainingRows:
     """``examples`` in the table's order, a row as often as the mixture has it, and what became of the rows.
 
     ``seen`` are the rows in ``examples``, and those whose answers stand before their questions, once each, with the schema
-    SEEN. ``too_long`` rows did not fit into the recipe's ``max_length`` and were left out; ``shortened`` ones fit without
+    SEEN_ROW. ``too_long`` rows did not fit into the recipe's ``max_length`` and were left out; ``shortened`` ones fit without
     their oldest turns. Of the ``found`` texts of the rows, ``found_left_out`` did not fit beside question and answer;
     ``retold`` rows answer with the first of theirs. Of ``rewritten`` ones the tokenizer has not every character; ``spelt``
     is the share of all characters that are spelt by their code points.
@@ -106,18 +106,19 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -
             "Raise trainer.max_length in the recipe.",
         )
     others = told_rows - {one["row_id"] for one in seen}
-    table = pa.concat_tables([pa.Table.from_pylist(seen, SEEN), _told(others, lake)])
+    table = pa.concat_tables([pa.Table.from_pylist(seen, SEEN_ROW), _told(others, lake)])
     spelt = preflight.rewritten, preflight.spelt_share
     return TrainingRows(examples, table, too_long, shortened, told + untold, untold, retold, *spelt)
 
 
 def _told(row_ids: set[str], lake: DataLake) -> pa.Table:
-    """These training rows as SEEN has those whose answers were told."""
+    """These training rows as SEEN_ROW has those whose answers were told."""
     if not row_ids:
-        return SEEN.empty_table()
+        return SEEN_ROW.empty_table()
     rows = lake.read("prepare", "train_split", _SEEN_OF_A_ROW)
     rows = rows.filter(pc.is_in(rows.column("row_id"), value_set=pa.array(sorted(row_ids), pa.string())))
-    return rows.append_column(SEEN.field("through"), pa.array([TOLD] * rows.num_rows, pa.string())).cast(SEEN)
+    through = pa.array([IN_PROMPT] * rows.num_rows, pa.string())
+    return rows.append_column(SEEN_ROW.field("through"), through).cast(SEEN_ROW)
 
 
 def mixture(sources: Sequence[str], recipe: Recipe) -> list[int]:

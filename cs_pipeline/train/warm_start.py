@@ -71,7 +71,7 @@ def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
         if its_recipe.lora != recipe.lora:
             differs.append(f"it has trained {its_recipe.method}, and this recipe trains {recipe.method}")
     else:
-        for what in ("r", "alpha", "target_modules", "dora", "rslora"):
+        for what in ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora"):
             its, wanted = getattr(its_recipe.lora, what), getattr(recipe.lora, what)
             if its != wanted:
                 differs.append(f"its lora.{what} is {its}, not {wanted}")

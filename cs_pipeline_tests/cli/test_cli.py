@@ -108,7 +108,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipes.mkdir()
     for name, changes in (
         ("misspelt", {"trainer": {**tiny["trainer"], "learning_rat": 1}}),
-        ("long_blocks", {"base": {**tiny["base"], "block_tokens": 10_000_000}}),
+        ("long_blocks", {"base": {**tiny["base"], "block_size": 10_000_000}}),
     ):
         (recipes / f"{name}.yaml").write_text(yaml.safe_dump({**tiny, **changes}))
     return folder
@@ -130,14 +130,14 @@ WRONG = {
     "unknown key": Wrong(
         ("demo", "--recipe", "misspelt"),
         {"CS_RECIPES": "{inputs}/recipes"},
-        ("misspelt.yaml", "'trainer.learning_rat' is no key of a recipe"),
+        ("misspelt.yaml", "'trainer.learning_rat' is not a key of a recipe"),
         "Fix these keys",
     ),
     "training refuses": Wrong(
         ("demo", "--recipe", "long_blocks"),
         {"CS_RECIPES": "{inputs}/recipes", "CS_BITEXT": "{small_csv}"},
-        ("base_model: Bitext's training rows have", "base.block_tokens is 10,000,000"),
-        "Lower base.block_tokens in the recipe",
+        ("base_model: Bitext's training rows have", "base.block_size is 10,000,000"),
+        "Lower base.block_size in the recipe",
     ),
     "lake below a file": Wrong(TINY, {"CS_LAKE": "{inputs}/file/lake"}, ("cannot be written", "file/lake"), "CS_LAKE"),
     "no champion": Wrong(("ask", "where is my refund?"), {}, ("There is no champion yet.",), "make demo"),

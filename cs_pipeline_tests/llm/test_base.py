@@ -81,7 +81,7 @@ def test_company_rows_change_no_embedded_base(lake: DataLake, champion_lake: Pat
 def test_the_embedded_base_is_made_of_the_training_rows_of_bitext(lake: DataLake, prepared: Path) -> None:
     splits = DataLake(prepared).read("prepare", "bitext_splits")
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
-    spec = EmbeddedBase(source="embedded", width=16, layers=1, vocabulary=300, steps=1)
+    spec = EmbeddedBase(source="embedded", hidden_size=16, num_hidden_layers=1, vocab_size=300, max_steps=1)
     folder = build_embedded(spec, lake, print)
     manifest = read_manifest(folder, "base_model")
     assert manifest["rows"] == splits.column("split").to_pylist().count("train") < splits.num_rows

@@ -58,11 +58,17 @@ def recipe_of(family: str, base: Path, **changed: Any) -> Recipe:
         "name": family,
         "description": "Eight rows by heart.",
         "base": {"source": "path", "path": str(base)},
-        "quantisation": "none",
+        "quantization": "none",
         "lora": None,
         "prompt": {"template": FAMILIES[family].template, "system": "Be kind."},
-        "trainer": {"steps": 40, "learning_rate": 2e-2, "batch_size": 8, "max_length": 256, "scheduler": "linear"},
-        "generation": {"max_new_tokens": 40, "batch_size": 3},
+        "trainer": {
+            "max_steps": 40,
+            "learning_rate": 2e-2,
+            "per_device_train_batch_size": 8,
+            "max_length": 256,
+            "lr_scheduler_type": "linear",
+        },
+        "generation": {"max_new_tokens": 40, "per_device_eval_batch_size": 3},
     }
     return Recipe.model_validate(content | changed)
 
@@ -219,7 +225,10 @@ def test_the_registry_answers_the_same(family: str, tmp_path_factory: pytest.Tem
 
     trained = train(family, tmp_path_factory.getbasetemp() / f"family_{family}")
     adapter = shutil.copytree(trained.folder, tmp_path / "adapter")
-    (adapter / "recipe.yaml").write_text(yaml.safe_dump(trained.recipe.model_dump(mode="json")))
+    recipe = trained.recipe.model_dump(mode="json")
+    recipe["quantisation"] = recipe.pop("quantization")  # as an earlier release wrote it
+    recipe["generation"]["batch_size"] = recipe["generation"].pop("per_device_eval_batch_size")
+    (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_manifest(adapter, {"base": find_base(trained.recipe, trained.lake).facts()})
     code = Path(register.__file__).with_name("pyfunc_model.py")
     mlflow.pyfunc.save_model(
@@ -244,17 +253,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return lambda family: base_of(family, shared)
 
 
-LORA = {"r": 4, "alpha": 8}
+LORA = {"r": 4, "lora_alpha": 8}
 
 
 @pytest.mark.parametrize(
     ("family", "method", "changed"),
     [
         ("llama3", "LoRA", {"lora": LORA}),
-        ("llama3", "rsLoRA", {"lora": {**LORA, "rslora": True}}),
-        ("llama3", "DoRA", {"lora": {**LORA, "dora": True}}),
-        ("phi4", "QLoRA", {"lora": {**LORA, "target_modules": "attention"}, "quantisation": "nf4"}),
-        ("llama3", "QDoRA", {"lora": {**LORA, "dora": True}, "quantisation": "nf4"}),
+        ("llama3", "rsLoRA", {"lora": {**LORA, "use_rslora": True}}),
+        ("llama3", "DoRA", {"lora": {**LORA, "use_dora": True}}),
+        ("phi4", "QLoRA", {"lora": {**LORA, "target_modules": "attention"}, "quantization": "nf4"}),
+        ("llama3", "QDoRA", {"lora": {**LORA, "use_dora": True}, "quantization": "nf4"}),
         ("t5", "LoRA", {"lora": {**LORA, "target_modules": "attention"}}),
     ],
 )

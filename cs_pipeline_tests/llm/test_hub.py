@@ -157,9 +157,9 @@ def start(endpoint: str, home: Path, **more: str) -> "subprocess.Popen[str]":
     """A fresh process that fetches the base at ``REVISION`` and prints its folder and what was reported, or the error."""
     code = f"""if True:
         import json
-        from cs_pipeline.errors import PipelineError
+        from cs_pipeline.core.errors import PipelineError
         from cs_pipeline.recipe import HubBase
-        from cs_pipeline.train.hub import fetch
+        from cs_pipeline.llm.hub import fetch
         lines = []
         try:
             path = fetch(HubBase(source="hub", repo={REPO!r}, revision={REVISION!r}, licence="MIT"), lines.append)

@@ -69,7 +69,7 @@ def test_answers_come_in_the_order_asked_whatever_the_batch(parts: Parts, talkat
     assert len({len(question) for question in parts.questions}) > 3  # a batch pads, and works in another order
 
     def answers(batch_size: int, turn: int = 1) -> list[Answer]:
-        generation = parts.recipe.generation.model_copy(update={"batch_size": batch_size})
+        generation = parts.recipe.generation.model_copy(update={"per_device_eval_batch_size": batch_size})
         model = SupportModel(parts.recipe.model_copy(update={"generation": generation}), talkative, None)
         return model.answer(parts.questions[::turn], parts.intents[::turn], parts.contexts, seen.append)
 

@@ -22,7 +22,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.manifest import write_manifest
-from cs_pipeline.core.schema import SEEN, SPLIT_ROW
+from cs_pipeline.core.schema import SEEN_ROW, SPLIT_ROW
 from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.recipe import Recipe
@@ -57,8 +57,8 @@ def test_one_run_holds_what_was_chosen_and_measured(registered: DataLake, adapte
     assert run.info.status == "FINISHED"
     assert run.data.tags[FINGERPRINT] == adapter.fingerprint
     parameters = run.data.params
-    assert parameters["quantisation"] == "nf4"
-    assert parameters["trainer.steps"] == str(tiny.trainer.steps)
+    assert parameters["quantization"] == "nf4"
+    assert parameters["trainer.max_steps"] == str(tiny.trainer.max_steps)
     assert parameters["lora.r"] == "8"
     assert parameters["base.source"] == "embedded"
     facts, metrics = read_evaluation("tiny", registered), run.data.metrics
@@ -170,7 +170,7 @@ def of_a_company(champion_lake: Path, tmp_path: Path) -> DataLake:
         {"row_id": f"row {i}", "source": "company", "source_file_sha256": sha256, "subject_id": who, "through": ""}
         for i, (sha256, who) in enumerate((("a" * 64, "jane"), ("a" * 64, "joe"), ("b" * 64, "joe")))
     ]
-    pq.write_table(pa.Table.from_pylist(rows, SEEN), other / "rows.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, SEEN_ROW), other / "rows.parquet")
     files = [{"sha256": "a" * 64, "rows": 2}, {"sha256": "b" * 64, "rows": 1}]
     facts = {**read_json(other / "manifest.json"), "fingerprint": other.name, "company": {"rows": 3, "files": files}}
     write_manifest(other, facts)
@@ -312,5 +312,5 @@ def test_a_version_that_has_answered_is_verified_and_not_loaded_again(
         probe_version(1, "and my order?", lake)
         assert asked == ["and my order?"] * 2, "other libraries may give another answer"
         (get_version(client, 1).folder / "adapter" / "metrics.json").write_text("{}")
-        with pytest.raises(PipelineError, match="was changed after it was made"):
+        with pytest.raises(PipelineError, match="was changed after it was written"):
             probe_version(1, "and my order?", lake)

@@ -16,13 +16,13 @@ ROWS = 33
 
 RECIPE = {
     "description": "Two epochs of a tiny model.",
-    "quantisation": "nf4",
-    "lora": {"r": 4, "alpha": 8},
+    "quantization": "nf4",
+    "lora": {"r": 4, "lora_alpha": 8},
     "trainer": {
-        "epochs": 2,
+        "num_train_epochs": 2,
         "learning_rate": 1.0e-2,
-        "batch_size": 4,
-        "accumulation": 2,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
         "max_length": 640,
         "checkpoint_seconds": 0,
     },

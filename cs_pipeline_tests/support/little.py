@@ -15,9 +15,15 @@ from cs_pipeline_tests.train import company_rows, write_side
 
 RECIPE: dict[str, Any] = {
     "description": "45 rows in steps of eight, twice: the last step of an epoch has five.",
-    "quantisation": "none",
-    "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
-    "trainer": {"epochs": 2, "learning_rate": 0.02, "batch_size": 4, "accumulation": 2, "max_length": 200},
+    "quantization": "none",
+    "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
+    "trainer": {
+        "num_train_epochs": 2,
+        "learning_rate": 0.02,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "max_length": 200,
+    },
     "generation": {"max_new_tokens": 8},
 }
 STEPS = 12

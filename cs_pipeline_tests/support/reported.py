@@ -15,11 +15,11 @@ from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.evaluate.comparison import compare, on_intents
 from cs_pipeline.evaluate.evaluation import SYSTEMS, WITHOUT_REFERENCE, evaluation_folder
 from cs_pipeline.evaluate.retrieval_effect import KNOWN, WITHOUT
-from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, by_group
-from cs_pipeline.evaluate.robustness.robustness import score_cases as judged_cases
-from cs_pipeline.evaluate.scoring.answer_errors import Norms, errors
+from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, robustness_by_group
+from cs_pipeline.evaluate.robustness.robustness import score_robustness_cases
+from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
-from cs_pipeline.evaluate.scoring.cost import Run
+from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
@@ -76,9 +76,9 @@ def recipe() -> Recipe:
         name="demo",
         description="Small & <b>quick</b>",
         base=EmbeddedBase(source="embedded"),
-        quantisation="nf4",
-        lora=Lora(r=8, alpha=16),
-        trainer=Trainer(steps=100, learning_rate=1e-3, batch_size=4, max_length=128),
+        quantization="nf4",
+        lora=Lora(r=8, lora_alpha=16),
+        trainer=Trainer(max_steps=100, learning_rate=1e-3, per_device_train_batch_size=4, max_length=128),
         generation=Generation(max_new_tokens=64),
     )
 
@@ -100,7 +100,7 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
             "reference": references,
         }
     )
-    norms = Norms.of(references, intents)
+    norms = AnswerNorms.of(references, intents)
     share = {"tuned": 0.7, "champion": 0.6, "base": 0.4, "nearest": 0.9, "central": 0.8, "random": 0.2}
     stats = {}
     for system in systems:
@@ -115,7 +115,7 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
         )
         asked, ids = about["question"].tolist(), about["row_id"].tolist()
         kept = fidelity(asked, answers, references, ids, PlaceholderMode.KEEP)
-        wrong = errors(norms, asked, answers, intents, frame["right_intent"].tolist(), [1.0] * rows)
+        wrong = answer_errors(norms, asked, answers, intents, frame["right_intent"].tolist(), [1.0] * rows)
         frame = frame.assign(**kept, **wrong, **rubric(asked, answers), fabricates=(kept["fabricated"] > 0) * 1.0)
         if system in LIKELIHOODS:
             lengths = [len(reference) for reference in references]
@@ -139,7 +139,7 @@ WEAK = [
 CURVE = [{"step": step, "loss": 2 - step / 100 + step % 3 / 10} for step in range(10, 101, 10)]
 
 
-RUN = Run(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0)
+RUN = GenerationRun(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0)
 
 
 def odd(system: str) -> pd.DataFrame:
@@ -150,7 +150,9 @@ def odd(system: str) -> pd.DataFrame:
     ]
     answers = ["It is on its way.", *["I cannot do that."] * 7, "BANANA", "Well."]
     answers = answers if system == "tuned" else ["It is on its way.", *["I cannot do that."] * 9]
-    return judged_cases(told, answers, {"r1": "It is on its way."}, lambda texts: ["track_order"] * len(texts))
+    return score_robustness_cases(
+        told, answers, {"r1": "It is on its way."}, lambda texts: ["track_order"] * len(texts)
+    )
 
 
 def evaluated(
@@ -213,7 +215,7 @@ def evaluated(
         "weak": [asdict(weakness) | {"advice": weakness.advice} for weakness in WEAK],
         "naive": dict.fromkeys(NAIVE_METRICS, 12.5),
         "placeholders": {"tuned": "keep"},
-        "robustness": {system: by_group(odd(system)).to_dict("records") for system in models},
+        "robustness": {system: robustness_by_group(odd(system)).to_dict("records") for system in models},
         "probe": {system: [1.0, float(system != "tuned"), 0.0] for system in models},
         "runs": {system: asdict(RUN) | {"alone": [0.5, 1.5, 2.5]} for system in models},
         "adapter_bytes": 3 * 2**20,

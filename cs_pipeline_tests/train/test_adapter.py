@@ -182,7 +182,7 @@ def test_equal_input_is_found_and_not_trained_again(training: Training) -> None:
 
 
 def test_other_input_is_another_adapter(training: Training) -> None:
-    longer = training.recipe.trainer.model_copy(update={"steps": 31})
+    longer = training.recipe.trainer.model_copy(update={"max_steps": 31})
     assert find_adapter(training.recipe.model_copy(update={"trainer": longer}), training.lake) is None
     described = training.recipe.model_copy(update={"description": "the same, in other words"})
     assert find_adapter(described, training.lake) is not None
@@ -227,10 +227,10 @@ def add(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "file", "named", "what"),
     [
-        (one_byte, "adapter_model.safetensors", "adapter_model.safetensors", "was changed after it was made"),
+        (one_byte, "adapter_model.safetensors", "adapter_model.safetensors", "was changed after it was written"),
         (one_byte, "intent_classifier/classifier.safetensors", "classifier.safetensors", "was changed"),
         (Path.unlink, "tokenizer.json", "tokenizer.json", "is missing"),
-        (add, "recipe.yaml", "pytorch_model.bin", "was added after it was made"),
+        (add, "recipe.yaml", "pytorch_model.bin", "was added after the folder was written"),
         (lambda path: path.write_text("{}"), "manifest.json", "manifest.json", "is damaged"),
     ],
     ids=["one byte", "one byte below", "missing", "added", "manifest"],
@@ -280,8 +280,8 @@ def test_long_rows_are_dropped_and_counted(training: Training) -> None:
 
 def test_a_training_that_diverges_leaves_nothing(training: Training, lake: DataLake) -> None:
     shutil.copytree(training.lake.root, lake.root)
-    wild = training.recipe.trainer.model_copy(update={"steps": 3, "learning_rate": 1e30})
-    recipe = training.recipe.model_copy(update={"name": "wild", "trainer": wild, "quantisation": "none"})
+    wild = training.recipe.trainer.model_copy(update={"max_steps": 3, "learning_rate": 1e30})
+    recipe = training.recipe.model_copy(update={"name": "wild", "trainer": wild, "quantization": "none"})
     with pytest.raises(PipelineError, match="the recipe 'wild' diverged"):
         train_adapter(recipe, lake, print)
     left = [path.name for path in lake.path("train", "adapter", "wild").iterdir()]

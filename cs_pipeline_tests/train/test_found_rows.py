@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.core.schema import PASSAGE, TOLD
+from cs_pipeline.core.schema import IN_PROMPT, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.base import Base
 from cs_pipeline.llm.prompt import IGNORED, ChatFormat, RetrievedText, messages
@@ -129,7 +129,7 @@ def test_some_rows_retell_the_known_answer_and_those_told_are_named(
     through = dict(zip(few.seen.column("row_id").to_pylist(), few.seen.column("through").to_pylist(), strict=True))
     assert list(through.values()).count("") == 5
     told = {known[answer]["row_id"] for prompt in prompts(few, chat) for answer in known if answer in prompt}
-    assert {row for row, name in through.items() if name == TOLD} == told - {
+    assert {row for row, name in through.items() if name == IN_PROMPT} == told - {
         row for row, name in through.items() if not name
     }
 

@@ -20,7 +20,14 @@ from cs_pipeline.train.embedded import REPEATED, _llama, _whole_examples
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 
 SPEC = EmbeddedBase(
-    source="embedded", width=64, layers=2, vocabulary=600, steps=6, blocks=4, block_tokens=900, known_answers=2
+    source="embedded",
+    hidden_size=64,
+    num_hidden_layers=2,
+    vocab_size=600,
+    max_steps=6,
+    per_device_train_batch_size=4,
+    block_size=900,
+    known_answers=2,
 )
 
 
@@ -40,9 +47,9 @@ def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokeni
     rows = {row["response"]: row for row in table.to_pylist()}
     asked = {row["instruction"]: row for row in table.to_pylist()}
     read = repeated = told = 0
-    for tokens, labels in islice(_whole_examples(tokenizer, table, SPEC), SPEC.steps):
+    for tokens, labels in islice(_whole_examples(tokenizer, table, SPEC), SPEC.max_steps):
         assert tokens.shape == labels.shape
-        assert (tokens.shape[0], tokens.shape[1] <= SPEC.block_tokens) == (SPEC.blocks, True)
+        assert (tokens.shape[0], tokens.shape[1] <= SPEC.block_size) == (SPEC.per_device_train_batch_size, True)
         assert (tokens[labels == IGNORED] == tokenizer.pad_token_id).all()
         assert (tokens[labels != IGNORED] == labels[labels != IGNORED]).all()
         for ids in (line[line != tokenizer.pad_token_id].tolist() for line in tokens):
@@ -58,7 +65,7 @@ def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokeni
             if answer != row["response"]:
                 assert answer in [other["response"] for other in known], "it repeats what it was told"
                 repeated += 1
-    assert read > SPEC.steps * SPEC.blocks
+    assert read > SPEC.max_steps * SPEC.per_device_train_batch_size
     assert 0.3 * told < repeated < 0.7 * told, REPEATED
 
 
@@ -66,7 +73,7 @@ def test_equal_rows_give_equal_steps_and_too_short_blocks_are_told(tokenizer: An
     drawn = [[tokens.tolist() for tokens, _ in islice(_whole_examples(tokenizer, table, SPEC), 3)] for _ in range(2)]
     assert drawn[0] == drawn[1]
     with pytest.raises(PipelineError, match="fit with known answers into 16 tokens"):
-        next(_whole_examples(tokenizer, table, SPEC.model_copy(update={"block_tokens": 16})))
+        next(_whole_examples(tokenizer, table, SPEC.model_copy(update={"block_size": 16})))
 
 
 def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
@@ -83,7 +90,7 @@ def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
 
 
 def test_it_repeats_what_it_has_read_once_before_any_training(tokenizer: Any) -> None:
-    model, tokens = begun(tokenizer, SPEC.model_copy(update={"width": 128, "layers": 4}))
+    model, tokens = begun(tokenizer, SPEC.model_copy(update={"hidden_size": 128, "num_hidden_layers": 4}))
     half = tokens.shape[1] // 2
     again = torch.cat([tokens[:, :half], tokens[:, :half]], dim=1)
     with torch.inference_mode():
@@ -102,6 +109,6 @@ def begun(tokenizer: Any, spec: EmbeddedBase) -> tuple[Any, torch.Tensor]:
 
 
 def test_what_has_no_room_for_such_heads_is_refused() -> None:
-    for wrong in ({"layers": 1}, {"width": 48}, {"width": 80}):
+    for wrong in ({"num_hidden_layers": 1}, {"hidden_size": 48}, {"hidden_size": 80}):
         with pytest.raises(ValidationError, match="two layers or more and a width of"):
             EmbeddedBase.model_validate(SPEC.model_dump() | wrong)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from cs_pipeline.company import Retrain
+from cs_pipeline.company import RetrainSettings
 from cs_pipeline.train.retraining import RetrainingState, decide_retraining
 
-RULE = Retrain(new_rows=200, days=30)
+RULE = RetrainSettings(new_rows=200, days=30)
 NOTHING_NEW = RetrainingState(champion=3, champion_days=2.0, champion_marked=False, new_rows=0, data="d")
 
 

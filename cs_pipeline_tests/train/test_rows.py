@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.core.schema import SEEN
+from cs_pipeline.core.schema import SEEN_ROW
 from cs_pipeline.llm.prompt import IGNORED, ChatFormat
 from cs_pipeline.recipe import Mixture, Recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
@@ -105,10 +105,10 @@ def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: 
     rows = training_rows(weighted(recipe, 2), mixed, chat, "train")
     assert len(rows.examples) == BITEXT + 2 * COMPANY
     assert rows.examples[BITEXT] == rows.examples[BITEXT + 1] != rows.examples[BITEXT + 2]
-    assert rows.seen.schema == SEEN
+    assert rows.seen.schema == SEEN_ROW
     table = mixed.read("prepare", "train_split").to_pylist()
     assert rows.seen.to_pylist() == [
-        {**{name: row[name] for name in SEEN.names if name != "through"}, "through": ""} for row in table
+        {**{name: row[name] for name in SEEN_ROW.names if name != "through"}, "through": ""} for row in table
     ]
     files = rows.seen.column("source_file_sha256").to_pylist()
     assert Counter(files) == {"0" * 64: BITEXT, FILES[0]: COMPANY / 2, FILES[1]: COMPANY / 2}

@@ -125,7 +125,7 @@ def test_a_champion_goes_on_from_itself_only_with_other_data(gone_on: GoneOn, tm
 
     add_to_side(lake, "train", company_rows(60)[40:])
     assert find_adapter(gone_on.recipe, lake) is None
-    short = going_on(gone_on.recipe, trainer=gone_on.recipe.trainer.model_copy(update={"steps": 2}))
+    short = going_on(gone_on.recipe, trainer=gone_on.recipe.trainer.model_copy(update={"max_steps": 2}))
     third = train_adapter(short, lake, print)
     assert third.manifest["start"]["version"] == number
     seen = seen_rows(third.folder)

@@ -44,7 +44,7 @@ _KNOWN: dict[str, pa.DataType] = {
     "base": _TEXT,
     "parameters": _COUNT,
     "method": _TEXT,
-    "quantisation": _TEXT,
+    "quantization": _TEXT,
     "learning_rate": _NUMBER,
     "effective_batch": _COUNT,
     "epochs": _NUMBER,
@@ -63,7 +63,7 @@ _KNOWN: dict[str, pa.DataType] = {
 }
 SCHEMA = pa.schema(
     [pa.field(name, kind, nullable=False) for name, kind in _KNOWN.items()]
-    + [pa.field(name, _COUNT) for name in ("r", "alpha")]  # none where all weights are trained
+    + [pa.field(name, _COUNT) for name in ("r", "lora_alpha")]  # none where all weights are trained
     + [pa.field(metric + figure, _NUMBER) for metric in SHOWN for figure in FIGURES]
     + [pa.field(name, _NUMBER) for name in BEHIND]
 )
@@ -146,8 +146,8 @@ def _row(name: str, facts: dict[str, Any], now: dict[str, str], lake: DataLake) 
         "base": facts["base"]["name"],
         "method": recipe.method,
         "r": recipe.lora and recipe.lora.r,
-        "alpha": recipe.lora and recipe.lora.alpha,
-        "quantisation": recipe.quantisation,
+        "lora_alpha": recipe.lora and recipe.lora.lora_alpha,
+        "quantization": recipe.quantization,
         "learning_rate": recipe.trainer.learning_rate,
         "max_length": recipe.trainer.max_length,
         "template": recipe.prompt.template,

@@ -13,7 +13,7 @@ from cs_pipeline.evaluate.report.plots import Line, Mark, interval_picture, line
 from cs_pipeline.evaluate.report.verdict import NONE, figure
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
-from cs_pipeline.evaluate.scoring.cost import Cost, Run, cost
+from cs_pipeline.evaluate.scoring.cost import Cost, GenerationRun, cost
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.rubric import PARTS
 from cs_pipeline.evaluate.statistics import intervals
@@ -179,14 +179,14 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
     m, lora, trainer = adapter.metrics, recipe.lora, recipe.trainer
     return [
         ("Base model", adapter.manifest["base"]["name"]),
-        ("Quantisation", recipe.quantisation),
-        ("Method", recipe.method + (f", r {lora.r}, alpha {lora.alpha}, dropout {lora.dropout:g}" if lora else "")),
+        ("Quantisation", recipe.quantization),
+        ("Method", recipe.method + (f", r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}" if lora else "")),
         ("Trainable parameters", f"{m['trainable_parameters']:,}"),
         ("Rows trained on", f"{m['rows']:,}"),
         ("Rows left out as too long", f"{m['rows_too_long']:,}"),
         *_found_texts(recipe, m),
-        ("Optimizer steps", f"{m['steps']:,} of {trainer.batch_size} × {trainer.accumulation} rows"),
-        ("Learning rate", f"{trainer.learning_rate:g}, {trainer.scheduler}"),
+        ("Optimizer steps", f"{m['steps']:,} of {trainer.per_device_train_batch_size} × {trainer.gradient_accumulation_steps} rows"),
+        ("Learning rate", f"{trainer.learning_rate:g}, {trainer.lr_scheduler_type}"),
         ("Intent in the prompt", "yes" if recipe.prompt.route == "intent" else "no"),
         ("Placeholders", recipe.placeholders.value),
         ("Validation loss before", f"{m['validation_loss_before']:.4f} nats per token"),
@@ -387,5 +387,5 @@ def costs(facts: dict[str, Any], models: Sequence[str], price_per_hour: float | 
     for model in models:
         run = {name: value for name, value in facts["runs"][model].items() if name != "alone"}
         weights = facts["adapter_bytes"] if model == "tuned" else 0
-        found[model] = cost(Run(**run), facts["runs"][model]["alone"], weights, price_per_hour)
+        found[model] = cost(GenerationRun(**run), facts["runs"][model]["alone"], weights, price_per_hour)
     return found

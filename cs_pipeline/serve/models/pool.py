@@ -15,8 +15,8 @@ from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import load_base, load_chat, stops_of
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.serve.models.engine import Engine
-from cs_pipeline.serve.models.jobs import Voice
-from cs_pipeline.serve.models.refusals import NotReady
+from cs_pipeline.serve.models.jobs import Variant
+from cs_pipeline.serve.models.jobs import NotReady
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.tracking import get_version, open_store
@@ -33,7 +33,7 @@ two threads that load at once leave weights of one on the meta device."""
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A model that may answer. ``name`` is unique and resolves to itself: "3", or "3:base" for the base of version 3.
 
     ``placeholders`` is how its recipe writes them; ``embedded`` whether it is the demo's very small model, whose answers are
@@ -52,21 +52,21 @@ Weights = tuple[str, ...]
 """What stands for the weights of an engine: those whose parts are equal are loaded once."""
 
 
-class Loaded:
+class LoadedModel:
     """A version in memory; ``users`` are the answers that it is giving, and the alias that holds it."""
 
-    def __init__(self, served: Served, recipe: Recipe, weights: Weights, engine: Engine, voice: Voice) -> None:
+    def __init__(self, served: ServedModel, recipe: Recipe, weights: Weights, engine: Engine, variant: Variant) -> None:
         self.served = served
         self.recipe = recipe
         self.weights = weights
         self.engine = engine
-        self.voice = voice
+        self.variant = variant
         self.classifier: TextClassifier | None = None
         self.users = 0
         self.used = time.monotonic()
 
 
-class Pool:
+class ModelPool:
     """All models in memory, at most ``limit`` bytes of weights. Thread-safe."""
 
     def __init__(self, lake: DataLake, limit: int) -> None:
@@ -76,12 +76,12 @@ class Pool:
 
         self._lake = lake
         self._limit = limit
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadedModel] = {}
         self._engines: dict[Weights, Engine] = {}
         self._folders: dict[int, Path] = {}
         self._lock = threading.Lock()
 
-    def hold(self, served: Served) -> Loaded:
+    def hold(self, served: ServedModel) -> LoadedModel:
         """The model, loaded if it must be; it stays until ``release``.
 
         Raises NotReady where there is no memory for it now, or it does not load.
@@ -92,7 +92,7 @@ class Pool:
                 found = self._held(served.name) or self._load(served)
         return found
 
-    def release(self, loaded: Loaded) -> None:
+    def release(self, loaded: LoadedModel) -> None:
         """Undoes one ``hold``."""
         with self._lock:
             loaded.users -= 1
@@ -115,7 +115,7 @@ class Pool:
             for name in list(self._loaded):
                 self._unload(name)
 
-    def _held(self, name: str) -> Loaded | None:
+    def _held(self, name: str) -> LoadedModel | None:
         with self._lock:
             found = self._loaded.get(name)
             if found is not None:
@@ -123,7 +123,7 @@ class Pool:
                 found.used = time.monotonic()
             return found
 
-    def _load(self, served: Served) -> Loaded:
+    def _load(self, served: ServedModel) -> LoadedModel:
         try:
             return self._loaded_now(served)
         except NotReady:
@@ -133,7 +133,7 @@ class Pool:
             why = error.what if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
             raise NotReady(f"Model {served.name} does not load: {why}", "See the server's log.", RETRY) from error
 
-    def _loaded_now(self, served: Served) -> Loaded:
+    def _loaded_now(self, served: ServedModel) -> LoadedModel:
         started = time.monotonic()
         folder = self._folder(served.version)
         adapter = folder / "adapter"
@@ -141,7 +141,7 @@ class Pool:
         base = base_of_version(recipe, folder)  # verifies both manifests
         manifest = read_manifest(adapter, "model_version")
         shared = served.base or recipe.lora is not None
-        weights = (manifest["base"]["sha256"], recipe.quantisation) if shared else (manifest["fingerprint"],)
+        weights = (manifest["base"]["sha256"], recipe.quantization) if shared else (manifest["fingerprint"],)
         name = None if served.base or not shared else f"v{served.version}"
         beside = 0 if name is None else _expected(adapter, "none")
         if weights in self._engines:
@@ -149,15 +149,15 @@ class Pool:
         fresh = weights not in self._engines  # which may be so because room was needed
         if fresh:
             whole = base if shared else adapter
-            self._make_room(_expected(whole, recipe.quantisation) + beside)
-            self._engines[weights] = Engine(_weights(whole, recipe.quantisation))
+            self._make_room(_expected(whole, recipe.quantization) + beside)
+            self._engines[weights] = Engine(_weights(whole, recipe.quantization))
         engine = self._engines[weights]
         try:
             chat = load_chat(recipe, base, None if served.base else adapter)
             if name is not None:
                 engine.attach(str(adapter), name)
             stops = frozenset(chat.stops | stops_of(engine.model))
-            loaded = Loaded(served, recipe, weights, engine, Voice(chat, stops, name, recipe.generation.batch_size))
+            loaded = LoadedModel(served, recipe, weights, engine, Variant(chat, stops, name, recipe.generation.per_device_eval_batch_size))
             loaded.classifier = self._classifier(recipe, adapter)
         except BaseException:
             if fresh:
@@ -192,7 +192,7 @@ class Pool:
             if oldest is None:
                 raise NotReady(
                     f"The model takes {needed / 1e9:.2f} GB; {self.bytes / 1e9:.2f} of {self._limit / 1e9:.2f} are in use.",
-                    "Ask again when others are answered, or give the server more (CS_SERVE_MEMORY_GB).",
+                    "DeskRequest again when others are answered, or give the server more (CS_SERVE_MEMORY_GB).",
                     RETRY,
                 )
             self._unload(oldest, only_idle=True)
@@ -207,31 +207,31 @@ class Pool:
                 del self._engines[loaded.weights]
         if alone:
             loaded.engine.close()
-        elif loaded.voice.adapter is not None:
-            loaded.engine.detach(loaded.voice.adapter)
+        elif loaded.variant.adapter is not None:
+            loaded.engine.detach(loaded.variant.adapter)
         logger.info("model %s unloaded", name)
         del loaded
         _give_back()
 
 
-def _weights(folder: Path, quantisation: str) -> Any:
+def _weights(folder: Path, quantization: str) -> Any:
     """The model in ``folder`` as it answers: NF4 is unpacked on a CPU, as in ``SupportModel``."""
     import torch
 
-    model = load_base(folder, quantisation)
-    if quantisation == "nf4" and not torch.cuda.is_available():
+    model = load_base(folder, quantization)
+    if quantization == "nf4" and not torch.cuda.is_available():
         model = model.dequantize()
     return model.eval()
 
 
-def _expected(folder: Path, quantisation: str) -> int:
+def _expected(folder: Path, quantization: str) -> int:
     """Bytes that the weights in ``folder`` will take, by the shapes in their files."""
     import math
 
     import torch
     from safetensors import safe_open
 
-    each = 4.0 if not torch.cuda.is_available() else NF4_BYTES if quantisation == "nf4" else 2.0
+    each = 4.0 if not torch.cuda.is_available() else NF4_BYTES if quantization == "nf4" else 2.0
     numbers = 0
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="np") as file:

@@ -63,15 +63,15 @@ class Estimate:
 def shape_of(base: EmbeddedBase | HubBase | PathBase) -> dict[str, Any] | None:
     """The content of the base's config.json, from disk or as published; None where neither is known."""
     if isinstance(base, EmbeddedBase):
-        heads = max(1, base.width // 32)
+        heads = max(1, base.hidden_size // 32)
         return {
             "model_type": "llama",
-            "hidden_size": base.width,
-            "intermediate_size": base.width * 3,
-            "num_hidden_layers": base.layers,
+            "hidden_size": base.hidden_size,
+            "intermediate_size": base.hidden_size * 3,
+            "num_hidden_layers": base.num_hidden_layers,
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
-            "vocab_size": base.vocabulary,
+            "vocab_size": base.vocab_size,
             "tie_word_embeddings": True,
         }
     folder = base.path if isinstance(base, PathBase) else cached(base)
@@ -111,18 +111,18 @@ def estimate(recipe: Recipe, shape: dict[str, Any], compute: int) -> Estimate:
     if recipe.lora is None:
         # They are what is trained, in float32; computing in half of it takes a copy (torch.autocast).
         weights = parameters * compute if compute < FULL else 0.0
-    elif recipe.quantisation == "nf4":
+    elif recipe.quantization == "nf4":
         # What is not in the layers (embeddings, norms) is put into float32 for stability (peft).
         largest = max(m.weight.numel() for m in layers)
         weights = in_layers * NF4_BYTES + (parameters - in_layers) * FULL + largest * compute
     else:
         weights = parameters * compute
-    tokens = trainer.batch_size * trainer.max_length
+    tokens = trainer.per_device_train_batch_size * trainer.max_length
     layer, rest = _kept(recipe, shape, compute, trainer.max_length)
     depth = max(shape.get(name, 0) for name in _DEPTHS)
     if trainer.gradient_checkpointing:
         # Of each layer what goes in; one layer at a time is computed again.
-        kept = depth * width * max(compute, FULL if recipe.quantisation == "nf4" else 0) + layer + rest
+        kept = depth * width * max(compute, FULL if recipe.quantization == "nf4" else 0) + layer + rest
     else:
         kept = depth * layer + rest
     # The gradients of one layer's activations lie beside them when the backward pass begins.
@@ -134,7 +134,7 @@ def estimate(recipe: Recipe, shape: dict[str, Any], compute: int) -> Estimate:
     passes = 6 if recipe.lora is None else 4
     used = in_layers + head.weight.numel()
     operations = used * (passes + (2 if trainer.gradient_checkpointing else 0)) + (6 * trained if recipe.lora else 0)
-    memory = Memory(weights, trained * (2 * FULL + OPTIMIZER[trainer.optimizer]), activations, logits)
+    memory = Memory(weights, trained * (2 * FULL + OPTIMIZER[trainer.optim]), activations, logits)
     return Estimate(parameters, trained, memory, operations)
 
 
@@ -153,7 +153,7 @@ def _adapter(recipe: Recipe, shape: dict[str, Any], layers: dict[Any, str]) -> I
     names = _targets(recipe, shape)
     for layer, name in layers.items():
         if names == "all-linear" or name.rpartition(".")[2] in names:
-            yield lora.r * (layer.in_features + layer.out_features) + (layer.out_features if lora.dora else 0)
+            yield lora.r * (layer.in_features + layer.out_features) + (layer.out_features if lora.use_dora else 0)
 
 
 def _targets(recipe: Recipe, shape: dict[str, Any]) -> str | list[str]:
@@ -203,15 +203,15 @@ def _narrow(recipe: Recipe, shape: dict[str, Any], compute: int, depth: int) -> 
         return model
     for module in model.modules():
         # As peft does it before a training on NF4: what is not in the layers is in float32.
-        if isinstance(module, torch.nn.Linear) or recipe.quantisation == "none":
+        if isinstance(module, torch.nn.Linear) or recipe.quantization == "none":
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16 if compute == 2 else torch.float32)
     config = LoraConfig(
         r=math.ceil(lora.r / narrower),
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
         target_modules=_targets(recipe, shape),
-        use_dora=lora.dora,
+        use_dora=lora.use_dora,
     )
     model = get_peft_model(model, config)
     for parameter in model.parameters():

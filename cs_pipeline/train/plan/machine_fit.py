@@ -103,10 +103,10 @@ def needed(found: Estimate, machine: Machine) -> float:
 def hours(recipe: Recipe, rows: int, found: Estimate, rate: float) -> float:
     """Hours of training on ``rows`` rows."""
     trainer = recipe.trainer
-    if trainer.steps is not None:
-        seen = float(trainer.steps * trainer.batch_size * trainer.accumulation)
+    if trainer.max_steps is not None:
+        seen = float(trainer.max_steps * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps)
     else:
-        seen = min(rows, recipe.train_rows or rows) * float(trainer.epochs or 0)
+        seen = min(rows, recipe.train_rows or rows) * float(trainer.num_train_epochs or 0)
     wanted = recipe.prompt.retrieve
     tokens = TOKENS_A_ROW + (0 if wanted is None else TOKENS_FOUND * (wanted.answers + wanted.passages))
     return seen * min(tokens, trainer.max_length) * found.operations / (rate * REACHED) / 3600
@@ -171,17 +171,23 @@ def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
     if not recipe.trainer.gradient_checkpointing:
         recipe = trainer(gradient_checkpointing=True)
         yield {"trainer.gradient_checkpointing": "true"}, recipe
-    batch, accumulation = recipe.trainer.batch_size, recipe.trainer.accumulation
+    batch, accumulation = recipe.trainer.per_device_train_batch_size, recipe.trainer.gradient_accumulation_steps
     while batch > 1 and batch % 2 == 0:
         batch, accumulation = batch // 2, accumulation * 2
-        recipe = trainer(batch_size=batch, accumulation=accumulation)
-        yield {"trainer.batch_size": str(batch), "trainer.accumulation": str(accumulation)}, recipe
+        recipe = trainer(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        yield (
+            {
+                "trainer.per_device_train_batch_size": str(batch),
+                "trainer.gradient_accumulation_steps": str(accumulation),
+            },
+            recipe,
+        )
     if recipe.trainer.max_length > 512:
         recipe = trainer(max_length=512)
         yield {"trainer.max_length": "512"}, recipe
-    if recipe.quantisation == "none" and recipe.lora is not None:
-        recipe = recipe.model_copy(update={"quantisation": "nf4"})
-        yield {"quantisation": "nf4"}, recipe
+    if recipe.quantization == "none" and recipe.lora is not None:
+        recipe = recipe.model_copy(update={"quantization": "nf4"})
+        yield {"quantization": "nf4"}, recipe
 
 
 def _time(recipe: Recipe, lake: DataLake, found: Estimate, machine: Machine) -> Finding:

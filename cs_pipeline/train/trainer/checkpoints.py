@@ -1,6 +1,5 @@
 """The checkpoints of an unfinished training: each complete or absent, the newest complete one found again."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import atomic_folder, make_folder
+from cs_pipeline.core.lake import atomic_folder, locked
 from cs_pipeline.core.manifest import read_manifest, write_manifest
 
 _KEPT = 2
@@ -106,15 +105,12 @@ def working_folder(folder: Path) -> Iterator[Path]:
     It stays if there is anything in it; ``remove_working_folder`` removes it when the training is finished. Raises
     PipelineError while another process trains the same.
     """
-    make_folder(folder)
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with locked(folder / _LOCK, wait=False) as held:
+        if not held:
             raise PipelineError(
                 f"Another process is training the same adapter: it holds {folder / _LOCK}.",
                 "Wait until it has finished, or stop it.",
-            ) from None
+            )
         try:
             yield folder
         finally:
@@ -126,10 +122,8 @@ def remove_working_folder(folder: Path) -> None:
     """Removes what a finished training kept to go on, unless another process has begun it anew."""
     if not folder.exists():
         return
-    with (folder / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+    with locked(folder / _LOCK, wait=False) as held:
+        if not held:
             return
         # Renamed first: half of it must not look like a training to go on with.
         gone = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))

@@ -42,7 +42,8 @@ def rows_at_once(batch_size: int, accumulation: int, processes: int) -> int:
     if rows < processes:
         raise PipelineError(
             f"A step of the recipe has {batch_size} × {accumulation} rows, too few for {processes} processes.",
-            f"Start at most {rows} (CS_PROCESSES, --nproc-per-node), or raise trainer.batch_size or trainer.accumulation.",
+            f"Start at most {rows} (CS_PROCESSES, --nproc-per-node), or raise trainer.per_device_train_batch_size "
+            "or trainer.gradient_accumulation_steps.",
         )
     return min(batch_size, -(-rows // processes))
 

@@ -24,13 +24,13 @@ def build_peft_model(recipe: Recipe, base: Path, start: Path | None) -> Any:
 
     if recipe.lora is None:
         # What is trained is kept in full precision: small steps on rounded weights round to nothing.
-        model = load_base(start or base, recipe.quantisation, torch.float32)
+        model = load_base(start or base, recipe.quantization, torch.float32)
         model.config.use_cache = False
         return model
-    model = load_base(base, recipe.quantisation)
+    model = load_base(base, recipe.quantization)
     model.config.use_cache = False
     targets = _targets(recipe.lora, base, model)
-    if recipe.quantisation == "nf4":
+    if recipe.quantization == "nf4":
         # The trainer turns gradient checkpointing on, where the recipe asks for it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, _lora_config(recipe.lora, targets, model))
@@ -131,11 +131,11 @@ def _lora_config(lora: Lora, targets: str | list[str], model: Any) -> Any:
 
     return LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
         target_modules=targets,
-        use_dora=lora.dora,
-        use_rslora=lora.rslora,
+        use_dora=lora.use_dora,
+        use_rslora=lora.use_rslora,
         task_type="SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM",
     )
 

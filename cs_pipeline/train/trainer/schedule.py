@@ -35,7 +35,9 @@ def is_over(settings: Settings, state: TrainerState) -> bool:
     """Whether nothing is left to train: the last step is done, or the recipe's patience is at its end."""
     losses = [loss for _, loss in validated(state)]
     waited = len(losses) - 1 - losses.index(min(losses)) if losses else 0
-    return state.global_step >= state.max_steps or (settings.patience is not None and waited >= settings.patience)
+    return state.global_step >= state.max_steps or (
+        settings.early_stopping_patience is not None and waited >= settings.early_stopping_patience
+    )
 
 
 class Schedule(TrainerCallback):

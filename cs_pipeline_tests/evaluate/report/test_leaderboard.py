@@ -85,8 +85,8 @@ def test_two_recipes_through_the_job_are_two_rows_with_their_figures(
             ends = ("_minus_base", "_minus_base_low", "_minus_base_high")
             assert [row[metric + end] for end in ends] == [minus[k] for k in ("difference", "low", "high")]
         assert row["learning_rate"] == made_by["trainer"]["learning_rate"]
-        assert (row["r"], row["alpha"]) == (made_by["lora"]["r"], made_by["lora"]["alpha"])
-        assert row["quantisation"] == made_by["quantisation"]
+        assert (row["r"], row["lora_alpha"]) == (made_by["lora"]["r"], made_by["lora"]["lora_alpha"])
+        assert row["quantization"] == made_by["quantization"]
         for measured in ("seconds", "tokens_per_second", "peak_memory_gib", "trainable_parameters", "steps", "rows"):
             assert row[measured] == metrics[measured], measured
         assert row["evaluation_seconds"] == facts["seconds"]["tuned"]
@@ -172,7 +172,7 @@ def test_the_page_holds_all_and_needs_nothing_from_outside(swept: DataLake) -> N
             low, high = (figure(metric, row[metric + end]) for end in ("_low", "_high"))
             assert f"{figure(metric, row[metric])}{low} to {high}" in page.text, metric
         for part, told in (
-            (settings, (row["base"], row["method"], f"{row['learning_rate']:g}", f"{row['r']} / {row['alpha']}")),
+            (settings, (row["base"], row["method"], f"{row['learning_rate']:g}", f"{row['r']} / {row['lora_alpha']}")),
             (cost, (f"{row['seconds']:,.0f} s", f"{row['peak_memory_gib']:.1f} GiB")),
         ):
             of_recipe = part[part.index(f">{row['recipe']}</th>") :]
@@ -207,9 +207,9 @@ def test_another_placeholder_mode_has_a_ranking_of_its_own(swept: DataLake) -> N
 
 
 def test_settings_are_those_the_judged_adapter_was_made_with(swept: DataLake) -> None:
-    under_another_name(swept, "tiny", "all_of_it", lora=None, quantisation="none", description=HOSTILE)
+    under_another_name(swept, "tiny", "all_of_it", lora=None, quantization="none", description=HOSTILE)
     row = rows_of(write_leaderboard(["all_of_it"], swept))["all_of_it"]
-    assert (row["method"], row["r"], row["alpha"]) == ("all weights", None, None)
+    assert (row["method"], row["r"], row["lora_alpha"]) == ("all weights", None, None)
     write_json(swept.path("train", "adapter", "all_of_it.json"), {"fingerprint": "f" * 16})
     board = write_leaderboard(["all_of_it"], swept)
     assert rows_of(board)["all_of_it"]["note"] == "its newer adapter is not judged yet"
@@ -241,7 +241,7 @@ def judged_by_other_code(lake: DataLake) -> str:
 def adapter_touched(lake: DataLake) -> str:
     fingerprint = read_evaluation("tiny", lake)["adapter_fingerprint"]
     (lake.path("train", "adapter", "tiny", fingerprint) / "metrics.json").write_text("{}")
-    return "metrics.json was changed after it was made"
+    return "metrics.json was changed after it was written"
 
 
 def adapter_gone(lake: DataLake) -> str:
@@ -306,7 +306,7 @@ def test_every_recipe_has_the_same_names_in_the_store(sweep: tuple[DataLake, dg.
     assert tiny.metrics.keys() == {name for name in lora.metrics if not name.startswith("test.champion.")}  # tiny is it
     assert tiny.params.keys() == lora.params.keys()
     differing = {name for name in tiny.params if tiny.params[name] != lora.params[name]}
-    assert differing >= {"name", "method", "lora.r", "quantisation", "trainer.epochs", "train_rows"}
+    assert differing >= {"name", "method", "lora.r", "quantization", "trainer.num_train_epochs", "train_rows"}
     for row in lake.read("evaluate", "leaderboard").to_pylist():
         logged = runs[row["recipe"]].metrics
         for metric in SHOWN:

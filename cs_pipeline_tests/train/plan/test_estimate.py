@@ -34,13 +34,18 @@ PARAMETERS = {
 
 
 def recipe(**changes: Any) -> Recipe:
-    trainer = {"epochs": 1, "learning_rate": 1e-4, "batch_size": 4, "max_length": 512} | changes.pop("trainer", {})
+    trainer = {
+        "num_train_epochs": 1,
+        "learning_rate": 1e-4,
+        "per_device_train_batch_size": 4,
+        "max_length": 512,
+    } | changes.pop("trainer", {})
     content: dict[str, Any] = {
         "name": "mine",
         "description": "for tests",
         "base": {"source": "hub", "repo": "a/b", "revision": "0" * 40, "licence": "MIT"},
-        "quantisation": "none",
-        "lora": {"r": 16, "alpha": 32},
+        "quantization": "none",
+        "lora": {"r": 16, "lora_alpha": 32},
         "trainer": trainer,
         "generation": {"max_new_tokens": 10},
     }
@@ -66,19 +71,19 @@ def test_what_each_setting_does_to_the_memory() -> None:
     assert plain.memory.weights == 2 * plain.parameters
     assert plain.memory.trained == 16 * plain.trained
 
-    four = estimate(recipe(quantisation="nf4"), LLAMA, 2)
+    four = estimate(recipe(quantization="nf4"), LLAMA, 2)
     embeddings = 2 * 32000 * 4096 + 65 * 4096
     in_layers = plain.parameters - embeddings
     assert four.memory.weights == pytest.approx(in_layers * NF4_BYTES + embeddings * FULL + 4096 * 11008 * 2)
     assert estimate(recipe(lora=None), LLAMA, 2).memory.trained == 16 * plain.parameters
-    eight_bit = estimate(recipe(trainer={"optimizer": "paged_adamw_8bit"}), LLAMA, 2)
+    eight_bit = estimate(recipe(trainer={"optim": "paged_adamw_8bit"}), LLAMA, 2)
     assert eight_bit.memory.trained == 10 * plain.trained
     again = estimate(recipe(trainer={"gradient_checkpointing": True}), LLAMA, 2)
     assert again.memory.activations < plain.memory.activations / 8
     assert again.operations > plain.operations * 1.4
-    half = estimate(recipe(trainer={"batch_size": 2}), LLAMA, 2)
+    half = estimate(recipe(trainer={"per_device_train_batch_size": 2}), LLAMA, 2)
     assert half.memory.activations == pytest.approx(plain.memory.activations / 2)
-    attention = estimate(recipe(lora={"r": 16, "alpha": 32, "target_modules": "attention"}), LLAMA, 2)
+    attention = estimate(recipe(lora={"r": 16, "lora_alpha": 32, "target_modules": "attention"}), LLAMA, 2)
     assert attention.trained == 16 * 32 * 4 * 2 * 4096
     assert attention.memory.activations < plain.memory.activations
 
@@ -125,7 +130,10 @@ WIDE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", WIDE)
 def test_narrow_layers_keep_in_proportion_what_wide_ones_keep(family: str, compute: int) -> None:
     shape, tokens, rows = WIDE[family], 160, 2
-    mine = recipe(lora={"r": 16, "alpha": 32, "dropout": 0.05}, trainer={"batch_size": rows, "max_length": tokens})
+    mine = recipe(
+        lora={"r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
+        trainer={"per_device_train_batch_size": rows, "max_length": tokens},
+    )
     layer, rest = module._kept(mine, shape, compute, tokens)
     model = module._model(shape).to(torch.bfloat16 if compute == 2 else torch.float32).train()
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear"))

@@ -70,12 +70,12 @@ def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> 
     changes = {key: yaml.safe_load(value) for key, value in (text.split(": ", 1) for text in keys)}
     assert changes == {
         "trainer.gradient_checkpointing": True,
-        "trainer.batch_size": 1,
-        "trainer.accumulation": 4,
-        "quantisation": "nf4",
+        "trainer.per_device_train_batch_size": 1,
+        "trainer.gradient_accumulation_steps": 4,
+        "quantization": "nf4",
     }
     trainer = {key.removeprefix("trainer."): value for key, value in changes.items() if key.startswith("trainer.")}
-    fixed = recipe.model_copy(update={"quantisation": "nf4", "trainer": recipe.trainer.model_copy(update=trainer)})
+    fixed = recipe.model_copy(update={"quantization": "nf4", "trainer": recipe.trainer.model_copy(update=trainer)})
     assert by_name(fixed, lake, small)["memory"].status == "ok"
     tiny = by_name(recipe, lake, replace(BIG, memory=1e9))["memory"]
     assert str(tiny.fix).startswith("No setting makes it fit")
@@ -102,7 +102,9 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
     found = estimate(recipe, shape, 2)
     once = hours(recipe, 1000, found, 1e14)
     assert hours(recipe, 2000, found, 2e14) == pytest.approx(once)
-    steps = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"epochs": None, "steps": 375})})
+    steps = recipe.model_copy(
+        update={"trainer": recipe.trainer.model_copy(update={"num_train_epochs": None, "max_steps": 375})}
+    )
     assert hours(steps, 10**9, found, 1e14) == pytest.approx(once)  # 375 steps of 8 rows are 3 epochs of 1,000
     write_side(lake, "train", company_rows(50))
     assert by_name(recipe, lake, replace(BIG, rate=2e12))["time"].status == "ok"

@@ -16,9 +16,9 @@ from cs_pipeline_tests.support.tiny import tiny_base
 HUGE = """
 description: A base that no machine holds; for tests.
 base: {source: hub, repo: EleutherAI/gpt-j-6b, revision: "REVISION", licence: Apache-2.0}
-quantisation: none
+quantization: none
 lora: null
-trainer: {epochs: 1, learning_rate: 1.0e-4, batch_size: 100000, max_length: 2048}
+trainer: {num_train_epochs: 1, learning_rate: 1.0e-4, per_device_train_batch_size: 100000, max_length: 2048}
 generation: {max_new_tokens: 10}
 """
 

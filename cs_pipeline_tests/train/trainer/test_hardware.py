@@ -79,9 +79,15 @@ def recipe(tmp_path: Path) -> Recipe:
             "name": "speed",
             "description": "For this test.",
             "base": {"source": "path", "path": str(tiny_base(tmp_path / "base", "embedded"))},
-            "quantisation": "none",
-            "lora": {"r": 4, "alpha": 8},
-            "trainer": {"steps": 4, "learning_rate": 1e-2, "batch_size": 5, "accumulation": 2, "max_length": 512},
+            "quantization": "none",
+            "lora": {"r": 4, "lora_alpha": 8},
+            "trainer": {
+                "max_steps": 4,
+                "learning_rate": 1e-2,
+                "per_device_train_batch_size": 5,
+                "gradient_accumulation_steps": 2,
+                "max_length": 512,
+            },
             "generation": {"max_new_tokens": 8},
         }
     )

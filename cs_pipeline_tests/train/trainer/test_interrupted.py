@@ -27,7 +27,7 @@ def little(tmp_path: Path) -> Little:
 @pytest.fixture
 def recipe(little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setenv("CS_RECIPES", str(tmp_path / "recipes"))
-    content = little.yaml(epochs=8, evaluations=4, checkpoint_seconds=0)
+    content = little.yaml(num_train_epochs=8, evaluations=4, checkpoint_seconds=0)
     return write_recipe(tmp_path / "recipes", "little", content)
 
 

@@ -157,7 +157,9 @@ def scarce(monkeypatch: pytest.MonkeyPatch, most: Callable[[], int]) -> list["we
 def test_out_of_memory_halves_the_micro_batch_and_not_the_step(
     little: Little, undisturbed: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    configured = little.train(little.recipe(batch_size=2, accumulation=4), tmp_path / "configured")
+    configured = little.train(
+        little.recipe(per_device_train_batch_size=2, gradient_accumulation_steps=4), tmp_path / "configured"
+    )
     made = scarce(monkeypatch, lambda: 2)
     outcome = little.train(little.recipe(), tmp_path / "work")
     assert len(made) == 2
@@ -165,16 +167,17 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_step(
     f = outcome.figures
     assert (f["batch_size"], f["effective_batch"], f["out_of_memory"], f["steps"]) == (2, 8, 1, STEPS)
     assert f["loss"][-1]["loss"] == pytest.approx(undisturbed.figures["loss"][-1]["loss"], rel=1e-2)  # other dropout
-    (said,) = [line for line in outcome.lines if line.startswith("Memory does not suffice")]
-    assert "for 4 rows at once; it goes on with 2, and still 8 a step" in said
-    assert "trainer.batch_size: 2, trainer.accumulation: 4" in said
+    (line,) = [line for line in outcome.lines if "do not fit into memory" in line]
+    assert "4 rows at once" in line
+    assert "goes on with 2, still 8 per step" in line
+    assert "trainer.per_device_train_batch_size: 2, trainer.gradient_accumulation_steps: 4" in line
 
 
 def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(
     little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without dropout, whose random numbers depend on the batch, halved is the same up to rounding."""
-    lora = {"lora": little.recipe().lora.model_copy(update={"dropout": 0.0})}  # type: ignore[union-attr]
+    lora = {"lora": little.recipe().lora.model_copy(update={"lora_dropout": 0.0})}  # type: ignore[union-attr]
     whole = little.train(little.recipe().model_copy(update=lora), tmp_path / "whole")
     gone: list[bool] = []
 
@@ -208,7 +211,7 @@ def test_no_memory_for_a_single_row_is_an_error_that_names_what_to_change(
 ) -> None:
     scarce(monkeypatch, lambda: 0)
     with pytest.raises(PipelineError, match="Memory does not suffice for the longest row alone") as error:
-        little.train(little.recipe(batch_size=2), tmp_path / "work")
+        little.train(little.recipe(per_device_train_batch_size=2), tmp_path / "work")
     for key in ("max_length", "gradient_checkpointing", "nf4"):
         assert key in error.value.fix
 
@@ -259,7 +262,13 @@ def test_a_full_disk_is_said_and_the_training_goes_on_when_there_is_room(
 # Which weights are kept, and when a training ends
 
 
-FORGETFUL = {"epochs": 6, "learning_rate": 0.1, "scheduler": "constant", "warmup_share": 0, "evaluations": 12}
+FORGETFUL = {
+    "num_train_epochs": 6,
+    "learning_rate": 0.1,
+    "lr_scheduler_type": "constant",
+    "warmup_steps": 0,
+    "evaluations": 12,
+}
 """Long enough for the validation loss to rise again."""
 
 
@@ -281,7 +290,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
     assert f["steps"] == 36 > f["best_step"]
     assert f["validation_loss_after"] == losses[f["best_step"]] < losses[36]
     # A run that ends at the best step, with the same schedule up to there, has the same weights.
-    ends_there = little.recipe(**FORGETFUL | {"epochs": None, "steps": f["best_step"], "evaluations": 1})
+    ends_there = little.recipe(**FORGETFUL | {"num_train_epochs": None, "max_steps": f["best_step"], "evaluations": 1})
     assert little.train(ends_there, tmp_path / "work").weights == outcome.weights
     # Measured as evaluation does it, in batches of its own, per token of answers and stop tokens, they are as good.
     model = SupportModel(ends_there, little.base, folder)
@@ -295,7 +304,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
 def test_patience_ends_the_training_and_an_interruption_changes_nothing(
     little: Little, forgetful: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
-    recipe = little.recipe(**FORGETFUL, **EACH_STEP, patience=1)
+    recipe = little.recipe(**FORGETFUL, **EACH_STEP, early_stopping_patience=1)
     patient = forgetful[0].figures["validation_loss"]
     losses = [point["loss"] for point in patient]
     risen = next(i for i, (one, next_) in enumerate(itertools.pairwise(losses)) if next_ >= one)
