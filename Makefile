@@ -6,7 +6,7 @@ export DAGSTER_HOME ?= $(CURDIR)/dagster_home
 # uv does not read pip's settings; wheels kept in a local folder for pip are for uv too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONUNBUFFERED := 1
-# Containers often set it; every process would then compile torch and transformers anew, ten seconds of work.
+# Containers often set it; every process would then compile torch and transformers again, ten seconds of work.
 unexport PYTHONDONTWRITEBYTECODE
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
@@ -24,16 +24,18 @@ test: .venv/ready ## the whole test suite
 dev: .venv/ready ## Dagster UI and daemon on port 3000, MLflow UI on port 5000; Ctrl-C stops all
 	@$(BIN)/cs-pipeline dev
 
-check: .venv/ready ## lint, format, types
+check: .venv/ready ## lint, format, import layers, dependencies, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/deptry cs_pipeline bench
 	$(BIN)/mypy
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: .uv/bin/uv ## pin anew what pyproject.toml allows
+lock: .uv/bin/uv ## pin again what pyproject.toml allows
 	$(UV) pip compile -q --upgrade --extra dev --python-version 3.11 --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml <(printf "hatchling\nuv\n") | sed 's/+cpu$$//' > constraints.txt
 
