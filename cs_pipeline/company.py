@@ -53,7 +53,7 @@ class Columns(_Part):
         return self
 
 
-class Pattern(_Part):
+class OwnPattern(_Part):
     """What the company's own numbers look like, and the placeholder that takes their place."""
 
     placeholder: str
@@ -63,7 +63,7 @@ class Pattern(_Part):
     _is_known = field_validator("placeholder")(_known)
 
 
-class Retrain(_Part):
+class RetrainSettings(_Part):
     """When a new training is due."""
 
     new_rows: int = Field(200, ge=1, description="usable rows since the champion's training")
@@ -101,7 +101,7 @@ class Company(_Part):
     automatic_replies: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (), description="regular expressions of replies that no person wrote, beside the known ones"
     )
-    patterns: tuple[Pattern, ...] = ()
+    patterns: tuple[OwnPattern, ...] = ()
     phone_regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
         ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"), description="where numbers without +country are from"
     )
@@ -110,7 +110,7 @@ class Company(_Part):
         None, ge=0, description="what an hour of the machine that answers costs, in any currency; reports show the cost"
     )
     retention_days: int = Field(30, ge=1, description="days that raw deliveries are kept")
-    retrain: Retrain = Retrain()
+    retrain: RetrainSettings = RetrainSettings()
     values: Mapping[str, str] = Field(
         _Values(), description="what placeholders stand for in every answer, by name: {Company Name: Brightmart}"
     )

@@ -19,7 +19,7 @@ VERSION = 1
 """Of the tables, kept in the database's ``user_version``."""
 
 TIE = "tie"
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOTE_LETTERS = "abcdefghijklmnopqrstuvwxyz"
 """What the answers that a vote is on are called, in the order shown."""
 
 _COLUMNS = (
@@ -43,7 +43,7 @@ _TABLES = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedQuestion:
     """A question as the customer wrote it, and what was said before it, oldest first."""
 
     question: str
@@ -51,7 +51,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Given:
+class ShownAnswer:
     """An answer as it was shown, and who gave it: "version 3", or "version 3:base". ``settings`` are whatever shaped it."""
 
     system: str
@@ -60,13 +60,13 @@ class Given:
 
 
 @dataclass(frozen=True)
-class Edit:
+class AgentEdit:
     """What an agent ``sent`` in answer to a ``ticket``; ``customer`` is an id or e-mail address, or empty."""
 
     id: str
     ticket: str
     sent: str
-    drafts: list[Given]
+    drafts: list[ShownAnswer]
     customer: str
 
 
@@ -83,22 +83,22 @@ class Feedback(Database):
 
     # What people say
 
-    def rate(self, id: str, rater: str, asked: Asked, given: Given, score: int) -> None:
+    def rate(self, id: str, rater: str, asked: AskedQuestion, given: ShownAnswer, score: int) -> None:
         """``score`` is 1 to 5."""
         if score not in range(1, 6):
             raise PipelineError(f"A rating of {score} is none of 1 to 5.", "Give a whole number from 1 to 5.")
         self._judge(id, "rating", rater, asked, [given], score, None)
 
-    def thumb(self, id: str, rater: str, asked: Asked, given: Given, up: bool) -> None:
+    def thumb(self, id: str, rater: str, asked: AskedQuestion, given: ShownAnswer, up: bool) -> None:
         self._judge(id, "thumb", rater, asked, [given], int(up), None)
 
-    def vote(self, id: str, rater: str, asked: Asked, given: Sequence[Given], winner: int | None) -> None:
+    def vote(self, id: str, rater: str, asked: AskedQuestion, given: Sequence[ShownAnswer], winner: int | None) -> None:
         """``winner`` is the place of the best answer in the order shown, from 0; None is a tie."""
-        if not 2 <= len(given) <= len(LETTERS) or winner not in (None, *range(len(given))):
+        if not 2 <= len(given) <= len(VOTE_LETTERS) or winner not in (None, *range(len(given))):
             raise PipelineError(
                 f"A vote for answer {winner} of {len(given)} cannot be.", "Give two answers or more, and one of them."
             )
-        self._judge(id, "vote", rater, asked, given, None, TIE if winner is None else LETTERS[winner])
+        self._judge(id, "vote", rater, asked, given, None, TIE if winner is None else VOTE_LETTERS[winner])
 
     def agent_edit(
         self,
@@ -106,7 +106,7 @@ class Feedback(Database):
         agent: str,
         ticket: str,
         sent: str,
-        drafts: Sequence[Given],
+        drafts: Sequence[ShownAnswer],
         picked: int | None = None,
         customer: str = "",
     ) -> None:
@@ -126,7 +126,7 @@ class Feedback(Database):
         found = self._select(f"SELECT {', '.join(_COLUMNS)} FROM judgements WHERE clean = ? ORDER BY number", not raw)
         return [_judgement(row) for row in found]
 
-    def clean(self, judgements: Iterable[Mapping[str, Any]]) -> None:
+    def replace_with_clean(self, judgements: Iterable[Mapping[str, Any]]) -> None:
         """Puts these, which are clean, in the place of what was written under their ids."""
         with self._transaction():
             self._db.executemany(
@@ -156,7 +156,7 @@ class Feedback(Database):
 
     # Edits on their way to the landing place
 
-    def next_edits(self, before: datetime) -> tuple[int, list[Edit]] | None:
+    def next_batch(self, before: datetime) -> tuple[int, list[AgentEdit]] | None:
         """The number of the next file of edits, and what belongs into it; the same until ``landed`` is called.
 
         None where no edit waits, or the oldest that waits is not from ``before``.
@@ -171,16 +171,16 @@ class Feedback(Database):
                 self._db.execute("UPDATE edits SET batch = ? WHERE batch IS NULL", (under_way,))
         return under_way, self._edits("WHERE batch = ?", under_way)
 
-    def landed(self, batch: int, now: datetime) -> None:
+    def mark_landed(self, batch: int, now: datetime) -> None:
         """Notes that the file of this number lies at the landing place."""
         with self._transaction():
             self._db.execute("UPDATE edits SET landed_at = ? WHERE batch = ?", (now.isoformat(), batch))
 
-    def batches(self) -> set[int]:
+    def landed_batches(self) -> set[int]:
         """The numbers of all files that were landed."""
         return {batch for (batch,) in self._select("SELECT DISTINCT batch FROM edits WHERE landed_at IS NOT NULL")}
 
-    def expire(self, before: datetime) -> None:
+    def expire_edits(self, before: datetime) -> None:
         """Deletes the texts of edits that were landed before; that they were given stays, so that no retry doubles one."""
         with self._transaction():
             self._db.execute(
@@ -191,7 +191,7 @@ class Feedback(Database):
 
     # Forgetting
 
-    def edits(self) -> list[Edit]:
+    def edits(self) -> list[AgentEdit]:
         """All of them."""
         return self._edits("")
 
@@ -212,8 +212,8 @@ class Feedback(Database):
         id: str,
         kind: str,
         rater: str,
-        asked: Asked,
-        given: Sequence[Given],
+        asked: AskedQuestion,
+        given: Sequence[ShownAnswer],
         score: int | None,
         winner: str | None,
     ) -> None:
@@ -248,10 +248,10 @@ class Feedback(Database):
                 "What was said does not change: give what replaces it an id of its own.",
             )
 
-    def _edits(self, where: str, *values: Any) -> list[Edit]:
+    def _edits(self, where: str, *values: Any) -> list[AgentEdit]:
         rows = self._select(f"SELECT id, ticket, sent, drafts, customer FROM edits {where} ORDER BY number", *values)
         return [
-            Edit(id, ticket, sent, [Given(*draft) for draft in json.loads(drafts)], customer)
+            AgentEdit(id, ticket, sent, [ShownAnswer(*draft) for draft in json.loads(drafts)], customer)
             for id, ticket, sent, drafts, customer in rows
         ]
 

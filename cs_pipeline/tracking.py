@@ -1,38 +1,37 @@
-"""The MLflow store: one run per adapter fingerprint, live metrics by way of a spool on disk, versions and their alias."""
+"""The MLflow store: one run per adapter fingerprint, live metrics through a spool on disk, model versions and aliases."""
 
-import fcntl
 import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.core.errors import PipelineError, without_secret
-from cs_pipeline.core.lake import DataLake, make_folder, read_json, write_json
+from cs_pipeline.core.lake import DataLake, locked, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 MODEL = "cs-support"
-"""The registered model, and the experiment of its runs."""
+"""The name of the registered model and of the experiment with its runs."""
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FINGERPRINT = "cs.fingerprint"
-"""Tag of runs and versions: the adapter's fingerprint."""
+"""Tag of runs and versions: the fingerprint of the adapter."""
 
 FORGOTTEN = "cs.forgotten"
-"""Tag of versions that were trained on rows which are to be forgotten."""
+"""Tag of versions that were trained on rows which were forgotten since."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the registered model. ``folder`` is a local copy of its files: ``adapter/``, and ``base/`` if kept."""
+    """A version of the registered model. ``folder`` is a local copy of its files: ``adapter/``, and ``base/`` if logged."""
 
     version: int
     fingerprint: str
@@ -42,41 +41,41 @@ class Version:
 
 
 def store_uri(lake: DataLake) -> str:
-    """``MLFLOW_TRACKING_URI``, else SQLite in the lake."""
+    """``MLFLOW_TRACKING_URI``, else an SQLite database in the lake."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{lake.path('register', 'mlflow.db')}"
 
 
 def artifacts_folder(lake: DataLake) -> Path:
-    """Where the SQLite store's runs keep their files."""
+    """Where the SQLite store keeps the artifacts of its runs."""
     return lake.path("register", "artifacts")
 
 
 def open_store(lake: DataLake) -> "MlflowClient":
-    """A client of the store, which is made at first use. Raises PipelineError when it cannot be reached."""
+    """A client of the store, which is created on first use. Raises PipelineError when it cannot be reached."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    # By default a server that is not there is asked for four minutes.
+    # By default MLflow retries an unreachable server for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # that it makes its tables is no news to anybody
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it logs every table that it creates
     uri = store_uri(lake)
-    named = os.environ.get("MLFLOW_TRACKING_URI")
+    configured = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    if not named:
-        # MLflow has set it for its child processes; it would make this lake's store that of any other lake.
+    if not configured:
+        # set_tracking_uri sets it for child processes; here it would give every other lake the store of this one.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
-        with _one_at_a_time(lake):  # the first use of a SQLite store writes its tables
+        with _store_lock(lake):  # the first use of an SQLite store creates its tables
             client = mlflow.MlflowClient(uri, uri)
             if client.get_experiment_by_name(MODEL) is None:
-                # A server chooses the place itself; the SQLite store would choose the current folder.
-                own = artifacts_folder(lake).as_uri() if uri.startswith("sqlite:") else None
-                client.create_experiment(MODEL, artifact_location=own)
+                # A server chooses the location itself; an SQLite store would choose the current folder.
+                location = artifacts_folder(lake).as_uri() if uri.startswith("sqlite:") else None
+                client.create_experiment(MODEL, artifact_location=location)
     except (MlflowException, SQLAlchemyError, ImportError, OSError) as error:
-        # Not "from error": its text may hold the password of the address.
+        # Not "from error": its text may contain the password of the URI.
         raise PipelineError(
             without_secret(f"The MLflow store {uri} does not answer: {str(error).strip().splitlines()[0]}"),
             "Start the server that MLFLOW_TRACKING_URI names, or unset it to use the store in the lake.",
@@ -88,7 +87,7 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     """The id of the run of ``fingerprint``, or None."""
     experiment = client.get_experiment_by_name(MODEL)
     assert experiment is not None  # open_store made it
-    # The oldest: a request that a stalled server answers too late may have made a second one.
+    # The oldest one: a stalled server may carry out a request late and so create a second run.
     runs = client.search_runs(
         [experiment.experiment_id],
         f"tags.`{FINGERPRINT}` = '{fingerprint}'",
@@ -99,8 +98,8 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
 
 
 def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, recipe: str) -> str:
-    """The id of the one run of ``fingerprint``, whoever on this lake asks at the same time."""
-    with _one_at_a_time(lake):
+    """The id of the only run of ``fingerprint``, also when several processes ask at once."""
+    with _store_lock(lake):
         found = find_run(client, fingerprint)
         if found:
             return found
@@ -112,12 +111,12 @@ def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, 
 
 
 def find_versions(client: "MlflowClient") -> list[Any]:
-    """All versions of the registered model, oldest first: MLflow's ModelVersion."""
+    """All versions of the registered model (MLflow's ModelVersion), oldest first."""
     return sorted(client.search_model_versions(f"name = '{MODEL}'"), key=lambda v: int(v.version))
 
 
 def champion_number(client: "MlflowClient") -> int | None:
-    """The version that holds the alias ``champion``, or None."""
+    """The number of the version with the alias ``champion``, or None."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -129,7 +128,7 @@ def champion_number(client: "MlflowClient") -> int | None:
 
 
 def get_version(client: "MlflowClient", number: int) -> Version:
-    """Version ``number`` with its files on this disk."""
+    """Version ``number``, with its files downloaded."""
     import mlflow
 
     version = client.get_model_version(MODEL, str(number))
@@ -140,21 +139,21 @@ def get_version(client: "MlflowClient", number: int) -> Version:
 
 
 def champion_version(lake: DataLake) -> Version | None:
-    """The current champion, or None where no version was ever promoted."""
+    """The current champion, or None if there is none."""
     client = open_store(lake)
     number = champion_number(client)
     return None if number is None else get_version(client, number)
 
 
 SEND_EVERY = 3.0
-"""Seconds between two sendings of live metrics."""
+"""Seconds between two batches of live metrics."""
 
 
 class Spool:
-    """Metrics of a training on disk, one JSON line each; what training writes while MLflow may be away.
+    """The metrics of a training run on disk, one JSON line per step, so that training does not depend on MLflow.
 
-    A training that was interrupted repeats the steps since its last checkpoint. What a step has measured once stays, and is
-    not written again: so a metric has one value a step, in the spool and in MLflow.
+    A resumed training repeats the steps since its last checkpoint. Values that a step has already written are kept and
+    not written again, so every metric has one value per step, in the spool and in MLflow.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,7 +161,7 @@ class Spool:
         make_folder(path.parent)
 
     def append(self, step: int, metrics: dict[str, float]) -> None:
-        """Keeps what of ``metrics`` was not measured at ``step`` before. One process at a time may append."""
+        """Writes the ``metrics`` that ``step`` has not written yet. Only one process at a time may append."""
         new = {name: value for name, value in metrics.items() if (step, name) not in self._written}
         if new:
             with self.path.open("a") as file:
@@ -171,16 +170,16 @@ class Spool:
 
     @cached_property
     def _written(self) -> set[tuple[int, str]]:
-        """Step and name of all that the spool holds. Half a line, which a full disk leaves, is cut off."""
+        """Step and name of every value in the spool. A partial last line, as a full disk leaves it, is cut off."""
         whole = self._whole()
         if self.path.exists():
             os.truncate(self.path, len(whole))
         return {(line["step"], name) for line in map(json.loads, whole.splitlines()) for name in line["metrics"]}
 
     def replay(self, client: "MlflowClient", run_id: str) -> int:
-        """Sends what this run was not sent; returns how many metrics. What is sent twice is there once: its key is the same.
+        """Sends the values that ``run_id`` has not received yet and returns their number. MLflow ignores repeated values.
 
-        Another run than before, in another store for instance, is sent everything.
+        A different run than last time, for example in another store, receives everything.
         """
         from mlflow.entities import Metric
 
@@ -190,37 +189,38 @@ class Spool:
         whole = self._whole()
         lines = [json.loads(line) for line in whole[sent:].splitlines()]
         batch = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
-        for start in range(0, len(batch), 1000):  # log_batch takes no more at once
+        for start in range(0, len(batch), 1000):  # the limit of log_batch
             client.log_batch(run_id, metrics=batch[start : start + 1000])
         if batch:
             write_json(mark, {"bytes": len(whole), "run": run_id})
         return len(batch)
 
     def _whole(self) -> bytes:
-        """The spool up to its last whole line."""
+        """The spool up to its last complete line."""
         content = self.path.read_bytes() if self.path.exists() else b""
         return content[: content.rfind(b"\n") + 1]
 
 
 @contextmanager
-def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterator[None]:
-    """Sends the spool to MLflow every few seconds while the block runs; a store that is away costs the block nothing."""
+def stream_metrics(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterator[None]:
+    """Sends the spool to MLflow every few seconds while the block runs. An unreachable store does not slow the block."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     done = threading.Event()
-    said: list[str] = []
+    reported = False
 
     def send() -> None:
+        nonlocal reported
         while True:
             last = done.wait(SEND_EVERY)
             try:
                 client = open_store(lake)
                 spool.replay(client, get_or_create_run(client, lake, fingerprint, recipe))
             except Exception as error:
-                # Whatever is wrong with the store: the spool keeps all, and registering sends it.
-                if not said:
-                    said.append(str(error))
-                    print(without_secret(f"MLflow takes no live metrics; they are sent later. {error}"), flush=True)  # noqa: T201
+                # Whatever is wrong with the store, the spool keeps all values, and registering sends them.
+                if not reported:
+                    reported = True
+                    print(without_secret(f"MLflow does not accept metrics; they are sent later. {error}"), flush=True)  # noqa: T201
             if last:
                 return
 
@@ -233,10 +233,6 @@ def live(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterato
         thread.join(timeout=10)
 
 
-@contextmanager
-def _one_at_a_time(lake: DataLake) -> Iterator[None]:
-    """No other thread or process on this lake looks whether something is in the store and then makes it."""
-    make_folder(lake.path("register"))
-    with lake.path("register", ".mlflow.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _store_lock(lake: DataLake) -> AbstractContextManager[bool]:
+    """Only one thread or process on this lake checks for something in the store and then creates it."""
+    return locked(lake.path("register", ".mlflow.lock"))

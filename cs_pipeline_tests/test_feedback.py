@@ -11,18 +11,18 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
 
-ASKED = Asked("Where is my order?", [("customer", "Hello"), ("agent", "Hello, how can I help?")])
-TUNED = Given("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})
-BASE = Given("version 3:base", "Orders are orders.", {"tone": "neutral"})
+ASKED = AskedQuestion("Where is my order?", [("customer", "Hello"), ("agent", "Hello, how can I help?")])
+TUNED = ShownAnswer("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})
+BASE = ShownAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
 
 
 def test_a_judgement_keeps_version_prompt_settings_and_answer(lake: DataLake) -> None:
     before = datetime.now(UTC)
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 4)
-        feedback.thumb("t1", "anna", Asked("Refund?"), TUNED, up=False)
+        feedback.thumb("t1", "anna", AskedQuestion("Refund?"), TUNED, up=False)
         feedback.vote("v1", "ben", ASKED, [BASE, TUNED], winner=1)
         feedback.vote("v2", "ben", ASKED, [BASE, TUNED], winner=None)
     with Feedback(lake) as feedback:
@@ -58,7 +58,7 @@ def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
             feedback.agent_edit("two", "tom", "Where is it?", "It is there.", [TUNED], picked=0)
         (raw,) = feedback.judgements(raw=True)
         # Nor when its text was cleaned meanwhile.
-        feedback.clean([raw | {"question": "Where is {{Order Number}}?", "rater": "hash"}])
+        feedback.replace_with_clean([raw | {"question": "Where is {{Order Number}}?", "rater": "hash"}])
         feedback.rate("one", "anna", ASKED, TUNED, 4)
         assert feedback.judgements(raw=True) == []
         (clean,) = feedback.judgements(raw=False)
@@ -72,7 +72,7 @@ def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
         (lambda f: f.rate("x", "anna", ASKED, TUNED, 0), "none of 1 to 5"),
         (lambda f: f.rate("x", "anna", ASKED, TUNED, 6), "none of 1 to 5"),
         (lambda f: f.rate(" ", "anna", ASKED, TUNED, 5), "needs an id"),
-        (lambda f: f.rate("x", "anna", ASKED, Given("", "Yes."), 5), "who gave the answer"),
+        (lambda f: f.rate("x", "anna", ASKED, ShownAnswer("", "Yes."), 5), "who gave the answer"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED], 0), "vote for answer 0 of 1"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED, BASE], 2), "vote for answer 2 of 2"),
         (lambda f: f.agent_edit("x", "tom", "Where?", " ", [TUNED], 0), "needs a ticket"),
@@ -89,8 +89,8 @@ def test_what_makes_no_sense_is_refused(lake: DataLake, give: Callable[[Feedback
 def test_half_a_character_is_kept_as_a_question_mark(lake: DataLake) -> None:
     half = "caf\ud800"
     with Feedback(lake) as feedback:
-        feedback.rate("r", half, Asked(half, [("customer", half)]), Given("version 3", half, {"value": half}), 1)
-        feedback.agent_edit("e", half, half, half, [Given("version 3", half)])
+        feedback.rate("r", half, AskedQuestion(half, [("customer", half)]), ShownAnswer("version 3", half, {"value": half}), 1)
+        feedback.agent_edit("e", half, half, half, [ShownAnswer("version 3", half)])
         (row,), (edit,) = feedback.judgements(raw=True), feedback.edits()
     assert {row["rater"], row["question"], *row["answers"], edit.ticket, edit.sent, edit.drafts[0].answer} == {"caf?"}
     assert (row["context"], row["settings"]) == ('[["customer", "caf?"]]', '{"value": "caf?"}')
@@ -99,7 +99,7 @@ def test_half_a_character_is_kept_as_a_question_mark(lake: DataLake) -> None:
 def test_the_owner_alone_may_read_it_and_what_is_deleted_is_gone(lake: DataLake) -> None:
     folder = lake.path("serve")
     with Feedback(lake) as feedback:
-        feedback.rate("r", "anna", Asked("I am jane@example.com"), TUNED, 5)
+        feedback.rate("r", "anna", AskedQuestion("I am jane@example.com"), TUNED, 5)
         feedback.agent_edit("e", "tom", "I am jane@example.com", "Hello.", [])
         names = {path.name: path.stat().st_mode & 0o777 for path in folder.glob("feedback.db*")}
         assert names == dict.fromkeys(["feedback.db", "feedback.db-wal", "feedback.db-shm"], 0o600)

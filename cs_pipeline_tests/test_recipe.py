@@ -216,7 +216,7 @@ def test_a_recipe_that_is_not_there_is_told_with_those_that_are(folder: Path) ->
             load_recipe(name)
         assert str(folder) in raised.value.what
         assert raised.value.fix == "Choose one of: a, b."
-    with pytest.raises(PipelineError, match=r"gone\.yaml is not readable"):
+    with pytest.raises(PipelineError, match=r"gone\.yaml cannot be read"):
         read_recipe(folder / "gone.yaml")
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from cs_pipeline import tracking
 from cs_pipeline.core.lake import DataLake, read_json
-from cs_pipeline.tracking import Spool, find_run, get_or_create_run, live, open_store
+from cs_pipeline.tracking import Spool, find_run, get_or_create_run, open_store, stream_metrics
 from cs_pipeline_tests.support.stores import Silent, history
 from cs_pipeline_tests.support.stores import client as client  # the fixtures
 from cs_pipeline_tests.support.stores import run as run
@@ -120,7 +120,7 @@ def test_nothing_is_marked_as_sent_that_was_not(spool: Spool, client: "MlflowCli
 
 def test_live_metrics_arrive_even_if_training_fails(stored: DataLake, client: "MlflowClient", spool: Spool) -> None:
     def train() -> None:
-        with live(spool, stored, "live", "tiny"):
+        with stream_metrics(spool, stored, "live", "tiny"):
             for step in range(3):
                 spool.append(step, {"loss": float(step)})
             raise KeyError("the training's own error")
@@ -144,7 +144,7 @@ def test_a_store_that_is_away_holds_up_nothing_and_nothing_is_lost(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", silent.uri)
-    with live(spool, lake, tmp_path.name, "tiny"):
+    with stream_metrics(spool, lake, tmp_path.name, "tiny"):
         spool.append(0, {"loss": 1.0})
         assert silent.reached.wait(30)
         # The store has been asked and has not answered: training goes on.
@@ -152,7 +152,7 @@ def test_a_store_that_is_away_holds_up_nothing_and_nothing_is_lost(
             spool.append(step, {"loss": 1.0 - step / 100})
         silent.close()
     said = capsys.readouterr().out
-    assert said.count("MLflow takes no live metrics") == 1
+    assert said.count("MLflow does not accept metrics") == 1
     assert "s3cret" not in said
     assert [json.loads(line)["step"] for line in spool.path.read_text().splitlines()] == list(range(100))
 
@@ -228,9 +228,9 @@ def test_a_server_that_is_down_stalled_and_stalled_again_gets_every_metric_once(
             spool.append(step, {"loss": 1 / (step + 1)})
             slowest = max(slowest, time.monotonic() - began)
 
-    with live(spool, lake, "stalled", "tiny"):
+    with stream_metrics(spool, lake, "stalled", "tiny"):
         train(range(10))
-        until(lambda: "MLflow takes no live metrics" in capsys.readouterr().out)
+        until(lambda: "MLflow does not accept metrics" in capsys.readouterr().out)
         server.start()
         train(range(10, 20))
         until(sent.exists)

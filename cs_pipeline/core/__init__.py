@@ -1,1 +1,1 @@
-"""What every other package builds on: files, tables, hashes, errors. It knows nothing of models or support."""
+"""What every other package builds on: files, tables, hashes and errors. Nothing here knows about models or support."""

@@ -1,4 +1,4 @@
-"""An SQLite file of the lake: made at first use, readable by its owner alone, every transaction on the disk or undone."""
+"""An SQLite file in the lake, created on first use and readable by its owner alone."""
 
 import os
 import sqlite3
@@ -11,24 +11,25 @@ from typing import Any, Self
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import PRIVATE, locked, make_folder
 
-BUSY = 60.0
-"""Seconds that a step waits for another process to end its own."""
+_LOCK_TIMEOUT = 60.0
+"""Seconds that a transaction waits for another process to finish its own."""
 
 
 class Database:
-    """The database at ``path``, used by the thread that opens it; several threads and processes open it at once.
+    """The database at ``path``. Use it only in the thread that opens it; several threads and processes may each open it.
 
-    ``tables`` are the statements that make it, ``version`` is theirs and kept in its ``user_version``. Every method raises
-    PipelineError when it cannot be read or written; ``if_damaged`` says what to do then.
+    ``tables`` are the CREATE statements; their ``version`` is kept in SQLite's ``user_version``. Every transaction is
+    synced to disk or rolled back. Every method raises PipelineError, with the advice ``if_damaged``, when the file cannot
+    be read or written.
     """
 
     def __init__(self, path: Path, tables: Sequence[str], version: int, if_damaged: str) -> None:
         self.path, self._if_damaged = path, if_damaged
         make_folder(path.parent)
         with self._errors():
-            # Made before SQLite would make it, with its rights; the files that SQLite puts beside it get the same.
+            # Created here for the file mode, which SQLite then gives to the files that it puts beside it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
-            self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, isolation_level=None)
             try:
                 self._open(tables, version)
             except BaseException:
@@ -44,10 +45,10 @@ class Database:
         self._db.close()
 
     def _open(self, tables: Sequence[str], version: int) -> None:
-        # In WAL only FULL syncs at each commit; what is deleted is overwritten with zeros.
+        # In WAL mode only FULL syncs at each commit. secure_delete overwrites deleted content with zeros.
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA secure_delete = ON")
-        # Two first uses at once would both make the tables, and SQLite does not wait when it changes the journal.
+        # Two first uses at once would both create the tables, and SQLite does not wait to change the journal mode.
         with locked(self.path.with_name(f".{self.path.stem}.lock")):
             found = self._select("PRAGMA user_version")[0][0]
             if found > version:
@@ -70,7 +71,7 @@ class Database:
     def _transaction(self) -> Iterator[None]:
         with self._errors():
             try:
-                # IMMEDIATE: a transaction that first reads and then writes could not wait for another writer.
+                # IMMEDIATE, because a transaction that reads before it writes could not wait for another writer.
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")
@@ -86,5 +87,5 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             raise PipelineError(
                 f"{self.path} cannot be read or written: {error}.",
-                f"Free the disk or give this user the right to write there. {self._if_damaged}",
+                f"Free disk space or give this user write permission there. {self._if_damaged}",
             ) from error

@@ -1,4 +1,4 @@
-"""Errors and findings that are written for people."""
+"""Errors and check results that are written for the user."""
 
 import re
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from typing import Literal, TypeAlias
 
 
 class PipelineError(Exception):
-    """Something the user can fix: what happened and where, then what to do.
+    """An error that the user can fix: ``what`` happened and where, and the ``fix``.
 
-    The command line prints it without a traceback; Dagster shows it as the failure's message.
+    The command line prints it without a traceback; Dagster shows it as the failure message.
     """
 
     def __init__(self, what: str, fix: str) -> None:
@@ -22,7 +22,7 @@ Status: TypeAlias = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found, and what to do where it is not ok. A note is no obstacle; a problem is."""
+    """The result of one check, with a fix unless the status is ok. A problem stops the pipeline, a note does not."""
 
     name: str
     status: Status
@@ -31,5 +31,5 @@ class Finding:
 
 
 def without_secret(text: str) -> str:
-    """``text`` without user and password in the addresses that it holds."""
+    """``text`` with user names and passwords removed from its URLs."""
     return re.sub(r"(?<=://)[^\s/]*@", "", text)

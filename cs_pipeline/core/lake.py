@@ -1,4 +1,4 @@
-"""The data lake: where each table, model and report lies, and how it gets there whole or not at all.
+"""The data lake: where tables, models and reports are stored, and how they are written atomically.
 
 Layout: ``<root>/<stage>/<name>.parquet`` for tables, ``<root>/<stage>/<name>/`` for folders, with the stages of the
 package: ingest, prepare, train, evaluate, register.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # loading the definitions must not cost what pyarrow costs
 
 
 PUBLIC, PRIVATE = 0o644, 0o600
-"""Rights of files: readable by all; by the owner alone, where raw personal data stands."""
+"""File modes: readable by all, or by the owner alone for raw personal data."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class DataLake:
         return self.root / stage / f"{name}.parquet"
 
     def read(self, stage: str, name: str, columns: list[str] | None = None) -> "pa.Table":
-        """The table ``name`` of ``stage``, memory-mapped off. Raises PipelineError when it is not there or not whole."""
+        """The table ``name`` of ``stage``, not memory-mapped. Raises PipelineError when it is missing or damaged."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = self.table(stage, name)
         try:
-            # Opened once: a path would be opened for the schema and again for the rows, and be another file by then.
+            # pyarrow would open a path twice, for the schema and for the rows, and the file may be replaced in between.
             with pa.OSFile(str(path)) as file:
                 return pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (FileNotFoundError, NotADirectoryError):
             raise PipelineError(
-                f"{path} is not there: the asset '{name}' has not been materialised in this lake.",
+                f"{path} does not exist: the asset '{name}' has not been materialised in this lake.",
                 f"Materialise '{name}' first, or run the whole job: make demo.",
             ) from None
         except (pa.ArrowException, OSError) as error:
@@ -65,7 +65,7 @@ class DataLake:
             ) from error
 
     def write(self, stage: str, name: str, table: "pa.Table", schema: "pa.Schema", *, mode: int = PUBLIC) -> str:
-        """Writes ``table``, which must have ``schema``, and returns the sha256 of the file: equal rows, equal hash."""
+        """Writes ``table``, which must have ``schema``, and returns the file's sha256. Equal tables have equal hashes."""
         import pyarrow.parquet as pq
 
         from cs_pipeline.core.schema import check_schema
@@ -79,7 +79,7 @@ class DataLake:
 
 @contextmanager
 def atomic_file(path: Path, mode: int = PUBLIC) -> Iterator[Path]:
-    """A temporary path beside ``path`` that becomes ``path`` when the block ends well, synced, and vanishes when not."""
+    """A temporary path beside ``path``: synced and renamed to ``path`` when the block succeeds, deleted when it fails."""
     make_folder(path.parent)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -92,15 +92,15 @@ def atomic_file(path: Path, mode: int = PUBLIC) -> Iterator[Path]:
         _sync(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        _say_if_full(error)
+        _raise_if_disk_full(error)
         raise
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that becomes ``path`` when the block ends well, and vanishes when not.
+    """A temporary folder beside ``path``: synced and renamed to ``path`` when the block succeeds, deleted when it fails.
 
-    A folder that lay there before is replaced; between the two renames there is none.
+    An existing folder is replaced; between the two renames ``path`` does not exist.
     """
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -118,68 +118,77 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if old.exists() and not path.exists():
             old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
-        _say_if_full(error)
+        _raise_if_disk_full(error)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes left of an atomic folder at ``path``, which nobody else may be writing now."""
+    """Removes what killed processes left behind of an atomic folder at ``path``. Nobody else may be writing it."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of that name; another thread or process that wants it waits, and the system frees a dead one's."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Holds an exclusive lock on the file ``path`` while the block runs; creates the file but never changes its content.
+
+    Other threads and processes wait for it, and the operating system releases the lock of a process that dies. With
+    ``wait=False`` the block runs at once; it is given False where the lock is held elsewhere.
+    """
+    make_folder(path.parent)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        yield held
 
 
 def make_folder(folder: Path) -> None:
-    """Makes ``folder`` and its parents. Raises PipelineError when the lake cannot be written."""
+    """Creates ``folder`` and its parents. Raises PipelineError when it cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"[Errno 13] Permission denied: '{folder}'")
     except OSError as error:
-        raise _unwritable(error) from error
+        raise _write_error(error) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` as JSON, whole or not at all; not-a-number is refused."""
+    """Writes ``value`` as JSON, atomically. Raises ValueError for NaN and infinity."""
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """What ``write_json`` wrote."""
+    """The value of a JSON file."""
     return json.loads(path.read_text())
 
 
 def file_sha256(path: Path) -> str:
-    """64 hex digits."""
+    """The sha256 of a file: 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(*values: Any) -> str:
-    """16 hex digits that stand for these JSON-serialisable values."""
+    """A hash of JSON-serialisable values: 16 hex digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _unwritable(error: OSError) -> PipelineError:
+def _write_error(error: OSError) -> PipelineError:
     return PipelineError(
         f"The data lake cannot be written: {error}.",
-        "Give this user the right to write there, free the disk, or point CS_LAKE at another folder.",
+        "Give this user write permission there, free disk space, or point CS_LAKE at another folder.",
     )
 
 
-def _say_if_full(error: BaseException) -> None:
+def _raise_if_disk_full(error: BaseException) -> None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise _unwritable(error) from error
+        raise _write_error(error) from error
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What makes a folder of weights or of an index trustworthy: a list of its files and their hashes, written last."""
+"""The manifest of a folder of weights or of an index: its files and their hashes, written last, checked on load."""
 
 from pathlib import Path
 from typing import Any
@@ -6,41 +6,43 @@ from typing import Any
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import digest, file_sha256, read_json, write_json
 
-NAME = "manifest.json"
+MANIFEST_NAME = "manifest.json"
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes ``manifest.json`` with ``facts`` and the sha256 of every other file below ``folder``, and returns it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    """Writes ``manifest.json`` with ``facts`` and the sha256 of every other file in ``folder``; returns the manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     manifest = {**facts, "files": {str(path.relative_to(folder)): file_sha256(path) for path in files}}
-    write_json(folder / NAME, manifest)
+    write_json(folder / MANIFEST_NAME, manifest)
     return manifest
 
 
 def read_manifest(folder: Path, asset: str) -> dict[str, Any]:
-    """The manifest of ``folder``, after every file in it was compared with its hash.
+    """The manifest of ``folder``, after checking the hash of every file.
 
-    Raises PipelineError naming the first file that is missing, changed or was added.
+    Raises PipelineError naming the first file that is missing, changed or added.
     """
-    fix = f"Delete {folder} and materialise '{asset}' again; do not load it, what lies there is not what was made."
+    fix = (
+        f"Delete {folder} and materialise '{asset}' again. Do not load the folder: its content is not what was written."
+    )
     try:
-        manifest: dict[str, Any] = read_json(folder / NAME)
+        manifest: dict[str, Any] = read_json(folder / MANIFEST_NAME)
         files: dict[str, str] = dict(manifest["files"])
     except FileNotFoundError:
-        raise PipelineError(f"{folder} holds no {NAME}: '{asset}' was not finished there.", fix) from None
+        raise PipelineError(f"{folder} has no {MANIFEST_NAME}: '{asset}' was not finished there.", fix) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise PipelineError(f"{folder / NAME} is damaged: {error!r}.", fix) from error
-    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {NAME}
+        raise PipelineError(f"{folder / MANIFEST_NAME} is damaged: {error!r}.", fix) from error
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST_NAME}
     for name in sorted(found | set(files)):
         if name not in found:
             raise PipelineError(f"{folder / name} is missing.", fix)
         if name not in files:
-            raise PipelineError(f"{folder / name} was added after it was made.", fix)
+            raise PipelineError(f"{folder / name} was added after the folder was written.", fix)
         if file_sha256(folder / name) != files[name]:
-            raise PipelineError(f"{folder / name} was changed after it was made: its sha256 is another.", fix)
+            raise PipelineError(f"{folder / name} was changed after it was written: its sha256 differs.", fix)
     return manifest
 
 
 def content_hash(manifest: dict[str, Any]) -> str:
-    """16 hex digits that stand for the files of a manifest."""
+    """A hash of the names and contents of a manifest's files: 16 hex digits."""
     return digest(manifest["files"])

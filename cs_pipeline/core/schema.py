@@ -1,4 +1,4 @@
-"""The Arrow schemas of the lake's tables, in one place; every table is checked against its own."""
+"""The Arrow schemas of the lake's tables. Every table is checked against its schema when it is written."""
 
 import pyarrow as pa
 
@@ -24,10 +24,11 @@ CONVERSATION = pa.schema(
         pa.field("split", pa.string()),
     ]
 )
-"""One question and its answer. What a stage does not know yet is null.
+"""A question and its answer. Columns that a later stage fills are null until then.
 
-``subject_id`` and ``conversation_id`` are keyed hashes, so that nobody can try guesses (company rows: ``Ledger.subject``
-and ``Ledger.row``). ``context`` holds the earlier turns as JSON, oldest first: ``[["customer", "…"], ["agent", "…"]]``.
+``subject_id`` and ``conversation_id`` are keyed hashes, so nobody can test guesses against them (company rows:
+``Ledger.subject`` and ``Ledger.row``). ``context`` contains the earlier turns as JSON, oldest first:
+``[["customer", "…"], ["agent", "…"]]``.
 """
 
 INTERACTION = pa.schema(
@@ -48,11 +49,11 @@ INTERACTION = pa.schema(
         ),
     ]
 )
-"""One turn of a company's conversation, raw. Holds personal data; only the stage ingest has such tables.
+"""A raw turn of a company's conversation. It contains personal data; only the stage ingest has such tables.
 
-``source_row`` is the place of the record in its file, from 0; ``byte_offset`` where it begins (null in Parquet).
-``role`` is customer, agent or automatic. ``known`` is what the export's own fields say of the people in the
-conversation: a value, and the placeholder that is to take its place.
+``source_row`` is the index of the record in its file, from 0; ``byte_offset`` is where it begins (null in Parquet).
+``role`` is customer, agent or automatic. ``known`` are the values that the export's own fields give for the people in
+the conversation, each with the placeholder that replaces it.
 """
 
 QUARANTINED = pa.schema(
@@ -65,19 +66,18 @@ QUARANTINED = pa.schema(
         pa.field("record", pa.string(), nullable=False),
     ]
 )
-"""A record of a delivery that could not be used, raw, its first 500 characters."""
+"""A record of a delivery that could not be used: its first 500 characters, raw."""
 
 SET_ASIDE = CONVERSATION.append(pa.field("reason", pa.string(), nullable=False))
-"""A row that a step left out, with the reason."""
+"""A row that a step left out, and the reason."""
 
 SPLIT_ROW = (
     CONVERSATION.append(pa.field("predicted_intent", pa.string(), nullable=False))
     .append(pa.field("predicted_confidence", pa.float32(), nullable=False))
     .append(pa.field("nearest_train_similarity", pa.float32()))
 )
-"""A row of a side of the split: what the intent classifier says of its question without having trained on it, and
-(validation and test) the cosine of its question to the nearest training question."""
-
+"""A row of one side of the split, with the prediction of an intent classifier that was not trained on it. Validation and
+test rows also have the cosine similarity of their question to the nearest training question."""
 
 PASSAGE = pa.schema(
     [
@@ -90,14 +90,14 @@ PASSAGE = pa.schema(
         pa.field("version", pa.string(), nullable=False),
     ]
 )
-"""A piece of a help article, the ``place``-th of its file from 0. ``path`` is that file below landing/knowledge/.
+"""A passage of a help article. ``path`` is the file in landing/knowledge/, ``place`` the passage's index in it, from 0.
 
-``address`` is where people read the article: the URL that the file states, else its path. ``version`` is the sha256 of the
-file; ``passage_id`` a hash of path and text, so it stays while the rest of the article changes.
+``address`` is where customers read the article: the URL that the file states, else its path. ``version`` is the sha256 of
+the file. ``passage_id`` is a hash of path and text, so it stays the same while the rest of the article changes.
 """
 
 PASSAGE_SET_ASIDE = PASSAGE.append(pa.field("reason", pa.string(), nullable=False))
-"""A piece of an article that no answer may be made of, with the reason."""
+"""A passage that must not be used in answers, and the reason."""
 
 ANSWER = pa.schema(
     [
@@ -108,9 +108,9 @@ ANSWER = pa.schema(
         pa.field("intent", pa.string(), nullable=False),
     ]
 )
-"""A known question of the training side and its answer, as the retrieval index holds them."""
+"""A known question from the training side and its answer, as stored in the retrieval index."""
 
-SEEN = pa.schema(
+SEEN_ROW = pa.schema(
     [
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),
@@ -119,10 +119,11 @@ SEEN = pa.schema(
         pa.field("through", pa.string(), nullable=False),
     ]
 )
-"""A row that an adapter was trained on, without its text. ``through`` is empty, or TOLD where its answer stood before
-another row's question, or the fingerprint of the adapter trained on it from which this one's training went on."""
+"""A row that an adapter was trained on, without its text. ``through`` is empty for a training row, IN_PROMPT if its answer
+was a known answer in another row's prompt, or the fingerprint of the earlier adapter that this one was warm-started from.
+"""
 
-TOLD = "known answer"
+IN_PROMPT = "known answer"
 
 RATING = pa.schema(
     [
@@ -141,28 +142,28 @@ RATING = pa.schema(
         pa.field("settings", pa.string(), nullable=False),
     ]
 )
-"""One judgement of a person. Its texts have been through the cleaning of personal data before they come here.
+"""One human judgement, after personal data was replaced in its texts.
 
-``id`` is made where the judgement is given, so that a delivery tried again is known as such. ``kind`` is rating (one
-answer, ``score`` 1 to 5), thumb (one answer, ``score`` 1 for up and 0 for down) or vote (two answers or more, ``winner``
-is the letter of the best in the order shown, a, b, c …, or tie). The ratings of several answers to one question share its
-``question_id``. ``systems`` are the versions as evaluation and registry call them, ``answers`` what each said, both in the
-order shown. ``context`` holds the earlier turns as in CONVERSATION. ``rater`` is a keyed hash, or the name that was given
-at an import; ``source`` is page or import. ``settings`` is JSON: tone, temperature, whatever else shaped the answers.
+``id`` is created by the client, so a retry can be recognised. ``kind`` is rating (one answer, ``score`` 1 to 5), thumb
+(one answer, ``score`` 1 for up and 0 for down) or vote (two or more answers; ``winner`` is the letter of the best one in
+the order shown, a, b, c …, or tie). Ratings of several answers to one question share its ``question_id``. ``systems`` are
+the versions under their names in evaluation and registry, ``answers`` what each one answered, both in the order shown.
+``context`` is as in CONVERSATION. ``rater`` is a keyed hash, or the name given at an import; ``source`` is page or import.
+``settings`` is JSON with tone, temperature and whatever else shaped the answers.
 """
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
-    """Raises PipelineError unless ``table`` has exactly the columns and types of ``schema`` and no forbidden null."""
+    """Raises PipelineError unless ``table`` has the columns and types of ``schema``, in order, and no forbidden nulls."""
     if table.schema.names != schema.names or table.schema.types != schema.types:
         differs = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
         raise PipelineError(
-            f"{what} does not have the agreed columns; these differ: {', '.join(differs) or 'their order'}.",
-            "This is a fault of the step that made the table; its schema stands in cs_pipeline/core/schema.py.",
+            f"{what} does not have the columns of its schema; these differ: {', '.join(differs) or 'their order'}.",
+            "This is a bug in the step that made the table; its schema is in cs_pipeline/core/schema.py.",
         )
     for field in schema:
         if not field.nullable and table.column(field.name).null_count:
             raise PipelineError(
                 f"{what} has {table.column(field.name).null_count} rows without '{field.name}'.",
-                "This is a fault of the step that made the table; every row needs one.",
+                "This is a bug in the step that made the table; every row needs a value.",
             )

@@ -1,4 +1,4 @@
-"""YAML that people write: settings, recipes, the catalogue."""
+"""YAML files that people write: settings, recipes, the placeholder catalogue."""
 
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,25 @@ from cs_pipeline.core.errors import PipelineError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of ``path``. Raises PipelineError when it cannot be read, holds no keys or one key twice."""
+    """The mapping in ``path``. Raises PipelineError when it cannot be read, is not a mapping or repeats a key."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise PipelineError(
-            f"{path} is not readable as YAML: {error}", "Fix the line that the message names."
+            f"{path} cannot be read as YAML: {error}", "Fix the line that the message names."
         ) from error
     if not isinstance(content, dict):
-        raise PipelineError(f"{path} holds no keys.", "Write 'key: value' lines; the documentation has an example.")
+        raise PipelineError(f"{path} contains no keys.", "Write 'key: value' lines; the documentation has an example.")
     return content
 
 
 def key_errors(error: ValidationError, what: str) -> str:
-    """What is wrong with which key of ``what`` ("a recipe"), in one sentence each."""
+    """One sentence per wrong key; ``what`` is the kind of file, such as "a recipe"."""
     return "; ".join(_sentence(single, what) for single in error.errors())
 
 
 def _sentence(error: Any, what: str) -> str:
-    # A union puts the tag or type that was tried into the location ("base.embedded.width"); the file has no such key.
+    # For a union, pydantic adds the tag or type that it tried to the location; the file has no such key.
     parts = [part for part in error["loc"] if "[" not in str(part)]
     if parts[:1] == ["base"]:
         del parts[1:2]
@@ -36,7 +36,7 @@ def _sentence(error: Any, what: str) -> str:
         return "'base.source' is missing"
     key = ".".join(map(str, parts))
     if error["type"] == "extra_forbidden":
-        return f"'{key}' is no key of {what}"
+        return f"'{key}' is not a key of {what}"
     if error["type"] == "missing":
         return f"'{key}' is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -44,11 +44,11 @@ def _sentence(error: Any, what: str) -> str:
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """A key that stands twice is an error; plainly read, the last would win in silence."""
+    """Refuses a repeated key; PyYAML itself would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' appears twice", node.start_mark)
         return super().construct_mapping(node, deep)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import PRIVATE, DataLake
-from cs_pipeline.feedback import Edit, Feedback
+from cs_pipeline.feedback import AgentEdit, Feedback
 from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.ingest.place import landing_place
@@ -23,13 +23,13 @@ def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
     """
     place = landing_place(lake, company)
     with Feedback(lake) as feedback:
-        feedback.expire(now - timedelta(days=company.retention_days))
-        ours = {_name(batch) for batch in feedback.batches()}
+        feedback.expire_edits(now - timedelta(days=company.retention_days))
+        ours = {_name(batch) for batch in feedback.landed_batches()}
         with Ledger(lake) as ledger:
             for entry in place.entries():
                 if entry.name in ours and ledger.content_of(entry.name) is not None:
                     place.remove(entry.name)
-        if (found := feedback.next_edits(now - TOGETHER)) is None:
+        if (found := feedback.next_batch(now - TOGETHER)) is None:
             return 0
         batch, edits = found
         path = lake.path("serve", _name(batch))
@@ -37,7 +37,7 @@ def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
         path.write_text("".join(f"{json.dumps(_ticket(edit))}\n" for edit in edits))
         land_files([path], lake, company)
         path.unlink()
-        feedback.landed(batch, now)
+        feedback.mark_landed(batch, now)
     return len(edits)
 
 
@@ -45,7 +45,7 @@ def _name(batch: int) -> str:
     return f"agent_edits_{batch:06}.jsonl"
 
 
-def _ticket(edit: Edit) -> dict[str, object]:
+def _ticket(edit: AgentEdit) -> dict[str, object]:
     """The edit in Zendesk's layout, which says who speaks whatever company.yaml calls its columns and agents."""
     # One requester for all whom nobody named would be a customer who floods the desk.
     requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}

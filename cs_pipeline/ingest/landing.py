@@ -197,7 +197,7 @@ class _Hashed(io.RawIOBase):
         return _Content(self._sha256.hexdigest(), self._bytes, damage)
 
 
-def _alone(lake: DataLake) -> AbstractContextManager[None]:
+def _alone(lake: DataLake) -> AbstractContextManager[bool]:
     make_folder(_kept(lake))
     _kept(lake).chmod(0o700)
     return locked(lake.path("ingest", ".landing.lock"))

@@ -1,6 +1,5 @@
 """What was decided about the champion: an append-only record, and the alias that follows it."""
 
-import fcntl
 import json
 import os
 import time
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cs_pipeline.core.lake import DataLake, digest, make_folder
+from cs_pipeline.core.lake import DataLake, digest, locked
 from cs_pipeline.tracking import CHALLENGER, CHAMPION, MODEL, champion_number, find_versions
 
 if TYPE_CHECKING:
@@ -27,9 +26,7 @@ _UNKNOWN = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", 
 @contextmanager
 def deciding(lake: DataLake) -> Iterator[None]:
     """No other process reads the history to add to it meanwhile; the lock of one that is killed is gone with it."""
-    make_folder(lake.path("register"))
-    with _path(lake).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(_path(lake)):
         yield
 
 

@@ -48,7 +48,7 @@ def retrieval_folder(lake: DataLake) -> Path:
     return lake.path("prepare", "retrieval_index")
 
 
-def index_lock(lake: DataLake) -> AbstractContextManager[None]:
+def index_lock(lake: DataLake) -> AbstractContextManager[bool]:
     """Whoever makes or loads the lake's index meanwhile, here or in another process, waits."""
     return _alone(retrieval_folder(lake))
 
@@ -278,8 +278,7 @@ def _load_vectors(folder: Path, manifest: dict[str, Any]) -> dict[str, Vectors]:
     return found
 
 
-def _alone(folder: Path) -> AbstractContextManager[None]:
-    make_folder(folder.parent)
+def _alone(folder: Path) -> AbstractContextManager[bool]:
     return locked(folder.with_name(".retrieval.lock"))
 
 

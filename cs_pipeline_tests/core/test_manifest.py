@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.manifest import NAME, content_hash, read_manifest, write_manifest
+from cs_pipeline.core.manifest import MANIFEST_NAME, content_hash, read_manifest, write_manifest
 
 FILES = {
     "adapter.safetensors": b"\x00weights",
@@ -35,7 +35,7 @@ def test_a_manifest_lists_every_file_with_its_hash(folder: Path) -> None:
         "seed": 0,
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
     }
-    assert manifest == json.loads((folder / NAME).read_text())
+    assert manifest == json.loads((folder / MANIFEST_NAME).read_text())
     assert len(content_hash(manifest)) == 16
 
 
@@ -48,10 +48,10 @@ def test_written_again_it_does_not_list_itself(folder: Path) -> None:
 def test_a_manifest_in_a_folder_below_is_a_file_like_others(folder: Path) -> None:
     outer = folder.parent
     manifest = write_manifest(outer, {})
-    assert f"adapter/{NAME}" in manifest["files"]
+    assert f"adapter/{MANIFEST_NAME}" in manifest["files"]
     assert read_manifest(outer, "model_version") == manifest
-    (folder / NAME).write_text("{}")
-    with pytest.raises(PipelineError, match="was changed after it was made"):
+    (folder / MANIFEST_NAME).write_text("{}")
+    with pytest.raises(PipelineError, match="was changed after it was written"):
         read_manifest(outer, "model_version")
 
 
@@ -73,18 +73,18 @@ def flip(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tamper", "complaint"),
     [
-        (flip, "adapter.safetensors was changed after it was made"),
+        (flip, "adapter.safetensors was changed after it was written"),
         (lambda f: (f / "intent_classifier/classifier.json").write_bytes(b""), "classifier.json was changed"),
         (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml is missing"),
-        (lambda f: (f / "evil.pkl").write_bytes(b""), "evil.pkl was added after it was made"),
+        (lambda f: (f / "evil.pkl").write_bytes(b""), "evil.pkl was added after the folder was written"),
         (lambda f: (f / "intent_classifier" / "more.json").write_bytes(b""), "more.json was added"),
-        (lambda f: (f / NAME).unlink(), "holds no manifest.json: 'adapter' was not finished there"),
-        (lambda f: (f / NAME).write_text('{"seed": 0'), "manifest.json is damaged"),
-        (lambda f: (f / NAME).write_bytes(b"\xff\xfe"), "manifest.json is damaged"),
-        (lambda f: (f / NAME).write_text('{"seed": 0}'), "manifest.json is damaged: KeyError('files')"),
-        (lambda f: (f / NAME).write_text("[]"), "manifest.json is damaged"),
-        (lambda f: (f / NAME).write_text('{"files": 1}'), "manifest.json is damaged"),
-        (lambda f: (f / NAME).write_text('{"files": {"../../secret": "0"}}'), "secret is missing"),
+        (lambda f: (f / MANIFEST_NAME).unlink(), "has no manifest.json: 'adapter' was not finished there"),
+        (lambda f: (f / MANIFEST_NAME).write_text('{"seed": 0'), "manifest.json is damaged"),
+        (lambda f: (f / MANIFEST_NAME).write_bytes(b"\xff\xfe"), "manifest.json is damaged"),
+        (lambda f: (f / MANIFEST_NAME).write_text('{"seed": 0}'), "manifest.json is damaged: KeyError('files')"),
+        (lambda f: (f / MANIFEST_NAME).write_text("[]"), "manifest.json is damaged"),
+        (lambda f: (f / MANIFEST_NAME).write_text('{"files": 1}'), "manifest.json is damaged"),
+        (lambda f: (f / MANIFEST_NAME).write_text('{"files": {"../../secret": "0"}}'), "secret is missing"),
     ],
 )
 def test_a_tampered_folder_is_refused(folder: Path, tamper: Callable[[Path], object], complaint: str) -> None:

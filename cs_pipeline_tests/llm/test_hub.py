@@ -262,7 +262,7 @@ def assert_went_on(hub: Hub) -> None:
 def test_other_content_than_the_hub_has_listed_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.mood = "other content"
     failed = fetch(address(hub), tmp_path)
-    assert "gave another file than the one expected" in failed["what"]
+    assert "returned a different file than expected" in failed["what"]
     assert sha256(hub.files[WEIGHTS]) in failed["what"]
     assert not list(tmp_path.rglob(WEIGHTS))
 

@@ -18,8 +18,8 @@ from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.evaluate.people.ratings import collect
-from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.evaluate.people.ratings import collect_ratings
+from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
 from cs_pipeline.forget import affected, forget_records
 from cs_pipeline.ingest.edits import TOGETHER, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
@@ -225,22 +225,22 @@ def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
 
 
 def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
-    company, said = load_company(lake), Given("version 2", "It is on its way to you since this morning.")
+    company, said = load_company(lake), ShownAnswer("version 2", "It is on its way to you since this morning.")
     rows = lake.read("prepare", "conversations", ["row_id", "subject_id"]).to_pylist()
     with Ledger(lake) as ledger:
         row = next(row["row_id"] for row in rows if row["subject_id"] == ledger.subject(jane))
     with Feedback(lake) as feedback:
-        feedback.rate("cleaned", "anna", Asked("Is it here yet?"), said, 5)
-        feedback.rate("imported", "anna", Asked("Where is it?"), said, 4)
+        feedback.rate("cleaned", "anna", AskedQuestion("Is it here yet?"), said, 5)
+        feedback.rate("imported", "anna", AskedQuestion("Where is it?"), said, 4)
         imported = next(one for one in feedback.judgements(raw=True) if one["id"] == "imported")
         feedback.forget(["imported"])
         feedback.add_clean([imported | {"question_id": row, "source": "import"}])
-    assert collect(lake, company).rows.num_rows == 2
+    assert collect_ratings(lake, company).rows.num_rows == 2
     with Feedback(lake) as feedback:
-        feedback.rate("raw", "anna", Asked(f"I am {jane}, is it here?"), said, 1)
+        feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), said, 1)
         feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
         feedback.agent_edit(
-            "draft", "tom", "Where is the parcel?", "It comes to you on Tuesday.", [Given("version 2", f"Dear {jane}")]
+            "draft", "tom", "Where is the parcel?", "It comes to you on Tuesday.", [ShownAnswer("version 2", f"Dear {jane}")]
         )
         feedback.agent_edit(
             "other", "tom", "Where is this parcel?", "It is with you on Monday.", [], customer="x@y.org"
@@ -265,9 +265,9 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     with Feedback(lake) as feedback:
         assert [edit.id for edit in feedback.edits()] == ["other"]
         # Clients that try again, late.
-        feedback.rate("raw", "anna", Asked(f"I am {jane}, is it here?"), said, 1)
+        feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), said, 1)
         feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
-    assert collect(lake, company).rows.num_rows == 1
+    assert collect_ratings(lake, company).rows.num_rows == 1
     assert land_edits(lake, company, datetime.now(UTC) + TOGETHER) == 1
     ingest(lake)
     assert join(lake).rows.num_rows == held - 3, "the old row and both that were edited; the other edit stays"
@@ -275,11 +275,11 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
 
 def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
-        feedback.rate("0123", "anna", Asked("Is it here yet?"), Given("version 2", "Yes."), 5)
-    collect(lake, load_company(lake))
+        feedback.rate("0123", "anna", AskedQuestion("Is it here yet?"), ShownAnswer("version 2", "Yes."), 5)
+    collect_ratings(lake, load_company(lake))
     forget_records(lake, affected(lake, row="0123"), "asked for")
     assert lake.read("evaluate", "human_ratings").num_rows == 0
-    assert collect(lake, load_company(lake)).rows.num_rows == 0
+    assert collect_ratings(lake, load_company(lake)).rows.num_rows == 0
 
 
 @pytest.mark.parametrize(

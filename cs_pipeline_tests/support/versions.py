@@ -8,7 +8,7 @@ from mlflow.entities import Param
 from safetensors.numpy import load_file, save_file
 
 from cs_pipeline.core.lake import DataLake, read_json
-from cs_pipeline.core.manifest import NAME, write_manifest
+from cs_pipeline.core.manifest import MANIFEST_NAME, write_manifest
 from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open_store
 
 
@@ -34,7 +34,7 @@ def add_version(
         recipe["generation"]["max_new_tokens"] = longest
         recipe["trainer"]["max_length"] = 2 * longest  # no answer may be longer than a row
     (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    facts = {key: value for key, value in read_json(adapter / NAME).items() if key != "files"}
+    facts = {key: value for key, value in read_json(adapter / MANIFEST_NAME).items() if key != "files"}
     fingerprint = f"scaled by {scale}, {longest}, {passages}"
     write_manifest(adapter, {**facts, "fingerprint": fingerprint})
     experiment = client.get_experiment_by_name(MODEL)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cs_pipeline.company import Company, Pattern
+from cs_pipeline.company import Company, OwnPattern
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker, catalogue, find
@@ -252,8 +252,8 @@ def test_an_address_in_the_field_of_a_name_is_whole(personal: PersonalData) -> N
 def test_the_companys_patterns_go_before_all_else() -> None:
     company = Company(
         patterns=(
-            Pattern(placeholder="Order Number", expression=r"\b\d{10}\b"),
-            Pattern(placeholder="Invoice Number", expression=r"\bR-\d{3}\.\d\b"),
+            OwnPattern(placeholder="Order Number", expression=r"\b\d{10}\b"),
+            OwnPattern(placeholder="Invoice Number", expression=r"\bR-\d{3}\.\d\b"),
         )
     )
     own = PersonalData(company.phone_regions, company.own_patterns)
@@ -265,7 +265,7 @@ def test_the_companys_patterns_go_before_all_else() -> None:
 
 
 def test_a_pattern_never_reaches_over_a_placeholder() -> None:
-    company = Company(patterns=(Pattern(placeholder="Order Number", expression=r"id .*"),))
+    company = Company(patterns=(OwnPattern(placeholder="Order Number", expression=r"id .*"),))
     assert (
         PersonalData(company.phone_regions, company.own_patterns).replace("id 1 {{Invoice Number}} 2")[0]
         == "{{Order Number}}{{Invoice Number}} 2"

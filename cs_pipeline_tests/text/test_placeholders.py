@@ -92,7 +92,7 @@ ENTRY = "{phrase: order number, examples: [a]}"
     [
         ("values: {}", "labels"),
         (f"values: {{Order Number: {ENTRY}, order_numbers: {ENTRY}}}\nlabels: {{}}", "'order_numbers'"),
-        (f"values: {{Order Number: {ENTRY}, Order Number: {ENTRY}}}\nlabels: {{}}", "stands twice"),
+        (f"values: {{Order Number: {ENTRY}, Order Number: {ENTRY}}}\nlabels: {{}}", "appears twice"),
         (f"values: {{Save: {ENTRY}}}\nlabels: {{Save: []}}", "both a value and a label"),
         ("values: {}\nlabels: {Save: [save]}", "'save' of 'Save'"),
         ("values: {}\nlabels: {Save: [Keep, Keep]}", "'Keep' of 'Save'"),

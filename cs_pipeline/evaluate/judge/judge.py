@@ -1,9 +1,9 @@
-"""A language model as judge: which of two answers is better, asked in both orders, and how far it is to be believed.
+"""A language model as judge: it compares pairs of answers, each pair in both orders.
 
-In go pairs of answers; out comes a row a pair: pair_id, question_id, system_a, system_b, ``first`` and ``second`` (what the
-judge said with a shown first and with b shown first, each a, b or tie) and ``result``. A judge that contradicts itself when
-the order changes has said nothing: the result is a tie, and counts for its position bias. Its verdicts are held against
-those of people on the same pairs, and are for a gate only above KAPPA.
+``judge_pairs`` returns one row per pair: pair_id, question_id, system_a, system_b, ``first`` and ``second`` (the verdict
+with a shown first and with b shown first: a, b or tie) and ``result``. When the two verdicts contradict each other the
+result is a tie and counts towards the judge's position bias. Verdicts are compared with those of people on the same
+pairs; a judge may decide about a promotion only above MIN_KAPPA.
 """
 
 import json
@@ -21,23 +21,25 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import DataLake, digest, locked, make_folder
+from cs_pipeline.core.lake import DataLake, digest, locked
 from cs_pipeline.evaluate.judge.endpoint import Endpoint
-from cs_pipeline.evaluate.people.people import pairs
+from cs_pipeline.evaluate.people.people import vote_pairs
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.statistics import cohen_kappa, wilson
 from cs_pipeline.feedback import TIE
 
-KAPPA = 0.6
+JUDGED_QUESTIONS = 100
+"""Test questions to judge, drawn by the hash of their row ids; each costs two calls per system it is compared with."""
+
+MIN_KAPPA = 0.6
 """Agreement with people above which a judge may gate: "substantial" begins there (Landis and Koch 1977)."""
 
-COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
+MIN_SHARED_PAIRS = 30
+"""With fewer pairs judged by people too, kappa says nothing."""
 
-FEWEST_PAIRS = 30
-"""On fewer pairs judged by people too, kappa says nothing."""
-
-_AT_ONCE = 4
-_PROGRESS = 5.0  # seconds between two lines
+_COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
+_PARALLEL_CALLS = 4
+_SECONDS_BETWEEN_REPORTS = 5.0
 
 _INSTRUCTION = """\
 You compare two answers of a customer-support desk to the same customer. The user's message is JSON: the earlier turns, \
@@ -49,7 +51,7 @@ Reply with one word: A, B, or TIE if neither is better."""
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Two answers to one question. ``context`` holds earlier turns as in CONVERSATION, None without any."""
+    """Two answers to one question. ``context`` holds the earlier turns as in CONVERSATION, None without any."""
 
     question_id: str
     question: str
@@ -61,17 +63,17 @@ class AnswerPair:
 
     @property
     def id(self) -> str:
-        """Stands for the pair in tables."""
+        """Identifies the pair in tables."""
         return digest(astuple(self))
 
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How the judge reacts to the order, over ``pairs``: shares from 0 to 1.
+    """How the judge reacts to the order of the answers, over ``pairs``; shares from 0 to 1.
 
-    ``consistent`` is the share with the same answer preferred, or none, in both orders. ``first`` is the share that the
-    answer shown first has of all verdicts for one of the two, with Wilson's 95 % interval: 0.5 is no bias. It is None where
-    all were ties.
+    ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of verdicts for the
+    answer shown first among all verdicts that are not ties, with Wilson's 95 % interval: 0.5 means no bias, None that all
+    verdicts were ties.
     """
 
     pairs: int
@@ -83,9 +85,9 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class PeopleAgreement:
-    """Cohen's kappa of the judge and the majority of people over a, b and tie, on ``pairs`` that both judged.
+    """Cohen's kappa between the judge and the majority of people over a, b and tie, on the ``pairs`` that both judged.
 
-    The 95 % interval is of a bootstrap over questions; None where kappa is not defined.
+    The 95 % interval comes from a bootstrap over questions; None where kappa is undefined.
     """
 
     kappa: float | None
@@ -94,60 +96,102 @@ class PeopleAgreement:
     pairs: int
 
 
-def judge_pairs(
-    pairs: Sequence[AnswerPair],
+def judge_models(
     endpoint: Endpoint,
-    cache: Path,
+    test_set: FrozenTestSet,
+    answers: Mapping[str, list[str]],
+    lake: DataLake,
     report: Callable[[str], None],
-    sleep: Callable[[float], None] = time.sleep,
-) -> pd.DataFrame:
-    """What the judge at ``endpoint`` says of each pair, in their order. This sends the texts there.
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """The judge's part of ``evaluation.json``, and the table of ``judge_pairs`` for the test rows.
 
-    ``cache`` is a file of verdicts by the hash of what was asked, without any text: what stands there is not asked again, so
-    an interrupted call goes on. A reply that is no verdict leaves its pair out, is told by ``report``, and is asked again
-    next time. Raises PipelineError as Endpoint.ask does, where what was judged until then is kept, and when no reply at all
-    is a verdict.
+    ``answers`` holds each model's answers to all test rows, ``tuned`` among them. For each other model it counts how many
+    answers of the tuned model ``won`` and ``lost``, the ``ties``, and the ``share`` it won of those decided, with Wilson's
+    95 % interval, which treats questions as independent. ``may_gate`` says whether people agree with the judge enough.
+    Raises PipelineError as judge_pairs does.
     """
-    asked = [(pair, order) for pair in pairs for order in ("ab", "ba")]
-    keys = [digest(_INSTRUCTION, endpoint.url, endpoint.model, *_messages(pair, order)) for pair, order in asked]
-    with _verdicts(cache) as (known, keep):
-        todo = {key: _messages(*what) for key, what in zip(keys, asked, strict=True) if key not in known}
+    row_ids = test_set.test["row_id"]
+    drawn = sorted(range(len(row_ids)), key=lambda place: digest(row_ids.iloc[place]))[:JUDGED_QUESTIONS]
+    others = sorted(set(answers) - {"tuned"})
+    model_pairs = [
+        AnswerPair(
+            question_id=row_ids.iloc[place],
+            question=test_set.questions[place],
+            context=json.dumps(test_set.contexts[place]) if test_set.contexts[place] else None,
+            system_a=other,
+            system_b="tuned",
+            answer_a=answers[other][place],
+            answer_b=answers["tuned"][place],
+        )
+        for other in others
+        for place in drawn
+    ]
+    ratings = lake.table("evaluate", "human_ratings")
+    by_people = majority_verdicts(vote_pairs(lake.read("evaluate", "human_ratings"))) if ratings.exists() else {}
+    judged = judge_pairs([*model_pairs, *by_people], endpoint, lake.path("evaluate", "judge.jsonl"), report)
+    of_models = judged[judged["pair_id"].isin([pair.id for pair in model_pairs])]
+    agreement = agreement_with_people(judged, by_people)
+    gates, why = may_gate(agreement)
+    facts = {
+        "model": endpoint.model,
+        "against": {other: _wins(of_models[of_models["system_a"] == other]["result"]) for other in others},
+        "position": asdict(position_bias(of_models)),
+        "people": asdict(agreement),
+        "may_gate": gates,
+        "why": why,
+    }
+    return facts, of_models
+
+
+def judge_pairs(
+    pairs: Sequence[AnswerPair], endpoint: Endpoint, cache: Path, report: Callable[[str], None]
+) -> pd.DataFrame:
+    """The verdicts of the judge at ``endpoint`` on ``pairs``, in their order. This sends the texts to the endpoint.
+
+    ``cache`` is a file of verdicts by the hash of the request, without any text. What it holds is not asked again, so an
+    interrupted call continues where it stopped. A reply that is not a verdict leaves its pair out, is reported, and is
+    asked again next time. Raises PipelineError as Endpoint.ask does, which keeps the verdicts given so far, and when no
+    pair gets a verdict.
+    """
+    requests = [(pair, order) for pair in pairs for order in ("ab", "ba")]
+    keys = [digest(_INSTRUCTION, endpoint.url, endpoint.model, *_messages(*request)) for request in requests]
+    with _cached_verdicts(cache) as (known, keep), endpoint.client() as client:
+        todo = {key: _messages(*request) for key, request in zip(keys, requests, strict=True) if key not in known}
 
         def ask(key: str) -> None:
-            if (verdict := _verdict(endpoint.ask(todo[key], sleep))) is not None:
+            if (verdict := _verdict(endpoint.ask(client, todo[key]))) is not None:
                 keep(key, verdict)
 
-        started = said = time.monotonic()
-        pool = ThreadPoolExecutor(_AT_ONCE)
+        started = reported = time.monotonic()
+        pool = ThreadPoolExecutor(_PARALLEL_CALLS)
         try:
             for done, future in enumerate(as_completed([pool.submit(ask, key) for key in todo]), 1):
                 future.result()
-                if time.monotonic() - said > _PROGRESS or done == len(todo):
-                    said = time.monotonic()
-                    rate = done / max(said - started, 1e-9)
-                    report(
-                        f"judge: {done}/{len(todo)} verdicts, {rate:.1f} a second, {(len(todo) - done) / rate:.0f} s left"
-                    )
+                if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS or done == len(todo):
+                    reported = time.monotonic()
+                    rate = done / max(reported - started, 1e-9)
+                    left = (len(todo) - done) / rate
+                    report(f"judge: {done}/{len(todo)} verdicts, {rate:.1f} per second, {left:.0f} s left")
         finally:
             pool.shutdown(cancel_futures=True)
         if unreadable := sum(key not in known for key in todo):
-            report(f"judge: {unreadable} of {len(todo)} replies were no verdict; their pairs are left out")
+            report(f"judge: {unreadable} of {len(todo)} replies were not a verdict; their pairs are left out")
         rows = []
-        for pair, of_ab, of_ba in zip(pairs, keys[::2], keys[1::2], strict=True):
-            if of_ab in known and of_ba in known:
-                first, second = known[of_ab], {"a": "b", "b": "a", TIE: TIE}[known[of_ba]]
+        for pair, in_order, reversed_order in zip(pairs, keys[::2], keys[1::2], strict=True):
+            if in_order in known and reversed_order in known:
+                first, second = known[in_order], {"a": "b", "b": "a", TIE: TIE}[known[reversed_order]]
                 result = first if first == second else TIE
                 rows.append((pair.id, pair.question_id, pair.system_a, pair.system_b, first, second, result))
     if pairs and not rows:
         raise PipelineError(
             f"The judge '{endpoint.model}' gave no verdict on any of {len(pairs)} pairs.",
-            "It must reply with A, B or TIE alone: name another model in CS_JUDGE_MODEL.",
+            "It must reply with only A, B or TIE: name another model in CS_JUDGE_MODEL.",
         )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def position_bias(judged: pd.DataFrame) -> PositionBias:
-    """How far the judge goes by the place of an answer; ``judged`` as from judge, with a row at least."""
+    """How much the position of an answer sways the judge; ``judged`` comes from judge_pairs and has at least one row."""
     first = int((judged["first"] == "a").sum() + (judged["second"] == "b").sum())
     decided = int((judged["first"] != TIE).sum() + (judged["second"] != TIE).sum())
     low, high = wilson(first, decided) or (None, None)
@@ -155,26 +199,26 @@ def position_bias(judged: pd.DataFrame) -> PositionBias:
     return PositionBias(len(judged), consistent, first / decided if decided else None, low, high)
 
 
-def voted_pairs(compared: pd.DataFrame) -> dict[AnswerPair, str]:
-    """The pairs of answers that people voted on (people.pairs), with what most of them said: a, b or tie.
+def majority_verdicts(votes: pd.DataFrame) -> dict[AnswerPair, str]:
+    """The pairs of answers that people voted on (``vote_pairs``), with the verdict of most of them: a, b or tie.
 
-    Where no verdict has more votes than each other, it is a tie.
+    Where two verdicts have the most votes, it is a tie.
     """
-    found: dict[AnswerPair, list[str]] = {}
-    for row in compared.to_dict("records"):
-        given = {field.name: row[field.name] for field in fields(AnswerPair)}
-        given["context"] = None if pd.isna(given["context"]) else given["context"]
-        found.setdefault(AnswerPair(**given), []).append(row["result"])
-    return {pair: _majority(votes) for pair, votes in found.items()}
+    by_pair: dict[AnswerPair, list[str]] = {}
+    for row in votes.to_dict("records"):
+        values = {field.name: row[field.name] for field in fields(AnswerPair)}
+        values["context"] = None if pd.isna(values["context"]) else values["context"]
+        by_pair.setdefault(AnswerPair(**values), []).append(row["result"])
+    return {pair: _majority(verdicts) for pair, verdicts in by_pair.items()}
 
 
 def agreement_with_people(
     judged: pd.DataFrame, people: Mapping[AnswerPair, str], samples: int = 1000, seed: int = 0
 ) -> PeopleAgreement:
-    """How far ``judged`` (from judge) and ``people`` (from voted_pairs) agree; pairs that only one side has are left out."""
-    said = {pair.id: result for pair, result in people.items()}
-    both = judged[judged["pair_id"].isin(list(said))]
-    ours, theirs = both["result"].to_numpy(str), both["pair_id"].map(said).to_numpy(str)
+    """How far ``judged`` (judge_pairs) and ``people`` (majority_verdicts) agree on the pairs that both have."""
+    verdicts = {pair.id: result for pair, result in people.items()}
+    both = judged[judged["pair_id"].isin(list(verdicts))]
+    ours, theirs = both["result"].to_numpy(str), both["pair_id"].map(verdicts).to_numpy(str)
     kappa = cohen_kappa(ours.tolist(), theirs.tolist())
     if kappa is None:
         return PeopleAgreement(None, None, None, len(both))
@@ -190,23 +234,25 @@ def agreement_with_people(
 
 
 def may_gate(agreement: PeopleAgreement) -> tuple[bool, str]:
-    """Whether the judge's votes may decide on a promotion, and why."""
-    if agreement.pairs < FEWEST_PAIRS:
+    """Whether the judge's verdicts may decide about a promotion, and why."""
+    if agreement.pairs < MIN_SHARED_PAIRS:
         return (
             False,
-            f"people voted on {agreement.pairs} of the judged pairs; {FEWEST_PAIRS} are needed to know the judge",
+            f"people voted on {agreement.pairs} of the judged pairs; {MIN_SHARED_PAIRS} are needed to know the judge",
         )
     if agreement.kappa is None:
-        return False, "judge and people gave all pairs one verdict, which tells nothing of their agreement"
-    ends = f"{agreement.kappa:.2f} (95 % interval {agreement.low:.2f} to {agreement.high:.2f}, {agreement.pairs} pairs)"
-    if agreement.kappa <= KAPPA:
-        return False, f"kappa with people is {ends}, not above {KAPPA}"
-    return True, f"kappa with people is {ends}, above {KAPPA}"
+        return False, "judge and people gave all pairs one verdict, which says nothing about their agreement"
+    kappa = (
+        f"{agreement.kappa:.2f} (95 % interval {agreement.low:.2f} to {agreement.high:.2f}, {agreement.pairs} pairs)"
+    )
+    if agreement.kappa <= MIN_KAPPA:
+        return False, f"kappa with people is {kappa}, not above {MIN_KAPPA}"
+    return True, f"kappa with people is {kappa}, above {MIN_KAPPA}"
 
 
 def _messages(pair: AnswerPair, order: str) -> list[dict[str, str]]:
     answers = {"a": pair.answer_a, "b": pair.answer_b}
-    # As JSON no text can end where it does not end, and pose as the other answer.
+    # In JSON no text can fake its own end and pose as the other answer.
     material = {
         "earlier_turns": json.loads(pair.context) if pair.context else [],
         "question": pair.question,
@@ -218,91 +264,39 @@ def _messages(pair: AnswerPair, order: str) -> list[dict[str, str]]:
 
 
 def _verdict(reply: str) -> str | None:
-    """a, b or tie, as shown; None where the reply is none of these. What a model thinks aloud before does not count."""
-    said = re.sub(r"[\s*_.\"'`]+", " ", reply.rpartition("</think>")[2]).strip().lower()
-    return said.removeprefix("answer ") if said in ("a", "b", TIE, "answer a", "answer b") else None
+    """a, b or tie, in the order shown; None for any other reply. Reasoning before the reply does not count."""
+    word = re.sub(r"[\s*_.\"'`]+", " ", reply.rpartition("</think>")[2]).strip().lower()
+    return word.removeprefix("answer ") if word in ("a", "b", TIE, "answer a", "answer b") else None
 
 
-def _majority(votes: Sequence[str]) -> str:
-    counts = {verdict: votes.count(verdict) for verdict in ("a", "b", TIE)}
+def _majority(verdicts: Sequence[str]) -> str:
+    counts = {verdict: verdicts.count(verdict) for verdict in ("a", "b", TIE)}
     most = [verdict for verdict, count in counts.items() if count == max(counts.values())]
     return most[0] if len(most) == 1 else TIE
 
 
+def _wins(results: pd.Series) -> dict[str, Any]:
+    won, lost = int((results == "b").sum()), int((results == "a").sum())
+    low, high = wilson(won, won + lost) or (None, None)
+    share = won / (won + lost) if won + lost else None
+    return {"won": won, "lost": lost, "ties": len(results) - won - lost, "share": share, "low": low, "high": high}
+
+
 @contextmanager
-def _verdicts(cache: Path) -> Iterator[tuple[dict[str, str], Callable[[str, str], None]]]:
-    """The verdicts in ``cache`` by key, and what keeps another one; one process at a time has them."""
-    make_folder(cache.parent)
+def _cached_verdicts(cache: Path) -> Iterator[tuple[dict[str, str], Callable[[str, str], None]]]:
+    """The verdicts in ``cache`` by key, and a function that adds one; only one process at a time has them."""
     with locked(cache.with_name(f".{cache.name}.lock")), cache.open("ab+") as file:
         file.seek(0)
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))  # half a line is what a full disk or a killed process leaves
+        file.truncate(len(whole))  # a full disk or a killed process leaves half a line
         known = {line["key"]: line["verdict"] for line in map(json.loads, whole.splitlines())}
-        one_at_a_time = threading.Lock()
+        writing = threading.Lock()
 
         def keep(key: str, verdict: str) -> None:
-            with one_at_a_time:
+            with writing:
                 file.write(json.dumps({"key": key, "verdict": verdict}).encode() + b"\n")
                 file.flush()
                 known[key] = verdict
 
         yield known, keep
-
-
-QUESTIONS = 100
-"""Test questions whose answers are compared, drawn by the hash of their rows: each costs two calls for every other model."""
-
-
-def hear(
-    endpoint: Endpoint,
-    rows: FrozenTestSet,
-    answers: Mapping[str, list[str]],
-    lake: DataLake,
-    report: Callable[[str], None],
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """What ``evaluation.json`` says of the judge, and the table of ``judge.judge`` for the test rows.
-
-    ``answers`` are those of the models to all test rows, ``tuned`` among them. For each other model there is how many of the
-    tuned model's answers ``won`` and ``lost``, the ``ties``, and the ``share`` of those decided that it won, with Wilson's
-    95 % interval, which takes questions as independent. ``may_gate`` says whether people agree with the judge enough.
-    Raises PipelineError as judge does.
-    """
-    drawn = sorted(range(len(rows.questions)), key=lambda place: digest(rows.test["row_id"].iloc[place]))[:QUESTIONS]
-    others = sorted(set(answers) - {"tuned"})
-    compared = [
-        AnswerPair(
-            question_id=rows.test["row_id"].iloc[place],
-            question=rows.questions[place],
-            context=json.dumps(rows.contexts[place]) if rows.contexts[place] else None,
-            system_a=other,
-            system_b="tuned",
-            answer_a=answers[other][place],
-            answer_b=answers["tuned"][place],
-        )
-        for other in others
-        for place in drawn
-    ]
-    table = lake.table("evaluate", "human_ratings")
-    voted = voted_pairs(pairs(lake.read("evaluate", "human_ratings"))) if table.exists() else {}
-    cache = lake.path("evaluate", "judge.jsonl")
-    said = judge_pairs([*compared, *voted], endpoint, cache, report)
-    own = said[said["pair_id"].isin([pair.id for pair in compared])]
-    agreement = agreement_with_people(said, voted)
-    gates, why = may_gate(agreement)
-    facts = {
-        "model": endpoint.model,
-        "against": {other: _counts(own[own["system_a"] == other]["result"]) for other in others},
-        "position": asdict(position_bias(own)),
-        "people": asdict(agreement),
-        "may_gate": gates,
-        "why": why,
-    }
-    return facts, own
-
-
-def _counts(results: pd.Series) -> dict[str, Any]:
-    won, lost = int((results == "b").sum()), int((results == "a").sum())
-    low, high = wilson(won, won + lost) or (None, None)
-    share = won / (won + lost) if won + lost else None
-    return {"won": won, "lost": lost, "ties": len(results) - won - lost, "share": share, "low": low, "high": high}

@@ -18,12 +18,12 @@ from cs_pipeline.core.lake import digest, read_json, write_json
 from cs_pipeline.evaluate.people.people import rating_table
 from cs_pipeline.evaluate.people.sheet import read_sheet, write_sheet
 
-COLUMNS = ("id", "question", "answer", "score")
-SHOWN = 20
+SHEET_COLUMNS = ("id", "question", "answer", "score")
+_MAX_FAULTS_SHOWN = 20
 """So many faults of a sheet are told at once."""
 
 
-def export_blind(
+def export_blind_sheet(
     answers: pd.DataFrame, systems: Mapping[str, str], sheet: Path, questions: int = 50, seed: int = 0
 ) -> int:
     """Writes ``sheet`` and its key: the answers of ``systems`` to ``questions`` test questions; returns how many answers.
@@ -32,7 +32,7 @@ def export_blind(
     each of those that shall be rated is to be known later. Questions are drawn by ``seed``; their order is random, and
     that of the answers to each. Raises PipelineError when a sheet lies there already, or there is nothing to rate.
     """
-    key = key_of(sheet)
+    key = key_path(sheet)
     if sheet.exists() or key.exists():
         raise PipelineError(
             f"{sheet if sheet.exists() else key} is there already.",
@@ -53,11 +53,11 @@ def export_blind(
             about = {"question_id": row, "question": one["question"], "answer": one["answer"]}
             samples[name] = about | {"system": systems[one["system"]]}
     write_json(key, samples)
-    write_sheet(sheet, COLUMNS, ([name, one["question"], one["answer"], None] for name, one in samples.items()))
+    write_sheet(sheet, SHEET_COLUMNS, ([name, one["question"], one["answer"], None] for name, one in samples.items()))
     return len(samples)
 
 
-def import_blind(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
+def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
     """The scores of a filled-in ``sheet`` as a table with RATING, by ``rater`` at ``at`` (with its time zone).
 
     Rows are matched by their id alone, whatever a spreadsheet did to the texts. All or nothing: raises PipelineError, which
@@ -87,9 +87,9 @@ def import_blind(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
             scores[name] = int(score[0])
     faults += [f"the id '{name}' is missing" for name in samples if name not in scores]
     if faults:
-        more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
         raise PipelineError(
-            f"Nothing of {sheet} was imported: {'; '.join(faults[:SHOWN])}{more}.",
+            f"Nothing of {sheet} was imported: {'; '.join(faults[:_MAX_FAULTS_SHOWN])}{more}.",
             "Fix these lines and import the sheet again; a score is a whole number from 1 to 5.",
         )
     return rating_table(
@@ -112,6 +112,6 @@ def import_blind(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
     )
 
 
-def key_of(sheet: Path) -> Path:
+def key_path(sheet: Path) -> Path:
     """Where the key of a sheet lies when it is exported."""
     return sheet.with_suffix(".key.json")

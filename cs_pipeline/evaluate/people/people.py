@@ -17,7 +17,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.core.schema import RATING, check_schema
 from cs_pipeline.evaluate.statistics import krippendorff_alpha, wilson
-from cs_pipeline.feedback import LETTERS, TIE
+from cs_pipeline.feedback import TIE, VOTE_LETTERS
 
 NEGATIVE, POSITIVE = (1, 2), (3, 4, 5)
 """Which scores count as negative and as positive."""
@@ -76,7 +76,7 @@ def rating_counts(ratings: pa.Table) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def pairs(ratings: pa.Table) -> pd.DataFrame:
+def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
     """A row for each two answers that a vote compares, with the columns question_id, question, context, rater, system_a,
     system_b, answer_a, answer_b and ``result``: a, b or tie.
 
@@ -89,7 +89,7 @@ def pairs(ratings: pa.Table) -> pd.DataFrame:
     for vote in _latest(ratings):
         if vote["kind"] != "vote":
             continue
-        best = None if vote["winner"] == TIE else LETTERS.index(vote["winner"])
+        best = None if vote["winner"] == TIE else VOTE_LETTERS.index(vote["winner"])
         shown = sorted(range(len(vote["systems"])), key=lambda place: (vote["systems"][place], vote["answers"][place]))
         for number, a in enumerate(shown):
             for b in shown[number + 1 :]:
@@ -120,7 +120,7 @@ def win_rates(compared: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def strengths(compared: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def bradley_terry(compared: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd.DataFrame:
     """A row a system, the strongest first within its group: system, ``group``, ``votes``, ``strength``, ``low``, ``high``.
 
     ``strength`` is the log strength of Bradley and Terry, 0 on average in the group: the difference of two is the log-odds
@@ -144,7 +144,7 @@ def strengths(compared: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd.
     )
     drawn = np.tensordot(draws.astype(float), by_question, axes=1) + PRIOR * (met > 0)
     rows = []
-    group_of = groups(met)
+    group_of = connected_groups(met)
     for group in range(group_of.max() + 1):
         members = np.flatnonzero(group_of == group)
         within = np.ix_(members, members)
@@ -161,7 +161,7 @@ def rater_agreement(ratings: pa.Table) -> RaterAgreement:
     """How far raters agree on the scores of the same answers, and on the better of the same two answers."""
     given = [row for row in _latest(ratings) if row["kind"] == "rating"]
     rated = [digest(row["question_id"], row["systems"], row["answers"]) for row in given]
-    compared = pairs(ratings)
+    compared = vote_pairs(ratings)
     shown = compared[["question_id", "system_a", "system_b", "answer_a", "answer_b"]]
     voted = [digest(*row) for row in shown.itertuples(index=False)]
     return RaterAgreement(
@@ -180,9 +180,9 @@ def _fault(row: Mapping[str, Any]) -> str | None:
     if count != len(row["answers"]) or None in (*row["systems"], *row["answers"]):
         return f"it has {count} systems and {len(row['answers'])} answers"
     if row["kind"] == "vote":
-        if not 2 <= count <= len(LETTERS) or score is not None:
+        if not 2 <= count <= len(VOTE_LETTERS) or score is not None:
             return "a vote is on two answers or more, without a score"
-        if winner != TIE and (winner is None or len(winner) != 1 or winner not in LETTERS[:count]):
+        if winner != TIE and (winner is None or len(winner) != 1 or winner not in VOTE_LETTERS[:count]):
             return f"the winner of {count} answers is '{winner}'"
         return None
     least, most = {"rating": (1, 5), "thumb": (0, 1)}.get(row["kind"], (None, None))
@@ -230,16 +230,16 @@ class Opinions:
     agreement: RaterAgreement
 
 
-def opinions(lake: DataLake) -> Opinions | None:
+def read_opinions(lake: DataLake) -> Opinions | None:
     """What people said of all versions; None where nobody has said anything, or ``human_ratings`` was not made yet."""
     if not lake.table("evaluate", "human_ratings").exists():
         return None
     ratings = lake.read("evaluate", "human_ratings")
     if not ratings.num_rows:
         return None
-    compared = pairs(ratings)
+    compared = vote_pairs(ratings)
     groups: dict[int, list[dict[str, Any]]] = {}
-    for row in _rows(strengths(compared)):
+    for row in _rows(bradley_terry(compared)):
         groups.setdefault(row["group"], []).append(row)
     return Opinions(
         judgements=ratings.num_rows,
@@ -285,7 +285,7 @@ def log_strengths(wins: np.ndarray) -> np.ndarray:
     )
 
 
-def groups(met: np.ndarray) -> np.ndarray:
+def connected_groups(met: np.ndarray) -> np.ndarray:
     """The number of the group, from 0, that each of n competitors belongs to: those who met, over however many others.
 
     ``met`` [n, n] says how often two met. Strengths of different groups do not compare.

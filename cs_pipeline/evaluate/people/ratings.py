@@ -19,7 +19,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import RATING
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.people.blind import export_blind, import_blind, key_of
+from cs_pipeline.evaluate.people.blind import export_blind_sheet, import_blind_sheet, key_path
 from cs_pipeline.evaluate.people.people import rating_table
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.ledger import Ledger
@@ -28,11 +28,11 @@ from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker
 from cs_pipeline.tracking import FINGERPRINT, find_versions, open_store
 
-TABLE = "human_ratings"
+RATINGS_TABLE = "human_ratings"
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectedRatings:
     """The table; how many judgements were ``forgotten``; ``replaced``: the placeholders that this time took the place of
     personal data, by name."""
 
@@ -41,7 +41,7 @@ class Collected:
     replaced: dict[str, int]
 
 
-def collect(lake: DataLake, company: Company) -> Collected:
+def collect_ratings(lake: DataLake, company: Company) -> CollectedRatings:
     """Writes ``human_ratings`` (RATING): every judgement that was ever given, but those that are to be forgotten.
 
     What is new is cleaned first, and put clean in its own place in the feedback, so that raw text is kept no longer.
@@ -54,10 +54,10 @@ def collect(lake: DataLake, company: Company) -> Collected:
         replaced: Counter[str] = Counter()
         if raw:
             cleaner = _Cleaner(PersonalData(company.phone_regions, company.own_patterns), ledger, replaced)
-            feedback.clean([cleaner.clean(row) for row in raw if row["id"] not in forgotten])
+            feedback.replace_with_clean([cleaner.clean(row) for row in raw if row["id"] not in forgotten])
         rows = rating_table(feedback.judgements(raw=False))
-    lake.write("evaluate", TABLE, rows, RATING)
-    return Collected(rows, len(forgotten), dict(replaced.most_common()))
+    lake.write("evaluate", RATINGS_TABLE, rows, RATING)
+    return CollectedRatings(rows, len(forgotten), dict(replaced.most_common()))
 
 
 def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
@@ -81,15 +81,15 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
     answers = pd.read_parquet(
         evaluation_folder(recipe_name, lake) / "answers.parquet", columns=["row_id", "system", "question", "answer"]
     )
-    return export_blind(answers, systems, sheet)
+    return export_blind_sheet(answers, systems, sheet)
 
 
 def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) -> tuple[int, int]:
     """Adds the scores of a filled-in ``sheet`` to the feedback; returns how many are new, and how many were there before.
 
-    Errors as of ``import_blind``, and PipelineError when ``rater`` has scored the same answers otherwise before.
+    Errors as of ``import_blind_sheet``, and PipelineError when ``rater`` has scored the same answers otherwise before.
     """
-    rows = import_blind(sheet, key or key_of(sheet), rater, datetime.now(UTC)).to_pylist()
+    rows = import_blind_sheet(sheet, key or key_path(sheet), rater, datetime.now(UTC)).to_pylist()
     with Feedback(lake) as feedback:
         added = feedback.add_clean(rows)
     return added, len(rows) - added

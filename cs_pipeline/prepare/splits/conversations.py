@@ -21,7 +21,6 @@ from cs_pipeline.core.lake import (
     digest,
     file_sha256,
     locked,
-    make_folder,
     read_json,
     remove_leftovers,
     write_json,
@@ -57,7 +56,6 @@ def join(lake: DataLake) -> Joined:
     A company row keeps its place, unless Bitext's rows now contradict it. What is delivered again, an exact duplicate or
     fits no side is set aside; the latter two are looked at again when another row has gone or changed.
     """
-    make_folder(lake.path("prepare"))
     with locked(lake.path("prepare", ".conversations.lock")):
         return _join(lake)
 

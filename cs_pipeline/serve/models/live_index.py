@@ -1,62 +1,59 @@
-"""What the company has said, as the server looks it up: the lake's retrieval index as it lies there now."""
+"""The lake's retrieval index as the server uses it: always the latest build."""
 
 import logging
 import threading
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.core.manifest import NAME
+from cs_pipeline.core.manifest import MANIFEST_NAME
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.recipe import Recipe, Retrieve
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.retrieval.retrieve import retrieve
-from cs_pipeline.serve.models.refusals import NotReady
+from cs_pipeline.serve.models.jobs import NotReady
 
 logger = logging.getLogger(__name__)
 
-RETRY = 10
-"""Seconds after which to ask again where the index is not there."""
+_RETRY_AFTER = 10
+"""Seconds that a client should wait when the index is missing."""
 
 
 class LiveIndex:
-    """The index in memory, loaded again when another was made: a changed article, or a forgotten row. Thread-safe."""
+    """The index in memory, reloaded after each rebuild (an article changed, or a row was forgotten). Thread-safe."""
 
     def __init__(self, lake: DataLake) -> None:
         self._folder = retrieval_folder(lake)
         self._index: RetrievalIndex | None = None
-        self._made: tuple[int, int] | None = None
-        self._trouble = ""
+        self._loaded_stamp: tuple[int, int] | None = None
+        self._last_error = ""
         self._lock = threading.Lock()
 
     def index(self) -> RetrievalIndex | None:
-        """The one that lies in the lake now, None where there is none, or one that was damaged."""
+        """The index that is now in the lake, or None if it is missing or damaged."""
         with self._lock:
-            made = self._stamp()
-            if made is None or made != self._made:
-                self._index = None  # first of all: what it holds may have been forgotten
-                self._made, self._index = made, self._load()
+            stamp = self._stamp()
+            if stamp is None or stamp != self._loaded_stamp:
+                self._index = None  # dropped first: it may hold rows that were forgotten
+                self._loaded_stamp, self._index = stamp, self._load()
             return self._index
 
     def look_up(self, question: str, wanted: Retrieve) -> list[RetrievedText]:
-        """What there is for ``question``, in placeholder mode ``keep``; nothing where there is no index."""
+        """Answers and passages for ``question``, in placeholder mode ``keep``; empty without an index."""
         index = self.index()
         if index is None:
             return []
         return [*index.answers([question], wanted.answers)[0], *index.passages([question], wanted.passages)[0]]
 
-    def told(self, question: str, intent: str | None, recipe: Recipe) -> list[RetrievedText]:
-        """What a model of ``recipe`` is told before ``question``, which is routed to ``intent``.
-
-        Raises NotReady where the index for it is not there.
-        """
+    def retrieve_for(self, recipe: Recipe, question: str, intent: str | None) -> list[RetrievedText]:
+        """The texts that a model of ``recipe`` gets with ``question``. Raises NotReady when the index is missing."""
         if recipe.prompt.retrieve is None:
             return []
         index = self.index()
         if index is None:
             raise NotReady(
-                "This model answers from known answers and articles, and their index is not there.",
+                "This model needs the retrieval index, which is missing.",
                 "Materialise 'retrieval_index'.",
-                RETRY,
+                _RETRY_AFTER,
             )
         return retrieve(index, recipe.prompt, recipe.placeholders, [question], [intent])[0]
 
@@ -64,18 +61,18 @@ class LiveIndex:
         try:
             index = RetrievalIndex.load(self._folder)
         except PipelineError as error:
-            if error.what != self._trouble:
+            if error.what != self._last_error:
                 logger.warning("no retrieval index: %s", error.what)
-            self._trouble = error.what
+            self._last_error = error.what
             return None
-        self._trouble = ""
+        self._last_error = ""
         logger.info("retrieval index %s loaded", index.version[:12])
         return index
 
     def _stamp(self) -> tuple[int, int] | None:
-        """What is another one for each index that is made."""
+        """Inode and modification time of the manifest, which change with every build."""
         try:
-            found = (self._folder / NAME).stat()
+            found = (self._folder / MANIFEST_NAME).stat()
         except FileNotFoundError:
             return None
         return found.st_ino, found.st_mtime_ns

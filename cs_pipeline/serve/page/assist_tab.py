@@ -11,12 +11,12 @@ import gradio as gr
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.feedback import Feedback, Given
-from cs_pipeline.serve.desk.desk import Ask, Desk, Reply
+from cs_pipeline.feedback import Feedback, ShownAnswer
+from cs_pipeline.serve.desk.desk import DeskRequest, Desk, Reply
 from cs_pipeline.serve.desk.mood import mood
-from cs_pipeline.serve.desk.sources import CitedSource
+from cs_pipeline.serve.desk.desk import CitedSource
 from cs_pipeline.serve.desk.tone import Tone
-from cs_pipeline.serve.models.answering import Answering, Sampling
+from cs_pipeline.serve.models.service import ModelService, Sampling
 from cs_pipeline.serve.page.controls import COPY, model_choices, show_error, temperature_choice, tone_choice
 from cs_pipeline.serve.page.transcript import settings_of, shown, source_list, system_of
 
@@ -32,14 +32,14 @@ class _Case:
 
     id: str
     ticket: str
-    drafts: tuple[Given, ...]
+    drafts: tuple[ShownAnswer, ...]
 
 
 class AssistTab:
     """The tab's components and what they do. To be made inside ``gr.Blocks``; ``agent`` tells this browser from others."""
 
-    def __init__(self, desk: Desk, answering: Answering, lake: DataLake, agent: gr.BrowserState) -> None:
-        self._desk, self._answering, self._lake = desk, answering, lake
+    def __init__(self, desk: Desk, service: ModelService, lake: DataLake, agent: gr.BrowserState) -> None:
+        self._desk, self._service, self._lake = desk, service, lake
         self._case, self._picked = gr.State(None), gr.State(None)
         ticket = gr.Textbox(
             "", label="Ticket", lines=5, max_lines=16, placeholder="Paste what the customer wrote.", elem_id="ticket"
@@ -97,7 +97,7 @@ class AssistTab:
 
     def refreshed(self, *chosen: str | None) -> list[gr.Dropdown]:
         """The choices of models as they are now, for each draft."""
-        choices = model_choices(self._answering)
+        choices = model_choices(self._service)
         names = [name for _, name in choices]
         return [gr.Dropdown(choices, value=name if name in names else next(iter(names), None)) for name in chosen]
 
@@ -107,7 +107,7 @@ class AssistTab:
             if not ticket.strip():
                 raise PipelineError("There is no ticket yet.", "Paste what the customer wrote.")
             asks = [
-                Ask(text=ticket, model=model or "champion", tone=Tone(tone), sampling=Sampling(temperature=temperature))
+                DeskRequest(text=ticket, model=model or "champion", tone=Tone(tone), sampling=Sampling(temperature=temperature))
                 for model, tone, temperature in zip(models, settings[::2], settings[1::2], strict=True)
             ]
             with ThreadPoolExecutor(len(asks)) as pool:
@@ -116,7 +116,7 @@ class AssistTab:
         except PipelineError as error:
             show_error(error)
             return {self._note: gr.HTML()}
-        drafts = tuple(Given(system_of(r), r.text, settings_of(a, r)) for a, r in zip(asks, replies, strict=True))
+        drafts = tuple(ShownAnswer(system_of(r), r.text, settings_of(a, r)) for a, r in zip(asks, replies, strict=True))
         return {
             self._case: _Case(uuid4().hex, ticket, drafts),
             self._picked: None,
@@ -166,7 +166,7 @@ def _known(sources: Sequence[CitedSource]) -> str:
     return "".join(f'<div class="sources">{title}:{source_list(those)}</div>' for title, those in parts if those)
 
 
-def _card(number: int, draft: Given) -> str:
+def _card(number: int, draft: ShownAnswer) -> str:
     how = f"{draft.system}, {draft.settings['tone']}, temperature {draft.settings['temperature']:g}"
     return (
         f'<article class="answer"><h3>Draft {number} <small>{escape(how)}</small></h3>{shown(draft.answer)}</article>'

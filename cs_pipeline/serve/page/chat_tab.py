@@ -11,10 +11,10 @@ import gradio as gr
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.report.report import DEMO
-from cs_pipeline.feedback import Asked, Feedback, Given
-from cs_pipeline.serve.desk.desk import Ask, Desk
+from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
+from cs_pipeline.serve.desk.desk import DeskRequest, Desk
 from cs_pipeline.serve.desk.tone import Tone
-from cs_pipeline.serve.models.answering import Answering, Sampling
+from cs_pipeline.serve.models.service import ModelService, Sampling
 from cs_pipeline.serve.page.controls import (
     SAVE,
     is_demo,
@@ -40,7 +40,7 @@ from cs_pipeline.serve.page.transcript import (
 KEPT = 20
 """Chats that a browser keeps."""
 
-PIECE = 0.05
+STREAM_INTERVAL = 0.05
 """Seconds between two looks of an answer that is being written: more often nobody sees, and each costs a message."""
 
 _Shown = dict[Any, Any]
@@ -50,8 +50,8 @@ _Shown = dict[Any, Any]
 class ChatTab:
     """The tab's components and what they do. To be made inside ``gr.Blocks``; ``rater`` tells this browser from others."""
 
-    def __init__(self, desk: Desk, answering: Answering, lake: DataLake, rater: gr.BrowserState) -> None:
-        self._desk, self._answering, self._lake = desk, answering, lake
+    def __init__(self, desk: Desk, service: ModelService, lake: DataLake, rater: gr.BrowserState) -> None:
+        self._desk, self._service, self._lake = desk, service, lake
         self._running: dict[str, threading.Event] = {}
         self._chat = gr.State(new_chat)
         # No secret: were it another one at each start, no chat could be read when the server is started again. The number is
@@ -69,7 +69,7 @@ class ChatTab:
                     latex_delimiters=[],
                     allow_tags=False,
                     buttons=[],
-                    placeholder="Ask something that a customer would ask.",
+                    placeholder="DeskRequest something that a customer would ask.",
                     elem_id="conversation",
                 )
                 with gr.Row(equal_height=True):
@@ -95,7 +95,7 @@ class ChatTab:
                 self.model = gr.Dropdown(label="Model", choices=[], elem_id="chat-model")
                 tone, temperature = tone_choice(), temperature_choice()
                 top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="below 1: unlikely words are left out")
-                private = gr.Checkbox(label="Ask for details only if they matter", elem_id="private")
+                private = gr.Checkbox(label="DeskRequest for details only if they matter", elem_id="private")
                 with gr.Accordion("What is known of the case", open=False):
                     context = gr.Textbox("", label="Context", lines=2, placeholder="The parcel left on Monday.")
                     details = gr.Textbox("", label="Details", lines=2, placeholder="Order Number: 12345")
@@ -130,11 +130,11 @@ class ChatTab:
 
     def warn(self, name: str | None) -> gr.HTML:
         """The warning that what speaks is no model for customers."""
-        return gr.HTML(f'<div class="demo" role="note">{DEMO}</div>', visible=is_demo(self._answering, name or ""))
+        return gr.HTML(f'<div class="demo" role="note">{DEMO}</div>', visible=is_demo(self._service, name or ""))
 
     def refreshed(self, model: str | None, kept: list[Conversation]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
         """The choices of models and of earlier chats as they are now, and the warning that belongs to the model."""
-        choices = model_choices(self._answering)
+        choices = model_choices(self._service)
         names = [name for _, name in choices]
         chosen = model if model in names else next(iter(names), None)
         return gr.Dropdown(choices, value=chosen), self.warn(chosen), _history(kept)
@@ -166,7 +166,7 @@ class ChatTab:
             self._stop: gr.Button(interactive=True),
         }
         try:
-            ask = Ask(
+            ask = DeskRequest(
                 text=question,
                 earlier=earlier(chat["turns"]),
                 model=model or "champion",
@@ -180,7 +180,7 @@ class ChatTab:
             said, last = "", time.monotonic()
             for piece in speech:
                 said += piece
-                if time.monotonic() - last >= PIECE:
+                if time.monotonic() - last >= STREAM_INTERVAL:
                     last = time.monotonic()
                     yield {self._messages: [*before, asked(question), with_answer(said)]}
             turns = [*chat["turns"], turn_of(ask, speech.reply)]
@@ -205,10 +205,10 @@ class ChatTab:
         if place >= len(chat["turns"]) or not isinstance(like.liked, bool):
             return chat
         turn, up = chat["turns"][place], like.liked
-        about = Asked(turn["question"], earlier(chat["turns"][:place]))
+        about = AskedQuestion(turn["question"], earlier(chat["turns"][:place]))
         try:
             with Feedback(self._lake) as feedback:
-                given = Given(turn["system"], turn["answer"], turn["settings"])
+                given = ShownAnswer(turn["system"], turn["answer"], turn["settings"])
                 feedback.thumb(uuid4().hex, rater, about, given, up)
         except PipelineError as error:
             show_error(error)

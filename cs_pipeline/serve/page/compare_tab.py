@@ -11,10 +11,10 @@ import gradio as gr
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.feedback import Asked, Feedback, Given
-from cs_pipeline.serve.desk.desk import Ask, Desk
+from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
+from cs_pipeline.serve.desk.desk import DeskRequest, Desk
 from cs_pipeline.serve.desk.tone import Tone
-from cs_pipeline.serve.models.answering import Answering, Sampling
+from cs_pipeline.serve.models.service import ModelService, Sampling
 from cs_pipeline.serve.page.controls import model_choices, show_error, temperature_choice, tone_choice
 from cs_pipeline.serve.page.transcript import settings_of, shown, system_of
 
@@ -32,15 +32,15 @@ class Trial:
     """A question with the answers in the order shown. ``id`` is the root of those of its judgements, made once."""
 
     id: str
-    asked: Asked
-    given: tuple[Given, ...]
+    asked: AskedQuestion
+    given: tuple[ShownAnswer, ...]
 
 
 class CompareTab:
     """The tab's components and what they do. To be made inside ``gr.Blocks``; ``rater`` tells this browser from others."""
 
-    def __init__(self, desk: Desk, answering: Answering, lake: DataLake, rater: gr.BrowserState) -> None:
-        self._desk, self._answering, self._lake = desk, answering, lake
+    def __init__(self, desk: Desk, service: ModelService, lake: DataLake, rater: gr.BrowserState) -> None:
+        self._desk, self._service, self._lake = desk, service, lake
         self._trial = gr.State(None)
         with gr.Row():
             self.models = gr.Dropdown(
@@ -64,7 +64,7 @@ class CompareTab:
                 min_width=200,
                 elem_id="compare-question",
             )
-            ask = gr.Button("Ask", variant="primary", min_width=80, elem_id="compare-ask")
+            ask = gr.Button("DeskRequest", variant="primary", min_width=80, elem_id="compare-ask")
         self._columns, self._answers, self._scores = [], [], []
         with gr.Row(equal_height=True):
             for letter in LETTERS:
@@ -102,7 +102,7 @@ class CompareTab:
 
     def refreshed(self, chosen: Sequence[str]) -> gr.Dropdown:
         """The choices as they are now: at first the champion and its base."""
-        choices = model_choices(self._answering)
+        choices = model_choices(self._service)
         names = [name for _, name in choices]
         first = [name for name in ("champion", "champion:base") if name in names]
         return gr.Dropdown(choices, value=[name for name in chosen if name in names] or first)
@@ -136,17 +136,17 @@ class CompareTab:
     def _trial_of(self, question: str, models: list[str], tone: Tone, sampling: Sampling) -> Trial:
         if not question.strip():
             raise PipelineError("There is no question yet.", "Write what a customer would ask.")
-        asked = [self._answering.served(model).name for model in models]
+        asked = [self._service.served(model).name for model in models]
         if len(set(asked)) < LEAST:
             raise PipelineError(
                 "These are fewer than two different models.", "Choose two or three: two versions, or one and its base."
             )
         random.SystemRandom().shuffle(asked)
-        asks = [Ask(text=question, model=model, tone=tone, sampling=sampling) for model in dict.fromkeys(asked)]
+        asks = [DeskRequest(text=question, model=model, tone=tone, sampling=sampling) for model in dict.fromkeys(asked)]
         with ThreadPoolExecutor(len(asks)) as pool:
             replies = list(pool.map(self._desk.draft, asks))
-        given = [Given(system_of(r), r.text, settings_of(a, r)) for a, r in zip(asks, replies, strict=True)]
-        return Trial(uuid4().hex, Asked(question), tuple(given))
+        given = [ShownAnswer(system_of(r), r.text, settings_of(a, r)) for a, r in zip(asks, replies, strict=True)]
+        return Trial(uuid4().hex, AskedQuestion(question), tuple(given))
 
     def _judge(self, trial: Trial, rater: str, vote: str | None, *scores: int | None) -> _Shown:
         given = scores[: len(trial.given)]
@@ -173,7 +173,7 @@ class CompareTab:
         }
 
 
-def _name(given: Given) -> str:
+def _name(given: ShownAnswer) -> str:
     return f"{given.system} · {given.settings['recipe']}"
 
 

@@ -13,19 +13,19 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256, write_json
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.people.people import opinions, rater_agreement
-from cs_pipeline.evaluate.people.ratings import collect
+from cs_pipeline.evaluate.people.people import read_opinions, rater_agreement
+from cs_pipeline.evaluate.people.ratings import collect_ratings
 from cs_pipeline.evaluate.report.report import write_report
-from cs_pipeline.feedback import Asked, Feedback, Given
+from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.conftest import copy_lake
 
-ASKED = Asked(
+ASKED = AskedQuestion(
     "I am Jane Doe, where is order 4412345678?", [("customer", "jane@example.com here"), ("agent", "Hello Jane!")]
 )
-TUNED = Given("version 3", "It is on its way to jane@example.com.", {"tone": "friendly", "value": "jane@example.com"})
-BASE = Given("version 3:base", "Orders are orders.", {"tone": "neutral"})
+TUNED = ShownAnswer("version 3", "It is on its way to jane@example.com.", {"tone": "friendly", "value": "jane@example.com"})
+BASE = ShownAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
 
 
 def table(lake: DataLake) -> str:
@@ -37,9 +37,9 @@ def test_personal_data_stays_behind(lake: DataLake) -> None:
         feedback.rate("r1", "browser 1", ASKED, TUNED, 5)
         feedback.rate("r2", "browser 2", ASKED, TUNED, 4)
         feedback.vote("v1", "browser 1", ASKED, [BASE, TUNED], winner=1)
-        feedback.thumb("t1", "browser 1", Asked("Another question"), BASE, up=False)
+        feedback.thumb("t1", "browser 1", AskedQuestion("Another question"), BASE, up=False)
     with Feedback(lake):  # as a page has it open meanwhile
-        found = collect(lake, Company())
+        found = collect_ratings(lake, Company())
         # Raw text is kept no longer than that.
         assert not any(b"jane@" in path.read_bytes() for path in lake.root.rglob("*") if path.is_file())
     one, two, vote, thumb = lake.read("evaluate", "human_ratings").to_pylist()
@@ -56,43 +56,43 @@ def test_personal_data_stays_behind(lake: DataLake) -> None:
     assert "browser" not in one["rater"]
     assert rater_agreement(lake.read("evaluate", "human_ratings")).ratings == 1
     before = table(lake)
-    assert collect(lake, Company()).replaced == {}
+    assert collect_ratings(lake, Company()).replaced == {}
     assert table(lake) == before, "equal input gives equal bytes"
 
 
 def test_without_feedback_there_is_an_empty_table_and_no_section(lake: DataLake) -> None:
-    assert opinions(lake) is None
-    assert collect(lake, Company()).rows.num_rows == 0
-    assert opinions(lake) is None
+    assert read_opinions(lake) is None
+    assert collect_ratings(lake, Company()).rows.num_rows == 0
+    assert read_opinions(lake) is None
 
 
 def test_what_is_forgotten_does_not_come_back(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 5)
-        feedback.rate("r2", "anna", Asked("Another question"), TUNED, 4)
+        feedback.rate("r2", "anna", AskedQuestion("Another question"), TUNED, 4)
     with Ledger(lake) as ledger:
         ledger.bury("row", "r1", "asked for")
-    assert collect(lake, Company()).forgotten == 1
+    assert collect_ratings(lake, Company()).forgotten == 1
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 5)  # a client tries again, late
         assert feedback.judgements(raw=True)
-    found = collect(lake, Company())
+    found = collect_ratings(lake, Company())
     assert (found.forgotten, found.rows.column("id").to_pylist()) == (1, ["r2"])
     with Feedback(lake) as feedback:
         assert feedback.judgements(raw=True) == []
     with Ledger(lake) as ledger:
         ledger.bury("row", found.rows.column("question_id")[0].as_py(), "asked for")
-    assert collect(lake, Company()).rows.num_rows == 0
+    assert collect_ratings(lake, Company()).rows.num_rows == 0
 
 
 def test_figures_of_the_section(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         for number in range(10):
-            asked = Asked(f"Question {number}")
+            asked = AskedQuestion(f"Question {number}")
             feedback.rate(f"r{number}", "anna", asked, TUNED, 1 if number < 2 else 5)
             feedback.vote(f"v{number}", "anna", asked, [BASE, TUNED], winner=None if number == 0 else int(number < 8))
-    collect(lake, Company())
-    found = opinions(lake)
+    collect_ratings(lake, Company())
+    found = read_opinions(lake)
     assert found is not None
     (counts,) = found.counts
     assert [counts[f"n{score}"] for score in range(1, 6)] == [2, 0, 0, 0, 8]
@@ -136,7 +136,7 @@ def test_a_sheet_goes_out_and_comes_back_into_the_report(
         arguments = ("import", str(filled), "--rater", rater, "--key", str(sheet.with_suffix(".key.json")))
         assert "100 ratings added, 0 known" in command(*arguments)
         assert "0 ratings added, 100 known" in command(*arguments)
-    found = collect(lake, Company())
+    found = collect_ratings(lake, Company())
     assert found.rows.num_rows == 200
     assert set(found.rows.column("source").to_pylist()) == {"import"}
     html = write_report(tiny, lake).path.read_text()

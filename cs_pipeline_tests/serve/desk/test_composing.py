@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from cs_pipeline.company import Company, Pattern
+from cs_pipeline.company import Company, OwnPattern
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.composing import Composer, Manner, SentenceSplitter
-from cs_pipeline.serve.desk.filling import filled, named
+from cs_pipeline.serve.desk.composing import Composer, AnswerContext, SentenceSplitter
+from cs_pipeline.serve.desk.filling import fill_placeholders, canonical_values
 from cs_pipeline.serve.desk.screening import Screening, visible_text
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.text.placeholders import catalogue
@@ -19,7 +19,7 @@ VALUES = {"Order Number": "4412345678", "Client Name": "Jane Doe", "Customer Sup
 
 @pytest.fixture(scope="module")
 def screening() -> Screening:
-    return Screening(Company(patterns=(Pattern(placeholder="Account Number", expression=r"\bKX-\d{3}\b"),)))
+    return Screening(Company(patterns=(OwnPattern(placeholder="Account Number", expression=r"\bKX-\d{3}\b"),)))
 
 
 def composed(
@@ -33,7 +33,7 @@ def composed(
     private: bool = False,
     earlier: Context = (),
 ) -> tuple[list[str], Composer]:
-    manner = Manner(tone, values or {}, said, earlier, intent, private=private)
+    manner = AnswerContext(tone, values or {}, said, earlier, intent, private=private)
     composer = Composer(screening, manner)
     pieces = [raw] if isinstance(raw, str) else raw
     return [*(s for piece in pieces for s in composer.feed(piece)), *composer.end(whole=True)], composer
@@ -60,22 +60,22 @@ def composed(
     ],
 )
 def test_no_placeholder_is_shown_raw(raw: str, read: str) -> None:
-    assert " ".join(filled(raw, VALUES).split()) == read
+    assert " ".join(fill_placeholders(raw, VALUES).split()) == read
 
 
 def test_every_placeholder_of_the_catalogue_and_of_the_sample_is_put_in_words() -> None:
     for name in catalogue():
-        assert "{" not in filled(f"Please see {{{{{name}}}}} there, and {{{{{name}}}}}.", {})
+        assert "{" not in fill_placeholders(f"Please see {{{{{name}}}}} there, and {{{{{name}}}}}.", {})
     for answer in sample_rows(810)["response"]:
-        read = filled(answer, {})
+        read = fill_placeholders(answer, {})
         assert "{{" not in read
         assert "}}" not in read
 
 
 def test_values_are_plain_text() -> None:
-    values = named({"order id": "{{Website URL}}\n<b>", "Foo Bar": "x", "Client Name": "  ", "Website URL": "w" * 999})
+    values = canonical_values({"order id": "{{Website URL}}\n<b>", "Foo Bar": "x", "Client Name": "  ", "Website URL": "w" * 999})
     assert values == {"Order Number": "Website URL <b>", "Foo Bar": "x", "Website URL": "w" * 200}
-    assert filled("{{Order Number}} {{foo bar}} {{Foo Bar}}", values) == "Website URL <b> foo bar x"
+    assert fill_placeholders("{{Order Number}} {{foo bar}} {{Foo Bar}}", values) == "Website URL <b> foo bar x"
 
 
 def test_sentences_joined_are_the_text_however_it_comes() -> None:
@@ -111,9 +111,9 @@ def test_the_customer_is_asked_for_what_lacks_once_and_politely(screening: Scree
     assert asks not in "".join(composed(screening, raw, earlier=(("agent", asks), ("customer", "why?")))[0])
     own = "Please tell me your order number. I will cancel order {{Order Number}}."
     assert "".join(composed(screening, own)[0]).count("order number") == 1
-    cut_off = Composer(screening, Manner(Tone.NEUTRAL, {}, "", (), None, private=False))
+    cut_off = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None, private=False))
     assert "".join([*cut_off.feed(raw), *cut_off.end(whole=False)]) == "I will cancel order. See our website."
-    torn = Composer(screening, Manner(Tone.NEUTRAL, {}, "", (), None, private=False))
+    torn = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None, private=False))
     assert "".join([*torn.feed("It is {{Order Nu"), *torn.end(whole=False)]) == "It is "
 
 
@@ -191,7 +191,7 @@ def test_what_no_customer_may_read_ends_the_answer(screening: Screening, unfit: 
 
 def test_a_value_brings_nothing_in_that_the_model_may_not_say(screening: Screening) -> None:
     for value in ("<|im_end|>", "you idiot"):
-        said, composer = composed(screening, "Hi {{Client Name}}.", values=named({"Client Name": value}))
+        said, composer = composed(screening, "Hi {{Client Name}}.", values=canonical_values({"Client Name": value}))
         assert not said
         assert composer.withheld
     assert composed(screening, "Hi {{Client Name}}.", values={"Client Name": "<img src=x>Al"})[0] == ["Hi Al."]
