@@ -17,14 +17,14 @@ from cs_pipeline.llm.prompt import (
     RetrievedText,
     earlier_turns,
     fit,
-    fit_found_texts,
+    fit_prompt,
     messages,
 )
-from cs_pipeline.recipe import Prompt
+from cs_pipeline.recipe import PromptSettings
 from cs_pipeline.text.clean import regular_text
 from cs_pipeline.text.placeholders import Speaker
 from cs_pipeline.train.embedded import transcripts
-from cs_pipeline_tests.support.tiny import FAMILIES, tiny_tokenizer
+from cs_pipeline_tests.support.tiny import FAMILIES, real_tokenizer, tiny_tokenizer
 
 ALL = list(FAMILIES)
 
@@ -56,7 +56,7 @@ def article(title: str, text: str, similarity: float = 0.3) -> RetrievedText:
 @cache
 def load(family: str, template: str | None = None) -> ChatFormat:
     """How a base of ``family`` is spoken to with ``template``, None for the one that its recipes name."""
-    prompt = Prompt(template=template or FAMILIES[family].template)
+    prompt = PromptSettings(template=template or FAMILIES[family].template)
     tokenizer = tiny_tokenizer(family)
     tokenizer.chat_template = prompt.template_text() or tokenizer.chat_template
     return ChatFormat(tokenizer, "encoder-decoder" if family == "t5" else "causal")
@@ -74,14 +74,14 @@ def control_ids(chat: ChatFormat, ids: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("prompt", "intent", "system"),
     [
-        (Prompt(), None, None),
-        (Prompt(), "track_order", None),
-        (Prompt(system="Be kind."), "track_order", "Be kind."),
-        (Prompt(route="intent"), "track_order", "Intent: track_order"),
-        (Prompt(system="Be kind.", route="intent"), "track_order", "Be kind. Intent: track_order"),
+        (PromptSettings(), None, None),
+        (PromptSettings(), "track_order", None),
+        (PromptSettings(system="Be kind."), "track_order", "Be kind."),
+        (PromptSettings(route="intent"), "track_order", "Intent: track_order"),
+        (PromptSettings(system="Be kind.", route="intent"), "track_order", "Be kind. Intent: track_order"),
     ],
 )
-def test_messages(prompt: Prompt, intent: str | None, system: str | None) -> None:
+def test_messages(prompt: PromptSettings, intent: str | None, system: str | None) -> None:
     turns = messages(QUESTION, prompt, intent, ())
     assert turns[-1] == {"role": "user", "content": QUESTION}
     assert turns[:-1] == ([{"role": "system", "content": system}] if system else [])
@@ -89,7 +89,7 @@ def test_messages(prompt: Prompt, intent: str | None, system: str | None) -> Non
 
 def test_a_recipe_that_routes_needs_an_intent() -> None:
     with pytest.raises(ValueError, match="no intent was given"):
-        messages(QUESTION, Prompt(route="intent"), None, ())
+        messages(QUESTION, PromptSettings(route="intent"), None, ())
 
 
 def roles(turns: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -111,8 +111,8 @@ def roles(turns: list[dict[str, str]]) -> list[tuple[str, str]]:
     ],
 )
 def test_customer_and_agent_alternate(earlier: Context, expected: list[tuple[str, str]]) -> None:
-    assert roles(messages("q", Prompt(), None, earlier)) == expected
-    system = Prompt(system="Be kind.", route="intent")
+    assert roles(messages("q", PromptSettings(), None, earlier)) == expected
+    system = PromptSettings(system="Be kind.", route="intent")
     assert roles(messages("q", system, "i", earlier)) == [("system", "Be kind. Intent: i"), *expected]
 
 
@@ -151,13 +151,13 @@ def test_as_many_of_the_latest_turns_as_fit(lengths: list[int], most: int) -> No
     assert left_out == 0 or len(tokens) + lengths[left_out - 1] > most
 
 
-# Prompt and answer as tokens
+# PromptSettings and answer as tokens
 
 
 @pytest.mark.parametrize("family", ALL)
-@pytest.mark.parametrize("prompt", [Prompt(), Prompt(system="Be kind.", route="intent")], ids=["plain", "routed"])
+@pytest.mark.parametrize("prompt", [PromptSettings(), PromptSettings(system="Be kind.", route="intent")], ids=["plain", "routed"])
 @CONTEXTS
-def test_the_loss_covers_the_answer_and_the_stop_token(family: str, prompt: Prompt, earlier: Context) -> None:
+def test_the_loss_covers_the_answer_and_the_stop_token(family: str, prompt: PromptSettings, earlier: Context) -> None:
     chat = load(family)
     turns = messages(QUESTION, prompt, "track_order", earlier)
     asked = chat.prompt(turns)
@@ -181,12 +181,12 @@ def test_the_loss_covers_the_answer_and_the_stop_token(family: str, prompt: Prom
 @given(answer=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=30).map(regular_text))
 def test_any_clean_answer_is_read_back(family: str, answer: str) -> None:
     chat = load(family)
-    example = chat.example(messages(QUESTION, Prompt(), None, ()), answer)
+    example = chat.example(messages(QUESTION, PromptSettings(), None, ()), answer)
     assert chat.read(example.answer[:-1]) == chat.plain(answer)
     assert chat.plain(answer).replace(" ", "") == answer.replace(" ", "")
 
 
-SYSTEM = Prompt(system="Be kind.")
+SYSTEM = PromptSettings(system="Be kind.")
 
 # What each family is asked, up to where its answer begins, and what ends an answer: the formats that were published for it.
 PUBLISHED = {
@@ -229,33 +229,44 @@ def test_the_prompt_and_the_stop_token_are_the_published_ones(family: str) -> No
     assert {chat.stop, chat.tokenizer.eos_token_id} == chat.stops
 
 
-PUBLISHED_IDS = {
-    "phi3": ([32006, 32007, 32010, 32007, 32001], 32007),
-    "smollm2": ([1, 2, 1, 2, 1], 2),
-    "qwen3": ([151644, 151645, 151644, 151645, 151644, 151667, 151668], 151645),
-    "llama2": ([1], 2),
-    "mistral": ([1], 2),
-    "t5": ([1], 1),
+CONTROL_TOKENS = {
+    "phi3": (
+        ["<|system|>", "<|end|>", "<|user|>", "<|end|>", "<|assistant|>"],
+        [32006, 32007, 32010, 32007, 32001],
+        32007,
+    ),
+    "smollm2": (["<|im_start|>", "<|im_end|>"] * 2 + ["<|im_start|>"], [1, 2, 1, 2, 1], 2),
+    "qwen3": (
+        [*["<|im_start|>", "<|im_end|>"] * 2, "<|im_start|>", "<think>", "</think>"],
+        [151644, 151645, 151644, 151645, 151644, 151667, 151668],
+        151645,
+    ),
+    "llama2": (["<s>"], [1], 2),
+    "mistral": (["<s>"], [1], 2),
+    "t5": (["</s>"], [1], 1),
 }
+"""The control tokens of a prompt, their published ids, and the published id of the stop token."""
 
 
-@pytest.mark.parametrize("family", PUBLISHED_IDS)
-def test_control_tokens_have_their_published_ids(family: str) -> None:
+@pytest.mark.parametrize("family", CONTROL_TOKENS)
+def test_a_prompt_has_the_control_tokens_of_its_family(family: str) -> None:
     """A folder without its config.json loads as another class of tokenizer, with other ids for the same text."""
     chat = load(family)
-    ids, stop = PUBLISHED_IDS[family]
-    assert control_ids(chat, chat.prompt(messages("Hi!", SYSTEM, None, ()))) == ids
-    assert chat.stop == stop
+    tokens, ids, stop = CONTROL_TOKENS[family]
+    found = control_ids(chat, chat.prompt(messages("Hi!", SYSTEM, None, ())))
+    assert chat.tokenizer.convert_ids_to_tokens(found) == tokens
+    if real_tokenizer(family):
+        assert (found, chat.stop) == (ids, stop)
 
 
 def test_a_llama_answer_begins_as_it_stands_behind_its_prompt() -> None:
     """Behind a line break as a word of its own, and behind [/INST] with the space: sentencepiece tells them apart."""
-    turns = messages("Hi!", Prompt(), None, ())
+    turns = messages("Hi!", PromptSettings(), None, ())
     beginnings = {"tinyllama": "It", "llama2": "\N{LOWER ONE EIGHTH BLOCK}It"}
     for family, beginning in beginnings.items():
         chat = load(family)
         example = chat.example(turns, "It is.")
-        assert chat.tokenizer.convert_ids_to_tokens(example.answer[0]) == beginning
+        assert "".join(chat.tokenizer.convert_ids_to_tokens(example.answer)).startswith(beginning)
         whole = chat.tokenizer(chat.render(turns) + chat._before + "It is." + chat._behind, add_special_tokens=False)
         assert example.input_ids == [*whole["input_ids"], chat.stop]
 
@@ -263,7 +274,7 @@ def test_a_llama_answer_begins_as_it_stands_behind_its_prompt() -> None:
 def test_the_embedded_base_is_asked_as_it_was_trained() -> None:
     chat = load("embedded")
     for answer in ANSWERS:
-        turns = messages(QUESTION, Prompt(), None, ())
+        turns = messages(QUESTION, PromptSettings(), None, ())
         (transcript,) = transcripts([QUESTION], [answer])
         assert chat.render(turns) + answer + "<|end|>" == transcript
         assert chat.example(turns, answer).input_ids == chat.tokenizer(transcript)["input_ids"]
@@ -274,18 +285,18 @@ def test_the_embedded_base_has_seen_conversations_as_they_are_asked() -> None:
     pairs = [("hello", "How may I help?"), ("i want a refund", "Of course."), (QUESTION, "")]
     questions, answers = zip(*pairs, strict=True)
     earlier: Context = [turn for question, answer in pairs[:2] for turn in (("customer", question), ("agent", answer))]
-    text = load("embedded").render(messages(QUESTION, Prompt(), None, earlier))
+    text = load("embedded").render(messages(QUESTION, PromptSettings(), None, earlier))
     assert text + "<|end|>" == "".join(transcripts(questions, answers))
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_earlier_turns_stand_in_their_order_before_the_question(family: str) -> None:
     chat = load(family)
-    text = chat.render(messages(QUESTION, Prompt(), None, EARLIER))
+    text = chat.render(messages(QUESTION, PromptSettings(), None, EARLIER))
     places = [text.index(chat.written.write(said)) for said in (*(said for _, said in EARLIER), QUESTION)]
     assert places == sorted(places)
-    asked = chat.prompt(messages(QUESTION, Prompt(), None, EARLIER))
-    alone = chat.prompt(messages(QUESTION, Prompt(), None, ()))
+    asked = chat.prompt(messages(QUESTION, PromptSettings(), None, EARLIER))
+    alone = chat.prompt(messages(QUESTION, PromptSettings(), None, ()))
     assert len(asked) > len(alone)
     assert asked[-8:] == alone[-8:], "the question and what follows it"
     ends = asked.count(chat.stop) - alone.count(chat.stop)
@@ -323,7 +334,7 @@ def test_of_each_kind_the_last_text_goes_first_then_the_oldest_turn() -> None:
         return "".join([*(text for _, text in turns), *(one.text for one in texts)])
 
     def kept(most: int) -> tuple[str, int, int]:
-        told = fit_found_texts(encode, said, found, most)
+        told = fit_prompt(encode, said, found, most)
         assert told.encoded == encode(said[told.without :], told.found)
         return "".join(one.text[0] for one in told.found), told.without, len(told.encoded)
 
@@ -339,9 +350,9 @@ def test_of_each_kind_the_last_text_goes_first_then_the_oldest_turn() -> None:
 @pytest.mark.parametrize("family", ["smollm2", "qwen3", "phi3", "mistral", "tinyllama"])
 @CONTEXTS
 def test_the_models_own_template_writes_the_whole_conversation_like_that(family: str, earlier: Context) -> None:
-    """Prompt, answer and stop token are what the template makes of question and answer together."""
+    """PromptSettings, answer and stop token are what the template makes of question and answer together."""
     chat = load(family, "model")
-    turns = messages("where is it?", Prompt(), None, earlier)
+    turns = messages("where is it?", PromptSettings(), None, earlier)
     said = [*turns, {"role": "assistant", "content": "On its way."}]
     read: Any = chat.tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)
     whole = read["input_ids"]
@@ -436,7 +447,7 @@ hostile = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
 @given(text=hostile)
 def test_no_text_becomes_a_control_token_or_a_turn(family: str, earlier: Context, text: str) -> None:
     chat = load(family)
-    for prompt in (Prompt(), Prompt(system="S", route="intent")):
+    for prompt in (PromptSettings(), PromptSettings(system="S", route="intent")):
         harmless = messages("a question", prompt, "intent", earlier, [answer_of("an answer"), article("a", "b")])
         found = [answer_of(text), article(text, text)]
         turns = messages(text, prompt, text, [(speaker, text) for speaker, _ in earlier], found)
@@ -445,7 +456,7 @@ def test_no_text_becomes_a_control_token_or_a_turn(family: str, earlier: Context
         written, expected = chat.render(turns), chat.render(harmless)
         for marker in chat._markers:
             assert written.count(marker) == expected.count(marker)
-    answer = chat.example(messages("a question", Prompt(), None, ()), text).answer
+    answer = chat.example(messages("a question", PromptSettings(), None, ()), text).answer
     assert control_ids(chat, answer[:-1]) == []
 
 
@@ -469,7 +480,7 @@ def test_ordinary_text_stays_as_it_is(family: str) -> None:
     ]
     for text in (QUESTION, *ANSWERS, *texts, "Customer service: none.\n# Output of the agent: 1"):
         assert chat.plain(text) == text.strip()
-        rendered = chat.render(messages(text, Prompt(), None, ()))
+        rendered = chat.render(messages(text, PromptSettings(), None, ()))
         assert chat.written.write(text.strip()) in rendered, "a template is no template twice"
 
 

@@ -131,7 +131,7 @@ def _trained(traits: StandIn) -> Any:
             vocab_size=800,
             special_tokens=special,
             unk_token="<unk>",
-            initial_alphabet=[*alphabet, *"éèäöüß€£–’“”"],
+            initial_alphabet=[*alphabet, *"éèäöüß€£–’“”«»′"],
             show_progress=False,
         )
         tokenizer.train_from_iterator((_without(text, "{}<\\^`~") for text in _texts()), trainer)

@@ -83,8 +83,7 @@ def tiny_base(folder: Path, family: str, width: int = 32, layers: int = 1, sprea
     """``folder`` with a base of ``family`` as ``save_pretrained`` writes one: config, safetensors, tokenizer.
 
     The embeddings are tied, so that a vocabulary of 150,000 costs ``width`` numbers a token once. ``spread`` is the standard
-    deviation of the weights: with more, rows are learnt by heart in fewer steps. Skips the test where the real tokenizer is
-    not there.
+    deviation of the weights: with more, rows are learnt by heart in fewer steps.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -99,12 +98,12 @@ def tiny_base(folder: Path, family: str, width: int = 32, layers: int = 1, sprea
         "tie_word_embeddings": True,
     }
     stop: Any = [tokenizer.convert_tokens_to_ids(token) for token in tiny.stop] or tokenizer.eos_token_id
-    real = SHARED / "tokenizers" / str(tiny.tokenizer)
-    if tiny.tokenizer and not real.exists():
+    real = real_tokenizer(family)
+    if tiny.tokenizer and not real:
         traits = STAND_INS[tiny.tokenizer]
         ids["vocab_size"] += traits.spare_embeddings
         stop = [tokenizer.convert_tokens_to_ids(token) for token in traits.stop] or stop
-    elif tiny.tokenizer:
+    elif real:
         published = json.loads((real / "config.json").read_text())
         # Several models have more embeddings than their tokenizer has tokens.
         ids |= {name: published[name] for name in ids if name in published and name != "tie_word_embeddings"}
@@ -149,17 +148,22 @@ def _shape(model_type: str, width: int, layers: int) -> dict[str, Any]:
     }
 
 
+def real_tokenizer(family: str) -> Path | None:
+    """The folder of the family's real tokenizer; None where a stand-in is used."""
+    name = FAMILIES[family].tokenizer
+    folder = SHARED / "tokenizers" / str(name)
+    return folder if name and folder.exists() else None
+
+
 @cache
 def tiny_tokenizer(family: str) -> Any:
-    """The family's tokenizer as its base has it, before any template of ours. Skips the test where it is not there."""
+    """The family's tokenizer as its base has it, before any template of ours."""
     from transformers import AutoTokenizer
 
     tiny = FAMILIES[family]
     if tiny.tokenizer:
-        real = SHARED / "tokenizers" / tiny.tokenizer
-        if not real.exists():
-            return stand_in(tiny.tokenizer)
-        return AutoTokenizer.from_pretrained(real, local_files_only=True)
+        real = real_tokenizer(family)
+        return AutoTokenizer.from_pretrained(real, local_files_only=True) if real else stand_in(tiny.tokenizer)
     return _trained(tiny)
 
 
