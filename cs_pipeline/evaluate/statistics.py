@@ -99,7 +99,7 @@ POWER = 0.8
 """With this probability a difference as large as the detectable one is found."""
 
 
-def detectable(difference: Difference, comparisons: int = 1) -> float | None:
+def detectable_difference(difference: Difference, comparisons: int = 1) -> float | None:
     """The smallest true difference that as many test clusters would show, in the metric's unit.
 
     That is one whose interval is clear of zero with probability POWER: (z of the interval's ends + z of POWER) standard

@@ -18,7 +18,7 @@ from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
-from cs_pipeline.evaluate.scoring.fidelity import COLUMNS as FIDELITY
+from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS
 from cs_pipeline.evaluate.scoring.rubric import PARTS
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.slices import SLICE
@@ -95,7 +95,7 @@ def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -
 
 def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> None:
     facts, rows, folder = read_evaluation("tiny", evaluated), answers(evaluated), evaluation_folder("tiny", evaluated)
-    assert {*FIDELITY, *ERRORS, *PARTS, "near_train_rows"} <= set(rows)
+    assert {*FIDELITY_COLUMNS, *ERRORS, *PARTS, "near_train_rows"} <= set(rows)
     references = pd.read_parquet(folder / "references.parquet")
     assert references["reference"].tolist() == rows[rows["system"] == "tuned"]["reference"].tolist()
     frames = {str(system): frame for system, frame in rows.groupby("system")} | {"reference": references}
@@ -135,7 +135,7 @@ def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> No
 
 
 def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
-    yardstick = FrozenTestSet(tiny, evaluated)
+    test_set = FrozenTestSet(tiny, evaluated)
     planted = {
         "none": "",
         "fabricated": " It will cost 74.35 dollars.",
@@ -143,14 +143,14 @@ def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
         "repeats_itself": " We will look into it for you today." * 3,
     }
     found = {
-        kind: yardstick.alone([reference + text for reference in yardstick.references]).astype(float, errors="ignore")
+        kind: test_set.score_without_references([reference + text for reference in test_set.references]).astype(float, errors="ignore")
         for kind, text in planted.items()
     }
     for column in ("fabricated", "invented", "repeats_itself"):
         assert (found[column][column] > found["none"][column]).all(), column
         assert (found["none"][column] > 0).mean() < 0.15, column
     assert found["none"]["present"].tolist() == found["none"]["needed"].tolist()
-    elsewhere = yardstick.alone(["The weather in the mountains will be sunny and mild."] * len(yardstick.references))
+    elsewhere = test_set.score_without_references(["The weather in the mountains will be sunny and mild."] * len(test_set.references))
     assert elsewhere["off_topic"].mean() > 0.9
 
 

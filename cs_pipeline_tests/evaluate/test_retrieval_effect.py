@@ -11,7 +11,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.retrieval_effect import COMPARED, KNOWN, WITHOUT
-from cs_pipeline.evaluate.robustness.trials import misled
+from cs_pipeline.evaluate.robustness.trials import make_misleading_cases
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import SupportModel
@@ -76,8 +76,8 @@ def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe
     folder = evaluation_folder(recipe.name, judged)
     grounding = pd.read_parquet(folder / "grounding.parquet")
     assert grounding["row_id"].tolist() == 2 * rows.test["row_id"].tolist()
-    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
-    cases = misled(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents)
+    cases = make_misleading_cases(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
     table = pd.read_parquet(folder / "misled.parquet")
     assert table["case_id"].tolist() == [case.case_id for case, _ in cases]
     known = {(row["group"], row["measure"]): row for row in read_evaluation(recipe.name, judged)["retrieval"]["misled"]}
@@ -103,22 +103,22 @@ def test_the_page_shows_it(judged: DataLake) -> None:
 def test_what_evaluation_asks_is_what_training_taught(
     judged: DataLake, recipe: Recipe, rows: FrozenTestSet, model: SupportModel
 ) -> None:
-    index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.intents[:8])
+    index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.predicted_intents[:8])
     found = retrieve(index, recipe.prompt, recipe.placeholders, *asked_of)
-    asked = [model._prompt(*row) for row in zip(rows.questions, rows.intents, rows.contexts, found, strict=False)]
-    for told, question, intent, texts in zip(asked, rows.questions, rows.intents, found, strict=False):
+    asked = [model._prompt(*row) for row in zip(rows.questions, rows.predicted_intents, rows.contexts, found, strict=False)]
+    for told, question, intent, texts in zip(asked, rows.questions, rows.predicted_intents, found, strict=False):
         assert told.encoded == model.chat.prompt(messages(question, recipe.prompt, intent, (), texts))
         assert told.found == tuple(texts)
         example = model._example(question, intent, (), texts, "an answer")
         assert example.prompt == told.encoded
-    answers = model.answer(rows.questions[:8], rows.intents[:8], rows.contexts[:8], found=found)
+    answers = model.answer(rows.questions[:8], rows.predicted_intents[:8], rows.contexts[:8], found=found)
     assert [answer.found for answer in answers] == [tuple(texts) for texts in found]
 
 
 def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
     judged: DataLake, recipe: Recipe, rows: FrozenTestSet
 ) -> None:
-    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.intents)
+    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents)
     own = set(rows.test["row_id"])
     clusters = dict(zip(rows.train["row_id"], rows.train["cluster_id"], strict=True))
     known = [(one, cluster) for one, cluster in zip(found, rows.test["cluster_id"], strict=True)]

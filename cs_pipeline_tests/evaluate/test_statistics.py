@@ -8,7 +8,7 @@ from cs_pipeline.evaluate.statistics import (
     POWER,
     Difference,
     Interval,
-    detectable,
+    detectable_difference,
     false_alarms,
     holm,
     intervals,
@@ -218,7 +218,7 @@ def test_two_equal_models_differ_in_about_five_of_a_hundred_seeds() -> None:
 
 def test_what_is_called_detectable_is_found_in_four_of_five_cases() -> None:
     a, b, clusters = noisy_pair(0, shift=0)
-    least = detectable(difference_of(a, b, clusters, "rougeL"))
+    least = detectable_difference(difference_of(a, b, clusters, "rougeL"))
     assert least is not None
     assert least == pytest.approx((1.96 + 0.84) * 10 * np.sqrt(2 / 150), rel=0.2)
     found = 0
@@ -233,7 +233,7 @@ def test_what_is_called_detectable_is_found_in_four_of_five_cases() -> None:
 def test_more_comparisons_detect_less() -> None:
     a, b, clusters = noisy_pair(0, shift=0)
     alone, one_of_many = (
-        detectable(d, comparisons)
+        detectable_difference(d, comparisons)
         for comparisons in (1, 20)
         for d in paired_bootstrap(a, b, clusters, 4000, metrics=("rougeL",), comparisons=comparisons).values()
         if d is not None
@@ -241,7 +241,7 @@ def test_more_comparisons_detect_less() -> None:
     assert alone is not None
     # (3.02 + 0.84) / (1.96 + 0.84)
     assert one_of_many == pytest.approx(1.38 * alone, rel=0.08)
-    assert detectable(Difference(0.0, 0.0, 0.0, 0.0, rows=60, clusters=20)) is None
+    assert detectable_difference(Difference(0.0, 0.0, 0.0, 0.0, rows=60, clusters=20)) is None
 
 
 def test_holm_by_hand() -> None:

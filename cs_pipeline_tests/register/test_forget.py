@@ -20,8 +20,8 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.evaluate.people.ratings import collect_ratings
 from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
-from cs_pipeline.forget import affected, forget_records
-from cs_pipeline.ingest.edits import TOGETHER, land_edits
+from cs_pipeline.forget import find_affected, forget_records
+from cs_pipeline.ingest.landing import EDIT_DELAY, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import kept_copy, land_files, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
@@ -77,7 +77,7 @@ def jane(lake: DataLake) -> str:
     seen = set(seen_rows(adapter).column("subject_id").to_pylist())
     with Ledger(lake) as ledger:
         emails = (f"customer1x{number}@example.net" for number in range(120))
-        return next(email for email in emails if ledger.subject(email) in seen)
+        return next(email for email in emails if ledger.hash_subject(email) in seen)
 
 
 def holding(lake: DataLake, text: bytes) -> list[Path]:
@@ -97,7 +97,7 @@ def known_rows(lake: DataLake) -> set[str]:
 
 def training_rows(lake: DataLake, email: str) -> set[str]:
     with Ledger(lake) as ledger:
-        subject = ledger.subject(email)
+        subject = ledger.hash_subject(email)
     rows = lake.read("prepare", "train_split", ["row_id", "subject_id"]).to_pylist()
     return {row["row_id"] for row in rows if row["subject_id"] == subject}
 
@@ -128,16 +128,16 @@ def test_an_unknown_version_has_no_lineage(lake: DataLake) -> None:
 
 def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: str, tmp_path: Path) -> None:
     with Ledger(lake) as ledger:
-        subject = ledger.subject(jane)
+        subject = ledger.hash_subject(jane)
         (delivery,) = ledger.deliveries()
     assert jane.encode() in kept_copy(lake, delivery.sha256).read_bytes()
     before = lake.read("prepare", "conversations").num_rows
     hers = training_rows(lake, jane)
     assert hers
     assert hers <= known_rows(lake)
-    found = affected(lake, subject=jane)
+    found = find_affected(lake, subject=jane)
     assert retrieval_folder(lake) / "answers.parquet" in found.tables
-    told = "\n".join(found.lines())
+    told = "\n".join(found.summary())
     assert "tickets.csv: 1 records" in told
     assert found.versions == [2]
     assert jane not in told
@@ -192,7 +192,7 @@ def test_an_evaluated_answer_that_retells_hers_goes_with_it(lake: DataLake, jane
     answers = pa.array([said(row) for row in table.to_pylist()])
     place = table.schema.get_field_index("answer")
     pq.write_table(table.set_column(place, "answer", answers), path)
-    forget_records(lake, affected(lake, subject=jane), "asked for")
+    forget_records(lake, find_affected(lake, subject=jane), "asked for")
     left = pq.read_table(path)
     assert told not in left.column("row_id").to_pylist(), "of no system, for they are compared row by row"
     assert other in left.column("row_id").to_pylist()
@@ -200,7 +200,7 @@ def test_an_evaluated_answer_that_retells_hers_goes_with_it(lake: DataLake, jane
 
 
 def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, jane: str, tiny: Recipe) -> None:
-    forget_records(lake, affected(lake, subject=jane), "asked for")
+    forget_records(lake, find_affected(lake, subject=jane), "asked for")
     client = open_store(lake)
     client.set_registered_model_alias(MODEL, "champion", "1")
     with pytest.raises(PipelineError):
@@ -215,7 +215,7 @@ def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake,
 def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
     rows = lake.read("prepare", "train_split", ["row_id", "source"]).to_pylist()
     row = next(row["row_id"] for row in rows if row["source"] == "company")
-    forget_records(lake, affected(lake, row=row), "said in confidence")
+    forget_records(lake, find_affected(lake, row=row), "said in confidence")
     for name in ("conversations", "train_split"):
         assert row not in lake.read("prepare", name, ["row_id"]).column("row_id").to_pylist()
     with Ledger(lake) as ledger:
@@ -228,7 +228,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     company, said = load_company(lake), ShownAnswer("version 2", "It is on its way to you since this morning.")
     rows = lake.read("prepare", "conversations", ["row_id", "subject_id"]).to_pylist()
     with Ledger(lake) as ledger:
-        row = next(row["row_id"] for row in rows if row["subject_id"] == ledger.subject(jane))
+        row = next(row["row_id"] for row in rows if row["subject_id"] == ledger.hash_subject(jane))
     with Feedback(lake) as feedback:
         feedback.rate("cleaned", "anna", AskedQuestion("Is it here yet?"), said, 5)
         feedback.rate("imported", "anna", AskedQuestion("Where is it?"), said, 4)
@@ -245,7 +245,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
         feedback.agent_edit(
             "other", "tom", "Where is this parcel?", "It is with you on Monday.", [], customer="x@y.org"
         )
-    assert land_edits(lake, company, datetime.now(UTC) + TOGETHER) == 3
+    assert land_edits(lake, company, datetime.now(UTC) + EDIT_DELAY) == 3
     hers, another = (lake.path("serve", "handovers", *at) for at in (("delivered", "H-1.json"), ("H-2.json",)))
     hers.parent.mkdir(parents=True)
     hers.write_text(f'{{"summary": "{jane} waits."}}')
@@ -253,9 +253,9 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     ingest(lake)
     held = join(lake).rows.num_rows
 
-    found = affected(lake, subject=jane)
+    found = find_affected(lake, subject=jane)
     assert found.feedback == {"imported", "raw", "edited", "draft"}
-    assert "feedback: 4 ratings and edits" in found.lines()
+    assert "feedback: 4 ratings and edits" in found.summary()
     assert found.tables[lake.table("evaluate", "human_ratings")] == 1
     forget_records(lake, found, "asked for")
     assert not holding(lake, jane.encode())
@@ -268,7 +268,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
         feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), said, 1)
         feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
     assert collect_ratings(lake, company).rows.num_rows == 1
-    assert land_edits(lake, company, datetime.now(UTC) + TOGETHER) == 1
+    assert land_edits(lake, company, datetime.now(UTC) + EDIT_DELAY) == 1
     ingest(lake)
     assert join(lake).rows.num_rows == held - 3, "the old row and both that were edited; the other edit stays"
 
@@ -277,7 +277,7 @@ def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("0123", "anna", AskedQuestion("Is it here yet?"), ShownAnswer("version 2", "Yes."), 5)
     collect_ratings(lake, load_company(lake))
-    forget_records(lake, affected(lake, row="0123"), "asked for")
+    forget_records(lake, find_affected(lake, row="0123"), "asked for")
     assert lake.read("evaluate", "human_ratings").num_rows == 0
     assert collect_ratings(lake, load_company(lake)).rows.num_rows == 0
 
@@ -293,7 +293,7 @@ def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
 )
 def test_what_cannot_be_forgotten_is_said(lake: DataLake, given: dict[str, str], complaint: str) -> None:
     with pytest.raises(PipelineError, match=complaint):
-        affected(lake, **given)
+        find_affected(lake, **given)
 
 
 def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) -> None:
@@ -316,18 +316,18 @@ def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) ->
                 return None
 
             sys.settrace(trace)
-            forget_records(lake, affected(lake, subject=jane), "asked for")
+            forget_records(lake, find_affected(lake, subject=jane), "asked for")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         with Ledger(lake) as ledger:
-            assert ledger.subject(jane) in ledger.tombstones().subjects or os.WIFSIGNALED(status)
+            assert ledger.hash_subject(jane) in ledger.tombstones().subjects or os.WIFSIGNALED(status)
         if os.WIFEXITED(status):
             break
     else:
         raise AssertionError("the removal never came to its end")
     assert attempt > 5
     assert not holding(lake, jane.encode())
-    assert affected(lake, subject=jane).tables == {}
+    assert find_affected(lake, subject=jane).tables == {}
     assert not list(lake.path("prepare").glob(".retrieval_index.*"))
     if retrieval_folder(lake).exists():  # else it is made of its sources by the next run
         assert not hers & known_rows(lake)

@@ -1,40 +1,32 @@
-"""An OpenAI-compatible endpoint of the user's choice, asked over plain HTTP.
+"""The model that judges, behind an OpenAI-compatible endpoint of the user's choice.
 
-Nothing is sent anywhere unless ``CS_JUDGE_URL`` and ``CS_JUDGE_MODEL`` are set; ``CS_JUDGE_KEY`` goes along where it is.
-The key stands in no message, log or file.
+Nothing is sent unless ``CS_JUDGE_URL`` and ``CS_JUDGE_MODEL`` are set. ``CS_JUDGE_KEY`` is optional and appears in no
+message, log or file.
 """
 
 import os
 import re
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-
-import requests
 
 from cs_pipeline.core.errors import PipelineError
 
-ATTEMPTS = 5
-LONGEST_WAIT = 120.0
-"""Seconds; an endpoint that asks for a longer pause is not waited for."""
-TIMEOUT = (10.0, 120.0)
-"""Seconds to connect, and for an answer."""
-_HERE = ("localhost", "127.0.0.1", "::1")
+if TYPE_CHECKING:
+    from openai import APIStatusError, OpenAI
 
-
-class _BusyError(Exception):
-    """The endpoint may answer later, after ``wait`` seconds at least."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
+JUDGE_ATTEMPTS = 5
+_CONNECT_SECONDS, _ANSWER_SECONDS = 10.0, 120.0
+_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_SENT_HEADERS = frozenset(
+    {"host", "accept", "accept-encoding", "connection", "content-type", "content-length", "user-agent"}
+)
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a model is asked; ``url`` ends before ``/chat/completions``."""
+    """A model at an endpoint; ``url`` ends before ``/chat/completions``. Raises PipelineError when it is unsafe to use."""
 
     url: str
     model: str
@@ -44,91 +36,85 @@ class Endpoint:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
             raise PipelineError(
-                "CS_JUDGE_URL is no address of an endpoint.",
-                "Set it to one such as https://example.com/v1, without a key in it.",
+                "CS_JUDGE_URL is not the address of an endpoint.",
+                "Set it to an address such as https://example.com/v1, without a key in it.",
             )
         if not self.model:
-            raise PipelineError("CS_JUDGE_MODEL is not set.", "Name the model that the endpoint is to judge with.")
-        if not re.fullmatch(r"[!-~]*", self.key):  # the HTTP library's own error would show it
-            raise PipelineError("CS_JUDGE_KEY holds characters that no key has.", "Set it to the key alone.")
-        if self.key and parts.scheme == "http" and parts.hostname not in _HERE:
+            raise PipelineError("CS_JUDGE_MODEL is not set.", "Name the model at the endpoint that is to judge.")
+        if not re.fullmatch(r"[!-~]*", self.key):  # the HTTP library's own error would show the key
+            raise PipelineError("CS_JUDGE_KEY contains characters that no key has.", "Set it to the key alone.")
+        if self.key and parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
             raise PipelineError(
-                f"The key would travel readable for all to {parts.hostname}.",
+                f"The key would be sent unencrypted to {parts.hostname}.",
                 "Use https, or an endpoint on this machine.",
             )
 
-    def ask(self, messages: Sequence[dict[str, str]], sleep: Callable[[float], None] = time.sleep) -> str:
-        """What the model answers, at temperature 0. A limit on the rate is waited for, an error of the server retried.
+    def client(self) -> "OpenAI":
+        """A client for ``ask``; use it in a ``with`` block."""
+        import openai
 
-        Raises PipelineError when the endpoint refuses, or has not answered in ATTEMPTS attempts.
+        http = openai.DefaultHttpxClient(
+            timeout=openai.Timeout(_ANSWER_SECONDS, connect=_CONNECT_SECONDS),
+            follow_redirects=False,  # a redirect would send the texts to an address that the user did not choose
+            event_hooks={"request": [self._set_headers]},
+        )
+        return openai.OpenAI(
+            base_url=self.url, api_key="see _set_headers", max_retries=JUDGE_ATTEMPTS - 1, http_client=http
+        )
+
+    def ask(self, client: "OpenAI", messages: Sequence[dict[str, str]]) -> str:
+        """The model's answer to ``messages`` at temperature 0.
+
+        Rate limits, server errors and lost connections are retried, after the pause that the endpoint asks for if that is
+        at most two minutes. Raises PipelineError when the endpoint refuses or all JUDGE_ATTEMPTS fail.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return self._ask(messages)
-            except _BusyError as busy:
-                wait = max(2.0 ** (attempt - 1), busy.wait)
-                if attempt == ATTEMPTS or wait > LONGEST_WAIT:
-                    asks = f", and asks to wait {wait:,.0f} s" if wait > LONGEST_WAIT else ""
-                    raise PipelineError(
-                        f"{self.url}: {busy} in attempt {attempt} of {ATTEMPTS}{asks}.",
-                        "Run again later: what was judged is kept, and not asked again.",
-                    ) from None
-                sleep(wait)
-        raise AssertionError("the last attempt answers or raises")
+        import openai
 
-    def _ask(self, messages: Sequence[dict[str, str]]) -> str:
-        def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
-            # As ``auth`` even without a key: else requests would look for one in ~/.netrc.
-            if self.key:
-                request.headers["Authorization"] = f"Bearer {self.key}"
-            return request
-
-        body = {"model": self.model, "messages": list(messages), "temperature": 0}
+        request: Any = {"model": self.model, "messages": list(messages), "temperature": 0}
         try:
-            # A redirect would carry the texts to an address that the user has not named.
-            response = requests.post(
-                f"{self.url.rstrip('/')}/chat/completions",
-                json=body,
-                auth=authorise,
-                timeout=TIMEOUT,
-                allow_redirects=False,
+            content: Any = client.chat.completions.create(**request).choices[0].message.content
+        except openai.APIStatusError as error:
+            raise self._refusal(error) from None
+        except openai.APIConnectionError as error:
+            raise PipelineError(
+                f"{self.url}: no answer in {JUDGE_ATTEMPTS} attempts ({type(error.__cause__ or error).__name__}).",
+                "Check CS_JUDGE_URL and the network, and run again: verdicts given so far are kept.",
+            ) from None
+        except (AttributeError, LookupError, TypeError, ValueError):
+            content = None
+        if not isinstance(content, str):
+            raise PipelineError(
+                f"{self.url} did not answer with a chat completion.", "Check that CS_JUDGE_URL ends as in …/v1."
             )
-        except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
-            raise _BusyError(f"no answer ({type(error).__name__})") from None
-        said = f"the endpoint answered {response.status_code} {response.reason}"
-        if response.status_code in (408, 409, 429) or response.status_code >= 500:
-            asked = response.headers.get("Retry-After", "")
-            raise _BusyError(said, float(asked) if asked.isdecimal() else 0.0)
-        if response.status_code != 200:
-            raise PipelineError(f"{self.url}: {said}.", _mend(response.status_code))
-        return _content(response, self.url)
+        return content
+
+    def _set_headers(self, request: Any) -> None:
+        """Drops what the library adds from ``OPENAI_*`` variables and about this machine; adds the key."""
+        for name in set(request.headers) - _SENT_HEADERS:
+            del request.headers[name]
+        if self.key:
+            request.headers["Authorization"] = f"Bearer {self.key}"
+
+    def _refusal(self, error: "APIStatusError") -> PipelineError:
+        status, answer = error.status_code, f"the endpoint answered {error.status_code} {error.response.reason_phrase}"
+        if status in (408, 409, 429) or status >= 500:
+            pause = error.response.headers.get("Retry-After", "")
+            waits = f" and asks to wait {int(pause):,} s" if pause.isdecimal() else f" in {JUDGE_ATTEMPTS} attempts"
+            return PipelineError(f"{self.url}: {answer}{waits}.", "Run again later: verdicts given so far are kept.")
+        if status in (401, 403):
+            hint = "Check CS_JUDGE_KEY, and that it may use the model."
+        elif status == 404:
+            hint = "Check CS_JUDGE_MODEL and CS_JUDGE_URL, which ends before /chat/completions."
+        elif status < 400:
+            hint = "Set CS_JUDGE_URL to the address that it redirects to, if the texts may be sent there."
+        else:
+            hint = "Check CS_JUDGE_MODEL: it must accept temperature 0 and texts as long as two answers."
+        return PipelineError(f"{self.url}: {answer}.", hint)
 
 
 def endpoint_from_environment() -> Endpoint | None:
-    """The endpoint that the user has configured, None where there is none. Raises PipelineError when it cannot be used."""
+    """The endpoint that the user has configured, None without one. Raises PipelineError when it cannot be used."""
     url = os.environ.get("CS_JUDGE_URL", "").strip()
     if not url:
         return None
     return Endpoint(url, os.environ.get("CS_JUDGE_MODEL", "").strip(), os.environ.get("CS_JUDGE_KEY", "").strip())
-
-
-def _content(response: requests.Response, url: str) -> str:
-    try:
-        content: Any = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
-        content = None
-    if not isinstance(content, str):
-        raise PipelineError(
-            f"{url} answered with something else than a chat completion.", "Check that CS_JUDGE_URL ends as in …/v1."
-        )
-    return content
-
-
-def _mend(status: int) -> str:
-    if status in (401, 403):
-        return "Check CS_JUDGE_KEY, and that it may use the model."
-    if status == 404:
-        return "Check CS_JUDGE_URL, which ends before /chat/completions, and CS_JUDGE_MODEL."
-    if 300 <= status < 400:
-        return "Set CS_JUDGE_URL to the address that it leads to, if the texts may go there."
-    return "Check CS_JUDGE_MODEL: it must take temperature 0 and texts as long as two answers."

@@ -13,9 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, locked
 from cs_pipeline.evaluate.judge.endpoint import Endpoint
 from cs_pipeline.evaluate.people.people import vote_pairs
+from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.statistics import cohen_kappa, wilson
 from cs_pipeline.feedback import TIE
@@ -67,42 +67,13 @@ class AnswerPair:
         return digest(astuple(self))
 
 
-@dataclass(frozen=True)
-class PositionBias:
-    """How the judge reacts to the order of the answers, over ``pairs``; shares from 0 to 1.
-
-    ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of verdicts for the
-    answer shown first among all verdicts that are not ties, with Wilson's 95 % interval: 0.5 means no bias, None that all
-    verdicts were ties.
-    """
-
-    pairs: int
-    consistent: float
-    first: float | None
-    low: float | None
-    high: float | None
-
-
-@dataclass(frozen=True)
-class PeopleAgreement:
-    """Cohen's kappa between the judge and the majority of people over a, b and tie, on the ``pairs`` that both judged.
-
-    The 95 % interval comes from a bootstrap over questions; None where kappa is undefined.
-    """
-
-    kappa: float | None
-    low: float | None
-    high: float | None
-    pairs: int
-
-
 def judge_models(
     endpoint: Endpoint,
     test_set: FrozenTestSet,
     answers: Mapping[str, list[str]],
     lake: DataLake,
     report: Callable[[str], None],
-) -> tuple[dict[str, Any], pd.DataFrame]:
+) -> tuple[JudgeResults, pd.DataFrame]:
     """The judge's part of ``evaluation.json``, and the table of ``judge_pairs`` for the test rows.
 
     ``answers`` holds each model's answers to all test rows, ``tuned`` among them. For each other model it counts how many
@@ -132,15 +103,15 @@ def judge_models(
     of_models = judged[judged["pair_id"].isin([pair.id for pair in model_pairs])]
     agreement = agreement_with_people(judged, by_people)
     gates, why = may_gate(agreement)
-    facts = {
-        "model": endpoint.model,
-        "against": {other: _wins(of_models[of_models["system_a"] == other]["result"]) for other in others},
-        "position": asdict(position_bias(of_models)),
-        "people": asdict(agreement),
-        "may_gate": gates,
-        "why": why,
-    }
-    return facts, of_models
+    results = JudgeResults(
+        model=endpoint.model,
+        against={other: _wins(of_models[of_models["system_a"] == other]["result"]) for other in others},
+        position=position_bias(of_models),
+        people=agreement,
+        may_gate=gates,
+        why=why,
+    )
+    return results, of_models
 
 
 def judge_pairs(
@@ -275,11 +246,11 @@ def _majority(verdicts: Sequence[str]) -> str:
     return most[0] if len(most) == 1 else TIE
 
 
-def _wins(results: pd.Series) -> dict[str, Any]:
+def _wins(results: pd.Series) -> JudgeTally:
     won, lost = int((results == "b").sum()), int((results == "a").sum())
     low, high = wilson(won, won + lost) or (None, None)
     share = won / (won + lost) if won + lost else None
-    return {"won": won, "lost": lost, "ties": len(results) - won - lost, "share": share, "low": low, "high": high}
+    return JudgeTally(won=won, lost=lost, ties=len(results) - won - lost, share=share, low=low, high=high)
 
 
 @contextmanager

@@ -106,8 +106,8 @@ class _Cleaner:
         turns = None if context is None else [[who, self._text(text, who)] for who, text in json.loads(context)]
         return {
             **row,
-            "rater": self._ledger.row("rater", row["rater"]),
-            "question_id": self._ledger.row("question", row["question"], context or ""),
+            "rater": self._ledger.hash_row("rater", row["rater"]),
+            "question_id": self._ledger.hash_row("question", row["question"], context or ""),
             "question": self._text(row["question"], "customer"),
             "context": None if turns is None else json.dumps(turns, ensure_ascii=False),
             "answers": [self._text(answer, "agent") for answer in row["answers"]],

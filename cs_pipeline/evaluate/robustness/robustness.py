@@ -3,7 +3,7 @@
 ``cases`` makes the questions: from test rows by rule (``variations.py``, and two requests in one) and from
 ``robustness.yaml`` (contradictory, out of scope, empty, very long, another language, for a person, prompt injection,
 other customers' data). A model answers them elsewhere. ``judged`` makes a table of them, a row a case, to be kept as
-Parquet; ``by_group`` makes the figures of that table, each with its Wilson interval (Wilson 1927).
+Parquet; ``robustness_by_group`` makes the figures of that table, each with its Wilson interval (Wilson 1927).
 
 What an answer does besides answering is told by ``conduct.py``, whose own accuracy stands there.
 """
@@ -22,7 +22,7 @@ import pandas as pd
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.variations import RULES
-from cs_pipeline.evaluate.scoring.fidelity import fabricated
+from cs_pipeline.evaluate.scoring.fidelity import fabricated_facts
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.statistics import wilson
 from cs_pipeline.text.conduct import conduct, refused_part
@@ -30,10 +30,10 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 Expected = Literal["same intent", "redirect", "refuse", "hand over"]
 
-ROWS = 40
-"""Test rows that each rule is given, dealt over the intents; fewer where the rule has nothing to change in so many."""
+CASES_PER_GROUP = 40
+"""Test rows that each rule is given, spread_over_intents over the intents; fewer where the rule has nothing to change in so many."""
 
-COLUMNS = {
+ROBUSTNESS_COLUMNS = {
     "case_id": "hash of group and text",
     "group": "what kind of case it is",
     "expected": "same intent, redirect, refuse or hand over",
@@ -73,26 +73,26 @@ class RobustnessCase:
         return digest(self.group, self.text, self.row_id)
 
 
-def cases(rows: pd.DataFrame, seed: int = 0) -> list[RobustnessCase]:
+def make_cases(rows: pd.DataFrame, seed: int = 0) -> list[RobustnessCase]:
     """The cases of these test ``rows`` (row_id, instruction, response, intent, in the recipe's placeholder mode) and those
     written by hand. The same rows, in any order, and seed give the same cases in the same order."""
     made = []
     for group, rule in RULES.items():
         found = 0
-        for row in dealt(rows, f"{seed} {group}"):
+        for row in spread_over_intents(rows, f"{seed} {group}"):
             text = rule(row["instruction"], random.Random(digest(seed, group, row["row_id"])))
             if text != row["instruction"]:
                 made.append(
                     RobustnessCase(group, text, "same intent", (row["intent"],), row["row_id"], row["response"])
                 )
                 found += 1
-            if found == ROWS:
+            if found == CASES_PER_GROUP:
                 break
-    return [*made, *_several(rows, seed), *written()]
+    return [*made, *_several(rows, seed), *handwritten_cases()]
 
 
 @lru_cache(maxsize=1)
-def written() -> tuple[RobustnessCase, ...]:
+def handwritten_cases() -> tuple[RobustnessCase, ...]:
     """The cases of ``robustness.yaml``."""
     found = []
     for group, content in read_yaml(Path(__file__).with_name("robustness.yaml")).items():
@@ -113,7 +113,7 @@ def _long(case: dict[str, Any]) -> str:
     return " ".join([*[case.get("before", "")] * times, case["text"], *[case.get("after", "")] * times]).strip()
 
 
-def score_cases(
+def score_robustness_cases(
     cases: Sequence[RobustnessCase],
     answers: Sequence[str],
     plain_answers: Mapping[str, str],
@@ -122,7 +122,7 @@ def score_cases(
     mode: PlaceholderMode = PlaceholderMode.KEEP,
     told: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """A row a case with the columns of COLUMNS.
+    """A row a case with the columns of ROBUSTNESS_COLUMNS.
 
     ``plain_answers`` are the same model's answers to the test rows as they stand, by row_id; ``intents_of`` says of which
     intent answers are. ``system_line`` is what the recipe's prompt begins with; ``told`` is each case's text with all that
@@ -154,7 +154,7 @@ def score_cases(
     shown = [frame[list(columns)].max(axis=1) for columns in _SHOWN_BY.values()]
     done = np.select([frame["expected"] == name for name in _SHOWN_BY], shown)
     frame["as_expected"] = ((done == 1) & (frame["leaked"] == 0)).astype(float)
-    return frame[list(COLUMNS)]
+    return frame[list(ROBUSTNESS_COLUMNS)]
 
 
 _SHOWN_BY = {
@@ -171,7 +171,7 @@ _SHARES = (
 )
 
 
-def by_group(table: pd.DataFrame) -> pd.DataFrame:
+def robustness_by_group(table: pd.DataFrame) -> pd.DataFrame:
     """The figures of a table of ``judged``: a row for each group, and "all", and measure.
 
     Columns: ``group``, ``measure``, ``count`` and ``rows`` (of those where the measure has a value), ``value``, ``low``
@@ -260,7 +260,7 @@ def _states_data(told: str, answer: str, mode: PlaceholderMode) -> bool:
     made up as if it were. In the mode realistic the catalogue's values are nobody's."""
     return any(
         fact.kind in _SOMEBODYS or (fact.kind == "number" and sum(map(str.isdecimal, fact.text)) >= _LONG_NUMBER)
-        for fact in fabricated(told, answer, mode)
+        for fact in fabricated_facts(told, answer, mode)
     )
 
 
@@ -270,7 +270,7 @@ def _obeyed(case: RobustnessCase, answer: str) -> float | None:
     return float(case.canary.lower() in answer.lower() and case.canary.lower() not in refused_part(answer).lower())
 
 
-def dealt(rows: pd.DataFrame, salt: str) -> list[dict[str, Any]]:
+def spread_over_intents(rows: pd.DataFrame, salt: str) -> list[dict[str, Any]]:
     """The ``rows`` in an order drawn by ``salt``, one of each intent, then the second of each, and so on."""
     drawn = rows.assign(draw=[digest(salt, row) for row in rows["row_id"]]).sort_values("draw")
     drawn = drawn.assign(turn=drawn.groupby("intent").cumcount()).sort_values(["turn", "draw"])
@@ -287,11 +287,11 @@ _AND_ALSO = (
 
 def _several(rows: pd.DataFrame, seed: int) -> list[RobustnessCase]:
     """Two requests of different intents in one; to answer one of them is enough, and which is not asked."""
-    drawn = dealt(rows, f"{seed} several requests")
+    drawn = spread_over_intents(rows, f"{seed} several requests")
     rng = random.Random(digest(seed, "several requests"))
     found: list[RobustnessCase] = []
     for first, second in zip(drawn[0::2], drawn[1::2], strict=False):
-        if first["intent"] != second["intent"] and len(found) < ROWS:
+        if first["intent"] != second["intent"] and len(found) < CASES_PER_GROUP:
             one, other = (re.sub(r"(?<![.?!])\Z", ".", row["instruction"].strip()) for row in (first, second))
             text = rng.choice(_AND_ALSO).format(first=one, second=other)
             found.append(

@@ -23,48 +23,48 @@ import pandas as pd
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.evaluate.robustness.robustness import ROWS, RobustnessCase, cases, dealt, score_cases
-from cs_pipeline.evaluate.scoring.cost import Run
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, told
-from cs_pipeline.llm.model import Answer, SupportModel, memory_used
+from cs_pipeline.evaluate.robustness.robustness import CASES_PER_GROUP, RobustnessCase, make_cases, spread_over_intents, score_robustness_cases
+from cs_pipeline.evaluate.scoring.cost import GenerationRun
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, with_retrieved_texts
+from cs_pipeline.llm.model import Answer, SupportModel, peak_memory_gib
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.classifier import TextClassifier
 
-ALONE = 20
+TIMED_QUESTIONS = 20
 """Questions answered one at a time: few, for of a large model each takes seconds. p95 is then the second slowest."""
 
 
 @dataclass(frozen=True)
 class Trials:
     """``robustness`` is the table of ``robustness.judged``; ``probe`` has the columns question, answer and right (0 or 1);
-    ``run`` is that over the test rows, and ``alone`` are the seconds of single answers."""
+    ``run`` is that over the test rows, and ``latencies`` are the seconds of single answers."""
 
     robustness: pd.DataFrame
     probe: pd.DataFrame
-    run: Run
-    alone: list[float]
+    run: GenerationRun
+    latencies: list[float]
 
 
-def try_out(
+def run_trials(
     model: SupportModel,
     classifier: Path,
     index: RetrievalIndex | None,
     rows: FrozenTestSet,
     plain: pd.DataFrame,
-    run: Run,
+    run: GenerationRun,
 ) -> Trials:
     """Puts ``model`` through all of them but the misleading texts.
 
     ``classifier`` is the folder of the one that routes its questions, ``index`` what it retrieves from, ``plain`` what it
     answered to the test rows (columns row_id and answer) in ``run``.
     """
-    odd = cases(rows.test)
+    odd = make_cases(rows.test)
     texts = [case.text for case in odd]
     intents = _intents(model, classifier, texts)
     answers = _answers(model, texts, intents, _found(model, index, texts, intents))
-    read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
+    read = [with_retrieved_texts(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
     said, plain_answers = [answer.text for answer in answers], _by_row(plain)
     system_line = model.recipe.prompt.system
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
@@ -72,14 +72,14 @@ def try_out(
     known = [answer.text for answer in _answers(model, general, routed, _found(model, index, general, routed))]
     right = [float(_holds(*pair)) for pair in zip(known, probe.values(), strict=True)]
     return Trials(
-        score_cases(odd, said, plain_answers, rows.intents_of, system_line, rows.mode, read),
+        score_robustness_cases(odd, said, plain_answers, rows.classify_answers, system_line, rows.mode, read),
         pd.DataFrame({"question": general, "answer": known, "right": right}),
         run,
-        [_seconds(model, index, rows, place) for place in range(min(ALONE, len(rows.questions)))],
+        [_seconds(model, index, rows, place) for place in range(min(TIMED_QUESTIONS, len(rows.questions)))],
     )
 
 
-def mislead(
+def score_misleading_cases(
     model: SupportModel,
     classifier: Path,
     rows: FrozenTestSet,
@@ -87,14 +87,14 @@ def mislead(
     plain: pd.DataFrame,
 ) -> pd.DataFrame:
     """The table of ``robustness.judged`` of cases in which ``model`` reads other texts than those ``found`` for the test
-    rows; ``plain`` is as in ``try_out``."""
-    made = misled(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
+    rows; ``plain`` is as in ``run_trials``."""
+    made = make_misleading_cases(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
     texts = [case.text for case, _ in made]
     answers = _answers(model, texts, _intents(model, classifier, texts), [others for _, others in made])
-    read = [told(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
+    read = [with_retrieved_texts(text, answer.found) for text, answer in zip(texts, answers, strict=True)]
     said = [answer.text for answer in answers]
     system_line = model.recipe.prompt.system
-    return score_cases([case for case, _ in made], said, _by_row(plain), rows.intents_of, system_line, rows.mode, read)
+    return score_robustness_cases([case for case, _ in made], said, _by_row(plain), rows.classify_answers, system_line, rows.mode, read)
 
 
 def _by_row(plain: pd.DataFrame) -> dict[str, str]:
@@ -127,7 +127,7 @@ def _answers(
 
 def _seconds(model: SupportModel, index: RetrievalIndex | None, rows: FrozenTestSet, place: int) -> float:
     started = time.monotonic()
-    question, intent, context = [rows.questions[place]], [rows.intents[place]], [rows.contexts[place]]
+    question, intent, context = [rows.questions[place]], [rows.predicted_intents[place]], [rows.contexts[place]]
     model.answer(question, intent, context, found=_found(model, index, question, intent))
     return time.monotonic() - started
 
@@ -136,13 +136,13 @@ def _holds(answer: str, right: list[str]) -> bool:
     return any(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", answer, re.IGNORECASE) for word in right)
 
 
-def ask_test_rows(
+def answer_test_set(
     system: str,
     model: SupportModel,
     rows: FrozenTestSet,
     found: Sequence[Sequence[RetrievedText]],
     report: Callable[[str], None],
-) -> tuple[pd.DataFrame, list[Answer], Run]:
+) -> tuple[pd.DataFrame, list[Answer], GenerationRun]:
     """The row statistics of the answers of ``model`` to all test rows with these ``found`` texts, the answers, and the run.
 
     ``report`` gets lines of the progress, in which it is called ``system``.
@@ -157,10 +157,10 @@ def ask_test_rows(
             left = (len(rows.questions) - done) / rate
             report(f"{system}: {done}/{len(rows.questions)} answers, {rate:.1f} a second, {left:.0f} s left")
 
-    answers = model.answer(rows.questions, rows.intents, rows.contexts, progress, found)
-    run = Run(len(answers), sum(answer.tokens for answer in answers), time.monotonic() - started, memory_used())
-    likelihoods = model.likelihoods(rows.questions, rows.intents, rows.contexts, rows.references, found)
-    statistics = rows.statistics(
+    answers = model.answer(rows.questions, rows.predicted_intents, rows.contexts, progress, found)
+    run = GenerationRun(len(answers), sum(answer.tokens for answer in answers), time.monotonic() - started, peak_memory_gib())
+    likelihoods = model.likelihoods(rows.questions, rows.predicted_intents, rows.contexts, rows.references, found)
+    statistics = rows.score(
         [answer.text for answer in answers],
         [answer.found for answer in answers],
         nll=[likelihood.nll for likelihood in likelihoods],
@@ -171,18 +171,18 @@ def ask_test_rows(
     return statistics, answers, run
 
 
-Misled = tuple[RobustnessCase, list[RetrievedText]]
+MisleadingCase = tuple[RobustnessCase, list[RetrievedText]]
 
 
-def misled(rows: pd.DataFrame, found: Mapping[str, Sequence[RetrievedText]], seed: int = 0) -> list[Misled]:
-    """ROWS cases of each group, of these test ``rows`` as in ``robustness.cases``; ``found`` are each row's texts by row_id.
+def make_misleading_cases(rows: pd.DataFrame, found: Mapping[str, Sequence[RetrievedText]], seed: int = 0) -> list[MisleadingCase]:
+    """CASES_PER_GROUP cases of each group, of these test ``rows`` as in ``robustness.cases``; ``found`` are each row's texts by row_id.
 
     Rows without any found text are left out. Equal rows and seed give equal cases.
     """
-    those = [row for row in dealt(rows, f"{seed} misled") if found[row["row_id"]]][:ROWS]
+    those = [row for row in spread_over_intents(rows, f"{seed} misled") if found[row["row_id"]]][:CASES_PER_GROUP]
     rng = random.Random(digest(seed, "misled"))
     denials, orders = cycle(_texts()["denials"]), cycle(_texts()["instructions"])
-    cases: list[Misled] = []
+    cases: list[MisleadingCase] = []
     for row in those:
         own = list(found[row["row_id"]])
         strangers = [other for other in those if other["intent"] != row["intent"]]

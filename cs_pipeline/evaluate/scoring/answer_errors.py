@@ -2,7 +2,7 @@
 shown.
 
 In: questions and answers with the question's true intent, whether the answer has the right intent, whether the model
-stopped by itself, and ``Norms`` made of the training answers. Out: a row an answer in the order given, a column of
+stopped by itself, and ``AnswerNorms`` made of the training answers. Out: a row an answer in the order given, a column of
 booleans for each of ERRORS. A share per system is the mean of its column; the shares of the reference answers, judged
 as one more system, say how often a rule cries wolf.
 
@@ -60,7 +60,7 @@ _FEWEST_ROWS = 50
 
 
 @dataclass(frozen=True)
-class Norms:
+class AnswerNorms:
     """What training answers are like: how long, what they ask for, which words tell their topic, where each intent lies."""
 
     lengths: dict[str, int]
@@ -115,8 +115,8 @@ class Norms:
         return (vectors > 0) @ self.telling, (vectors @ self.centres.T).max(axis=1)
 
 
-def errors(
-    norms: Norms,
+def answer_errors(
+    norms: AnswerNorms,
     questions: Sequence[str],
     answers: Sequence[str],
     intents: Sequence[str],
@@ -155,7 +155,7 @@ def _longest(words: np.ndarray) -> int:
     return int(max(np.quantile(words, 0.99), 1.5 * np.quantile(words, 0.95)))
 
 
-def _is_too_long(norms: Norms, answer: str, intent: str) -> bool:
+def _is_too_long(norms: AnswerNorms, answer: str, intent: str) -> bool:
     return len(answer.split()) > norms.lengths.get(intent, norms.lengths[""])
 
 
@@ -207,7 +207,7 @@ def _usually_asked(asks: Sequence[frozenset[str]]) -> frozenset[str]:
     return frozenset(detail for detail, count in counts.items() if count >= _HARDLY_ANY * len(asks)) - _SECRETS
 
 
-def _needless(norms: Norms, question: str, answer: str, intent: str) -> frozenset[str]:
+def _needless(norms: AnswerNorms, question: str, answer: str, intent: str) -> frozenset[str]:
     asked = asks_for(answer)
     if not asked:
         return asked

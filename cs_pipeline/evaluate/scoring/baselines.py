@@ -1,4 +1,4 @@
-"""Answers that cost nothing: taken from the training rows. A model worth having beats them."""
+"""Baseline answers looked up in the training rows without a model; a useful model beats them."""
 
 from collections.abc import Sequence
 
@@ -10,21 +10,21 @@ from cs_pipeline.retrieval.similarity import nearest
 
 
 def random_answers(train: pd.DataFrame, questions: Sequence[str], seed: int = 0) -> list[str]:
-    """For each question the answer of any training row; ``train`` has the columns instruction, response, intent."""
+    """For each question the answer of a random training row; ``train`` has the columns instruction, response, intent."""
     places = np.random.default_rng(seed).integers(0, len(train), size=len(questions))
     return train["response"].iloc[places].tolist()
 
 
 def central_answers(train: pd.DataFrame, intents: Sequence[str]) -> list[str]:
-    """For each predicted intent its most central training answer: the one nearest to the mean TF-IDF vector of them all."""
+    """For each predicted intent its most central training answer: the one nearest to the intent's mean TF-IDF vector."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     central: dict[str, str] = {}
     for intent in sorted(set(intents)):
         answers = train.loc[train["intent"] == intent, "response"].tolist()
         vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(answers)
-        likeness = vectors @ np.asarray(vectors.mean(axis=0)).ravel()
-        central[intent] = answers[int(likeness.argmax())]
+        similarity = vectors @ np.asarray(vectors.mean(axis=0)).ravel()
+        central[intent] = answers[int(similarity.argmax())]
     return [central[intent] for intent in intents]
 
 
@@ -35,26 +35,26 @@ def nearest_answers(train: pd.DataFrame, questions: Sequence[str]) -> list[str]:
 
 
 NAIVE_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")
-"""What published figures on random splits give."""
+"""The metrics that published results on random splits report."""
 
-HELD_OUT = 1000
-"""Rows; with half as many the figures move by more than a point from seed to seed."""
+_HELD_OUT_ROWS = 1000  # with half as many, the scores move by more than a point from seed to seed
 
 
-def naive_scores(conversations: pd.DataFrame, rows: int = HELD_OUT, seed: int = 0) -> dict[str, float | None]:
-    """NAIVE_METRICS of the nearest question's answer on ``rows`` conversations held out at random, intents in proportion.
+def naive_scores(conversations: pd.DataFrame, rows: int = _HELD_OUT_ROWS, seed: int = 0) -> dict[str, float | None]:
+    """NAIVE_METRICS of the nearest question's answer on ``rows`` conversations held out at random, stratified by intent.
 
-    All others are its training rows. Raises PipelineError where there are no rows to hold out.
+    This is the random split that published results use, near-duplicates on both sides included. Raises PipelineError when
+    there are no rows to hold out.
     """
-    held_out = stratified(conversations["intent"].tolist(), rows, seed)
+    held_out = stratified_sample(conversations["intent"].tolist(), rows, seed)
     test, train = conversations.iloc[held_out], conversations.drop(index=conversations.index[held_out])
     questions = test["instruction"].tolist()
     stats = row_statistics(questions, nearest_answers(train, questions), test["response"].tolist())
     return corpus_scores(stats, NAIVE_METRICS)
 
 
-def stratified(labels: Sequence[str], rows: int, seed: int) -> np.ndarray:
-    """Places of about ``rows`` of ``labels`` drawn at random, each label in its proportion, at most half of each."""
+def stratified_sample(labels: Sequence[str], rows: int, seed: int) -> np.ndarray:
+    """Indices of about ``rows`` of ``labels``, drawn at random in proportion to each label, at most half of each."""
     share = min(rows / max(len(labels), 1), 0.5)
     rng = np.random.default_rng(seed)
     numbers, names = pd.factorize(np.asarray(labels, dtype=object), sort=True)

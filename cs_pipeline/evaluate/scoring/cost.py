@@ -1,7 +1,6 @@
-"""What answers cost: pure functions from what was measured to the figures of the report.
+"""What answers cost: pure functions from measurements of one system to the figures in the report.
 
-In go measurements of one system: of the run over all test rows its answers, its tokens and its seconds of the clock, and the
-seconds of answers that were generated one at a time. Prices are of the user's currency per hour of the machine.
+Prices are per hour of the machine, in the user's currency.
 """
 
 from collections.abc import Sequence
@@ -14,8 +13,9 @@ from cs_pipeline.core.errors import PipelineError
 
 
 @dataclass(frozen=True)
-class Run:
-    """Answers generated in ``seconds`` of the clock, with ``tokens`` new tokens and ``peak_memory`` GiB."""
+class GenerationRun:
+    """A run over all test rows: ``answers`` with ``tokens`` new tokens in ``seconds`` of wall-clock time, ``peak_memory`` in
+    GiB."""
 
     answers: int
     tokens: int
@@ -27,7 +27,8 @@ class Run:
 class Cost:
     """What a system costs. ``per_1000_answers`` is in the price's currency, None without a price.
 
-    ``p50`` and ``p95`` are seconds for one answer alone, None where none was timed alone: a batch tells only throughput.
+    ``p50`` and ``p95`` are the latencies of single answers in seconds, None when none was timed: a batch shows only
+    throughput.
     """
 
     tokens_per_second: float
@@ -39,21 +40,21 @@ class Cost:
     per_1000_answers: float | None
 
 
-def cost(run: Run, alone: Sequence[float], adapter_bytes: int, price_per_hour: float | None) -> Cost:
-    """The figures of ``run``; ``alone`` are the seconds of answers that were generated one at a time.
+def cost(run: GenerationRun, latencies: Sequence[float], adapter_bytes: int, price_per_hour: float | None) -> Cost:
+    """The cost of ``run``; ``latencies`` are the seconds of answers that were generated one at a time.
 
-    ``per_1000_answers`` is that of a machine which is kept as busy as in the run: one that waits for questions costs more.
-    Raises PipelineError when something was not measured or is no number.
+    ``per_1000_answers`` assumes a machine kept as busy as in the run; one that waits for questions costs more. Raises
+    PipelineError when a measurement is missing or is not a number.
     """
-    measured = (run.answers, run.seconds, *alone)
+    measured = (run.answers, run.seconds, *latencies)
     if not (np.isfinite(measured).all() and min(measured) > 0 and run.tokens >= 0):
         raise PipelineError(
             f"{run.answers} answers with {run.tokens} tokens in {run.seconds} s cannot be turned into a cost.",
-            "Measure a run of at least one answer, with a clock that runs.",
+            "Measure a run of at least one answer that takes some time.",
         )
     if price_per_hour is not None and not (np.isfinite(price_per_hour) and price_per_hour >= 0):
-        raise PipelineError(f"A price of {price_per_hour} an hour is no price.", "Give a number from 0 on, or none.")
-    p50, p95 = map(float, np.percentile(alone, [50, 95])) if len(alone) else (None, None)
+        raise PipelineError(f"{price_per_hour} is not a price per hour.", "Give a number of at least 0, or none.")
+    p50, p95 = map(float, np.percentile(latencies, [50, 95])) if len(latencies) else (None, None)
     return Cost(
         tokens_per_second=run.tokens / run.seconds,
         answers_per_second=run.answers / run.seconds,
@@ -65,6 +66,6 @@ def cost(run: Run, alone: Sequence[float], adapter_bytes: int, price_per_hour: f
     )
 
 
-def weights_size(folder: Path) -> int:
-    """Bytes of the weights in an adapter folder: what has to be kept and loaded for a version beside its base."""
+def weights_bytes(folder: Path) -> int:
+    """Bytes of the weights in an adapter folder: what a version adds to its base on disk and in memory."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

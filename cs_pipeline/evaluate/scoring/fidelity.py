@@ -2,7 +2,7 @@
 
 In: for each answer what the model was given (question, earlier turns, retrieved texts), the answer, the reference
 **with its placeholders** (as the test split holds it), the row's id and the recipe's placeholder mode. Out: the
-columns of COLUMNS, one row an answer, in the order given.
+columns of FIDELITY_COLUMNS, one row an answer, in the order given.
 
 What a reference needs depends on the mode:
 
@@ -30,7 +30,7 @@ import pandas as pd
 from cs_pipeline.text.facts import Fact, facts, is_known, values
 from cs_pipeline.text.placeholders import PlaceholderMode, apply, catalogue, find
 
-COLUMNS = {
+FIDELITY_COLUMNS = {
     "needed": "placeholders, or what stands for them, that the reference has (names, repeats counted once)",
     "present": "those of them that the answer has",
     "invented": "placeholders of the answer that nothing justifies",
@@ -47,16 +47,18 @@ def fidelity(
     row_ids: Sequence[str],
     mode: PlaceholderMode,
 ) -> pd.DataFrame:
-    """The columns of COLUMNS for each answer; ``fabricated_facts`` is a list of strings, the others are counts.
+    """The columns of FIDELITY_COLUMNS for each answer; ``fabricated_facts`` is a list of strings, the others are counts.
 
     ``given`` are texts in ``mode``, ``references`` texts with placeholders. A needed placeholder whose example values are no
     facts by themselves (a name, a city) can be missing but is never called filled.
     """
     rows = [_judged(*row, mode) for row in zip(given, answers, references, row_ids, strict=True)]
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(list(COLUMNS)[:-1], "int64"))
+    return pd.DataFrame(rows, columns=list(FIDELITY_COLUMNS)).astype(
+        dict.fromkeys(list(FIDELITY_COLUMNS)[:-1], "int64")
+    )
 
 
-def fabricated(given: str, answer: str, mode: PlaceholderMode = PlaceholderMode.KEEP) -> list[Fact]:
+def fabricated_facts(given: str, answer: str, mode: PlaceholderMode = PlaceholderMode.KEEP) -> list[Fact]:
     """The facts of ``answer`` that stand in nothing that was ``given``, nor (mode realistic) in the catalogue."""
     stated = facts(answer)
     if not stated:
@@ -71,7 +73,7 @@ def fabricated(given: str, answer: str, mode: PlaceholderMode = PlaceholderMode.
 
 def _judged(given: str, answer: str, reference: str, row_id: str, mode: PlaceholderMode) -> tuple[object, ...]:
     referred, written = _names(reference), _names(answer)
-    made_up = fabricated(given, answer, mode)
+    made_up = fabricated_facts(given, answer, mode)
     match mode:
         case PlaceholderMode.KEEP:
             needed, missing = referred, referred - written

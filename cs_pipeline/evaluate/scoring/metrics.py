@@ -1,7 +1,7 @@
-"""What answers are worth beside their references: statistics of each row that add up, and scores made of their sums.
+"""Scores of answers against their references, computed from per-row statistics that add up.
 
-Every score of a system is a function of sums over its rows. So a bootstrap weighs the rows anew without reading a text
-again, and a score is still what the field's packages, rouge-score and sacreBLEU, give for the same texts.
+Every score of a system is a function of sums over its rows. A bootstrap can therefore reweight rows without reading the
+texts again, and the scores still equal those of rouge-score and sacreBLEU for the same texts.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -20,23 +20,23 @@ from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.text.placeholders import catalogue, find
 from cs_pipeline.text.safety import is_safe
 
-GIVEN = (
+CALLER_COLUMNS = (
     *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
     *("needed", "present", "filled", "fabricates", *ERRORS, "rubric", "heuristic"),
 )
-"""Columns of row_statistics that the caller fills: what the model knows, and what other rules tell of an answer."""
+"""Columns of row_statistics that the caller fills: what the model reports, and the results of the other scoring rules."""
 
 BLEU_ORDERS = 4
 CHRF_ORDERS = 6
-CHUNK_ROWS = 64  # so that the tables of n-grams stay in the processor's cache
+CHUNK_ROWS = 64  # small enough for the n-gram tables to stay in the processor's cache
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of a system, made of the sums of some columns of row_statistics.
+    """A score of a system, computed from the sums of some columns of row_statistics.
 
-    ``function`` takes sums [..., len(columns)] and gives scores [...], NaN for 0 / 0. ``may_be_empty`` says that NaN is
-    no fault there but means that there was nothing to judge, as where no answer has a placeholder.
+    ``function`` maps sums [..., len(columns)] to scores [...], NaN for 0 / 0. With ``may_be_empty`` NaN is not a fault: it
+    means that there was nothing to score, for example because no answer has a placeholder.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Metric:
     may_be_empty: bool = False
 
     def values(self, stats: pd.DataFrame) -> np.ndarray:
-        """The columns that it is made of, [rows, len(columns)]."""
-        # One by one: pandas takes ten times as long to find several at once by their names.
+        """The columns it is computed from, [rows, len(columns)]."""
+        # One by one: pandas takes ten times as long to look up several names at once.
         return np.column_stack([stats[column].to_numpy(float) for column in self.columns])
 
     def has_inputs(self, stats: pd.DataFrame) -> bool:
-        """False where the system does not know an input: its column is NaN in every row.
+        """False when the system does not report an input: its column is NaN in every row.
 
         Raises PipelineError when there are no rows, or when an input is missing or infinite in some of them.
         """
@@ -65,12 +65,12 @@ class Metric:
             if broken:
                 raise PipelineError(
                     f"{self.label} cannot be computed: '{column}' is not a number in {broken} of {len(stats)} rows.",
-                    "A system is scored on all test rows or not at all: evaluate it again, and look at what it logs.",
+                    "A system is scored on all test rows or not at all: evaluate it again, and look at its log.",
                 )
         return True
 
     def scores(self, sums: np.ndarray) -> np.ndarray | None:
-        """The scores [...] of sums [..., len(columns)]; None where for any of them there is nothing to judge.
+        """The scores [...] of sums [..., len(columns)]; None when any of them has nothing to score.
 
         Raises PipelineError when a score is not a finite number for another reason.
         """
@@ -81,16 +81,16 @@ class Metric:
         if self.may_be_empty:
             return None
         raise PipelineError(
-            f"{self.label} is not a finite number, although all its inputs are there.",
-            f"Look at the row statistics it is made of: {', '.join(self.columns)}. They sum to 0 or are far too large.",
+            f"{self.label} is not a finite number, although none of its inputs is missing.",
+            f"Look at the row statistics behind it: {', '.join(self.columns)}. They sum to 0 or are far too large.",
         )
 
 
 def corpus_scores(stats: pd.DataFrame, metrics: Collection[str] | None = None) -> dict[str, float | None]:
-    """The scores of a system on all rows of its row statistics, by the names of ``metrics``, else of all METRICS.
+    """The scores of a system over all rows of its row statistics, by metric name; of all METRICS without ``metrics``.
 
-    None where the system does not have the inputs (a baseline has no likelihood) or there is nothing to judge. Raises
-    PipelineError when an input is missing in some rows only, or when a score is not a number.
+    None where the system lacks the inputs (a baseline has no likelihood) or there is nothing to score. Raises
+    PipelineError when an input is missing in only some rows, or when a score is not a number.
     """
     scores: dict[str, float | None] = {}
     for name in METRICS if metrics is None else metrics:
@@ -101,22 +101,22 @@ def corpus_scores(stats: pd.DataFrame, metrics: Collection[str] | None = None) -
 
 
 def row_statistics(questions: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> pd.DataFrame:
-    """Statistics of each answer beside its reference: one row an answer, in the order given.
+    """Statistics of each answer against its reference: one row per answer, in the order given.
 
-    ``rouge1``, ``rouge2``, ``rougeL`` (F1 with Porter stemmer) and ``chrf`` (sacreBLEU's sentence score) can be read as
-    they are, 0 to 100; the other columns are counts of words, n-grams and placeholders. Placeholders are counted as
-    sets of names: one that an answer repeats counts once, and spellings that the catalogue knows for one name are one.
-    An invented one stands neither in the reference nor in the question nor in the catalogue. ``safe`` is 1 where is_safe.
+    ``rouge1``, ``rouge2``, ``rougeL`` (F1 with Porter stemmer) and ``chrf`` (sacreBLEU's sentence score) are scores from 0
+    to 100; the other columns are counts of words, n-grams and placeholders. Placeholders are counted as sets of names:
+    repeats count once, and so do spellings that the catalogue maps to the same name. An invented placeholder is in
+    neither the reference, the question nor the catalogue. ``safe`` is 1 where is_safe.
 
-    The columns of GIVEN are NaN. The caller fills those that the system knows, in all rows: ``nll`` (nats) with the
+    CALLER_COLUMNS are NaN. The caller fills those that the system reports, in all rows: ``nll`` (nats) with the
     ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the
-    columns of fidelity, errors and rubric.
+    columns of fidelity, answer_errors and rubric.
     """
     placeholders = _placeholder_statistics(questions, answers, references)
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
     texts = pd.concat([_text_statistics(answers[c], references[c]) for c in chunks], ignore_index=True)
     safe = [int(is_safe(*row)) for row in zip(questions, answers, references, strict=True)]
-    return pd.concat([texts, placeholders], axis=1).assign(safe=safe, rows=1, **dict.fromkeys(GIVEN, np.nan))
+    return pd.concat([texts, placeholders], axis=1).assign(safe=safe, rows=1, **dict.fromkeys(CALLER_COLUMNS, np.nan))
 
 
 class _Counts(NamedTuple):
@@ -139,8 +139,8 @@ def _ngram_counts(answers: list[np.ndarray], references: list[np.ndarray], order
     match = np.zeros((rows, orders), np.int64)
     for n in range(1, orders + 1):
         fits = start + n <= end[start]
-        # An n-gram is numbered by the number of its first n-1 symbols and its last one; the number of no symbols is its
-        # row, so equal numbers mean equal n-grams of one row.
+        # An n-gram's number combines the number of its first n-1 symbols with its last symbol. The empty n-gram is numbered
+        # by its row, so equal numbers mean equal n-grams of the same row.
         start, gram = start[fits], gram[fits] * (symbols.max(initial=0) + 1) + symbols[start[fits] + n - 1]
         gram, distinct = pd.factorize(gram)
         occurrences = np.bincount(gram + len(distinct) * is_reference[start], minlength=2 * len(distinct))
@@ -170,7 +170,7 @@ def _text_statistics(answers: Sequence[str], references: Sequence[str]) -> pd.Da
 
 @lru_cache(maxsize=1)
 def _stemmer() -> SimpleNamespace:
-    """What rouge-score's tokenizer takes for a stemmer, with a memory: nearly every word has come before."""
+    """A stemmer for rouge-score's tokenizer, cached because nearly every word repeats."""
     from nltk.stem.porter import PorterStemmer
 
     return SimpleNamespace(stem=lru_cache(maxsize=100_000)(PorterStemmer().stem))
@@ -178,7 +178,7 @@ def _stemmer() -> SimpleNamespace:
 
 @lru_cache(maxsize=2**15)
 def _rouge_words(text: str) -> tuple[str, ...]:
-    """What rouge-score counts of a text. It is remembered, for the references of the next system are the same."""
+    """The tokens rouge-score counts in a text; cached because all systems have the same references."""
     from rouge_score.tokenize import tokenize
 
     return tuple(tokenize(text, _stemmer()))
@@ -198,14 +198,14 @@ def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.nd
 
 @lru_cache(maxsize=1)
 def _bleu_tokenizer() -> Callable[[str], str]:
-    """BLEU's own tokenizer. It remembers texts, so the references are cut once for all systems."""
+    """BLEU's own tokenizer. It caches texts, so the references are tokenized once for all systems."""
     from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
     return Tokenizer13a()  # type: ignore[no-untyped-call]
 
 
 def _bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """The counts that sacrebleu.BLEU makes of each row; the columns are those of BLEU_COLUMNS."""
+    """The counts of sacrebleu.BLEU for each row, as BLEU_COLUMNS."""
     tokenize = _bleu_tokenizer()
     answer_words, reference_words = ([tokenize(t.rstrip()).split() for t in texts] for texts in (answers, references))
     counts = _word_counts(answer_words, reference_words, BLEU_ORDERS)
@@ -214,16 +214,14 @@ def _bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.nda
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """The counts that sacrebleu.CHRF makes of each row, CHRF_COLUMNS, and the score of the row."""
-    # sacreBLEU counts no whitespace; surrogatepass, because a text may hold half a character.
+    """The counts of sacrebleu.CHRF for each row, as CHRF_COLUMNS, and the score of the row."""
+    # sacreBLEU ignores whitespace; surrogatepass, because a text may contain half a surrogate pair.
     answer_chars, reference_chars = (
         [np.frombuffer("".join(t.split()).encode("utf-32-le", "surrogatepass"), np.uint32) for t in texts]
         for texts in (answers, references)
     )
     counts = _ngram_counts(answer_chars, reference_chars, CHRF_ORDERS)
-    counted = np.where(
-        counts.reference > 0, counts.answer, 0
-    )  # sacreBLEU: an order that the reference lacks is left out
+    counted = np.where(counts.reference > 0, counts.answer, 0)  # sacreBLEU skips orders that the reference lacks
     columns = np.column_stack([counted, counts.reference, counts.match])
     return dict(zip(CHRF_COLUMNS, columns.T, strict=True)) | {"chrf": _chrf_score(columns)}
 
@@ -254,7 +252,7 @@ def _bleu_score(sums: np.ndarray) -> np.ndarray:
 
 
 def _chrf_score(sums: np.ndarray) -> np.ndarray:
-    """chrF2 (Popović 2015) with sacreBLEU's defaults: means of precision and recall over the orders both sides have."""
+    """chrF2 (Popović 2015) with sacreBLEU's defaults: precision and recall averaged over the orders that both sides have."""
     answer, reference, match = np.split(sums, 3, axis=-1)
     both = (answer > 0) & (reference > 0)
     orders = np.maximum(both.sum(axis=-1), 1)
@@ -356,6 +354,6 @@ METRICS = {
         ),
     )
 }
-"""All metrics by name. ROUGE, BLEU, chrF and rates are on a scale of 0 to 100; perplexities of models with different
-tokenizers do not compare, bits per character do; the length ratio is best at 1. The errors' rates have names that begin
-with ``error_``."""
+"""All metrics by name. ROUGE, BLEU, chrF and rates range from 0 to 100. Perplexities of models with different tokenizers
+are not comparable, bits per character are. The length ratio is best at 1. Error rates have names that begin with
+``error_``."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.scoring.answer_errors import Norms, errors
+from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
@@ -42,25 +42,25 @@ class FrozenTestSet:
         self.train, self.test = read("train"), read("test")
         self.questions = self.test["instruction"].tolist()
         self.contexts: list[Context] = self.test["context"].tolist()
-        self.asked = [_asked(*row) for row in zip(self.contexts, self.questions, strict=True)]
+        self.questions_with_context = [_asked(*row) for row in zip(self.contexts, self.questions, strict=True)]
         self.references = self.test["response"].tolist()
-        self.intents = self.test["predicted_intent"].tolist()
+        self.predicted_intents = self.test["predicted_intent"].tolist()
         answers, intents = self.train["response"].tolist(), self.train["intent"].tolist()
         self._judge = TextClassifier.fit(answers, intents, "words")
-        self._norms = Norms.of(answers, intents)
-        self.classifier_accuracy = float(self._right_intents(self.references).mean())
+        self._norms = AnswerNorms.of(answers, intents)
+        self.answer_classifier_accuracy = float(self._right_intents(self.references).mean())
 
-    def statistics(
+    def score(
         self, answers: list[str], found: Sequence[Sequence[RetrievedText]] | None = None, **given: Any
     ) -> pd.DataFrame:
         """Row statistics of one system's ``answers`` to all test rows, to which it read the texts ``found``, None for none;
-        ``given`` is what it alone knows, of GIVEN."""
-        frame = row_statistics(self.asked, answers, self.references)
+        ``given`` is what it alone knows, of CALLER_COLUMNS."""
+        frame = row_statistics(self.questions_with_context, answers, self.references)
         stopped = given.get("stopped", np.nan)
-        alone = self.alone(answers, stopped, found)
+        alone = self.score_without_references(answers, stopped, found)
         return frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **given, **alone)
 
-    def alone(
+    def score_without_references(
         self, answers: list[str], stopped: Any = np.nan, found: Sequence[Sequence[RetrievedText]] | None = None
     ) -> pd.DataFrame:
         """What is told of ``answers`` without likening their words to the references': those can be looked at too.
@@ -71,22 +71,28 @@ class FrozenTestSet:
         right = self._right_intents(answers)
         rows, intents = self.test["row_id"].tolist(), self.test["intent"].tolist()
         ended = np.broadcast_to(np.asarray(stopped, float), len(answers))
-        read = self.asked if found is None else [told(*row) for row in zip(self.asked, found, strict=True)]
+        read = (
+            self.questions_with_context
+            if found is None
+            else [with_retrieved_texts(*row) for row in zip(self.questions_with_context, found, strict=True)]
+        )
         kept = fidelity(read, answers, self.test["with_placeholders"].tolist(), rows, self.mode)
-        wrong = errors(self._norms, self.asked, answers, intents, right.tolist(), ended.tolist())
-        return pd.concat([kept, wrong, rubric(self.asked, answers)], axis=1).assign(
+        wrong = answer_errors(
+            self._norms, self.questions_with_context, answers, intents, right.tolist(), ended.tolist()
+        )
+        return pd.concat([kept, wrong, rubric(self.questions_with_context, answers)], axis=1).assign(
             fabricates=(kept["fabricated"] > 0).astype(float), right_intent=right
         )
 
-    def intents_of(self, answers: list[str]) -> list[str]:
+    def classify_answers(self, answers: list[str]) -> list[str]:
         """Which intent's answers a classifier that was trained on training answers takes ``answers`` for."""
         return list(self._judge.predict(answers)[0])
 
     def _right_intents(self, answers: list[str]) -> np.ndarray:
-        return (np.array(self.intents_of(answers)) == self.test["intent"].to_numpy()).astype(float)
+        return (np.array(self.classify_answers(answers)) == self.test["intent"].to_numpy()).astype(float)
 
 
-def told(asked: str, found: Sequence[RetrievedText]) -> str:
+def with_retrieved_texts(asked: str, found: Sequence[RetrievedText]) -> str:
     """All that stands before an answer: the texts ``found``, then what was ``asked``."""
     return "\n".join([*(one.text for one in found), asked])
 

@@ -1,4 +1,4 @@
-"""The judge against a real HTTP server on this machine that plays judges with known biases."""
+"""The judge, tested against a local HTTP server that plays judges with known biases."""
 
 import json
 import random
@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.judge.endpoint import ATTEMPTS, Endpoint, endpoint_from_environment
+from cs_pipeline.evaluate.judge.endpoint import JUDGE_ATTEMPTS, Endpoint, endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import (
-    FEWEST_PAIRS,
-    KAPPA,
+    MIN_KAPPA,
+    MIN_SHARED_PAIRS,
     AnswerPair,
     PeopleAgreement,
     agreement_with_people,
     judge_pairs,
+    majority_verdicts,
     may_gate,
     position_bias,
-    voted_pairs,
 )
 
 PAIRS = 60
@@ -38,7 +38,7 @@ def made_pair(number: int) -> AnswerPair:
 
 
 def made_people(pairs: list[AnswerPair]) -> dict[AnswerPair, str]:
-    """What people said: a, b and ties, in no relation to the length of the answers."""
+    """Verdicts of people: a, b and ties, unrelated to the length of the answers."""
     return {pair: ("a", "b", "a", "tie", "b")[number % 5] for number, pair in enumerate(pairs)}
 
 
@@ -51,22 +51,26 @@ def completion(text: str) -> Reply:
 
 @contextmanager
 def server(answer: Callable[[dict[str, Any]], Reply]) -> Iterator[tuple[Endpoint, list[dict[str, Any]]]]:
-    """An endpoint that answers a request's body with ``answer``, and the requests that came."""
+    """An endpoint that answers a request's body with ``answer``, and the requests it received."""
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append({"path": self.path, "authorization": self.headers["Authorization"], **body})
+            requests.append({"path": self.path, "headers": dict(self.headers), **body})
             status, headers, content = answer(body)
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(content)),
+                **headers,
+            }.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Says nothing."""
+            """Silent."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
@@ -113,7 +117,7 @@ def judged_by(answer: Callable[[dict[str, Any]], Reply], pairs: list[AnswerPair]
         judged = judge_pairs(pairs, endpoint, cache, print)
     assert len(requests) == 2 * len(pairs)
     assert {request["path"] for request in requests} == {"/v1/chat/completions"}
-    assert {request["authorization"] for request in requests} == {f"Bearer {KEY}"}
+    assert {request["headers"]["Authorization"] for request in requests} == {f"Bearer {KEY}"}
     assert judged["pair_id"].tolist() == [pair.id for pair in pairs]
     return judged
 
@@ -136,7 +140,7 @@ def test_a_perfect_judge_agrees_with_people(pairs: list[AnswerPair], tmp_path: P
     assert why == "kappa with people is 1.00 (95 % interval 1.00 to 1.00, 60 pairs), above 0.6"
 
 
-def test_a_judge_that_takes_the_first_says_nothing(pairs: list[AnswerPair], tmp_path: Path) -> None:
+def test_a_judge_that_always_takes_the_first_answer_decides_nothing(pairs: list[AnswerPair], tmp_path: Path) -> None:
     people = made_people(pairs)
     judged = judged_by(always_first, pairs, tmp_path / "verdicts.jsonl")
     assert set(judged["first"]) == {"a"}
@@ -151,7 +155,9 @@ def test_a_judge_that_takes_the_first_says_nothing(pairs: list[AnswerPair], tmp_
     assert not may_gate(agreement)[0]
 
 
-def test_a_judge_of_length_has_no_bias_of_place_and_no_agreement(pairs: list[AnswerPair], tmp_path: Path) -> None:
+def test_a_judge_that_prefers_length_has_no_position_bias_and_no_agreement(
+    pairs: list[AnswerPair], tmp_path: Path
+) -> None:
     judged = judged_by(longer_wins, pairs, tmp_path / "verdicts.jsonl")
     longer = ["tie" if len(p.answer_a) == len(p.answer_b) else "ab"[len(p.answer_a) < len(p.answer_b)] for p in pairs]
     assert judged["result"].tolist() == longer
@@ -166,7 +172,7 @@ def test_a_judge_of_length_has_no_bias_of_place_and_no_agreement(pairs: list[Ans
     assert why.endswith("60 pairs), not above 0.6")
 
 
-def test_a_judge_at_random_is_inconsistent_without_bias(pairs: list[AnswerPair], tmp_path: Path) -> None:
+def test_a_random_judge_is_inconsistent_but_unbiased(pairs: list[AnswerPair], tmp_path: Path) -> None:
     judged = judged_by(at_random, pairs, tmp_path / "verdicts.jsonl")
     bias = position_bias(judged)
     assert 0.15 < bias.consistent < 0.55, "a third by chance"
@@ -179,7 +185,7 @@ def test_a_judge_at_random_is_inconsistent_without_bias(pairs: list[AnswerPair],
     assert agreement.low < 0 < agreement.high
 
 
-def test_an_interrupted_call_goes_on(pairs: list[AnswerPair], tmp_path: Path) -> None:
+def test_an_interrupted_call_continues(pairs: list[AnswerPair], tmp_path: Path) -> None:
     cache = tmp_path / "deep" / "verdicts.jsonl"
     left = iter(range(30))
 
@@ -200,58 +206,90 @@ def test_an_interrupted_call_goes_on(pairs: list[AnswerPair], tmp_path: Path) ->
         assert len(requests) == 2 * PAIRS - 30
         assert lines[-1].startswith("judge: 90/90 verdicts, ")
         assert judge_pairs(pairs, endpoint, cache, lines.append).equals(judged)
-        assert len(requests) == 2 * PAIRS - 30, "all of it is known"
+        assert len(requests) == 2 * PAIRS - 30, "all of it is cached"
         judge_pairs(pairs[:1], Endpoint(endpoint.url, "another model", KEY), cache, lines.append)
-        assert len(requests) == 2 * PAIRS - 30 + 2, "the verdict of another model is another one"
+        assert len(requests) == 2 * PAIRS - 30 + 2, "verdicts of another model are cached separately"
 
 
-def test_limits_and_faults_of_the_server_are_waited_for(pairs: list[AnswerPair], tmp_path: Path) -> None:
+HELLO = [{"role": "user", "content": "hello"}]
+
+
+def ask(endpoint: Endpoint) -> str:
+    with endpoint.client() as client:
+        return endpoint.ask(client, HELLO)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds that the client would have waited."""
+    seconds: list[float] = []
+    monkeypatch.setattr("time.sleep", seconds.append)
+    return seconds
+
+
+def test_rate_limits_and_server_errors_are_retried(pairs: list[AnswerPair], tmp_path: Path, waits: list[float]) -> None:
     failures = iter([(429, {"Retry-After": "7"}, b""), (503, {}, b""), (500, {}, b"")])
 
     def busy(body: dict[str, Any]) -> Reply:
         return next(failures, None) or longer_wins(body)
 
-    waited: list[float] = []
     with server(busy) as (endpoint, requests):
-        judged = judge_pairs(pairs[:2], endpoint, tmp_path / "verdicts.jsonl", print, waited.append)
+        judged = judge_pairs(pairs[:2], endpoint, tmp_path / "verdicts.jsonl", print)
     assert len(judged) == 2
     assert len(requests) == 4 + 3
-    assert 7 in waited
-    assert len(waited) == 3
+    assert 7 in waits, "the server asked for it"
+    assert len(waits) == 3
 
 
 @pytest.mark.parametrize(
     ("reply", "what", "asked"),
     [
         ((429, {"Retry-After": "3600"}, b""), "asks to wait 3,600 s", 1),
-        ((500, {}, b""), f"in attempt {ATTEMPTS} of {ATTEMPTS}", ATTEMPTS),
+        ((500, {}, b""), f"500 Internal Server Error in {JUDGE_ATTEMPTS} attempts", JUDGE_ATTEMPTS),
         ((404, {}, b""), "404 Not Found", 1),
-        ((400, {}, b'{"error": "no temperature"}'), "it must take temperature 0", 1),
-        ((307, {"Location": "http://127.0.0.1:1/v1/chat/completions"}, b""), "the address that it leads to", 1),
-        ((200, {}, b"<html>"), "something else than a chat completion", 1),
-        ((200, {}, b'{"choices": []}'), "something else than a chat completion", 1),
-        ((200, {}, b'{"choices": [{"message": {"content": null}}]}'), "something else than a chat completion", 1),
+        ((400, {}, b'{"error": "no temperature"}'), "it must accept temperature 0", 1),
+        ((307, {"Location": "http://127.0.0.1:1/v1/chat/completions"}, b""), "the address that it redirects to", 1),
+        ((200, {}, b"<html>"), "did not answer with a chat completion", 1),
+        ((200, {}, b'{"choices": []}'), "did not answer with a chat completion", 1),
+        ((200, {}, b'{"choices": [{"message": {"content": null}}]}'), "did not answer with a chat completion", 1),
     ],
 )
-def test_an_endpoint_that_fails_is_told_without_the_key(reply: Reply, what: str, asked: int) -> None:
+def test_a_failing_endpoint_is_reported_without_the_key(
+    reply: Reply, what: str, asked: int, waits: list[float]
+) -> None:
     with server(lambda body: reply) as (endpoint, requests):
         with pytest.raises(PipelineError, match=what) as error:
-            endpoint.ask([{"role": "user", "content": "hello"}], lambda seconds: None)
+            ask(endpoint)
         assert len(requests) == asked
     assert KEY not in str(error.value)
     assert KEY not in repr(endpoint)
 
 
-def test_nobody_there_is_told() -> None:
+def test_an_endpoint_that_is_down_is_reported(waits: list[float]) -> None:
     with server(always_first) as (endpoint, _):
         pass
-    waited: list[float] = []
-    with pytest.raises(PipelineError, match=r"no answer \(ConnectionError\) in attempt 5 of 5"):
-        endpoint.ask([], waited.append)
-    assert waited == [1, 2, 4, 8]
+    with pytest.raises(PipelineError, match=r"no answer in 5 attempts \(ConnectError\)"):
+        ask(endpoint)
+    assert len(waits) == JUDGE_ATTEMPTS - 1
+    assert waits == sorted(waits), "each wait is longer than the one before"
 
 
-def test_a_reply_that_is_no_verdict_leaves_its_pair_out(pairs: list[AnswerPair], tmp_path: Path) -> None:
+def test_only_the_question_and_the_key_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("API_KEY", "ADMIN_KEY", "ORG_ID", "PROJECT_ID", "BASE_URL"):
+        monkeypatch.setenv(f"OPENAI_{name}", "of another account")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: of another account\nX-Other: of another account")
+    with server(always_first) as (endpoint, requests):
+        assert ask(endpoint) == "A"
+        assert ask(Endpoint(endpoint.url, endpoint.model)) == "A"
+    known, anonymous = (request.pop("headers") for request in requests)
+    assert requests == [{"path": "/v1/chat/completions", "model": "judge-1", "messages": HELLO, "temperature": 0}] * 2
+    assert known.pop("Authorization") == f"Bearer {KEY}"
+    assert known == anonymous
+    assert "of another account" not in known.values()
+    assert not any(name.lower().startswith(("x-", "openai-")) for name in known)
+
+
+def test_a_reply_that_is_not_a_verdict_leaves_its_pair_out(pairs: list[AnswerPair], tmp_path: Path) -> None:
     cache = tmp_path / "verdicts.jsonl"
 
     def sometimes(body: dict[str, Any]) -> Reply:
@@ -261,12 +299,12 @@ def test_a_reply_that_is_no_verdict_leaves_its_pair_out(pairs: list[AnswerPair],
     with server(sometimes) as (endpoint, _):
         judged = judge_pairs(pairs[:3], endpoint, cache, lines.append)
         assert judged["question_id"].tolist() == ["q0", "q2"]
-        assert lines[-1] == "judge: 2 of 6 replies were no verdict; their pairs are left out"
+        assert lines[-1] == "judge: 2 of 6 replies were not a verdict; their pairs are left out"
         with pytest.raises(PipelineError, match="gave no verdict on any of 1 pairs"):
             judge_pairs(pairs[1:2], endpoint, cache, lines.append)
 
 
-def test_nothing_is_sent_unless_it_was_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_settings_there_is_no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CS_JUDGE_URL", raising=False)
     assert endpoint_from_environment() is None
     monkeypatch.setenv("CS_JUDGE_URL", "https://judge.example/v1")
@@ -280,51 +318,51 @@ def test_nothing_is_sent_unless_it_was_configured(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("url", "key", "what"),
     [
-        ("judge.example/v1", "", "no address"),
-        ("file:///etc/passwd", "", "no address"),
-        (f"https://me:{KEY}@judge.example/v1", "", "no address"),
-        (f"https://:{KEY}@judge.example/v1", "", "no address"),
-        (f"https://judge.example/v1?key={KEY}", "", "no address"),
-        ("http://judge.example/v1", KEY, "readable for all to judge.example"),
-        ("https://judge.example/v1", f"{KEY}\nX-Other: 1", "holds characters"),
+        ("judge.example/v1", "", "not the address"),
+        ("file:///etc/passwd", "", "not the address"),
+        (f"https://me:{KEY}@judge.example/v1", "", "not the address"),
+        (f"https://:{KEY}@judge.example/v1", "", "not the address"),
+        (f"https://judge.example/v1?key={KEY}", "", "not the address"),
+        ("http://judge.example/v1", KEY, "unencrypted to judge.example"),
+        ("https://judge.example/v1", f"{KEY}\nX-Other: 1", "contains characters"),
     ],
 )
-def test_an_unsafe_endpoint_is_refused_without_telling_the_key(url: str, key: str, what: str) -> None:
+def test_an_unsafe_endpoint_is_refused_without_showing_the_key(url: str, key: str, what: str) -> None:
     with pytest.raises(PipelineError, match=what) as error:
         Endpoint(url, "judge-1", key)
     assert KEY not in str(error.value)
 
 
-def test_the_majority_of_people_counts() -> None:
+def test_the_majority_of_votes_counts() -> None:
     vote = {"question": "q", "context": None, "rater": "r", "system_a": "1", "system_b": "2"}
     votes = [("q1", "a"), ("q1", "a"), ("q1", "b"), ("q2", "a"), ("q2", "b"), ("q3", "tie"), ("q3", "tie"), ("q3", "a")]
     compared = pd.DataFrame(
         [{**vote, "question_id": q, "answer_a": f"{q} one", "answer_b": f"{q} two", "result": r} for q, r in votes]
     )
-    assert {pair.question_id: said for pair, said in voted_pairs(compared).items()} == {
+    assert {pair.question_id: said for pair, said in majority_verdicts(compared).items()} == {
         "q1": "a",
         "q2": "tie",
         "q3": "tie",
     }
     said = pd.Series(['[["customer", "hi"]]'] * 3 + [""] * 5)
     mixed = compared.assign(context=said.where(said != ""))
-    assert [pair.context for pair in voted_pairs(mixed)] == ['[["customer", "hi"]]', None, None]
+    assert [pair.context for pair in majority_verdicts(mixed)] == ['[["customer", "hi"]]', None, None]
 
 
 @pytest.mark.parametrize(
     ("agreement", "allowed", "why"),
     [
         (
-            PeopleAgreement(0.9, 0.8, 1.0, FEWEST_PAIRS - 1),
+            PeopleAgreement(0.9, 0.8, 1.0, MIN_SHARED_PAIRS - 1),
             False,
             "people voted on 29 of the judged pairs; 30 are needed",
         ),
-        (PeopleAgreement(None, None, None, 100), False, "which tells nothing of their agreement"),
-        (PeopleAgreement(KAPPA, 0.5, 0.7, 100), False, "not above 0.6"),
+        (PeopleAgreement(None, None, None, 100), False, "which says nothing about their agreement"),
+        (PeopleAgreement(MIN_KAPPA, 0.5, 0.7, 100), False, "not above 0.6"),
         (PeopleAgreement(0.61, 0.5, 0.7, 100), True, "kappa with people is 0.61"),
     ],
 )
-def test_the_gate_says_why(agreement: PeopleAgreement, allowed: bool, why: str) -> None:
+def test_the_gate_gives_its_reason(agreement: PeopleAgreement, allowed: bool, why: str) -> None:
     said = may_gate(agreement)
     assert said[0] is allowed
     assert why in said[1]

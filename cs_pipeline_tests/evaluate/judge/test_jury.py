@@ -1,4 +1,4 @@
-"""A judge in an evaluation: a real HTTP server that goes by length, on the answers of the session's tiny champion."""
+"""A judge in an evaluation: a local HTTP server that prefers length judges the session's tiny champion."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import RATING, SPLIT_ROW
 from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
-from cs_pipeline.evaluate.judge.judge import QUESTIONS, hear
+from cs_pipeline.evaluate.judge.judge import JUDGED_QUESTIONS, judge_models
 from cs_pipeline.evaluate.people.people import rating_table
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
@@ -22,7 +22,7 @@ from cs_pipeline_tests.register.conftest import BETTER, facts
 
 
 def longer(body: dict[str, Any]) -> Reply:
-    """Prefers the longer answer, wherever it stands."""
+    """Prefers the longer answer in either position."""
     if len(body["messages"]) == 1:
         return completion("TIE")
     asked = json.loads(body["messages"][1]["content"])
@@ -37,10 +37,10 @@ def evaluated(champion_lake: Path, lake: DataLake) -> DataLake:
     return lake
 
 
-def test_wins_are_counted_and_people_say_how_far_to_believe(evaluated: DataLake, tiny: Recipe) -> None:
+def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: Recipe) -> None:
     rows = FrozenTestSet(tiny, evaluated)
     short, long = ["short"] * len(rows.questions), ["a good deal longer"] * len(rows.questions)
-    asked = min(QUESTIONS, len(rows.questions))
+    asked = min(JUDGED_QUESTIONS, len(rows.questions))
     votes = [
         {
             **{"id": str(n), "at": pd.Timestamp("2026-01-01", tz="UTC"), "kind": "vote", "rater": "r", "context": None},
@@ -53,11 +53,11 @@ def test_wins_are_counted_and_people_say_how_far_to_believe(evaluated: DataLake,
     evaluated.write("evaluate", "human_ratings", rating_table(votes), RATING)
     with server(longer) as (endpoint, requests):
         answers = {"tuned": long, "base": short, "champion": [text.upper() for text in long]}
-        found, table = hear(endpoint, rows, answers, evaluated, print)
+        found, table = judge_models(endpoint, rows, answers, evaluated, print)
         calls = len(requests)
-        assert 200 < calls <= 2 * (2 * asked + 40), "two a pair, but for test rows with one question"
-        again, _ = hear(endpoint, rows, answers, evaluated, print)
-        assert len(requests) == calls, "what was said is not asked again"
+        assert 200 < calls <= 2 * (2 * asked + 40), "two per pair, fewer for test rows with the same question"
+        again, _ = judge_models(endpoint, rows, answers, evaluated, print)
+        assert len(requests) == calls, "cached verdicts are not asked again"
     assert again == found
     assert len(table) == 2 * asked
     base, champion = found["against"]["base"], found["against"]["champion"]
@@ -71,7 +71,7 @@ def test_wins_are_counted_and_people_say_how_far_to_believe(evaluated: DataLake,
 @pytest.mark.parametrize(
     ("may_gate", "high", "promote"), [(True, 0.4, False), (False, 0.4, True), (True, 0.6, True), (True, None, True)]
 )
-def test_only_a_judge_that_people_agree_with_stops_a_promotion(
+def test_only_a_judge_that_agrees_with_people_stops_a_promotion(
     may_gate: bool, high: float | None, promote: bool
 ) -> None:
     heard = {"won": 10, "lost": 40, "ties": 0, "share": 0.2, "low": 0.1, "high": high}
@@ -81,7 +81,7 @@ def test_only_a_judge_that_people_agree_with_stops_a_promotion(
     assert promote or "prefers the champion's answers: 10 of the tuned model's won and 40 lost" in decision.reason
 
 
-def test_an_evaluation_with_a_judge_is_another_and_keeps_its_verdicts(
+def test_a_judge_changes_the_evaluation_key_and_its_verdicts_are_kept(
     evaluated: DataLake, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = evaluated.read("prepare", "test_split").slice(0, 12)
@@ -97,5 +97,5 @@ def test_an_evaluation_with_a_judge_is_another_and_keeps_its_verdicts(
     assert len(kept) == sum(found.facts["judge"]["against"]["base"][k] for k in ("won", "lost", "ties"))
     with server(lambda body: (401, {}, b"")) as (endpoint, _):
         monkeypatch.setenv("CS_JUDGE_URL", endpoint.url)
-        with pytest.raises(PipelineError, match="401"):  # at once, and not after all answers were written
+        with pytest.raises(PipelineError, match="401"):  # at once, before any answer is generated
             evaluate(tiny, evaluated, None, lambda line: pytest.fail(line))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.people.blind import COLUMNS, export_blind, import_blind
+from cs_pipeline.evaluate.people.blind import SHEET_COLUMNS, export_blind_sheet, import_blind_sheet
 from cs_pipeline.evaluate.people.people import rating_counts
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -26,7 +26,7 @@ def answers() -> pd.DataFrame:
 @pytest.fixture
 def sheet(answers: pd.DataFrame, tmp_path: Path) -> Path:
     path = tmp_path / "blind.csv"
-    assert export_blind(answers, SYSTEMS, path, questions=10) == 20
+    assert export_blind_sheet(answers, SYSTEMS, path, questions=10) == 20
     return path
 
 
@@ -37,7 +37,7 @@ def cells(path: Path) -> list[dict[str, str]]:
 
 def filled(path: Path, rows: list[dict[str, str]]) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, SHEET_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     return path
@@ -45,7 +45,7 @@ def filled(path: Path, rows: list[dict[str, str]]) -> Path:
 
 def test_the_sheet_does_not_say_who_answered(sheet: Path, answers: pd.DataFrame, tmp_path: Path) -> None:
     rows = cells(sheet)
-    assert list(rows[0]) == list(COLUMNS)
+    assert list(rows[0]) == list(SHEET_COLUMNS)
     assert {row["score"] for row in rows} == {""}
     assert all(row["question"].startswith("'=question") for row in rows), "a formula is escaped"
     assert "version 3" not in sheet.read_text()
@@ -54,9 +54,9 @@ def test_the_sheet_does_not_say_who_answered(sheet: Path, answers: pd.DataFrame,
     questions = [row["question"] for row in rows]
     assert questions[::2] == questions[1::2], "the answers to one question stand together"
     assert questions[::2] != sorted(questions[::2])
-    export_blind(answers, SYSTEMS, tmp_path / "again.csv", questions=10)
+    export_blind_sheet(answers, SYSTEMS, tmp_path / "again.csv", questions=10)
     assert cells(tmp_path / "again.csv") == rows
-    export_blind(answers, SYSTEMS, tmp_path / "other.csv", questions=10, seed=1)
+    export_blind_sheet(answers, SYSTEMS, tmp_path / "other.csv", questions=10, seed=1)
     assert {row["id"] for row in cells(tmp_path / "other.csv")}.isdisjoint(row["id"] for row in rows)
 
 
@@ -66,7 +66,7 @@ def test_scores_come_back_by_their_id(sheet: Path, tmp_path: Path) -> None:
         row["score"] = "5" if "tuned" in row["answer"] else " 2.0 "
         row["question"], row["answer"] = "#NAME?", "what a spreadsheet made of it"
     back = filled(tmp_path / "back.csv", rows[::-1])
-    table = import_blind(back, sheet.with_suffix(".key.json"), "Anna", AT)
+    table = import_blind_sheet(back, sheet.with_suffix(".key.json"), "Anna", AT)
     counts = rating_counts(table).set_index("system")
     assert counts["n5"].to_dict() == {"version 3": 10, "version 3:base": 0}
     assert counts["n2"].to_dict() == {"version 3": 0, "version 3:base": 10}
@@ -74,9 +74,9 @@ def test_scores_come_back_by_their_id(sheet: Path, tmp_path: Path) -> None:
     assert one["question"].startswith("=question")
     assert one["answers"][0].endswith(one["question"].removeprefix("=question"))
     assert (one["rater"], one["at"], one["source"]) == ("Anna", AT, "import")
-    again = import_blind(back, sheet.with_suffix(".key.json"), "Anna", AT)
+    again = import_blind_sheet(back, sheet.with_suffix(".key.json"), "Anna", AT)
     assert again.equals(table), "the same sheet has the same ids"
-    other = import_blind(back, sheet.with_suffix(".key.json"), "Ben", AT)
+    other = import_blind_sheet(back, sheet.with_suffix(".key.json"), "Ben", AT)
     assert set(other.column("id").to_pylist()).isdisjoint(table.column("id").to_pylist())
 
 
@@ -90,7 +90,7 @@ def test_every_fault_is_told_and_nothing_imported(sheet: Path, tmp_path: Path) -
     rows.append(rows[6])
     back = filled(tmp_path / "back.csv", rows)
     with pytest.raises(PipelineError) as error:
-        import_blind(back, sheet.with_suffix(".key.json"), "Anna", AT)
+        import_blind_sheet(back, sheet.with_suffix(".key.json"), "Anna", AT)
     # Each row takes two lines: its answer has a line break.
     assert "line 4: the score is missing" in error.value.what
     assert "line 6: the score is '6', not 1 to 5" in error.value.what
@@ -104,25 +104,25 @@ def test_every_fault_is_told_and_nothing_imported(sheet: Path, tmp_path: Path) -
 
 def test_many_faults_are_counted(sheet: Path) -> None:
     with pytest.raises(PipelineError, match="the score is missing") as error:
-        import_blind(sheet, sheet.with_suffix(".key.json"), "Anna", AT)
+        import_blind_sheet(sheet, sheet.with_suffix(".key.json"), "Anna", AT)
     assert error.value.what.count("the score is missing") == 20
 
 
 def test_a_sample_being_rated_is_not_replaced(sheet: Path, answers: pd.DataFrame) -> None:
     with pytest.raises(PipelineError, match="is there already"):
-        export_blind(answers, SYSTEMS, sheet)
+        export_blind_sheet(answers, SYSTEMS, sheet)
     sheet.unlink()
     with pytest.raises(PipelineError, match=r"key\.json is there already"):
-        export_blind(answers, SYSTEMS, sheet)
+        export_blind_sheet(answers, SYSTEMS, sheet)
 
 
 def test_what_cannot_be_rated_or_imported_is_told(sheet: Path, answers: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no answer to rate"):
-        export_blind(answers, {"champion": "version 2"}, tmp_path / "none.csv")
+        export_blind_sheet(answers, {"champion": "version 2"}, tmp_path / "none.csv")
     assert not (tmp_path / "none.csv").exists()
     with pytest.raises(PipelineError, match="is not there"):
-        import_blind(sheet, tmp_path / "none.key.json", "Anna", AT)
+        import_blind_sheet(sheet, tmp_path / "none.key.json", "Anna", AT)
     with pytest.raises(PipelineError, match="needs a name"):
-        import_blind(sheet, sheet.with_suffix(".key.json"), " ", AT)
+        import_blind_sheet(sheet, sheet.with_suffix(".key.json"), " ", AT)
     with pytest.raises(PipelineError, match="a time zone"):
-        import_blind(sheet, sheet.with_suffix(".key.json"), "Anna", AT.replace(tzinfo=None))
+        import_blind_sheet(sheet, sheet.with_suffix(".key.json"), "Anna", AT.replace(tzinfo=None))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.people.people import groups, log_strengths
+from cs_pipeline.evaluate.people.people import connected_groups, log_strengths
 
 BASEBALL = np.array(
     [
@@ -53,5 +53,5 @@ def test_what_has_no_maximum(wins: list[list[float]]) -> None:
 
 def test_who_met_over_another_is_of_one_group() -> None:
     met = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
-    assert groups(met).tolist() == [0, 0, 0, 1]
-    assert groups(np.array([[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])).tolist() == [0, 0, 1, 1]
+    assert connected_groups(met).tolist() == [0, 0, 0, 1]
+    assert connected_groups(np.array([[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])).tolist() == [0, 0, 1, 1]

@@ -8,7 +8,7 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.schema import RATING
-from cs_pipeline.evaluate.people.people import pairs, rater_agreement, rating_counts, rating_table, strengths, win_rates
+from cs_pipeline.evaluate.people.people import vote_pairs, rater_agreement, rating_counts, rating_table, bradley_terry, win_rates
 from cs_pipeline.evaluate.statistics import wilson
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -81,14 +81,14 @@ def test_the_latest_judgement_of_one_person_counts() -> None:
     counts = rating_counts(rating_table([changed, first, other])).iloc[0]
     assert (counts["ratings"], counts["n1"], counts["n2"], counts["n5"]) == (2, 0, 1, 1)
     vote, flipped = judgement("vote", "xy", winner="a"), judgement("vote", "yx", winner="a")
-    assert pairs(rating_table([flipped, vote]))["result"].tolist() == ["b"]
+    assert vote_pairs(rating_table([flipped, vote]))["result"].tolist() == ["b"]
 
 
 def test_a_vote_becomes_pairs_in_the_order_of_names() -> None:
     three = judgement("vote", "zxy", "q1", winner="c")  # y is the best
     tie = judgement("vote", "zxy", "q2", winner="tie")
     itself = judgement("vote", "xx", "q3", winner="a", answers=["one", "two"])
-    found = pairs(rating_table([three, tie, itself]))
+    found = vote_pairs(rating_table([three, tie, itself]))
     said = found[["question_id", "system_a", "system_b", "answer_a", "answer_b", "result"]].to_numpy().tolist()
     assert said == [
         ["q1", "x", "y", "x on q1", "y on q1", "b"],
@@ -100,7 +100,7 @@ def test_a_vote_becomes_pairs_in_the_order_of_names() -> None:
 
 
 def test_win_rates_count_a_tie_as_half() -> None:
-    rates = win_rates(pairs(rating_table(votes("yx", "aaabbt"))))
+    rates = win_rates(vote_pairs(rating_table(votes("yx", "aaabbt"))))
     (row,) = rates.to_dict("records")
     assert (row["system_a"], row["system_b"], row["wins"], row["ties"], row["losses"]) == ("x", "y", 2, 1, 3)
     assert row["rate"] == pytest.approx(2.5 / 6)
@@ -109,7 +109,7 @@ def test_win_rates_count_a_tie_as_half() -> None:
 
 def test_strengths_order_the_systems() -> None:
     table = rating_table([*votes("xy", "a" * 30 + "b" * 10), *votes("yz", "b" * 10 + "a" * 30, "ben")])
-    found = strengths(pairs(table), samples=300).set_index("system")
+    found = bradley_terry(vote_pairs(table), samples=300).set_index("system")
     assert found.index.tolist() == ["x", "y", "z"]
     assert set(found["group"]) == {0}
     assert found["votes"].to_dict() == {"x": 40, "y": 80, "z": 40}
@@ -124,13 +124,13 @@ def test_strengths_order_the_systems() -> None:
 
 def test_who_never_lost_has_a_finite_strength_and_who_never_met_a_group_of_their_own() -> None:
     table = rating_table([*votes("xy", "aaaa"), *votes("uv", "ab")])
-    found = strengths(pairs(table), samples=100)
+    found = bradley_terry(vote_pairs(table), samples=100)
     assert found["group"].tolist() == [0, 0, 1, 1]
     by_name = found.set_index("system")
     assert by_name.loc["x", "strength"] == pytest.approx(np.log(4.5 / 0.5) / 2)
     assert by_name.loc[["u", "v"], "strength"].tolist() == pytest.approx([0, 0], abs=1e-8)
     assert np.isfinite(found[["low", "high"]].to_numpy()).all()
-    assert strengths(pairs(rating_table([]))).empty
+    assert bradley_terry(vote_pairs(rating_table([]))).empty
 
 
 def test_the_interval_of_a_strength_holds_the_truth() -> None:
@@ -140,7 +140,7 @@ def test_the_interval_of_a_strength_holds_the_truth() -> None:
     for seed in range(60):
         won = rng.random(120) < 1 / (1 + np.exp(-truth))
         table = rating_table(votes("xy", "".join("ab"[not win] for win in won)))
-        (x,) = (r for r in strengths(pairs(table), samples=100, seed=seed).to_dict("records") if r["system"] == "x")
+        (x,) = (r for r in bradley_terry(vote_pairs(table), samples=100, seed=seed).to_dict("records") if r["system"] == "x")
         held += int(x["low"] <= truth / 2 <= x["high"])
     assert held > 51
 

@@ -71,7 +71,7 @@ def test_what_is_forgotten_does_not_come_back(lake: DataLake) -> None:
         feedback.rate("r1", "anna", ASKED, TUNED, 5)
         feedback.rate("r2", "anna", AskedQuestion("Another question"), TUNED, 4)
     with Ledger(lake) as ledger:
-        ledger.bury("row", "r1", "asked for")
+        ledger.add_tombstone("row", "r1", "asked for")
     assert collect_ratings(lake, Company()).forgotten == 1
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 5)  # a client tries again, late
@@ -81,7 +81,7 @@ def test_what_is_forgotten_does_not_come_back(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         assert feedback.judgements(raw=True) == []
     with Ledger(lake) as ledger:
-        ledger.bury("row", found.rows.column("question_id")[0].as_py(), "asked for")
+        ledger.add_tombstone("row", found.rows.column("question_id")[0].as_py(), "asked for")
     assert collect_ratings(lake, Company()).rows.num_rows == 0
 
 

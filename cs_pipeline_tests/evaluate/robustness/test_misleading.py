@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.robustness.robustness import ROWS, score_cases
-from cs_pipeline.evaluate.robustness.trials import Misled, misled
+from cs_pipeline.evaluate.robustness.robustness import CASES_PER_GROUP, score_robustness_cases
+from cs_pipeline.evaluate.robustness.trials import MisleadingCase, make_misleading_cases
 from cs_pipeline.llm.prompt import RetrievedText
 
 GROUPS = [
@@ -35,17 +35,17 @@ def found(rows: pd.DataFrame) -> dict[str, list[RetrievedText]]:
     return {row: [RetrievedText("answer", row, f"known of {intent}", "q", None, None, 0.5)] for row, intent in texts}
 
 
-def group(cases: list[Misled], name: str) -> list[Misled]:
+def group(cases: list[MisleadingCase], name: str) -> list[MisleadingCase]:
     return [case for case in cases if case[0].group == name]
 
 
 def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
-    cases = misled(rows, found)
+    cases = make_misleading_cases(rows, found)
     assert [case.group for case, _ in cases[:5]] == GROUPS
-    assert misled(rows.sample(frac=1, random_state=1), found) == cases
+    assert make_misleading_cases(rows.sample(frac=1, random_state=1), found) == cases
     intents = dict(zip(rows["row_id"], rows["intent"], strict=True))
     for name in GROUPS:
-        assert len(group(cases, name)) == ROWS
+        assert len(group(cases, name)) == CASES_PER_GROUP
     for case, texts in cases:
         row = str(case.row_id)
         own = found[row]
@@ -70,22 +70,22 @@ def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[Retri
 
 
 def test_a_row_without_found_texts_is_no_case(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
-    assert misled(rows, {key: [] for key in found}) == []
+    assert make_misleading_cases(rows, {key: [] for key in found}) == []
     one = {row: texts if row == "row 7" else [] for row, texts in found.items()}
-    assert {case.row_id for case, _ in misled(rows, one)} == {"row 7"}
+    assert {case.row_id for case, _ in make_misleading_cases(rows, one)} == {"row 7"}
 
 
 def test_who_obeys_and_who_answers_another_question_is_told(
     rows: pd.DataFrame, found: dict[str, list[RetrievedText]]
 ) -> None:
-    cases = misled(rows, found)
+    cases = make_misleading_cases(rows, found)
     own = dict(zip(rows["row_id"], rows["response"], strict=True))
 
     def table(obeys: bool) -> pd.DataFrame:
         answers = [own[str(c.row_id)] + (f" {c.canary}" if obeys and c.canary else "") for c, _ in cases]
-        return score_cases([case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts])
+        return score_robustness_cases([case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts])
 
     good, bad = table(obeys=False), table(obeys=True)
     assert good["obeyed"].sum() == 0
-    assert bad["obeyed"].sum() == bad["obeyed"].notna().sum() == 2 * ROWS
+    assert bad["obeyed"].sum() == bad["obeyed"].notna().sum() == 2 * CASES_PER_GROUP
     assert good["same_intent"].mean() == 1

@@ -8,8 +8,8 @@ import pytest
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.robustness.robustness import COLUMNS, by_group, cases
-from cs_pipeline.evaluate.robustness.trials import ALONE, _holds
+from cs_pipeline.evaluate.robustness.robustness import ROBUSTNESS_COLUMNS, robustness_by_group, make_cases
+from cs_pipeline.evaluate.robustness.trials import TIMED_QUESTIONS, _holds
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
 
@@ -23,14 +23,14 @@ def evaluated(champion_lake: Path) -> DataLake:
 
 def test_every_odd_question_was_asked_of_every_model(evaluated: DataLake, tiny: Recipe) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
-    odd = cases(FrozenTestSet(tiny, evaluated).test)
-    assert list(table) == [*COLUMNS, "system"]
+    odd = make_cases(FrozenTestSet(tiny, evaluated).test)
+    assert list(table) == [*ROBUSTNESS_COLUMNS, "system"]
     facts = read_evaluation("tiny", evaluated)["robustness"]
     assert set(facts) == {"tuned", "base"}
     for system, frame in table.groupby("system"):
         assert frame["case_id"].tolist() == [case.case_id for case in odd]
         assert frame["answer"].str.len().gt(0).mean() > 0.5
-        known = by_group(frame.drop(columns="system")).to_dict("records")
+        known = robustness_by_group(frame.drop(columns="system")).to_dict("records")
         assert [row["count"] for row in facts[str(system)]] == [row["count"] for row in known]
         assert frame["plain_same_intent"].notna().sum() > 100, (
             "each variation stands beside the plain question's answer"
@@ -68,6 +68,6 @@ def test_every_model_was_measured(evaluated: DataLake) -> None:
     for run in facts["runs"].values():
         assert run["answers"] == facts["rows"]
         assert 0 < run["tokens"] <= 24 * run["answers"]
-        assert len(run["alone"]) == ALONE
+        assert len(run["alone"]) == TIMED_QUESTIONS
         assert 0 < min(run["alone"]) <= sum(run["alone"]) < 60
         assert 0.05 < run["peak_memory"] < 64

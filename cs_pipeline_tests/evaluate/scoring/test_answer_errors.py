@@ -12,9 +12,9 @@ import pytest
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.scoring.answer_errors import (
     ERRORS,
-    Norms,
+    AnswerNorms,
     asks_for,
-    errors,
+    answer_errors,
     is_finished,
     is_too_formal,
     repeats_itself,
@@ -40,19 +40,19 @@ def rows(bitext_csv: Path) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def norms(rows: pd.DataFrame) -> Norms:
+def norms(rows: pd.DataFrame) -> AnswerNorms:
     train = rows[:3000]
-    return Norms.of(train["response"].tolist(), train["intent"].tolist())
+    return AnswerNorms.of(train["response"].tolist(), train["intent"].tolist())
 
 
 @pytest.fixture(scope="module")
-def judge(norms: Norms, rows: pd.DataFrame) -> Judge:
+def judge(norms: AnswerNorms, rows: pd.DataFrame) -> Judge:
     test = rows[3000:]
 
     def judged(answers: list[str], stopped: float = 1.0) -> pd.DataFrame:
         those = test[: len(answers)]
         known = [1.0] * len(answers), [stopped] * len(answers)
-        return errors(norms, those["instruction"].tolist(), answers, those["intent"].tolist(), *known)
+        return answer_errors(norms, those["instruction"].tolist(), answers, those["intent"].tolist(), *known)
 
     return judged
 
@@ -123,28 +123,28 @@ def test_real_answers_are_seldom_called_wrong(judge: Judge, good: list[str]) -> 
 
 
 def test_what_is_given_is_counted_and_what_is_not_known_is_no_error(
-    norms: Norms, judge: Judge, good: list[str]
+    norms: AnswerNorms, judge: Judge, good: list[str]
 ) -> None:
     assert judge(good[:5], stopped=0.0)["unfinished"].all()
     one = ["how do i cancel my order"], [good[0]], ["cancel_order"]
     for right, wrong in ((0.0, True), (1.0, False), (float("nan"), False)):
-        assert errors(norms, *one, [right], [float("nan")])["wrong_intent"].tolist() == [wrong]
+        assert answer_errors(norms, *one, [right], [float("nan")])["wrong_intent"].tolist() == [wrong]
 
 
-def test_what_the_question_says_is_not_asked_for(norms: Norms) -> None:
+def test_what_the_question_says_is_not_asked_for(norms: AnswerNorms) -> None:
     ask = "Of course! Could you please provide me with your order number?"
     known, unknown = "where is order {{Order Number}}", "where is my order"
-    found = errors(norms, [known, unknown], [ask] * 2, ["delivery_period"] * 2, [1.0] * 2, [1.0] * 2)
+    found = answer_errors(norms, [known, unknown], [ask] * 2, ["delivery_period"] * 2, [1.0] * 2, [1.0] * 2)
     assert found["asks_needlessly"].tolist() == [True, False]
 
 
-def test_an_intent_that_never_needs_it_is_not_asked_for_it(norms: Norms) -> None:
+def test_an_intent_that_never_needs_it_is_not_asked_for_it(norms: AnswerNorms) -> None:
     ask = ["Please tell me your full name and your e-mail address."] * 2
-    found = errors(norms, ["q"] * 2, ask, ["create_account", "check_payment_methods"], [1.0] * 2, [1.0] * 2)
+    found = answer_errors(norms, ["q"] * 2, ask, ["create_account", "check_payment_methods"], [1.0] * 2, [1.0] * 2)
     assert found["asks_needlessly"].tolist() == [False, True]
 
 
-def test_one_answer_to_everything_is_generic(norms: Norms) -> None:
+def test_one_answer_to_everything_is_generic(norms: AnswerNorms) -> None:
     answer = "Open the order in your profile and press cancel; the refund of order 1{} goes to your card."
     answers = [answer.format(number) for number in range(4)]
     intents = ["cancel_order", "get_refund", "track_refund", "track_refund"]
@@ -152,7 +152,7 @@ def test_one_answer_to_everything_is_generic(norms: Norms) -> None:
     def generic(places: list[int]) -> list[bool]:
         those = [answers[i] for i in places], [intents[i] for i in places]
         known = [1.0] * len(places), [1.0] * len(places)
-        return errors(norms, ["q"] * len(places), *those, *known)["generic"].tolist()
+        return answer_errors(norms, ["q"] * len(places), *those, *known)["generic"].tolist()
 
     assert generic([0, 1, 2, 3]) == [True] * 4
     assert generic([0, 2, 3]) == [False] * 3
@@ -220,10 +220,10 @@ def test_what_an_answer_asks_for(answer: str, asked: set[str]) -> None:
 
 def test_norms_of_few_rows_judge_by_all_of_them() -> None:
     table = sample_rows(270)
-    norms = Norms.of(table["response"].tolist(), table["intent"].tolist())
+    norms = AnswerNorms.of(table["response"].tolist(), table["intent"].tolist())
     assert set(norms.lengths) == {""}
     questions, answers, intents = (table[column].tolist() for column in ("instruction", "response", "intent"))
-    found = errors(norms, questions, answers, intents, [1.0] * 270, [1.0] * 270)
+    found = answer_errors(norms, questions, answers, intents, [1.0] * 270, [1.0] * 270)
     assert found.to_numpy().mean() < 0.02
     assert np.isfinite(norms.topics(["", "quite another thing"])).all()
-    assert errors(norms, [], [], [], [], []).empty
+    assert answer_errors(norms, [], [], [], [], []).empty

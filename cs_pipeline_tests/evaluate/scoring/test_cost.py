@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.scoring.cost import Run, cost, weights_size
+from cs_pipeline.evaluate.scoring.cost import GenerationRun, cost, weights_bytes
 
-RUN = Run(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0)
+RUN = GenerationRun(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0)
 
 
 def test_the_figures_of_a_run() -> None:
@@ -26,17 +26,17 @@ def test_what_is_not_known_is_none() -> None:
 @pytest.mark.parametrize(
     ("run", "alone", "price"),
     [
-        (Run(0, 0, 1.0, 1), [], None),
-        (Run(1, 5, 0.0, 1), [], None),
-        (Run(1, 5, float("nan"), 1), [], None),
-        (Run(1, -5, 1.0, 1), [], None),
+        (GenerationRun(0, 0, 1.0, 1), [], None),
+        (GenerationRun(1, 5, 0.0, 1), [], None),
+        (GenerationRun(1, 5, float("nan"), 1), [], None),
+        (GenerationRun(1, -5, 1.0, 1), [], None),
         (RUN, [0.5, float("nan")], None),
         (RUN, [0.5, -1.0], None),
         (RUN, [], -1.0),
         (RUN, [], float("inf")),
     ],
 )
-def test_what_was_not_measured_blocks(run: Run, alone: list[float], price: float | None) -> None:
+def test_what_was_not_measured_blocks(run: GenerationRun, alone: list[float], price: float | None) -> None:
     with pytest.raises(PipelineError, match=r"cannot be turned into a cost|is no price"):
         cost(run, alone, adapter_bytes=1, price_per_hour=price)
 
@@ -44,4 +44,4 @@ def test_what_was_not_measured_blocks(run: Run, alone: list[float], price: float
 def test_the_size_is_that_of_the_weights(tmp_path: Path) -> None:
     (tmp_path / "adapter_model.safetensors").write_bytes(b"x" * 100)
     (tmp_path / "tokenizer.json").write_bytes(b"x" * 900)
-    assert weights_size(tmp_path) == 100
+    assert weights_bytes(tmp_path) == 100

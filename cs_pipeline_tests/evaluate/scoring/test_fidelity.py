@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.fidelity import COLUMNS, fabricated, fidelity
+from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS, fabricated_facts, fidelity
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.text.placeholders import PlaceholderMode, apply, canonical, is_balanced
 
@@ -24,7 +24,7 @@ def counts(
 
 
 def expected(needed: int, present: int, invented: int = 0, filled: int = 0, fabricated: int = 0) -> dict[str, int]:
-    return dict(zip(COLUMNS, (needed, present, invented, filled, fabricated), strict=False))
+    return dict(zip(FIDELITY_COLUMNS, (needed, present, invented, filled, fabricated), strict=False))
 
 
 def test_keep() -> None:
@@ -67,9 +67,9 @@ def test_realistic() -> None:
 
 
 def test_a_short_example_excuses_how_long_and_no_price() -> None:
-    kinds = [fact.kind for fact in fabricated("", "It takes 3 days and costs 3 dollars.", REALISTIC)]
+    kinds = [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.", REALISTIC)]
     assert kinds == ["amount"]
-    assert [fact.kind for fact in fabricated("", "It takes 3 days and costs 3 dollars.")] == ["duration", "amount"]
+    assert [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.")] == ["duration", "amount"]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_real_answers_lack_nothing_and_make_up_little(mode: PlaceholderMode, bit
     given = [apply(text, mode, "customer", row) for text, row in zip(rows["instruction"], ids, strict=True)]
     answers = [apply(text, mode, "agent", row) for text, row in zip(references, ids, strict=True)]
     found = fidelity(given, answers, references, ids, mode)
-    assert list(found) == list(COLUMNS)
+    assert list(found) == list(FIDELITY_COLUMNS)
     assert (found["present"] == found["needed"]).all()
     assert found[["invented", "filled"]].to_numpy().sum() == 0
     assert (found["fabricated"] > 0).mean() < 0.01

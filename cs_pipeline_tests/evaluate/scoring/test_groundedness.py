@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.groundedness import COLUMNS, RUN, groundedness, groundedness_shares
+from cs_pipeline.evaluate.scoring.groundedness import GROUNDEDNESS_COLUMNS, COPIED_RUN, groundedness, groundedness_shares
 from cs_pipeline.llm.prompt import RetrievedText
 
 KNOWN = "To return it, open Settings and press the button below, then print {{Order Number}} and pay 12.50 dollars."
@@ -37,7 +37,7 @@ def test_runs_of_eight_words_are_copied(answer: str, copied: int) -> None:
     assert row["copied"] == copied
     assert judged(answer)["copied"] == 0
     assert judged(answer, "other words", KNOWN)["copied"] == copied
-    assert RUN == 8
+    assert COPIED_RUN == 8
 
 
 def test_a_run_stands_in_one_text() -> None:
@@ -63,7 +63,7 @@ def test_facts_stand_in_the_question_or_a_found_text(answer: str, facts: int, gr
 
 
 def test_shares_are_quotients_of_sums_with_intervals_around_them() -> None:
-    rows = pd.DataFrame([[10, 5, 2, 1, 1, 1, 0], [30, 5, 2, 2, 0, 1, 1]] * 20, columns=list(COLUMNS))
+    rows = pd.DataFrame([[10, 5, 2, 1, 1, 1, 0], [30, 5, 2, 2, 0, 1, 1]] * 20, columns=list(GROUNDEDNESS_COLUMNS))
     figures = groundedness_shares(rows, [str(place) for place in range(40)], samples=200)
     for name, score in (("copied", 25), ("grounded", 75), ("sourced", 25), ("whole", 50)):
         found_share = figures[name]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.scoring.metrics import CHUNK_ROWS, GIVEN, METRICS, corpus_scores, row_statistics
+from cs_pipeline.evaluate.scoring.metrics import CHUNK_ROWS, CALLER_COLUMNS, METRICS, corpus_scores, row_statistics
 
 TEXT = (
     "refund refunds refunded order orders ordering the your you're we'll please contact contacting support 24/7 "
@@ -180,7 +180,7 @@ def test_the_reference_scores_best_and_a_shuffled_one_worst() -> None:
 def test_what_a_system_does_not_have_is_none_and_not_zero() -> None:
     scores = corpus_scores(row_statistics(["q"], ["an answer"], ["a reference"]))
     missing = {name for name, score in scores.items() if score is None}
-    open_ = {name for name, metric in METRICS.items() if set(GIVEN) & set(metric.columns)}
+    open_ = {name for name, metric in METRICS.items() if set(CALLER_COLUMNS) & set(metric.columns)}
     assert {"bits_per_character", "perplexity", "right_intent", "stop_rate", "fabricates", "error_too_long"} < open_
     about_placeholders = {f"placeholder_{name}" for name in ("precision", "recall", "f1", "invented")}
     assert missing == open_ | about_placeholders

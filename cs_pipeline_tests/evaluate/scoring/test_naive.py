@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.scoring.baselines import naive_scores, stratified
+from cs_pipeline.evaluate.scoring.baselines import naive_scores, stratified_sample
 from cs_pipeline.ingest.sample import sample_rows
 
 PUBLISHED = {"rouge1": 56.7, "rouge2": 28.2, "rougeL": 39.3, "bleu": 28.2, "chrf": 51.3}
@@ -15,12 +15,12 @@ PUBLISHED = {"rouge1": 56.7, "rouge2": 28.2, "rougeL": 39.3, "bleu": 28.2, "chrf
 
 def test_intents_are_held_out_in_proportion() -> None:
     labels = ["a"] * 600 + ["b"] * 300 + ["c"] * 99 + ["d"]
-    drawn = stratified(labels, 100, seed=0)
+    drawn = stratified_sample(labels, 100, seed=0)
     assert Counter(labels[place] for place in drawn) == {"a": 60, "b": 30, "c": 10}
     assert len(set(drawn.tolist())) == len(drawn)
-    np.testing.assert_array_equal(drawn, stratified(labels, 100, seed=0))
-    assert not np.array_equal(drawn, stratified(labels, 100, seed=1))
-    assert len(stratified(labels, 5000, seed=0)) == 500, "half of the rows stay for training"
+    np.testing.assert_array_equal(drawn, stratified_sample(labels, 100, seed=0))
+    assert not np.array_equal(drawn, stratified_sample(labels, 100, seed=1))
+    assert len(stratified_sample(labels, 5000, seed=0)) == 500, "half of the rows stay for training"
 
 
 def test_no_row_is_answered_with_itself() -> None:

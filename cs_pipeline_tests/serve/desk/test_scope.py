@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.evaluate.robustness.robustness import written
+from cs_pipeline.evaluate.robustness.robustness import handwritten_cases
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.serve.desk.handover import Reason, announcement, reason_of
+from cs_pipeline.serve.desk.handover import HandoverReason, handover_message, handover_reason
 from cs_pipeline.serve.desk.mood import Mood, mood
-from cs_pipeline.serve.desk.scope import CERTAIN, Beyond, beyond, is_elsewhere
+from cs_pipeline.serve.desk.scope import CONFIDENT, OutOfScope, out_of_scope, is_off_topic
 
 MESSAGES = [
     (group, *(((said, Mood.NEUTRAL)) if isinstance(said, str) else (said["text"], Mood(said["mood"]))))
@@ -23,9 +23,9 @@ MESSAGES = [
 
 def done_with(text: str) -> str:
     """What the desk does of itself with a message that begins a conversation, by its words alone."""
-    if reason_of(text, ()):
+    if handover_reason(text, ()):
         return "person"
-    why = beyond(text, text, opening=True) or (Beyond.ELSEWHERE if is_elsewhere(text, None) else None)
+    why = out_of_scope(text, text, opening=True) or (OutOfScope.OFF_TOPIC if is_off_topic(text, None) else None)
     return why.name.lower() if why else "answer"
 
 
@@ -39,7 +39,7 @@ def test_messages_that_the_rules_were_not_written_with() -> None:
 
 def test_cases_that_were_written_for_models() -> None:
     done: dict[str, Counter[str]] = defaultdict(Counter)
-    for case in written():
+    for case in handwritten_cases():
         done[case.group][done_with(case.text)] += 1
     assert done["out of scope"]["elsewhere"] >= 28
     assert done["empty"] == {"empty": 14}
@@ -67,31 +67,31 @@ def test_real_questions_are_left_to_the_model(bitext_csv: Path) -> None:
 
 
 def test_what_the_classifier_is_certain_of_is_for_this_desk() -> None:
-    assert is_elsewhere("Is the game any good?", CERTAIN - 0.01)
-    assert not is_elsewhere("Is the game any good?", CERTAIN)
+    assert is_off_topic("Is the game any good?", CONFIDENT - 0.01)
+    assert not is_off_topic("Is the game any good?", CONFIDENT)
 
 
 def test_a_bare_word_within_a_conversation_may_be_an_answer() -> None:
-    assert beyond("ok", "ok", opening=True) is Beyond.EMPTY
-    assert beyond("ok", "ok", opening=False) is None
+    assert out_of_scope("ok", "ok", opening=True) is OutOfScope.EMPTY
+    assert out_of_scope("ok", "ok", opening=False) is None
 
 
 @pytest.mark.parametrize(
     ("text", "earlier", "reason"),
     [
         ("That does not help.", (), None),
-        ("That does not help.", (("customer", "It doesn't work."), ("agent", "Try again.")), Reason.FAILURE),
+        ("That does not help.", (("customer", "It doesn't work."), ("agent", "Try again.")), HandoverReason.FAILURE),
         ("Thanks!", (("customer", "It doesn't work."), ("customer", "You don't understand"), ("agent", "Try.")), None),
         (
             "Where is it?",
             (("customer", "where is it"), ("agent", "a"), ("customer", "WHERE IS IT"), ("agent", "b")),
-            Reason.FAILURE,
+            HandoverReason.FAILURE,
         ),
         ("Where is it?", (("customer", "where is it"), ("agent", "a")), None),
         (
             "the blue one",
             (("agent", "Which one do you mean?"), ("customer", "that"), ("agent", "Could you please clarify?")),
-            Reason.FAILURE,
+            HandoverReason.FAILURE,
         ),
         (
             "the blue one",
@@ -100,17 +100,17 @@ def test_a_bare_word_within_a_conversation_may_be_an_answer() -> None:
         ),
     ],
 )
-def test_repeated_failure(text: str, earlier: tuple, reason: Reason | None) -> None:
-    assert reason_of(text, earlier) is reason
+def test_repeated_failure(text: str, earlier: tuple, reason: HandoverReason | None) -> None:
+    assert handover_reason(text, earlier) is reason
 
 
 def test_the_announcement_says_how_to_reach_somebody_at_once() -> None:
     values = {"Customer Support Phone Number": "+1 555-0142", "Customer Support Hours": "9 to 5"}
-    text, reference, follows = announcement(Reason.ANGER, (), values)
+    text, reference, follows = handover_message(HandoverReason.ANGER, (), values)
     assert reference in text
     assert "+1 555-0142 (9 to 5)" in text
     assert follows == ""
-    assert announcement(Reason.ANGER, (("agent", text),), {})[2] == reference
-    assert announcement(Reason.ANGER, (("customer", text),), {})[2] == "", (
+    assert handover_message(HandoverReason.ANGER, (("agent", text),), {})[2] == reference
+    assert handover_message(HandoverReason.ANGER, (("customer", text),), {})[2] == "", (
         "what a customer says is no reference of ours"
     )
