@@ -23,7 +23,7 @@ from cs_pipeline.recipe import EmbeddedBase
 
 SETTINGS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 WAYS: dict[str, dict[str, str]] = {
-    "for a moment": cs_pipeline.WAITING,
+    "for a moment": cs_pipeline.OPENMP_WAITING,
     "never": {"OMP_WAIT_POLICY": "PASSIVE"},
     "for long": {},
 }
@@ -40,11 +40,11 @@ def train(steps: int) -> str:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cs_pipeline.train.plan.estimate import shape_of
+    from cs_pipeline.train.plan.estimate import config_of
 
     base = EmbeddedBase(source="embedded")
     torch.manual_seed(0)
-    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**shape_of(base) or {})).train()
+    model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(base) or {})).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=base.learning_rate)
     for step in range(-5, steps):
         if step == 0:

@@ -2,14 +2,14 @@
 
 import os
 
-# Nothing is sent anywhere unless the user asks for it. The libraries read these when they are first imported, in every
-# process of the pipeline; this is the one place that all of them pass.
+# Nothing is sent anywhere unless the user asks for it. The libraries read these variables when they are first imported;
+# every process of the pipeline imports this module first.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-WAITING = {"GOMP_SPINCOUNT": "3000", "OMP_WAIT_POLICY": "PASSIVE"}
-"""PyTorch's threads spin for a moment while they wait and then sleep: GNU's OpenMP by the count, others by the policy. If
-they never sleep, two trainings on two cores slow one another many times over; without the moment one alone takes half as
-long again (bench.threads)."""
-if not WAITING.keys() & os.environ.keys():
-    os.environ |= WAITING  # read once, when PyTorch is first imported
+OPENMP_WAITING = {"GOMP_SPINCOUNT": "3000", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Waiting PyTorch threads spin for a moment and then sleep: GNU OpenMP obeys the count, others the policy. If they never
+sleep, two trainings on two cores slow each other down many times over. If they do not spin at all, a single training takes
+half as long again (bench.threads)."""
+if not OPENMP_WAITING.keys() & os.environ.keys():
+    os.environ |= OPENMP_WAITING  # read once, when PyTorch is imported

@@ -1,11 +1,11 @@
-"""What a company says of its own conversations: ``company.yaml`` in the lake. Without the file the defaults hold."""
+"""A company's settings: ``company.yaml`` in the lake. Without that file the defaults apply."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
@@ -17,23 +17,26 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def _expression(text: str) -> str:
+def _check_expression(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise ValueError(f"is no regular expression: {error}") from None
+        raise ValueError(f"is not a regular expression: {error}") from None
     return text
 
 
-def _known(name: str) -> str:
-    known = catalogue().name_of(name)
-    if known is None:
+def _canonical_name(name: str) -> str:
+    canonical = catalogue().name_of(name)
+    if canonical is None:
         raise ValueError(f"'{name}' is not in the catalogue, cs_pipeline/text/placeholders.yaml")
-    return known
+    return canonical
+
+
+_Expression = Annotated[str, Field(min_length=1), AfterValidator(_check_expression)]
 
 
 class Columns(_Part):
-    """Which column of a CSV, JSON Lines or Parquet file holds what: a question and its answer, or one turn a row."""
+    """The columns of a CSV, JSON Lines or Parquet file, with either a question and its answer or one turn per row."""
 
     question: str | None = None
     answer: str | None = None
@@ -45,7 +48,7 @@ class Columns(_Part):
     customer_email: str | None = None
 
     @model_validator(mode="after")
-    def _one_shape(self) -> "Columns":
+    def _one_layout(self) -> "Columns":
         pair = self.question is not None and self.answer is not None
         turn = None not in (self.text, self.speaker, self.conversation)
         if pair == turn:
@@ -54,92 +57,87 @@ class Columns(_Part):
 
 
 class OwnPattern(_Part):
-    """What the company's own numbers look like, and the placeholder that takes their place."""
+    """A regular expression for the company's own numbers, and the placeholder that replaces them."""
 
-    placeholder: str
-    expression: str
-
-    _compiles = field_validator("expression")(_expression)
-    _is_known = field_validator("placeholder")(_known)
+    placeholder: Annotated[str, AfterValidator(_canonical_name)]
+    expression: _Expression
 
 
 class RetrainSettings(_Part):
-    """When a new training is due."""
+    """When retraining is due."""
 
-    new_rows: int = Field(200, ge=1, description="usable rows since the champion's training")
-    days: int = Field(30, ge=1, description="the champion's age from which on a single new row is enough")
+    new_rows: int = Field(200, ge=1, description="usable rows since the champion was trained")
+    days: int = Field(30, ge=1, description="age of the champion from which a single new row is enough")
 
 
 class _Values(dict[str, str]):
-    """Settings are read by functions that remember what they were given, and must have a hash."""
+    """A dictionary with a hash: functions that cache their results take the settings as argument."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
 
 class HandoverSettings(_Part):
-    """When a person takes a conversation over, and where it is reported beside the queue in the lake."""
+    """When a conversation is handed over to an agent, and where that is reported besides the queue in the lake."""
 
     webhook: str = Field(
-        "", pattern=r"^(?:https?://\S+)?$", description="URL that is sent each handover as JSON; empty: the queue alone"
+        "", pattern=r"^(?:https?://\S+)?$", description="URL that gets each handover as JSON; empty: only the queue"
     )
-    confidence: float = Field(0.2, ge=0, le=1, description="of a question's intent, below which a person takes over")
+    confidence: float = Field(
+        0.2, ge=0, le=1, description="confidence in a question's intent below which it is handed over"
+    )
 
 
 class Company(_Part):
-    """The settings. Sizes are bytes, shares between 0 and 1."""
+    """The settings. Sizes are in bytes, shares from 0 to 1."""
 
     landing: str = Field("", description="a folder or an fsspec URL (s3://bucket/folder); empty: landing/ in the lake")
-    files_per_tick: int = Field(20, ge=1, description="files taken by one look at the landing place")
-    file_bytes: int = Field(1_000_000_000, ge=1, description="a larger file, unpacked, is refused")
-    bad_share: float = Field(0.2, ge=0, le=1, description="share of unusable records above which a day is not used")
+    files_per_tick: int = Field(20, ge=1, description="files taken in one scan of the landing place")
+    file_bytes: int = Field(1_000_000_000, ge=1, description="larger files (unpacked) are refused")
+    bad_share: float = Field(0.2, ge=0, le=1, description="share of unusable records above which a day is refused")
     columns: Columns | None = None
     agents: tuple[str, ...] = Field(
         ("agent", "support", "assistant", "staff", "representative"), description="speakers that are agents"
     )
-    automatic: tuple[str, ...] = Field(("system", "bot", "automatic"), description="speakers that are no people")
-    automatic_replies: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        (), description="regular expressions of replies that no person wrote, beside the known ones"
+    automatic: tuple[str, ...] = Field(("system", "bot", "automatic"), description="speakers that are not people")
+    automatic_replies: tuple[_Expression, ...] = Field(
+        (), description="regular expressions of automatic replies, in addition to the known ones"
     )
     patterns: tuple[OwnPattern, ...] = ()
     phone_regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
-        ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"), description="where numbers without +country are from"
+        ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"),
+        description="countries of phone numbers without a country code",
     )
-    rows_per_subject: int = Field(20, ge=1, description="rows of one customer and day that may train")
+    rows_per_subject: int = Field(20, ge=1, description="training rows per customer and day")
     price_per_hour: float | None = Field(
-        None, ge=0, description="what an hour of the machine that answers costs, in any currency; reports show the cost"
+        None, ge=0, description="cost per hour of the machine that answers, in any currency; shown in reports"
     )
     retention_days: int = Field(30, ge=1, description="days that raw deliveries are kept")
     retrain: RetrainSettings = RetrainSettings()
     values: Mapping[str, str] = Field(
-        _Values(), description="what placeholders stand for in every answer, by name: {Company Name: Brightmart}"
+        _Values(), description="values of placeholders in every answer, by name: {Company Name: Brightmart}"
     )
     handover: HandoverSettings = HandoverSettings()
 
-    @field_validator("automatic_replies")
-    @classmethod
-    def _compile(cls, expressions: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(_expression, expressions))
-
     @field_validator("values")
     @classmethod
-    def _by_name(cls, values: Mapping[str, str]) -> Mapping[str, str]:
+    def _canonical_names(cls, values: Mapping[str, str]) -> Mapping[str, str]:
         for name, value in values.items():
             if not re.fullmatch(r"[^{}\n]+", value):
                 raise ValueError(f"'{name}' needs a value on one line, without braces")
-        named = _Values({_known(name): value for name, value in values.items()})
+        named = _Values({_canonical_name(name): value for name, value in values.items()})
         if len(named) < len(values):
-            raise ValueError("one placeholder has two values, under two of its spellings")
+            raise ValueError("one placeholder has two values, under two spellings")
         return named
 
     @property
     def own_patterns(self) -> list[tuple[str, str]]:
-        """``patterns`` as pairs of a placeholder and an expression."""
+        """``patterns`` as pairs of placeholder and expression."""
         return [(pattern.placeholder, pattern.expression) for pattern in self.patterns]
 
 
 def company_file(lake: DataLake) -> Path:
-    """Where the settings lie."""
+    """The path of the settings file."""
     return lake.root / "company.yaml"
 
 
@@ -153,5 +151,5 @@ def load_company(lake: DataLake) -> Company:
     except ValidationError as error:
         raise PipelineError(
             f"{path}: {key_errors(error, 'company.yaml')}.",
-            "Fix these keys; every key and its meaning stands in cs_pipeline/company.py.",
+            "Fix these keys; cs_pipeline/company.py describes every key.",
         ) from None

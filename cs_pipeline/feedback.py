@@ -1,7 +1,7 @@
-"""What people say of answers while they use them: ratings, thumbs, votes, and what agents sent in place of a draft.
+"""Feedback on answers: ratings, thumbs, votes, and what agents sent instead of a draft.
 
-SQLite in the lake's ``serve/``. The page writes here; the stages read, and forget, here. Texts are raw until
-``human_ratings`` has been made (judgements) or the edit is landed and its time is over (edits).
+An SQLite database in the lake's ``serve/``. The chat page writes it; the stages read it and delete from it. Judgements
+contain raw text until ``human_ratings`` is materialised, edits until they have been landed and their retention is over.
 """
 
 import json
@@ -15,21 +15,20 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.llm.prompt import Context
 
-VERSION = 1
-"""Of the tables, kept in the database's ``user_version``."""
+_TABLES_VERSION = 1
 
 TIE = "tie"
 VOTE_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-"""What the answers that a vote is on are called, in the order shown."""
+"""The names of the answers of a vote, in the order shown."""
 
 _COLUMNS = (
     *("id", "at", "kind", "rater", "question_id", "question", "context", "systems", "answers", "score", "winner"),
     *("source", "settings"),
 )
-"""Those of schema.RATING, in its order."""
+"""The columns of schema.RATING, in its order."""
 
 _TABLES = (
-    # clean: 0 while the texts are as they were written, and question_id is not known yet.
+    # clean is 0 while the texts are raw; question_id is empty until then.
     """CREATE TABLE judgements (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, kind TEXT NOT NULL, rater TEXT NOT NULL,
         question_id TEXT NOT NULL, question TEXT NOT NULL, context TEXT, systems TEXT NOT NULL, answers TEXT NOT NULL,
@@ -44,7 +43,7 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class AskedQuestion:
-    """A question as the customer wrote it, and what was said before it, oldest first."""
+    """A question as the customer wrote it, and the earlier turns, oldest first."""
 
     question: str
     earlier: Context = ()
@@ -52,7 +51,7 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """An answer as it was shown, and who gave it: "version 3", or "version 3:base". ``settings`` are whatever shaped it."""
+    """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; ``settings`` are what shaped the answer."""
 
     system: str
     answer: str
@@ -61,7 +60,7 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class AgentEdit:
-    """What an agent ``sent`` in answer to a ``ticket``; ``customer`` is an id or e-mail address, or empty."""
+    """What an agent ``sent`` in reply to a ``ticket``; ``customer`` is an id, an e-mail address or empty."""
 
     id: str
     ticket: str
@@ -71,32 +70,32 @@ class AgentEdit:
 
 
 class Feedback(Database):
-    """The feedback of ``lake``, made at first use. Each method is one transaction, on the disk when it returns.
+    """The feedback of ``lake``, created on first use. Each method is one transaction, synced to disk when it returns.
 
-    Who gives a judgement or an edit makes its ``id``, once for all tries: with equal content it is there once, with
-    another content it is refused. Raises PipelineError for that, for a wrong value, and when the file cannot be used.
+    The client creates the ``id`` of a judgement or edit and sends it with every retry: the same content is stored once,
+    different content is refused. Raises PipelineError for that, for invalid values, and when the file cannot be used.
     """
 
     def __init__(self, lake: DataLake) -> None:
-        if_damaged = "If it is damaged, restore it from a backup: nothing else holds the ratings."
-        super().__init__(lake.path("serve", "feedback.db"), _TABLES, VERSION, if_damaged)
+        if_damaged = "If it is damaged, restore it from a backup: the ratings exist nowhere else."
+        super().__init__(lake.path("serve", "feedback.db"), _TABLES, _TABLES_VERSION, if_damaged)
 
-    # What people say
+    # Written by the chat page
 
     def rate(self, id: str, rater: str, asked: AskedQuestion, given: ShownAnswer, score: int) -> None:
-        """``score`` is 1 to 5."""
+        """``score`` is from 1 to 5."""
         if score not in range(1, 6):
-            raise PipelineError(f"A rating of {score} is none of 1 to 5.", "Give a whole number from 1 to 5.")
+            raise PipelineError(f"A rating of {score} is not possible.", "Give a whole number from 1 to 5.")
         self._judge(id, "rating", rater, asked, [given], score, None)
 
     def thumb(self, id: str, rater: str, asked: AskedQuestion, given: ShownAnswer, up: bool) -> None:
         self._judge(id, "thumb", rater, asked, [given], int(up), None)
 
     def vote(self, id: str, rater: str, asked: AskedQuestion, given: Sequence[ShownAnswer], winner: int | None) -> None:
-        """``winner`` is the place of the best answer in the order shown, from 0; None is a tie."""
+        """``winner`` is the index of the best answer in the order shown; None is a tie."""
         if not 2 <= len(given) <= len(VOTE_LETTERS) or winner not in (None, *range(len(given))):
             raise PipelineError(
-                f"A vote for answer {winner} of {len(given)} cannot be.", "Give two answers or more, and one of them."
+                f"A vote for answer {winner} of {len(given)} is not possible.", "Vote for one of two or more answers."
             )
         self._judge(id, "vote", rater, asked, given, None, TIE if winner is None else VOTE_LETTERS[winner])
 
@@ -110,24 +109,24 @@ class Feedback(Database):
         picked: int | None = None,
         customer: str = "",
     ) -> None:
-        """What the agent sent, from the draft at the place ``picked``, from 0; None where it was written anew."""
+        """What the agent sent. ``picked`` is the index of the draft it began with; None if it was written from scratch."""
         if not (ticket.strip() and sent.strip()) or picked not in (None, *range(len(drafts))):
             raise PipelineError(
-                "An edit needs a ticket, the text that was sent, and one of its drafts.", "Send it with all of them."
+                "An edit needs a ticket, the text that was sent, and one of its drafts.", "Provide all of them."
             )
         given = _json([[draft.system, draft.answer, dict(draft.settings)] for draft in drafts])
-        content = [*map(_sound, (agent, ticket, sent)), given, picked, _sound(customer.strip())]
+        content = [*map(_valid_utf8, (agent, ticket, sent)), given, picked, _valid_utf8(customer.strip())]
         self._add("edits", id, ("agent", "ticket", "sent", "drafts", "picked", "customer"), content)
 
-    # Judgements on their way into human_ratings
+    # Judgements, for human_ratings
 
     def judgements(self, *, raw: bool) -> list[dict[str, Any]]:
-        """Those whose texts are as they were written, or those that are clean, with the columns of schema.RATING."""
+        """The judgements whose texts are still raw, or those that are clean, with the columns of schema.RATING."""
         found = self._select(f"SELECT {', '.join(_COLUMNS)} FROM judgements WHERE clean = ? ORDER BY number", not raw)
         return [_judgement(row) for row in found]
 
     def replace_with_clean(self, judgements: Iterable[Mapping[str, Any]]) -> None:
-        """Puts these, which are clean, in the place of what was written under their ids."""
+        """Replaces the raw judgements of the same ids."""
         with self._transaction():
             self._db.executemany(
                 "UPDATE judgements SET rater = ?, question_id = ?, question = ?, context = ?, answers = ?, settings = ?, "
@@ -140,71 +139,70 @@ class Feedback(Database):
                     for row in judgements
                 ],
             )
-        self._empty_log()
+        self._truncate_log()
 
     def add_clean(self, judgements: Iterable[Mapping[str, Any]]) -> int:
-        """Adds judgements that were given elsewhere and hold nobody's data; returns how many were not here before."""
+        """Adds imported judgements without personal data; returns how many were new."""
         columns = (*_COLUMNS[1:], "clean")
-        before = self._select("SELECT count(*) FROM judgements")[0][0]
+        added = 0
         with self._transaction():
             for row in judgements:
                 values = {**row, "at": row["at"].isoformat(), "clean": 1}
                 values |= {name: _json(row[name]) for name in ("systems", "answers")}
-                self._insert("judgements", row["id"], columns, [values[name] for name in columns])
-        added: int = self._select("SELECT count(*) FROM judgements")[0][0] - before
+                added += self._insert("judgements", row["id"], columns, [values[name] for name in columns])
         return added
 
-    # Edits on their way to the landing place
+    # Edits, for the landing place
 
     def next_batch(self, before: datetime) -> tuple[int, list[AgentEdit]] | None:
-        """The number of the next file of edits, and what belongs into it; the same until ``landed`` is called.
+        """The number and the content of the next file of edits; the same until ``mark_landed`` is called.
 
-        None where no edit waits, or the oldest that waits is not from ``before``.
+        None if no edit is waiting, or the oldest one is not older than ``before``.
         """
         with self._transaction():
-            under_way = self._select("SELECT min(batch) FROM edits WHERE landed_at IS NULL")[0][0]
-            if under_way is None:
+            batch = self._select("SELECT min(batch) FROM edits WHERE landed_at IS NULL")[0][0]
+            if batch is None:
                 oldest = self._select("SELECT min(at) FROM edits WHERE batch IS NULL")[0][0]
                 if oldest is None or datetime.fromisoformat(oldest) > before:
                     return None
-                under_way = self._select("SELECT coalesce(max(batch), 0) + 1 FROM edits")[0][0]
-                self._db.execute("UPDATE edits SET batch = ? WHERE batch IS NULL", (under_way,))
-        return under_way, self._edits("WHERE batch = ?", under_way)
+                batch = self._select("SELECT coalesce(max(batch), 0) + 1 FROM edits")[0][0]
+                self._db.execute("UPDATE edits SET batch = ? WHERE batch IS NULL", (batch,))
+        return batch, self._edits("WHERE batch = ?", batch)
 
     def mark_landed(self, batch: int, now: datetime) -> None:
-        """Notes that the file of this number lies at the landing place."""
+        """Records that the file with this number is at the landing place."""
         with self._transaction():
             self._db.execute("UPDATE edits SET landed_at = ? WHERE batch = ?", (now.isoformat(), batch))
 
     def landed_batches(self) -> set[int]:
-        """The numbers of all files that were landed."""
+        """The numbers of all landed files."""
         return {batch for (batch,) in self._select("SELECT DISTINCT batch FROM edits WHERE landed_at IS NOT NULL")}
 
     def expire_edits(self, before: datetime) -> None:
-        """Deletes the texts of edits that were landed before; that they were given stays, so that no retry doubles one."""
+        """Deletes the texts of edits that were landed earlier. Their ids stay, so a late retry does not add them again."""
         with self._transaction():
             self._db.execute(
                 "UPDATE edits SET agent = '', ticket = '', sent = '', drafts = '[]', customer = '' WHERE landed_at < ?",
                 (before.isoformat(),),
             )
-        self._empty_log()
+        self._truncate_log()
 
     # Forgetting
 
     def edits(self) -> list[AgentEdit]:
-        """All of them."""
+        """All edits."""
         return self._edits("")
 
     def forget(self, ids: Iterable[str]) -> None:
         """Deletes judgements and edits for good."""
-        gone = [(id,) for id in ids]
+        parameters = [(id,) for id in ids]
         with self._transaction():
             for table in ("judgements", "edits"):
-                self._db.executemany(f"DELETE FROM {table} WHERE id = ?", gone)
-        self._empty_log()
+                self._db.executemany(f"DELETE FROM {table} WHERE id = ?", parameters)
+        self._truncate_log()
 
-    def _empty_log(self) -> None:
-        """What is deleted stands in the write-ahead log too, until all of that is in the database."""
+    def _truncate_log(self) -> None:
+        """Deleted texts are also in the write-ahead log until it is checkpointed."""
         self._select("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _judge(
@@ -218,35 +216,36 @@ class Feedback(Database):
         winner: str | None,
     ) -> None:
         if not all(answer.system for answer in given):
-            raise PipelineError("A judgement needs to know who gave the answer.", "Name the version.")
+            raise PipelineError("A judgement needs the version that gave the answer.", "Name the version.")
         earlier = [[speaker, text] for speaker, text in asked.earlier]
-        shaped = [dict(answer.settings) for answer in given]
+        settings = [dict(answer.settings) for answer in given]
         content = [
-            *(kind, _sound(rater), "", _sound(asked.question), _json(earlier) if earlier else None),
+            *(kind, _valid_utf8(rater), "", _valid_utf8(asked.question), _json(earlier) if earlier else None),
             *(_json([answer.system for answer in given]), _json([answer.answer for answer in given]), score, winner),
-            *("page", _json(shaped[0] if len(shaped) == 1 else shaped), 0),
+            *("page", _json(settings[0] if len(settings) == 1 else settings), 0),
         ]
         self._add("judgements", id, (*_COLUMNS[2:], "clean"), content)
 
     def _add(self, table: str, id: str, columns: Sequence[str], content: list[Any]) -> None:
         if not id.strip():
-            raise PipelineError("Feedback needs an id.", "Make one before the first try, and keep it for the next.")
+            raise PipelineError(
+                "Feedback needs an id.", "Create one before the first attempt, and keep it for retries."
+            )
         with self._transaction():
             self._insert(table, id, ("at", *columns), [datetime.now(UTC).isoformat(), *content])
 
-    def _insert(self, table: str, id: str, columns: Sequence[str], values: list[Any]) -> None:
-        """``values`` begin with the time, which a second try does not share."""
+    def _insert(self, table: str, id: str, columns: Sequence[str], values: list[Any]) -> int:
+        """The number of new rows, 0 for a retry. A retry differs only in the time, which is the first of ``values``."""
         content = digest(*values[1:])
         names = ("id", *columns, "content")
-        marks = ", ".join("?" * len(names))
-        self._db.execute(
-            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) ON CONFLICT DO NOTHING", (id, *values, content)
-        )
+        sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) ON CONFLICT DO NOTHING"
+        added = self._db.execute(sql, (id, *values, content)).rowcount
         if self._select(f"SELECT content FROM {table} WHERE id = ?", id)[0][0] != content:
             raise PipelineError(
-                f"Feedback with the id '{id[:64]}' was given before, with another content.",
-                "What was said does not change: give what replaces it an id of its own.",
+                f"There already is feedback with the id '{id[:64]}' and different content.",
+                "Feedback cannot be changed: send the new one under a new id.",
             )
+        return added
 
     def _edits(self, where: str, *values: Any) -> list[AgentEdit]:
         rows = self._select(f"SELECT id, ticket, sent, drafts, customer FROM edits {where} ORDER BY number", *values)
@@ -262,10 +261,10 @@ def _judgement(row: tuple[Any, ...]) -> dict[str, Any]:
     return found | lists | {"at": datetime.fromisoformat(found["at"])}
 
 
-def _sound(text: str) -> str:
-    """``text`` without halves of surrogate pairs, which JSON may spell and no table can hold."""
+def _valid_utf8(text: str) -> str:
+    """``text`` with lone surrogates replaced by "?"; JSON can contain them, UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 
 def _json(value: Any) -> str:
-    return _sound(json.dumps(value, ensure_ascii=False))
+    return _valid_utf8(json.dumps(value, ensure_ascii=False))

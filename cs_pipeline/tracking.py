@@ -85,11 +85,9 @@ def open_store(lake: DataLake) -> "MlflowClient":
 
 def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     """The id of the run of ``fingerprint``, or None."""
-    experiment = client.get_experiment_by_name(MODEL)
-    assert experiment is not None  # open_store made it
     # The oldest one: a stalled server may carry out a request late and so create a second run.
     runs = client.search_runs(
-        [experiment.experiment_id],
+        [_experiment_id(client)],
         f"tags.`{FINGERPRINT}` = '{fingerprint}'",
         order_by=["attributes.start_time ASC"],
         max_results=1,
@@ -103,11 +101,15 @@ def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, 
         found = find_run(client, fingerprint)
         if found:
             return found
-        experiment = client.get_experiment_by_name(MODEL)
-        assert experiment is not None
         tags = {FINGERPRINT: fingerprint, "cs.recipe": recipe}
-        run = client.create_run(experiment.experiment_id, tags=tags, run_name=f"{recipe}-{fingerprint[:6]}")
+        run = client.create_run(_experiment_id(client), tags=tags, run_name=f"{recipe}-{fingerprint[:6]}")
         return str(run.info.run_id)
+
+
+def _experiment_id(client: "MlflowClient") -> str:
+    experiment = client.get_experiment_by_name(MODEL)
+    assert experiment is not None  # created by open_store
+    return str(experiment.experiment_id)
 
 
 def find_versions(client: "MlflowClient") -> list[Any]:

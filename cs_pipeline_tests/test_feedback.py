@@ -52,9 +52,9 @@ def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
         for _ in range(2):
             feedback.rate("one", "anna", ASKED, TUNED, 4)
             feedback.agent_edit("two", "tom", "Where is it?", "It is here.", [TUNED], picked=0)
-        with pytest.raises(PipelineError, match="given before, with another content"):
+        with pytest.raises(PipelineError, match="and different content"):
             feedback.rate("one", "anna", ASKED, TUNED, 5)
-        with pytest.raises(PipelineError, match="given before, with another content"):
+        with pytest.raises(PipelineError, match="and different content"):
             feedback.agent_edit("two", "tom", "Where is it?", "It is there.", [TUNED], picked=0)
         (raw,) = feedback.judgements(raw=True)
         # Nor when its text was cleaned meanwhile.
@@ -69,10 +69,10 @@ def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
 @pytest.mark.parametrize(
     ("give", "complaint"),
     [
-        (lambda f: f.rate("x", "anna", ASKED, TUNED, 0), "none of 1 to 5"),
-        (lambda f: f.rate("x", "anna", ASKED, TUNED, 6), "none of 1 to 5"),
+        (lambda f: f.rate("x", "anna", ASKED, TUNED, 0), "A rating of 0"),
+        (lambda f: f.rate("x", "anna", ASKED, TUNED, 6), "A rating of 6"),
         (lambda f: f.rate(" ", "anna", ASKED, TUNED, 5), "needs an id"),
-        (lambda f: f.rate("x", "anna", ASKED, ShownAnswer("", "Yes."), 5), "who gave the answer"),
+        (lambda f: f.rate("x", "anna", ASKED, ShownAnswer("", "Yes."), 5), "version that gave the answer"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED], 0), "vote for answer 0 of 1"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED, BASE], 2), "vote for answer 2 of 2"),
         (lambda f: f.agent_edit("x", "tom", "Where?", " ", [TUNED], 0), "needs a ticket"),
@@ -89,7 +89,8 @@ def test_what_makes_no_sense_is_refused(lake: DataLake, give: Callable[[Feedback
 def test_half_a_character_is_kept_as_a_question_mark(lake: DataLake) -> None:
     half = "caf\ud800"
     with Feedback(lake) as feedback:
-        feedback.rate("r", half, AskedQuestion(half, [("customer", half)]), ShownAnswer("version 3", half, {"value": half}), 1)
+        answer = ShownAnswer("version 3", half, {"value": half})
+        feedback.rate("r", half, AskedQuestion(half, [("customer", half)]), answer, 1)
         feedback.agent_edit("e", half, half, half, [ShownAnswer("version 3", half)])
         (row,), (edit,) = feedback.judgements(raw=True), feedback.edits()
     assert {row["rater"], row["question"], *row["answers"], edit.ticket, edit.sent, edit.drafts[0].answer} == {"caf?"}

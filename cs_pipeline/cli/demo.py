@@ -1,4 +1,4 @@
-"""The main job from the command line: the same job that the Dagster UI launches, run in this process and told in short."""
+"""The whole job on the command line: the job that the Dagster UI launches, run in this process, with a summary."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -17,22 +17,22 @@ from cs_pipeline.register.history import read_history
 if TYPE_CHECKING:
     from dagster import ExecuteInProcessResult
 
-QUESTIONS = 3
+_EXAMPLES = 3
 
 
 def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
-    """Materialises every asset for the recipe into the persisted instance and prints what came of it.
+    """Materialises every asset for the recipe in the Dagster instance and prints a summary.
 
-    Raises PipelineError with the first failure's own words when an asset or a blocking check fails, KeyboardInterrupt
+    Raises PipelineError with the message of the first failure when an asset or a blocking check fails, KeyboardInterrupt
     after Ctrl-C.
     """
     recipe = load_recipe(recipe_name)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries' notes to their developers
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for their developers
     import dagster as dg
 
     from cs_pipeline.definitions import defs
 
-    warnings.filterwarnings("ignore", category=dg.PreviewWarning)  # Pipes uses what Dagster may still change
+    warnings.filterwarnings("ignore", category=dg.PreviewWarning)  # Pipes uses preview features
 
     console.print(f"[bold]{recipe.name}[/]: {recipe.description.strip()}\n")
     with dg.DagsterInstance.get() as instance:
@@ -41,17 +41,17 @@ def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
             partition_key=recipe.name,
             run_config={"loggers": {"console": {}}},
             raise_on_error=False,
-            # Without it the UI shows the run, but not under its job.
+            # Without this tag the UI shows the run, but not under its job.
             tags={".dagster/repository": "__repository__@cs_pipeline"},
         )
     if _was_interrupted(result):
         raise KeyboardInterrupt
     if not result.success:
         raise _failure(result)
-    _tell(result, recipe_name, lake, console)
+    _print_summary(result, recipe_name, lake, console)
 
 
-def _tell(result: "ExecuteInProcessResult", recipe: str, lake: DataLake, console: Console) -> None:
+def _print_summary(result: "ExecuteInProcessResult", recipe: str, lake: DataLake, console: Console) -> None:
     version = int(_metadata(result, "model_version")["version"])
     champion = int(_metadata(result, "champion")["champion"])
     decisions = [entry for entry in read_history(lake) if entry["version"] == version]
@@ -74,13 +74,13 @@ def _tell(result: "ExecuteInProcessResult", recipe: str, lake: DataLake, console
 
 
 def _examples(recipe: str, lake: DataLake) -> list[dict[str, str]]:
-    """Three test questions of three intents, always the same for the same rows, with the answers of base and tuned."""
+    """Test questions of different intents with the answers of base and tuned; always the same for the same rows."""
     columns = ["row_id", "intent", "system", "question", "answer"]
     answers = pd.read_parquet(evaluation_folder(recipe, lake) / "answers.parquet", columns=columns)
     wide = answers.pivot_table(
         index=["row_id", "intent", "question"], columns="system", values="answer", aggfunc="first"
     )
-    chosen = wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(QUESTIONS)
+    chosen = wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(_EXAMPLES)
     rows = zip(chosen["question"], chosen["base"], chosen["tuned"], strict=True)
     return [{"Customer": question, "base": base, "tuned": tuned} for question, base, tuned in rows]
 
@@ -91,13 +91,13 @@ def _metadata(result: "ExecuteInProcessResult", asset: str) -> dict[str, Any]:
 
 
 def _was_interrupted(result: "ExecuteInProcessResult") -> bool:
-    """Whether the job ended by Ctrl-C, which Dagster takes for a failure."""
+    """Whether the job ended by Ctrl-C, which Dagster reports as a failure."""
     ends: list[Any] = [event.event_specific_data for event in result.all_events if event.is_run_failure]
     return any(end.failure_reason.value == "UNEXPECTED_TERMINATION" for end in ends)
 
 
 def _failure(result: "ExecuteInProcessResult") -> PipelineError:
-    """The first failure in its own words: a PipelineError's, or the last line of what was raised."""
+    """The first failure: the PipelineError that was raised, or the message of any other exception."""
     for event in result.all_events:
         if event.is_step_failure:
             data: Any = event.event_specific_data
@@ -113,4 +113,4 @@ def _failure(result: "ExecuteInProcessResult") -> PipelineError:
             )
     failed = [e for e in result.get_asset_check_evaluations() if not e.passed]
     names = ", ".join(f"{e.check_name} of {e.asset_key.to_user_string()}" for e in failed)
-    return PipelineError(f"The run ended without success; failed checks: {names or 'none'}.", "Look at it: make dev")
+    return PipelineError(f"The run did not succeed; failed checks: {names or 'none'}.", "Open the Dagster UI: make dev")

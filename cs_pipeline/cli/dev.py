@@ -1,4 +1,4 @@
-"""Dagster's UI and daemon, MLflow's UI and the chat over one instance and one store, started and stopped together."""
+"""Dagster's UI and daemon, MLflow's UI and the chat on one instance and store, started and stopped together."""
 
 import http.client
 import os
@@ -17,15 +17,15 @@ from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import DataLake
 
 HOST = "127.0.0.1"
-GRACE = 10.0
-"""Seconds that the services, and then the runs, have to end by themselves; what is then left is killed."""
-POLL = 0.2
-"""Seconds between two looks at the services."""
+_TERMINATION_TIMEOUT = 10.0
+"""Seconds that the services, and then the runs, have to end by themselves before they are killed."""
+_POLL_INTERVAL = 0.2
+"""Seconds between two checks of the services."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """A server on this machine: ``page`` is a path that answers 200 once it serves."""
+    """A server on this machine. ``page`` is a path that answers 200 once the server is ready."""
 
     name: str
     port: int
@@ -41,11 +41,11 @@ class Service:
 def serve_dev(
     project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_port: int = 5000, chat_port: int = 8000
 ) -> int:
-    """Serves all three, to this machine alone, until Ctrl-C, SIGTERM or SIGHUP. For the main thread, where signals arrive.
+    """Serves all three on localhost until Ctrl-C, SIGTERM or SIGHUP. Call it in the main thread, which gets the signals.
 
-    ``project`` is the folder with workspace.yaml. Where ``MLFLOW_TRACKING_URI`` names a server that one is used.
-    Returns the exit code: 0 after being stopped, 1 after a service ended by itself; nothing is left running either way.
-    Raises PipelineError before starting anything: a port in use, a relative DAGSTER_HOME, a store that does not open.
+    ``project`` is the folder with workspace.yaml. If ``MLFLOW_TRACKING_URI`` names a server, that one is used instead.
+    Returns the exit code: 0 after a signal, 1 after a service ended by itself; nothing is left running either way.
+    Before anything starts it raises PipelineError for a port in use, a relative DAGSTER_HOME or a store that does not open.
     """
     services = [_dagster(dagster_home(project), lake, dagster_port)]
     uri = tracking.store_uri(lake)
@@ -57,11 +57,11 @@ def serve_dev(
         holder = port_holder(service.port)
         if holder is not None:
             raise PipelineError(
-                f"Port {service.port}, where {service.name} is to answer, is in use by {holder}.",
-                "Stop that first; if it is another make dev, use that one.",
+                f"Port {service.port}, which {service.name} needs, is in use by {holder}.",
+                "Stop that process first; if it is another make dev, use that one.",
             )
     if not remote:
-        tracking.open_store(lake)  # makes the store, which its server and a first run would otherwise both try
+        tracking.open_store(lake)  # creates the store; otherwise its server and a first run might both try to
 
     addresses = [f"{service.name}: {service.address}" for service in services]
     if remote:
@@ -70,43 +70,43 @@ def serve_dev(
     with _stop_signals() as stop:
         try:
             for service in services:
-                processes.append(_start(service, project))  # noqa: PERF401  (the first is stopped if the second fails)
+                processes.append(_start(service, project))  # noqa: PERF401  (the first one is stopped if the second fails)
             return _watch(services, processes, addresses, stop)
         finally:
             _stop(processes)
 
 
 def dagster_home(project: Path) -> Path:
-    """The folder of the Dagster instance: ``DAGSTER_HOME``, else ``dagster_home/`` of ``project``; made if not there.
+    """The folder of the Dagster instance, created if missing: ``DAGSTER_HOME``, else ``dagster_home/`` in ``project``.
 
-    Raises PipelineError for a relative path and for a folder that cannot be made.
+    Raises PipelineError for a relative path and for a folder that cannot be created.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or project.absolute() / "dagster_home")
-    refuse_relative_home(home)
+    require_absolute_home(home)
     try:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PipelineError(
-            f"The Dagster instance cannot be kept in {home}: {error}.", "Point DAGSTER_HOME at a folder of yours."
+            f"The Dagster instance cannot be created in {home}: {error}.", "Point DAGSTER_HOME at a folder you own."
         ) from error
     return home
 
 
-def refuse_relative_home(home: Path) -> None:
-    """Raises PipelineError for a relative ``DAGSTER_HOME``, which Dagster does not take."""
+def require_absolute_home(home: Path) -> None:
+    """Raises PipelineError for a relative ``DAGSTER_HOME``, which Dagster does not accept."""
     if not home.is_absolute():
         raise PipelineError(
-            f"DAGSTER_HOME is the relative path '{home}'; Dagster takes an absolute one only.",
-            f"Set it to {home.absolute()}, or unset it to use the instance of the project.",
+            f"DAGSTER_HOME is the relative path '{home}'; Dagster accepts only absolute paths.",
+            f"Set it to {home.absolute()}, or unset it to use the project's instance.",
         )
 
 
 def port_holder(port: int) -> str | None:
-    """None where ``port`` of this machine is free; else who listens there, such as "process 17 (python -m http.server)"."""
+    """The process that listens on a local port, such as "process 17 (python -m http.server)"; None if the port is free."""
     import psutil
 
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # like the servers
         try:
             probe.bind((HOST, port))
             return None
@@ -117,7 +117,7 @@ def port_holder(port: int) -> str | None:
             listening = any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections())
             if listening:
                 return f"process {process.pid} ({' '.join(process.cmdline()[:4])})"
-        except psutil.Error:  # ended meanwhile, or another user's
+        except psutil.Error:  # it has ended, or belongs to another user
             continue
     return "a process of another user"
 
@@ -132,10 +132,10 @@ def _dagster(home: Path, lake: DataLake, port: int) -> Service:
 def _mlflow(lake: DataLake, port: int) -> Service:
     command = ["mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--artifacts-destination", tracking.artifacts_folder(lake).absolute().as_uri()]
-    command += ["--uvicorn-opts", "--log-level warning"]  # no line for each request
+    command += ["--uvicorn-opts", "--log-level warning"]  # without access logs
     environment = {
-        "MLFLOW_BACKEND_STORE_URI": tracking.store_uri(lake),  # not in the command, which every user can read
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # five more processes, for evaluations nobody asks it for
+        "MLFLOW_BACKEND_STORE_URI": tracking.store_uri(lake),  # not in the command, which every user can see
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # saves five processes for unused server-side jobs
     }
     return Service("MLflow", port, "/health", command, environment)
 
@@ -146,7 +146,7 @@ def _chat(lake: DataLake, port: int) -> Service:
 
 
 def _start(service: Service, project: Path) -> subprocess.Popen[bytes]:
-    # In a session of its own, the terminal's Ctrl-C reaches us alone, and its process group holds all it starts.
+    # In its own session it does not get the terminal's Ctrl-C, and its process group includes everything that it starts.
     name, *arguments = service.command
     return subprocess.Popen(
         [str(Path(sys.executable).with_name(name)), *arguments],
@@ -163,23 +163,23 @@ def _watch(
     addresses: Sequence[str],
     stop: Sequence[int],
 ) -> int:
-    """Says the addresses once all answer, and returns the exit code once ``stop`` holds a signal or a service ended."""
-    _say("Starting Dagster, MLflow and the chat; Ctrl-C stops all.")
-    said = False
+    """Prints the addresses when all services answer. Returns the exit code when a signal arrives or a service ends."""
+    _print("Starting Dagster, MLflow and the chat; Ctrl-C stops all of them.")
+    announced = False
     while not stop:
         for service, process in zip(services, processes, strict=True):
             if process.poll() is not None:
-                _say(f"{service.name} ended by itself with exit code {process.returncode}; its log is above.")
+                _print(f"{service.name} ended by itself with exit code {process.returncode}; its log is above.")
                 return 1
-        if not said and all(_answers(service) for service in services):
-            _say("\n".join(addresses))
-            said = True
-        time.sleep(POLL)
-    _say("Stopping.")
+        if not announced and all(map(_is_ready, services)):
+            _print("\n".join(addresses))
+            announced = True
+        time.sleep(_POLL_INTERVAL)
+    _print("Stopping.")
     return 0
 
 
-def _answers(service: Service) -> bool:
+def _is_ready(service: Service) -> bool:
     connection = http.client.HTTPConnection(HOST, service.port, timeout=1)
     try:
         connection.request("GET", service.page)
@@ -191,30 +191,30 @@ def _answers(service: Service) -> bool:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends the services, then what is left in their groups: the runs, which write down that they were interrupted.
+    """Ends the services, then the rest of their process groups: the runs, which record that they were interrupted.
 
-    A run that was only killed would count as started for days, and with one run at a time let no other begin.
+    A killed run would count as started for days, and since only one run may execute at a time it would block all others.
     """
     for process in processes:
         process.terminate()
-    _wait(lambda: all(process.poll() is not None for process in processes))
+    _wait_for(lambda: all(process.poll() is not None for process in processes))
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
-        _wait(lambda: not any(_members(process.pid) for process in processes))
+        _wait_for(lambda: not any(_members(process.pid) for process in processes))
     for process in processes:
         process.wait()
 
 
-def _wait(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + GRACE
+def _wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _TERMINATION_TIMEOUT
     while not condition() and time.monotonic() < end:
-        time.sleep(POLL)
+        time.sleep(_POLL_INTERVAL)
 
 
 def _members(group: int) -> list[int]:
-    """The processes of a group that still run."""
+    """The running processes of a group."""
     import psutil
 
     found = []
@@ -227,9 +227,9 @@ def _members(group: int) -> list[int]:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """The signals received that ask to stop; inside the block they do nothing but stand there.
+    """Collects SIGINT, SIGTERM and SIGHUP during the block instead of acting on them.
 
-    Handled even where our parent ignores them: what a process ignores its children ignore too, and Dagster with them.
+    They are handled even if the parent process ignores them: child processes such as Dagster would ignore them too.
     """
     received: list[int] = []
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -241,5 +241,5 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(name, handler)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201

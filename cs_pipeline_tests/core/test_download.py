@@ -442,7 +442,7 @@ def test_an_impossible_revision_is_refused(revision: str) -> None:
 
 def test_an_endpoint_with_a_password_is_refused_without_being_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "https://user:pass1234@mirror.example")
-    with pytest.raises(PipelineError, match="HF_ENDPOINT holds a user name") as caught:
+    with pytest.raises(PipelineError, match="HF_ENDPOINT contains a user name") as caught:
         hub_file("main")
     assert "pass1234" not in str(caught.value)
 

@@ -21,12 +21,11 @@ from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.evaluate.people.ratings import collect_ratings
 from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
 from cs_pipeline.forget import find_affected, forget_records
-from cs_pipeline.ingest.landing import EDIT_DELAY, land_edits
 from cs_pipeline.ingest.interactions import ingest_day
-from cs_pipeline.ingest.landing import kept_copy, land_files, scan_landing
+from cs_pipeline.ingest.landing import EDIT_DELAY, kept_copy, land_edits, land_files, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
-from cs_pipeline.prepare.splits.conversations import join
+from cs_pipeline.prepare.splits.conversations import join_conversations
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.lineage import trace_lineage, tree
 from cs_pipeline.register.promotion import judge_candidates, roll_back
@@ -170,7 +169,7 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     land_files([again], lake, company)
     ingest(lake)
     assert not holding(lake, jane.encode())
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert subject not in joined.rows.column("subject_id").to_pylist()
 
 
@@ -251,7 +250,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     hers.write_text(f'{{"summary": "{jane} waits."}}')
     another.write_text('{"summary": "Somebody waits."}')
     ingest(lake)
-    held = join(lake).rows.num_rows
+    held = join_conversations(lake).rows.num_rows
 
     found = find_affected(lake, subject=jane)
     assert found.feedback == {"imported", "raw", "edited", "draft"}
@@ -270,7 +269,7 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     assert collect_ratings(lake, company).rows.num_rows == 1
     assert land_edits(lake, company, datetime.now(UTC) + EDIT_DELAY) == 1
     ingest(lake)
-    assert join(lake).rows.num_rows == held - 3, "the old row and both that were edited; the other edit stays"
+    assert join_conversations(lake).rows.num_rows == held - 3, "the old row and both that were edited; the other edit stays"
 
 
 def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
