@@ -1,41 +1,38 @@
-"""Details that an answer asks a customer for: order numbers, addresses, names. Which matter, and how they are asked for."""
+"""Details that an answer asks a customer for: order numbers, addresses, names. ``details.yaml`` holds the words.
+
+One set of patterns answers two questions. The desk must not let a model ask for private details that the request does not
+require, so ``private_details`` counts vague wordings ("your account details") and requests to confirm. The error counts of
+the evaluation must not blame good answers, so ``specific_details`` counts neither: on the 2,414 real answers of
+``evaluate/scoring/answer_errors.py`` that keeps the share of answers that ask needlessly at 0.66 % instead of 1.24 %.
+"""
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.text.patterns import any_of
 from cs_pipeline.text.placeholders import catalogue
 
-MATTERS: dict[str, tuple[str, ...]] = {
-    "cancel_order": ("Order Number",),
-    "change_order": ("Order Number",),
-    "change_shipping_address": ("Order Number", "Postal Address"),
-    "check_invoice": ("Invoice Number",),
-    "create_account": ("Customer Email",),
-    "delete_account": ("Customer Email",),
-    "delivery_period": ("Order Number", "Tracking Number"),
-    "get_invoice": ("Invoice Number",),
-    "get_refund": ("Order Number",),
-    "newsletter_subscription": ("Customer Email",),
-    "payment_issue": ("Order Number",),
-    "recover_password": ("Customer Email",),
-    "registration_problems": ("Customer Email",),
-    "set_up_shipping_address": ("Postal Address",),
-    "switch_account": ("Customer Email",),
-    "track_order": ("Order Number", "Tracking Number"),
-    "track_refund": ("Order Number", "Tracking Number"),
-}
-"""What nobody can look after a request without, by its intent; the others can be answered without knowing who asks."""
-
-_ASKABLE = ("Order Number", "Invoice Number", "Tracking Number", "Ticket Number", "Refund ID", "Postal Address")
+_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
+_ASKS = any_of(_FILE["asks"], _FILE["words"])
+_ASKS_OR_CONFIRMS = any_of(f"{_FILE['asks']}{_FILE['asks_to_confirm']}", _FILE["words"])
+_END = any_of(_FILE["end_of_details"])
+_PRIVATE, _VAGUE, _IMPERSONAL = (
+    {name: any_of(rf"\{{\{{{name}\}}\}}|\b<NAME>s?\b", {"NAME": block}) for name, block in _FILE[key].items()}
+    for key in ("private", "vague", "impersonal")
+)
+# "about the order number {{Order Number}}" names a number and does not ask for it.
+_NAMED = re.compile(r"\w+ \w+ #?\{\{[^{}\n]*\}\}")
 
 
-def worth_asking(lacking: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
-    """Of the ``lacking`` placeholders of an answer those whose values the customer is asked for, at most two.
+def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
+    """At most two of the ``missing`` placeholders of an answer, whose values the customer is to be asked for.
 
-    ``private``: only what matters to the ``intent``.
+    ``private``: only those that the ``intent`` requires.
     """
-    matter = MATTERS.get(intent or "", ()) if private else _ASKABLE
-    return [name for name in lacking if name in matter][:2]
+    candidates = _FILE["required"].get(intent, ()) if private else _FILE["askable"]
+    return [name for name in missing if name in candidates][:2]
 
 
 def request(names: Sequence[str]) -> str:
@@ -43,47 +40,31 @@ def request(names: Sequence[str]) -> str:
     return f"Could you please tell me your {' and your '.join(catalogue()[name].phrase for name in names)}?"
 
 
-def asked_for(sentence: str) -> set[str]:
-    """The placeholders whose values ``sentence`` asks the customer to tell; empty where it asks for none.
+def private_details(sentence: str) -> frozenset[str]:
+    """The private details that ``sentence`` asks the customer to tell or confirm, by their names in ``details.yaml``.
 
-    To type something into a form of the shop's own is no telling.
+    Typing something into a form of the shop does not count.
     """
-    asks = _TELL.search(sentence)
-    if asks is None:
-        return set()
-    told = _NOT_TOLD.split(sentence[asks.end() :], maxsplit=1)[0]
-    return {name for name, words in _DETAILS.items() if words.search(told)}
+    return _asked_for(sentence, _ASKS_OR_CONFIRMS, _PRIVATE | _VAGUE)
+
+
+def specific_details(answer: str) -> frozenset[str]:
+    """The details, private or not, that ``answer`` explicitly asks the customer to tell."""
+    return _asked_for(_NAMED.sub(" ", answer), _ASKS, _PRIVATE | _IMPERSONAL)
 
 
 def narrowed(sentence: str, intent: str | None, known: Collection[str]) -> str:
-    """``sentence``, asking for no more than matters to the ``intent`` and is not ``known``; empty where nothing is left."""
-    wanted = asked_for(sentence)
-    needed = [name for name in MATTERS.get(intent or "", ()) if name in wanted and name not in known]
-    if wanted <= set(needed):
+    """``sentence``, reduced to the private details that the ``intent`` requires and that are not ``known``.
+
+    Empty if it asks for nothing else.
+    """
+    asked = private_details(sentence)
+    needed = [name for name in _FILE["required"].get(intent, ()) if name in asked and name not in known]
+    if asked <= set(needed):
         return sentence
     return f"{request(needed)}{sentence[len(sentence.rstrip()) :]}" if needed else ""
 
 
-_TELL = re.compile(
-    r"\b(?:please|kindly|could you|can you|would you|helpful if you)\b(?:(?!\bnever\b|\bnot\b|n['’]t\b)[^.?!]){0,40}"
-    r"\b(?:provide|share|tell|send|give|confirm|specify|supply|furnish|reply with)\b"
-    r"|\b(?:i|we)(?:['’]ll| will| would|['’]d)? (?:also )?(?:need|require)\b(?= (?:is )?(?:\w+ )?(?:your|the)\b)"
-    r"|\bmay i (?:please )?(?:have|ask for)\b|\bwhat(?: is|['’]s) your\b",
-    re.I,
-)
-_NOT_TOLD = re.compile(r"\b(?:so that|which|what|when|where|whether|why|how|if)\b|[;:.?]", re.I)
-"""Where what is to be told ends: "tell me what you ordered as number 5" does not ask for the number."""
-_DETAILS = {
-    name: re.compile(rf"(?:\{{\{{{re.escape(name)}\}}\}}|\b(?:{words})s?\b)", re.I)
-    for name, words in {
-        "Order Number": r"order (?:number|id)|purchase (?:number|id)",
-        "Invoice Number": r"invoice (?:number|id)|bill number",
-        "Tracking Number": r"tracking (?:number|id)",
-        "Account Number": r"account (?:number|id|details|information)|user ?name|customer (?:number|id)",
-        "Customer Email": r"e-?mail(?: address)?|registered address",
-        "Customer Phone Number": r"(?:tele)?phone(?: number)?|mobile(?: number)?|contact (?:details|information)",
-        "Postal Address": r"(?<!email )(?<!e-mail )(?<!registered )(?<!ip )address|postcode|zip code",
-        "Client Name": r"(?:full |first |last |your )name|date of birth|personal (?:details|information|data)",
-        "Card Number": r"card (?:number|details)|payment details|bank (?:details|account)|billing information",
-    }.items()
-}
+def _asked_for(text: str, asks: re.Pattern[str], details: dict[str, re.Pattern[str]]) -> frozenset[str]:
+    lists = [_END.split(text[ask.end() :], maxsplit=1)[0] for ask in asks.finditer(text)]
+    return frozenset(name for name, pattern in details.items() if any(map(pattern.search, lists)))

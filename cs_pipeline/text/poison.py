@@ -1,8 +1,8 @@
-"""Rows that somebody may have written for the model and not for the support desk: flagged, and looked at by a person.
+"""Rows that may have been written to influence the model instead of to reach the support desk.
 
-Who writes to the desk writes to the training data too. Looked for are control tokens of chat templates, text that hides from
-the eye, phrases that speak to a model, copies that one customer sends, too many rows of one customer, and answers to
-another question. None of it proves anything, so nothing is deleted: a flagged row waits until it is released by hand.
+Anyone who writes to the desk writes into the training data. A row is flagged for control tokens of chat templates, hidden
+text, prompt injection, repeated copies from one customer, too many rows from one customer, or an answer to another
+question. None of these proves anything, so nothing is deleted: a flagged row waits until a person releases it.
 """
 
 import re
@@ -10,34 +10,39 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-COPIES = 5
-"""So many near-equal questions of one customer and day are flagged, all of them."""
-ALIKE = 0.8
-"""Jaccard similarity of the 4-character shingles of two questions from which on they are near-equal."""
-CERTAIN = 0.8
-"""Confidence from which on two classifiers that contradict one another are believed.
+from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.text.patterns import any_of
+from cs_pipeline.text.safety import has_control_token
 
-With 16,000 Bitext rows to learn from and 8,000 others to judge, an answer of another row of another intent was flagged in
-93 % of the cases, the right answer in 0.09 %.
+MIN_COPIES = 5
+"""From this many near-equal questions of one customer and day on, all of them are flagged."""
+NEAR_EQUAL = 0.8
+"""Two questions are near-equal from this Jaccard similarity of their 4-character shingles on."""
+CONFIDENT = 0.8
+"""A contradiction between the two classifiers counts if the confidence of both is at least this.
+
+With 16,000 Bitext rows to train on and 8,000 others to judge, the answer of a row of another intent was flagged in 93 % of
+the cases, the right answer in 0.09 %.
 """
 
 CONTROL_TOKEN = "a control token of a chat template"
-HIDDEN = "characters that cannot be seen inside words"
-DIRECTION = "characters that turn the direction of the text"
+HIDDEN = "invisible characters inside words"
+DIRECTION = "characters that change the text direction"
 LOOK_ALIKE = "letters of another alphabet inside a word"
-SPEAKS_TO_A_MODEL = "a phrase that speaks to a language model"
-REPEATED = f"one of {COPIES} or more near-equal questions of one customer in a day"
-ANSWER_ELSEWHERE = "the answer is of another intent than the question"
+PROMPT_INJECTION = "a phrase that instructs a language model"
+REPEATED = f"one of {MIN_COPIES} or more near-equal questions of one customer in a day"
+ANSWER_ELSEWHERE = "the answer has another intent than the question"
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row to be judged.
+    """A row to be checked.
 
-    ``delivered`` is all its text as it came in (question, answer, earlier turns): cleaning removes part of what is looked
-    for. ``question`` is cleaned. ``subject`` is the customer's hashed id, None where the file names none. The intents are
-    what the classifiers of questions and of answers say, with their confidence.
+    ``delivered`` is all its text as delivered (question, answer, earlier turns), because cleaning removes some of the
+    evidence. ``question`` is cleaned. ``subject`` is the customer's hashed id, None if the file names no customer. The
+    intents are the predictions of the classifiers of questions and of answers, with their confidences.
     """
 
     delivered: str
@@ -49,37 +54,37 @@ class Suspect:
     answer_confidence: float
 
 
-def reasons(rows: Sequence[Suspect], rows_per_subject: int) -> list[str | None]:
-    """Why each of a day's ``rows`` has to be looked at before it may train, None where nothing speaks against it.
+def row_reasons(rows: Sequence[Suspect], rows_per_subject: int) -> list[str | None]:
+    """For each of a day's ``rows`` why it must be reviewed before it may be trained on, None if there is no reason.
 
-    Of one customer the first ``rows_per_subject`` rows are free of the cap's reason. A reason never quotes the row.
+    A customer's rows beyond the first ``rows_per_subject`` are flagged too. A reason never quotes the row.
     """
     too_many = f"beyond the {rows_per_subject} rows of one customer and day that may train"
-    place: Counter[str] = Counter()
-    first: dict[str, list[int]] = defaultdict(list)
+    counts: Counter[str] = Counter()
+    places: dict[str, list[int]] = defaultdict(list)
     found: list[list[str]] = []
-    for number, row in enumerate(rows):
-        row_reasons = text_reasons(row.delivered)
-        if row.intent != row.answer_intent and row.intent_confidence >= CERTAIN and row.answer_confidence >= CERTAIN:
-            row_reasons.append(ANSWER_ELSEWHERE)
+    for place, row in enumerate(rows):
+        reasons = text_reasons(row.delivered)
+        confident = min(row.intent_confidence, row.answer_confidence) >= CONFIDENT
+        if confident and row.intent != row.answer_intent:
+            reasons.append(ANSWER_ELSEWHERE)
         if row.subject is not None:
-            place[row.subject] += 1
-            if place[row.subject] > rows_per_subject:
-                row_reasons.append(too_many)
+            counts[row.subject] += 1
+            if counts[row.subject] > rows_per_subject:
+                reasons.append(too_many)
             else:
-                first[row.subject].append(number)
-        found.append(row_reasons)
-    for numbers in first.values():
-        for number in _copies(rows, numbers):
-            found[number].append(REPEATED)
-    return ["; ".join(row_reasons) or None for row_reasons in found]
+                places[row.subject].append(place)
+        found.append(reasons)
+    for of_subject in places.values():
+        for place in _copies(rows, of_subject):
+            found[place].append(REPEATED)
+    return ["; ".join(reasons) or None for reasons in found]
 
 
 def text_reasons(text: str) -> list[str]:
-    """What in ``text`` alone, as it was delivered, speaks against training on it."""
+    """The reasons against training on ``text`` that show in the text itself, as it was delivered."""
     found = []
-    normal = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    if _MAY_CONTROL.search(normal) and _CONTROL.search(normal):
+    if has_control_token(text):
         found.append(CONTROL_TOKEN)
     if not text.isascii():
         if _HIDDEN.search(text):
@@ -89,25 +94,25 @@ def text_reasons(text: str) -> list[str]:
         if _has_look_alikes(text):
             found.append(LOOK_ALIKE)
     if _INJECTION.search(_letters(text)):
-        found.append(SPEAKS_TO_A_MODEL)
+        found.append(PROMPT_INJECTION)
     return found
 
 
-def _copies(rows: Sequence[Suspect], numbers: list[int]) -> list[int]:
-    """Those of ``numbers`` whose questions are near-equal to those of at least ``COPIES`` - 1 others."""
-    if len(numbers) < COPIES:
+def _copies(rows: Sequence[Suspect], places: list[int]) -> list[int]:
+    """Those of ``places`` whose questions are near-equal to those of at least ``MIN_COPIES`` - 1 others."""
+    if len(places) < MIN_COPIES:
         return []
     groups: list[tuple[frozenset[str], list[int]]] = []
-    for number in numbers:
-        shingles = _shingles(rows[number].question)
+    for place in places:
+        shingles = _shingles(rows[place].question)
         for representative, members in groups:
             shared = len(shingles & representative)
-            if shared >= ALIKE * (len(shingles) + len(representative) - shared):
-                members.append(number)
+            if shared >= NEAR_EQUAL * (len(shingles) + len(representative) - shared):
+                members.append(place)
                 break
         else:
-            groups.append((shingles, [number]))
-    return [number for _, members in groups if len(members) >= COPIES for number in members]
+            groups.append((shingles, [place]))
+    return [place for _, members in groups if len(members) >= MIN_COPIES for place in members]
 
 
 def _shingles(text: str) -> frozenset[str]:
@@ -115,25 +120,15 @@ def _shingles(text: str) -> frozenset[str]:
     return frozenset(padded[start : start + 4] for start in range(len(padded) - 3))
 
 
-# Of the templates of the usual model families; compared after NFKC, which makes DeepSeek's wide bars plain ones.
-_MAY_CONTROL = re.compile(r"<[|/]?[A-Za-z|<]|\[/?[A-Z]|##")
-_CONTROL = re.compile(
-    r"<\|[^<>|\n]{1,40}\|>|</?s>|<(?:bos|eos|pad|unk)>|<(?:start|end)_of_turn>|<</?SYS>>"
-    r"|</?(?:think|tool_call|tool_response|function_call|system|assistant)>"
-    r"|(?-i:\[/?(?:INST|SYS|SYSTEM|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\])"
-    r"|^[ \t]*#{2,}[ ]?(?:assistant|human|user|system|instructions?|response)[ ]*:",
-    re.I | re.M,
-)
-
-# Between letters of alphabets that have no use for them; Persian and emoji do. Runs of tags and variation selectors spell
-# ASCII unseen: flags of emoji have up to seven tags.
+# Joiners between letters of alphabets that do not use them; Persian and emoji do. Runs of tags and variation selectors can
+# encode ASCII invisibly; the flags of some regions use up to seven tags.
 _JOINED = r"[A-Za-zÀ-ɏͰ-ӿ\d]"
 _HIDDEN = re.compile(
     rf"(?<={_JOINED})[\u200b-\u200d\u2060-\u2064\ufeff\u180e]+(?={_JOINED})"
     r"|[\U000e0000-\U000e007f]{8,}|[\ufe00-\ufe0f]{2,}|[\U000e0100-\U000e01ef]{2,}"
 )
 _OVERRIDE = re.compile("[\u202d\u202e]")
-# An embedding before a phone number comes with every copy from an address book.
+# Address books put an embedding before a phone number that is copied from them.
 _EMBEDDING = re.compile("[\u202a\u202b\u2066-\u2068](?![+(\\d])")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 
@@ -145,12 +140,12 @@ _WORD = re.compile(r"[^\W\d_]+")
 _LATIN = re.compile("[A-Za-zÀ-ɏ]")
 _OTHER = re.compile("[Ͱ-ӿ\u0500-\u052f]")
 
-# Digits and signs that stand for letters: "1gn0re".
+# Digits and signs used as letters: "1gn0re".
 _LEET = str.maketrans({"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "|": "l"})
 
 
 def _has_look_alikes(text: str) -> bool:
-    """Whether a Latin word has letters of another alphabet that look like Latin ones, in a text without that alphabet."""
+    """Whether a Latin word contains look-alike letters of an alphabet that the text does not use otherwise."""
     mixed = False
     for word in _WORD.findall(text):
         if not _OTHER.search(word):
@@ -162,54 +157,12 @@ def _has_look_alikes(text: str) -> bool:
 
 
 def _letters(text: str) -> str:
-    """``text`` as a phrase is compared: letters a to z alone, look-alikes, digits for letters and accents undone."""
+    """The letters a to z of ``text``; look-alikes, accents and digits used as letters are converted to plain letters."""
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text.translate(_LOOK_ALIKES))
     return re.sub("[^a-z]+", "", text.lower().translate(_LEET))
 
 
-def _squeezed(*patterns: str) -> re.Pattern[str]:
-    """One pattern of all, for texts without spaces."""
-    return re.compile("|".join(pattern.replace(" ", "") for pattern in patterns))
-
-
-_INJECTION = _squeezed(
-    # What was said before does not count. Messages, requests and orders are ignored every day: only instructions matter.
-    r"(?:ignor(?:e|ing)|disregard(?:ing)?|forget|override|overrule|bypass|do not (?:follow|obey)|dont (?:follow|obey)"
-    r"|stop following)"
-    r"(?: all | any | every | of | the | your | my | our | these | those | its ){0,4}"
-    r"(?: previous(?:ly)? | prior | earlier | above | preceding | former | original | initial | existing | current | system"
-    r"| safety | given | other | hidden | internal | and | or | your | all ){1,4}"
-    r"(?: instructions? | prompts? | directions | directives? | rules | guidelines | training | programming | restrictions"
-    r"| constraints )",
-    r"(?:forget|ignore|disregard) (?: everything | all | anything )(?: that )?"
-    r"(?: above | before this | you know"
-    r"| you (?:were|was|ve been|have been) (?:told|taught|trained|instructed|given) )",
-    r"(?:ignor(?:e|ieren?|iert)|vergi(?:ss|sst)) (?:sie)?"
-    r"(?: alle | die | deine | ihre | bisherigen | vorherigen | vorigen | obigen ){1,4}"
-    r"(?: anweisungen | instruktionen | regeln | befehle )",
-    r"(?:ignore[zr]?|oublie[zr]?) (?: toutes | les | tes | vos | ces ){1,3}(?: instructions | consignes | regles )"
-    r"(?: precedentes | anterieures | ci dessus )",
-    r"(?:ignorar?|olvidar?|ignore|ignorare|dimentica) (?: todas? | todos? | as | las | tus | sus | le | tutte | suas ){1,3}"
-    r"(?: instruc(?:cion|co)es | istruzioni )",
-    # What the model was told is to come out.
-    r"(?:reveal|show|print|repeat|output|display|tell me|give me|leak|what is|whats|what are|write out)"
-    r"(?: me | us | all | the | your | of | exact | full | entire | word for word | contents? ){0,5}"
-    r"(?: system (?:prompt|message|instructions?)"
-    r"| (?:hidden|initial|original|secret|internal) (?:prompt|instructions?)"
-    r"| developer (?:message|prompt|instructions?) )",
-    # The model is to be another.
-    r"(?:you are|youre|act as|pretend (?:to be|you are|youre)) (?:now )?(?: an? | my | if you were )?"
-    r"(?: dan (?:who|which stands|mode|do any|and it can|that can) | jail ?broken | unrestricted | unfiltered | uncensored"
-    r"| evil (?:ai|bot|assistant) | in developer mode"
-    r"| no longer (?:an? )?(?:ai|assistant|bound|restricted|a chat ?bot|a language model) )",
-    r"pretend (?:that )?(?:you have no|you dont have|there are no) (?: rules | restrictions | guidelines | instructions )",
-    r"from now on (?:you )?(?:will |must |shall |should |are to )?(?:only |always |never )?"
-    r"(?:answer|respond|reply|act as|behave as|obey|pretend|speak as)"
-    r"(?: all | every | to | with | as | only | any | me ){1,3}",
-    r"(?:your new|here are (?:your )?new|new system) (?:instructions?|rules|task|prompt) (?:is|are|as follows|follow)",
-    # An answer that is to be given to others.
-    r"(?:when ?ever|any ?time|every ?time|if)"
-    r" (?:someone|anyone|anybody|a user|the user|users|a customer|any customer|customers|people) asks? [a-z]{0,60}"
-    r"(?:always|you must|you should|you will)(?:say|answer|reply|respond|tell|recommend|output|give|send|write)",
-)
+_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
+# Searched in lower case: ignoring case takes four times as long.
+_INJECTION = any_of(re.sub(r"(?<=\S) +", "", _FILE["injections"]), _FILE["words"], re.NOFLAG)
