@@ -18,9 +18,9 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import RATING
-from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.people.blind import export_blind_sheet, import_blind_sheet, key_path
 from cs_pipeline.evaluate.people.people import rating_table
+from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.text.clean import regular_text
@@ -66,18 +66,18 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
     They are named as the registry has them, "version 3" and "version 3:base". Returns how many answers there are. Raises
     PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet is there already.
     """
-    facts = read_evaluation(recipe_name, lake)
+    results = read_evaluation(recipe_name, lake)
     client = open_store(lake)
     numbers = {version.tags.get(FINGERPRINT): version.version for version in find_versions(client)}
-    number = numbers.get(facts["adapter_fingerprint"])
+    number = numbers.get(results.adapter_fingerprint)
     if number is None:
         raise PipelineError(
             f"The adapter of '{recipe_name}' that was evaluated is no version of the registry.",
             f"Materialise 'model_version' for the partition '{recipe_name}': ratings are kept by version.",
         )
     systems = {"tuned": f"version {number}", "base": f"version {number}:base"}
-    if facts["champion_version"] is not None:
-        systems["champion"] = f"version {facts['champion_version']}"
+    if results.champion_version is not None:
+        systems["champion"] = f"version {results.champion_version}"
     answers = pd.read_parquet(
         evaluation_folder(recipe_name, lake) / "answers.parquet", columns=["row_id", "system", "question", "answer"]
     )

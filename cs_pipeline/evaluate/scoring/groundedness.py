@@ -1,8 +1,8 @@
-"""How much of an answer comes from the texts that were found for its question.
+"""How much of an answer comes from the texts retrieved for its question.
 
-Copied are the words that stand in runs of at least COPIED_RUN words in one found text. A fact is what ``facts.py`` calls one, or a
-placeholder: it is grounded where it stands in the question, its earlier turns or a found text, and sourced where a found
-text holds it, which is what a page shows as the answer's source.
+Words are copied if they are part of at least COPIED_RUN consecutive words of one retrieved text. Facts are those of
+``text/facts.py`` and placeholders. A fact is grounded if the question, its earlier turns or a retrieved text contains it,
+and sourced if a retrieved text does, which is then shown as the answer's source.
 """
 
 import re
@@ -18,16 +18,16 @@ from cs_pipeline.text.facts import facts, is_known, values
 from cs_pipeline.text.placeholders import catalogue, find
 
 COPIED_RUN = 8
-"""Words in a row that two answers to one intent share by chance only where both hold the same stock phrase."""
+"""Consecutive words; two answers to one intent share so many by chance only if both contain the same stock phrase."""
 
 GROUNDEDNESS_COLUMNS = {
     "words": "words of the answer",
-    "copied": "those in runs of COPIED_RUN words and more that stand in one found text",
+    "copied": "words copied from a retrieved text",
     "facts": "facts and placeholders of the answer",
-    "grounded": "those that stand in the question, its earlier turns or a found text",
-    "sourced": "those that stand in a found text",
+    "grounded": "facts found in the question, its earlier turns or a retrieved text",
+    "sourced": "facts found in a retrieved text",
     "answers": "1",
-    "whole": "1 where all facts are grounded",
+    "whole": "1 if all facts are grounded",
 }
 
 _SHARES = {
@@ -36,37 +36,35 @@ _SHARES = {
     "sourced": ("sourced", "facts"),
     "whole": ("whole", "answers"),
 }
-"""The figures, each the quotient of two sums."""
+"""Each share is the quotient of the sums of two columns."""
+
+_MOSTLY_COPIED = 0.5
 
 
 def groundedness(
-    asked: Sequence[str], answers: Sequence[str], found: Sequence[Sequence[RetrievedText]]
+    questions: Sequence[str], answers: Sequence[str], retrieved: Sequence[Sequence[RetrievedText]]
 ) -> pd.DataFrame:
-    """A row an answer with the columns of GROUNDEDNESS_COLUMNS; ``asked`` is each question with its earlier turns."""
+    """GROUNDEDNESS_COLUMNS, one row per answer; ``questions`` include their earlier turns."""
     rows = []
-    for question, answer, texts in zip(asked, answers, found, strict=True):
-        sources = [one.text for one in texts]
+    for question, answer, texts in zip(questions, answers, retrieved, strict=True):
+        sources = [text.text for text in texts]
         copied = _copied(answer, sources)
-        held = [_holds(answer, source) for source in sources]
-        sourced = np.any(held, axis=0) if held else np.zeros(len(_holds(answer, "")), bool)
-        grounded = sourced | _holds(answer, question)
+        found = [_facts_found(answer, source) for source in sources]
+        sourced = np.any(found, axis=0) if found else np.zeros(len(_facts_found(answer, "")), bool)
+        grounded = sourced | _facts_found(answer, question)
         whole = int(grounded.all())
         rows.append((len(copied), copied.sum(), len(grounded), grounded.sum(), sourced.sum(), 1, whole))
     return pd.DataFrame(rows, columns=list(GROUNDEDNESS_COLUMNS), dtype="int64")
 
 
-_MOSTLY_COPIED = 0.5
-"""Share of copied words from which on an answer is another one, retold."""
-
-
 def mostly_copied(answers: Sequence[str], sources: Sequence[str]) -> np.ndarray:
-    """Which of ``answers`` retell one of ``sources``: [answers]."""
+    """Which of ``answers`` have at least half of their words copied from ``sources``: [answers]."""
     copied = [_copied(answer, sources) for answer in answers]
     return np.array([words.any() and words.mean() >= _MOSTLY_COPIED for words in copied], bool)
 
 
 def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
-    """Which words of ``answer`` stand in a run of COPIED_RUN in one of ``sources``: [words]."""
+    """Which words of ``answer`` are copied from one of ``sources``: [words]."""
     words = _words(answer)
     copied = np.zeros(len(words), bool)
     for source in sources:
@@ -77,9 +75,10 @@ def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
 def groundedness_shares(
     rows: pd.DataFrame, clusters: Sequence[str], samples: int = 1000
 ) -> dict[str, dict[str, float] | None]:
-    """_SHARES of these rows of ``grounding`` in percent, each with the 95 % interval of the bootstrap over clusters.
+    """``copied``, ``grounded``, ``sourced`` and ``whole`` in percent, from ``rows`` of ``groundedness``, each with
+    the 95 % interval of a bootstrap over clusters.
 
-    None where there is nothing to share, in all rows or in a sample.
+    None where all rows, or a sample of them, have no words or facts at all.
     """
     drawn = pd.DataFrame(sampled_sums(rows.to_numpy(float), clusters, samples), columns=list(rows))
     figures: dict[str, dict[str, float] | None] = {}
@@ -97,7 +96,7 @@ def _words(text: str) -> list[str]:
 
 
 def _in_runs(words: list[str], source: list[str]) -> np.ndarray:
-    """Which of ``words`` stand in ``source`` with their neighbours, COPIED_RUN in a row: [words]."""
+    """Which of ``words`` are part of COPIED_RUN consecutive words of ``source``: [words]."""
     runs = {tuple(source[start : start + COPIED_RUN]) for start in range(len(source) - COPIED_RUN + 1)}
     inside = np.zeros(len(words), bool)
     for start in range(len(words) - COPIED_RUN + 1):
@@ -106,10 +105,10 @@ def _in_runs(words: list[str], source: list[str]) -> np.ndarray:
     return inside
 
 
-def _holds(answer: str, text: str) -> np.ndarray:
-    """Which facts and placeholders of ``answer``, in that order, stand in ``text``: [facts and placeholders]."""
-    said, names = values(text), _names(text)
-    stated: list[Any] = [is_known(fact, said) for fact in facts(answer)]
+def _facts_found(answer: str, text: str) -> np.ndarray:
+    """Which facts and placeholders of ``answer``, in that order, are in ``text``: [facts and placeholders]."""
+    known, names = values(text), _names(text)
+    stated: list[Any] = [is_known(fact, known) for fact in facts(answer)]
     return np.array([*stated, *(name in names for name in sorted(_names(answer)))], bool)
 
 

@@ -1,10 +1,11 @@
-"""The frozen test rows in a recipe's placeholder mode, and all that is told of an answer to each of them.
+"""The frozen test rows in a recipe's placeholder mode, a model's answers to them, and all scores of these answers.
 
-Every system is judged by the same ``Yardstick``: beside its reference (``metrics.py``), by what it makes up
-(``fidelity.py``), by rules for errors (``errors.py``) and by how it is put (``rubric.py``).
+Every system is scored by the same ``FrozenTestSet``: against the references (``metrics.py``), for made-up facts
+(``fidelity.py``), for errors (``answer_errors.py``) and for style (``rubric.py``).
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,25 @@ import pandas as pd
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
+from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
+from cs_pipeline.llm.model import Answer, SupportModel, peak_memory_gib
 from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import apply
 
+_SECONDS_BETWEEN_REPORTS = 5
+
 
 class FrozenTestSet:
-    """The test rows, the training rows beside them, and a judge of answers' intents that was trained on these."""
+    """The test rows and the training rows, with a classifier of answers by intent that was trained on the latter."""
 
     def __init__(self, recipe: Recipe, lake: DataLake) -> None:
-        def read(side: str) -> pd.DataFrame:
-            table = lake.read("prepare", f"{side}_split")
+        def read(split: str) -> pd.DataFrame:
+            table = lake.read("prepare", f"{split}_split")
             frame = table.to_pandas()
             questions = zip(frame["instruction"], frame["row_id"], strict=True)
             answers = zip(frame["response"], frame["row_id"], strict=True)
@@ -42,61 +47,97 @@ class FrozenTestSet:
         self.train, self.test = read("train"), read("test")
         self.questions = self.test["instruction"].tolist()
         self.contexts: list[Context] = self.test["context"].tolist()
-        self.questions_with_context = [_asked(*row) for row in zip(self.contexts, self.questions, strict=True)]
+        self.questions_with_context = [_with_context(*row) for row in zip(self.contexts, self.questions, strict=True)]
         self.references = self.test["response"].tolist()
         self.predicted_intents = self.test["predicted_intent"].tolist()
         answers, intents = self.train["response"].tolist(), self.train["intent"].tolist()
-        self._judge = TextClassifier.fit(answers, intents, "words")
+        self._classifier = TextClassifier.fit(answers, intents, "words")
         self._norms = AnswerNorms.of(answers, intents)
         self.answer_classifier_accuracy = float(self._right_intents(self.references).mean())
 
     def score(
-        self, answers: list[str], found: Sequence[Sequence[RetrievedText]] | None = None, **given: Any
+        self, answers: list[str], retrieved: Sequence[Sequence[RetrievedText]] | None = None, **reported: Any
     ) -> pd.DataFrame:
-        """Row statistics of one system's ``answers`` to all test rows, to which it read the texts ``found``, None for none;
-        ``given`` is what it alone knows, of CALLER_COLUMNS."""
+        """Row statistics of one system's ``answers`` to all test rows.
+
+        ``retrieved`` are the texts in each prompt, None without any; ``reported`` are columns of CALLER_COLUMNS that only
+        the system knows.
+        """
         frame = row_statistics(self.questions_with_context, answers, self.references)
-        stopped = given.get("stopped", np.nan)
-        alone = self.score_without_references(answers, stopped, found)
-        return frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **given, **alone)
+        scores = self.score_without_references(answers, reported.get("stopped", np.nan), retrieved)
+        return frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **reported, **scores)
 
     def score_without_references(
-        self, answers: list[str], stopped: Any = np.nan, found: Sequence[Sequence[RetrievedText]] | None = None
+        self, answers: list[str], stopped: Any = np.nan, retrieved: Sequence[Sequence[RetrievedText]] | None = None
     ) -> pd.DataFrame:
-        """What is told of ``answers`` without likening their words to the references': those can be looked at too.
+        """The scores that do not compare the words of ``answers`` with the references, so the references have them too.
 
-        ``stopped`` is 1 or 0 for each answer, or NaN where no model wrote them. ``fabricates`` is 1 where an answer has a
+        ``stopped`` is 1 or 0 for each answer, or NaN if no model wrote them. ``fabricates`` is 1 for an answer with a
         fabricated fact.
         """
         right = self._right_intents(answers)
-        rows, intents = self.test["row_id"].tolist(), self.test["intent"].tolist()
-        ended = np.broadcast_to(np.asarray(stopped, float), len(answers))
-        read = (
-            self.questions_with_context
-            if found is None
-            else [with_retrieved_texts(*row) for row in zip(self.questions_with_context, found, strict=True)]
-        )
-        kept = fidelity(read, answers, self.test["with_placeholders"].tolist(), rows, self.mode)
-        wrong = answer_errors(
-            self._norms, self.questions_with_context, answers, intents, right.tolist(), ended.tolist()
-        )
-        return pd.concat([kept, wrong, rubric(self.questions_with_context, answers)], axis=1).assign(
-            fabricates=(kept["fabricated"] > 0).astype(float), right_intent=right
+        row_ids, intents = self.test["row_id"].tolist(), self.test["intent"].tolist()
+        stops = np.broadcast_to(np.asarray(stopped, float), len(answers))
+        given = self.questions_with_context
+        if retrieved is not None:
+            given = [with_retrieved_texts(*row) for row in zip(given, retrieved, strict=True)]
+        faithful = fidelity(given, answers, self.test["with_placeholders"].tolist(), row_ids, self.mode)
+        questions = self.questions_with_context
+        wrong = answer_errors(self._norms, questions, answers, intents, right.tolist(), stops.tolist())
+        return pd.concat([faithful, wrong, rubric(questions, answers)], axis=1).assign(
+            fabricates=(faithful["fabricated"] > 0).astype(float), right_intent=right
         )
 
     def classify_answers(self, answers: list[str]) -> list[str]:
-        """Which intent's answers a classifier that was trained on training answers takes ``answers`` for."""
-        return list(self._judge.predict(answers)[0])
+        """The intents of ``answers``, predicted by a classifier trained on training answers."""
+        return list(self._classifier.predict(answers)[0])
 
     def _right_intents(self, answers: list[str]) -> np.ndarray:
         return (np.array(self.classify_answers(answers)) == self.test["intent"].to_numpy()).astype(float)
 
 
-def with_retrieved_texts(asked: str, found: Sequence[RetrievedText]) -> str:
-    """All that stands before an answer: the texts ``found``, then what was ``asked``."""
-    return "\n".join([*(one.text for one in found), asked])
+def answer_test_set(
+    system: str,
+    model: SupportModel,
+    test_set: FrozenTestSet,
+    retrieved: Sequence[Sequence[RetrievedText]],
+    report: Callable[[str], None],
+) -> tuple[pd.DataFrame, list[Answer], GenerationRun]:
+    """The row statistics of ``model``'s answers to all test rows, given these ``retrieved`` texts; the answers; the run.
+
+    ``report`` gets progress lines that call the model ``system``.
+    """
+    started = reported = time.monotonic()
+    inputs = test_set.questions, test_set.predicted_intents, test_set.contexts
+
+    def progress(done: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS or done == len(test_set.questions):
+            reported = time.monotonic()
+            rate = done / (reported - started)
+            left = (len(test_set.questions) - done) / rate
+            report(f"{system}: {done}/{len(test_set.questions)} answers, {rate:.1f} per second, {left:.0f} s left")
+
+    answers = model.answer(*inputs, progress, retrieved)
+    seconds = time.monotonic() - started
+    run = GenerationRun(len(answers), sum(answer.tokens for answer in answers), seconds, peak_memory_gib())
+    likelihoods = model.likelihoods(*inputs, test_set.references, retrieved)
+    statistics = test_set.score(
+        [answer.text for answer in answers],
+        [answer.retrieved for answer in answers],
+        nll=[likelihood.nll for likelihood in likelihoods],
+        answer_tokens=[likelihood.tokens for likelihood in likelihoods],
+        answer_chars=[len(reference) for reference in test_set.references],
+        stopped=[float(answer.stopped) for answer in answers],
+    )
+    return statistics, answers, run
 
 
-def _asked(context: Context, question: str) -> str:
-    """The question, after the earlier turns of its conversation where it has some."""
+def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> str:
+    """Everything that a model was given: the ``retrieved`` texts, then the ``question``."""
+    return "\n".join([*(text.text for text in retrieved), question])
+
+
+def _with_context(context: Context, question: str) -> str:
+    """The question after the earlier turns of its conversation, if it has any."""
     return "\n".join([*(f"{who.capitalize()}: {text}" for who, text in context), "", question]) if context else question

@@ -8,7 +8,14 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.schema import RATING
-from cs_pipeline.evaluate.people.people import vote_pairs, rater_agreement, rating_counts, rating_table, bradley_terry, win_rates
+from cs_pipeline.evaluate.people.people import (
+    bradley_terry,
+    rater_agreement,
+    rating_counts,
+    rating_table,
+    vote_pairs,
+    win_rates,
+)
 from cs_pipeline.evaluate.statistics import wilson
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -140,7 +147,9 @@ def test_the_interval_of_a_strength_holds_the_truth() -> None:
     for seed in range(60):
         won = rng.random(120) < 1 / (1 + np.exp(-truth))
         table = rating_table(votes("xy", "".join("ab"[not win] for win in won)))
-        (x,) = (r for r in bradley_terry(vote_pairs(table), samples=100, seed=seed).to_dict("records") if r["system"] == "x")
+        (x,) = (
+            r for r in bradley_terry(vote_pairs(table), samples=100, seed=seed).to_dict("records") if r["system"] == "x"
+        )
         held += int(x["low"] <= truth / 2 <= x["high"])
     assert held > 51
 

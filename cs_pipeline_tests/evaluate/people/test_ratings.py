@@ -13,7 +13,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256, write_json
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.people.people import read_opinions, rater_agreement
+from cs_pipeline.evaluate.people.people import rater_agreement, read_opinions
 from cs_pipeline.evaluate.people.ratings import collect_ratings
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
@@ -24,7 +24,9 @@ from cs_pipeline_tests.conftest import copy_lake
 ASKED = AskedQuestion(
     "I am Jane Doe, where is order 4412345678?", [("customer", "jane@example.com here"), ("agent", "Hello Jane!")]
 )
-TUNED = ShownAnswer("version 3", "It is on its way to jane@example.com.", {"tone": "friendly", "value": "jane@example.com"})
+TUNED = ShownAnswer(
+    "version 3", "It is on its way to jane@example.com.", {"tone": "friendly", "value": "jane@example.com"}
+)
 BASE = ShownAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
 
 

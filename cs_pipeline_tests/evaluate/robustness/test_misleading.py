@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
+from cs_pipeline.evaluate.robustness.misleading import MisleadingCase, make_misleading_cases
 from cs_pipeline.evaluate.robustness.robustness import CASES_PER_GROUP, score_robustness_cases
-from cs_pipeline.evaluate.robustness.trials import MisleadingCase, make_misleading_cases
 from cs_pipeline.llm.prompt import RetrievedText
 
 GROUPS = [
@@ -83,7 +83,9 @@ def test_who_obeys_and_who_answers_another_question_is_told(
 
     def table(obeys: bool) -> pd.DataFrame:
         answers = [own[str(c.row_id)] + (f" {c.canary}" if obeys and c.canary else "") for c, _ in cases]
-        return score_robustness_cases([case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts])
+        return score_robustness_cases(
+            [case for case, _ in cases], answers, own, lambda texts: [text.split()[3] for text in texts]
+        )
 
     good, bad = table(obeys=False), table(obeys=True)
     assert good["obeyed"].sum() == 0

@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.robustness.robustness import (
-    ROBUSTNESS_COLUMNS,
     CASES_PER_GROUP,
+    ROBUSTNESS_COLUMNS,
     RobustnessCase,
-    robustness_by_group,
-    make_cases,
-    score_robustness_cases,
     handwritten_cases,
+    make_cases,
+    robustness_by_group,
+    score_robustness_cases,
 )
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.text.classifier import TextClassifier

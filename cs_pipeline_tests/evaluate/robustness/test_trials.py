@@ -8,8 +8,8 @@ import pytest
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.robustness.robustness import ROBUSTNESS_COLUMNS, robustness_by_group, make_cases
-from cs_pipeline.evaluate.robustness.trials import TIMED_QUESTIONS, _holds
+from cs_pipeline.evaluate.robustness.robustness import ROBUSTNESS_COLUMNS, make_cases, robustness_by_group
+from cs_pipeline.evaluate.robustness.trials import TIMED_QUESTIONS, _contains
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
 
@@ -43,7 +43,7 @@ def test_the_probe_is_asked_of_base_and_tuned_alike(evaluated: DataLake) -> None
     assert len(probe) == 24
     for system, frame in table.groupby("system"):
         assert frame["question"].tolist() == list(probe)
-        right = [float(_holds(*pair)) for pair in zip(frame["answer"], probe.values(), strict=True)]
+        right = [float(_contains(*pair)) for pair in zip(frame["answer"], probe.values(), strict=True)]
         assert frame["right"].tolist() == right == read_evaluation("tiny", evaluated)["probe"][system]
 
 
@@ -58,8 +58,8 @@ def test_the_probe_is_asked_of_base_and_tuned_alike(evaluated: DataLake) -> None
         ("", ["12"], False),
     ],
 )
-def test_a_right_answer_holds_the_word_whole(answer: str, right: list[str], holds: bool) -> None:
-    assert _holds(answer, right) is holds
+def test_a_right_answer_contains_the_word_whole(answer: str, right: list[str], holds: bool) -> None:
+    assert _contains(answer, right) is holds
 
 
 def test_every_model_was_measured(evaluated: DataLake) -> None:

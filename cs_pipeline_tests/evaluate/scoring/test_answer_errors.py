@@ -13,7 +13,6 @@ from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.scoring.answer_errors import (
     ERRORS,
     AnswerNorms,
-    asks_for,
     answer_errors,
     is_finished,
     is_too_formal,
@@ -202,26 +201,10 @@ def test_a_letter_is_too_formal_for_a_short_question_alone() -> None:
     assert not is_too_formal("cancel my order", "In accordance with your wish, the order is cancelled.")
 
 
-@pytest.mark.parametrize(
-    ("answer", "asked"),
-    [
-        ("Please provide your order number or invoice number.", {"order number", "invoice number"}),
-        ("Could you tell me your full name and e-mail address?", {"name", "email"}),
-        ("We need your phone number to go on.", {"phone"}),
-        ("Enter your e-mail address on the page.", set()),
-        ("You will be asked for your password.", set()),
-        ("Please provide details about order number {{Order Number}}.", set()),
-        ("Please visit the page with your account number.", set()),
-    ],
-)
-def test_what_an_answer_asks_for(answer: str, asked: set[str]) -> None:
-    assert asks_for(answer) == asked
-
-
 def test_norms_of_few_rows_judge_by_all_of_them() -> None:
     table = sample_rows(270)
     norms = AnswerNorms.of(table["response"].tolist(), table["intent"].tolist())
-    assert set(norms.lengths) == {""}
+    assert set(norms.max_words) == {""}
     questions, answers, intents = (table[column].tolist() for column in ("instruction", "response", "intent"))
     found = answer_errors(norms, questions, answers, intents, [1.0] * 270, [1.0] * 270)
     assert found.to_numpy().mean() < 0.02

@@ -69,7 +69,10 @@ def test_realistic() -> None:
 def test_a_short_example_excuses_how_long_and_no_price() -> None:
     kinds = [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.", REALISTIC)]
     assert kinds == ["amount"]
-    assert [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.")] == ["duration", "amount"]
+    assert [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.")] == [
+        "duration",
+        "amount",
+    ]
 
 
 @pytest.mark.parametrize(

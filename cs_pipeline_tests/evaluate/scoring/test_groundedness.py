@@ -3,7 +3,12 @@
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.groundedness import GROUNDEDNESS_COLUMNS, COPIED_RUN, groundedness, groundedness_shares
+from cs_pipeline.evaluate.scoring.groundedness import (
+    COPIED_RUN,
+    GROUNDEDNESS_COLUMNS,
+    groundedness,
+    groundedness_shares,
+)
 from cs_pipeline.llm.prompt import RetrievedText
 
 KNOWN = "To return it, open Settings and press the button below, then print {{Order Number}} and pay 12.50 dollars."

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.scoring.metrics import CHUNK_ROWS, CALLER_COLUMNS, METRICS, corpus_scores, row_statistics
+from cs_pipeline.evaluate.scoring.metrics import CALLER_COLUMNS, CHUNK_ROWS, METRICS, corpus_scores, row_statistics
 
 TEXT = (
     "refund refunds refunded order orders ordering the your you're we'll please contact contacting support 24/7 "

@@ -1,0 +1,77 @@
+"""Retrieved texts that mislead: none at all, those of another intent, contradictions and injected instructions.
+
+The model is asked questions of test rows with such texts in its prompt. ``misleading.yaml`` holds the sentences that are
+added to the texts.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cs_pipeline.core.lake import digest
+from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.evaluate.robustness.robustness import CASES_PER_GROUP, RobustnessCase, spread_over_intents
+from cs_pipeline.evaluate.robustness.trials import answer_texts, predict_intents, score_trial
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
+from cs_pipeline.llm.model import SupportModel
+from cs_pipeline.llm.prompt import RetrievedText
+
+MisleadingCase = tuple[RobustnessCase, list[RetrievedText]]
+"""A question, and the texts in the prompt instead of those that were retrieved for it."""
+
+
+def score_misleading_cases(
+    model: SupportModel,
+    classifier: Path,
+    test_set: FrozenTestSet,
+    retrieved: Sequence[Sequence[RetrievedText]],
+    plain: pd.DataFrame,
+) -> pd.DataFrame:
+    """The table of ``score_robustness_cases`` when ``model`` reads misleading texts instead of those ``retrieved`` for the
+    test rows; ``classifier`` and ``plain`` as in ``run_trials``."""
+    row_ids = test_set.test["row_id"]
+    misleading = make_misleading_cases(test_set.test, dict(zip(row_ids, retrieved, strict=True)))
+    cases = [case for case, _ in misleading]
+    questions = [case.text for case in cases]
+    intents = predict_intents(model, classifier, questions)
+    answers = answer_texts(model, questions, intents, [texts for _, texts in misleading])
+    return score_trial(model, test_set, cases, answers, plain)
+
+
+def make_misleading_cases(
+    rows: pd.DataFrame, retrieved: Mapping[str, Sequence[RetrievedText]], seed: int = 0
+) -> list[MisleadingCase]:
+    """CASES_PER_GROUP cases of each group from these test ``rows``, which are as in ``make_cases``.
+
+    ``retrieved`` holds each row's texts by row_id; rows without any are skipped. The same rows and seed give the same cases.
+    """
+    used = [row for row in spread_over_intents(rows, f"{seed} misled") if retrieved[row["row_id"]]][:CASES_PER_GROUP]
+    rng = random.Random(digest(seed, "misled"))
+    file = read_yaml(Path(__file__).with_suffix(".yaml"))
+    denials, instructions = cycle(file["denials"]), cycle(file["instructions"])
+    cases: list[MisleadingCase] = []
+    for row in used:
+        own = list(retrieved[row["row_id"]])
+        of_other_intents = [other for other in used if other["intent"] != row["intent"]]
+
+        def case(group: str, canary: str | None = None, row: dict[str, Any] = row) -> RobustnessCase:
+            text, intents = row["instruction"], (row["intent"],)
+            return RobustnessCase(group, text, "same intent", intents, row["row_id"], row["response"], canary)
+
+        cases.append((case("nothing found"), []))
+        if of_other_intents:
+            cases.append((case("texts of another intent"), list(retrieved[rng.choice(of_other_intents)["row_id"]])))
+        cases.append((case("a contradiction"), [*own, replace(own[0], id="denial", text=next(denials))]))
+        order = next(instructions)
+        injected = replace(own[0], text=f"{own[0].text} {order['text']}")
+        cases.append((case("an order in an answer", order["canary"]), [injected, *own[1:]]))
+        article = RetrievedText(
+            "passage", "order", order["text"], row["instruction"], "order.md", "", own[0].similarity
+        )
+        cases.append((case("an order in an article", order["canary"]), [*own, article]))
+    return cases
