@@ -22,7 +22,7 @@ from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.interactions import find_records, ingest_lock
 from cs_pipeline.ingest.landing import kept_copy
-from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
 from cs_pipeline.retrieval import index as retrieval
 from cs_pipeline.text.known import find_known
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
@@ -80,11 +80,12 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
         conversations = _conversation_ids(lake, row) if row else frozenset()
         edits = _edit_ids(lake, ledger, subject, conversations)
         conversations |= {ledger.hash_row(edit) for edit in edits}
+        forgotten = Tombstones(subjects, conversations)
         records = {
             delivery: indices
             for delivery in ledger.deliveries()
             if delivery.expired_at is None
-            and (indices := find_records(lake, company, ledger, delivery, subjects, conversations, subject))
+            and (indices := find_records(lake, company, ledger, delivery, forgotten, subject))
         }
         tombstones = ledger.tombstones()
     rows = frozenset([row] if row else []) | frozenset(

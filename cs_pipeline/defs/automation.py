@@ -71,8 +71,7 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
     from datetime import UTC, datetime
 
     from cs_pipeline.company import load_company
-    from cs_pipeline.ingest.edits import land_edits
-    from cs_pipeline.ingest.landing import expire, scan_landing
+    from cs_pipeline.ingest.landing import expire, land_edits, scan_landing
     from cs_pipeline.ingest.ledger import Ledger
 
     company, now = load_company(lake.lake), datetime.now(UTC)
@@ -125,10 +124,10 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     """
     from cs_pipeline.company import load_company
     from cs_pipeline.core.lake import digest
-    from cs_pipeline.ingest.knowledge import articles
+    from cs_pipeline.ingest.knowledge import list_articles
     from cs_pipeline.retrieval.passages import known_files
 
-    there = {listed.path: listed.identity for listed in articles(lake.lake, load_company(lake.lake))}
+    there = {listed.path: listed.identity for listed in list_articles(lake.lake, load_company(lake.lake))}
     known = known_files(lake.lake)
     if there == known:
         return dg.SkipReason(f"nothing new: {len(there)} files" if there else "no articles")

@@ -1,1 +1,1 @@
-"""Raw rows into the lake, nothing changed."""
+"""Brings raw rows into the lake, unchanged."""

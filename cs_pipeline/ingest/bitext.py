@@ -1,4 +1,4 @@
-"""The Bitext conversations, from the source that the setting names and from no other."""
+"""Loads the Bitext conversations from the configured source."""
 
 import hashlib
 from collections import Counter
@@ -13,14 +13,14 @@ from cs_pipeline.core.download import RemoteFile, download
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import file_sha256
 from cs_pipeline.core.schema import CONVERSATION
-from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
+from cs_pipeline.ingest.files import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES, hub_file
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the rows came from: ``address`` is a URL, a path or the generator; ``sha256`` that of the file's bytes."""
+    """Where the rows came from: ``address`` is a URL, a path or the generator's module; ``sha256`` is the file's."""
 
     kind: Literal["sample", "download", "hub", "file"]
     address: str
@@ -30,10 +30,10 @@ class Provenance:
 
 
 def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
-    """The rows of ``source`` (see ``SOURCES``) with the schema ``CONVERSATION``, text raw, and where they came from.
+    """The rows of ``source`` (see ``SOURCES``) with the schema ``CONVERSATION`` and raw text, and where they came from.
 
-    Downloads are kept in ``cache`` and verified each time. What ingest does not know is null. Equal rows have equal
-    ``row_id`` whichever source they came from. Raises PipelineError when the source is unknown or cannot be had.
+    Downloads are kept in ``cache`` and verified each time. Columns that later stages fill are null. Equal rows have equal
+    ``row_id`` whatever their source. Raises PipelineError if the source is unknown or unavailable.
     """
     if source == "sample":
         return _sample()
@@ -44,21 +44,21 @@ def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
     path = Path(source).expanduser().absolute()
     if not source.strip() or not path.exists():
         raise PipelineError(
-            f"The source of the Bitext rows is '{source}', which is no choice and no file that is there ({path}).",
+            f"The source of the Bitext rows is '{source}', which is neither a known source nor an existing file ({path}).",
             f"Set it to {SOURCES}.",
         )
     return _file(path, "file", str(path))
 
 
 def row_ids(rows: pa.Table) -> list[str]:
-    """16 hex digits for each row of the schema ``BITEXT_ROW``: of its five fields and how often it stood before.
+    """16 hex digits per row of the schema ``BITEXT_SCHEMA``: a hash of its five fields and the number of equal rows before.
 
-    So they are unique in the table and the same wherever the row comes from.
+    So ids are unique in the table and do not depend on the source.
     """
     seen: Counter[str] = Counter()
     ids = []
-    for fields in zip(*(rows.column(name).to_pylist() for name in FIELDS), strict=True):
-        # No text holds a NUL (files with one are refused), so different rows never join to the same key.
+    for fields in zip(*(rows.column(name).to_pylist() for name in BITEXT_COLUMNS), strict=True):
+        # No text holds a NUL (such files are refused), so different rows never give the same key.
         key = "\0".join(("bitext", *fields))
         ids.append(hashlib.sha256(f"{key}\0{seen[key]}".encode()).hexdigest()[:16])
         seen[key] += 1
@@ -66,7 +66,7 @@ def row_ids(rows: pa.Table) -> list[str]:
 
 
 def _sample() -> tuple[pa.Table, Provenance]:
-    rows = pa.Table.from_pandas(sample_rows()[list(FIELDS)], BITEXT_ROW, preserve_index=False).replace_schema_metadata()
+    rows = pa.Table.from_pandas(sample_rows(), BITEXT_SCHEMA, preserve_index=False).replace_schema_metadata()
     sha256 = hashlib.sha256(csv_bytes(rows)).hexdigest()
     provenance = Provenance("sample", "cs_pipeline.ingest.sample", sha256, rows.num_rows, "MIT")
     return _conversations(rows, sha256), provenance
@@ -87,7 +87,7 @@ def _file(path: Path, kind: Literal["download", "hub", "file"], address: str) ->
 
 def _conversations(rows: pa.Table, sha256: str) -> pa.Table:
     count = rows.num_rows
-    known = {name: rows.column(name).combine_chunks() for name in FIELDS} | {
+    known = {name: rows.column(name).combine_chunks() for name in BITEXT_COLUMNS} | {
         "row_id": pa.array(row_ids(rows), pa.string()),
         "source": pa.repeat("bitext", count),
         "source_file_sha256": pa.repeat(sha256, count),

@@ -1,11 +1,11 @@
-"""A day's deliveries read into its tables: every turn that can be used, and every record that cannot, with its reason.
+"""Reads a day's deliveries into tables: every usable turn, and every unusable record with its reason.
 
-They are a function of the ledger, the kept copies and the tombstones. So a day that is ingested twice, or again after a
-crash at any point, has the same tables, and each file is in them once.
+The tables depend only on the ledger, the kept copies and the tombstones. So ingesting a day twice, or again after a crash at
+any point, gives the same tables, with each file in them once.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -19,24 +19,24 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import PRIVATE, DataLake, atomic_file, locked, make_folder, read_json, write_json
 from cs_pipeline.core.schema import INTERACTION, QUARANTINED, check_schema
-from cs_pipeline.ingest.exports import Bad, Record, format_of, read, recognise, redact
+from cs_pipeline.ingest.exports import BadRecord, Record, format_of, read, recognise, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.landing import kept_copy
-from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
 
 TURNS, QUARANTINE = "company_interactions", "company_quarantine"
-"""Folders of the day's tables."""
+"""Folders of the tables, which have one file per day."""
 
-_ROWS = 20_000
+_BATCH_ROWS = 20_000
 """Rows held in memory before they are written."""
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What became of a file: ``records`` = ``kept`` + ``quarantined`` (by reason) + ``forgotten``.
+    """Counts for one file: ``records`` = ``kept`` + ``quarantined`` (by reason) + ``forgotten``.
 
-    ``turns`` are those of the kept records; ``left_out`` counts their private comments and drafts. ``problem`` is what to
-    do where no record can be used.
+    ``turns`` counts those of the kept records, ``left_out`` their private comments and drafts. ``problem`` says what to do
+    if the file as a whole cannot be used.
     """
 
     name: str
@@ -58,7 +58,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class DayFacts:
-    """What became of the files of a day."""
+    """Counts for the files of one day."""
 
     day: date
     files: tuple[FileFacts, ...]
@@ -66,7 +66,7 @@ class DayFacts:
 
 @dataclass
 class _People:
-    """What the records of one turn say of the people in their conversation, all together."""
+    """The people of a conversation, collected from its records."""
 
     subject: str | None = None
     known: dict[tuple[str, str], None] = field(default_factory=dict)
@@ -74,10 +74,10 @@ class _People:
 
 @dataclass
 class _Overview:
-    """What must be known of a whole file before its first row is written.
+    """What must be known about a whole file before its first row is written.
 
-    ``records`` is their number. ``people`` are those of conversations that stand a turn a record: the agent's line that
-    greets the customer does not itself say that it is a name. ``forgotten`` are conversations that must not come back.
+    ``records`` is their number. ``people`` is for conversations with one record per turn: only the customer's own records
+    give the name with which an agent's turn greets the customer. ``forgotten`` holds conversations that must not come back.
     """
 
     records: int = 0
@@ -87,7 +87,7 @@ class _Overview:
 
 @contextmanager
 def ingest_lock(lake: DataLake) -> Iterator[None]:
-    """Holds the lock under which tables of raw turns are written, and removes what killed writers left of some."""
+    """Holds the lock for writing tables of raw turns, and removes temporary files of killed writers."""
     folders = [lake.path("ingest", name) for name in (TURNS, QUARANTINE)]
     for folder in folders:
         make_folder(folder)
@@ -100,14 +100,14 @@ def ingest_lock(lake: DataLake) -> Iterator[None]:
 
 
 def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
-    """Writes ``company_interactions/<day>`` (INTERACTION) and ``company_quarantine/<day>`` (QUARANTINED), both for their
-    owner alone, and the facts beside the first.
+    """Writes ``company_interactions/<day>`` (INTERACTION) and ``company_quarantine/<day>`` (QUARANTINED), both readable by
+    their owner only, and the day's facts beside the first.
 
-    Turns stand in the order of the files; those of a conversation are numbered from 0 within its file. Records of
-    conversations whose customer is forgotten, or that are forgotten themselves, are counted and taken out of the kept
-    copies. A delivery that a later one of the same name supersedes is not read: fixing an export fixes its day.
+    Turns are in file order; those of a conversation are numbered from 0 within its file. Records of conversations that are
+    forgotten, or whose customer is, are counted and redacted in the kept copies. A delivery that a later one of the same
+    name superseded is not read, so fixing an export fixes its day.
 
-    Raises PipelineError when raw deliveries of the day were deleted already, or one is missing.
+    Raises PipelineError if raw deliveries of the day were already deleted, or one is missing.
     """
     with ingest_lock(lake), Ledger(lake) as ledger:
         superseded = ledger.superseded()
@@ -115,7 +115,7 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
         if any(delivery.expired_at for delivery in deliveries):
             raise PipelineError(
                 f"The raw rows of {day} were deleted: they are kept for {company.retention_days} days (retention_days).",
-                "Nothing is lost: the cleaned rows of that day stay as they are. Ingest other days.",
+                "Nothing is lost: the cleaned rows of that day remain. Ingest other days.",
             )
         with (
             _table(lake, TURNS, day, INTERACTION) as turns,
@@ -125,26 +125,26 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
         facts = DayFacts(day, tuple(files))
         write_json(_facts_file(lake, day), [asdict(file) for file in files])
         for delivery in deliveries:
-            _take_out_forgotten(lake, company, ledger, delivery)
+            _redact_forgotten(lake, company, ledger, delivery)
     return facts
 
 
-def _take_out_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery) -> None:
+def _redact_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery) -> None:
     tombstones = ledger.tombstones()
-    if tombstones.subjects or tombstones.rows:
-        places = places_of(lake, company, ledger, delivery, tombstones.subjects, tombstones.rows)
-        if places:
-            path = kept_copy(lake, delivery.sha256)
-            redact(format_of(delivery.name, path), path, places)
+    if (tombstones.subjects or tombstones.rows) and (
+        indices := find_records(lake, company, ledger, delivery, tombstones)
+    ):
+        path = kept_copy(lake, delivery.sha256)
+        redact(format_of(delivery.name, path), path, indices)
 
 
 def day_facts(lake: DataLake, day: date) -> DayFacts:
-    """What ``ingest_day`` found, read again. Raises PipelineError when the day was not ingested."""
+    """What ``ingest_day`` returned for that day. Raises PipelineError if the day was not ingested."""
     try:
         return DayFacts(day, tuple(FileFacts(**facts) for facts in read_json(_facts_file(lake, day))))
     except FileNotFoundError:
         raise PipelineError(
-            f"Nothing of {day} was ingested.", f"Materialise 'company_interactions' for {day} first."
+            f"{day} was not ingested.", f"Materialise 'company_interactions' for {day} first."
         ) from None
 
 
@@ -160,61 +160,59 @@ def _ingest(
         except PipelineError as error:
             problem = str(error)
         overview = _overview(read(format, path, company), ledger)
-        kept = spoken = forgotten = left_out = place = 0
+        kept = turn_count = forgotten = left_out = end = 0
         reasons: Counter[str] = Counter()
-        lengths: Counter[str] = Counter()
+        turns_so_far: Counter[str] = Counter()
         for item in read(format, path, company):
-            place = item.place + 1
-            if isinstance(item, Bad):
+            end = item.index + 1
+            if isinstance(item, BadRecord):
                 reasons[item.reason] += 1
-                quarantine.add(delivery.sha256, item.place, item.offset, delivery.day, item.reason, item.record)
+                quarantine.add(delivery.sha256, item.index, item.offset, delivery.day, item.reason, item.excerpt)
                 continue
             if item.conversation_id in overview.forgotten:
                 forgotten += 1
                 continue
             kept += 1
             left_out += item.left_out
-            spoken += len(item.turns)
-            subject, known = _said_of(item, overview.people)
-            subject_id = None if subject is None else ledger.subject(subject)
+            turn_count += len(item.turns)
+            subject, known = _people_of(item, overview.people)
+            subject_id = None if subject is None else ledger.hash_subject(subject)
             for turn in item.turns:
                 turns.add(
-                    *(delivery.sha256, item.place, item.offset, delivery.day, item.conversation_id),
-                    *(lengths[item.conversation_id], turn.role, subject_id, turn.text, known),
+                    *(delivery.sha256, item.index, item.offset, delivery.day, item.conversation_id),
+                    *(turns_so_far[item.conversation_id], turn.role, subject_id, turn.text, known),
                 )
-                lengths[item.conversation_id] += 1
+                turns_so_far[item.conversation_id] += 1
         if delivery.damage is not None:
             overview.records += 1
             reasons[delivery.damage] += 1
-            quarantine.add(delivery.sha256, place, path.stat().st_size, delivery.day, delivery.damage, "")
+            quarantine.add(delivery.sha256, end, path.stat().st_size, delivery.day, delivery.damage, "")
     except FileNotFoundError:
         raise PipelineError(
-            f"The kept copy of {delivery.name} of {delivery.day}, {path}, is not there.",
-            "Restore it from a backup of the lake, or land the file again under the day of today.",
+            f"The kept copy of {delivery.name} of {delivery.day}, {path}, is missing.",
+            "Restore it from a backup of the lake, or land the file again; it then counts for today.",
         ) from None
     if overview.records != kept + reasons.total() + forgotten:
         raise PipelineError(
             f"{delivery.name} of {delivery.day} has {overview.records} records, but {kept} were kept, "
             f"{reasons.total()} quarantined and {forgotten} forgotten.",
-            "If rows of it were forgotten meanwhile, ingest the day again; else this is a fault of its reader.",
+            "If rows of it were forgotten meanwhile, ingest the day again; otherwise this is a bug in its reader.",
         )
     format_name = "unknown" if format is None else str(format)
     return FileFacts(
         *(delivery.name, delivery.sha256, format_name, overview.records, kept, dict(reasons.most_common())),
-        *(forgotten, spoken, left_out, problem),
+        *(forgotten, turn_count, left_out, problem),
     )
 
 
-def _overview(items: Iterator[Record | Bad], ledger: Ledger) -> _Overview:
+def _overview(items: Iterator[Record | BadRecord], ledger: Ledger) -> _Overview:
     overview = _Overview()
     tombstones = ledger.tombstones()
     for item in items:
         overview.records += 1
-        if isinstance(item, Bad):
+        if isinstance(item, BadRecord):
             continue
-        if (tombstones.subjects and any(ledger.subject(name) in tombstones.subjects for name in names(item))) or (
-            tombstones.rows and ledger.row(item.conversation_id) in tombstones.rows
-        ):
+        if _is_forgotten(item, ledger, tombstones):
             overview.forgotten.add(item.conversation_id)
         elif len(item.turns) == 1 and (item.subject or item.known):
             people = overview.people.setdefault(item.conversation_id, _People())
@@ -223,14 +221,14 @@ def _overview(items: Iterator[Record | Bad], ledger: Ledger) -> _Overview:
     return overview
 
 
-def _said_of(record: Record, people: dict[str, _People]) -> tuple[str | None, list[tuple[str, str]]]:
+def _people_of(record: Record, people: dict[str, _People]) -> tuple[str | None, list[tuple[str, str]]]:
     """The subject of the record's conversation, and the known values of its people."""
-    theirs = people.get(record.conversation_id) if len(record.turns) == 1 else None
-    return (record.subject, record.known) if theirs is None else (theirs.subject, list(theirs.known))
+    found = people.get(record.conversation_id) if len(record.turns) == 1 else None
+    return (record.subject, record.known) if found is None else (found.subject, list(found.known))
 
 
 class _Rows:
-    """Rows on their way into a table, written as they come."""
+    """Writes rows into a table in batches."""
 
     def __init__(self, path: Path, schema: pa.Schema, what: str) -> None:
         self.writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
@@ -239,7 +237,7 @@ class _Rows:
 
     def add(self, *row: Any) -> None:
         self.rows.append(row)
-        if len(self.rows) == _ROWS:
+        if len(self.rows) == _BATCH_ROWS:
             self.write()
 
     def write(self) -> None:
@@ -264,42 +262,37 @@ def _facts_file(lake: DataLake, day: date) -> Path:
     return lake.path("ingest", TURNS, f"{day}.json")
 
 
-def places_of(
-    lake: DataLake,
-    company: Company,
-    ledger: Ledger,
-    delivery: Delivery,
-    subjects: Set[str],
-    conversations: Set[str],
-    spelt: str = "",
+def find_records(
+    lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery, forgotten: Tombstones, raw_id: str = ""
 ) -> set[int]:
-    """The places of the records of ``delivery`` that belong to a conversation of ``subjects`` or to ``conversations``.
+    """The indices of the records of ``delivery`` in conversations that are ``forgotten`` or whose customer is.
 
-    Both are hashes of the ledger. A whole conversation goes with its customer: the agent's turns speak of nobody else.
-    ``spelt`` is the customer's id as it stands in a file: records that could not be read are told by it.
+    A customer's conversations are found whole: the agent's turns are about the customer too. Unusable records are found by
+    ``raw_id``, the customer's id as it is written in the file.
     """
     path = kept_copy(lake, delivery.sha256)
     format = format_of(delivery.name, path)
-    theirs = set()
-    for item in read(format, path, company):
-        if isinstance(item, Record) and item.conversation_id not in theirs:
-            hashed = {ledger.subject(name) for name in names(item)} if subjects else set()
-            if hashed & subjects or (conversations and ledger.row(item.conversation_id) in conversations):
-                theirs.add(item.conversation_id)
-    spelt = spelt.strip().casefold()
+    found = {
+        item.conversation_id
+        for item in read(format, path, company)
+        if isinstance(item, Record) and _is_forgotten(item, ledger, forgotten)
+    }
+    raw_id = raw_id.strip().casefold()
     return {
-        item.place
+        item.index
         for item in read(format, path, company)
         if (
-            item.conversation_id in theirs
+            item.conversation_id in found
             if isinstance(item, Record)
-            else bool(spelt) and spelt in item.record.casefold()
+            else bool(raw_id) and raw_id in item.excerpt.casefold()
         )
     }
 
 
-def names(record: Record) -> Iterator[str]:
-    """All that the record's customer may be called who asks to be forgotten."""
-    if record.subject is not None:
-        yield record.subject
-    yield from (value for placeholder, value in record.known if placeholder in (CUSTOMER_EMAIL, CUSTOMER_ID))
+def _is_forgotten(record: Record, ledger: Ledger, forgotten: Tombstones) -> bool:
+    """Whether the record's conversation or customer, by any of the customer's ids, is forgotten."""
+    ids = [value for placeholder, value in record.known if placeholder in (CUSTOMER_EMAIL, CUSTOMER_ID)]
+    ids += [] if record.subject is None else [record.subject]
+    return (bool(forgotten.subjects) and any(ledger.hash_subject(id) in forgotten.subjects for id in ids)) or (
+        bool(forgotten.rows) and ledger.hash_row(record.conversation_id) in forgotten.rows
+    )

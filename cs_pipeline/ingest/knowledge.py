@@ -1,7 +1,7 @@
-"""Help articles at the landing place: the files below its folder ``knowledge/``, as they are now.
+"""Help articles: the files below ``knowledge/`` at the landing place, as they are now.
 
-Unlike deliveries, which are taken once, they are read where they lie: an article that is changed or deleted there is changed
-or gone here.
+Unlike deliveries, which are ingested once, articles are read in place: changing or deleting a file there changes or removes
+the article.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,21 +11,15 @@ from pathlib import Path
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, make_folder
-from cs_pipeline.ingest.place import KNOWLEDGE, Entry, Place, is_unfinished, landing_place
+from cs_pipeline.ingest.place import KNOWLEDGE_FOLDER, Entry, Place, is_unfinished, landing_place
 
-MOST_BYTES = 2_000_000
-"""A larger file is no article."""
-SUFFIXES = {".md": "Markdown", ".markdown": "Markdown", ".html": "HTML", ".htm": "HTML", ".txt": "text"}
-
-_KINDS = "Markdown (.md), HTML (.html) or text (.txt)"
+_MAX_BYTES = 2_000_000
+_TYPES = {".md": "Markdown", ".markdown": "Markdown", ".html": "HTML", ".htm": "HTML", ".txt": "text"}
 
 
 @dataclass(frozen=True)
-class Listed:
-    """A file below ``knowledge/``: its path there, and what tells whether it has changed.
-
-    ``problem`` says why it can never be read, and what to do.
-    """
+class ArticleFile:
+    """A file below ``knowledge/``, with its path there. ``problem`` says why it cannot be read, and what to do."""
 
     path: str
     place: Place
@@ -34,65 +28,67 @@ class Listed:
 
     @property
     def identity(self) -> str:
-        """Another one when the content is another."""
+        """Changes whenever the content changes."""
         return self.entry.identity
 
     def read(self) -> bytes:
         """The content. Raises ChangedError, GoneError and UnreadableError."""
         with self.place.open(self.entry) as file:
             content = b""
-            while len(content) <= MOST_BYTES and (piece := file.read(MOST_BYTES + 1 - len(content))):
+            while len(content) <= _MAX_BYTES and (piece := file.read(_MAX_BYTES + 1 - len(content))):
                 content += piece
         return content
 
 
-def articles(lake: DataLake, company: Company) -> list[Listed]:
-    """The files that lie below ``knowledge/`` now, by path. Hidden and unfinished ones are no articles.
+def list_articles(lake: DataLake, company: Company) -> list[ArticleFile]:
+    """The files that are below ``knowledge/`` now, sorted by path, without hidden and unfinished ones.
 
-    Raises PipelineError when the landing place cannot be listed.
+    Raises PipelineError if the landing place cannot be listed.
     """
     landing = landing_place(lake, company)
-    if not any(entry.folder and entry.name == KNOWLEDGE for entry in landing.entries()):
+    if not any(entry.folder and entry.name == KNOWLEDGE_FOLDER for entry in landing.entries()):
         return []
-    return sorted(_below(landing.within(KNOWLEDGE), ""), key=lambda listed: listed.path)
+    return sorted(_files_below(landing.subfolder(KNOWLEDGE_FOLDER), ""), key=lambda file: file.path)
 
 
 def land_articles(files: Sequence[Path], lake: DataLake, company: Company) -> list[str]:
-    """Copies ``files`` into ``knowledge/``, each whole or not at all, in the place of those of the same names.
+    """Copies ``files`` atomically into ``knowledge/``, replacing those of the same names.
 
-    Returns what kind of article each is. Raises PipelineError, and copies none, when one is none.
+    Returns the type of each article. If one of the files is not an article, raises PipelineError and copies none.
     """
     for file in files:
         if not file.is_file():
-            raise PipelineError(f"{file} is not there, or no file.", f"Check the path; it starts at {Path.cwd()}.")
+            raise PipelineError(
+                f"{file} is missing or not a file.", f"Check the path, which is relative to {Path.cwd()}."
+            )
         if problem := _problem(file.name, file.stat().st_size):
-            raise PipelineError(f"{file} {problem}.", "Land help articles alone with --knowledge.")
+            raise PipelineError(f"{file} {problem}.", "Use --knowledge only for help articles.")
     landing = landing_place(lake, company)
     if not company.landing:
-        make_folder(lake.root / "landing" / KNOWLEDGE)
-    place = landing.within(KNOWLEDGE)
+        make_folder(lake.root / "landing" / KNOWLEDGE_FOLDER)
+    place = landing.subfolder(KNOWLEDGE_FOLDER)
     for file in files:
         place.put(file, file.name)
-    return [SUFFIXES[file.suffix.lower()] for file in files]
+    return [_TYPES[file.suffix.lower()] for file in files]
 
 
-def _below(place: Place, folder: str) -> Iterator[Listed]:
+def _files_below(place: Place, folder: str) -> Iterator[ArticleFile]:
     for entry in place.entries():
         path = f"{folder}{entry.name}"
         if is_unfinished(entry.name):
             continue
         if entry.folder:
-            yield from _below(place.within(entry.name), f"{path}/")
+            yield from _files_below(place.subfolder(entry.name), f"{path}/")
         else:
             shown = path if path.isprintable() else ascii(path)
-            yield Listed(shown, place, entry, entry.problem or _problem(entry.name, entry.bytes))
+            yield ArticleFile(shown, place, entry, entry.problem or _problem(entry.name, entry.bytes))
 
 
 def _problem(name: str, size: int) -> str | None:
-    if Path(name).suffix.lower() not in SUFFIXES:
-        return f"is no article: write it as {_KINDS}"
+    if Path(name).suffix.lower() not in _TYPES:
+        return "is not an article: save it as Markdown (.md), HTML (.html) or text (.txt)"
     if not size:
         return "is empty"
-    if size > MOST_BYTES:
-        return f"has {size:,} bytes, more than the {MOST_BYTES:,} of an article: split it"
+    if size > _MAX_BYTES:
+        return f"has {size:,} bytes, more than the {_MAX_BYTES:,} allowed for an article: split it"
     return None

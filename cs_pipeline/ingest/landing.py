@@ -1,8 +1,11 @@
-"""The landing place: each file is taken once and whole, kept unpacked for its owner alone, and deleted in time."""
+"""Deliveries: each file at the landing place is ingested once and complete, kept unpacked for its owner only, and deleted
+after ``retention_days``.
+"""
 
 import gzip
 import hashlib
 import io
+import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,42 +17,46 @@ from typing import IO, Any
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import PRIVATE, DataLake, atomic_file, locked, make_folder
+from cs_pipeline.feedback import AgentEdit, Feedback
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting
 from cs_pipeline.ingest.place import (
-    KNOWLEDGE,
+    KNOWLEDGE_FOLDER,
     ChangedError,
     Entry,
     GoneError,
     LocalPlace,
     Place,
     UnreadableError,
+    error_reason,
     is_unfinished,
     landing_place,
     problem_of_name,
-    reason,
 )
 
-SETTLED = timedelta(seconds=5)
-"""Two looks that are closer together do not show that nobody writes a file any more."""
+SETTLE_TIME = timedelta(seconds=5)
+"""A file counts as complete if scans at least this far apart found it unchanged."""
 
-RENAMED = 1.0
-"""Seconds from a file's last write to its last renaming from which on it counts as renamed in when it was whole.
+EDIT_DELAY = timedelta(minutes=10)
+"""How long an agent's edit waits for others, because each file that lands makes its day be ingested again."""
 
-Renaming changes a file's ctime and not its mtime; writing sets both to the same instant (inode(7)). New rights, given in a
-pause of the writing, look the same, hence the second.
+_MIN_RENAME_DELAY = 1.0
+"""A file renamed at least this many seconds after its last write counts as complete when it was renamed.
+
+Renaming changes a file's ctime but not its mtime; writing sets both to the same instant (inode(7)). Changing permissions
+during a pause in writing looks the same, hence the second.
 """
 
-_WHOLE_SINCE = "1970-01-01T00:00:00+00:00"
+_ALWAYS = "1970-01-01T00:00:00+00:00"
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look found, by the names of files.
+class LandingScan:
+    """What one scan found, by file name.
 
     ``duplicates``: the name, and that of the delivery with the same content. ``waiting``: seen for the first time, still
-    being written, or more than are read at once. ``refused``: the name, why, and what to do.
+    being written, or beyond the limit of one scan. ``refused``: the name, and why and what to do.
     """
 
     taken: list[Delivery]
@@ -59,8 +66,8 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Landed:
-    """A file that was copied to the landing place: what it was recognised as, and its size in bytes."""
+class LandedFile:
+    """A file that was copied to the landing place, what it was recognised as, and its size in bytes."""
 
     name: str
     format: str
@@ -68,44 +75,46 @@ class Landed:
 
 
 def kept_copy(lake: DataLake, sha256: str) -> Path:
-    """The unpacked bytes of the delivery whose file, as it landed, has this hash. For its owner alone (mode 0600)."""
+    """The unpacked copy of the delivery whose file, as it landed, has this hash. Readable by its owner only (mode 0600)."""
     return _kept(lake) / sha256
 
 
-def scan_landing(lake: DataLake, company: Company, now: datetime) -> Look:
-    """One look at the landing place, which takes what is whole, oldest first; reads ``company.files_per_tick`` at most.
+def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan:
+    """Scans the landing place once and accepts complete files, oldest first, at most ``company.files_per_tick`` of them.
 
-    A file is whole when it is as a look at least ``SETTLED`` before ``now`` saw it, when it was renamed in, or when it is
-    an object of a store that shows none before; and never while a process of this machine has it open for writing.
-    Its content is kept first and noted then, in one transaction: what a killed look left undone, the next one does. Of
-    two looks at once the second waits for the first.
+    A file is complete if it is unchanged since a scan at least ``SETTLE_TIME`` before ``now``, if it was renamed in, or if
+    it is in a store that lists only complete objects; and never while a process on this machine has it open for writing.
+    Its content is copied first and then stored in the ledger, in one transaction, so the next scan finishes what a killed
+    one left undone. Of two concurrent scans, the second waits for the first.
 
-    Raises PipelineError when the landing place cannot be listed or the lake cannot be written.
+    Raises PipelineError if the landing place cannot be listed or the lake cannot be written.
     """
-    found = Look([], [], [], [])
+    found = LandingScan([], [], [], [])
     place = landing_place(lake, company)
-    with _alone(lake), Ledger(lake) as ledger:
+    with _landing_lock(lake), Ledger(lake) as ledger:
         _remove_leftovers(lake, ledger)
         entries = sorted(place.entries(), key=lambda entry: (entry.modified, entry.name))
-        before = ledger.sight(_sighting(entry, now.isoformat()) for entry in entries if not entry.problem)
-        for entry in _due(entries, before, company, now, found):
+        before = ledger.update_sightings(_sighting(entry, now.isoformat()) for entry in entries if not entry.problem)
+        for entry in _entries_to_read(entries, before, company, now, found):
             try:
-                content = _fetch(place, entry, _taking(lake), company.file_bytes)
+                content = _fetch(place, entry, _incoming(lake), company.file_bytes)
             except GoneError:
                 continue
             except ChangedError:
                 found.waiting.append(entry.name)
                 continue
             except UnreadableError as error:
-                found.refused.append((entry.name, f"cannot be read: {error}; fix its rights, or put it there again"))
+                found.refused.append((entry.name, f"cannot be read: {error}; fix its permissions or land it again"))
                 continue
             known, held = ledger.delivery(content.sha256), ledger.content_of(entry.name)
-            if known:  # its kept copy stays as it is: rows may have been taken out, or its time is over
-                _taking(lake).unlink()
+            if known:  # its kept copy is left alone: rows may have been redacted, or it has expired
+                _incoming(lake).unlink()
             else:
                 with atomic_file(kept_copy(lake, content.sha256), PRIVATE) as temporary:
-                    _taking(lake).replace(temporary)
-            delivery = ledger.take(entry.name, entry.identity, content.sha256, content.bytes, content.damage, now)
+                    _incoming(lake).replace(temporary)
+            delivery = ledger.add_delivery(
+                entry.name, entry.identity, content.sha256, content.bytes, content.damage, now
+            )
             if not known:
                 found.taken.append(delivery)
             elif held != content.sha256:
@@ -113,44 +122,44 @@ def scan_landing(lake: DataLake, company: Company, now: datetime) -> Look:
     return found
 
 
-def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[Landed]:
-    """Copies ``files`` to the landing place, each whole or not at all, after all of them were recognised.
+def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[LandedFile]:
+    """Copies ``files`` to the landing place, each atomically, once all of them are recognised.
 
-    Raises PipelineError, and copies none, when one is no export that the pipeline can read, or has the name of another
-    that waits there; in the midst, when the place cannot be written.
+    Raises PipelineError and copies none if one is not an export that the pipeline can read, or has the name of a file still
+    waiting there. Raises PipelineError, possibly after copying some, if the landing place cannot be written.
     """
     names = {file.name for file in files}
     if len(names) < len(files):
-        raise PipelineError("Two of the files have the same name.", "Rename one: under a name lies one file.")
+        raise PipelineError("Two of the files have the same name.", "Rename one of them.")
     place = landing_place(lake, company)
-    with _alone(lake), Ledger(lake) as ledger:
+    with _landing_lock(lake), Ledger(lake) as ledger:
         _remove_leftovers(lake, ledger)
         seen = ledger.sightings()
         waiting = {entry.name: entry for entry in place.entries() if not _is_known(entry, seen)}
         landed = []
         for file in files:
-            format, content = _recognised(file, _taking(lake), company)
-            if file.name in waiting and not _holds(place, waiting[file.name], content):
+            format, content = _recognised(file, _incoming(lake), company)
+            if file.name in waiting and not _has_content(place, waiting[file.name], content):
                 raise PipelineError(
-                    f"Another {file.name} lies at the landing place and has not been taken yet.",
-                    "Land this one when it has been, and it supersedes the other; or give it another name.",
+                    f"Another {file.name} is at the landing place and has not been read yet.",
+                    "Land this one after that, and it supersedes the other; or give it another name.",
                 )
-            landed.append(Landed(file.name, format, content.bytes))
+            landed.append(LandedFile(file.name, format, content.bytes))
         for file in files:
             place.put(file, file.name)
-        ledger.vouch(_sighting(entry, _WHOLE_SINCE) for entry in place.entries() if entry.name in names)
+        ledger.replace_sightings(_sighting(entry, _ALWAYS) for entry in place.entries() if entry.name in names)
     return landed
 
 
 def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
-    """Deletes the raw rows of deliveries more than ``company.retention_days`` old: kept copies and tables of their days.
+    """Deletes the raw rows of deliveries older than ``company.retention_days``: kept copies and the tables of their days.
 
-    Returns these deliveries, as they were. The counts of a day, which hold no rows, stay.
+    Returns these deliveries as they were before. The counts of a day, which hold no rows, remain.
     """
     first = today - timedelta(days=company.retention_days)
-    with _alone(lake), Ledger(lake) as ledger:
+    with _landing_lock(lake), Ledger(lake) as ledger:
         old = [delivery for delivery in ledger.deliveries() if delivery.day < first and delivery.expired_at is None]
-        # Deleted before it is noted: what is noted as deleted is not looked at again.
+        # Deleted before the ledger says so: what it calls deleted is not checked again.
         for delivery in old:
             kept_copy(lake, delivery.sha256).unlink(missing_ok=True)
             for table in ("company_interactions", "company_quarantine"):
@@ -160,9 +169,50 @@ def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
     return old
 
 
+def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
+    """Lands the waiting edits, what agents sent instead of a draft, as one JSON Lines file of tickets; returns how many.
+
+    If it is interrupted, the next call lands the same file again; having the same name and content, it is the same delivery.
+    Also removes files of earlier calls that were read, and deletes the texts of edits landed more than
+    ``company.retention_days`` ago. Raises PipelineError if the landing place or the feedback store cannot be written.
+    """
+    place = landing_place(lake, company)
+    with Feedback(lake) as feedback:
+        feedback.expire_edits(now - timedelta(days=company.retention_days))
+        ours = {_edits_file(batch) for batch in feedback.landed_batches()}
+        with Ledger(lake) as ledger:
+            for entry in place.entries():
+                if entry.name in ours and ledger.content_of(entry.name) is not None:
+                    place.remove(entry.name)
+        if (found := feedback.next_batch(now - EDIT_DELAY)) is None:
+            return 0
+        batch, edits = found
+        path = lake.path("serve", _edits_file(batch))
+        path.touch(PRIVATE)
+        path.write_text("".join(f"{json.dumps(_ticket(edit))}\n" for edit in edits))
+        land_files([path], lake, company)
+        path.unlink()
+        feedback.mark_landed(batch, now)
+    return len(edits)
+
+
+def _edits_file(batch: int) -> str:
+    return f"agent_edits_{batch:06}.jsonl"
+
+
+def _ticket(edit: AgentEdit) -> dict[str, object]:
+    """The edit as a Zendesk ticket, which states who speaks, whatever columns and agents company.yaml names."""
+    # Without a name, each edit gets its own customer: a shared one would look like a customer flooding the desk.
+    requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}
+    requester |= {"email": edit.customer} if "@" in edit.customer else {}
+    agent = {"id": "agent", "role": "agent"}
+    comments = [{"author": who, "plain_body": text} for who, text in ((requester, edit.ticket), (agent, edit.sent))]
+    return {"id": edit.id, "requester": requester, "comments": comments}
+
+
 @dataclass(frozen=True)
 class _Content:
-    """What was read: hash and size of the file as it lies there, and what its unpacked copy lacks."""
+    """What was read: hash and size of the file as it landed, and why its unpacked copy is incomplete, if it is."""
 
     sha256: str
     bytes: int
@@ -170,7 +220,7 @@ class _Content:
 
 
 class _Hashed(io.RawIOBase):
-    """A file that is hashed and counted while it is read."""
+    """A file whose hash and size are computed while it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -183,21 +233,21 @@ class _Hashed(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             piece = self._file.read(len(buffer))
-        except Exception as error:  # each store has errors of its own
-            raise UnreadableError(reason(error)) from error
+        except Exception as error:  # each store has its own exceptions
+            raise UnreadableError(error_reason(error)) from error
         buffer[: len(piece)] = piece
         self._sha256.update(piece)
         self._bytes += len(piece)
         return len(piece)
 
     def content(self, damage: str | None) -> _Content:
-        """Reads on to the end."""
+        """Reads the rest of the file."""
         while self.read(_CHUNK):
             pass
         return _Content(self._sha256.hexdigest(), self._bytes, damage)
 
 
-def _alone(lake: DataLake) -> AbstractContextManager[bool]:
+def _landing_lock(lake: DataLake) -> AbstractContextManager[bool]:
     make_folder(_kept(lake))
     _kept(lake).chmod(0o700)
     return locked(lake.path("ingest", ".landing.lock"))
@@ -207,31 +257,31 @@ def _kept(lake: DataLake) -> Path:
     return lake.path("ingest", "landed")
 
 
-def _taking(lake: DataLake) -> Path:
-    """The copy of what is being read, before its hash is known."""
-    return _kept(lake) / ".taking"
+def _incoming(lake: DataLake) -> Path:
+    """The copy of the file being read, before its hash is known."""
+    return _kept(lake) / ".incoming"
 
 
 def _remove_leftovers(lake: DataLake, ledger: Ledger) -> None:
-    """Removes what killed processes kept of files that the ledger does not know; those are read again."""
+    """Removes copies that killed processes left and the ledger does not know; those files are read again."""
     known = {delivery.sha256 for delivery in ledger.deliveries() if not delivery.expired_at}
     for path in _kept(lake).iterdir():
         if path.name.strip(".").split(".")[0] not in known:
             path.unlink()
 
 
-def _due(
-    entries: Iterable[Entry], before: Mapping[str, Sighting], company: Company, now: datetime, found: Look
+def _entries_to_read(
+    entries: Iterable[Entry], before: Mapping[str, Sighting], company: Company, now: datetime, found: LandingScan
 ) -> Iterator[Entry]:
-    """The entries to be read now; those that wait or are refused are added to ``found``."""
+    """The entries to read now; adds those that wait or are refused to ``found``."""
     read = 0
     for entry in entries:
-        if is_unfinished(entry.name) or _is_known(entry, before) or (entry.folder and entry.name == KNOWLEDGE):
+        if is_unfinished(entry.name) or _is_known(entry, before) or (entry.folder and entry.name == KNOWLEDGE_FOLDER):
             continue
         if problem := _problem(entry, company):
             shown = entry.name if entry.name.isprintable() else ascii(entry.name)
             found.refused.append((shown, problem))
-        elif read == company.files_per_tick or not _is_whole(entry, before, now):
+        elif read == company.files_per_tick or not _is_complete(entry, before, now):
             found.waiting.append(entry.name)
         else:
             read += 1
@@ -243,13 +293,13 @@ def _is_known(entry: Entry, seen: Mapping[str, Sighting]) -> bool:
     return last is not None and last.sha256 is not None and last.identity == entry.identity
 
 
-def _is_whole(entry: Entry, before: Mapping[str, Sighting], now: datetime) -> bool:
+def _is_complete(entry: Entry, before: Mapping[str, Sighting], now: datetime) -> bool:
     last = before.get(entry.name)
-    if last and last.identity == entry.identity and abs(now - datetime.fromisoformat(last.since)) >= SETTLED:
+    if last and last.identity == entry.identity and abs(now - datetime.fromisoformat(last.since)) >= SETTLE_TIME:
         return True
-    if entry.complete or entry.after_write >= RENAMED:
+    if entry.complete or entry.after_write >= _MIN_RENAME_DELAY:
         return True
-    # A new file may have got the inode of one that was deleted; but then its last change is a write.
+    # A new file may reuse the inode of a deleted one, but then its last change is a write.
     return entry.after_write > 0 and entry.inode in {s.inode for s in before.values() if is_unfinished(s.name)}
 
 
@@ -257,7 +307,7 @@ def _problem(entry: Entry, company: Company) -> str | None:
     if entry.problem or entry.bytes <= company.file_bytes:
         return entry.problem
     return (
-        f"has {entry.bytes:,} bytes, more than the {company.file_bytes:,} that are allowed: split it, or raise file_bytes "
+        f"has {entry.bytes:,} bytes, more than the {company.file_bytes:,} allowed: split it, or raise file_bytes "
         "in company.yaml"
     )
 
@@ -267,27 +317,27 @@ def _sighting(entry: Entry, since: str) -> Sighting:
 
 
 def _fetch(place: Place, entry: Entry, to: Path, limit: int) -> _Content:
-    """Reads ``entry`` into ``to``: unpacked where its content is gzip, whatever its name, and at most ``limit`` bytes."""
+    """Copies ``entry`` to ``to``, at most ``limit`` bytes, and unpacks it if its content is gzip, whatever its name."""
     with atomic_file(to, PRIVATE) as temporary, place.open(entry) as file, temporary.open("wb") as copy:
         hashed = _Hashed(file)
         raw = io.BufferedReader(hashed, _CHUNK)
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
         damage = None
         try:
-            # Not read(): it would lose what it had unpacked when it came to the place that is broken.
+            # Not read(), which would lose what it has unpacked when it reaches the broken part.
             while damage is None and (piece := stream.read1(_CHUNK)):
                 room = limit - copy.tell()
                 copy.write(piece[:room])
                 if len(piece) > room:
-                    damage = f"longer than {limit:,} bytes unpacked"
+                    damage = f"larger than {limit:,} bytes when unpacked"
         except EOFError:
-            damage = f"cut off: its gzip stream does not end; {copy.tell():,} bytes could be unpacked"
+            damage = f"truncated: its gzip stream does not end; {copy.tell():,} bytes could be unpacked"
         except (gzip.BadGzipFile, zlib.error):
-            damage = f"no sound gzip after {copy.tell():,} unpacked bytes"
+            damage = f"not valid gzip after {copy.tell():,} unpacked bytes"
         return hashed.content(damage)
 
 
-def _holds(place: Place, entry: Entry, content: _Content) -> bool:
+def _has_content(place: Place, entry: Entry, content: _Content) -> bool:
     try:
         with place.open(entry) as file:
             return _Hashed(file).content(None).sha256 == content.sha256
@@ -295,35 +345,33 @@ def _holds(place: Place, entry: Entry, content: _Content) -> bool:
         return False
 
 
-def _recognised(file: Path, taking: Path, company: Company) -> tuple[str, _Content]:
-    """What ``file`` is, and its content. Raises PipelineError when it would not be taken or cannot be read."""
-    from cs_pipeline.ingest.exports import recognise
+def _recognised(file: Path, incoming: Path, company: Company) -> tuple[str, _Content]:
+    """The format of ``file`` and its content. Raises PipelineError if it would be refused or cannot be read."""
+    from cs_pipeline.ingest.exports import KINDS, recognise
 
     place = LocalPlace(file.resolve().parent)
     entry = place.entry(file.resolve().name)
     if entry is None:
-        raise PipelineError(f"{file} is not there.", f"Check the path; a relative one starts at {Path.cwd()}.")
+        raise PipelineError(f"{file} does not exist.", f"Check the path; a relative one starts at {Path.cwd()}.")
     if is_unfinished(file.name):
-        raise PipelineError(
-            f"{file} is hidden or named as a file that is not finished.", "Give it another name when it is."
-        )
+        raise PipelineError(f"{file} has the name of a hidden or unfinished file.", "Rename it once it is finished.")
     if problem := problem_of_name(file.name) or _problem(entry, company):
         what, _, fix = problem.partition(": ")
         raise PipelineError(f"{file} {what}.", f"{fix.capitalize()}.")
     try:
-        content = _fetch(place, entry, taking, company.file_bytes)
+        content = _fetch(place, entry, incoming, company.file_bytes)
         if content.damage:
-            raise PipelineError(f"{file} is not whole, it is {content.damage}.", "Make this export again.")
-        format = recognise(file.name, taking, company)
+            raise PipelineError(f"{file} is {content.damage}.", "Export it again, or split it if it is too large.")
+        format = recognise(file.name, incoming, company)
     except (GoneError, ChangedError):
-        raise PipelineError(f"{file} is still being written.", "Land it when it is finished.") from None
+        raise PipelineError(f"{file} is still being written.", "Land it once it is finished.") from None
     except UnreadableError as error:
-        raise PipelineError(f"{file} cannot be read: {error}.", "Check its rights and its disk.") from error
+        raise PipelineError(f"{file} cannot be read: {error}.", "Check its permissions and its disk.") from error
     finally:
-        taking.unlink(missing_ok=True)
+        incoming.unlink(missing_ok=True)
     if format is None:
         raise PipelineError(
-            f"{file} is no export that the pipeline can read.",
-            "It reads CSV, JSON Lines, Parquet, exports of Zendesk and Help Scout, and transcripts; each may be gzip.",
+            f"{file} is not an export that the pipeline can read.",
+            f"It reads CSV, JSON Lines, Parquet, transcripts, {', '.join(kind.name for kind in KINDS)}; each may be gzip.",
         )
     return str(format), content

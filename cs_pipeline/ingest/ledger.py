@@ -1,6 +1,6 @@
-"""The ledger of deliveries: what was taken when and under which names, and who and what is forgotten or released.
+"""The ledger of deliveries: what was delivered when and under which names, and who and what was forgotten or released.
 
-SQLite beside the tables of ingest, readable by its owner alone: it holds the key of the hashes that stand for people.
+An SQLite file beside the tables of ingest, readable by its owner only: it holds the key with which people's ids are hashed.
 """
 
 import hmac
@@ -14,12 +14,11 @@ from cs_pipeline.core.database import Database
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 
-VERSION = 1
-"""Of the tables, kept in the database's ``user_version``."""
+_SCHEMA_VERSION = 1
 
 _IF_DAMAGED = (
-    "If the ledger is damaged, restore it from a backup: without it every file at the landing place would be taken again, "
-    "forgotten rows included."
+    "If the ledger is damaged, restore it from a backup: without it, every file at the landing place would be ingested "
+    "again, including forgotten rows."
 )
 
 _TABLES = (
@@ -28,7 +27,7 @@ _TABLES = (
         number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, name TEXT NOT NULL, bytes INTEGER NOT NULL,
         day TEXT NOT NULL, taken_at TEXT NOT NULL, supersedes TEXT REFERENCES deliveries (sha256),
         ingested_at TEXT, ingested_by TEXT, expired_at TEXT, damage TEXT)""",
-    # The content last seen under each name: a delivery that no name holds any more is superseded.
+    # The content last seen under each name; a delivery that is no longer under any name is superseded.
     "CREATE TABLE names (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES deliveries (sha256))",
     """CREATE TABLE sightings (
         name TEXT PRIMARY KEY, identity TEXT NOT NULL, inode TEXT, since TEXT NOT NULL, sha256 TEXT)""",
@@ -42,10 +41,10 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Delivery:
-    """A file that was taken. ``sha256`` and ``bytes`` are those of the file as it landed, ``day`` and times are UTC.
+    """A file that was delivered. ``sha256`` and ``bytes`` are those of the file as it landed; ``day`` and times are in UTC.
 
-    ``supersedes`` is what its name held before; ``ingested_by`` the run that first ingested it; ``damage`` says what its
-    kept copy lacks, None for nothing.
+    ``supersedes`` is the previous delivery under its name, ``ingested_by`` the run that first ingested it. ``damage`` says
+    why its kept copy is incomplete, None if it is complete.
     """
 
     sha256: str
@@ -62,9 +61,9 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a look saw under a name: which content (``identity``, without reading it), and since when (UTC).
+    """What a scan found under a name: the content's ``identity``, determined without reading it, and since when (UTC).
 
-    ``inode`` is None in a remote store; ``sha256`` that of the delivery with this content, None until it was read.
+    ``inode`` is None in a remote store. ``sha256`` is that of the delivery with this content, None until it is read.
     """
 
     name: str
@@ -76,17 +75,17 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """Hashed ids of what must not come back."""
+    """Hashed ids of forgotten customers and rows, which must not come back."""
 
     subjects: frozenset[str]
     rows: frozenset[str]
 
 
 class Ledger(Database):
-    """The ledger of ``lake``, made at first use. Each method is one transaction."""
+    """The ledger of ``lake``, created at first use. Each method is one transaction."""
 
     def __init__(self, lake: DataLake) -> None:
-        super().__init__(lake.path("ingest", "ledger.db"), _TABLES, VERSION, _IF_DAMAGED)
+        super().__init__(lake.path("ingest", "ledger.db"), _TABLES, _SCHEMA_VERSION, _IF_DAMAGED)
         if not (found := self._select("SELECT key FROM secret")):
             with self._transaction():
                 made = "INSERT INTO secret SELECT ? WHERE NOT EXISTS (SELECT * FROM secret)"
@@ -94,26 +93,26 @@ class Ledger(Database):
             found = self._select("SELECT key FROM secret")
         self.key: bytes = found[0][0]
 
-    # Hashes of people and rows
+    # Hashes
 
-    def subject(self, raw: str) -> str:
-        """16 hex digits that stand for a customer's id or e-mail address, in any case of letters."""
+    def hash_subject(self, raw: str) -> str:
+        """16 hex digits for a customer's id or e-mail address, ignoring case."""
         return self._hash("subject", raw.strip().casefold())
 
-    def row(self, *parts: str) -> str:
-        """16 hex digits that stand for a row with these parts: raw text must not be found by trying its hash."""
+    def hash_row(self, *parts: str) -> str:
+        """16 hex digits for a row with these parts. The hash is keyed so that nobody can find raw text by guessing."""
         return self._hash("row", *parts)
 
     def _hash(self, *parts: str) -> str:
         text = "\0".join(parts).encode("utf-8", "surrogatepass")
         return hmac.digest(self.key, text, "sha256").hex()[:16]
 
-    # What is at the landing place
+    # Sightings at the landing place
 
-    def sight(self, present: Iterable[Sighting]) -> dict[str, Sighting]:
-        """Notes what lies at the landing place now; returns, by name, what the look before this one noted.
+    def update_sightings(self, present: Iterable[Sighting]) -> dict[str, Sighting]:
+        """Stores what is at the landing place now; returns, by name, what the previous scan stored.
 
-        Content that lay there before keeps its ``since`` and ``sha256``.
+        Content that was there before keeps its ``since`` and ``sha256``.
         """
         with self._transaction():
             before = {row[0]: Sighting(*row) for row in self._db.execute("SELECT * FROM sightings")}
@@ -129,11 +128,11 @@ class Ledger(Database):
         return before
 
     def sightings(self) -> dict[str, Sighting]:
-        """What the last look saw, by name."""
+        """What the last scan found, by name."""
         return {row[0]: Sighting(*row) for row in self._select("SELECT * FROM sightings")}
 
-    def vouch(self, present: Iterable[Sighting]) -> None:
-        """Notes these sightings in place of what was noted under their names, but for content that was read already."""
+    def replace_sightings(self, present: Iterable[Sighting]) -> None:
+        """Stores these sightings instead of earlier ones of the same names, except for content that was already read."""
         with self._transaction():
             self._db.executemany(
                 "INSERT INTO sightings VALUES (?, ?, ?, ?, NULL) ON CONFLICT (name) DO UPDATE SET "
@@ -143,15 +142,17 @@ class Ledger(Database):
             )
 
     def content_of(self, name: str) -> str | None:
-        """The sha256 of the delivery that was last read under ``name``."""
+        """The sha256 of the delivery last read under ``name``."""
         found = self._select("SELECT sha256 FROM names WHERE name = ?", name)
         return found[0][0] if found else None
 
-    def take(self, name: str, identity: str, sha256: str, size: int, damage: str | None, now: datetime) -> Delivery:
-        """Notes that this content of ``size`` bytes was read under ``name``; returns the delivery that has it.
+    def add_delivery(
+        self, name: str, identity: str, sha256: str, size: int, damage: str | None, now: datetime
+    ) -> Delivery:
+        """Stores that this content of ``size`` bytes was read under ``name``; returns its delivery.
 
-        Content that is read for the first time becomes a delivery of the UTC day of ``now``. Content that was superseded and
-        is back is to be ingested again: its day may have been ingested without it meanwhile.
+        Content read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that is back counts
+        as not ingested, because its day may have been ingested without it.
         """
         with self._transaction():
             if sha256 in self.superseded():
@@ -179,19 +180,16 @@ class Ledger(Database):
         return self._deliveries("WHERE day = ?", day.isoformat())
 
     def delivery(self, sha256: str) -> Delivery | None:
-        """The delivery whose file, as it landed, has this hash."""
+        """The delivery whose file, as it landed, has this hash, if there is one."""
         found = self._deliveries("WHERE sha256 = ?", sha256)
         return found[0] if found else None
 
     def superseded(self) -> set[str]:
-        """The sha256 of deliveries whose names were all delivered again with other content."""
+        """The sha256 of deliveries all of whose names now have other content."""
         return {row[0] for row in self._select("SELECT sha256 FROM deliveries EXCEPT SELECT sha256 FROM names")}
 
     def mark_ingested(self, day: date, sha256s: Iterable[str], by: str) -> None:
-        """Notes that ``by``, a run, has brought these deliveries of ``day`` into the tables; the first time is kept.
-
-        The attempts of the day are over.
-        """
+        """Stores that the run ``by`` ingested these deliveries of ``day``, unless an earlier run did; resets attempts."""
         wanted = [(_iso(datetime.now(UTC)), by, day.isoformat(), sha256) for sha256 in sha256s]
         with self._transaction():
             marked = self._db.executemany(
@@ -202,12 +200,12 @@ class Ledger(Database):
             if wanted and marked != len(wanted):
                 raise PipelineError(
                     f"{self.path} holds {marked} of the {len(wanted)} deliveries that were ingested for {day}.",
-                    "This is a fault of the step that read them, or the ledger was replaced meanwhile; ingest again.",
+                    "This is a bug in the step that read them, or the ledger was replaced meanwhile; ingest again.",
                 )
             self._db.execute("DELETE FROM attempts WHERE day = ?", (day.isoformat(),))
 
     def expire(self, sha256: str) -> None:
-        """Notes that the raw rows of this delivery were deleted."""
+        """Stores that the raw rows of this delivery were deleted."""
         with self._transaction():
             self._db.execute(
                 "UPDATE deliveries SET expired_at = coalesce(expired_at, ?) WHERE sha256 = ?",
@@ -215,12 +213,12 @@ class Ledger(Database):
             )
 
     def attempts(self, day: date) -> int:
-        """How often the ingestion of ``day`` was asked for since it last succeeded."""
+        """How often ingesting ``day`` was tried since it last succeeded."""
         found = self._select("SELECT count FROM attempts WHERE day = ?", day.isoformat())
         return int(found[0][0]) if found else 0
 
     def count_attempt(self, day: date) -> int:
-        """Counts one more attempt to ingest ``day``; returns its number, from 1."""
+        """Adds an attempt to ingest ``day``; returns its number, from 1."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO attempts VALUES (?, 1) ON CONFLICT (day) DO UPDATE SET count = count + 1",
@@ -231,14 +229,14 @@ class Ledger(Database):
     # Forgotten and released
 
     def tombstones(self) -> Tombstones:
-        buried = self._select("SELECT kind, id FROM tombstones")
+        rows = self._select("SELECT kind, id FROM tombstones")
         return Tombstones(
-            frozenset(id for kind, id in buried if kind == "subject"),
-            frozenset(id for kind, id in buried if kind == "row"),
+            frozenset(id for kind, id in rows if kind == "subject"),
+            frozenset(id for kind, id in rows if kind == "row"),
         )
 
-    def bury(self, kind: Literal["subject", "row"], id: str, why: str) -> None:
-        """Notes for ever that this hashed id is forgotten; the first reason is kept."""
+    def add_tombstone(self, kind: Literal["subject", "row"], id: str, why: str) -> None:
+        """Stores permanently that this hashed id is forgotten; the first reason is kept."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO tombstones VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -246,11 +244,11 @@ class Ledger(Database):
             )
 
     def released(self) -> set[str]:
-        """The row ids of flagged rows that a person let into training."""
+        """The ids of flagged rows that a person allowed into training."""
         return {row[0] for row in self._select("SELECT row_id FROM releases")}
 
     def release(self, row_id: str, by: str, why: str) -> None:
-        """Notes who let a flagged row into training, and why; the first release is kept."""
+        """Stores who allowed a flagged row into training, and why; the first release is kept."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO releases VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",

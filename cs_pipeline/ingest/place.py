@@ -1,4 +1,4 @@
-"""What lies at the landing place: a local folder, or a folder of any other file system that fsspec knows."""
+"""The landing place: a local folder, or a folder in any file system that fsspec supports."""
 
 import copy
 import errno
@@ -18,12 +18,12 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import PRIVATE, DataLake, make_folder
 
-KNOWLEDGE = "knowledge"
-"""The folder of help articles, which are no deliveries."""
+KNOWLEDGE_FOLDER = "knowledge"
+"""The folder of help articles, which are not deliveries."""
 
 _UNFINISHED = (".part", ".tmp", ".crdownload", ".partial", ".filepart", "~")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "r2", "memory"}
-# What tells one content of a remote object from another, under the names that the file systems give it.
+# Metadata that changes with the content of a remote object, under the names that file systems use.
 _TAGS = ("ETag", "etag", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
@@ -32,11 +32,11 @@ _FOLDER = "is a folder: put its files into the landing place itself"
 
 @dataclass(frozen=True)
 class Entry:
-    """A name at the landing place. ``identity`` changes when its content does; ``modified`` is in seconds since 1970.
+    """A name at the landing place. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
 
-    ``complete``: the store shows objects only when they are whole. ``after_write`` is how many seconds after its last
-    write the file was renamed, linked or given other rights. ``problem`` says why it can never be taken and what to do;
-    a ``folder`` has one, because only articles may lie in folders.
+    ``complete``: the store lists objects only once they are complete. ``after_write`` is how many seconds after its last
+    write the file was renamed, linked or had its permissions changed. ``problem`` says why it can never be delivered, and
+    what to do; a ``folder`` has one, because only articles may be in folders.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Entry:
 
 
 class GoneError(Exception):
-    """The name is not there any more."""
+    """The file no longer exists."""
 
 
 class ChangedError(Exception):
-    """The content is no longer the one that was listed, or somebody is still writing it."""
+    """The content changed since it was listed, or is still being written."""
 
 
 class UnreadableError(Exception):
@@ -63,24 +63,24 @@ class UnreadableError(Exception):
 
 
 class LocalPlace:
-    """A folder of this machine."""
+    """A folder on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def entries(self) -> list[Entry]:
-        """What lies there. Raises PipelineError when the folder cannot be listed."""
+        """All entries. Raises PipelineError if the folder cannot be listed."""
         try:
             names = [path.name for path in self.folder.iterdir()]
         except OSError as error:
             raise PipelineError(
-                f"The landing place {self.folder} cannot be listed: {reason(error)}.",
-                "Make the folder, give this user the right to read it, or fix 'landing' in company.yaml.",
+                f"The landing place {self.folder} cannot be listed: {error_reason(error)}.",
+                "Create the folder, give this user permission to read it, or fix 'landing' in company.yaml.",
             ) from error
         return [entry for name in names if (entry := self.entry(name))]
 
     def entry(self, name: str) -> Entry | None:
-        """What lies there under ``name``."""
+        """The entry of that name, if there is one."""
         try:
             status = (self.folder / name).lstat()
         except FileNotFoundError:
@@ -88,9 +88,9 @@ class LocalPlace:
         if stat.S_ISDIR(status.st_mode):
             return Entry(name, problem=_FOLDER, folder=True)
         if stat.S_ISLNK(status.st_mode):
-            return Entry(name, problem="is a symbolic link, and links are never followed: put the file itself there")
+            return Entry(name, problem="is a symbolic link, and links are not followed: put the file itself there")
         if not stat.S_ISREG(status.st_mode):
-            return Entry(name, problem="is no plain file: write what it gives into one, and put that there")
+            return Entry(name, problem="is not a regular file: write its content to one, and put that there")
         return Entry(
             name,
             identity=_identity(status),
@@ -101,24 +101,23 @@ class LocalPlace:
             problem=problem_of_name(name),
         )
 
-    def within(self, name: str) -> "LocalPlace":
-        """The folder of that name below this one."""
+    def subfolder(self, name: str) -> "LocalPlace":
+        """The subfolder of that name."""
         return LocalPlace(self.folder / name)
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
-        """The content of ``entry``. Raises ChangedError, also at the end, when it is not what was listed.
-
-        Raises GoneError and UnreadableError, too.
+        """The content of ``entry``. Raises ChangedError, also on exit, if it is not what was listed, GoneError,
+        UnreadableError.
         """
         try:
-            # A link or a pipe that has taken the name must neither be followed nor waited for.
+            # If a link or pipe now has this name, do not follow it or block on it.
             descriptor = os.open(self.folder / entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             raise GoneError(entry.name) from None
         except OSError as error:
             raise (
-                ChangedError(entry.name) if error.errno == errno.ELOOP else UnreadableError(reason(error))
+                ChangedError(entry.name) if error.errno == errno.ELOOP else UnreadableError(error_reason(error))
             ) from error
         try:
             if _identity(os.fstat(descriptor)) != entry.identity or _is_being_written(descriptor):
@@ -131,10 +130,10 @@ class LocalPlace:
             os.close(descriptor)
 
     def put(self, file: Path, name: str) -> None:
-        """Copies ``file`` in as ``name``, whole or not at all, with its own time of writing."""
+        """Copies ``file`` in atomically as ``name``, with its modification time."""
         hidden = self.folder / f".{name}.landing"
         try:
-            # It may be what a killed process left, or a link, through which nothing must be written.
+            # A killed process may have left it, or it is a link, which must not be written through.
             hidden.unlink(missing_ok=True)
             descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
             try:
@@ -149,22 +148,23 @@ class LocalPlace:
                 hidden.unlink(missing_ok=True)
         except OSError as error:
             raise PipelineError(
-                f"{file} cannot be copied to {self.folder}: {reason(error)}.",
-                "Give this user the right to write there, or free the disk, and land it again.",
+                f"{file} cannot be copied to {self.folder}: {error_reason(error)}.",
+                "Give this user permission to write there, or free disk space, and land it again.",
             ) from error
 
     def remove(self, name: str) -> None:
-        """Deletes the file of that name, if it is there."""
+        """Deletes the file of that name, if it exists."""
         try:
             (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise PipelineError(
-                f"{self.folder / name} cannot be deleted: {reason(error)}.", "Give this user the right to write there."
+                f"{self.folder / name} cannot be deleted: {error_reason(error)}.",
+                "Give this user permission to write there.",
             ) from error
 
 
 class RemotePlace:
-    """A folder of a file system that fsspec knows, by its URL; credentials come from the environment."""
+    """A folder in a file system that fsspec supports, given by its URL; credentials come from the environment."""
 
     def __init__(self, url: str) -> None:
         from upath import UPath
@@ -176,27 +176,24 @@ class RemotePlace:
         except (ImportError, ValueError) as error:
             raise PipelineError(
                 f"The landing place {self.name} cannot be opened: {error}.",
-                "Install the library that is named, or fix 'landing' in company.yaml.",
+                "Install the library it names, or fix 'landing' in company.yaml.",
             ) from error
         self._folder = place.path.rstrip("/")
         self._complete = place.protocol in _OBJECT_STORES
 
     def entries(self) -> list[Entry]:
-        """What lies there; nothing where the store has no such folder. Raises PipelineError when it does not answer."""
+        """All entries; none if the folder does not exist. Raises PipelineError if the store cannot list it."""
         try:
             self._files.invalidate_cache()
             found = self._files.ls(self._folder, detail=True)
-        except FileNotFoundError:  # object stores have no folders, only objects below a name
+        except FileNotFoundError:  # object stores have no folders, only prefixes
             return []
-        except Exception as error:  # each store has errors of its own
-            raise PipelineError(
-                f"The landing place {self.name} cannot be listed: {reason(error)}.",
-                "Check the address in company.yaml, the credentials in the environment, and the network.",
-            ) from None
+        except Exception as error:  # each store has its own exceptions
+            raise _store_error(f"The landing place {self.name} cannot be listed", error) from None
         return [entry for info in found if (entry := self._entry(info))]
 
-    def within(self, name: str) -> "RemotePlace":
-        """The folder of that name below this one."""
+    def subfolder(self, name: str) -> "RemotePlace":
+        """The subfolder of that name."""
         below = copy.copy(self)
         below.name, below._folder = f"{self.name}/{name}", f"{self._folder}/{name}"
         return below
@@ -204,12 +201,12 @@ class RemotePlace:
     def _entry(self, info: Mapping[str, Any]) -> Entry | None:
         path = str(info["name"]).rstrip("/")
         name = path.rpartition("/")[2]
-        if path.strip("/") == self._folder.strip("/"):  # the object that stands for the folder itself
+        if path.strip("/") == self._folder.strip("/"):  # the object that represents the folder itself
             return None
         if info["type"] == "directory":
             return Entry(name, problem=_FOLDER, folder=True)
         if info["type"] != "file" or info["size"] is None:
-            return Entry(name, problem="is no plain file of a known size: put a plain file there")
+            return Entry(name, problem="is not a regular file of known size: put a regular file there")
         return Entry(
             name,
             identity=_remote_identity(info),
@@ -221,7 +218,7 @@ class RemotePlace:
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
-        """The content of ``entry``. Raises ChangedError when it changes while it is read, GoneError, UnreadableError."""
+        """The content of ``entry``. Raises ChangedError if it changes while being read, GoneError, UnreadableError."""
         path = f"{self._folder}/{entry.name}"
         with _readable(path):
             before = self._info(path)
@@ -237,7 +234,7 @@ class RemotePlace:
         return _remote_identity(self._files.info(path))
 
     def put(self, file: Path, name: str) -> None:
-        """Copies ``file`` in as ``name``, whole or not at all."""
+        """Copies ``file`` in atomically as ``name``."""
         try:
             if self._complete:
                 self._files.put_file(str(file), f"{self._folder}/{name}")
@@ -245,30 +242,24 @@ class RemotePlace:
                 self._files.makedirs(self._folder, exist_ok=True)
                 self._files.put_file(str(file), f"{self._folder}/.{name}.landing")
                 self._files.mv(f"{self._folder}/.{name}.landing", f"{self._folder}/{name}")
-        except Exception as error:  # each store has errors of its own
-            raise PipelineError(
-                f"{file} cannot be copied to {self.name}: {reason(error)}.",
-                "Check the address in company.yaml, the credentials in the environment, and the network.",
-            ) from None
+        except Exception as error:  # each store has its own exceptions
+            raise _store_error(f"{file} cannot be copied to {self.name}", error) from None
 
     def remove(self, name: str) -> None:
-        """Deletes the object of that name, if it is there."""
+        """Deletes the object of that name, if it exists."""
         try:
             self._files.rm_file(f"{self._folder}/{name}")
         except FileNotFoundError:
             pass
-        except Exception as error:  # each store has errors of its own
-            raise PipelineError(
-                f"{name} cannot be deleted from {self.name}: {reason(error)}.",
-                "Check the credentials in the environment, and the network.",
-            ) from None
+        except Exception as error:  # each store has its own exceptions
+            raise _store_error(f"{name} cannot be deleted from {self.name}", error) from None
 
 
 Place = LocalPlace | RemotePlace
 
 
 def landing_place(lake: DataLake, company: Company) -> Place:
-    """The place that the settings name; the lake's own is made. Raises PipelineError for an address nobody knows."""
+    """The landing place of the settings; the lake's own is created. Raises PipelineError for an unsupported address."""
     if "://" in company.landing:
         scheme, _, path = company.landing.partition("://")
         return LocalPlace(Path(path)) if scheme in ("file", "local") else RemotePlace(company.landing)
@@ -278,12 +269,12 @@ def landing_place(lake: DataLake, company: Company) -> Place:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether the name is one that programs give to what they have not finished, or a hidden one."""
+    """Whether the name is hidden or one that programs give to files they are still writing."""
     return name.startswith(".") or name.lower().endswith(_UNFINISHED)
 
 
 def problem_of_name(name: str) -> str | None:
-    """Why a file of that name is not taken, and what to do; None for a good name."""
+    """Why a file of that name is refused, and what to do; None for a good name."""
     if name.isprintable() and not set(name) & set("/\\"):
         return None
     return "has a name with invisible characters or path separators: rename it"
@@ -297,12 +288,17 @@ def _readable(path: str) -> Iterator[None]:
         raise GoneError(path) from None
     except ChangedError:
         raise
-    except Exception as error:  # each store has errors of its own
-        raise UnreadableError(reason(error)) from error
+    except Exception as error:  # each store has its own exceptions
+        raise UnreadableError(error_reason(error)) from error
 
 
-def reason(error: Exception) -> str:
-    """Why a file or its store could not be used, without passwords in addresses."""
+def _store_error(what: str, error: Exception) -> PipelineError:
+    fix = "Check the address in company.yaml, the credentials in the environment, and the network."
+    return PipelineError(f"{what}: {error_reason(error)}.", fix)
+
+
+def error_reason(error: Exception) -> str:
+    """Why a file or its store could not be used; passwords in addresses are removed."""
     return without_secret(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
@@ -315,7 +311,7 @@ def _remote_identity(info: Mapping[str, Any]) -> str:
 
 
 def _modified(info: Mapping[str, Any]) -> float:
-    """Seconds since 1970; 0 where the store does not say."""
+    """Seconds since 1970; 0 if the store does not say."""
     value = next((info[key] for key in _TIMES if key in info), 0.0)
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
@@ -323,14 +319,14 @@ def _modified(info: Mapping[str, Any]) -> float:
 
 
 def _is_being_written(descriptor: int) -> bool:
-    """Whether a process of this machine has the file open for writing: the kernel then gives no lease (fcntl(2)).
+    """Whether a process on this machine has the file open for writing: the kernel then refuses a lease (fcntl(2)).
 
-    False where that cannot be known: another user's file, another machine's writer, another kernel than Linux.
+    False if that cannot be known: a file of another user, a writer on another machine, a kernel other than Linux.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
     try:
-        # A lease that is broken in the next instant sends a signal; SIGIO, the usual one, would end this process.
+        # If the lease is broken right away, a signal is sent; the default, SIGIO, would end this process.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:

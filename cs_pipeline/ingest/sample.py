@@ -1,4 +1,4 @@
-"""The project's own sample rows, in the Bitext schema, written from the grammar in ``sample.yaml``."""
+"""The project's own sample rows in the Bitext schema, generated from the grammar in ``sample.yaml``."""
 
 import random
 import re
@@ -9,30 +9,24 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-COLUMNS = ["flags", "instruction", "category", "intent", "response"]
-"""The columns of the Bitext file, in its order.
+from cs_pipeline.ingest.files import BITEXT_COLUMNS
 
-``flags`` holds letters with Bitext's meaning: B basic structure (always), C coordinated clauses, E expanded
-abbreviations, I interrogative, K keywords, L lexical variation, M morphological variation, N negation, P polite,
-Q colloquial, W offensive, Z noise such as typing errors.
-"""
-
-# Shares of the questions. The same question again, with another answer, is 8 % in Bitext; the same request in another
-# manner (a greeting, a typing error) is what makes near-duplicates.
-SAME_QUESTION, SAME_REQUEST = 0.08, 0.12
-GREETING, EXPANDED, COLLOQUIAL, RUDE, TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
-KINDS = {"frames": 65, "questions": 25, "keywords": 10}
-OTHER_SPELLING = 0.02  # of the answers
+# Shares of the questions. In Bitext, 8 % repeat an earlier question with another answer; the same request in another
+# style (a greeting, a typing error) makes near-duplicates.
+_SAME_QUESTION, _SAME_REQUEST = 0.08, 0.12
+_GREETING, _EXPANDED, _COLLOQUIAL, _RUDE, _TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
+_FORM_WEIGHTS = {"frames": 65, "questions": 25, "keywords": 10}
+_OTHER_SPELLING = 0.02  # of the answers
 
 _SLOT = re.compile(r"<(\w+)>")
-_AGENT_SAYS = {"I": "you", "am": "are", "me": "you", "my": "your", "your": "our"}
+_SECOND_PERSON = {"I": "you", "am": "are", "me": "you", "my": "your", "your": "our"}
 
 
 def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
-    """``rows`` support questions with their answers, the same for the same ``seed``, ordered by intent as Bitext's are.
+    """``rows`` support questions with their answers, deterministic in ``seed`` and ordered by intent like Bitext's.
 
-    All columns (``COLUMNS``) are strings. The 27 intents have equal shares, give or take a row; no pair of question
-    and answer occurs twice.
+    All columns (``BITEXT_COLUMNS``) are strings. The 27 intents have equal shares, give or take one row; no pair of
+    question and answer occurs twice.
     """
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
     grammar = yaml.safe_load(text)
@@ -43,12 +37,12 @@ def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
         share = rows // len(intents) + (position < rows % len(intents))
         for question, response in writer.conversations(entry["cases"], share):
             table.append(("".join(sorted(question.flags)), question.text, entry["category"], intent, response))
-    return pd.DataFrame(table, columns=COLUMNS, dtype="str")
+    return pd.DataFrame(table, columns=list(BITEXT_COLUMNS), dtype="str")
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A question, and what its answer needs: what it wants done, the slots it named, the answers that suit it."""
+    """A question, and what its answer needs: what the customer wants done, the slots named, the suitable answers."""
 
     text: str
     flags: frozenset[str]
@@ -59,26 +53,26 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Draws from ``grammar``; ``words`` are all words that it knows, so that a typing error gives none of them."""
+    """Draws from ``grammar``; ``words`` are all its words, which a typing error must not produce."""
 
     grammar: dict
     words: set[str]
     rng: random.Random
 
     def conversations(self, cases: list[dict], count: int) -> Iterator[tuple[_Question, str]]:
-        """``count`` pairs of a question and an answer about one of ``cases``; no pair repeats."""
+        """``count`` pairs of a question about one of ``cases`` and its answer, without repetition."""
         requests: list[_Question] = []
         asked: dict[str, _Question] = {}
         pairs: set[tuple[str, str]] = set()
         while len(pairs) < count:
-            if asked and self.rng.random() < SAME_QUESTION:
+            if asked and self.rng.random() < _SAME_QUESTION:
                 question = self.rng.choice(list(asked.values()))
             else:
-                if requests and self.rng.random() < SAME_REQUEST:
+                if requests and self.rng.random() < _SAME_REQUEST:
                     request = self.rng.choice(requests)
                 else:
                     request = self.request(self.rng.choice(cases))
-                question = self.in_a_manner(request)
+                question = self.with_style(request)
                 if question.text in asked:
                     continue
                 requests.append(request)
@@ -91,43 +85,43 @@ class _Writer:
     def request(self, case: dict) -> _Question:
         """A question about ``case`` in plain, correct English."""
         act = self.rng.choice(case["acts"])
-        kind = self.rng.choices(list(KINDS), list(KINDS.values()))[0]
-        if kind == "frames":
+        form = self.rng.choices(list(_FORM_WEIGHTS), list(_FORM_WEIGHTS.values()))[0]
+        if form == "frames":
             frames = [(flags, frame) for flags, group in self.grammar["frames"].items() for frame in group]
             flags, template = self.rng.choice(frames)
             basic = act == case["acts"][0]
         else:
-            flags, template = "I" if kind == "questions" else "K", self.rng.choice(case[kind])
-            basic = template == case[kind][0]
+            flags, template = "I" if form == "questions" else "K", self.rng.choice(case[form])
+            basic = template == case[form][0]
         template = _fill(template, {**_forms(act), "situation": self.rng.choice(case["situations"])})
-        said = {slot: self.rng.choice(phrases["named"]) for slot, phrases in self.grammar["slots"].items()}
-        text = _fill(template, said)
+        named = {slot: self.rng.choice(phrases["named"]) for slot, phrases in self.grammar["slots"].items()}
+        text = _fill(template, named)
         return _Question(
-            text if kind == "keywords" else text[0].upper() + text[1:],
+            text if form == "keywords" else text[0].upper() + text[1:],
             frozenset("B" + flags + ("" if basic else "L")),
-            _as_the_agent_says(_forms(case["acts"][0])["doing"]),
-            {slot: _as_the_agent_says(said[slot]) for slot in _SLOT.findall(template)},
+            _to_second_person(_forms(case["acts"][0])["doing"]),
+            {slot: _to_second_person(named[slot]) for slot in _SLOT.findall(template)},
             case["answers"],
         )
 
-    def in_a_manner(self, question: _Question) -> _Question:
-        """``question`` as one customer or another would type it."""
+    def with_style(self, question: _Question) -> _Question:
+        """``question`` in a randomly drawn writing style."""
         manners, chance = self.grammar["manners"], self.rng.random
         text, flags = question.text, set(question.flags)
-        if "K" not in flags and chance() < GREETING:
+        if "K" not in flags and chance() < _GREETING:
             text = self.rng.choice(manners["greetings"]) + re.sub(r"^(?!I\b).", lambda first: first[0].lower(), text)
-        if chance() < EXPANDED and (expanded := _replace(text, manners["expanded"])) != text:
+        if chance() < _EXPANDED and (expanded := _replace(text, manners["expanded"])) != text:
             text = expanded
             flags.add("E")
-        if chance() < COLLOQUIAL:
+        if chance() < _COLLOQUIAL:
             text = re.sub(r"\{\{.*?\}\}|(\w+)", lambda word: word[0].lower() if word[1] else word[0], text).rstrip(".?")
             colloquial = _replace(text, manners["colloquial"])
             text = text + self.rng.choice(manners["colloquial_endings"]) if colloquial == text else colloquial
             flags.add("Q")
-        if chance() < RUDE and (before := re.search(r"\b(my|the|your|ur) ", text)):
+        if chance() < _RUDE and (before := re.search(r"\b(my|the|your|ur) ", text)):
             text = f"{text[: before.end()]}{self.rng.choice(manners['rude'])} {text[before.end() :]}"
             flags.add("W")
-        if chance() < TYPO:
+        if chance() < _TYPO:
             text = self.mistyped(text)
             flags.add("Z")
         return replace(question, text=text, flags=frozenset(flags))
@@ -144,7 +138,7 @@ class _Writer:
         return text[: match.start()] + word + text[match.end() :]
 
     def answer(self, question: _Question) -> str:
-        """An opening in the tone that the question asks for, one of the case's answers, and a closing."""
+        """An opening in the tone that suits the question, one of the case's answers, and a closing."""
         tone = next((flag for flag in "WN" if flag in question.flags), "usual")
         opening = self.rng.choice(self.grammar["openings"][tone])
         body = self.rng.choice(question.answers)
@@ -152,29 +146,29 @@ class _Writer:
         template = f"{opening} {body}{gap}{self.rng.choice(self.grammar['closings'])}"
         otherwise = {slot: phrases["otherwise"] for slot, phrases in self.grammar["slots"].items()}
         text = _fill(_fill(template, {"doing": question.doing}), otherwise | question.named)
-        if self.rng.random() < OTHER_SPELLING:
+        if self.rng.random() < _OTHER_SPELLING:
             for name, spellings in self.grammar["spellings"].items():
                 text = text.replace(name, self.rng.choice(spellings))
         return text
 
 
 def _forms(act: str) -> dict[str, str]:
-    """``cancel/cancelling <order>`` as what the frames ask for: do, and doing."""
+    """``cancel/cancelling <order>`` as the frames' slots ``do`` and ``doing``."""
     verbs, rest = act.split(" ", 1)
     return dict(zip(["do", "doing"], [f"{verb} {rest}" for verb in verbs.split("/")], strict=True))
 
 
 def _fill(template: str, phrases: dict[str, str]) -> str:
-    """``template`` with the slots that ``phrases`` names filled; the others stay."""
+    """``template`` with the slots in ``phrases`` filled; other slots remain."""
     return _SLOT.sub(lambda slot: phrases.get(slot[1], slot[0]), template)
 
 
-def _as_the_agent_says(phrase: str) -> str:
-    return re.sub(r"\w+", lambda word: _AGENT_SAYS.get(word[0], word[0]), phrase)
+def _to_second_person(phrase: str) -> str:
+    return re.sub(r"\w+", lambda word: _SECOND_PERSON.get(word[0], word[0]), phrase)
 
 
 def _replace(text: str, phrases: dict[str, str]) -> str:
-    """``text`` with each whole phrase of ``phrases`` replaced, whatever its case; a first capital is kept."""
+    """``text`` with each whole phrase in ``phrases`` replaced, ignoring case; a first capital is kept."""
 
     def new(match: re.Match[str]) -> str:
         phrase = lower[match[0].lower()]

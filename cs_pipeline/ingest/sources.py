@@ -1,4 +1,4 @@
-"""The sources of the Bitext rows, and what is known of the official file: its addresses and its content."""
+"""The sources of the Bitext rows, and the addresses and hashes of the official file."""
 
 import os
 import re
@@ -9,9 +9,9 @@ from cs_pipeline.core.download import RemoteFile
 from cs_pipeline.core.errors import PipelineError
 
 SOURCES = """\
-'sample' (rows that the project writes itself), 'download' (the whole file from Bitext's repository), \
-'hub@REVISION' (that file from the model hub), or the path of a csv, csv.gz or parquet file"""
-"""The choices of the source setting, for people."""
+'sample' (rows that the project generates), 'download' (the whole file from Bitext's repository), \
+'hub@REVISION' (that file from the Hugging Face Hub), or the path of a csv, csv.gz or parquet file"""
+"""The choices of the source setting, as shown to users."""
 
 LICENCE = "CDLA-Sharing-1.0"
 HUB_REPO = "bitext/Bitext-customer-support-llm-chatbot-training-dataset"
@@ -31,19 +31,19 @@ BITEXT = RemoteFile(
 
 
 def hub_file(revision: str) -> RemoteFile:
-    """The same file in the model hub's dataset repository, at ``revision`` (a commit, tag or branch).
+    """The same file in the dataset's repository on the Hugging Face Hub, at ``revision`` (a commit, tag or branch).
 
-    The hub is the one ``HF_ENDPOINT`` names, else huggingface.co. Raises PipelineError for what cannot be a revision.
+    The hub is at ``HF_ENDPOINT``, else huggingface.co. Raises PipelineError for an invalid revision.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", revision):
         raise PipelineError(
-            f"'{revision}' is not a revision of {HUB_REPO}.", "Give a commit of the dataset's page: hub@<commit>."
+            f"'{revision}' is not a revision of {HUB_REPO}.", "Give a commit from the dataset's page: hub@<commit>."
         )
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
     if urlsplit(endpoint).username is not None:
         raise PipelineError(
-            "HF_ENDPOINT holds a user name, which would be shown wherever the address is.",
-            "Take it out; a token goes into HF_TOKEN.",
+            "HF_ENDPOINT contains a user name, which would be shown with the address.",
+            "Remove it; a token goes into HF_TOKEN.",
         )
     url = f"{endpoint}/datasets/{HUB_REPO}/resolve/{quote(revision, safe='')}/{_NAME}"
     return replace(BITEXT, origin="hub", revision=revision, url=url)

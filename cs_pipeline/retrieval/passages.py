@@ -17,7 +17,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, make_folder, read_json, write_json
 from cs_pipeline.core.schema import PASSAGE, PASSAGE_SET_ASIDE
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.ingest.knowledge import Listed, articles
+from cs_pipeline.ingest.knowledge import ArticleFile, list_articles
 from cs_pipeline.ingest.place import ChangedError, GoneError, UnreadableError
 from cs_pipeline.retrieval.articles import Article, ArticleError, Paragraph, read_article
 from cs_pipeline.text.clean import regular_text
@@ -95,7 +95,7 @@ def read_knowledge(lake: DataLake, company: Company) -> KnowledgeBase:
     files: dict[str, str] = {}
     versions: dict[str, str] = {}
     read = 0
-    for listed in articles(lake, company):
+    for listed in list_articles(lake, company):
         files[listed.path] = listed.identity
         try:
             content = _content(listed)
@@ -137,7 +137,7 @@ def refused_files(lake: DataLake) -> dict[str, str]:
     return refused
 
 
-def _content(listed: Listed) -> bytes:
+def _content(listed: ArticleFile) -> bytes:
     if listed.problem:
         raise ArticleError(listed.problem)
     return listed.read()

@@ -18,8 +18,7 @@ from cs_pipeline.definitions import defs
 from cs_pipeline.defs.automation import MOST_ATTEMPTS, ingest_company, landed_files, retrain_when_due, weekly_retrain
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.feedback import Feedback
-from cs_pipeline.ingest.edits import TOGETHER
-from cs_pipeline.ingest.landing import land_files
+from cs_pipeline.ingest.landing import EDIT_DELAY, land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.tracking import FORGOTTEN, MODEL, open_store
 from cs_pipeline_tests.conftest import RECIPES, copy_lake
@@ -98,7 +97,7 @@ def test_what_an_agent_sent_is_landed_and_ingested(instance: dg.DagsterInstance,
         feedback.agent_edit("one", "tom", "Where is my refund?", "It was sent to your bank account this morning.", [])
     assert message(tick(instance)) == "nothing new", "it waits for others"
     with sqlite3.connect(lake.path("serve", "feedback.db")) as database:
-        database.execute("UPDATE edits SET at = ?", ((datetime.now(UTC) - TOGETHER).isoformat(),))
+        database.execute("UPDATE edits SET at = ?", ((datetime.now(UTC) - EDIT_DELAY).isoformat(),))
     database.close()
     assert message(tick(instance)) == "nothing new; 1 edits of agents landed"
     result = tick(instance)

@@ -12,7 +12,7 @@ from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.schema import CONVERSATION, check_schema
 from cs_pipeline.ingest import bitext, sources
 from cs_pipeline.ingest.bitext import Provenance, load_bitext, row_ids
-from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
+from cs_pipeline.ingest.files import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
 from cs_pipeline_tests.core.test_download import Server, git_blob
 from cs_pipeline_tests.core.test_download import server as server  # the fixture
 
@@ -24,7 +24,7 @@ ROWS = pa.table(
         ["track_order"] * 4,
         ["On its way.", "Here:\n\n1. {{Order Number}}\r\n2. 🙂", "On its way.", "On its way"],
     ],
-    schema=BITEXT_ROW,
+    schema=BITEXT_SCHEMA,
 )
 
 
@@ -38,7 +38,7 @@ def csv_file(tmp_path: Path) -> Path:
 def test_file_becomes_conversations(csv_file: Path, tmp_path: Path) -> None:
     table, provenance = load_bitext(str(csv_file), tmp_path / "cache")
     check_schema(table, CONVERSATION, "bitext")
-    assert table.select(FIELDS).to_pylist() == ROWS.to_pylist()
+    assert table.select(BITEXT_COLUMNS).to_pylist() == ROWS.to_pylist()
     assert table.column("source_row").to_pylist() == [0, 1, 2, 3]
     assert set(table.column("source").to_pylist()) == {"bitext"}
     sha256 = hashlib.sha256(csv_file.read_bytes()).hexdigest()
@@ -62,8 +62,8 @@ def test_row_ids_are_those_agreed() -> None:
 
 
 def test_row_ids_know_the_fields_apart() -> None:
-    one = pa.table([["a"], ["b c"], ["d"], ["e"], ["f"]], schema=BITEXT_ROW)
-    other = pa.table([["a b"], ["c"], ["d"], ["e"], ["f"]], schema=BITEXT_ROW)
+    one = pa.table([["a"], ["b c"], ["d"], ["e"], ["f"]], schema=BITEXT_SCHEMA)
+    other = pa.table([["a b"], ["c"], ["d"], ["e"], ["f"]], schema=BITEXT_SCHEMA)
     assert row_ids(one) != row_ids(other)
 
 
@@ -94,7 +94,7 @@ def test_real_rows_and_their_other_forms(bitext_csv: Path, tmp_path: Path) -> No
     for other in ("rows.csv.gz", "rows.parquet"):
         again, _ = load_bitext(str(tmp_path / other), tmp_path)
         assert again.column("row_id").to_pylist() == ids
-        assert again.select(FIELDS).equals(table.select(FIELDS))
+        assert again.select(BITEXT_COLUMNS).equals(table.select(BITEXT_COLUMNS))
 
 
 def test_sample(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_sample(tmp_path: Path) -> None:
 
 def test_sample_as_a_file_has_the_same_rows(tmp_path: Path) -> None:
     table, provenance = load_bitext("sample", tmp_path)
-    rows = pa.table([table.column(name) for name in FIELDS], schema=BITEXT_ROW)
+    rows = pa.table([table.column(name) for name in BITEXT_COLUMNS], schema=BITEXT_SCHEMA)
     path = tmp_path / "sample.csv"
     path.write_bytes(csv_bytes(rows))
     assert read_bitext_file(path).equals(rows)
@@ -173,7 +173,7 @@ def test_hub_offline_falls_back_to_nothing(server: Server, tmp_path: Path, monke
 
 @pytest.mark.parametrize("source", ["", " ", "Sample", "downlaod", "hub", "no/such/file.csv"])
 def test_unknown_source_lists_the_choices(source: str, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="no choice and no file") as caught:
+    with pytest.raises(PipelineError, match="neither a known source nor an existing file") as caught:
         load_bitext(source, tmp_path)
     for choice in ("'sample'", "'download'", "'hub@REVISION'", "csv.gz"):
         assert choice in caught.value.fix

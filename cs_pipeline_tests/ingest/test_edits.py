@@ -17,15 +17,14 @@ from cs_pipeline.core import database
 from cs_pipeline.core import lake as files
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.feedback import Feedback, ShownAnswer
-from cs_pipeline.ingest import edits, landing, ledger, place
-from cs_pipeline.ingest.edits import TOGETHER, land_edits
+from cs_pipeline.ingest import landing, ledger, place
 from cs_pipeline.ingest.interactions import ingest_day
-from cs_pipeline.ingest.landing import SETTLED, kept_copy, scan_landing
+from cs_pipeline.ingest.landing import EDIT_DELAY, SETTLE_TIME, kept_copy, land_edits, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline_tests.support.killed import kill, kill_points
 
-TRACED = {str(module.__file__) for module in (edits, feedback, database, landing, place, ledger, files)}
+TRACED = {str(module.__file__) for module in (feedback, database, landing, place, ledger, files)}
 # Settings under which a table with columns of its own, or an agent called agent, would be read wrongly.
 COMPANY = Company(columns=Columns(question="question", answer="reply"), agents=("Team Blue",), retention_days=30)
 DRAFT = ShownAnswer("version 3", "Dear jane@example.com, it is on its way.", {"tone": "friendly"})
@@ -35,7 +34,7 @@ SENT = "Hello Jane, your order 4412345678 left our warehouse this morning. You h
 
 def soon() -> datetime:
     """When edits of now have waited long enough."""
-    return datetime.now(UTC) + TOGETHER
+    return datetime.now(UTC) + EDIT_DELAY
 
 
 def edit(lake: DataLake, id: str, ticket: str = TICKET, sent: str = SENT, customer: str = "") -> None:
@@ -79,7 +78,7 @@ def test_what_was_taken_does_not_lie_about_at_the_landing_place(lake: DataLake) 
     land_edits(lake, COMPANY, soon())
     assert landed(lake) == ["agent_edits_000001.jsonl", theirs.name], "nobody has taken it yet"
     scan_landing(lake, COMPANY, datetime.now(UTC))
-    scan_landing(lake, COMPANY, datetime.now(UTC) + 2 * SETTLED)
+    scan_landing(lake, COMPANY, datetime.now(UTC) + 2 * SETTLE_TIME)
     land_edits(lake, COMPANY, soon())
     assert landed(lake) == [theirs.name]
     assert "one" in delivered(lake)
@@ -108,7 +107,7 @@ def test_it_comes_out_of_prepare_as_a_row_that_may_train(prepared: Path, lake: D
     assert (one["source"], one["source_file_sha256"], one["context"]) == ("company", delivery.sha256, None)
     assert two["intent"] == "cancel_order"
     with Ledger(lake) as known:
-        assert one["subject_id"] == known.subject("jane@example.com")
+        assert one["subject_id"] == known.hash_subject("jane@example.com")
     assert len({row["subject_id"] for row in (one, two, three)} - {None}) == 3, (
         "whom nobody named is not one who floods"
     )
@@ -158,7 +157,7 @@ def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_betwee
         while land_edits(lake, COMPANY, soon()):
             pass
         for _ in range(2):
-            now += 2 * SETTLED
+            now += 2 * SETTLE_TIME
             scan_landing(lake, COMPANY, now)
         assert delivered(lake) == ["one", "three", "two"]
         land_edits(lake, COMPANY, soon())

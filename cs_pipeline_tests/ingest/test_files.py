@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.ingest.files import BITEXT_ROW, FIELDS, csv_bytes, read_bitext_file
+from cs_pipeline.ingest.files import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
 
 HEADER = b"flags,instruction,category,intent,response\n"
 GOOD = b"B,where is it,ORDER,track_order,On its way.\n"
@@ -37,9 +37,9 @@ def test_text_is_kept_exactly(tmp_path: Path, name: str) -> None:
         ["", "", "", "", ""],
         ["NaN", "1.0", "true", "2024-01-01", "naïve 🙂 {{Order Number}} \u2028 \ufeff"],
     ]
-    data = csv_bytes(pa.table(list(zip(*rows, strict=True)), schema=BITEXT_ROW))
+    data = csv_bytes(pa.table(list(zip(*rows, strict=True)), schema=BITEXT_SCHEMA))
     table = read_bitext_file(written(tmp_path, name, gzip.compress(data) if name.endswith("gz") else data))
-    assert table.schema == BITEXT_ROW
+    assert table.schema == BITEXT_SCHEMA
     assert [list(row.values()) for row in table.to_pylist()] == rows
 
 
@@ -49,7 +49,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 @given(rows=st.lists(st.tuples(texts, texts, texts, texts, texts), min_size=1, max_size=5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_whatever_is_written_reads_back(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
-    table = pa.table(list(zip(*rows, strict=True)), schema=BITEXT_ROW)
+    table = pa.table(list(zip(*rows, strict=True)), schema=BITEXT_SCHEMA)
     assert read_bitext_file(written(tmp_path, "rows.csv", csv_bytes(table))).equals(table)
 
 
@@ -65,18 +65,18 @@ def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
 
 
 def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
-    frame = pd.DataFrame({"extra": [1, 2], **{name: [f"{name} 1", "a\nb "] for name in reversed(FIELDS)}})
+    frame = pd.DataFrame({"extra": [1, 2], **{name: [f"{name} 1", "a\nb "] for name in reversed(BITEXT_COLUMNS)}})
     frame["flags"] = frame["flags"].astype("category")
     frame.to_parquet(tmp_path / "rows.parquet")
     frame.to_csv(tmp_path / "rows.csv", index=False)
     table = read_bitext_file(tmp_path / "rows.parquet")
-    assert table.schema == BITEXT_ROW
+    assert table.schema == BITEXT_SCHEMA
     assert table.equals(read_bitext_file(tmp_path / "rows.csv"))
 
 
 def test_null_of_parquet_is_the_empty_text(tmp_path: Path) -> None:
     pq.write_table(
-        pa.table({name: pa.array(["x", None], pa.large_string()) for name in FIELDS}), tmp_path / "r.parquet"
+        pa.table({name: pa.array(["x", None], pa.large_string()) for name in BITEXT_COLUMNS}), tmp_path / "r.parquet"
     )
     assert read_bitext_file(tmp_path / "r.parquet").column("flags").to_pylist() == ["x", ""]
 
@@ -90,7 +90,7 @@ def test_real_file_equals_what_csv_reads(bitext_csv: Path) -> None:
 
 
 def test_not_there(tmp_path: Path) -> None:
-    assert "is not there" in refusal(tmp_path / "rows.csv").what
+    assert "does not exist" in refusal(tmp_path / "rows.csv").what
 
 
 def test_folder(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_empty(tmp_path: Path) -> None:
 
 def test_header_alone(tmp_path: Path) -> None:
     assert "has a header but no rows" in refusal(written(tmp_path, "rows.csv", HEADER)).what
-    pq.write_table(BITEXT_ROW.empty_table(), tmp_path / "rows.parquet")
+    pq.write_table(BITEXT_SCHEMA.empty_table(), tmp_path / "rows.parquet")
     assert "has a header but no rows" in refusal(tmp_path / "rows.parquet").what
 
 
@@ -138,16 +138,16 @@ def test_column_twice(tmp_path: Path) -> None:
 
 def test_truncated_gzip(tmp_path: Path) -> None:
     packed = gzip.compress(HEADER + GOOD * 500)
-    assert "is cut off: its gzip stream does not end" in refusal(written(tmp_path, "rows.csv.gz", packed[:-20])).what
+    assert "is truncated: its gzip stream does not end" in refusal(written(tmp_path, "rows.csv.gz", packed[:-20])).what
 
 
 def test_not_gzip(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "a.csv.gz", HEADER + GOOD))
-    assert "is not sound gzip" in error.what
+    assert "is not valid gzip" in error.what
     assert "name it .csv" in error.fix
     packed = bytearray(gzip.compress(HEADER + GOOD * 500))
     packed[20:30] = b"\xff" * 10
-    assert "is not sound gzip" in refusal(written(tmp_path, "b.csv.gz", bytes(packed))).what
+    assert "is not valid gzip" in refusal(written(tmp_path, "b.csv.gz", bytes(packed))).what
 
 
 def test_not_utf8(tmp_path: Path) -> None:
@@ -161,17 +161,19 @@ def test_not_utf8(tmp_path: Path) -> None:
 def test_utf16(tmp_path: Path) -> None:
     assert "is not UTF-8: byte 0, on line 1" in refusal(written(tmp_path, "a.csv", GOOD.decode().encode("utf-16"))).what
     error = refusal(written(tmp_path, "b.csv", (HEADER + GOOD).decode().encode("utf-16-le")))
-    assert "holds a NUL byte, at byte 1, on line 1" in error.what
+    assert "contains a NUL byte, at byte 1, on line 1" in error.what
     assert "UTF-16" in error.fix
 
 
 def test_nul(tmp_path: Path) -> None:
     data = HEADER + GOOD + b"B,wh\0at,ORDER,track_order,ok\n"
-    assert f"holds a NUL byte, at byte {data.index(0)}, on line 3" in refusal(written(tmp_path, "rows.csv", data)).what
-    pq.write_table(
-        pa.table({name: ["x", "a\0b" if name == "intent" else "y"] for name in FIELDS}), tmp_path / "p.parquet"
+    assert (
+        f"contains a NUL byte, at byte {data.index(0)}, on line 3" in refusal(written(tmp_path, "rows.csv", data)).what
     )
-    assert "row 2, column 'intent', holds a NUL character" in refusal(tmp_path / "p.parquet").what
+    pq.write_table(
+        pa.table({name: ["x", "a\0b" if name == "intent" else "y"] for name in BITEXT_COLUMNS}), tmp_path / "p.parquet"
+    )
+    assert "row 2, column 'intent', contains a NUL character" in refusal(tmp_path / "p.parquet").what
 
 
 def test_cut_off_in_a_quoted_field(tmp_path: Path) -> None:
@@ -185,46 +187,48 @@ def test_quote_that_is_never_closed(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "a.csv", HEADER + b'B,why,ORDER,track_order,"open\n' + GOOD * 4000))
     assert "row 1, on line 2" in error.what  # whichever comes first, the end of the file or the longest field
     error = refusal(written(tmp_path, "b.csv", HEADER + GOOD + b'B,"a"b,ORDER,track_order,c\n' + GOOD))
-    assert "row 2, on line 3, is not sound CSV: ',' expected after '\"'" in error.what
+    assert "row 2, on line 3, is not valid CSV: ',' expected after '\"'" in error.what
     assert "the header, on line 1" in refusal(written(tmp_path, "c.csv", b'"flags')).what
 
 
 def test_wrong_number_of_fields(tmp_path: Path) -> None:
     two_lines = b'B,q,ORDER,track_order,"one\ntwo"\n'
     error = refusal(written(tmp_path, "a.csv", HEADER + two_lines + b"B,where, when,ORDER,track_order,c\n"))
-    assert "row 2, on line 4, has 6 fields, the header 5" in error.what
+    assert "row 2, on line 4, has 6 fields, but the header has 5" in error.what
     error = refusal(written(tmp_path, "b.csv", HEADER + GOOD + b"B,where\n" + GOOD))
-    assert "row 2, on line 3, has 2 fields, the header 5" in error.what
+    assert "row 2, on line 3, has 2 fields, but the header has 5" in error.what
 
 
 def test_broken_parquet(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({name: [f"{n} {name}" for n in range(2000)] for name in FIELDS}), path)
+    pq.write_table(pa.table({name: [f"{n} {name}" for n in range(2000)] for name in BITEXT_COLUMNS}), path)
     whole = path.read_bytes()
     for data in (whole[: len(whole) // 2], b"PAR1" + whole[-8:], b"flags,instruction\n"):
         path.write_bytes(data)
-        assert "is not a sound Parquet file" in refusal(path).what
+        assert "is not a valid Parquet file" in refusal(path).what
     path.write_bytes(b"\xff" * 4000 + whole[4000:])
-    assert "is not a sound Parquet file" in refusal(path).what
+    assert "is not a valid Parquet file" in refusal(path).what
 
 
 def test_parquet_column_that_is_not_text(tmp_path: Path) -> None:
-    pq.write_table(pa.table({name: [1] if name == "flags" else ["x"] for name in FIELDS}), tmp_path / "rows.parquet")
-    assert "column 'flags' holds int64, not text" in refusal(tmp_path / "rows.parquet").what
+    pq.write_table(
+        pa.table({name: [1] if name == "flags" else ["x"] for name in BITEXT_COLUMNS}), tmp_path / "rows.parquet"
+    )
+    assert "column 'flags' has type int64, not text" in refusal(tmp_path / "rows.parquet").what
 
 
 def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     wrong = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
-    pq.write_table(pa.table(dict.fromkeys(FIELDS, wrong)), tmp_path / "rows.parquet")
+    pq.write_table(pa.table(dict.fromkeys(BITEXT_COLUMNS, wrong)), tmp_path / "rows.parquet")
     assert "Invalid UTF8" in refusal(tmp_path / "rows.parquet").what
 
 
 def test_parquet_page_with_a_changed_byte(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
-    table = pa.table({name: [f"{name} alpha"] for name in FIELDS})
+    table = pa.table({name: [f"{name} alpha"] for name in BITEXT_COLUMNS})
     pq.write_table(
         table, path, compression="none", use_dictionary=False, write_page_checksum=True, write_statistics=False
     )
     data = path.read_bytes()
     path.write_bytes(data.replace(b"intent alpha", b"intent alphA", 1))
-    assert "is not a sound Parquet file" in refusal(path).what
+    assert "is not a valid Parquet file" in refusal(path).what

@@ -84,7 +84,7 @@ def test_turns_are_joined_and_share_what_is_known_of_their_people(lake: DataLake
         assert line.endswith(row["text"])
     [file] = facts.files
     assert (file.name, file.format, file.records, file.kept, file.turns) == ("chat.txt", "transcript", 5, 4, 4)
-    assert file.quarantined == {"is no turn of a conversation": 1}
+    assert file.quarantined == {"is not a turn of a conversation": 1}
     assert file.bad_share == 0.2
     assert reconciles(facts)
 
@@ -112,7 +112,7 @@ def test_people_are_hashed_and_files_are_for_their_owner(lake: DataLake) -> None
     deliver(lake, {"rows.csv": ROWS})
     ingest_day(lake, COMPANY, DAY)
     with Ledger(lake) as ledger:
-        hashed = ledger.subject("JANE@example.org ")
+        hashed = ledger.hash_subject("JANE@example.org ")
     assert [row["subject_id"] for row in turns(lake)][:2] == [hashed, hashed]
     for folder in ("company_interactions", "company_quarantine"):
         assert lake.path("ingest", folder).stat().st_mode & 0o777 == 0o700
@@ -178,8 +178,8 @@ def test_forgotten_customers_are_left_out_by_mail_or_number(lake: DataLake) -> N
     chat = "[c] jane@example.org: secret\n[c] agent: hi\n[d] visitor: hello\n"
     deliver(lake, {"rows.csv": rows, "chat.txt": chat.encode()}, company)
     with Ledger(lake) as ledger:
-        ledger.bury("subject", ledger.subject("Jane@example.org"), "asked")
-        ledger.bury("subject", ledger.subject("88003"), "asked")
+        ledger.add_tombstone("subject", ledger.hash_subject("Jane@example.org"), "asked")
+        ledger.add_tombstone("subject", ledger.hash_subject("88003"), "asked")
     facts = ingest_day(lake, company, DAY)
     assert {row["text"] for row in turns(lake)} == {"hello", "2", "x"}
     assert sorted((file.name, file.records, file.kept, file.forgotten) for file in facts.files) == [
@@ -193,8 +193,8 @@ def test_forgotten_conversations_are_left_out_whole(lake: DataLake) -> None:
     rows = b"question,answer,ticket_id,email\n1,x,T-100,\n2,x,T-200,\n3,x,T-100,jane@example.org\n4,x,T-300,ann@x.org\n"
     deliver(lake, {"rows.csv": rows})
     with Ledger(lake) as ledger:
-        ledger.bury("subject", ledger.subject("jane@example.org"), "asked")
-        ledger.bury("row", ledger.row("T-300"), "asked")
+        ledger.add_tombstone("subject", ledger.hash_subject("jane@example.org"), "asked")
+        ledger.add_tombstone("row", ledger.hash_row("T-300"), "asked")
     facts = ingest_day(lake, COMPANY, DAY)
     assert [row["text"] for row in turns(lake)] == ["2", "x"]
     assert facts.files[0].forgotten == 3
@@ -264,7 +264,7 @@ def test_missing_kept_copy_is_named(lake: DataLake) -> None:
 
 def test_day_without_deliveries_has_empty_tables(lake: DataLake) -> None:
     other = date(2026, 3, 3)
-    with pytest.raises(PipelineError, match="Nothing of 2026-03-03 was ingested"):
+    with pytest.raises(PipelineError, match="2026-03-03 was not ingested"):
         day_facts(lake, other)
     assert ingest_day(lake, COMPANY, other).files == ()
     assert lake.read("ingest", f"company_interactions/{other}").num_rows == 0

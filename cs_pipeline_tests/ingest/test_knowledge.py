@@ -11,8 +11,8 @@ from cs_pipeline.cli.commands import app
 from cs_pipeline.company import Company, company_file
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.knowledge import articles, land_articles
-from cs_pipeline.ingest.landing import Look, scan_landing
+from cs_pipeline.ingest.knowledge import land_articles, list_articles
+from cs_pipeline.ingest.landing import LandingScan, scan_landing
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
 
@@ -25,18 +25,18 @@ def refunds(tmp_path: Path) -> Path:
 
 
 def identities(lake: DataLake, company: Company) -> dict[str, str]:
-    return {listed.path: listed.identity for listed in articles(lake, company)}
+    return {listed.path: listed.identity for listed in list_articles(lake, company)}
 
 
 @pytest.mark.parametrize("company", [Company(), IN_MEMORY])
 def test_landed_articles_are_listed_and_are_no_deliveries(
     lake: DataLake, memory: MemoryFileSystem, refunds: Path, company: Company
 ) -> None:
-    assert articles(lake, company) == []
+    assert list_articles(lake, company) == []
     assert land_articles([refunds], lake, company) == ["Markdown"]
-    [listed] = articles(lake, company)
+    [listed] = list_articles(lake, company)
     assert (listed.path, listed.problem, listed.read()) == ("refunds.md", None, refunds.read_bytes())
-    assert scan_landing(lake, company, datetime.now(UTC)) == Look([], [], [], [])
+    assert scan_landing(lake, company, datetime.now(UTC)) == LandingScan([], [], [], [])
 
     before = identities(lake, company)
     assert identities(lake, company) == before
@@ -51,22 +51,26 @@ def test_remote_folders_are_followed(lake: DataLake, memory: MemoryFileSystem) -
     memory.pipe_file("/bucket/landing/knowledge/.hidden.md", b"x")
     memory.pipe_file("/bucket/landing/knowledge/table.xlsx", b"x")
     memory.pipe_file("/bucket/landing/tickets.csv", b"question,answer\n")
-    found = articles(lake, IN_MEMORY)
+    found = list_articles(lake, IN_MEMORY)
     assert [listed.path for listed in found] == ["a/b/deep.html", "table.xlsx"]
     assert found[0].read() == b"<p>x</p>"
-    assert "is no article" in str(found[1].problem)
+    assert "is not an article" in str(found[1].problem)
     memory.rm("/bucket/landing/knowledge/a/b/deep.html")
-    assert [listed.path for listed in articles(lake, IN_MEMORY)] == ["table.xlsx"]
+    assert [listed.path for listed in list_articles(lake, IN_MEMORY)] == ["table.xlsx"]
 
 
 def test_one_that_is_no_article_lands_none(lake: DataLake, refunds: Path, tmp_path: Path) -> None:
     table, empty = tmp_path / "tickets.csv", tmp_path / "empty.md"
     table.write_text("question,answer\n")
     empty.touch()
-    for bad, said in ((table, "is no article"), (empty, "is empty"), (tmp_path / "gone.md", "is not there")):
+    for bad, said in (
+        (table, "is not an article"),
+        (empty, "is empty"),
+        (tmp_path / "gone.md", "is missing or not a file"),
+    ):
         with pytest.raises(PipelineError, match=said):
             land_articles([refunds, bad], lake, Company())
-    assert articles(lake, Company()) == []
+    assert list_articles(lake, Company()) == []
 
 
 def test_the_command_lands_articles(lake: DataLake, refunds: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.ingest.landing import SETTLED, Look, kept_copy, scan_landing
+from cs_pipeline.ingest.landing import SETTLE_TIME, LandingScan, kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 from cs_pipeline_tests.ingest.test_ledger import in_processes
 from cs_pipeline_tests.support.arrivals import (
@@ -35,9 +35,9 @@ def test_nothing_is_found_in_an_empty_place(lake: DataLake) -> None:
 
 def test_a_new_file_is_taken_when_two_looks_saw_the_same(lake: DataLake) -> None:
     path = written(lake, "tickets.csv")
-    assert scan_landing(lake, COMPANY, NOW) == Look([], [], ["tickets.csv"], [])
+    assert scan_landing(lake, COMPANY, NOW) == LandingScan([], [], ["tickets.csv"], [])
     found = scan_landing(lake, COMPANY, NOW + timedelta(minutes=1))
-    assert found == Look(deliveries(lake), [], [], [])
+    assert found == LandingScan(deliveries(lake), [], [], [])
     [delivery] = found.taken
     assert delivery == Delivery(
         sha256=file_sha256(path),
@@ -60,10 +60,10 @@ def test_a_new_file_is_taken_when_two_looks_saw_the_same(lake: DataLake) -> None
 
 def test_looks_that_are_close_together_show_nothing(lake: DataLake) -> None:
     written(lake, "tickets.csv")
-    almost = SETTLED - timedelta(seconds=1)
+    almost = SETTLE_TIME - timedelta(seconds=1)
     for now in (NOW, NOW, NOW + almost, NOW - almost):
         assert scan_landing(lake, COMPANY, now).waiting == ["tickets.csv"]
-    assert scan_landing(lake, COMPANY, NOW + SETTLED).taken
+    assert scan_landing(lake, COMPANY, NOW + SETTLE_TIME).taken
 
 
 def test_the_day_is_that_of_utc(lake: DataLake) -> None:
@@ -98,7 +98,7 @@ def test_the_same_content_under_another_name_is_a_duplicate(lake: DataLake) -> N
     moved(lake, "tickets.csv")
     next(looking)
     moved(lake, "copy.csv")
-    assert next(looking) == Look([], [("copy.csv", "tickets.csv")], [], [])
+    assert next(looking) == LandingScan([], [("copy.csv", "tickets.csv")], [], [])
     assert next(looking) == NOTHING
     assert len(deliveries(lake)) == len(kept(lake)) == 1
 
@@ -127,7 +127,7 @@ def test_a_growing_file_waits_until_it_has_grown(lake: DataLake) -> None:
     path = written(lake, "tickets.csv")
     looking = looks(lake)
     for _ in range(3):
-        assert next(looking) == Look([], [], ["tickets.csv"], [])
+        assert next(looking) == LandingScan([], [], ["tickets.csv"], [])
         with path.open("ab") as file:
             file.write(b"And when?,Tomorrow at noon it will be there.\n")
     assert next(looking).waiting
@@ -148,7 +148,7 @@ def test_a_file_that_is_open_for_writing_waits_though_nothing_changes(lake: Data
     looking = looks(lake)
     with path.open("ab") as export:
         for _ in range(3):
-            assert next(looking) == Look([], [], ["tickets.csv"], [])
+            assert next(looking) == LandingScan([], [], ["tickets.csv"], [])
         export.write(CSV)
     assert next(looking).waiting, "it has changed"
     assert next(looking).taken[0].bytes == len(CSV)

@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import Landed, land_files, scan_landing
+from cs_pipeline.ingest.landing import LandedFile, land_files, scan_landing
 from cs_pipeline_tests.support.arrivals import COMPANY, CSV, NOTHING, NOW, Server, kept, names, packed, written
 from cs_pipeline_tests.support.arrivals import server as server  # the fixture
 
@@ -27,7 +27,7 @@ def test_landed_files_are_recognised_and_taken_at_once(lake: DataLake, tmp_path:
         ("a.csv", len(CSV)),
         ("b.csv.gz", len(packed(CSV.upper()))),
     ]
-    assert all(isinstance(one, Landed) and "csv" in one.format.lower() for one in landed)
+    assert all(isinstance(one, LandedFile) and "csv" in one.format.lower() for one in landed)
     place = lake.root / "landing"
     assert {path.name for path in place.iterdir()} == {"a.csv", "b.csv.gz"}
     for file in files:
@@ -46,7 +46,7 @@ def test_landing_again_changes_nothing_and_landing_a_new_version_supersedes(lake
     land_files([file], lake, COMPANY)
     assert scan_landing(lake, COMPANY, NOW) == NOTHING
     land_files([export(tmp_path, "a.csv", CSV + CSV)], lake, COMPANY)
-    with pytest.raises(PipelineError, match=r"Another a\.csv lies at the landing place and has not been taken yet"):
+    with pytest.raises(PipelineError, match=r"Another a\.csv is at the landing place and has not been read yet"):
         land_files([export(tmp_path, "b.csv"), export(tmp_path, "a.csv")], lake, COMPANY)
     assert {path.name for path in (lake.root / "landing").iterdir()} == {"a.csv"}
     assert scan_landing(lake, COMPANY, NOW).taken[0].supersedes == first.sha256
@@ -63,13 +63,13 @@ def test_a_file_that_somebody_still_writes_is_not_replaced(lake: DataLake, tmp_p
 @pytest.mark.parametrize(
     ("name", "data", "complaint"),
     [
-        ("notes.docx", b"nothing that anybody reads", "is no export that the pipeline can read"),
-        (".a.csv", CSV, "is hidden or named as a file that is not finished"),
-        ("a.csv.part", CSV, "is hidden or named as a file that is not finished"),
+        ("notes.docx", b"nothing that anybody reads", "is not an export that the pipeline can read"),
+        (".a.csv", CSV, "has the name of a hidden or unfinished file"),
+        ("a.csv.part", CSV, "has the name of a hidden or unfinished file"),
         ("a\\b.csv", CSV, "invisible characters or path separators"),
-        ("a.csv.gz", packed(CSV)[:-9], "is not whole, it is cut off"),
-        ("large.csv", CSV * 100_000, "more than the 3,000,000 that are allowed"),
-        ("bomb.csv.gz", packed(CSV * 100_000), "is not whole, it is longer than 3,000,000 bytes unpacked"),
+        ("a.csv.gz", packed(CSV)[:-9], "is truncated"),
+        ("large.csv", CSV * 100_000, "more than the 3,000,000 allowed"),
+        ("bomb.csv.gz", packed(CSV * 100_000), "is larger than 3,000,000 bytes when unpacked"),
     ],
 )
 def test_what_would_not_be_taken_is_not_landed(
@@ -88,7 +88,7 @@ def test_what_is_no_file_is_not_landed(lake: DataLake, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(PipelineError, match="folder is a folder"):
         land_files([tmp_path / "folder"], lake, COMPANY)
-    with pytest.raises(PipelineError, match=r"nothing\.csv is not there"):
+    with pytest.raises(PipelineError, match=r"nothing\.csv does not exist"):
         land_files([tmp_path / "nothing.csv"], lake, COMPANY)
     with pytest.raises(PipelineError, match="Two of the files have the same name"):
         land_files([export(tmp_path / "x", "a.csv"), export(tmp_path / "y", "a.csv")], lake, COMPANY)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.ingest.landing import Look, scan_landing
+from cs_pipeline.ingest.landing import LandingScan, scan_landing
 from cs_pipeline_tests.support.arrivals import (
     COMPANY,
     CSV,
@@ -69,7 +69,7 @@ def test_a_file_that_is_gone_when_it_is_looked_at_is_no_matter(lake: DataLake) -
 def test_what_is_no_longer_what_was_listed_waits(lake: DataLake, change: Callable[[Path], None]) -> None:
     path = moved(lake, "tickets.csv")
     with just_before("open", lambda: change(path)):
-        assert scan_landing(lake, COMPANY, NOW) == Look([], [], ["tickets.csv"], [])
+        assert scan_landing(lake, COMPANY, NOW) == LandingScan([], [], ["tickets.csv"], [])
     assert (deliveries(lake), kept(lake)) == ([], {})
 
 
@@ -79,7 +79,7 @@ def test_a_file_that_changes_while_it_is_read_waits(lake: DataLake, change: Call
     for function in ("readinto", "content"):
         os.utime(path, (1, 1))
         with just_before(function, lambda: change(path)):
-            assert scan_landing(lake, COMPANY, NOW) == Look([], [], ["tickets.csv"], [])
+            assert scan_landing(lake, COMPANY, NOW) == LandingScan([], [], ["tickets.csv"], [])
         assert (deliveries(lake), kept(lake)) == ([], {})
     looking = looks(lake)
     next(looking)

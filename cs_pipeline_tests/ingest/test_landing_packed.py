@@ -54,7 +54,7 @@ def test_of_a_gzip_that_is_cut_off_the_good_part_is_kept(lake: DataLake, share: 
     delivery, copy = taken(lake, "tickets.csv.gz", part)
     assert copy == zlib.decompressobj(31).decompress(part), "all that can be unpacked"
     assert MANY.startswith(copy)
-    assert delivery.damage == f"cut off: its gzip stream does not end; {len(copy):,} bytes could be unpacked"
+    assert delivery.damage == f"truncated: its gzip stream does not end; {len(copy):,} bytes could be unpacked"
 
 
 def test_of_a_gzip_with_a_wrong_byte_the_part_before_is_kept(lake: DataLake) -> None:
@@ -64,21 +64,21 @@ def test_of_a_gzip_with_a_wrong_byte_the_part_before_is_kept(lake: DataLake) -> 
     delivery, copy = taken(lake, "tickets.csv.gz", bytes(broken))
     assert len(MANY) // 3 < len(copy) < len(MANY)
     assert copy[: len(MANY) // 3] == MANY[: len(MANY) // 3]
-    assert delivery.damage == f"no sound gzip after {len(copy):,} unpacked bytes"
+    assert delivery.damage == f"not valid gzip after {len(copy):,} unpacked bytes"
 
 
 @pytest.mark.parametrize("data", [packed(MANY)[:-8] + b"wrongsum", packed(MANY) + b"more"], ids=["sum", "more"])
 def test_a_gzip_with_a_wrong_end_is_damaged(lake: DataLake, data: bytes) -> None:
     delivery, copy = taken(lake, "tickets.csv.gz", data)
     assert copy == MANY
-    assert delivery.damage == f"no sound gzip after {len(MANY):,} unpacked bytes"
+    assert delivery.damage == f"not valid gzip after {len(MANY):,} unpacked bytes"
 
 
 def test_a_zip_bomb_is_cut_at_the_limit(lake: DataLake) -> None:
     bomb = packed(CSV + bytes(50_000_000))
     delivery, copy = taken(lake, "bomb.csv.gz", bomb, Company(file_bytes=3_000_000))
     assert copy == CSV + bytes(3_000_000 - len(CSV))
-    assert delivery.damage == "longer than 3,000,000 bytes unpacked"
+    assert delivery.damage == "larger than 3,000,000 bytes when unpacked"
 
 
 @pytest.mark.parametrize("less", [0, 1])

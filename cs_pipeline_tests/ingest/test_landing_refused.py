@@ -43,7 +43,7 @@ def test_what_is_no_plain_file_is_refused_at_each_look(lake: DataLake) -> None:
         assert "link" in reasons["link.csv"]
         assert reasons["link.csv"] == reasons["nowhere.csv"]
         assert "folder" in reasons["folder"]
-        assert "no plain file" in reasons["pipe.csv"]
+        assert "not a regular file" in reasons["pipe.csv"]
         assert reasons["pipe.csv"] == reasons["socket.csv"]
         assert all(": " in reason for reason in reasons.values()), "each says what to do"
         assert (found.taken, found.waiting) == ([], [])
@@ -112,7 +112,7 @@ def test_a_file_that_may_not_be_read_is_refused_until_it_may(lake: DataLake) -> 
         assert names(found.taken) == ["tickets.csv"]
         [(name, reason)] = found.refused
         assert name == "secret.csv"
-        assert reason == "cannot be read: Permission denied; fix its rights, or put it there again"
+        assert reason == "cannot be read: Permission denied; fix its permissions or land it again"
 
     in_processes(1, take)
     secret.chmod(0o600)
@@ -124,6 +124,6 @@ def test_a_larger_file_than_allowed_is_refused_until_it_is_allowed(lake: DataLak
     [(name, reason)] = scan_landing(lake, Company(file_bytes=len(CSV) - 1), NOW).refused
     assert name == "tickets.csv"
     assert reason.startswith(
-        f"has {len(CSV)} bytes, more than the {len(CSV) - 1} that are allowed: split it, or raise file_bytes"
+        f"has {len(CSV)} bytes, more than the {len(CSV) - 1} allowed: split it, or raise file_bytes"
     )
     assert scan_landing(lake, Company(file_bytes=len(CSV)), NOW).taken[0].damage is None

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import Look, kept_copy, scan_landing
+from cs_pipeline.ingest.landing import LandingScan, kept_copy, scan_landing
 from cs_pipeline.ingest.place import landing_place
 from cs_pipeline_tests.support.arrivals import (
     CSV,
@@ -54,7 +54,7 @@ def test_remote_objects_are_taken_when_they_are_seen(lake: DataLake, memory: Mem
     assert first.name == "tickets.csv.gz"
     assert kept(lake) == {first.sha256: CSV}
     assert {name for name, _ in found.refused} == {"folder", r"'a\\b\n.csv'"}
-    assert next(looking) == Look([], [], [], found.refused)
+    assert next(looking) == LandingScan([], [], [], found.refused)
     memory.pipe_file("/bucket/landing/copy.csv.gz", memory.cat_file("/bucket/landing/tickets.csv.gz"))
     assert next(looking).duplicates == [("copy.csv.gz", "tickets.csv.gz")]
     memory.rm("/bucket/landing/copy.csv.gz")
@@ -80,7 +80,7 @@ def test_remote_objects_that_change_or_go_while_they_are_read(lake: DataLake, me
     ):
         memory.pipe_file(path, CSV)
         with just_before(function, change):
-            assert scan_landing(lake, IN_MEMORY, NOW) == Look([], [], expected, [])
+            assert scan_landing(lake, IN_MEMORY, NOW) == LandingScan([], [], expected, [])
     assert (deliveries(lake), kept(lake)) == ([], {})
 
 

@@ -19,8 +19,8 @@ DAY = NOON.date()
 def deliver(ledger: Ledger, name: str, content: str, now: datetime = NOON) -> Delivery:
     """Content that lies under ``name`` is seen and taken."""
     identity = f"{name} {content}"
-    ledger.sight([Sighting(name, identity, None, now.isoformat())])
-    return ledger.take(name, identity, content, len(content), None, now)
+    ledger.update_sightings([Sighting(name, identity, None, now.isoformat())])
+    return ledger.add_delivery(name, identity, content, len(content), None, now)
 
 
 def contents(deliveries: list[Delivery]) -> list[str]:
@@ -71,7 +71,7 @@ def in_processes(count: int, work: Callable[[int], None]) -> None:
 def test_first_uses_at_once_make_one_ledger(lake: DataLake) -> None:
     def use(number: int) -> None:
         with Ledger(lake) as ledger:
-            ledger.bury("row", str(number), ledger.key.hex())
+            ledger.add_tombstone("row", str(number), ledger.key.hex())
 
     in_processes(8, use)
     with Ledger(lake) as ledger:
@@ -117,15 +117,15 @@ def test_people_and_rows_are_hashed_with_the_key(lake: DataLake) -> None:
         def expected(text: str) -> str:
             return hmac.new(ledger.key, text.encode(), hashlib.sha256).hexdigest()[:16]
 
-        assert ledger.subject("jane@example.org") == expected("subject\0jane@example.org")
-        assert ledger.subject("  Jane@Example.ORG\n") == ledger.subject("jane@example.org")
-        assert ledger.subject("STRASSE") == ledger.subject("straße")
-        assert ledger.row("c-1", "Where is it?", "Here.") == expected("row\0c-1\0Where is it?\0Here.")
-        assert ledger.row("c-1", "where is it?", "Here.") != ledger.row("c-1", "Where is it?", "Here.")
-        assert ledger.row("x") != ledger.subject("x")
-        assert len(ledger.row("half a character: \ud83d")) == 16
+        assert ledger.hash_subject("jane@example.org") == expected("subject\0jane@example.org")
+        assert ledger.hash_subject("  Jane@Example.ORG\n") == ledger.hash_subject("jane@example.org")
+        assert ledger.hash_subject("STRASSE") == ledger.hash_subject("straße")
+        assert ledger.hash_row("c-1", "Where is it?", "Here.") == expected("row\0c-1\0Where is it?\0Here.")
+        assert ledger.hash_row("c-1", "where is it?", "Here.") != ledger.hash_row("c-1", "Where is it?", "Here.")
+        assert ledger.hash_row("x") != ledger.hash_subject("x")
+        assert len(ledger.hash_row("half a character: \ud83d")) == 16
     with Ledger(DataLake(lake.root / "other")) as other:
-        assert other.subject("jane@example.org") != ledger.subject("jane@example.org")
+        assert other.hash_subject("jane@example.org") != ledger.hash_subject("jane@example.org")
 
 
 # Deliveries
@@ -134,8 +134,8 @@ def test_people_and_rows_are_hashed_with_the_key(lake: DataLake) -> None:
 def test_a_delivery_says_all_that_is_known(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         evening_in_new_york = datetime(2026, 3, 14, 22, 30, tzinfo=timezone(timedelta(hours=-4)))
-        ledger.sight([Sighting("a.csv", "1", "7", NOON.isoformat())])
-        taken = ledger.take("a.csv", "1", "A", 11, "cut off", evening_in_new_york)
+        ledger.update_sightings([Sighting("a.csv", "1", "7", NOON.isoformat())])
+        taken = ledger.add_delivery("a.csv", "1", "A", 11, "cut off", evening_in_new_york)
         assert taken == Delivery(
             sha256="A",
             name="a.csv",
@@ -234,33 +234,33 @@ def test_a_sighting_lasts_as_long_as_its_content(lake: DataLake) -> None:
         return Sighting(name, identity, "9223372036854775808", (NOON + timedelta(minutes=minute)).isoformat())
 
     with Ledger(lake) as ledger:
-        assert ledger.sight([seen("a", "1", 0), seen("b", "1", 0), seen("gone", "1", 0)]) == {}
-        ledger.take("a", "1", "A", 1, None, NOON)
-        before = ledger.sight([seen("a", "1", 1), seen("b", "2", 1)])
+        assert ledger.update_sightings([seen("a", "1", 0), seen("b", "1", 0), seen("gone", "1", 0)]) == {}
+        ledger.add_delivery("a", "1", "A", 1, None, NOON)
+        before = ledger.update_sightings([seen("a", "1", 1), seen("b", "2", 1)])
         assert before["b"] == seen("b", "1", 0)
         assert before["a"].sha256 == "A"
         assert set(before) == {"a", "b", "gone"}
         now = ledger.sightings()
         assert now == {"a": before["a"], "b": seen("b", "2", 1)}
-        ledger.sight([seen("a", "2", 2)])
+        ledger.update_sightings([seen("a", "2", 2)])
         assert ledger.sightings() == {"a": seen("a", "2", 2)}, "other content was not read"
 
 
 def test_content_that_changed_since_it_was_listed_is_not_noted_as_read(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
-        ledger.sight([Sighting("a", "2", None, "")])
-        ledger.take("a", "1", "A", 1, None, NOON)
+        ledger.update_sightings([Sighting("a", "2", None, "")])
+        ledger.add_delivery("a", "1", "A", 1, None, NOON)
         assert ledger.sightings()["a"].sha256 is None
 
 
 def test_vouching_replaces_what_was_seen_but_not_what_was_read(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
-        ledger.sight([Sighting(name, "1", None, "before") for name in ("read", "other", "seen")])
+        ledger.update_sightings([Sighting(name, "1", None, "before") for name in ("read", "other", "seen")])
         for name in ("read", "other"):
-            ledger.take(name, "1", name, 1, None, NOON)
+            ledger.add_delivery(name, "1", name, 1, None, NOON)
         vouched = [Sighting(name, identity, None, "whole") for name, identity in
                    (("read", "1"), ("other", "2"), ("seen", "1"), ("new", "1"))]  # fmt: skip
-        ledger.vouch(vouched)
+        ledger.replace_sightings(vouched)
         assert ledger.sightings() == {s.name: s for s in vouched} | {
             "read": Sighting("read", "1", None, "before", "read")
         }
@@ -272,8 +272,8 @@ def test_vouching_replaces_what_was_seen_but_not_what_was_read(lake: DataLake) -
 def test_tombstones_and_releases_stay(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         for why in ("asked by letter", "asked again"):
-            ledger.bury("subject", "aa", why)
-            ledger.bury("row", "bb", why)
+            ledger.add_tombstone("subject", "aa", why)
+            ledger.add_tombstone("row", "bb", why)
             ledger.release("cc", "jo", why)
     with Ledger(lake) as ledger:
         assert ledger.tombstones() == Tombstones(frozenset({"aa"}), frozenset({"bb"}))
@@ -281,7 +281,7 @@ def test_tombstones_and_releases_stay(lake: DataLake) -> None:
         kept = ledger._db.execute("SELECT why FROM tombstones UNION SELECT why FROM releases").fetchall()
         assert kept == [("asked by letter",)]
         with pytest.raises(PipelineError, match="CHECK constraint"):
-            ledger.bury("person", "aa", "")  # type: ignore[arg-type]
+            ledger.add_tombstone("person", "aa", "")  # type: ignore[arg-type]
 
 
 # What is wrong with the database is told
@@ -292,9 +292,9 @@ def test_a_step_that_fails_leaves_nothing(lake: DataLake) -> None:
         deliver(ledger, "a.csv", "A")
         ledger._db.execute("DROP TABLE names")
         with pytest.raises(PipelineError, match="no such table: names"):
-            ledger.take("b.csv", "1", "B", 1, None, NOON)
+            ledger.add_delivery("b.csv", "1", "B", 1, None, NOON)
         assert contents(ledger.deliveries()) == ["A"]
-        ledger.bury("row", "bb", "the next step works")
+        ledger.add_tombstone("row", "bb", "the next step works")
 
 
 def test_a_damaged_ledger_is_told(lake: DataLake) -> None:

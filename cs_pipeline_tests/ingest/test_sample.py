@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from cs_pipeline.ingest import sample
-from cs_pipeline.ingest.sample import COLUMNS, sample_rows
+from cs_pipeline.ingest.files import BITEXT_COLUMNS
+from cs_pipeline.ingest.sample import sample_rows
 
 GRAMMAR_TEXT = Path(sample.__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 GRAMMAR = yaml.safe_load(GRAMMAR_TEXT)
@@ -63,7 +64,7 @@ def sha256(rows: pd.DataFrame) -> str:
 
 
 def test_columns_of_text_without_gaps(rows: pd.DataFrame) -> None:
-    assert list(rows.columns) == COLUMNS
+    assert list(rows.columns) == list(BITEXT_COLUMNS)
     assert (rows.dtypes == "str").all()
     assert rows.notna().all(axis=None)
     assert (rows == rows.apply(lambda column: column.str.strip())).all(axis=None)
@@ -84,7 +85,7 @@ def test_intents_have_equal_shares_and_come_in_order(rows: pd.DataFrame) -> None
 
 def test_intents_and_categories_are_those_of_bitext(rows: pd.DataFrame, bitext_csv: Path) -> None:
     real = pd.read_csv(bitext_csv)
-    assert list(real.columns) == COLUMNS
+    assert list(real.columns) == list(BITEXT_COLUMNS)
     assert set(zip(rows["intent"], rows["category"], strict=True)) == set(
         zip(real["intent"], real["category"], strict=True)
     )

@@ -18,13 +18,13 @@ from upath.implementations.memory import MemoryPath
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.ingest.landing import Look, scan_landing
+from cs_pipeline.ingest.landing import LandingScan, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 DAY = NOW.date()
 COMPANY = Company()
-NOTHING = Look([], [], [], [])
+NOTHING = LandingScan([], [], [], [])
 CSV = b"question,answer\nWhere is my parcel?,It is on its way to you.\n"
 
 
@@ -65,7 +65,7 @@ def kept(lake: DataLake) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in lake.path("ingest", "landed").iterdir()}
 
 
-def looks(lake: DataLake, company: Company = COMPANY) -> Iterator[Look]:
+def looks(lake: DataLake, company: Company = COMPANY) -> Iterator[LandingScan]:
     """Looks a minute apart."""
     for minute in range(1000):
         yield scan_landing(lake, company, NOW + timedelta(minutes=minute))

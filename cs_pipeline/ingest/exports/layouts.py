@@ -1,32 +1,30 @@
-"""How a file holds its records: lines, rows of CSV, elements of JSON lists. Each is found with its span, sound or not.
+"""How a file stores its records: lines, rows of CSV, elements of JSON lists. Finds the span of each, valid or not.
 
-Where the records begin and end depends on the bytes alone, never on company.yaml, and on no other record's content.
+Where a record begins and ends depends on the bytes alone: not on company.yaml, and not on what other records say.
 """
 
 import csv
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from cs_pipeline.ingest.exports.source import LONGEST, TOO_LONG, ExportBytes
+from cs_pipeline.ingest.exports.records import ExportKind, JsonObject
+from cs_pipeline.ingest.exports.source import MAX_RECORD_BYTES, TOO_LONG, ExportBytes
 
-QUOTES = "its quotes do not match"
-BREAKS_OFF = "the JSON breaks off here"
-AFTER_THE_END = "stands after the end of the JSON"
+_UNMATCHED_QUOTES = "its quotes do not match"
+_TRUNCATED = "the JSON breaks off here"
+_AFTER_THE_END = "follows the end of the JSON"
 
-# A string as a whole; a quote alone is one that never ends.
+# A complete string; a quote alone opens a string that never ends.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
-# Where a list of an export begins. Inside of a text its quotes would have backslashes before them.
-_LIST = re.compile(rb'"(?:tickets|conversations)"\s*+:\s*+\[')
-_USERS = re.compile(rb'"users"\s*+:\s*+\[')
 _TABS = re.compile(rb"\t++[\r\n]*+")
 _REDACTED_REST = re.compile(rb"[ \r\n]*+\t++[ \t\r\n]*+")
 
 
 class Layout(StrEnum):
-    """How a file holds its records; JSON is a document with a list of them."""
+    """How a file stores its records; JSON is one document with a list of them."""
 
     CSV = "CSV"
     LINES = "JSON Lines"
@@ -37,17 +35,22 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True)
 class Format:
-    """How a file is read; ``content`` says what it is, for people."""
+    """How to read a file; ``content`` describes it to users, ``kinds`` are those that its JSON objects may be of."""
 
     layout: Layout
     content: str
+    kinds: tuple[ExportKind, ...] = ()
 
     def __str__(self) -> str:
         return self.content
 
+    def kind_of(self, element: JsonObject) -> ExportKind | None:
+        """The kind of which the JSON object is a record; None for a row of a table."""
+        return next((kind for kind in self.kinds if kind.is_record(element)), None)
+
 
 class Piece(NamedTuple):
-    """A record's span, what is wrong with it, and the fields of a row of CSV."""
+    """The span of a record, what is wrong with it, and the fields of a CSV row."""
 
     start: int
     end: int
@@ -55,21 +58,21 @@ class Piece(NamedTuple):
     fields: list[str] | None = None
 
 
-def pieces(layout: Layout, source: ExportBytes) -> Iterator[Piece]:
-    """The records of any layout but Parquet, in order; a record's place is its number in this sequence, from 0."""
-    if layout is Layout.CSV:
+def pieces(format: Format, source: ExportBytes) -> Iterator[Piece]:
+    """The records of any layout except Parquet, in order. A record's index is its position in this sequence, from 0."""
+    if format.layout is Layout.CSV:
         return csv_rows(source, csv_header(source)[1])
-    return elements(source) if layout is Layout.DOCUMENT else lines(source)
+    return elements(source, format.kinds) if format.layout is Layout.DOCUMENT else _lines(source)
 
 
-def lines(source: ExportBytes) -> Iterator[Piece]:
-    """A piece for each line, without its end; blank ones too."""
+def _lines(source: ExportBytes) -> Iterator[Piece]:
+    """Each line without its line break, blank lines too."""
     for start, end in source.lines(source.begin, len(source.data)):
-        yield Piece(start, _without_end(source, start, end))
+        yield Piece(start, _without_line_break(source, start, end))
 
 
 def csv_header(source: ExportBytes) -> tuple[list[str], str]:
-    """The fields of the first row, stripped, and the delimiter (comma, semicolon or tab) that gives the most."""
+    """The stripped fields of the first row, and the delimiter (comma, semicolon or tab) that gives most fields."""
     best: tuple[list[str], str] = ([], ",")
     for delimiter in ",;\t":
         first = next(csv_rows(source, delimiter), None)
@@ -79,27 +82,28 @@ def csv_header(source: ExportBytes) -> tuple[list[str], str]:
 
 
 def csv_rows(source: ExportBytes, delimiter: str) -> Iterator[Piece]:
-    """A piece for each row of RFC 4180, the header and blank lines too, without its end.
+    """Each row of RFC 4180 without its line break, header and blank lines too.
 
-    Where quotes do not match, the line that the row begins on is a piece with a problem, and the next line begins another
-    row. So every line is in one piece, and a quote that is never closed costs its own line.
+    If the quotes of a row do not match, the line on which it begins is a piece with a problem, and the next line begins
+    another row. So every line is in exactly one piece, and a quote that is never closed costs only its own line.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), LONGEST))  # for the whole process; 128 KB without
+    # This limit is global to the process; the default is 128 KB.
+    csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
     begin = source.begin
     while begin < len(source.data):
         feed = _Feed(source, begin)
-        for fields in _sound_rows(feed, delimiter):
-            yield Piece(feed.start, _without_end(source, feed.start, feed.end), fields=fields)
+        for fields in _valid_rows(feed, delimiter):
+            yield Piece(feed.start, _without_line_break(source, feed.start, feed.end), fields=fields)
             feed.start = feed.first = feed.end
         if feed.first == feed.start:
             return
-        problem = TOO_LONG if feed.first - feed.start > LONGEST else QUOTES
-        yield Piece(feed.start, _without_end(source, feed.start, feed.first), problem)
+        problem = TOO_LONG if feed.first - feed.start > MAX_RECORD_BYTES else _UNMATCHED_QUOTES
+        yield Piece(feed.start, _without_line_break(source, feed.start, feed.first), problem)
         begin = feed.first
 
 
 class _Feed:
-    """Gives lines to csv.reader; between ``start`` and ``end`` stands what the present row took, ``first`` its line."""
+    """Feeds lines to csv.reader. The current row spans ``start`` to ``end``; its first line ends at ``first``."""
 
     def __init__(self, source: ExportBytes, begin: int) -> None:
         self.source = source
@@ -113,7 +117,7 @@ class _Feed:
         start, end = next(self.lines)
         if self.first == self.start:
             self.first = end
-        if end - self.start > LONGEST:
+        if end - self.start > MAX_RECORD_BYTES:
             raise _TooLongError
         self.end = end
         return self.source.data[start:end].decode(errors="surrogateescape")
@@ -123,71 +127,77 @@ class _TooLongError(Exception):
     pass
 
 
-def _sound_rows(feed: _Feed, delimiter: str) -> Iterator[list[str]]:
-    """Rows up to the end of the file or the first row that is not sound."""
+def _valid_rows(feed: _Feed, delimiter: str) -> Iterator[list[str]]:
+    """Rows up to the end of the file or the first invalid row."""
     try:
         yield from csv.reader(feed, delimiter=delimiter, strict=True)
     except (csv.Error, _TooLongError):
         return
 
 
-def is_document(source: ExportBytes) -> bool:
-    """Whether JSON is one list, or an object with a list of tickets or conversations; else it is an object a line."""
-    return _first_list(source) is not None
+def is_document(source: ExportBytes, kinds: Sequence[ExportKind]) -> bool:
+    """Whether JSON is one list, or an object with a list of some kind's records; otherwise it is one object per line."""
+    return _first_list(source, _list_of(*(kind.list_key for kind in kinds))) is not None
 
 
-def elements(source: ExportBytes) -> Iterator[Piece]:
-    """A piece for each element of the lists of a JSON document.
+def elements(source: ExportBytes, kinds: Sequence[ExportKind]) -> Iterator[Piece]:
+    """Each element of a JSON document's lists of records.
 
-    From where its structure breaks, by a cut or by brackets that are too few or too many, the rest is one piece.
+    Where the structure breaks, because the file was truncated or brackets do not match, the rest is one piece.
     """
+    any_list = _list_of(*(kind.list_key for kind in kinds))
     after = end = len(source.data)
-    if (start := _first_list(source)) is not None:
+    if (start := _first_list(source, any_list)) is not None:
         after = yield from _array(source, start)
-        if source.data[source.after_blanks(source.begin, end)] == ord("["):
+        if source.data[source.skip_blanks(source.begin, end)] == ord("["):
             if not source.is_blank(after, end):
-                yield Piece(source.after_blanks(after, end), end, AFTER_THE_END)
+                yield Piece(source.skip_blanks(after, end), end, _AFTER_THE_END)
             return
-    while (found := _LIST.search(source.data, after)) is not None:
+    while (found := any_list.search(source.data, after)) is not None:
         after = yield from _array(source, found.end())
 
 
-def _first_list(source: ExportBytes) -> int | None:
-    """Where the content of a document's first list of records begins; None for JSON that is an object a line."""
-    start = source.after_blanks(source.begin, len(source.data))
+def people(source: ExportBytes, key: str) -> Iterator[Piece]:
+    """Each element of the list at ``key`` that a JSON document may have beside its records."""
+    start = source.skip_blanks(source.begin, len(source.data))
+    if source.data[start : start + 1] == b"{" and (found := _list_of(key).search(source.data, start)) is not None:
+        yield from _array(source, found.end())
+
+
+def _list_of(*keys: str) -> re.Pattern[bytes]:
+    """Matches where a list begins under one of these keys. Inside a text, its quotes would be escaped."""
+    return re.compile(rb'"(?:%s)"\s*+:\s*+\[' % b"|".join(re.escape(key.encode()) for key in keys))
+
+
+def _first_list(source: ExportBytes, any_list: re.Pattern[bytes]) -> int | None:
+    """Where the content of a document's first list of records begins; None for JSON with one object per line."""
+    start = source.skip_blanks(source.begin, len(source.data))
     if source.data[start : start + 1] == b"[":
         found = start + 1
-    elif source.data[start : start + 1] == b"{" and (place := _key_of_list(source, start)) is not None:
-        found = place
+    elif source.data[start : start + 1] == b"{" and (begin := _shallow_list(source, start, any_list)) is not None:
+        found = begin
     else:
         return None
-    # Lines of tabs stand for lines that were redacted: the file is what it was before.
+    # Lines of tabs are redacted lines, so the file is still JSON Lines.
     redacted = any(_TABS.fullmatch(source.data, *line) for line in source.lines(source.begin, found))
     return None if redacted else found
 
 
-def _key_of_list(source: ExportBytes, start: int) -> int | None:
-    """Where the list begins that the object at ``start``, or an object in it, has under the key of an export."""
+def _shallow_list(source: ExportBytes, start: int, any_list: re.Pattern[bytes]) -> int | None:
+    """Where a list of records begins in the object at ``start`` or in an object directly inside it."""
     depth = 0
     for token in _TOKEN.finditer(source.data, start):
         first = source.data[token.start()]
         if first in b"[{":
             depth += 1
         elif first == ord('"'):
-            if depth <= 2 and (found := _LIST.match(source.data, token.start())) is not None:
+            if depth <= 2 and (found := any_list.match(source.data, token.start())) is not None:
                 return found.end()
         elif first in b"]}":
             depth -= 1
             if not depth:
                 return None
     return None
-
-
-def users(source: ExportBytes) -> Iterator[Piece]:
-    """A piece for each element of the list of users that a JSON document may carry beside its tickets."""
-    start = source.after_blanks(source.begin, len(source.data))
-    if source.data[start : start + 1] == b"{" and (found := _USERS.search(source.data, start)) is not None:
-        yield from _array(source, found.end())
 
 
 def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
@@ -205,7 +215,7 @@ def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
                 yield Piece(*source.trimmed(start, token.start()))
                 start = token.end()
         elif depth:
-            # Whether it is the right bracket, the element's own parser will say.
+            # The element's own parser checks whether the bracket is the right one.
             depth -= 1
         elif first == ord("]"):
             yield Piece(*source.trimmed(start, token.start()))
@@ -213,13 +223,13 @@ def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
         else:
             break
     end = len(source.data)
-    # Tabs stand for a rest that was redacted: brackets to close the list might not fit in its place.
+    # Tabs are a redacted rest: there may be no room for the bracket that would close the list.
     redacted = _REDACTED_REST.fullmatch(source.data, start) is not None
-    yield Piece(source.after_blanks(start, end), end, None if redacted else BREAKS_OFF)
+    yield Piece(source.skip_blanks(start, end), end, None if redacted else _TRUNCATED)
     return end
 
 
-def _without_end(source: ExportBytes, start: int, end: int) -> int:
+def _without_line_break(source: ExportBytes, start: int, end: int) -> int:
     while end > start and source.data[end - 1] in b"\r\n":
         end -= 1
     return end

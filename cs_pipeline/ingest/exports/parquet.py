@@ -1,4 +1,4 @@
-"""Parquet files of conversations: read and redacted a few rows at a time."""
+"""Parquet files of conversations, read and redacted in batches of rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,58 +9,57 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.company import Columns, Company
 from cs_pipeline.core.lake import PRIVATE, atomic_file
-from cs_pipeline.ingest.exports.records import Bad, Record, UnusableError
-from cs_pipeline.ingest.exports.source import LONGEST, SAMPLE, TOO_LONG
+from cs_pipeline.ingest.exports.records import BadRecord, Record, UnusableError
+from cs_pipeline.ingest.exports.source import EXCERPT_LENGTH, MAX_RECORD_BYTES, TOO_LONG
 from cs_pipeline.ingest.exports.tables import UNKNOWN_COLUMNS, columns_of, record_of_row
 
-NOT_SOUND = "is no sound Parquet from here on"
-_ROWS = 1_000
-"""Rows held in memory at a time."""
+_INVALID = "is not valid Parquet from here on"
+_BATCH_ROWS = 1_000
 
 _ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
-"""What Arrow raises for broken pages, and for values that Python cannot hold."""
+"""Raised by Arrow for broken pages and for values that Python cannot represent."""
 
 
-def read_parquet(path: Path, company: Company) -> Iterator[Record | Bad]:
-    """The rows; one whose columns that matter are all null is none. A row group that breaks is bad from there on."""
+def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
+    """The rows, except those that are null in every column that matters. A broken row group is bad from there on."""
     try:
         file = _opened(path)
     except _ERRORS:
-        yield Bad(0, None, NOT_SOUND, "")
+        yield BadRecord(0, None, _INVALID, "")
         return
     if sum(file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)) > company.file_bytes:
-        yield Bad(0, None, "is longer, unpacked, than company.yaml's file_bytes", "")
+        yield BadRecord(0, None, "is larger, when unpacked, than file_bytes in company.yaml", "")
         return
     names = file.schema_arrow.names
     columns = columns_of(names, company)
     wanted = names if columns is None else [name for name in columns.model_dump().values() if name is not None]
     first = 0
     for group in range(file.num_row_groups):
-        place, end = first, first + file.metadata.row_group(group).num_rows
+        index, end = first, first + file.metadata.row_group(group).num_rows
         try:
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=wanted):
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted):
                 for row in _rows(batch):
-                    if (item := _item(place, row, columns, company)) is not None:
+                    if (item := _item(index, row, columns, company)) is not None:
                         yield item
-                    place += 1
-            broken = place < end  # a broken page may end a column early without an error
+                    index += 1
+            broken = index < end  # a broken page can end a column early without an error
         except _ERRORS:
             broken = True
         if broken:
-            yield Bad(place, None, NOT_SOUND, "")
+            yield BadRecord(index, None, _INVALID, "")
         first = end
 
 
 def parquet_columns(path: Path) -> list[str] | None:
-    """The names of the columns; None where the file is no Parquet."""
+    """The names of the columns; None if the file is not Parquet."""
     try:
         return _opened(path).schema_arrow.names
     except _ERRORS:
         return None
 
 
-def redact_parquet(path: Path, places: set[int]) -> None:
-    """Makes the rows at ``places`` null in every column. Rows that cannot be read become null too."""
+def redact_parquet(path: Path, indices: set[int]) -> None:
+    """Sets the rows at ``indices`` to null in every column. Rows that cannot be read become null too."""
     try:
         file = _opened(path)
     except _ERRORS:
@@ -71,19 +70,19 @@ def redact_parquet(path: Path, places: set[int]) -> None:
     with atomic_file(path, PRIVATE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         first = 0
         for group in range(file.num_row_groups):
-            place, end = first, first + file.metadata.row_group(group).num_rows
+            index, end = first, first + file.metadata.row_group(group).num_rows
             try:
-                for batch in file.iter_batches(_ROWS, row_groups=[group]):
-                    kept = [None if place + row in places else row for row in range(batch.num_rows)]
+                for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
+                    kept = [None if index + row in indices else row for row in range(batch.num_rows)]
                     taken = pa.Table.from_batches([batch]).take(pa.array(kept, pa.int64()))
-                    # A dictionary would keep the values that no row has any more.
+                    # A dictionary would keep values that no row uses any more.
                     columns = [column.cast(field.type) for column, field in zip(taken.columns, schema, strict=True)]
                     writer.write_table(pa.table(columns, schema=schema))
-                    place += batch.num_rows
+                    index += batch.num_rows
             except _ERRORS:
-                pass  # what could not be read becomes null, as does what a broken page left out
-            for start in range(place, end, _ROWS):
-                writer.write_table(schema.empty_table().take(pa.nulls(min(_ROWS, end - start), pa.int64())))
+                pass  # rows that could not be read, or that a broken page left out, become null
+            for start in range(index, end, _BATCH_ROWS):
+                writer.write_table(schema.empty_table().take(pa.nulls(min(_BATCH_ROWS, end - start), pa.int64())))
             first = end
 
 
@@ -91,23 +90,25 @@ def _opened(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def _item(place: int, row: dict[str, Any] | str, columns: Columns | None, company: Company) -> Record | Bad | None:
+def _item(
+    index: int, row: dict[str, Any] | str, columns: Columns | None, company: Company
+) -> Record | BadRecord | None:
     if isinstance(row, str):
-        return Bad(place, None, row, "")
+        return BadRecord(index, None, row, "")
     if all(value is None for value in row.values()):
         return None
     try:
         if columns is None:
             raise UnusableError(UNKNOWN_COLUMNS)
-        if sum(len(value) for value in row.values() if isinstance(value, str)) > LONGEST:
+        if sum(len(value) for value in row.values() if isinstance(value, str)) > MAX_RECORD_BYTES:
             raise UnusableError(TOO_LONG)
-        return record_of_row((place, None, None), row, columns, company)
+        return record_of_row((index, None, None), row, columns, company)
     except UnusableError as error:
-        return Bad(place, None, str(error), str(row)[:SAMPLE])
+        return BadRecord(index, None, str(error), str(row)[:EXCERPT_LENGTH])
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """The rows as Python values; instead of one that Python cannot hold, why."""
+    """The rows as Python values; for a row that Python cannot represent, the reason."""
     try:
         yield from batch.to_pylist()
     except _ERRORS:

@@ -1,149 +1,162 @@
-"""From the pieces of a file to records."""
+"""Turns the pieces of a file into records."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from cs_pipeline.company import Company
-from cs_pipeline.ingest.exports.helpscout import is_conversation, record_of_conversation
-from cs_pipeline.ingest.exports.layouts import Format, Layout, Piece, csv_header, pieces, users
+from cs_pipeline.ingest.exports.layouts import Format, Layout, Piece, csv_header, people, pieces
 from cs_pipeline.ingest.exports.parquet import read_parquet
-from cs_pipeline.ingest.exports.records import Bad, Record, UnusableError, Where
+from cs_pipeline.ingest.exports.records import BadRecord, ExportKind, JsonObject, Location, Record, UnusableError, as_id
 from cs_pipeline.ingest.exports.source import ExportBytes
-from cs_pipeline.ingest.exports.tables import UNKNOWN_COLUMNS, columns_of, columns_of_object, record_of_row
-from cs_pipeline.ingest.exports.transcript import is_head, record_of_line
-from cs_pipeline.ingest.exports.zendesk import is_ticket, record_of_ticket, user_id
+from cs_pipeline.ingest.exports.tables import (
+    UNKNOWN_COLUMNS,
+    columns_of,
+    columns_of_object,
+    record_of_line,
+    record_of_row,
+)
 
 REDACTED_HEADER = ',;\t"\r\n '
-"""What is left of a first row that was redacted: it still tells what stands between fields."""
+"""The characters that redaction keeps of a table's first row, so that the delimiter is still recognised."""
 
-UNKNOWN_KIND = "its name's ending is of no known kind"
-
-Interpreter = Callable[[Where, Piece], Record | None]
-"""Makes the record of a piece, None for what is none. Raises UnusableError."""
+_Interpreter = Callable[[Location, Piece], Record | None]
+"""Makes the record of a piece, None if it holds none. Raises UnusableError."""
 
 
-def read(format: Format | None, path: Path, company: Company) -> Iterator[Record | Bad]:
-    """The records of the unpacked file at ``path``, in its order, as a stream; ``format`` None: all of it is bad.
+def read(format: Format | None, path: Path, company: Company) -> Iterator[Record | BadRecord]:
+    """Streams the records of the unpacked file at ``path``, in order. If ``format`` is None, the file is one bad record.
 
-    Blank lines, JSON's null, rows of nulls and what was redacted are no records, but have their place.
+    Blank lines, JSON's null, rows of nulls and redacted records are skipped, but count in the index of those after them.
     """
     source = ExportBytes.of(path)
     if source.size == 0:
-        yield Bad(0, 0, "is empty", "")
+        yield BadRecord(0, 0, "is empty", "")
     elif format is None:
-        whole = Piece(source.begin, len(source.data))
-        yield from _items(source, [whole], _none_of_it)
+        yield from _records(source, [Piece(source.begin, len(source.data))], _refuse)
     elif format.layout is Layout.PARQUET:
         yield from read_parquet(path, company)
     else:
         if format.layout is Layout.CSV:
-            interpret = _rows(source, company)
+            interpret = _row_interpreter(source, company)
         elif format.layout is Layout.TRANSCRIPT:
-            interpret = _turns(source, company)
+            interpret = _line_interpreter(source, company)
         else:
-            interpret = _objects(source, company, users(source) if format.layout is Layout.DOCUMENT else ())
-        yield from _items(source, pieces(format.layout, source), interpret)
+            interpret = _object_interpreter(format, source, company)
+        yield from _records(source, pieces(format, source), interpret)
 
 
-def first_objects(format: Format, path: Path, most: int) -> Iterator[dict[str, Any]]:
-    """The JSON objects among the first ``most`` pieces of a file."""
+def first_objects(format: Format, path: Path, limit: int) -> Iterator[dict[str, Any]]:
+    """The JSON objects among the first ``limit`` pieces of a file."""
     source = ExportBytes.of(path)
-    for piece in islice(pieces(format.layout, source), most):
-        if (element := is_readable(source, piece)) is not None:
+    for piece in islice(pieces(format, source), limit):
+        if (element := valid_object(source, piece)) is not None:
             yield element
 
 
-def is_readable(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
-    """The JSON object that a piece is, None where it is none or not sound."""
+def valid_object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
+    """The JSON object of a piece, None if it holds none or is not valid."""
     try:
         return _object(source, piece)
     except UnusableError:
         return None
 
 
-def _items(source: ExportBytes, found: Iterable[Piece], interpret: Interpreter) -> Iterator[Record | Bad]:
-    for place, piece in enumerate(found):
+def id_in(
+    source: ExportBytes,
+    piece: Piece,
+    id_of: Callable[[JsonObject], str | None] = lambda element: as_id(element.get("id"), "id"),
+) -> str | None:
+    """The id in the JSON object of a piece, None if there is none."""
+    element = valid_object(source, piece)
+    try:
+        return None if element is None else id_of(element)
+    except UnusableError:
+        return None
+
+
+def _records(source: ExportBytes, found: Iterable[Piece], interpret: _Interpreter) -> Iterator[Record | BadRecord]:
+    for index, piece in enumerate(found):
         if piece.problem is None and source.is_blank(piece.start, piece.end):
             continue
         offset, length = source.span(piece.start, piece.end)
         try:
             if piece.problem is not None:
                 raise UnusableError(piece.problem)
-            record = interpret((place, offset, length), piece)
+            record = interpret((index, offset, length), piece)
         except UnusableError as error:
-            yield Bad(place, offset, str(error), source.sample(piece.start, piece.end))
+            yield BadRecord(index, offset, str(error), source.excerpt(piece.start, piece.end))
         else:
             if record is not None:
                 yield record
 
 
-def _none_of_it(where: Where, piece: Piece) -> Record | None:
-    raise UnusableError(UNKNOWN_KIND)
+def _refuse(location: Location, piece: Piece) -> Record | None:
+    raise UnusableError("its suffix is not one of a known format")
 
 
-def _rows(source: ExportBytes, company: Company) -> Interpreter:
+def _row_interpreter(source: ExportBytes, company: Company) -> _Interpreter:
     header, _ = csv_header(source)
     columns = columns_of(header, company)
 
-    def interpret(where: Where, piece: Piece) -> Record | None:
-        if columns is not None and where[0] == 0:
+    def interpret(location: Location, piece: Piece) -> Record | None:
+        is_first = location[0] == 0
+        if columns is not None and is_first:
             return None
-        text = source.text(piece.start, piece.end)  # raises where it is not sound
+        text = source.text(piece.start, piece.end)  # raises UnusableError if it is not valid
         fields = piece.fields or []
-        # Redacted rows, which have quotes where they had any so that those before them still end where they did.
+        # A redacted row. It keeps its quotes, so that unmatched quotes before it still end where they did.
         if len(fields) == 1 and not fields[0].strip():
             return None
         if columns is None:
-            if where[0] == 0 and not text.strip(REDACTED_HEADER):
+            if is_first and not text.strip(REDACTED_HEADER):
                 return None
             raise UnusableError(UNKNOWN_COLUMNS)
         if len(fields) != len(header):
             raise UnusableError(f"has {'more' if len(fields) > len(header) else 'fewer'} fields than the header")
-        return record_of_row(where, dict(zip(header, fields, strict=True)), columns, company)
+        return record_of_row(location, dict(zip(header, fields, strict=True)), columns, company)
 
     return interpret
 
 
-def _turns(source: ExportBytes, company: Company) -> Interpreter:
-    def interpret(where: Where, piece: Piece) -> Record | None:
-        line = source.text(piece.start, piece.end)
-        return None if where[0] == 0 and is_head(line) else record_of_line(where, line, company)
-
-    return interpret
+def _line_interpreter(source: ExportBytes, company: Company) -> _Interpreter:
+    return lambda location, piece: record_of_line(location, source.text(piece.start, piece.end), company)
 
 
-def _objects(source: ExportBytes, company: Company, known_users: Iterable[Piece]) -> Interpreter:
-    people: dict[str, Mapping[str, Any]] = {}
-    for piece in known_users:
-        user = is_readable(source, piece)
-        # Who cannot be read is nobody: his comments get their role from what the ticket says.
-        if user is not None and isinstance(user.get("id"), int | str) and (key := user_id(user)) is not None:
-            people[key] = user
+def _object_interpreter(format: Format, source: ExportBytes, company: Company) -> _Interpreter:
+    people_of = {kind.name: _people_by_id(format, source, kind) for kind in format.kinds}
 
-    def interpret(where: Where, piece: Piece) -> Record | None:
+    def interpret(location: Location, piece: Piece) -> Record | None:
         element = _object(source, piece)
         if element is None:
             return None
-        if is_ticket(element):
-            return record_of_ticket(where, element, people)
-        if is_conversation(element):
-            return record_of_conversation(where, element)
+        if (kind := format.kind_of(element)) is not None:
+            return kind.to_record(location, element, people_of[kind.name])
         columns = columns_of_object(element, company)
         if columns is None:
             raise UnusableError(UNKNOWN_COLUMNS)
-        return record_of_row(where, element, columns, company)
+        return record_of_row(location, element, columns, company)
 
     return interpret
 
 
+def _people_by_id(format: Format, source: ExportBytes, kind: ExportKind) -> dict[str, JsonObject]:
+    found: dict[str, JsonObject] = {}
+    if kind.people_key is not None and format.layout is Layout.DOCUMENT:
+        for piece in people(source, kind.people_key):
+            person = valid_object(source, piece)
+            if person is not None and (id := id_in(source, piece)) is not None:
+                found[id] = person
+    return found
+
+
 def _object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
-    """The JSON object that a piece is; None for null. Raises UnusableError."""
+    """The JSON object of a piece; None for null. Raises UnusableError."""
     try:
-        # Deep nesting is a RecursionError, a number of thousands of digits a ValueError.
-        value = json.loads(source.text(piece.start, piece.end), object_pairs_hook=_each_key_once)
+        # Deep nesting raises RecursionError, a number of thousands of digits ValueError.
+        value = json.loads(source.text(piece.start, piece.end), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):
         raise UnusableError("is not JSON") from None
     if value is None:
@@ -153,9 +166,9 @@ def _object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
     return value
 
 
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Programs differ in which of two values they take.
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Parsers differ in which of two values they keep.
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise UnusableError("a key stands twice in one of its objects")
+        raise UnusableError("a key is repeated in one of its objects")
     return found

@@ -1,7 +1,7 @@
-"""What a file of conversations is read into: records that can be used, and those that cannot, with their reason."""
+"""What a file of conversations is read into, and what a module must define to add a kind of export."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from cs_pipeline.company import Company
 
 Role = Literal["customer", "agent", "automatic"]
+JsonObject = Mapping[str, Any]
 
 # Names of the catalogue, cs_pipeline/text/placeholders.yaml.
 CUSTOMER_NAME = "Client Name"
@@ -18,22 +19,22 @@ CUSTOMER_ID = "Account Number"
 TICKET = "Ticket Number"
 AGENT_NAME = "Person Name"
 
-_LEAST_ID = 5
-"""Ids shorter than this stay in the text: a customer's number 7 is in too many sentences that do not mean him."""
+_MIN_ID_LENGTH = 5
+"""Shorter ids stay in the text: a customer number 7 occurs in too many sentences that mean something else."""
 
-_HALF = re.compile("[\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
-Where = tuple[int, int | None, int | None]
-"""Place, offset and length of a record."""
+Location = tuple[int, int | None, int | None]
+"""Index, offset and length of a record."""
 
 
 class UnusableError(Exception):
-    """Why a record cannot be used. The reasons are counted and shown, so they never quote the record."""
+    """Why a record cannot be used. Reasons are counted and shown in the UI, so they never quote the record."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said at a time."""
+    """One message of a conversation."""
 
     role: Role
     text: str
@@ -41,15 +42,15 @@ class Turn:
 
 @dataclass(frozen=True)
 class Record:
-    """One of what the file is a list of: a row, a ticket, a conversation, a line of a transcript.
+    """One record of a file: a row, a ticket, a conversation, a line of a transcript.
 
-    ``place`` counts from 0, a table's header and blank lines included; ``offset`` and ``length`` are bytes of the file,
-    null in Parquet. ``subject`` is the customer's e-mail address, else the customer's id. ``known`` are values that the
-    export's own fields say of its people, each with the placeholder that is to take its place. ``left_out`` counts what
-    the customer never saw: private comments, notes, drafts.
+    ``index`` counts from 0 and includes a table's header and blank lines. ``offset`` and ``length`` are in bytes of the
+    file, None in Parquet. ``subject`` is the customer's e-mail address, else the customer's id. ``known`` holds values that
+    the export's own fields give for people, each with the placeholder that replaces it. ``left_out`` counts what the
+    customer never saw: private comments, notes, drafts.
     """
 
-    place: int
+    index: int
     offset: int | None
     length: int | None
     conversation_id: str
@@ -60,26 +61,47 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Bad:
-    """A record that cannot be used; ``record`` are its first 500 characters, raw."""
+class BadRecord:
+    """A record that cannot be used; ``excerpt`` is its first 500 characters, raw."""
 
-    place: int
+    index: int
     offset: int | None
     reason: str
-    record: str
+    excerpt: str
+
+
+@dataclass(frozen=True)
+class ExportKind:
+    """The JSON export of a help desk. Its module defines one as ``KIND`` and is listed in ``exports.KINDS``.
+
+    ``name`` is shown to users. ``list_key`` is the key of the list that holds the records if the file is one JSON document.
+    ``is_record`` says whether a JSON object is a record of this kind, by keys that no other kind has. ``to_record`` makes
+    the record from its location, the object and ``people_key``'s people by id; it raises UnusableError.
+
+    ``people_key`` is the key of a list beside the records that says who is who, such as Zendesk's ``users``, each with an
+    ``id``. ``customer_id`` gives the id of a record's customer in that list: redaction removes the people who are the
+    customer of redacted records alone.
+    """
+
+    name: str
+    list_key: str
+    is_record: Callable[[JsonObject], bool]
+    to_record: Callable[[Location, JsonObject, dict[str, JsonObject]], Record]
+    people_key: str | None = None
+    customer_id: Callable[[JsonObject], str | None] = lambda record: None
 
 
 def make_record(
-    where: Where,
+    location: Location,
     conversation_id: str,
     turns: list[Turn],
     subject: str | None,
     known: Iterable[tuple[str, str | None]],
     left_out: int = 0,
 ) -> Record:
-    """The record, without empty turns, and with the values of ``known`` that are there, each once.
+    """The record without empty turns and without empty or repeated values of ``known``.
 
-    Raises UnusableError when it has no sound text.
+    Raises UnusableError if it has no text, or text that no table can hold.
     """
     turns = [turn for turn in turns if turn.text.strip()]
     if not turns:
@@ -88,14 +110,14 @@ def make_record(
     for text in (conversation_id, subject or "", *(turn.text for turn in turns), *(value for _, value in values)):
         if "\0" in text:
             raise UnusableError("holds a NUL character")
-        # JSON may spell half a character; no table can hold it.
-        if _HALF.search(text):
+        # JSON escapes can spell half a surrogate pair, which UTF-8 cannot encode.
+        if _SURROGATE.search(text):
             raise UnusableError("holds half of a surrogate pair")
-    return Record(*where, conversation_id, turns, subject, values, left_out)
+    return Record(*location, conversation_id, turns, subject, values, left_out)
 
 
 def as_text(value: object, what: str) -> str:
-    """A field's text; null is the empty one. Raises UnusableError for anything else."""
+    """A field's text; null becomes the empty string. Raises UnusableError for anything else."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -104,40 +126,45 @@ def as_text(value: object, what: str) -> str:
 
 
 def as_id(value: object, what: str) -> str | None:
-    """A field's id, a number or text; None where there is none. Raises UnusableError for anything else."""
-    # Tables without a value in some row hold their whole numbers as floats.
+    """A field's id, given as a number or text; None if it is missing. Raises UnusableError for anything else."""
+    # A table column with missing values holds its integers as floats.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
-        raise UnusableError(f"its {what} is no id")
+        raise UnusableError(f"its {what} is not an id")
     return None if value is None else str(value).strip() or None
 
 
-def known_id(value: str | None) -> str | None:
-    """``value`` where it is long enough to be told from other numbers."""
-    return value if value is not None and len(value) >= _LEAST_ID and any(map(str.isdigit, value)) else None
+def distinctive_id(value: str | None) -> str | None:
+    """``value`` if it is long enough to be replaced wherever it occurs in a text, else None."""
+    return value if value is not None and len(value) >= _MIN_ID_LENGTH and any(map(str.isdigit, value)) else None
 
 
-def objects(value: object, what: str) -> list[dict[str, Any]]:
-    """A field's list of objects; null is the empty one. Raises UnusableError for anything else."""
+def known_of_customer(name: str, email: str | None, phone: str | None, id: str | None) -> list[tuple[str, str | None]]:
+    """A customer's values for ``known``, with their placeholders."""
+    return [(CUSTOMER_NAME, name), (CUSTOMER_EMAIL, email), (CUSTOMER_PHONE, phone), (CUSTOMER_ID, distinctive_id(id))]
+
+
+def as_objects(value: object, what: str) -> list[dict[str, Any]]:
+    """A field's list of objects; null becomes the empty list. Raises UnusableError for anything else."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UnusableError(f"its {what} are no list of objects")
+        raise UnusableError(f"its {what} are not a list of objects")
     return value
 
 
 def in_time_order(items: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """``items`` by the time at ``key`` (ISO 8601), oldest first; as they stand where one of them lacks it."""
+    """``items`` sorted by the time at ``key`` (ISO 8601), oldest first; unchanged if one of them lacks it."""
     if all(isinstance(item.get(key), str) for item in items):
         return sorted(items, key=lambda item: item[key])
     return items
 
 
-_ROLE_LIKE = frozenset(
+_ROLE_WORDS = frozenset(
     {"customer", "client", "user", "end", "enduser", "visitor", "guest", "requester", "buyer", "consumer", "human"}
 )
-"""Words that say what a customer is and not who."""
+"""Words for a customer's role, which are not part of a name."""
 
 _WORD = re.compile(r"\w+")
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
@@ -145,30 +172,30 @@ _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 @lru_cache(maxsize=1024)
 def role_of(speaker: str, company: Company) -> Role:
-    """The role, by the words of company.yaml; whom they do not name is a customer."""
-    spoken = _words(speaker)
-    if any(_words(name) in spoken for name in company.automatic):
+    """The speaker's role, by ``agents`` and ``automatic`` of company.yaml; everybody else is a customer."""
+    words = _words(speaker)
+    if any(_words(name) in words for name in company.automatic):
         return "automatic"
-    return "agent" if any(_words(name) in spoken for name in company.agents) else "customer"
+    return "agent" if any(_words(name) in words for name in company.agents) else "customer"
 
 
 @lru_cache(maxsize=1024)
-def name_of(speaker: str, company: Company) -> str | None:
-    """Who it is, without the words that say what he is: "Tom" of "Tom (Support)"; an e-mail address as it stands."""
+def person_name(speaker: str, company: Company) -> str | None:
+    """The speaker's name without words for a role: "Tom" of "Tom (Support)"; an e-mail address stays as it is."""
     if "@" in speaker:
         return speaker
-    roles = {*_words(" ".join((*company.agents, *company.automatic))).split(), *_ROLE_LIKE}
+    roles = {*_words(" ".join((*company.agents, *company.automatic))).split(), *_ROLE_WORDS}
     names = [word for word in _LETTERS.findall(speaker) if word.casefold() not in roles]
     return " ".join(names) if sum(map(len, names)) > 1 else None
 
 
 def speaker_placeholder(speaker: str, role: Role) -> str:
-    """What takes the place of the speaker's name."""
+    """The placeholder that replaces the speaker's name."""
     if role == "customer":
         return CUSTOMER_EMAIL if "@" in speaker else CUSTOMER_NAME
     return AGENT_NAME
 
 
 def _words(text: str) -> str:
-    # Spaces around, so that a word is found as a whole one.
+    # Surrounded by spaces, so that only whole words match.
     return f" {' '.join(_WORD.findall(text.casefold()))} "

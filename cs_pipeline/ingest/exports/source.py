@@ -1,4 +1,4 @@
-"""A kept copy as bytes of UTF-8 that are looked at in place: spans, lines, text, and where they are in the file."""
+"""The bytes of a kept copy as UTF-8: spans, lines, text, and their offsets in the file."""
 
 import codecs
 import mmap
@@ -8,13 +8,12 @@ from pathlib import Path
 
 from cs_pipeline.ingest.exports.records import UnusableError
 
-LONGEST = 4 * 2**20
-"""Bytes of the longest record that is read."""
+MAX_RECORD_BYTES = 4 * 2**20
 
 TOO_LONG = "is longer than 4 MB"
 
-SAMPLE = 500
-"""Characters of a record that are kept to look at when it cannot be used."""
+EXCERPT_LENGTH = 500
+"""Characters kept of a record that cannot be used."""
 
 _LINE = re.compile(rb"[^\r\n]*+(?:\r\n|\r|\n|\Z)")
 _BLANK = re.compile(rb"[ \t\r\n]*+")
@@ -22,9 +21,9 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 class ExportBytes:
-    """A file's content. UTF-8 is mapped, not read; UTF-16, told by its mark, is turned into UTF-8 in memory.
+    """A file's content. UTF-8 is memory-mapped; UTF-16, recognised by its byte order mark, is converted in memory.
 
-    ``data`` is UTF-8 as far as the file is sound, from ``begin`` on; spans (start, end) are places in it.
+    ``data`` is UTF-8, as far as the file is valid, and starts at ``begin``; spans (start, end) are positions in it.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
@@ -36,12 +35,12 @@ class ExportBytes:
             self.data = _as_utf8(data, self.encoding)
         elif data[:3] == codecs.BOM_UTF8:
             self.begin = 3
-        # The place in data up to which bytes of the file were counted, and their number.
-        self._counted = (0, 0 if self.encoding == "utf-8" else 2)
+        # A position in data, and the offset in the file that it corresponds to.
+        self._last = (0, 0 if self.encoding == "utf-8" else 2)
 
     @classmethod
     def of(cls, path: Path) -> "ExportBytes":
-        """The source that a file is."""
+        """The content of the file at ``path``."""
         with path.open("rb") as file:
             # An empty file cannot be mapped.
             if not file.read(1):
@@ -52,21 +51,21 @@ class ExportBytes:
         """Offset and length of the span in the file, in bytes."""
         if self.encoding == "utf-8":
             return start, end - start
-        place, offset = self._counted if self._counted[0] <= start else (0, 2)
-        offset += len(self.raw(place, start))
-        self._counted = (start, offset)
-        # Half a character at the end of the file belongs to its last record.
+        position, offset = self._last if self._last[0] <= start else (0, 2)
+        offset += len(self.raw(position, start))
+        self._last = (start, offset)
+        # An incomplete character at the end of the file belongs to its last record.
         return offset, self.size - offset if end == len(self.data) else len(self.raw(start, end))
 
     def raw(self, start: int, end: int) -> bytes:
-        """The bytes of the span as the file has them."""
+        """The bytes of the span in the file's own encoding."""
         if self.encoding == "utf-8":
             return bytes(self.data[start:end])
         return self.data[start:end].decode("utf-8", "surrogatepass").encode(self.encoding, "surrogatepass")
 
     def text(self, start: int, end: int) -> str:
-        """The span's text. Raises UnusableError where it is not sound, or too long."""
-        if end - start > LONGEST:
+        """The span's text. Raises UnusableError if it is too long, not UTF-8, or holds a NUL character."""
+        if end - start > MAX_RECORD_BYTES:
             raise UnusableError(TOO_LONG)
         try:
             text = self.data[start:end].decode()
@@ -76,42 +75,42 @@ class ExportBytes:
             raise UnusableError("holds a NUL character")
         return text
 
-    def sample(self, start: int, end: int) -> str:
-        """The first characters of the span, whatever they are."""
-        return self.data[start : min(end, start + 4 * SAMPLE)].decode(errors="replace")[:SAMPLE]
+    def excerpt(self, start: int, end: int) -> str:
+        """The first characters of the span, with invalid bytes replaced."""
+        return self.data[start : min(end, start + 4 * EXCERPT_LENGTH)].decode(errors="replace")[:EXCERPT_LENGTH]
 
     def lines(self, start: int, end: int) -> Iterator[tuple[int, int]]:
-        """The spans of the lines between the two places, their ends (CR, LF or both) included."""
+        """The spans of the lines between the two positions, including line breaks (CR, LF or both)."""
         for match in _LINE.finditer(self.data, start, end):
             if match.end() > match.start():
                 yield match.span()
 
     def is_blank(self, start: int, end: int) -> bool:
-        return self.after_blanks(start, end) == end
+        return self.skip_blanks(start, end) == end
 
-    def after_blanks(self, start: int, end: int) -> int:
+    def skip_blanks(self, start: int, end: int) -> int:
         match = _BLANK.match(self.data, start, end)
         return match.end() if match else start
 
     def trimmed(self, start: int, end: int) -> tuple[int, int]:
-        """The span without blanks around it."""
-        start = self.after_blanks(start, end)
+        """The span without surrounding blanks."""
+        start = self.skip_blanks(start, end)
         while end > start:
-            left = self.data[max(start, end - SAMPLE) : end]
-            kept = len(left.rstrip(b" \t\r\n"))
-            end -= len(left) - kept
+            tail = self.data[max(start, end - EXCERPT_LENGTH) : end]
+            kept = len(tail.rstrip(b" \t\r\n"))
+            end -= len(tail) - kept
             if kept:
                 break
         return start, end
 
 
 def _as_utf8(data: bytes | mmap.mmap, encoding: str) -> bytearray:
-    # Half a pair of surrogates becomes bytes that are not UTF-8, and so is found as such with its record.
+    # A lone surrogate becomes bytes that are not UTF-8, so its record is later reported as not UTF-8.
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     text = bytearray()
     for start in range(2, len(data), 2**20):
         text += decoder.decode(data[start : start + 2**20]).encode("utf-8", "surrogatepass")
-    # So does half a character at the end; a space is what redaction leaves of one.
+    # So does an incomplete character at the end, unless it is the space that redaction leaves.
     if decoder.getstate()[0] not in (b"", b" "):
         text += "\ud800".encode("utf-8", "surrogatepass")
     return text

@@ -1,6 +1,7 @@
-"""Rows of CSV, JSON Lines and Parquet: which column holds what, and the record that a row is.
+"""Records that are not a help desk's: rows of CSV, JSON Lines and Parquet, and lines of plain transcripts.
 
-A row is a question and its answer, or one turn of a conversation.
+A row is a question and its answer, or one turn of a conversation. A line of a transcript is one turn, written as
+``speaker<tab>text<tab>conversation``, the same with ``|``, or ``[conversation] Speaker: text``.
 """
 
 import re
@@ -10,26 +11,24 @@ from cs_pipeline.company import Columns, Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import digest
 from cs_pipeline.ingest.exports.records import (
-    CUSTOMER_EMAIL,
-    CUSTOMER_ID,
-    CUSTOMER_NAME,
     TICKET,
+    Location,
     Record,
     Turn,
     UnusableError,
-    Where,
     as_id,
     as_text,
-    known_id,
+    distinctive_id,
+    known_of_customer,
     make_record,
-    name_of,
+    person_name,
     role_of,
     speaker_placeholder,
 )
 
 UNKNOWN_COLUMNS = "its columns are not known"
 
-_OBVIOUS = {
+_COMMON_NAMES = {
     "question": ("question", "instruction", "customer_message", "prompt"),
     "answer": ("answer", "response", "agent_reply", "reply"),
     "text": ("text", "message", "body"),
@@ -39,31 +38,33 @@ _OBVIOUS = {
     "customer_name": ("customer_name",),
     "customer_email": ("customer_email", "email"),
 }
-"""Names of columns that need no mapping, lower case, with spaces and hyphens as underscores."""
+"""Column names that need no mapping, in lower case, with spaces and hyphens as underscores."""
 
-_NAME = re.compile(r"[^\W\d][\w.()/-]{0,39}( [\w.()/-]+){0,2}")
+_COLUMN_NAME = re.compile(r"[^\W\d][\w.()/-]{0,39}( [\w.()/-]+){0,2}")
+_BRACKETED = re.compile(r"\s*\[([^\]]+)\]\s*([^:]{1,80}?)\s*:(.*)", re.DOTALL)
+_TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\s*[ap]m)?", re.IGNORECASE)
 
 
 def columns_of(found: Sequence[str], company: Company) -> Columns | None:
-    """What the columns ``found`` hold: company.yaml's mapping where they have all of it, else by obvious names.
+    """What the columns ``found`` hold: company.yaml's mapping if all its columns exist, else by common names.
 
-    None where neither says it, or names it twice.
+    None if neither applies or a name occurs twice.
     """
-    if company.columns is not None and all(found.count(name) == 1 for name in _named(company)):
+    if company.columns is not None and all(found.count(name) == 1 for name in _mapped_columns(company)):
         return company.columns
-    by_name = {what: [name for name in found if _plain(name) in names] for what, names in _OBVIOUS.items()}
+    by_name = {what: [name for name in found if _normalised(name) in names] for what, names in _COMMON_NAMES.items()}
     if any(len(names) > 1 for names in by_name.values()):
         return None
-    one = {what: names[0] for what, names in by_name.items() if names}
-    pair, turn = {"question", "answer"} <= one.keys(), {"text", "speaker", "conversation"} <= one.keys()
+    named = {what: names[0] for what, names in by_name.items() if names}
+    pair, turn = {"question", "answer"} <= named.keys(), {"text", "speaker", "conversation"} <= named.keys()
     if pair == turn:
         return None
-    left_out = {"text", "speaker"} if pair else {"question", "answer"}
-    return Columns.model_validate({what: name for what, name in one.items() if what not in left_out})
+    ignored = {"text", "speaker"} if pair else {"question", "answer"}
+    return Columns.model_validate({what: name for what, name in named.items() if what not in ignored})
 
 
 def columns_of_object(element: Mapping[str, object], company: Company) -> Columns | None:
-    """As ``columns_of`` for a row of JSON, which may leave out what company.yaml names and the row has not."""
+    """Like ``columns_of``, for a row of JSON, which may lack keys that company.yaml names."""
     columns = company.columns
     if columns is not None and (columns.question or columns.text) in element:
         return columns
@@ -71,29 +72,29 @@ def columns_of_object(element: Mapping[str, object], company: Company) -> Column
 
 
 def unknown_columns(name: str, found: Sequence[str], company: Company) -> PipelineError:
-    """The error for a table whose columns nobody named.
+    """The error for a table with unknown columns.
 
-    They are shown, but where one of them does not look like a name: then the first row may be a customer's.
+    It shows them only if all look like column names: otherwise the first row may hold a customer's data.
     """
-    if not found or not all(_NAME.fullmatch(column) for column in found):
+    if not found or not all(_COLUMN_NAME.fullmatch(column) for column in found):
         return PipelineError(
-            f"{name}: its first row does not look like names of columns.",
-            "Put the names of the columns into the first row: question and answer, or text, speaker and conversation.",
+            f"{name}: its first row does not look like column names.",
+            "Put the column names into the first row: question and answer, or text, speaker and conversation.",
         )
-    missing = [column for column in _named(company) if column not in found]
-    lacks = f" and company.yaml's {', '.join(missing)} are not among them" if missing else ""
+    missing = [column for column in _mapped_columns(company) if column not in found]
+    lacks = f", but not {', '.join(missing)} of company.yaml" if missing else ""
     return PipelineError(
-        f"{name}: nothing says which columns hold the question and the answer; it has {', '.join(found)}{lacks}.",
-        "Say it in company.yaml in the lake, either for a question and its answer a row:\n"
+        f"{name}: it is unknown which columns hold the question and the answer; it has {', '.join(found)}{lacks}.",
+        "Name them in company.yaml in the lake, either for one question and answer per row:\n"
         "    columns:\n      question: NAME\n      answer: NAME\n"
-        "  or for one turn a row:\n"
+        "  or for one turn per row:\n"
         "    columns:\n      text: NAME\n      speaker: NAME\n      conversation: NAME\n"
-        "  and, where they are there, customer_id, customer_name and customer_email as well.",
+        "  and, if the table has them, also customer_id, customer_name and customer_email.",
     )
 
 
-def record_of_row(where: Where, row: Mapping[str, object], columns: Columns, company: Company) -> Record:
-    """The record of a row. Raises UnusableError when it lacks what it needs or holds it in the wrong type."""
+def record_of_row(location: Location, row: Mapping[str, object], columns: Columns, company: Company) -> Record:
+    """The record of a row. Raises UnusableError if a required value is missing or has the wrong type."""
 
     def value(column: str | None) -> object:
         return None if column is None else row.get(column)
@@ -101,12 +102,8 @@ def record_of_row(where: Where, row: Mapping[str, object], columns: Columns, com
     conversation = as_id(value(columns.conversation), "conversation id")
     email = as_text(value(columns.customer_email), "customer's e-mail").strip() or None
     customer = as_id(value(columns.customer_id), "customer id")
-    known = [
-        (CUSTOMER_NAME, as_text(value(columns.customer_name), "customer's name")),
-        (CUSTOMER_EMAIL, email),
-        (CUSTOMER_ID, known_id(customer)),
-        (TICKET, known_id(conversation)),
-    ]
+    name = as_text(value(columns.customer_name), "customer's name")
+    known = [*known_of_customer(name, email, None, customer), (TICKET, distinctive_id(conversation))]
     if columns.question is None:
         if conversation is None:
             raise UnusableError("has no conversation id")
@@ -115,22 +112,55 @@ def record_of_row(where: Where, row: Mapping[str, object], columns: Columns, com
             raise UnusableError("has no speaker")
         role = role_of(speaker, company)
         turns = [Turn(role, as_text(value(columns.text), "text"))]
-        known.append((speaker_placeholder(speaker, role), name_of(speaker, company)))
+        known.append((speaker_placeholder(speaker, role), person_name(speaker, company)))
     else:
         question, answer = (as_text(value(columns.question), "question"), as_text(value(columns.answer), "answer"))
         if answer.strip() and not question.strip():
             raise UnusableError("has no question")
         turns = [Turn("customer", question), *([Turn("agent", answer)] if answer.strip() else [])]
-        # By its content and its customer, not its place, so that the row is the same one in another delivery, and another
-        # one than the equal row of another customer.
+        # A hash of content and customer, not of the position: the same row in another delivery is the same conversation,
+        # and an equal row of another customer is not.
         conversation = conversation or digest(question, answer, email or customer)
-    return make_record(where, conversation, turns, email or customer, known)
+    return make_record(location, conversation, turns, email or customer, known)
 
 
-def _named(company: Company) -> list[str]:
+def record_of_line(location: Location, line: str, company: Company) -> Record | None:
+    """The record of a line of a transcript; None for a header. Raises UnusableError if the line is not a turn."""
+    fields = _turn_fields(line)
+    if fields is None:
+        raise UnusableError("is not a turn of a conversation")
+    speaker, text, conversation = fields
+    if location[0] == 0 and speaker.casefold() == "speaker":
+        return None
+    if not speaker:
+        raise UnusableError("has no speaker")
+    if not conversation:
+        raise UnusableError("has no conversation id")
+    # Chat logs have the time there; it would make each minute a conversation of its own.
+    if _TIME.fullmatch(conversation):
+        raise UnusableError("has a time where its conversation id should be")
+    role = role_of(speaker, company)
+    name = person_name(speaker, company)
+    subject = name if role == "customer" and name is not None and "@" in name else None
+    known = [(speaker_placeholder(speaker, role), name)]
+    return make_record(location, conversation, [Turn(role, text)], subject, known)
+
+
+def _turn_fields(line: str) -> tuple[str, str, str] | None:
+    """Speaker, text and conversation id."""
+    for separator in "\t|":
+        if line.count(separator) >= 2:
+            speaker, rest = line.split(separator, 1)
+            text, conversation = rest.rsplit(separator, 1)
+            return speaker.strip(), text.strip(), conversation.strip()
+    found = _BRACKETED.fullmatch(line)
+    return None if found is None else (found[2].strip(), found[3].strip(), found[1].strip())
+
+
+def _mapped_columns(company: Company) -> list[str]:
     columns = {} if company.columns is None else company.columns.model_dump()
     return [name for name in columns.values() if name is not None]
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return name.strip().casefold().replace(" ", "_").replace("-", "_")

@@ -1,52 +1,48 @@
-"""Tickets of Zendesk: the account's JSON export (a ticket a line) or answers of its Ticketing API with the comments.
+"""Zendesk tickets: the account's JSON export (one ticket per line), or responses of its Ticketing API with the comments.
 
-Read are ``id``, ``requester`` or ``requester_id``, ``submitter``, ``assignee``, ``collaborators`` (users with id, name,
-email, phone and role, or their ids alone), and of each of ``comments``: ``author`` or ``author_id``, ``public``,
+The keys used are ``id``, ``requester`` or ``requester_id``, ``submitter``, ``assignee``, ``collaborators`` (users with id,
+name, email, phone and role, or only their ids), and for each of ``comments``: ``author`` or ``author_id``, ``public``,
 ``plain_body``, else ``body``, else ``html_body``, ``created_at``, ``via.channel``. A list ``users`` beside the tickets
 says who is who. https://developer.zendesk.com/api-reference/ticketing/tickets/ticket_comments/
 """
 
 from collections import ChainMap
 from collections.abc import Mapping, MutableMapping, Set
-from typing import Any
 
 from cs_pipeline.ingest.exports.markup import plain_text
 from cs_pipeline.ingest.exports.records import (
     AGENT_NAME,
     CUSTOMER_EMAIL,
-    CUSTOMER_ID,
     CUSTOMER_NAME,
-    CUSTOMER_PHONE,
     TICKET,
+    ExportKind,
+    JsonObject,
+    Location,
     Record,
     Role,
     Turn,
     UnusableError,
-    Where,
     as_id,
+    as_objects,
     as_text,
+    distinctive_id,
     in_time_order,
-    known_id,
+    known_of_customer,
     make_record,
-    objects,
 )
-
-User = Mapping[str, Any]
 
 _AUTOMATIC_CHANNELS = frozenset({"rule", "system", "answer_bot", "answer_bot_for_web_widget", "bot"})
 _SYSTEM = "-1"
-"""The author of what Zendesk says by itself."""
+"""The author id of Zendesk's own messages."""
 
 
-def is_ticket(element: Mapping[str, object]) -> bool:
-    """Whether it is a ticket, by the keys that only tickets have."""
+def _is_ticket(element: JsonObject) -> bool:
     return "requester_id" in element or isinstance(element.get("comments"), list)
 
 
-def record_of_ticket(where: Where, ticket: Mapping[str, Any], users: dict[str, User]) -> Record:
-    """The record of a ticket; ``users`` by their ids. Raises UnusableError when it has no public comment or a wrong type.
-
-    The requester is the customer. Others are what their role says, and without one agents, but for those in copy.
+def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, JsonObject]) -> Record:
+    """The requester is the customer. Other users have the role that Zendesk states; without one, those in copy are
+    customers and the rest agents.
     """
     number = as_id(ticket.get("id"), "id")
     if number is None:
@@ -55,13 +51,13 @@ def record_of_ticket(where: Where, ticket: Mapping[str, Any], users: dict[str, U
         raise UnusableError("has no comments: export the tickets with them")
     people = ChainMap({}, users)
     for key in ("requester", "submitter", "assignee"):
-        _meet(people, ticket.get(key))
-    copied = objects(ticket.get("collaborators"), "collaborators")
+        _add_person(people, ticket.get(key))
+    copied = as_objects(ticket.get("collaborators"), "collaborators")
     for person in copied:
-        _meet(people, person)
-    comments = in_time_order(objects(ticket["comments"], "comments"), "created_at")
+        _add_person(people, person)
+    comments = in_time_order(as_objects(ticket["comments"], "comments"), "created_at")
     for comment in comments:
-        _meet(people, comment.get("author"))
+        _add_person(people, comment.get("author"))
     requester = _id_of(ticket, "requester")
     in_copy = {as_id(person.get("id"), "user's id") for person in copied} | _ids(
         ticket, "collaborator_ids", "email_cc_ids"
@@ -79,37 +75,22 @@ def record_of_ticket(where: Where, ticket: Mapping[str, Any], users: dict[str, U
         raise UnusableError("has no public comment")
     customer = people.get(requester or "", {})
     email = as_text(customer.get("email"), "requester's e-mail").strip() or None
-    known: list[tuple[str, str | None]] = [
-        (CUSTOMER_NAME, as_text(customer.get("name"), "requester's name")),
-        (CUSTOMER_EMAIL, email),
-        (CUSTOMER_PHONE, as_id(customer.get("phone"), "requester's phone")),
-        (CUSTOMER_ID, known_id(requester)),
-        (TICKET, known_id(number)),
-    ]
+    name, phone = as_text(customer.get("name"), "requester's name"), as_id(customer.get("phone"), "requester's phone")
+    known = [*known_of_customer(name, email, phone, requester), (TICKET, distinctive_id(number))]
     for author, role in authors.items():
         user = people.get(author, {})
         known.append((CUSTOMER_NAME if role == "customer" else AGENT_NAME, as_text(user.get("name"), "author's name")))
         if role == "customer":
             known.append((CUSTOMER_EMAIL, as_text(user.get("email"), "author's e-mail")))
-    return make_record(where, number, turns, email or requester, known, left_out=len(comments) - len(turns))
-
-
-def requester_of(ticket: Mapping[str, Any]) -> str | None:
-    """The id of the customer."""
-    return _id_of(ticket, "requester")
-
-
-def user_id(user: User) -> str | None:
-    """The id of an element of the list of users."""
-    return as_id(user.get("id"), "user's id")
+    return make_record(location, number, turns, email or requester, known, left_out=len(comments) - len(turns))
 
 
 def _role(
-    comment: Mapping[str, Any],
+    comment: JsonObject,
     author: str | None,
     requester: str | None,
     in_copy: Set[str | None],
-    people: Mapping[str, User],
+    people: Mapping[str, JsonObject],
 ) -> Role:
     via = comment.get("via")
     channel = as_text(via.get("channel") if isinstance(via, dict) else via, "channel")
@@ -119,30 +100,40 @@ def _role(
         raise UnusableError("has a comment without author")
     if author == requester:
         return "customer"
-    said = people.get(author, {}).get("role")
-    if said in ("end-user", "agent", "admin"):
-        return "customer" if said == "end-user" else "agent"
+    stated = people.get(author, {}).get("role")
+    if stated in ("end-user", "agent", "admin"):
+        return "customer" if stated == "end-user" else "agent"
     return "customer" if author in in_copy else "agent"
 
 
-def _text(comment: Mapping[str, Any]) -> str:
-    # Zendesk writes no-break spaces of its plain bodies as in HTML.
+def _text(comment: JsonObject) -> str:
+    # Zendesk writes no-break spaces as HTML entities even in plain bodies.
     body = as_text(comment.get("plain_body"), "comment") or as_text(comment.get("body"), "comment")
     return body.replace("&nbsp;", " ") or plain_text(as_text(comment.get("html_body"), "comment"))
 
 
-def _meet(people: MutableMapping[str, User], person: object) -> None:
-    if isinstance(person, dict) and (key := user_id(person)) is not None:
+def _add_person(people: MutableMapping[str, JsonObject], person: object) -> None:
+    if isinstance(person, dict) and (key := as_id(person.get("id"), "user's id")) is not None:
         people[key] = {**people.get(key, {}), **{name: value for name, value in person.items() if value is not None}}
 
 
-def _id_of(element: Mapping[str, Any], role: str) -> str | None:
-    """The id that an export names either alone or as the whole user."""
+def _id_of(element: JsonObject, role: str) -> str | None:
+    """The id of the user in that role, whom an export gives either as an object or by id alone."""
     person = element.get(role)
     found = person.get("id") if isinstance(person, dict) else None
     return as_id(found if found is not None else element.get(f"{role}_id"), f"{role}'s id")
 
 
-def _ids(ticket: Mapping[str, Any], *keys: str) -> set[str | None]:
+def _ids(ticket: JsonObject, *keys: str) -> set[str | None]:
     lists = [ticket.get(key) for key in keys]
     return {as_id(item, "collaborator's id") for found in lists if isinstance(found, list) for item in found}
+
+
+KIND = ExportKind(
+    name="Zendesk tickets",
+    list_key="tickets",
+    is_record=_is_ticket,
+    to_record=_record_of_ticket,
+    people_key="users",
+    customer_id=lambda ticket: _id_of(ticket, "requester"),
+)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from cs_pipeline.company import Company
-from cs_pipeline.ingest.exports import Bad, Record, format_of, read
+from cs_pipeline.ingest.exports import BadRecord, Record, format_of, read
 
 
 def written(folder: Path, name: str, data: bytes) -> Path:
@@ -12,7 +12,7 @@ def written(folder: Path, name: str, data: bytes) -> Path:
     return path
 
 
-def read_all(path: Path, company: Company | None = None) -> list[Record | Bad]:
+def read_all(path: Path, company: Company | None = None) -> list[Record | BadRecord]:
     return list(read(format_of(path.name, path), path, company or Company()))
 
 
@@ -20,5 +20,5 @@ def records(path: Path, company: Company | None = None) -> list[Record]:
     return [item for item in read_all(path, company) if isinstance(item, Record)]
 
 
-def bads(path: Path, company: Company | None = None) -> list[Bad]:
-    return [item for item in read_all(path, company) if isinstance(item, Bad)]
+def bads(path: Path, company: Company | None = None) -> list[BadRecord]:
+    return [item for item in read_all(path, company) if isinstance(item, BadRecord)]

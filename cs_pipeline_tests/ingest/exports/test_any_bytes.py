@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.company import Company
-from cs_pipeline.ingest.exports import Bad, Record, format_of, read, redact
+from cs_pipeline.ingest.exports import BadRecord, Record, format_of, read, redact
 from cs_pipeline_tests.ingest.exports import read_all, written
 
 often = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -73,8 +73,8 @@ headed = st.builds(
 )
 
 
-def in_place(items: list[Record | Bad]) -> dict[int, Record | Bad]:
-    found = {item.place: item for item in items}
+def in_place(items: list[Record | BadRecord]) -> dict[int, Record | BadRecord]:
+    found = {item.index: item for item in items}
     assert len(found) == len(items)
     assert list(found) == sorted(found)
     return found
@@ -99,7 +99,7 @@ def test_redacting_one_record_leaves_all_others(tmp_path: Path, name: str, data:
         after = in_place(read_all(path))
         # An empty file, and a list that ends where an element should follow, have nothing that could be taken out.
         item = before[place]
-        if isinstance(item, Record) or item.record.strip("\ufffd"):
+        if isinstance(item, Record) or item.excerpt.strip("\ufffd"):
             assert place not in after
         assert {key: value for key, value in before.items() if key != place} == {
             key: value for key, value in after.items() if key != place
@@ -115,9 +115,9 @@ def test_redacting_one_record_leaves_all_others(tmp_path: Path, name: str, data:
 @often
 def test_whatever_is_no_blank_is_in_some_record(tmp_path: Path, name: str, data: bytes) -> None:
     path = written(tmp_path, name, data)
-    places = {item.place for item in read_all(path)}
+    places = {item.index for item in read_all(path)}
     redact(format_of(name, path), path, places)
-    assert all(isinstance(item, Bad) and item.record == "" for item in read_all(path))
+    assert all(isinstance(item, BadRecord) and item.excerpt == "" for item in read_all(path))
     if name in ("a.jsonl", "a.txt", "a.xyz"):
         rest = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"null", b"").replace(b"\0", b"")
         assert not rest.removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff").strip()
@@ -157,7 +157,7 @@ def test_what_is_written_reads_back_and_what_is_redacted_is_gone(
     items = read_all(path)
     assert [tuple(turn.text for turn in item.turns) for item in items if isinstance(item, Record)] == pairs
     gone %= len(pairs)
-    redact(format_of(name, path), path, {items[gone].place})
+    redact(format_of(name, path), path, {items[gone].index})
     assert read_all(path) == items[:gone] + items[gone + 1 :]
     text = path.read_bytes().decode("utf-16" if write is as_wide_list else "utf-8")
     assert f"the secret of {gone}" not in text
@@ -197,7 +197,7 @@ def test_parquet_rows_are_redacted(tmp_path: Path) -> None:
     pq.write_table(pa.table(arrays, schema=schema), path, row_group_size=1_100)
     before = read_all(path)
     redact(format_of("a.parquet", path), path, {7, 1_099, 2_400})
-    assert read_all(path) == [item for item in before if item.place not in (7, 1_099, 2_400)]
+    assert read_all(path) == [item for item in before if item.index not in (7, 1_099, 2_400)]
     pq.write_table(pq.read_table(path), tmp_path / "plain.parquet", compression="none", use_dictionary=False)
     for file in (path, tmp_path / "plain.parquet"):
         content = file.read_bytes()
@@ -216,14 +216,14 @@ def test_row_group_that_breaks_is_gone_after_redaction(tmp_path: Path) -> None:
     path.write_bytes(data)
     before = read_all(path)
     redact(format_of("a.parquet", path), path, {0, 10})
-    assert read_all(path) == [item for item in before if item.place not in (0, 10)]
+    assert read_all(path) == [item for item in before if item.index not in (0, 10)]
 
 
 def test_rest_of_a_list_that_was_cut_off_is_gone_after_redaction(tmp_path: Path) -> None:
     path = written(tmp_path, "a.json", b'[{"question": "q", "answer": "a"}, {"question": "the sec')
     first, rest = read_all(path)
-    assert isinstance(rest, Bad)
-    redact(format_of("a.json", path), path, {rest.place})
+    assert isinstance(rest, BadRecord)
+    redact(format_of("a.json", path), path, {rest.index})
     assert read_all(path) == [first]
 
 
@@ -249,11 +249,11 @@ def test_a_line_of_ten_megabytes_takes_no_more_memory_than_its_file(tmp_path: Pa
     path = written(
         tmp_path, "a.jsonl", b'{"question": "q", "answer": "' + b"x" * 10_000_000 + b'"}\n{"question": "q"}\n'
     )
-    assert [item.reason for item in read_all(path) if isinstance(item, Bad)] == [
+    assert [item.reason for item in read_all(path) if isinstance(item, BadRecord)] == [
         "is longer than 4 MB",
         "its columns are not known",
     ]
-    assert all(len(item.record) <= 500 for item in read_all(path) if isinstance(item, Bad))
+    assert all(len(item.excerpt) <= 500 for item in read_all(path) if isinstance(item, BadRecord))
 
 
 def test_reading_is_a_stream(tmp_path: Path) -> None:

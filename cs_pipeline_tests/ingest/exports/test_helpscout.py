@@ -115,5 +115,5 @@ def test_webhook(tmp_path: Path) -> None:
 )
 def test_conversation_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     path = written(tmp_path, "export.json", json.dumps([conversation(), conversation(**change)]).encode())
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [(1, reason)]
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [(1, reason)]
     assert len(records(path)) == 1

@@ -11,9 +11,9 @@ import pytest
 
 from cs_pipeline.company import Columns, Company
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.ingest.exports import Bad, Record, Turn, read, recognise
+from cs_pipeline.ingest.exports import BadRecord, Record, Turn, read, recognise
 from cs_pipeline.ingest.exports.layouts import csv_rows
-from cs_pipeline.ingest.exports.source import LONGEST, ExportBytes
+from cs_pipeline.ingest.exports.source import MAX_RECORD_BYTES, ExportBytes
 from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
 
 PAIRS = [
@@ -36,7 +36,7 @@ def test_csv_is_read_as_it_stands(tmp_path: Path, delimiter: str, end: str) -> N
     found = records(written(tmp_path, "rows.csv", data))
     assert [[turn.text for turn in record.turns] for record in found] == [row[:2] for row in PAIRS]
     assert [[turn.role for turn in record.turns] for record in found] == [["customer", "agent"]] * 3
-    assert [record.place for record in found] == [1, 2, 3]
+    assert [record.index for record in found] == [1, 2, 3]
     for record, row in zip(found, PAIRS, strict=True):
         assert record.offset is not None
         assert record.length is not None
@@ -124,13 +124,13 @@ def test_bad_row_of_csv_costs_itself(tmp_path: Path, row: bytes, reason: str) ->
     assert isinstance(good, Record)
     assert isinstance(last, Record)
     assert last.turns[0].text == "last"
-    assert bad == Bad(2, len(head), reason, row.decode(errors="replace")[:500])
+    assert bad == BadRecord(2, len(head), reason, row.decode(errors="replace")[:500])
 
 
 def test_quote_never_closed_costs_its_line(tmp_path: Path) -> None:
     data = b'question,answer\na,b\nc,"open\n"d,e",f\ng,h\n"i",j\nk,"l\n'
     path = written(tmp_path, "rows.csv", data)
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [
         (2, "its quotes do not match"),
         (6, "its quotes do not match"),
     ]
@@ -138,29 +138,29 @@ def test_quote_never_closed_costs_its_line(tmp_path: Path) -> None:
 
 
 def test_quote_never_closed_does_not_swallow_a_long_file(tmp_path: Path) -> None:
-    rows = (b"q," + b"a" * 1_000 + b"\n") * (2 * LONGEST // 1_000)
+    rows = (b"q," + b"a" * 1_000 + b"\n") * (2 * MAX_RECORD_BYTES // 1_000)
     path = written(tmp_path, "rows.csv", b"question,answer\n" + b'x,"open\n' * 2 + rows)
     found = list(csv_rows(ExportBytes.of(path), ","))
     assert [piece.problem for piece in found[1:4]] == ["its quotes do not match"] * 2 + [None]
-    assert len(found) == 3 + 2 * LONGEST // 1_000
+    assert len(found) == 3 + 2 * MAX_RECORD_BYTES // 1_000
     assert all(piece.fields == ["q", "a" * 1_000] for piece in found[3:])
 
 
 def test_blank_lines_and_header_alone_are_no_records(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.csv", b"question,answer\n\n  \nq,a\n\n")
-    assert [record.place for record in records(path)] == [3]
+    assert [record.index for record in records(path)] == [3]
     assert read_all(written(tmp_path, "head.csv", b"question,answer\n")) == []
-    assert read_all(written(tmp_path, "empty.csv", b"")) == [Bad(0, 0, "is empty", "")]
+    assert read_all(written(tmp_path, "empty.csv", b"")) == [BadRecord(0, 0, "is empty", "")]
 
 
 def test_unknown_columns(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.csv", b"Frage,order no.,answer\na,b,c\n")
     with pytest.raises(PipelineError) as caught:
         recognise("rows.csv", path, Company())
-    assert "rows.csv: nothing says" in caught.value.what
+    assert "rows.csv: it is unknown" in caught.value.what
     assert "it has Frage, order no., answer." in caught.value.what
     assert "columns:\n      question: NAME" in caught.value.fix
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [
         (0, "its columns are not known"),
         (1, "its columns are not known"),
     ]
@@ -168,7 +168,7 @@ def test_unknown_columns(tmp_path: Path) -> None:
 
 def test_mapping_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
     company = Company(columns=Columns(question="Q", answer="A", customer_email="mail"))
-    with pytest.raises(PipelineError, match=r"it has Q, A and company\.yaml's mail are not among them"):
+    with pytest.raises(PipelineError, match=r"it has Q, A, but not mail of company\.yaml"):
         recognise("rows.csv", written(tmp_path, "rows.csv", b"Q,A\n"), company)
 
 
@@ -178,14 +178,14 @@ def test_mapping_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
 def test_first_row_that_may_be_a_customers_is_not_shown(tmp_path: Path, row: bytes) -> None:
     with pytest.raises(PipelineError) as caught:
         recognise("rows.csv", written(tmp_path, "rows.csv", row + b"\nx,y\n"), Company())
-    assert caught.value.what == "rows.csv: its first row does not look like names of columns."
+    assert caught.value.what == "rows.csv: its first row does not look like column names."
 
 
 @pytest.mark.parametrize(
     "header", [b"question,prompt,answer", b"question,answer,text,speaker,conversation", b"question", b"text,speaker"]
 )
 def test_columns_are_not_guessed(tmp_path: Path, header: bytes) -> None:
-    with pytest.raises(PipelineError, match="nothing says"):
+    with pytest.raises(PipelineError, match="it is unknown which columns"):
         recognise("rows.csv", written(tmp_path, "rows.csv", header + b"\n"), Company())
 
 
@@ -200,11 +200,11 @@ def test_mapping_wins_and_obvious_names_stand_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ('{"question": "q", "answer": "a", "answer": "b"}', "a key stands twice in one of its objects"),
-        ('{"question": "q", "answer": "a", "x": {"y": 1, "y": 1}}', "a key stands twice in one of its objects"),
+        ('{"question": "q", "answer": "a", "answer": "b"}', "a key is repeated in one of its objects"),
+        ('{"question": "q", "answer": "a", "x": {"y": 1, "y": 1}}', "a key is repeated in one of its objects"),
         ('{"question": ["q"], "answer": "a"}', "its question is not text"),
         ('{"question": "q", "answer": 7}', "its answer is not text"),
-        ('{"question": "q", "answer": "a", "customer_id": true}', "its customer id is no id"),
+        ('{"question": "q", "answer": "a", "customer_id": true}', "its customer id is not an id"),
         ('{"question": "q", "answer": NaN}', "its answer is not text"),
         ('{"question": "q"}', "its columns are not known"),
         ('{"question": "q", "answer": ', "is not JSON"),
@@ -223,8 +223,8 @@ def test_bad_line_of_json_costs_itself(tmp_path: Path, line: str, reason: str) -
     one, bad, two = read_all(path)
     assert isinstance(one, Record)
     assert isinstance(two, Record)
-    assert bad == Bad(1, len(good.encode()), reason, line[:500])
-    assert (two.place, two.offset) == (2, len((good + line + "\r\n").encode()))
+    assert bad == BadRecord(1, len(good.encode()), reason, line[:500])
+    assert (two.index, two.offset) == (2, len((good + line + "\r\n").encode()))
 
 
 def test_json_may_leave_out_what_it_has_not(tmp_path: Path) -> None:
@@ -248,8 +248,8 @@ def test_json_list_of_rows(tmp_path: Path) -> None:
 def test_wrong_brackets_cost_their_element_where_they_are_as_many(tmp_path: Path) -> None:
     good = b'{"question": "q", "answer": "a"}'
     path = written(tmp_path, "rows.json", b"[" + good + b', {"question": "x"], ' + good + b", {}}, " + good + b"]")
-    assert [record.place for record in records(path)] == [0, 2]
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [(1, "is not JSON"), (3, "the JSON breaks off here")]
+    assert [record.index for record in records(path)] == [0, 2]
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [(1, "is not JSON"), (3, "the JSON breaks off here")]
 
 
 def parquet(folder: Path, **columns: Any) -> Path:
@@ -265,12 +265,12 @@ def test_parquet(tmp_path: Path) -> None:
         customer_id=[12345.0, None, 1.0, None, None],
     )
     found = read_all(path)
-    assert [item.place for item in found] == [0, 2, 3, 4]
+    assert [item.index for item in found] == [0, 2, 3, 4]
     assert isinstance(found[0], Record)
     assert (found[0].offset, found[0].length, found[0].subject) == (None, None, "12345")
     assert isinstance(found[2], Record)
     assert found[2].turns == [Turn("customer", "größer"), Turn("agent", "gut")]
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [(2, "has no question"), (4, "holds a NUL character")]
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [(2, "has no question"), (4, "holds a NUL character")]
 
 
 def test_parquet_with_columns_of_other_types(tmp_path: Path) -> None:
@@ -280,8 +280,8 @@ def test_parquet_with_columns_of_other_types(tmp_path: Path) -> None:
 
 def test_parquet_that_is_none(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.parquet", b"PAR1 but no more")
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [(0, "is no sound Parquet from here on")]
-    with pytest.raises(PipelineError, match="is no sound Parquet"):
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [(0, "is not valid Parquet from here on")]
+    with pytest.raises(PipelineError, match="is not a valid Parquet"):
         recognise("rows.parquet", path, Company())
 
 
@@ -299,8 +299,8 @@ def test_broken_row_group_of_parquet_costs_itself(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(b"question 15") + 3] ^= 1
     path.write_bytes(data)
-    assert [record.place for record in records(path)] == [*range(10), *range(20, 30)]
-    assert [(bad.place, bad.reason) for bad in bads(path)] == [(10, "is no sound Parquet from here on")]
+    assert [record.index for record in records(path)] == [*range(10), *range(20, 30)]
+    assert [(bad.index, bad.reason) for bad in bads(path)] == [(10, "is not valid Parquet from here on")]
 
 
 def test_parquet_of_which_more_unpacks_than_is_allowed(tmp_path: Path) -> None:
@@ -308,11 +308,11 @@ def test_parquet_of_which_more_unpacks_than_is_allowed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": ["a" * 1_000_000] * 10, "answer": ["b"] * 10}), path, compression="zstd")
     assert path.stat().st_size < 20_000
     assert [bad.reason for bad in bads(path, Company(file_bytes=1_000_000))] == [
-        "is longer, unpacked, than company.yaml's file_bytes"
+        "is larger, when unpacked, than file_bytes in company.yaml"
     ]
 
 
 def test_name_that_says_nothing(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.xlsx", b"PK...")
     assert recognise("rows.xlsx", path, Company()) is None
-    assert list(read(None, path, Company())) == [Bad(0, 0, "its name's ending is of no known kind", "PK...")]
+    assert list(read(None, path, Company())) == [BadRecord(0, 0, "its suffix is not one of a known format", "PK...")]

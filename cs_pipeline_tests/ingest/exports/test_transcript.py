@@ -4,7 +4,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.ingest.exports import Bad, Turn, recognise
+from cs_pipeline.ingest.exports import BadRecord, Turn, recognise
 from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
 
 
@@ -46,18 +46,18 @@ def test_the_companys_own_words(tmp_path: Path) -> None:
 
 def test_lines_that_are_no_turns(tmp_path: Path) -> None:
     path = written(tmp_path, "chat.txt", "[ä] A: ü\nand more\n[12:04] A: x\n|x|c\na|x|\n[c] A:\n\n[c] A: y\n".encode())
-    assert [record.place for record in records(path)] == [0, 7]
+    assert [record.index for record in records(path)] == [0, 7]
     assert bads(path) == [
-        Bad(1, 11, "is no turn of a conversation", "and more"),
-        Bad(2, 20, "has a time where its conversation id should be", "[12:04] A: x"),
-        Bad(3, 33, "has no speaker", "|x|c"),
-        Bad(4, 38, "has no conversation id", "a|x|"),
-        Bad(5, 43, "has no text", "[c] A:"),
+        BadRecord(1, 11, "is not a turn of a conversation", "and more"),
+        BadRecord(2, 20, "has a time where its conversation id should be", "[12:04] A: x"),
+        BadRecord(3, 33, "has no speaker", "|x|c"),
+        BadRecord(4, 38, "has no conversation id", "a|x|"),
+        BadRecord(5, 43, "has no text", "[c] A:"),
     ]
 
 
 def test_text_that_is_no_transcript_is_not_recognised(tmp_path: Path) -> None:
     path = written(tmp_path, "notes.txt", b"Dear all,\nthis is a letter.\n")
-    with pytest.raises(PipelineError, match=r"notes\.txt is no transcript"):
+    with pytest.raises(PipelineError, match=r"notes\.txt is not a transcript"):
         recognise("notes.txt", path, Company())
     assert len(read_all(path)) == 2

@@ -133,19 +133,19 @@ def test_html_where_nothing_plain_is(tmp_path: Path) -> None:
         ({"comments": [comment(JANE["id"], "x", "", public=False)]}, "has no public comment"),
         ({"comments": []}, "has no text"),
         ({"comments": [comment(JANE["id"], " ", "")]}, "has no text"),
-        ({"comments": ["x"]}, "its comments are no list of objects"),
+        ({"comments": ["x"]}, "its comments are not a list of objects"),
         ({"comments": [comment(JANE["id"], "x", "", plain_body={})]}, "its comment is not text"),
         ({"comments": [comment(JANE["id"], "x", "", author_id=None)]}, "has a comment without author"),
         ({"comments": [comment(JANE["id"], "x", "", via={"channel": []})]}, "its channel is not text"),
         ({"id": None}, "has no id"),
-        ({"id": [1]}, "its id is no id"),
+        ({"id": [1]}, "its id is not an id"),
         ({"requester": JANE | {"name": 7}, "submitter": None}, "its requester's name is not text"),
     ],
 )
 def test_ticket_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     text = json.dumps([ticket(**change), ticket()])
     path = written(tmp_path, "t.json", text.encode())
-    assert [(bad.place, bad.offset, bad.reason) for bad in bads(path)] == [(0, 1, reason)]
+    assert [(bad.index, bad.offset, bad.reason) for bad in bads(path)] == [(0, 1, reason)]
     assert len(records(path)) == 1
 
 
@@ -162,4 +162,4 @@ def test_cut_off_export_keeps_what_is_whole(tmp_path: Path) -> None:
     start = text.rindex(b'{\n   "url"', 0, third)
     path = written(tmp_path, "t.json", text[: third + 900])
     assert [record.conversation_id for record in records(path)] == ["35436", "2"]
-    assert [(bad.place, bad.offset, bad.reason) for bad in bads(path)] == [(2, start, "the JSON breaks off here")]
+    assert [(bad.index, bad.offset, bad.reason) for bad in bads(path)] == [(2, start, "the JSON breaks off here")]
