@@ -1,4 +1,4 @@
-"""A company's file lands while webserver and daemon run, and nobody touches anything: a partition, a training, a version."""
+"""A company's file is landed while webserver and daemon run; without further action it becomes a new model version."""
 
 import shutil
 import time
@@ -16,7 +16,7 @@ from cs_pipeline.register.lineage import trace_lineage
 from cs_pipeline.tracking import find_versions, open_store
 from cs_pipeline_tests.conftest import copy_lake
 from cs_pipeline_tests.support.exports import export
-from cs_pipeline_tests.support.service import PATIENCE, Service
+from cs_pipeline_tests.support.service import TIMEOUT, Service
 
 SETTINGS = """\
 columns: {question: question, answer: answer, customer_email: email}
@@ -26,7 +26,7 @@ retrain: {new_rows: 40}
 
 @pytest.fixture
 def own_lake(champion_lake: Path, tmp_path: Path) -> DataLake:
-    """A lake with champion 1, and settings under which 40 rows make a training due."""
+    """A lake with champion 1 and settings under which 40 new rows make retraining due."""
     lake = copy_lake(champion_lake, tmp_path / "lake")
     company_file(lake).write_text(SETTINGS)
     return lake
@@ -36,24 +36,24 @@ def own_lake(champion_lake: Path, tmp_path: Path) -> DataLake:
 def service(own_lake: DataLake, small_csv: Path, tmp_path: Path) -> Iterator[Service]:
     running = Service(tmp_path, own_lake, small_csv, CS_RECIPE="tiny")
     try:
-        running.wait_until_it_answers()
+        running.wait_until_ready()
         yield running
     finally:
         running.stop()
 
 
-def wait_for(what: Callable[[], Any], service: Service) -> Any:
-    end = time.monotonic() + PATIENCE
+def wait_for(condition: Callable[[], Any], service: Service) -> Any:
+    end = time.monotonic() + TIMEOUT
     while time.monotonic() < end:
-        found = what()
+        found = condition()
         if found:
             return found
         assert not service.failures(), service.failures()
         time.sleep(1)
-    raise AssertionError(service.said())
+    raise AssertionError(service.log_tail())
 
 
-def test_a_landed_file_becomes_a_version_with_the_file_in_its_lineage(
+def test_a_landed_file_leads_to_a_version_with_the_file_in_its_lineage(
     service: Service, own_lake: DataLake, tmp_path: Path
 ) -> None:
     file = export(tmp_path / "tickets.csv", 120, seed=1)
@@ -70,17 +70,17 @@ def test_a_landed_file_becomes_a_version_with_the_file_in_its_lineage(
     (company,) = [entry for entry in made["files"] if entry["source"] == "company"]
     assert company["name"] == landed.name
     assert company["sha256"] == delivery.sha256
-    assert company["rows"] > 10  # of those that the recipe draws
+    assert company["rows"] > 10  # of those that the recipe samples
     assert company["run"] in service.runs("ingest_company")
     assert made["run"] in service.runs("support_model")
-    assert made["history"], "the version was judged"
+    assert made["history"], "there was a decision about the version"
     assert b"@example.net" not in b"".join(
         path.read_bytes()
         for path in own_lake.root.rglob("*")
         if path.is_file() and "ingest" not in path.parts and "landing" not in path.parts
     )
 
-    # The same content again, under its own and another name, leads to nothing.
+    # The same content again, under the same and under another name, has no effect.
     shutil.copy(file, own_lake.root / "landing" / "again.csv")
     land_files([file], own_lake, load_company(own_lake))
     before, looks = service.runs(), service.ticks("landed_files")

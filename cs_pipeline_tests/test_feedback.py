@@ -1,4 +1,4 @@
-"""The feedback store: what is given is on the disk once, whoever dies when, and for its owner alone."""
+"""The feedback store: everything is stored exactly once, whatever is killed, and readable by the owner alone."""
 
 import os
 import random
@@ -18,7 +18,7 @@ TUNED = ShownAnswer("version 3", "On its way.", {"tone": "friendly", "temperatur
 BASE = ShownAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
 
 
-def test_a_judgement_keeps_version_prompt_settings_and_answer(lake: DataLake) -> None:
+def test_a_judgement_keeps_version_question_settings_and_answer(lake: DataLake) -> None:
     before = datetime.now(UTC)
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 4)
@@ -47,7 +47,7 @@ def test_a_judgement_keeps_version_prompt_settings_and_answer(lake: DataLake) ->
     assert vote["settings"] == '[{"tone": "neutral"}, {"tone": "friendly", "temperature": 0.7}]'
 
 
-def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
+def test_a_retry_neither_duplicates_nor_changes_anything(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         for _ in range(2):
             feedback.rate("one", "anna", ASKED, TUNED, 4)
@@ -57,7 +57,7 @@ def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
         with pytest.raises(PipelineError, match="and different content"):
             feedback.agent_edit("two", "tom", "Where is it?", "It is there.", [TUNED], picked=0)
         (raw,) = feedback.judgements(raw=True)
-        # Nor when its text was cleaned meanwhile.
+        # Not even after its text was cleaned.
         feedback.replace_with_clean([raw | {"question": "Where is {{Order Number}}?", "rater": "hash"}])
         feedback.rate("one", "anna", ASKED, TUNED, 4)
         assert feedback.judgements(raw=True) == []
@@ -79,14 +79,14 @@ def test_a_retry_never_doubles_and_never_changes(lake: DataLake) -> None:
         (lambda f: f.agent_edit("x", "tom", "Where?", "Here.", [TUNED], 1), "one of its drafts"),
     ],
 )
-def test_what_makes_no_sense_is_refused(lake: DataLake, give: Callable[[Feedback], None], complaint: str) -> None:
+def test_invalid_feedback_is_refused(lake: DataLake, give: Callable[[Feedback], None], complaint: str) -> None:
     with Feedback(lake) as feedback:
         with pytest.raises(PipelineError, match=complaint):
             give(feedback)
         assert (feedback.judgements(raw=True), feedback.edits()) == ([], [])
 
 
-def test_half_a_character_is_kept_as_a_question_mark(lake: DataLake) -> None:
+def test_a_lone_surrogate_is_stored_as_a_question_mark(lake: DataLake) -> None:
     half = "caf\ud800"
     with Feedback(lake) as feedback:
         answer = ShownAnswer("version 3", half, {"value": half})
@@ -97,7 +97,7 @@ def test_half_a_character_is_kept_as_a_question_mark(lake: DataLake) -> None:
     assert (row["context"], row["settings"]) == ('[["customer", "caf?"]]', '{"value": "caf?"}')
 
 
-def test_the_owner_alone_may_read_it_and_what_is_deleted_is_gone(lake: DataLake) -> None:
+def test_only_the_owner_can_read_the_file_and_deleted_text_is_gone(lake: DataLake) -> None:
     folder = lake.path("serve")
     with Feedback(lake) as feedback:
         feedback.rate("r", "anna", AskedQuestion("I am jane@example.com"), TUNED, 5)
@@ -106,7 +106,7 @@ def test_the_owner_alone_may_read_it_and_what_is_deleted_is_gone(lake: DataLake)
         assert names == dict.fromkeys(["feedback.db", "feedback.db-wal", "feedback.db-shm"], 0o600)
         assert any(b"jane@" in path.read_bytes() for path in folder.iterdir())
         feedback.forget(["r", "e"])
-        # While it is still open: the log is emptied too.
+        # Even while it is open: the log is truncated too.
         assert not any(b"jane@" in path.read_bytes() for path in folder.iterdir())
 
 
@@ -114,15 +114,15 @@ COUNT = 150
 
 
 def write(lake: DataLake, writer: int, begin: int, acknowledge: int) -> None:
-    """What a server does for one client from rating number ``begin`` on; says each number when it is on the disk."""
+    """Does what a server does for one client, from rating number ``begin`` on; reports each number that is on the disk."""
     for number in range(begin, COUNT):
         with Feedback(lake) as feedback:
             feedback.rate(f"{writer} {number}", f"rater {writer}", ASKED, TUNED, 1 + number % 5)
         os.write(acknowledge, bytes([number]))
 
 
-def test_killed_in_the_middle_of_ratings_none_is_lost_and_none_doubled(lake: DataLake) -> None:
-    """Two servers write at once; both are killed again and again, and clients send what was not acknowledged again."""
+def test_ratings_survive_kills_and_none_is_duplicated(lake: DataLake) -> None:
+    """Two servers write at the same time and are killed repeatedly; clients resend what was not acknowledged."""
     rng = random.Random(6)
     acknowledged = [-1, -1]
     kills = 0
@@ -140,8 +140,8 @@ def test_killed_in_the_middle_of_ratings_none_is_lost_and_none_doubled(lake: Dat
             children.append((pid, reading))
         behind = acknowledged.index(min(acknowledged))
         for _ in range(rng.randrange(1, 20)):
-            if said := os.read(children[behind][1], 1):  # nothing when it has written all
-                acknowledged[behind] = said[0]
+            if number := os.read(children[behind][1], 1):  # nothing when it has written all of them
+                acknowledged[behind] = number[0]
         time.sleep(rng.uniform(0, 0.005))
         for writer, (pid, reading) in enumerate(children):
             os.kill(pid, signal.SIGKILL)
@@ -149,8 +149,8 @@ def test_killed_in_the_middle_of_ratings_none_is_lost_and_none_doubled(lake: Dat
             with os.fdopen(reading, "rb") as pipe:
                 acknowledged[writer] = max([acknowledged[writer], *pipe.read()])
             with Feedback(lake) as feedback:
-                there = {row["id"] for row in feedback.judgements(raw=True)}
-            assert {f"{writer} {number}" for number in range(acknowledged[writer] + 1)} <= there
+                stored = {row["id"] for row in feedback.judgements(raw=True)}
+            assert {f"{writer} {number}" for number in range(acknowledged[writer] + 1)} <= stored
     assert kills >= 10
     with Feedback(lake) as feedback:
         rows = feedback.judgements(raw=True)

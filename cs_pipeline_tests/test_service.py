@@ -1,4 +1,4 @@
-"""The webserver and the daemon as processes; a run and a sweep launched over GraphQL as the page in the browser does it."""
+"""The Dagster webserver and daemon as processes: a run and a sweep, launched over GraphQL like the browser does."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
-from cs_pipeline.evaluate.evaluation import read_evaluation
+from cs_pipeline.evaluate.results import read_evaluation
 from cs_pipeline.tracking import champion_number, find_versions, open_store
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline_tests.conftest import own_world
@@ -46,12 +46,12 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
 
 @pytest.fixture(scope="module")
 def service(champion_lake: Path, small_csv: Path, lake: DataLake) -> Iterator[Service]:
-    # The base is found by its content, as it would be after another run; one training is enough here.
+    # The base is reused, because its fingerprint is the same; this saves a training.
     shutil.copytree(champion_lake / "train" / "base_model", lake.root / "train" / "base_model")
     with own_world(lake.root):
         running = Service(lake.root.parent, lake, small_csv)
         try:
-            running.wait_until_it_answers()
+            running.wait_until_ready()
             yield running
         finally:
             running.stop()
@@ -60,7 +60,7 @@ def service(champion_lake: Path, small_csv: Path, lake: DataLake) -> Iterator[Se
 def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, lake: DataLake) -> None:
     job = defs.resolve_job_def("support_model")
     names = sorted(key.to_user_string() for key in job.asset_layer.selected_asset_keys)
-    answer = service.ask(
+    answer = service.query(
         LAUNCH,
         executionParams={
             "mode": "default",
@@ -73,7 +73,7 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
     run = answer["run"]["id"]
     status = service.wait_for_run(run)
     tags, events = service.events(run)
-    assert status == "SUCCESS", [e for e in events if "error" in e] or service.said()
+    assert status == "SUCCESS", [e for e in events if "error" in e] or service.log_tail()
     assert tags["dagster/partition"] == "tiny"
 
     materialised = {e["assetKey"]["path"][0]: e for e in events if e["__typename"] == "MaterializationEvent"}
@@ -93,7 +93,7 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
     found = {(check["assetKey"]["path"][0], check["checkName"]) for check in checks}
     every = {(key.asset_key.path[0], key.name) for key in defs.resolve_asset_graph().asset_check_keys}
     assert found == {(asset, check) for asset, check in every if asset in names}
-    # The training process has written its lines into the run's log.
+    # The training process has logged to the run.
     assert any("adapter step 30/30, loss" in (e.get("message") or "") for e in events)
 
     client = open_store(lake)
@@ -103,10 +103,10 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
 
 
 def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Service, lake: DataLake) -> None:
-    """The same job for both recipes; what the run before has made of one of them is made once."""
+    """The same job for both recipes; what the earlier run made for one of them is not made again."""
     before = set(service.runs("support_model"))
     trained = current_adapter("tiny", lake).fingerprint
-    answer = service.ask(
+    answer = service.query(
         BACKFILL,
         backfillParams={
             "selector": {
@@ -125,9 +125,9 @@ def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Serv
     assert [service.wait_for_run(run) for run in runs] == ["SUCCESS"] * 2, service.failures()
     rows = {row["recipe"]: row for row in lake.read("evaluate", "leaderboard").to_pylist()}
     for recipe, row in rows.items():
-        assert (
-            row["bits_per_character"] == read_evaluation(recipe, lake)["scores"]["tuned"]["bits_per_character"]["score"]
-        )
+        bits = read_evaluation(recipe, lake).scores["tuned"]["bits_per_character"]
+        assert bits is not None
+        assert row["bits_per_character"] == bits.score
     assert sorted(rows) == ["tiny", "tiny_lora"]
     assert current_adapter("tiny", lake).fingerprint == trained
     assert len(find_versions(open_store(lake))) == 2

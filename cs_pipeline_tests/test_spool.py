@@ -1,4 +1,4 @@
-"""Metrics on their way to the MLflow store: kept, sent once, and live while training goes on."""
+"""The spool of training metrics: kept on disk, sent to MLflow once, and live during training."""
 
 import json
 import math
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def test_metrics_are_sent_once(client: "MlflowClient", run: str, spool: Spool) -> None:
-    assert spool.replay(client, run) == 0, "nothing was written yet"
+    assert spool.replay(client, run) == 0, "nothing has been written yet"
     for step in range(1, 4):
         spool.append(step, {"loss": 1 / step, "learning_rate": 0.5})
     assert spool.replay(client, run) == 6
@@ -44,12 +44,10 @@ def test_metrics_are_sent_once(client: "MlflowClient", run: str, spool: Spool) -
     assert history(client, run, "loss") == [*expected, (4, 0.25)]
 
 
-def test_metrics_sent_again_after_the_mark_was_lost_are_there_once(
-    client: "MlflowClient", run: str, spool: Spool
-) -> None:
+def test_metrics_that_are_sent_twice_are_stored_once(client: "MlflowClient", run: str, spool: Spool) -> None:
     for step in range(550):
         spool.append(step, {"loss": step / 2, "learning_rate": math.nan if step == 7 else 0.5})
-    assert spool.replay(client, run) == 1_100, "more than MLflow takes at once"
+    assert spool.replay(client, run) == 1_100, "more than MLflow accepts in one batch"
     spool.path.with_suffix(".sent").unlink()
     assert Spool(spool.path).replay(client, run) == 1_100
     assert history(client, run, "loss") == [(step, step / 2) for step in range(550)]
@@ -58,7 +56,7 @@ def test_metrics_sent_again_after_the_mark_was_lost_are_there_once(
     assert [step for step, rate in rates if math.isnan(rate)] == [7]
 
 
-def test_half_a_line_is_left_for_later(client: "MlflowClient", run: str, spool: Spool) -> None:
+def test_a_partial_line_is_left_for_later(client: "MlflowClient", run: str, spool: Spool) -> None:
     spool.append(1, {"loss": 1.0})
     spool.append(2, {"loss": 0.5})
     whole = spool.path.read_bytes()
@@ -71,8 +69,8 @@ def test_half_a_line_is_left_for_later(client: "MlflowClient", run: str, spool: 
     assert history(client, run, "loss") == [(1, 1.0), (2, 0.5)]
 
 
-def test_steps_that_are_trained_again_are_not_measured_twice(client: "MlflowClient", run: str, spool: Spool) -> None:
-    """As after a kill: another process begins again at an earlier step, with half a line of the first one's in the spool."""
+def test_repeated_steps_do_not_write_their_metrics_again(client: "MlflowClient", run: str, spool: Spool) -> None:
+    """As after a kill: a new process resumes at an earlier step, and the spool ends with a partial line."""
     for step in range(5):
         spool.append(step, {"loss": 1 / (step + 1)})
     assert spool.replay(client, run) == 5
@@ -87,8 +85,8 @@ def test_steps_that_are_trained_again_are_not_measured_twice(client: "MlflowClie
     assert history(client, run, "validation_loss") == [(step, 2.0) for step in range(2, 9)]
 
 
-def test_another_store_is_sent_everything(client: "MlflowClient", stored: DataLake, run: str, spool: Spool) -> None:
-    """As when live metrics went to a server, and another one is asked to register the model."""
+def test_another_store_receives_everything(client: "MlflowClient", stored: DataLake, run: str, spool: Spool) -> None:
+    """As when live metrics went to one server and the model is registered on another."""
     spool.append(1, {"loss": 1.0})
     assert spool.replay(client, run) == 1
     other = get_or_create_run(client, stored, "a run of another store", "tiny")
@@ -97,7 +95,7 @@ def test_another_store_is_sent_everything(client: "MlflowClient", stored: DataLa
     assert history(client, other, "loss") == [(1, 1.0), (2, 0.5)]
 
 
-def test_a_full_disk_is_told(spool: Spool) -> None:
+def test_a_full_disk_is_an_error(spool: Spool) -> None:
     spool.append(0, {"loss": 1.0})
     spool.path.unlink()
     spool.path.symlink_to("/dev/full")
@@ -105,12 +103,12 @@ def test_a_full_disk_is_told(spool: Spool) -> None:
         spool.append(1, {"loss": 1.0})
 
 
-def test_nothing_is_marked_as_sent_that_was_not(spool: Spool, client: "MlflowClient", run: str) -> None:
+def test_only_sent_metrics_are_marked_as_sent(spool: Spool, client: "MlflowClient", run: str) -> None:
     from mlflow.exceptions import MlflowException
 
     spool.append(1, {"loss": 1.0})
     with pytest.raises(MlflowException):
-        spool.replay(client, "0" * 32)  # no run
+        spool.replay(client, "0" * 32)  # no such run
     assert not spool.path.with_suffix(".sent").exists()
     assert spool.replay(client, run) == 1
 
@@ -123,9 +121,9 @@ def test_live_metrics_arrive_even_if_training_fails(stored: DataLake, client: "M
         with stream_metrics(spool, stored, "live", "tiny"):
             for step in range(3):
                 spool.append(step, {"loss": float(step)})
-            raise KeyError("the training's own error")
+            raise KeyError("the error of the training")
 
-    with pytest.raises(KeyError, match="the training's own error"):
+    with pytest.raises(KeyError, match="the error of the training"):
         train()
     run = find_run(client, "live")
     assert run is not None
@@ -134,7 +132,7 @@ def test_live_metrics_arrive_even_if_training_fails(stored: DataLake, client: "M
 
 
 @pytest.mark.parametrize("silent", ["hangs"], indirect=True)
-def test_a_store_that_is_away_holds_up_nothing_and_nothing_is_lost(
+def test_an_unreachable_store_neither_blocks_training_nor_loses_metrics(
     silent: Silent,
     stored: DataLake,
     lake: DataLake,
@@ -147,13 +145,13 @@ def test_a_store_that_is_away_holds_up_nothing_and_nothing_is_lost(
     with stream_metrics(spool, lake, tmp_path.name, "tiny"):
         spool.append(0, {"loss": 1.0})
         assert silent.reached.wait(30)
-        # The store has been asked and has not answered: training goes on.
+        # The store was contacted and has not answered: training continues.
         for step in range(1, 100):
             spool.append(step, {"loss": 1.0 - step / 100})
         silent.close()
-    said = capsys.readouterr().out
-    assert said.count("MLflow does not accept metrics") == 1
-    assert "s3cret" not in said
+    output = capsys.readouterr().out
+    assert output.count("MLflow does not accept metrics") == 1
+    assert "s3cret" not in output
     assert [json.loads(line)["step"] for line in spool.path.read_text().splitlines()] == list(range(100))
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
@@ -171,7 +169,7 @@ def server(tmp_path: Path) -> Iterator["Server"]:
 
 
 class Server:
-    """A real MLflow server in processes of its own, which can be started, paused and continued."""
+    """A real MLflow server in its own process group that can be started, paused and continued."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir()
@@ -206,14 +204,14 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_a_server_that_is_down_stalled_and_stalled_again_gets_every_metric_once(
+def test_a_server_that_is_down_and_stalls_twice_gets_every_metric_once(
     server: Server,
     lake: DataLake,
     spool: Spool,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Down when the training begins, stalled in its middle, and stalled at its end."""
+    """The server is down when training begins and stalls in the middle and at the end."""
     monkeypatch.setattr(tracking, "SEND_EVERY", 0.1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.port}")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
@@ -236,7 +234,7 @@ def test_a_server_that_is_down_stalled_and_stalled_again_gets_every_metric_once(
         until(sent.exists)
         server.signal(signal.SIGSTOP)
         train(range(20, 30))
-        time.sleep(1.5)  # a request is sent, and given up
+        time.sleep(1.5)  # a request is sent and times out
         server.signal(signal.SIGCONT)
         until(lambda: read_json(sent)["bytes"] == spool.path.stat().st_size)
         server.signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""The MLflow store, with a real SQLite store in a lake of this module, and with servers that are none."""
+"""The MLflow store: a real SQLite store in this module's own lake, and servers that are not MLflow."""
 
 import os
 import subprocess
@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 # The store
 
 
-def test_the_store_lies_in_the_lake(stored: DataLake, client: "MlflowClient") -> None:
+def test_the_store_is_in_the_lake(stored: DataLake, client: "MlflowClient") -> None:
     assert store_uri(stored) == f"sqlite:///{stored.root}/register/mlflow.db"
     assert stored.path("register", "mlflow.db").stat().st_size > 0
     (experiment,) = [found for found in client.search_experiments() if found.name == MODEL]
     assert experiment.artifact_location == artifacts_folder(stored).as_uri()
 
 
-def test_an_open_store_is_not_that_of_another_lake(stored: DataLake, lake: DataLake) -> None:
+def test_an_open_store_is_not_used_for_another_lake(stored: DataLake, lake: DataLake) -> None:
     import mlflow
 
-    mlflow.set_tracking_uri("")  # as in a process that has not opened one
+    mlflow.set_tracking_uri("")  # as in a process that has not opened a store
     open_store(stored)
     assert "MLFLOW_TRACKING_URI" not in os.environ
     assert store_uri(lake) == f"sqlite:///{lake.root}/register/mlflow.db"
 
 
-def test_the_variable_names_another_store(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_names_another_store(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert store_uri(lake) == "http://127.0.0.1:5000"
 
@@ -72,19 +72,19 @@ def test_a_fingerprint_has_one_run(client: "MlflowClient", stored: DataLake) -> 
     assert len(client.search_runs([run.info.experiment_id], f"tags.`{FINGERPRINT}` = 'f1'")) == 1
 
 
-def test_a_fingerprint_has_one_run_whoever_asks_at_once(stored: DataLake) -> None:
+def test_concurrent_callers_get_the_same_run(stored: DataLake) -> None:
     with ThreadPoolExecutor(8) as pool:
         clients = [open_store(stored) for _ in range(8)]
-        together = threading.Barrier(len(clients))
+        barrier = threading.Barrier(len(clients))
 
         def ask(client: "MlflowClient") -> str:
-            together.wait()
+            barrier.wait()
             return get_or_create_run(client, stored, "asked for at once", "tiny")
 
         assert len(set(pool.map(ask, clients))) == 1
 
 
-def test_what_a_run_keeps_lies_in_the_lake(client: "MlflowClient", stored: DataLake, run: str) -> None:
+def test_artifacts_of_a_run_are_in_the_lake(client: "MlflowClient", stored: DataLake, run: str) -> None:
     client.log_text(run, "très bien", "report/summary.md")
     (file,) = artifacts_folder(stored).rglob("summary.md")
     assert file.read_text(encoding="utf-8") == "très bien"
@@ -103,8 +103,8 @@ print(get_or_create_run(open_store(lake), lake, "theirs", "tiny"), flush=True)
 """
 
 
-def test_two_processes_may_make_the_first_use_at_once(stored: DataLake, lake: DataLake) -> None:
-    # ``stored`` has imported MLflow here, so that both begin when the other is told to.
+def test_two_processes_may_use_a_new_store_at_the_same_time(stored: DataLake, lake: DataLake) -> None:
+    # ``stored`` has already imported MLflow here, so both begin at the same time.
     command = [sys.executable, "-c", FIRST_USE, str(lake.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None
@@ -120,11 +120,11 @@ def test_two_processes_may_make_the_first_use_at_once(stored: DataLake, lake: Da
     assert [experiment.name for experiment in client.search_experiments()].count(MODEL) == 1
 
 
-# A store that does not answer
+# An unreachable store
 
 
 @pytest.mark.parametrize("silent", ["closes"], indirect=True)
-def test_a_server_that_is_none_is_told_without_its_password(
+def test_the_error_for_a_server_that_is_not_mlflow_hides_the_password(
     silent: Silent, lake: DataLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", silent.uri)
@@ -133,9 +133,9 @@ def test_a_server_that_is_none_is_told_without_its_password(
     assert silent.uri.replace("somebody:s3cret@", "") in raised.value.what
     assert "s3cret" not in str(raised.value)
     assert raised.value.__cause__ is None
-    assert raised.value.__suppress_context__, "the traceback does not show it either"
+    assert raised.value.__suppress_context__, "the traceback does not show the password either"
     assert "MLFLOW_TRACKING_URI" in raised.value.fix
-    assert 1 <= len(silent.connections) <= 3, "asked again, but not for minutes"
+    assert 1 <= len(silent.connections) <= 3, "retried, but not for minutes"
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_a_server_that_is_none_is_told_without_its_password(
         ("sqlite:///{file}/mlflow.db", "{file}"),
     ],
 )
-def test_a_store_that_cannot_be_is_told(
+def test_an_invalid_store_is_an_error_without_the_password(
     uri: str, complaint: str, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
-    file.write_text("no database at all, but a few lines of plain text " * 20)
+    file.write_text("not a database at all, only lines of plain text. " * 20)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri.format(file=file))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(PipelineError) as raised:
@@ -161,11 +161,11 @@ def test_a_store_that_cannot_be_is_told(
     assert complaint.format(file=file) in raised.value.what
     assert "s3cret" not in str(raised.value)
     assert "s3cret" not in repr(raised.value.__cause__)
-    assert file.stat().st_size == 1_000
+    assert file.stat().st_size == 980, "unchanged"
 
 
-def test_a_lake_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def test_a_lake_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(PipelineError, match="The data lake cannot be written"):
         open_store(DataLake(tmp_path / "file"))
 
@@ -173,7 +173,9 @@ def test_a_lake_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 # Versions
 
 
-def test_versions_and_their_champion(client: "MlflowClient", stored: DataLake, tmp_path: Path) -> None:
+def test_versions_are_sorted_by_number_and_the_alias_names_the_champion(
+    client: "MlflowClient", stored: DataLake, tmp_path: Path
+) -> None:
     assert find_versions(client) == []
     assert champion_number(client) is None
     assert champion_version(stored) is None
@@ -188,7 +190,9 @@ def test_versions_and_their_champion(client: "MlflowClient", stored: DataLake, t
         client.log_artifacts(run, str(tmp_path / "adapter"), "model/artifacts/adapter")
         tags = {FINGERPRINT: f"v{number}", "cs.recipe": "tiny"}
         client.create_model_version(MODEL, f"runs:/{run}/model", run, tags=tags)
-    assert [int(version.version) for version in find_versions(client)] == list(range(1, 12)), "by number, not by name"
+    assert [int(version.version) for version in find_versions(client)] == list(range(1, 12)), (
+        "sorted by number, not by name"
+    )
     assert champion_number(client) is None
 
     for number in (2, 10):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.evaluation import evaluation_folder
+from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.recipe import load_recipe
 from cs_pipeline.register.history import read_history
 

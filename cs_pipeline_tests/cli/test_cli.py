@@ -1,4 +1,4 @@
-"""The installed command: what is wrong is said once with its fix, what is stopped goes on, what is asked is answered."""
+"""The installed command: errors are printed once with a fix, a stopped run can be continued, questions are answered."""
 
 import gzip
 import os
@@ -21,15 +21,15 @@ from cs_pipeline_tests.conftest import RECIPES, own_world
 
 COMMAND = Path(sys.executable).with_name("cs-pipeline")
 PROJECT = Path(__file__).parents[2]
-PATIENCE = 400
-"""Seconds for what takes one on an idle machine."""
+TIMEOUT = 400
+"""Seconds, for what takes one second on an idle machine."""
 
 Finished = subprocess.CompletedProcess[str]
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Where somebody works: a lake and a Dagster home, and the settings that go with them."""
+class Workspace:
+    """A lake, a Dagster home and the environment variables for them."""
 
     folder: Path
     settings: dict[str, str]
@@ -48,13 +48,13 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C in a terminal reaches a whole group of processes
+            start_new_session=True,  # Ctrl-C in a terminal reaches the whole process group
         )
 
     def run(self, *arguments: str) -> Finished:
         process = self.start(*arguments)
         try:
-            out, err = process.communicate(timeout=PATIENCE)
+            out, err = process.communicate(timeout=TIMEOUT)
         finally:
             end(process)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
@@ -68,22 +68,22 @@ class Desk:
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    """Whatever became of a test, nothing of it goes on running."""
+    """Kills whatever a test has left running."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
-def desk(folder: Path, **settings: str) -> Desk:
+def make_workspace(folder: Path, **settings: str) -> Workspace:
     home = folder / "dagster_home"
     home.mkdir(parents=True)
     shutil.copy(PROJECT / "dagster_home" / "dagster.yaml", home)
-    return Desk(folder, {"CS_LAKE": str(folder / "lake"), "DAGSTER_HOME": str(home)} | settings)
+    return Workspace(folder, {"CS_LAKE": str(folder / "lake"), "DAGSTER_HOME": str(home)} | settings)
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """A wrong input: the command, its settings, and what the error must name."""
+class WrongInput:
+    """A wrong input: the command, its environment variables, and what the error must name."""
 
     arguments: tuple[str, ...]
     settings: dict[str, str]
@@ -96,10 +96,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "missing.csv").write_text("flags,instruction,intent,response\nB,where is it,track_order,On its way.\n")
     (folder / "empty.csv").touch()
-    whole = gzip.compress(
+    complete = gzip.compress(
         b"flags,instruction,category,intent,response\n" + b"B,where is it,ORDER,track_order,Soon.\n" * 99
     )
-    (folder / "cut.csv.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "cut.csv.gz").write_bytes(complete[: len(complete) // 2])
     latin = "flags,instruction,category,intent,response\nB,where is my café,ORDER,track_order,On its way.\n"
     (folder / "latin.csv").write_text(latin, encoding="latin-1")
     (folder / "file").touch()
@@ -116,35 +116,43 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TINY = ("demo", "--recipe", "tiny")
 WRONG = {
-    "missing column": Wrong(TINY, {"CS_BITEXT": "{inputs}/missing.csv"}, ("missing.csv", "category"), "It needs flags"),
-    "empty file": Wrong(TINY, {"CS_BITEXT": "{inputs}/empty.csv"}, ("empty.csv is empty",), "Copy or download"),
-    "cut off": Wrong(TINY, {"CS_BITEXT": "{inputs}/cut.csv.gz"}, ("cut.csv.gz is cut off",), "Copy or download"),
-    "not UTF-8": Wrong(TINY, {"CS_BITEXT": "{inputs}/latin.csv"}, ("latin.csv is not UTF-8", "line 2"), "in UTF-8"),
-    "no such source": Wrong(TINY, {"CS_BITEXT": "kaggle"}, ("'kaggle'",), "Set it to 'sample'"),
-    "no such recipe": Wrong(
+    "missing column": WrongInput(
+        TINY, {"CS_BITEXT": "{inputs}/missing.csv"}, ("missing.csv", "category"), "It needs flags"
+    ),
+    "empty file": WrongInput(TINY, {"CS_BITEXT": "{inputs}/empty.csv"}, ("empty.csv is empty",), "Copy or download"),
+    "cut off": WrongInput(TINY, {"CS_BITEXT": "{inputs}/cut.csv.gz"}, ("cut.csv.gz is truncated",), "Copy or download"),
+    "not UTF-8": WrongInput(
+        TINY, {"CS_BITEXT": "{inputs}/latin.csv"}, ("latin.csv is not UTF-8", "line 2"), "in UTF-8"
+    ),
+    "no such source": WrongInput(TINY, {"CS_BITEXT": "kaggle"}, ("'kaggle'",), "Set it to 'sample'"),
+    "no such recipe": WrongInput(
         ("demo", "--recipe", "gpt"),
         {},
         ("no recipe 'gpt' in", str(RECIPES)),
         "Choose one of: tiny, tiny_lora, tiny_rag.",
     ),
-    "unknown key": Wrong(
+    "unknown key": WrongInput(
         ("demo", "--recipe", "misspelt"),
         {"CS_RECIPES": "{inputs}/recipes"},
         ("misspelt.yaml", "'trainer.learning_rat' is not a key of a recipe"),
         "Fix these keys",
     ),
-    "training refuses": Wrong(
+    "training refuses": WrongInput(
         ("demo", "--recipe", "long_blocks"),
         {"CS_RECIPES": "{inputs}/recipes", "CS_BITEXT": "{small_csv}"},
         ("base_model: Bitext's training rows have", "base.block_size is 10,000,000"),
         "Lower base.block_size in the recipe",
     ),
-    "lake below a file": Wrong(TINY, {"CS_LAKE": "{inputs}/file/lake"}, ("cannot be written", "file/lake"), "CS_LAKE"),
-    "no champion": Wrong(("ask", "where is my refund?"), {}, ("There is no champion yet.",), "make demo"),
-    "empty question": Wrong(("ask", "  "), {}, ("The question is empty.",), "cs-pipeline ask"),
-    "no report": Wrong(("report", "--recipe", "tiny"), {}, ("tiny.md is not there",), "cs-pipeline demo --recipe tiny"),
+    "lake below a file": WrongInput(
+        TINY, {"CS_LAKE": "{inputs}/file/lake"}, ("cannot be written", "file/lake"), "CS_LAKE"
+    ),
+    "no champion": WrongInput(("ask", "where is my refund?"), {}, ("There is no champion yet.",), "make demo"),
+    "empty question": WrongInput(("ask", "  "), {}, ("The question is empty.",), "cs-pipeline ask"),
+    "no report": WrongInput(
+        ("report", "--recipe", "tiny"), {}, ("tiny.md does not exist",), "cs-pipeline demo --recipe tiny"
+    ),
 }
-NOTHING_YET = [
+UNRELATED_FILES = [
     "evaluate/human_ratings.parquet",
     "ingest/.ledger.lock",
     "ingest/ledger.db",
@@ -156,52 +164,56 @@ NOTHING_YET = [
 ]
 FILES_LEFT = {
     "no champion": ["register/.mlflow.lock", "register/mlflow.db"],
-    **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), NOTHING_YET),
+    **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), UNRELATED_FILES),
 }
-"""What may lie in the lake afterwards: an empty store; ratings and articles, of which there are none, and which wait for no
-other table. Where training refuses, all before it is done and stays."""
+"""What may be in the lake afterwards: an empty store, and the empty tables of ratings and articles, which depend on no other
+table. Where training refuses, everything before it has been materialised and stays."""
 
 
 @pytest.fixture(scope="module")
-def ended(inputs: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Desk, Finished]]:
-    """All wrong commands, two at a time: most of their time is the start of an interpreter."""
+def ended(
+    inputs: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Workspace, Finished]]:
+    """All wrong commands, two at a time: they mostly wait for an interpreter to start."""
 
-    def run(name: str) -> tuple[Desk, Finished]:
+    def run(name: str) -> tuple[Workspace, Finished]:
         places = {"inputs": inputs, "small_csv": small_csv}
         settings = {key: value.format(**places) for key, value in WRONG[name].settings.items()}
-        here = desk(tmp_path_factory.mktemp("desk"), **settings)
-        return here, here.run(*WRONG[name].arguments)
+        workspace = make_workspace(tmp_path_factory.mktemp("workspace"), **settings)
+        return workspace, workspace.run(*WRONG[name].arguments)
 
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(WRONG, pool.map(run, WRONG), strict=True))
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_input_is_said_once_with_its_mend(ended: dict[str, tuple[Desk, Finished]], name: str) -> None:
-    here, result = ended[name]
-    said = result.stdout + result.stderr
-    assert result.returncode == 1, said
-    assert "Traceback" not in said
-    assert said.count("Error:") == said.count("What to do:") == 1, said
+def test_a_wrong_input_is_reported_once_with_a_fix(ended: dict[str, tuple[Workspace, Finished]], name: str) -> None:
+    workspace, result = ended[name]
+    output = result.stdout + result.stderr
+    assert result.returncode == 1, output
+    assert "Traceback" not in output
+    assert output.count("Error:") == output.count("What to do:") == 1, output
     error = result.stderr[result.stderr.index("Error:") :]
     for part in WRONG[name].named:
         assert part in error
     assert WRONG[name].fix in error.partition("What to do:")[2]
-    assert here.leftovers() == []
+    assert workspace.leftovers() == []
     if name != "training refuses":
-        assert here.files() == FILES_LEFT.get(name, [])
+        assert workspace.files() == FILES_LEFT.get(name, [])
 
 
 @pytest.fixture(scope="module")
-def stopped(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Desk, Finished]:
-    """Ctrl-C while the adapter is trained; the base is there as from an earlier run."""
-    here = desk(tmp_path_factory.mktemp("stopped"), CS_BITEXT=str(small_csv))
-    shutil.copytree(champion_lake / "train" / "base_model", here.lake.path("train", "base_model"))
-    process = here.start("demo", "--recipe", "tiny")
+def stopped(
+    champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Workspace, Finished]:
+    """Ctrl-C during the training of the adapter; the base is from an earlier run."""
+    workspace = make_workspace(tmp_path_factory.mktemp("stopped"), CS_BITEXT=str(small_csv))
+    shutil.copytree(champion_lake / "train" / "base_model", workspace.lake.path("train", "base_model"))
+    process = workspace.start("demo", "--recipe", "tiny")
     try:
-        give_up = time.monotonic() + PATIENCE
-        spools = here.lake.path("train", "adapter", "tiny")
-        while not list(spools.glob("*.jsonl")):  # the loss before the first step has been written down
+        give_up = time.monotonic() + TIMEOUT
+        spools = workspace.lake.path("train", "adapter", "tiny")
+        while not list(spools.glob("*.jsonl")):  # until the loss before the first step was written
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < give_up
             time.sleep(0.02)
@@ -213,29 +225,29 @@ def stopped(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempP
         assert alive == []
     finally:
         end(process)
-    return here, subprocess.CompletedProcess([], process.returncode, out, err)
+    return workspace, subprocess.CompletedProcess([], process.returncode, out, err)
 
 
 @pytest.fixture(scope="module")
-def gone_on(stopped: tuple[Desk, Finished]) -> tuple[Desk, Finished]:
-    """The same command after that."""
-    here, _ = stopped
-    return here, here.run("demo", "--recipe", "tiny")
+def resumed(stopped: tuple[Workspace, Finished]) -> tuple[Workspace, Finished]:
+    """The same command again after that."""
+    workspace, _ = stopped
+    return workspace, workspace.run("demo", "--recipe", "tiny")
 
 
-def test_stopping_ends_in_a_plain_sentence_and_leaves_nothing_half_written(stopped: tuple[Desk, Finished]) -> None:
-    here, result = stopped
+def test_stopping_prints_one_sentence_and_leaves_nothing_half_written(stopped: tuple[Workspace, Finished]) -> None:
+    workspace, result = stopped
     assert result.returncode == 130
     last = result.stderr.splitlines()[-1]
-    assert last == "Stopped. What was finished is kept; the same command goes on from there."
+    assert last == "Stopped. Finished steps are kept; run the same command again to continue."
     assert "Error" not in result.stderr
-    assert here.leftovers() == []
-    assert not list(here.lake.path("train", "adapter").glob("*/*/manifest.json"))
-    assert here.lake.table("prepare", "train_split").exists()
+    assert workspace.leftovers() == []
+    assert not list(workspace.lake.path("train", "adapter").glob("*/*/manifest.json"))
+    assert workspace.lake.table("prepare", "train_split").exists()
 
 
-def test_the_same_command_goes_on_to_the_champion(gone_on: tuple[Desk, Finished]) -> None:
-    here, result = gone_on
+def test_the_same_command_continues_to_the_champion(resumed: tuple[Workspace, Finished]) -> None:
+    workspace, result = resumed
     assert result.returncode == 0, result.stderr
     assert "Registered: cs-support version 1" in result.stdout
     assert "Version 1 is the champion: it needs fewer bits per character than its base" in " ".join(
@@ -243,36 +255,36 @@ def test_the_same_command_goes_on_to_the_champion(gone_on: tuple[Desk, Finished]
     )
     for label in ("Customer: ", "base: ", "tuned: "):
         assert len([line for line in result.stdout.splitlines() if line.startswith(f"  {label}")]) == 3
-    report = here.lake.path("evaluate", "evaluation_report", "tiny.html")
+    report = workspace.lake.path("evaluate", "evaluation_report", "tiny.html")
     assert f"Report: {report}" in result.stdout
     assert report.exists()
     assert "make dev" in result.stdout
     assert "ERROR" not in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
-    assert here.leftovers() == []
+    assert workspace.leftovers() == []
 
 
-def test_the_champion_answers(gone_on: tuple[Desk, Finished]) -> None:
-    here, _ = gone_on
-    result = here.run("ask", "where is my refund?")
+def test_the_champion_answers_a_question(resumed: tuple[Workspace, Finished]) -> None:
+    workspace, _ = resumed
+    result = workspace.run("ask", "where is my refund?")
     assert result.returncode == 0, result.stderr
     first, _, answer = result.stdout.partition("\n")
     assert first == "cs-support version 1:"
     assert answer.strip()
 
 
-def test_an_unknown_version_is_said(gone_on: tuple[Desk, Finished]) -> None:
-    here, _ = gone_on
-    result = here.run("ask", "--version", "7", "where is my refund?")
+def test_an_unknown_version_is_an_error(resumed: tuple[Workspace, Finished]) -> None:
+    workspace, _ = resumed
+    result = workspace.run("ask", "--version", "7", "where is my refund?")
     assert result.returncode == 1
     assert "Error: cs-support has no version 7." in result.stderr
     assert "What to do: Choose one of: 1." in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_the_report_is_shown(gone_on: tuple[Desk, Finished]) -> None:
-    here, _ = gone_on
-    result = here.run("report", "--recipe", "tiny")
+def test_the_report_and_the_leaderboard_are_shown(resumed: tuple[Workspace, Finished]) -> None:
+    workspace, _ = resumed
+    result = workspace.run("report", "--recipe", "tiny")
     assert result.returncode == 0, result.stderr
-    assert f"The whole report: {here.lake.path('evaluate', 'evaluation_report', 'tiny.html')}" in result.stdout
-    assert f"All recipes side by side: {here.lake.path('evaluate', 'leaderboard.html')}" in result.stdout
+    assert f"The full report: {workspace.lake.path('evaluate', 'evaluation_report', 'tiny.html')}" in result.stdout
+    assert f"All recipes side by side: {workspace.lake.path('evaluate', 'leaderboard.html')}" in result.stdout

@@ -1,4 +1,4 @@
-"""The real servers: the webserver, the daemon, MLflow's server and the chat's as processes on free ports."""
+"""The real servers of ``cs-pipeline dev`` as processes on free ports: Dagster's, MLflow's and the chat's."""
 
 import http.client
 import json
@@ -20,8 +20,8 @@ from cs_pipeline.cli.dev import dagster_home, serve_dev
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 
-PATIENCE = 180
-"""Seconds for what takes a few on an idle machine."""
+TIMEOUT = 180
+"""Seconds, for what takes a few seconds on an idle machine."""
 
 DEFINITIONS = """
 import time
@@ -50,7 +50,7 @@ sys.exit(serve_dev(Path(sys.argv[1]), DataLake(Path(sys.argv[2])), *map(int, sys
 
 
 class Dev:
-    """``serve_dev`` in a process of its own."""
+    """``serve_dev`` in its own process."""
 
     def __init__(self, project: Path, lake: DataLake, **environment: str) -> None:
         self.ports = (free_port(), free_port(), free_port())
@@ -62,10 +62,10 @@ class Dev:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
-        self.family: dict[int, psutil.Process] = {}
+        self.descendants: dict[int, psutil.Process] = {}
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while not condition():
             assert time.monotonic() < end, self.log.read_text()
             assert self.process.poll() is None, self.log.read_text()
@@ -74,14 +74,14 @@ class Dev:
 
     def remember(self) -> None:
         for child in psutil.Process(self.process.pid).children(recursive=True):
-            self.family[child.pid] = child
+            self.descendants[child.pid] = child
 
-    def says(self, text: str) -> bool:
+    def has_logged(self, text: str) -> bool:
         return text in self.log.read_text()
 
     def commands(self) -> list[str]:
         found = []
-        for process in self.left():
+        for process in self.running():
             with suppress(psutil.NoSuchProcess):
                 found.append(" ".join(process.cmdline()))
         return found
@@ -89,11 +89,11 @@ class Dev:
     def stop(self, number: signal.Signals) -> int:
         self.remember()
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
-    def left(self) -> list[psutil.Process]:
-        """What still runs of all that was seen to be started."""
-        return [process for process in self.family.values() if runs(process)]
+    def running(self) -> list[psutil.Process]:
+        """The descendants that are still running."""
+        return [process for process in self.descendants.values() if is_running(process)]
 
 
 @pytest.fixture
@@ -117,14 +117,14 @@ def start(project: Path, lake: DataLake) -> Iterator[Callable[..., Dev]]:
         return started[-1]
 
     yield start
-    for dev in started:  # what a failed test leaves
+    for dev in started:  # after a failed test
         dev.process.kill()
         dev.process.wait()
-        for process in dev.left():
+        for process in dev.running():
             process.kill()
 
 
-def runs(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -144,12 +144,14 @@ def ask(port: int, method: str, path: str, body: str | None = None) -> tuple[int
         return response.status, response.read().decode()
 
 
-def test_all_answer_and_ctrl_c_stops_all_of_it_and_the_run_in_progress(
+def test_all_services_answer_and_ctrl_c_stops_them_and_the_run_in_progress(
     start: Callable[..., Dev], project: Path, lake: DataLake
 ) -> None:
     dev = start()
     dagster_port, mlflow_port, chat_port = dev.ports
-    dev.wait_for(lambda: dev.says(f"Dagster: http://127.0.0.1:{dagster_port}\nMLflow: http://127.0.0.1:{mlflow_port}"))
+    dev.wait_for(
+        lambda: dev.has_logged(f"Dagster: http://127.0.0.1:{dagster_port}\nMLflow: http://127.0.0.1:{mlflow_port}")
+    )
     assert ask(dagster_port, "GET", "/server_info")[0] == 200
     status, experiment = ask(mlflow_port, "GET", EXPERIMENT)
     assert status == 200
@@ -166,30 +168,32 @@ def test_all_answer_and_ctrl_c_stops_all_of_it_and_the_run_in_progress(
         assert all(kind in kinds for kind in ("dagster_webserver", "dagster._daemon", "dagster api grpc", "uvicorn"))
 
         assert dev.stop(signal.SIGINT) == 0
-        assert dev.left() == []
-        assert not dev.says("Traceback")
+        assert dev.running() == []
+        assert not dev.has_logged("Traceback")
         run = instance.get_run_by_id(run_id)
         assert run is not None
-        # Left as started it would keep every later run in the queue.
+        # As STARTED it would keep every later run in the queue.
         assert run.status == DagsterRunStatus.FAILURE
 
 
-def test_a_server_of_ones_own_is_used_instead_and_sigterm_stops(start: Callable[..., Dev]) -> None:
+def test_a_configured_mlflow_server_is_used_and_sigterm_stops_the_rest(start: Callable[..., Dev]) -> None:
     dev = start(MLFLOW_TRACKING_URI="http://user:secret@mlflow.invalid:5000")
-    dev.wait_for(lambda: dev.says(f"Dagster: http://127.0.0.1:{dev.ports[0]}\nMLflow: http://mlflow.invalid:5000\n"))
+    dev.wait_for(
+        lambda: dev.has_logged(f"Dagster: http://127.0.0.1:{dev.ports[0]}\nMLflow: http://mlflow.invalid:5000\n")
+    )
     assert not any("mlflow server" in command for command in dev.commands())
-    assert not dev.says("secret")
+    assert not dev.has_logged("secret")
     assert dev.stop(signal.SIGTERM) == 0
-    assert dev.left() == []
+    assert dev.running() == []
 
 
-def test_where_one_ends_by_itself_the_other_is_stopped(start: Callable[..., Dev], project: Path) -> None:
+def test_if_one_service_ends_the_others_are_stopped(start: Callable[..., Dev], project: Path) -> None:
     (project / "workspace.yaml").unlink()
     dev = start()
     dev.wait_for(lambda: any("mlflow server" in command for command in dev.commands()))
-    assert dev.process.wait(PATIENCE) == 1
-    assert dev.says("Dagster ended by itself with exit code ")
-    assert dev.left() == []
+    assert dev.process.wait(TIMEOUT) == 1
+    assert dev.has_logged("Dagster ended by itself with exit code ")
+    assert dev.running() == []
 
 
 @pytest.mark.parametrize("which", ["Dagster", "MLflow", "Chat and API"])
@@ -197,12 +201,12 @@ def test_a_port_in_use_is_refused_before_anything_starts(which: str, project: Pa
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
         ports = [port if which == service else free_port() for service in ("Dagster", "MLflow", "Chat and API")]
-        with pytest.raises(PipelineError, match=rf"Port {port}, where {which} .* process {os.getpid()} \("):
+        with pytest.raises(PipelineError, match=rf"Port {port}, which {which} .* process {os.getpid()} \("):
             serve_dev(project, lake, *ports)
     assert not lake.root.exists()
 
 
-def test_a_dagster_home_that_cannot_be_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_dagster_home_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAGSTER_HOME", "relative/home")
     with pytest.raises(PipelineError, match="relative path 'relative/home'"):
         dagster_home(project)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cs_pipeline.cli import doctor
 from cs_pipeline.cli.commands import app
-from cs_pipeline.cli.doctor import examine, table
+from cs_pipeline.cli.doctor import check_installation, findings_table
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
 
@@ -68,8 +68,8 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_a_healthy_machine_has_no_problem(lake: DataLake, home: Path, hub: HTTPServer) -> None:
-    findings = examine(lake, home)
+def test_a_healthy_machine_has_no_problems(lake: DataLake, home: Path, hub: HTTPServer) -> None:
+    findings = check_installation(lake, home)
     found = by_name(findings)
     for name in ("Python", "bitsandbytes", "data lake", "Dagster", "MLflow", "model hub"):
         assert found[name].status == "ok", found[name]
@@ -82,22 +82,20 @@ def test_a_healthy_machine_has_no_problem(lake: DataLake, home: Path, hub: HTTPS
     assert not list(lake.root.glob(".doctor*"))
 
     console = Console(width=200, record=True)
-    console.print(table(findings))
+    console.print(findings_table(findings))
     shown = console.export_text()
     assert all(name in shown for name in ALL)
 
 
-def test_each_fault_is_found_beside_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HTTPServer
-) -> None:
-    (tmp_path / "file").write_text("a lake cannot lie below a file, whoever asks\n")
+def test_several_faults_are_all_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HTTPServer) -> None:
+    (tmp_path / "file").write_text("a lake cannot be created below a file, not even by root\n")
     hub.shutdown()
     hub.server_close()
     pins = tmp_path / "constraints.txt"
     pins.write_text("pandas==0.0.1\n")
     monkeypatch.setattr(doctor, "CONSTRAINTS", pins)
 
-    found = by_name(examine(DataLake(tmp_path / "file" / "lake"), Path("relative/home")))
+    found = by_name(check_installation(DataLake(tmp_path / "file" / "lake"), Path("relative/home")))
 
     assert found["data lake"].status == found["MLflow"].status == "problem"
     assert str(tmp_path / "file") in found["data lake"].what
@@ -111,12 +109,12 @@ def test_each_fault_is_found_beside_the_others(
     assert "instead of 0.0.1" in found["libraries"].what
 
 
-def test_broken_databases_are_found(lake: DataLake, home: Path) -> None:
+def test_damaged_databases_are_found(lake: DataLake, home: Path) -> None:
     for database in (home / "history" / "runs.db", lake.path("register", "mlflow.db")):
         database.parent.mkdir(parents=True)
-        database.write_bytes(b"no database" * 1000)
+        database.write_bytes(b"not a database" * 1000)
 
-    found = by_name(examine(lake, home))
+    found = by_name(check_installation(lake, home))
 
     assert found["Dagster"].status == found["MLflow"].status == "problem"
     assert "not a database" in found["Dagster"].what
@@ -125,28 +123,28 @@ def test_broken_databases_are_found(lake: DataLake, home: Path) -> None:
     assert "HF_HUB_OFFLINE" in found["model hub"].what
 
 
-def test_a_run_that_others_wait_for_and_a_hub_that_refuses_are_notes(
+def test_a_blocking_run_and_a_refusing_hub_are_notes(
     lake: DataLake, home: Path, hub: HTTPServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Hub, "status", 403)
     with DagsterInstance.from_config(str(home)) as instance:
         run = create_run_for_test(instance, status=DagsterRunStatus.STARTED)
 
-    found = by_name(examine(lake, home))
+    found = by_name(check_installation(lake, home))
 
     assert found["Dagster"].status == found["model hub"].status == "note"
     assert run.run_id[:8] in found["Dagster"].what
     assert "403" in found["model hub"].what
 
 
-def test_a_recipe_is_examined_before_it_costs(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_notForAnybodysEyes")
+def test_a_recipe_is_checked_before_it_is_trained(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_notToBeShown")
     runner = CliRunner()
     fine = runner.invoke(app, ["doctor", "--recipe", "smoke"])
     assert fine.exit_code == 0, fine.output
     assert all(name in fine.output for name in ("base", "download", "memory", "time"))
     huge = runner.invoke(app, ["doctor", "--recipe", "gptj_6b_qlora"])
-    assert huge.exit_code == 1  # on a processor it would take weeks
+    assert huge.exit_code == 1  # on a CPU it would take weeks
     assert "problem" in huge.output
     assert "EleutherAI/gpt-j-6b, licence" in huge.output
     assert "Apache-2.0" in huge.output

@@ -18,6 +18,7 @@ from cs_pipeline.core.lake import (
     atomic_folder,
     digest,
     file_sha256,
+    locked,
     make_folder,
     read_json,
     remove_leftovers,
@@ -61,7 +62,7 @@ def read_model(path: Path) -> str:
 # Tables
 
 
-def test_a_table_comes_back_and_equal_tables_give_equal_files(lake: DataLake) -> None:
+def test_a_table_is_read_back_and_equal_tables_give_equal_files(lake: DataLake) -> None:
     first = lake.write("prepare", "rows", TABLE, SCHEMA)
     assert lake.read("prepare", "rows") == TABLE
     assert lake.read("prepare", "rows", ["number"]) == TABLE.select(["number"])
@@ -72,7 +73,9 @@ def test_a_table_comes_back_and_equal_tables_give_equal_files(lake: DataLake) ->
     assert (lake.table("prepare", "rows").stat().st_mode & 0o777) == 0o644
 
 
-def test_the_default_lake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_default_lake_is_named_by_a_variable_or_beside_the_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert DataLake.default().root == Path(os.environ["CS_LAKE"])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CS_LAKE", "here")
@@ -81,36 +84,36 @@ def test_the_default_lake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert DataLake.default().root == Path(__file__).parents[2] / "data_lake"
 
 
-def test_a_missing_table_is_told_with_its_asset(lake: DataLake) -> None:
+def test_the_error_for_a_missing_table_names_its_asset(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match="'train_split' has not been materialised") as raised:
         lake.read("prepare", "train_split")
     assert str(lake.table("prepare", "train_split")) in raised.value.what
     assert "'train_split'" in raised.value.fix
-    assert not lake.root.exists(), "asking leaves nothing"
+    assert not lake.root.exists(), "reading creates nothing"
 
 
-def broken(content: bytes) -> dict[str, bytes]:
+def damaged(content: bytes) -> dict[str, bytes]:
     middle = content.index(b"PAR1") + 30
     return {
         "empty": b"",
-        "no parquet": b"row_id,number\na,1\n",
+        "not parquet": b"row_id,number\na,1\n",
         "cut off": content[: len(content) // 2],
         "without its start": content[20:],
         "one byte changed": content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :],
     }
 
 
-@pytest.mark.parametrize("how", ["empty", "no parquet", "cut off", "without its start", "one byte changed"])
-def test_a_broken_table_is_told_with_its_asset(lake: DataLake, how: str) -> None:
+@pytest.mark.parametrize("how", ["empty", "not parquet", "cut off", "without its start", "one byte changed"])
+def test_the_error_for_a_damaged_table_names_its_asset(lake: DataLake, how: str) -> None:
     lake.write("prepare", "rows", TABLE, SCHEMA)
     path = lake.table("prepare", "rows")
-    path.write_bytes(broken(path.read_bytes())[how])
+    path.write_bytes(damaged(path.read_bytes())[how])
     with pytest.raises(PipelineError, match=r"rows\.parquet cannot be read") as raised:
         lake.read("prepare", "rows")
     assert "Materialise 'rows' again" in raised.value.fix
 
 
-def test_any_changed_byte_of_the_rows_is_noticed(lake: DataLake) -> None:
+def test_any_changed_byte_of_the_rows_is_detected(lake: DataLake) -> None:
     table = pa.table([[f"row {i}" for i in range(50)], range(50)], schema=SCHEMA)
     lake.write("prepare", "rows", table, SCHEMA)
     path = lake.table("prepare", "rows")
@@ -118,11 +121,11 @@ def test_any_changed_byte_of_the_rows_is_noticed(lake: DataLake) -> None:
     footer = int.from_bytes(content[-8:-4], "little") + 8
     for place in range(4, len(content) - footer):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        with suppress(PipelineError):  # a byte of a page's header may change nothing
+        with suppress(PipelineError):  # some bytes of a page header have no effect
             assert lake.read("prepare", "rows") == table, f"byte {place} changed the rows"
 
 
-def test_a_column_that_is_not_there_is_told(lake: DataLake) -> None:
+def test_the_error_for_a_missing_column_names_it(lake: DataLake) -> None:
     lake.write("prepare", "rows", TABLE, SCHEMA)
     with pytest.raises(PipelineError, match="nonesuch"):
         lake.read("prepare", "rows", ["nonesuch"])
@@ -138,7 +141,7 @@ def test_a_column_that_is_not_there_is_told(lake: DataLake) -> None:
         (TABLE.set_column(0, "row_id", pa.array(["a", None, "c"])), "1 rows without 'row_id'"),
     ],
 )
-def test_a_table_of_another_schema_is_refused(lake: DataLake, table: pa.Table, complaint: str) -> None:
+def test_a_table_with_a_different_schema_is_refused(lake: DataLake, table: pa.Table, complaint: str) -> None:
     lake.write("prepare", "rows", TABLE, SCHEMA)
     with pytest.raises(PipelineError, match="prepare/rows") as raised:
         lake.write("prepare", "rows", table, SCHEMA)
@@ -147,11 +150,11 @@ def test_a_table_of_another_schema_is_refused(lake: DataLake, table: pa.Table, c
     assert names(lake.path("prepare")) == ["rows.parquet"]
 
 
-# A lake that cannot be written. The tests may run as root, whom no permission stops.
+# A lake that cannot be written to. The tests may run as root, whom permissions do not stop.
 
 
-def test_a_lake_below_a_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def test_a_lake_below_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     for root in (tmp_path / "file", tmp_path / "file" / "lake"):
         lake = DataLake(root)
         with pytest.raises(PipelineError, match="The data lake cannot be written") as raised:
@@ -165,15 +168,15 @@ def test_a_lake_below_a_file_is_told(tmp_path: Path) -> None:
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_lake_without_the_right_to_write_is_told(tmp_path: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root can write everywhere")
+def test_a_lake_without_write_permission_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "lake").mkdir(mode=0o555)
     with pytest.raises(PipelineError, match="The data lake cannot be written"):
         make_folder(tmp_path / "lake")
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
-def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_error_and_leaves_the_old_content(tmp_path: Path) -> None:
     def write_on_full_disk() -> None:
         with atomic_file(tmp_path / "rows.parquet") as temporary:
             temporary.unlink()
@@ -183,7 +186,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
     def save_on_full_disk() -> None:
         with atomic_folder(tmp_path / "model") as temporary:
             (temporary / "weights").symlink_to("/dev/full")
-            (temporary / "weights").write_text("more than there is room for")
+            (temporary / "weights").write_text("more than fits")
 
     write_file(tmp_path / "rows.parquet", "old")
     write_model(tmp_path / "model", "old")
@@ -194,10 +197,10 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path) -> None:
     assert read_model(tmp_path / "model") == (tmp_path / "rows.parquet").read_text() == "old"
 
 
-# Whole or not at all
+# Atomic writes
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "new" / "file.txt"
     for content in ("first", "second"):
         before = path.read_text() if path.exists() else None
@@ -220,10 +223,10 @@ def test_an_error_leaves_the_old_file_or_none(tmp_path: Path, error: type[BaseEx
     assert (tmp_path / "file").read_text() == "old"
 
 
-def test_a_folder_appears_when_it_is_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
+def test_a_folder_appears_when_it_is_complete_and_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "new" / "model"
     with atomic_folder(path) as temporary:
-        (temporary / "other").write_text("a file of the first version")
+        (temporary / "other").write_text("a file of the first folder")
         assert not path.exists()
     with atomic_folder(path) as temporary:
         (temporary / "weights").write_text("new")
@@ -246,14 +249,14 @@ def test_an_error_leaves_the_old_folder_or_none(tmp_path: Path, error: type[Base
 
 
 class Interrupted(PosixPath):
-    """A path at which the user presses Ctrl-C just after it was renamed."""
+    """A path whose rename is followed by Ctrl-C at once."""
 
     def rename(self, target: str | os.PathLike[str]) -> "Interrupted":
         super().rename(target)
         raise KeyboardInterrupt
 
 
-def test_an_error_after_the_old_folder_was_moved_away_puts_it_back(tmp_path: Path) -> None:
+def test_an_error_after_the_old_folder_was_moved_away_restores_it(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "old")
     with pytest.raises(KeyboardInterrupt):
         write_model(Interrupted(tmp_path / "model"), "new")
@@ -261,8 +264,8 @@ def test_an_error_after_the_old_folder_was_moved_away_puts_it_back(tmp_path: Pat
     assert read_model(tmp_path / "model") == "old"
 
 
-def test_a_reader_sees_the_old_table_or_the_new(lake: DataLake) -> None:
-    # Of another size each, so that the end of one file does not fit to the rows of another.
+def test_a_reader_sees_the_old_table_or_the_new_one(lake: DataLake) -> None:
+    # All of different sizes, so the end of one file does not fit the rows of another.
     tables = [pa.table([[f"{i} {n}" for n in range(7 * i)], [i] * 7 * i], schema=SCHEMA) for i in range(1, 151)]
     lake.write("prepare", "rows", tables[0], SCHEMA)
     done = threading.Event()
@@ -287,7 +290,7 @@ def test_a_reader_sees_the_old_table_or_the_new(lake: DataLake) -> None:
 
 
 def killed_while_writing(code: str, folder: Path) -> None:
-    """Runs ``code`` in a process of its own and kills it when it says that it is in the middle."""
+    """Runs ``code`` in a process of its own and kills it when it reports that it is in the middle."""
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process:
@@ -324,7 +327,7 @@ with atomic_folder(Slow(sys.argv[1]) / "model") as temporary:
 
 
 @pytest.mark.parametrize("old", [True, False])
-def test_a_killed_process_leaves_no_half(tmp_path: Path, old: bool) -> None:
+def test_a_killed_process_leaves_nothing_half_written(tmp_path: Path, old: bool) -> None:
     if old:
         write_model(tmp_path / "model", "old")
         write_file(tmp_path / "table", "old")
@@ -332,7 +335,7 @@ def test_a_killed_process_leaves_no_half(tmp_path: Path, old: bool) -> None:
     assert (tmp_path / "model").exists() is (tmp_path / "table").exists() is old
     if old:
         assert read_model(tmp_path / "model") == (tmp_path / "table").read_text() == "old"
-    write_model(tmp_path / "model", "new")  # what the killed one has left is in nobody's way
+    write_model(tmp_path / "model", "new")  # the leftovers of the killed process do not matter
     assert any(name.startswith(".model.") for name in names(tmp_path))
     remove_leftovers(tmp_path / "model")
     assert not any(name.startswith(".model.") for name in names(tmp_path))
@@ -347,10 +350,25 @@ def test_a_process_killed_between_the_renames_leaves_no_folder(tmp_path: Path) -
     assert read_model(tmp_path / "model") == "newer"
 
 
-# JSON and digests
+# Locks
 
 
-def test_json(tmp_path: Path) -> None:
+def test_a_lock_is_exclusive_and_keeps_the_content_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "history.jsonl"
+    with locked(path) as held:
+        assert held
+        path.write_text("a line\n")
+        with locked(path, wait=False) as second:
+            assert not second
+    with locked(path, wait=False) as held:
+        assert held
+    assert path.read_text() == "a line\n"
+
+
+# JSON and hashes
+
+
+def test_json_is_written_sorted_and_without_nan(tmp_path: Path) -> None:
     path = tmp_path / "a" / "facts.json"
     value = {"b": [1, 2.5, None, True], "a": "é\n"}
     write_json(path, value)
@@ -362,7 +380,7 @@ def test_json(tmp_path: Path) -> None:
     assert names(path.parent) == ["facts.json"]
 
 
-def test_digests_are_stable_and_know_values_apart() -> None:
+def test_digests_are_stable_and_distinguish_values() -> None:
     assert digest({"b": 1, "a": [2, None]}, "x") == digest({"a": [2, None], "b": 1}, "x") == "b29a1b4e246ee2cb"
     values = [(), ("",), ("a",), ("a", "b"), ("ab",), (["a", "b"],), (1,), ("1",), (1.5,), (None,), ({},), ({"a": 1},)]
     assert len({digest(*value) for value in values}) == len(values)
@@ -378,6 +396,6 @@ def test_digests_are_stable_and_know_values_apart() -> None:
         assert other.stdout.strip() == digest({"b": 1, "a": [2, None]}, "x")
 
 
-def test_sha256_of_a_file(tmp_path: Path) -> None:
+def test_the_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

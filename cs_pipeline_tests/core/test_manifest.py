@@ -18,10 +18,10 @@ FILES = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of weights with its manifest."""
-    return written(tmp_path / "adapter")
+    return write(tmp_path / "adapter")
 
 
-def written(folder: Path, facts: dict[str, object] | None = None) -> Path:
+def write(folder: Path, facts: dict[str, object] | None = None) -> Path:
     for name, content in FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -39,13 +39,13 @@ def test_a_manifest_lists_every_file_with_its_hash(folder: Path) -> None:
     assert len(content_hash(manifest)) == 16
 
 
-def test_written_again_it_does_not_list_itself(folder: Path) -> None:
+def test_a_rewritten_manifest_does_not_list_itself(folder: Path) -> None:
     first = read_manifest(folder, "adapter")
     assert write_manifest(folder, {"seed": 1}) == first | {"seed": 1}
     assert read_manifest(folder, "adapter")["seed"] == 1
 
 
-def test_a_manifest_in_a_folder_below_is_a_file_like_others(folder: Path) -> None:
+def test_a_manifest_in_a_subfolder_is_a_file_like_any_other(folder: Path) -> None:
     outer = folder.parent
     manifest = write_manifest(outer, {})
     assert f"adapter/{MANIFEST_NAME}" in manifest["files"]
@@ -55,10 +55,10 @@ def test_a_manifest_in_a_folder_below_is_a_file_like_others(folder: Path) -> Non
         read_manifest(outer, "model_version")
 
 
-def test_the_content_hash_stands_for_the_files_alone(folder: Path, tmp_path: Path) -> None:
+def test_the_content_hash_depends_only_on_the_files(folder: Path, tmp_path: Path) -> None:
     same = content_hash(read_manifest(folder, "adapter"))
-    assert content_hash(read_manifest(written(tmp_path / "elsewhere", {"seed": 5}), "adapter")) == same
-    other = written(tmp_path / "other")
+    assert content_hash(read_manifest(write(tmp_path / "elsewhere", {"seed": 5}), "adapter")) == same
+    other = write(tmp_path / "other")
     (other / "recipe.yaml").write_bytes(b"name: other\n")
     assert content_hash(write_manifest(other, {"seed": 0})) != same
     (other / "recipe.yaml").write_bytes(FILES["recipe.yaml"])
@@ -66,14 +66,14 @@ def test_the_content_hash_stands_for_the_files_alone(folder: Path, tmp_path: Pat
     assert content_hash(write_manifest(other, {"seed": 0})) != same
 
 
-def flip(folder: Path) -> None:
+def change_a_byte(folder: Path) -> None:
     (folder / "adapter.safetensors").write_bytes(b"\x01weights")
 
 
 @pytest.mark.parametrize(
     ("tamper", "complaint"),
     [
-        (flip, "adapter.safetensors was changed after it was written"),
+        (change_a_byte, "adapter.safetensors was changed after it was written"),
         (lambda f: (f / "intent_classifier/classifier.json").write_bytes(b""), "classifier.json was changed"),
         (lambda f: (f / "recipe.yaml").unlink(), "recipe.yaml is missing"),
         (lambda f: (f / "evil.pkl").write_bytes(b""), "evil.pkl was added after the folder was written"),
@@ -97,6 +97,6 @@ def test_a_tampered_folder_is_refused(folder: Path, tamper: Callable[[Path], obj
     assert "materialise 'adapter' again" in raised.value.fix
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="was not finished there"):
         read_manifest(tmp_path / "nowhere", "base_model")

@@ -1,4 +1,4 @@
-"""A lake in which version 2 was trained on a company's rows: what it was made of, and how a customer is forgotten."""
+"""A lake whose version 2 was trained on a company's rows: its lineage, and forgetting a customer."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ from rich.console import Console
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.evaluation import evaluation_folder
 from cs_pipeline.evaluate.people.ratings import collect_ratings
+from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
 from cs_pipeline.forget import find_affected, forget_records
 from cs_pipeline.ingest.interactions import ingest_day
@@ -32,7 +32,7 @@ from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
-from cs_pipeline.train.retraining import check_retraining as look_whether_due
+from cs_pipeline.train.retraining import check_retraining
 from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
 from cs_pipeline_tests.support.exports import export
 
@@ -40,7 +40,7 @@ SETTINGS = "columns: {question: question, answer: answer, customer_email: email}
 
 
 def ingest(lake: DataLake) -> None:
-    """What the sensor and its job do with what has landed."""
+    """Does what the sensor and its job do with landed files."""
     company = load_company(lake)
     scan_landing(lake, company, datetime.now(UTC))
     with Ledger(lake) as ledger:
@@ -52,8 +52,8 @@ def ingest(lake: DataLake) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Version 2, trained by the real job on 810 rows of the grammar and 120 of a company."""
+def trained_lake(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A lake with version 2, trained by the real job on 810 generated rows and 120 rows of a company."""
     folder = tmp_path_factory.mktemp("company")
     lake = copy_lake(champion_lake, folder / "lake")
     company_file(lake).write_text(SETTINGS)
@@ -65,13 +65,13 @@ def made(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture
-def lake(made: Path, tmp_path: Path) -> DataLake:
-    return copy_lake(made, tmp_path / "lake")
+def lake(trained_lake: Path, tmp_path: Path) -> DataLake:
+    return copy_lake(trained_lake, tmp_path / "lake")
 
 
 @pytest.fixture
 def jane(lake: DataLake) -> str:
-    """A customer on whose row version 2 was trained."""
+    """The e-mail address of a customer on whose row version 2 was trained."""
     adapter = get_version(open_store(lake), 2).folder / "adapter"
     seen = set(seen_rows(adapter).column("subject_id").to_pylist())
     with Ledger(lake) as ledger:
@@ -79,8 +79,8 @@ def jane(lake: DataLake) -> str:
         return next(email for email in emails if ledger.hash_subject(email) in seen)
 
 
-def holding(lake: DataLake, text: bytes) -> list[Path]:
-    """Files of the lake in which ``text`` stands, the landing place aside."""
+def files_with(lake: DataLake, text: bytes) -> list[Path]:
+    """The files of the lake that contain ``text``, except at the landing place."""
     files = (path for path in lake.root.rglob("*") if path.is_file() and "landing" not in path.parts)
     return [path for path in files if text in path.read_bytes()]
 
@@ -90,7 +90,7 @@ def rows_of(lake: DataLake, name: str, subject: str) -> int:
 
 
 def known_rows(lake: DataLake) -> set[str]:
-    """The rows that answers are looked up in."""
+    """The rows in the retrieval index."""
     return set(pq.read_table(retrieval_folder(lake) / "answers.parquet").column("row_id").to_pylist())
 
 
@@ -101,14 +101,14 @@ def training_rows(lake: DataLake, email: str) -> set[str]:
     return {row["row_id"] for row in rows if row["subject_id"] == subject}
 
 
-def test_the_lineage_names_file_rows_runs_checks_and_decision(lake: DataLake) -> None:
+def test_the_lineage_names_files_rows_runs_checks_and_decisions(lake: DataLake) -> None:
     found = trace_lineage(2, lake)
     (company,) = [file for file in found["files"] if file["source"] == "company"]
     with Ledger(lake) as ledger:
         (delivery,) = ledger.deliveries()
     assert (company["name"], company["sha256"], company["day"]) == ("tickets.csv", delivery.sha256, str(delivery.day))
     assert company["run"] == "a run"
-    assert 10 < company["rows"] <= found["sides"]["train"]["company"]  # the recipe draws some
+    assert 10 < company["rows"] <= found["sides"]["train"]["company"]  # the recipe samples some
     assert found["sides"]["test"]["company"] > 0
     assert {check["asset"] for check in found["checks"]} >= {"clean_bitext", "conversations", "adapter", "evaluation"}
     assert found["run"] == found["tags"]["cs.dagster_run"]
@@ -136,19 +136,19 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     assert hers <= known_rows(lake)
     found = find_affected(lake, subject=jane)
     assert retrieval_folder(lake) / "answers.parquet" in found.tables
-    told = "\n".join(found.summary())
-    assert "tickets.csv: 1 records" in told
+    summary = "\n".join(found.summary())
+    assert "tickets.csv: 1 records" in summary
     assert found.versions == [2]
-    assert jane not in told
+    assert jane not in summary
 
     forget_records(lake, found, "asked on the phone")
-    assert not holding(lake, jane.encode())
+    assert not files_with(lake, jane.encode())
     assert known_rows(lake) == set(lake.read("prepare", "train_split", ["row_id"]).column("row_id").to_pylist())
     assert not hers & known_rows(lake)
     RetrievalIndex.load(retrieval_folder(lake))
-    assert not holding(lake, subject.encode()) or all(
+    assert not files_with(lake, subject.encode()) or all(
         path.name.startswith("ledger.db") or "adapter" in path.parts or path.name == "rows.parquet"
-        for path in holding(lake, subject.encode())
+        for path in files_with(lake, subject.encode())
     )
     assert lake.read("prepare", "conversations").num_rows == before - 1
     for name in ("conversations", "train_split", "validation_split", "test_split"):
@@ -157,48 +157,48 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     assert tags[2][FORGOTTEN] == "asked on the phone"
     assert FORGOTTEN not in tags[1]
 
-    # The other 119 records are read as before, also when the day is ingested again.
+    # The other 119 records are still read when the day is ingested again.
     day = delivery.day
     company = load_company(lake)
     assert sum(file.kept for file in ingest_day(lake, company, day).files) == 119
     cleaned = clean_day(lake, company, day)
     assert subject not in cleaned.rows.column("subject_id").to_pylist()
-    # Delivered again in another file she does not come back, and that file's kept copy loses her too.
+    # A delivery of the same rows in another file does not bring her back, and its kept copy is redacted too.
     again = export(tmp_path / "again.csv", 120, seed=1)
     again.write_text(again.read_text() + "one more question,one more answer for you,someone@example.net\n")
     land_files([again], lake, company)
     ingest(lake)
-    assert not holding(lake, jane.encode())
+    assert not files_with(lake, jane.encode())
     joined = join_conversations(lake)
     assert subject not in joined.rows.column("subject_id").to_pylist()
 
 
-def test_an_evaluated_answer_that_retells_hers_goes_with_it(lake: DataLake, jane: str) -> None:
+def test_an_evaluated_answer_that_copies_hers_is_removed_too(lake: DataLake, jane: str) -> None:
     rows = lake.read("prepare", "train_split", ["row_id", "response"]).to_pylist()
     [hers] = [row["response"] for row in rows if row["row_id"] in training_rows(lake, jane)]
     path = evaluation_folder("tiny", lake) / "answers.parquet"
     table = pq.read_table(path)
-    told, other = sorted(set(table.column("row_id").to_pylist()))[:2]
+    copied, other = sorted(set(table.column("row_id").to_pylist()))[:2]
     words = hers.split()
 
-    def said(row: dict[str, Any]) -> str:
-        if (row["system"], row["row_id"]) == ("nearest", told):
+    def answer(row: dict[str, Any]) -> str:
+        if (row["system"], row["row_id"]) == ("nearest", copied):
             return f"Well: {hers}"
         if (row["system"], row["row_id"]) == ("nearest", other):
             return " ".join([*words[:8], *(f"word{number}" for number in range(20))])
         return "an answer of its own"
 
-    answers = pa.array([said(row) for row in table.to_pylist()])
+    answers = pa.array([answer(row) for row in table.to_pylist()])
     place = table.schema.get_field_index("answer")
     pq.write_table(table.set_column(place, "answer", answers), path)
     forget_records(lake, find_affected(lake, subject=jane), "asked for")
     left = pq.read_table(path)
-    assert told not in left.column("row_id").to_pylist(), "of no system, for they are compared row by row"
+    assert copied not in left.column("row_id").to_pylist(), "for no system, because they are compared row by row"
     assert other in left.column("row_id").to_pylist()
     assert not any(hers in answer for answer in left.column("answer").to_pylist())
 
 
-def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake, jane: str, tiny: Recipe) -> None:
+def test_a_marked_version_is_not_promoted_and_makes_retraining_due(lake: DataLake, jane: str, tiny: Recipe) -> None:
     forget_records(lake, find_affected(lake, subject=jane), "asked for")
     client = open_store(lake)
     client.set_registered_model_alias(MODEL, "champion", "1")
@@ -206,12 +206,12 @@ def test_a_marked_version_is_not_promoted_and_makes_training_due(lake: DataLake,
         roll_back(lake, 2, "try", "a test")
     judge_candidates(lake, "a test")
     client.set_registered_model_alias(MODEL, "champion", "2")
-    _, due = look_whether_due(tiny, lake)
+    _, due = check_retraining(tiny, lake)
     assert due.due
     assert "forgotten" in due.reason
 
 
-def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
+def test_a_row_is_removed_with_its_conversation(lake: DataLake) -> None:
     rows = lake.read("prepare", "train_split", ["row_id", "source"]).to_pylist()
     row = next(row["row_id"] for row in rows if row["source"] == "company")
     forget_records(lake, find_affected(lake, row=row), "said in confidence")
@@ -223,23 +223,27 @@ def test_a_row_goes_with_its_conversation(lake: DataLake) -> None:
     assert sum(file.kept for file in ingest_day(lake, load_company(lake), delivery.day).files) == 119
 
 
-def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
-    company, said = load_company(lake), ShownAnswer("version 2", "It is on its way to you since this morning.")
+def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> None:
+    company, shown = load_company(lake), ShownAnswer("version 2", "It is on its way to you since this morning.")
     rows = lake.read("prepare", "conversations", ["row_id", "subject_id"]).to_pylist()
     with Ledger(lake) as ledger:
         row = next(row["row_id"] for row in rows if row["subject_id"] == ledger.hash_subject(jane))
     with Feedback(lake) as feedback:
-        feedback.rate("cleaned", "anna", AskedQuestion("Is it here yet?"), said, 5)
-        feedback.rate("imported", "anna", AskedQuestion("Where is it?"), said, 4)
+        feedback.rate("cleaned", "anna", AskedQuestion("Is it here yet?"), shown, 5)
+        feedback.rate("imported", "anna", AskedQuestion("Where is it?"), shown, 4)
         imported = next(one for one in feedback.judgements(raw=True) if one["id"] == "imported")
         feedback.forget(["imported"])
         feedback.add_clean([imported | {"question_id": row, "source": "import"}])
     assert collect_ratings(lake, company).rows.num_rows == 2
     with Feedback(lake) as feedback:
-        feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), said, 1)
-        feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
+        feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), shown, 1)
+        feedback.agent_edit("edited", "tom", "Where is my parcel?", shown.answer, [shown], customer=jane.upper())
         feedback.agent_edit(
-            "draft", "tom", "Where is the parcel?", "It comes to you on Tuesday.", [ShownAnswer("version 2", f"Dear {jane}")]
+            "draft",
+            "tom",
+            "Where is the parcel?",
+            "It comes to you on Tuesday.",
+            [ShownAnswer("version 2", f"Dear {jane}")],
         )
         feedback.agent_edit(
             "other", "tom", "Where is this parcel?", "It is with you on Monday.", [], customer="x@y.org"
@@ -257,22 +261,22 @@ def test_what_was_said_in_the_page_goes_too(lake: DataLake, jane: str) -> None:
     assert "feedback: 4 ratings and edits" in found.summary()
     assert found.tables[lake.table("evaluate", "human_ratings")] == 1
     forget_records(lake, found, "asked for")
-    assert not holding(lake, jane.encode())
-    assert not holding(lake, jane.upper().encode())
+    assert not files_with(lake, jane.encode())
+    assert not files_with(lake, jane.upper().encode())
     assert another.exists()
     assert lake.read("evaluate", "human_ratings", ["id"]).column("id").to_pylist() == ["cleaned"]
     with Feedback(lake) as feedback:
         assert [edit.id for edit in feedback.edits()] == ["other"]
-        # Clients that try again, late.
-        feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), said, 1)
-        feedback.agent_edit("edited", "tom", "Where is my parcel?", said.answer, [said], customer=jane.upper())
+        # Late retries of clients.
+        feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), shown, 1)
+        feedback.agent_edit("edited", "tom", "Where is my parcel?", shown.answer, [shown], customer=jane.upper())
     assert collect_ratings(lake, company).rows.num_rows == 1
     assert land_edits(lake, company, datetime.now(UTC) + EDIT_DELAY) == 1
     ingest(lake)
-    assert join_conversations(lake).rows.num_rows == held - 3, "the old row and both that were edited; the other edit stays"
+    assert join_conversations(lake).rows.num_rows == held - 3, "the old row and both edits; the other edit stays"
 
 
-def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
+def test_a_judgement_can_be_forgotten_by_its_id(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("0123", "anna", AskedQuestion("Is it here yet?"), ShownAnswer("version 2", "Yes."), 5)
     collect_ratings(lake, load_company(lake))
@@ -284,19 +288,19 @@ def test_a_judgement_goes_by_its_id(lake: DataLake) -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({}, "Name either a subject or a row"),
-        ({"subject": "jane@example.net", "row": "r"}, "Name either"),
-        ({"subject": "nobody@example.net"}, "is of this customer"),
-        ({"row": "0123456789abcdef"}, "is of this row"),
+        ({}, "Give either a subject or a row"),
+        ({"subject": "jane@example.net", "row": "r"}, "Give either"),
+        ({"subject": "nobody@example.net"}, "nothing of this customer"),
+        ({"row": "0123456789abcdef"}, "nothing of this row"),
     ],
 )
-def test_what_cannot_be_forgotten_is_said(lake: DataLake, given: dict[str, str], complaint: str) -> None:
+def test_forgetting_nothing_is_an_error(lake: DataLake, given: dict[str, str], complaint: str) -> None:
     with pytest.raises(PipelineError, match=complaint):
         find_affected(lake, **given)
 
 
-def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) -> None:
-    """Killed before each tenth line of the removal; afterwards looking and forgetting again leaves nothing."""
+def test_after_a_kill_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) -> None:
+    """The removal is killed before every tenth line; afterwards finding and forgetting again removes everything."""
     hers = training_rows(lake, jane)
     assert hers <= known_rows(lake)
     for attempt in range(200):
@@ -323,10 +327,10 @@ def test_killed_at_any_line_the_same_call_finishes(lake: DataLake, jane: str) ->
         if os.WIFEXITED(status):
             break
     else:
-        raise AssertionError("the removal never came to its end")
+        raise AssertionError("the removal never finished")
     assert attempt > 5
-    assert not holding(lake, jane.encode())
+    assert not files_with(lake, jane.encode())
     assert find_affected(lake, subject=jane).tables == {}
     assert not list(lake.path("prepare").glob(".retrieval_index.*"))
-    if retrieval_folder(lake).exists():  # else it is made of its sources by the next run
+    if retrieval_folder(lake).exists():  # otherwise the next run rebuilds it from its sources
         assert not hers & known_rows(lake)

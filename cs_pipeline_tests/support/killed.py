@@ -1,7 +1,7 @@
-"""Work that is killed with SIGKILL between any two of its lines, where the disk would be left otherwise.
+"""Kills work with SIGKILL at every line before which the disk has changed.
 
-A child process counts the lines that it executes in the traced files. A first child notes before which lines the disk is
-another than it was; then for each of these a child kills itself there. A kill at any other line leaves the same disk.
+A child process counts the lines that it executes in the traced files. A first child records before which lines the disk
+has changed; then, for each of these lines, a child kills itself there. A kill at any other line would leave the same disk.
 """
 
 import json
@@ -17,11 +17,11 @@ from typing import Any
 
 Work = Callable[[], object]
 
-_COARSE = 50_000_000  # nanoseconds; ticks are of 1 to 10 milliseconds
+_CLOCK_RESOLUTION = 50_000_000  # nanoseconds, with a margin: file times tick every 1 to 10 ms
 
 
 def kill_points(work: Work, folder: Path, traced: Collection[str]) -> list[int]:
-    """The first line of ``work``, those before which a file of ``folder`` has changed, and 0 for the end."""
+    """The first line of ``work``, the lines before which a file in ``folder`` has changed, and 0 for the end."""
     found: list[int] = []
     seen: object = None
     known: dict[Path, tuple[int, int]] = {}
@@ -45,7 +45,7 @@ def kill_points(work: Work, folder: Path, traced: Collection[str]) -> list[int]:
 
 
 def kill(work: Work, point: int, traced: Collection[str]) -> None:
-    """Does ``work`` in a child that is killed before that line."""
+    """Runs ``work`` in a child process that is killed before line ``point``."""
 
     def die(line: int) -> None:
         if line == point:
@@ -55,7 +55,7 @@ def kill(work: Work, point: int, traced: Collection[str]) -> None:
 
 
 def _in_a_child(work: Work, traced: Collection[str], at_line: Callable[[int], None]) -> int:
-    """Does ``work`` in a forked process that calls ``at_line`` with the number of each line; its wait status."""
+    """Runs ``work`` in a forked process that calls ``at_line`` with the number of each line; returns the wait status."""
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1]
@@ -80,8 +80,8 @@ def _in_a_child(work: Work, traced: Collection[str], at_line: Callable[[int], No
 
 
 def _state(path: Path, known: dict[Path, tuple[int, int]]) -> tuple[Path, int, int]:
-    """Path, time and hash of a file; it is read again if it was changed since, or so lately that the clock cannot tell."""
+    """Path, time and hash of a file. It is read again if it has changed, or so recently that its time cannot tell."""
     stat = path.stat()
-    if known.get(path, (0, 0))[0] != stat.st_ctime_ns or time.time_ns() - stat.st_ctime_ns < _COARSE:
+    if known.get(path, (0, 0))[0] != stat.st_ctime_ns or time.time_ns() - stat.st_ctime_ns < _CLOCK_RESOLUTION:
         known[path] = stat.st_ctime_ns, zlib.crc32(path.read_bytes())
     return path, stat.st_mtime_ns, known[path][1]

@@ -1,4 +1,4 @@
-"""The webserver and the daemon as processes, asked over GraphQL as the page in the browser asks."""
+"""The Dagster webserver and daemon as processes, queried over GraphQL like the browser does."""
 
 import json
 import os
@@ -20,8 +20,8 @@ from cs_pipeline_tests.conftest import RECIPES
 
 PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-PATIENCE = 400
-"""Seconds for what takes one on an idle machine."""
+TIMEOUT = 400
+"""Seconds, for what takes one second on an idle machine."""
 
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } ... on PythonError { message } } }"
 RUNS = "{ runsOrError { ... on Runs { results { id jobName status } } } }"
@@ -57,14 +57,14 @@ query ($run: ID!, $cursor: String) {
 
 
 class Service:
-    """Both processes on a home and a lake of their own."""
+    """Both processes with their own Dagster home and lake."""
 
     def __init__(self, folder: Path, lake: DataLake, source: Path, **settings: str) -> None:
         home = folder / "dagster_home"
         home.mkdir()
         shutil.copy(PROJECT / "dagster_home" / "dagster.yaml", home)
         with dg.DagsterInstance.from_config(str(home)):
-            pass  # it makes its tables at first use, which two processes at once would do twice
+            pass  # creates the tables; two processes at the same time would both try to
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
@@ -95,7 +95,7 @@ class Service:
                 start_new_session=True,
             )
 
-    def ask(self, query: str, **variables: Any) -> Any:
+    def query(self, query: str, **variables: Any) -> Any:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/graphql",
             data=json.dumps({"query": query, "variables": variables}).encode(),
@@ -105,81 +105,81 @@ class Service:
             with urllib.request.urlopen(request, timeout=60) as response:
                 answer = json.load(response)
         except urllib.error.HTTPError as error:
-            raise AssertionError(f"{error.read().decode()}\n{self.said()}") from error
+            raise AssertionError(f"{error.read().decode()}\n{self.log_tail()}") from error
         assert "errors" not in answer, answer
         return answer["data"]
 
-    def said(self) -> str:
+    def log_tail(self) -> str:
         for log, process in zip(self.logs, self.processes, strict=True):
             if process.poll() is not None:
                 return f"{log.name}: ended with {process.returncode}\n{log.read_text()[-4000:]}"
         return "\n".join(log.read_text()[-4000:] for log in self.logs)
 
     def failures(self) -> list[Any]:
-        """What the runs that failed have said."""
+        """The errors of the failed runs."""
         failed = [run["id"] for run in self._runs() if run["status"] == "FAILURE"]
         return [event["error"] for run in failed for event in self.events(run)[1] if "error" in event]
 
-    def wait_until_it_answers(self) -> None:
-        end = time.monotonic() + PATIENCE
+    def wait_until_ready(self) -> None:
+        end = time.monotonic() + TIMEOUT
         while True:
-            assert time.monotonic() < end, self.said()
-            assert all(process.poll() is None for process in self.processes), self.said()
+            assert time.monotonic() < end, self.log_tail()
+            assert all(process.poll() is None for process in self.processes), self.log_tail()
             try:
-                self.ask("{ version }")
+                self.query("{ version }")
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.2)
             else:
                 return
 
     def wait_for_run(self, run: str) -> str:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
-            status = str(self.ask(STATUS, run=run)["runOrError"]["status"])
+            status = str(self.query(STATUS, run=run)["runOrError"]["status"])
             if status in ("SUCCESS", "FAILURE", "CANCELED"):
                 return status
             time.sleep(0.5)
-        raise AssertionError(self.said())
+        raise AssertionError(self.log_tail())
 
     def wait_for_runs(self, known: set[str], number: int) -> list[str]:
-        """As many runs as that, none of them known, once the daemon has launched them."""
-        end = time.monotonic() + PATIENCE
+        """The ids of ``number`` runs that are not ``known``, once the daemon has launched them."""
+        end = time.monotonic() + TIMEOUT
         while time.monotonic() < end:
             new = [run["id"] for run in self._runs() if run["id"] not in known]
             if len(new) == number:
                 return new
             time.sleep(0.5)
-        raise AssertionError(self.said())
+        raise AssertionError(self.log_tail())
 
     def runs(self, job: str | None = None) -> list[str]:
-        """The ids of all runs, or of those of ``job``."""
+        """The ids of all runs, or of the runs of ``job``."""
         return [run["id"] for run in self._runs() if job in (None, run["jobName"])]
 
     def idle(self) -> bool:
-        """Whether no run is under way or waits."""
+        """Whether no run is queued or in progress."""
         return all(run["status"] in ("SUCCESS", "FAILURE", "CANCELED") for run in self._runs())
 
     def ticks(self, sensor: str) -> int:
-        """How many looks the daemon has had by way of ``sensor``."""
+        """The number of ticks of ``sensor``."""
         selector = {"repositoryName": "__repository__", "repositoryLocationName": "cs_pipeline", "sensorName": sensor}
-        return len(self.ask(TICKS, sensor=selector)["sensorOrError"]["sensorState"]["ticks"])
+        return len(self.query(TICKS, sensor=selector)["sensorOrError"]["sensorState"]["ticks"])
 
     def _runs(self) -> list[dict[str, str]]:
-        return list(self.ask(RUNS)["runsOrError"]["results"])
+        return list(self.query(RUNS)["runsOrError"]["results"])
 
     def events(self, run: str) -> tuple[dict[str, str], list[dict[str, Any]]]:
-        """The run's tags and all its events."""
+        """The tags and all events of a run."""
         events: list[dict[str, Any]] = []
         cursor: str | None = None
         while True:
-            found = self.ask(EVENTS, run=run, cursor=cursor)["runOrError"]
+            found = self.query(EVENTS, run=run, cursor=cursor)["runOrError"]
             events += found["eventConnection"]["events"]
             cursor = found["eventConnection"]["cursor"]
             if not found["eventConnection"]["hasMore"]:
                 return {tag["key"]: tag["value"] for tag in found["tags"]}, events
 
     def members(self) -> list[psutil.Process]:
-        """Everything that both processes have started and that still runs."""
+        """The running processes that both processes have started, including themselves."""
         found = []
         for process in psutil.process_iter():
             try:

@@ -1,4 +1,4 @@
-"""A real SQLite store in a lake of its own, a run and a spool, and servers that are no store."""
+"""Fixtures: a real SQLite store in its own lake, a run, a spool, and servers that are not MLflow."""
 
 import socket
 import threading
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
-    """A lake with a store, at a path with a space and a letter that is not ASCII."""
+    """A lake with a store, at a path with a space and a non-ASCII letter."""
     lake = DataLake(tmp_path_factory.mktemp("tracking") / "a läke")
     with own_world(lake.root):
         open_store(lake)
@@ -32,7 +32,7 @@ def client(stored: DataLake) -> "MlflowClient":
 
 @pytest.fixture
 def run(client: "MlflowClient", stored: DataLake, request: pytest.FixtureRequest) -> str:
-    """A run of this test's own."""
+    """A run for this test alone."""
     return get_or_create_run(client, stored, request.node.name, "tiny")
 
 
@@ -42,7 +42,7 @@ def spool(tmp_path: Path) -> Spool:
 
 
 class Silent:
-    """A server that takes connections and answers none; where it hangs it keeps them open until it is closed."""
+    """A server that accepts connections and never answers. If it hangs, it keeps them open until it is closed."""
 
     def __init__(self, hang: bool) -> None:
         self.connections: list[socket.socket] = []
@@ -60,7 +60,7 @@ class Silent:
         while True:
             try:
                 connection, _ = self._socket.accept()
-            except OSError:  # it was closed
+            except OSError:  # the server was closed
                 return
             self.connections.append(connection)
             self.reached.set()
@@ -84,5 +84,5 @@ def silent(request: pytest.FixtureRequest) -> Iterator[Silent]:
 
 
 def history(client: "MlflowClient", run: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of every point of a metric, by step."""
+    """The (step, value) pairs of a metric, sorted by step."""
     return sorted((point.step, point.value) for point in client.get_metric_history(run, name))
