@@ -1,7 +1,8 @@
-"""Samples for people to rate without knowing who answered: a CSV out, with its key beside it, and the scores in again.
+"""Blind samples: people rate answers without knowing which system gave them.
 
-In go rows of ``answers.parquet``; out come ``<name>.csv`` for the raters (columns id, question, answer and an empty score)
-and ``<name>.key.json``, which says who gave each answer and stays here. A sheet that comes back becomes rows of RATING.
+``export_blind_sheet`` writes ``<name>.csv`` for the raters (columns id, question, answer and an empty score) and
+``<name>.key.json``, which says which system gave each answer and is not sent along. ``import_blind_sheet`` turns a
+filled-in sheet into rows of RATING.
 """
 
 from collections.abc import Mapping
@@ -20,64 +21,64 @@ from cs_pipeline.evaluate.people.sheet import read_sheet, write_sheet
 
 SHEET_COLUMNS = ("id", "question", "answer", "score")
 _MAX_FAULTS_SHOWN = 20
-"""So many faults of a sheet are told at once."""
+"""A message lists so many faults of a sheet."""
 
 
 def export_blind_sheet(
     answers: pd.DataFrame, systems: Mapping[str, str], sheet: Path, questions: int = 50, seed: int = 0
 ) -> int:
-    """Writes ``sheet`` and its key: the answers of ``systems`` to ``questions`` test questions; returns how many answers.
+    """Writes ``sheet`` and its key with the answers of ``systems`` to ``questions`` test questions; returns their number.
 
-    ``answers`` has the columns row_id, system, question and answer; ``systems`` says under which name, with its version,
-    each of those that shall be rated is to be known later. Questions are drawn by ``seed``; their order is random, and
-    that of the answers to each. Raises PipelineError when a sheet lies there already, or there is nothing to rate.
+    ``answers`` has the columns row_id, system, question and answer. ``systems`` maps the systems to rate to the names, with
+    versions, that the ratings will have. Questions are drawn by ``seed``; their order, and that of the answers to each, is
+    random. Raises PipelineError when the sheet already exists or there is nothing to rate.
     """
     key = key_path(sheet)
     if sheet.exists() or key.exists():
         raise PipelineError(
-            f"{sheet if sheet.exists() else key} is there already.",
-            "Take another name: without its key a sheet that is being rated would be worth nothing.",
+            f"{sheet if sheet.exists() else key} already exists.",
+            "Choose another name: a sheet that is being rated is useless without its key.",
         )
     offered = answers[answers["system"].isin(list(systems))].sort_values(["row_id", "system"])
     rows = sorted(set(offered["row_id"]), key=lambda row: digest(seed, row))[:questions]
     if not rows:
-        raise PipelineError("There is no answer to rate.", f"Evaluate first; asked for were: {', '.join(systems)}.")
+        raise PipelineError("There is no answer to rate.", f"Evaluate these systems first: {', '.join(systems)}.")
     rng = np.random.default_rng(seed)
     samples: dict[str, dict[str, Any]] = {}
     for row in rows:
         of_row = offered[offered["row_id"] == row].to_dict("records")
         for place in rng.permutation(len(of_row)):
             one = of_row[place]
-            # It begins with a letter, so that no spreadsheet reads a number in it.
+            # The letter keeps spreadsheets from reading it as a number.
             name = f"s{digest(seed, row, one['system'], one['answer'])}"
-            about = {"question_id": row, "question": one["question"], "answer": one["answer"]}
-            samples[name] = about | {"system": systems[one["system"]]}
+            sample = {"question_id": row, "question": one["question"], "answer": one["answer"]}
+            samples[name] = sample | {"system": systems[one["system"]]}
     write_json(key, samples)
     write_sheet(sheet, SHEET_COLUMNS, ([name, one["question"], one["answer"], None] for name, one in samples.items()))
     return len(samples)
 
 
 def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
-    """The scores of a filled-in ``sheet`` as a table with RATING, by ``rater`` at ``at`` (with its time zone).
+    """The scores of a filled-in ``sheet`` as a RATING table, given by ``rater`` at ``at`` (with a time zone).
 
-    Rows are matched by their id alone, whatever a spreadsheet did to the texts. All or nothing: raises PipelineError, which
-    says what is wrong in which line, where an id is unknown, double or missing or a score is none of 1 to 5. The ids of
-    the judgements follow from sheet and rater, so a sheet that is imported twice counts once.
+    Rows are matched by id alone, because spreadsheets may change the texts. Raises PipelineError, with the faults by line,
+    when an id is unknown, repeated or missing, or a score is not 1 to 5; nothing is imported then. The ids of the
+    judgements depend only on sheet and rater, so a sheet that is imported twice counts once.
     """
     if not rater.strip() or at.tzinfo is None:
-        raise PipelineError("A rater needs a name, and the time a time zone.", "Give both.")
+        raise PipelineError("The rater needs a name, and the time a time zone.", "Give both.")
     if not key.exists():
         raise PipelineError(
-            f"{key} is not there.", "It was written beside the sheet; without it nobody knows who answered."
+            f"{key} is missing.", "It was written beside the sheet and says which system gave each answer."
         )
     samples: dict[str, dict[str, Any]] = read_json(key)
     faults, scores = [], {}
     for line, row in read_sheet(sheet, ("id", "score")):
         name, score = row["id"].strip(), row["score"].strip()
         if name not in samples:
-            faults.append(f"line {line}: the id '{name[:40]}' is not of this sample")
+            faults.append(f"line {line}: the id '{name[:40]}' is not in this sample")
         elif name in scores:
-            faults.append(f"line {line}: the id '{name}' stands there again")
+            faults.append(f"line {line}: the id '{name}' is repeated")
         elif score.removesuffix(".0") not in set("12345"):
             faults.append(
                 f"line {line}: " + (f"the score is '{score[:40]}', not 1 to 5" if score else "the score is missing")
@@ -89,7 +90,7 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
     if faults:
         more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
         raise PipelineError(
-            f"Nothing of {sheet} was imported: {'; '.join(faults[:_MAX_FAULTS_SHOWN])}{more}.",
+            f"Nothing was imported from {sheet}: {'; '.join(faults[:_MAX_FAULTS_SHOWN])}{more}.",
             "Fix these lines and import the sheet again; a score is a whole number from 1 to 5.",
         )
     return rating_table(
@@ -113,5 +114,5 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
 
 
 def key_path(sheet: Path) -> Path:
-    """Where the key of a sheet lies when it is exported."""
+    """The key that is exported with ``sheet``."""
     return sheet.with_suffix(".key.json")

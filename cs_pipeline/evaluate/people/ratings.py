@@ -1,6 +1,6 @@
-"""Judgements of people on their way into the table ``human_ratings``, and samples for those who rate elsewhere.
+"""Collects people's judgements in the table ``human_ratings``, and exports samples for raters who work elsewhere.
 
-In go the page's feedback, raw, and scores that were imported; out come rows of RATING without personal data.
+The judgements come from the page, still raw, and from imported sheets; the table has RATING rows without personal data.
 """
 
 import json
@@ -33,8 +33,8 @@ RATINGS_TABLE = "human_ratings"
 
 @dataclass(frozen=True)
 class CollectedRatings:
-    """The table; how many judgements were ``forgotten``; ``replaced``: the placeholders that this time took the place of
-    personal data, by name."""
+    """The table; how many judgements were ``forgotten``; the placeholders that ``replaced`` personal data in this run, by
+    name."""
 
     rows: pa.Table
     forgotten: int
@@ -42,14 +42,14 @@ class CollectedRatings:
 
 
 def collect_ratings(lake: DataLake, company: Company) -> CollectedRatings:
-    """Writes ``human_ratings`` (RATING): every judgement that was ever given, but those that are to be forgotten.
+    """Writes ``human_ratings`` (RATING): all judgements ever given, except those that are to be forgotten.
 
-    What is new is cleaned first, and put clean in its own place in the feedback, so that raw text is kept no longer.
+    New judgements are cleaned first, and the clean version replaces the raw one in the feedback database.
     """
     with Feedback(lake) as feedback, Ledger(lake) as ledger:
         raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)
-        buried = ledger.tombstones().rows
-        forgotten = {row["id"] for row in [*raw, *clean] if not buried.isdisjoint((row["id"], row["question_id"]))}
+        tombstones = ledger.tombstones().rows
+        forgotten = {row["id"] for row in [*raw, *clean] if not tombstones.isdisjoint((row["id"], row["question_id"]))}
         feedback.forget(forgotten)
         replaced: Counter[str] = Counter()
         if raw:
@@ -61,10 +61,10 @@ def collect_ratings(lake: DataLake, company: Company) -> CollectedRatings:
 
 
 def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
-    """Writes a blind ``sheet`` of the recipe's last evaluation: tuned, base, and champion where it was judged beside it.
+    """Writes a blind ``sheet`` of the recipe's last evaluation: tuned, base, and the champion if it was evaluated too.
 
-    They are named as the registry has them, "version 3" and "version 3:base". Returns how many answers there are. Raises
-    PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet is there already.
+    The key names them as the registry does, "version 3" and "version 3:base". Returns the number of answers. Raises
+    PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet already exists.
     """
     results = read_evaluation(recipe_name, lake)
     client = open_store(lake)
@@ -72,8 +72,8 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
     number = numbers.get(results.adapter_fingerprint)
     if number is None:
         raise PipelineError(
-            f"The adapter of '{recipe_name}' that was evaluated is no version of the registry.",
-            f"Materialise 'model_version' for the partition '{recipe_name}': ratings are kept by version.",
+            f"The evaluated adapter of '{recipe_name}' is not registered.",
+            f"Materialise 'model_version' for the partition '{recipe_name}': ratings are kept per version.",
         )
     systems = {"tuned": f"version {number}", "base": f"version {number}:base"}
     if results.champion_version is not None:
@@ -85,9 +85,9 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
 
 
 def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) -> tuple[int, int]:
-    """Adds the scores of a filled-in ``sheet`` to the feedback; returns how many are new, and how many were there before.
+    """Adds the scores of a filled-in ``sheet`` to the feedback; returns how many are new and how many were known.
 
-    Errors as of ``import_blind_sheet``, and PipelineError when ``rater`` has scored the same answers otherwise before.
+    Raises PipelineError as ``import_blind_sheet`` does, and when ``rater`` gave the same answers other scores before.
     """
     rows = import_blind_sheet(sheet, key or key_path(sheet), rater, datetime.now(UTC)).to_pylist()
     with Feedback(lake) as feedback:
@@ -96,7 +96,7 @@ def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) ->
 
 
 class _Cleaner:
-    """Takes personal data out of judgements and hashes who gave them; ``replaced`` counts what was put in."""
+    """Replaces personal data in judgements and hashes their raters; ``replaced`` counts the placeholders."""
 
     def __init__(self, personal: PersonalData, ledger: Ledger, replaced: Counter[str]) -> None:
         self._personal, self._ledger, self._replaced = personal, ledger, replaced
@@ -115,12 +115,12 @@ class _Cleaner:
         }
 
     def _text(self, text: str, speaker: Speaker) -> str:
-        text, met = self._personal.replace(regular_text(text), speaker=speaker)
-        self._replaced.update(met)
+        text, found = self._personal.replace(regular_text(text), speaker=speaker)
+        self._replaced.update(found)
         return text
 
     def _values(self, settings: Any) -> Any:
-        """Settings may quote the customer: a context, a value for a placeholder."""
+        """Settings may quote the customer: in a context, or as the value of a placeholder."""
         if isinstance(settings, dict):
             return {name: self._values(value) for name, value in settings.items()}
         if isinstance(settings, list):

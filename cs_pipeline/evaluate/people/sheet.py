@@ -1,7 +1,7 @@
-"""CSV files that people open in a spreadsheet, and what comes back from there.
+"""CSV files that people open in a spreadsheet and send back.
 
-A cell that a spreadsheet would take for a formula is written with an apostrophe before it (CSV injection, CWE-1236),
-which reading takes away again: what was written is what is read.
+A cell that a spreadsheet would read as a formula is written with an apostrophe before it (CSV injection, CWE-1236).
+Reading removes it again, so cells survive the round trip unchanged.
 """
 
 import csv
@@ -14,13 +14,13 @@ from typing import Any
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import atomic_file
 
-# The wide signs too: East Asian spreadsheets read them as the plain ones. Apostrophes before, so that reading can tell a
-# text that has one of its own.
+# Full-width signs too: East Asian spreadsheets read them like the ASCII ones. Cells that already begin with apostrophes are
+# escaped as well, so that reading restores them.
 _FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
 
 
 def write_sheet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes ``rows`` under ``columns``, whole or not at all: UTF-8 with a byte order mark, which Excel looks for.
+    """Writes ``rows`` under ``columns`` atomically, as UTF-8 with the byte order mark that Excel expects.
 
     Texts are escaped, numbers are not; None is an empty cell.
     """
@@ -31,13 +31,13 @@ def write_sheet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def read_sheet(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The cells of ``columns`` with the number of the line where the row begins, from 1; empty rows are left out.
+    """The cells of ``columns``, each row with the number of its first line, from 1; empty rows are skipped.
 
-    Commas, semicolons and tabs are read, as spreadsheets of several countries write them. Raises PipelineError when the file
-    cannot be read as a table, or lacks a column.
+    The delimiter may be a comma, a semicolon or a tab, as spreadsheets write them in different countries. Raises
+    PipelineError when the file cannot be read as a table or lacks a column.
     """
     try:
-        # What is not UTF-8 stands in columns of text, of which none is compared.
+        # Text that is not UTF-8 is only in columns whose content does not matter.
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}.", "Name a CSV file that this user may read.") from error
@@ -48,8 +48,8 @@ def read_sheet(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
         names = [name.strip() for name in next(reader, [])]
         if missing := [column for column in columns if names.count(column) != 1]:
             raise PipelineError(
-                f"{path} needs the column '{missing[0]}' once, and has it {names.count(missing[0])} times.",
-                "Save the sheet as CSV (UTF-8) with its first line as it was.",
+                f"{path} must have the column '{missing[0]}' once, but has it {names.count(missing[0])} times.",
+                "Save the sheet as CSV (UTF-8) with its original first line.",
             )
         line = reader.line_num + 1
         for cells in reader:

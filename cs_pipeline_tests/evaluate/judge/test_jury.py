@@ -12,13 +12,14 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import RATING, SPLIT_ROW
 from cs_pipeline.evaluate.decision import decide_promotion
-from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder
+from cs_pipeline.evaluate.evaluation import evaluate
 from cs_pipeline.evaluate.judge.judge import JUDGED_QUESTIONS, judge_models
 from cs_pipeline.evaluate.people.people import rating_table
+from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias, evaluation_folder
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.evaluate.judge.test_judge import Reply, completion, server
-from cs_pipeline_tests.register.conftest import BETTER, facts
+from cs_pipeline_tests.register.conftest import BETTER, compared
 
 
 def longer(body: dict[str, Any]) -> Reply:
@@ -60,12 +61,12 @@ def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: Re
         assert len(requests) == calls, "cached verdicts are not asked again"
     assert again == found
     assert len(table) == 2 * asked
-    base, champion = found["against"]["base"], found["against"]["champion"]
-    assert (base["won"], base["lost"], base["ties"], base["share"]) == (asked, 0, 0, 1.0)
-    assert (champion["won"], champion["ties"], champion["share"]) == (0, asked, None)
-    assert found["position"]["consistent"] == 1
-    assert found["people"]["kappa"] == 1
-    assert found["may_gate"]
+    base, champion = found.against["base"], found.against["champion"]
+    assert (base.won, base.lost, base.ties, base.share) == (asked, 0, 0, 1.0)
+    assert (champion.won, champion.ties, champion.share) == (0, asked, None)
+    assert found.position.consistent == 1
+    assert found.people.kappa == 1
+    assert found.may_gate
 
 
 @pytest.mark.parametrize(
@@ -74,11 +75,17 @@ def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: Re
 def test_only_a_judge_that_agrees_with_people_stops_a_promotion(
     may_gate: bool, high: float | None, promote: bool
 ) -> None:
-    heard = {"won": 10, "lost": 40, "ties": 0, "share": 0.2, "low": 0.1, "high": high}
-    judged = facts(BETTER, BETTER) | {"judge": {"may_gate": may_gate, "against": {"champion": heard}}}
-    decision = decide_promotion(judged)
+    judge = JudgeResults(
+        model="a judge",
+        against={"champion": JudgeTally(won=10, lost=40, ties=0, share=0.2, low=0.1, high=high)},
+        position=PositionBias(pairs=50, consistent=1.0, first=None, low=None, high=None),
+        people=PeopleAgreement(kappa=None, low=None, high=None, pairs=0),
+        may_gate=may_gate,
+        why="",
+    )
+    decision = decide_promotion(compared(BETTER, BETTER, judge=judge))
     assert decision.promote is promote
-    assert promote or "prefers the champion's answers: 10 of the tuned model's won and 40 lost" in decision.reason
+    assert promote or "prefers the champion's answers: the tuned model won 10 comparisons and lost 40" in decision.reason
 
 
 def test_a_judge_changes_the_evaluation_key_and_its_verdicts_are_kept(
@@ -91,10 +98,12 @@ def test_a_judge_changes_the_evaluation_key_and_its_verdicts_are_kept(
         monkeypatch.setenv("CS_JUDGE_MODEL", endpoint.model)
         found = evaluate(tiny, evaluated, None, print)
         assert evaluate(tiny, evaluated, None, print).reused
-    assert found.facts["judge"]["model"] == endpoint.model
-    assert found.facts["judge"]["why"].startswith("people voted on 0 of the judged pairs")
+    judge = found.results.judge
+    assert judge is not None
+    assert judge.model == endpoint.model
+    assert judge.why.startswith("people voted on 0 of the judged pairs")
     kept = pd.read_parquet(evaluation_folder("tiny", evaluated) / "judge.parquet")
-    assert len(kept) == sum(found.facts["judge"]["against"]["base"][k] for k in ("won", "lost", "ties"))
+    assert len(kept) == judge.against["base"].won + judge.against["base"].lost + judge.against["base"].ties
     with server(lambda body: (401, {}, b"")) as (endpoint, _):
         monkeypatch.setenv("CS_JUDGE_URL", endpoint.url)
         with pytest.raises(PipelineError, match="401"):  # at once, before any answer is generated

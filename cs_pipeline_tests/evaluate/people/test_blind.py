@@ -43,14 +43,14 @@ def filled(path: Path, rows: list[dict[str, str]]) -> Path:
     return path
 
 
-def test_the_sheet_does_not_say_who_answered(sheet: Path, answers: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_sheet_does_not_show_which_system_answered(sheet: Path, answers: pd.DataFrame, tmp_path: Path) -> None:
     rows = cells(sheet)
     assert list(rows[0]) == list(SHEET_COLUMNS)
     assert {row["score"] for row in rows} == {""}
     assert all(row["question"].startswith("'=question") for row in rows), "a formula is escaped"
     assert "version 3" not in sheet.read_text()
     first = [row["answer"].split("'")[0] for row in rows[::2]]
-    assert set(first) == {"tuned", "base"}, "now the one is first, now the other"
+    assert set(first) == {"tuned", "base"}, "their order varies"
     questions = [row["question"] for row in rows]
     assert questions[::2] == questions[1::2], "the answers to one question stand together"
     assert questions[::2] != sorted(questions[::2])
@@ -60,7 +60,7 @@ def test_the_sheet_does_not_say_who_answered(sheet: Path, answers: pd.DataFrame,
     assert {row["id"] for row in cells(tmp_path / "other.csv")}.isdisjoint(row["id"] for row in rows)
 
 
-def test_scores_come_back_by_their_id(sheet: Path, tmp_path: Path) -> None:
+def test_scores_are_matched_by_id(sheet: Path, tmp_path: Path) -> None:
     rows = cells(sheet)
     for row in rows:
         row["score"] = "5" if "tuned" in row["answer"] else " 2.0 "
@@ -80,7 +80,7 @@ def test_scores_come_back_by_their_id(sheet: Path, tmp_path: Path) -> None:
     assert set(other.column("id").to_pylist()).isdisjoint(table.column("id").to_pylist())
 
 
-def test_every_fault_is_told_and_nothing_imported(sheet: Path, tmp_path: Path) -> None:
+def test_every_fault_is_reported_and_nothing_imported(sheet: Path, tmp_path: Path) -> None:
     rows = [row | {"score": "3"} for row in cells(sheet)]
     rows[1]["score"] = ""
     rows[2]["score"] = "6"
@@ -91,36 +91,36 @@ def test_every_fault_is_told_and_nothing_imported(sheet: Path, tmp_path: Path) -
     back = filled(tmp_path / "back.csv", rows)
     with pytest.raises(PipelineError) as error:
         import_blind_sheet(back, sheet.with_suffix(".key.json"), "Anna", AT)
-    # Each row takes two lines: its answer has a line break.
+    # Each row takes two lines because its answer has a line break.
     assert "line 4: the score is missing" in error.value.what
     assert "line 6: the score is '6', not 1 to 5" in error.value.what
     assert "line 8: the score is 'good', not 1 to 5" in error.value.what
-    assert "line 10: the id 's-unknown' is not of this sample" in error.value.what
-    assert f"line 40: the id '{rows[6]['id']}' stands there again" in error.value.what
+    assert "line 10: the id 's-unknown' is not in this sample" in error.value.what
+    assert f"line 40: the id '{rows[6]['id']}' is repeated" in error.value.what
     assert f"the id '{missing}' is missing" in error.value.what
-    assert error.value.what.count(" is missing") == 3, "and that of the row whose id was changed"
+    assert error.value.what.count(" is missing") == 3, "one score, the removed id, and the id that was changed"
     assert "answer" not in error.value.what
 
 
-def test_many_faults_are_counted(sheet: Path) -> None:
+def test_at_most_twenty_faults_are_listed(sheet: Path) -> None:
     with pytest.raises(PipelineError, match="the score is missing") as error:
         import_blind_sheet(sheet, sheet.with_suffix(".key.json"), "Anna", AT)
     assert error.value.what.count("the score is missing") == 20
 
 
 def test_a_sample_being_rated_is_not_replaced(sheet: Path, answers: pd.DataFrame) -> None:
-    with pytest.raises(PipelineError, match="is there already"):
+    with pytest.raises(PipelineError, match="already exists"):
         export_blind_sheet(answers, SYSTEMS, sheet)
     sheet.unlink()
-    with pytest.raises(PipelineError, match=r"key\.json is there already"):
+    with pytest.raises(PipelineError, match=r"key\.json already exists"):
         export_blind_sheet(answers, SYSTEMS, sheet)
 
 
-def test_what_cannot_be_rated_or_imported_is_told(sheet: Path, answers: pd.DataFrame, tmp_path: Path) -> None:
+def test_what_cannot_be_rated_or_imported_is_reported(sheet: Path, answers: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no answer to rate"):
         export_blind_sheet(answers, {"champion": "version 2"}, tmp_path / "none.csv")
     assert not (tmp_path / "none.csv").exists()
-    with pytest.raises(PipelineError, match="is not there"):
+    with pytest.raises(PipelineError, match="is missing"):
         import_blind_sheet(sheet, tmp_path / "none.key.json", "Anna", AT)
     with pytest.raises(PipelineError, match="needs a name"):
         import_blind_sheet(sheet, sheet.with_suffix(".key.json"), " ", AT)

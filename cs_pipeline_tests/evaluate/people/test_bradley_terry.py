@@ -17,7 +17,7 @@ BASEBALL = np.array(
     dtype=float,
 )
 PUBLISHED = [1.581, 1.436, 1.294, 1.248, 1.108, 0.684, 0.0]
-"""Agresti (2002), Categorical Data Analysis, 10.6: seven baseball teams of 1987, wins over each other and the fit."""
+"""Agresti (2002), Categorical Data Analysis, 10.6: wins of seven baseball teams in 1987, and the published fit."""
 
 
 def test_the_published_fit() -> None:
@@ -36,7 +36,7 @@ def test_the_expected_wins_are_those_observed() -> None:
     np.testing.assert_allclose(log_strengths(many[7]), fitted[7], atol=1e-7)
 
 
-def test_two_have_the_odds_of_their_wins() -> None:
+def test_two_competitors_have_the_odds_of_their_wins() -> None:
     fitted = log_strengths(np.array([[0, 3], [1, 0]], float))
     assert fitted[0] - fitted[1] == pytest.approx(np.log(3))
 
@@ -44,14 +44,14 @@ def test_two_have_the_odds_of_their_wins() -> None:
 @pytest.mark.parametrize(
     "wins",
     [[[0, 3], [0, 0]], [[0, 0], [0, 0]], [[0, 1, 1, 1], [1, 0, 1, 1], [0, 0, 0, 1], [0, 0, 1, 0]]],
-    ids=["never lost", "never met", "two that never lost to the others"],
+    ids=["never lost", "never compared", "two that never lost to the others"],
 )
-def test_what_has_no_maximum(wins: list[list[float]]) -> None:
-    with pytest.raises(PipelineError, match="give no strengths"):
+def test_wins_without_a_maximum_are_refused(wins: list[list[float]]) -> None:
+    with pytest.raises(PipelineError, match="determine no strengths"):
         log_strengths(np.array(wins, float))
 
 
-def test_who_met_over_another_is_of_one_group() -> None:
-    met = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
-    assert connected_groups(met).tolist() == [0, 0, 0, 1]
+def test_competitors_compared_through_another_form_one_group() -> None:
+    compared = np.array([[0, 0, 1, 0], [0, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    assert connected_groups(compared).tolist() == [0, 0, 0, 1]
     assert connected_groups(np.array([[0, 2, 0, 0], [2, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])).tolist() == [0, 0, 1, 1]

@@ -23,7 +23,7 @@ COUNT = iter(range(10**6))
 
 
 def judgement(kind: str, systems: str, question: str = "q", rater: str | None = "anna", **given: Any) -> dict[str, Any]:
-    """A judgement on answers of ``systems``, one a letter."""
+    """A judgement on answers of ``systems``, one letter each."""
     number = next(COUNT)
     return {
         "id": f"j{number}",
@@ -47,7 +47,7 @@ def ratings(system: str, scores: list[int], rater: str = "anna") -> list[dict[st
 
 
 def votes(systems: str, winners: str, rater: str = "anna") -> list[dict[str, Any]]:
-    """A vote a letter of ``winners``, each on a question of its own; t is a tie."""
+    """One vote for each letter of ``winners``, each on a question of its own; t is a tie."""
     said = {"t": "tie"}
     return [judgement("vote", systems, f"q{n}", rater, winner=said.get(w, w)) for n, w in enumerate(winners)]
 
@@ -63,14 +63,14 @@ def test_the_counts_and_shares_of_each_system() -> None:
     assert [x[f"n{score}"] for score in range(1, 6)] == [1, 2, 1, 1, 5]
     assert (x["ratings"], x["mean"], x["up"], x["down"]) == (10, 3.7, 2, 1)
     assert (x["negative"], x["positive"], x["thumbs_up"]) == pytest.approx((0.3, 0.7, 2 / 3))
-    # Wilson's interval of 3 of 10, as published calculators give it.
+    # Wilson's interval for 3 of 10, from published calculators.
     assert (x["negative_low"], x["negative_high"]) == pytest.approx((0.1078, 0.6032), abs=5e-5)
     assert (x["positive_low"], x["positive_high"]) == pytest.approx((1 - 0.6032, 1 - 0.1078), abs=5e-5)
     assert math.isnan(counts["thumbs_up"].to_dict()["y"])
     assert rating_counts(rating_table([])).empty
 
 
-def test_wilson_keeps_to_zero_and_one() -> None:
+def test_wilson_intervals_stay_between_zero_and_one() -> None:
     assert wilson(0, 0) is None
     assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=5e-5)
     assert all((wilson(0, n) or (1,))[0] == 0.0 and (wilson(n, n) or (0, 0))[1] == 1.0 for n in range(1, 300))
@@ -81,7 +81,7 @@ def test_wilson_keeps_to_zero_and_one() -> None:
     assert 0.93 < np.mean(held) < 0.98
 
 
-def test_the_latest_judgement_of_one_person_counts() -> None:
+def test_the_last_judgement_of_a_person_counts() -> None:
     first = judgement("rating", "x", score=1)
     changed = judgement("rating", "x", score=5)
     other = judgement("rating", "x", rater="ben", score=2)
@@ -91,7 +91,7 @@ def test_the_latest_judgement_of_one_person_counts() -> None:
     assert vote_pairs(rating_table([flipped, vote]))["result"].tolist() == ["b"]
 
 
-def test_a_vote_becomes_pairs_in_the_order_of_names() -> None:
+def test_a_vote_becomes_pairs_in_alphabetical_order() -> None:
     three = judgement("vote", "zxy", "q1", winner="c")  # y is the best
     tie = judgement("vote", "zxy", "q2", winner="tie")
     itself = judgement("vote", "xx", "q3", winner="a", answers=["one", "two"])
@@ -129,7 +129,7 @@ def test_strengths_order_the_systems() -> None:
     assert low[0] > high[2]
 
 
-def test_who_never_lost_has_a_finite_strength_and_who_never_met_a_group_of_their_own() -> None:
+def test_a_system_that_never_lost_has_a_finite_strength_and_uncompared_systems_form_groups() -> None:
     table = rating_table([*votes("xy", "aaaa"), *votes("uv", "ab")])
     found = bradley_terry(vote_pairs(table), samples=100)
     assert found["group"].tolist() == [0, 0, 1, 1]
@@ -140,8 +140,8 @@ def test_who_never_lost_has_a_finite_strength_and_who_never_met_a_group_of_their
     assert bradley_terry(vote_pairs(rating_table([]))).empty
 
 
-def test_the_interval_of_a_strength_holds_the_truth() -> None:
-    """Of 60 simulated polls about 95 % have intervals that hold the true difference; what is asked is more than 85 %."""
+def test_the_interval_of_a_strength_covers_the_true_value() -> None:
+    """About 95 % of 60 simulated polls have intervals that cover the true difference; the test asks for more than 85 %."""
     truth, held = 0.8, 0
     rng = np.random.default_rng(0)
     for seed in range(60):
@@ -173,21 +173,21 @@ def test_raters_agree_on_scores_and_votes() -> None:
         (judgement("rating", "x", score=6), "the score of a rating is 6"),
         (judgement("rating", "x", score=0), "the score of a rating is 0"),
         (judgement("rating", "x"), "the score of a rating is None"),
-        (judgement("rating", "xy", score=3), "a rating is on one answer"),
+        (judgement("rating", "xy", score=3), "a rating is about one answer"),
         (judgement("thumb", "x", score=2), "the score of a thumb is 2"),
-        (judgement("thumb", "x", score=1, winner="a"), "a thumb is on one answer, without a winner"),
-        (judgement("vote", "x", winner="a"), "a vote is on two answers or more"),
+        (judgement("thumb", "x", score=1, winner="a"), "a thumb is about one answer and has no winner"),
+        (judgement("vote", "x", winner="a"), "a vote compares at least two answers"),
         (judgement("vote", "xy", winner="c"), "the winner of 2 answers is 'c'"),
         (judgement("vote", "xy", winner="ab"), "the winner of 2 answers is 'ab'"),
         (judgement("vote", "xy"), "the winner of 2 answers is 'None'"),
-        (judgement("vote", "xy", winner="a", score=3), "without a score"),
+        (judgement("vote", "xy", winner="a", score=3), "has no score"),
         (judgement("vote", "xy", winner="a", answers=["one"]), "it has 2 systems and 1 answers"),
         (judgement("star", "x", score=1), "its kind is 'star'"),
         (judgement("rating", "x", score=1, source="guess"), "its source is 'guess'"),
         (judgement("rating", "x", score=1, rater=None), "1 rows without 'rater'"),
     ],
 )
-def test_a_judgement_that_contradicts_itself_is_refused(row: dict[str, Any], what: str) -> None:
+def test_an_inconsistent_judgement_is_refused(row: dict[str, Any], what: str) -> None:
     with pytest.raises(PipelineError, match=what):
         rating_table([row])
 

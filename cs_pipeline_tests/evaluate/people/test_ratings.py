@@ -1,4 +1,4 @@
-"""From what people say of answers to the table: without their data, and from there into the report."""
+"""Judgements of people: into the table without personal data, and from there into the report."""
 
 import csv
 import json
@@ -11,12 +11,12 @@ from typer.testing import CliRunner
 from cs_pipeline.cli.commands import app
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import DataLake, file_sha256, write_json
-from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.evaluate.people.people import rater_agreement, read_opinions
 from cs_pipeline.evaluate.people.ratings import collect_ratings
 from cs_pipeline.evaluate.report.report import write_report
-from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
+from cs_pipeline.evaluate.results import evaluation_file, read_evaluation, write_evaluation
+from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.conftest import copy_lake
@@ -24,25 +24,25 @@ from cs_pipeline_tests.conftest import copy_lake
 ASKED = AskedQuestion(
     "I am Jane Doe, where is order 4412345678?", [("customer", "jane@example.com here"), ("agent", "Hello Jane!")]
 )
-TUNED = ShownAnswer(
+TUNED = GivenAnswer(
     "version 3", "It is on its way to jane@example.com.", {"tone": "friendly", "value": "jane@example.com"}
 )
-BASE = ShownAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
+BASE = GivenAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
 
 
 def table(lake: DataLake) -> str:
     return file_sha256(lake.table("evaluate", "human_ratings"))
 
 
-def test_personal_data_stays_behind(lake: DataLake) -> None:
+def test_personal_data_is_removed(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("r1", "browser 1", ASKED, TUNED, 5)
         feedback.rate("r2", "browser 2", ASKED, TUNED, 4)
         feedback.vote("v1", "browser 1", ASKED, [BASE, TUNED], winner=1)
         feedback.thumb("t1", "browser 1", AskedQuestion("Another question"), BASE, up=False)
-    with Feedback(lake):  # as a page has it open meanwhile
+    with Feedback(lake):  # open at the same time, as in a page
         found = collect_ratings(lake, Company())
-        # Raw text is kept no longer than that.
+        # Raw text is not kept after that.
         assert not any(b"jane@" in path.read_bytes() for path in lake.root.rglob("*") if path.is_file())
     one, two, vote, thumb = lake.read("evaluate", "human_ratings").to_pylist()
     assert one["question"] == "I am {{Client Name}}, where is order {{Order Number}}?"
@@ -52,7 +52,7 @@ def test_personal_data_stays_behind(lake: DataLake) -> None:
     assert json.loads(one["settings"])["tone"] == "friendly"
     assert json.loads(vote["settings"])[0] == {"tone": "neutral"}
     assert found.replaced["Order Number"] == 3
-    # Equal questions and people are known as equal, and only as that.
+    # The hashes show only that questions and people are the same.
     assert one["question_id"] == two["question_id"] == vote["question_id"] != thumb["question_id"]
     assert one["rater"] == vote["rater"] == thumb["rater"] != two["rater"]
     assert "browser" not in one["rater"]
@@ -62,13 +62,13 @@ def test_personal_data_stays_behind(lake: DataLake) -> None:
     assert table(lake) == before, "equal input gives equal bytes"
 
 
-def test_without_feedback_there_is_an_empty_table_and_no_section(lake: DataLake) -> None:
+def test_without_feedback_the_table_is_empty_and_the_report_has_no_section(lake: DataLake) -> None:
     assert read_opinions(lake) is None
     assert collect_ratings(lake, Company()).rows.num_rows == 0
     assert read_opinions(lake) is None
 
 
-def test_what_is_forgotten_does_not_come_back(lake: DataLake) -> None:
+def test_forgotten_judgements_do_not_come_back(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 5)
         feedback.rate("r2", "anna", AskedQuestion("Another question"), TUNED, 4)
@@ -87,7 +87,7 @@ def test_what_is_forgotten_does_not_come_back(lake: DataLake) -> None:
     assert collect_ratings(lake, Company()).rows.num_rows == 0
 
 
-def test_figures_of_the_section(lake: DataLake) -> None:
+def test_the_opinions_in_the_report(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         for number in range(10):
             asked = AskedQuestion(f"Question {number}")
@@ -108,7 +108,7 @@ def test_figures_of_the_section(lake: DataLake) -> None:
     assert (found.judgements, found.agreement.raters, found.agreement.ratings_alpha) == (20, 1, None)
 
 
-def test_a_sheet_goes_out_and_comes_back_into_the_report(
+def test_an_exported_sheet_comes_back_into_the_report(
     champion_lake: Path, tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = copy_lake(champion_lake, tmp_path / "lake")
@@ -133,7 +133,7 @@ def test_a_sheet_goes_out_and_comes_back_into_the_report(
             writer.writeheader()
             scored = [row | {"score": 1 if key[row["id"]]["system"].endswith("base") else least} for row in rows]
             writer.writerows(scored)
-        with pytest.raises(PipelineError, match="is not there"):
+        with pytest.raises(PipelineError, match="is missing"):
             command("import", str(filled), "--rater", rater)
         arguments = ("import", str(filled), "--rater", rater, "--key", str(sheet.with_suffix(".key.json")))
         assert "100 ratings added, 0 known" in command(*arguments)
@@ -147,8 +147,8 @@ def test_a_sheet_goes_out_and_comes_back_into_the_report(
     for said in ("200 judgements by 2 people", "version 1:base", "100&nbsp;%", "96 to 100", "alpha"):
         assert said in " ".join(section.split()), said
     assert write_report(tiny, lake).path.read_text() == html
-    # Answers of an adapter that has no version yet could not be told apart later.
-    facts = read_evaluation("tiny", lake) | {"adapter_fingerprint": "another"}
-    write_json(evaluation_folder("tiny", lake) / "evaluation.json", facts)
-    with pytest.raises(PipelineError, match="no version of the registry"):
+    # Answers of an unregistered adapter could not be attributed later.
+    other = read_evaluation("tiny", lake).model_copy(update={"adapter_fingerprint": "another"})
+    write_evaluation(other, evaluation_file("tiny", lake))
+    with pytest.raises(PipelineError, match="is not registered"):
         command("export", str(tmp_path / "other.csv"), "--recipe", "tiny")

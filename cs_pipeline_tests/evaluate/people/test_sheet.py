@@ -32,7 +32,7 @@ def test_no_cell_is_a_formula(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.lists(st.text(st.sampled_from("'=+-@＝ \t\r\n,;\"aé"), max_size=6), min_size=1, max_size=4))
-def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_cells_survive_the_round_trip(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.csv"
     write_sheet(path, ["id", "text"], [["x", text] for text in texts])
     assert [row for _, row in read_sheet(path, ["text"])] == [{"text": text} for text in texts]
@@ -40,7 +40,7 @@ def test_what_was_written_is_read(tmp_path_factory: pytest.TempPathFactory, text
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
-def test_sheets_of_other_countries_are_read(tmp_path: Path, delimiter: str, encoding: str) -> None:
+def test_other_delimiters_and_encodings_are_read(tmp_path: Path, delimiter: str, encoding: str) -> None:
     path = tmp_path / "sheet.csv"
     lines = [["id", "score", "text"], ["a", "4", "caf\xe9"], ["", "", ""], ["b", "5", "two\nlines"], ["c"]]
     with path.open("w", encoding=encoding, newline="") as file:
@@ -52,19 +52,19 @@ def test_sheets_of_other_countries_are_read(tmp_path: Path, delimiter: str, enco
 @pytest.mark.parametrize(
     ("content", "what"),
     [
-        ("id,text\na,b\n", "needs the column 'score' once, and has it 0 times"),
-        ("id,score,score\na,1,2\n", "needs the column 'score' once, and has it 2 times"),
-        ("", "needs the column 'id' once, and has it 0 times"),
+        ("id,text\na,b\n", "must have the column 'score' once, but has it 0 times"),
+        ("id,score,score\na,1,2\n", "must have the column 'score' once, but has it 2 times"),
+        ("", "must have the column 'id' once, but has it 0 times"),
         ('id,score\na,"1\n', "cannot be read as a table"),
     ],
 )
-def test_what_is_no_table_is_told(tmp_path: Path, content: str, what: str) -> None:
+def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path, content: str, what: str) -> None:
     path = tmp_path / "sheet.csv"
     path.write_text(content)
     with pytest.raises(PipelineError, match=what):
         read_sheet(path, ["id", "score"])
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="cannot be read"):
         read_sheet(tmp_path / "none.csv", ["id"])

@@ -7,7 +7,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.robustness.robustness import ROBUSTNESS_COLUMNS, make_cases, robustness_by_group
 from cs_pipeline.evaluate.robustness.trials import TIMED_QUESTIONS, _contains
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
@@ -25,13 +25,13 @@ def test_every_odd_question_was_asked_of_every_model(evaluated: DataLake, tiny: 
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
     odd = make_cases(FrozenTestSet(tiny, evaluated).test)
     assert list(table) == [*ROBUSTNESS_COLUMNS, "system"]
-    facts = read_evaluation("tiny", evaluated)["robustness"]
-    assert set(facts) == {"tuned", "base"}
+    measures = read_evaluation("tiny", evaluated).robustness
+    assert set(measures) == {"tuned", "base"}
     for system, frame in table.groupby("system"):
         assert frame["case_id"].tolist() == [case.case_id for case in odd]
         assert frame["answer"].str.len().gt(0).mean() > 0.5
         known = robustness_by_group(frame.drop(columns="system")).to_dict("records")
-        assert [row["count"] for row in facts[str(system)]] == [row["count"] for row in known]
+        assert [measure.count for measure in measures[str(system)]] == [row["count"] for row in known]
         assert frame["plain_same_intent"].notna().sum() > 100, (
             "each variation stands beside the plain question's answer"
         )
@@ -44,7 +44,7 @@ def test_the_probe_is_asked_of_base_and_tuned_alike(evaluated: DataLake) -> None
     for system, frame in table.groupby("system"):
         assert frame["question"].tolist() == list(probe)
         right = [float(_contains(*pair)) for pair in zip(frame["answer"], probe.values(), strict=True)]
-        assert frame["right"].tolist() == right == read_evaluation("tiny", evaluated)["probe"][system]
+        assert frame["right"].tolist() == right == read_evaluation("tiny", evaluated).probe[system]
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_a_right_answer_contains_the_word_whole(answer: str, right: list[str], h
 
 
 def test_every_model_was_measured(evaluated: DataLake) -> None:
-    facts = read_evaluation("tiny", evaluated)
-    assert facts["adapter_bytes"] > 1000
-    for run in facts["runs"].values():
-        assert run["answers"] == facts["rows"]
-        assert 0 < run["tokens"] <= 24 * run["answers"]
-        assert len(run["alone"]) == TIMED_QUESTIONS
-        assert 0 < min(run["alone"]) <= sum(run["alone"]) < 60
-        assert 0.05 < run["peak_memory"] < 64
+    results = read_evaluation("tiny", evaluated)
+    assert results.adapter_bytes > 1000
+    for run in results.runs.values():
+        assert run.answers == results.rows
+        assert 0 < run.tokens <= 24 * run.answers
+        assert len(run.alone) == TIMED_QUESTIONS
+        assert 0 < min(run.alone) <= sum(run.alone) < 60
+        assert 0.05 < run.peak_memory < 64
