@@ -50,7 +50,7 @@ class AskedQuestion:
 
 
 @dataclass(frozen=True)
-class ShownAnswer:
+class GivenAnswer:
     """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; ``settings`` are what shaped the answer."""
 
     system: str
@@ -65,7 +65,7 @@ class AgentEdit:
     id: str
     ticket: str
     sent: str
-    drafts: list[ShownAnswer]
+    drafts: list[GivenAnswer]
     customer: str
 
 
@@ -82,16 +82,16 @@ class Feedback(Database):
 
     # Written by the chat page
 
-    def rate(self, id: str, rater: str, asked: AskedQuestion, given: ShownAnswer, score: int) -> None:
+    def rate(self, id: str, rater: str, asked: AskedQuestion, given: GivenAnswer, score: int) -> None:
         """``score`` is from 1 to 5."""
         if score not in range(1, 6):
             raise PipelineError(f"A rating of {score} is not possible.", "Give a whole number from 1 to 5.")
         self._judge(id, "rating", rater, asked, [given], score, None)
 
-    def thumb(self, id: str, rater: str, asked: AskedQuestion, given: ShownAnswer, up: bool) -> None:
+    def thumb(self, id: str, rater: str, asked: AskedQuestion, given: GivenAnswer, up: bool) -> None:
         self._judge(id, "thumb", rater, asked, [given], int(up), None)
 
-    def vote(self, id: str, rater: str, asked: AskedQuestion, given: Sequence[ShownAnswer], winner: int | None) -> None:
+    def vote(self, id: str, rater: str, asked: AskedQuestion, given: Sequence[GivenAnswer], winner: int | None) -> None:
         """``winner`` is the index of the best answer in the order shown; None is a tie."""
         if not 2 <= len(given) <= len(VOTE_LETTERS) or winner not in (None, *range(len(given))):
             raise PipelineError(
@@ -105,7 +105,7 @@ class Feedback(Database):
         agent: str,
         ticket: str,
         sent: str,
-        drafts: Sequence[ShownAnswer],
+        drafts: Sequence[GivenAnswer],
         picked: int | None = None,
         customer: str = "",
     ) -> None:
@@ -211,7 +211,7 @@ class Feedback(Database):
         kind: str,
         rater: str,
         asked: AskedQuestion,
-        given: Sequence[ShownAnswer],
+        given: Sequence[GivenAnswer],
         score: int | None,
         winner: str | None,
     ) -> None:
@@ -250,7 +250,7 @@ class Feedback(Database):
     def _edits(self, where: str, *values: Any) -> list[AgentEdit]:
         rows = self._select(f"SELECT id, ticket, sent, drafts, customer FROM edits {where} ORDER BY number", *values)
         return [
-            AgentEdit(id, ticket, sent, [ShownAnswer(*draft) for draft in json.loads(drafts)], customer)
+            AgentEdit(id, ticket, sent, [GivenAnswer(*draft) for draft in json.loads(drafts)], customer)
             for id, ticket, sent, drafts, customer in rows
         ]
 

@@ -11,11 +11,11 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
+from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 
 ASKED = AskedQuestion("Where is my order?", [("customer", "Hello"), ("agent", "Hello, how can I help?")])
-TUNED = ShownAnswer("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})
-BASE = ShownAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
+TUNED = GivenAnswer("version 3", "On its way.", {"tone": "friendly", "temperature": 0.7})
+BASE = GivenAnswer("version 3:base", "Orders are orders.", {"tone": "neutral"})
 
 
 def test_a_judgement_keeps_version_question_settings_and_answer(lake: DataLake) -> None:
@@ -72,7 +72,7 @@ def test_a_retry_neither_duplicates_nor_changes_anything(lake: DataLake) -> None
         (lambda f: f.rate("x", "anna", ASKED, TUNED, 0), "A rating of 0"),
         (lambda f: f.rate("x", "anna", ASKED, TUNED, 6), "A rating of 6"),
         (lambda f: f.rate(" ", "anna", ASKED, TUNED, 5), "needs an id"),
-        (lambda f: f.rate("x", "anna", ASKED, ShownAnswer("", "Yes."), 5), "version that gave the answer"),
+        (lambda f: f.rate("x", "anna", ASKED, GivenAnswer("", "Yes."), 5), "version that gave the answer"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED], 0), "vote for answer 0 of 1"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED, BASE], 2), "vote for answer 2 of 2"),
         (lambda f: f.agent_edit("x", "tom", "Where?", " ", [TUNED], 0), "needs a ticket"),
@@ -89,9 +89,9 @@ def test_invalid_feedback_is_refused(lake: DataLake, give: Callable[[Feedback], 
 def test_a_lone_surrogate_is_stored_as_a_question_mark(lake: DataLake) -> None:
     half = "caf\ud800"
     with Feedback(lake) as feedback:
-        answer = ShownAnswer("version 3", half, {"value": half})
+        answer = GivenAnswer("version 3", half, {"value": half})
         feedback.rate("r", half, AskedQuestion(half, [("customer", half)]), answer, 1)
-        feedback.agent_edit("e", half, half, half, [ShownAnswer("version 3", half)])
+        feedback.agent_edit("e", half, half, half, [GivenAnswer("version 3", half)])
         (row,), (edit,) = feedback.judgements(raw=True), feedback.edits()
     assert {row["rater"], row["question"], *row["answers"], edit.ticket, edit.sent, edit.drafts[0].answer} == {"caf?"}
     assert (row["context"], row["settings"]) == ('[["customer", "caf?"]]', '{"value": "caf?"}')

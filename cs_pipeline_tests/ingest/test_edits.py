@@ -16,7 +16,7 @@ from cs_pipeline.company import Columns, Company
 from cs_pipeline.core import database
 from cs_pipeline.core import lake as files
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.feedback import Feedback, ShownAnswer
+from cs_pipeline.feedback import Feedback, GivenAnswer
 from cs_pipeline.ingest import landing, ledger, place
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import EDIT_DELAY, SETTLE_TIME, kept_copy, land_edits, scan_landing
@@ -27,7 +27,7 @@ from cs_pipeline_tests.support.killed import kill, kill_points
 TRACED = {str(module.__file__) for module in (feedback, database, landing, place, ledger, files)}
 # Settings under which a table with columns of its own, or an agent called agent, would be read wrongly.
 COMPANY = Company(columns=Columns(question="question", answer="reply"), agents=("Team Blue",), retention_days=30)
-DRAFT = ShownAnswer("version 3", "Dear jane@example.com, it is on its way.", {"tone": "friendly"})
+DRAFT = GivenAnswer("version 3", "Dear jane@example.com, it is on its way.", {"tone": "friendly"})
 TICKET = "Hello, where is my order 4412345678? My name is Jane Doe, jane@example.com."
 SENT = "Hello Jane, your order 4412345678 left our warehouse this morning. You have it tomorrow."
 

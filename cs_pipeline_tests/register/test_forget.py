@@ -19,7 +19,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.people.ratings import collect_ratings
 from cs_pipeline.evaluate.results import evaluation_folder
-from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
+from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 from cs_pipeline.forget import find_affected, forget_records
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import EDIT_DELAY, kept_copy, land_edits, land_files, scan_landing
@@ -224,7 +224,7 @@ def test_a_row_is_removed_with_its_conversation(lake: DataLake) -> None:
 
 
 def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> None:
-    company, shown = load_company(lake), ShownAnswer("version 2", "It is on its way to you since this morning.")
+    company, shown = load_company(lake), GivenAnswer("version 2", "It is on its way to you since this morning.")
     rows = lake.read("prepare", "conversations", ["row_id", "subject_id"]).to_pylist()
     with Ledger(lake) as ledger:
         row = next(row["row_id"] for row in rows if row["subject_id"] == ledger.hash_subject(jane))
@@ -243,7 +243,7 @@ def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> No
             "tom",
             "Where is the parcel?",
             "It comes to you on Tuesday.",
-            [ShownAnswer("version 2", f"Dear {jane}")],
+            [GivenAnswer("version 2", f"Dear {jane}")],
         )
         feedback.agent_edit(
             "other", "tom", "Where is this parcel?", "It is with you on Monday.", [], customer="x@y.org"
@@ -278,7 +278,7 @@ def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> No
 
 def test_a_judgement_can_be_forgotten_by_its_id(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
-        feedback.rate("0123", "anna", AskedQuestion("Is it here yet?"), ShownAnswer("version 2", "Yes."), 5)
+        feedback.rate("0123", "anna", AskedQuestion("Is it here yet?"), GivenAnswer("version 2", "Yes."), 5)
     collect_ratings(lake, load_company(lake))
     forget_records(lake, find_affected(lake, row="0123"), "asked for")
     assert lake.read("evaluate", "human_ratings").num_rows == 0

@@ -1,4 +1,4 @@
-"""The tab *Chat*: a conversation with any version, as a customer would have it."""
+"""The *Chat* tab: a conversation with any version, as a customer would have it."""
 
 import threading
 import time
@@ -10,52 +10,54 @@ import gradio as gr
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.report.report import DEMO
-from cs_pipeline.feedback import AskedQuestion, Feedback, ShownAnswer
-from cs_pipeline.serve.desk.desk import DeskRequest, Desk
+from cs_pipeline.evaluate.report.report import DEMO_WARNING
+from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
+from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.desk.tone import Tone
-from cs_pipeline.serve.models.service import ModelService, Sampling
+from cs_pipeline.serve.models.jobs import Sampling
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import (
-    SAVE,
+    SAVE_JS,
     is_demo,
     model_choices,
+    parse_details,
     show_error,
     temperature_choice,
     tone_choice,
-    values_of,
+    valid_choice,
 )
 from cs_pipeline.serve.page.transcript import (
     Conversation,
+    answer_message,
     as_json,
-    asked,
     chat_messages,
     earlier,
     new_chat,
+    question_message,
     title,
     transcript_text,
     turn_of,
-    with_answer,
 )
 
-KEPT = 20
+_MAX_KEPT_CHATS = 20
 """Chats that a browser keeps."""
 
-STREAM_INTERVAL = 0.05
-"""Seconds between two looks of an answer that is being written: more often nobody sees, and each costs a message."""
+_UPDATE_INTERVAL = 0.05
+"""Seconds between two updates of a growing answer. More would not be visible, and each costs a message."""
 
-_Shown = dict[Any, Any]
-"""What becomes of components: a value, or an update of some of their properties."""
+_Updates = dict[Any, Any]
+"""New values or properties of components."""
 
 
 class ChatTab:
-    """The tab's components and what they do. To be made inside ``gr.Blocks``; ``rater`` tells this browser from others."""
+    """The tab's components and events. Create it inside ``gr.Blocks``. ``rater`` identifies this browser."""
 
     def __init__(self, desk: Desk, service: ModelService, lake: DataLake, rater: gr.BrowserState) -> None:
         self._desk, self._service, self._lake = desk, service, lake
         self._running: dict[str, threading.Event] = {}
         self._chat = gr.State(new_chat)
-        # No secret: were it another one at each start, no chat could be read when the server is started again. The number is
-        # that of the form of Chat.
+        # A fixed secret: with a new one at each start, chats would be unreadable after a restart. The number in the key is
+        # the version of Conversation's fields.
         self.kept = gr.BrowserState([], storage_key="cs-support-chats-1", secret="cs-support")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
@@ -64,12 +66,12 @@ class ChatTab:
                     label="Conversation",
                     show_label=False,
                     height="58vh",
-                    # Messages come escaped, and are shown as they come; see transcript.py.
+                    # Messages are escaped already (see transcript.py) and shown as they are.
                     render_markdown=False,
                     latex_delimiters=[],
                     allow_tags=False,
                     buttons=[],
-                    placeholder="DeskRequest something that a customer would ask.",
+                    placeholder="Ask something a customer would ask.",
                     elem_id="conversation",
                 )
                 with gr.Row(equal_height=True):
@@ -77,7 +79,7 @@ class ChatTab:
                         "",
                         label="Question",
                         show_label=False,
-                        placeholder="Your question. Enter sends, Shift+Enter begins a new line.",
+                        placeholder="Your question. Press Enter to send, Shift+Enter for a new line.",
                         lines=1,
                         max_lines=8,
                         scale=6,
@@ -94,13 +96,13 @@ class ChatTab:
             with gr.Column(scale=1, min_width=260):
                 self.model = gr.Dropdown(label="Model", choices=[], elem_id="chat-model")
                 tone, temperature = tone_choice(), temperature_choice()
-                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="below 1: unlikely words are left out")
-                private = gr.Checkbox(label="DeskRequest for details only if they matter", elem_id="private")
-                with gr.Accordion("What is known of the case", open=False):
+                top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Below 1: unlikely words are left out")
+                private = gr.Checkbox(label="Ask only for details that are needed", elem_id="private")
+                with gr.Accordion("Facts about the case", open=False):
                     context = gr.Textbox("", label="Context", lines=2, placeholder="The parcel left on Monday.")
                     details = gr.Textbox("", label="Details", lines=2, placeholder="Order Number: 12345")
-                self.history = gr.Dropdown(label="Earlier chats, kept by this browser", choices=[], elem_id="history")
-                forget = gr.Button("Forget earlier chats", size="sm")
+                self.history = gr.Dropdown(label="Earlier chats (kept in this browser)", choices=[], elem_id="history")
+                forget = gr.Button("Delete earlier chats", size="sm")
         exported = gr.Textbox(visible=False)
         conversation = [self._messages, self._chat]
 
@@ -125,18 +127,18 @@ class ChatTab:
             (text_file, transcript_text, "chat.txt", "text/plain"),
         ):
             button.click(write, self._chat, exported, show_progress="hidden").then(
-                None, exported, None, js=SAVE.format(name=name, kind=kind)
+                None, exported, None, js=SAVE_JS.format(name=name, kind=kind)
             )
 
     def warn(self, name: str | None) -> gr.HTML:
-        """The warning that what speaks is no model for customers."""
-        return gr.HTML(f'<div class="demo" role="note">{DEMO}</div>', visible=is_demo(self._service, name or ""))
+        """The warning that the demo's model is not fit for customers, visible if ``name`` is that model."""
+        warning = f'<div class="demo" role="note">{DEMO_WARNING}</div>'
+        return gr.HTML(warning, visible=is_demo(self._service, name or ""))
 
     def refreshed(self, model: str | None, kept: list[Conversation]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
-        """The choices of models and of earlier chats as they are now, and the warning that belongs to the model."""
+        """The current choices of models and earlier chats, and the warning for the chosen model."""
         choices = model_choices(self._service)
-        names = [name for _, name in choices]
-        chosen = model if model in names else next(iter(names), None)
+        chosen = valid_choice(choices, model)
         return gr.Dropdown(choices, value=chosen), self.warn(chosen), _history(kept)
 
     def _answer(
@@ -150,40 +152,40 @@ class ChatTab:
         private: bool,
         context: str,
         details: str,
-        request: gr.Request,
-    ) -> Iterator[_Shown]:
+        http_request: gr.Request,
+    ) -> Iterator[_Updates]:
         if not question.strip():
             yield {}
             return
         before = chat_messages(chat["turns"])
-        session, cancelled = str(request.session_hash), threading.Event()
+        session, cancelled = str(http_request.session_hash), threading.Event()
         self._running[session] = cancelled
-        idle: _Shown = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
+        idle: _Updates = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
         yield {
-            self._messages: [*before, asked(question), with_answer("")],
+            self._messages: [*before, question_message(question), answer_message("")],
             self._question: "",
             self._send: gr.Button(interactive=False),
             self._stop: gr.Button(interactive=True),
         }
         try:
-            ask = DeskRequest(
+            request = DeskRequest(
                 text=question,
                 earlier=earlier(chat["turns"]),
                 model=model or "champion",
                 tone=Tone(tone),
                 sampling=Sampling(temperature=temperature, top_p=top_p),
-                values=values_of(details),
+                values=parse_details(details),
                 private=private,
                 context=context,
             )
-            speech = self._desk.stream(ask, cancelled)
-            said, last = "", time.monotonic()
-            for piece in speech:
-                said += piece
-                if time.monotonic() - last >= STREAM_INTERVAL:
-                    last = time.monotonic()
-                    yield {self._messages: [*before, asked(question), with_answer(said)]}
-            turns = [*chat["turns"], turn_of(ask, speech.reply)]
+            stream = self._desk.stream(request, cancelled)
+            answer, last_update = "", time.monotonic()
+            for piece in stream:
+                answer += piece
+                if time.monotonic() - last_update >= _UPDATE_INTERVAL:
+                    last_update = time.monotonic()
+                    yield {self._messages: [*before, question_message(question), answer_message(answer)]}
+            turns = [*chat["turns"], turn_of(request, stream.reply)]
             done: Conversation = {"id": chat["id"] or uuid4().hex, "turns": turns}
             yield {self._messages: chat_messages(turns), self._chat: done, **idle}
         except Exception as error:
@@ -195,21 +197,21 @@ class ChatTab:
             cancelled.set()  # the page may have been closed in the middle
             self._running.pop(session, None)
 
-    def _cancel(self, request: gr.Request) -> None:
-        running = self._running.get(str(request.session_hash))
-        if running is not None:
-            running.set()
+    def _cancel(self, http_request: gr.Request) -> None:
+        cancelled = self._running.get(str(http_request.session_hash))
+        if cancelled is not None:
+            cancelled.set()
 
     def _thumb(self, chat: Conversation, rater: str, like: gr.LikeData) -> Conversation:
         place = like.index // 2 if isinstance(like.index, int) else len(chat["turns"])
         if place >= len(chat["turns"]) or not isinstance(like.liked, bool):
             return chat
         turn, up = chat["turns"][place], like.liked
-        about = AskedQuestion(turn["question"], earlier(chat["turns"][:place]))
+        asked = AskedQuestion(turn["question"], earlier(chat["turns"][:place]))
+        given = GivenAnswer(turn["system"], turn["answer"], turn["settings"])
         try:
             with Feedback(self._lake) as feedback:
-                given = ShownAnswer(turn["system"], turn["answer"], turn["settings"])
-                feedback.thumb(uuid4().hex, rater, about, given, up)
+                feedback.thumb(uuid4().hex, rater, asked, given, up)
         except PipelineError as error:
             show_error(error)
             return chat
@@ -218,7 +220,7 @@ class ChatTab:
 
     def _keep(self, chat: Conversation, kept: list[Conversation]) -> tuple[list[Conversation], gr.Dropdown]:
         others = [other for other in kept if other["id"] != chat["id"]]
-        now = [chat, *others][:KEPT] if chat["turns"] else others
+        now = [chat, *others][:_MAX_KEPT_CHATS] if chat["turns"] else others
         return now, _history(now)
 
     def _new(self) -> tuple[list[dict[str, str]], Conversation, gr.Dropdown]:
