@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.model import Answer, SupportModel, compute_type
+from cs_pipeline.llm.model import Answer, SupportModel, compute_dtype
 from cs_pipeline.recipe import Recipe
 
 BATCH = 32
@@ -52,7 +52,7 @@ def measure(
     ran = in_turn(arms, rounds)
     texts = {name: [one.text for one in arm.computed[-1]] for name, arm in ran.items()}
     differ = sum(len(set(same)) > 1 for same in zip(*texts.values(), strict=True))
-    assert not differ or compute_type().itemsize < 4, f"{differ} of {len(asked)} answers hang on the batch"
+    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(asked)} answers hang on the batch"
     tokens = sum(one.tokens for one in ran["ordered"].computed[-1])
     return {
         "recipe": recipe.name,

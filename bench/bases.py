@@ -27,13 +27,13 @@ def random_base(
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from cs_pipeline.llm.model import compute_type
+    from cs_pipeline.llm.model import compute_dtype
 
     torch.manual_seed(0)
     ids: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**shape, **ids, bos_token_id=None), dtype=dtype or compute_type()
+            AutoConfig.for_model(**shape, **ids, bos_token_id=None), dtype=dtype or compute_dtype()
         )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -27,7 +27,7 @@ from bench.rows import read_rows, small_tokenizer, write_sides
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.llm.model import compute_type, hush, load_base, load_chat
+from cs_pipeline.llm.model import compute_dtype, load_base, load_chat_format, quiet_libraries
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.plan.estimate import estimate
@@ -121,7 +121,7 @@ class Bench:
 
         from cs_pipeline.llm.model import base_family
 
-        t, lora, chat = recipe.trainer, recipe.lora, load_chat(recipe, self.base, None)
+        t, lora, chat = recipe.trainer, recipe.lora, load_chat_format(recipe, self.base, None)
         assert lora is not None
         sides = {}
         for side in ("train", "validation"):
@@ -194,7 +194,7 @@ class Bench:
                 "of_all_rounds": [run["tokens_per_second"] for run in runs],
                 "utilisation": utilisation(recipes[name], self.shape, rate, peak),
                 "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
-                "estimated_memory_gib": estimate(recipes[name], self.shape, compute_type().itemsize).memory.total
+                "estimated_memory_gib": estimate(recipes[name], self.shape, compute_dtype().itemsize).memory.total
                 / 2**30,
                 "real_token_share": runs[-1]["real_token_share"],
                 "packed": runs[-1]["packing"],
@@ -241,7 +241,7 @@ def measure(folder: Path, shape: dict[str, Any], rows: int, rounds: int) -> dict
     """All parts; raises AssertionError where two arms do not compute the same."""
     import datasets
 
-    hush()
+    quiet_libraries()
     datasets.disable_progress_bars()
     bench = Bench(folder, shape, rows)
     toy = not _on_gpu()

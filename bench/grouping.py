@@ -21,7 +21,7 @@ from rich.table import Table
 
 from bench.rows import encode, read_rows
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
-from cs_pipeline.llm.prompt import IGNORED, Example
+from cs_pipeline.llm.prompt import IGNORE_INDEX, Example
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
 from cs_pipeline.train.trainer.batches import Batches, loader
@@ -74,7 +74,7 @@ class Bench:
         nll = tokens = 0.0
         with torch.inference_mode():
             for batch in self.collated(kind, examples):
-                supervised = int((batch["labels"][:, 1:] != IGNORED).sum())
+                supervised = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
                 nll += model(**batch).loss.item() * supervised
                 tokens += supervised
         return nll / tokens
@@ -117,9 +117,9 @@ class Bench:
 
 def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
     """Both arms; raises AssertionError when they do not compute the same."""
-    from cs_pipeline.llm.model import hush
+    from cs_pipeline.llm.model import quiet_libraries
 
-    hush()
+    quiet_libraries()
     bench = Bench(rows, epochs, base, folder)
     start = bench.model()
     before = {kind: bench.loss(start, kind, bench.validation) for kind in KINDS}

@@ -20,7 +20,7 @@ from rich.table import Table
 from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.evaluate.comparison import compare
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
-from cs_pipeline.evaluate.slices import slices
+from cs_pipeline.evaluate.slices import slice_scores
 from cs_pipeline.ingest.sample import sample_rows
 
 MOST = 60.0
@@ -90,7 +90,7 @@ def metric_part(rows: pd.DataFrame, systems: int) -> dict[str, dict[str, float]]
     done("row statistics")
     compare(test, stats)
     done("scores and differences")
-    slices(test, stats)
+    slice_scores(test, stats)
     done("slices")
     names = ("clock", "processor")
     steps["together"] = {name: sum(seconds[name] for seconds in steps.values()) for name in names}

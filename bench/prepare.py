@@ -33,15 +33,15 @@ from rich.table import Table
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import PRIVATE, DataLake, write_json
-from cs_pipeline.core.schema import CONVERSATION, INTERACTION, SPLIT_ROW
+from cs_pipeline.core.schema import CONVERSATION, INTERACTION
 from cs_pipeline.ingest.bitext import load_bitext
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.prepare.company.interactions import clean_day
-from cs_pipeline.prepare.splits.conversations import join
-from cs_pipeline.prepare.splits.leaks import leaks
-from cs_pipeline.prepare.splits.sides import bitext_view, take_sides
-from cs_pipeline.prepare.splits.split import split
-from cs_pipeline.text.classifier import TextClassifier
+from cs_pipeline.prepare.intent_classifier import train_classifiers
+from cs_pipeline.prepare.splits.conversations import join_conversations
+from cs_pipeline.prepare.splits.leakage import find_leaks
+from cs_pipeline.prepare.splits.sides import write_side
+from cs_pipeline.prepare.splits.split import SIDES, split_bitext
 from cs_pipeline.text.clean import clean
 
 DAYS = 100
@@ -143,14 +143,9 @@ def prepare_bitext(lake: DataLake, clock: Clock) -> None:
         cleaned = clean(raw)
         lake.write("prepare", "clean_bitext", cleaned.rows, CONVERSATION)
     with clock("bitext_splits"):
-        lake.write("prepare", "bitext_splits", split(cleaned.rows, None).rows, CONVERSATION)
+        split_bitext(lake)
     with clock("classifiers"):
-        frame = lake.read("prepare", "bitext_splits").to_pandas().query("split == 'train'")
-        intents = frame["intent"].tolist()
-        questions = TextClassifier.fit(frame["instruction"].tolist(), intents, "characters")
-        questions.save(lake.path("prepare", "intent_classifier"))
-        answers = TextClassifier.fit(frame["response"].tolist(), intents, "words")
-        answers.save(lake.path("prepare", "answer_classifier"))
+        train_classifiers(lake)
 
 
 def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
@@ -160,17 +155,15 @@ def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
             clean_day(lake, Company(), day)
 
 
-def join_and_take_sides(lake: DataLake, clock: Clock) -> pa.Table:
+def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
     """The assets from conversations on, with the check that nothing leaks; returns the conversations."""
     with clock("conversations"):
-        rows = join(lake).rows
+        rows = join_conversations(lake).rows
     with clock("no_leakage"):
-        assert leaks(rows) == []
+        assert find_leaks(rows) == []
     with clock("sides"):
-        classifier = TextClassifier.load(lake.path("prepare", "intent_classifier"))
-        tables, _ = take_sides(rows, classifier, bitext_view(lake))
-        for side, table in tables.items():
-            lake.write("prepare", f"{side}_split", table, SPLIT_ROW)
+        for side in SIDES:
+            write_side(lake, side)
     return rows
 
 
@@ -186,9 +179,9 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     before, landing, full = Clock(), Clock(), Clock()
     prepare_bitext(lake, before)
     clean_days(lake, days[:-1], before)
-    join_and_take_sides(lake, before)
+    join_and_split(lake, before)
     clean_days(lake, days[-1:], landing)
-    landed = join_and_take_sides(lake, landing)
+    landed = join_and_split(lake, landing)
 
     rebuilt.path("ingest").parent.mkdir()
     rebuilt.path("ingest").symlink_to(lake.path("ingest"))
@@ -196,7 +189,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     full.steps["clean_interactions"] = before["clean_interactions"] + landing["clean_interactions"]
     for name in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
         shutil.copytree(lake.path("prepare", name), rebuilt.path("prepare", name))
-    at_once = join_and_take_sides(rebuilt, full)
+    at_once = join_and_split(rebuilt, full)
 
     assert landed.equals(at_once), "the two arms end with other rows or places"
     sides: dict[str, set[str]] = {}

@@ -9,8 +9,8 @@ import pyarrow as pa
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.llm.prompt import ChatFormat, Example, messages
-from cs_pipeline.recipe import Prompt
+from cs_pipeline.llm.prompt import ChatFormat, Example, chat_messages
+from cs_pipeline.recipe import PromptSettings
 from cs_pipeline.train.embedded import _tokenizer, transcripts
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def encode(rows: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", longest: in
     """The rows as a training sees them; those of more than ``longest`` tokens are left out."""
     chat = ChatFormat(tokenizer, "causal")
     pairs = zip(rows["instruction"], rows["response"], strict=True)
-    examples = (chat.example(messages(question, Prompt(), None, ()), answer) for question, answer in pairs)
+    examples = (chat.encode_example(chat_messages(question, PromptSettings(), None, ()), answer) for question, answer in pairs)
     return [example for example in examples if len(example) <= longest]
 
 

@@ -29,11 +29,11 @@ from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.company import load_company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.llm.model import SupportModel, compute_type
+from cs_pipeline.llm.model import SupportModel, compute_dtype
 from cs_pipeline.recipe import read_recipe
-from cs_pipeline.serve.desk.desk import Ask, Desk
-from cs_pipeline.serve.models.answering import Answering, Sampling
+from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.models.pool import memory_limit
+from cs_pipeline.serve.models.service import ModelService, Sampling
 from cs_pipeline.serve.settings import ServeSettings
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.tracking import champion_version
@@ -103,20 +103,20 @@ def serve_both(*ports: int) -> None:
         servers = [uvicorn_server(ServeSettings(port=port, seconds=PATIENCE), DataLake.default()) for port in ports]
         serving = [asyncio.create_task(server.serve()) for server in servers]
         apps: list[Any] = [server.config.app for server in servers]
-        held = [await _champion_of(app.state.answering) for app in apps]
-        held[1].voice = replace(held[1].voice, rows=1)
+        held = [await _champion_of(app.state.service) for app in apps]
+        held[1].variant = replace(held[1].variant, max_rows=1)
         print("ready", flush=True)  # noqa: T201
         await asyncio.gather(*serving)
 
     asyncio.run(run())
 
 
-async def _champion_of(answering: Answering) -> Any:
-    while answering.registry.champion is None:
+async def _champion_of(service: ModelService) -> Any:
+    while service.registry.champion is None:
         await asyncio.sleep(0.1)
-        if answering.registry.failure:
-            raise RuntimeError(answering.registry.trouble())
-    return answering._pool._loaded[str(answering.registry.champion)]
+        if service.registry.failure:
+            raise RuntimeError(service.registry.problem())
+    return service.pool._loaded[str(service.registry.champion)]
 
 
 def batches(server: Server, questions: Sequence[str], clients: int, rounds: int) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def batches(server: Server, questions: Sequence[str], clients: int, rounds: int)
         for arm, measured in ran.items()
     }
     differ = sum(a != b for a, b in zip(*texts.values(), strict=True))
-    assert not differ or compute_type().itemsize < 4, f"{differ} of {len(questions)} answers hang on the batch"
+    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(questions)} answers hang on the batch"
     facts = {}
     for arm, measured in ran.items():
         waited = [told.seconds for computed in measured.computed for told in computed]
@@ -160,21 +160,21 @@ def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int
     model = SupportModel(recipe, base_of_version(recipe, version.folder), adapter)
     routes = recipe.prompt.route == "intent"
     known = TextClassifier.load(adapter / "intent_classifier").predict(questions)[0] if routes else None
-    answering = Answering(lake, memory_limit(None), 10, PATIENCE, 10, id)
-    asyncio.run(_champion_of(answering))
-    desk = Desk(answering, load_company(lake), lake)
+    service = ModelService(lake, memory_limit(None), 10, PATIENCE, 10, id)
+    asyncio.run(_champion_of(service))
+    desk = Desk(service, load_company(lake), lake)
     # The desk answers some questions without the model: those would make it look quicker than what it stands on.
-    asked = [q for q in questions if desk.reply(Ask(q)).author == "model"]
+    asked = [q for q in questions if desk.reply(DeskRequest(q)).author == "model"]
     intents: dict[str, str | None] = dict(zip(questions, known, strict=True)) if known else dict.fromkeys(questions)
     arms: dict[str, Callable[[], object]] = {
         "model": lambda: [model.answer([q], [intents[q]], [()]) for q in asked],
-        "engine": lambda: [answering.start("champion", q, (), Sampling()).text() for q in asked],
-        "desk": lambda: [desk.reply(Ask(q)) for q in asked],
+        "engine": lambda: [service.start("champion", q, (), Sampling()).text() for q in asked],
+        "desk": lambda: [desk.reply(DeskRequest(q)) for q in asked],
         "HTTP": lambda: [server.ask(BATCHED, q) for q in asked],
     }
     ran = in_turn(arms, rounds)
     desk.close()
-    answering.close()
+    service.close()
     each = {layer: 1000 * ran[layer].median / len(asked) for layer in LAYERS}
     return {"questions": len(asked), "milliseconds": each, "http_over_desk": each["HTTP"] - each["desk"]}
 

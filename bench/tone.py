@@ -26,7 +26,7 @@ from bench.rows import read_rows
 from bench.side_by_side import machine, tell
 from cs_pipeline.company import Company
 from cs_pipeline.evaluate.scoring.rubric import PARTS
-from cs_pipeline.serve.desk.composing import Composer, Manner
+from cs_pipeline.serve.desk.composing import AnswerContext, Composer
 from cs_pipeline.serve.desk.screening import Screening
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.text.facts import facts
@@ -48,8 +48,8 @@ def measure(answers: Sequence[str]) -> dict[str, Any]:
 
 
 def _composed(screening: Screening, answer: str, tone: Tone) -> str:
-    composer = Composer(screening, Manner(tone, {}, "", (), None, private=True))
-    return "".join([*composer.feed(answer), *composer.end(whole=True)])
+    composer = Composer(screening, AnswerContext(tone, {}, "", (), None, private=True))
+    return "".join([*composer.feed(answer), *composer.end(complete=True)])
 
 
 def _figures(texts: Sequence[str], stated: Sequence[list[str]]) -> dict[str, float]:

@@ -3,7 +3,7 @@
     python bench/training_noise.py FILE [--recipe embedded] [--seeds 5] [--write]
 
 FILE holds rows in the Bitext schema. It makes every seed a recipe, materialises each up to its evaluation through Dagster,
-and prints the tuned model's figures. What promotion tolerates against the champion (``TOLERATED``) is held against the
+and prints the tuned model's figures. What promotion tolerates against the champion (``TOLERATED_LOSS``) is held against the
 distance of two such models: they differ by less than twice the square root of two of one's standard deviation in about 95
 of 100 pairs.
 """
@@ -24,13 +24,13 @@ from rich.console import Console
 from rich.table import Table
 
 from cs_pipeline.core.lake import DataLake, write_json
-from cs_pipeline.evaluate.decision import JUDGED_BY, TOLERATED
-from cs_pipeline.evaluate.evaluation import read_evaluation
+from cs_pipeline.evaluate.decision import DECISIVE_METRIC, TOLERATED_LOSS
+from cs_pipeline.evaluate.results import read_evaluation
 from cs_pipeline.recipe import load_recipe
 
 
 def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) -> dict[str, list[float]]:
-    """The figures of ``TOLERATED`` of the tuned model, one a seed; everything lies in ``folder``."""
+    """The figures of ``TOLERATED_LOSS`` of the tuned model, one a seed; everything lies in ``folder``."""
     spec = load_recipe(recipe).model_dump(mode="json", exclude={"name"})
     recipes = folder / "recipes"
     recipes.mkdir()
@@ -40,7 +40,7 @@ def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) 
     os.environ |= {"CS_RECIPES": str(recipes), "CS_BITEXT": str(source.absolute()), "CS_LAKE": str(folder / "lake")}
     from cs_pipeline.definitions import defs  # reads the recipes
 
-    figures: dict[str, list[float]] = {name: [] for name in TOLERATED}
+    figures: dict[str, list[float]] = {name: [] for name in TOLERATED_LOSS}
     lake = DataLake(folder / "lake")
     (folder / "dagster").mkdir()
     job = defs.resolve_job_def("support_model")
@@ -54,9 +54,11 @@ def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) 
                 asset_selection=selection,
                 run_config={"loggers": {"console": {"config": {"log_level": "WARNING"}}}},
             )
-            scores = read_evaluation(f"seed{seed}", lake)["scores"]["tuned"]
+            scores = read_evaluation(f"seed{seed}", lake).scores["tuned"]
             for name, values in figures.items():
-                values.append(scores[name]["score"])
+                score = scores[name]
+                assert score is not None
+                values.append(score.score)
             note.print(f"seed {seed}: {json.dumps({name: round(values[-1], 4) for name, values in figures.items()})}")
     return figures
 
@@ -75,8 +77,8 @@ def main() -> None:
     table = Table("figure", "mean", "standard deviation", "95 of 100 pairs within", "tolerated")
     for name, values in figures.items():
         deviation = float(np.std(values, ddof=1))
-        shown = (np.mean(values), deviation, 2 * math.sqrt(2) * deviation, TOLERATED[name])
-        table.add_row(name, *(f"{value:.4f}" if name == JUDGED_BY else f"{value:.1f}" for value in shown))
+        shown = (np.mean(values), deviation, 2 * math.sqrt(2) * deviation, TOLERATED_LOSS[name])
+        table.add_row(name, *(f"{value:.4f}" if name == DECISIVE_METRIC else f"{value:.1f}" for value in shown))
     console.print(table)
     if arguments.write:
         facts = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": psutil.cpu_count(logical=False)}

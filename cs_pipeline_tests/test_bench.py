@@ -1,6 +1,5 @@
 """The benchmarks at a size that a test can pay: that they run, that their checks hold, and that these can fail."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +8,9 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from bench import gpu, graph, grouping, padding, prepare, registering, retrieval, side_by_side, threads
+from bench import gpu, graph, grouping, prepare, retrieval, side_by_side
 from bench.flops import peak_of, utilisation
-from bench.rows import encode, read_rows, small_tokenizer
+from bench.rows import read_rows
 from cs_pipeline.recipe import EmbeddedBase, Recipe
 from cs_pipeline.retrieval import search
 
@@ -71,17 +70,6 @@ def test_arms_run_in_turn_and_their_times_are_compared() -> None:
     assert side_by_side.ratio(arms["slow"], arms["fast"])["clock"] == pytest.approx(3, rel=0.5)
 
 
-def test_the_bench_of_padding() -> None:
-    rows = read_rows(None, 120)
-    tokenizer: Any = small_tokenizer(rows, 400)
-    examples = encode(rows, tokenizer, 512)
-    counted = padding.measure(examples, tokenizer.pad_token_id, 512)
-    shares = counted["real_token_share"]
-    assert shares["fixed"] == pytest.approx(sum(map(len, examples)) / 512 / len(examples))
-    assert shares["fixed"] < shares["grouped"] < shares["packed"] == 1
-    assert counted["times"]["grouped"] == shares["grouped"] / shares["fixed"]
-
-
 def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = EmbeddedBase(source="embedded", hidden_size=16, num_hidden_layers=1, vocab_size=400, max_steps=20)
     result = grouping.measure(read_rows(None, 150), 1, 1, base, tmp_path)
@@ -92,12 +80,6 @@ def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(grouping, "CLOSE", 0)
     with pytest.raises(AssertionError, match="the arms end at other losses"):
         grouping.measure(read_rows(None, 40), 1, 1, base, tmp_path)
-
-
-def test_the_bench_of_registering(tmp_path: Path) -> None:
-    result = registering.measure(tmp_path, 1, gpu.TOY)
-    assert 1 < result["times_the_bytes"] < 20
-    assert 0 < result["logits_differ"] < registering.CLOSE
 
 
 def test_the_bench_of_the_graph(tmp_path: Path) -> None:
@@ -131,13 +113,6 @@ def test_the_bench_of_the_graph(tmp_path: Path) -> None:
         assert run["functions"] == pytest.approx(0.5, abs=0.1)
         assert run["above_per_step"] * 3 == pytest.approx(run["wall"] - run["functions"])
     assert result["above_per_step"] == result["again"][0]["above_per_step"] > 0
-
-
-def test_the_bench_of_waiting_threads() -> None:
-    """One arm's work; the arms themselves are processes, and only their environment differs."""
-    ran = json.loads(threads.train(1))
-    assert ran["seconds"] > 0
-    assert ran["loss"] == json.loads(threads.train(1))["loss"]
 
 
 def test_the_bench_for_a_gpu_runs_on_a_processor(tmp_path: Path) -> None:
