@@ -1,4 +1,4 @@
-"""What starts runs: jobs, the sensors that watch the landing place and the need to train, what the clock starts."""
+"""Jobs, and the sensors and schedules that start them."""
 
 import json
 import os
@@ -13,10 +13,10 @@ from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.defs.retrieval import knowledge_base, retrieval_index
 from cs_pipeline.recipe import load_recipe
 
-MOST_ATTEMPTS = 3
-"""Runs that are started for one day's deliveries, or for the same articles, before a person has to look."""
+MAX_ATTEMPTS = 3
+"""Runs that are started for one day's deliveries, or for one state of the articles, before a person has to step in."""
 
-BUSY = [
+_UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
     dg.DagsterRunStatus.STARTING,
@@ -27,19 +27,19 @@ BUSY = [
 support_model = dg.define_asset_job(
     "support_model",
     selection=dg.AssetSelection.all() - dg.AssetSelection.assets(company_interactions, clean_interactions),
-    description="The whole graph for one recipe: from raw rows to the promotion decision.",
+    description="All assets for one recipe, from raw rows to the promotion decision, except the assets of a day.",
 )
 
 ingest_company = dg.define_asset_job(
     "ingest_company",
     selection=dg.AssetSelection.assets(company_interactions, clean_interactions),
-    description="The deliveries of one day: read, personal data replaced, pairs made, poison flagged.",
+    description="One day's deliveries: read, cleaned of personal data, paired, and screened for poison.",
 )
 
 collect_ratings = dg.define_asset_job(
     "collect_ratings",
     selection=dg.AssetSelection.assets(human_ratings),
-    description="What people said of answers: personal data replaced, into the table.",
+    description="People's ratings of answers, cleaned of personal data, into a table.",
 )
 
 daily_ratings = dg.ScheduleDefinition(
@@ -47,13 +47,13 @@ daily_ratings = dg.ScheduleDefinition(
     job=collect_ratings,
     cron_schedule="30 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every night, so that no judgement lies longer than a day as it was written.",
+    description="Every night, so that no judgement is stored uncleaned for more than a day.",
 )
 
 read_articles = dg.define_asset_job(
     "read_articles",
     selection=dg.AssetSelection.assets(knowledge_base, retrieval_index),
-    description="The help articles as they are now, into the index that answers are looked up in.",
+    description="The current help articles, into the retrieval index.",
 )
 
 
@@ -61,107 +61,116 @@ read_articles = dg.define_asset_job(
     job=ingest_company,
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Takes files that have landed, and ingests the days they were delivered on.",
+    description="Takes landed files and ingests the days on which they were delivered.",
 )
 def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
-    """One look at the landing place, and a run for each day with deliveries that are not ingested yet.
-
-    What agents edited meanwhile is put there for the next look.
-    """
-    from datetime import UTC, datetime
-
-    from cs_pipeline.company import load_company
-    from cs_pipeline.ingest.landing import expire, land_edits, scan_landing
+    """Scans the landing place once and requests a run for each day whose deliveries are not ingested yet."""
     from cs_pipeline.ingest.ledger import Ledger
 
-    company, now = load_company(lake.lake), datetime.now(UTC)
-    seen = scan_landing(lake.lake, company, now)
-    expired = expire(lake.lake, company, now.date())
-    edits = land_edits(lake.lake, company, now)
-    said = [f"{len(seen.taken)} files taken" if seen.taken else "nothing new"]
-    said += [f"waiting until they are whole: {', '.join(seen.waiting[:5])}"] if seen.waiting else []
-    said += [f"{name} refused: {reason}" for name, reason in seen.refused[:5]]
-    said += [f"{edits} edits of agents landed"] if edits else []
-    said += [f"{len(expired)} deliveries deleted after {company.retention_days} days"] if expired else []
-    never = [delivery.name for delivery in expired if delivery.ingested_at is None]
-    said += [f"never ingested, and deleted all the same: {', '.join(never)}; land them again"] if never else []
+    notes = _scan(lake.lake)
     requests = []
     with Ledger(lake.lake) as ledger:
         superseded = ledger.superseded()
-        waiting = [d for d in ledger.deliveries() if d.ingested_at is None and d.sha256 not in superseded]
-        days = sorted({delivery.day for delivery in waiting if delivery.expired_at is None})
+        pending = [d for d in ledger.deliveries() if not (d.ingested_at or d.expired_at or d.sha256 in superseded)]
+        days = sorted({delivery.day for delivery in pending})
         if days and not lake.lake.path("prepare", "intent_classifier").exists():
-            said.append("they are ingested once there is an intent classifier: make demo")
+            notes.append("they are ingested once there is an intent classifier: make demo")
             days = []
-        busy = _busy_partitions(context.instance)
+        runs = context.instance.get_runs(dg.RunsFilter(job_name=ingest_company.name, statuses=_UNFINISHED))
+        running = {run.tags.get("dagster/partition") for run in runs}
         for day in days:
-            if str(day) in busy:
-                said.append(f"{day} is being ingested")
-            elif ledger.attempts(day) >= MOST_ATTEMPTS:
-                said.append(
-                    f"{day} was tried {MOST_ATTEMPTS} times: look at its last run of {ingest_company.name}, fix what it "
-                    f"says, and launch that job for the partition {day}"
+            if str(day) in running:
+                notes.append(f"{day} is being ingested")
+            elif ledger.attempts(day) >= MAX_ATTEMPTS:
+                notes.append(
+                    f"{day} was tried {MAX_ATTEMPTS} times: look at its last run of {ingest_company.name}, fix what it "
+                    f"reports, and launch that job for the partition {day}"
                 )
             else:
                 attempt = ledger.count_attempt(day)
                 requests.append(dg.RunRequest(partition_key=str(day), tags={"cs.attempt": str(attempt)}))
     if not requests:
-        return dg.SkipReason("; ".join(said))
-    context.log.info("; ".join(said))
+        return dg.SkipReason("; ".join(notes))
+    context.log.info("; ".join(notes))
     return dg.SensorResult(run_requests=requests)
+
+
+def _scan(lake: DataLake) -> list[str]:
+    """Takes landed files, deletes expired deliveries, and lands the agents' edits for the next scan; says what it did."""
+    from datetime import UTC, datetime
+
+    from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.landing import expire, land_edits, scan_landing
+
+    company, now = load_company(lake), datetime.now(UTC)
+    found = scan_landing(lake, company, now)
+    expired = expire(lake, company, now.date())
+    edits = land_edits(lake, company, now)
+    notes = [f"{len(found.taken)} files taken" if found.taken else "nothing new"]
+    if found.waiting:
+        notes.append(f"waiting until they are complete: {', '.join(found.waiting[:5])}")
+    notes += [f"{name} refused: {reason}" for name, reason in found.refused[:5]]
+    if edits:
+        notes.append(f"{edits} edits of agents landed")
+    if expired:
+        notes.append(f"{len(expired)} deliveries deleted after {company.retention_days} days")
+    lost = [delivery.name for delivery in expired if delivery.ingested_at is None]
+    if lost:
+        notes.append(f"deleted without being ingested: {', '.join(lost)}; land them again")
+    return notes
 
 
 @dg.sensor(
     job=read_articles,
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Follows help articles that are put into landing/knowledge/, changed or deleted there.",
+    description="Follows help articles that are added, changed or deleted in landing/knowledge/.",
 )
 def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
-    """Compares what lies there with what was read, and asks for a run once it is the same in two looks.
+    """Compares the files with those that were read, and requests a run once two scans in a row see the same files.
 
-    The cursor keeps what the last look saw, and how often a run was asked for that.
+    The cursor holds a hash of the files that the last scan saw and the number of runs requested for them.
     """
     from cs_pipeline.company import load_company
     from cs_pipeline.core.lake import digest
     from cs_pipeline.ingest.knowledge import list_articles
     from cs_pipeline.retrieval.passages import known_files
 
-    there = {listed.path: listed.identity for listed in list_articles(lake.lake, load_company(lake.lake))}
+    files = {listed.path: listed.identity for listed in list_articles(lake.lake, load_company(lake.lake))}
     known = known_files(lake.lake)
-    if there == known:
-        return dg.SkipReason(f"nothing new: {len(there)} files" if there else "no articles")
-    said = (
-        f"{len(there.keys() - known)} files new, {len(known.keys() - there)} gone, "
-        f"{sum(there[path] != known[path] for path in there.keys() & known)} changed"
+    if files == known:
+        return dg.SkipReason(f"nothing new: {len(files)} files" if files else "no articles")
+    changes = (
+        f"{len(files.keys() - known)} files new, {len(known.keys() - files)} gone, "
+        f"{sum(files[path] != known[path] for path in files.keys() & known)} changed"
     )
     if not lake.lake.table("prepare", "train_split").exists():
-        return dg.SkipReason(f"{said}; they are read with the whole job: make demo")
-    if context.instance.get_runs_count(dg.RunsFilter(job_name=read_articles.name, statuses=BUSY)):
-        return dg.SkipReason(f"{said}; articles are being read")
-    now = digest(there)
-    seen = json.loads(context.cursor or "{}")
-    attempts = seen["attempts"] if seen.get("there") == now else -1
-    if attempts == MOST_ATTEMPTS:
+        return dg.SkipReason(f"{changes}; they are read with the whole job: make demo")
+    if context.instance.get_runs_count(dg.RunsFilter(job_name=read_articles.name, statuses=_UNFINISHED)):
+        return dg.SkipReason(f"{changes}; articles are being read")
+    state = digest(files)
+    last = json.loads(context.cursor or "{}")
+    attempts = last["attempts"] if last.get("there") == state else -1
+    if attempts == MAX_ATTEMPTS:
         return dg.SkipReason(
-            f"{said}; they were tried {MOST_ATTEMPTS} times: look at the last run of {read_articles.name}, fix what it "
-            "says, and launch that job"
+            f"{changes}; they were tried {MAX_ATTEMPTS} times: look at the last run of {read_articles.name}, fix what it "
+            "reports, and launch that job"
         )
-    cursor = json.dumps({"there": now, "attempts": attempts + 1})
+    cursor = json.dumps({"there": state, "attempts": attempts + 1})
     if attempts < 0:
-        return dg.SensorResult(skip_reason=f"{said}; waiting until they are whole", cursor=cursor)
-    context.log.info(said)
-    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"cs.articles": said})], cursor=cursor)
+        return dg.SensorResult(skip_reason=f"{changes}; waiting until they are complete", cursor=cursor)
+    context.log.info(changes)
+    return dg.SensorResult(run_requests=[dg.RunRequest(tags={"cs.articles": changes})], cursor=cursor)
 
 
 @dg.sensor(
     job=support_model,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Trains, judges and perhaps promotes a new model when enough has landed.",
+    description="Trains, evaluates and perhaps promotes a new model when enough new rows have landed.",
 )
 def retrain_when_due(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
-    """Asks the one decision function; equal data is asked for once."""
+    """Requests a run if ``check_retraining`` says so, once for the same data."""
     return _retraining(context.instance, lake.lake, once=True)
 
 
@@ -169,10 +178,10 @@ def retrain_when_due(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     job=support_model,
     cron_schedule="0 3 * * 1",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="The same decision on Monday nights: it also gives a training that failed another chance.",
+    description="The same decision on Monday nights, which also gives a failed training another chance.",
 )
 def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
-    """Asks the one decision function."""
+    """Requests a run if ``check_retraining`` says so."""
     return _retraining(context.instance, lake.lake, once=False)
 
 
@@ -180,20 +189,15 @@ def _retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> 
     from cs_pipeline.train.retraining import check_retraining
 
     recipe = os.environ.get("CS_RECIPE") or "embedded"
-    if instance.get_runs_count(dg.RunsFilter(job_name=support_model.name, statuses=BUSY)):
-        return dg.SkipReason("a run of support_model is under way; one training at a time")
+    if instance.get_runs_count(dg.RunsFilter(job_name=support_model.name, statuses=_UNFINISHED)):
+        return dg.SkipReason("support_model is running; one training at a time")
     if not lake.path("prepare", "bitext_splits.parquet").exists():
         return dg.SkipReason("there is no champion yet; run the whole job first: make demo")
-    found, due = check_retraining(load_recipe(recipe), lake)
-    if not due.due:
-        return dg.SkipReason(f"not due: {due.reason}")
-    tags = {"cs.due": due.reason}
-    return dg.RunRequest(run_key=f"{recipe}-{found.data}" if once else None, partition_key=recipe, tags=tags)
-
-
-def _busy_partitions(instance: dg.DagsterInstance) -> set[str]:
-    runs = instance.get_runs(dg.RunsFilter(job_name=ingest_company.name, statuses=BUSY))
-    return {run.tags.get("dagster/partition", "") for run in runs}
+    state, decision = check_retraining(load_recipe(recipe), lake)
+    if not decision.due:
+        return dg.SkipReason(f"not due: {decision.reason}")
+    run_key = f"{recipe}-{state.data}" if once else None
+    return dg.RunRequest(run_key=run_key, partition_key=recipe, tags={"cs.due": decision.reason})
 
 
 JOBS = [support_model, ingest_company, read_articles, collect_ratings]

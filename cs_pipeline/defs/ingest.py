@@ -1,27 +1,22 @@
-"""Assets of the ingest stage."""
+"""Assets and checks of the ingest stage."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import date, timedelta
-from typing import TYPE_CHECKING
+from datetime import date
 
 import dagster as dg
 
 from cs_pipeline.core.lake import file_sha256
-from cs_pipeline.defs.metadata import cell, counts, table_result
+from cs_pipeline.defs.metadata import check_result, count_table, markdown_table, table_result
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES
-
-if TYPE_CHECKING:
-    from cs_pipeline.ingest.interactions import FileFacts
 
 bitext_dataset = dg.AssetSpec(
     "bitext_dataset",
     group_name="ingest",
     kinds={"csv"},
-    description="The Bitext customer-support dataset as its makers publish it; lineage begins here.",
+    description="The Bitext customer-support dataset as published by Bitext: where the lineage begins.",
     metadata={
         "url": dg.MetadataValue.url(BITEXT.url),
         "revision": BITEXT.revision,
@@ -32,23 +27,21 @@ bitext_dataset = dg.AssetSpec(
 
 
 DAYS = dg.DailyPartitionsDefinition(start_date="2026-01-01", end_offset=1)
-"""Days of delivery, UTC; today's is there from its first minute on."""
+"""Days of delivery in UTC. Today's partition exists from midnight on."""
 
 
 class BitextConfig(dg.Config):
-    """Where the rows come from."""
+    """Where the Bitext rows come from."""
 
     source: str = ""
-    """sample, download, hub@REVISION, or the path of a file; empty: what CS_BITEXT says, else sample."""
+    """sample, download, hub@REVISION or a file's path; empty: CS_BITEXT, else sample."""
 
 
-@dg.asset(
-    group_name="ingest", kinds={"parquet"}, deps=[bitext_dataset], code_version="1", tags={"contains": "conversations"}
-)
+@dg.asset(group_name="ingest", kinds={"parquet"}, deps=[bitext_dataset], tags={"contains": "conversations"})
 def bitext_conversations(
     context: dg.AssetExecutionContext, config: BitextConfig, lake: LakeResource
 ) -> dg.MaterializeResult:
-    """The raw rows as Parquet, nothing changed, each with a stable row_id."""
+    """The raw Bitext rows as Parquet, unchanged, each with a stable row_id."""
     from cs_pipeline.core.lake import write_json
     from cs_pipeline.core.schema import CONVERSATION
     from cs_pipeline.ingest.bitext import load_bitext
@@ -71,42 +64,36 @@ def bitext_conversations(
     )
 
 
-@dg.asset(
-    group_name="ingest",
-    kinds={"parquet"},
-    partitions_def=DAYS,
-    code_version="1",
-    tags={"contains": "personal-data"},
-    freshness_policy=dg.FreshnessPolicy.time_window(fail_window=timedelta(days=60), warn_window=timedelta(days=14)),
-)
+@dg.asset(group_name="ingest", kinds={"parquet"}, partitions_def=DAYS, tags={"contains": "personal-data"})
 def company_interactions(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """What the company's files of a day hold, turn by turn, raw; what cannot be read is quarantined with a reason.
+    """The raw turns in the company's files of a day. Unreadable records are quarantined with a reason.
 
-    Holds personal data: the files are readable by the owner alone and deleted after company.yaml's retention_days.
+    Contains personal data: the files are readable by their owner only and deleted after company.yaml's retention_days.
     """
     from cs_pipeline.company import load_company
     from cs_pipeline.ingest.interactions import ingest_day
 
     day = date.fromisoformat(context.partition_key)
-    facts = ingest_day(lake.lake, load_company(lake.lake), day)
-    for file in facts.files:
-        bad = sum(file.quarantined.values())
+    files = ingest_day(lake.lake, load_company(lake.lake), day).files
+    reasons: Counter[str] = Counter()
+    rows = []
+    for file in files:
+        reasons.update(file.quarantined)
+        counted = (file.records, file.kept, sum(file.quarantined.values()), file.forgotten)
+        rows.append((file.name, file.format, *counted))
         context.log.info(
-            f"{file.name}: {file.format}, {file.records:,} records, {file.kept:,} kept, {bad:,} quarantined"
+            f"{file.name}: {file.format}, {file.records:,} records, {file.kept:,} kept, {counted[2]:,} quarantined"
         )
         if file.problem:
             context.log.warning(file.problem)
     path = lake.lake.table("ingest", f"company_interactions/{day}")
-    reasons: Counter[str] = Counter()
-    for file in facts.files:
-        reasons.update(file.quarantined)
-    # No preview and no text: what the UI shows is kept for good and read by everybody.
+    # No preview and no texts: what the UI shows is stored for good and visible to all its users.
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": sum(file.turns for file in facts.files),
+            "dagster/row_count": sum(file.turns for file in files),
             "dagster/uri": path.as_uri(),
-            "files": dg.MetadataValue.md(_files(facts.files)),
-            **counts("quarantined", reasons),
+            "files": markdown_table(["file", "format", "records", "kept", "quarantined", "forgotten"], rows),
+            "quarantined": count_table(reasons),
         },
         data_version=dg.DataVersion(file_sha256(path)[:16]),
     )
@@ -114,72 +101,38 @@ def company_interactions(context: dg.AssetExecutionContext, lake: LakeResource) 
 
 @dg.asset_check(asset=bitext_conversations, blocking=True)
 def row_ids_unique(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every row has an id of its own, and there is at least one."""
-    import pyarrow.compute as pc
+    """There are rows, and each has an id of its own."""
+    from cs_pipeline.ingest import checks
 
-    ids = lake.lake.read("ingest", "bitext_conversations", ["row_id"]).column("row_id")
-    distinct = pc.count_distinct(ids).as_py()
-    return dg.AssetCheckResult(passed=distinct == len(ids) > 0, metadata={"rows": len(ids), "distinct": distinct})
+    return check_result(checks.row_ids_unique(lake.lake))
 
 
 @dg.asset_check(asset=bitext_conversations, blocking=True)
 def schema_agreed(lake: LakeResource) -> dg.AssetCheckResult:
-    """The file has the columns and types that every later step reads, and no id is null."""
-    from cs_pipeline.core.errors import PipelineError
-    from cs_pipeline.core.schema import CONVERSATION, check_schema
+    """The table has the columns and types that every later step reads, and no null row_id."""
+    from cs_pipeline.ingest import checks
 
-    try:
-        check_schema(lake.lake.read("ingest", "bitext_conversations"), CONVERSATION, "bitext_conversations")
-    except PipelineError as error:
-        return dg.AssetCheckResult(passed=False, description=str(error))
-    return dg.AssetCheckResult(passed=True)
+    return check_result(checks.bitext_schema_valid(lake.lake))
 
 
 @dg.asset_check(asset=company_interactions, blocking=True)
 def few_bad_records(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """No file of the day has more unusable records than company.yaml's bad_share allows."""
-    from cs_pipeline.company import load_company
-    from cs_pipeline.ingest.interactions import day_facts
+    """No file of the day has a larger share of unusable records than company.yaml's bad_share."""
+    from cs_pipeline.ingest import checks
 
-    most = load_company(lake.lake).bad_share
-    facts = day_facts(lake.lake, date.fromisoformat(context.op_execution_context.partition_key))
-    over = {
-        file.name: file.problem or f"{file.bad_share:.0%} unusable" for file in facts.files if file.bad_share > most
-    }
-    told = "; ".join(f"{name}: {why}" for name, why in over.items())
-    fix = "Fix the export and land it under the same name, or raise bad_share in company.yaml"
-    return dg.AssetCheckResult(
-        passed=not over, metadata={"most": most}, description=f"{told}. {fix}." if over else None
-    )
+    return check_result(checks.few_bad_records(lake.lake, _day(context)))
 
 
 @dg.asset_check(asset=company_interactions, blocking=True, name="counts_reconcile")
 def records_reconcile(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """The day's tables hold what the counts of its files say: records in are kept, quarantined or forgotten."""
-    from cs_pipeline.ingest.interactions import day_facts
+    """Every record of the day's files is kept, quarantined or forgotten."""
+    from cs_pipeline.ingest import checks
 
-    day = context.op_execution_context.partition_key
-    files = day_facts(lake.lake, date.fromisoformat(day)).files
-    turns = lake.lake.read("ingest", f"company_interactions/{day}", ["turn"]).num_rows
-    bad = lake.lake.read("ingest", f"company_quarantine/{day}", ["source_row"]).num_rows
-    figures = {
-        "records": sum(file.records for file in files),
-        "kept": sum(file.kept for file in files),
-        "quarantined": sum(sum(file.quarantined.values()) for file in files),
-        "forgotten": sum(file.forgotten for file in files),
-    }
-    passed = figures["records"] == figures["kept"] + figures["quarantined"] + figures["forgotten"]
-    whole = turns == sum(file.turns for file in files) and bad == figures["quarantined"]
-    return dg.AssetCheckResult(passed=passed and whole, metadata={**figures, "turns": turns, "quarantine_rows": bad})
+    return check_result(checks.records_reconcile(lake.lake, _day(context)))
 
 
-def _files(files: "Iterable[FileFacts]") -> str:
-    lines = ["| file | format | records | kept | quarantined | forgotten |", "|---|---|---:|---:|---:|---:|"]
-    lines += [
-        f"| {cell(f.name)} | {f.format} | {f.records:,} | {f.kept:,} | {sum(f.quarantined.values()):,} | {f.forgotten:,} |"
-        for f in files
-    ]
-    return "\n".join(lines)
+def _day(context: dg.AssetCheckExecutionContext) -> date:
+    return date.fromisoformat(context.op_execution_context.partition_key)
 
 
 ASSETS = [bitext_dataset, bitext_conversations, company_interactions]

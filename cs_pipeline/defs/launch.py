@@ -1,4 +1,4 @@
-"""Where training runs: one process here, one a GPU of this machine, or a job of a Ray or Kubernetes cluster."""
+"""Where training runs: in one process here, in one process per GPU of this machine, or in a Ray or Kubernetes job."""
 
 import os
 import shlex
@@ -15,19 +15,19 @@ from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import DataLake, make_folder
 from cs_pipeline.core.yaml_file import read_yaml
 
-MOST_RETRIES = 2
-"""How often a training that was killed without a word is started again."""
+_MAX_RETRIES = 2
+"""How often a training is started again after it was killed without giving a reason."""
 
-SETTINGS = ("CS_RECIPES", "MLFLOW_TRACKING_URI")
-"""What a job on a cluster is told of this environment, beside the lake. No secret: who sees a job sees its environment."""
+_JOB_SETTINGS = ("CS_RECIPES", "MLFLOW_TRACKING_URI")
+"""The settings that a cluster job gets besides CS_LAKE. No secrets: anyone who sees a job sees its environment."""
 
-GRACE = 60
-"""Seconds for a training to end after Ctrl-C; torchrun kills what has not ended after 30."""
+_TERMINATION_SECONDS = 60
+"""How long a training may take to end after Ctrl-C; torchrun kills its processes after 30."""
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A training to be started; ``gpus`` and ``pod`` are for clusters."""
+    """A training to start; ``gpus`` and ``pod`` are for clusters."""
 
     context: dg.AssetExecutionContext
     lake: DataLake
@@ -37,60 +37,60 @@ class _Training:
     pod: str | None
 
     def file(self, name: str) -> Path:
-        """A file in the lake for what Dagster and the training have to say to one another."""
+        """A file in the lake through which the training and Dagster communicate."""
         return self.lake.path("train", f".{self.context.partition_key}.{name}")
 
     def command(self, python: str, processes: int) -> list[str]:
-        """Several processes are started, watched and ended together by torchrun."""
-        together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        """The training's command line. Several processes are started, watched and stopped by torchrun."""
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         entry = ["-m", "cs_pipeline.train", "--recipe", self.context.partition_key, *self.options]
-        return [python, *(together if processes > 1 else []), *entry]
+        return [python, *(torchrun if processes > 1 else []), *entry]
 
     def environment(self) -> dict[str, str]:
         return {"CS_LAKE": str(self.lake.root), "CS_FAILURE_FILE": str(self.file("failure"))}
 
-    def environment_of_job(self) -> dict[str, str]:
-        """Raises PipelineError where a secret would be in it."""
-        known = {name: os.environ[name] for name in SETTINGS if name in os.environ}
-        if any(without_secret(value) != value for value in known.values()):
+    def job_environment(self) -> dict[str, str]:
+        """The environment of a cluster job. Raises PipelineError if it would contain a secret."""
+        settings = {name: os.environ[name] for name in _JOB_SETTINGS if name in os.environ}
+        if any(without_secret(value) != value for value in settings.values()):
             raise PipelineError(
-                "MLFLOW_TRACKING_URI holds a password, and who sees a job on the cluster would see it.",
-                "Take it out of the address; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here, and on the "
-                "cluster by its own secrets.",
+                "MLFLOW_TRACKING_URI contains a password, and anyone who sees the job on the cluster would see it.",
+                "Remove it from the address; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD here, and on the "
+                "cluster through its own secrets.",
             )
-        return known | self.environment()
+        return settings | self.environment()
 
-    def gpus_of_job(self) -> int:
+    def job_gpus(self) -> int:
         return (self.processes or 1) if self.gpus is None else self.gpus
 
 
 class Launcher(dg.ConfigurableResource):
-    """How a training is started: as the environment says, where a run's configuration says nothing."""
+    """How a training is started. The environment sets what the run's configuration leaves open."""
 
     kind: str | None = Field(
-        default=None, description="local, torchrun, ray or kubernetes; else CS_LAUNCHER, else local"
+        default=None, description="local, torchrun, ray or kubernetes; default: CS_LAUNCHER, else local"
     )
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="processes that train together, one a GPU; else CS_PROCESSES, else all GPUs of this machine "
-        "for torchrun and one elsewhere",
+        description="processes that train together, one per GPU; default: CS_PROCESSES, else one per GPU of this machine "
+        "for torchrun and one otherwise",
     )
     gpus: int | None = Field(
-        default=None, ge=0, description="GPUs of a job on a cluster; else CS_GPUS, else one a process"
+        default=None, ge=0, description="GPUs of a cluster job; default: CS_GPUS, else one per process"
     )
-    pod: str | None = Field(default=None, description="YAML file of the pod for kubernetes; else CS_POD")
+    pod: str | None = Field(default=None, description="YAML file of the Kubernetes pod; default: CS_POD")
 
     @property
-    def here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether trainings run on this machine."""
         return self._kind() in ("local", "torchrun")
 
     def run(self, context: dg.AssetExecutionContext, lake: DataLake, *options: str) -> None:
-        """Runs ``python -m cs_pipeline.train`` with ``options`` for the partition's recipe, and waits for its end.
+        """Runs ``python -m cs_pipeline.train`` with ``options`` for the partition's recipe, and waits until it ends.
 
-        The process makes a file in the lake when it begins. If it fails, it writes the reason there, and that is the
-        failure's description. If it is killed, the file stays empty, and it is started again.
+        The process creates a file in the lake when it starts. If it fails, it writes the reason into it, which becomes the
+        description of the failure. If it is killed, the file stays empty, and the training is started again.
         """
         training = _Training(
             context,
@@ -119,15 +119,15 @@ class Launcher(dg.ConfigurableResource):
         return kind
 
     def _outcome(self, context: dg.AssetExecutionContext, failure: Path, error: Exception) -> Exception:
-        """What becomes of a training that ended with ``error``."""
+        """What to raise for a training that ended with ``error``."""
         if not failure.exists():
-            where = "" if self.here else " The lake must be on storage that the job sees under the same path."
-            return dg.Failure(f"The training did not begin: {error}{where}", allow_retries=False)
+            where = "" if self.is_local else " The job must see the lake under the same path."
+            return dg.Failure(f"The training did not start: {error}{where}", allow_retries=False)
         reason = failure.read_text()
         if reason:
             return dg.Failure(reason, allow_retries=False)
-        context.log.warning(f"The training was killed or asked to stop ({error}); it is started again.")
-        return dg.RetryRequested(max_retries=MOST_RETRIES)
+        context.log.warning(f"The training was killed or stopped ({error}); starting it again.")
+        return dg.RetryRequested(max_retries=_MAX_RETRIES)
 
 
 def _local(training: _Training) -> None:
@@ -145,7 +145,7 @@ def _torchrun(training: _Training) -> None:
     processes = training.processes or torch.cuda.device_count()
     if not processes:
         raise PipelineError(
-            "The launcher 'torchrun' starts a process a GPU, and there is no GPU here.",
+            "The launcher 'torchrun' starts one process per GPU, and this machine has no GPU.",
             "Set CS_PROCESSES to the number of processes, or CS_LAUNCHER=local.",
         )
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
@@ -153,7 +153,7 @@ def _torchrun(training: _Training) -> None:
 
 
 def _subprocess(training: _Training, processes: int, settings: dict[str, str]) -> None:
-    dg.PipesSubprocessClient(termination_timeout_seconds=GRACE).run(
+    dg.PipesSubprocessClient(termination_timeout_seconds=_TERMINATION_SECONDS).run(
         context=training.context,
         command=training.command(sys.executable, processes),
         env=training.environment() | settings,
@@ -164,15 +164,15 @@ def _ray(training: _Training) -> None:
     try:
         from dagster_ray import PipesRayJobClient
     except ImportError as error:
-        raise _extra_lacks("ray") from error
-    # dagster-ray's own reader follows the job's log over one connection, and loses what comes after that breaks.
+        raise _missing_extra("ray") from error
+    # dagster-ray's own reader follows the job's log over one connection and loses everything after that breaks.
     reader = dg.PipesFileMessageReader(str(training.file("messages")))
     PipesRayJobClient(message_reader=reader).run(
         context=training.context,
         submit_job_params={
             "entrypoint": shlex.join(training.command("python", training.processes or 1)),
-            "entrypoint_num_gpus": training.gpus_of_job(),
-            "runtime_env": {"env_vars": training.environment_of_job()},
+            "entrypoint_num_gpus": training.job_gpus(),
+            "runtime_env": {"env_vars": training.job_environment()},
         },
     )
 
@@ -181,30 +181,32 @@ def _kubernetes(training: _Training) -> None:
     try:
         from dagster_k8s import PipesK8sClient
     except ImportError as error:
-        raise _extra_lacks("kubernetes") from error
+        raise _missing_extra("kubernetes") from error
     if training.pod is None:
-        raise PipelineError("The launcher 'kubernetes' needs a pod.", "Set CS_POD to a YAML file like docs/pod.yaml.")
+        raise PipelineError(
+            "The launcher 'kubernetes' needs a pod specification.", "Set CS_POD to a YAML file like docs/pod.yaml."
+        )
     command = training.command("python", training.processes or 1)
-    metadata, spec = filled_pod(Path(training.pod), command, training.gpus_of_job())
+    metadata, spec = filled_pod(Path(training.pod), command, training.job_gpus())
     PipesK8sClient().run(
         context=training.context,
-        env=training.environment_of_job(),
+        env=training.job_environment(),
         namespace=metadata.get("namespace"),
         base_pod_meta=metadata,
         base_pod_spec=spec,
-        pod_wait_timeout=0,  # a training may take longer than dagster-k8s's day
+        pod_wait_timeout=0,  # no limit: dagster-k8s's default is one day
     )
 
 
 def filled_pod(path: Path, command: list[str], gpus: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metadata and spec of the pod in ``path``, whose first container runs ``command`` with ``gpus``.
+    """Metadata and spec of the pod in ``path``, with ``command`` and ``gpus`` set in its first container.
 
-    Raises PipelineError when there is no container in it.
+    Raises PipelineError if it has no container.
     """
     pod = read_yaml(path)
     spec = pod.get("spec") or {}
     if not spec.get("containers"):
-        raise PipelineError(f"{path} has no spec.containers.", "Begin with docs/pod.yaml.")
+        raise PipelineError(f"{path} has no spec.containers.", "Start from docs/pod.yaml.")
     container = spec["containers"][0]
     container["command"] = command
     if gpus:
@@ -213,15 +215,15 @@ def filled_pod(path: Path, command: list[str], gpus: int) -> tuple[dict[str, Any
 
 
 def _number(given: int | None, name: str) -> int | None:
-    said = os.environ.get(name)
-    if given is not None or not said:
+    value = os.environ.get(name)
+    if given is not None or not value:
         return given
-    if not said.isdecimal():
-        raise PipelineError(f"{name} is '{said}', which is no number.", f"Set {name} to a number, or unset it.")
-    return int(said)
+    if not value.isdecimal():
+        raise PipelineError(f"{name} is '{value}', which is not a number.", f"Set {name} to a number, or unset it.")
+    return int(value)
 
 
-def _extra_lacks(name: str) -> PipelineError:
+def _missing_extra(name: str) -> PipelineError:
     return PipelineError(
         f"The launcher '{name}' needs libraries that are not installed.",
         f"Install them: uv pip install 'cs-pipeline[{name}]'.",

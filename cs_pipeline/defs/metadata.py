@@ -1,19 +1,21 @@
-"""How a table or a file shows itself in the Dagster UI, the same for every asset."""
+"""How tables, files and check outcomes appear in the Dagster UI, the same for every asset."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from cs_pipeline.core.lake import file_sha256
+from cs_pipeline.core.lake import DataLake, file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from cs_pipeline.core.checks import CheckOutcome
+
 _PREVIEW_ROWS = 5
-_PREVIEW_CHARACTERS = 120
+_MAX_CELL_CHARACTERS = 120
 
 
 def table_result(
@@ -21,34 +23,30 @@ def table_result(
     table: "pa.Table",
     metadata: Mapping[str, Any],
     *,
-    asset_key: str | None = None,
     lineage: Mapping[str, Sequence[tuple[str, str]]] | None = None,
 ) -> dg.MaterializeResult:
-    """The result of an asset that is a Parquet file: counts, schema, address, preview, and its content as data version.
+    """The result of an asset that is a Parquet file: row count, schema, URI, preview, and its hash as data version.
 
-    ``lineage`` maps a column to the (asset, column) pairs it is made of.
+    ``lineage`` maps a column to the (asset, column) pairs that it is made of.
     """
     sha256 = file_sha256(path)
+    columns = [name for name in table.column_names if table.column(name).null_count < table.num_rows]
+    preview = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
     shown = {
         "dagster/row_count": table.num_rows,
         "dagster/column_schema": column_schema(table.schema),
         "dagster/uri": path.as_uri(),
         "sha256": sha256,
-        "preview": dg.MetadataValue.md(_preview(table)),
+        "preview": markdown_table(columns, ([str(row[name]) for name in columns] for row in preview)),
         **metadata,
     }
     if lineage:
-        shown["dagster/column_lineage"] = dg.TableColumnLineage(
-            {
-                column: [dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=name) for asset, name in made_of]
-                for column, made_of in lineage.items()
-            }
-        )
-    return dg.MaterializeResult(asset_key=asset_key, metadata=shown, data_version=dg.DataVersion(sha256[:16]))
+        shown["dagster/column_lineage"] = column_lineage(lineage)
+    return dg.MaterializeResult(metadata=shown, data_version=dg.DataVersion(sha256[:16]))
 
 
 def column_schema(schema: "pa.Schema") -> dg.TableSchema:
-    """The columns of ``schema``, their types, and which may be empty."""
+    """The columns of ``schema`` with their types and whether they may be null."""
     return dg.TableSchema(
         columns=[
             dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
@@ -57,24 +55,51 @@ def column_schema(schema: "pa.Schema") -> dg.TableSchema:
     )
 
 
-def counts(name: str, values: Mapping[str, int]) -> dict[str, Any]:
-    """A metadata entry: a small table of names and numbers, largest first."""
-    lines = [f"| {cell(key)} | {value:,} |" for key, value in sorted(values.items(), key=lambda kv: (-kv[1], kv[0]))]
-    return {name: dg.MetadataValue.md("\n".join(["| what | rows |", "|---|---:|", *lines])) if lines else "none"}
+def column_lineage(lineage: Mapping[str, Sequence[tuple[str, str]]]) -> dg.TableColumnLineage:
+    """``lineage`` maps a column to the (asset, column) pairs that it is made of."""
+    return dg.TableColumnLineage(
+        {
+            column: [dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=name) for asset, name in sources]
+            for column, sources in lineage.items()
+        }
+    )
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str | int]]) -> dg.MetadataValue:
+    """A Markdown table, or "none" without rows. Whole numbers are right-aligned; texts come from data and are escaped."""
+    rows = list(rows)
+    if not rows:
+        return dg.MetadataValue.text("none")
+    lines = [columns, ["---:" if isinstance(value, int) else "---" for value in rows[0]]]
+    lines += [[f"{value:,}" if isinstance(value, int) else cell(value) for value in row] for row in rows]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def count_table(counts: Mapping[str, int]) -> dg.MetadataValue:
+    """A table of names and row counts, largest first."""
+    return markdown_table(["what", "rows"], sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def rows_by_reason(lake: DataLake, name: str) -> dg.MetadataValue:
+    """A table of the reasons in the table ``name`` of prepare, with their row counts."""
+    counts = lake.read("prepare", name, ["reason"]).column("reason").value_counts().to_pylist()
+    return count_table({count["values"]: count["counts"] for count in counts})
+
+
+def check_result(
+    outcome: "CheckOutcome", severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
+) -> dg.AssetCheckResult:
+    """What Dagster shows of a check's outcome."""
+    return dg.AssetCheckResult(
+        passed=outcome.passed, severity=severity, metadata=dict(outcome.facts), description=outcome.problem
+    )
 
 
 def cell(value: Any) -> str:
-    """Text from data as one cell of a Markdown table: escaped, on one line, cut with a mark."""
+    """Text from data as one cell of a Markdown table: on one line, shortened, escaped."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= _PREVIEW_CHARACTERS else f"{text[:_PREVIEW_CHARACTERS]}…"
+    text = text if len(text) <= _MAX_CELL_CHARACTERS else f"{text[:_MAX_CELL_CHARACTERS]}…"
     text = escape(text, quote=False)
     for sign in "\\|`*_[]":
         text = text.replace(sign, f"\\{sign}")
     return text
-
-
-def _preview(table: "pa.Table") -> str:
-    columns = [name for name in table.column_names if table.column(name).null_count < table.num_rows]
-    rows = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
-    lines = ["| " + " | ".join(cell(row[c]) for c in columns) + " |" for row in rows]
-    return "\n".join([f"| {' | '.join(columns)} |", "|" + "---|" * len(columns), *lines])

@@ -1,4 +1,4 @@
-"""What assets are handed: the lake, the launcher of trainings, the recipes as partitions, a readable log."""
+"""Resources and partitions of the assets: the lake, the training launcher, the recipes, and a readable console log."""
 
 import logging
 import sys
@@ -13,11 +13,11 @@ from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.recipe import recipe_names
 
 RECIPES = dg.StaticPartitionsDefinition(recipe_names())
-"""One partition a recipe: a new YAML is a new cell in the UI after the code location is reloaded."""
+"""One partition per recipe. A new recipe file is a new partition once the code location is reloaded."""
 
 
 class LakeResource(dg.ConfigurableResource):
-    """The data lake; its root is read when a run starts."""
+    """The data lake in the folder ``root``; if that is empty, in CS_LAKE or the default folder, when a run starts."""
 
     root: str = ""
 
@@ -28,11 +28,11 @@ class LakeResource(dg.ConfigurableResource):
 
 @dg.logger(dg.Field(dg.Permissive({"log_level": dg.Field(str, is_required=False, default_value="INFO")})))
 def console_logger(context: dg.InitLoggerContext) -> logging.Logger:
-    """A line a message in the terminal: time, asset, text."""
+    """One line per message in the terminal: time, asset, text."""
     logger = logging.Logger("cs_pipeline", level=logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Line())
-    # Dagster tells each step that a failure keeps from running; who started the job tells the failure itself.
+    # Dagster logs an error for every step that a failure skips. The command that runs the job prints the failure itself.
     handler.addFilter(lambda record: record.levelno < logging.ERROR)
     logger.addHandler(handler)
     return logger

@@ -1,17 +1,17 @@
-"""Assets of the prepare stage that answers are looked up in: the help articles and the retrieval index."""
+"""Assets and checks of retrieval: the help articles and the index of known answers and passages."""
 
 import os
 from collections import Counter
 
 import dagster as dg
 
-from cs_pipeline.defs.metadata import cell, column_schema, counts, table_result
+from cs_pipeline.defs.metadata import column_lineage, column_schema, count_table, markdown_table, table_result
 from cs_pipeline.defs.resources import LakeResource
 
 
-@dg.asset(group_name="prepare", kinds={"parquet"}, code_version="1")
+@dg.asset(group_name="prepare", kinds={"parquet"})
 def knowledge_base(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """The company's help articles in passages, as they lie in landing/knowledge/ now; empty where there are none."""
+    """The help articles that are in landing/knowledge/ now, cut into passages; empty if there are none."""
     from cs_pipeline.company import load_company
     from cs_pipeline.retrieval.passages import read_knowledge
 
@@ -20,34 +20,31 @@ def knowledge_base(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
         f"{made.passages.num_rows:,} passages of {made.files:,} files, {made.read:,} of them new or changed; "
         f"{made.set_aside.num_rows:,} passages set aside, {len(made.refused):,} files refused"
     )
-    refused = [f"| {cell(path)} | {cell(why)} |" for path, why in sorted(made.refused.items())[:50]]
-    table = "\n".join(["| file | why |", "|---|---|", *refused]) if refused else "none"
     return table_result(
         lake.lake.table("prepare", "knowledge_base"),
         made.passages,
         {
             "files": made.files,
-            "files_read_anew": made.read,
+            "files_read_again": made.read,
             "files_refused": len(made.refused),
-            "refused": dg.MetadataValue.md(table),
+            "refused": markdown_table(["file", "reason"], sorted(made.refused.items())[:50]),
             "passages_set_aside": made.set_aside.num_rows,
-            **counts("set_aside", Counter(made.set_aside.column("reason").to_pylist())),
-            **counts("placeholders_put_in", made.personal),
+            "set_aside": count_table(Counter(made.set_aside.column("reason").to_pylist())),
+            "placeholders": count_table(made.personal),
         },
     )
 
 
 class IndexConfig(dg.Config):
-    """What questions are likened by."""
+    """How texts are compared."""
 
     embedder: str = ""
-    """ORG/MODEL@REVISION of the hub, or a folder, of a sentence-embedding model; empty: what CS_EMBEDDER says, else the
-    characters of the texts."""
+    """A sentence-embedding model, ORG/MODEL@REVISION of the hub or a folder; empty: CS_EMBEDDER, else character TF-IDF."""
 
 
-@dg.asset(group_name="prepare", kinds={"parquet"}, deps=["train_split", knowledge_base], code_version="1")
+@dg.asset(group_name="prepare", kinds={"parquet"}, deps=["train_split", knowledge_base])
 def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource) -> dg.MaterializeResult:
-    """Known questions with their answers and passages of articles, found by the likeness to a question."""
+    """Training questions with their answers, and passages of help articles, searched by similarity to a question."""
     from cs_pipeline.core.schema import ANSWER
     from cs_pipeline.retrieval.index import build_index, retrieval_folder
 
@@ -64,9 +61,9 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
             "passages": made.passages,
             "texts_vectorised": made.vectorised,
             "likeness": made.likeness,
-            "dagster/column_lineage": dg.TableColumnLineage(
+            "dagster/column_lineage": column_lineage(
                 {
-                    column: [dg.TableColumnDep(asset_key=dg.AssetKey("train_split"), column_name=name)]
+                    column: [("train_split", name)]
                     for column, name in (("question", "instruction"), ("answer", "response"), ("intent", "intent"))
                 }
             ),
@@ -77,7 +74,7 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
 
 @dg.asset_check(asset=retrieval_index, blocking=True)
 def training_rows_alone(lake: LakeResource) -> dg.AssetCheckResult:
-    """The index holds every row of the training side as it is there, none of a cluster of another side, and all passages."""
+    """The index holds exactly the training rows and all passages, and no row of a cluster on another side."""
     from cs_pipeline.retrieval.index import differences
 
     found = differences(lake.lake)
@@ -86,18 +83,18 @@ def training_rows_alone(lake: LakeResource) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset=knowledge_base)
 def articles_usable(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every file below landing/knowledge/ is an article, and no passage of one was set aside."""
+    """Every file below landing/knowledge/ could be read as an article, and no passage was set aside."""
     from cs_pipeline.retrieval.passages import refused_files
 
     refused = refused_files(lake.lake)
     aside = lake.lake.read("prepare", "knowledge_base_set_aside", ["path", "reason"]).to_pylist()
-    told = [f"{path}: {why}" for path, why in sorted(refused.items())]
-    told += sorted({f"{row['path']}: {row['reason']}" for row in aside})
+    problems = [f"{path}: {why}" for path, why in sorted(refused.items())]
+    problems += sorted({f"{row['path']}: {row['reason']}" for row in aside})
     return dg.AssetCheckResult(
-        passed=not told,
+        passed=not problems,
         severity=dg.AssetCheckSeverity.WARN,
         metadata={"files_refused": len(refused), "passages_set_aside": len(aside)},
-        description="; ".join(told[:20]) or None,
+        description="; ".join(problems[:20]) or None,
     )
 
 

@@ -1,4 +1,4 @@
-"""Assets of the train stage: training runs in a process of its own, which reports through Dagster Pipes."""
+"""Assets and checks of the train stage. Training runs in a process of its own and reports through Dagster Pipes."""
 
 from pathlib import Path
 
@@ -13,18 +13,17 @@ from cs_pipeline.recipe import load_recipe
     group_name="train",
     kinds={"huggingface"},
     partitions_def=RECIPES,
-    # The classifier is not read: its check keeps a minute of training from rows that cannot be learnt.
+    # The classifier is not read here, but its blocking check stops a training on rows that cannot be learnt.
     deps=["bitext_splits", "intent_classifier"],
     pool="gpu",
-    code_version="2",
 )
 def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: Launcher) -> dg.MaterializeResult:
-    """The base the recipe names: from the hub at a pinned revision, from a folder, or the embedded one, trained here."""
+    """The recipe's base model: from the hub at a pinned revision, from a folder, or the embedded one, trained here."""
     from cs_pipeline.llm.base import find_base, needs_training
     from cs_pipeline.train.plan.machine_fit import check_machine, refuse, this_machine
 
     recipe = load_recipe(context.partition_key)
-    if launcher.here:  # the download costs too; what another machine has is not known here
+    if launcher.is_local:  # before the download; the memory of another machine is unknown here
         refuse(check_machine(recipe, lake.lake, this_machine()))
     if needs_training(recipe, lake.lake):
         launcher.run(context, lake.lake, "--base-only")
@@ -39,25 +38,25 @@ def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: 
 def fits_this_machine(
     context: dg.AssetCheckExecutionContext, lake: LakeResource, launcher: Launcher
 ) -> dg.AssetCheckResult:
-    """The training fits this machine's memory and a run's hours, by the base's true shape, now that it is here.
+    """The training fits this machine's memory and a run's time limit, estimated from the downloaded base's real shape.
 
-    Where a cluster trains, what this machine lacks is a warning.
+    If a cluster trains, findings about this machine are warnings.
     """
     from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 
     findings = check_machine(load_recipe(context.op_execution_context.partition_key), lake.lake, this_machine())
     return dg.AssetCheckResult(
         passed=not any(finding.status == "problem" for finding in findings),
-        severity=dg.AssetCheckSeverity.ERROR if launcher.here else dg.AssetCheckSeverity.WARN,
+        severity=dg.AssetCheckSeverity.ERROR if launcher.is_local else dg.AssetCheckSeverity.WARN,
         metadata={f.name: f"{f.status}: {f.what}" + (f" – {f.fix}" if f.fix else "") for f in findings},
     )
 
 
 class AdapterConfig(dg.Config):
-    """How to train."""
+    """Whether to train again."""
 
     force: bool = False
-    """Train again although equal input was trained before."""
+    """Train even if an adapter was already trained on the same input."""
 
 
 @dg.asset(
@@ -66,17 +65,16 @@ class AdapterConfig(dg.Config):
     partitions_def=RECIPES,
     deps=[base_model, "train_split", "validation_split", "intent_classifier", "retrieval_index"],
     pool="gpu",
-    code_version="2",
 )
 def adapter(
     context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, launcher: Launcher
 ) -> dg.MaterializeResult:
-    """The (Q)LoRA fine-tune of the recipe, trained once for equal input."""
+    """The recipe's (Q)LoRA fine-tune, trained once for the same input."""
     from cs_pipeline.train.adapter import current_adapter, find_adapter
 
     trained = None if config.force else find_adapter(load_recipe(context.partition_key), lake.lake)
     if trained:
-        context.log.info(f"Equal input made this adapter before, and its files are unchanged: {trained.folder}")
+        context.log.info(f"This adapter was trained on the same input, and its files are unchanged: {trained.folder}")
     else:
         launcher.run(context, lake.lake, "--force")
         trained = current_adapter(context.partition_key, lake.lake)
@@ -95,10 +93,10 @@ def adapter(
 
 @dg.asset_check(asset=adapter, blocking=True)
 def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """The loss on the validation split is lower after the training than before.
+    """The validation loss is lower after training than before.
 
-    A training that goes on from the champion begins near the bottom: there a higher loss is a warning, and the champion
-    stays because the promotion compares the two.
+    A training that starts from the champion starts close to its minimum. There a higher loss is a warning: promotion
+    compares the two, and the champion stays.
     """
     from cs_pipeline.train.adapter import current_adapter
 

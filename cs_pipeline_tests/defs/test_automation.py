@@ -15,7 +15,7 @@ import pytest
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
-from cs_pipeline.defs.automation import MOST_ATTEMPTS, ingest_company, landed_files, retrain_when_due, weekly_retrain
+from cs_pipeline.defs.automation import MAX_ATTEMPTS, ingest_company, landed_files, retrain_when_due, weekly_retrain
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.landing import EDIT_DELAY, land_files
@@ -115,13 +115,13 @@ def test_a_day_that_fails_is_tried_again_and_then_told(
     bad = tmp_path / "broken.csv"
     bad.write_text("question,answer\n" + "only one field\n" * 30)
     land_files([bad], lake, load_company(lake))
-    for _ in range(MOST_ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         result = tick(instance)
         assert isinstance(result, dg.SensorResult)
         (request,) = result.run_requests or []
         assert not ingest(instance, request)
     told = message(tick(instance))
-    assert f"{TODAY} was tried {MOST_ATTEMPTS} times" in told
+    assert f"{TODAY} was tried {MAX_ATTEMPTS} times" in told
     assert "launch that job for the partition" in told
     assert not lake.table("prepare", f"clean_interactions/{TODAY}").exists()
     # The fixed export under the same name takes its place, and the day goes on.

@@ -9,7 +9,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
-from cs_pipeline.defs.automation import MOST_ATTEMPTS, changed_articles, read_articles
+from cs_pipeline.defs.automation import MAX_ATTEMPTS, changed_articles, read_articles
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 
@@ -83,13 +83,13 @@ def test_an_article_landed_changed_and_deleted_is_followed_by_one_run_each(
         ("Refunds take three days.", "0 files new, 0 gone, 1 changed"),
     ):
         put(lake, "refunds.md", text)
-        assert daemon.tick() == f"{said}; waiting until they are whole"
+        assert daemon.tick() == f"{said}; waiting until they are complete"
         request = daemon.tick()
         assert isinstance(request, dg.RunRequest)
         assert request.tags["cs.articles"] == said
         shown = daemon.run()
         assert found(lake) == [text]
-        assert shown["knowledge_base"]["files_read_anew"] == shown["retrieval_index"]["texts_vectorised"] == 1
+        assert shown["knowledge_base"]["files_read_again"] == shown["retrieval_index"]["texts_vectorised"] == 1
         assert daemon.tick() == "nothing new: 1 files"
     (lake.root / "landing" / "knowledge" / "refunds.md").unlink()
     assert str(daemon.tick()).startswith("0 files new, 1 gone, 0 changed; waiting")
@@ -102,7 +102,7 @@ def test_a_file_still_changing_is_waited_for(instance: dg.DagsterInstance, lake:
     daemon = Daemon(instance)
     for length in (1, 2, 3):
         put(lake, "refunds.md", "Half. " * length)
-        assert str(daemon.tick()).endswith("waiting until they are whole")
+        assert str(daemon.tick()).endswith("waiting until they are complete")
     assert isinstance(daemon.tick(), dg.RunRequest)
 
 
@@ -112,8 +112,8 @@ def test_articles_that_no_run_could_read_are_told_and_not_asked_for_for_ever(
     daemon = Daemon(instance)
     put(lake, "refunds.md", "Refunds take five days.")
     daemon.tick()
-    assert [isinstance(daemon.tick(), dg.RunRequest) for _ in range(MOST_ATTEMPTS)] == [True] * MOST_ATTEMPTS
-    assert f"were tried {MOST_ATTEMPTS} times" in str(daemon.tick())
+    assert [isinstance(daemon.tick(), dg.RunRequest) for _ in range(MAX_ATTEMPTS)] == [True] * MAX_ATTEMPTS
+    assert f"were tried {MAX_ATTEMPTS} times" in str(daemon.tick())
     daemon.run()
     assert daemon.tick() == "nothing new: 1 files"
 

@@ -17,7 +17,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
-from cs_pipeline.evaluate.evaluation import read_evaluation
+from cs_pipeline.evaluate.results import read_evaluation
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.history import read_history
@@ -145,9 +145,9 @@ def test_other_rows_and_a_killed_training_give_a_second_version(
     client = open_store(copied)
     assert [int(v.version) for v in find_versions(client)] == [1, 2]
     assert len(run_ids(copied)) == 2  # the killed attempt and the one that ended are one run
-    facts = read_evaluation("tiny", copied)
-    assert facts["champion_version"] == 1
-    assert set(facts["differences"]) == {"base", "champion", "nearest", "central", "random"}
+    results = read_evaluation("tiny", copied)
+    assert results.champion_version == 1
+    assert set(results.differences) == {"base", "champion", "nearest", "central", "random"}
     last = read_history(copied)[-1]
     assert (last["version"], last["champion_before"]) == (2, 1)
     assert champion_number(client) == (2 if last["promote"] else 1)

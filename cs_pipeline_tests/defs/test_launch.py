@@ -66,10 +66,10 @@ def test_settings_that_cannot_be(
 
 
 def test_the_runs_configuration_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Launcher().here
+    assert Launcher().is_local
     monkeypatch.setenv("CS_LAUNCHER", "ray")
-    assert not Launcher().here
-    assert Launcher(kind="torchrun").here
+    assert not Launcher().is_local
+    assert Launcher(kind="torchrun").is_local
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def kubeconfig(settings: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_training_that_cannot_begin_is_not_started_again(kubeconfig: Path, lake: DataLake) -> None:
     success, lines, reason = launch(Launcher(kind="kubernetes", pod=str(POD)), lake, "small")
     assert not success
-    assert reason.startswith("The training did not begin: Invalid kube-config file.")
+    assert reason.startswith("The training did not start: Invalid kube-config file.")
     assert "under the same path" in reason
     assert not [line for line in lines if "started again" in line]
 

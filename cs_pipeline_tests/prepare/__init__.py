@@ -26,13 +26,13 @@ def conversations(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(whole, schema=CONVERSATION)
 
 
-def shingled(text: str) -> frozenset[str]:
+def shingle_set(text: str) -> frozenset[str]:
     """The 4-character windows of ``text``, told apart by nothing but themselves."""
     padded = text.lower().ljust(4)
     return frozenset(padded[i : i + 4] for i in range(len(padded) - 3))
 
 
-def alike(a: frozenset[str], b: frozenset[str]) -> bool:
+def are_near_duplicates(a: frozenset[str], b: frozenset[str]) -> bool:
     """Jaccard similarity of at least 0.8, in whole numbers."""
     shared = len(a & b)
     return 5 * shared >= 4 * (len(a) + len(b) - shared)

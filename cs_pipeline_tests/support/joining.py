@@ -12,9 +12,9 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
-from cs_pipeline.prepare.splits.conversations import Joined
+from cs_pipeline.prepare.splits.conversations import JoinedConversations
 from cs_pipeline.prepare.splits.split import SIDES, split
-from cs_pipeline_tests.prepare import alike, conversations, shingled
+from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
 Row = dict[str, Any]
 
@@ -82,7 +82,7 @@ def some(lake: DataLake, side: str, number: int = 0) -> Row:
     return found
 
 
-def sides(joined: Joined) -> dict[str, str]:
+def sides(joined: JoinedConversations) -> dict[str, str]:
     """row_id → side of the company rows."""
     rows = joined.rows.select(["row_id", "split", "source"]).to_pylist()
     return {row["row_id"]: row["split"] for row in rows if row["source"] == "company"}
@@ -92,13 +92,13 @@ def of(number: int) -> str:
     return f"{number:016x}"
 
 
-def reasons(joined: Joined) -> dict[str, str]:
+def reasons(joined: JoinedConversations) -> dict[str, str]:
     """row_id → reason."""
     aside = joined.set_aside.to_pydict()
     return dict(zip(aside["row_id"], aside["reason"], strict=True))
 
 
-def assert_sound(lake: DataLake, joined: Joined) -> None:
+def assert_sound(lake: DataLake, joined: JoinedConversations) -> None:
     """Counts reconcile, Bitext's rows are as they were, no cluster and no near-duplicate stands on two sides."""
     check_schema(joined.rows, CONVERSATION, "rows")
     check_schema(joined.set_aside, SET_ASIDE, "set aside")
@@ -117,10 +117,10 @@ def assert_sound(lake: DataLake, joined: Joined) -> None:
     side_of: dict[str, str] = {}
     for row in rows:
         assert side_of.setdefault(row["cluster_id"], row["split"]) == row["split"]
-    sets = [shingled(row["instruction"]) for row in rows]
+    sets = [shingle_set(row["instruction"]) for row in rows]
     for i, j in combinations(range(len(rows)), 2):
         if rows[i]["split"] != rows[j]["split"] and "company" in (rows[i]["source"], rows[j]["source"]):
-            assert not alike(sets[i], sets[j]), (rows[i], rows[j])
+            assert not are_near_duplicates(sets[i], sets[j]), (rows[i], rows[j])
     for index, name in enumerate(("conversations", "conversations_set_aside")):
         assert lake.read("prepare", name).equals((joined.rows, joined.set_aside)[index])
 
@@ -132,8 +132,8 @@ def chain(length: int) -> list[str]:
         "".join(Random(2).choices("0123456789", k=100)),
     )
     texts = [digits[: 6 * place] + letters[6 * place :] for place in range(length)]
-    sets = [shingled(text) for text in texts]
-    assert all(alike(sets[i], sets[j]) == (j - i == 1) for i, j in combinations(range(length), 2))
+    sets = [shingle_set(text) for text in texts]
+    assert all(are_near_duplicates(sets[i], sets[j]) == (j - i == 1) for i, j in combinations(range(length), 2))
     return texts
 
 

@@ -1,4 +1,7 @@
-"""A day's raw turns become training rows: paired, personal data replaced, intent predicted, poison flagged."""
+"""A day's raw turns become training rows: paired, personal data replaced, intents predicted, suspected poison flagged.
+
+Flagged rows are not trained on until a person has released them.
+"""
 
 import json
 from collections import Counter
@@ -13,36 +16,35 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
+from cs_pipeline.ingest.interactions import day_facts
 from cs_pipeline.ingest.ledger import Ledger, Tombstones
 from cs_pipeline.prepare.company.pairs import TicketMessage
 from cs_pipeline.prepare.company.raw import RawConversation, RawRow, raw_conversations
+from cs_pipeline.prepare.intent_classifier import ANSWERS, INTENTS, load_classifier
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.clean import INSTRUCTION_CHARACTERS, RESPONSE_CHARACTERS, regular_line, regular_pair, regular_text
 from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker, canonical, repair
-from cs_pipeline.text.poison import Suspect, reasons, text_reasons
+from cs_pipeline.text.poison import Suspect, row_reasons, text_reasons
 
-KEPT, ASIDE, FLAGGED = "clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"
+_KEPT, _ASIDE, _FLAGGED = "clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"
 """Folders of the day's tables."""
 
-INTENTS, ANSWERS = "intent_classifier", "answer_classifier"
-"""Folders in prepare: of the classifier of questions, and of that of answers."""
+_MAX_CHARACTERS: dict[Speaker, int] = {"customer": INSTRUCTION_CHARACTERS[1], "agent": RESPONSE_CHARACTERS[1]}
 
-LONGEST: dict[Speaker, int] = {"customer": INSTRUCTION_CHARACTERS[1], "agent": RESPONSE_CHARACTERS[1]}
+_NOT_CLEANED = 5
+"""A text of more than this many times its limit is not cleaned at all: no placeholder shortens it that much."""
 
-_FAR_TOO_LONG = 5
-"""Times the limit from which on a text is not looked at: no placeholder shortens it that much."""
-
-_ROWS = 50_000
-"""Rows in hand as Python objects at a time, where the whole day need not be."""
+_BATCH_SIZE = 50_000
+"""Texts that are classified at a time."""
 
 
 @dataclass(frozen=True)
 class CleanedDay:
-    """``rows`` that may train, rows ``set_aside``, and rows ``flagged``, which may once a person has released them.
+    """``rows`` to train on, rows ``set_aside``, and ``flagged`` rows, which need a person's release before training.
 
-    ``counts``: customer_messages = kept + set_aside + flagged (both by reason) + forgotten; automatic_replies that were
-    cut; placeholders that took the place of personal data, by name.
+    ``counts``: customer_messages = kept + set_aside + flagged (both by reason) + forgotten; automatic_replies removed;
+    placeholders that replaced personal data, by name.
     """
 
     rows: pa.Table
@@ -51,15 +53,16 @@ class CleanedDay:
     counts: dict[str, Any]
 
 
-def clean_day(lake: DataLake, company: Company, day: date) -> CleanedDay:
+def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = None) -> CleanedDay:
     """Writes the tables ``clean_interactions/<day>``, ``…_set_aside/<day>``, ``…_flagged/<day>``, and the counts as JSON.
 
-    None of them holds personal data that PersonalData finds. A row has the intent that the intent classifier predicts, and
-    that intent's category. Of a conversation with something forgotten nothing is in them: its rows quote each other.
+    None of them holds personal data that PersonalData finds. Each row has the intent that the intent classifier predicts,
+    and that intent's category. A conversation of which anything was forgotten is left out as a whole, because its rows quote
+    each other. With a ``run_id`` the ledger records that this run has ingested the day's deliveries.
 
     Raises PipelineError when the day was not ingested or there are no classifiers yet.
     """
-    questions, answers = (_classifier(lake, name) for name in (INTENTS, ANSWERS))
+    questions, answers = (load_classifier(lake, name) for name in (INTENTS, ANSWERS))
     categories = _categories(lake)
     personal = PersonalData(company.phone_regions, company.own_patterns)
     tally: Counter[str] = Counter()
@@ -78,9 +81,9 @@ def clean_day(lake: DataLake, company: Company, day: date) -> CleanedDay:
             placeholders.update(cleaner.placeholders)
     aside = [draft for draft in drafts if draft.reason is not None]
     usable = [draft for draft in drafts if draft.reason is None]
-    for draft, (intent, confidence) in zip(usable, _predicted(questions, [d.question for d in usable]), strict=True):
+    for draft, (intent, confidence) in zip(usable, _predict(questions, [d.question for d in usable]), strict=True):
         draft.category, draft.intent, draft.confidence = categories[intent], intent, confidence
-    _flag(usable, _predicted(answers, [d.answer for d in usable]), superseded, company.rows_per_subject)
+    _flag(usable, _predict(answers, [d.answer for d in usable]), superseded, company.rows_per_subject)
     kept = [draft for draft in usable if draft.reason is None]
     suspect = [draft for draft in usable if draft.reason is not None]
     cleaned = CleanedDay(
@@ -95,20 +98,62 @@ def clean_day(lake: DataLake, company: Company, day: date) -> CleanedDay:
             "placeholders": dict(placeholders.most_common()),
         },
     )
-    lake.write("prepare", f"{ASIDE}/{day}", cleaned.set_aside, SET_ASIDE)
-    lake.write("prepare", f"{FLAGGED}/{day}", cleaned.flagged, SET_ASIDE)
-    lake.write("prepare", f"{KEPT}/{day}", cleaned.rows, CONVERSATION)
-    write_json(lake.path("prepare", KEPT, f"{day}.json"), cleaned.counts)
+    lake.write("prepare", f"{_ASIDE}/{day}", cleaned.set_aside, SET_ASIDE)
+    lake.write("prepare", f"{_FLAGGED}/{day}", cleaned.flagged, SET_ASIDE)
+    lake.write("prepare", f"{_KEPT}/{day}", cleaned.rows, CONVERSATION)
+    write_json(lake.path("prepare", _KEPT, f"{day}.json"), cleaned.counts)
+    if run_id is not None:
+        with Ledger(lake) as ledger:  # only the deliveries that were read: others may have landed since
+            ledger.mark_ingested(day, [file.sha256 for file in day_facts(lake, day).files], run_id)
     return cleaned
+
+
+@dataclass(frozen=True)
+class FlaggedRow:
+    """A flagged row, as a person reviews it."""
+
+    row_id: str
+    day: date
+    reason: str
+    question: str
+    answer: str
+    released: bool
+
+
+def flagged_rows(lake: DataLake) -> list[FlaggedRow]:
+    """All flagged rows, by day of delivery."""
+    with Ledger(lake) as ledger:
+        released = ledger.released()
+    rows: list[FlaggedRow] = []
+    for path in sorted(lake.path("prepare", _FLAGGED).glob("????-??-??.parquet")):
+        table = lake.read("prepare", f"{_FLAGGED}/{path.stem}")
+        columns = (table.column(name).to_pylist() for name in ("row_id", "reason", "instruction", "response"))
+        day = date.fromisoformat(path.stem)
+        for row_id, reason, question, answer in zip(*columns, strict=True):
+            rows.append(FlaggedRow(row_id, day, reason, question, answer, row_id in released))
+    return rows
+
+
+def release_row(lake: DataLake, row_id: str, by: str, why: str) -> None:
+    """Allows training on a flagged row from the next run of ``conversations`` on.
+
+    Raises PipelineError when no flagged row has this id.
+    """
+    if row_id not in {row.row_id for row in flagged_rows(lake)}:
+        raise PipelineError(
+            f"No flagged row has the id '{row_id}'.", "Take an id from the list: cs-pipeline quarantine list."
+        )
+    with Ledger(lake) as ledger:
+        ledger.release(row_id, by, why)
 
 
 @dataclass(slots=True)
 class _Draft:
-    """A row on its way. ``delivered`` is its text before cleaning, where something in it may be poison, else empty."""
+    """A row in the making. ``delivered`` is its text before cleaning if that looks like poison, else empty."""
 
     row_id: str
     file: str
-    place: int
+    source_row: int
     subject: str | None
     conversation: str
     delivered: str
@@ -122,7 +167,7 @@ class _Draft:
 
 
 class _Cleaner:
-    """The messages of a conversation without personal data. Each is looked at once, though it may be context as well."""
+    """Replaces the personal data in a conversation's messages, each once, even if it is the context of other rows."""
 
     def __init__(self, personal: PersonalData, conversation: RawConversation) -> None:
         self.placeholders: Counter[str] = Counter()
@@ -131,7 +176,7 @@ class _Cleaner:
         self._texts: dict[tuple[int, ...], tuple[str | None, bool]] = {}
 
     def draft(self, row: RawRow) -> _Draft:
-        """The row with its text, and the reason why it cannot be used if it cannot."""
+        """The row with its clean text, and the reason if it cannot be used."""
         pair, context = row.pair, None
         question, in_question = self._text(pair.question)
         answer, in_answer = self._text(pair.answer) if pair.answer else (None, False)
@@ -148,7 +193,7 @@ class _Cleaner:
         return _Draft(
             row_id=row.row_id,
             file=self._conversation.file,
-            place=row.place,
+            source_row=row.source_row,
             subject=row.subject,
             conversation=self._conversation.id,
             delivered=delivered,
@@ -159,26 +204,26 @@ class _Cleaner:
         )
 
     def _text(self, message: TicketMessage) -> tuple[str | None, bool]:
-        """The message without personal data, None where it is far too long, and whether something in it may be poison."""
-        if message.places not in self._texts:
-            if len(message.text) > _FAR_TOO_LONG * LONGEST[message.role]:
-                self._texts[message.places] = None, False
+        """The message without personal data, None if it is far too long, and whether it looks like poison."""
+        if message.turns not in self._texts:
+            if len(message.text) > _NOT_CLEANED * _MAX_CHARACTERS[message.role]:
+                self._texts[message.turns] = None, False
             else:
                 known = self._conversation.known
-                text, met = self._personal.replace(regular_text(message.text), known, message.role)
-                self.placeholders.update(met)
-                self._texts[message.places] = text, bool(text_reasons(message.text))
-        return self._texts[message.places]
+                text, replaced = self._personal.replace(regular_text(message.text), known, message.role)
+                self.placeholders.update(replaced)
+                self._texts[message.turns] = text, bool(text_reasons(message.text))
+        return self._texts[message.turns]
 
     def _context(self, messages: Sequence[TicketMessage]) -> tuple[str | None, bool]:
-        """The messages right before a question that can be used, as JSON, and whether one of them may be poison."""
+        """The usable messages directly before a question, as JSON, and whether one of them looks like poison."""
         turns: list[tuple[str, str]] = []
         suspicious = False
         for message in reversed(messages):
             text, in_text = self._text(message)
             if text is not None and message.role == "customer":
                 text = regular_line(text)
-            text = repair(text) if text and len(text) <= LONGEST[message.role] else None
+            text = repair(text) if text and len(text) <= _MAX_CHARACTERS[message.role] else None
             if not text:
                 break
             turns.insert(0, (message.role, canonical(text)[0]))
@@ -193,19 +238,19 @@ def _is_forgotten(conversation: RawConversation, tombstones: Tombstones) -> bool
 
 def _too_long(question: str | None, answer: str | None) -> str | None:
     if question is None:
-        return f"question longer than {LONGEST['customer']} characters"
-    return f"answer longer than {LONGEST['agent']} characters" if answer is None else None
+        return f"question longer than {_MAX_CHARACTERS['customer']} characters"
+    return f"answer longer than {_MAX_CHARACTERS['agent']} characters" if answer is None else None
 
 
 def _flag(drafts: list[_Draft], answers: list[tuple[str, float]], superseded: set[str], rows_per_subject: int) -> None:
-    """Gives the drafts that look like poison their reason.
+    """Sets the reason of the drafts that look like poison.
 
-    A row that was delivered twice on the day counts once, and rows of a superseded delivery do not count beside the
-    rows of the one that took its place.
+    A row that was delivered twice on the day counts once, and rows of superseded deliveries are counted separately from the
+    rows that replaced them.
     """
-    judged: dict[tuple[bool, str], Suspect] = {}
+    suspects: dict[tuple[bool, str], Suspect] = {}
     for draft, (intent, confidence) in zip(drafts, answers, strict=True):
-        judged.setdefault(
+        suspects.setdefault(
             (draft.file in superseded, draft.row_id),
             Suspect(
                 delivered=draft.delivered,
@@ -218,19 +263,19 @@ def _flag(drafts: list[_Draft], answers: list[tuple[str, float]], superseded: se
             ),
         )
     reason_of: dict[tuple[bool, str], str | None] = {}
-    for old in (False, True):
-        keys = [key for key in judged if key[0] is old]
-        reason_of.update(zip(keys, reasons([judged[key] for key in keys], rows_per_subject), strict=True))
+    for is_superseded in (False, True):
+        keys = [key for key in suspects if key[0] is is_superseded]
+        reason_of.update(zip(keys, row_reasons([suspects[key] for key in keys], rows_per_subject), strict=True))
     for draft in drafts:
         draft.reason = reason_of[draft.file in superseded, draft.row_id]
 
 
-def _predicted(classifier: TextClassifier, texts: list[str | None]) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for start in range(0, len(texts), _ROWS):
-        labels, confidence = classifier.predict([text or "" for text in texts[start : start + _ROWS]])
-        found += zip(labels, confidence.tolist(), strict=True)
-    return found
+def _predict(classifier: TextClassifier, texts: list[str | None]) -> list[tuple[str, float]]:
+    predictions: list[tuple[str, float]] = []
+    for start in range(0, len(texts), _BATCH_SIZE):
+        labels, confidence = classifier.predict([text or "" for text in texts[start : start + _BATCH_SIZE]])
+        predictions += zip(labels, confidence.tolist(), strict=True)
+    return predictions
 
 
 def _table(drafts: list[_Draft], day: date, schema: pa.Schema) -> pa.Table:
@@ -238,7 +283,7 @@ def _table(drafts: list[_Draft], day: date, schema: pa.Schema) -> pa.Table:
         "row_id": [draft.row_id for draft in drafts],
         "source": ["company"] * len(drafts),
         "source_file_sha256": [draft.file for draft in drafts],
-        "source_row": [draft.place for draft in drafts],
+        "source_row": [draft.source_row for draft in drafts],
         "delivered_on": [day] * len(drafts),
         "subject_id": [draft.subject for draft in drafts],
         "conversation_id": [draft.conversation for draft in drafts],
@@ -260,49 +305,6 @@ def _by_reason(drafts: list[_Draft]) -> dict[str, int]:
     return dict(Counter(draft.reason or "" for draft in drafts).most_common())
 
 
-def _classifier(lake: DataLake, name: str) -> TextClassifier:
-    folder = lake.path("prepare", name)
-    if not folder.exists():
-        raise PipelineError(f"{folder} is not there.", "Materialise 'intent_classifier' first, or run make demo.")
-    return TextClassifier.load(folder)
-
-
 def _categories(lake: DataLake) -> dict[str, str]:
     rows = lake.read("prepare", "bitext_splits", ["intent", "category"])
     return dict(zip(rows.column("intent").to_pylist(), rows.column("category").to_pylist(), strict=True))
-
-
-@dataclass(frozen=True)
-class Flagged:
-    """A flagged row as a person looks at it."""
-
-    row_id: str
-    day: date
-    reason: str
-    question: str
-    answer: str
-    released: bool
-
-
-def flagged(lake: DataLake) -> list[Flagged]:
-    """All rows that look like poison, by day of delivery."""
-    with Ledger(lake) as ledger:
-        released = ledger.released()
-    rows: list[Flagged] = []
-    for path in sorted(lake.path("prepare", FLAGGED).glob("????-??-??.parquet")):
-        table = lake.read("prepare", f"{FLAGGED}/{path.stem}")
-        columns = (table.column(name).to_pylist() for name in ("row_id", "reason", "instruction", "response"))
-        day = date.fromisoformat(path.stem)
-        for row_id, reason, question, answer in zip(*columns, strict=True):
-            rows.append(Flagged(row_id, day, reason, question, answer, row_id in released))
-    return rows
-
-
-def release_rows(lake: DataLake, row_id: str, by: str, why: str) -> None:
-    """Lets a flagged row into training from the next ``conversations`` on. Raises PipelineError when it is not flagged."""
-    if row_id not in {row.row_id for row in flagged(lake)}:
-        raise PipelineError(
-            f"No flagged row has the id '{row_id}'.", "Take an id from the list: cs-pipeline quarantine list."
-        )
-    with Ledger(lake) as ledger:
-        ledger.release(row_id, by, why)

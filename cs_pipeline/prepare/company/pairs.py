@@ -1,4 +1,4 @@
-"""Turns of a conversation become pairs: a customer's message, and what a person of the company replied."""
+"""The turns of a conversation become pairs: a message of the customer, and the reply of a person at the company."""
 
 import re
 from collections.abc import Sequence
@@ -7,26 +7,26 @@ from typing import Literal
 
 from cs_pipeline.prepare.company.mail import is_automatic, own_words
 
-EARLIER_TURNS = 3
-"""Messages before a question that stand beside it as its context, at most."""
+EARLIER_MESSAGES = 3
+"""The number of messages before a question that are kept as its context, at most."""
 
 
 @dataclass(frozen=True)
 class TicketMessage:
-    """What one side said until the other spoke: ``text`` are its own words, ``raw`` all that was delivered.
+    """Consecutive turns of one side: ``text`` without quoted mail and signatures, ``raw`` as delivered.
 
-    ``places`` are the turns of the conversation that it was made of, from 0.
+    ``turns`` are the indexes, from 0, of the turns that it is made of.
     """
 
     role: Literal["customer", "agent"]
     text: str
     raw: str
-    places: tuple[int, ...]
+    turns: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """A customer's message and its answer. ``reason`` says why it cannot train, None if it can.
+    """A message of the customer and its answer. ``reason`` says why it cannot be trained on, None if it can.
 
     ``context`` are the messages before the question, oldest first.
     """
@@ -39,54 +39,49 @@ class QuestionAnswer:
 
 @dataclass(frozen=True)
 class Paired:
-    """The ``pairs`` of a conversation, one for each message of the customer, and how many ``automatic`` replies were cut."""
+    """The ``pairs`` of a conversation, one per message of the customer, and the number of ``automatic`` replies removed."""
 
     pairs: list[QuestionAnswer]
     automatic: int
 
 
 def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] = ()) -> Paired:
-    """Pairs up ``turns``, each a role (customer, agent, automatic) and its raw text, in the order they were said.
+    """Pairs up ``turns``, each a role (customer, agent, automatic) and its raw text, in their order.
 
-    Turns of one side without one of the other between them are one message. Automatic replies, by role, by their words or
-    by an expression of ``automatic``, answer nothing; one from a customer's mailbox is a message of its own, unanswered.
+    Consecutive turns of one side are one message. Automatic replies, recognised by role, by their words or by a pattern of
+    ``automatic``, answer nothing. One from the customer's mailbox becomes a pair of its own without an answer.
     """
     messages: list[TicketMessage] = []
     pairs: list[QuestionAnswer] = []
-    cut = 0
-    for place, (role, raw) in enumerate(turns):
+    removed = 0
+    for turn, (role, raw) in enumerate(turns):
         words = own_words(raw)
         if role == "automatic" or is_automatic(words, automatic):
-            cut += 1
+            removed += 1
             if role == "customer":
-                pairs.append(
-                    QuestionAnswer(TicketMessage("customer", words, raw, (place,)), None, (), "automatic reply")
-                )
+                message = TicketMessage("customer", words, raw, (turn,))
+                pairs.append(QuestionAnswer(message, None, (), "automatic reply"))
             continue
-        message = TicketMessage("customer" if role == "customer" else "agent", words, raw, (place,))
+        message = TicketMessage("customer" if role == "customer" else "agent", words, raw, (turn,))
         if messages and messages[-1].role == message.role:
-            message = _joined(messages.pop(), message)
+            message = _merge(messages.pop(), message)
         messages.append(message)
     for number, question in enumerate(messages):
         if question.role == "customer":
             answer = messages[number + 1] if number + 1 < len(messages) else None
-            said = [message for message in messages[:number] if message.text]
-            pairs.append(QuestionAnswer(question, answer, tuple(said[-EARLIER_TURNS:]), _reason(question, answer)))
-    return Paired(sorted(pairs, key=lambda pair: pair.question.places), cut)
+            context = tuple([message for message in messages[:number] if message.text][-EARLIER_MESSAGES:])
+            pairs.append(QuestionAnswer(question, answer, context, _reason(question, answer)))
+    return Paired(sorted(pairs, key=lambda pair: pair.question.turns), removed)
 
 
-def _joined(first: TicketMessage, second: TicketMessage) -> TicketMessage:
-    return TicketMessage(
-        first.role,
-        f"{first.text}\n{second.text}".strip(),
-        f"{first.raw}\n{second.raw}",
-        first.places + second.places,
-    )
+def _merge(first: TicketMessage, second: TicketMessage) -> TicketMessage:
+    text = f"{first.text}\n{second.text}".strip()
+    return TicketMessage(first.role, text, f"{first.raw}\n{second.raw}", first.turns + second.turns)
 
 
 def _reason(question: TicketMessage, answer: TicketMessage | None) -> str | None:
     if not question.text:
-        return "question of nothing but a signature or quoted mail"
+        return "question is only a signature or quoted mail"
     if answer is None:
         return "no answer by a person"
-    return None if answer.text else "answer of nothing but a signature or quoted mail"
+    return None if answer.text else "answer is only a signature or quoted mail"

@@ -1,4 +1,4 @@
-"""The customer's messages of a day as they were delivered: which records of which file each is made of, and its answer."""
+"""A day's customer messages as they were delivered, each with its answer and the records that it is made of."""
 
 import re
 from collections import Counter
@@ -19,25 +19,25 @@ from cs_pipeline.ingest.interactions import TURNS
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.pairs import QuestionAnswer, pair
 
-_ROWS = 50_000
-"""Turns in hand as Python objects at a time."""
+_BATCH_SIZE = 50_000
+"""Turns that are held as Python objects at a time."""
 
 
 @dataclass(frozen=True)
 class RawRow:
-    """A customer's message with its answer, as delivered; ``place`` is that of the record in which the message begins."""
+    """A customer's message with its answer, as delivered. ``source_row`` is the record in which the message begins."""
 
     row_id: str
-    place: int
+    source_row: int
     subject: str | None
     pair: QuestionAnswer
 
 
 @dataclass(frozen=True)
 class RawConversation:
-    """The raw rows of a conversation of the file with the sha256 ``file``, and how many ``automatic`` replies it had.
+    """The rows of a conversation of the file with the sha256 ``file``, and its number of ``automatic`` replies.
 
-    ``id`` is hashed. ``known`` is what the file says of its people: a placeholder, and the value whose place it takes.
+    ``id`` is hashed. ``known`` are (placeholder, value) pairs: what the file's own fields say about the people in it.
     """
 
     file: str
@@ -48,7 +48,7 @@ class RawConversation:
 
 
 def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledger) -> Iterator[RawConversation]:
-    """The conversations of ``day`` in the order in which they begin. They hold personal data.
+    """The conversations of ``day`` in the order of their first turns. They hold personal data.
 
     Raises PipelineError when the day was not ingested.
     """
@@ -58,20 +58,21 @@ def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledge
         paired = pair([(turn["role"], turn["text"]) for turn in turns], automatic)
         known = {(entry["placeholder"], entry["value"]): None for turn in turns for entry in turn["known"]}
         rows: list[RawRow] = []
-        met: Counter[tuple[str, str]] = Counter()
+        seen: Counter[tuple[str, str]] = Counter()
         for found in paired.pairs:
             texts = found.question.raw, found.answer.raw if found.answer else ""
-            again = [str(met[texts])] if met[texts] else []
-            met[texts] += 1
-            asked = [turns[place] for place in found.question.places]
+            repetition = [str(seen[texts])] if seen[texts] else []
+            seen[texts] += 1
+            asked = [turns[turn] for turn in found.question.turns]
             subject = next((turn["subject_id"] for turn in asked if turn["subject_id"] is not None), None)
-            rows.append(RawRow(ledger.row(raw_id, *texts, *again), asked[0]["source_row"], subject, found))
+            row_id = ledger.hash_row(raw_id, *texts, *repetition)
+            rows.append(RawRow(row_id, asked[0]["source_row"], subject, found))
         file = turns[0]["source_file_sha256"]
-        yield RawConversation(file, ledger.row(raw_id), tuple(known), rows, paired.automatic)
+        yield RawConversation(file, ledger.hash_row(raw_id), tuple(known), rows, paired.automatic)
 
 
 def _conversations(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """The turns of each conversation of each file, in their order; the table may have them apart from each other."""
+    """The turns of each conversation of each file, in order; in the table they need not be contiguous."""
     number = np.zeros(table.num_rows, dtype=np.int64)
     for name in ("source_file_sha256", "conversation_id"):
         codes = pc.dictionary_encode(table.column(name).combine_chunks())
@@ -79,8 +80,8 @@ def _conversations(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
     order = np.argsort(number, kind="stable")
 
     def turns() -> Iterator[dict[str, Any]]:
-        for start in range(0, len(order), _ROWS):
-            yield from table.take(order[start : start + _ROWS]).to_pylist()
+        for start in range(0, len(order), _BATCH_SIZE):
+            yield from table.take(order[start : start + _BATCH_SIZE]).to_pylist()
 
     for _, group in groupby(turns(), key=itemgetter("source_file_sha256", "conversation_id")):
         yield list(group)

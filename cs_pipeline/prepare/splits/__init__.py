@@ -1,1 +1,1 @@
-"""Near-duplicate clusters and the frozen split."""
+"""Clusters of near-duplicate questions, and the frozen split into train, validation and test."""

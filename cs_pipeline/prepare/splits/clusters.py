@@ -1,8 +1,8 @@
-"""Near-duplicate questions: Jaccard similarity of their sets of 4-character shingles.
+"""Clusters of near-duplicate questions: Jaccard similarity of at least 0.8 between their sets of 4-character shingles.
 
 MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3) proposes pairs,
-the exact similarity decides. With 72 bands of 7 hashes a pair at 0.8 is proposed with probability
-1 - (1 - 0.8^7)^72 = 1 - 4e-8, so the candidates lose nothing, and one at 0.3 with 2 %, so boilerplate costs little.
+and the exact similarity decides. With 72 bands of 7 hashes, a pair at 0.8 is proposed with probability
+1 - (1 - 0.8^7)^72 = 1 - 4e-8, so next to nothing is missed; a pair at 0.3 with 2 %, so boilerplate costs little.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,17 +15,17 @@ from scipy.sparse.csgraph import connected_components
 JACCARD = 0.8
 SHINGLE = 4
 BANDS, _HASHES_PER_BAND = 72, 7
-_WIDEST = 16  # neighbours that a row is compared with at once
-_BITS = 512  # of a signature; a question has some fifty windows
+_MAX_NEIGHBOURS = 16  # neighbours that a row is compared with at once
+_SIGNATURE_BITS = 512  # a question has some fifty shingles
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64
 )
 
 
 def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndarray:
-    """Pairs of rows of one intent whose questions are alike, as many as connect all that are: shape [pairs, 2].
+    """Pairs of rows of one intent with near-duplicate questions, enough to connect every cluster: shape [pairs, 2].
 
-    Case makes no difference; a question shorter than a shingle is one.
+    Case is ignored. A question shorter than a shingle counts as one shingle.
     """
     keys = list(zip(intents, (question.lower() for question in questions), strict=True))
     first: dict[tuple[str, str], int] = {}
@@ -35,8 +35,8 @@ def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndar
     pairs = [np.array(equal, dtype=np.int64).reshape(-1, 2)]
     if first:
         shingles = Shingles.of([text for _, text in first])
-        numbers = np.unique([intent for intent, _ in first], return_inverse=True)[1]
-        pairs.append(np.array(list(first.values()))[links(shingles, shingles.bands(numbers))])
+        groups = np.unique([intent for intent, _ in first], return_inverse=True)[1]
+        pairs.append(np.array(list(first.values()))[connecting_pairs(shingles, shingles.band_keys(groups))])
     return np.concatenate(pairs)
 
 
@@ -48,10 +48,10 @@ def components(pairs: np.ndarray, rows: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Shingles:
-    """Texts as the sets of their 4-character windows.
+    """Texts as sets of their 4-character shingles.
 
-    ``sets`` has ones of shape [texts, windows], ``hashes`` 64 bits for each window, ``sizes`` the windows of each text,
-    ``signatures`` of shape [texts, 8] a bit for each window, some windows to a bit.
+    ``sets``: ones of shape [texts, shingles]. ``hashes``: 64 bits per shingle. ``sizes``: the number of shingles of each
+    text. ``signatures``: shape [texts, 8]; each shingle sets one of the 512 bits, and several may share a bit.
     """
 
     sets: csr_array
@@ -61,90 +61,92 @@ class Shingles:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Shingles":
-        """The sets of ``texts``, at least one, which are to be in lower case."""
+        """The sets of ``texts``, which must be in lower case; at least one text."""
         padded = [text.ljust(SHINGLE) for text in texts]
         owner = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
         codes = np.frombuffer("".join(padded).encode("utf-32-le"), dtype=np.uint32)
-        windows = len(codes) - SHINGLE + 1
-        inside = owner[:windows] == owner[SHINGLE - 1 :]  # a window that does not run into the next text
-        total = np.zeros(windows, dtype=np.uint64)
-        for place, multiplier in enumerate(_MULTIPLIERS):
-            total += codes[place : place + windows] * multiplier
-        hashes, column = np.unique(_mixed(total[inside]), return_inverse=True)
+        count = len(codes) - SHINGLE + 1
+        inside = owner[:count] == owner[SHINGLE - 1 :]  # the shingle does not run into the next text
+        total = np.zeros(count, dtype=np.uint64)
+        for offset, multiplier in enumerate(_MULTIPLIERS):
+            total += codes[offset : offset + count] * multiplier
+        hashes, column = np.unique(_mix(total[inside]), return_inverse=True)
         ones = np.ones(len(column), dtype=np.int32)
-        sets = coo_array((ones, (owner[:windows][inside], column)), shape=(len(padded), len(hashes))).tocsr()
-        sets.data[:] = 1  # a window that a text repeats was added up
+        sets = coo_array((ones, (owner[:count][inside], column)), shape=(len(padded), len(hashes))).tocsr()
+        sets.data[:] = 1  # tocsr added up the shingles that a text repeats
         sizes = np.diff(sets.indptr)
-        bits = np.zeros((len(padded), _BITS), dtype=bool)
-        bits[np.repeat(np.arange(len(padded)), sizes), (hashes % _BITS)[sets.indices]] = True
+        bits = np.zeros((len(padded), _SIGNATURE_BITS), dtype=bool)
+        bits[np.repeat(np.arange(len(padded)), sizes), (hashes % _SIGNATURE_BITS)[sets.indices]] = True
         return cls(sets, hashes, sizes, np.packbits(bits, axis=1).view(np.uint64))
 
-    def bands(self, groups: np.ndarray) -> Iterator[np.ndarray]:
-        """For each band a key of each text: equal for texts of one group (a number) with equal smallest hashes."""
+    def band_keys(self, groups: np.ndarray) -> Iterator[np.ndarray]:
+        """For each band, one key per text: equal for texts of the same group number whose minimum hashes are equal."""
         seeds = np.random.default_rng(0).integers(1, 2**63, size=(BANDS, _HASHES_PER_BAND), dtype=np.uint64)
         for band in range(BANDS):
-            keys = _mixed(groups.astype(np.uint64) + np.uint64(band))
+            keys = _mix(groups.astype(np.uint64) + np.uint64(band))
             for seed in seeds[band]:
-                smallest = np.minimum.reduceat(_mixed(self.hashes ^ seed)[self.sets.indices], self.sets.indptr[:-1])
-                keys = _mixed(keys ^ smallest)
+                smallest = np.minimum.reduceat(_mix(self.hashes ^ seed)[self.sets.indices], self.sets.indptr[:-1])
+                keys = _mix(keys ^ smallest)
             yield keys
 
-    def alike(self, pairs: np.ndarray) -> np.ndarray:
-        """Which of the ``pairs`` of shape [pairs, 2] are near-duplicates."""
+    def are_near_duplicates(self, pairs: np.ndarray) -> np.ndarray:
+        """Which of the ``pairs`` of texts, shape [pairs, 2], are near-duplicates: a mask of shape [pairs]."""
         a, b = pairs.T
-        found = may_be_alike(self.sizes[a], self.sizes[b], self.signatures[a], self.signatures[b])
-        if found.any():
-            a, b = a[found], b[found]
+        mask = may_be_near_duplicates(self.sizes[a], self.sizes[b], self.signatures[a], self.signatures[b])
+        if mask.any():
+            a, b = a[mask], b[mask]
             shared = self.sets[a].multiply(self.sets[b]).sum(axis=1)
-            found[found] = shared / (self.sizes[a] + self.sizes[b] - shared) >= JACCARD
-        return found
+            mask[mask] = shared / (self.sizes[a] + self.sizes[b] - shared) >= JACCARD
+        return mask
 
 
-def windows(text: str) -> frozenset[str]:
-    """The 4-character windows of ``text``, which is to be in lower case."""
+def shingle_set(text: str) -> frozenset[str]:
+    """The 4-character shingles of ``text``, which must be in lower case."""
     padded = text.ljust(SHINGLE)
-    return frozenset(padded[place : place + SHINGLE] for place in range(len(padded) - SHINGLE + 1))
+    return frozenset(padded[start : start + SHINGLE] for start in range(len(padded) - SHINGLE + 1))
 
 
-def may_be_alike(sizes: np.ndarray, others: np.ndarray, signatures: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """False where texts of these sizes and signatures, side by side, cannot be near-duplicates: shape [pairs]."""
-    # Sets of sizes s and t at Jaccard J differ in (s + t)(1 - J)/(1 + J) windows; a bit that differs is one at least.
-    differing = np.bitwise_count(signatures ^ other).sum(axis=1, dtype=np.int64)
-    return (1 + JACCARD) * differing <= (1 - JACCARD) * (sizes + others) + 1e-9
+def may_be_near_duplicates(
+    sizes: np.ndarray, other_sizes: np.ndarray, signatures: np.ndarray, other_signatures: np.ndarray
+) -> np.ndarray:
+    """False where texts with these sizes and signatures, paired by row, cannot be near-duplicates: shape [pairs]."""
+    # Sets of sizes s and t at Jaccard J differ in (s + t)(1 - J)/(1 + J) shingles; each differing bit needs at least one.
+    differing = np.bitwise_count(signatures ^ other_signatures).sum(axis=1, dtype=np.int64)
+    return (1 + JACCARD) * differing <= (1 - JACCARD) * (sizes + other_sizes) + 1e-9
 
 
-def links(shingles: Shingles, bands: Iterable[np.ndarray]) -> np.ndarray:
-    """Pairs of alike texts that have an equal key in a band, enough to connect all such: shape [pairs, 2].
+def connecting_pairs(shingles: Shingles, band_keys: Iterable[np.ndarray]) -> np.ndarray:
+    """Near-duplicate pairs among texts that share a band key, enough to connect every cluster: shape [pairs, 2].
 
-    The texts of a bucket stand side by side and are compared at growing distance, until the bucket is connected: thousands
-    of variants of one question cost little more than their number. Memory is linear in the texts, whatever they are.
+    The texts of a bucket are laid side by side and compared at growing distance until the bucket is connected, so thousands
+    of variants of one question cost little more than their number. Memory is always linear in the number of texts.
     """
     found = [np.zeros((0, 2), dtype=np.int64)]
     cluster = np.arange(len(shingles.signatures))
-    for keys in bands:
+    for keys in band_keys:
         order = np.argsort(keys, kind="stable")
         _, start, bucket, size = np.unique(keys[order], return_index=True, return_inverse=True, return_counts=True)
         end = (start + size)[bucket]
         places = np.arange(len(order))
-        reach = np.array([1])
+        distances = np.array([1])
         while True:
-            here = cluster[order]
-            torn = np.minimum.reduceat(here, start) < np.maximum.reduceat(here, start)
-            places = places[torn[bucket[places]] & (places + reach[0] < end[places])]
+            clusters = cluster[order]
+            unconnected = np.minimum.reduceat(clusters, start) < np.maximum.reduceat(clusters, start)
+            places = places[unconnected[bucket[places]] & (places + distances[0] < end[places])]
             if not len(places):
                 break
-            pairs = np.stack(np.broadcast_arrays(places[:, None], places[:, None] + reach), axis=2)
+            pairs = np.stack(np.broadcast_arrays(places[:, None], places[:, None] + distances), axis=2)
             pairs = pairs[pairs[..., 1] < end[places, None]]
-            pairs = order[pairs[here[pairs[:, 0]] != here[pairs[:, 1]]]]
-            pairs = pairs[shingles.alike(pairs)]
+            pairs = order[pairs[clusters[pairs[:, 0]] != clusters[pairs[:, 1]]]]
+            pairs = pairs[shingles.are_near_duplicates(pairs)]
             if len(pairs):
                 found.append(pairs)
                 cluster = components(np.concatenate(found), len(cluster))
-            reach = reach[-1] + 1 + np.arange(min(2 * len(reach), _WIDEST))
+            distances = distances[-1] + 1 + np.arange(min(2 * len(distances), _MAX_NEIGHBOURS))
     return np.concatenate(found)
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def _mix(values: np.ndarray) -> np.ndarray:
     # The finaliser of splitmix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

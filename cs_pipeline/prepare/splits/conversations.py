@@ -1,8 +1,8 @@
-"""Both sources together: company rows join the clusters of what they are alike to, new clusters get a side, none moves.
+"""Both sources in one table: company rows join the clusters of their near-duplicates, and no row ever changes sides.
 
-A row is compared with those that came before it, through an index of band keys kept beside the table, so new rows cost
-in proportion to themselves; what is read and written anew is the table. Days are joined one after the other, so joining
-them all at once gives the same places as joining each when it came.
+A row is compared with earlier rows through an index of band keys that is kept next to the table, so the cost grows with
+the number of new rows; only the table itself is rewritten. Days are joined in order, so joining them all at once gives the
+same clusters and sides as joining each day when it came.
 """
 
 from collections import Counter
@@ -28,18 +28,18 @@ from cs_pipeline.core.lake import (
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.prepare.splits.assignment import ClusterAssignment
 from cs_pipeline.prepare.splits.lsh import BandIndex
-from cs_pipeline.prepare.splits.places import Places
 
 _TABLES = ("conversations", "conversations_set_aside")
 
 
 @dataclass(frozen=True)
-class Joined:
+class JoinedConversations:
     """``rows`` with cluster and side, Bitext's first, then the company's by day; rows ``set_aside`` with their reason.
 
-    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; new is how many rows were compared with the
-    others, because they had no place before. ``reused`` when equal sources had been joined already: nothing was written.
+    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; new counts the rows that had no side before.
+    ``reused``: the sources were the same as last time, and nothing was written.
     """
 
     rows: pa.Table
@@ -48,36 +48,37 @@ class Joined:
     reused: bool
 
 
-def join(lake: DataLake) -> Joined:
-    """Joins ``bitext_splits``, every day of ``clean_interactions`` and the flagged rows that were released by hand.
+def join_conversations(lake: DataLake) -> JoinedConversations:
+    """Joins ``bitext_splits``, every day of ``clean_interactions`` and the flagged rows that a person has released.
 
-    Writes the tables ``conversations`` and ``conversations_set_aside`` and the index beside them. A company row is alike
-    to another whatever their intents, which are predictions. Rows of a superseded delivery and forgotten rows are left out.
-    A company row keeps its place, unless Bitext's rows now contradict it. What is delivered again, an exact duplicate or
-    fits no side is set aside; the latter two are looked at again when another row has gone or changed.
+    Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. Company rows are compared
+    across intents, because their intents are only predictions. Rows of superseded deliveries and forgotten rows are left
+    out. A company row keeps its cluster and side unless Bitext's rows now contradict them. Rows delivered again, exact
+    duplicates and rows that fit no side are set aside; the latter two are examined again when another row is gone or has
+    changed.
     """
     with locked(lake.path("prepare", ".conversations.lock")):
         return _join(lake)
 
 
-def _join(lake: DataLake) -> Joined:
+def _join(lake: DataLake) -> JoinedConversations:
     bitext = lake.read("prepare", "bitext_splits")
     sources = _Sources.of(lake)
-    before = _Before.of(lake)
+    before = _EarlierJoin.of(lake)
     if before is not None and before.versions == sources.versions:
         rows, aside = (lake.read("prepare", name) for name in _TABLES)
-        return Joined(rows, aside, before.counts, reused=True)
+        return JoinedConversations(rows, aside, before.counts, reused=True)
     days, left_out = {}, Counter[str]()
     for day in sources.days:
         days[day], out = sources.read(lake, day)
         left_out.update(out)
-    places = Places(bitext, days)
+    assignment = ClusterAssignment(bitext, days)
     if before is not None:
         same = {name for name, version in sources.versions.items() if before.versions.get(name) == version}
-        places.recall(before.rows, before.set_aside, before.index, same)
-    new = len(places.waiting)
-    places.fill()
-    rows, aside = places.tables()
+        assignment.restore(before.rows, before.set_aside, before.index, same)
+    new = len(assignment.new_rows)
+    assignment.assign()
+    rows, aside = assignment.tables()
     counts = {
         "bitext": bitext.num_rows,
         "company": sum(day.num_rows for day in days.values()) + left_out.total(),
@@ -94,7 +95,7 @@ def _join(lake: DataLake) -> Joined:
     folder = _index_folder(lake)
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
-        for name, array in places.index.taken(places.side >= 0).items():
+        for name, array in assignment.index.select(assignment.side >= 0).items():
             np.save(temporary / f"{name}.npy", array)
         facts = {
             "code": CODE_VERSIONS["conversations"],
@@ -103,24 +104,24 @@ def _join(lake: DataLake) -> Joined:
             "counts": counts,
         }
         write_json(temporary / "facts.json", facts)
-    return Joined(rows, aside, counts, reused=False)
+    return JoinedConversations(rows, aside, counts, reused=False)
 
 
-def counts_of(lake: DataLake) -> dict[str, int]:
-    """The counts of the last ``join``."""
+def join_counts(lake: DataLake) -> dict[str, int]:
+    """The counts of the last ``join_conversations``."""
     counts: dict[str, int] = read_json(_index_folder(lake) / "facts.json")["counts"]
     return counts
 
 
 def usable_rows(lake: DataLake) -> set[str]:
-    """The ids of all company rows that ``join`` would read now."""
+    """The ids of all company rows that ``join_conversations`` would read now."""
     sources = _Sources.of(lake)
     return {row for day in sources.days for row in sources.read(lake, day)[0].column("row_id").to_pylist()}
 
 
 @dataclass(frozen=True)
 class _Sources:
-    """What is to be joined. ``versions`` stand for the content of "bitext", of each day and of what is left out."""
+    """What to join. ``versions`` are hashes of the content of "bitext", of each day, and of the ids to leave out."""
 
     days: list[str]
     released: Set[str]
@@ -149,7 +150,7 @@ class _Sources:
         return sources
 
     def read(self, lake: DataLake, day: str) -> tuple[pa.Table, Counter[str]]:
-        """The rows of ``day``, and how many were left out, by why."""
+        """The rows of ``day``, and how many were left out, by reason."""
         rows = pa.concat_tables([lake.read("prepare", f"clean_interactions/{day}"), self._released(lake, day)])
         superseded = _is_in(rows, "source_file_sha256", self.superseded)
         forgotten = _is_in(rows, "subject_id", self.forgotten_subjects)
@@ -167,8 +168,8 @@ class _Sources:
 
 
 @dataclass(frozen=True)
-class _Before:
-    """What an earlier run made. Without an index that fits its tables, ``versions`` and ``counts`` are empty."""
+class _EarlierJoin:
+    """What the last run wrote. If its index does not match its tables, ``versions`` and ``counts`` are empty."""
 
     rows: pa.Table
     set_aside: pa.Table
@@ -177,7 +178,7 @@ class _Before:
     counts: dict[str, int]
 
     @classmethod
-    def of(cls, lake: DataLake) -> "_Before | None":
+    def of(cls, lake: DataLake) -> "_EarlierJoin | None":
         paths = [lake.table("prepare", name) for name in _TABLES]
         if not all(path.exists() for path in paths):
             return None

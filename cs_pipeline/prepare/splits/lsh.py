@@ -1,4 +1,7 @@
-"""An index of questions by their band keys (locality-sensitive hashing): near-duplicates of a few among very many."""
+"""An index of questions by MinHash band keys (locality-sensitive hashing).
+
+It finds the near-duplicates of a few questions among very many.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,17 +9,19 @@ from functools import cache
 
 import numpy as np
 
-from cs_pipeline.prepare.splits.clusters import BANDS, JACCARD, Shingles, may_be_alike, windows
+from cs_pipeline.prepare.splits.clusters import BANDS, JACCARD, Shingles, may_be_near_duplicates, shingle_set
 
-_FILTER = 1 << 22  # places of a filter that few keys set and very many are looked up in: it fits into the cache
-_PAIRS = 1_000_000  # that are in hand at a time
+_FILTER = (
+    1 << 22
+)  # slots of the filter that discards most keys before the exact look-up; fits into the processor's cache
+_MAX_PAIRS = 1_000_000  # compared at a time
 
 
 class BandIndex:
-    """What is known of the questions of a table, arrays by name; a row that was not added has zeros. Case is nothing.
+    """Hashes of the questions of a table, one array per property. Rows that were not added are zeros. Case is ignored.
 
-    ``keys`` of shape [BANDS, rows], ``signatures`` [rows, 8] and ``sizes`` [rows] are those of ``clusters``; ``texts``
-    [rows] are hashes of whole questions, so that equal ones are told without reading them.
+    ``keys`` (shape [BANDS, rows]), ``signatures`` ([rows, 8]) and ``sizes`` ([rows]) are those of ``clusters.Shingles``;
+    ``texts`` ([rows]) are hashes of whole questions, so that equal questions are found without reading them.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -34,8 +39,8 @@ class BandIndex:
             }
         )
 
-    def taken(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The arrays of ``rows``, a mask or places."""
+    def select(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The arrays of ``rows``, a mask or row numbers."""
         return {
             "keys": self.keys[:, rows],
             "signatures": self.signatures[rows],
@@ -43,75 +48,75 @@ class BandIndex:
             "texts": self.texts[rows],
         }
 
-    def put(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """Puts what ``taken`` gave for other rows, or for those of another index, to ``rows``."""
+    def assign(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
+        """Sets ``rows`` to the ``arrays`` that ``select`` returned, of this index or another one."""
         self.keys[:, rows], self.signatures[rows] = arrays["keys"], arrays["signatures"]
         self.sizes[rows], self.texts[rows] = arrays["sizes"], arrays["texts"]
 
     def add(self, rows: np.ndarray, questions: Sequence[str]) -> None:
-        """Adds ``questions``, at least one, which stand at the places ``rows``."""
+        """Computes the arrays of ``rows`` from their ``questions``, at least one."""
         number: dict[str, int] = {}
         numbers = np.array([number.setdefault(question.lower(), len(number)) for question in questions], np.int64)
         hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in number]
         self.texts[rows] = np.frombuffer(b"".join(hashes), "<u8")[numbers]
         shingles = Shingles.of(list(number))
         self.sizes[rows], self.signatures[rows] = shingles.sizes[numbers], shingles.signatures[numbers]
-        for band, keys in enumerate(shingles.bands(np.zeros(len(number), np.uint64))):
+        for band, keys in enumerate(shingles.band_keys(np.zeros(len(number), np.uint64))):
             self.keys[band, rows] = (keys >> np.uint64(32)).astype(np.uint32)[numbers]
 
-    def equal(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
-        """The places of the mask ``among`` with a question that one of ``rows`` has; ascending."""
-        return _holding(self.texts, self.texts[rows], among)
+    def same_question(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+        """The rows of the mask ``among`` with the same question as one of ``rows``; ascending."""
+        return _rows_with_key(self.texts, self.texts[rows], among)
 
-    def alike(self, rows: np.ndarray, group: np.ndarray, questions: Sequence[str]) -> np.ndarray:
-        """For each of ``rows`` and each group the place of a near-duplicate in that group, or -1: shape [rows, 3].
+    def near_duplicates(self, rows: np.ndarray, group: np.ndarray, questions: Sequence[str]) -> np.ndarray:
+        """For each of ``rows``, a near-duplicate in each of the groups 0, 1 and 2, or -1: shape [rows, 3].
 
-        ``group`` has for every place 0, 1 or 2, or less for one that is in none, ``questions`` its text.
+        ``group`` has the group of every row, negative for none, and ``questions`` its text.
         """
         found = np.full((len(rows), 3), -1)
-        sets = cache(lambda place: windows(questions[place].lower()))
+        sets = cache(lambda row: shingle_set(questions[row].lower()))
         grouped = group >= 0
         for keys in self.keys:
-            others = _holding(keys, keys[rows], grouped)
-            # Of equal questions in a group the first stands for all.
-            others = others[np.sort(np.unique(_tied(self.texts[others], group[others]), return_index=True)[1])]
-            theirs = _tied(keys[others], group[others])
-            order = np.argsort(theirs, kind="stable")
-            wanted = _tied(keys[rows][:, None], np.arange(3))
-            start, end = (np.searchsorted(theirs[order], wanted, side) for side in ("left", "right"))
+            others = _rows_with_key(keys, keys[rows], grouped)
+            # Among equal questions of a group, the first represents all.
+            others = others[np.sort(np.unique(_group_key(self.texts[others], group[others]), return_index=True)[1])]
+            other_keys = _group_key(keys[others], group[others])
+            order = np.argsort(other_keys, kind="stable")
+            wanted = _group_key(keys[rows][:, None], np.arange(3))
+            start, end = (np.searchsorted(other_keys[order], wanted, side) for side in ("left", "right"))
             row, of_group = np.nonzero((start < end) & (found < 0))
             at, end = start[row, of_group], end[row, of_group]
             width = 1
             while len(row):
-                # All are compared with their next ones in the bucket at once; who has found one drops out.
+                # Each open search compares its next candidates in the bucket; those that have found one drop out.
                 places = at[:, None] + np.arange(width)
                 inside = places < end[:, None]
-                which, other = np.nonzero(inside)[0], others[order[places[inside]]]
-                mine = rows[row[which]]
-                likely = may_be_alike(
-                    self.sizes[mine], self.sizes[other], self.signatures[mine], self.signatures[other]
+                search, other = np.nonzero(inside)[0], others[order[places[inside]]]
+                ours = rows[row[search]]
+                likely = may_be_near_duplicates(
+                    self.sizes[ours], self.sizes[other], self.signatures[ours], self.signatures[other]
                 )
-                for asking, place in zip(which[likely].tolist(), other[likely].tolist(), strict=True):
-                    if found[row[asking], of_group[asking]] < 0:
-                        a, b = sets(int(rows[row[asking]])), sets(place)
+                for number, candidate in zip(search[likely].tolist(), other[likely].tolist(), strict=True):
+                    if found[row[number], of_group[number]] < 0:
+                        a, b = sets(int(rows[row[number]])), sets(candidate)
                         if len(a & b) >= JACCARD * len(a | b):
-                            found[row[asking], of_group[asking]] = place
+                            found[row[number], of_group[number]] = candidate
                 at = at + width
-                left = (found[row, of_group] < 0) & (at < end)
-                row, of_group, at, end = row[left], of_group[left], at[left], end[left]
-                width = max(1, min(2 * width, _PAIRS // max(1, len(row))))
+                open_searches = (found[row, of_group] < 0) & (at < end)
+                row, of_group, at, end = (array[open_searches] for array in (row, of_group, at, end))
+                width = max(1, min(2 * width, _MAX_PAIRS // max(1, len(row))))
         return found
 
 
-def _holding(keys: np.ndarray, wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """The places of the mask ``among`` whose key is one of the ``wanted``, few among very many; ascending."""
-    known = np.zeros(_FILTER, dtype=bool)
-    known[wanted % _FILTER] = True
+def _rows_with_key(keys: np.ndarray, wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """The rows of the mask ``among`` whose key is one of the few ``wanted``; ascending."""
+    slots = np.zeros(_FILTER, dtype=bool)
+    slots[wanted % _FILTER] = True
     last = int(np.flatnonzero(among).max(initial=-1)) + 1
-    maybe = np.flatnonzero(known[keys[:last] % _FILTER] & among[:last])
-    return maybe[np.isin(keys[maybe], wanted)]
+    candidates = np.flatnonzero(slots[keys[:last] % _FILTER] & among[:last])
+    return candidates[np.isin(keys[candidates], wanted)]
 
 
-def _tied(keys: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """A key for each key and group."""
+def _group_key(keys: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """One number per key and group."""
     return keys * np.uint64(3) + group.astype(np.uint64)

@@ -1,4 +1,7 @@
-"""The three sides of the split as training, selection and judgement read them, and the leakage between two of them."""
+"""The three sides of the split as training, evaluation and retrieval read them: ``<side>_split``, and the leakage report.
+
+Each side can be made alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cs_pipeline.core.lake import DataLake, digest, file_sha256
+from cs_pipeline.core.lake import DataLake, digest, file_sha256, write_json
 from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.prepare.splits.split import SIDES
+from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 from cs_pipeline.text.classifier import TextClassifier, out_of_fold
 
-MOST_COMPARED = (25_000, 10_000)
-"""Training rows of Bitext (which has fewer) and of the company that test questions are compared with."""
+MAX_TRAINING_QUESTIONS = {"bitext": 25_000, "company": 10_000}
+"""Training questions of each source that test questions are compared with. Bitext has fewer."""
 
-VIEW = pa.schema(
+BITEXT_VIEW = pa.schema(
     [
         pa.field("row_id", pa.string(), nullable=False),
         pa.field("predicted_intent", pa.string()),
@@ -25,41 +28,91 @@ VIEW = pa.schema(
         pa.field("random_split_similarity", pa.float32()),
     ]
 )
-"""What is found out of a row of Bitext once for all: of a training row the intent that a classifier predicts which has not
-seen it, and of a row that a random split would test on the cosine to the nearest other row. Null where it does not apply."""
+"""What is computed once per Bitext row. For training rows: the intent and confidence of a classifier that was not trained on
+them. For rows that a random split would put into test: the cosine to the nearest other row. Null where it does not apply."""
 
 _BINS = np.linspace(0, 1, 11)
 
 
 @dataclass(frozen=True)
-class Leakage:
-    """Cosines of Bitext's test questions to the nearest training question, ours and those of a random split by rows.
+class LeakageReport:
+    """How similar test questions are to the nearest training question: cosines of this split and of a random split.
 
-    ``compared``: how many training questions ours were compared with.
+    Only Bitext's test rows count. ``compared`` is the number of training questions that ours were compared with.
     """
 
-    ours: np.ndarray
-    naive: np.ndarray
+    cluster_split: np.ndarray
+    random_split: np.ndarray
     compared: int
 
     def facts(self) -> dict[str, Any]:
-        """Ten bins from 0 to 1 with the share of test questions in each, and the medians."""
+        """Shares of test questions in ten bins from 0 to 1, and the medians."""
         return {
             "bins": [round(float(edge), 1) for edge in _BINS],
             "training_questions_compared": self.compared,
             **{
                 name: {
-                    "shares": [round(float(s), 4) for s in np.histogram(values, _BINS)[0] / len(values)],
-                    "median": round(float(np.median(values)), 4),
-                    "rows": len(values),
+                    "shares": [round(float(share), 4) for share in np.histogram(cosines, _BINS)[0] / len(cosines)],
+                    "median": round(float(np.median(cosines)), 4),
+                    "rows": len(cosines),
                 }
-                for name, values in (("cluster_split", self.ours), ("random_split", self.naive))
+                for name, cosines in (("cluster_split", self.cluster_split), ("random_split", self.random_split))
             },
         }
 
 
+def write_side(lake: DataLake, side: str) -> tuple[pa.Table, dict[str, Any] | None]:
+    """Writes the table ``<side>_split`` with the schema SPLIT_ROW. Bitext's rows come first.
+
+    ``test`` also writes ``leakage.json``. Returns the rows, and for ``test`` the facts of the LeakageReport.
+    """
+    rows = lake.read("prepare", "conversations")
+    report = None
+    if side == "train":
+        table = training_side(rows, bitext_view(lake))
+    else:
+        table = held_out_side(rows, side, load_classifier(lake, INTENTS))
+    if side == "test":
+        table, leakage = add_similarity(table, rows, bitext_view(lake))
+        report = leakage.facts()
+        write_json(lake.path("prepare", "leakage.json"), report)
+    lake.write("prepare", f"{side}_split", table, SPLIT_ROW)
+    return table, report
+
+
+def training_side(conversations: pa.Table, view: pa.Table) -> pa.Table:
+    """The training rows. Bitext's rows take their predicted intent from ``view``, company rows have one already.
+
+    All predictions are those of a classifier that was not trained on the row: the intent classifier is trained on Bitext's
+    training rows only, and it made the predictions of the company rows.
+    """
+    bitext, company = _rows_by_source(conversations, "train")
+    at = pc.index_in(bitext.column("row_id"), value_set=view.column("row_id"))
+    intents, confidence = (view.column(name).take(at) for name in ("predicted_intent", "predicted_confidence"))
+    return _with_predictions(bitext, company, intents, confidence)
+
+
+def held_out_side(conversations: pa.Table, side: str, classifier: TextClassifier) -> pa.Table:
+    """The validation or test rows, Bitext's with the predictions of ``classifier``."""
+    bitext, company = _rows_by_source(conversations, side)
+    intents, confidence = classifier.predict(bitext.column("instruction").to_pylist())
+    return _with_predictions(bitext, company, pa.array(intents, pa.string()), pa.array(confidence, pa.float32()))
+
+
+def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> tuple[pa.Table, LeakageReport]:
+    """The ``test`` rows with their cosine to the nearest training question, and the report of these cosines."""
+    sources = zip(_rows_by_source(conversations, "train"), MAX_TRAINING_QUESTIONS.values(), strict=True)
+    compared = [question for rows, limit in sources for question in _sample(rows, limit)]
+    cosines = nearest(test.column("instruction").to_pylist(), compared)[1]
+    of_bitext = pc.equal(test.column("source"), "bitext").to_numpy()
+    random_split = view.column("random_split_similarity").drop_null().to_numpy()
+    column = "nearest_train_similarity"
+    test = test.set_column(SPLIT_ROW.get_field_index(column), SPLIT_ROW.field(column), pa.array(cosines))
+    return test, LeakageReport(cosines[of_bitext], random_split, len(compared))
+
+
 def bitext_view(lake: DataLake) -> pa.Table:
-    """The table ``bitext_predictions`` with the schema VIEW, made when ``bitext_splits`` is not what it was made of."""
+    """The table ``bitext_predictions`` with the schema BITEXT_VIEW, made again when ``bitext_splits`` has changed."""
     path = lake.table("prepare", "bitext_splits")
     made_of = {b"made_of": digest(file_sha256(path), CODE_VERSIONS["train_split"]).encode()}
     if lake.table("prepare", "bitext_predictions").exists():
@@ -76,73 +129,51 @@ def bitext_view(lake: DataLake) -> pa.Table:
     view = pa.table(
         [
             rows.column("row_id"),
-            _scattered(at, pa.array(predicted, pa.string()), rows.num_rows),
-            _scattered(at, pa.array(confidence, pa.float32()), rows.num_rows),
-            _scattered(held_out, pa.array(similarity, pa.float32()), rows.num_rows),
+            _scatter(at, pa.array(predicted, pa.string()), rows.num_rows),
+            _scatter(at, pa.array(confidence, pa.float32()), rows.num_rows),
+            _scatter(held_out, pa.array(similarity, pa.float32()), rows.num_rows),
         ],
-        schema=VIEW.with_metadata(made_of),
+        schema=BITEXT_VIEW.with_metadata(made_of),
     )
-    lake.write("prepare", "bitext_predictions", view, VIEW)
+    lake.write("prepare", "bitext_predictions", view, BITEXT_VIEW)
     return view
 
 
-def take_sides(
-    conversations: pa.Table, classifier: TextClassifier, view: pa.Table
-) -> tuple[dict[str, pa.Table], Leakage]:
-    """The rows of each side with the schema SPLIT_ROW; ``view`` is that of Bitext's rows.
-
-    A row is told the intent that a classifier predicts which has not seen it: ``classifier`` has seen Bitext's training
-    rows and no others, so a company row has its prediction already.
-    """
-    bitext = conversations.filter(pc.equal(conversations.column("source"), "bitext"))
-    company = conversations.filter(pc.not_equal(conversations.column("source"), "bitext"))
-    parts = {side: [_of_side(rows, side) for rows in (bitext, company)] for side in SIDES}
-    drawn = zip(parts["train"], MOST_COMPARED, strict=True)
-    compared = [question for rows, most in drawn for question in _drawn(rows, most)]
-    tables: dict[str, pa.Table] = {}
-    for side, (ours, theirs) in parts.items():
-        questions = ours.column("instruction").to_pylist()
-        if side == "train":
-            at = pc.index_in(ours.column("row_id"), value_set=view.column("row_id"))
-            told = [view.column(name).take(at) for name in ("predicted_intent", "predicted_confidence")]
-        else:
-            intents, confidence = classifier.predict(questions)
-            told = [pa.array(intents, pa.string()), pa.array(confidence, pa.float32())]
-        rows = ours.num_rows + theirs.num_rows
-        similarity = pa.nulls(rows, pa.float32())
-        if side == "test":
-            similarity = pa.array(nearest([*questions, *theirs.column("instruction").to_pylist()], compared)[1])
-        added = [
-            _together(told[0], theirs.column("intent")),
-            _together(told[1], theirs.column("intent_confidence")),
-            similarity,
-        ]
-        tables[side] = pa.table([*pa.concat_tables([ours, theirs]).columns, *added], schema=SPLIT_ROW)
-    of_bitext = tables["test"].column("nearest_train_similarity").slice(0, parts["test"][0].num_rows)
-    naive = view.column("random_split_similarity").drop_null()
-    return tables, Leakage(of_bitext.to_numpy(), naive.to_numpy(), len(compared))
+def _rows_by_source(conversations: pa.Table, side: str) -> tuple[pa.Table, pa.Table]:
+    """The rows of ``side``: Bitext's and the company's."""
+    rows = conversations.filter(pc.equal(conversations.column("split"), side))
+    bitext = pc.equal(rows.column("source"), "bitext")
+    return rows.filter(bitext), rows.filter(pc.invert(bitext))
 
 
-def _of_side(rows: pa.Table, side: str) -> pa.Table:
-    return rows.filter(pc.equal(rows.column("split"), side))
+def _with_predictions(
+    bitext: pa.Table, company: pa.Table, intents: pa.Array | pa.ChunkedArray, confidence: pa.Array | pa.ChunkedArray
+) -> pa.Table:
+    """Both sources as SPLIT_ROW without similarities; ``intents`` and ``confidence`` are predictions for Bitext's rows."""
+    rows = pa.concat_tables([bitext, company])
+    predictions = [
+        _concatenate(intents, company.column("intent")),
+        _concatenate(confidence, company.column("intent_confidence")),
+    ]
+    return pa.table([*rows.columns, *predictions, pa.nulls(rows.num_rows, pa.float32())], schema=SPLIT_ROW)
 
 
-def _drawn(rows: pa.Table, most: int) -> list[str]:
-    """The questions of at most ``most`` rows, whose ids are the smallest: hashes, so a draw, and a row stays in it."""
-    if rows.num_rows > most:
+def _sample(rows: pa.Table, limit: int) -> list[str]:
+    """The questions of at most ``limit`` rows: those with the smallest ids, which are hashes, so the sample is stable."""
+    if rows.num_rows > limit:
         rows = rows.select(["row_id", "instruction"])
-        rows = rows.take(pc.select_k_unstable(rows, most, [("row_id", "ascending")]))
+        rows = rows.take(pc.select_k_unstable(rows, limit, [("row_id", "ascending")]))
     questions: list[str] = rows.column("instruction").to_pylist()
     return questions
 
 
-def _scattered(at: np.ndarray, values: pa.Array, rows: int) -> pa.Array:
-    """``values`` at the places ``at`` of ``rows`` places, null elsewhere."""
+def _scatter(at: np.ndarray, values: pa.Array, rows: int) -> pa.Array:
+    """An array of length ``rows`` with ``values`` at the positions ``at`` and nulls elsewhere."""
     order = np.full(rows, -1)
     order[at] = np.arange(len(at))
     return values.take(pa.array(order, mask=order < 0))
 
 
-def _together(first: pa.Array | pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
+def _concatenate(first: pa.Array | pa.ChunkedArray, second: pa.ChunkedArray) -> pa.ChunkedArray:
     chunks = first.chunks if isinstance(first, pa.ChunkedArray) else [first]
     return pa.chunked_array([*chunks, *second.chunks], second.type)

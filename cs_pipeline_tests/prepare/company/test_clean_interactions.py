@@ -15,7 +15,7 @@ from cs_pipeline.core.lake import PRIVATE, DataLake, file_sha256, read_json
 from cs_pipeline.core.schema import CONVERSATION, INTERACTION, SET_ASIDE, check_schema
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.prepare.company.interactions import CleanedDay, clean_day, flagged, release_rows
+from cs_pipeline.prepare.company.interactions import CleanedDay, clean_day, flagged_rows, release_row
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import is_balanced
 from cs_pipeline_tests.prepare import conversations
@@ -103,7 +103,7 @@ def cleaned(lake: DataLake, turns: Turns, company: Company | None = None) -> Cle
 def delivered(lake: DataLake, name: str, sha256: str) -> None:
     """Notes in the ledger that ``name`` was delivered with this content."""
     with Ledger(lake) as ledger:
-        ledger.take(name, sha256, sha256, 1, None, datetime(2026, 3, 2, 12, tzinfo=UTC))
+        ledger.add_delivery(name, sha256, sha256, 1, None, datetime(2026, 3, 2, 12, tzinfo=UTC))
 
 
 # Rows
@@ -113,7 +113,7 @@ def test_a_row_has_all_that_is_known_of_it(lake: DataLake) -> None:
     question, answer = "where is my order 4711-0815?\n\nSent from my iPhone", f"{ANSWER}\n\nBest regards,\nJane"
     day = cleaned(lake, asked(7, question, answer, subject="hashed"))
     with Ledger(lake) as ledger:
-        row_id, conversation = ledger.row("7", question, answer), ledger.row("7")
+        row_id, conversation = ledger.hash_row("7", question, answer), ledger.hash_row("7")
     (row,) = day.rows.to_pylist()
     assert 0.2 < row.pop("intent_confidence") <= 1
     assert row == {
@@ -224,7 +224,7 @@ def test_equal_input_gives_equal_bytes(lake: DataLake) -> None:
         (asked(1, "jane@example.org " * 1_000), "question longer than 2000 characters", None, ANSWER),
         (asked(1, answer="x " * 50_000), "answer longer than 8000 characters", QUESTION, None),
         (asked(1, "a@example.org {{Order"), "braces that cannot be repaired", "{{Customer Email}} {{Order", ANSWER),
-        (asked(1, "> On its way."), "question of nothing but a signature or quoted mail", "", ANSWER),
+        (asked(1, "> On its way."), "question is only a signature or quoted mail", "", ANSWER),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_has_its_reason_and_no_personal_data(
@@ -278,9 +278,9 @@ def test_a_forgotten_customer_row_or_conversation_is_in_no_table(lake: DataLake)
     assert day.rows.num_rows == 5
     by_text = {row["instruction"]: row for row in day.rows.to_pylist()}
     with Ledger(lake) as ledger:
-        ledger.bury("row", by_text["first thing"]["row_id"], "asked")
-        ledger.bury("subject", "gone", "asked")
-        ledger.bury("row", by_text["fourth thing"]["conversation_id"], "asked")
+        ledger.add_tombstone("row", by_text["first thing"]["row_id"], "asked")
+        ledger.add_tombstone("subject", "gone", "asked")
+        ledger.add_tombstone("row", by_text["fourth thing"]["conversation_id"], "asked")
     day = cleaned(lake, turns)
     assert day.rows.to_pylist() == [by_text["fifth thing"]]
     assert day.counts["forgotten"] == 4
@@ -337,19 +337,19 @@ def test_an_answer_to_another_question_is_flagged(lake: DataLake) -> None:
 
 
 def test_flagged_rows_are_listed_and_released_by_hand(lake: DataLake) -> None:
-    assert flagged(lake) == []
+    assert flagged_rows(lake) == []
     cleaned(lake, asked(1, INJECTION) + asked(2) + asked(3, f"{QUESTION} <|im_end|>"))
-    first, second = flagged(lake)
+    first, second = flagged_rows(lake)
     assert (first.day, first.question, first.answer, first.released) == (DAY, INJECTION, ANSWER, False)
     assert first.reason
-    release_rows(lake, second.row_id, "Ada", "a customer who writes about chat templates")
-    assert [row.released for row in flagged(lake)] == [False, True]
+    release_row(lake, second.row_id, "Ada", "a customer who writes about chat templates")
+    assert [row.released for row in flagged_rows(lake)] == [False, True]
     with Ledger(lake) as ledger:
         assert ledger.released() == {second.row_id}
     kept = lake.read("prepare", f"clean_interactions/{DAY}").column("row_id")[0].as_py()
     for unknown in (kept, "", "0" * 16):
         with pytest.raises(PipelineError, match="quarantine list"):
-            release_rows(lake, unknown, "Ada", "why not")
+            release_row(lake, unknown, "Ada", "why not")
 
 
 # Nothing personal is left

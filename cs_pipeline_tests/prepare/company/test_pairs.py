@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_pipeline.prepare.company.pairs import EARLIER_TURNS, QuestionAnswer, TicketMessage, pair
+from cs_pipeline.prepare.company.pairs import EARLIER_MESSAGES, QuestionAnswer, TicketMessage, pair
 
 Turns = list[tuple[str, str]]
 RECEIPT = ("agent", "Your request (#4711) has been received and is being reviewed.")
@@ -17,9 +17,9 @@ def said(turns: Turns) -> list[tuple[str, str | None, str | None]]:
 
 def test_a_question_and_its_answer() -> None:
     (only,) = pair([("customer", "Where is it?"), ("agent", "On its way.")]).pairs
-    assert (only.question.text, only.question.places) == ("Where is it?", (0,))
+    assert (only.question.text, only.question.turns) == ("Where is it?", (0,))
     assert only.answer is not None
-    assert (only.answer.text, only.answer.places) == ("On its way.", (1,))
+    assert (only.answer.text, only.answer.turns) == ("On its way.", (1,))
     assert (only.context, only.reason) == ((), None)
 
 
@@ -31,10 +31,10 @@ def test_turns_of_one_side_are_one_message() -> None:
         ("agent", "On its way.\n\nBest regards,\nJane"),
     ]
     (only,) = pair(turns).pairs
-    assert (only.question.text, only.question.places) == ("Hello.\nWhere is it?", (0, 1))
+    assert (only.question.text, only.question.turns) == ("Hello.\nWhere is it?", (0, 1))
     assert only.question.raw == "Hello.\nWhere is it?\n\nSent from my iPhone"
     assert only.answer is not None
-    assert (only.answer.text, only.answer.places) == ("Let me see.\nOn its way.", (2, 3))
+    assert (only.answer.text, only.answer.turns) == ("Let me see.\nOn its way.", (2, 3))
 
 
 def test_up_to_three_earlier_messages_are_the_context() -> None:
@@ -47,7 +47,7 @@ def test_up_to_three_earlier_messages_are_the_context() -> None:
         [("agent", "Welcome!"), ("customer", "Question 0?"), ("agent", "Answer 0.")],
         [("agent", "Answer 0."), ("customer", "Question 1?"), ("agent", "Answer 1.")],
     ]
-    assert EARLIER_TURNS == 3
+    assert EARLIER_MESSAGES == 3
 
 
 def test_an_answer_comes_from_a_person() -> None:
@@ -75,11 +75,11 @@ def test_questions_around_an_automatic_reply_are_one() -> None:
         ([("customer", "Where is it?"), RECEIPT], ("Where is it?", None, "no answer by a person")),
         (
             [("customer", "Where is it?"), ("agent", "Best regards,\nJane")],
-            ("Where is it?", "", "answer of nothing but a signature or quoted mail"),
+            ("Where is it?", "", "answer is only a signature or quoted mail"),
         ),
         (
             [("customer", "> On its way."), ("agent", "What can I do?")],
-            ("", "What can I do?", "question of nothing but a signature or quoted mail"),
+            ("", "What can I do?", "question is only a signature or quoted mail"),
         ),
         (
             [("customer", "I am out of the office until Monday."), ("agent", "On its way.")],
@@ -129,22 +129,22 @@ conversations = st.lists(st.tuples(st.sampled_from(["customer", "agent", "automa
 @given(conversations)
 def test_every_turn_of_the_customer_is_in_one_pair_and_every_answer_follows_its_question(turns: Turns) -> None:
     found = pair(turns)
-    asked = [place for p in found.pairs for place in p.question.places]
+    asked = [place for p in found.pairs for place in p.question.turns]
     assert sorted(asked) == [place for place, (role, _) in enumerate(turns) if role == "customer"]
     for p in found.pairs:
         _holds(p, turns)
-    answered = [place for p in found.pairs if p.answer for place in p.answer.places]
+    answered = [place for p in found.pairs if p.answer for place in p.answer.turns]
     assert len(answered) == len(set(answered))
 
 
 def _holds(p: QuestionAnswer, turns: Turns) -> None:
-    assert p.question.raw == "\n".join(turns[place][1] for place in p.question.places)
-    assert len(p.context) <= EARLIER_TURNS
-    assert all(message.text and message.places[-1] < p.question.places[-1] for message in p.context)
+    assert p.question.raw == "\n".join(turns[place][1] for place in p.question.turns)
+    assert len(p.context) <= EARLIER_MESSAGES
+    assert all(message.text and message.turns[-1] < p.question.turns[-1] for message in p.context)
     if p.answer:
-        assert p.question.places[-1] < p.answer.places[0]
-        assert {turns[place][0] for place in p.answer.places} == {"agent"}
-        between = turns[p.question.places[-1] + 1 : p.answer.places[0]]
+        assert p.question.turns[-1] < p.answer.turns[0]
+        assert {turns[place][0] for place in p.answer.turns} == {"agent"}
+        between = turns[p.question.turns[-1] + 1 : p.answer.turns[0]]
         assert all(role == "automatic" or text in (RECEIPT[1], "I am on vacation.") for role, text in between)
     if p.reason is None:
         assert p.question.text

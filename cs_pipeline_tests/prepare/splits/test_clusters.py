@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cs_pipeline.prepare.splits.clusters import Shingles, components, links, near_duplicates
+from cs_pipeline.prepare.splits.clusters import Shingles, components, connecting_pairs, near_duplicates
 from cs_pipeline.text.clean import Cleaned
-from cs_pipeline_tests.prepare import alike, shingled
+from cs_pipeline_tests.prepare import are_near_duplicates, shingle_set
 
 WORDS = [
     "where",
@@ -34,9 +34,11 @@ def partition(questions: Sequence[str], intents: Sequence[str]) -> set[frozenset
 
 def alike_pairs(questions: Sequence[str], intents: Sequence[str]) -> set[tuple[int, int]]:
     """All near-duplicates, every row compared with every other."""
-    sets = [shingled(question) for question in questions]
+    sets = [shingle_set(question) for question in questions]
     return {
-        (i, j) for i, j in combinations(range(len(sets)), 2) if intents[i] == intents[j] and alike(sets[i], sets[j])
+        (i, j)
+        for i, j in combinations(range(len(sets)), 2)
+        if intents[i] == intents[j] and are_near_duplicates(sets[i], sets[j])
     }
 
 
@@ -78,7 +80,7 @@ def variants(number: int, seed: int) -> tuple[list[str], list[str]]:
 def test_clusters_are_those_that_comparing_all_pairs_gives(seed: int) -> None:
     questions, intents = variants(400, seed)
     truth = alike_pairs(questions, intents)
-    sets = [shingled(question) for question in questions]
+    sets = [shingle_set(question) for question in questions]
     near = [len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in combinations(range(400), 2)]
     assert sum(0.75 <= s < 0.8 for s in near) > 30, "the test needs pairs on this side of the limit"
     assert sum(0.8 <= s < 0.85 for s in near) > 30, "and on that side"
@@ -96,7 +98,7 @@ def test_any_text_at_all(rows: list[tuple[str, str]]) -> None:
 def test_in_a_bucket_every_row_is_compared_with_every_other() -> None:
     questions = list(dict.fromkeys(question.lower() for question in variants(400, 11)[0]))
     rows = len(questions)
-    numbers = components(links(Shingles.of(questions), [np.zeros(rows, dtype=np.uint64)]), rows)
+    numbers = components(connecting_pairs(Shingles.of(questions), [np.zeros(rows, dtype=np.uint64)]), rows)
     ours = {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
     assert ours == joined(alike_pairs(questions, ["a"] * rows), rows)
 

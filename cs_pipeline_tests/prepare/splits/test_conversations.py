@@ -10,9 +10,9 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.prepare.splits.conversations import join
-from cs_pipeline.prepare.splits.places import AGAIN, ENOUGH, FULL
-from cs_pipeline.prepare.splits.split import BRIDGE, DUPLICATE
+from cs_pipeline.prepare.splits.assignment import DELIVERED_AGAIN, MAX_HELD_OUT, SIDE_FULL
+from cs_pipeline.prepare.splits.conversations import join_conversations
+from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES
 from cs_pipeline_tests.prepare import conversations
 from cs_pipeline_tests.support.joining import (
     ask,
@@ -31,7 +31,7 @@ from cs_pipeline_tests.support.joining import lake as lake  # the fixture
 
 
 def test_without_a_company_it_is_bitext(lake: DataLake) -> None:
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert joined.rows.equals(bitext())
     assert joined.set_aside.num_rows == joined.counts["company"] == 0
     assert not lake.path("ingest").exists(), "no ledger is made where there is nothing to look up"
@@ -40,7 +40,7 @@ def test_without_a_company_it_is_bitext(lake: DataLake) -> None:
 
 def test_without_bitext_it_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="Materialise 'bitext_splits' first"):
-        join(DataLake(tmp_path))
+        join_conversations(DataLake(tmp_path))
 
 
 def test_what_is_alike_follows(lake: DataLake) -> None:
@@ -56,7 +56,7 @@ def test_what_is_alike_follows(lake: DataLake) -> None:
             company(4, f"{test['instruction']} {train['instruction']}"),  # half of each is like neither
         ],
     )
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert_sound(lake, joined)
     assert sides(joined) == {of(1): "train", of(2): "test", of(3): "test", of(4): "validation"}
     rows = {row["row_id"]: row for row in joined.rows.to_pylist()}
@@ -75,29 +75,29 @@ def test_between_training_and_judges_training_takes_what_it_may(lake: DataLake) 
     first, *between, last = chain(6)
     ask(lake, {"train": first, "test": last})
     land(lake, "2026-11-01", [company(number, question) for number, question in enumerate(between)])
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert_sound(lake, joined)
     assert sides(joined) == {of(0): "train", of(1): "train", of(2): "train"}
-    assert reasons(joined) == {of(3): BRIDGE}
+    assert reasons(joined) == {of(3): NEAR_TWO_SIDES}
 
 
 def test_a_row_alike_to_two_sides_is_set_aside(lake: DataLake) -> None:
     first, middle, last = chain(3)
     ask(lake, {"validation": first, "test": last})
     land(lake, "2026-11-01", [company(1, middle), company(2, middle.upper(), "another answer")])
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert reasons(joined) == {of(1): BRIDGE, of(2): BRIDGE}
+    assert reasons(joined) == {of(1): NEAR_TWO_SIDES, of(2): NEAR_TWO_SIDES}
 
 
 def test_between_two_judges(lake: DataLake) -> None:
     first, *between, last = chain(5)
     ask(lake, {"validation": first, "test": last})
     land(lake, "2026-11-01", [company(number, question) for number, question in enumerate(between)])
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert_sound(lake, joined)
     assert sides(joined) == {of(0): "validation", of(1): "validation"}
-    assert reasons(joined) == {of(2): BRIDGE}
+    assert reasons(joined) == {of(2): NEAR_TWO_SIDES}
 
 
 def test_duplicates(lake: DataLake) -> None:
@@ -109,49 +109,49 @@ def test_duplicates(lake: DataLake) -> None:
         "2026-11-01",
         [company(1, train["instruction"].upper(), train["response"]), company(2, twice["instruction"], "one"), twice],
     )
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert_sound(lake, joined)
     assert joined.set_aside.select(["row_id", "delivered_on", "reason"]).to_pylist() == [
         {"row_id": of(1), "delivered_on": date(2026, 11, 1), "reason": DUPLICATE},
         {"row_id": of(4), "delivered_on": date(2026, 11, 1), "reason": DUPLICATE},
         {"row_id": of(3), "delivered_on": date(2026, 11, 2), "reason": DUPLICATE},
-        {"row_id": of(4), "delivered_on": date(2026, 11, 2), "reason": AGAIN},
+        {"row_id": of(4), "delivered_on": date(2026, 11, 2), "reason": DELIVERED_AGAIN},
     ]
     assert set(sides(joined)) == {of(2), of(9)}
     land(lake, "2026-11-03", [company(9, "a new one", "one"), twice])
-    joined = join(lake)
+    joined = join_conversations(lake)
     assert_sound(lake, joined)
     assert set(sides(joined)) == {of(2), of(9)}
-    assert Counter(joined.set_aside.column("reason").to_pylist()) == {DUPLICATE: 3, AGAIN: 3}
+    assert Counter(joined.set_aside.column("reason").to_pylist()) == {DUPLICATE: 3, DELIVERED_AGAIN: 3}
 
 
 def test_judges_take_no_more_than_enough(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
     random = Random(0)
     rows = [company(number, words(random)) for number in range(4_000)]
     land(lake, "2026-11-01", rows)
-    joined = join(lake)
+    joined = join_conversations(lake)
     counts = Counter(sides(joined).values())
-    assert counts == {"train": 4_000 - 2 * ENOUGH, "validation": ENOUGH, "test": ENOUGH}
+    assert counts == {"train": 4_000 - 2 * MAX_HELD_OUT, "validation": MAX_HELD_OUT, "test": MAX_HELD_OUT}
     test = some(lake, "test")
     land(lake, "2026-11-02", [company(5_000, test["instruction"] + "!"), company(5_001, words(random))])
-    joined = join(lake)
-    assert reasons(joined) == {of(5_000): FULL}
+    joined = join_conversations(lake)
+    assert reasons(joined) == {of(5_000): SIDE_FULL}
     assert sides(joined)[of(5_001)] == "train"
     land(lake, "2026-11-03", [company(5_002, test["instruction"] + "?", intent="intent 1")])
-    assert sides(join(lake))[of(5_002)] == "test"
+    assert sides(join_conversations(lake))[of(5_002)] == "test"
 
 
 def test_few_rows_of_an_intent_train_first(lake: DataLake) -> None:
     random = Random(0)
     for day, (number, side) in enumerate(((1, "train"), (2, "test"), (3, "validation"), (4, "train")), start=1):
         land(lake, f"2026-11-{day:02}", [company(number, words(random))])
-        assert sides(join(lake))[of(number)] == side
+        assert sides(join_conversations(lake))[of(number)] == side
 
 
 def test_equal_questions_by_the_thousand(lake: DataLake) -> None:
     rows = [company(number, "where is my parcel", f"answer {number}") for number in range(3_000)]
     for day in range(3):
         land(lake, f"2026-11-0{day + 1}", rows[day * 1_000 : (day + 1) * 1_000])
-        joined = join(lake)
+        joined = join_conversations(lake)
     assert set(sides(joined).values()) == {"train"}
     assert len(np.unique(joined.rows.column("cluster_id").slice(joined.counts["bitext"]).to_pylist())) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cs_pipeline.prepare.splits.lsh import BandIndex
-from cs_pipeline_tests.prepare import alike, shingled
+from cs_pipeline_tests.prepare import are_near_duplicates, shingle_set
 
 
 def questions(seed: int, number: int = 300) -> list[str]:
@@ -28,11 +28,11 @@ def indexed(texts: list[str]) -> BandIndex:
 
 def assert_finds_all(index: BandIndex, texts: list[str], rows: np.ndarray, group: np.ndarray) -> None:
     """What is found is alike and of its group, and it is found wherever comparing with every place finds one."""
-    found = index.alike(rows, group, texts)
-    sets = [shingled(text) for text in texts]
+    found = index.near_duplicates(rows, group, texts)
+    sets = [shingle_set(text) for text in texts]
     for row, places in zip(rows.tolist(), found.tolist(), strict=True):
         for number, place in enumerate(places):
-            others = [i for i in range(len(texts)) if group[i] == number and alike(sets[row], sets[i])]
+            others = [i for i in range(len(texts)) if group[i] == number and are_near_duplicates(sets[row], sets[i])]
             assert place in others if others else place == -1
 
 
@@ -56,8 +56,8 @@ def test_rows_added_apart_have_the_keys_of_rows_added_together() -> None:
     apart, together = indexed(texts), BandIndex.empty(len(texts))
     together.add(np.arange(len(texts)), texts)
     moved = BandIndex.empty(len(texts))
-    moved.put(np.arange(len(texts))[::-1], together.taken(np.arange(len(texts))[::-1]))
-    for name, array in together.taken(np.arange(len(texts))).items():
+    moved.assign(np.arange(len(texts))[::-1], together.select(np.arange(len(texts))[::-1]))
+    for name, array in together.select(np.arange(len(texts))).items():
         assert array.any(), name
         np.testing.assert_array_equal(getattr(apart, name), array)
         np.testing.assert_array_equal(getattr(moved, name), array)
@@ -66,12 +66,12 @@ def test_rows_added_apart_have_the_keys_of_rows_added_together() -> None:
 def test_equal_questions() -> None:
     texts = ["Where is it?", "where is it?", "where is it", "WHERE IS IT?", "another"]
     among = np.array([True, True, True, False, True])
-    assert indexed(texts).equal(np.array([3]), among).tolist() == [0, 1]
-    assert indexed(texts).equal(np.array([3]), np.zeros(5, bool)).tolist() == []
+    assert indexed(texts).same_question(np.array([3]), among).tolist() == [0, 1]
+    assert indexed(texts).same_question(np.array([3]), np.zeros(5, bool)).tolist() == []
 
 
 def test_nobody_to_compare_with() -> None:
     texts = ["where is it", "where is it?"]
     nobody = np.full(2, -1, np.int8)
-    assert indexed(texts).alike(np.array([0, 1]), nobody, texts).tolist() == [[-1, -1, -1]] * 2
-    assert indexed(texts).alike(np.zeros(0, np.int64), np.zeros(2, np.int8), texts).shape == (0, 3)
+    assert indexed(texts).near_duplicates(np.array([0, 1]), nobody, texts).tolist() == [[-1, -1, -1]] * 2
+    assert indexed(texts).near_duplicates(np.zeros(0, np.int64), np.zeros(2, np.int8), texts).shape == (0, 3)

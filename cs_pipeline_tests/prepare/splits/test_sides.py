@@ -1,17 +1,20 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.ingest.sample import sample_rows
+from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier, train_classifiers
 from cs_pipeline.prepare.splits import sides as sides_module
-from cs_pipeline.prepare.splits.sides import bitext_view, take_sides
+from cs_pipeline.prepare.splits.sides import bitext_view, write_side
 from cs_pipeline.prepare.splits.split import SIDES, split
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
-from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline_tests.prepare import conversations
 
 
@@ -21,21 +24,27 @@ def splits() -> pa.Table:
     return split(conversations(rows), before=None).rows
 
 
-@pytest.fixture(scope="module")
-def view(splits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    lake = DataLake(tmp_path_factory.mktemp("lake"))
+def make_lake(folder: Path, splits: pa.Table, company: pa.Table | None = None) -> DataLake:
+    """A lake with what the sides are made of."""
+    lake = DataLake(folder)
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
-    return bitext_view(lake)
+    together = splits if company is None else pa.concat_tables([splits, company])
+    lake.write("prepare", "conversations", together, CONVERSATION)
+    train_classifiers(lake)
+    return lake
 
 
 @pytest.fixture(scope="module")
-def classifier(splits: pa.Table) -> TextClassifier:
-    train = splits.to_pandas().query("split == 'train'")
-    return TextClassifier.fit(train["instruction"].tolist(), train["intent"].tolist(), "characters")
+def bitext_only(splits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DataLake:
+    """A lake with the three sides of Bitext's rows."""
+    lake = make_lake(tmp_path_factory.mktemp("lake"), splits)
+    for side in SIDES:
+        write_side(lake, side)
+    return lake
 
 
 def company_rows(splits: pa.Table) -> pa.Table:
-    """Two company rows a side, each with an intent that no classifier would give its question."""
+    """Two company rows per side, each with an intent that no classifier would predict for its question."""
     rows = [
         {
             "row_id": f"company {side} {number}",
@@ -48,92 +57,124 @@ def company_rows(splits: pa.Table) -> pa.Table:
             "split": side,
         }
         for side in SIDES
-        for number, row in enumerate(splits.filter(pa.compute.equal(splits.column("split"), side)).to_pylist()[:2])
+        for number, row in enumerate(splits.filter(pc.equal(splits.column("split"), side)).to_pylist()[:2])
     ]
     return conversations(rows)
 
 
-def test_sides_of_bitext_alone(splits: pa.Table, view: pa.Table, classifier: TextClassifier) -> None:
-    tables, leakage = take_sides(splits, classifier, view)
-    assert tuple(tables) == SIDES
-    assert sum(table.num_rows for table in tables.values()) == splits.num_rows
+def leakage(lake: DataLake) -> dict[str, Any]:
+    report: dict[str, Any] = read_json(lake.path("prepare", "leakage.json"))
+    return report
+
+
+def frame(lake: DataLake, side: str) -> pd.DataFrame:
+    return lake.read("prepare", f"{side}_split").to_pandas()
+
+
+def test_the_sides_hold_every_bitext_row_once_with_its_predicted_intent(
+    bitext_only: DataLake, splits: pa.Table
+) -> None:
     raw = {row["row_id"]: row for row in splits.to_pylist()}
-    for side, table in tables.items():
+    total = 0
+    for side in SIDES:
+        table = bitext_only.read("prepare", f"{side}_split")
         check_schema(table, SPLIT_ROW, side)
+        total += table.num_rows
         for row in table.to_pylist():
             assert row["split"] == side
             assert {name: row[name] for name in splits.column_names} == raw[row["row_id"]]
         similarity = table.column("nearest_train_similarity")
         assert similarity.null_count == (0 if side == "test" else table.num_rows)
-    test, train = tables["test"].to_pandas(), tables["train"].to_pandas()
-    predicted, confidence = classifier.predict(test["instruction"].tolist())
-    assert test["predicted_intent"].tolist() == predicted
-    np.testing.assert_allclose(test["predicted_confidence"], confidence, rtol=1e-6)
-    assert leakage.ours.tolist() == test["nearest_train_similarity"].tolist()
+    assert total == splits.num_rows
+    classifier = load_classifier(bitext_only, INTENTS)
+    for side in ("validation", "test"):
+        rows = frame(bitext_only, side)
+        predicted, confidence = classifier.predict(rows["instruction"].tolist())
+        assert rows["predicted_intent"].tolist() == predicted
+        np.testing.assert_allclose(rows["predicted_confidence"], confidence, rtol=1e-6)
+    train = frame(bitext_only, "train")
+    fitted, _ = classifier.predict(train["instruction"].tolist())
+    assert (np.array(fitted) == train["intent"]).mean() > (train["predicted_intent"] == train["intent"]).mean() > 0.85
+
+
+def test_the_leakage_report_compares_this_split_with_a_random_one(bitext_only: DataLake, splits: pa.Table) -> None:
+    test, train = frame(bitext_only, "test"), frame(bitext_only, "train")
     cosines = nearest(test["instruction"].tolist(), train["instruction"].tolist())[1]
-    np.testing.assert_array_equal(leakage.ours, cosines)
-    share = len(test) / splits.num_rows
-    naive = naive_split_similarity(splits.column("instruction").to_pylist(), share)[1]
-    np.testing.assert_array_equal(np.sort(leakage.naive), np.sort(naive))
-    by_heart, _ = classifier.predict(train["instruction"].tolist())
-    assert (np.array(by_heart) == train["intent"]).mean() > (train["predicted_intent"] == train["intent"]).mean() > 0.85
+    np.testing.assert_array_equal(test["nearest_train_similarity"], cosines)
+    random_split = naive_split_similarity(splits.column("instruction").to_pylist(), len(test) / splits.num_rows)[1]
+    report = leakage(bitext_only)
+    assert report["bins"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    assert report["training_questions_compared"] == len(train)
+    for name, values in (("cluster_split", cosines), ("random_split", random_split)):
+        assert sum(report[name]["shares"]) == pytest.approx(1, abs=1e-3)
+        assert report[name]["rows"] == len(test)
+        assert report[name]["median"] == pytest.approx(np.median(values), abs=1e-4)
+    assert report["cluster_split"]["median"] < report["random_split"]["median"]
 
 
-def test_company_rows_bring_their_intent(splits: pa.Table, view: pa.Table, classifier: TextClassifier) -> None:
-    alone, before = take_sides(splits, classifier, view)
-    theirs = company_rows(splits)
-    tables, leakage = take_sides(pa.concat_tables([splits, theirs]), classifier, view)
-    for side, table in tables.items():
+@pytest.mark.parametrize("side", SIDES)
+def test_a_side_made_alone_is_the_same(side: str, splits: pa.Table, bitext_only: DataLake, tmp_path: Path) -> None:
+    lake = make_lake(tmp_path, splits)
+    _, report = write_side(lake, side)
+    assert (
+        lake.table("prepare", f"{side}_split").read_bytes()
+        == bitext_only.table("prepare", f"{side}_split").read_bytes()
+    )
+    others = [lake.table("prepare", f"{other}_split") for other in SIDES if other != side]
+    assert not any(path.exists() for path in others)
+    assert report == (leakage(bitext_only) if side == "test" else None)
+    assert lake.path("prepare", "leakage.json").exists() == (side == "test")
+
+
+def test_company_rows_keep_the_intent_they_were_given(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
+    lake = make_lake(tmp_path, splits, company_rows(splits))
+    for side in SIDES:
+        table, _ = write_side(lake, side)
         check_schema(table, SPLIT_ROW, side)
-        ours = table.slice(0, alone[side].num_rows)
+        bitext = bitext_only.read("prepare", f"{side}_split")
         columns = [name for name in SPLIT_ROW.names if name != "nearest_train_similarity"]
-        assert ours.select(columns).equals(alone[side].select(columns)), "Bitext's rows first, as they were"
-        added = table.slice(alone[side].num_rows).to_pylist()
+        first = table.slice(0, bitext.num_rows).select(columns)
+        assert first.equals(bitext.select(columns)), "Bitext's rows come first, unchanged"
+        added = table.slice(bitext.num_rows).to_pylist()
         assert [row["row_id"] for row in added] == [f"company {side} {number}" for number in range(2)]
         assert [row["predicted_intent"] for row in added] == ["an intent of its own"] * 2
         assert [row["predicted_confidence"] for row in added] == [0.25, 0.5]
         assert all((row["nearest_train_similarity"] is not None) == (side == "test") for row in added)
-    assert len(leakage.ours) == len(before.ours)
-    assert leakage.compared == before.compared + 2
-    np.testing.assert_array_equal(leakage.naive, before.naive)
+    before, after = leakage(bitext_only), leakage(lake)
+    assert after["cluster_split"]["rows"] == before["cluster_split"]["rows"]
+    assert after["training_questions_compared"] == before["training_questions_compared"] + 2
+    assert after["random_split"] == before["random_split"]
 
 
-def test_test_questions_are_compared_with_a_bounded_number(
-    splits: pa.Table, view: pa.Table, classifier: TextClassifier, monkeypatch: pytest.MonkeyPatch
+def test_test_questions_are_compared_with_a_limited_number_of_training_questions(
+    splits: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sides_module, "MOST_COMPARED", (100, 1))
-    rows = pa.concat_tables([company_rows(splits), splits.slice(0, 900)])
-    tables, leakage = take_sides(rows, classifier, view)
-    assert leakage.compared == leakage.facts()["training_questions_compared"] == 101
-    train = tables["train"].to_pandas()
-    drawn = train[train["source"] == "bitext"].sort_values("row_id").head(100)
-    theirs = train[train["source"] == "company"].sort_values("row_id").head(1)
-    questions = [*drawn["instruction"], *theirs["instruction"]]
-    cosines = nearest(tables["test"].column("instruction").to_pylist(), questions)[1]
-    np.testing.assert_allclose(tables["test"].column("nearest_train_similarity").to_numpy(), cosines, rtol=1e-6)
+    monkeypatch.setattr(sides_module, "MAX_TRAINING_QUESTIONS", {"bitext": 100, "company": 1})
+    lake = make_lake(tmp_path, splits, company_rows(splits))
+    test, report = write_side(lake, "test")
+    assert report is not None
+    assert report["training_questions_compared"] == 101
+    write_side(lake, "train")
+    train = frame(lake, "train")
+    sample = train[train["source"] == "bitext"].sort_values("row_id").head(100)
+    company = train[train["source"] == "company"].sort_values("row_id").head(1)
+    cosines = nearest(test.column("instruction").to_pylist(), [*sample["instruction"], *company["instruction"]])[1]
+    np.testing.assert_allclose(test.column("nearest_train_similarity").to_numpy(), cosines, rtol=1e-6)
 
 
-def test_the_view_of_bitext_is_made_once(splits: pa.Table, view: pa.Table, tmp_path: Path) -> None:
+def test_what_is_computed_of_bitext_is_computed_once(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
+    view = bitext_view(bitext_only)
     lake = DataLake(tmp_path)
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
     assert bitext_view(lake).equals(view)
     path = lake.table("prepare", "bitext_predictions")
-    made = path.stat().st_mtime_ns
+    made = path.stat().st_mtime_ns, file_sha256(path)
     assert bitext_view(lake).equals(view)
-    assert path.stat().st_mtime_ns == made
+    assert (path.stat().st_mtime_ns, file_sha256(path)) == made
     fewer = splits.slice(100)
     lake.write("prepare", "bitext_splits", fewer, CONVERSATION)
     again = bitext_view(lake)
     assert again.column("row_id").equals(fewer.column("row_id"))
-    train = pa.compute.equal(fewer.column("split"), "train").to_pylist()
+    train = pc.equal(fewer.column("split"), "train").to_pylist()
     for name in ("predicted_intent", "predicted_confidence"):
         assert [value is not None for value in again.column(name).to_pylist()] == train
-
-
-def test_the_report_of_leakage(splits: pa.Table, view: pa.Table, classifier: TextClassifier) -> None:
-    facts = take_sides(splits, classifier, view)[1].facts()
-    assert facts["bins"] == [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
-    for name in ("cluster_split", "random_split"):
-        assert sum(facts[name]["shares"]) == pytest.approx(1, abs=1e-3)
-        assert facts[name]["rows"] == splits.to_pandas().eval("split == 'test'").sum()
-    assert facts["cluster_split"]["median"] < facts["random_split"]["median"]

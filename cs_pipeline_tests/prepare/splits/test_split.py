@@ -13,12 +13,12 @@ from scipy.sparse import csr_array
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
-from cs_pipeline.prepare.splits.split import SHARES, Split, deal, split, split_shares
+from cs_pipeline.prepare.splits.split import SIDE_SHARES, Split, assign_sides, split, split_counts
 from cs_pipeline.text.clean import Cleaned
-from cs_pipeline_tests.prepare import alike, conversations, shingled
+from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
-SIDES = set(SHARES)
-BRIDGE = "alike to questions on two sides of the split"
+SIDES = set(SIDE_SHARES)
+NEAR_TWO_SIDES = "alike to questions on two sides of the split"
 DUPLICATE = "exact duplicate of another question and answer"
 TOO_FEW = "intent has too few different questions for 3 sides"
 
@@ -67,16 +67,16 @@ def assert_sound(table: pa.Table, done: Split) -> None:
     for cluster, side in places(done.rows).values():
         assert side in SIDES
         assert side_of_cluster.setdefault(cluster, side) == side
-    assert (split_shares(done.rows) > 0).all(axis=None)
+    assert (split_counts(done.rows) > 0).all(axis=None)
 
 
 def assert_no_leak(table: pa.Table) -> None:
     """No near-duplicates of one intent on two sides: every pair of rows compared."""
     for intent in set(table.column("intent").to_pylist()):
         rows = [row for row in table.to_pylist() if row["intent"] == intent]
-        sets = [shingled(row["instruction"]) for row in rows]
+        sets = [shingle_set(row["instruction"]) for row in rows]
         for i, j in combinations(range(len(rows)), 2):
-            assert rows[i]["split"] == rows[j]["split"] or not alike(sets[i], sets[j])
+            assert rows[i]["split"] == rows[j]["split"] or not are_near_duplicates(sets[i], sets[j])
 
 
 def test_a_fresh_split() -> None:
@@ -87,7 +87,7 @@ def test_a_fresh_split() -> None:
     assert_sound(table, done)
     assert_no_leak(done.rows)
     assert done.rows.column("source_row").to_pylist() == list(range(len(rows))), "in the order of the file"
-    counts = split_shares(done.rows)
+    counts = split_counts(done.rows)
     assert counts.columns.tolist() == ["train", "validation", "test"]
     assert counts.index.tolist() == ["intent 0", "intent 1", "intent 2"]
     for side in ("test", "validation"):
@@ -115,7 +115,7 @@ def test_the_order_of_the_file_makes_no_difference() -> None:
 
 def test_the_split_is_the_same_in_every_release() -> None:
     sizes = {f"c{i:03}": 1 + i % 4 for i in range(300)}
-    assert digest(deal("track_order", sizes, {})) == "da82b14c2a85dd56"
+    assert digest(assign_sides("track_order", sizes, {})) == "da82b14c2a85dd56"
 
 
 def test_a_second_run_changes_nothing() -> None:
@@ -146,7 +146,7 @@ def test_rows_keep_their_place_when_others_come_and_go(seed: int, first: set[int
     aside = {row["row_id"]: row["reason"] for row in now.set_aside.to_pylist()}
     assert {aside[row] for row in lost} <= {TOO_FEW}
     if not aside:
-        assert (split_shares(now.rows) > 0).all(axis=None)
+        assert (split_counts(now.rows) > 0).all(axis=None)
 
 
 def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None:
@@ -163,7 +163,7 @@ def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None
     ids = more.column("row_id").to_pylist()
     for place, variant in enumerate(ids[len(rows) : len(rows) + 50]):
         assert now[variant] == now[ids[place]]
-    counts = split_shares(done.rows)
+    counts = split_counts(done.rows)
     for side in ("test", "validation"):
         assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 4).all(), "within the largest cluster"
 
@@ -174,9 +174,9 @@ LEFT, RIGHT, BETWEEN = f"{SAME} nowhere", f"already {SAME}", SAME
 
 def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
     """Rows that stand on given sides: two that are not alike, and others so that no side is empty."""
-    assert not alike(shingled(LEFT), shingled(RIGHT))
-    assert alike(shingled(LEFT), shingled(BETWEEN))
-    assert alike(shingled(RIGHT), shingled(BETWEEN))
+    assert not are_near_duplicates(shingle_set(LEFT), shingle_set(RIGHT))
+    assert are_near_duplicates(shingle_set(LEFT), shingle_set(BETWEEN))
+    assert are_near_duplicates(shingle_set(RIGHT), shingle_set(BETWEEN))
     rows = [
         {"instruction": LEFT, "cluster_id": "left", "split": left},
         {"instruction": RIGHT, "cluster_id": "right", "split": right},
@@ -189,7 +189,7 @@ def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
 def test_a_new_row_between_two_sides_is_set_aside(left: str, right: str) -> None:
     before = a_table_before(left, right)
     done = split(conversations([*before, {"instruction": BETWEEN, "response": "an answer"}]), conversations(before))
-    assert reasons(done) == {BETWEEN: BRIDGE}
+    assert reasons(done) == {BETWEEN: NEAR_TWO_SIDES}
     assert places(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
 
 
@@ -221,7 +221,7 @@ def test_three_questions_are_enough_however_large_the_third() -> None:
     # What is left after the small ones is for training, although both would fit into the share of the test.
     rows = [{"instruction": "first " * 5, "response": "a"}, {"instruction": "second " * 5, "response": "b"}]
     rows += [{"instruction": "third " * 5, "response": str(i)} for i in range(100)]
-    counts = split_shares(split(conversations(rows), before=None).rows)
+    counts = split_counts(split(conversations(rows), before=None).rows)
     assert counts.to_dict("records") == [{"train": 100, "validation": 1, "test": 1}]
 
 
@@ -233,7 +233,7 @@ def test_an_intent_that_has_lost_a_side_is_set_aside() -> None:
     done = split(before.filter(pa.array(~lost)), before)
     assert set(done.set_aside.column("intent").to_pylist()) == {"intent 1"}
     assert set(reasons(done).values()) == {TOO_FEW}
-    assert split_shares(done.rows).index.tolist() == ["intent 0", "intent 2"]
+    assert split_counts(done.rows).index.tolist() == ["intent 0", "intent 2"]
     assert done.rows.num_rows == (frame["intent"] != "intent 1").sum()
 
 
@@ -273,7 +273,7 @@ def test_no_rows() -> None:
     check_schema(done.rows, CONVERSATION, "rows")
 
 
-# deal()
+# assign_sides()
 
 sizes_of_clusters = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 60), max_size=30)
 rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) for side in sorted(SIDES)})
@@ -282,35 +282,35 @@ rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) fo
 @settings(deadline=None, max_examples=300)
 @given(sizes_of_clusters, rows_of_sides)
 def test_deal(sizes: dict[str, int], have: dict[str, int]) -> None:
-    empty = [side for side in SHARES if not have.get(side)]
+    empty = [side for side in SIDE_SHARES if not have.get(side)]
     assume(len(sizes) >= len(empty))
-    dealt = deal("intent", sizes, have)
+    dealt = assign_sides("intent", sizes, have)
     assert dealt.keys() == sizes.keys()
-    assert deal("intent", dict(reversed(sizes.items())), have) == dealt
-    new = {side: [cluster for cluster in sizes if dealt[cluster] == side] for side in SHARES}
+    assert assign_sides("intent", dict(reversed(sizes.items())), have) == dealt
+    new = {side: [cluster for cluster in sizes if dealt[cluster] == side] for side in SIDE_SHARES}
     assert sum(map(len, new.values())) == len(sizes)
     total = sum(sizes.values()) + sum(have.values())
-    for side in SHARES:
+    for side in SIDE_SHARES:
         assert have.get(side) or new[side], "no side is empty"
     for side in ("test", "validation"):
         rows = have.get(side, 0) + sum(sizes[cluster] for cluster in new[side])
-        over = rows > round(SHARES[side] * total)
+        over = rows > round(SIDE_SHARES[side] * total)
         # Over its share is a side only by what it had, or by the one cluster without which it would be empty.
         assert not (over and new[side]) or (not have.get(side) and len(new[side]) == 1)
-    once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SHARES}
-    assert deal("intent", {}, once_more) == {}
+    once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SIDE_SHARES}
+    assert assign_sides("intent", {}, once_more) == {}
 
 
 @given(st.integers(60, 1_000), st.text(max_size=5))
 def test_deal_meets_the_shares_of_single_rows(rows: int, intent: str) -> None:
-    dealt = Counter(deal(intent, {str(i): 1 for i in range(rows)}, {}).values())
+    dealt = Counter(assign_sides(intent, {str(i): 1 for i in range(rows)}, {}).values())
     assert dealt["test"] == dealt["validation"] == round(0.05 * rows)
 
 
 def test_deal_is_seeded_by_intent() -> None:
     sizes = {str(i): 1 for i in range(100)}
-    assert deal("a", sizes, {}) == deal("a", sizes, {})
-    assert deal("a", sizes, {}) != deal("b", sizes, {})
+    assert assign_sides("a", sizes, {}) == assign_sides("a", sizes, {})
+    assert assign_sides("a", sizes, {}) != assign_sides("b", sizes, {})
 
 
 # The real data
@@ -320,9 +320,9 @@ def test_bitext(cleaned_bitext: Cleaned, split_bitext: Split) -> None:
     assert_sound(cleaned_bitext.rows, split_bitext)
     assert split_bitext.rows.num_rows == 24_094
     assert split_bitext.set_aside.num_rows == 0
-    counts = split_shares(split_bitext.rows)
+    counts = split_counts(split_bitext.rows)
     assert len(counts) == 27
-    for side, share in SHARES.items():
+    for side, share in SIDE_SHARES.items():
         assert (abs(counts[side] / counts.sum(axis=1) - share) < 0.002).all()
     clusters = [cluster for cluster, _ in places(split_bitext.rows).values()]
     assert len(set(clusters)) == 17_971
@@ -332,7 +332,7 @@ def test_bitext_has_no_near_duplicates_across_sides(split_bitext: Split) -> None
     frame = split_bitext.rows.select(["instruction", "intent", "split"]).to_pandas()
     pairs = 0
     for _, rows in frame.groupby("intent"):
-        sets = [shingled(question) for question in rows["instruction"]]
+        sets = [shingle_set(question) for question in rows["instruction"]]
         number = {window: place for place, window in enumerate(sorted(set().union(*sets)))}
         ends = np.cumsum([0, *map(len, sets)])
         columns = [number[window] for windows in sets for window in windows]
@@ -356,8 +356,8 @@ def test_bitext_keeps_its_places_when_the_second_half_comes_later(cleaned_bitext
     both = split(three, before=first.rows)
     assert places(both.rows).items() >= places(first.rows).items()
     assert three.num_rows == both.rows.num_rows + both.set_aside.num_rows
-    assert set(reasons(both).values()) <= {BRIDGE}
+    assert set(reasons(both).values()) <= {NEAR_TWO_SIDES}
     assert both.set_aside.num_rows < 0.05 * three.num_rows
     assert_no_leak(both.rows.filter(pa.array([row == "review" for row in both.rows.column("intent").to_pylist()])))
-    counts = split_shares(both.rows)
+    counts = split_counts(both.rows)
     assert (abs(counts["train"] / counts.sum(axis=1) - 0.9) < 0.02).all()

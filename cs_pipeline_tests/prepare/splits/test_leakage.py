@@ -6,10 +6,10 @@ import pyarrow as pa
 import pytest
 
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.prepare.splits import leaks as leaks_module
-from cs_pipeline.prepare.splits.leaks import leaks
+from cs_pipeline.prepare.splits import leakage
+from cs_pipeline.prepare.splits.leakage import find_leaks
 from cs_pipeline.prepare.splits.split import Split, split
-from cs_pipeline_tests.prepare import alike, conversations, shingled
+from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
 
 def random_rows(seed: int) -> list[dict[str, Any]]:
@@ -37,7 +37,7 @@ def random_rows(seed: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("block", [7, 20_000])
 @pytest.mark.parametrize("seed", range(4))
 def test_every_leak_is_found_and_nothing_else(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks_module, "_BLOCK", block)
+    monkeypatch.setattr(leakage, "_BLOCK", block)
     rows = random_rows(seed)
     truth = {
         (judge["row_id"], other["row_id"])
@@ -45,16 +45,16 @@ def test_every_leak_is_found_and_nothing_else(seed: int, block: int, monkeypatch
         for other in rows
         if judge["split"] != "train" == other["split"]
         and ("company" in (judge["source"], other["source"]) or judge["intent"] == other["intent"])
-        and alike(shingled(judge["instruction"]), shingled(other["instruction"]))
+        and are_near_duplicates(shingle_set(judge["instruction"]), shingle_set(other["instruction"]))
     }
     assert len(truth) > 100
-    found = leaks(conversations(rows))
+    found = find_leaks(conversations(rows))
     assert set(found) == truth
     assert len(found) == len(truth)
 
 
 def test_of_very_many_rows_the_latest_and_a_draw_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leaks_module, "MOST_COMPARED", 10)
+    monkeypatch.setattr(leakage, "MAX_COMPANY_ROWS", 10)
     question = {"instruction": "where is my order, please", "intent": "a"}
     rows = [{**question, "row_id": "judge", "source": "company", "split": "test", "delivered_on": date(2026, 11, 1)}]
     rows += [{**question, "row_id": f"bitext {i}", "source": "bitext", "split": "train"} for i in range(20)]
@@ -63,21 +63,21 @@ def test_of_very_many_rows_the_latest_and_a_draw_are_compared(monkeypatch: pytes
         rows.append({**question, "row_id": f"{place:03}", "source": "company", "split": "train", "delivered_on": day})
     Random(0).shuffle(rows)
     expected = [f"bitext {i}" for i in range(20)] + [f"{place:03}" for place in (*range(10), *range(30, 40))]
-    assert sorted(found for _, found in leaks(conversations(rows))) == sorted(expected)
-    monkeypatch.setattr(leaks_module, "MOST_COMPARED", 40)
-    assert len(leaks(conversations(rows))) == 60
+    assert sorted(found for _, found in find_leaks(conversations(rows))) == sorted(expected)
+    monkeypatch.setattr(leakage, "MAX_COMPANY_ROWS", 40)
+    assert len(find_leaks(conversations(rows))) == 60
 
 
 def test_without_judges_or_training_rows_nothing_leaks() -> None:
     rows = conversations([{"instruction": "a", "split": "train"}, {"instruction": "a", "split": "test"}])
-    assert leaks(rows) == [(rows.column("row_id")[1].as_py(), rows.column("row_id")[0].as_py())]
-    assert leaks(rows.slice(0, 1)) == leaks(rows.slice(1)) == leaks(rows.slice(2)) == []
+    assert find_leaks(rows) == [(rows.column("row_id")[1].as_py(), rows.column("row_id")[0].as_py())]
+    assert find_leaks(rows.slice(0, 1)) == find_leaks(rows.slice(1)) == find_leaks(rows.slice(2)) == []
 
 
 def test_a_planted_leak_among_sample_rows() -> None:
     sample = [{str(name): value for name, value in row.items()} for row in sample_rows(1_080).to_dict("records")]
     splits = split(conversations(sample), before=None).rows
-    assert leaks(splits) == []
+    assert find_leaks(splits) == []
     rows = splits.to_pylist()
     train = next(row for row in rows if row["split"] == "train" and len(row["instruction"]) > 30)
     other_intent = next(row["intent"] for row in rows if row["intent"] != train["intent"])
@@ -87,10 +87,10 @@ def test_a_planted_leak_among_sample_rows() -> None:
         {**train, "row_id": "company", "intent": other_intent, "source": "company", "split": "validation"},
         {**train, "row_id": "other words", "instruction": "xyz " * 9, "split": "validation"},
     ]
-    found = leaks(pa.Table.from_pylist([*rows, *planted], schema=splits.schema))
+    found = find_leaks(pa.Table.from_pylist([*rows, *planted], schema=splits.schema))
     assert ("alike", train["row_id"]) in found
     assert {judge for judge, _ in found} == {"alike", "company"}
 
 
 def test_bitext_does_not_leak(split_bitext: Split) -> None:
-    assert leaks(split_bitext.rows) == []
+    assert find_leaks(split_bitext.rows) == []

@@ -1,0 +1,90 @@
+"""The checks of the prepare stage, as plain functions of the lake."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cs_pipeline.core.checks import CheckOutcome
+from cs_pipeline.core.lake import DataLake, read_json
+from cs_pipeline.prepare.intent_classifier import classifier_quality
+from cs_pipeline.prepare.splits.conversations import join_counts
+from cs_pipeline.prepare.splits.leakage import find_leaks
+from cs_pipeline.prepare.splits.split import SIDE_SHARES, split_counts
+from cs_pipeline.text.placeholders import is_balanced
+
+MIN_ACCURACY = 0.9
+"""Below this the intent classifier is too poor to route questions and judge answers; it reaches 0.998 on Bitext."""
+
+_SHARE_TOLERANCE = 0.05
+
+
+def placeholders_balanced(lake: DataLake) -> CheckOutcome:
+    """Every opening brace of a placeholder in ``clean_bitext`` is closed."""
+    rows = lake.read("prepare", "clean_bitext", ["row_id", "instruction", "response"]).to_pylist()
+    broken = [row["row_id"] for row in rows if not (is_balanced(row["instruction"]) and is_balanced(row["response"]))]
+    return CheckOutcome(not broken, {"broken": len(broken), "examples": broken[:10]})
+
+
+def split_disjoint_and_stratified(lake: DataLake) -> CheckOutcome:
+    """In ``bitext_splits`` no cluster is on two sides, no row is repeated, and every intent is on every side.
+
+    The sides' shares of all rows are within 5 points of SIDE_SHARES.
+    """
+    table = lake.read("prepare", "bitext_splits", ["row_id", "cluster_id", "intent", "split"])
+    counts = split_counts(table)
+    shares = {side: float(counts[side].sum() / table.num_rows) for side in SIDE_SHARES}
+    faults = {
+        "clusters_on_two_sides": _clusters_on_two_sides(table),
+        "repeated_rows": table.num_rows - pc.count_distinct(table.column("row_id")).as_py(),
+        "intents_lacking_a_side": counts.index[(counts == 0).any(axis=1)].tolist(),
+    }
+    close = all(abs(shares[side] - share) < _SHARE_TOLERANCE for side, share in SIDE_SHARES.items())
+    return CheckOutcome(close and not any(faults.values()), faults | shares)
+
+
+def classifier_accurate(lake: DataLake) -> CheckOutcome:
+    """The intent classifier is right for at least MIN_ACCURACY of the test questions."""
+    accuracy = classifier_quality(lake)["test_accuracy"]
+    return CheckOutcome(accuracy >= MIN_ACCURACY, {"test_accuracy": accuracy})
+
+
+def messages_reconcile(lake: DataLake, day: str) -> CheckOutcome:
+    """Every customer message of ``day`` is kept, set aside, flagged or forgotten."""
+    names = ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged")
+    rows = {name: lake.read("prepare", f"{name}/{day}", ["row_id"]).num_rows for name in names}
+    counts = read_json(lake.path("prepare", "clean_interactions", f"{day}.json"))
+    messages, forgotten = counts["customer_messages"], counts["forgotten"]
+    return CheckOutcome(
+        messages == sum(rows.values()) + forgotten, {"customer_messages": messages, "forgotten": forgotten, **rows}
+    )
+
+
+def conversations_reconcile(lake: DataLake) -> CheckOutcome:
+    """Every row of both sources is kept, set aside, superseded or forgotten."""
+    counts = join_counts(lake)
+    kept, aside = (
+        lake.read("prepare", name, ["row_id"]).num_rows for name in ("conversations", "conversations_set_aside")
+    )
+    total = kept + aside + counts["superseded"] + counts["forgotten"]
+    return CheckOutcome(counts["bitext"] + counts["company"] == total, counts)
+
+
+def no_cluster_on_two_sides(lake: DataLake) -> CheckOutcome:
+    """Every cluster of ``conversations`` is on one side, and every row has a cluster and a side."""
+    rows = lake.read("prepare", "conversations", ["cluster_id", "split"])
+    facts = {
+        "clusters": pc.count_distinct(rows.column("cluster_id")).as_py(),
+        "clusters_on_two_sides": _clusters_on_two_sides(rows),
+        "rows_without": rows.column("split").null_count + rows.column("cluster_id").null_count,
+    }
+    return CheckOutcome(not facts["clusters_on_two_sides"] and not facts["rows_without"], facts)
+
+
+def no_leakage(lake: DataLake) -> CheckOutcome:
+    """No validation or test question is a near-duplicate of a training question, compared again without the clusters."""
+    pairs = find_leaks(lake.read("prepare", "conversations"))
+    return CheckOutcome(not pairs, {"pairs": len(pairs), "examples": [list(pair) for pair in pairs[:5]]})
+
+
+def _clusters_on_two_sides(table: pa.Table) -> int:
+    sides = table.group_by("cluster_id").aggregate([("split", "count_distinct")]).column("split_count_distinct")
+    return int(pc.sum(pc.greater(sides, 1)).as_py() or 0)
