@@ -69,8 +69,8 @@ class Affected:
 def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     """Finds everything of ``subject``, a customer id or e-mail address as in the export, or of ``row``, a row id.
 
-    A row brings its whole conversation, because later rows quote it. Raises PipelineError unless exactly one of the two is
-    given, and when the lake has nothing of it.
+    A row is removed with its whole conversation, because later rows quote it. Raises PipelineError unless exactly one of
+    the two is given, and when the lake has nothing of it.
     """
     if bool(subject) == bool(row):
         raise PipelineError("Give either a subject or a row.", "cs-pipeline forget --subject ID, or --row ROW_ID.")

@@ -237,7 +237,7 @@ def rollback(
     from cs_pipeline.register.promotion import roll_back
 
     entry = roll_back(DataLake.default(), to, why, _decided_by())
-    console.print(f"Version {entry['version']} is the champion again, instead of version {entry['champion_before']}.")
+    console.print(f"Version {entry['version']} is now the champion; before it was version {entry['champion_before']}.")
 
 
 @app.command()
