@@ -45,9 +45,9 @@ def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mate
 def human_ratings(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Ratings, thumbs and votes that people gave to answers, on the page or on sheets, without personal data."""
     from cs_pipeline.company import load_company
-    from cs_pipeline.evaluate.people.ratings import RATINGS_TABLE, collect_ratings
+    from cs_pipeline.evaluate.people.ratings import RATINGS_TABLE, write_human_ratings
 
-    found = collect_ratings(lake.lake, load_company(lake.lake))
+    found = write_human_ratings(lake.lake, load_company(lake.lake))
     context.log.info(f"{found.rows.num_rows:,} judgements, {found.forgotten:,} forgotten")
     given = Counter(f"{row['kind']}, {row['source']}" for row in found.rows.select(["kind", "source"]).to_pylist())
     metadata = {"forgotten": found.forgotten, "given": count_table(given), "replaced": count_table(found.replaced)}

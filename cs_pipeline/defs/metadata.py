@@ -77,7 +77,8 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str | int]]) 
 
 def count_table(counts: Mapping[str, int]) -> dg.MetadataValue:
     """A table of names and row counts, largest first."""
-    return markdown_table(["what", "rows"], sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    largest_first = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return markdown_table(["what", "rows"], largest_first)
 
 
 def rows_by_reason(lake: DataLake, name: str) -> dg.MetadataValue:

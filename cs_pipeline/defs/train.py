@@ -20,11 +20,11 @@ from cs_pipeline.recipe import load_recipe
 def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: Launcher) -> dg.MaterializeResult:
     """The recipe's base model: from the hub at a pinned revision, from a folder, or the embedded one, trained here."""
     from cs_pipeline.llm.base import find_base, needs_training
-    from cs_pipeline.train.plan.machine_fit import check_machine, refuse, this_machine
+    from cs_pipeline.train.plan.machine_fit import check_machine, raise_on_problems, this_machine
 
     recipe = load_recipe(context.partition_key)
     if launcher.is_local:  # before the download; the memory of another machine is unknown here
-        refuse(check_machine(recipe, lake.lake, this_machine()))
+        raise_on_problems(check_machine(recipe, lake.lake, this_machine()))
     if needs_training(recipe, lake.lake):
         launcher.run(context, lake.lake, "--base-only")
     base = find_base(recipe, lake.lake, context.log.info)
