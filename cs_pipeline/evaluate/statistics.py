@@ -1,11 +1,12 @@
-"""How sure a score, or a difference of two systems, is: a paired bootstrap over clusters of near-duplicate questions.
+"""The uncertainty of scores and of differences between systems, and the agreement between judges.
 
-Rows of one cluster say nearly the same, so they are drawn together: taken as independent they would make every interval
-too narrow. All systems are drawn alike, so what makes a row hard for two of them cancels out. Intervals are percentiles
-of the samples (Efron and Tibshirani 1993, chapter 13; for BLEU Koehn 2004). Every seed is fixed: equal input, equal ends.
+Scores get a bootstrap over clusters of near-duplicate questions. Rows of a cluster are drawn together: as independent
+rows they would make every interval too narrow. All systems get the same draws, so differences are paired and the
+difficulty of a row cancels out. Intervals are percentiles of the samples (Efron and Tibshirani 1993, chapter 13; for BLEU
+Koehn 2004). Seeds are fixed, so equal input gives equal intervals.
 
-Several comparisons: the intervals of the intents hold together (Bonferroni, ``comparisons``); slices are called weak by
-adjusted p-values (``holm``); an interval of a whole table of scores is 95 % for itself alone.
+For multiple comparisons the intervals of the intents hold jointly (Bonferroni, ``comparisons``), and slices are called
+weak by adjusted p-values (``holm``). Each interval in a table of scores is a 95 % interval of its own.
 """
 
 from collections.abc import Collection, Hashable, Sequence
@@ -23,7 +24,7 @@ from cs_pipeline.evaluate.scoring.metrics import METRICS, corpus_scores
 
 @dataclass(frozen=True)
 class Interval:
-    """A score of one system on all its rows, and the ends of the 95 % interval."""
+    """A score of one system on all its rows, with the 95 % interval."""
 
     score: float
     low: float
@@ -32,10 +33,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A score of system a minus that of system b on the same rows, and the ends of the 95 % interval.
+    """A score of system a minus that of system b on the same rows, with the 95 % interval.
 
-    Of one of several comparisons it is the interval by which all of them together hold in 95 % (Bonferroni).
-    ``share_above_zero`` is the share of the samples in which a has the higher score, be higher better or worse.
+    For one of several comparisons, the interval is so wide that all of them hold jointly with 95 % (Bonferroni).
+    ``share_above_zero`` is the share of samples in which a has the higher score, whether higher is better or worse.
     """
 
     difference: float
@@ -51,9 +52,9 @@ def intervals(
 ) -> dict[str, Interval | None]:
     """The scores of a system with their intervals, by the names of METRICS.
 
-    ``stats`` has the columns of row_statistics, ``clusters`` the cluster of each row. None where corpus_scores is None,
-    and where so few rows have something to judge that a sample has none. Raises PipelineError as corpus_scores does,
-    and when a row has no cluster or there are fewer than two clusters.
+    ``stats`` has the columns of row_statistics, ``clusters`` the cluster of each row. None where corpus_scores is None, and
+    where so few rows have something to score that a sample has none. Raises PipelineError as corpus_scores does, and when a
+    row has no cluster or there are fewer than two clusters.
     """
     results: dict[str, Interval | None] = {}
     for name, sampled in _sampled_scores(stats, clusters, samples, seed, METRICS).items():
@@ -73,12 +74,12 @@ def paired_bootstrap(
 ) -> dict[str, Difference | None]:
     """The differences a - b with their intervals, by the names of ``metrics``.
 
-    As for intervals, and with a column ``row_id``; None where a or b has none. This is one of ``comparisons``, all of which
-    shall hold together. Raises PipelineError too when a and b are not the same rows in the same order.
+    The arguments are as for intervals, with a column ``row_id``; None where a or b has no interval. This is one of
+    ``comparisons`` that are to hold jointly. Raises PipelineError also when a and b are not the same rows in the same order.
     """
     if stats_a["row_id"].tolist() != stats_b["row_id"].tolist():
         raise PipelineError(
-            f"Two systems cannot be compared: their {len(stats_a)} and {len(stats_b)} rows are not the same in order.",
+            f"Two systems cannot be compared: their {len(stats_a)} and {len(stats_b)} rows differ, or their order does.",
             "Evaluate both systems again on the same test split.",
         )
     sampled_a = _sampled_scores(stats_a, clusters, samples, seed, metrics)
@@ -96,15 +97,15 @@ def paired_bootstrap(
 
 
 POWER = 0.8
-"""With this probability a difference as large as the detectable one is found."""
+"""A true difference as large as the detectable one is found with this probability."""
 
 
 def detectable_difference(difference: Difference, comparisons: int = 1) -> float | None:
-    """The smallest true difference that as many test clusters would show, in the metric's unit.
+    """The smallest true difference that this number of test clusters can show, in the metric's unit.
 
-    That is one whose interval is clear of zero with probability POWER: (z of the interval's ends + z of POWER) standard
-    errors (Bloom 1995), the standard error read off the width of the interval, which was one of ``comparisons``. None
-    where the two systems do not differ in any sample, so that no spread can be told.
+    Its interval excludes zero with probability POWER: it is (z of the interval's ends + z of POWER) standard errors (Bloom
+    1995). The standard error is derived from the width of the interval, which was one of ``comparisons``. None if the
+    systems do not differ in any sample, so that the spread is unknown.
     """
     half = (difference.high - difference.low) / 2
     if half == 0:
@@ -114,10 +115,10 @@ def detectable_difference(difference: Difference, comparisons: int = 1) -> float
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for their number, in their order (Holm 1979).
+    """The p-values adjusted for multiple tests, in the order given (Holm 1979).
 
-    Where those below 0.05 are called found, a finding is wrong in at most 5 % of the evaluations, however they depend
-    on one another.
+    If values below 0.05 count as findings, at most 5 % of evaluations contain a false one, however the tests depend on one
+    another.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -127,7 +128,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(successes: float, of: int) -> tuple[float, float] | None:
-    """The ends of the 95 % interval of a share of independent cases (Wilson 1927), 0 to 1; None for a share of none."""
+    """The ends of the 95 % interval of a share of independent cases (Wilson 1927), 0 to 1; None for no cases."""
     if of == 0:
         return None
     z = NormalDist().inv_cdf(0.975)
@@ -135,7 +136,7 @@ def wilson(successes: float, of: int) -> tuple[float, float] | None:
     centre = share + z**2 / (2 * of)
     half = z * (share * (1 - share) / of + z**2 / (4 * of**2)) ** 0.5
     low, high = (centre - half) / (1 + z**2 / of), (centre + half) / (1 + z**2 / of)
-    # Rounding must not put an end beside a share of none or all, which it is.
+    # For a share of 0 or 1 one end equals the share exactly; avoid rounding errors there.
     return 0.0 if successes == 0 else low, 1.0 if successes == of else high
 
 
@@ -147,25 +148,25 @@ def false_alarms(
     seeds: int = 100,
     samples: int = 1000,
 ) -> dict[str, int]:
-    """How many of ``seeds`` pairs that do not differ are called different, by metric: about 5 of 100 if all is right.
+    """How many of ``seeds`` pairs of equally good systems are called different, by metric; about 5 of 100 is right.
 
-    For each seed a and b change places in half of the clusters, drawn at random: of the two systems that come out neither
-    is better, and their rows differ as much as those of a and b do. Arguments and errors as for paired_bootstrap.
+    For each seed a and b are swapped in a random half of the clusters. Of the two resulting systems neither is better, and
+    their rows differ as much as those of a and b. Arguments and errors as for paired_bootstrap.
     """
     cluster, names = pd.factorize(np.asarray(clusters, dtype=object))
     columns = sorted({column for name in metrics for column in METRICS[name].columns})
     a, b = stats_a[["row_id", *columns]], stats_b[["row_id", *columns]]
     alarms = dict.fromkeys(metrics, 0)
     for seed in range(seeds):
-        change = pd.Series(np.random.default_rng((seed, 1)).random(len(names))[cluster] < 0.5, index=a.index)
-        one, other = a.mask(change, b.set_axis(a.index)), b.set_axis(a.index).mask(change, a)
+        swap = pd.Series(np.random.default_rng((seed, 1)).random(len(names))[cluster] < 0.5, index=a.index)
+        one, other = a.mask(swap, b.set_axis(a.index)), b.set_axis(a.index).mask(swap, a)
         for name, found in paired_bootstrap(one, other, clusters, samples, seed, metrics=metrics).items():
             alarms[name] += found is not None and not found.low <= 0 <= found.high
     return alarms
 
 
 def sampled_sums(values: np.ndarray, clusters: Sequence[str], samples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Sums [samples, columns] of ``values`` [rows, columns] over as many clusters as there are, drawn with replacement.
+    """Bootstrap sums [samples, columns] of ``values`` [rows, columns]: each sample draws all clusters with replacement.
 
     Raises PipelineError when a row has no cluster or there are fewer than two clusters.
     """
@@ -173,7 +174,7 @@ def sampled_sums(values: np.ndarray, clusters: Sequence[str], samples: int = 100
     if len(cluster) != len(values) or (cluster < 0).any() or len(names) < 2:
         raise PipelineError(
             f"{len(values)} rows with {len(cluster)} clusters given, {len(names)} of them distinct and"
-            f" {(cluster < 0).sum()} null: no interval can be told.",
+            f" {(cluster < 0).sum()} null: no interval can be computed.",
             "Each row needs its cluster_id, and the test split at least two clusters: materialise the splits again.",
         )
     sums = np.zeros((len(names), values.shape[1]))
@@ -184,7 +185,7 @@ def sampled_sums(values: np.ndarray, clusters: Sequence[str], samples: int = 100
 def _sampled_scores(
     stats: pd.DataFrame, clusters: Sequence[str], samples: int, seed: int, metrics: Collection[str]
 ) -> dict[str, tuple[float, np.ndarray] | None]:
-    """The score on all rows and the scores [samples] of as many clusters drawn with replacement, by metric."""
+    """The score on all rows, and the scores [samples] of the bootstrap samples, by metric."""
     point = corpus_scores(stats, metrics)
     columns = sorted({column for name in point if point[name] is not None for column in METRICS[name].columns})
     drawn = pd.DataFrame(sampled_sums(stats[columns].to_numpy(float), clusters, samples, seed), columns=columns)
@@ -198,10 +199,9 @@ def _sampled_scores(
 
 @lru_cache(maxsize=2)
 def _draws(clusters: int, samples: int, seed: int) -> np.ndarray:
-    """How often each cluster is drawn in each sample, [samples, clusters]; equal arguments, equal draws."""
-    draws = (
-        np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), size=samples).astype(float)
-    )
+    """How often each cluster is drawn in each sample, [samples, clusters]; equal arguments give equal draws."""
+    shares = np.full(clusters, 1 / clusters)
+    draws = np.random.default_rng(seed).multinomial(clusters, shares, size=samples).astype(float)
     draws.setflags(write=False)
     return draws
 
@@ -214,13 +214,13 @@ def _ends(scores: np.ndarray, comparisons: int = 1) -> tuple[float, float]:
 def krippendorff_alpha(
     units: Sequence[Hashable], values: Sequence[float | str], level: Literal["nominal", "ordinal"]
 ) -> float | None:
-    """Alpha of judgements: ``values[i]`` was given to ``units[i]`` by somebody; 1 is agreement, 0 what chance would give.
+    """Krippendorff's alpha: 1 is full agreement, 0 is chance. ``values[i]`` is one judge's value for ``units[i]``.
 
-    Units with one value tell nothing and are left out; who gave a value does not matter. With ``ordinal`` two values differ
-    by the number of judgements that lie between them. None where no unit has two values, or all values are equal. Source:
+    Units with a single value are ignored; it does not matter which judge gave a value. With ``ordinal`` the distance of two
+    values is the number of judgements between them. None if no unit has two values or all values are equal. Source:
     Krippendorff (2011), Computing Krippendorff's Alpha-Reliability.
     """
-    counts = _table(units, values)
+    counts = _value_counts(units, values)
     sizes = counts.sum(axis=1, keepdims=True)
     counts, sizes = counts[sizes[:, 0] > 1], sizes[sizes[:, 0] > 1]
     if not len(counts):
@@ -230,15 +230,17 @@ def krippendorff_alpha(
     if level == "nominal":
         apart = 1.0 - np.eye(len(totals))
     else:
-        middle = np.cumsum(totals) - totals / 2  # ranks: between two categories lie half of each and all in between
+        middle = (
+            np.cumsum(totals) - totals / 2
+        )  # ranks: half of each of two categories and all between them lie between
         apart = (middle[:, None] - middle[None, :]) ** 2
     by_chance = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
     expected = float((by_chance * apart).sum())
     return 1 - float((together * apart).sum()) / expected if expected else None
 
 
-def _table(units: Sequence[Hashable], values: Sequence[float | str]) -> np.ndarray:
-    """How often each unit was given each value: [units, values], the values in their order."""
+def _value_counts(units: Sequence[Hashable], values: Sequence[float | str]) -> np.ndarray:
+    """How often each unit got each value: [units, values], the values sorted."""
     unit, names = pd.factorize(np.asarray(units, dtype=object))
     value, kinds = pd.factorize(np.asarray(values), sort=True)
     counts = np.zeros((len(names), len(kinds)))
@@ -247,9 +249,9 @@ def _table(units: Sequence[Hashable], values: Sequence[float | str]) -> np.ndarr
 
 
 def cohen_kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float | None:
-    """Kappa of two judges' categories for the same cases (Cohen 1960), unweighted.
+    """Cohen's kappa of two judges' categories for the same cases (Cohen 1960), unweighted.
 
-    None where there are no cases, or where both give everything the same one category, so that chance explains all.
+    None without cases, and when both judges use only one and the same category, so that chance explains all agreement.
     """
     if not one:
         return None

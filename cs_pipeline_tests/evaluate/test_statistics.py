@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import cohen_kappa_score
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.evaluate.scoring.metrics import METRICS, corpus_scores, row_statistics
@@ -8,10 +9,12 @@ from cs_pipeline.evaluate.statistics import (
     POWER,
     Difference,
     Interval,
+    cohen_kappa,
     detectable_difference,
     false_alarms,
     holm,
     intervals,
+    krippendorff_alpha,
     paired_bootstrap,
     wilson,
 )
@@ -20,7 +23,7 @@ COLUMNS = sorted({column for metric in METRICS.values() for column in metric.col
 
 
 def simulated(**known: object) -> pd.DataFrame:
-    """Row statistics of a system that knows these columns alone."""
+    """Row statistics of a system that reports only these columns."""
     stats = pd.DataFrame(dict.fromkeys(COLUMNS, np.nan) | known)
     return stats.assign(rows=1, row_id=[f"row {i}" for i in range(len(stats))])
 
@@ -66,7 +69,7 @@ def test_a_system_does_not_differ_from_itself(texts: pd.DataFrame) -> None:
     assert compared == {Difference(0.0, 0.0, 0.0, 0.0, rows=60, clusters=20)}
 
 
-def test_the_interval_holds_the_score_in_every_metric(texts: pd.DataFrame) -> None:
+def test_the_interval_contains_the_score_for_every_metric(texts: pd.DataFrame) -> None:
     scores = corpus_scores(texts)
     for name, interval in intervals(texts, [str(i // 3) for i in range(60)]).items():
         if interval is not None:
@@ -74,13 +77,13 @@ def test_the_interval_holds_the_score_in_every_metric(texts: pd.DataFrame) -> No
             assert interval.low <= interval.score <= interval.high, name
 
 
-def test_equal_seeds_repeat_and_others_do_not(texts: pd.DataFrame) -> None:
+def test_equal_seeds_give_equal_intervals(texts: pd.DataFrame) -> None:
     clusters = own_clusters(texts)
     assert intervals(texts, clusters, seed=1) == intervals(texts, clusters, seed=1)
     assert intervals(texts, clusters, seed=1) != intervals(texts, clusters, seed=2)
 
 
-def test_a_clear_gain_is_told(texts: pd.DataFrame) -> None:
+def test_a_clear_gain_is_found(texts: pd.DataFrame) -> None:
     better = texts.assign(nll=texts["nll"] * 0.8)
     gain = difference_of(better, texts, own_clusters(texts), "bits_per_character")
     assert gain.low < gain.difference < gain.high < 0
@@ -106,7 +109,7 @@ def test_equally_good_systems_differ_in_five_percent_of_the_cases() -> None:
         a, b = (simulated(rougeL=hardness + rng.normal(0, 10, 200)) for _ in range(2))
         difference = difference_of(a, b, own_clusters(a), "rougeL", seed)
         significant += difference.low > 0 or difference.high < 0
-    # 10 of 200 are expected; outside 2 to 20 lies less than one in 500 of Binomial(200, 0.05) on either side.
+    # 10 of 200 are expected; Binomial(200, 0.05) is outside 2 to 20 with less than 1 in 500 on either side.
     assert 2 <= significant <= 20
 
 
@@ -121,8 +124,8 @@ def test_the_interval_covers_the_true_ratio_in_95_percent_of_the_cases() -> None
     assert 180 <= covered <= 198
 
 
-def test_intervals_of_several_comparisons_hold_together() -> None:
-    """Ten equal intents: the chance that any interval leaves out zero is that of one, not ten times that."""
+def test_intervals_of_several_comparisons_hold_jointly() -> None:
+    """Ten equal intents: the chance that any interval excludes zero is that of one comparison, not of ten."""
     rng = np.random.default_rng(5)
     alone, together = 0, 0
     for seed in range(25):
@@ -138,10 +141,10 @@ def test_intervals_of_several_comparisons_hold_together() -> None:
             alone += outside if count == 1 else 0
             together += bool(outside) if count == 10 else 0
     assert 5 <= alone <= 25  # 12 of 250 expected
-    assert together <= 5  # 1 of 25 expected; with plain intervals 10 would be
+    assert together <= 5  # 1 of 25 expected; with plain intervals 10
 
 
-def test_the_metrics_that_are_asked_for_are_compared(texts: pd.DataFrame) -> None:
+def test_only_the_requested_metrics_are_compared(texts: pd.DataFrame) -> None:
     clusters = own_clusters(texts)
     some = paired_bootstrap(texts, texts.assign(stopped=0.5), clusters, metrics=("stop_rate", "chrf"))
     every = paired_bootstrap(texts, texts.assign(stopped=0.5), clusters)
@@ -155,11 +158,11 @@ def test_rows_of_one_cluster_do_not_count_as_independent() -> None:
     by_row, by_cluster = (
         interval_of(stats, c, "rougeL") for c in (own_clusters(stats), [str(i // 4) for i in range(400)])
     )
-    # Four equal rows hold what one does, so the interval is twice as wide.
+    # Four equal rows carry the information of one, so the interval is twice as wide.
     assert (by_cluster.high - by_cluster.low) / (by_row.high - by_row.low) == pytest.approx(2, rel=0.2)
 
 
-def test_an_input_that_some_rows_lack_blocks(texts: pd.DataFrame) -> None:
+def test_an_input_missing_in_some_rows_raises(texts: pd.DataFrame) -> None:
     broken = texts.assign(nll=texts["nll"].where(texts.index != 7))
     for compare in (
         lambda: intervals(broken, own_clusters(texts)),
@@ -186,13 +189,13 @@ def test_too_few_placeholders_for_a_sample_have_no_interval(texts: pd.DataFrame)
 
 def test_other_rows_or_another_order_cannot_be_compared(texts: pd.DataFrame) -> None:
     for other in (texts.iloc[::-1], texts.iloc[:-1]):
-        with pytest.raises(PipelineError, match="not the same in order"):
+        with pytest.raises(PipelineError, match="rows differ, or their order does"):
             paired_bootstrap(texts, other, own_clusters(texts))
 
 
 @pytest.mark.parametrize("clusters", [["one"] * 60, ["a", "b"], [None, *"ab" * 29, "a"]], ids=["one", "short", "null"])
 def test_rows_without_clusters_have_no_interval(texts: pd.DataFrame, clusters: list[str]) -> None:
-    with pytest.raises(PipelineError, match="no interval can be told"):
+    with pytest.raises(PipelineError, match="no interval can be computed"):
         intervals(texts, clusters)
 
 
@@ -212,11 +215,11 @@ def test_two_equal_models_differ_in_about_five_of_a_hundred_seeds() -> None:
     assert set(alarms) == {"rougeL", "right_intent"}
     for metric, count in alarms.items():
         assert 1 <= count <= 12, (
-            f"{metric}: {count} of 100; outside of that lie 1 of 100 evaluations where 5 % is the truth"
+            f"{metric}: {count} of 100; if the rate is 5 %, the count is outside 1 to 12 in 1 of 100 evaluations"
         )
 
 
-def test_what_is_called_detectable_is_found_in_four_of_five_cases() -> None:
+def test_a_detectable_difference_is_found_in_four_of_five_cases() -> None:
     a, b, clusters = noisy_pair(0, shift=0)
     least = detectable_difference(difference_of(a, b, clusters, "rougeL"))
     assert least is not None
@@ -245,7 +248,7 @@ def test_more_comparisons_detect_less() -> None:
 
 
 def test_holm_by_hand() -> None:
-    # Smallest times 4, next times 3, next times 2, last as it is; none smaller than the one before.
+    # Smallest times 4, next times 3, next times 2, last unchanged; none smaller than the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.6]) == [1.0, 1.0]
     assert holm([]) == []
@@ -256,5 +259,62 @@ def test_holm_by_hand() -> None:
     # Wilson 1927, by its formula with z = 1.959964.
     [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
 )
-def test_wilson_is_the_formula_of_1927(count: int, rows: int, low: float, high: float) -> None:
+def test_wilson_intervals_follow_the_formula_of_1927(count: int, rows: int, low: float, high: float) -> None:
     assert wilson(count, rows) == pytest.approx((low, high), abs=1e-4)
+
+
+KRIPPENDORFF = [
+    "1 2 3 3 2 1 4 1 2 . . .",
+    "1 2 3 3 2 2 4 1 2 5 . 3",
+    ". 3 3 3 2 3 4 2 2 5 1 .",
+    "1 2 3 3 2 4 4 1 2 5 1 .",
+]
+"""Krippendorff (2011), section D: four observers, twelve units; alpha is 0.743 nominal and 0.815 ordinal."""
+
+
+def judgements(observers: list[str]) -> tuple[list[int], list[int]]:
+    given = [(unit, value) for row in observers for unit, value in enumerate(row.split()) if value != "."]
+    return [unit for unit, _ in given], [int(value) for _, value in given]
+
+
+def test_alpha_of_the_published_example() -> None:
+    units, values = judgements(KRIPPENDORFF)
+    assert krippendorff_alpha(units, values, "nominal") == pytest.approx(0.743, abs=0.0005)
+    assert krippendorff_alpha(units, values, "ordinal") == pytest.approx(0.815, abs=0.0005)
+
+
+def test_alpha_depends_on_neither_order_nor_names() -> None:
+    units, values = judgements(KRIPPENDORFF)
+    shuffled = np.random.default_rng(0).permutation(len(units))
+    names = [f"unit {units[place]}" for place in shuffled]
+    stretched = [10 * values[place] ** 2 for place in shuffled]  # the ranks stay the same
+    expected = krippendorff_alpha(units, values, "ordinal")
+    assert krippendorff_alpha(names, stretched, "ordinal") == pytest.approx(expected)
+
+
+def test_alpha_of_full_agreement_chance_and_no_judgements() -> None:
+    assert krippendorff_alpha(["x", "x", "y", "y"], [1, 1, 5, 5], "ordinal") == 1
+    assert krippendorff_alpha(["x", "x", "y", "y"], ["a", "b", "a", "b"], "nominal") == pytest.approx(-0.5)
+    rng = np.random.default_rng(0)
+    chance = krippendorff_alpha([i // 3 for i in range(3000)], rng.integers(1, 6, 3000).tolist(), "ordinal")
+    assert chance == pytest.approx(0, abs=0.05)
+    assert krippendorff_alpha([], [], "ordinal") is None
+    assert krippendorff_alpha(["x", "y"], [1, 2], "ordinal") is None, "no unit was judged twice"
+    assert krippendorff_alpha(["x", "x"], [3, 3], "ordinal") is None, "all values are equal"
+
+
+def test_kappa_equals_a_hand_computed_value_and_scikit_learn() -> None:
+    # 20 yes-yes, 5 yes-no, 10 no-yes, 15 no-no: 0.7 observed, 0.5 by chance.
+    one, other = ["yes"] * 25 + ["no"] * 25, ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert cohen_kappa(one, other) == pytest.approx(0.4)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.choice(["a", "b", "tie"], 30).tolist(), rng.choice(["a", "tie"], 30).tolist()
+        assert cohen_kappa(a, b) == pytest.approx(cohen_kappa_score(a, b))
+
+
+def test_kappa_of_full_agreement_and_no_cases() -> None:
+    assert cohen_kappa(["a", "b", "tie"], ["a", "b", "tie"]) == 1
+    assert cohen_kappa([], []) is None
+    assert cohen_kappa(["a", "a"], ["a", "a"]) is None
+    assert cohen_kappa(["a", "a"], ["b", "b"]) == 0

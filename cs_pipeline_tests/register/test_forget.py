@@ -17,7 +17,7 @@ from rich.console import Console
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.people.ratings import collect_ratings
+from cs_pipeline.evaluate.people.ratings import write_human_ratings
 from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 from cs_pipeline.forget import find_affected, forget_records
@@ -234,7 +234,7 @@ def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> No
         imported = next(one for one in feedback.judgements(raw=True) if one["id"] == "imported")
         feedback.forget(["imported"])
         feedback.add_clean([imported | {"question_id": row, "source": "import"}])
-    assert collect_ratings(lake, company).rows.num_rows == 2
+    assert write_human_ratings(lake, company).rows.num_rows == 2
     with Feedback(lake) as feedback:
         feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), shown, 1)
         feedback.agent_edit("edited", "tom", "Where is my parcel?", shown.answer, [shown], customer=jane.upper())
@@ -270,7 +270,7 @@ def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> No
         # Late retries of clients.
         feedback.rate("raw", "anna", AskedQuestion(f"I am {jane}, is it here?"), shown, 1)
         feedback.agent_edit("edited", "tom", "Where is my parcel?", shown.answer, [shown], customer=jane.upper())
-    assert collect_ratings(lake, company).rows.num_rows == 1
+    assert write_human_ratings(lake, company).rows.num_rows == 1
     assert land_edits(lake, company, datetime.now(UTC) + EDIT_DELAY) == 1
     ingest(lake)
     assert join_conversations(lake).rows.num_rows == held - 3, "the old row and both edits; the other edit stays"
@@ -279,10 +279,10 @@ def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> No
 def test_a_judgement_can_be_forgotten_by_its_id(lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.rate("0123", "anna", AskedQuestion("Is it here yet?"), GivenAnswer("version 2", "Yes."), 5)
-    collect_ratings(lake, load_company(lake))
+    write_human_ratings(lake, load_company(lake))
     forget_records(lake, find_affected(lake, row="0123"), "asked for")
     assert lake.read("evaluate", "human_ratings").num_rows == 0
-    assert collect_ratings(lake, load_company(lake)).rows.num_rows == 0
+    assert write_human_ratings(lake, load_company(lake)).rows.num_rows == 0
 
 
 @pytest.mark.parametrize(

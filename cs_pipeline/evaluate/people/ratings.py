@@ -23,7 +23,7 @@ from cs_pipeline.evaluate.people.people import rating_table
 from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.text.clean import regular_text
+from cs_pipeline.text.clean import normalize_text
 from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker
 from cs_pipeline.tracking import FINGERPRINT, find_versions, open_store
@@ -41,7 +41,7 @@ class CollectedRatings:
     replaced: dict[str, int]
 
 
-def collect_ratings(lake: DataLake, company: Company) -> CollectedRatings:
+def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
     """Writes ``human_ratings`` (RATING): all judgements ever given, except those that are to be forgotten.
 
     New judgements are cleaned first, and the clean version replaces the raw one in the feedback database.
@@ -115,7 +115,7 @@ class _Cleaner:
         }
 
     def _text(self, text: str, speaker: Speaker) -> str:
-        text, found = self._personal.replace(regular_text(text), speaker=speaker)
+        text, found = self._personal.replace(normalize_text(text), speaker=speaker)
         self._replaced.update(found)
         return text
 

@@ -141,7 +141,7 @@ def answer_errors(
             is_too_formal(question, answer),
             _words_only(answer) in stock_answers or weight < norms.min_topic_weight,
             right == 0,
-            ended == 0 or not is_finished(answer),
+            ended == 0 or not ends_properly(answer),
             not is_balanced(answer),
             cosine < norms.min_cosine,
         )
@@ -260,7 +260,7 @@ _END = re.compile(
 )
 
 
-def is_finished(answer: str) -> bool:
+def ends_properly(answer: str) -> bool:
     """Whether ``answer`` ends like a sentence, or with a placeholder, a web address or an emoji; a colon is not an end."""
     return _END.search(answer) is not None
 

@@ -18,13 +18,13 @@ from cs_pipeline.evaluate.judge.judge import (
     MIN_KAPPA,
     MIN_SHARED_PAIRS,
     AnswerPair,
-    PeopleAgreement,
     agreement_with_people,
     judge_pairs,
     majority_verdicts,
     may_gate,
     position_bias,
 )
+from cs_pipeline.evaluate.results import PeopleAgreement
 
 PAIRS = 60
 KEY = "sk-secret-of-the-test"

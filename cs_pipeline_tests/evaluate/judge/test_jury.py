@@ -85,7 +85,9 @@ def test_only_a_judge_that_agrees_with_people_stops_a_promotion(
     )
     decision = decide_promotion(compared(BETTER, BETTER, judge=judge))
     assert decision.promote is promote
-    assert promote or "prefers the champion's answers: the tuned model won 10 comparisons and lost 40" in decision.reason
+    assert (
+        promote or "prefers the champion's answers: the tuned model won 10 comparisons and lost 40" in decision.reason
+    )
 
 
 def test_a_judge_changes_the_evaluation_key_and_its_verdicts_are_kept(

@@ -13,7 +13,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.evaluate.people.people import rater_agreement, read_opinions
-from cs_pipeline.evaluate.people.ratings import collect_ratings
+from cs_pipeline.evaluate.people.ratings import write_human_ratings
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.results import evaluation_file, read_evaluation, write_evaluation
 from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
@@ -41,7 +41,7 @@ def test_personal_data_is_removed(lake: DataLake) -> None:
         feedback.vote("v1", "browser 1", ASKED, [BASE, TUNED], winner=1)
         feedback.thumb("t1", "browser 1", AskedQuestion("Another question"), BASE, up=False)
     with Feedback(lake):  # open at the same time, as in a page
-        found = collect_ratings(lake, Company())
+        found = write_human_ratings(lake, Company())
         # Raw text is not kept after that.
         assert not any(b"jane@" in path.read_bytes() for path in lake.root.rglob("*") if path.is_file())
     one, two, vote, thumb = lake.read("evaluate", "human_ratings").to_pylist()
@@ -58,13 +58,13 @@ def test_personal_data_is_removed(lake: DataLake) -> None:
     assert "browser" not in one["rater"]
     assert rater_agreement(lake.read("evaluate", "human_ratings")).ratings == 1
     before = table(lake)
-    assert collect_ratings(lake, Company()).replaced == {}
+    assert write_human_ratings(lake, Company()).replaced == {}
     assert table(lake) == before, "equal input gives equal bytes"
 
 
 def test_without_feedback_the_table_is_empty_and_the_report_has_no_section(lake: DataLake) -> None:
     assert read_opinions(lake) is None
-    assert collect_ratings(lake, Company()).rows.num_rows == 0
+    assert write_human_ratings(lake, Company()).rows.num_rows == 0
     assert read_opinions(lake) is None
 
 
@@ -74,17 +74,17 @@ def test_forgotten_judgements_do_not_come_back(lake: DataLake) -> None:
         feedback.rate("r2", "anna", AskedQuestion("Another question"), TUNED, 4)
     with Ledger(lake) as ledger:
         ledger.add_tombstone("row", "r1", "asked for")
-    assert collect_ratings(lake, Company()).forgotten == 1
+    assert write_human_ratings(lake, Company()).forgotten == 1
     with Feedback(lake) as feedback:
         feedback.rate("r1", "anna", ASKED, TUNED, 5)  # a client tries again, late
         assert feedback.judgements(raw=True)
-    found = collect_ratings(lake, Company())
+    found = write_human_ratings(lake, Company())
     assert (found.forgotten, found.rows.column("id").to_pylist()) == (1, ["r2"])
     with Feedback(lake) as feedback:
         assert feedback.judgements(raw=True) == []
     with Ledger(lake) as ledger:
         ledger.add_tombstone("row", found.rows.column("question_id")[0].as_py(), "asked for")
-    assert collect_ratings(lake, Company()).rows.num_rows == 0
+    assert write_human_ratings(lake, Company()).rows.num_rows == 0
 
 
 def test_the_opinions_in_the_report(lake: DataLake) -> None:
@@ -93,7 +93,7 @@ def test_the_opinions_in_the_report(lake: DataLake) -> None:
             asked = AskedQuestion(f"Question {number}")
             feedback.rate(f"r{number}", "anna", asked, TUNED, 1 if number < 2 else 5)
             feedback.vote(f"v{number}", "anna", asked, [BASE, TUNED], winner=None if number == 0 else int(number < 8))
-    collect_ratings(lake, Company())
+    write_human_ratings(lake, Company())
     found = read_opinions(lake)
     assert found is not None
     (counts,) = found.counts
@@ -138,7 +138,7 @@ def test_an_exported_sheet_comes_back_into_the_report(
         arguments = ("import", str(filled), "--rater", rater, "--key", str(sheet.with_suffix(".key.json")))
         assert "100 ratings added, 0 known" in command(*arguments)
         assert "0 ratings added, 100 known" in command(*arguments)
-    found = collect_ratings(lake, Company())
+    found = write_human_ratings(lake, Company())
     assert found.rows.num_rows == 200
     assert set(found.rows.column("source").to_pylist()) == {"import"}
     html = write_report(tiny, lake).path.read_text()

@@ -1,4 +1,4 @@
-"""Found texts that mislead: which cases there are, and that who obeys or denies is told."""
+"""Retrieved texts that mislead: the cases, and the scores of models that obey or ignore the question."""
 
 import pandas as pd
 import pytest
@@ -39,7 +39,7 @@ def group(cases: list[MisleadingCase], name: str) -> list[MisleadingCase]:
     return [case for case in cases if case[0].group == name]
 
 
-def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
+def test_each_group_has_its_cases(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
     cases = make_misleading_cases(rows, found)
     assert [case.group for case, _ in cases[:5]] == GROUPS
     assert make_misleading_cases(rows.sample(frac=1, random_state=1), found) == cases
@@ -69,15 +69,13 @@ def test_the_cases_of_each_group(rows: pd.DataFrame, found: dict[str, list[Retri
                 assert case.canary.lower() in texts[1].text.lower()
 
 
-def test_a_row_without_found_texts_is_no_case(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
+def test_rows_without_retrieved_texts_are_skipped(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
     assert make_misleading_cases(rows, {key: [] for key in found}) == []
     one = {row: texts if row == "row 7" else [] for row, texts in found.items()}
     assert {case.row_id for case, _ in make_misleading_cases(rows, one)} == {"row 7"}
 
 
-def test_who_obeys_and_who_answers_another_question_is_told(
-    rows: pd.DataFrame, found: dict[str, list[RetrievedText]]
-) -> None:
+def test_obeying_an_injected_instruction_is_counted(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
     cases = make_misleading_cases(rows, found)
     own = dict(zip(rows["row_id"], rows["response"], strict=True))
 

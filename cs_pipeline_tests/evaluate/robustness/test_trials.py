@@ -1,4 +1,4 @@
-"""What models are put through beside the test rows: read from the evaluation of the session's tiny champion."""
+"""What models are tried on besides the test rows, read from the evaluation of the session's tiny champion."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def evaluated(champion_lake: Path) -> DataLake:
     return DataLake(champion_lake)
 
 
-def test_every_odd_question_was_asked_of_every_model(evaluated: DataLake, tiny: Recipe) -> None:
+def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: Recipe) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
     odd = make_cases(FrozenTestSet(tiny, evaluated).test)
     assert list(table) == [*ROBUSTNESS_COLUMNS, "system"]
@@ -33,18 +33,18 @@ def test_every_odd_question_was_asked_of_every_model(evaluated: DataLake, tiny: 
         known = robustness_by_group(frame.drop(columns="system")).to_dict("records")
         assert [measure.count for measure in measures[str(system)]] == [row["count"] for row in known]
         assert frame["plain_same_intent"].notna().sum() > 100, (
-            "each variation stands beside the plain question's answer"
+            "variations are compared with the answer to the unchanged question"
         )
 
 
-def test_the_probe_is_asked_of_base_and_tuned_alike(evaluated: DataLake) -> None:
+def test_base_and_tuned_model_were_asked_the_same_probe(evaluated: DataLake) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "probe.parquet")
     probe = read_yaml(EVALUATE / "probe.yaml")
     assert len(probe) == 24
     for system, frame in table.groupby("system"):
         assert frame["question"].tolist() == list(probe)
         right = [float(_contains(*pair)) for pair in zip(frame["answer"], probe.values(), strict=True)]
-        assert frame["right"].tolist() == right == read_evaluation("tiny", evaluated).probe[system]
+        assert frame["right"].tolist() == right == read_evaluation("tiny", evaluated).probe[str(system)]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_the_probe_is_asked_of_base_and_tuned_alike(evaluated: DataLake) -> None
         ("", ["12"], False),
     ],
 )
-def test_a_right_answer_contains_the_word_whole(answer: str, right: list[str], holds: bool) -> None:
+def test_a_right_answer_contains_a_whole_word(answer: str, right: list[str], holds: bool) -> None:
     assert _contains(answer, right) is holds
 
 

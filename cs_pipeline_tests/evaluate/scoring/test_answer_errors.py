@@ -1,4 +1,4 @@
-"""Each error is found where it was planted, and seldom in the real answers of people."""
+"""Planted errors are found, and real answers seldom have any."""
 
 import random
 import re
@@ -14,7 +14,7 @@ from cs_pipeline.evaluate.scoring.answer_errors import (
     ERRORS,
     AnswerNorms,
     answer_errors,
-    is_finished,
+    ends_properly,
     is_too_formal,
     repeats_itself,
 )
@@ -33,7 +33,7 @@ Judge = Callable[..., pd.DataFrame]
 
 @pytest.fixture(scope="module")
 def rows(bitext_csv: Path) -> pd.DataFrame:
-    """3,600 real rows, each question once; the last 600 are judged."""
+    """3,600 real rows with distinct questions; the last 600 are scored."""
     table = pd.read_csv(bitext_csv, usecols=["instruction", "intent", "response"])
     return table.drop_duplicates("instruction").sample(3600, random_state=0).reset_index(drop=True)
 
@@ -114,36 +114,34 @@ def test_planted_errors_are_found(error: str, least: float, judge: Judge, good: 
     assert judge(answers)[error].mean() >= least
 
 
-def test_real_answers_are_seldom_called_wrong(judge: Judge, good: list[str]) -> None:
+def test_real_answers_seldom_have_errors(judge: Judge, good: list[str]) -> None:
     found = judge(good)
     assert list(found) == list(ERRORS)
     assert (found.mean() <= 0.02).all(), found.mean()
     assert found.any(axis=1).mean() <= 0.03
 
 
-def test_what_is_given_is_counted_and_what_is_not_known_is_no_error(
-    norms: AnswerNorms, judge: Judge, good: list[str]
-) -> None:
+def test_unknown_values_are_not_errors(norms: AnswerNorms, judge: Judge, good: list[str]) -> None:
     assert judge(good[:5], stopped=0.0)["unfinished"].all()
     one = ["how do i cancel my order"], [good[0]], ["cancel_order"]
     for right, wrong in ((0.0, True), (1.0, False), (float("nan"), False)):
         assert answer_errors(norms, *one, [right], [float("nan")])["wrong_intent"].tolist() == [wrong]
 
 
-def test_what_the_question_says_is_not_asked_for(norms: AnswerNorms) -> None:
+def test_asking_for_what_the_question_says_is_an_error(norms: AnswerNorms) -> None:
     ask = "Of course! Could you please provide me with your order number?"
     known, unknown = "where is order {{Order Number}}", "where is my order"
     found = answer_errors(norms, [known, unknown], [ask] * 2, ["delivery_period"] * 2, [1.0] * 2, [1.0] * 2)
     assert found["asks_needlessly"].tolist() == [True, False]
 
 
-def test_an_intent_that_never_needs_it_is_not_asked_for_it(norms: AnswerNorms) -> None:
+def test_asking_for_details_the_intent_never_needs_is_an_error(norms: AnswerNorms) -> None:
     ask = ["Please tell me your full name and your e-mail address."] * 2
     found = answer_errors(norms, ["q"] * 2, ask, ["create_account", "check_payment_methods"], [1.0] * 2, [1.0] * 2)
     assert found["asks_needlessly"].tolist() == [False, True]
 
 
-def test_one_answer_to_everything_is_generic(norms: AnswerNorms) -> None:
+def test_one_answer_to_three_intents_is_generic(norms: AnswerNorms) -> None:
     answer = "Open the order in your profile and press cancel; the refund of order 1{} goes to your card."
     answers = [answer.format(number) for number in range(4)]
     intents = ["cancel_order", "get_refund", "track_refund", "track_refund"]
@@ -170,7 +168,7 @@ def test_one_answer_to_everything_is_generic(norms: AnswerNorms) -> None:
         ("1. Open the page\n2. Press save\n3. Open the page again", False),
     ],
 )
-def test_repetition(answer: str, repeats: bool) -> None:
+def test_repetitions_are_found(answer: str, repeats: bool) -> None:
     assert repeats_itself(answer) is repeats
 
 
@@ -190,18 +188,18 @@ def test_repetition(answer: str, repeats: bool) -> None:
         ("one, two,", False),
     ],
 )
-def test_ends(answer: str, finished: bool) -> None:
-    assert is_finished(answer) is finished
+def test_endings_of_answers_are_recognised(answer: str, finished: bool) -> None:
+    assert ends_properly(answer) is finished
 
 
-def test_a_letter_is_too_formal_for_a_short_question_alone() -> None:
+def test_a_letter_is_too_formal_only_for_a_short_question() -> None:
     letter = "Dear Sir or Madam, the order is cancelled. Yours faithfully"
     assert is_too_formal("cancel my order", letter)
     assert not is_too_formal("word " * 16, letter)
     assert not is_too_formal("cancel my order", "In accordance with your wish, the order is cancelled.")
 
 
-def test_norms_of_few_rows_judge_by_all_of_them() -> None:
+def test_intents_with_few_rows_share_the_norms_of_all() -> None:
     table = sample_rows(270)
     norms = AnswerNorms.of(table["response"].tolist(), table["intent"].tolist())
     assert set(norms.max_words) == {""}

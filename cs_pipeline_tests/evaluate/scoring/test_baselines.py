@@ -1,9 +1,21 @@
-"""Answers taken from training rows, on rows made by hand."""
+"""Answers looked up in training rows, and their scores on a random split."""
 
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.baselines import central_answers, nearest_answers, random_answers
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.evaluate.scoring.baselines import (
+    central_answers,
+    naive_scores,
+    nearest_answers,
+    random_answers,
+    stratified_sample,
+)
+from cs_pipeline.ingest.sample import sample_rows
 
 TRAIN = pd.DataFrame(
     [
@@ -14,29 +26,29 @@ TRAIN = pd.DataFrame(
         ("refund my purchase", "We refund every purchase.", "get_refund"),
     ],
     columns=["instruction", "response", "intent"],
-    index=[7, 3, 3, 1, 0],  # rows are found by their place
+    index=[7, 3, 3, 1, 0],  # rows are found by position, not by index
 )
 
 
-def test_the_nearest_question_gives_its_answer_in_spite_of_typos() -> None:
+def test_the_nearest_question_is_found_despite_typos() -> None:
     asked = ["i wnat my money back!", "WHERE is my parcel?", "refund my purchase"]
     expected = ["Your refund is on its way.", "Your parcel is on its way.", "We refund every purchase."]
     assert nearest_answers(TRAIN, asked) == expected
 
 
-def test_the_central_answer_is_the_one_the_others_are_like() -> None:
+def test_the_central_answer_is_most_similar_to_the_others() -> None:
     answers = central_answers(TRAIN, ["track_order", "get_refund", "track_order"])
     assert answers[0] == answers[2]
     assert answers[0] in ("Your parcel is on its way.", "Your parcel is on its way to you today.")
     assert answers[1] in TRAIN.loc[TRAIN["intent"] == "get_refund", "response"].tolist()
 
 
-def test_an_answer_alone_in_its_intent_is_central() -> None:
+def test_the_only_answer_of_an_intent_is_central() -> None:
     assert central_answers(TRAIN.iloc[[0, 3]], ["get_refund"]) == ["Your refund is on its way."]
 
 
 @pytest.mark.parametrize("count", [1, 200])
-def test_random_answers_are_of_the_training_rows_and_repeat(count: int) -> None:
+def test_random_answers_come_from_training_rows_reproducibly(count: int) -> None:
     questions = ["whatever"] * count
     answers = random_answers(TRAIN, questions)
     assert len(answers) == count
@@ -44,6 +56,42 @@ def test_random_answers_are_of_the_training_rows_and_repeat(count: int) -> None:
     assert answers == random_answers(TRAIN, questions)
 
 
-def test_random_answers_leave_none_out() -> None:
+def test_random_answers_use_all_training_rows() -> None:
     assert set(random_answers(TRAIN, ["whatever"] * 200)) == set(TRAIN["response"])
     assert random_answers(TRAIN, ["whatever"] * 200) != random_answers(TRAIN, ["whatever"] * 200, seed=1)
+
+
+PUBLISHED = {"rouge1": 56.7, "rouge2": 28.2, "rougeL": 39.3, "bleu": 28.2, "chrf": 51.3}
+"""Scores of the nearest question's answer on 500 rows of a random stratified split of the shared Bitext rows."""
+
+
+def test_intents_are_held_out_in_proportion() -> None:
+    labels = ["a"] * 600 + ["b"] * 300 + ["c"] * 99 + ["d"]
+    drawn = stratified_sample(labels, 100, seed=0)
+    assert Counter(labels[place] for place in drawn) == {"a": 60, "b": 30, "c": 10}
+    assert len(set(drawn.tolist())) == len(drawn)
+    np.testing.assert_array_equal(drawn, stratified_sample(labels, 100, seed=0))
+    assert not np.array_equal(drawn, stratified_sample(labels, 100, seed=1))
+    assert len(stratified_sample(labels, 5000, seed=0)) == 500, "half of the rows stay for training"
+
+
+def test_no_row_is_answered_with_itself() -> None:
+    rows = sample_rows(400).drop_duplicates("instruction")
+    alone = rows.assign(response=[f"answer{place}" for place in range(len(rows))])
+    scores = naive_scores(alone, rows=40)
+    assert set(scores) == set(PUBLISHED)
+    assert scores["rouge1"] == 0, "each answer is a unique word that only its own row has"
+    leaking = pd.concat([alone, alone], ignore_index=True)
+    assert naive_scores(leaking, rows=40)["rouge1"] == pytest.approx(100, abs=15), (
+        "its duplicate is in the training rows"
+    )
+
+
+def test_too_few_rows_to_hold_out_raise() -> None:
+    with pytest.raises(PipelineError, match="no rows to score"):
+        naive_scores(sample_rows(30).head(1))
+
+
+def test_naive_scores_of_real_rows_are_as_published(bitext_csv: Path) -> None:
+    scores = naive_scores(pd.read_csv(bitext_csv, dtype=str, keep_default_na=False))
+    assert scores == pytest.approx(PUBLISHED, abs=1)

@@ -1,7 +1,7 @@
 from bench import metrics
 
 
-def test_the_bench_of_metrics() -> None:
+def test_the_benchmark_of_metrics_runs() -> None:
     result = metrics.measure(None, answers=60, systems=2, beside=20, rounds=1)
     assert (result["answers"], result["systems"], result["beside"]) == (60, 2, 20)
     ours, packages = (arm["scores"] for arm in result["arms"].values())

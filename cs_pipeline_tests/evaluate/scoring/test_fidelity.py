@@ -1,4 +1,4 @@
-"""Placeholders kept, and nothing made up, in each placeholder mode."""
+"""Needed placeholders and made-up facts are counted in each placeholder mode."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def expected(needed: int, present: int, invented: int = 0, filled: int = 0, fabr
     return dict(zip(FIDELITY_COLUMNS, (needed, present, invented, filled, fabricated), strict=False))
 
 
-def test_keep() -> None:
+def test_in_the_mode_keep_placeholders_are_needed() -> None:
     assert counts(REFERENCE, KEEP) == expected(5, 5)
     assert counts(REFERENCE.replace("Order Number", "order_number"), KEEP) == expected(5, 5)
     assert counts("All is well.", KEEP) == expected(5, 0)
@@ -39,7 +39,7 @@ def test_keep() -> None:
     assert counts(made_up, KEEP, given="ORD-12345 for 20 dollars, from 1 555 0177") == expected(5, 0)
 
 
-def test_generic() -> None:
+def test_in_the_mode_generic_phrases_are_needed() -> None:
     reference = apply(REFERENCE, GENERIC, "agent", "row")
     assert "{{" not in reference
     assert counts(reference, GENERIC) == expected(4, 4), "the currency leaves no word"
@@ -48,12 +48,12 @@ def test_generic() -> None:
     assert counts("The price of 20 euros", GENERIC)["fabricated"] == 1
 
 
-def test_strip() -> None:
+def test_in_the_mode_strip_nothing_is_needed() -> None:
     assert counts("All is well.", STRIP) == expected(0, 0)
     assert counts("{{Order Number}} {{Zork}}", STRIP, reference="{{Zork}}") == expected(0, 0, invented=1)
 
 
-def test_realistic() -> None:
+def test_in_the_mode_realistic_catalogue_values_are_needed() -> None:
     reference = apply(REFERENCE, REALISTIC, "agent", "row")
     assert counts(reference, REALISTIC) == expected(5, 5)
     assert counts(apply(REFERENCE, REALISTIC, "agent", "another row"), REALISTIC) == expected(5, 5)
@@ -61,12 +61,12 @@ def test_realistic() -> None:
     given = f"where is order {number}?"
     assert counts(reference, REALISTIC, given) == expected(5, 5)
     other = reference.replace(number, "ORD-00000")
-    assert counts(other, REALISTIC, given) == expected(5, 4, filled=1, fabricated=1), "told one number, says another"
+    assert counts(other, REALISTIC, given) == expected(5, 4, filled=1, fabricated=1), "given one number, writes another"
     assert counts(reference + " It takes 9 years.", REALISTIC) == expected(5, 5, fabricated=1)
     assert counts(reference + " {{Order Number}}", REALISTIC) == expected(5, 5, invented=1)
 
 
-def test_a_short_example_excuses_how_long_and_no_price() -> None:
+def test_a_short_catalogue_value_explains_a_duration_but_not_a_price() -> None:
     kinds = [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.", REALISTIC)]
     assert kinds == ["amount"]
     assert [fact.kind for fact in fabricated_facts("", "It takes 3 days and costs 3 dollars.")] == [
@@ -102,7 +102,7 @@ def test_every_planted_fact_is_found_and_named(fact: str) -> None:
 
 
 @pytest.mark.parametrize("mode", PlaceholderMode)
-def test_real_answers_lack_nothing_and_make_up_little(mode: PlaceholderMode, bitext_csv: Path) -> None:
+def test_real_answers_are_complete_and_make_up_little(mode: PlaceholderMode, bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv, usecols=["instruction", "response"]).sample(700, random_state=0)
     rows = rows[rows["response"].map(is_balanced)]
     ids = [str(i) for i in range(len(rows))]

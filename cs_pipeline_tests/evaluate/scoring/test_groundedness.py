@@ -1,4 +1,4 @@
-"""How much of an answer comes from found texts: planted copies and facts, counted by hand."""
+"""How much of an answer comes from retrieved texts: planted copies and facts, counted by hand."""
 
 import pandas as pd
 import pytest
@@ -37,7 +37,7 @@ def judged(answer: str, *texts: str) -> dict[str, int]:
         ("", 0),
     ],
 )
-def test_runs_of_eight_words_are_copied(answer: str, copied: int) -> None:
+def test_eight_consecutive_words_are_copied(answer: str, copied: int) -> None:
     row = judged(answer, KNOWN)
     assert row["copied"] == copied
     assert judged(answer)["copied"] == 0
@@ -45,7 +45,7 @@ def test_runs_of_eight_words_are_copied(answer: str, copied: int) -> None:
     assert COPIED_RUN == 8
 
 
-def test_a_run_stands_in_one_text() -> None:
+def test_copied_words_come_from_a_single_text() -> None:
     assert (
         judged("one two three four five six seven eight", "one two three four", "five six seven eight")["copied"] == 0
     )
@@ -60,14 +60,16 @@ def test_a_run_stands_in_one_text() -> None:
         ("Thank you.", 0, 0, 0),
     ],
 )
-def test_facts_stand_in_the_question_or_a_found_text(answer: str, facts: int, grounded: int, sourced: int) -> None:
+def test_facts_are_grounded_in_the_question_or_a_retrieved_text(
+    answer: str, facts: int, grounded: int, sourced: int
+) -> None:
     row = judged(answer, KNOWN)
     assert (row["facts"], row["grounded"], row["sourced"]) == (facts, grounded, sourced)
     assert row["whole"] == (facts == grounded)
     assert judged(answer)["sourced"] == 0
 
 
-def test_shares_are_quotients_of_sums_with_intervals_around_them() -> None:
+def test_shares_are_quotients_of_sums_with_intervals() -> None:
     rows = pd.DataFrame([[10, 5, 2, 1, 1, 1, 0], [30, 5, 2, 2, 0, 1, 1]] * 20, columns=list(GROUNDEDNESS_COLUMNS))
     figures = groundedness_shares(rows, [str(place) for place in range(40)], samples=200)
     for name, score in (("copied", 25), ("grounded", 75), ("sourced", 25), ("whole", 50)):

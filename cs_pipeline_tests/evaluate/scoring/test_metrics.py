@@ -43,7 +43,7 @@ def score(scores: dict[str, float | None], name: str) -> float:
 
 
 def random_pairs(rows: int, seed: int) -> tuple[list[str], list[str]]:
-    """Answers and references from one small vocabulary; some answers begin as their reference does."""
+    """Answers and references from one small vocabulary; some answers begin like their reference."""
     rng = random.Random(seed)
     references = [" ".join(rng.choices(WORDS, k=rng.randint(0, 40))) for _ in range(rows)]
     answers = []
@@ -74,32 +74,32 @@ def assert_as_sacrebleu(answers: list[str], references: list[str]) -> None:
         assert stats.loc[i, "chrf"] == pytest.approx(sacrebleu.sentence_chrf(answer, [reference]).score, abs=1e-9)
 
 
-def test_rouge_of_each_row_is_that_of_rouge_score() -> None:
+def test_rouge_equals_rouge_score_in_each_row() -> None:
     answers, references = random_pairs(CHUNK_ROWS + 50, seed=1)
     assert_as_rouge_score(answers, references)
     assert_as_rouge_score(*map(list, zip(*AWKWARD, strict=True)))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 30, CHUNK_ROWS, 2 * CHUNK_ROWS + 1])
-def test_bleu_and_chrf_are_those_of_sacrebleu(rows: int) -> None:
+def test_bleu_and_chrf_equal_sacrebleu(rows: int) -> None:
     assert_as_sacrebleu(*random_pairs(rows, seed=rows))
 
 
 @pytest.mark.parametrize("pair", AWKWARD, ids=repr)
-def test_bleu_and_chrf_of_awkward_texts_are_those_of_sacrebleu(pair: tuple[str, str]) -> None:
+def test_bleu_and_chrf_of_awkward_texts_equal_sacrebleu(pair: tuple[str, str]) -> None:
     assert_as_sacrebleu([pair[0]], [pair[1]])
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.text(max_size=30), st.text("ab .&-\n", max_size=30)), min_size=1, max_size=5))
-def test_any_text_scores_as_in_the_packages(pairs: list[tuple[str, str]]) -> None:
+def test_scores_of_any_text_equal_the_packages(pairs: list[tuple[str, str]]) -> None:
     answers, references = [a for a, _ in pairs], [r for _, r in pairs]
     for these, those in ((answers, references), (references, answers), (references, references[::-1])):
         assert_as_rouge_score(these, those)
         assert_as_sacrebleu(these, those)
 
 
-def test_weighted_sums_are_the_score_of_repeated_rows() -> None:
+def test_weighted_sums_score_like_repeated_rows() -> None:
     answers, references = random_pairs(40, seed=3)
     stats = row_statistics([""] * 40, answers, references)
     weights = np.random.default_rng(0).multinomial(40, [1 / 40] * 40, size=4)
@@ -111,7 +111,7 @@ def test_weighted_sums_are_the_score_of_repeated_rows() -> None:
             assert score == pytest.approx(expected([answers[i] for i in drawn], [[references[i] for i in drawn]]).score)
 
 
-def test_real_answers_score_as_in_the_packages(bitext_csv: Path) -> None:
+def test_scores_of_real_answers_equal_the_packages(bitext_csv: Path) -> None:
     responses = pd.read_csv(bitext_csv, usecols=["response"])["response"].sample(120, random_state=0).tolist()
     assert_as_rouge_score(responses[:60], responses[60:])
     assert_as_sacrebleu(responses[:60], responses[60:])
@@ -128,7 +128,7 @@ def test_placeholders_are_counted_as_sets_of_names() -> None:
         ["{{Order Number}} {{Invoice Number}}", "{{Order Number}}", "{{Order Number}} {{Blorb Key}}"],
     )
     counts = stats[[f"{kind}_placeholders" for kind in ("answer", "reference", "matched", "invented")]]
-    # Invented is the one that neither the question nor the reference nor the catalogue has.
+    # Invented is the one that is in neither the question, the reference nor the catalogue.
     assert counts.to_numpy().tolist() == [[4, 2, 1, 1], [0, 1, 0, 0], [1, 2, 1, 0]]
     scores = corpus_scores(stats)
     assert scores["placeholder_precision"] == pytest.approx(100 * 2 / 5)
@@ -137,7 +137,7 @@ def test_placeholders_are_counted_as_sets_of_names() -> None:
     assert scores["placeholder_invented"] == pytest.approx(100 * 1 / 5)
 
 
-def test_likelihood_rates_and_lengths() -> None:
+def test_likelihoods_rates_and_lengths_are_scored() -> None:
     stats = row_statistics(["q", "q"], ["one two three", "one"], ["one two", "one two three"]).assign(
         nll=[np.log(2) * 10, np.log(2) * 30],
         answer_tokens=[4, 16],
@@ -153,7 +153,7 @@ def test_likelihood_rates_and_lengths() -> None:
     assert scores["length_ratio"] == pytest.approx(4 / 5)
 
 
-def test_the_reference_scores_best_and_a_shuffled_one_worst() -> None:
+def test_references_score_best_and_shuffled_references_worst() -> None:
     rng = random.Random(5)
     vocabulary = [
         f"{a}{b}" for a in ("re", "un", "over", "sub", "con") for b in ("fund", "pay", "ship", "track", "bill")
@@ -177,7 +177,7 @@ def test_the_reference_scores_best_and_a_shuffled_one_worst() -> None:
     assert best["length_ratio"] == 1
 
 
-def test_what_a_system_does_not_have_is_none_and_not_zero() -> None:
+def test_unreported_inputs_give_none_not_zero() -> None:
     scores = corpus_scores(row_statistics(["q"], ["an answer"], ["a reference"]))
     missing = {name for name, score in scores.items() if score is None}
     open_ = {name for name, metric in METRICS.items() if set(CALLER_COLUMNS) & set(metric.columns)}
@@ -187,7 +187,7 @@ def test_what_a_system_does_not_have_is_none_and_not_zero() -> None:
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_an_input_that_some_rows_lack_raises(broken: float) -> None:
+def test_an_input_missing_in_some_rows_raises(broken: float) -> None:
     stats = row_statistics(["q"] * 3, ["a"] * 3, ["a"] * 3).assign(
         nll=[1.0, broken, 1.0], answer_tokens=1, answer_chars=1
     )
@@ -196,7 +196,7 @@ def test_an_input_that_some_rows_lack_raises(broken: float) -> None:
 
 
 @pytest.mark.parametrize(("nll", "chars"), [(1.0, 0), (1e6, 1)])
-def test_a_score_that_is_no_number_raises(nll: float, chars: int) -> None:
+def test_a_score_that_is_not_a_number_raises(nll: float, chars: int) -> None:
     stats = row_statistics(["q"], ["a"], ["a"]).assign(nll=nll, answer_tokens=1, answer_chars=chars)
     with pytest.raises(PipelineError, match="is not a finite number"):
         corpus_scores(stats)

@@ -1,4 +1,4 @@
-"""Each part of the rubric agrees with labels by hand, and the whole is what its parts make."""
+"""Each part of the rubric agrees with hand labels, and the whole is the weighted sum of its parts."""
 
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ def score(part: str, entry: Any) -> float:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("entries", ["written_with", "held_out"])
-def test_parts_agree_with_labels(part: str, entries: str) -> None:
-    enough = 0.75 if part == "empathy" else 0.5  # half is what a customer in trouble gets without a word of regret
+def test_parts_agree_with_hand_labels(part: str, entries: str) -> None:
+    enough = 0.75 if part == "empathy" else 0.5  # half is for an answer to a customer in trouble without an apology
     labels = LABELLED[part][entries]
     right = [score(part, entry) >= enough for entry in labels["good"]]
     right += [score(part, entry) < enough for entry in labels["bad"]]
@@ -57,7 +57,7 @@ def test_the_rubric_is_the_weighted_sum() -> None:
         ("tone", "", "Please, that is your own fault.", 0),
     ],
 )
-def test_half_points(part: str, question: str, answer: str, points: float) -> None:
+def test_answers_can_get_half_points(part: str, question: str, answer: str, points: float) -> None:
     assert score(part, {"question": question, "answer": answer}) == points
 
 
@@ -84,7 +84,7 @@ def test_any_answer_has_a_score(answer: str) -> None:
         ("We will please you: provide the account details of your order.", 3),
     ],
 )
-def test_the_published_heuristic(answer: str, points: int) -> None:
+def test_the_heuristic_is_the_published_one(answer: str, points: int) -> None:
     assert heuristic(answer) == points
 
 
