@@ -1,4 +1,4 @@
-"""A text classifier that trains in seconds: TF-IDF and multinomial logistic regression, kept in a folder without pickle."""
+"""A text classifier that trains in seconds: TF-IDF and multinomial logistic regression, saved without pickle."""
 
 import json
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ Features = Literal["characters", "words"]
 
 
 class TextClassifier:
-    """Label and confidence for a text.
+    """Predicts a label and a confidence for a text.
 
-    ``characters`` (windows of 2 to 4 inside words) forgive typos and suit questions; ``words`` (one and two) are ten times
-    faster on answers.
+    The features ``characters`` (n-grams of 2 to 4 characters inside words) tolerate typos and suit questions; ``words``
+    (unigrams and bigrams) are ten times faster on answers.
     """
 
     def __init__(self, features: Features, vectorizer: "TfidfVectorizer", model: "LogisticRegression") -> None:
@@ -30,7 +30,7 @@ class TextClassifier:
 
     @classmethod
     def fit(cls, texts: Sequence[str], labels: Sequence[str], features: Features) -> "TextClassifier":
-        """Trains on ``texts`` and their ``labels``; the same input gives the same weights."""
+        """Trains on ``texts`` and their ``labels``. The same input gives the same weights."""
         from sklearn.linear_model import LogisticRegression
 
         vectorizer = _vectorizer(features)
@@ -39,7 +39,7 @@ class TextClassifier:
         return cls(features, vectorizer, model)
 
     def predict(self, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-        """The most probable label of each text, and its probability: shape [texts]."""
+        """The most probable label of each text, and its probability as an array of shape [texts]."""
         if not texts:
             return [], np.zeros(0)
         probabilities = self._model.predict_proba(self._vectorizer.transform(texts))
@@ -51,8 +51,12 @@ class TextClassifier:
 
         with atomic_folder(folder) as temporary:
             vocabulary = sorted(self._vectorizer.vocabulary_, key=self._vectorizer.vocabulary_.__getitem__)
-            facts = {"features": self._features, "labels": self._model.classes_.tolist(), "vocabulary": vocabulary}
-            (temporary / "classifier.json").write_text(json.dumps(facts))
+            description = {
+                "features": self._features,
+                "labels": self._model.classes_.tolist(),
+                "vocabulary": vocabulary,
+            }
+            (temporary / "classifier.json").write_text(json.dumps(description))
             arrays = {
                 "idf": self._vectorizer.idf_,
                 "coefficients": np.ascontiguousarray(self._model.coef_),
@@ -62,36 +66,35 @@ class TextClassifier:
 
     @classmethod
     def load(cls, folder: Path) -> "TextClassifier":
-        """The classifier that ``save`` wrote into ``folder``."""
+        """Loads the classifier that ``save`` wrote into ``folder``."""
         from safetensors.numpy import load_file
         from sklearn.linear_model import LogisticRegression
 
-        facts = json.loads((folder / "classifier.json").read_text())
+        description = json.loads((folder / "classifier.json").read_text())
         arrays = load_file(folder / "classifier.safetensors")
-        vectorizer = _vectorizer(facts["features"], facts["vocabulary"])
+        vectorizer = _vectorizer(description["features"], description["vocabulary"])
         vectorizer.idf_ = arrays["idf"]
         model = LogisticRegression()
-        model.classes_ = np.array(facts["labels"])
+        model.classes_ = np.array(description["labels"])
         model.coef_, model.intercept_ = arrays["coefficients"], arrays["intercepts"]
-        model.n_features_in_ = len(facts["vocabulary"])
-        return cls(facts["features"], vectorizer, model)
+        model.n_features_in_ = len(description["vocabulary"])
+        return cls(description["features"], vectorizer, model)
 
 
 def out_of_fold(
     texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str], folds: int = 3
 ) -> tuple[list[str], np.ndarray]:
-    """For each text the label and probability of a classifier that was trained on none of its cluster.
+    """For each text the label and probability from a classifier that was trained without the text's cluster.
 
-    What training rows are told of their own intent must be as fallible as what a live question will be told.
+    The intent in the prompt of a training row must be as fallible as the intent that a live question is given.
     """
     from sklearn.model_selection import GroupKFold
 
     predicted = np.empty(len(texts), dtype=object)
     confidence = np.zeros(len(texts))
-    for train, rest in GroupKFold(folds, shuffle=True, random_state=0).split(texts, groups=clusters):
+    for train, held_out in GroupKFold(folds, shuffle=True, random_state=0).split(texts, groups=clusters):
         model = TextClassifier.fit([texts[i] for i in train], [labels[i] for i in train], "characters")
-        names, certain = model.predict([texts[i] for i in rest])
-        predicted[rest], confidence[rest] = names, certain
+        predicted[held_out], confidence[held_out] = model.predict([texts[i] for i in held_out])
     return predicted.tolist(), confidence
 
 

@@ -1,4 +1,4 @@
-"""What an export's own fields say of the people in a conversation, found again in its texts."""
+"""Finds values from the fields of an export (names, addresses, numbers of people) in the conversation's texts."""
 
 import re
 import unicodedata
@@ -7,54 +7,54 @@ from functools import lru_cache
 
 from cs_pipeline.text.personal_words import NAME_WORDS, NOT_NAMES
 
-KnownValue = tuple[tuple[str, str], ...]
-"""Pairs of a placeholder of the catalogue and the value that it is to stand for."""
+KnownValues = tuple[tuple[str, str], ...]
+"""Pairs of a placeholder of the catalogue and the value that it replaces."""
 
 _PARTS = {
     "Client Name": ("Client First Name", "Client Last Name", "Customer Email"),
     "Person Name": ("Person Name", "Person Name", "Customer Support Email"),
 }
-"""The placeholders of whole names, with those of first names, last names, and addresses in the field of a name."""
+"""For the placeholder of a full name: those of a first name, a last name, and an e-mail address in the name field."""
 
 
-def find_known(text: str, known: KnownValue) -> Iterator[tuple[int, int, str]]:
-    """Start, end and placeholder of what ``known`` says, wherever it stands as whole words, the longest first.
+def find_known(text: str, known: KnownValues) -> Iterator[tuple[int, int, str]]:
+    """Start, end and placeholder of each ``known`` value that occurs in ``text`` as whole words, longest values first.
 
-    Case and accents make no difference. Names are found in parts too. Places overlap where one value holds another.
+    Case and accents are ignored. Parts of names are found too. Matches overlap if one value contains another.
     """
     folded = _folded(text) if known else ""
-    for placeholder, value, only_as in _wanted(known):
+    for placeholder, value, spelling in _wanted(known):
         end = 0
         while (start := folded.find(value, end)) >= 0:
             end = start + len(value)
-            if _is_whole(text, start, end) and (only_as is None or _is_name_here(text, start, end, only_as)):
+            if _is_whole(text, start, end) and (spelling is None or _is_name_here(text, start, end, spelling)):
                 yield start, end, placeholder
 
 
-def known_placeholder(value: str, known: KnownValue) -> str | None:
-    """What is to stand for ``value``, None where the fields do not say it."""
+def known_placeholder(value: str, known: KnownValues) -> str | None:
+    """The placeholder for ``value``, None if it is not a known value."""
     folded = _folded(value)
     return next((placeholder for placeholder, wanted, _ in _wanted(known) if wanted == folded), None)
 
 
 @lru_cache(maxsize=1024)
-def _wanted(known: KnownValue) -> tuple[tuple[str, str, str | None], ...]:
-    """Placeholder, folded value, and how it must be written (None: in any way) of all to look for, the longest first.
+def _wanted(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
+    """Placeholder, folded value and required spelling (None: any) of each value to search for, longest first.
 
-    Left out are values of which a text is full by chance: single characters, numbers of fewer than four digits, and what
-    stands in the field of a name that nobody gave ("Customer", "n/a").
+    Leaves out values that a text contains by chance: single characters, numbers of fewer than four digits, and default
+    entries of a name field ("Customer", "n/a").
     """
     wanted: dict[str, tuple[str, str | None]] = {}
     for placeholder, raw in known:
         value = unicodedata.normalize("NFC", " ".join(raw.split()))
-        if len(value) < 2 or (value.isdecimal() and len(value) < 4) or _is_nobody(value):
+        if len(value) < 2 or (value.isdecimal() and len(value) < 4) or _is_not_a_name(value):
             continue
         parts = _PARTS.get(placeholder)
         if parts is None or "@" in value:
             wanted.setdefault(_folded(value), (parts[2] if parts else placeholder, None))
             continue
         last, _, first = value.rpartition(",")
-        names = [name for name in f"{first} {last}".split() if not _is_nobody(name)]
+        names = [name for name in f"{first} {last}".split() if not _is_not_a_name(name)]
         if not names:
             continue
         whole = placeholder if len(names) > 1 else parts[0]
@@ -63,14 +63,14 @@ def _wanted(known: KnownValue) -> tuple[tuple[str, str, str | None], ...]:
         for place, word in enumerate(names):
             part = parts[1] if place == len(names) - 1 and place else parts[0]
             for piece in (word.strip(".,"), *re.findall(r"[^\W\d_]+", word)):
-                if len(piece) >= 3 and not _is_nobody(piece):
+                if len(piece) >= 3 and not _is_not_a_name(piece):
                     wanted.setdefault(_folded(piece), (part, piece if _is_common(piece) else None))
     ordered = sorted(wanted.items(), key=lambda item: (-len(item[0]), item[0]))
-    return tuple((placeholder, value, only_as) for value, (placeholder, only_as) in ordered)
+    return tuple((placeholder, value, spelling) for value, (placeholder, spelling) in ordered)
 
 
-def _is_nobody(name: str) -> bool:
-    """Whether ``name`` is a title, a word that stands where no name was given, or a word in lower case."""
+def _is_not_a_name(name: str) -> bool:
+    """Whether ``name`` is a title, a default entry of a name field, or an ordinary word in lower case."""
     word = name.strip(".,-").casefold()
     return not word or (name.islower() if word in NAME_WORDS else word in NOT_NAMES)
 
@@ -80,12 +80,12 @@ def _is_common(name: str) -> bool:
 
 
 def _is_name_here(text: str, start: int, end: int, name: str) -> bool:
-    """Whether a name that is a word as well is the name: with its capital, and not where a sentence begins."""
+    """Whether a word that may be a name is one here: spelt like it, with its capital, and not at the start of a sentence."""
     return text[start:end] == name and text[:start].rstrip(" ")[-1:] not in ("", *".!?\n")
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:
-    """Whether what stands there is no part of a longer word or e-mail address."""
+    """Whether the span is not part of a longer word or e-mail address."""
     before, after = text[start - 1 : start], text[end : end + 2]
     if before.isalnum() or before == "_" or after[:1].isalnum() or after[:1] == "_":
         return False
@@ -93,7 +93,7 @@ def _is_whole(text: str, start: int, end: int) -> bool:
 
 
 def _folded(text: str) -> str:
-    """``text`` in lower case without accents, character for character."""
+    """``text`` in lower case without accents; positions stay the same."""
     return text.lower() if text.isascii() else "".join(map(_fold, text))
 
 

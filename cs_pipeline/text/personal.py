@@ -1,21 +1,21 @@
-"""Personal data in texts, replaced by the catalogue's placeholders: ``jane@example.org`` becomes ``{{Customer Email}}``.
+"""Replaces personal data in texts with placeholders: ``jane@example.org`` becomes ``{{Customer Email}}``.
 
-Found are
+It finds
 
-- what the export's own fields say of a person (``known``): whole, and names in parts too;
-- what the company's own patterns say (``company.yaml``), which go before every rule below but that for links;
-- links that carry a token, an id or a query, whole;
-- e-mail and IP addresses, IBANs and cards (with their checksums), phone numbers of the company's regions and of any country
-  when written with +, by the recognisers of Presidio;
-- numbers that a word announces ("order 4412345678", "Rechnung: 2024-0031"), every other number of nine digits and more, and
-  codes of letters and six digits and more;
-- lines of a postal address: a street with its number, a postcode with its town;
-- names that a greeting, a signature, a title or a phrase announces ("Hi Jane,", "my name is Jane Doe", "I spoke to Jane").
+- values from the fields of the export (``known``), names in parts too;
+- matches of the company's own patterns (``company.yaml``), which take precedence over every rule below except links;
+- whole links with a token, an id or a query;
+- e-mail and IP addresses, IBANs and cards (with their checksums), phone numbers of the company's regions and, if written
+  with +, of any country, by the recognisers of Presidio;
+- numbers that a word introduces ("order 4412345678", "Rechnung: 2024-0031"), all other numbers of at least nine digits, and
+  codes of letters and at least six digits;
+- lines of a postal address: a street with a number, a postcode with a town;
+- names introduced by a greeting, a signature, a title or a phrase ("Hi Jane,", "my name is Jane Doe", "I spoke to Jane").
 
-Not found are names that stand free in a sentence and are in no field, names in lower case but after "my name is", addresses
-without a number or a postcode, and what is spelt out ("jane at example dot org"): that would take a model of language.
+It does not find names elsewhere in a sentence that no field gives, names in lower case except after "my name is", addresses
+without a number or a postcode, or values that are spelt out ("jane at example dot org"): that would take a language model.
 
-Text is expected in the form that ``clean.regular_text`` gives it: an invisible character inside a value hides it.
+It expects the output of ``clean.normalize_text``: an invisible character inside a value would hide it.
 """
 
 import re
@@ -26,15 +26,15 @@ from contextlib import contextmanager
 from typing import Any
 
 from cs_pipeline.text import personal_words as words
-from cs_pipeline.text.known import KnownValue, find_known, known_placeholder
+from cs_pipeline.text.known import KnownValues, find_known, known_placeholder
 from cs_pipeline.text.personal_words import normal
 from cs_pipeline.text.placeholders import Speaker
 
 
 class PersonalData:
-    """Replaces personal data. Making one takes a second or two: Presidio and spaCy are loaded.
+    """Replaces personal data. Creating one takes a second or two, because it loads Presidio and spaCy.
 
-    ``phone_regions`` are the countries whose national phone numbers are found ("DE"); ``patterns`` are the company's own:
+    ``phone_regions`` are the countries whose national phone numbers are found ("DE"). ``patterns`` are the company's own:
     pairs of a placeholder and the regular expression whose matches it replaces.
     """
 
@@ -51,11 +51,11 @@ class PersonalData:
 
         class Email(EmailRecognizer):
             def validate_result(self, pattern_text: str) -> None:
-                """No look at the list of public suffixes: an address of an inner network is personal too."""
+                """Does not check the public suffix list: an address of an internal network is personal too."""
 
         self._email = Email()
         self._card = CreditCardRecognizer(
-            patterns=[Pattern("groups of a card", words.CARD, 0.3)], replacement_pairs=words.CARD_JOINTS
+            patterns=[Pattern("groups of a card", words.CARD, 0.3)], replacement_pairs=words.CARD_SEPARATORS
         )
         self._iban = IbanRecognizer()
         self._ip = IpRecognizer()
@@ -65,114 +65,114 @@ class PersonalData:
     def replace(
         self, text: str, known: Sequence[tuple[str, str]] = (), speaker: Speaker = "customer"
     ) -> tuple[str, Counter[str]]:
-        """``text`` with placeholders for its personal data, and how many of each were put in.
+        """``text`` with placeholders for its personal data, and how many of each were inserted.
 
-        ``known`` are pairs of a placeholder and the value that it stands for, from the fields of the export. ``speaker``
-        says whose text it is, which tells the customer's own address or number from the support desk's. Placeholders
-        that stand in the text already stay as they are. Nothing is left to replace in what is returned.
+        ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export. ``speaker`` is
+        the author of the text, which tells the customer's own address or number from the support desk's. Placeholders in
+        the text stay as they are. Replacing again finds nothing.
         """
-        met: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         while found := self.find(text, speaker, known):
-            met.update(placeholder for _, _, placeholder in found)
+            counts.update(placeholder for _, _, placeholder in found)
             pieces, end = [], 0
             for start, stop, placeholder in found:
                 pieces += [text[end:start], "{{", placeholder, "}}"]
                 end = stop
             text = "".join([*pieces, text[end:]])
-        return text, met
+        return text, counts
 
     def find(self, text: str, speaker: Speaker, known: Sequence[tuple[str, str]] = ()) -> list[tuple[int, int, str]]:
-        """Start, end and placeholder of what ``replace`` would take out of ``text`` at first, in their order."""
+        """Start, end and placeholder of what the first pass of ``replace`` would replace in ``text``, in order."""
         known = tuple(known)
-        reading = _Reading(text, speaker)
+        scan = _Scan(text, speaker)
         if "/" in text:
-            _find_links(reading)
+            _find_links(scan)
         for placeholder, expression in self._patterns:
-            for gap in re.finditer(r"[^\0]+", reading.left):
-                for match in list(expression.finditer(reading.left, *gap.span())):
-                    reading.take(*match.span(), placeholder)
+            for gap in re.finditer(r"[^\0]+", scan.rest):
+                for match in list(expression.finditer(scan.rest, *gap.span())):
+                    scan.take(*match.span(), placeholder)
         if "@" in text:
-            self._find_emails(reading, known)
-        for start, end, placeholder in find_known(reading.left, known):
-            reading.take(start, end, placeholder)
+            self._find_emails(scan, known)
+        for start, end, placeholder in find_known(scan.rest, known):
+            scan.take(start, end, placeholder)
         if words.DIGIT.search(text):
-            self._find_ibans(reading)
-            _find_addresses(reading)
-            self._find_ips(reading)
-            self._find_numbers(reading)
-        _find_names(reading)
-        return reading.spans()
+            self._find_ibans(scan)
+            _find_addresses(scan)
+            self._find_ips(scan)
+            self._find_numbers(scan)
+        _find_names(scan)
+        return scan.spans()
 
-    def _find_emails(self, reading: "_Reading", known: KnownValue) -> None:
-        for at in re.finditer("@", reading.left):
-            # The recogniser's time grows with the square of what it is given.
+    def _find_emails(self, scan: "_Scan", known: KnownValues) -> None:
+        for at in re.finditer("@", scan.rest):
+            # The recogniser takes quadratic time in the length of its input.
             first = max(0, at.start() - 130)
-            for result in self._email.analyze(reading.left[first : at.end() + 256], []):
+            for result in self._email.analyze(scan.rest[first : at.end() + 256], []):
                 start, end = first + result.start, first + result.end
                 if start < at.start() < end:
-                    whose = _whose(reading, start, reading.text[start : at.start()].lower() in words.DESK_ADDRESSES)
+                    whose = _whose(scan, start, scan.text[start : at.start()].lower() in words.DESK_ADDRESSES)
                     placeholder = "Customer Email" if whose == "customer" else "Customer Support Email"
-                    reading.take(start, end, known_placeholder(reading.text[start:end], known) or placeholder)
+                    scan.take(start, end, known_placeholder(scan.text[start:end], known) or placeholder)
                     break
 
-    def _find_ibans(self, reading: "_Reading") -> None:
-        for match in words.IBAN.finditer(reading.left):
+    def _find_ibans(self, scan: "_Scan") -> None:
+        for match in words.IBAN.finditer(scan.rest):
             candidate = match[0].upper()
-            # Words that follow look like groups of an IBAN.
+            # Words after an IBAN look like further groups of it.
             while len(candidate) >= 15:
                 if results := self._iban.analyze(candidate, []):
-                    reading.take(match.start(), match.start() + results[0].end, "IBAN")
+                    scan.take(match.start(), match.start() + results[0].end, "IBAN")
                     break
                 candidate = re.sub(r"[ -]?[A-Z0-9]+\Z", "", candidate)
 
-    def _find_ips(self, reading: "_Reading") -> None:
-        if not words.IP.search(reading.left):
+    def _find_ips(self, scan: "_Scan") -> None:
+        if not words.IP.search(scan.rest):
             return
-        for result in sorted(self._ip.analyze(reading.left, []), key=lambda result: result.start - result.end):
-            value = reading.left[result.start : result.end]
+        for result in sorted(self._ip.analyze(scan.rest, []), key=lambda result: result.start - result.end):
+            value = scan.rest[result.start : result.end]
             if words.DIGIT.search(value) and not words.VERSION.search(
-                reading.left[max(0, result.start - 30) : result.start]
+                scan.rest[max(0, result.start - 30) : result.start]
             ):
-                reading.take(result.start, result.end, "IP Address")
+                scan.take(result.start, result.end, "IP Address")
 
-    def _find_numbers(self, reading: "_Reading") -> None:
-        if words.DIGITS[13].search(reading.left):
-            for result in self._card.analyze(reading.left, []):
-                reading.take(result.start, result.end, "Card Number")
-        if not words.DIGITS[3].search(reading.left):
+    def _find_numbers(self, scan: "_Scan") -> None:
+        if words.DIGITS[13].search(scan.rest):
+            for result in self._card.analyze(scan.rest, []):
+                scan.take(result.start, result.end, "Card Number")
+        if not words.DIGITS[3].search(scan.rest):
             return
-        plain = words.DATE_OR_AMOUNT.sub(lambda found: " " * len(found[0]), reading.left)
-        for match in words.ANNOUNCED.finditer(plain):
+        plain = words.DATE_OR_AMOUNT.sub(lambda found: " " * len(found[0]), scan.rest)
+        for match in words.INTRODUCED.finditer(plain):
             digits, value = _digits(match["value"]), match["value"]
             if digits >= 5 or (digits >= 3 and match["label"]) or (digits >= 4 and digits < len(value)):
-                reading.take(*match.span("value"), words.MEANING[normal(match["what"])])
+                scan.take(*match.span("value"), words.MEANING[normal(match["what"])])
         if words.DIGITS[5].search(plain):
             for match in words.NUMBER.finditer(plain):
-                self._take_number(reading, *match.span())
+                self._take_number(scan, *match.span())
 
-    def _take_number(self, reading: "_Reading", start: int, end: int) -> None:
-        value, digits = reading.left[start:end], _digits(reading.left[start:end])
-        meaning, gap = _meaning(reading.left, start, end)
+    def _take_number(self, scan: "_Scan", start: int, end: int) -> None:
+        value, digits = scan.rest[start:end], _digits(scan.rest[start:end])
+        meaning, gap = _meaning(scan.rest, start, end)
         if any(map(str.isalpha, value)):
-            reading.take(start, end, "Reference Number" if meaning in ("", "Phone") else meaning)
+            scan.take(start, end, "Reference Number" if meaning in ("", "Phone") else meaning)
         elif meaning not in ("", "Phone") and value[0] not in "+(":
-            # A short number may be an amount of something, but for one right beside the word or one set apart.
-            if digits >= 7 or gap <= 24 or reading.left[start - 1 : start] in ("(", "#"):
-                reading.take(start, end, meaning)
+            # A short number may be an amount of something, unless it is close to the word or set apart.
+            if digits >= 7 or gap <= 24 or scan.rest[start - 1 : start] in ("(", "#"):
+                scan.take(start, end, meaning)
         elif digits < 7:
             return
         elif digits <= 15 and (meaning == "Phone" or value[0] == "+"):
-            reading.take(start, end, _phone_of(reading, start))
+            scan.take(start, end, _phone_of(scan, start))
         elif phones := self._phone.analyze(value, []):
             for result in phones:
-                reading.take(start + result.start, start + result.end, _phone_of(reading, start))
+                scan.take(start + result.start, start + result.end, _phone_of(scan, start))
         elif digits >= 9:
-            reading.take(start, end, "Reference Number")
+            scan.take(start, end, "Reference Number")
 
 
 @contextmanager
 def _hidden(*modules: str) -> Iterator[None]:
-    """Presidio loads these where they are installed, five times its own time and memory, and does without."""
+    """Presidio imports these if they are installed, at five times its own time and memory, but does not need them."""
     absent: dict[str, Any] = {name: None for name in modules if name not in sys.modules}
     sys.modules.update(absent)
     try:
@@ -182,23 +182,23 @@ def _hidden(*modules: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-class _Reading:
-    """A text being read. What is found becomes NUL in ``left``, so that no rule finds it, or a part of it, again."""
+class _Scan:
+    """A text being searched. Spans that were found become NUL in ``rest``, so no rule finds them or parts of them again."""
 
     def __init__(self, text: str, speaker: Speaker) -> None:
         self.text, self.speaker = text, speaker
-        self.left = words.PLACEHOLDER.sub(lambda match: "\0" * len(match[0]), text)
+        self.rest = words.PLACEHOLDER.sub(lambda match: "\0" * len(match[0]), text)
         self._found: list[tuple[int, int, str]] = []
 
     def take(self, start: int, end: int, placeholder: str) -> None:
-        """Notes that ``placeholder`` is to stand for the characters from ``start`` to ``end``, if they are free."""
-        if start < end and "\0" not in self.left[start:end]:
+        """Records that ``placeholder`` replaces the characters from ``start`` to ``end``, unless some are taken already."""
+        if start < end and "\0" not in self.rest[start:end]:
             self._found.append((start, end, placeholder))
             blank = "\0" * (end - start)
-            self.left = f"{self.left[:start]}{blank}{self.left[end:]}"
+            self.rest = f"{self.rest[:start]}{blank}{self.rest[end:]}"
 
     def spans(self) -> list[tuple[int, int, str]]:
-        """What was found, in order; the parts of one address are one."""
+        """The spans found, in order; adjacent parts of an address are joined."""
         joined: list[tuple[int, int, str]] = []
         for start, end, placeholder in sorted(self._found):
             if joined and placeholder == joined[-1][2] == "Postal Address":
@@ -210,42 +210,42 @@ class _Reading:
         return joined
 
 
-def _find_links(reading: _Reading) -> None:
-    for match in words.LINK.finditer(reading.left):
+def _find_links(scan: _Scan) -> None:
+    for match in words.LINK.finditer(scan.rest):
         link = match[0].rstrip(".,;:!?)]}'\"")
         if words.TOKEN.search(link):
-            reading.take(match.start(), match.start() + len(link), "Personal Link")
+            scan.take(match.start(), match.start() + len(link), "Personal Link")
 
 
-def _find_addresses(reading: _Reading) -> None:
-    for rare, expression in words.ADDRESSES:
-        if rare.search(reading.left):
-            for match in expression.finditer(reading.left):
-                reading.take(*match.span(), "Postal Address")
+def _find_addresses(scan: _Scan) -> None:
+    for quick, expression in words.ADDRESSES:
+        if quick.search(scan.rest):
+            for match in expression.finditer(scan.rest):
+                scan.take(*match.span(), "Postal Address")
 
 
-def _find_names(reading: _Reading) -> None:
-    said = words.said(reading.left)
+def _find_names(scan: _Scan) -> None:
+    present = words.word_set(scan.rest)
     for phrases, expression, whose in words.NAMES:
-        if not any(phrase <= said for phrase in phrases):
+        if not any(phrase <= present for phrase in phrases):
             continue
-        for match in expression.finditer(reading.left):
-            lower = whose == "own" and normal(match["said"]) in words.OWN_NAMES
+        for match in expression.finditer(scan.rest):
+            lower = whose == "own" and normal(match["phrase"]) in words.OWN_NAMES
             end, count = _name(match["name"], lower=lower)
             if not count:
                 continue
-            is_client = (whose == "own") == (reading.speaker == "customer") and whose != "other"
+            is_client = (whose == "own") == (scan.speaker == "customer") and whose != "other"
             if not is_client:
                 placeholder = "Person Name"
             elif count > 1:
                 placeholder = "Client Name"
             else:
                 placeholder = "Client Last Name" if match["title"] else "Client First Name"
-            reading.take(match.start("name"), match.start("name") + end, placeholder)
+            scan.take(match.start("name"), match.start("name") + end, placeholder)
 
 
 def _name(text: str, *, lower: bool) -> tuple[int, int]:
-    """Where the name at the start of ``text`` ends, and how many words it has: 0 and 0 where it is none."""
+    """The end of the name at the start of ``text`` and its number of words: 0 and 0 if there is no name."""
     end = count = 0
     for match in words.WORD.finditer(text):
         if match[0].casefold() in words.NOT_NAMES or not (match[0][0].isupper() or (lower and count < 2)):
@@ -254,32 +254,32 @@ def _name(text: str, *, lower: bool) -> tuple[int, int]:
     return end, count
 
 
-def _whose(reading: _Reading, start: int, is_desk: bool) -> Speaker:
-    """Whether the address or number at ``start`` is the customer's own or the support desk's."""
-    before = reading.left[max(0, start - 60) : start]
-    if reading.speaker == "customer":
+def _whose(scan: _Scan, start: int, is_desk: bool) -> Speaker:
+    """Whether the address or number at ``start`` belongs to the customer or to the support desk."""
+    before = scan.rest[max(0, start - 60) : start]
+    if scan.speaker == "customer":
         return "agent" if is_desk or words.DESK_IS_MEANT.search(before) else "customer"
     return "customer" if words.CUSTOMER_IS_MEANT.search(before) and not is_desk else "agent"
 
 
-def _phone_of(reading: _Reading, start: int) -> str:
-    whose = _whose(reading, start, is_desk=False)
+def _phone_of(scan: _Scan, start: int) -> str:
+    whose = _whose(scan, start, is_desk=False)
     return "Customer Phone Number" if whose == "customer" else "Customer Support Phone Number"
 
 
 def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
-    """What the number between ``start`` and ``end`` is, by the nearest word that says so, and how far it is.
+    """What the number between ``start`` and ``end`` is, by the nearest word that says so, and that word's distance.
 
-    Words stand before their number more often than after it: one that follows counts as twelve characters farther.
+    Such words precede their number more often than they follow it: one that follows counts as twelve characters farther.
     """
     before = words.SENTENCE_END.split(text[max(0, start - 60) : start])[-1]
     after = words.SENTENCE_END.split(text[end : end + 40])[0]
     near: list[tuple[int, str]] = []
-    if said := list(words.CUE.finditer(before)):
-        near.append((len(before) - said[-1].end(), said[-1][0]))
+    if precede := list(words.CUE.finditer(before)):
+        near.append((len(before) - precede[-1].end(), precede[-1][0]))
     if follows := words.CUE.search(after):
         near.append((follows.start() + 12, follows[0]))
-    # "It is about my order. 4412345678": bare digits are what the sentence before spoke of; joints say phone.
+    # "It is about my order. 4412345678": bare digits are what the previous sentence was about; separators suggest a phone.
     if not near and end - start >= 7 and text[start:end].isdecimal():
         near = [(start - cue.end(), cue[0]) for cue in words.CUE.finditer(text, max(0, start - 120), start)]
     gap, word = min(near, default=(0, ""))
