@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.train.plan.estimate import SHAPES
+from cs_pipeline.train.plan.estimate import SHAPES_FILE
 
 if TYPE_CHECKING:
     import torch
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def published_shape(repo: str) -> dict[str, Any]:
     """What the config.json of ``repo`` says of its shape."""
-    shape: dict[str, Any] = read_yaml(SHAPES)[repo]["config"]
+    shape: dict[str, Any] = read_yaml(SHAPES_FILE)[repo]["config"]
     return shape
 
 

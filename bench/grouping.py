@@ -24,7 +24,7 @@ from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.llm.prompt import IGNORE_INDEX, Example
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
-from cs_pipeline.train.trainer.batches import Batches, loader
+from cs_pipeline.train.trainer.batches import Batches, data_loader
 
 BATCH, LONGEST, RATE = 16, 512, 1e-3
 CLOSE = 0.03
@@ -64,7 +64,7 @@ class Bench:
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
         return iter(
-            loader(examples, self.batches(kind, examples), DataCollatorForLanguageModeling(self.tokenizer.pad_token_id))
+            data_loader(examples, self.batches(kind, examples), DataCollatorForLanguageModeling(self.tokenizer.pad_token_id))
         )
 
     def loss(self, model: Any, kind: str, examples: Sequence[Example]) -> float:
@@ -110,7 +110,7 @@ class Bench:
             ),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.get_train_dataloader = lambda: loader(self.train, self.batches(kind, self.train), collate)
+        trainer.get_train_dataloader = lambda: data_loader(self.train, self.batches(kind, self.train), collate)
         trainer.train()
         return trainer.model.eval()
 

@@ -18,20 +18,20 @@ from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.llm.model import load_chat
-from cs_pipeline.llm.prompt import IGNORED
+from cs_pipeline.llm.model import load_chat_format
+from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.train.adapter import train_adapter
-from cs_pipeline.train.plan.estimate import SHAPES, estimate, shape_of
-from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, hours, needed
+from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
+from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, training_hours, required_memory
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
 NAMES = sorted(path.stem for path in (Path(recipe_module.__file__).parent / "recipes").glob("*.yaml"))
 
-PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES.read_text())
+PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 
 pytestmark = pytest.mark.filterwarnings(
     # bitsandbytes' paged AdamW on a CPU is its plain one.
@@ -161,11 +161,11 @@ def assert_weights_moved(trained: Trained) -> None:
 
 
 def assert_the_answer_and_its_stop_are_learnt(trained: Trained) -> None:
-    chat = load_chat(trained.recipe, trained.base, trained.folder)
+    chat = load_chat_format(trained.recipe, trained.base, trained.folder)
     for example in training_rows(trained.recipe, trained.lake, chat, "train").examples:
-        answer = [label for label in example.labels if label != IGNORED]
-        assert answer[-1] == chat.stop
-        assert chat.stop not in answer[:-1]
+        answer = [label for label in example.labels if label != IGNORE_INDEX]
+        assert answer[-1] == chat.stop_id
+        assert chat.stop_id not in answer[:-1]
 
 
 def test_every_hub_base_has_a_tiny_one_and_is_told_apart() -> None:
@@ -208,15 +208,15 @@ def row(name: str) -> str:
     if not isinstance(recipe.base, HubBase):
         return f"| `{name}` | embedded | | | {recipe.method} | any machine | |"
     licence = f"{recipe.base.licence}{', gated' if recipe.base.gated else ''}"
-    shape = shape_of(recipe.base)
+    shape = config_of(recipe.base)
     assert shape is not None
     found = estimate(recipe, shape, GPU.compute)
-    takes = hours(recipe, BITEXT_ROWS, found, GPU.rate)
+    takes = training_hours(recipe, BITEXT_ROWS, found, GPU.rate)
     time = f"{takes * 60:.0f} min" if takes < 1.5 else f"{takes:.1f} h"
     size = PUBLISHED[recipe.base.repo]["weights"] / 1e9
     return (
         f"| `{name}` | {recipe.base.repo} | {licence} | {size:.1f} GB | {recipe.method} "
-        f"| {needed(found, GPU) / 1e9:.1f} GB | {time} |"
+        f"| {required_memory(found, GPU) / 1e9:.1f} GB | {time} |"
     )
 
 

@@ -30,12 +30,12 @@ from cs_pipeline.evaluate.results import (
 )
 from cs_pipeline.evaluate.retrieval_effect import RetrievalEffect, measure_retrieval_effect, retrieval_results
 from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
-from cs_pipeline.evaluate.robustness.trials import Trials, answer_test_set, run_trials
+from cs_pipeline.evaluate.robustness.trials import Trials, run_trials
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores, nearest_answers, random_answers
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
 from cs_pipeline.evaluate.slices import near_train_rows, slice_scores, weaknesses, write_weak_intents
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
@@ -43,7 +43,7 @@ from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.tracking import Version
-from cs_pipeline.train.adapter import Adapter, base_of, current_adapter
+from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
 
 REFERENCE_FREE_METRICS = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ERRORS))
 """Metrics that need no reference. On the references themselves they show how often each rule raises a false alarm."""
@@ -66,7 +66,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     adapter = current_adapter(recipe.name, lake)
     if champion is not None and champion.fingerprint == adapter.fingerprint:
         champion = None
-    base = base_of(adapter, recipe, lake)
+    base = base_of_adapter(adapter, recipe, lake)
     data = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "test_split")}
     models = _models(recipe, adapter, base, champion)
     if any(model[0].prompt.retrieve is not None for model in models.values()):
@@ -86,7 +86,8 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         report(f"Equal input was evaluated before: {folder}")
         return Evaluation(known, reused=True)
     if endpoint is not None:  # a judge that does not answer is found before the work
-        endpoint.ask([{"role": "user", "content": "Reply with the word TIE."}])
+        with endpoint.client() as client:
+            endpoint.ask(client, [{"role": "user", "content": "Reply with the word TIE."}])
     rows = FrozenTestSet(recipe, lake)
     stats, seconds, all_trials = {}, {}, {}
     retrieval: RetrievalEffect | None = None

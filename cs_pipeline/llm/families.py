@@ -1,6 +1,6 @@
-"""The model families that recipes may name: what their architectures have in common, by ``model_type``.
+"""The supported model families, by the ``model_type`` of config.json.
 
-How a base is spoken to follows from its tokenizer and template (``prompt.py``), and stands in no table here.
+Prompts do not depend on this table: they follow from a base's tokenizer and chat template (``prompt.py``).
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ Architecture = Literal["causal", "encoder-decoder"]
 
 @dataclass(frozen=True)
 class Family:
-    """What training and serving must know of an architecture.
+    """What training and serving need to know about a family.
 
     ``name`` is the ``model_type`` of config.json. ``attention`` are the names of the linear layers for query, key, value
-    and output; empty where this project does not know them.
+    and output; empty if they are unknown.
     """
 
     name: str
-    kind: Architecture
+    architecture: Architecture
     attention: tuple[str, ...]
 
 
@@ -31,7 +31,7 @@ FAMILIES = {
         Family("llama", "causal", _QKVO),  # also Llama-2, Llama-3, TinyLlama, SmolLM2, the embedded base
         Family("mistral", "causal", _QKVO),
         Family("phi", "causal", ("q_proj", "k_proj", "v_proj", "dense")),  # phi-2
-        Family("phi3", "causal", ("qkv_proj", "o_proj")),  # also Phi-4-mini; one layer makes query, key and value
+        Family("phi3", "causal", ("qkv_proj", "o_proj")),  # also Phi-4-mini; one layer computes query, key and value
         Family("qwen3", "causal", _QKVO),
         Family("t5", "encoder-decoder", ("q", "k", "v", "o")),  # also FLAN-T5
     )
@@ -39,6 +39,6 @@ FAMILIES = {
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family of a base by the content of its config.json; one that is not in the table can be trained too."""
-    kind: Architecture = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
-    return FAMILIES.get(config["model_type"]) or Family(config["model_type"], kind, ())
+    """The family of the base with this config.json. Families outside the table can be trained too."""
+    architecture: Architecture = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
+    return FAMILIES.get(config["model_type"]) or Family(config["model_type"], architecture, ())

@@ -1,4 +1,4 @@
-"""From a question to the tokens a model reads: the one way that training, evaluation and serving share."""
+"""Builds prompts: from a question to token ids. Training, evaluation and serving all use this code."""
 
 import json
 import re
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.llm.escaping import Escaping
 from cs_pipeline.llm.families import Architecture
-from cs_pipeline.llm.written import Written
-from cs_pipeline.recipe import TEMPLATES, Prompt
+from cs_pipeline.recipe import TEMPLATE_FOLDER, PromptSettings
 from cs_pipeline.text.placeholders import Speaker
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-IGNORED = -100
-"""The label of a token that the loss leaves out (torch.nn.CrossEntropyLoss's ignore_index)."""
+IGNORE_INDEX = -100
+"""Label of tokens that do not count in the loss (``ignore_index`` of torch.nn.CrossEntropyLoss)."""
 
 Context = Sequence[tuple[Speaker, str]]
-"""The earlier turns of a conversation, oldest first: who spoke, and what."""
+"""The earlier turns of a conversation, oldest first, as (speaker, text)."""
 
 _ROLES: dict[Speaker, str] = {"customer": "user", "agent": "assistant"}
 
 
 @dataclass(frozen=True)
 class RetrievedText:
-    """One text that the index gave for a question.
+    """A text that the retrieval index returned for a question.
 
-    ``id`` is the row_id of a known answer or the passage_id; ``title`` the known question, or the article's title;
-    ``address`` where the article is read and ``version`` its sha256, both None for answers. ``similarity`` is above 0 and
-    at most 1. ``intent`` is what the known question was about, None for passages.
+    ``id`` is the row_id of a known answer or the passage_id of a passage. ``title`` is the known question or the article's
+    title. ``address`` and ``version`` are the article's URL and sha256, None for answers. ``similarity`` is above 0 and at
+    most 1. ``intent`` is that of the known question, None for passages.
     """
 
     kind: Literal["answer", "passage"]
@@ -46,11 +46,11 @@ class RetrievedText:
 
 @dataclass(frozen=True)
 class Example:
-    """A training row as tokens: the ``prompt``, and the ``answer`` with the stop token at its end."""
+    """A training row as token ids: the ``prompt``, and the ``answer`` ending with the stop token."""
 
     prompt: list[int]
     answer: list[int]
-    kind: Architecture
+    architecture: Architecture
 
     def __len__(self) -> int:
         """Tokens of prompt and answer."""
@@ -58,58 +58,61 @@ class Example:
 
     @property
     def input_ids(self) -> list[int]:
-        """What the model reads; an encoder reads the prompt alone."""
-        return self.prompt if self.kind == "encoder-decoder" else [*self.prompt, *self.answer]
+        """The model's input; an encoder-decoder's is the prompt alone."""
+        return self.prompt if self.architecture == "encoder-decoder" else [*self.prompt, *self.answer]
 
     @property
     def labels(self) -> list[int]:
-        """What the loss compares with: the answer; for a causal model, IGNORED before it for each token of the prompt."""
-        return self.answer if self.kind == "encoder-decoder" else [*[IGNORED] * len(self.prompt), *self.answer]
+        """The targets of the loss: the answer. For a causal model, IGNORE_INDEX stands in for each prompt token."""
+        return (
+            self.answer
+            if self.architecture == "encoder-decoder"
+            else [*[IGNORE_INDEX] * len(self.prompt), *self.answer]
+        )
 
 
 def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
-    """The turns of a row's column ``context``. Raises PipelineError where it does not hold what the schema says."""
+    """Parses the column ``context``. Raises PipelineError where it does not follow the schema."""
     if context is None:
         return []
     try:
         turns = [(speaker, text) for speaker, text in json.loads(context)]
-        whole = all(speaker in _ROLES and isinstance(text, str) for speaker, text in turns)
+        valid = all(speaker in _ROLES and isinstance(text, str) for speaker, text in turns)
     except (ValueError, TypeError):
-        whole = False
-    if not whole:
-        # Without the text: it is a customer's.
+        valid = False
+    if not valid:
+        # The message leaves out the text, which a customer wrote.
         raise PipelineError(
-            "A row's context is no list of [speaker, text] with the speakers customer and agent.",
-            "This is a fault of the step that made the table; its schema stands in cs_pipeline/core/schema.py.",
+            "A row's context is not a list of [speaker, text] with the speakers customer and agent.",
+            "The step that wrote the table has a bug; cs_pipeline/core/schema.py defines the column.",
         )
     return turns
 
 
-FOUND_FORM = "2"
-"""Raised when found texts are put before a question in another way: part of the fingerprint of what reads them."""
+RETRIEVED_TEXT_FORMAT = "2"
+"""Version of how retrieved texts are written into a prompt; part of the fingerprint of everything that reads them."""
 
 
-def with_found(question: str, found: Sequence[RetrievedText]) -> str:
-    """The customer's message with the ``found`` texts before the question; the question alone without any.
+def user_message(question: str, retrieved: Sequence[RetrievedText]) -> str:
+    """The customer's message, with the ``retrieved`` texts before the question.
 
-    They stand in the customer's turn and not in the system line, because every template has that turn and no model should
-    take an article's or another customer's words for its own instructions.
+    They are in the customer's turn and not in the system message, because every template has that turn, and because no
+    model should take the words of an article or of another customer for its own instructions.
     """
-    if not found:
+    if not retrieved:
         return question
-    told = (f"Known answer: {f.text}" if f.kind == "answer" else f"Article ({f.title}): {f.text}" for f in found)
-    return "\n\n".join([*told, f"Question: {question}"])
+    texts = (f"Known answer: {r.text}" if r.kind == "answer" else f"Article ({r.title}): {r.text}" for r in retrieved)
+    return "\n\n".join([*texts, f"Question: {question}"])
 
 
-def messages(
-    question: str, prompt: Prompt, intent: str | None, earlier: Context, found: Sequence[RetrievedText] = ()
+def chat_messages(
+    question: str, prompt: PromptSettings, intent: str | None, earlier: Context, retrieved: Sequence[RetrievedText] = ()
 ) -> list[dict[str, str]]:
-    """The chat messages before an answer: a system line where there is something to say in it, the earlier turns, the
-    question after what was ``found`` for it.
+    """The messages before an answer: a system message if there is one, the earlier turns, retrieved texts and question.
 
-    ``intent`` is the classifier's and is read only where the recipe routes by intent; it must be given then. Customer and
-    agent alternate and the customer begins, as many templates demand: neighbouring turns of one speaker become one
-    message, and an agent's turns before the first question are left out.
+    ``intent`` comes from the classifier; it is required, and only used, where the recipe routes by intent. Many templates
+    demand that customer and agent alternate and that the customer begins. So neighbouring turns of one speaker become one
+    message, and an agent's turns before the first question are dropped.
     """
     system = prompt.system
     if prompt.route == "intent":
@@ -117,7 +120,7 @@ def messages(
             raise ValueError("this recipe routes by intent, but no intent was given")
         system = f"{system} Intent: {intent}".strip()
     turns: list[dict[str, str]] = []
-    for speaker, text in (*earlier, ("customer", with_found(question, found))):
+    for speaker, text in (*earlier, ("customer", user_message(question, retrieved))):
         if turns and turns[-1]["role"] == _ROLES[speaker]:
             turns[-1]["content"] += f"\n{text}"
         elif turns or speaker == "customer":
@@ -128,118 +131,111 @@ def messages(
 Encoded = TypeVar("Encoded", bound=Sized)
 
 
-def fit(encode: Callable[[Context], Encoded], earlier: Context, most: int) -> tuple[Encoded, int]:
-    """What ``encode`` makes of the latest of the ``earlier`` turns, as many as fit into ``most`` tokens.
-
-    Returns it with the number of turns left out. Where it is too long even without any turn, that is what it returns.
-    """
-    for left_out in range(len(earlier)):
-        encoded = encode(earlier[left_out:])
-        if len(encoded) <= most:
-            return encoded, left_out
-    return encode(()), len(earlier)
-
-
 @dataclass(frozen=True)
-class Told(Generic[Encoded]):
-    """What fitted into a prompt: it ``encoded``, the ``found`` texts in it, and how many earlier turns it is ``without``."""
+class FittedPrompt(Generic[Encoded]):
+    """A prompt that was made to fit: ``encoded``, with the ``retrieved`` texts it contains and without the oldest turns."""
 
     encoded: Encoded
-    found: tuple[RetrievedText, ...]
-    without: int
+    retrieved: tuple[RetrievedText, ...]
+    turns_dropped: int
 
 
-def fit_found_texts(
+def fit_prompt(
     encode: Callable[[Context, Sequence[RetrievedText]], Encoded],
     earlier: Context,
-    found: Sequence[RetrievedText],
-    most: int,
-) -> Told[Encoded]:
-    """What ``encode`` makes of as many ``found`` texts and ``earlier`` turns as fit into ``most`` tokens.
+    retrieved: Sequence[RetrievedText],
+    max_tokens: int,
+) -> FittedPrompt[Encoded]:
+    """``encode`` applied to as many ``retrieved`` texts and ``earlier`` turns as fit into ``max_tokens``.
 
-    First the found texts go, of each kind the last before the others and of the two kinds the less similar, then the oldest
-    turns: what the customer said counts more than what others were told. Where it is too long even without any, that is
-    what it returns.
+    Retrieved texts are dropped first: within a kind the last one, between the kinds the less similar one. Then the oldest
+    turns are dropped: what this customer said matters more than what others were told. The result can still be too long
+    when nothing is left to drop.
     """
+    # A text is worth as much as the most similar one after it, so that each kind loses its last text first.
     worth = [
-        max(one.similarity for one in found[place:] if one.kind == found[place].kind) for place in range(len(found))
+        max(one.similarity for one in retrieved[place:] if one.kind == retrieved[place].kind)
+        for place in range(len(retrieved))
     ]
-    worst_first = sorted(range(len(found)), key=lambda place: (worth[place], -place))
-    for left_out in range(len(found)):
-        kept = [found[place] for place in sorted(worst_first[left_out:])]
+    worst_first = sorted(range(len(retrieved)), key=lambda place: (worth[place], -place))
+    for dropped in range(len(retrieved)):
+        kept = [retrieved[place] for place in sorted(worst_first[dropped:])]
         encoded = encode(earlier, kept)
-        if len(encoded) <= most:
-            return Told(encoded, tuple(kept), 0)
-    encoded, without = fit(lambda turns: encode(turns, ()), earlier, most)
-    return Told(encoded, (), without)
+        if len(encoded) <= max_tokens:
+            return FittedPrompt(encoded, tuple(kept), 0)
+    for dropped in range(len(earlier)):
+        encoded = encode(earlier[dropped:], ())
+        if len(encoded) <= max_tokens:
+            return FittedPrompt(encoded, (), dropped)
+    return FittedPrompt(encode((), ()), (), len(earlier))
 
 
 class ChatFormat:
-    """How a base is spoken to: its tokenizer, its chat template, and what its turns end with.
+    """How to talk to a base model: its tokenizer, its chat template, and the token that ends an answer.
 
-    ``stop`` is the id of the token that ends an answer by the template (Phi-3's ``<|end|>``, Llama-3's ``<|eot_id|>``,
-    ChatML's ``<|im_end|>``): it is the one that is taught, whatever the tokenizer calls its eos token. ``stops`` holds the
-    eos token too, which a base may write instead.
+    ``stop_id`` is the token that the template writes after an answer (Phi-3's ``<|end|>``, Llama-3's ``<|eot_id|>``,
+    ChatML's ``<|im_end|>``). Training teaches this one, whatever the tokenizer calls its eos token. ``stop_ids`` also
+    contains the eos token, which a base may write instead.
     """
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", kind: Architecture) -> None:
-        """Raises PipelineError when the tokenizer has no template, or one by which an answer has no end."""
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture) -> None:
+        """Raises PipelineError if the tokenizer has no template, or one that does not mark the end of an answer."""
         if not tokenizer.chat_template:
+            names = ", ".join(sorted(path.stem for path in TEMPLATE_FOLDER.glob("*.jinja")))
             raise PipelineError(
-                "The tokenizer of this base has no chat template.",
-                f"Name one in the recipe, prompt.template: {', '.join(sorted(p.stem for p in TEMPLATES.glob('*.jinja')))}.",
+                "The tokenizer of this base has no chat template.", f"Set prompt.template in the recipe: {names}."
             )
         self.tokenizer = tokenizer
-        self.kind = kind
-        self.written = Written(tokenizer)
+        self.architecture = architecture
+        self.escaping = Escaping(tokenizer)
         self._markers = _markers(tokenizer)
-        self._knows_system = self._renders_system()
+        self._supports_system = self._renders_system()
         before, after = self._around_an_answer()
-        self._before = before
         ends = [(after.index(token), token) for token in _control_tokens(tokenizer) if token in after]
         if not ends:
             raise PipelineError(
-                "The chat template of this base writes no control token after an answer, so none can be taught as its end.",
-                "Name a template of this project in the recipe (prompt.template).",
+                "The chat template of this base writes no control token after an answer, so the model cannot learn to stop.",
+                "Set prompt.template in the recipe to a template of this project.",
             )
         place, stop = min(ends, key=lambda end: (end[0], -len(end[1])))
-        self._behind = after[:place]
-        self.stop: int = tokenizer.get_vocab()[stop]
-        self.stops = {self.stop, tokenizer.eos_token_id} - {None}
+        self._before_answer, self._after_answer = before, after[:place]
+        self.stop_id: int = tokenizer.get_vocab()[stop]
+        self.stop_ids = {self.stop_id, tokenizer.eos_token_id} - {None}
 
     def render(self, turns: Sequence[dict[str, str]]) -> str:
         """The text of ``turns`` in the chat template, up to where the answer begins.
 
-        Text from outside is made plain first: no customer can write a control token.
+        Text from outside is escaped first, so a customer cannot write a control token.
         """
-        return self._render([{**turn, "content": self._plain(turn["content"])} for turn in turns])
+        return self._render([{**turn, "content": self._escape(turn["content"])} for turn in turns])
 
-    def prompt(self, turns: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of the rendered ``turns``. The template writes every control token itself, so none is added."""
+    def encode_prompt(self, turns: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of the rendered ``turns``. The template writes all control tokens, so the tokenizer adds none."""
         return self._ids(self.render(turns))
 
-    def example(self, turns: Sequence[dict[str, str]], answer: str) -> Example:
-        """Prompt and answer for training: the prompt is the one that inference will read."""
-        text = self.render(turns)
-        prompt = self._ids(text)
-        said = self._before + self._plain(answer) + self._behind
-        # As it stands behind the prompt: sentencepiece would begin a text of its own with a space.
-        whole = self._ids(text + said) if self.kind == "causal" else []
-        follows = whole[: len(prompt)] == prompt
-        return Example(prompt, [*(whole[len(prompt) :] if follows else self._ids(said)), self.stop], self.kind)
+    def encode_example(self, turns: Sequence[dict[str, str]], answer: str) -> Example:
+        """Prompt and answer for training. The prompt has the same tokens as at inference."""
+        prompt_text = self.render(turns)
+        prompt = self._ids(prompt_text)
+        answer_text = self._before_answer + self._escape(answer) + self._after_answer
+        # Tokenized behind the prompt: on its own, sentencepiece would begin the text with a space.
+        together = self._ids(prompt_text + answer_text) if self.architecture == "causal" else []
+        continues = together[: len(prompt)] == prompt
+        ids = together[len(prompt) :] if continues else self._ids(answer_text)
+        return Example(prompt, [*ids, self.stop_id], self.architecture)
 
-    def read(self, ids: Sequence[int]) -> str:
-        """The text of an answer's tokens, those of control left out."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, without control tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return self.written.read(str(text)).strip()
+        return self.escaping.unescape(str(text)).strip()
 
-    def plain(self, text: str) -> str:
-        """``text`` as it reads when its tokens are read: without markers of turns and control tokens."""
-        return self.written.read(self._plain(text)).strip()
+    def as_decoded(self, text: str) -> str:
+        """``text`` as ``decode`` should return it: with every marker of turns and every control token broken up."""
+        return self.escaping.unescape(self._escape(text)).strip()
 
-    def _plain(self, text: str) -> str:
-        """``text`` in its written form, with a space before the last character of every marker that it spells."""
-        text = "\n" + self.written.write(text)  # some markers are such at the beginning of a line alone
+    def _escape(self, text: str) -> str:
+        """``text`` in characters that the tokenizer knows, with a space before the last character of every marker."""
+        text = "\n" + self.escaping.escape(text)  # some markers only count at the beginning of a line
         for marker in self._markers:
             if marker in text:
                 text = text.replace(marker, f"{marker[:-1]} {marker[-1]}")
@@ -249,46 +245,46 @@ class ChatFormat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _render(self, turns: Sequence[dict[str, str]], *, answered: bool = False) -> str:
-        if turns[0]["role"] == "system" and not self._knows_system:
+        if turns[0]["role"] == "system" and not self._supports_system:
             system, first, *later = turns
             turns = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *later]
         text: Any = self.tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=not answered, **_SWITCHES
+            list(turns), tokenize=False, add_generation_prompt=not answered, **_TEMPLATE_ARGUMENTS
         )
         return str(text)
 
     def _renders_system(self) -> bool:
-        """Whether the template has a place for a system line: Mistral's refuses it, others may leave it out."""
+        """Whether the template writes system messages: Mistral's raises an error, others ignore them."""
         from jinja2 import TemplateError
 
-        self._knows_system = True
+        self._supports_system = True
         try:
-            return "INSTRUCTION" in self._render([_said("system", "INSTRUCTION"), _said("user", "question")])
+            return "INSTRUCTION" in self._render([_message("system", "INSTRUCTION"), _message("user", "question")])
         except TemplateError:
             return False
 
     def _around_an_answer(self) -> tuple[str, str]:
         """What the template writes between a prompt and its answer, and after the answer."""
-        asked = [_said("user", "question")]
-        prompt = self._render(asked)
-        whole = self._render([*asked, _said("assistant", "ANSWER")], answered=True)
-        before, found, after = whole.removeprefix(prompt).rpartition("ANSWER")
-        if not found or not whole.startswith(prompt):
+        question = [_message("user", "question")]
+        prompt = self._render(question)
+        conversation = self._render([*question, _message("assistant", "ANSWER")], answered=True)
+        before, answer, after = conversation.removeprefix(prompt).rpartition("ANSWER")
+        if not answer or not conversation.startswith(prompt):
             raise PipelineError(
-                "The chat template of this base writes an answer elsewhere than where it asks for one.",
-                "Name a template of this project in the recipe (prompt.template).",
+                "The chat template of this base writes the answer in another place than where it asks for one.",
+                "Set prompt.template in the recipe to a template of this project.",
             )
         return before, after
 
 
-_SWITCHES: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""Qwen3's reasoning is off, and Llama-3.2's prompt does not change from day to day: the date is its template's own default.
+_TEMPLATE_ARGUMENTS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+"""Turns off Qwen3's reasoning, and keeps Llama-3.2's prompt from changing daily: the date is its template's own default.
 
-Templates that do not know a switch ignore it.
+Templates ignore arguments that they do not know.
 """
 
 _MARKER = re.compile(r"<\|\w+\|>|<</?[A-Z]+>>|\[/?[A-Z_]+\]")
-_DECLARED = re.compile(r"\{#- markers: (\[.+\]) -#\}")
+_DECLARED_MARKERS = re.compile(r"\{#- markers: (\[.+\]) -#\}")
 
 
 def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
@@ -297,14 +293,14 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 
 def _markers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """What no text from outside may spell, the longest first: control tokens, and markers of turns that a template writes as
-    plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``; templates of this project declare theirs.
+    """What text from outside must not contain, longest first: control tokens, and turn markers that a template writes as
+    plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``. Templates of this project declare theirs.
     """
     template = str(tokenizer.chat_template)
-    declared = [marker for found in _DECLARED.findall(template) for marker in json.loads(found)]
+    declared = [marker for found in _DECLARED_MARKERS.findall(template) for marker in json.loads(found)]
     markers = {*_control_tokens(tokenizer), *_MARKER.findall(template), *declared}
     return sorted(markers, key=lambda marker: (-len(marker), marker))
 
 
-def _said(role: str, content: str) -> dict[str, str]:
+def _message(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}

@@ -18,8 +18,8 @@ from cs_pipeline.text.classifier import TextClassifier
 class CsSupport(PythonModel):
     """Questions in, answers out: ``predict(["where is my refund?"])`` gives a list of one answer.
 
-    A version that retrieves reads the index as it is when it is loaded, at the path in its ``model_config``; who has it
-    elsewhere says so: ``load_model(…, model_config={"retrieval_index": …})``.
+    A version that retrieves loads the current index from the path in its ``model_config``. To use another path:
+    ``load_model(…, model_config={"retrieval_index": …})``.
     """
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -34,8 +34,8 @@ class CsSupport(PythonModel):
             folder = Path(context.model_config["retrieval_index"])
             if not folder.exists():
                 raise PipelineError(
-                    f"This version answers from known answers and articles, and their index {folder} is not there.",
-                    "Materialise 'retrieval_index', or name another: load_model(…, model_config={'retrieval_index': …}).",
+                    f"This version answers from known answers and articles, but their index {folder} is missing.",
+                    "Materialise 'retrieval_index', or give its path: load_model(…, model_config={'retrieval_index': …}).",
                 )
             self._index = RetrievalIndex.load(folder)
 
@@ -45,7 +45,7 @@ class CsSupport(PythonModel):
         if self._classifier is not None:
             intents = list(self._classifier.predict(questions)[0])
         found = retrieve(self._index, self._recipe.prompt, self._recipe.placeholders, questions, intents)
-        return [a.text for a in self._model.answer(questions, intents, [()] * len(questions), found=found)]
+        return [a.text for a in self._model.answer(questions, intents, [()] * len(questions), retrieved=found)]
 
 
 mlflow.models.set_model(CsSupport())

@@ -1,4 +1,4 @@
-"""A version of the registered model: what the adapter is, what it is worth, and what it was made of, in MLflow."""
+"""A version of the registered model in MLflow: the adapter, its figures and its lineage."""
 
 import importlib.metadata
 import json
@@ -11,13 +11,12 @@ from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
-from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.report.leaderboard import SHOWN
+from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS
+from cs_pipeline.evaluate.results import EvaluationResults, evaluation_file, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.recipe import EmbeddedBase, Recipe, read_recipe
-from cs_pipeline.register.lineage import NAME as LINEAGE
-from cs_pipeline.register.lineage import Check, made_of
+from cs_pipeline.register.lineage import LINEAGE_FILE, Check, collect_lineage
 from cs_pipeline.retrieval.index import retrieval_folder
 from cs_pipeline.tracking import (
     FINGERPRINT,
@@ -28,18 +27,18 @@ from cs_pipeline.tracking import (
     get_version,
     open_store,
 )
-from cs_pipeline.train.adapter import Adapter, base_of, current_adapter, seen_rows, spool_of
+from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter, metrics_spool, seen_rows
 
 _SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
 EVALUATED = "cs.evaluation"
-"""Tag of versions: the fingerprint of the evaluation whose figures the run shows."""
+"""Tag of a version: the fingerprint of the evaluation whose figures its run shows."""
 
 _PROBED = "cs.probed"
 
 
 @dataclass(frozen=True)
 class Registered:
-    """The version of an adapter, its run, and whether it was there before."""
+    """The version of an adapter, its run, and whether it existed before."""
 
     version: int
     run_id: str
@@ -48,26 +47,26 @@ class Registered:
 
 
 def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Check], report_file: Path) -> Registered:
-    """The version of the recipe's current adapter, made once; figures and report are those of its last evaluation.
+    """The version of the recipe's current adapter, created once, with the figures and report of its last evaluation.
 
-    ``checks`` are those of ``dagster_run``; what the version is made of is kept with the MLflow run as JSON. Raises
-    PipelineError when the adapter or its evaluation is not there, or the store does not answer.
+    ``checks`` are those of ``dagster_run``; the lineage is kept as JSON with the MLflow run. Raises PipelineError when the
+    adapter or its evaluation is missing, or the store does not answer.
     """
     adapter = current_adapter(recipe.name, lake)
-    facts = read_evaluation(recipe.name, lake)
+    results = read_evaluation(recipe.name, lake)
     client = open_store(lake)
     run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
     known = [v for v in find_versions(client) if v.tags.get(FINGERPRINT) == adapter.fingerprint]
-    if known and known[-1].tags.get(EVALUATED) == facts["fingerprint"]:
+    if known and known[-1].tags.get(EVALUATED) == results.fingerprint:
         return Registered(int(known[-1].version), run, adapter.fingerprint, reused=True)
-    spool_of(recipe.name, adapter.fingerprint, lake).replay(client, run)
-    made = made_of(adapter, lake, dagster_run, checks)
-    source = made["bitext"]
-    lineage = {"cs.dagster_run": made["run"], "cs.source": source["address"], "cs.source_sha256": source["sha256"]}
-    client.log_dict(run, made, LINEAGE)
-    _log_facts(client, run, recipe, adapter, facts, lineage)
+    metrics_spool(recipe.name, adapter.fingerprint, lake).replay(client, run)
+    lineage = collect_lineage(adapter, lake, dagster_run, checks)
+    source = lineage["bitext"]
+    origin = {"cs.dagster_run": lineage["run"], "cs.source": source["address"], "cs.source_sha256": source["sha256"]}
+    client.log_dict(run, lineage, LINEAGE_FILE)
+    _log_results(client, run, recipe, adapter, results, origin)
     client.log_artifact(run, str(report_file), "report")
-    client.log_artifact(run, str(evaluation_folder(recipe.name, lake) / "evaluation.json"), "report")
+    client.log_artifact(run, str(evaluation_file(recipe.name, lake)), "report")
     if known:
         number = int(known[-1].version)
     else:
@@ -79,43 +78,44 @@ def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Chec
             "cs.company_rows": str(adapter.manifest["company"]["rows"]),
             "cs.files": str(len(adapter.manifest["company"]["files"])),
             **{f"cs.data.{name}": sha for name, sha in adapter.manifest["data"].items()},
-            **lineage,
+            **origin,
         }
         logged = _log_model(run, recipe, lake, adapter)
         if not client.search_registered_models(f"name = '{MODEL}'"):
             client.create_registered_model(MODEL, description="Answers customers' questions. Made by cs_pipeline.")
         number = int(client.create_model_version(MODEL, logged, run, tags=tags, description=recipe.description).version)
     if _has_seen_forgotten_rows(adapter, lake):
-        # Forgetting marks the versions that are there; this one was not yet, but its training had read those rows.
+        # Forgetting marks existing versions; this one did not exist yet, but its training had read those rows.
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
-    client.set_model_version_tag(MODEL, str(number), EVALUATED, facts["fingerprint"])
+    client.set_model_version_tag(MODEL, str(number), EVALUATED, results.fingerprint)
     client.set_terminated(run, "FINISHED")
     return Registered(number, run, adapter.fingerprint, reused=bool(known))
 
 
-def _log_facts(
-    client: Any, run: str, recipe: Recipe, adapter: Adapter, facts: dict[str, Any], lineage: dict[str, str]
+def _log_results(
+    client: Any, run: str, recipe: Recipe, adapter: Adapter, results: EvaluationResults, tags: dict[str, str]
 ) -> None:
     import time
 
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     settings = _flat(recipe.model_dump(mode="json", exclude={"description"}))
-    settings |= {"base.name": facts["base"]["name"], "method": recipe.method}
+    settings |= {"base.name": results.base["name"], "method": recipe.method}
     params = [Param(k, str(v)) for k, v in settings.items()]
     now = int(time.time() * 1000)
     numbers = {f"train.{k}": v for k, v in adapter.metrics.items() if isinstance(v, int | float)}
-    for system, scores in facts["scores"].items():
+    for system, scores in results.scores.items():
         prefix = "test" if system == "tuned" else f"test.{system}"
-        numbers |= {f"{prefix}.{name}": value["score"] for name, value in scores.items() if value}
-        numbers[f"{prefix}.seconds"] = facts["seconds"][system]
-    for name in SHOWN:
-        ends, change = facts["scores"]["tuned"][name] or {}, facts["differences"]["base"][name] or {}
-        numbers |= {f"test.{name}.{end}": ends[end] for end in ("low", "high") if ends}
-        numbers |= {f"test.minus_base.{name}.{key}": change[key] for key in ("difference", "low", "high") if change}
-    tags = [RunTag(key, value) for key, value in lineage.items()]
-    client.log_batch(run, metrics=[Metric(k, float(v), now, 0) for k, v in numbers.items()], params=params, tags=tags)
-    data = adapter.manifest["data"] | {"test_split": facts["data"]["test_split"]}
+        numbers |= {f"{prefix}.{name}": value.score for name, value in scores.items() if value}
+        numbers[f"{prefix}.seconds"] = results.seconds[system]
+    for name in LEADERBOARD_METRICS:
+        if score := results.scores["tuned"][name]:
+            numbers |= {f"test.{name}.low": score.low, f"test.{name}.high": score.high}
+        if change := results.differences["base"][name]:
+            numbers |= {f"test.minus_base.{name}.{key}": getattr(change, key) for key in ("difference", "low", "high")}
+    metrics = [Metric(name, float(value), now, 0) for name, value in numbers.items()]
+    client.log_batch(run, metrics=metrics, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
+    data = adapter.manifest["data"] | {"test_split": results.data.test_split}
     client.log_inputs(
         run,
         [
@@ -130,17 +130,17 @@ def _log_facts(
 
 
 def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> str:
-    """Logs the adapter, and an embedded base with it, as a pyfunc model of ``run``; returns its address in MLflow."""
+    """Logs the adapter, with an embedded base, as a pyfunc model of ``run``; returns its URI in MLflow."""
     import mlflow
 
-    # Environments made by uv hold no pip, whose version MLflow would like to note.
+    # MLflow warns that it cannot record pip's version: environments made by uv have no pip.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
-        # MLflow names what it copies after the folder it is given.
+        # MLflow names the copies after the folders it is given.
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
         if isinstance(recipe.base, EmbeddedBase):
-            artifacts["base"] = str(shutil.copytree(base_of(adapter, recipe, lake), Path(temporary, "base")))
-        # Not copied: an answer is to follow the articles as they are when it is given.
+            artifacts["base"] = str(shutil.copytree(base_of_adapter(adapter, recipe, lake), Path(temporary, "base")))
+        # The index is not copied: an answer follows the articles as they are when it is given.
         config = None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
         with mlflow.start_run(run_id=run):
             logged = mlflow.pyfunc.log_model(
@@ -173,7 +173,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def version_of(recipe_name: str, lake: DataLake) -> int:
-    """The number of the version that holds the recipe's current adapter. Raises PipelineError where there is none."""
+    """The number of the version with the recipe's current adapter. Raises PipelineError when there is none."""
     fingerprint = current_adapter(recipe_name, lake).fingerprint
     known = [v for v in find_versions(open_store(lake)) if v.tags.get(FINGERPRINT) == fingerprint]
     if not known:
@@ -185,7 +185,7 @@ def version_of(recipe_name: str, lake: DataLake) -> int:
 
 
 def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
-    """Answers of a registered version, loaded from MLflow the way any of its users loads it."""
+    """Answers of a registered version, loaded from MLflow as any user would load it."""
     import mlflow
 
     open_store(lake)
@@ -196,8 +196,8 @@ def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
 def probe_version(number: int, question: str, lake: DataLake) -> str:
     """The answer of a registered version to ``question``, loaded from MLflow.
 
-    A version whose files are what they were, under the libraries it answered with, is not loaded again: its answer is kept
-    in a tag. Raises PipelineError when a file of it was changed.
+    If neither its files nor the libraries have changed since it last answered, the version is not loaded again: its answer
+    is kept in a tag. Raises PipelineError when one of its files was changed.
     """
     client = open_store(lake)
     asked = digest(question, _libraries())

@@ -6,7 +6,7 @@ from itertools import combinations, pairwise
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import RetrievedText
-from cs_pipeline.recipe import Prompt, Recipe
+from cs_pipeline.recipe import PromptSettings, Recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
 
@@ -18,7 +18,7 @@ def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
 
 def retrieve(
     index: RetrievalIndex | None,
-    prompt: Prompt,
+    prompt: PromptSettings,
     mode: PlaceholderMode,
     questions: Sequence[str],
     intents: Sequence[str | None],

@@ -1,6 +1,6 @@
-"""Training, by hand, by Dagster, or by torchrun in several processes: ``python -m cs_pipeline.train --recipe NAME``.
+"""The training command, for people, Dagster and torchrun: ``python -m cs_pipeline.train --recipe NAME``.
 
-Dagster is only a pipe to report into. Of several processes the first one alone reports and writes.
+It reports to Dagster through Pipes if Dagster started it. Of several processes, only the first one reports and writes.
 """
 
 import argparse
@@ -16,19 +16,19 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, open_dagster_pipes
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
-from cs_pipeline.train.trainer.distributed import Team, rank
+from cs_pipeline.train.trainer.distributed import ProcessGroup, rank
 from cs_pipeline.train.trainer.stopping import StoppedError
 
 FAILURE_FILE = "CS_FAILURE_FILE"
-"""Names the file that is made when the training begins and into which a failure is written; killed, it leaves it empty."""
+"""Names a file that is created when the training starts and gets the reason of a failure; empty after a kill."""
 
 
 def main() -> int:
-    """Exit code 0 when the adapter (or, with ``--base-only``, the base) is there, 1 after an error."""
+    """Exit code 0 if the adapter (with ``--base-only``, the base) exists, 1 after an error, 130 or 143 if stopped."""
     parser = argparse.ArgumentParser(prog="python -m cs_pipeline.train", description="Train the adapter of a recipe.")
     parser.add_argument("--recipe", required=True, help="name of a file in cs_pipeline/recipes, without .yaml")
-    parser.add_argument("--base-only", action="store_true", help="make or fetch the base model and stop")
-    parser.add_argument("--force", action="store_true", help="train again although equal input was trained before")
+    parser.add_argument("--base-only", action="store_true", help="train or download the base model and stop")
+    parser.add_argument("--force", action="store_true", help="train again even if equal input was trained before")
     arguments = parser.parse_args()
     if rank() > 0:
         return _run(arguments, lambda line: None)
@@ -39,51 +39,53 @@ def main() -> int:
 
 
 def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
-    team = Team()
+    group = ProcessGroup()
     try:
         if FAILURE_FILE in os.environ:
             Path(os.environ[FAILURE_FILE]).touch()
-        team.join()
-        _train(load_recipe(arguments.recipe), DataLake.default(), arguments, team, report)
-        team.leave()
+        group.join()
+        _train(load_recipe(arguments.recipe), DataLake.default(), arguments, group, report)
+        group.leave()
     except KeyboardInterrupt:
-        return 130  # whoever sent it knows; nothing half-written is left
+        return 130  # the sender knows; nothing half-written is left
     except StoppedError as stopped:
         report(str(stopped))
-        return 143  # no failure: a machine that is taken away asks so, and the training goes on elsewhere
+        return 143  # not a failure: a machine that is shut down asks this way, and the training resumes elsewhere
     except Exception as error:
-        if team.has_lost_another(error):
-            print(f"Process {rank()} has lost another: {error}", file=sys.stderr)  # noqa: T201
-        elif team.first_to_fail():
-            _say(str(error) if isinstance(error, PipelineError) else traceback.format_exc())
+        if group.lost_another(error):
+            print(f"Process {rank()} lost another process: {error}", file=sys.stderr)  # noqa: T201
+        elif group.first_to_fail():
+            _report_failure(str(error) if isinstance(error, PipelineError) else traceback.format_exc())
         return 1
     return 0
 
 
-def _say(reason: str) -> None:
+def _report_failure(reason: str) -> None:
     try:
         Path(os.environ[FAILURE_FILE]).write_text(reason)
-    except (KeyError, OSError):  # by hand; or on a machine that does not see the lake of who started it
+    except (KeyError, OSError):  # started by a person, or on a machine without access to the launcher's folder
         print(reason, file=sys.stderr)  # noqa: T201
 
 
 def _train(
-    recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, team: Team, report: Callable[[str], None]
+    recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, group: ProcessGroup, report: Callable[[str], None]
 ) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls what it will rename
-    if team.decided(lambda: _prepared(recipe, lake, arguments, report)) == "train":
-        from cs_pipeline.train.adapter import assist, train_adapter
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module="transformers"
+    )  # peft calls names that transformers deprecates
+    if group.broadcast(lambda: _prepare(recipe, lake, arguments, report)) == "train":
+        from cs_pipeline.train.adapter import train_adapter, train_as_worker
 
         if rank() > 0:
-            assist(recipe, lake)
+            train_as_worker(recipe, lake)
         else:
             adapter = train_adapter(recipe, lake, report)
             report(f"adapter {adapter.fingerprint} of {recipe.name}: {adapter.folder}")
 
 
-def _prepared(recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]) -> str:
-    """Gets the base; returns "train" if there is something to train."""
+def _prepare(recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]) -> str:
+    """Trains or downloads the base; returns "train" if the adapter must be trained, else "nothing"."""
     from cs_pipeline.llm.base import find_base
 
     if isinstance(recipe.base, EmbeddedBase):

@@ -1,4 +1,4 @@
-"""The (Q)LoRA fine-tune of a recipe: one folder with a manifest, trained once for equal input."""
+"""Trains adapters: each is a folder with a manifest, and equal input is not trained again."""
 
 import importlib.metadata
 import shutil
@@ -22,7 +22,7 @@ from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manife
 from cs_pipeline.core.schema import SEEN_ROW, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.base import Base, find_base
-from cs_pipeline.llm.prompt import FOUND_FORM
+from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.tracking import Spool, stream_metrics
@@ -31,15 +31,15 @@ from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
 from cs_pipeline.train.warm_start import ChampionAdapter, find_warm_start
 
-ROWS = "rows.parquet"
-"""The file of an adapter's folder that says on which rows it was trained."""
+SEEN_ROWS_FILE = "rows.parquet"
+"""The file in an adapter's folder that lists the rows it was trained on."""
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "accelerate")
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A finished fine-tune: its folder, its manifest and its metrics."""
+    """A finished adapter: its folder, manifest and metrics."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -50,16 +50,22 @@ class Adapter:
         return str(self.manifest["fingerprint"])
 
 
-def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], start: str | None) -> str:
-    """16 hex digits that stand for everything an adapter is made of; ``start`` is the adapter it goes on from, if any."""
-    form = () if recipe.prompt.retrieve is None else (FOUND_FORM,)
+def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], warm_start: str | None) -> str:
+    """16 hex digits over everything an adapter is made from; ``warm_start`` is the fingerprint of its parent, if any."""
+    text_format = () if recipe.prompt.retrieve is None else (RETRIEVED_TEXT_FORMAT,)
     return digest(
-        recipe.fingerprint, base.sha256, data, start, CODE_VERSIONS["adapter"], recipe.prompt.template_text(), *form
+        recipe.fingerprint,
+        base.sha256,
+        data,
+        warm_start,
+        CODE_VERSIONS["adapter"],
+        recipe.prompt.template_text(),
+        *text_format,
     )
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
-    """sha256 of each table and file that training reads, and the version of the index where the recipe retrieves."""
+    """The sha256 of each table and file that training reads, and the index version if the recipe retrieves."""
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if recipe.prompt.route == "intent":
         folder = lake.path("prepare", "intent_classifier")
@@ -72,14 +78,14 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
 
 
 def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
-    """The adapter that the recipe was last trained to, its files verified against the manifest.
+    """The recipe's latest adapter, with its files verified against the manifest.
 
-    Raises PipelineError when there is none, or when a file of it was changed.
+    Raises PipelineError if there is none, or if one of its files has changed.
     """
     pointer = lake.path("train", "adapter", f"{recipe_name}.json")
     if not pointer.exists():
         raise PipelineError(
-            f"{pointer} is not there: the recipe '{recipe_name}' has no trained adapter in this lake.",
+            f"{pointer} is missing: the recipe '{recipe_name}' has no trained adapter in this lake.",
             f"Materialise 'adapter' for the partition '{recipe_name}'.",
         )
     folder = lake.path("train", "adapter", recipe_name, read_json(pointer)["fingerprint"])
@@ -87,18 +93,18 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
 
 
 def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
-    """The adapter that equal input has made before, or None; it becomes the recipe's current one.
+    """The adapter already trained on equal input, which becomes the recipe's current one, or None.
 
-    Raises PipelineError when a file of it was changed, when the base is not there, or the champion does not fit.
+    Raises PipelineError if one of its files has changed, if the base is missing, or if the champion does not fit.
     """
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
-    start = find_warm_start(recipe, base, lake)
-    fingerprint = adapter_fingerprint(recipe, base, data, start.fingerprint)
-    if start.champion is not None:
-        made = adapter_fingerprint(recipe, base, data, start.champion.went_on_from)
-        if made == start.champion.fingerprint:
-            # The champion is what this recipe makes of this data; to go on from it would be to train on equal data.
-            fingerprint = made
+    warm_start = find_warm_start(recipe, base, lake)
+    fingerprint = adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
+    if warm_start.champion is not None:
+        same_parent = adapter_fingerprint(recipe, base, data, warm_start.champion.parent)
+        if same_parent == warm_start.champion.fingerprint:
+            # The champion already is this recipe trained on this data; starting from it would train on equal data again.
+            fingerprint = same_parent
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     if not (folder / MANIFEST_NAME).exists():
         return None
@@ -107,10 +113,10 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     return adapter
 
 
-def base_of(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path:
-    """Where the base lies that ``adapter`` was trained on.
+def base_of_adapter(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path:
+    """The path of the base that ``adapter`` was trained on.
 
-    Raises PipelineError when ``recipe`` or its base is another by now, or when the base is not there.
+    Raises PipelineError if ``recipe`` or its base has changed since, or if the base is missing.
     """
     base = find_base(recipe, lake)
     trained = read_recipe(adapter.folder / "recipe.yaml")
@@ -129,103 +135,102 @@ def base_of(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path:
 def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
     """Trains the adapter of ``recipe`` and makes it the recipe's current one.
 
-    A training of equal input that was interrupted is gone on with. ``report`` gets log lines; metrics go to a spool beside
-    the adapter and from there, live, to MLflow. Raises PipelineError when the base is not there, the champion to go on from
-    does not fit, another process trains the same, or ``fine_tune`` fails.
+    An interrupted training with equal input is resumed. ``report`` gets log lines; metrics go to a spool beside the adapter
+    and from there to MLflow while it trains. Raises PipelineError if the base is missing, the champion to start from does
+    not fit, another process trains the same adapter, or ``fine_tune`` fails.
     """
     base = find_base(recipe, lake)
     data = data_versions(recipe, lake)
-    start = find_warm_start(recipe, base, lake)
-    report(f"training begins {start.why}")
-    fingerprint = adapter_fingerprint(recipe, base, data, start.fingerprint)
+    warm_start = find_warm_start(recipe, base, lake)
+    report(f"training starts {warm_start.why}")
+    fingerprint = adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     facts = {
         "recipe": recipe.name,
         "fingerprint": fingerprint,
         "base": base.facts(),
         "data": data,
-        "start": start.facts(),
+        "start": warm_start.facts(),
         "seed": recipe.trainer.seed,
         "code_version": CODE_VERSIONS["adapter"],
         "git_commit": _git_commit(),
         "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
     }
-    spool = spool_of(recipe.name, fingerprint, lake)
-    with _alone_in(folder) as (temporary, work):
+    spool = metrics_spool(recipe.name, fingerprint, lake)
+    with _locked_folders(folder) as (temporary, work):
         with stream_metrics(spool, lake, fingerprint, recipe.name):
-            before = None if start.champion is None else start.champion.folder
-            metrics, own = fine_tune(recipe, lake, Path(base.path), before, temporary, work, report, spool.append)
-        seen = _seen(own, start.champion)
-        check_schema(seen, SEEN_ROW, ROWS)
-        pq.write_table(seen, temporary / ROWS, compression="zstd")
+            champion = None if warm_start.champion is None else warm_start.champion.folder
+            metrics, own = fine_tune(recipe, lake, Path(base.path), champion, temporary, work, report, spool.append)
+        seen = _all_seen(own, warm_start.champion)
+        check_schema(seen, SEEN_ROW, SEEN_ROWS_FILE)
+        pq.write_table(seen, temporary / SEEN_ROWS_FILE, compression="zstd")
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         write_json(temporary / "metrics.json", metrics)
         if recipe.prompt.route == "intent":
-            # What answers questions must route them as training did, wherever the folder goes.
+            # Serving must route questions as training did, so the classifier travels with the adapter.
             shutil.copytree(lake.path("prepare", "intent_classifier"), temporary / "intent_classifier")
-        write_manifest(temporary, {**facts, "company": _company(seen)})
+        write_manifest(temporary, {**facts, "company": _company_rows(seen)})
     _make_current(recipe, fingerprint, lake)
     return _verified(folder)
 
 
-def assist(recipe: Recipe, lake: DataLake) -> None:
-    """What the other processes do while the first one is in ``train_adapter``: the same steps, and nothing is kept of it."""
+def train_as_worker(recipe: Recipe, lake: DataLake) -> None:
+    """Takes part in a training whose first process is in ``train_adapter``: runs the same steps, and writes nothing."""
     base = find_base(recipe, lake)
-    start = find_warm_start(recipe, base, lake)
-    fingerprint = adapter_fingerprint(recipe, base, data_versions(recipe, lake), start.fingerprint)
+    warm_start = find_warm_start(recipe, base, lake)
+    fingerprint = adapter_fingerprint(recipe, base, data_versions(recipe, lake), warm_start.fingerprint)
     work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
-    before = None if start.champion is None else start.champion.folder
+    champion = None if warm_start.champion is None else warm_start.champion.folder
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
-            recipe, lake, Path(base.path), before, Path(folder), work, lambda line: None, lambda step, metrics: None
+            recipe, lake, Path(base.path), champion, Path(folder), work, lambda line: None, lambda step, metrics: None
         )
 
 
 def seen_rows(folder: Path) -> pa.Table:
     """The rows that the adapter in ``folder`` was trained on, once each, with the schema SEEN_ROW.
 
-    Rows that only an adapter has seen from which its training went on count too. Raises PipelineError when the folder
-    does not say.
+    Includes the rows of adapters that it was warm-started from. Raises PipelineError if the list cannot be read.
     """
     try:
-        with pa.OSFile(str(folder / ROWS)) as file:
+        with pa.OSFile(str(folder / SEEN_ROWS_FILE)) as file:
             return pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise PipelineError(
-            f"{folder / ROWS} cannot be read, so nobody can say on which rows that adapter was trained: {error}.",
+            f"{folder / SEEN_ROWS_FILE} cannot be read, so it is unknown which rows that adapter was trained on: {error}.",
             "Train the recipe again from its base ('start: base'), and register it.",
         ) from error
 
 
-def _seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
-    """The rows trained on, and those that only the champion has seen from which the training went on."""
+def _all_seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
+    """The rows trained on, and further rows that the champion has seen from which the training started."""
     if champion is None:
         return own
     through = seen_rows(champion.folder)
     through = through.filter(pc.invert(pc.is_in(through.column("row_id"), own.column("row_id").combine_chunks())))
-    # What the champion has itself through another keeps that one's name.
+    # Rows that the champion inherited keep the fingerprint of the adapter that was trained on them.
     names = [name or champion.fingerprint for name in through.column("through").to_pylist()]
     through = through.drop_columns("through").append_column(SEEN_ROW.field("through"), pa.array(names, pa.string()))
     return pa.concat_tables([own, through])
 
 
-def _company(seen: pa.Table) -> dict[str, Any]:
-    """How many of the company's rows were seen, and how many of each landed file."""
-    ours = seen.filter(pc.equal(seen.column("source"), "company"))
-    files = Counter(ours.column("source_file_sha256").to_pylist())
-    return {"rows": ours.num_rows, "files": [{"sha256": sha256, "rows": files[sha256]} for sha256 in sorted(files)]}
+def _company_rows(seen: pa.Table) -> dict[str, Any]:
+    """The number of company rows seen, in all and from each landed file."""
+    company = seen.filter(pc.equal(seen.column("source"), "company"))
+    files = Counter(company.column("source_file_sha256").to_pylist())
+    return {"rows": company.num_rows, "files": [{"sha256": sha256, "rows": files[sha256]} for sha256 in sorted(files)]}
 
 
 def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    # Those of trainings on older data too: nobody goes on with them, and some may have seen what is to be forgotten.
+    # Including those of trainings on older data: nobody resumes them, and they may contain rows to be forgotten.
     for work in lake.path("train", "adapter", recipe.name).glob(_work(Path("*")).name):
         remove_working_folder(work)
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """For this process alone: a folder that becomes the adapter's, and that of what its training needs to go on."""
+def _locked_folders(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """For this process only: a temporary folder that becomes ``folder``, and the working folder of its training."""
     with working_folder(_work(folder)) as work:
         remove_leftovers(folder)
         with atomic_folder(folder) as temporary:
@@ -233,11 +238,11 @@ def _alone_in(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _work(folder: Path) -> Path:
-    """Where the training that makes the adapter in ``folder`` keeps what it needs to go on."""
+    """The working folder of the training of the adapter in ``folder``: its checkpoints."""
     return folder.with_name(folder.name + ".work")
 
 
-def spool_of(recipe_name: str, fingerprint: str, lake: DataLake) -> Spool:
+def metrics_spool(recipe_name: str, fingerprint: str, lake: DataLake) -> Spool:
     """The spool of a training's live metrics."""
     return Spool(lake.path("train", "adapter", recipe_name, f"{fingerprint}.jsonl"))
 

@@ -1,32 +1,30 @@
-"""How a base that reads known answers begins: with heads that copy, so that its training need not come upon them.
+"""Initializes an embedded base with attention heads that copy, so that it can use the known answers in its prompts.
 
-To copy, a model finds where it has read its last tokens before, and goes on with what stood behind them there (induction,
-Olsson et al. 2022, arXiv 2209.11895). That takes two layers: heads of the first bring each place the tokens before it, heads
-of the second attend to the places whose tokens before are those at the end. A model of a million parameters does not find
-this in its few steps. Written into its first weights, it repeats 8 of 10 random tokens that it has read once, and the
-training goes on from there.
+To copy, a model looks for an earlier occurrence of its last tokens and continues with what followed them there (induction
+heads, Olsson et al. 2022, arXiv 2209.11895). That takes two layers: heads of the first give each position the tokens before
+it; heads of the second attend to positions whose preceding tokens match the last ones. A model of a million parameters does
+not discover this in its few steps. Initialized like this, it repeats 8 of 10 random tokens that it has read once, and
+training continues from there.
 """
 
 from typing import Any
 
-COPYING = 2
-"""Heads of a layer that take part: in the first layer one looks one token back, the other two."""
+COPYING_HEADS = 2
+"""Heads per layer that take part; in the first layer one looks one token back and the other two tokens back."""
 
 ROPE_THETA = 1e8
-"""Slow enough that more than half of a head's rotary pairs turn by less than half a radian over a prompt's tokens."""
+"""So large that more than half of a head's rotary pairs rotate by less than half a radian over the length of a prompt."""
 
-_FASTEST, _SHARPNESS = 4, 6.0
-"""How many of the fastest pairs look back, and the length of their biases: 0.9 of the attention is on one place."""
-_MATCHED = 10
-"""Dimensions in which tokens are compared, each time with the one before and the one before that; their pairs are slow."""
-_PASSED_ON, _GAIN, _SAID = 0.04, 2.0, 0.1
-"""Scales, found by trying: of the tokens before, beside the embedding's 0.02; of the comparison; of what is copied."""
+_FAST_PAIRS, _BIAS_NORM = 4, 6.0
+"""Fastest rotary pairs that look back, and the norm of their biases: 0.9 of the attention is on one position."""
+_MATCH_DIMENSIONS = 10
+"""Dimensions for comparing tokens, with the previous one and with the one before that; they use the slow rotary pairs."""
+_PREVIOUS_SCALE, _MATCH_SCALE, _COPY_SCALE = 0.04, 2.0, 0.1
+"""Scales found by experiment: of the previous tokens (embeddings have 0.02), of the comparison, and of what is copied."""
 
 
 def init_copying_heads(model: Any) -> None:
-    """Sets weights of the first two layers of a new Llama with biases and ROPE_THETA.
-
-    It has heads of 32 dimensions, two or more of them.
+    """Sets weights in the first two layers of a new Llama with biases, ROPE_THETA and two or more heads of 32 dimensions.
 
     Random numbers come from torch's generator.
     """
@@ -34,46 +32,46 @@ def init_copying_heads(model: Any) -> None:
 
     width, size = model.config.hidden_size, model.config.head_dim
     half = size // 2
-    # Orthonormal directions: two sets hold the tokens before, free of the embedding; the others are the embedding's.
+    # Orthonormal directions: two sets store the previous tokens and are unused by the embedding, which has the others.
     directions = torch.linalg.qr(torch.randn(width, width))[0]
-    before = directions[:, :_MATCHED], directions[:, _MATCHED : 2 * _MATCHED]
-    own = directions[:, 2 * _MATCHED :]
-    compared = own[:, :_MATCHED]
-    # Rotary embeddings turn dimension i with i + half, the first ones fastest.
-    slow = half - 1 - torch.arange(_MATCHED)
-    frequencies = ROPE_THETA ** (-torch.arange(_FASTEST) / half)
+    before = directions[:, :_MATCH_DIMENSIONS], directions[:, _MATCH_DIMENSIONS : 2 * _MATCH_DIMENSIONS]
+    own = directions[:, 2 * _MATCH_DIMENSIONS :]
+    compared = own[:, :_MATCH_DIMENSIONS]
+    # Rotary embeddings rotate dimensions i and i + half together, the first pairs fastest.
+    slow = half - 1 - torch.arange(_MATCH_DIMENSIONS)
+    frequencies = ROPE_THETA ** (-torch.arange(_FAST_PAIRS) / half)
     first, second = (model.model.layers[layer].self_attn for layer in range(2))
     with torch.no_grad():
         embedding = model.model.embed_tokens.weight
         embedding.copy_(embedding @ own @ own.T)
-        for head, held in enumerate(before):
-            query, key, value, out = _of(first, head, size)
-            # A query bias and a key bias that is the same, turned on by as many places, have their largest product there.
+        for head, directions_before in enumerate(before):
+            query, key, value, out = _head_weights(first, head, size)
+            # A query bias and the same key bias, rotated by n positions, have their largest product n positions back.
             for weight in (query, key):
                 weight.mul_(0.1)
             turned = frequencies * (head + 1)
             start = head * size
-            first.q_proj.bias[start : start + _FASTEST] = _SHARPNESS
-            first.k_proj.bias[start : start + _FASTEST] = _SHARPNESS * turned.cos()
-            first.k_proj.bias[start + half : start + half + _FASTEST] = _SHARPNESS * turned.sin()
-            value[:_MATCHED] = compared.T
+            first.q_proj.bias[start : start + _FAST_PAIRS] = _BIAS_NORM
+            first.k_proj.bias[start : start + _FAST_PAIRS] = _BIAS_NORM * turned.cos()
+            first.k_proj.bias[start + half : start + half + _FAST_PAIRS] = _BIAS_NORM * turned.sin()
+            value[:_MATCH_DIMENSIONS] = compared.T
             out.zero_()
-            out[:, :_MATCHED] = _PASSED_ON * held
-        for head in range(COPYING):
-            query, key, value, out = _of(second, head, size)
+            out[:, :_MATCH_DIMENSIONS] = _PREVIOUS_SCALE * directions_before
+        for head in range(COPYING_HEADS):
+            query, key, value, out = _head_weights(second, head, size)
             for weight in (query, key):
                 weight.mul_(0.1)
-            scale = _GAIN**0.5
+            scale = _MATCH_SCALE**0.5
             query[slow] += scale * compared.T
             key[slow] += scale * before[0].T
             query[slow + half] += scale * before[0].T
             key[slow + half] += scale * before[1].T
             copied = own[:, (head * size + torch.arange(size)) % own.shape[1]]
             value.copy_(copied.T)
-            out.copy_(_SAID * copied)
+            out.copy_(_COPY_SCALE * copied)
 
 
-def _of(attention: Any, head: int, size: int) -> tuple[Any, Any, Any, Any]:
+def _head_weights(attention: Any, head: int, size: int) -> tuple[Any, Any, Any, Any]:
     """Views of the weights of one head: query, key and value [size, width], and output [width, size]."""
     rows = slice(head * size, (head + 1) * size)
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)

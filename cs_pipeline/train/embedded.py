@@ -1,9 +1,8 @@
 """The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on Bitext's training rows.
 
-It exists to prove the pipeline where there is no GPU and no hub. It is no language model that anybody should talk to.
-Company rows are no part of it: none that lands makes another base, and none that is to be forgotten stays in one. Where
-the recipe puts known answers before a question, the base is trained on such prompts: a model so small learns to copy from
-what it reads in its first steps, or not at all.
+It proves the pipeline where there is no GPU and no network; it is not good enough to talk to. It never sees company rows,
+so new deliveries do not retrain it and forgotten rows are not in it. If the recipe retrieves known answers, the base is
+trained on prompts that contain them: a model this small learns to copy in its first steps or not at all.
 """
 
 import math
@@ -22,10 +21,10 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder, remove_leftovers, write_json
 from cs_pipeline.core.manifest import MANIFEST_NAME, write_manifest
 from cs_pipeline.core.schema import ANSWER, PASSAGE
-from cs_pipeline.llm.base import TEMPLATE, embedded_data, embedded_folder
-from cs_pipeline.llm.model import bits, hush
-from cs_pipeline.llm.prompt import IGNORED, ChatFormat, messages
-from cs_pipeline.recipe import EmbeddedBase, Prompt, Retrieve
+from cs_pipeline.llm.base import EMBEDDED_TEMPLATE, embedded_data, embedded_folder
+from cs_pipeline.llm.model import nats_to_bits, quiet_libraries
+from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat, chat_messages
+from cs_pipeline.recipe import EmbeddedBase, PromptSettings, RetrievalSettings
 from cs_pipeline.retrieval.index import RetrievalIndex, write_index
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode
@@ -39,15 +38,15 @@ MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
 
 
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
-    """Trains the base unless the very same one is there already; returns its folder.
+    """Trains the base unless an identical one exists; returns its folder.
 
     ``report`` gets lines with the step, loss in bits per token, rate and time left.
     """
     folder = embedded_folder(spec, lake)
     if (folder / MANIFEST_NAME).exists():
-        report(f"The embedded base is there already: {folder}")
+        report(f"The embedded base exists already: {folder}")
         return folder
-    hush()
+    quiet_libraries()
     data = embedded_data(lake)
     columns = ["row_id", "cluster_id", "instruction", "response", "intent", "split"]
     table = lake.read("prepare", "bitext_splits", columns)
@@ -57,8 +56,8 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
         tokenizer = _tokenizer(texts, spec.vocab_size)
-        draw = _whole_examples(tokenizer, table, spec) if spec.known_answers else _blocks(tokenizer, texts, spec)
-        model, curve = _train(tokenizer, draw, spec, report)
+        batches = _example_batches(tokenizer, table, spec) if spec.known_answers else _blocks(tokenizer, texts, spec)
+        model, curve = _train(tokenizer, batches, spec, report)
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         write_json(temporary / "loss.json", curve)
@@ -69,7 +68,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
 
 
 def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Conversations as the embedded base reads them; TEMPLATE writes the same. Text spells no marker."""
+    """Conversations in the format of EMBEDDED_TEMPLATE, with markers in the text itself broken up."""
     pairs = ((q.replace("<|", "< |"), a.replace("<|", "< |")) for q, a in zip(questions, answers, strict=True))
     return [f"<|customer|>{q}<|agent|>{a}<|end|>" for q, a in pairs]
 
@@ -96,16 +95,16 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
         additional_special_tokens=["<|customer|>", "<|agent|>"],
         clean_up_tokenization_spaces=False,
     )
-    wrapped.chat_template = TEMPLATE
+    wrapped.chat_template = EMBEDDED_TEMPLATE
     return wrapped
 
 
 def _blocks(
     tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless steps: tokens and labels, both [blocks, block_size], cut from the shuffled transcripts.
+    """Endless batches of tokens and labels, both [blocks, block_size], cut from the shuffled transcripts.
 
-    Raises PipelineError where there is not so much text.
+    Raises PipelineError if the text is shorter than a block.
     """
     random = np.random.default_rng(spec.seed)
     shuffled = [texts[i] for i in random.permutation(len(texts))]
@@ -116,31 +115,32 @@ def _blocks(
             f"Bitext's training rows have {len(tokens):,} tokens, and base.block_size is {spec.block_size:,}.",
             "Lower base.block_size in the recipe, or give more rows.",
         )
-    beginnings = np.cumsum([0, *(len(ids) for ids in encoded)])
-    beginnings = beginnings[beginnings + spec.block_size <= len(tokens)]
+    question_starts = np.cumsum([0, *(len(ids) for ids in encoded)])
+    question_starts = question_starts[question_starts + spec.block_size <= len(tokens)]
     while True:
-        # Half the blocks begin with a question, so that answers are learnt from questions; the other half begin anywhere,
-        # so that the later parts of long answers are seen at all.
+        # Half of the blocks begin with a question, to teach answering. The others begin anywhere, so that the later parts
+        # of long answers occur too.
         starts = random.integers(0, len(tokens) - spec.block_size, size=spec.per_device_train_batch_size)
-        starts[::2] = random.choice(beginnings, size=len(starts[::2]))
+        starts[::2] = random.choice(question_starts, size=len(starts[::2]))
         block = np.stack([tokens[start : start + spec.block_size] for start in starts])
         yield block, block
 
 
-REPEATED = 0.5
-"""Share of the examples that answer with the known answer. Without them a base of 400 steps copied 6 % of its words, with
-them 62 %, and the real answers too became likelier (0.72 bits a character instead of 0.75)."""
+COPIED_SHARE = 0.5
+"""Share of examples whose target is the known answer. With it, a base of 400 steps copied 62 % of the known answer's words
+instead of 6 %, and real answers became more likely too (0.72 bits per character instead of 0.75)."""
 
 
-def _whole_examples(
+def _example_batches(
     tokenizer: "PreTrainedTokenizerFast", table: pa.Table, spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless steps: tokens and labels, both [examples, longest of them]; one row per example, as the recipe's prompt writes it.
+    """Endless batches of tokens and labels, both [examples, length of the longest], one row per training example.
 
-    Before the question stand the most usual answers of similar questions of other clusters. REPEATED of the rows answer with
-    the first of them, word for word: what stands there is to be used. Rows of like length come together.
+    The prompt contains the most usual answers to similar questions from other clusters. The target of COPIED_SHARE of the
+    rows is the first of these answers, word for word, so that the model learns to use them. Rows of similar length are
+    batched together.
 
-    Raises PipelineError where no example has at most ``block_size`` tokens.
+    Raises PipelineError if too few examples have at most ``block_size`` tokens.
     """
     chat = ChatFormat(tokenizer, "causal")
     random = np.random.default_rng(spec.seed)
@@ -148,25 +148,25 @@ def _whole_examples(
         pa.array(random.permutation(table.num_rows)[: spec.max_steps * spec.per_device_train_batch_size])
     )
     rows = drawn.to_pylist()
-    prompt = Prompt(route="intent", retrieve=Retrieve(answers=spec.known_answers, passages=0))
+    prompt = PromptSettings(route="intent", retrieve=RetrievalSettings(answers=spec.known_answers, passages=0))
     with tempfile.TemporaryDirectory() as folder:
         known = table.select(["row_id", "cluster_id", "instruction", "response", "intent"]).rename_columns(ANSWER.names)
         write_index(Path(folder, "index"), {"answers": known.cast(ANSWER), "passages": PASSAGE.empty_table()})
         index = RetrievalIndex.load(Path(folder, "index"))
         questions, intents, clusters = ([row[name] for row in rows] for name in ("instruction", "intent", "cluster_id"))
         found = retrieve(index, prompt, PlaceholderMode.KEEP, questions, intents, clusters)
-    repeated = random.random(len(rows)) < REPEATED
+    copied = random.random(len(rows)) < COPIED_SHARE
     examples = [
-        chat.example(
-            messages(row["instruction"], prompt, row["intent"], (), texts),
-            texts[0].text if repeats and texts else row["response"],
+        chat.encode_example(
+            chat_messages(row["instruction"], prompt, row["intent"], (), texts),
+            texts[0].text if copy and texts else row["response"],
         )
-        for row, texts, repeats in zip(rows, found, repeated, strict=True)
+        for row, texts, copy in zip(rows, found, copied, strict=True)
     ]
     examples = [example for example in examples if len(example) <= spec.block_size]
     if len(examples) < spec.per_device_train_batch_size:
         raise PipelineError(
-            f"Only {len(examples)} of Bitext's training rows fit with known answers into {spec.block_size:,} tokens.",
+            f"Only {len(examples)} of Bitext's training rows fit into {spec.block_size:,} tokens with known answers.",
             "Raise base.block_size in the recipe, or give more rows.",
         )
     batches = Batches(
@@ -181,7 +181,7 @@ def _whole_examples(
         batches.set_epoch(epoch)
         for places in batches:
             shape = len(places), max(len(examples[place]) for place in places)
-            tokens, labels = np.full(shape, tokenizer.pad_token_id), np.full(shape, IGNORED)
+            tokens, labels = np.full(shape, tokenizer.pad_token_id), np.full(shape, IGNORE_INDEX)
             for row, place in enumerate(places):
                 ids = examples[place].input_ids
                 tokens[row, : len(ids)] = labels[row, : len(ids)] = ids
@@ -190,11 +190,11 @@ def _whole_examples(
 
 def _train(
     tokenizer: "PreTrainedTokenizerFast",
-    draw: Iterator[tuple[np.ndarray, np.ndarray]],
+    batches: Iterator[tuple[np.ndarray, np.ndarray]],
     spec: EmbeddedBase,
     report: Callable[[str], None],
 ) -> tuple[Any, list[dict[str, float]]]:
-    """AdamW with warm-up and cosine decay on the steps that are drawn."""
+    """Trains with AdamW, warm-up and cosine decay; returns the model and its loss curve."""
     import torch
 
     torch.manual_seed(spec.seed)
@@ -207,10 +207,10 @@ def _train(
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.max_steps)),
     )
     curve: list[dict[str, float]] = []
-    first = next(draw)  # what it takes to prepare them all is no step's time
-    started = said = time.monotonic()
-    for step, drawn in zip(range(1, spec.max_steps + 1), chain([first], draw), strict=False):
-        tokens, labels = (torch.from_numpy(array).to(device) for array in drawn)
+    first = next(batches)  # preparing the data does not count as time of a step
+    started = reported = time.monotonic()
+    for step, batch in zip(range(1, spec.max_steps + 1), chain([first], batches), strict=False):
+        tokens, labels = (torch.from_numpy(array).to(device) for array in batch)
         loss = model(input_ids=tokens, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -219,11 +219,11 @@ def _train(
         optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0 or step == spec.max_steps:
             curve.append({"step": step, "loss": loss.item()})
-        if time.monotonic() - said > 5 or step == spec.max_steps:
-            said = time.monotonic()
-            rate = step / (said - started)
+        if time.monotonic() - reported > 5 or step == spec.max_steps:
+            reported = time.monotonic()
+            rate = step / (reported - started)
             report(
-                f"base step {step}/{spec.max_steps}, {bits(loss.item()):.2f} bits per token, "
+                f"base step {step}/{spec.max_steps}, {nats_to_bits(loss.item()):.2f} bits per token, "
                 f"{rate * tokens.numel():,.0f} tokens/s, {(spec.max_steps - step) / rate:.0f} s left"
             )
     return model.cpu().eval(), curve
@@ -241,7 +241,7 @@ def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerF
             num_hidden_layers=spec.num_hidden_layers,
             num_attention_heads=max(1, spec.hidden_size // 32),
             num_key_value_heads=max(1, spec.hidden_size // 32),
-            max_position_embeddings=8192,  # a question of 2,000 characters, be each four bytes
+            max_position_embeddings=8192,  # enough for a question of 2,000 characters of four bytes each
             tie_word_embeddings=True,
             attention_bias=spec.known_answers > 0,
             rope_parameters=rotary if spec.known_answers else None,

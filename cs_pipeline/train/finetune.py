@@ -1,4 +1,4 @@
-"""The fine-tune of a recipe: rows in, trained weights and figures out, whatever interrupts it on the way."""
+"""Fine-tunes a recipe's model: from rows to trained weights and figures, surviving interruptions and lack of memory."""
 
 import gc
 from collections.abc import Callable
@@ -13,53 +13,59 @@ import pyarrow.compute as pc
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.schema import IN_PROMPT
-from cs_pipeline.llm.model import hush, load_chat, memory_used
+from cs_pipeline.llm.model import load_chat_format, peak_memory_gib, quiet_libraries
 from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.rows import TrainingRows, training_rows
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
-from cs_pipeline.train.trainer.distributed import highest, processes, rank, rows_at_once, total
-from cs_pipeline.train.trainer.hardware import Hardware, hardware_of
-from cs_pipeline.train.trainer.peft_model import build_peft_model, in_full_precision, save_peft_model, trainer_parts
-from cs_pipeline.train.trainer.stopping import Request, StoppedError, noted
+from cs_pipeline.train.trainer.distributed import (
+    max_over_processes,
+    micro_batch_rows,
+    rank,
+    sum_over_processes,
+    world_size,
+)
+from cs_pipeline.train.trainer.hardware import Hardware, choose_hardware
+from cs_pipeline.train.trainer.peft_model import build_peft_model, save_peft_model, train_in_float32, trainer_classes
+from cs_pipeline.train.trainer.stopping import StoppedError, StopRequest, catch_stop_signals
 
 if TYPE_CHECKING:
-    from cs_pipeline.train.trainer.resumable import Resumable
+    from cs_pipeline.train.trainer.resumable import ResumableTrainer
 
 
 def fine_tune(
     recipe: Recipe,
     lake: DataLake,
     base: Path,
-    start: Path | None,
+    warm_start: Path | None,
     folder: Path,
     work: Path,
     report: Callable[[str], None],
     on_metrics: Callable[[int, dict[str, float]], None],
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Trains on ``base``, from the adapter in ``start`` if there is one, and writes weights and tokenizer to ``folder``.
+    """Trains on ``base``, from the adapter in ``warm_start`` if given, and writes weights and tokenizer to ``folder``.
 
-    ``work`` keeps the checkpoints: called again with equal arguments, the training goes on from the newest. A micro-batch
-    that memory cannot hold is halved; the rows of each step stay the same. Returns the figures, and the rows it was trained
-    on with the schema SEEN_ROW. Raises PipelineError when no row fits, the loss would see the wrong tokens, ``start`` does not
-    fit, memory does not suffice for a single row, the training diverges, or somebody asked it to stop.
+    ``work`` keeps the checkpoints: called again with equal arguments, the training resumes from the newest. A micro-batch
+    that does not fit into memory is halved; the rows of each step stay the same. Returns the figures, and the rows trained
+    on with the schema SEEN_ROW. Raises PipelineError if no row fits, the loss would cover the wrong tokens, ``warm_start``
+    does not fit, a single row does not fit into memory, the training diverges, or it was asked to stop.
     """
     from cs_pipeline.train.trainer.progress import DivergedError
 
-    hush()
-    chat = load_chat(recipe, base, None)
+    quiet_libraries()
+    chat = load_chat_format(recipe, base, None)
     train, validation = (training_rows(recipe, lake, chat, side) for side in ("train", "validation"))
     own = train.seen.filter(pc.not_equal(train.seen.column("through"), IN_PROMPT))
     company = own.column("source").to_pylist().count("company")
     report(
-        f"{len(train.examples):,} rows to train on, made of {own.num_rows:,} different ones, {company:,} of them the "
-        f"company's; {train.too_long} left out as longer than {recipe.trainer.max_length} tokens, {train.shortened} without "
-        f"their oldest turns; {train.found_left_out:,} of {train.found:,} found texts left out; {train.rewritten:,} hold "
-        f"characters that the tokenizer lacks and that are spelt instead, {train.spelt:.1%} of all; loss on answers and "
-        "stop token alone: verified"
+        f"{len(train.examples):,} training rows from {own.num_rows:,} different ones, {company:,} of them the company's; "
+        f"{train.too_long} dropped as longer than {recipe.trainer.max_length} tokens, {train.shortened} without their "
+        f"oldest turns; {train.retrieved_dropped:,} of {train.retrieved:,} retrieved texts dropped; {train.escaped:,} rows "
+        f"with characters that the tokenizer lacks, {train.escaped_share:.1%} of all characters became code points; "
+        "verified: the loss covers answers and stop tokens only"
     )
-    training = _Training(recipe, chat, base, start, train, validation, work, report, on_metrics)
-    attempts = _begun(recipe, work)
+    training = _Training(recipe, chat, base, warm_start, train, validation, work, report, on_metrics)
+    attempts = _load_attempts(recipe, work)
     while True:
         try:
             figures, model = training.attempt(attempts)
@@ -67,11 +73,11 @@ def fine_tune(
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
-            attempts = _halved(recipe, _begun(recipe, work), work, report)
+            attempts = _halve_micro_batch(recipe, _load_attempts(recipe, work), work, report)
         except DivergedError:
-            training.checkpoints.discard()  # from there it would diverge again
+            training.checkpoints.discard()  # resuming from one would diverge again
             raise
-        # Only here, where nothing holds on to the failed attempt any more.
+        # Outside the except block, where nothing references the failed attempt any more.
         gc.collect()
         _empty_cache()
     save_peft_model(model, recipe, folder)
@@ -82,21 +88,21 @@ def fine_tune(
         "rows_of_company": company,
         "rows_too_long": train.too_long,
         "rows_shortened": train.shortened,
-        "found_texts": train.found,
-        "found_texts_left_out": train.found_left_out,
+        "found_texts": train.retrieved,
+        "found_texts_left_out": train.retrieved_dropped,
         "rows_retold": train.retold,
-        "rows_rewritten": train.rewritten,
-        "spelt_share": train.spelt,
+        "rows_rewritten": train.escaped,
+        "spelt_share": train.escaped_share,
     }
     return counts | figures, train.seen
 
 
 @dataclass(frozen=True)
 class _Attempts:
-    """What became of a training so far.
+    """The history of a training with its interruptions.
 
-    ``micro`` rows are computed at once in each process; so many as in ``too_large`` were too much for its memory. It went on
-    from the checkpoints of the steps ``resumed_from``.
+    Each process computes ``micro`` rows at once; the row counts in ``too_large`` ran out of memory. It was resumed from the
+    checkpoints of the steps ``resumed_from``.
     """
 
     micro: int
@@ -109,7 +115,7 @@ class _Training:
     recipe: Recipe
     chat: ChatFormat
     base: Path
-    start: Path | None
+    warm_start: Path | None
     train: TrainingRows
     validation: TrainingRows
     work: Path
@@ -121,76 +127,81 @@ class _Training:
         return Checkpoints(self.work, self.report)
 
     def attempt(self, attempts: _Attempts) -> tuple[dict[str, Any], Any]:
-        """Trains from the newest checkpoint, or from the beginning, to the end; the figures, and the model at its best."""
+        """Trains to the end, from the newest checkpoint if any; returns figures, and the model with its best weights."""
         from transformers import set_seed
 
-        from cs_pipeline.train.trainer.resumable import training_history
-        from cs_pipeline.train.trainer.schedule import best_step, is_over
+        from cs_pipeline.train.trainer.resumable import read_trainer_state
+        from cs_pipeline.train.trainer.schedule import best_step, is_finished
 
         t = self.recipe.trainer
-        # The first process looks, and sets broken ones aside; the others take the same.
-        step = int(total((self.checkpoints.newest() or 0) if rank() == 0 else 0)[0])
+        # Only the first process looks for checkpoints and sets broken ones aside; the others use the same step.
+        step = int(sum_over_processes((self.checkpoints.newest() or 0) if rank() == 0 else 0)[0])
         checkpoint = self.checkpoints.at(step) if step else None
         if step:
-            self.report(f"goes on from the checkpoint of step {step}")
+            self.report(f"resumes from the checkpoint of step {step}")
             attempts = replace(attempts, resumed_from=[*attempts.resumed_from, step])
             if rank() == 0:
                 write_json(self.work / _ATTEMPTS, asdict(attempts))
         set_seed(t.seed)
-        model = build_peft_model(self.recipe, self.base, self.start)
-        request = Request()
-        speed = hardware_of(self.recipe, model)
-        speed.take_up(model)
-        self.report(speed.line())
-        trainer = self._trainer(model, attempts.micro, speed, request, fresh=not step)
-        in_full_precision(model)
-        if checkpoint is not None and is_over(t, training_history(checkpoint)):
-            trainer.take_over(checkpoint)
+        model = build_peft_model(self.recipe, self.base, self.warm_start)
+        request = StopRequest()
+        hardware = choose_hardware(self.recipe, model)
+        hardware.apply_to(model)
+        self.report(hardware.summary())
+        trainer = self._trainer(model, attempts.micro, hardware, request, fresh=not step)
+        train_in_float32(model)
+        if checkpoint is not None and is_finished(t, read_trainer_state(checkpoint)):
+            trainer.restore(checkpoint)
         else:
-            with noted(request):
+            with catch_stop_signals(request):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if not is_over(t, trainer.state):
+        if not is_finished(t, trainer.state):
             raise StoppedError(
                 f"Stopped by {request.signal or 'another process'} after step {trainer.state.global_step} of "
-                f"{trainer.state.max_steps}; everything up to there is kept.",
-                "Start the same training again: it goes on from there.",
+                f"{trainer.state.max_steps}; a checkpoint of that step is saved.",
+                "Start the same training again: it resumes from there.",
             )
         best = best_step(trainer.state)
         if best and best != trainer.state.global_step:
             trainer.load_weights(self.checkpoints.at(best))
-        return self._figures(trainer, attempts, speed), model
+        return self._figures(trainer, attempts, hardware), model
 
-    def _trainer(self, model: Any, micro: int, speed: Hardware, request: Request, *, fresh: bool) -> "Resumable":
+    def _trainer(
+        self, model: Any, micro: int, hardware: Hardware, request: StopRequest, *, fresh: bool
+    ) -> "ResumableTrainer":
         from datasets import Dataset
         from transformers import PrinterCallback
 
         from cs_pipeline.train.trainer.batches import Batches
-        from cs_pipeline.train.trainer.progress import Meter, Progress
-        from cs_pipeline.train.trainer.resumable import Material, Resumable
-        from cs_pipeline.train.trainer.schedule import Schedule
+        from cs_pipeline.train.trainer.progress import Meter, ProgressCallback
+        from cs_pipeline.train.trainer.resumable import ResumableTrainer, TrainingInputs
+        from cs_pipeline.train.trainer.schedule import ScheduleCallback
 
-        t, meter, parts = self.recipe.trainer, Meter(), trainer_parts(self.chat, speed.packing)
+        t, meter, classes = self.recipe.trainer, Meter(), trainer_classes(self.chat, hardware.packing)
 
-        def batches(rows: TrainingRows, at_once: int) -> Batches:
-            return Batches([len(e) for e in rows.examples], at_once, micro, t.seed, rank(), processes())
+        def batches(rows: TrainingRows, rows_per_step: int) -> Batches:
+            return Batches([len(e) for e in rows.examples], rows_per_step, micro, t.seed, rank(), world_size())
 
-        material = Material(
+        inputs = TrainingInputs(
             self.train.examples,
             self.validation.examples,
-            batches(self.train, t.per_device_train_batch_size * t.gradient_accumulation_steps),
+            batches(self.train, t.rows_per_step),
             batches(self.validation, len(self.validation.examples)),
             self.checkpoints,
             meter,
         )
-        columns = {"input_ids": [[0]], "labels": [[0]]}  # the rows come from the material
-        trainer: Resumable = type("Resumable", (Resumable, parts.trainer), {})(
-            material=material,
+        columns = {"input_ids": [[0]], "labels": [[0]]}  # the rows come from the inputs
+        trainer: ResumableTrainer = type("Trainer", (ResumableTrainer, classes.trainer), {})(
+            inputs=inputs,
             model=model,
             processing_class=self.chat.tokenizer,
             train_dataset=Dataset.from_dict(columns),
-            data_collator=parts.collate,
-            callbacks=[Schedule(t, request), Progress(self.recipe, self.report, self.on_metrics, meter)],
-            args=parts.arguments(
+            data_collator=classes.collate,
+            callbacks=[
+                ScheduleCallback(t, request),
+                ProgressCallback(self.recipe, self.report, self.on_metrics, meter),
+            ],
+            args=classes.arguments(
                 output_dir=str(self.work / "trainer"),
                 max_steps=t.max_steps or -1,
                 num_train_epochs=t.num_train_epochs or 1,
@@ -200,9 +211,7 @@ class _Training:
                 weight_decay=t.weight_decay,
                 optim=t.optim,
                 per_device_train_batch_size=micro,
-                gradient_accumulation_steps=-(
-                    -t.per_device_train_batch_size * t.gradient_accumulation_steps // (micro * processes())
-                ),
+                gradient_accumulation_steps=-(-t.rows_per_step // (micro * world_size())),
                 ddp_find_unused_parameters=False,
                 eval_on_start=fresh,
                 logging_steps=10,
@@ -211,19 +220,19 @@ class _Training:
                 report_to="none",
                 disable_tqdm=True,
                 seed=t.seed,
-                **speed.arguments(),
-                **parts.own,
+                **hardware.arguments(),
+                **classes.extra,
             ),
         )
-        trainer.remove_callback(PrinterCallback)  # our own lines say the same for people
+        trainer.remove_callback(PrinterCallback)  # ProgressCallback reports the same in a readable form
         return trainer
 
-    def _figures(self, trainer: "Resumable", attempts: _Attempts, speed: Hardware) -> dict[str, Any]:
+    def _figures(self, trainer: "ResumableTrainer", attempts: _Attempts, hardware: Hardware) -> dict[str, Any]:
         from cs_pipeline.train.trainer.schedule import best_step, validated
 
         t, state = self.recipe.trainer, trainer.state
         measured = trainer.measured()
-        real, padded = total(measured["real"], measured["padded"])
+        real, padded = sum_over_processes(measured["real"], measured["padded"])
         validations = validated(state)
         (before,) = (e["eval_loss"] for e in state.log_history if "eval_loss" in e and e["step"] == 0)
         model: Any = trainer.model
@@ -231,7 +240,7 @@ class _Training:
             "steps": state.global_step,
             "epochs": state.epoch,
             "best_step": best_step(state),
-            "effective_batch": t.per_device_train_batch_size * t.gradient_accumulation_steps,
+            "effective_batch": t.rows_per_step,
             "batch_size": attempts.micro,
             "out_of_memory": len(attempts.too_large),
             "resumed_from": attempts.resumed_from,
@@ -241,47 +250,44 @@ class _Training:
             "seconds": measured["seconds"],
             "tokens_per_second": real / measured["seconds"],
             "real_token_share": real / padded,
-            "peak_memory_gib": highest(memory_used()),
+            "peak_memory_gib": max_over_processes(peak_memory_gib()),
             "parameters": (model if self.recipe.lora is None else model.get_base_model()).num_parameters(),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "loss": [{"step": e["step"], "loss": e["loss"]} for e in state.log_history if "loss" in e],
-            **speed.facts(),
+            **hardware.facts(),
         }
 
 
 _ATTEMPTS = "attempts.json"
 
 
-def _begun(recipe: Recipe, work: Path) -> _Attempts:
-    """What ``work`` says of the attempts so far; the recipe's own micro-batch where it says nothing."""
+def _load_attempts(recipe: Recipe, work: Path) -> _Attempts:
+    """The attempts recorded in ``work``; without a record, a first attempt with the recipe's micro-batch."""
     if (work / _ATTEMPTS).exists():
         return _Attempts(**read_json(work / _ATTEMPTS))
-    micro = rows_at_once(
-        recipe.trainer.per_device_train_batch_size, recipe.trainer.gradient_accumulation_steps, processes()
-    )
-    return _Attempts(micro, [], [])
+    return _Attempts(micro_batch_rows(recipe.trainer, world_size()), [], [])
 
 
-def _halved(recipe: Recipe, attempts: _Attempts, work: Path, report: Callable[[str], None]) -> _Attempts:
-    """``attempts`` with half as many rows at once, kept for whoever goes on. Raises PipelineError if it was a single one."""
+def _halve_micro_batch(recipe: Recipe, attempts: _Attempts, work: Path, report: Callable[[str], None]) -> _Attempts:
+    """``attempts`` with half as many rows at once, recorded in ``work``. Raises PipelineError if it was a single row."""
     micro = attempts.micro
     if micro == 1:
         raise PipelineError(
-            "Memory does not suffice for the longest row alone.",
-            "Lower trainer.max_length, switch trainer.gradient_checkpointing on, take quantization: nf4 or a smaller base.",
+            "Even the longest row alone does not fit into memory.",
+            "Lower trainer.max_length, set gradient_checkpointing: true or quantization: nf4, or choose a smaller base.",
         ) from None
     smaller = replace(attempts, micro=micro // 2, too_large=[*attempts.too_large, micro])
-    rows = recipe.trainer.per_device_train_batch_size * recipe.trainer.gradient_accumulation_steps
+    rows = recipe.trainer.rows_per_step
     report(
-        f"{micro} rows at once do not fit into memory; training goes on with {micro // 2}, still {rows} per step. To start "
-        f"that way: trainer.per_device_train_batch_size: {micro // 2}, "
+        f"{micro} rows at once do not fit into memory; training continues with {micro // 2}, still {rows} per step. To "
+        f"start that way: trainer.per_device_train_batch_size: {micro // 2}, "
         f"trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
     )
     write_json(work / _ATTEMPTS, asdict(smaller))
-    if processes() > 1:
+    if world_size() > 1:
         raise PipelineError(
-            f"Memory does not suffice for {micro} rows at once in process {rank()}, and the others wait for it.",
-            f"Start the same training again: it goes on with {micro // 2} at once.",
+            f"{micro} rows at once do not fit into the memory of process {rank()}, and the other processes wait for it.",
+            f"Start the same training again: it continues with {micro // 2} at once.",
         ) from None
     return smaller
 

@@ -9,13 +9,14 @@ from mlflow.pyfunc.model import PythonModelContext
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.retrieval_effect import COMPARED, KNOWN, WITHOUT
-from cs_pipeline.evaluate.robustness.trials import make_misleading_cases
+from cs_pipeline.evaluate.evaluation import evaluate
+from cs_pipeline.evaluate.results import KNOWN_ANSWER, WITHOUT_RETRIEVAL, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
+from cs_pipeline.evaluate.robustness.misleading import make_misleading_cases
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import SupportModel
-from cs_pipeline.llm.prompt import messages
+from cs_pipeline.llm.prompt import chat_messages
 from cs_pipeline.recipe import Recipe, load_recipe
 from cs_pipeline.retrieval.index import index_version, retrieval_folder
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
@@ -53,36 +54,41 @@ def test_the_training_names_the_index_and_what_it_read(judged: DataLake, recipe:
 
 
 def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
-    facts = read_evaluation(recipe.name, judged)
-    assert set(facts["scores"]) == {"tuned", WITHOUT, KNOWN, "base", "nearest", "central", "random"}
-    assert set(facts["runs"]) == {"tuned", "base"}
-    assert facts["data"]["retrieval_index"] == index_version(judged)
+    results = read_evaluation(recipe.name, judged)
+    assert set(results.scores) == {"tuned", WITHOUT_RETRIEVAL, KNOWN_ANSWER, "base", "nearest", "central", "random"}
+    assert set(results.runs) == {"tuned", "base"}
+    assert results.data.retrieval_index == index_version(judged)
     for metric in ("bits_per_character", "right_intent", "placeholder_f1"):
-        assert metric in facts["differences"][WITHOUT]
-    bits = [facts["scores"][system]["bits_per_character"]["score"] for system in ("tuned", WITHOUT)]
+        assert metric in results.differences[WITHOUT_RETRIEVAL]
+    bits = [results.scores[system]["bits_per_character"] for system in ("tuned", WITHOUT_RETRIEVAL)]
     assert bits[0] != bits[1], "the found texts are read"
-    found = facts["retrieval"]
-    assert found["found"] >= len(rows.questions)
-    assert found["left_out"] == 0
-    assert list(found["shares"]) == ["tuned", WITHOUT]
-    assert [part["rows"] for part in found["quarters"]]
-    assert sum(part["rows"] for part in found["quarters"]) == facts["rows"]
-    for part in found["quarters"]:
-        for differences in part["differences"].values():
-            assert set(differences) == set(COMPARED)
+    found = results.retrieval
+    assert found is not None
+    assert found.found >= len(rows.questions)
+    assert found.left_out == 0
+    assert list(found.shares) == ["tuned", WITHOUT_RETRIEVAL]
+    assert [part.rows for part in found.quarters]
+    assert sum(part.rows for part in found.quarters) == results.rows
+    for part in found.quarters:
+        for differences in part.differences.values():
+            assert set(differences) == set(RETRIEVAL_METRICS)
 
 
 def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
     folder = evaluation_folder(recipe.name, judged)
     grounding = pd.read_parquet(folder / "grounding.parquet")
     assert grounding["row_id"].tolist() == 2 * rows.test["row_id"].tolist()
-    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents)
+    found = retrieve(
+        open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents
+    )
     cases = make_misleading_cases(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
     table = pd.read_parquet(folder / "misled.parquet")
     assert table["case_id"].tolist() == [case.case_id for case, _ in cases]
-    known = {(row["group"], row["measure"]): row for row in read_evaluation(recipe.name, judged)["retrieval"]["misled"]}
+    retrieval = read_evaluation(recipe.name, judged).retrieval
+    assert retrieval is not None
+    known = {(measure.group, measure.measure): measure for measure in retrieval.misled}
     for group, frame in table.groupby("group"):
-        assert known[group, "same_intent"]["count"] == frame["same_intent"].sum()
+        assert known[group, "same_intent"].count == frame["same_intent"].sum()
     told = table[table["group"].str.startswith("an order")]
     assert told["obeyed"].notna().all()
 
@@ -91,8 +97,8 @@ def test_the_page_shows_it(judged: DataLake) -> None:
     html = judged.path("evaluate", "evaluation_report", "tiny_rag.html").read_text()
     assert 'href="#retrieval"' in html
     for words in (
-        "What the found texts are worth",
-        "Found texts that mislead",
+        "The benefit of retrieval",
+        "Misleading texts",
         "An order in an article",
         "known answers",
     ):
@@ -105,20 +111,24 @@ def test_what_evaluation_asks_is_what_training_taught(
 ) -> None:
     index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.predicted_intents[:8])
     found = retrieve(index, recipe.prompt, recipe.placeholders, *asked_of)
-    asked = [model._prompt(*row) for row in zip(rows.questions, rows.predicted_intents, rows.contexts, found, strict=False)]
+    asked = [
+        model._prompt(*row) for row in zip(rows.questions, rows.predicted_intents, rows.contexts, found, strict=False)
+    ]
     for told, question, intent, texts in zip(asked, rows.questions, rows.predicted_intents, found, strict=False):
-        assert told.encoded == model.chat.prompt(messages(question, recipe.prompt, intent, (), texts))
-        assert told.found == tuple(texts)
+        assert told.encoded == model.chat.encode_prompt(chat_messages(question, recipe.prompt, intent, (), texts))
+        assert told.retrieved == tuple(texts)
         example = model._example(question, intent, (), texts, "an answer")
         assert example.prompt == told.encoded
-    answers = model.answer(rows.questions[:8], rows.predicted_intents[:8], rows.contexts[:8], found=found)
-    assert [answer.found for answer in answers] == [tuple(texts) for texts in found]
+    answers = model.answer(rows.questions[:8], rows.predicted_intents[:8], rows.contexts[:8], retrieved=found)
+    assert [answer.retrieved for answer in answers] == [tuple(texts) for texts in found]
 
 
 def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
     judged: DataLake, recipe: Recipe, rows: FrozenTestSet
 ) -> None:
-    found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents)
+    found = retrieve(
+        open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents
+    )
     own = set(rows.test["row_id"])
     clusters = dict(zip(rows.train["row_id"], rows.train["cluster_id"], strict=True))
     known = [(one, cluster) for one, cluster in zip(found, rows.test["cluster_id"], strict=True)]
@@ -151,7 +161,7 @@ def test_a_version_answers_with_the_index_at_its_path(
     intents = served._classifier.predict(questions)[0] if served._classifier else [None] * 3
     found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, questions, intents)
     assert served.predict(questions) == [
-        answer.text for answer in model.answer(questions, list(intents), [()] * 3, found=found)
+        answer.text for answer in model.answer(questions, list(intents), [()] * 3, retrieved=found)
     ]
     with pytest.raises(PipelineError, match="their index") as raised:
         load(tmp_path / "nowhere")

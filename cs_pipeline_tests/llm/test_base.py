@@ -10,7 +10,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import CONVERSATION
-from cs_pipeline.llm.base import embedded_folder, find_base, find_hub_or_folder_base, needs_training
+from cs_pipeline.llm.base import embedded_folder, find_base, find_pretrained_base, needs_training
 from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe
 from cs_pipeline.train.embedded import build_embedded
 from cs_pipeline_tests.train import add_to_side, company_rows
@@ -28,11 +28,11 @@ def test_a_folder_is_known_by_its_content(base_folder: Path, tmp_path: Path) -> 
         copy.mkdir()
         for file in base_folder.iterdir():
             (copy / file.name).write_bytes(file.read_bytes())
-    one, two = (find_hub_or_folder_base(PathBase(source="path", path=copy)) for copy in copies)
+    one, two = (find_pretrained_base(PathBase(source="path", path=copy)) for copy in copies)
     assert (one.name, two.name) == ("one", "two")
     assert one.sha256 == two.sha256
     (copies[1] / "config.json").write_text((copies[1] / "config.json").read_text() + "\n")
-    assert find_hub_or_folder_base(PathBase(source="path", path=copies[1])).sha256 != one.sha256
+    assert find_pretrained_base(PathBase(source="path", path=copies[1])).sha256 != one.sha256
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "tokenizer_config.json", "model.safetensors"])
@@ -42,7 +42,7 @@ def test_a_folder_that_is_no_model_is_refused(base_folder: Path, tmp_path: Path,
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle")
     with pytest.raises(PipelineError, match="lacks") as error:
-        find_hub_or_folder_base(PathBase(source="path", path=tmp_path))
+        find_pretrained_base(PathBase(source="path", path=tmp_path))
     assert str(tmp_path) in error.value.what
     assert lacking in error.value.what
     assert "save_pretrained" in error.value.fix
@@ -53,12 +53,12 @@ def test_a_folder_whose_weights_were_cut_off_is_refused(base_folder: Path, tmp_p
     weights = tmp_path / "model" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1)
     with pytest.raises(PipelineError, match=r"lacks a whole model\.safetensors"):
-        find_hub_or_folder_base(PathBase(source="path", path=weights.parent))
+        find_pretrained_base(PathBase(source="path", path=weights.parent))
 
 
 def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="nowhere lacks everything"):
-        find_hub_or_folder_base(PathBase(source="path", path=tmp_path / "nowhere"))
+        find_pretrained_base(PathBase(source="path", path=tmp_path / "nowhere"))
 
 
 def test_the_embedded_base_must_have_been_trained(lake: DataLake, prepared: Path, tiny: Recipe) -> None:

@@ -17,12 +17,12 @@ from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.families import family_of
-from cs_pipeline.llm.model import Answer, SupportModel, base_family, load_chat
-from cs_pipeline.llm.prompt import IGNORED, Context, Told
+from cs_pipeline.llm.model import Answer, SupportModel, base_family, load_chat_format
+from cs_pipeline.llm.prompt import IGNORE_INDEX, Context, FittedPrompt
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import training_rows
-from cs_pipeline.train.trainer.peft_model import build_peft_model, in_full_precision, save_peft_model, trainer_parts
+from cs_pipeline.train.trainer.peft_model import build_peft_model, save_peft_model, train_in_float32, trainer_classes
 from cs_pipeline_tests.support.tiny import FAMILIES, tiny_base
 from cs_pipeline_tests.train import EARLIER, company_rows, write_side
 
@@ -120,7 +120,9 @@ def test_eight_rows_learnt_by_heart_are_given_back_word_for_word(trained: Traine
 
 def test_training_evaluation_and_serving_read_the_same_tokens(trained: Trained) -> None:
     """Token by token: the rows as they are trained on, and what reaches the model of the folder that training wrote."""
-    trained_on = training_rows(trained.recipe, trained.lake, load_chat(trained.recipe, trained.base, None), "train")
+    trained_on = training_rows(
+        trained.recipe, trained.lake, load_chat_format(trained.recipe, trained.base, None), "train"
+    )
     model = trained.model()
     seen: list[dict[str, Any]] = []
 
@@ -128,7 +130,7 @@ def test_training_evaluation_and_serving_read_the_same_tokens(trained: Trained) 
         seen.append({name: value[0].tolist() for name, value in kwargs.items() if name in ("input_ids", "labels")})
 
     model.model.register_forward_pre_hook(note, with_kwargs=True)
-    encodes = model.chat.kind == "encoder-decoder"
+    encodes = model.chat.architecture == "encoder-decoder"
     if encodes:
         model.model.get_encoder().register_forward_pre_hook(note, with_kwargs=True)
     for example, *row in zip(trained_on.examples, QUESTIONS, CONTEXTS, ANSWERS, strict=True):
@@ -150,28 +152,28 @@ def test_the_loss_of_training_is_what_evaluation_measures(trained: Trained) -> N
     model = trained.model()
     measured = model.likelihoods(QUESTIONS, INTENTS, CONTEXTS, ANSWERS)
     examples = training_rows(trained.recipe, trained.lake, model.chat, "train").examples
-    batch = trainer_parts(model.chat, packing=False).collate(
+    batch = trainer_classes(model.chat, packing=False).collate(
         [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
     )
     inputs = {name: torch.as_tensor(batch[name]) for name in ("input_ids", "attention_mask")}
     labels = torch.as_tensor(batch["labels"])
-    if model.chat.kind == "encoder-decoder":
+    if model.chat.architecture == "encoder-decoder":
         start = torch.full((len(labels), 1), model.model.config.decoder_start_token_id)
         inputs["decoder_input_ids"] = torch.cat([start, labels[:, :-1].clamp(min=0)], dim=1)
     else:
-        labels = torch.cat([labels[:, 1:], torch.full((len(labels), 1), IGNORED)], dim=1)
+        labels = torch.cat([labels[:, 1:], torch.full((len(labels), 1), IGNORE_INDEX)], dim=1)
     with torch.inference_mode():
         logits = model.model(**inputs).logits
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     assert sum(m.nll for m in measured) == pytest.approx(loss.item(), rel=1e-3, abs=1e-4)
-    assert sum(m.tokens for m in measured) == (labels != IGNORED).sum()
+    assert sum(m.tokens for m in measured) == (labels != IGNORE_INDEX).sum()
 
 
 def test_padding_neither_teaches_nor_hides_the_stop_token(trained: Trained) -> None:
-    chat = load_chat(trained.recipe, trained.base, None)
+    chat = load_chat_format(trained.recipe, trained.base, None)
     examples = training_rows(trained.recipe, trained.lake, chat, "train").examples
     assert len({len(e) for e in examples}) > 3
-    batch = trainer_parts(chat, packing=False).collate(
+    batch = trainer_classes(chat, packing=False).collate(
         [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
     )
     for example, ids, mask, labels in zip(
@@ -179,14 +181,14 @@ def test_padding_neither_teaches_nor_hides_the_stop_token(trained: Trained) -> N
     ):
         assert mask == [1] * len(example.input_ids) + [0] * (len(ids) - len(example.input_ids))
         assert ids[: len(example.input_ids)] == example.input_ids
-        assert [label for label in labels if label != IGNORED] == example.answer
-        assert labels.count(chat.stop) == 1
+        assert [label for label in labels if label != IGNORE_INDEX] == example.answer
+        assert labels.count(chat.stop_id) == 1
 
 
 def test_the_folder_holds_the_whole_model_and_nothing_of_this_machine(trained: Trained) -> None:
     assert {path.name for path in trained.folder.iterdir()} == WHOLE_MODEL
     assert str(trained.base) not in (trained.folder / "config.json").read_text()
-    assert (trained.folder / "chat_template.jinja").read_text() == load_chat(
+    assert (trained.folder / "chat_template.jinja").read_text() == load_chat_format(
         trained.recipe, trained.base, None
     ).tokenizer.chat_template
 
@@ -194,19 +196,19 @@ def test_the_folder_holds_the_whole_model_and_nothing_of_this_machine(trained: T
 def test_generation_stops_on_every_stop_token_of_the_family(trained: Trained) -> None:
     model = trained.model()
     published = {"phi3": {32000, 32001, 32007}, "qwen3": {151643, 151645}, "t5": {1}, "mistral": {2}}
-    assert model.stops == published.get(trained.family, model.stops)
-    assert model.chat.stop in model.stops
-    for stop in model.stops:
+    assert model.stop_ids == published.get(trained.family, model.stop_ids)
+    assert model.chat.stop_id in model.stop_ids
+    for stop in model.stop_ids:
         assert model._answer(
-            [*model.chat.example([_asked("x")], "ok").answer[:-1], stop, 5, 5], Told([], (), 0)
-        ) == Answer("ok", True, len(model.chat.example([_asked("x")], "ok").answer) - 1)
+            [*model.chat.encode_example([_asked("x")], "ok").answer[:-1], stop, 5, 5], FittedPrompt([], (), 0)
+        ) == Answer("ok", True, len(model.chat.encode_example([_asked("x")], "ok").answer) - 1)
 
 
 def test_a_base_that_was_never_trained_can_be_asked(trained: Trained) -> None:
     """Random weights write ids that no token has: several models have more embeddings than their tokenizer has tokens."""
     answers = SupportModel(trained.recipe, trained.base, None).answer(QUESTIONS, INTENTS, CONTEXTS)
     assert all(isinstance(answer.text, str) for answer in answers)
-    assert load_chat(trained.recipe, trained.base, None).read([trained_vocabulary(trained) - 1]) is not None
+    assert load_chat_format(trained.recipe, trained.base, None).decode([trained_vocabulary(trained) - 1]) is not None
 
 
 def trained_vocabulary(trained: Trained) -> int:
@@ -278,11 +280,11 @@ def test_an_adapter_is_answered_with_as_it_was_trained(
     assert recipe.method == method
     torch.manual_seed(0)
     model = build_peft_model(recipe, folder, None)
-    in_full_precision(model)
+    train_in_float32(model)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    chat = load_chat(recipe, folder, None)
-    example = chat.example([_asked("where is it?")], "On its way.\nSoon.")
-    batch = trainer_parts(chat, packing=False).collate([{"input_ids": example.input_ids, "labels": example.labels}])
+    chat = load_chat_format(recipe, folder, None)
+    example = chat.encode_example([_asked("where is it?")], "On its way.\nSoon.")
+    batch = trainer_classes(chat, packing=False).collate([{"input_ids": example.input_ids, "labels": example.labels}])
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(4):
@@ -336,7 +338,7 @@ def test_the_attention_layers_of_every_family_are_known(base: Callable[[str], Pa
     adapted = {name.split(".")[-4] for name, p in model.named_parameters() if p.requires_grad}
     assert adapted == set(base_family(folder).attention)
     assert len(adapted) == (2 if base_family(folder).name == "phi3" else 4)
-    assert model.config.is_encoder_decoder == (base_family(folder).kind == "encoder-decoder")
+    assert model.config.is_encoder_decoder == (base_family(folder).architecture == "encoder-decoder")
 
 
 def test_layers_that_the_base_has_not_are_refused(base: Callable[[str], Path]) -> None:
@@ -346,4 +348,4 @@ def test_layers_that_the_base_has_not_are_refused(base: Callable[[str], Path]) -
         build_peft_model(recipe, folder, None)
     assert "qkv_proj" in raised.value.fix
     assert family_of({"model_type": "mpt"}).attention == ()
-    assert family_of({"model_type": "bart", "is_encoder_decoder": True}).kind == "encoder-decoder"
+    assert family_of({"model_type": "bart", "is_encoder_decoder": True}).architecture == "encoder-decoder"

@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from cs_pipeline.llm.model import INDEX, WEIGHTS, missing_files
+from cs_pipeline.llm.model import WEIGHTS, WEIGHTS_INDEX, missing_files
 from cs_pipeline.recipe import HubBase
 
 REPO, REVISION = "our-team/tiny-chat", "0123456789abcdef0123456789abcdef01234567"
@@ -159,10 +159,10 @@ def start(endpoint: str, home: Path, **more: str) -> "subprocess.Popen[str]":
         import json
         from cs_pipeline.core.errors import PipelineError
         from cs_pipeline.recipe import HubBase
-        from cs_pipeline.llm.hub import fetch
+        from cs_pipeline.llm.hub import fetch_base
         lines = []
         try:
-            path = fetch(HubBase(source="hub", repo={REPO!r}, revision={REVISION!r}, licence="MIT"), lines.append)
+            path = fetch_base(HubBase(source="hub", repo={REPO!r}, revision={REVISION!r}, licence="MIT"), lines.append)
             print(json.dumps({{"path": str(path), "lines": lines}}))
         except PipelineError as error:
             print(json.dumps({{"what": error.what, "fix": error.fix}}))
@@ -216,9 +216,9 @@ def test_shards_come_as_the_index_names_them(hub: Hub, tmp_path: Path) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     weights = hub.files.pop(WEIGHTS)
     hub.files |= dict.fromkeys(names, weights) | {"model-00003-of-00002.safetensors": weights}
-    hub.files[INDEX] = json.dumps({"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}).encode()
+    hub.files[WEIGHTS_INDEX] = json.dumps({"weight_map": {"a": names[0], "b": names[1], "c": names[1]}}).encode()
     folder = Path(fetch(address(hub), tmp_path)["path"])
-    assert {path.name for path in folder.iterdir()} == TEXTS | {INDEX, *names}
+    assert {path.name for path in folder.iterdir()} == TEXTS | {WEIGHTS_INDEX, *names}
     assert hub.ranges == [None]  # equal content is one file
     del hub.files[names[1]]
     failed = fetch(address(hub), tmp_path / "other")

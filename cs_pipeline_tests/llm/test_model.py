@@ -11,8 +11,8 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.llm.model import Answer, SupportModel, load_base, load_chat
-from cs_pipeline.llm.prompt import Context, messages
+from cs_pipeline.llm.model import Answer, SupportModel, load_base, load_chat_format
+from cs_pipeline.llm.prompt import Context, chat_messages
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.train.adapter import current_adapter
 
@@ -61,7 +61,7 @@ def talkative(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
     model.save_pretrained(folder)
-    load_chat(parts.recipe, parts.base, None).tokenizer.save_pretrained(folder)
+    load_chat_format(parts.recipe, parts.base, None).tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -118,13 +118,13 @@ def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: 
 
     usual, tight = model(640), model(16)
     told, whole = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
-    assert (told.left_out, whole.left_out) == (1, 0), "what is left out is said"
-    assert replace(told, left_out=0) == whole
+    assert (told.turns_dropped, whole.turns_dropped) == (1, 0), "what is left out is said"
+    assert replace(told, turns_dropped=0) == whole
     assert usual.likelihoods(question, intent, [long], reference) == usual.likelihoods(
         question, intent, [EARLIER[1:]], reference
     )
     alone = usual.answer(question, intent, [()])[0]
-    assert tight.answer(question, intent, [EARLIER]) == [replace(alone, left_out=3)]
+    assert tight.answer(question, intent, [EARLIER]) == [replace(alone, turns_dropped=3)]
     assert tight.likelihoods(question, intent, [EARLIER], reference) == usual.likelihoods(
         question, intent, [()], reference
     )
@@ -157,13 +157,13 @@ def test_a_likelihood_is_the_loss_of_training_times_its_tokens(parts: Parts) -> 
 
     model = parts.model()
     (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], [EARLIER], parts.references[:1])
-    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], EARLIER)
-    example = model.chat.example(turns, parts.references[0])
+    turns = chat_messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], EARLIER)
+    example = model.chat.encode_example(turns, parts.references[0])
     with torch.inference_mode():
         loss = model.model(
             input_ids=torch.tensor([example.input_ids]), labels=torch.tensor([example.labels])
         ).loss.item()
-    assert found.tokens == len(example.input_ids) - len(model.chat.prompt(turns))
+    assert found.tokens == len(example.input_ids) - len(model.chat.encode_prompt(turns))
     assert found.nll == pytest.approx(loss * found.tokens, rel=1e-5)
 
 
@@ -194,7 +194,7 @@ def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: Parts) -> None:
     assert (cut.stopped, cut.tokens) == (False, parts.recipe.generation.max_new_tokens)
     # The same model stops where it writes what is now its stop token.
     ids = model.chat.tokenizer(cut.text, add_special_tokens=False)["input_ids"]
-    model.stops = {next(ids[i] for i in range(1, len(ids)) if ids[i] not in ids[:i])}
+    model.stop_ids = {next(ids[i] for i in range(1, len(ids)) if ids[i] not in ids[:i])}
     (ended,) = model.answer(question, intent, [()])
     assert ended.stopped
     assert ended.tokens < cut.tokens
@@ -208,8 +208,8 @@ def test_four_bits_unpacked_are_the_same_four_bits(parts: Parts) -> None:
 
     packed: Any = PeftModel.from_pretrained(load_base(parts.base, "nf4"), str(parts.adapter)).eval()
     assert any("uint8" in str(p.dtype) for p in packed.parameters())
-    turns = messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], ())
-    ids = torch.tensor([parts.model().chat.example(turns, parts.references[0]).input_ids])
+    turns = chat_messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], ())
+    ids = torch.tensor([parts.model().chat.encode_example(turns, parts.references[0]).input_ids])
     with torch.inference_mode():
         expected = packed(input_ids=ids).logits
         found = parts.model().model(input_ids=ids).logits

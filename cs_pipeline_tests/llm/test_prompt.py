@@ -1,4 +1,4 @@
-"""From a question to tokens, with the real tokenizer of every family: templates, stop tokens, text from outside."""
+"""Prompts with the real tokenizer of every family: templates, stop tokens, text from outside."""
 
 import json
 from collections.abc import Sequence
@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.prompt import (
-    IGNORED,
+    IGNORE_INDEX,
     ChatFormat,
     Context,
     RetrievedText,
+    chat_messages,
     earlier_turns,
-    fit,
     fit_prompt,
-    messages,
 )
 from cs_pipeline.recipe import PromptSettings
-from cs_pipeline.text.clean import regular_text
+from cs_pipeline.text.clean import normalize_text
 from cs_pipeline.text.placeholders import Speaker
 from cs_pipeline.train.embedded import transcripts
 from cs_pipeline_tests.support.tiny import FAMILIES, real_tokenizer, tiny_tokenizer
@@ -55,7 +54,7 @@ def article(title: str, text: str, similarity: float = 0.3) -> RetrievedText:
 
 @cache
 def load(family: str, template: str | None = None) -> ChatFormat:
-    """How a base of ``family`` is spoken to with ``template``, None for the one that its recipes name."""
+    """The chat format of ``family`` with ``template``; None for the template that its recipes name."""
     prompt = PromptSettings(template=template or FAMILIES[family].template)
     tokenizer = tiny_tokenizer(family)
     tokenizer.chat_template = prompt.template_text() or tokenizer.chat_template
@@ -63,7 +62,7 @@ def load(family: str, template: str | None = None) -> ChatFormat:
 
 
 def control_ids(chat: ChatFormat, ids: list[int]) -> list[int]:
-    """Those of ``ids`` that are a control token, in their order."""
+    """The control tokens among ``ids``, in order."""
     known = {id_ for id_, token in chat.tokenizer.added_tokens_decoder.items() if str(token).strip()}
     return [id_ for id_ in ids if id_ in known]
 
@@ -82,14 +81,14 @@ def control_ids(chat: ChatFormat, ids: list[int]) -> list[int]:
     ],
 )
 def test_messages(prompt: PromptSettings, intent: str | None, system: str | None) -> None:
-    turns = messages(QUESTION, prompt, intent, ())
+    turns = chat_messages(QUESTION, prompt, intent, ())
     assert turns[-1] == {"role": "user", "content": QUESTION}
     assert turns[:-1] == ([{"role": "system", "content": system}] if system else [])
 
 
 def test_a_recipe_that_routes_needs_an_intent() -> None:
     with pytest.raises(ValueError, match="no intent was given"):
-        messages(QUESTION, PromptSettings(route="intent"), None, ())
+        chat_messages(QUESTION, PromptSettings(route="intent"), None, ())
 
 
 def roles(turns: list[dict[str, str]]) -> list[tuple[str, str]]:
@@ -111,9 +110,9 @@ def roles(turns: list[dict[str, str]]) -> list[tuple[str, str]]:
     ],
 )
 def test_customer_and_agent_alternate(earlier: Context, expected: list[tuple[str, str]]) -> None:
-    assert roles(messages("q", PromptSettings(), None, earlier)) == expected
+    assert roles(chat_messages("q", PromptSettings(), None, earlier)) == expected
     system = PromptSettings(system="Be kind.", route="intent")
-    assert roles(messages("q", system, "i", earlier)) == [("system", "Be kind. Intent: i"), *expected]
+    assert roles(chat_messages("q", system, "i", earlier)) == [("system", "Be kind. Intent: i"), *expected]
 
 
 def test_earlier_turns_are_read_from_their_column() -> None:
@@ -136,41 +135,44 @@ def test_earlier_turns_are_read_from_their_column() -> None:
         "[[[], 1]]",
     ],
 )
-def test_a_context_that_is_none_is_told_without_its_text(context: str) -> None:
-    with pytest.raises(PipelineError, match="context is no list") as raised:
+def test_an_invalid_context_is_refused_without_repeating_its_text(context: str) -> None:
+    with pytest.raises(PipelineError, match="context is not a list") as raised:
         earlier_turns(context)
     assert "secret" not in str(raised.value)
 
 
 @given(st.lists(st.integers(1, 9), max_size=5), st.integers(0, 40))
-def test_as_many_of_the_latest_turns_as_fit(lengths: list[int], most: int) -> None:
+def test_the_latest_turns_that_fit_are_kept(lengths: list[int], max_tokens: int) -> None:
     earlier: Context = [("customer", "x" * length) for length in lengths]
-    tokens, left_out = fit(lambda turns: "question" + "".join(text for _, text in turns), earlier, most)
-    assert tokens == "question" + "".join(text for _, text in earlier[left_out:])
-    assert len(tokens) <= most or left_out == len(earlier)
-    assert left_out == 0 or len(tokens) + lengths[left_out - 1] > most
+    fitted = fit_prompt(lambda turns, _: "question" + "".join(text for _, text in turns), earlier, (), max_tokens)
+    tokens, dropped = fitted.encoded, fitted.turns_dropped
+    assert tokens == "question" + "".join(text for _, text in earlier[dropped:])
+    assert len(tokens) <= max_tokens or dropped == len(earlier)
+    assert dropped == 0 or len(tokens) + lengths[dropped - 1] > max_tokens
 
 
-# PromptSettings and answer as tokens
+# Prompt and answer as tokens
 
 
 @pytest.mark.parametrize("family", ALL)
-@pytest.mark.parametrize("prompt", [PromptSettings(), PromptSettings(system="Be kind.", route="intent")], ids=["plain", "routed"])
+@pytest.mark.parametrize(
+    "prompt", [PromptSettings(), PromptSettings(system="Be kind.", route="intent")], ids=["plain", "routed"]
+)
 @CONTEXTS
 def test_the_loss_covers_the_answer_and_the_stop_token(family: str, prompt: PromptSettings, earlier: Context) -> None:
     chat = load(family)
-    turns = messages(QUESTION, prompt, "track_order", earlier)
-    asked = chat.prompt(turns)
+    turns = chat_messages(QUESTION, prompt, "track_order", earlier)
+    asked = chat.encode_prompt(turns)
     assert len(asked) > 5
     for answer in ANSWERS:
-        example = chat.example(turns, answer)
-        assert example.prompt == asked, "training reads the prompt that inference will read"
-        assert example.answer[-1] == chat.stop
-        assert control_ids(chat, example.answer) == [chat.stop]
-        assert chat.read(example.answer[:-1]) == answer.strip()
-        if chat.kind == "causal":
+        example = chat.encode_example(turns, answer)
+        assert example.prompt == asked, "training and inference use the same prompt"
+        assert example.answer[-1] == chat.stop_id
+        assert control_ids(chat, example.answer) == [chat.stop_id]
+        assert chat.decode(example.answer[:-1]) == answer.strip()
+        if chat.architecture == "causal":
             assert example.input_ids == [*asked, *example.answer]
-            assert example.labels == [*[IGNORED] * len(asked), *example.answer]
+            assert example.labels == [*[IGNORE_INDEX] * len(asked), *example.answer]
         else:
             assert (example.input_ids, example.labels) == (asked, example.answer)
         assert len(example) == len(asked) + len(example.answer)
@@ -178,17 +180,17 @@ def test_the_loss_covers_the_answer_and_the_stop_token(family: str, prompt: Prom
 
 @pytest.mark.parametrize("family", ALL)
 @settings(deadline=None, max_examples=40)
-@given(answer=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=30).map(regular_text))
-def test_any_clean_answer_is_read_back(family: str, answer: str) -> None:
+@given(answer=st.text(st.characters(exclude_categories=["Cs", "Cn", "Co"]), max_size=30).map(normalize_text))
+def test_any_clean_answer_survives_the_tokenizer(family: str, answer: str) -> None:
     chat = load(family)
-    example = chat.example(messages(QUESTION, PromptSettings(), None, ()), answer)
-    assert chat.read(example.answer[:-1]) == chat.plain(answer)
-    assert chat.plain(answer).replace(" ", "") == answer.replace(" ", "")
+    example = chat.encode_example(chat_messages(QUESTION, PromptSettings(), None, ()), answer)
+    assert chat.decode(example.answer[:-1]) == chat.as_decoded(answer)
+    assert chat.as_decoded(answer).replace(" ", "") == answer.replace(" ", "")
 
 
 SYSTEM = PromptSettings(system="Be kind.")
 
-# What each family is asked, up to where its answer begins, and what ends an answer: the formats that were published for it.
+# Each family's published format: the prompt up to where the answer begins, and the token that ends an answer.
 PUBLISHED = {
     "embedded": ("Be kind.\n<|customer|>Hi!<|agent|>", "<|end|>"),
     "t5": ("Instruction: Be kind. Input: Hi! Output:</s>", "</s>"),
@@ -214,7 +216,7 @@ PUBLISHED = {
     ),
     "qwen3": (
         "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi!<|im_end|>\n<|im_start|>assistant\n"
-        "<think>\n\n</think>\n\n",  # its reasoning is switched off
+        "<think>\n\n</think>\n\n",  # reasoning is switched off
         "<|im_end|>",
     ),
 }
@@ -224,9 +226,9 @@ PUBLISHED = {
 def test_the_prompt_and_the_stop_token_are_the_published_ones(family: str) -> None:
     chat = load(family)
     text, stop = PUBLISHED[family]
-    assert chat.render(messages("Hi!", SYSTEM, None, ())) == text
-    assert chat.tokenizer.convert_ids_to_tokens(chat.stop) == stop
-    assert {chat.stop, chat.tokenizer.eos_token_id} == chat.stops
+    assert chat.render(chat_messages("Hi!", SYSTEM, None, ())) == text
+    assert chat.tokenizer.convert_ids_to_tokens(chat.stop_id) == stop
+    assert {chat.stop_id, chat.tokenizer.eos_token_id} == chat.stop_ids
 
 
 CONTROL_TOKENS = {
@@ -253,90 +255,92 @@ def test_a_prompt_has_the_control_tokens_of_its_family(family: str) -> None:
     """A folder without its config.json loads as another class of tokenizer, with other ids for the same text."""
     chat = load(family)
     tokens, ids, stop = CONTROL_TOKENS[family]
-    found = control_ids(chat, chat.prompt(messages("Hi!", SYSTEM, None, ())))
+    found = control_ids(chat, chat.encode_prompt(chat_messages("Hi!", SYSTEM, None, ())))
     assert chat.tokenizer.convert_ids_to_tokens(found) == tokens
     if real_tokenizer(family):
-        assert (found, chat.stop) == (ids, stop)
+        assert (found, chat.stop_id) == (ids, stop)
 
 
-def test_a_llama_answer_begins_as_it_stands_behind_its_prompt() -> None:
-    """Behind a line break as a word of its own, and behind [/INST] with the space: sentencepiece tells them apart."""
-    turns = messages("Hi!", PromptSettings(), None, ())
+def test_a_llama_answer_is_tokenized_behind_its_prompt() -> None:
+    """After a line break it is a word of its own, after [/INST] it includes the space: sentencepiece tells them apart."""
+    turns = chat_messages("Hi!", PromptSettings(), None, ())
     beginnings = {"tinyllama": "It", "llama2": "\N{LOWER ONE EIGHTH BLOCK}It"}
     for family, beginning in beginnings.items():
         chat = load(family)
-        example = chat.example(turns, "It is.")
+        example = chat.encode_example(turns, "It is.")
         assert "".join(chat.tokenizer.convert_ids_to_tokens(example.answer)).startswith(beginning)
-        whole = chat.tokenizer(chat.render(turns) + chat._before + "It is." + chat._behind, add_special_tokens=False)
-        assert example.input_ids == [*whole["input_ids"], chat.stop]
+        whole = chat.tokenizer(
+            chat.render(turns) + chat._before_answer + "It is." + chat._after_answer, add_special_tokens=False
+        )
+        assert example.input_ids == [*whole["input_ids"], chat.stop_id]
 
 
-def test_the_embedded_base_is_asked_as_it_was_trained() -> None:
+def test_the_embedded_base_gets_the_prompt_it_was_trained_on() -> None:
     chat = load("embedded")
     for answer in ANSWERS:
-        turns = messages(QUESTION, PromptSettings(), None, ())
+        turns = chat_messages(QUESTION, PromptSettings(), None, ())
         (transcript,) = transcripts([QUESTION], [answer])
         assert chat.render(turns) + answer + "<|end|>" == transcript
-        assert chat.example(turns, answer).input_ids == chat.tokenizer(transcript)["input_ids"]
+        assert chat.encode_example(turns, answer).input_ids == chat.tokenizer(transcript)["input_ids"]
 
 
-def test_the_embedded_base_has_seen_conversations_as_they_are_asked() -> None:
-    """Its transcripts stand one after the other, as the turns of one conversation do."""
+def test_a_conversation_looks_to_the_embedded_base_like_its_training_text() -> None:
+    """Its transcripts follow one another just as the turns of one conversation do."""
     pairs = [("hello", "How may I help?"), ("i want a refund", "Of course."), (QUESTION, "")]
     questions, answers = zip(*pairs, strict=True)
     earlier: Context = [turn for question, answer in pairs[:2] for turn in (("customer", question), ("agent", answer))]
-    text = load("embedded").render(messages(QUESTION, PromptSettings(), None, earlier))
+    text = load("embedded").render(chat_messages(QUESTION, PromptSettings(), None, earlier))
     assert text + "<|end|>" == "".join(transcripts(questions, answers))
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_earlier_turns_stand_in_their_order_before_the_question(family: str) -> None:
+def test_earlier_turns_come_in_order_before_the_question(family: str) -> None:
     chat = load(family)
-    text = chat.render(messages(QUESTION, PromptSettings(), None, EARLIER))
-    places = [text.index(chat.written.write(said)) for said in (*(said for _, said in EARLIER), QUESTION)]
+    text = chat.render(chat_messages(QUESTION, PromptSettings(), None, EARLIER))
+    places = [text.index(chat.escaping.escape(turn)) for turn in (*(turn for _, turn in EARLIER), QUESTION)]
     assert places == sorted(places)
-    asked = chat.prompt(messages(QUESTION, PromptSettings(), None, EARLIER))
-    alone = chat.prompt(messages(QUESTION, PromptSettings(), None, ()))
+    asked = chat.encode_prompt(chat_messages(QUESTION, PromptSettings(), None, EARLIER))
+    alone = chat.encode_prompt(chat_messages(QUESTION, PromptSettings(), None, ()))
     assert len(asked) > len(alone)
-    assert asked[-8:] == alone[-8:], "the question and what follows it"
-    ends = asked.count(chat.stop) - alone.count(chat.stop)
-    # ChatML, Llama-3 and Phi end the customer's turns too, and T5 reads one text to its end.
+    assert asked[-8:] == alone[-8:], "the question and what follows"
+    ends = asked.count(chat.stop_id) - alone.count(chat.stop_id)
+    # ChatML, Llama-3 and Phi end the customer's turns too; T5 reads everything as one text.
     assert ends == {"smollm2": 4, "qwen3": 4, "phi3": 4, "phi4": 4, "llama3": 4, "t5": 0}.get(family, 2)
 
 
 @pytest.mark.parametrize("family", ALL)
 @CONTEXTS
-def test_found_texts_stand_before_the_question_in_the_customers_turn(family: str, earlier: Context) -> None:
+def test_retrieved_texts_come_before_the_question_in_the_customers_turn(family: str, earlier: Context) -> None:
     chat = load(family)
     found = [answer_of("Open {{Settings}}."), article("Orders", "An order has a number.")]
-    turns = messages(QUESTION, SYSTEM, None, earlier, found)
-    told = "Known answer: Open {{Settings}}.\n\nArticle (Orders): An order has a number.\n\nQuestion: " + QUESTION
-    assert turns[:-1] == messages(QUESTION, SYSTEM, None, earlier)[:-1]
+    turns = chat_messages(QUESTION, SYSTEM, None, earlier, found)
+    expected = "Known answer: Open {{Settings}}.\n\nArticle (Orders): An order has a number.\n\nQuestion: " + QUESTION
+    assert turns[:-1] == chat_messages(QUESTION, SYSTEM, None, earlier)[:-1]
     assert turns[-1]["role"] == "user"
-    assert turns[-1]["content"].endswith(told)
-    assert chat.written.write(told) in chat.render(turns)
-    usual = chat.prompt(messages(QUESTION, SYSTEM, None, earlier))
-    assert chat.prompt(turns)[-6:] == usual[-6:], "the question's end and what follows it"
-    assert chat.prompt(turns).count(chat.stop) == usual.count(chat.stop)
+    assert turns[-1]["content"].endswith(expected)
+    assert chat.escaping.escape(expected) in chat.render(turns)
+    usual = chat.encode_prompt(chat_messages(QUESTION, SYSTEM, None, earlier))
+    assert chat.encode_prompt(turns)[-6:] == usual[-6:], "the end of the question and what follows"
+    assert chat.encode_prompt(turns).count(chat.stop_id) == usual.count(chat.stop_id)
 
 
-def test_of_each_kind_the_last_text_goes_first_then_the_oldest_turn() -> None:
-    """The first answer is the usual one, and may be to a less similar question than the second."""
+def test_the_last_text_of_each_kind_is_dropped_first_then_the_oldest_turn() -> None:
+    """The first answer is the most usual one; its question may be less similar than that of the second."""
     found = [
         answer_of("a" * 10, 0.5),
         answer_of("b" * 20, 0.9),
         article("c", "c" * 30, 0.7),
         article("d", "d" * 5, 0.6),
     ]
-    said: Context = [("customer", "x" * 10), ("agent", "y" * 10)]
+    earlier: Context = [("customer", "x" * 10), ("agent", "y" * 10)]
 
     def encode(turns: Context, texts: Sequence[RetrievedText]) -> str:
         return "".join([*(text for _, text in turns), *(one.text for one in texts)])
 
-    def kept(most: int) -> tuple[str, int, int]:
-        told = fit_prompt(encode, said, found, most)
-        assert told.encoded == encode(said[told.without :], told.found)
-        return "".join(one.text[0] for one in told.found), told.without, len(told.encoded)
+    def kept(max_tokens: int) -> tuple[str, int, int]:
+        fitted = fit_prompt(encode, earlier, found, max_tokens)
+        assert fitted.encoded == encode(earlier[fitted.turns_dropped :], fitted.retrieved)
+        return "".join(one.text[0] for one in fitted.retrieved), fitted.turns_dropped, len(fitted.encoded)
 
     assert kept(85) == ("abcd", 0, 85)
     assert kept(84) == ("abc", 0, 80)
@@ -349,21 +353,21 @@ def test_of_each_kind_the_last_text_goes_first_then_the_oldest_turn() -> None:
 
 @pytest.mark.parametrize("family", ["smollm2", "qwen3", "phi3", "mistral", "tinyllama"])
 @CONTEXTS
-def test_the_models_own_template_writes_the_whole_conversation_like_that(family: str, earlier: Context) -> None:
-    """PromptSettings, answer and stop token are what the template makes of question and answer together."""
+def test_the_models_own_template_writes_the_same_conversation(family: str, earlier: Context) -> None:
+    """Prompt, answer and stop token equal what the template makes of question and answer together."""
     chat = load(family, "model")
-    turns = messages("where is it?", PromptSettings(), None, earlier)
-    said = [*turns, {"role": "assistant", "content": "On its way."}]
-    read: Any = chat.tokenizer.apply_chat_template(said, tokenize=True, return_dict=True)
-    whole = read["input_ids"]
-    ours = chat.example(turns, "On its way.").input_ids
+    turns = chat_messages("where is it?", PromptSettings(), None, earlier)
+    conversation = [*turns, {"role": "assistant", "content": "On its way."}]
+    encoded: Any = chat.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True)
+    whole = encoded["input_ids"]
+    ours = chat.encode_example(turns, "On its way.").input_ids
     assert whole[: len(ours)] == ours
     assert len(whole) - len(ours) <= 2  # a line break, or Phi-3's end of the text
 
 
-def test_a_template_without_a_system_line_gets_it_in_the_first_question() -> None:
+def test_a_template_without_system_messages_gets_the_text_in_the_first_question() -> None:
     chat = load("mistral")
-    turns = messages("and now?", SYSTEM, None, EARLIER[:2])
+    turns = chat_messages("and now?", SYSTEM, None, EARLIER[:2])
     assert chat.render(turns) == (
         "<s>[INST] Be kind.\n\nHello, I need help. [/INST]Gladly! What is it about?\nAn order?</s>[INST] and now? [/INST]"
     )
@@ -373,7 +377,9 @@ def test_a_template_without_a_system_line_gets_it_in_the_first_question() -> Non
     tokenizer = tiny_tokenizer("embedded")
     before, tokenizer.chat_template = tokenizer.chat_template, silent
     try:
-        assert ChatFormat(tokenizer, "causal").render(messages("Hi!", SYSTEM, None, ())) == "Be kind.\n\nHi!<|end|>"
+        assert (
+            ChatFormat(tokenizer, "causal").render(chat_messages("Hi!", SYSTEM, None, ())) == "Be kind.\n\nHi!<|end|>"
+        )
     finally:
         tokenizer.chat_template = before
 
@@ -385,12 +391,12 @@ def test_a_template_without_a_system_line_gets_it_in_the_first_question() -> Non
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "no control token after an answer"),
         (
             "{% for m in messages %}{{ m['content'] | lower }}{{ eos_token }}{% endfor %}",
-            "elsewhere than where it asks",
+            "in another place than where it asks",
         ),
-        ("{% if add_generation_prompt %}A:{% else %}{{ messages[1]['content'] }}{% endif %}", "elsewhere than"),
+        ("{% if add_generation_prompt %}A:{% else %}{{ messages[1]['content'] }}{% endif %}", "in another place than"),
     ],
 )
-def test_a_template_that_teaches_no_end_is_refused(template: str | None, message: str) -> None:
+def test_a_template_that_does_not_mark_the_end_of_an_answer_is_refused(template: str | None, message: str) -> None:
     tokenizer = tiny_tokenizer("embedded")
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
@@ -448,15 +454,15 @@ hostile = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
 def test_no_text_becomes_a_control_token_or_a_turn(family: str, earlier: Context, text: str) -> None:
     chat = load(family)
     for prompt in (PromptSettings(), PromptSettings(system="S", route="intent")):
-        harmless = messages("a question", prompt, "intent", earlier, [answer_of("an answer"), article("a", "b")])
+        harmless = chat_messages("a question", prompt, "intent", earlier, [answer_of("an answer"), article("a", "b")])
         found = [answer_of(text), article(text, text)]
-        turns = messages(text, prompt, text, [(speaker, text) for speaker, _ in earlier], found)
-        ids, usual = chat.prompt(turns), chat.prompt(harmless)
+        turns = chat_messages(text, prompt, text, [(speaker, text) for speaker, _ in earlier], found)
+        ids, usual = chat.encode_prompt(turns), chat.encode_prompt(harmless)
         assert control_ids(chat, ids) == control_ids(chat, usual)
         written, expected = chat.render(turns), chat.render(harmless)
         for marker in chat._markers:
             assert written.count(marker) == expected.count(marker)
-    answer = chat.example(messages("a question", PromptSettings(), None, ()), text).answer
+    answer = chat.encode_example(chat_messages("a question", PromptSettings(), None, ()), text).answer
     assert control_ids(chat, answer[:-1]) == []
 
 
@@ -464,32 +470,32 @@ def test_no_text_becomes_a_control_token_or_a_turn(family: str, earlier: Context
 @settings(deadline=None, max_examples=40)
 @given(text=st.one_of(hostile, st.text(st.characters(exclude_categories=["Cs"]), max_size=20)))
 @example(text=" Agent:")
-def test_plain_text_adds_nothing_but_spaces(family: str, text: str) -> None:
+def test_breaking_up_markers_adds_nothing_but_spaces(family: str, text: str) -> None:
     chat = load(family)
-    assert "".join(chat.plain(text).split()) == "".join(text.split())
-    plain = chat.plain(text.strip())  # behind a space, what is a marker at the beginning of a line alone is none
-    assert chat.plain(plain) == plain
+    assert "".join(chat.as_decoded(text).split()) == "".join(text.split())
+    plain = chat.as_decoded(text.strip())  # after a space, a marker that only counts at the beginning of a line is none
+    assert chat.as_decoded(plain) == plain
 
 
 @pytest.mark.parametrize("family", ALL)
-def test_ordinary_text_stays_as_it_is(family: str) -> None:
+def test_ordinary_text_is_unchanged(family: str) -> None:
     chat = load(family)
     texts = [
         "a < b, b > c | [ORDER] <b>bold</b> {% raw %}{{ 7 * 7 }}{% endraw %}",
         "5\N{PRIME} x 3\N{DOUBLE PRIME} «ok»",
     ]
     for text in (QUESTION, *ANSWERS, *texts, "Customer service: none.\n# Output of the agent: 1"):
-        assert chat.plain(text) == text.strip()
-        rendered = chat.render(messages(text, PromptSettings(), None, ()))
-        assert chat.written.write(text.strip()) in rendered, "a template is no template twice"
+        assert chat.as_decoded(text) == text.strip()
+        rendered = chat.render(chat_messages(text, PromptSettings(), None, ()))
+        assert chat.escaping.escape(text.strip()) in rendered, "text is not rendered as a template"
 
 
-def test_markers_in_plain_text_are_broken_where_the_template_has_them() -> None:
-    """Each template's own, and no other's: what another family means by it says nothing here."""
+def test_markers_are_broken_up_only_for_the_templates_that_use_them() -> None:
+    """A marker of another family means nothing here."""
     text = "I type ### Support Agent: yes\nOutput: [INST] 5 V"
-    assert load("tinyllama").plain(text) == text.replace("Agent:", "Agent :")
-    assert load("llama2").plain(text) == text.replace("[INST]", "[INST ]")
-    assert load("phi2").plain(text) == text.replace("Output:", "Output :")
-    assert load("qwen3").plain(text) == text
-    assert load("phi2").plain("Output: 5 V") == "Output : 5 V", "behind a system line it would begin a line"
-    assert load("phi2").plain("the Output: 5 V") == "the Output: 5 V"
+    assert load("tinyllama").as_decoded(text) == text.replace("Agent:", "Agent :")
+    assert load("llama2").as_decoded(text) == text.replace("[INST]", "[INST ]")
+    assert load("phi2").as_decoded(text) == text.replace("Output:", "Output :")
+    assert load("qwen3").as_decoded(text) == text
+    assert load("phi2").as_decoded("Output: 5 V") == "Output : 5 V", "after a system message it would begin a line"
+    assert load("phi2").as_decoded("the Output: 5 V") == "the Output: 5 V"

@@ -15,7 +15,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.llm.model import load_chat
+from cs_pipeline.llm.model import load_chat_format
 from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe, load_recipe
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, train_adapter
@@ -264,7 +264,7 @@ def test_no_adapter_is_said(training: Training, lake: DataLake) -> None:
 
 
 def test_long_rows_are_dropped_and_counted(training: Training) -> None:
-    chat = load_chat(training.recipe, Path(find_base(training.recipe, training.lake).path), None)
+    chat = load_chat_format(training.recipe, Path(find_base(training.recipe, training.lake).path), None)
     whole = training_rows(training.recipe, training.lake, chat, "validation")
     lengths = sorted(map(len, whole.examples))
     limit = lengths[len(lengths) // 2]
@@ -294,7 +294,7 @@ def test_a_folder_as_base_and_a_store_that_is_away(
 ) -> None:
     """Training goes on while MLflow is away; what it measured is sent later, once."""
     from cs_pipeline.tracking import get_or_create_run
-    from cs_pipeline.train.adapter import spool_of
+    from cs_pipeline.train.adapter import metrics_spool
 
     shutil.copytree(training.lake.root / "prepare", lake.root / "prepare")
     folder = tmp_path / "models" / "our_base"
@@ -311,7 +311,7 @@ def test_a_folder_as_base_and_a_store_that_is_away(
     assert read_json(adapter.folder / "adapter_config.json")["base_model_name_or_path"] == "path"
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    spool, client = spool_of(recipe.name, adapter.fingerprint, lake), open_store(lake)
+    spool, client = metrics_spool(recipe.name, adapter.fingerprint, lake), open_store(lake)
     run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
     assert spool.replay(client, run) > 0
     assert spool.replay(client, run) == 0

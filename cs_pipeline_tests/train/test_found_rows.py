@@ -11,8 +11,8 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import IN_PROMPT, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.base import Base
-from cs_pipeline.llm.prompt import IGNORED, ChatFormat, RetrievedText, messages
-from cs_pipeline.recipe import Mixture, Recipe, Retrieve, load_recipe
+from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat, RetrievedText, chat_messages
+from cs_pipeline.recipe import MixtureSettings, Recipe, RetrievalSettings, load_recipe
 from cs_pipeline.retrieval.index import build_index, index_version
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
@@ -66,7 +66,7 @@ def lake(lake: DataLake) -> DataLake:
 
 def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     return [
-        str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]))
+        str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORE_INDEX]))
         for e in rows.examples
     ]
 
@@ -84,13 +84,13 @@ def with_length(recipe: Recipe, tokens: int) -> Recipe:
 def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
-    five = {"retrieve": Retrieve(answers=5, passages=0)}
+    five = {"retrieve": RetrievalSettings(answers=5, passages=0)}
     wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
     own = read = found_texts = 0
     unseen = [row["response"] for side in ("validation", "test") for row in of(lake, side)]
     for side in ("train", "validation"):
         rows = training_rows(wide, lake, chat, side)
-        found_texts += rows.found
+        found_texts += rows.retrieved
         for row, prompt in zip(of(lake, side), prompts(rows, chat), strict=True):
             mates = [other["response"] for other in of(lake, "train") if other["cluster_id"] == row["cluster_id"]]
             own += any(answer in prompt for answer in mates)
@@ -111,12 +111,12 @@ def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
 def test_some_rows_retell_the_known_answer_and_those_told_are_named(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
-    half = with_length(recipe.model_copy(update={"mixture": Mixture(retold=0.5)}), 4096)
+    half = with_length(recipe.model_copy(update={"mixture": MixtureSettings(retold=0.5)}), 4096)
     rows = training_rows(half, lake, chat, "train")
     known = {row["response"]: row for row in of(lake, "train")}
     retold = 0
     for row, example, prompt in zip(of(lake, "train"), rows.examples, prompts(rows, chat), strict=True):
-        answer = str(chat.tokenizer.decode([i for i in example.labels if i != IGNORED][:-1]))
+        answer = str(chat.tokenizer.decode([i for i in example.labels if i != IGNORE_INDEX][:-1]))
         if answer != row["response"]:
             assert f"Known answer: {answer}\n\n" in prompt
             assert known[answer]["cluster_id"] != row["cluster_id"]
@@ -152,8 +152,8 @@ def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat
         found = retrieve(open_index(reading, lake), reading.prompt, mode, questions, intents)
         for example, row, question, texts in zip(rows.examples, table, questions, found, strict=True):
             assert [one.kind for one in texts] == ["answer", *["passage"] * (len(texts) - 1)]
-            turns = messages(question, reading.prompt, row["predicted_intent"], (), texts)
-            assert example.prompt == chat.prompt(turns)
+            turns = chat_messages(question, reading.prompt, row["predicted_intent"], (), texts)
+            assert example.prompt == chat.encode_prompt(turns)
 
 
 def _asked(example: Any, chat: ChatFormat) -> str:
@@ -173,19 +173,19 @@ def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recip
 
 def test_what_does_not_fit_is_left_out_and_counted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     whole = training_rows(with_length(recipe, 4096), lake, chat, "train")
-    assert (whole.found_left_out, whole.too_long) == (0, 0)
-    assert whole.found > 2 * ROWS
+    assert (whole.retrieved_dropped, whole.too_long) == (0, 0)
+    assert whole.retrieved > 2 * ROWS
     lengths = sorted(map(len, whole.examples))
     tight = training_rows(with_length(recipe, lengths[ROWS // 2]), lake, chat, "train")
     assert max(map(len, tight.examples)) <= lengths[ROWS // 2]
-    assert (len(tight.examples), tight.found) == (ROWS, whole.found)
+    assert (len(tight.examples), tight.retrieved) == (ROWS, whole.retrieved)
     gone = sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(whole, chat))
     gone -= sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(tight, chat))
-    assert 0 < gone == tight.found_left_out
+    assert 0 < gone == tight.retrieved_dropped
     none = training_rows(
         recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})}), lake, chat, "train"
     )
-    assert (none.found, none.found_left_out) == (0, 0)
+    assert (none.retrieved, none.retrieved_dropped) == (0, 0)
     assert not any("Known answer" in prompt for prompt in prompts(none, chat))
 
 

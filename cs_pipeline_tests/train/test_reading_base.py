@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import IGNORED
+from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.recipe import EmbeddedBase
-from cs_pipeline.train.copying_heads import COPYING
-from cs_pipeline.train.embedded import REPEATED, _llama, _whole_examples
+from cs_pipeline.train.copying_heads import COPYING_HEADS
+from cs_pipeline.train.embedded import COPIED_SHARE, _llama, _example_batches
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 
 SPEC = EmbeddedBase(
@@ -47,11 +47,11 @@ def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokeni
     rows = {row["response"]: row for row in table.to_pylist()}
     asked = {row["instruction"]: row for row in table.to_pylist()}
     read = repeated = told = 0
-    for tokens, labels in islice(_whole_examples(tokenizer, table, SPEC), SPEC.max_steps):
+    for tokens, labels in islice(_example_batches(tokenizer, table, SPEC), SPEC.max_steps):
         assert tokens.shape == labels.shape
         assert (tokens.shape[0], tokens.shape[1] <= SPEC.block_size) == (SPEC.per_device_train_batch_size, True)
-        assert (tokens[labels == IGNORED] == tokenizer.pad_token_id).all()
-        assert (tokens[labels != IGNORED] == labels[labels != IGNORED]).all()
+        assert (tokens[labels == IGNORE_INDEX] == tokenizer.pad_token_id).all()
+        assert (tokens[labels != IGNORE_INDEX] == labels[labels != IGNORE_INDEX]).all()
         for ids in (line[line != tokenizer.pad_token_id].tolist() for line in tokens):
             assert ids[-1] == tokenizer.eos_token_id
             prompt, _, answer = tokenizer.decode(ids[:-1]).partition("<|agent|>")
@@ -66,14 +66,14 @@ def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokeni
                 assert answer in [other["response"] for other in known], "it repeats what it was told"
                 repeated += 1
     assert read > SPEC.max_steps * SPEC.per_device_train_batch_size
-    assert 0.3 * told < repeated < 0.7 * told, REPEATED
+    assert 0.3 * told < repeated < 0.7 * told, COPIED_SHARE
 
 
 def test_equal_rows_give_equal_steps_and_too_short_blocks_are_told(tokenizer: Any, table: pa.Table) -> None:
-    drawn = [[tokens.tolist() for tokens, _ in islice(_whole_examples(tokenizer, table, SPEC), 3)] for _ in range(2)]
+    drawn = [[tokens.tolist() for tokens, _ in islice(_example_batches(tokenizer, table, SPEC), 3)] for _ in range(2)]
     assert drawn[0] == drawn[1]
     with pytest.raises(PipelineError, match="fit with known answers into 16 tokens"):
-        next(_whole_examples(tokenizer, table, SPEC.model_copy(update={"block_size": 16})))
+        next(_example_batches(tokenizer, table, SPEC.model_copy(update={"block_size": 16})))
 
 
 def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
@@ -81,7 +81,7 @@ def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         first = model(input_ids=tokens, output_attentions=True).attentions[0][0]
-    for head in range(COPYING):
+    for head in range(COPYING_HEADS):
         places = torch.arange(10, tokens.shape[1])
         assert (first[head, places].argmax(-1) == places - head - 1).all()
         assert first[head, places, places - head - 1].min() > 0.8
@@ -110,5 +110,5 @@ def begun(tokenizer: Any, spec: EmbeddedBase) -> tuple[Any, torch.Tensor]:
 
 def test_what_has_no_room_for_such_heads_is_refused() -> None:
     for wrong in ({"num_hidden_layers": 1}, {"hidden_size": 48}, {"hidden_size": 80}):
-        with pytest.raises(ValidationError, match="two layers or more and a width of"):
+        with pytest.raises(ValidationError, match="num_hidden_layers: 2 or more and hidden_size"):
             EmbeddedBase.model_validate(SPEC.model_dump() | wrong)

@@ -8,10 +8,10 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import SEEN_ROW
-from cs_pipeline.llm.prompt import IGNORED, ChatFormat
-from cs_pipeline.recipe import Mixture, Recipe
+from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat
+from cs_pipeline.recipe import MixtureSettings, Recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
-from cs_pipeline.train.rows import VALIDATION_ROWS, TrainingRows, mixture, training_rows
+from cs_pipeline.train.rows import VALIDATION_ROWS, TrainingRows, sample_mixture, training_rows
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_side
 
@@ -46,12 +46,12 @@ def bitext_rows(count: int) -> list[dict[str, Any]]:
 
 
 def weighted(recipe: Recipe, weight: float, train_rows: int | None = None) -> Recipe:
-    return recipe.model_copy(update={"mixture": Mixture(company_weight=weight), "train_rows": train_rows})
+    return recipe.model_copy(update={"mixture": MixtureSettings(company_weight=weight), "train_rows": train_rows})
 
 
 def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     return [
-        str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORED]))
+        str(chat.tokenizer.decode([i for i, label in zip(e.input_ids, e.labels, strict=True) if label == IGNORE_INDEX]))
         for e in rows.examples
     ]
 
@@ -65,12 +65,12 @@ def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
 )
 def test_a_company_row_counts_as_often_as_its_weight(recipe: Recipe, weight: float, times: dict[int, int]) -> None:
     sources = ["bitext"] * 20 + ["company"] * 12 + ["bitext"] * 10
-    places = mixture(sources, weighted(recipe, weight))
+    places = sample_mixture(sources, weighted(recipe, weight))
     counted = Counter(places)
     assert places == sorted(places)
     assert Counter(counted[i] for i in range(20, 32)) == times
     assert all(counted[i] == 1 for i, source in enumerate(sources) if source == "bitext")
-    assert mixture(sources, weighted(recipe, weight)) == places
+    assert sample_mixture(sources, weighted(recipe, weight)) == places
 
 
 def test_which_company_rows_count_once_more_hangs_on_the_seed(recipe: Recipe) -> None:
@@ -78,14 +78,14 @@ def test_which_company_rows_count_once_more_hangs_on_the_seed(recipe: Recipe) ->
     drawn = set()
     for seed in range(5):
         trainer = recipe.trainer.model_copy(update={"seed": seed})
-        drawn.add(tuple(mixture(sources, weighted(recipe, 0.5).model_copy(update={"trainer": trainer}))))
+        drawn.add(tuple(sample_mixture(sources, weighted(recipe, 0.5).model_copy(update={"trainer": trainer}))))
     assert len(drawn) == 5
 
 
 def test_rows_are_drawn_from_the_mixture(recipe: Recipe) -> None:
     sources = ["bitext"] * 900 + ["company"] * 100
     for weight, share in ((0, 0), (1, 0.1), (9, 0.5)):
-        places = mixture(sources, weighted(recipe, weight, train_rows=500))
+        places = sample_mixture(sources, weighted(recipe, weight, train_rows=500))
         assert len(places) == 500
         assert sum(sources[i] == "company" for i in places) / 500 == pytest.approx(share, abs=0.06)
         assert max(Counter(i for i in places if sources[i] == "bitext").values()) == 1
@@ -93,9 +93,9 @@ def test_rows_are_drawn_from_the_mixture(recipe: Recipe) -> None:
 
 def test_without_company_rows_the_weight_changes_nothing(recipe: Recipe) -> None:
     sources = ["bitext"] * 50
-    assert mixture(sources, recipe) == list(range(50))
-    assert mixture(sources, weighted(recipe, 2.5)) == list(range(50))
-    assert mixture(sources, weighted(recipe, 2.5, 20)) == mixture(sources, weighted(recipe, 1, 20))
+    assert sample_mixture(sources, recipe) == list(range(50))
+    assert sample_mixture(sources, weighted(recipe, 2.5)) == list(range(50))
+    assert sample_mixture(sources, weighted(recipe, 2.5, 20)) == sample_mixture(sources, weighted(recipe, 1, 20))
 
 
 # The rows

@@ -1,4 +1,4 @@
-"""What a tokenizer would lose of the training text is found before the first step."""
+"""Text that a tokenizer would lose is found before the first training step."""
 
 import dataclasses
 from typing import Any
@@ -8,8 +8,8 @@ from tokenizers import normalizers
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import IGNORED, ChatFormat, Example, messages
-from cs_pipeline.recipe import Prompt, Recipe
+from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat, Example, chat_messages
+from cs_pipeline.recipe import PromptSettings, Recipe
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline.train.supervision import SupervisionCheck
 from cs_pipeline_tests.support.tiny import FAMILIES, _trained, tiny_tokenizer
@@ -36,7 +36,7 @@ def rows(lake: DataLake) -> DataLake:
     return lake
 
 
-def test_a_tokenizer_that_would_have_to_spell_too_much_is_refused(rows: DataLake, tiny: Recipe) -> None:
+def test_a_tokenizer_that_needs_too_many_code_points_is_refused(rows: DataLake, tiny: Recipe) -> None:
     with pytest.raises(PipelineError, match=r"lacks \d+\.\d% of the characters") as raised:
         training_rows(tiny, rows, losing(normalizers.Lowercase()), "train")
     assert "U+0049" in raised.value.what  # I: "I have looked"
@@ -44,56 +44,56 @@ def test_a_tokenizer_that_would_have_to_spell_too_much_is_refused(rows: DataLake
     assert "parcel" not in str(raised.value), "a customer may have written it"
 
 
-def test_a_tokenizer_that_cannot_even_spell_is_refused(rows: DataLake, tiny: Recipe) -> None:
-    with pytest.raises(PipelineError, match="does not give back 20 of 20 answers") as raised:
+def test_a_tokenizer_that_loses_text_in_spite_of_escapes_is_refused(rows: DataLake, tiny: Recipe) -> None:
+    with pytest.raises(PipelineError, match="does not reproduce 20 of 20 answers") as raised:
         training_rows(tiny, rows, losing(normalizers.Lowercase(), normalizers.Replace("\N{PRIME}", "")), "train")
     assert "U+0049" in raised.value.what
     assert "parcel" not in str(raised.value)
 
 
-def test_a_few_characters_are_spelt_and_counted(lake: DataLake, tiny: Recipe) -> None:
+def test_a_few_escaped_characters_are_counted(lake: DataLake, tiny: Recipe) -> None:
     rare = company_rows(1, response="I am glad \N{SLIGHTLY SMILING FACE}")
     write_side(lake, "train", [*rare, *company_rows(20)[1:]])
     chat = losing(normalizers.Replace("\N{SLIGHTLY SMILING FACE}", ":)"))
     found = training_rows(tiny, lake, chat, "train")
-    assert found.rewritten == 1
-    assert 0 < found.spelt < 0.001
-    assert chat.read(found.examples[0].answer[:-1]) == "I am glad \N{SLIGHTLY SMILING FACE}"
+    assert found.escaped == 1
+    assert 0 < found.escaped_share < 0.001
+    assert chat.decode(found.examples[0].answer[:-1]) == "I am glad \N{SLIGHTLY SMILING FACE}"
 
 
-def test_t5_rewrites_what_has_lines_or_placeholders(lake: DataLake, tiny: Recipe) -> None:
+def test_for_t5_rows_with_line_breaks_or_placeholders_are_escaped(lake: DataLake, tiny: Recipe) -> None:
     tokenizer = tiny_tokenizer("t5")
-    tokenizer.chat_template = Prompt(template="t5_v1").template_text()
+    tokenizer.chat_template = PromptSettings(template="t5_v1").template_text()
     write_side(lake, "train", [*company_rows(3, instruction="hello", context=None), *company_rows(5)[3:]])
     found = training_rows(tiny, lake, ChatFormat(tokenizer, "encoder-decoder"), "train")
-    assert (found.rewritten, found.spelt) == (2, 0)
+    assert (found.escaped, found.escaped_share) == (2, 0)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"prompt": []},  # nothing is asked
+        {"prompt": []},  # no question
         {"answer": []},
-        {"answer": [5, 6]},  # no stop
+        {"answer": [5, 6]},  # no stop token
         {"answer": [5, "stop", 6, "stop"]},
     ],
 )
-def test_labels_that_teach_something_else_are_refused(chat: ChatFormat, wrong: dict[str, Any]) -> None:
-    whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
-    SupervisionCheck(chat).decode("row 7", whole, ANSWER)
+def test_labels_other_than_one_whole_answer_are_refused(chat: ChatFormat, wrong: dict[str, Any]) -> None:
+    whole = chat.encode_example(chat_messages("where?", PromptSettings(), None, ()), ANSWER)
+    SupervisionCheck(chat).check_labels("row 7", whole, ANSWER)
     ids: dict[str, Any] = {
-        name: [chat.stop if id_ == "stop" else id_ for id_ in value] for name, value in wrong.items()
+        name: [chat.stop_id if id_ == "stop" else id_ for id_ in value] for name, value in wrong.items()
     }
     with pytest.raises(PipelineError, match="Row row 7: the loss would cover other tokens"):
-        SupervisionCheck(chat).decode("row 7", dataclasses.replace(whole, **ids), ANSWER)
+        SupervisionCheck(chat).check_labels("row 7", dataclasses.replace(whole, **ids), ANSWER)
 
 
-def test_labels_that_are_not_what_is_read_are_refused(chat: ChatFormat) -> None:
+def test_labels_that_differ_from_the_input_are_refused(chat: ChatFormat) -> None:
     class Shifted(Example):
         @property
         def labels(self) -> list[int]:
-            return [IGNORED, *super().labels[:-2], self.answer[-1]]
+            return [IGNORE_INDEX, *super().labels[:-2], self.answer[-1]]
 
-    whole = chat.example(messages("where?", Prompt(), None, ()), ANSWER)
+    whole = chat.encode_example(chat_messages("where?", PromptSettings(), None, ()), ANSWER)
     with pytest.raises(PipelineError, match="other tokens"):
-        SupervisionCheck(chat).decode("row 7", Shifted(whole.prompt, whole.answer, "causal"), ANSWER)
+        SupervisionCheck(chat).check_labels("row 7", Shifted(whole.prompt, whole.answer, "causal"), ANSWER)

@@ -8,9 +8,9 @@ import yaml
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.llm.prompt import ChatFormat
-from cs_pipeline.recipe import Mixture, Recipe
+from cs_pipeline.recipe import MixtureSettings, Recipe
 from cs_pipeline.train.adapter import data_versions
-from cs_pipeline.train.rows import OUT_OF_SCOPE_FILE, VALIDATION_ROWS, rows_seen, training_rows
+from cs_pipeline.train.rows import OUT_OF_SCOPE_FILE, VALIDATION_ROWS, select_rows, training_rows
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import company_rows, write_side
 
@@ -37,11 +37,11 @@ def split(lake: DataLake) -> DataLake:
 
 
 def seen(recipe: Recipe, lake: DataLake, side: str) -> list[dict[str, Any]]:
-    return rows_seen(recipe, lake, side, ["row_id", "cluster_id", "source", "instruction"]).to_pylist()
+    return select_rows(recipe, lake, side, ["row_id", "cluster_id", "source", "instruction"]).to_pylist()
 
 
 def with_mixture(recipe: Recipe, **mixture: Any) -> Recipe:
-    return recipe.model_copy(update={"mixture": Mixture(**mixture)})
+    return recipe.model_copy(update={"mixture": MixtureSettings(**mixture)})
 
 
 def test_validation_joins_the_training_without_what_the_loss_is_taken_on(recipe: Recipe, split: DataLake) -> None:
@@ -66,7 +66,7 @@ def test_our_own_questions_stand_in_it_as_often_as_the_recipe_says(recipe: Recip
     ours = [row for row in rows.seen.to_pylist() if row["source"] == OURS]
     assert len(ours) == len({row["row_id"] for row in ours}) == len(PAIRS)
     assert {row["source_file_sha256"] for row in ours} == {file_sha256(OUT_OF_SCOPE_FILE)}
-    answers = [chat.read(example.answer) for example in rows.examples]
+    answers = [chat.decode(example.answer) for example in rows.examples]
     assert all(answers.count(pair["answer"]) == 3 for pair in PAIRS)
     # Another file makes another adapter.
     assert data_versions(mine, split)[OURS] == file_sha256(OUT_OF_SCOPE_FILE)
@@ -92,9 +92,9 @@ def test_no_row_of_an_intent_held_out_is_seen(recipe: Recipe, split: DataLake) -
         write_side(split, side, of_two)
     apart = with_mixture(recipe, validation=True).model_copy(update={"held_out_intents": ("get_refund",)})
     for side in ("train", "validation"):
-        found = rows_seen(apart, split, side, ["intent", "instruction"])
+        found = select_rows(apart, split, side, ["intent", "instruction"])
         assert found.column_names == ["intent", "instruction"]
         assert set(found.column("intent").to_pylist()) == {"track_order"}
     unknown = recipe.model_copy(update={"held_out_intents": ("fly_to_the_moon",)})
     with pytest.raises(PipelineError, match="holds out intents that no train row has: fly_to_the_moon"):
-        rows_seen(unknown, split, "train", ["row_id"])
+        select_rows(unknown, split, "train", ["row_id"])

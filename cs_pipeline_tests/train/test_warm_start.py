@@ -13,7 +13,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.recipe import Mixture, Recipe, load_recipe
+from cs_pipeline.recipe import MixtureSettings, Recipe, load_recipe
 from cs_pipeline.register.version import _log_model
 from cs_pipeline.tracking import (
     CHAMPION,
@@ -51,7 +51,7 @@ def gone_on(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Go
     lines: list[str] = []
     with own_world(lake.root) as patch:
         patch.setenv("CS_RECIPES", str(RECIPES))
-        recipe = going_on(load_recipe("tiny"), mixture=Mixture(company_weight=2))
+        recipe = going_on(load_recipe("tiny"), mixture=MixtureSettings(company_weight=2))
         first = current_adapter("tiny", lake)
         add_to_side(lake, "train", company_rows(40))
         second = train_adapter(recipe, lake, lines.append)

@@ -7,7 +7,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import MANIFEST_NAME
 from cs_pipeline.llm.prompt import RetrievedText
-from cs_pipeline.recipe import Recipe, Retrieve
+from cs_pipeline.recipe import Recipe, RetrievalSettings
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.serve.models.jobs import NotReady
@@ -37,7 +37,7 @@ class LiveIndex:
                 self._loaded_stamp, self._index = stamp, self._load()
             return self._index
 
-    def look_up(self, question: str, wanted: Retrieve) -> list[RetrievedText]:
+    def look_up(self, question: str, wanted: RetrievalSettings) -> list[RetrievedText]:
         """Answers and passages for ``question``, in placeholder mode ``keep``; empty without an index."""
         index = self.index()
         if index is None:

@@ -1,4 +1,4 @@
-"""The models in memory: loaded when they are asked for, on a shared base where that goes; what is unused longest leaves."""
+"""The models in memory: loaded on demand, on a shared base where possible. The least recently used one is evicted."""
 
 import gc
 import logging
@@ -12,11 +12,10 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.llm.model import load_base, load_chat, stops_of
+from cs_pipeline.llm.model import load_base, load_chat_format, stop_ids_of
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.serve.models.engine import Engine
-from cs_pipeline.serve.models.jobs import Variant
-from cs_pipeline.serve.models.jobs import NotReady
+from cs_pipeline.serve.models.jobs import NotReady, Variant
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.tracking import get_version, open_store
@@ -24,20 +23,20 @@ from cs_pipeline.train.plan.estimate import NF4_BYTES
 
 logger = logging.getLogger(__name__)
 
-RETRY = 30
-"""Seconds after which to ask again for a model that finds no memory now, or does not load."""
+RETRY_AFTER = 30
+"""Seconds that a client should wait for a model that does not load or finds no memory."""
 
-LOADING = threading.Lock()
-"""One model at a time in a process: two would each take the memory that the other has seen free, and in transformers 5.23
-two threads that load at once leave weights of one on the meta device."""
+_LOAD_LOCK = threading.Lock()
+"""One load at a time per process: two would each count on the same free memory, and in transformers 5.23 two threads that
+load at once leave weights of one model on the meta device."""
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that may answer. ``name`` is unique and resolves to itself: "3", or "3:base" for the base of version 3.
+    """A model that can answer. ``name`` is unique: "3" for version 3, "3:base" for its base.
 
-    ``placeholders`` is how its recipe writes them; ``embedded`` whether it is the demo's very small model, whose answers are
-    no good for customers.
+    ``placeholders`` is the placeholder mode of its recipe. ``embedded`` marks the demo's very small model, whose answers are
+    not fit for customers.
     """
 
     name: str
@@ -48,14 +47,16 @@ class ServedModel:
     embedded: bool
 
 
-Weights = tuple[str, ...]
-"""What stands for the weights of an engine: those whose parts are equal are loaded once."""
+WeightsKey = tuple[str, ...]
+"""Identifies the weights of an engine. Models with equal keys share one engine."""
 
 
 class LoadedModel:
-    """A version in memory; ``users`` are the answers that it is giving, and the alias that holds it."""
+    """A version in memory. ``users`` counts its running answers and the alias that holds it."""
 
-    def __init__(self, served: ServedModel, recipe: Recipe, weights: Weights, engine: Engine, variant: Variant) -> None:
+    def __init__(
+        self, served: ServedModel, recipe: Recipe, weights: WeightsKey, engine: Engine, variant: Variant
+    ) -> None:
         self.served = served
         self.recipe = recipe
         self.weights = weights
@@ -63,32 +64,32 @@ class LoadedModel:
         self.variant = variant
         self.classifier: TextClassifier | None = None
         self.users = 0
-        self.used = time.monotonic()
+        self.last_used = time.monotonic()
 
 
 class ModelPool:
-    """All models in memory, at most ``limit`` bytes of weights. Thread-safe."""
+    """All models in memory, with at most ``limit`` bytes of weights. Thread-safe."""
 
     def __init__(self, lake: DataLake, limit: int) -> None:
-        # Not first in the thread that loads: text/personal.py hides them while another thread loads presidio.
+        # Imported before any loading thread starts: text/personal.py hides them while another thread loads presidio.
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
         self._lake = lake
         self._limit = limit
         self._loaded: dict[str, LoadedModel] = {}
-        self._engines: dict[Weights, Engine] = {}
+        self._engines: dict[WeightsKey, Engine] = {}
         self._folders: dict[int, Path] = {}
         self._lock = threading.Lock()
 
     def hold(self, served: ServedModel) -> LoadedModel:
-        """The model, loaded if it must be; it stays until ``release``.
+        """Returns the model, loading it if needed. It stays in memory until ``release``.
 
-        Raises NotReady where there is no memory for it now, or it does not load.
+        Raises NotReady when it does not load or there is no memory for it now.
         """
         found = self._held(served.name)
         if found is None:
-            with LOADING:
+            with _LOAD_LOCK:
                 found = self._held(served.name) or self._load(served)
         return found
 
@@ -96,22 +97,22 @@ class ModelPool:
         """Undoes one ``hold``."""
         with self._lock:
             loaded.users -= 1
-            loaded.used = time.monotonic()
+            loaded.last_used = time.monotonic()
 
-    def figures(self) -> dict[str, dict[str, int]]:
-        """By name, what is in memory: how many ``users`` it has, and the ``bytes`` of the weights it shares or has."""
+    def usage(self) -> dict[str, dict[str, int]]:
+        """The models in memory by name: their ``users``, and the ``bytes`` of their weights, shared ones included."""
         with self._lock:
             return {name: {"users": m.users, "bytes": m.engine.bytes} for name, m in self._loaded.items()}
 
     @property
     def bytes(self) -> int:
-        """What all weights take."""
+        """Memory of all weights."""
         with self._lock:
             return sum(engine.bytes for engine in self._engines.values())
 
     def close(self) -> None:
-        """Unloads everything, after what waits is answered."""
-        with LOADING:
+        """Answers what is queued, then unloads everything."""
+        with _LOAD_LOCK:
             for name in list(self._loaded):
                 self._unload(name)
 
@@ -120,20 +121,20 @@ class ModelPool:
             found = self._loaded.get(name)
             if found is not None:
                 found.users += 1
-                found.used = time.monotonic()
+                found.last_used = time.monotonic()
             return found
 
     def _load(self, served: ServedModel) -> LoadedModel:
         try:
-            return self._loaded_now(served)
+            return self._load_files(served)
         except NotReady:
             raise
         except Exception as error:
             logger.exception("model %s does not load", served.name)
             why = error.what if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-            raise NotReady(f"Model {served.name} does not load: {why}", "See the server's log.", RETRY) from error
+            raise NotReady(f"Model {served.name} does not load: {why}", "See the server's log.", RETRY_AFTER) from error
 
-    def _loaded_now(self, served: ServedModel) -> LoadedModel:
+    def _load_files(self, served: ServedModel) -> LoadedModel:
         started = time.monotonic()
         folder = self._folder(served.version)
         adapter = folder / "adapter"
@@ -143,24 +144,25 @@ class ModelPool:
         shared = served.base or recipe.lora is not None
         weights = (manifest["base"]["sha256"], recipe.quantization) if shared else (manifest["fingerprint"],)
         name = None if served.base or not shared else f"v{served.version}"
-        beside = 0 if name is None else _expected(adapter, "none")
+        adapter_bytes = 0 if name is None else _expected_bytes(adapter, "none")
         if weights in self._engines:
-            self._make_room(beside)
-        fresh = weights not in self._engines  # which may be so because room was needed
-        if fresh:
-            whole = base if shared else adapter
-            self._make_room(_expected(whole, recipe.quantization) + beside)
-            self._engines[weights] = Engine(_weights(whole, recipe.quantization))
+            self._make_room(adapter_bytes)
+        new_engine = weights not in self._engines  # checked after making room, which may have evicted it
+        if new_engine:
+            source = base if shared else adapter
+            self._make_room(_expected_bytes(source, recipe.quantization) + adapter_bytes)
+            self._engines[weights] = Engine(_load_weights(source, recipe.quantization))
         engine = self._engines[weights]
         try:
-            chat = load_chat(recipe, base, None if served.base else adapter)
+            chat = load_chat_format(recipe, base, None if served.base else adapter)
             if name is not None:
                 engine.attach(str(adapter), name)
-            stops = frozenset(chat.stops | stops_of(engine.model))
-            loaded = LoadedModel(served, recipe, weights, engine, Variant(chat, stops, name, recipe.generation.per_device_eval_batch_size))
+            stops = frozenset(chat.stop_ids | stop_ids_of(engine.model))
+            variant = Variant(chat, stops, name, recipe.generation.per_device_eval_batch_size)
+            loaded = LoadedModel(served, recipe, weights, engine, variant)
             loaded.classifier = self._classifier(recipe, adapter)
         except BaseException:
-            if fresh:
+            if new_engine:
                 self._engines.pop(weights).close()
             raise
         loaded.users = 1
@@ -171,36 +173,37 @@ class ModelPool:
         return loaded
 
     def _folder(self, version: int) -> Path:
-        """The version's files; a store that is not on this disk is asked for them once."""
+        """The version's files, downloaded once if the store is remote."""
         if version not in self._folders or not self._folders[version].exists():
             self._folders[version] = get_version(open_store(self._lake), version).folder
         return self._folders[version]
 
     def _classifier(self, recipe: Recipe, adapter: Path) -> TextClassifier | None:
-        """The version's own, else the lake's, else none."""
+        """The version's own intent classifier if its recipe routes by it, else the lake's, else None."""
         own, lakes = adapter / "intent_classifier", self._lake.path("prepare", "intent_classifier")
         if recipe.prompt.route == "intent":
             return TextClassifier.load(own)
         return TextClassifier.load(lakes) if lakes.exists() else None
 
     def _make_room(self, needed: int) -> None:
-        """Unloads what was not used for longest, until ``needed`` bytes fit. Raises NotReady where they do not."""
+        """Evicts the least recently used models until ``needed`` bytes fit. Raises NotReady when they cannot."""
         while self.bytes + needed > self._limit:
             with self._lock:
                 idle = [name for name, loaded in self._loaded.items() if not loaded.users]
-                oldest = min(idle, key=lambda name: self._loaded[name].used, default=None)
+                oldest = min(idle, key=lambda name: self._loaded[name].last_used, default=None)
             if oldest is None:
                 raise NotReady(
-                    f"The model takes {needed / 1e9:.2f} GB; {self.bytes / 1e9:.2f} of {self._limit / 1e9:.2f} are in use.",
-                    "DeskRequest again when others are answered, or give the server more (CS_SERVE_MEMORY_GB).",
-                    RETRY,
+                    f"The model takes {needed / 1e9:.2f} GB, and {self.bytes / 1e9:.2f} of {self._limit / 1e9:.2f} GB "
+                    "are in use.",
+                    "Try again when other answers are done, or give the server more memory (CS_SERVE_MEMORY_GB).",
+                    RETRY_AFTER,
                 )
             self._unload(oldest, only_idle=True)
 
     def _unload(self, name: str, *, only_idle: bool = False) -> None:
         with self._lock:
             if only_idle and self._loaded[name].users:
-                return  # somebody has asked meanwhile
+                return  # a question has arrived in the meantime
             loaded = self._loaded.pop(name)
             alone = all(other.weights != loaded.weights for other in self._loaded.values())
             if alone:
@@ -211,11 +214,11 @@ class ModelPool:
             loaded.engine.detach(loaded.variant.adapter)
         logger.info("model %s unloaded", name)
         del loaded
-        _give_back()
+        _free_memory()
 
 
-def _weights(folder: Path, quantization: str) -> Any:
-    """The model in ``folder`` as it answers: NF4 is unpacked on a CPU, as in ``SupportModel``."""
+def _load_weights(folder: Path, quantization: str) -> Any:
+    """The model in ``folder``, ready to answer. On a CPU, NF4 is dequantized, as in ``SupportModel``."""
     import torch
 
     model = load_base(folder, quantization)
@@ -224,23 +227,23 @@ def _weights(folder: Path, quantization: str) -> Any:
     return model.eval()
 
 
-def _expected(folder: Path, quantization: str) -> int:
-    """Bytes that the weights in ``folder`` will take, by the shapes in their files."""
+def _expected_bytes(folder: Path, quantization: str) -> int:
+    """Bytes of memory that the weights in ``folder`` will take, by the shapes in their files."""
     import math
 
     import torch
     from safetensors import safe_open
 
-    each = 4.0 if not torch.cuda.is_available() else NF4_BYTES if quantization == "nf4" else 2.0
+    bytes_each = 4.0 if not torch.cuda.is_available() else NF4_BYTES if quantization == "nf4" else 2.0
     numbers = 0
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="np") as file:
             numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return int(numbers * each)
+    return int(numbers * bytes_each)
 
 
 def memory_limit(gigabytes: float | None) -> int:
-    """``gigabytes`` in bytes; without them half of this machine's memory, or four fifths of its GPU's."""
+    """``gigabytes`` in bytes; by default half of the machine's memory, or four fifths of the GPU's."""
     import psutil
     import torch
 
@@ -251,7 +254,7 @@ def memory_limit(gigabytes: float | None) -> int:
     return int(psutil.virtual_memory().total * 0.5)
 
 
-def _give_back() -> None:
+def _free_memory() -> None:
     import torch
 
     gc.collect()

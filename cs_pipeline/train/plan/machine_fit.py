@@ -1,4 +1,4 @@
-"""Whether a recipe fits a machine: disk, memory, time and licence, before anything is fetched or trained."""
+"""Checks whether a recipe fits a machine (licence, disk, memory, time) before anything is downloaded or trained."""
 
 import os
 import shutil
@@ -8,35 +8,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cs_pipeline.core.errors import Finding, PipelineError
+from cs_pipeline.core.errors import Finding, PipelineError, Status
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.hub import SPARE, cache_folder, cached
+from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder, cached_base
 from cs_pipeline.recipe import HubBase, Recipe
-from cs_pipeline.train.plan.estimate import Estimate, estimate, shape_of, to_fetch
+from cs_pipeline.train.plan.estimate import TrainingEstimate, config_of, download_bytes, estimate
 
-ERROR = 0.15
-"""Relative error of the estimated memory. Against the peak of real steps on a CPU (Llama and phi, 12 layers of width 512,
-five settings) it was off by -11 % to +6 %; on a GPU it has not been compared."""
-OVERHEAD = {"cpu": 1_200_000_000, "cuda": 1_000_000_000}
-"""Bytes of the libraries in a training process (measured on a CPU), of a CUDA context and its libraries (assumed)."""
-TOKENS_A_ROW = 170
-"""Question and answer have 136 to 151 tokens on average over the Bitext rows, by the tokenizers of eight families; the
+_MEMORY_ERROR = 0.15
+"""Relative error of the memory estimate. Compared with the peak of real steps on a CPU (Llama and phi, 12 layers of width
+512, five settings) it was off by -11 % to +6 %; it has not been compared on a GPU."""
+_PROCESS_BYTES = {"cpu": 1_200_000_000, "cuda": 1_000_000_000}
+"""Memory of the libraries in a training process (measured on a CPU), and of a CUDA context with its libraries (assumed)."""
+_TOKENS_PER_ROW = 170
+"""Question and answer have 136 to 151 tokens on average over the Bitext rows, with the tokenizers of eight families; the
 rest is a template."""
-TOKENS_FOUND = 150
-"""What a found text adds: about an answer's tokens, and a passage of at most 600 characters has no more."""
+_TOKENS_PER_RETRIEVED_TEXT = 150
+"""About the tokens of an answer; a passage of at most 600 characters has no more."""
 BITEXT_ROWS = 24_185
-"""Training rows of the whole Bitext file, nine in ten of 26,872, where the lake has no split to count."""
-REACHED = 0.4
-"""Share of a bare matrix product's rate that a training reaches: assumed, so hours are good to a factor of two or three;
-small models reach less."""
-LONGEST = 48.0
+"""Training rows of the whole Bitext file, nine in ten of 26,872; used if the lake has no split to count."""
+_UTILIZATION = 0.4
+"""The share of a plain matrix product's rate that a training reaches. Assumed, so hours are good to a factor of two or
+three; small models reach less."""
+MAX_RUN_HOURS = 48.0
 """Hours after which dagster.yaml ends a run (run_monitoring)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training would run: bytes of ``memory`` that it may take, of the numbers it computes in (``compute``), of
-    ``disk`` that are free where the hub's cache lies; ``rate`` in operations a second."""
+    """Where a training would run. ``memory`` is available bytes, ``compute`` the bytes per number, ``disk`` the free bytes
+    of the hub's cache, and ``rate`` operations per second."""
 
     name: str
     kind: str
@@ -47,22 +47,22 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """This machine's GPU, or its processor; its rate is measured for a fraction of a second."""
+    """This machine's GPU, or its CPU. Measuring its rate takes a fraction of a second."""
     import torch
 
-    from cs_pipeline.llm.model import compute_type
+    from cs_pipeline.llm.model import compute_dtype
 
-    place = cache_folder()
-    disk = shutil.disk_usage(next(path for path in (place, *place.parents) if path.exists())).free
-    compute = compute_type()
+    cache = cache_folder()
+    disk = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    compute = compute_dtype()
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         return Machine(gpu.name, "cuda", gpu.total_memory, compute.itemsize, disk, _rate("cuda", 4096))
-    return Machine("this processor", "cpu", memory_available(), compute.itemsize, disk, _rate("cpu", 1024))
+    return Machine("this CPU", "cpu", memory_available(), compute.itemsize, disk, _rate("cpu", 1024))
 
 
 def memory_available() -> float:
-    """Bytes that a new process may take: of the machine, and of this container's share where it is one."""
+    """Bytes that a new process can use, within the limit of this container if there is one."""
     import psutil
 
     limit = Path("/sys/fs/cgroup/memory.max")
@@ -72,21 +72,21 @@ def memory_available() -> float:
 
 
 def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:
-    """What a training by ``recipe`` would need of ``machine``; nothing is fetched for it.
+    """What a training of ``recipe`` would need on ``machine``. Downloads nothing.
 
-    A base whose shape is not known before its config.json is fetched gives a note instead of figures.
+    If the base's config.json is not known without a download, a note replaces the figures.
     """
     findings = [_licence(recipe), _download(recipe, machine)]
-    shape = shape_of(recipe.base)
-    if shape is None:
-        what = "The shape of this base is not known here before it is fetched"
+    config = config_of(recipe.base)
+    if config is None:
+        what = "The size of this base is not known before it is downloaded"
         return [*findings, Finding("memory", "note", what, "It is estimated after the download, before the training.")]
-    found = estimate(recipe, shape, machine.compute)
-    return [*findings, _memory(recipe, shape, found, machine), _time(recipe, lake, found, machine)]
+    needs = estimate(recipe, config, machine.compute)
+    return [*findings, _memory(recipe, config, needs, machine), _time(recipe, lake, needs, machine)]
 
 
-def refuse(findings: list[Finding]) -> None:
-    """Raises PipelineError with all that is a problem among ``findings``."""
+def raise_on_problems(findings: list[Finding]) -> None:
+    """Raises PipelineError with all problems among ``findings``."""
     problems = [finding for finding in findings if finding.status == "problem"]
     if problems:
         raise PipelineError(
@@ -95,75 +95,78 @@ def refuse(findings: list[Finding]) -> None:
         )
 
 
-def needed(found: Estimate, machine: Machine) -> float:
-    """Bytes of memory at the peak, the libraries' own included."""
-    return found.memory.total + OVERHEAD[machine.kind]
+def required_memory(needs: TrainingEstimate, machine: Machine) -> float:
+    """Bytes of memory at the peak, including the libraries."""
+    return needs.memory.total + _PROCESS_BYTES[machine.kind]
 
 
-def hours(recipe: Recipe, rows: int, found: Estimate, rate: float) -> float:
+def training_hours(recipe: Recipe, rows: int, needs: TrainingEstimate, rate: float) -> float:
     """Hours of training on ``rows`` rows."""
     trainer = recipe.trainer
     if trainer.max_steps is not None:
-        seen = float(trainer.max_steps * trainer.per_device_train_batch_size * trainer.gradient_accumulation_steps)
+        seen = float(trainer.max_steps * trainer.rows_per_step)
     else:
         seen = min(rows, recipe.train_rows or rows) * float(trainer.num_train_epochs or 0)
-    wanted = recipe.prompt.retrieve
-    tokens = TOKENS_A_ROW + (0 if wanted is None else TOKENS_FOUND * (wanted.answers + wanted.passages))
-    return seen * min(tokens, trainer.max_length) * found.operations / (rate * REACHED) / 3600
+    retrieve = recipe.prompt.retrieve
+    tokens = _TOKENS_PER_ROW + (
+        0 if retrieve is None else _TOKENS_PER_RETRIEVED_TEXT * (retrieve.answers + retrieve.passages)
+    )
+    return seen * min(tokens, trainer.max_length) * needs.operations / (rate * _UTILIZATION) / 3600
 
 
 def _licence(recipe: Recipe) -> Finding:
     base = recipe.base
     if not isinstance(base, HubBase):
-        return Finding("base", "ok", "it is not the hub's: its licence is yours to know")
+        return Finding("base", "ok", "it is not from the hub, so its licence is not known here")
     what = f"{base.repo}, licence {base.licence}"
-    if not base.gated or cached(base) is not None:
-        return Finding("base", "ok", f"{what}, {'gated, and here already' if base.gated else 'open to everybody'}")
+    if not base.gated or cached_base(base) is not None:
+        return Finding("base", "ok", f"{what}, {'gated, but already downloaded' if base.gated else 'not gated'}")
     if os.environ.get("HF_TOKEN"):
         return Finding(
-            "base", "ok", f"{what}, gated; HF_TOKEN is set, and must be of an account that accepted the licence"
+            "base", "ok", f"{what}, gated; HF_TOKEN is set and must belong to an account that accepted the licence"
         )
     fix = f"Accept the licence at https://huggingface.co/{base.repo}, then set HF_TOKEN to a token of that account."
     return Finding("base", "problem", f"{what}, gated, and HF_TOKEN is not set", fix)
 
 
 def _download(recipe: Recipe, machine: Machine) -> Finding:
-    size = to_fetch(recipe.base)
+    size = download_bytes(recipe.base)
     if size is None:
-        return Finding("download", "note", "its size is not known before the hub is asked", "Look at the model's page.")
+        return Finding("download", "note", "its size is not known without asking the hub", "Look at the model's page.")
     if size == 0:
-        return Finding("download", "ok", "nothing: the base is here or made here")
+        return Finding("download", "ok", "nothing: the base is on this machine or trained here")
     what = f"{size / 1e9:,.1f} GB into {cache_folder()}, where {machine.disk / 1e9:,.1f} GB are free"
-    if size + SPARE > machine.disk:
-        return Finding("download", "problem", what, "Free the disk, or set HF_HOME to a folder on a larger one.")
+    if size + SPARE_BYTES > machine.disk:
+        return Finding("download", "problem", what, "Free disk space, or set HF_HOME to a folder on a larger disk.")
     return Finding("download", "ok", what)
 
 
-def _memory(recipe: Recipe, shape: dict[str, Any], found: Estimate, machine: Machine) -> Finding:
-    takes, has = needed(found, machine), machine.memory
-    parts = found.memory
+def _memory(recipe: Recipe, config: dict[str, Any], needs: TrainingEstimate, machine: Machine) -> Finding:
+    required, available = required_memory(needs, machine), machine.memory
+    parts = needs.memory
     what = (
-        f"about {takes / 1e9:.1f} GB at the peak (base {parts.weights / 1e9:.1f}, trained {parts.trained / 1e9:.1f}, "
-        f"activations {parts.activations / 1e9:.1f}, logits {parts.logits / 1e9:.1f}) of {has / 1e9:.1f} on {machine.name}"
+        f"about {required / 1e9:.1f} GB at the peak (base {parts.weights / 1e9:.1f}, trained {parts.trained / 1e9:.1f}, "
+        f"activations {parts.activations / 1e9:.1f}, logits {parts.logits / 1e9:.1f}) of {available / 1e9:.1f} on "
+        f"{machine.name}"
     )
-    if takes * (1 + ERROR) <= has:
+    if required * (1 + _MEMORY_ERROR) <= available:
         return Finding("memory", "ok", what)
-    smaller = _smaller(recipe, shape, machine)
-    return Finding("memory", "note" if takes * (1 - ERROR) <= has else "problem", what, smaller)
+    status: Status = "note" if required * (1 - _MEMORY_ERROR) <= available else "problem"
+    return Finding("memory", status, what, _smaller(recipe, config, machine))
 
 
-def _smaller(recipe: Recipe, shape: dict[str, Any], machine: Machine) -> str:
-    """The fewest changes, in the order of what they cost, after which the recipe fits with room to spare."""
-    said: dict[str, str] = {}
+def _smaller(recipe: Recipe, config: dict[str, Any], machine: Machine) -> str:
+    """The fewest changes, cheapest first, that make the recipe fit with a margin."""
+    changes: dict[str, str] = {}
     for keys, changed in _changes(recipe):
-        said |= keys
-        if needed(estimate(changed, shape, machine.compute), machine) * (1 + ERROR) <= machine.memory:
-            return f"Put into the recipe: {', '.join(f'{key}: {value}' for key, value in said.items())}."
-    return "No setting makes it fit: take a recipe with a smaller base, or a machine with more memory."
+        changes |= keys
+        if required_memory(estimate(changed, config, machine.compute), machine) * (1 + _MEMORY_ERROR) <= machine.memory:
+            return f"Set in the recipe: {', '.join(f'{key}: {value}' for key, value in changes.items())}."
+    return "No setting makes it fit: use a recipe with a smaller base, or a machine with more memory."
 
 
 def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
-    """Ever smaller recipes, each with the keys that were changed last."""
+    """Smaller and smaller recipes, each with the keys that were changed last."""
 
     def trainer(**values: Any) -> Recipe:
         return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=values)})
@@ -190,17 +193,17 @@ def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
         yield {"quantization": "nf4"}, recipe
 
 
-def _time(recipe: Recipe, lake: DataLake, found: Estimate, machine: Machine) -> Finding:
-    takes = hours(recipe, _rows(lake), found, machine.rate)
-    shown = f"{takes * 60:,.0f} minutes" if takes < 2 else f"{takes:,.0f} hours"
+def _time(recipe: Recipe, lake: DataLake, needs: TrainingEstimate, machine: Machine) -> Finding:
+    hours = training_hours(recipe, _rows(lake), needs, machine.rate)
+    shown = f"{hours * 60:,.0f} minutes" if hours < 2 else f"{hours:,.0f} hours"
     what = (
-        f"about {shown} of training, good to a factor of two or three: {found.operations / 1e9:,.1f} billion operations "
-        f"a token at {REACHED:.0%} of the {machine.rate / 1e12:,.2f} TFLOP/s of a matrix product here"
+        f"about {shown} of training, good to a factor of two or three: {needs.operations / 1e9:,.1f} billion operations "
+        f"per token at {_UTILIZATION:.0%} of the {machine.rate / 1e12:,.2f} TFLOP/s of a matrix product here"
     )
-    if takes <= LONGEST:
+    if hours <= MAX_RUN_HOURS:
         return Finding("time", "ok", what)
-    fix = f"Dagster ends a run after {LONGEST:.0f} hours: a faster machine, a smaller base, fewer epochs or train_rows."
-    return Finding("time", "problem" if takes > 3 * LONGEST else "note", what, fix)
+    fix = f"Dagster ends a run after {MAX_RUN_HOURS:.0f} hours: use a faster machine, a smaller base, or fewer epochs."
+    return Finding("time", "problem" if hours > 3 * MAX_RUN_HOURS else "note", what, fix)
 
 
 def _rows(lake: DataLake) -> int:
@@ -213,12 +216,12 @@ def _rows(lake: DataLake) -> int:
 
 
 def _rate(device: str, size: int) -> float:
-    """Operations a second of a square matrix product, the best of several."""
+    """Operations per second of a square matrix product, the best of several."""
     import torch
 
-    from cs_pipeline.llm.model import compute_type
+    from cs_pipeline.llm.model import compute_dtype
 
-    matrix = torch.randn(size, size, device=device, dtype=compute_type())
+    matrix = torch.randn(size, size, device=device, dtype=compute_dtype())
     best, end = float("inf"), time.monotonic() + 0.3
     while time.monotonic() < end:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
-"""Which rows go into which step: grouped by length, the same ones whatever the number of processes, and repeatable.
+"""Decides which rows go into which step: grouped by length, reproducible, and independent of the number of processes.
 
-Transformers' own sampler draws from torch's global generator, so a resumed training, or another process of the same
-training, would go on in another order; and where processes share an epoch's last step, it repeats rows to fill it.
+The sampler of transformers draws from torch's global generator, so a resumed training or another process would continue in
+another order. It also repeats rows to fill the last step of an epoch when several processes share it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cs_pipeline.llm.prompt import IGNORED, Example
+from cs_pipeline.llm.prompt import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
-POOL = 50
-"""Steps whose rows are drawn together and then ordered by length; fewer where an epoch would have less than four pools."""
+_POOL_STEPS = 50
+"""Steps whose rows are drawn together and then sorted by length; fewer if an epoch would have less than four pools."""
 
 
 class Batches:
-    """One process's micro-batches of an epoch, as places in ``lengths`` (tokens a row): a batch sampler.
+    """A batch sampler: one process's micro-batches of an epoch, as indices of ``lengths`` (tokens per row).
 
-    The rows of a step, ``rows`` of them over all processes (an epoch's last step may have fewer), depend on lengths, seed
-    and epoch alone. They are dealt in runs of like length to ``processes``, each in micro-batches of at most ``micro``
-    rows. A micro-batch for which no row is left has the place ``len(lengths)``, where ``loader`` has one that teaches
-    nothing.
+    The ``rows`` of a step over all processes depend only on lengths, seed and epoch; the last step of an epoch may have
+    fewer. Each of ``processes`` gets rows of similar length, in micro-batches of at most ``micro`` rows. A micro-batch for
+    which no row is left has the index ``len(lengths)``, for which ``data_loader`` has a row without labels.
     """
 
     def __init__(self, lengths: Sequence[int], rows: int, micro: int, seed: int, rank: int, processes: int) -> None:
@@ -38,22 +37,22 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._lengths), self._rows)
-        return whole * self._turns(self._rows) + self._turns(rest)
+        return whole * self._micro_batches(self._rows) + self._micro_batches(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
-            parts = np.array_split(step, self._turns(len(step)) * self._processes)
+            parts = np.array_split(step, self._micro_batches(len(step)) * self._processes)
             for part in parts[self._rank :: self._processes]:
                 yield part.tolist() or [len(self._lengths)]
 
     def steps(self) -> list[np.ndarray]:
-        """The rows of each step of the epoch, the longest of them first.
+        """The rows of each step of the epoch, longest first.
 
-        The step with the longest row of all comes first, so that memory that does not suffice is noticed at once.
+        The step with the longest row comes first, so that a lack of memory shows at once.
         """
         random = np.random.default_rng((self._seed, self._epoch))
         rows = random.permutation(len(self._lengths))
-        pool = self._rows * max(1, min(len(rows) // (self._rows * 4), POOL))
+        pool = self._rows * max(1, min(len(rows) // (self._rows * 4), _POOL_STEPS))
         grouped = np.concatenate([_longest_first(rows[i : i + pool], self._lengths) for i in range(0, len(rows), pool)])
         steps = [grouped[i : i + self._rows] for i in range(0, len(grouped), self._rows)]
         whole, rest = steps[: len(rows) // self._rows], steps[len(rows) // self._rows :]
@@ -61,15 +60,15 @@ class Batches:
         longest = max(range(len(whole)), key=lambda i: self._lengths[whole[i][0]], default=0)
         return whole[longest : longest + 1] + whole[:longest] + whole[longest + 1 :] + rest
 
-    def _turns(self, rows: int) -> int:
-        """Micro-batches that each process has of a step of ``rows`` rows."""
+    def _micro_batches(self, rows: int) -> int:
+        """Micro-batches per process in a step of ``rows`` rows."""
         return -(-rows // (self._micro * self._processes))
 
 
-def loader(
+def data_loader(
     examples: Sequence[Example], batches: Batches, collate: Callable[[list[dict[str, Any]]], Any]
 ) -> "DataLoader":
-    """The ``examples`` in the order of ``batches``, for a Trainer, which tells it the epoch."""
+    """The ``examples`` in the order of ``batches``. The Trainer sets its epoch."""
     import torch
     from torch.utils.data import DataLoader
 
@@ -78,7 +77,7 @@ def loader(
             batches.set_epoch(epoch)
 
     rows: Any = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
-    rows.append({"input_ids": examples[0].input_ids[:1], "labels": [IGNORED]})
+    rows.append({"input_ids": examples[0].input_ids[:1], "labels": [IGNORE_INDEX]})
     return Loader(rows, batch_sampler=batches, collate_fn=collate, pin_memory=torch.cuda.is_available())
 
 

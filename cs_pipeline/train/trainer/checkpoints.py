@@ -1,4 +1,4 @@
-"""The checkpoints of an unfinished training: each complete or absent, the newest complete one found again."""
+"""Checkpoints of an unfinished training on disk: written atomically, verified when read, as safetensors and JSON."""
 
 import json
 import os
@@ -17,13 +17,15 @@ from cs_pipeline.core.lake import atomic_folder, locked
 from cs_pipeline.core.manifest import read_manifest, write_manifest
 
 _KEPT = 2
-"""Newest checkpoints that are kept: the last, and the one before it in case that the disk damages the last."""
+"""Checkpoints to keep: the newest, and the one before it in case the newest gets damaged."""
+
+_LOCK = ".lock"
 
 
 class Checkpoints:
-    """Folders ``step-00000120`` below ``folder``, which this process alone writes.
+    """Folders such as ``step-00000120`` in ``folder``, which only this process writes.
 
-    ``report`` gets a line for each checkpoint that is set aside.
+    ``report`` gets a line for each checkpoint that is set aside as broken.
     """
 
     def __init__(self, folder: Path, report: Callable[[str], None]) -> None:
@@ -31,18 +33,17 @@ class Checkpoints:
         self._report = report
 
     def at(self, step: int) -> Path:
-        """Where the checkpoint of ``step`` lies or will lie."""
+        """The folder, existing or not, of the checkpoint of ``step``."""
         return self.folder / f"step-{step:08}"
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is complete, and that of its best step with it; None where there is none.
+        """The step of the newest checkpoint that is complete along with that of its best step; None if there is none.
 
-        Every file is compared with its hash. A checkpoint that fails is set aside as ``broken-…``, and the one before it is
-        tried.
+        Every file is compared with its hash. A broken checkpoint is renamed to ``broken-…``, and the one before it is tried.
         """
-        for leftover in self.folder.glob(".step-*"):  # of a process that was killed while it wrote
+        for leftover in self.folder.glob(".step-*"):  # left by a process that was killed while writing
             shutil.rmtree(leftover)
-        for path in reversed(self._all()):
+        for path in reversed(self._oldest_first()):
             manifest = self._manifest(path)
             best = None if manifest is None else self.at(manifest["best"] or manifest["step"])
             if best is not None and (best == path or self._manifest(best) is not None):
@@ -51,37 +52,36 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, step: int, best: int | None) -> Iterator[Path]:
-        """A folder for the files of the checkpoint of ``step``, which is there, whole and synced, when the block ends well.
+        """A folder for the files of the checkpoint of ``step``, which exists, complete and synced, after the block.
 
-        ``best`` is the step of the lowest validation loss so far. Checkpoints that are neither among the last two nor that
-        of ``best`` go afterwards. Raises PipelineError when it cannot be written; those that are there stay.
+        ``best`` is the step of the lowest validation loss so far. Afterwards only the last two checkpoints and that of
+        ``best`` are kept. Raises PipelineError if it cannot be written; existing checkpoints are kept.
         """
         try:
             with atomic_folder(self.at(step)) as temporary:
                 yield temporary
                 write_manifest(temporary, {"step": step, "best": best})
         except (OSError, SafetensorError, PipelineError) as error:
-            before = self._all()
-            kept = f"that of step {_step(before[-1]):,} is kept" if before else "there is none from before"
+            before = self._oldest_first()
+            kept = f"that of step {_step(before[-1]):,} is kept" if before else "there is no earlier one"
             raise PipelineError(
                 f"The checkpoint of step {step:,} cannot be written to {self.folder}: {error.__cause__ or error}; {kept}.",
-                "Free the disk, or point CS_LAKE at a larger one, and start the same training again: it goes on from there.",
+                "Free disk space, or point CS_LAKE at a larger disk, and start the same training again: it resumes.",
             ) from error
-        for path in self._all()[:-_KEPT]:
+        for path in self._oldest_first()[:-_KEPT]:
             if _step(path) != best:
                 shutil.rmtree(path)
 
     def discard(self) -> None:
-        """Removes them all."""
-        for path in self._all():
+        """Deletes all checkpoints."""
+        for path in self._oldest_first():
             shutil.rmtree(path)
 
-    def _all(self) -> list[Path]:
-        """Oldest first."""
+    def _oldest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))
 
     def _manifest(self, path: Path) -> dict[str, Any] | None:
-        """The manifest of a checkpoint that is there and whole; one that is there and is not is set aside."""
+        """The manifest of a complete checkpoint. A broken one is set aside."""
         if not path.exists():
             return None
         try:
@@ -90,7 +90,7 @@ class Checkpoints:
             aside = path.with_name(f"broken-{_step(path):08}")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
-            self._report(f"A checkpoint is not what was written and is set aside as {aside.name}: {error.what}")
+            self._report(f"A checkpoint is broken and was set aside as {aside.name}: {error.what}")
             return None
 
 
@@ -100,10 +100,10 @@ def _step(path: Path) -> int:
 
 @contextmanager
 def working_folder(folder: Path) -> Iterator[Path]:
-    """``folder``, where a training keeps what it needs to go on, for this process alone.
+    """Locks ``folder``, in which a training keeps what it needs to resume, for this process.
 
-    It stays if there is anything in it; ``remove_working_folder`` removes it when the training is finished. Raises
-    PipelineError while another process trains the same.
+    An empty folder is removed afterwards; otherwise ``remove_working_folder`` removes it when the training is finished.
+    Raises PipelineError while another process trains the same adapter.
     """
     with locked(folder / _LOCK, wait=False) as held:
         if not held:
@@ -119,56 +119,53 @@ def working_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_working_folder(folder: Path) -> None:
-    """Removes what a finished training kept to go on, unless another process has begun it anew."""
+    """Removes the working folder of a finished training, unless another process has restarted that training."""
     if not folder.exists():
         return
     with locked(folder / _LOCK, wait=False) as held:
         if not held:
             return
-        # Renamed first: half of it must not look like a training to go on with.
+        # Renamed first, so that a half-deleted folder does not look like a training to resume.
         gone = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))
     shutil.rmtree(gone)
 
 
-_LOCK = ".lock"
-
-
 def write_state(path: Path, state: Any) -> None:
-    """Writes ``state`` to ``path`` with .json and .safetensors behind it.
+    """Writes ``state`` to two files: ``path`` with the suffixes .json and .safetensors.
 
-    It may be of dicts, lists, tuples, tensors and plain values; raises TypeError for anything else.
+    It may consist of dicts, lists, tuples, tensors and plain values. Raises TypeError for anything else.
     """
     tensors: dict[str, torch.Tensor] = {}
 
-    def plain(value: Any) -> Any:
+    def to_json(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             tensors[str(len(tensors))] = value.detach().to("cpu", copy=True).contiguous()
             return {"tensor": str(len(tensors) - 1)}
         if isinstance(value, Mapping):
-            return {"dict": [[key, plain(its)] for key, its in value.items()]}
+            return {"dict": [[key, to_json(item)] for key, item in value.items()]}
         if isinstance(value, list | tuple):
-            return {type(value).__name__: [plain(each) for each in value]}
+            return {type(value).__name__: [to_json(item) for item in value]}
         if value is None or isinstance(value, bool | int | float | str):
             return value
-        raise TypeError(f"a state holds a {type(value).__name__}, which is not kept")
+        raise TypeError(f"a state cannot contain a {type(value).__name__}")
 
-    path.with_suffix(".json").write_text(json.dumps(plain(state)))
+    path.with_suffix(".json").write_text(json.dumps(to_json(state)))
     save_file(tensors, path.with_suffix(".safetensors"))
 
 
 def read_state(path: Path) -> Any:
-    """What ``write_state`` wrote, tensors on the CPU."""
+    """Reads what ``write_state`` wrote, with tensors on the CPU."""
     tensors = load_file(path.with_suffix(".safetensors"))
 
-    def whole(value: Any) -> Any:
+    def from_json(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         ((kind, content),) = value.items()
         if kind == "tensor":
             return tensors[content]
         if kind == "dict":
-            return {key: whole(its) for key, its in content}
-        items = [whole(each) for each in content]
+            return {key: from_json(item) for key, item in content}
+        items = [from_json(item) for item in content]
         return tuple(items) if kind == "tuple" else items
 
-    return whole(json.loads(path.with_suffix(".json").read_text()))
+    return from_json(json.loads(path.with_suffix(".json").read_text()))

@@ -1,7 +1,7 @@
-"""The processes that train together: which one this is, what part of a step is its own, and what they agree on.
+"""Processes that train together: the rank of this one, its part of a step, and communication between them.
 
-``torchrun`` and ``accelerate launch`` start them and number them by RANK, LOCAL_RANK and WORLD_SIZE. A process without these
-is alone, and every function here then costs nothing.
+``torchrun`` and ``accelerate launch`` start them and set RANK, LOCAL_RANK and WORLD_SIZE. Without these variables a process
+is alone, and the functions here cost nothing.
 """
 
 import os
@@ -10,120 +10,123 @@ from datetime import timedelta
 from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.recipe import TrainerSettings
 
-PATIENCE = timedelta(hours=2)
-"""How long a process waits for another in the middle of a training; one that has died is noticed by the launcher at once."""
+_COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long a process waits for the others during training. The launcher notices at once when one of them dies."""
 
-PREPARATION = timedelta(days=7)
-"""How long the others wait while the first one fetches or trains the base."""
+_PREPARATION_TIMEOUT = timedelta(days=7)
+"""How long the other processes wait while the first one downloads or trains the base."""
 
 
 def rank() -> int:
-    """This process among all, from 0; the first one alone reports and writes."""
+    """The number of this process, from 0. Only the first process reports and writes."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_rank() -> int:
-    """This process among those of its machine, from 0: the number of its GPU."""
+    """The number of this process on its machine, from 0: the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def processes() -> int:
-    """How many train together."""
+def world_size() -> int:
+    """The number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def rows_at_once(batch_size: int, accumulation: int, processes: int) -> int:
-    """Rows of a micro-batch in each of ``processes``, so that a step has ``batch_size × accumulation`` in all as before.
+def micro_batch_rows(settings: TrainerSettings, processes: int) -> int:
+    """Rows of a micro-batch in each of ``processes``, so that the rows of a step stay those of the recipe.
 
-    Raises PipelineError when a step has fewer rows than there are processes.
+    Raises PipelineError if a step has fewer rows than there are processes.
     """
-    rows = batch_size * accumulation
+    rows = settings.rows_per_step
     if rows < processes:
         raise PipelineError(
-            f"A step of the recipe has {batch_size} × {accumulation} rows, too few for {processes} processes.",
+            f"A step of the recipe has {rows} rows, which is too few for {processes} processes.",
             f"Start at most {rows} (CS_PROCESSES, --nproc-per-node), or raise trainer.per_device_train_batch_size "
             "or trainer.gradient_accumulation_steps.",
         )
-    return min(batch_size, -(-rows // processes))
+    return min(settings.per_device_train_batch_size, -(-rows // processes))
 
 
-class Team:
+class ProcessGroup:
     """The processes of one training."""
 
     def __init__(self) -> None:
-        self._store: Any = None  # the launcher's, so that it outlives each of them
-        self._together = False
+        self._store: Any = None  # belongs to the launcher, so it outlives each process
+        self._joined = False
 
     def join(self) -> None:
-        """Meets the others. Raises PipelineError where there are more of them than GPUs."""
-        if processes() == 1:
-            # Of several GPUs transformers would use all by itself, each with a whole batch: another recipe.
+        """Connects to the other processes. Raises PipelineError if there are more of them than GPUs."""
+        if world_size() == 1:
+            # With several GPUs, transformers would use all of them, each with a whole micro-batch: a different recipe.
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             return
         import torch
         from torch.distributed import init_process_group
         from torch.distributed.rendezvous import rendezvous
 
-        self._store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+        self._store, _, _ = next(rendezvous("env://", timeout=_COLLECTIVE_TIMEOUT))
         backend = "gloo"
         if torch.cuda.is_available():
             if local_rank() >= torch.cuda.device_count():
                 raise PipelineError(
                     f"There are more training processes on this machine than its {torch.cuda.device_count()} GPUs.",
-                    "Start one process a GPU: set CS_PROCESSES, or --nproc-per-node, to their number.",
+                    "Start one process per GPU: set CS_PROCESSES, or --nproc-per-node, to their number.",
                 )
             torch.cuda.set_device(local_rank())
             backend = "cpu:gloo,cuda:nccl"
-        init_process_group(backend, store=self._store, rank=rank(), world_size=processes(), timeout=PATIENCE)
-        self._together = True
+        init_process_group(
+            backend, store=self._store, rank=rank(), world_size=world_size(), timeout=_COLLECTIVE_TIMEOUT
+        )
+        self._joined = True
 
-    def decided(self, decide: Callable[[], str]) -> str:
-        """What ``decide`` returns to the first process, which alone calls it; the others wait, however long it takes."""
+    def broadcast(self, decide: Callable[[], str]) -> str:
+        """Calls ``decide`` in the first process and returns its result in all of them, however long it takes."""
         if rank() > 0:
-            self._store.wait(["decided"], PREPARATION)
+            self._store.wait(["decided"], _PREPARATION_TIMEOUT)
             return str(self._store.get("decided").decode())
         decision = decide()
         if self._store is not None:
             self._store.set("decided", decision)
         return decision
 
-    def has_lost_another(self, error: Exception) -> bool:
-        """Whether ``error`` only says that another process has gone, which has told why, or was killed and could not."""
-        if not self._together:
+    def lost_another(self, error: Exception) -> bool:
+        """Whether ``error`` only means that another process ended. That one has reported why, unless it was killed."""
+        if not self._joined:
             return False
         from torch.distributed import DistError
 
         return isinstance(error, DistError) or "/gloo/" in str(error)  # gloo's errors name their source file
 
     def first_to_fail(self) -> bool:
-        """Whether no other process has said before why it failed."""
+        """Whether no other process has reported a failure before."""
         return self._store is None or self._store.add("failed", 1) == 1
 
     def leave(self) -> None:
-        """Ends well."""
-        if self._together:
+        """Disconnects after success."""
+        if self._joined:
             from torch.distributed import destroy_process_group
 
             destroy_process_group()
 
 
-def total(*numbers: float) -> list[float]:
-    """The sum of each over all processes."""
-    return _agreed(numbers, "SUM")
+def sum_over_processes(*numbers: float) -> list[float]:
+    """Each number summed over all processes."""
+    return _reduce(numbers, "SUM")
 
 
-def highest(number: float) -> float:
-    """The greatest of all processes."""
-    return _agreed([number], "MAX")[0]
+def max_over_processes(number: float) -> float:
+    """The largest number of all processes."""
+    return _reduce([number], "MAX")[0]
 
 
-def _agreed(numbers: Sequence[float], operation: str) -> list[float]:
-    if processes() == 1:
+def _reduce(numbers: Sequence[float], operation: str) -> list[float]:
+    if world_size() == 1:
         return list(numbers)
     import torch
     from torch.distributed import ReduceOp, all_reduce
 
-    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU: no GPU has to wait for it
+    tensor = torch.tensor(numbers, dtype=torch.float64)  # on the CPU, so that no GPU has to wait for it
     all_reduce(tensor, getattr(ReduceOp, operation))
     return list(tensor.tolist())

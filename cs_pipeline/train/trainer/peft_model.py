@@ -1,4 +1,4 @@
-"""The model that learns: the base of a recipe with the weights that its training moves, and what trains such a model."""
+"""Builds and saves the model to train, and chooses the Trainer class for it."""
 
 import json
 from collections.abc import Callable
@@ -9,41 +9,41 @@ from typing import Any
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import atomic_file
 from cs_pipeline.llm.model import base_family, load_base
-from cs_pipeline.llm.prompt import IGNORED, ChatFormat
-from cs_pipeline.recipe import Lora, Recipe
+from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat
+from cs_pipeline.recipe import LoraSettings, Recipe
 
 
-def build_peft_model(recipe: Recipe, base: Path, start: Path | None) -> Any:
-    """The base in ``base`` with the recipe's LoRA layers, which are new or those of the adapter in ``start``.
+def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any:
+    """The base with the recipe's LoRA layers, either new or loaded from the adapter in ``warm_start``.
 
-    Where the recipe trains all weights: the base itself, or the whole model in ``start``. Raises PipelineError when the
-    adapter in ``start`` does not fit, or the base has no layer that the recipe names.
+    If the recipe trains all weights: the base itself, or the whole model in ``warm_start``. Raises PipelineError if the
+    adapter does not fit, or if the base has no layer that the recipe names.
     """
     import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if recipe.lora is None:
-        # What is trained is kept in full precision: small steps on rounded weights round to nothing.
-        model = load_base(start or base, recipe.quantization, torch.float32)
+        # Trained weights are in float32: in lower precision, small updates would round to zero.
+        model = load_base(warm_start or base, recipe.quantization, torch.float32)
         model.config.use_cache = False
         return model
     model = load_base(base, recipe.quantization)
     model.config.use_cache = False
     targets = _targets(recipe.lora, base, model)
     if recipe.quantization == "nf4":
-        # The trainer turns gradient checkpointing on, where the recipe asks for it.
+        # The Trainer turns on gradient checkpointing if the recipe asks for it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, _lora_config(recipe.lora, targets, model))
-    if start is not None:
-        _go_on_from(start, model)
+    if warm_start is not None:
+        _load_adapter(warm_start, model)
     return model
 
 
-def in_full_precision(model: Any) -> None:
-    """Puts the weights that are trained into float32.
+def train_in_float32(model: Any) -> None:
+    """Converts the trained weights to float32.
 
-    TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small steps round to nothing, and which a CPU
-    computes slowly.
+    TRL keeps the adapter of a 4-bit base in bfloat16, which is slow on a CPU and in which AdamW's small updates round to
+    zero.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -51,9 +51,9 @@ def in_full_precision(model: Any) -> None:
 
 
 def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
-    """Writes what was trained to ``folder`` as safetensors: the adapter, or all weights. No path of this machine is kept."""
+    """Writes the adapter, or all weights, to ``folder`` as safetensors, without any path of this machine."""
     model.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's card holds this machine's paths
+    (folder / "README.md").unlink(missing_ok=True)  # peft's model card contains paths of this machine
     config = folder / ("config.json" if recipe.lora is None else "adapter_config.json")
     key = "_name_or_path" if recipe.lora is None else "base_model_name_or_path"
     facts = json.loads(config.read_text())
@@ -63,37 +63,36 @@ def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What trains a model of one kind: the classes of trainer and arguments, arguments of its ``own``, and the collator."""
+class TrainerClasses:
+    """The Trainer and argument classes for an architecture, with ``extra`` arguments and the data collator."""
 
     trainer: type[Any]
     arguments: type[Any]
-    own: dict[str, Any]
+    extra: dict[str, Any]
     collate: Callable[[list[dict[str, Any]]], Any]
 
 
-def trainer_parts(chat: ChatFormat, packing: bool) -> Parts:
-    """TRL's trainer for a causal model, the plain one for an encoder-decoder, which TRL does not train.
+def trainer_classes(chat: ChatFormat, packing: bool) -> TrainerClasses:
+    """TRL's SFTTrainer for a causal model, transformers' Trainer for an encoder-decoder, which TRL does not support.
 
-    With ``packing`` the collator puts the rows of a causal model into one sequence, with positions of their own.
-
-    Both collators pad the labels by place with IGNORED, whatever the pad token is: padding with the stop token neither
-    teaches nor hides it.
+    With ``packing``, the collator joins the rows of a causal model into one sequence with separate positions. Both
+    collators pad labels with IGNORE_INDEX by position and not by token, so stop tokens count even if they are also the
+    padding token.
     """
-    if chat.kind == "encoder-decoder":
+    if chat.architecture == "encoder-decoder":
         from transformers import Trainer, TrainingArguments
 
-        return Parts(Trainer, TrainingArguments, {}, _pairs)
+        return TrainerClasses(Trainer, TrainingArguments, {}, _collate_pairs)
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
 
-    own = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
+    extra = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
     collate = DataCollatorForLanguageModeling(chat.tokenizer.pad_token_id, padding_free=packing)
-    return Parts(SFTTrainer, SFTConfig, own, collate)
+    return TrainerClasses(SFTTrainer, SFTConfig, extra, collate)
 
 
-def _pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Inputs and labels, padded on the right each to its own length: a decoder sees no padding before an answer."""
+def _collate_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Inputs and labels, each padded on the right to its own length: a decoder sees no padding before an answer."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -101,32 +100,30 @@ def _pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "input_ids": pad_sequence(inputs, batch_first=True),
         "attention_mask": pad_sequence([torch.ones_like(ids) for ids in inputs], batch_first=True),
-        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE_INDEX),
     }
 
 
-def _targets(lora: Lora, base: Path, model: Any) -> str | list[str]:
-    """The names of the layers that get an adapter; peft passes over those that the model has not, unless it has none."""
+def _targets(lora: LoraSettings, base: Path, model: Any) -> str | list[str]:
+    """The names of the layers that get an adapter, checked: peft ignores missing ones unless all are missing."""
     if lora.target_modules == "all-linear":
         return "all-linear"
     names = base_family(base).attention if lora.target_modules == "attention" else lora.target_modules
-    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    lacking = [name for name in names if name not in there]
-    if lacking or not names:
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = [name for name in names if name not in present]
+    if missing or not names:
         import torch
 
         linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-        what = (
-            f"has no layer {', '.join(lacking)}" if lacking else "is of no family whose attention layers are known here"
-        )
+        what = f"has no layer {', '.join(missing)}" if missing else "is of a family whose attention layers are unknown"
         raise PipelineError(
             f"The recipe's base ({model.config.model_type}) {what}.",
-            f"Put lora.target_modules: all-linear, or a list of these: {', '.join(sorted(linear))}.",
+            f"Set lora.target_modules: all-linear, or a list of these: {', '.join(sorted(linear))}.",
         )
     return list(names)
 
 
-def _lora_config(lora: Lora, targets: str | list[str], model: Any) -> Any:
+def _lora_config(lora: LoraSettings, targets: str | list[str], model: Any) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -140,14 +137,14 @@ def _lora_config(lora: Lora, targets: str | list[str], model: Any) -> Any:
     )
 
 
-def _go_on_from(start: Path, model: Any) -> None:
-    """Puts the adapter weights in ``start`` into ``model``, whose LoRA layers are new."""
+def _load_adapter(folder: Path, model: Any) -> None:
+    """Loads the adapter weights in ``folder`` into the new LoRA layers of ``model``."""
     from peft import load_peft_weights, set_peft_model_state_dict
 
-    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(start), device="cpu"))
-    lacking = [name for name in result.missing_keys if ".lora_" in name] + list(result.unexpected_keys)
-    if lacking:
+    result: Any = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    wrong = [name for name in result.missing_keys if ".lora_" in name] + list(result.unexpected_keys)
+    if wrong:
         raise PipelineError(
-            f"The adapter in {start} does not fit: {len(lacking)} weights are missing or too many, such as {lacking[0]}.",
-            "Put 'start: base' into the recipe.",
+            f"The adapter in {folder} does not fit: {len(wrong)} weights are missing or unexpected, such as {wrong[0]}.",
+            "Set 'start: base' in the recipe.",
         )

@@ -1,4 +1,4 @@
-"""The course of a training: after which steps it validates, saves a checkpoint and ends."""
+"""Decides after which steps a training validates, saves a checkpoint and ends."""
 
 import math
 import time
@@ -6,18 +6,18 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerState
 
-from cs_pipeline.recipe import Trainer as Settings
-from cs_pipeline.train.trainer.distributed import highest, rank
-from cs_pipeline.train.trainer.stopping import Request
+from cs_pipeline.recipe import TrainerSettings
+from cs_pipeline.train.trainer.distributed import max_over_processes, rank
+from cs_pipeline.train.trainer.stopping import StopRequest
 
 
-def validation_steps(settings: Settings, steps: int) -> set[int]:
-    """The steps after which the validation loss is taken: evenly over all ``steps``, the last one among them."""
+def validation_steps(settings: TrainerSettings, steps: int) -> set[int]:
+    """The steps after which the validation loss is measured: evenly over all ``steps``, including the last."""
     return {math.ceil(i * steps / settings.evaluations) for i in range(1, settings.evaluations + 1)}
 
 
 def validated(state: TrainerState) -> list[tuple[int, float]]:
-    """(step, loss) of each validation so far, oldest first; not that before the first step."""
+    """(step, loss) of each validation so far, oldest first, without the one before the first step."""
     return [
         (int(entry["step"]), entry["eval_loss"])
         for entry in state.log_history
@@ -26,13 +26,13 @@ def validated(state: TrainerState) -> list[tuple[int, float]]:
 
 
 def best_step(state: TrainerState) -> int | None:
-    """The step of the lowest validation loss so far, the first of equals; None before any."""
+    """The first step with the lowest validation loss so far; None before the first validation."""
     found = validated(state)
     return min(found, key=lambda pair: pair[1])[0] if found else None
 
 
-def is_over(settings: Settings, state: TrainerState) -> bool:
-    """Whether nothing is left to train: the last step is done, or the recipe's patience is at its end."""
+def is_finished(settings: TrainerSettings, state: TrainerState) -> bool:
+    """Whether the training is finished: after the last step, or when early stopping applies."""
     losses = [loss for _, loss in validated(state)]
     waited = len(losses) - 1 - losses.index(min(losses)) if losses else 0
     return state.global_step >= state.max_steps or (
@@ -40,10 +40,10 @@ def is_over(settings: Settings, state: TrainerState) -> bool:
     )
 
 
-class Schedule(TrainerCallback):
-    """Follows the recipe, the clock, and who asks to stop."""
+class ScheduleCallback(TrainerCallback):
+    """Triggers validation, checkpoints and the end, by the recipe, the clock and requests to stop."""
 
-    def __init__(self, settings: Settings, request: Request) -> None:
+    def __init__(self, settings: TrainerSettings, request: StopRequest) -> None:
         self._settings, self._request = settings, request
         self._saved = time.monotonic()
 
@@ -54,17 +54,17 @@ class Schedule(TrainerCallback):
         last = state.global_step >= state.max_steps
         control.should_evaluate = state.global_step in validation_steps(self._settings, state.max_steps)
         control.should_log |= last
-        # Of several processes the first one's clock counts, and a request to any of them: all must do the same.
-        due = rank() == 0 and not last and time.monotonic() - self._saved >= self._settings.checkpoint_seconds
-        wish = highest(2 if self._request.signal else int(due))
-        control.should_save = wish > 0
-        control.should_training_stop |= wish > 1
+        # All processes must do the same: the clock of the first one counts, and a stop request to any of them.
+        save = rank() == 0 and not last and time.monotonic() - self._saved >= self._settings.checkpoint_seconds
+        action = max_over_processes(2 if self._request.signal else int(save))
+        control.should_save = action > 0
+        control.should_training_stop |= action > 1
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.global_step:
             return
-        control.should_training_stop |= is_over(self._settings, state)
-        # The weights of the last step are at hand when it ends; those of a better one before it must be kept.
+        control.should_training_stop |= is_finished(self._settings, state)
+        # The weights of the last step are in memory at the end; those of a better earlier step must be saved.
         control.should_save |= best_step(state) == state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and Ctrl-C are noted, and the training ends at its next step."""
+"""Handles requests to stop: SIGTERM and Ctrl-C are recorded, and the training ends at its next step."""
 
 import signal
 import threading
@@ -10,41 +10,41 @@ from types import FrameType
 
 from cs_pipeline.core.errors import PipelineError
 
-ECHO = 3.0
-"""Seconds in which a second signal is the first one again: Ctrl-C reaches the whole terminal, and Dagster passes it on."""
+_REPEAT_SECONDS = 3.0
+"""A second signal within this time counts as the first: Ctrl-C reaches the whole terminal, and Dagster passes it on too."""
 
 
 class StoppedError(PipelineError):
-    """The training has saved a checkpoint and stopped, as it was asked to."""
+    """The training saved a checkpoint and stopped because it was asked to."""
 
 
 @dataclass
-class Request:
-    """Whether somebody asked: ``signal`` is its name, None if nobody did."""
+class StopRequest:
+    """``signal`` is the name of the signal that asked to stop, None if there was none."""
 
     signal: str | None = None
 
 
 @contextmanager
-def noted(request: Request) -> Iterator[None]:
-    """While the block runs, SIGTERM and SIGINT are noted in ``request``; another one later ends the process as ever.
+def catch_stop_signals(request: StopRequest) -> Iterator[None]:
+    """Records SIGTERM and SIGINT in ``request`` during the block; another signal later ends the process as usual.
 
-    In another thread than the main one, which alone gets signals, nothing is noted.
+    Does nothing outside the main thread, which alone receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     at = 0.0
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         nonlocal at
         if request.signal is None:
             request.signal, at = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - at > ECHO:
+        elif time.monotonic() - at > _REPEAT_SECONDS:
             signal.signal(number, before[signal.Signals(number)])
             signal.raise_signal(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

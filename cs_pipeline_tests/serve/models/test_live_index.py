@@ -1,4 +1,4 @@
-"""What the server looks up: always in the index that lies in the lake."""
+"""Retrieval in the server always uses the index that is in the lake now."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import PASSAGE
-from cs_pipeline.recipe import Prompt, Retrieve, load_recipe
+from cs_pipeline.recipe import PromptSettings, RetrievalSettings, load_recipe
 from cs_pipeline.retrieval.index import build_index, forget_rows, index_lock, retrieval_folder
+from cs_pipeline.serve.models.jobs import NotReady
 from cs_pipeline.serve.models.live_index import LiveIndex
-from cs_pipeline.serve.models.refusals import NotReady
 from cs_pipeline_tests.conftest import RECIPES, copy_lake
 
 QUESTION = "I want a new password"
@@ -17,41 +17,43 @@ QUESTION = "I want a new password"
 
 @pytest.fixture
 def lake(champion_lake: Path, tmp_path: Path) -> DataLake:
-    """A lake with an index of its own training rows."""
+    """A lake with an index of its training rows."""
     lake = copy_lake(champion_lake, tmp_path / "lake")
     lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
     build_index(lake)
     return lake
 
 
-def test_a_forgotten_row_is_found_no_more(lake: DataLake) -> None:
-    knowledge = LiveIndex(lake)
-    first, second = knowledge.look_up(QUESTION, Retrieve(answers=2, passages=0))
-    index = knowledge.index()
-    assert knowledge.index() is index, "what did not change is not loaded again"
+def test_a_forgotten_row_is_no_longer_found(lake: DataLake) -> None:
+    live_index = LiveIndex(lake)
+    first, second = live_index.look_up(QUESTION, RetrievalSettings(answers=2, passages=0))
+    index = live_index.index()
+    assert live_index.index() is index, "an unchanged index is not reloaded"
     with index_lock(lake):
         forget_rows(lake, [first.id])
-    (now,) = knowledge.look_up(QUESTION, Retrieve(answers=1, passages=0))
+    (now,) = live_index.look_up(QUESTION, RetrievalSettings(answers=1, passages=0))
     assert (now.id, now.text) == (second.id, second.text)
 
 
-def test_without_an_index_and_with_a_damaged_one(
+def test_a_missing_or_damaged_index_is_reported(
     lake: DataLake, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))
-    reads_nothing = load_recipe("tiny")
-    reads = reads_nothing.model_copy(update={"prompt": Prompt(retrieve=Retrieve(answers=0, passages=1))})
-    knowledge = LiveIndex(lake)
-    assert knowledge.told(QUESTION, None, reads) == []
+    without_retrieval = load_recipe("tiny")
+    reads = without_retrieval.model_copy(
+        update={"prompt": PromptSettings(retrieve=RetrievalSettings(answers=0, passages=1))}
+    )
+    live_index = LiveIndex(lake)
+    assert live_index.retrieve_for(reads, QUESTION, None) == []
     (retrieval_folder(lake) / "answers.parquet").write_bytes(b"")
     moved = retrieval_folder(lake).rename(lake.path("elsewhere"))
     for _ in range(2):
-        with pytest.raises(NotReady, match="their index is not there"):
-            knowledge.told(QUESTION, None, reads)
-        assert knowledge.look_up(QUESTION, Retrieve(answers=1, passages=0)) == []
+        with pytest.raises(NotReady, match="retrieval index, which is missing"):
+            live_index.retrieve_for(reads, QUESTION, None)
+        assert live_index.look_up(QUESTION, RetrievalSettings(answers=1, passages=0)) == []
     assert caplog.text.count("no retrieval index") == 1
     moved.rename(retrieval_folder(lake))
     with pytest.raises(NotReady):
-        knowledge.told(QUESTION, None, reads)
+        live_index.retrieve_for(reads, QUESTION, None)
     assert "answers.parquet was changed" in caplog.text
-    assert knowledge.told(QUESTION, None, reads_nothing) == [], "who retrieves nothing needs no index"
+    assert live_index.retrieve_for(without_retrieval, QUESTION, None) == [], "a recipe without retrieval needs no index"

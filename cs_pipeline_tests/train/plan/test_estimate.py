@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 
 from cs_pipeline.recipe import HubBase, PathBase, Recipe
 from cs_pipeline.train.plan import estimate as module
-from cs_pipeline.train.plan.estimate import FULL, NF4_BYTES, SHAPES, estimate, shape_of, to_fetch
+from cs_pipeline.train.plan.estimate import FLOAT32_BYTES, NF4_BYTES, SHAPES_FILE, config_of, download_bytes, estimate
 
-PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES.read_text())
+PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 PARAMETERS = {
     "google-t5/t5-small": 60_506_624,
     "microsoft/phi-2": 2_779_683_840,
@@ -74,7 +74,7 @@ def test_what_each_setting_does_to_the_memory() -> None:
     four = estimate(recipe(quantization="nf4"), LLAMA, 2)
     embeddings = 2 * 32000 * 4096 + 65 * 4096
     in_layers = plain.parameters - embeddings
-    assert four.memory.weights == pytest.approx(in_layers * NF4_BYTES + embeddings * FULL + 4096 * 11008 * 2)
+    assert four.memory.weights == pytest.approx(in_layers * NF4_BYTES + embeddings * FLOAT32_BYTES + 4096 * 11008 * 2)
     assert estimate(recipe(lora=None), LLAMA, 2).memory.trained == 16 * plain.parameters
     eight_bit = estimate(recipe(trainer={"optim": "paged_adamw_8bit"}), LLAMA, 2)
     assert eight_bit.memory.trained == 10 * plain.trained
@@ -147,12 +147,12 @@ def test_narrow_layers_keep_in_proportion_what_wide_ones_keep(family: str, compu
 
 def test_a_shape_comes_from_the_disk_before_the_list(tmp_path: Path) -> None:
     known = HubBase(source="hub", repo="Qwen/Qwen3-0.6B", revision="0" * 40, licence="Apache-2.0")
-    assert shape_of(known) == PUBLISHED["Qwen/Qwen3-0.6B"]["config"]
-    assert to_fetch(known) == 1_503_300_328
+    assert config_of(known) == PUBLISHED["Qwen/Qwen3-0.6B"]["config"]
+    assert download_bytes(known) == 1_503_300_328
     unknown = known.model_copy(update={"repo": "a/b"})
-    assert shape_of(unknown) is None
-    assert to_fetch(unknown) is None
+    assert config_of(unknown) is None
+    assert download_bytes(unknown) is None
     (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 7}')
     folder = PathBase(source="path", path=tmp_path)
-    assert shape_of(folder) == {"model_type": "llama", "hidden_size": 7}
-    assert to_fetch(folder) == 0
+    assert config_of(folder) == {"model_type": "llama", "hidden_size": 7}
+    assert download_bytes(folder) == 0

@@ -9,8 +9,16 @@ import yaml
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.recipe import Recipe, load_recipe
-from cs_pipeline.train.plan.estimate import estimate, shape_of
-from cs_pipeline.train.plan.machine_fit import LONGEST, Machine, check_machine, hours, needed, refuse, this_machine
+from cs_pipeline.train.plan.estimate import config_of, estimate
+from cs_pipeline.train.plan.machine_fit import (
+    MAX_RUN_HOURS,
+    Machine,
+    check_machine,
+    training_hours,
+    required_memory,
+    raise_on_problems,
+    this_machine,
+)
 from cs_pipeline_tests.train import company_rows, write_side
 
 BIG = Machine("a GPU with 80 GB", "cuda", 80e9, 2, 500e9, 600e12)
@@ -33,7 +41,7 @@ def test_a_recipe_that_fits(lake: DataLake) -> None:
     )
     assert "microsoft/Phi-3-mini-4k-instruct, licence MIT, open to everybody" in found["base"].what
     assert found["download"].what.startswith("7.6 GB into ")
-    refuse(list(found.values()))
+    raise_on_problems(list(found.values()))
 
 
 def test_a_gated_base_wants_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +71,7 @@ def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> 
     assert memory.status == "problem"
     assert "on a GPU with 8 GB" in memory.what
     with pytest.raises(PipelineError, match="does not fit this machine: memory: about") as refused:
-        refuse([memory])
+        raise_on_problems([memory])
     assert refused.value.fix == memory.fix
     # What it says does make it fit.
     keys = str(memory.fix).removeprefix("Put into the recipe: ").removesuffix(".").split(", ")
@@ -83,9 +91,9 @@ def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> 
 
 def test_what_fits_barely_is_a_note(lake: DataLake) -> None:
     recipe = load_recipe("smollm2_360m")
-    shape = shape_of(recipe.base)
+    shape = config_of(recipe.base)
     assert shape is not None
-    takes = needed(estimate(recipe, shape, 2), BIG)
+    takes = required_memory(estimate(recipe, shape, 2), BIG)
     assert by_name(recipe, lake, replace(BIG, memory=takes * 1.01))["memory"].status == "note"
     assert by_name(recipe, lake, replace(BIG, memory=takes * 0.99))["memory"].status == "note"
     assert by_name(recipe, lake, replace(BIG, memory=takes * 0.8))["memory"].status == "problem"
@@ -96,16 +104,16 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
     recipe = load_recipe("mistral_7b_qlora")
     slow = by_name(recipe, lake, replace(BIG, rate=2e12))["time"]
     assert slow.status == "problem"
-    assert f"after {LONGEST:.0f} hours" in str(slow.fix)
-    shape = shape_of(recipe.base)
+    assert f"after {MAX_RUN_HOURS:.0f} hours" in str(slow.fix)
+    shape = config_of(recipe.base)
     assert shape is not None
     found = estimate(recipe, shape, 2)
-    once = hours(recipe, 1000, found, 1e14)
-    assert hours(recipe, 2000, found, 2e14) == pytest.approx(once)
+    once = training_hours(recipe, 1000, found, 1e14)
+    assert training_hours(recipe, 2000, found, 2e14) == pytest.approx(once)
     steps = recipe.model_copy(
         update={"trainer": recipe.trainer.model_copy(update={"num_train_epochs": None, "max_steps": 375})}
     )
-    assert hours(steps, 10**9, found, 1e14) == pytest.approx(once)  # 375 steps of 8 rows are 3 epochs of 1,000
+    assert training_hours(steps, 10**9, found, 1e14) == pytest.approx(once)  # 375 steps of 8 rows are 3 epochs of 1,000
     write_side(lake, "train", company_rows(50))
     assert by_name(recipe, lake, replace(BIG, rate=2e12))["time"].status == "ok"
 

@@ -169,7 +169,7 @@ def test_killed_at_any_point_of_saving_there_is_the_old_one_or_the_new_one(tmp_p
     assert len(points) >= 8
 
 
-def test_a_full_disk_is_said_and_the_one_before_stays(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_kept(tmp_path: Path) -> None:
     of, _ = checkpoints(tmp_path)
     save(of, 8)
 
@@ -183,7 +183,7 @@ def test_a_full_disk_is_said_and_the_one_before_stays(tmp_path: Path) -> None:
     assert "step 9 cannot be written" in error.value.what
     assert "No space left on device" in error.value.what
     assert "that of step 8 is kept" in error.value.what
-    assert "it goes on from there" in error.value.fix
+    assert "start the same training again" in error.value.fix
     assert names(tmp_path) == ["step-00000008"]
     assert of.newest() == 8
 

@@ -17,8 +17,9 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.defs.launch import Launcher
+from cs_pipeline.recipe import TrainerSettings
 from cs_pipeline.train.adapter import Adapter, current_adapter
-from cs_pipeline.train.trainer.distributed import rows_at_once
+from cs_pipeline.train.trainer.distributed import micro_batch_rows
 from cs_pipeline_tests.conftest import own_world
 from cs_pipeline_tests.support.launching import ROWS, launch, make_lake, make_world
 
@@ -85,17 +86,27 @@ def trained(world: Path) -> dict[str, Trained]:
         }
 
 
+def settings(batch_size: int, accumulation: int) -> TrainerSettings:
+    return TrainerSettings(
+        max_steps=1,
+        learning_rate=1,
+        max_length=16,
+        per_device_train_batch_size=batch_size,
+        gradient_accumulation_steps=accumulation,
+    )
+
+
 @pytest.mark.parametrize(
     ("batch_size", "accumulation", "processes", "expected"),
     [(8, 1, 1, 8), (8, 1, 2, 4), (4, 2, 2, 4), (4, 2, 4, 2), (1, 16, 4, 1), (8, 1, 3, 3), (8, 1, 8, 1), (2, 8, 2, 2)],
 )
 def test_a_step_is_shared(batch_size: int, accumulation: int, processes: int, expected: int) -> None:
-    assert rows_at_once(batch_size, accumulation, processes) == expected
+    assert micro_batch_rows(settings(batch_size, accumulation), processes) == expected
 
 
 def test_a_step_of_too_few_rows_is_refused() -> None:
-    with pytest.raises(PipelineError, match="4 × 2 rows, too few for 9 processes") as error:
-        rows_at_once(4, 2, 9)
+    with pytest.raises(PipelineError, match="8 rows, which is too few for 9 processes") as error:
+        micro_batch_rows(settings(4, 2), 9)
     assert "at most 8" in error.value.fix
 
 
@@ -135,7 +146,7 @@ def test_the_first_process_alone_reports(trained: dict[str, Trained]) -> None:
     assert lines["[pipes] external process successfully opened dagster pipes."] == 2
     assert sum(count for line, count in lines.items() if line.startswith("The training was killed")) == 1
     (resumed,) = trained["two"].adapter.metrics["resumed_from"]
-    assert lines[f"goes on from the checkpoint of step {resumed}"] == 1
+    assert lines[f"resumes from the checkpoint of step {resumed}"] == 1
     assert 1 <= resumed < 10
     for said in (trained["one"].lines, trained["two"].lines):
         assert len([line for line in said if line.startswith("adapter step 10/10")]) == 1

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import IGNORED
+from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.trainer import hardware as speed
-from cs_pipeline.train.trainer.hardware import FLASH, Hardware, hardware_of
+from cs_pipeline.train.trainer.hardware import _FLASH_ATTENTION, Hardware, choose_hardware
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
@@ -38,7 +38,7 @@ def rows() -> list[dict[str, list[int]]]:
     """Rows of different length, of which the loss sees the last three tokens."""
     lengths = (5, 17, 9, 30)
     ids = [[7 + (3 * place + 11 * row) % 200 for place in range(length)] for row, length in enumerate(lengths)]
-    return [{"input_ids": row, "labels": [IGNORED] * (len(row) - 3) + row[-3:]} for row in ids]
+    return [{"input_ids": row, "labels": [IGNORE_INDEX] * (len(row) - 3) + row[-3:]} for row in ids]
 
 
 def nll(model: Any, batch: dict[str, Any]) -> Any:
@@ -49,8 +49,10 @@ def nll(model: Any, batch: dict[str, Any]) -> Any:
     with torch.inference_mode():
         given = {name: value for name, value in batch.items() if name != "labels"}
         logits = model(**given, use_cache=False).logits[:, :-1].float()
-    each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-    return each[labels != IGNORED]
+    each = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    return each[labels != IGNORE_INDEX]
 
 
 @pytest.mark.parametrize("family", PACKED)
@@ -114,7 +116,7 @@ def test_a_packed_training_is_the_padded_one(
 
     padded, padded_weights, padded_said = trained("padded")
     monkeypatch.setattr(speed, "_unpacked", lambda *_: None)
-    monkeypatch.setattr(speed, "FLASH", "sdpa")
+    monkeypatch.setattr(speed, "_FLASH_ATTENTION", "sdpa")
     packed, packed_weights, packed_said = trained("packed")
 
     assert (padded["packing"], packed["packing"]) == (False, True)
@@ -134,28 +136,28 @@ def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
     family: str, bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine_with_flash_attention(monkeypatch)
-    found = hardware_of(recipe, bases(family))
+    found = choose_hardware(recipe, bases(family))
     assert not found.packing
-    assert found.attention != FLASH
-    assert f"{family} cannot keep packed rows apart" in found.line()
+    assert found.attention != _FLASH_ATTENTION
+    assert f"{family} cannot keep packed rows apart" in found.summary()
 
 
 def test_packing_hangs_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     model = bases("embedded")
     machine_with_flash_attention(monkeypatch)
-    assert hardware_of(recipe, model) == Hardware("bfloat16", FLASH, None, False)
+    assert choose_hardware(recipe, model) == Hardware("bfloat16", _FLASH_ATTENTION, None, False)
     off = recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"packing": False})})
-    assert hardware_of(off, model).unpacked == "as the recipe says"
+    assert choose_hardware(off, model).padding_reason == "as the recipe says"
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (7, 5))
-    assert hardware_of(recipe, model).unpacked == "this GPU is too old for FlashAttention"
+    assert choose_hardware(recipe, model).padding_reason == "this GPU is too old for FlashAttention"
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: False)
-    assert hardware_of(recipe, model).unpacked == "FlashAttention is not installed"
+    assert choose_hardware(recipe, model).padding_reason == "FlashAttention is not installed"
 
 
 def test_a_model_takes_up_the_attention(bases: Any) -> None:
     model = bases("embedded")
     for attention in ("eager", "sdpa"):
-        Hardware("float32", attention, "as the recipe says", False).take_up(model)
+        Hardware("float32", attention, "as the recipe says", False).apply_to(model)
         assert model.config._attn_implementation == attention
 
 

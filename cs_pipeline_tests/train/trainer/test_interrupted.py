@@ -13,7 +13,7 @@ import pytest
 from cs_pipeline.core.lake import file_sha256, read_json
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.tracking import get_or_create_run, open_store
-from cs_pipeline.train.adapter import find_adapter, spool_of, train_adapter
+from cs_pipeline.train.adapter import find_adapter, metrics_spool, train_adapter
 from cs_pipeline_tests.support.little import Little, write_recipe
 
 STEPS = 48
@@ -94,7 +94,7 @@ def test_killed_then_asked_to_stop_then_finished(
     # What each of the three measured is there once, in the order of the steps.
     client = open_store(little.lake)
     run = get_or_create_run(client, little.lake, adapter.fingerprint, "little")
-    spool_of("little", adapter.fingerprint, little.lake).replay(client, run)
+    metrics_spool("little", adapter.fingerprint, little.lake).replay(client, run)
     for name in ("loss", "learning_rate", "grad_norm", "validation_loss"):
         sent = [(point.step, point.value) for point in client.get_metric_history(run, name)]
         assert sorted(sent) == [(step, m[name]) for step, m in sorted(undisturbed.metrics.items()) if name in m]

@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from cs_pipeline.train.trainer import progress
-from cs_pipeline.train.trainer.progress import Meter, Progress
+from cs_pipeline.train.trainer.progress import Meter, ProgressCallback
 
 
 class Clock:
@@ -34,13 +34,13 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def run(clock: Clock, first: int, last: int, lines: list[str], metrics: list[Any], history: list[Any]) -> Meter:
     """Steps of two seconds with 8 tokens in 10 each; before the first one there are 30 seconds of validation."""
     meter = Meter()
-    callback = Progress(None, lines.append, lambda step, measured: metrics.append((step, measured)), meter)  # type: ignore[arg-type]
+    callback = ProgressCallback(None, lines.append, lambda step, measured: metrics.append((step, measured)), meter)  # type: ignore[arg-type]
     state = TrainerState(global_step=first, max_steps=100, log_history=history)
     count = meter.counted(collate)
     everything: dict[str, Any] = {"args": None, "state": state, "control": TrainerControl()}
     callback.on_train_begin(**everything)
     clock.now += 30
-    meter.leave_out(30)
+    meter.exclude(30)
     for step in range(first + 1, last + 1):
         callback.on_step_begin(**everything)
         count([{"input_ids": [1] * 8, "labels": [1]}])
@@ -72,9 +72,9 @@ def test_rate_and_time_left_after_a_checkpoint(clock: Clock) -> None:
     assert lines[0] == "adapter step 93/100, 4 tokens/s, 14 s left"
     assert lines[-1] == "adapter step 100/100, loss 1.000, 4 tokens/s, 0 s left"
     assert metrics == [(0, {"validation_loss": 9.0}), (90, {"loss": 0.9}), (100, {"loss": 1.0, "learning_rate": 0.5})]
-    assert meter.all() == {"real": 80, "padded": 100, "seconds": 20}
+    assert meter.totals() == {"real": 80, "padded": 100, "seconds": 20}
     meter.before = {"real": 720.0, "padded": 900.0, "seconds": 180.0}
-    assert meter.all() == {"real": 800, "padded": 1000, "seconds": 200}
+    assert meter.totals() == {"real": 800, "padded": 1000, "seconds": 200}
 
 
 def test_later_it_says_less(clock: Clock) -> None:
