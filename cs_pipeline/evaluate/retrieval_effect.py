@@ -1,41 +1,38 @@
-"""What the found texts are to a model that reads them: with and without, by similarity, copied, grounded, misled."""
+"""What retrieved texts do to a model that reads them: with and without them, by similarity, copied, grounded, misled."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
-from cs_pipeline.evaluate.robustness.robustness import by_group
-from cs_pipeline.evaluate.robustness.trials import ask_test_rows, mislead
+from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
+from cs_pipeline.evaluate.results import KNOWN_ANSWER, WITHOUT_RETRIEVAL, RetrievalResults, SimilarityQuarter
+from cs_pipeline.evaluate.robustness.misleading import score_misleading_cases
+from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.scoring.groundedness import groundedness, groundedness_shares
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
-from cs_pipeline.evaluate.slices import parts
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
+from cs_pipeline.evaluate.slices import slice_parts
 from cs_pipeline.evaluate.statistics import paired_bootstrap
 from cs_pipeline.llm.model import Answer, SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
 
-WITHOUT = "without_retrieval"
-"""The system that is the tuned model, asked without found texts."""
-
-KNOWN = "known_answer"
-"""The system that gives the first known answer that the tuned model was told, as it stands."""
-
-COMPARED = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
-"""In what the tuned model is held against itself without found texts, and against answers that cost nothing."""
+RETRIEVAL_METRICS = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
+"""The metrics that compare the tuned model with itself without retrieved texts, and with answers that cost nothing."""
 
 
 @dataclass(frozen=True)
 class RetrievalEffect:
-    """``found`` texts were given for the test rows, ``left_out`` of them did not fit into a prompt. ``without`` are the row
-    statistics of the same model that was told none, asked in ``seconds``; ``known`` are the answers of KNOWN, empty where
-    none was found; ``rows`` are those of ``grounding.py`` by system (the
-    texts are those that the tuned model read, so the other's share is what two answers have in common anyhow); ``misled``
-    has the columns of ``robustness.judged``."""
+    """The raw measurements on the test rows.
+
+    ``found`` texts were retrieved, ``left_out`` of them did not fit into a prompt. ``without`` are the row statistics of the
+    same model without them, which took ``seconds``. ``known`` are the answers of the system ``known_answer``, empty where
+    none was found. ``rows`` are the rows of ``groundedness`` by system: both are compared with the texts that the tuned
+    model read, so the other's share is what two answers have in common anyway. ``misled`` is the table of
+    ``score_misleading_cases``.
+    """
 
     found: int
     left_out: int
@@ -55,63 +52,54 @@ def measure_retrieval_effect(
     statistics: pd.DataFrame,
     report: Callable[[str], None],
 ) -> RetrievalEffect:
-    """Asks ``model`` without the texts ``found`` for the test rows, and with misleading ones; ``answers`` and their
-    ``statistics`` are what it said with them."""
+    """Asks ``model`` the test questions without the texts ``found`` for them, and some with misleading texts.
+
+    ``answers`` and their row ``statistics`` are those with the texts.
+    """
     started = time.monotonic()
-    without, others, _ = ask_test_rows(WITHOUT, model, rows, [()] * len(rows.questions), report)
+    without, others, _ = answer_test_set(WITHOUT_RETRIEVAL, model, rows, [()] * len(rows.questions), report)
     seconds = time.monotonic() - started
-    report("tuned: found texts that mislead")
-    read = [answer.found for answer in answers]
-    known = [next((one.text for one in texts if one.kind == "answer"), "") for texts in found]
+    report("tuned: misleading retrieved texts")
+    read = [answer.retrieved for answer in answers]
     return RetrievalEffect(
         sum(map(len, found)),
         sum(map(len, found)) - sum(map(len, read)),
         without,
         seconds,
-        known,
+        [next((one.text for one in texts if one.kind == "answer"), "") for texts in found],
         {
-            system: groundedness(rows.asked, [answer.text for answer in said], read)
-            for system, said in (("tuned", answers), (WITHOUT, others))
+            system: groundedness(rows.questions_with_context, [answer.text for answer in given], read)
+            for system, given in (("tuned", answers), (WITHOUT_RETRIEVAL, others))
         },
-        mislead(model, classifier, rows, found, statistics),
+        score_misleading_cases(model, classifier, rows, found, statistics),
     )
 
 
-def retrieval_facts(
-    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], judged: RetrievalEffect, samples: int = 1000
-) -> dict[str, Any]:
-    """What ``evaluation.json`` says of it: ``found`` and ``left_out``, ``shares`` by system, ``quarters`` of similarity with
-    the paired differences of the tuned model from COMPARED systems, and ``misled`` as ``robustness.by_group`` has it."""
+def retrieval_results(
+    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], effect: RetrievalEffect, samples: int = 1000
+) -> RetrievalResults:
+    """The figures of ``effect``, and the paired differences in RETRIEVAL_METRICS by quarter of similarity."""
     clusters = test["cluster_id"].tolist()
-    return {
-        "found": judged.found,
-        "left_out": judged.left_out,
-        "shares": {system: groundedness_shares(rows, clusters, samples) for system, rows in judged.rows.items()},
-        "quarters": [
+    return RetrievalResults(
+        found=effect.found,
+        left_out=effect.left_out,
+        shares={system: groundedness_shares(rows, clusters, samples) for system, rows in effect.rows.items()},
+        quarters=[
             _quarter(test, stats, part.name, part.member, samples)
-            for part in parts(test, stats["tuned"]["reference_words"].tolist())
+            for part in slice_parts(test, stats["tuned"]["reference_words"].tolist())
             if part.kind == "similarity"
         ],
-        "misled": by_group(judged.misled).to_dict("records"),
-    }
+        misled=robustness_by_group(effect.misled).to_dict("records"),
+    )
 
 
 def _quarter(
     test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], name: str, member: np.ndarray, samples: int
-) -> dict[str, Any]:
+) -> SimilarityQuarter:
     clusters = test["cluster_id"][member].tolist()
     differences = {}
-    if len(set(clusters)) >= FEWEST_CLUSTERS:
-        for other in (name for name in (WITHOUT, KNOWN, "nearest") if name in stats):
+    if len(set(clusters)) >= MIN_CLUSTERS:
+        for other in (name for name in (WITHOUT_RETRIEVAL, KNOWN_ANSWER, "nearest") if name in stats):
             pair = stats["tuned"][member], stats[other][member]
-            found = paired_bootstrap(*pair, clusters, samples, metrics=COMPARED)
-            differences[other] = {metric: value and asdict(value) for metric, value in found.items()}
-    return {"quarter": name, "rows": int(member.sum()), "differences": differences}
-
-
-def misled_groups(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups of misleading texts, as ``evaluation.json`` has them: ``group``, ``rows`` and a key for each measure."""
-    groups: dict[str, dict[str, Any]] = {}
-    for row in facts["misled"]:
-        groups.setdefault(row["group"], {"group": row["group"], "obeyed": None})[row["measure"]] = row
-    return [group | {"rows": group["as_expected"]["rows"]} for name, group in groups.items() if name != "all"]
+            differences[other] = paired_bootstrap(*pair, clusters, samples, metrics=RETRIEVAL_METRICS)
+    return SimilarityQuarter(quarter=name, rows=int(member.sum()), differences=differences)

@@ -1,11 +1,10 @@
 """Every score on parts of the test rows, the parts on which a system is weak, and the intents that need examples.
 
-In go the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and the row
-statistics of each system on the same rows in the same order; out come tables and sentences. ``near_train_rows`` is a
-column for ``answers.parquet``; all else that tells which slice a row is in stands there already.
+All functions take the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and
+row statistics of systems on the same rows in the same order.
 
-Each interval of the table is 95 % for itself. A slice is called weak where its difference from all other rows is sure for
-all slices and metrics that were asked together (Holm).
+Each interval of the table is 95 % on its own. A slice is called weak where its difference from all other rows is significant
+after correction for all slices and metrics that are tested together (Holm).
 """
 
 from collections import Counter
@@ -20,8 +19,9 @@ import pandas as pd
 import pyarrow as pa
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
+from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.people.sheet import write_sheet
+from cs_pipeline.evaluate.results import Weakness
 from cs_pipeline.evaluate.scoring.metrics import METRICS, Metric
 from cs_pipeline.evaluate.statistics import holm, sampled_sums
 from cs_pipeline.retrieval.similarity import count_near
@@ -40,15 +40,15 @@ FLAGS = {
     "W": "rude",
     "Z": "typos",
 }
-"""What the letters of ``flags`` mean, by Bitext's description of its data; a letter that it does not explain stays one."""
+"""What the letters of ``flags`` mean, by Bitext's description of its data; other letters are shown as they are."""
 
-NEAR = 0.6
-"""Cosine from which on a training question is near: in 12,000 Bitext rows, 90 % of those near a question had its intent."""
+MIN_NEAR_SIMILARITY = 0.6
+"""The least cosine of a near training question: in 12,000 Bitext rows, 90 % of those near a question had its intent."""
 
-WEAK_BY = ("right_intent", "chrf", "bits_per_character")
-"""The metrics by which slices are called weak: what is answered, in which words, and how surprising the reference is."""
+_WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
+"""The metrics that can make a slice weak: what is answered, in which words, and how surprising the reference is."""
 
-SLICE = pa.schema(
+SLICE_SCHEMA = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),
         pa.field("slice", pa.string(), nullable=False),
@@ -61,74 +61,34 @@ SLICE = pa.schema(
         pa.field("high", pa.float64()),
     ]
 )
-"""A score of a system on a slice, with its 95 % interval; null with fewer than FEWEST_CLUSTERS clusters, without an input,
+"""A score of a system on a slice, with its 95 % interval; null with fewer than MIN_CLUSTERS clusters, without an input,
 and where there is nothing to judge."""
 
-
-WEAK_INTENT = (
+_WEAK_INTENT_COLUMNS = (
     *("category", "intent", "metric", "score", "elsewhere", "p_holm"),
     *("test_rows", "train_rows", "near", "near_elsewhere", "advice"),
 )
-"""Columns of the CSV of weak intents."""
 
 
 @dataclass(frozen=True)
 class SlicePart:
-    """A slice: ``member`` [test rows] says which rows are in it."""
+    """A slice of the test rows; ``member`` [test rows] is True for the rows in it."""
 
     kind: str
     name: str
     member: np.ndarray
 
 
-@dataclass(frozen=True)
-class Weakness:
-    """A slice on which a system is worse than on all other test rows.
-
-    ``rest`` is the score there; ``p`` is adjusted for all slices and metrics (Holm). ``train_rows`` are the training rows
-    of an intent, None for other slices; ``near`` is the median number of training questions near one of the slice,
-    ``near_rest`` elsewhere.
-    """
-
-    kind: str
-    slice: str
-    rows: int
-    clusters: int
-    metric: str
-    score: float
-    rest: float
-    p: float
-    train_rows: int | None
-    near: float
-    near_rest: float
-
-    @property
-    def shortfall(self) -> float:
-        """The share of the rest's score that the slice lacks, or has too much where lower is better."""
-        return abs(self.rest - self.score) / (abs(self.rest) or 1)
-
-    @property
-    def advice(self) -> str:
-        """What to do about it, in a sentence."""
-        name = self.slice if self.kind == "intent" else f"{self.kind.replace('_', ' ')} {self.slice}"
-        have = f"{self.near:g} training rows near a question of it, {self.near_rest:g} near one of the others"
-        if self.train_rows is not None:
-            have = f"{self.train_rows:,} training rows, {have}"
-        if self.near < self.near_rest / 2:
-            return f"{name}: {have}; add examples."
-        return f"{name}: {have}; hardly fewer than usual: look first whether its answers contradict one another."
-
-
 def near_train_rows(questions: Sequence[str], train_questions: Sequence[str]) -> np.ndarray:
-    """For each test question how many training questions are near (cosine NEAR and more): [questions]."""
-    return count_near(questions, train_questions, NEAR)
+    """How many training questions are near each test question (cosine MIN_NEAR_SIMILARITY or more): [questions]."""
+    return count_near(questions, train_questions, MIN_NEAR_SIMILARITY)
 
 
-def parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[SlicePart]:
+def slice_parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[SlicePart]:
     """The slices of the test rows: ``all``, then by source, category, intent, flag, similarity and answer length.
 
-    Similarity and length (words of the reference) are cut into quarters of about equally many rows. What holds for all rows
-    or for none is no slice.
+    Similarity and length (words of the reference) are cut into quarters of about equally many rows. A part that holds all
+    rows or none is left out.
     """
     found = [SlicePart("all", "all", np.ones(len(test), bool))]
     for kind in ("source", "category", "intent"):
@@ -144,28 +104,28 @@ def parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[SlicePart]
     return [part for part in found if part.kind == "all" or 0 < part.member.sum() < len(test)]
 
 
-def slices(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pa.Table:
-    """All METRICS of all systems on all slices: a table with SLICE. Raises PipelineError as corpus_scores does."""
-    asked = {system: [m for m in METRICS.values() if m.has_inputs(frame)] for system, frame in stats.items()}
+def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pa.Table:
+    """All METRICS of all systems on all slices, with SLICE_SCHEMA. Raises PipelineError as corpus_scores does."""
+    measured = {system: [m for m in METRICS.values() if m.has_inputs(frame)] for system, frame in stats.items()}
     columns = _columns(METRICS.values())
     values = np.hstack([_values(test, frame, columns) for frame in stats.values()])
     clusters = test["cluster_id"].to_numpy(object)
     rows: list[tuple[Any, ...]] = []
-    for part in parts(test, next(iter(stats.values()))["reference_words"].tolist()):
+    for part in slice_parts(test, next(iter(stats.values()))["reference_words"].tolist()):
         within = clusters[part.member].tolist()
         figures: dict[tuple[str, str], np.ndarray] = {}
-        if len(set(within)) >= FEWEST_CLUSTERS:
+        if len(set(within)) >= MIN_CLUSTERS:
             sums = _sums(values[part.member], within, samples, seed).reshape(1 + samples, len(stats), len(columns))
             for place, system in enumerate(stats):
-                for metric in asked[system]:
+                for metric in measured[system]:
                     scores = metric.scores(sums[:, place, [columns[name] for name in metric.columns]])
                     if scores is not None:
                         figures[system, metric.name] = scores
         ends = _ends(figures)
         about = (part.kind, part.name, len(within), len(set(within)))
         rows += [(*about, *key, *ends.get(key, (None, None, None))) for key in product(stats, METRICS)]
-    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SLICE, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=SLICE)
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SLICE_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SLICE_SCHEMA)
 
 
 def weaknesses(
@@ -176,21 +136,21 @@ def weaknesses(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[Weakness]:
-    """The slices on which the system with the row statistics ``stats`` is surely worse than elsewhere, the worst first.
+    """The slices on which the system with the row statistics ``stats`` is significantly worse than elsewhere, worst first.
 
-    ``near_rows`` [test rows] as from near_train_rows, ``train_intents`` the intent of each training row. Compared are all
-    slices that have, like the rest, at least FEWEST_CLUSTERS clusters, by all of WEAK_BY that the system has, one-sided;
-    5 % is the chance of naming any slice where none is worse.
+    ``near_rows`` [test rows] is from near_train_rows, ``train_intents`` the intent of each training row. The tests are
+    one-sided, by each of right intent, chrF and bits per character that the system has, on all slices that have, like the
+    rest, at least MIN_CLUSTERS clusters. Where no slice is worse, the chance of naming any is 5 %.
 
     The standard error of rest minus slice is the bootstrap's, but no smaller than that of as many clusters drawn from all
-    rows, for a slice whose rows all fail alike has no spread of its own; the distribution is Student's t with a degree of
-    freedom for each cluster of the slice but one. Raises PipelineError as corpus_scores does.
+    rows: a slice whose rows all fail in the same way has no spread of its own. The distribution is Student's t with one
+    degree of freedom fewer than the slice has clusters. Raises PipelineError as corpus_scores does.
     """
     from scipy.stats import t as student
 
-    metrics = [METRICS[name] for name in WEAK_BY if METRICS[name].has_inputs(stats)]
+    metrics = [METRICS[name] for name in _WEAKNESS_METRICS if METRICS[name].has_inputs(stats)]
     clusters = test["cluster_id"].to_numpy(object)
-    compared = [part for part in parts(test, stats["reference_words"].tolist()) if _has_figures(part, clusters)]
+    compared = [part for part in slice_parts(test, stats["reference_words"].tolist()) if _has_figures(part, clusters)]
     if not compared:
         return []
     columns = _columns(metrics)
@@ -231,10 +191,10 @@ def weaknesses(
 
 
 def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping[str, str]) -> int:
-    """Writes the intents among ``weak`` as a CSV for who writes new examples; returns how many there are.
+    """Writes the intents among ``weak`` as a CSV for the authors of new examples; returns how many there are.
 
-    ``categories`` is the category of each intent. A line an intent and metric, the worst first. No test question stands in
-    it: an example written after one would be dealt to the test side.
+    One line per intent and metric, worst first; ``categories`` is the category of each intent. No test question is in it: an
+    example written after one would be assigned to the test split.
     """
     intents = [weakness for weakness in weak if weakness.kind == "intent"]
     lines = (
@@ -253,12 +213,12 @@ def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping
         }
         for w in intents
     )
-    write_sheet(path, WEAK_INTENT, ([line[column] for column in WEAK_INTENT] for line in lines))
+    write_sheet(path, _WEAK_INTENT_COLUMNS, ([line[column] for column in _WEAK_INTENT_COLUMNS] for line in lines))
     return len({weakness.slice for weakness in intents})
 
 
 def _columns(metrics: Iterable[Metric]) -> dict[str, int]:
-    """The inputs of ``metrics``, and the number of rows, with their places."""
+    """The input columns of ``metrics`` and the number of rows, each with its place."""
     names = {"rows"}.union(*(metric.columns for metric in metrics))
     return {name: place for place, name in enumerate(sorted(names))}
 
@@ -266,8 +226,8 @@ def _columns(metrics: Iterable[Metric]) -> dict[str, int]:
 def _values(test: pd.DataFrame, stats: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
     if test["row_id"].tolist() != stats["row_id"].tolist():
         raise PipelineError(
-            f"{len(stats)} rows were scored, and they are not the {len(test)} test rows in their order.",
-            "Evaluate the system again on the present test split.",
+            f"The {len(stats)} scored rows are not the {len(test)} test rows in the same order.",
+            "Evaluate the system again on the current test split.",
         )
     return stats[list(columns)].to_numpy(float)
 
@@ -287,14 +247,14 @@ def _ends(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, fl
 
 
 def _finite(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Scores of sums [1 + samples, columns]; NaN for a sample that drew no row of a small slice."""
+    """Scores of sums [1 + samples, columns]; NaN for a sample without a row of the slice."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(rows > 0, metric.function(sums), np.nan)
 
 
 def _has_figures(part: SlicePart, clusters: np.ndarray) -> bool:
     """Whether the slice and the rest have enough clusters each."""
-    return min(len(set(clusters[part.member])), len(set(clusters[~part.member]))) >= FEWEST_CLUSTERS
+    return min(len(set(clusters[part.member])), len(set(clusters[~part.member]))) >= MIN_CLUSTERS
 
 
 def _quarters(values: np.ndarray, digits: int) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,10 +1,9 @@
-"""What was decided about the champion: an append-only record, and the alias that follows it."""
+"""The append-only history of decisions about the champion, and the MLflow aliases that follow it."""
 
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,30 +14,28 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EntryKind = Literal["decision", "rollback", "moved by hand"]
-"""What made an entry: a comparison of figures, ``cs-pipeline rollback``, or somebody who set the alias in MLflow."""
+"""The origin of an entry: a comparison of figures, ``cs-pipeline rollback``, or an alias set by hand in MLflow."""
 
-FOLLOWED = "cs.promoted_by"
-"""Tag of versions: the entry by which one became champion, set after the alias has moved."""
+_PROMOTED_BY = "cs.promoted_by"
+"""Tag of a version: the entry that made it champion, set after the alias has moved."""
 
-_UNKNOWN = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", "slices", "intents", "thresholds"))
+_EMPTY = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", "slices", "intents", "thresholds"))
 
 
-@contextmanager
-def deciding(lake: DataLake) -> Iterator[None]:
-    """No other process reads the history to add to it meanwhile; the lock of one that is killed is gone with it."""
-    with locked(_path(lake)):
-        yield
+def history_lock(lake: DataLake) -> AbstractContextManager[bool]:
+    """Held from reading the history to appending to it; a killed process releases it."""
+    return locked(_path(lake))
 
 
 def read_history(lake: DataLake) -> list[dict[str, Any]]:
-    """All entries, oldest first. A last line that a crash cut off was never acted on, and does not count."""
+    """All entries, oldest first. A last line cut off by a crash was never acted on and is left out."""
     path = _path(lake)
     text = path.read_text() if path.exists() else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [{"kind": "decision", **json.loads(line)} for line in lines]
 
 
-def append(
+def append_entry(
     lake: DataLake,
     kind: EntryKind,
     version: int | None,
@@ -47,9 +44,9 @@ def append(
     promote: bool,
     reason: str,
     decided_by: str,
-    **known: Any,
+    **figures: Any,
 ) -> dict[str, Any]:
-    """Adds an entry that is on the disk when this returns, and returns it. To be called while ``deciding``."""
+    """Appends an entry, syncs it to the disk, and returns it. The caller holds ``history_lock``."""
     entry = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "kind": kind,
@@ -58,25 +55,24 @@ def append(
         "promote": promote,
         "reason": reason,
         "decided_by": decided_by,
-        **_UNKNOWN,
-        **known,
+        **_EMPTY,
+        **figures,
     }
     with _path(lake).open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        if end and file.read(1) != b"\n":
-            whole = _path(lake).read_bytes().rfind(b"\n") + 1
-            file.truncate(whole)
+        if end and file.read(1) != b"\n":  # cut off by a crash
+            file.truncate(_path(lake).read_bytes().rfind(b"\n") + 1)
         file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return entry
 
 
-def settle(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
-    """Makes the aliases what the history says; a crash between the two is fixed here. To be called while ``deciding``.
+def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
+    """Sets the aliases to what the history says, which also repairs a crash between the two.
 
-    The alias of a champion that somebody moved by hand in MLflow is taken over into the history.
+    A champion alias that was moved by hand in MLflow is recorded in the history instead. The caller holds ``history_lock``.
     """
     history = read_history(lake)
     tags = {int(v.version): v.tags for v in find_versions(client)}
@@ -84,16 +80,17 @@ def settle(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
     place = max((i for i, entry in enumerate(history) if entry["promote"]), default=None)
     last = {"version": None, "champion_before": None} if place is None else history[place]
     mark = digest(place, last)
-    # An alias that followed the last promotion and now lies elsewhere was moved since, be it back to where it came from.
-    followed = last["version"] not in tags or tags[last["version"]].get(FOLLOWED) == mark
+    # If the alias had followed the last promotion, a different champion now means that it was moved by hand, even if it
+    # was moved back.
+    followed = last["version"] not in tags or tags[last["version"]].get(_PROMOTED_BY) == mark
     if now != last["version"] and (followed or now != last["champion_before"]):
         reason, who = "the alias was moved by hand in MLflow", f"a person; seen by {seen_by}"
-        append(lake, "moved by hand", now, last["version"], promote=True, reason=reason, decided_by=who)
-        settle(client, lake, seen_by)
+        append_entry(lake, "moved by hand", now, last["version"], promote=True, reason=reason, decided_by=who)
+        sync_aliases(client, lake, seen_by)
         return
     if not followed:
         client.set_registered_model_alias(MODEL, CHAMPION, str(last["version"]))
-        client.set_model_version_tag(MODEL, str(last["version"]), FOLLOWED, mark)
+        client.set_model_version_tag(MODEL, str(last["version"]), _PROMOTED_BY, mark)
     if not history or history[-1]["version"] not in tags:
         return
     newest = history[-1]
@@ -103,8 +100,8 @@ def settle(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
         client.delete_registered_model_alias(MODEL, CHALLENGER)
 
 
-def withdrawn(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Versions that a person took the alias from and nobody has given it back to, with the entry that says so."""
+def withdrawn_versions(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Versions that lost the alias by hand and never got it back, each with the entry that took it away."""
     gone: dict[int, dict[str, Any]] = {}
     for entry in history:
         if entry["promote"]:
@@ -114,14 +111,14 @@ def withdrawn(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     return gone
 
 
-def champion_before(history: list[dict[str, Any]], now: int | None) -> int | None:
+def previous_champion(history: list[dict[str, Any]], now: int | None) -> int | None:
     """The latest champion other than ``now`` that was not withdrawn since, or None."""
     champions = (entry["version"] for entry in reversed(history) if entry["promote"])
-    return next((number for number in champions if number not in (None, now, *withdrawn(history))), None)
+    return next((number for number in champions if number not in (None, now, *withdrawn_versions(history))), None)
 
 
 def history_table(lake: DataLake) -> list[dict[str, str]]:
-    """A row for each entry, oldest first, as people read them."""
+    """One row per entry, oldest first, in words."""
     words = {"decision": "promoted", "rollback": "rolled back to", "moved by hand": "moved by hand to"}
     return [
         {

@@ -1,4 +1,4 @@
-"""What a model version is made of: from the registry back to the landed files, and forward to every decision on it."""
+"""The lineage of a model version: back to the delivered files, and forward to every decision about it."""
 
 import json
 from pathlib import Path
@@ -16,20 +16,20 @@ from cs_pipeline.train.adapter import Adapter, seen_rows
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-NAME = "lineage.json"
-"""The artifact of a version's run that holds what was known when it was registered."""
+LINEAGE_FILE = "lineage.json"
+"""The artifact of a version's run that holds the lineage as of its registration."""
 
 
 class Check(TypedDict):
-    """An asset check of the run that made a version."""
+    """An asset check of the run that registered a version."""
 
     asset: str
     name: str
     passed: bool
 
 
-def made_of(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Check]) -> dict[str, Any]:
-    """What is known of the adapter's making, as JSON has it; ``checks`` are those of ``dagster_run`` until now."""
+def collect_lineage(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Check]) -> dict[str, Any]:
+    """The data, base, code and checks behind ``adapter``, ready for JSON; ``checks`` are those of ``dagster_run`` so far."""
     seen = seen_rows(adapter.folder)
     per_file = seen.group_by(["source", "source_file_sha256"]).aggregate([("row_id", "count_distinct")]).to_pylist()
     with Ledger(lake) as ledger:
@@ -61,19 +61,19 @@ def made_of(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Che
 
 
 def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
-    """All of version ``number``: its tags, what it was made of, and every decision on it. Raises PipelineError if none."""
+    """Version ``number`` with its tags, lineage and every decision about it. Raises PipelineError if there is none."""
     client = open_store(lake)
     version = next((v for v in find_versions(client) if int(v.version) == number), None)
     if version is None:
         known = ", ".join(str(v.version) for v in find_versions(client)) or "none"
         raise PipelineError(f"{MODEL} has no version {number}.", f"Choose one of: {known}.")
-    made = json.loads(Path(client.download_artifacts(version.run_id, NAME)).read_text())
+    lineage = json.loads(Path(client.download_artifacts(version.run_id, LINEAGE_FILE)).read_text())
     with Ledger(lake) as ledger:
         superseded = ledger.superseded()
         expired = {delivery.sha256 for delivery in ledger.deliveries() if delivery.expired_at}
-    for file in made["files"]:
+    for file in lineage["files"]:
         file["since"] = [
-            word for word, those in (("superseded", superseded), ("deleted", expired)) if file["sha256"] in those
+            word for word, ids in (("superseded", superseded), ("deleted", expired)) if file["sha256"] in ids
         ]
     return {
         "version": number,
@@ -81,13 +81,13 @@ def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
         "recipe": version.tags["cs.recipe"],
         "mlflow_run": version.run_id,
         "tags": dict(sorted(version.tags.items())),
-        **made,
+        **lineage,
         "history": [entry for entry in read_history(lake) if entry["version"] == number],
     }
 
 
 def _sides(lake: DataLake) -> dict[str, dict[str, int]]:
-    """Rows of each source on each side."""
+    """Rows of each source in each split."""
     sides = {}
     for side in ("train", "validation", "test"):
         sources = lake.read("prepare", f"{side}_split", ["source"]).column("source")
@@ -96,12 +96,12 @@ def _sides(lake: DataLake) -> dict[str, dict[str, int]]:
 
 
 def tree(found: dict[str, Any]) -> "Tree":
-    """What ``lineage`` gives, to be read in a terminal."""
+    """The result of ``trace_lineage`` for the terminal."""
     from rich.text import Text
     from rich.tree import Tree
 
     def node(parent: Tree, text: str) -> Tree:
-        return parent.add(Text(text))  # as text: names of files may hold what rich takes for markup
+        return parent.add(Text(text))  # file names may contain what rich would take for markup
 
     aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
     root = Tree(Text(f"{MODEL} version {found['version']}{aliases}, recipe {found['recipe']}"))
@@ -110,10 +110,10 @@ def tree(found: dict[str, Any]) -> "Tree":
     rows = node(root, "rows")
     for side, sources in found["sides"].items():
         node(rows, f"{side}: " + ", ".join(f"{count:,} {source}" for source, count in sorted(sources.items())))
-    files = node(root, "trained on rows of")
+    files = node(root, "trained on rows from")
     for file in found["files"]:
         name = file["name"] or found["bitext"]["address"]
-        day = f", delivered {file['day']}, Dagster run {file['run'] or 'not known'}" if file["day"] else ""
+        day = f", delivered {file['day']}, Dagster run {file['run'] or 'unknown'}" if file["day"] else ""
         since = f" [{', '.join(file['since'])} since]" if file["since"] else ""
         node(files, f"{name}, sha256 {file['sha256'][:12]}…: {file['rows']:,} rows{day}{since}")
     checks = found["checks"]

@@ -3,6 +3,8 @@
 import pytest
 
 from cs_pipeline.evaluate.decision import decide_promotion
+from cs_pipeline.evaluate.results import Differences
+from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline_tests.register.conftest import (
     BETTER,
     EQUAL,
@@ -11,10 +13,9 @@ from cs_pipeline_tests.register.conftest import (
     POINTS_FEWER,
     SAME,
     UNCLEAR,
-    Differences,
-    difference,
-    facts,
+    compared,
 )
+from cs_pipeline_tests.support.results import difference
 
 
 @pytest.mark.parametrize(
@@ -22,32 +23,37 @@ from cs_pipeline_tests.register.conftest import (
     [
         (BETTER, None, True, "fewer bits per character than its base (-0.150, 95 % interval -0.200 to -0.100)"),
         (BETTER, BETTER, True, "interval -0.200 to -0.100) and the champion (-0.150, 95 % interval -0.200 to -0.100)"),
-        (BETTER, SAME, False, "not clearly fewer bits per character than the champion"),
-        (SAME, None, False, "not clearly fewer bits per character than its base"),
-        (BETTER | {"bits_per_character": UNCLEAR}, None, False, "not clearly fewer bits per character than its base"),
+        (BETTER, SAME, False, "does not clearly need fewer bits per character than the champion"),
+        (SAME, None, False, "does not clearly need fewer bits per character than its base"),
+        (
+            BETTER | {"bits_per_character": UNCLEAR},
+            None,
+            False,
+            "does not clearly need fewer bits per character than its base",
+        ),
         (BETTER | {"bits_per_character": MORE}, None, False, "more bits per character than its base"),
-        (BETTER | {"bits_per_character": difference(-0.1, 0.0)}, None, False, "not clearly fewer"),
+        (BETTER | {"bits_per_character": difference(-0.1, 0.0)}, None, False, "does not clearly need fewer"),
         (
             BETTER | {"bits_per_character": None},
             None,
             False,
-            "bits_per_character against its base could not be measured",
+            "bits_per_character could not be measured against its base",
         ),
-        (BETTER, {}, False, "bits_per_character against the champion could not be measured"),
+        (BETTER, {}, False, "bits_per_character could not be measured against the champion"),
         (BETTER | {"right_intent": POINTS_FEWER}, None, False, "its right_intent is worse than that of its base"),
         (BETTER, BETTER | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
         (BETTER, BETTER | {"placeholder_recall": POINTS_FEWER}, False, "its placeholder_recall is worse"),
         (BETTER, BETTER | {"stop_rate": FEWER}, False, "its stop_rate is worse than that of the champion"),
         (BETTER, BETTER | {"safe": FEWER}, False, "its safe is worse than that of the champion"),
         (BETTER | {"safe": FEWER}, None, False, "its safe is worse than that of its base"),
-        (BETTER, BETTER | {"stop_rate": UNCLEAR, "right_intent": EQUAL}, True, "is worse in nothing gated"),
-        (BETTER, BETTER | {"placeholder_recall": None}, True, "is worse in nothing gated"),
-        (BETTER, {"bits_per_character": FEWER}, True, "is worse in nothing gated"),
-        (BETTER, BETTER | {"rougeL": FEWER, "chrf": FEWER}, True, "is worse in nothing gated"),
+        (BETTER, BETTER | {"stop_rate": UNCLEAR, "right_intent": EQUAL}, True, "is not worse in any guarded metric"),
+        (BETTER, BETTER | {"placeholder_recall": None}, True, "is not worse in any guarded metric"),
+        (BETTER, {"bits_per_character": FEWER}, True, "is not worse in any guarded metric"),
+        (BETTER, BETTER | {"rougeL": FEWER, "chrf": FEWER}, True, "is not worse in any guarded metric"),
     ],
 )
 def test_decisions(to_base: Differences, to_champion: Differences | None, promote: bool, reason: str) -> None:
-    decision = decide_promotion(facts(to_base, to_champion))
+    decision = decide_promotion(compared(to_base, to_champion))
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
 
@@ -55,11 +61,11 @@ def test_decisions(to_base: Differences, to_champion: Differences | None, promot
 @pytest.mark.parametrize(
     ("to_champion", "company", "promote", "reason"),
     [
-        (BETTER, BETTER, True, "is worse in nothing gated"),
-        (BETTER, SAME, True, "is worse in nothing gated"),
-        (BETTER, dict.fromkeys(BETTER, UNCLEAR), True, "is worse in nothing gated"),
-        (BETTER, None, True, "is worse in nothing gated"),  # too few company rows for figures
-        (SAME, BETTER, False, "not clearly fewer bits per character than the champion"),
+        (BETTER, BETTER, True, "is not worse in any guarded metric"),
+        (BETTER, SAME, True, "is not worse in any guarded metric"),
+        (BETTER, dict.fromkeys(BETTER, UNCLEAR), True, "is not worse in any guarded metric"),
+        (BETTER, None, True, "is not worse in any guarded metric"),  # too few company rows for figures
+        (SAME, BETTER, False, "does not clearly need fewer bits per character than the champion"),
         (
             BETTER,
             SAME | {"bits_per_character": MORE},
@@ -80,32 +86,32 @@ def test_decisions(to_base: Differences, to_champion: Differences | None, promot
         ),
         (BETTER, SAME | {"stop_rate": FEWER}, False, "on the company rows its stop_rate is worse than that of"),
         (BETTER, SAME | {"safe": FEWER}, False, "on the company rows its safe is worse than that of the champion"),
-        (BETTER, SAME | {"placeholder_recall": None}, True, "is worse in nothing gated"),
-        (BETTER, SAME | {"chrf": FEWER}, True, "is worse in nothing gated"),
+        (BETTER, SAME | {"placeholder_recall": None}, True, "is not worse in any guarded metric"),
+        (BETTER, SAME | {"chrf": FEWER}, True, "is not worse in any guarded metric"),
     ],
 )
 def test_no_source_pays_for_the_other(
     to_champion: Differences, company: Differences | None, promote: bool, reason: str
 ) -> None:
-    decision = decide_promotion(facts(BETTER, to_champion, company))
+    decision = decide_promotion(compared(BETTER, to_champion, company))
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
 
 
 def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
-    found = facts(BETTER, BETTER, BETTER)
-    found["slices"]["bitext"]["differences"]["champion"] = BETTER | {"bits_per_character": MORE}
+    found = compared(BETTER, BETTER, BETTER)
+    found.slices["bitext"].differences["champion"] = BETTER | {"bits_per_character": MORE}
     assert "on the bitext rows its bits_per_character is worse" in decide_promotion(found).reason
 
 
 @pytest.mark.parametrize("champion_forgotten", [False, True])
 def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bool) -> None:
     """Each mode has reference texts of its own, so whatever differs may be the texts."""
-    found = facts(BETTER, BETTER)
-    found["placeholders"]["champion"] = "generic"
+    found = compared(BETTER, BETTER)
+    found.placeholders["champion"] = PlaceholderMode.GENERIC
     decision = decide_promotion(found, champion_forgotten)
     assert not decision.promote
-    assert "its placeholders are 'keep' and those of the champion 'generic'" in decision.reason
+    assert "its placeholder mode is 'keep' and the champion's is 'generic'" in decision.reason
     assert "cs-pipeline rollback --to" in decision.reason
 
 
@@ -126,7 +132,7 @@ def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bo
 def test_what_another_training_would_move_is_tolerated_on_a_slice(
     metric: str, low: float, high: float, promote: bool
 ) -> None:
-    decision = decide_promotion(facts(BETTER, BETTER, SAME | {metric: difference(low, high)}))
+    decision = decide_promotion(compared(BETTER, BETTER, SAME | {metric: difference(low, high)}))
     assert decision.promote is promote, decision.reason
 
 
@@ -135,24 +141,24 @@ def test_what_another_training_would_move_is_tolerated_on_a_slice(
     [(-60, -10.1, False), (-60, -10, True), (-60, 5, True), (-9, -1, True), (-30, -12, False), (10, 60, True)],
 )
 def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promote: bool) -> None:
-    decision = decide_promotion(facts(BETTER, BETTER, BETTER, difference(low, high)))
+    decision = decide_promotion(compared(BETTER, BETTER, BETTER, difference(low, high)))
     assert decision.promote is promote
     if not promote:
         assert (
-            "asked about 'get_refund', far fewer answers have the right intent than of the champion" in decision.reason
+            "on 'get_refund' far fewer of its answers have the right intent than of the champion's" in decision.reason
         )
 
 
 def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> None:
-    found = facts(BETTER)
-    found["intents"]["get_refund"]["differences"] = {"base": {"right_intent": difference(-90, -50)}}
+    found = compared(BETTER)
+    found.intents["get_refund"].differences["base"] = {"right_intent": difference(-90, -50)}
     assert decide_promotion(found).promote
 
 
 @pytest.mark.parametrize(
     ("to_champion", "promote", "reason"),
     [
-        (SAME, True, "not more than the champion, which is to be forgotten"),
+        (SAME, True, "no more than the champion, which is to be forgotten"),
         (SAME | {"bits_per_character": UNCLEAR}, True, "is to be forgotten"),
         (BETTER, True, "is to be forgotten"),
         (SAME | {"bits_per_character": MORE}, False, "it needs more bits per character than the champion"),
@@ -162,7 +168,7 @@ def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> Non
 def test_to_replace_a_champion_that_is_to_be_forgotten_it_need_not_be_better(
     to_champion: Differences, promote: bool, reason: str
 ) -> None:
-    decision = decide_promotion(facts(BETTER, to_champion), champion_forgotten=True)
+    decision = decide_promotion(compared(BETTER, to_champion), champion_forgotten=True)
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
-    assert not decide_promotion(facts(SAME, to_champion), champion_forgotten=True).promote
+    assert not decide_promotion(compared(SAME, to_champion), champion_forgotten=True).promote

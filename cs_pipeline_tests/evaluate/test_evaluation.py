@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -15,13 +14,14 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest, write_manifest
 from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.evaluate.decision import decide_promotion
-from cs_pipeline.evaluate.evaluation import evaluate, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.evaluation import evaluate
+from cs_pipeline.evaluate.results import EvaluationResults, SliceResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS
 from cs_pipeline.evaluate.scoring.rubric import PARTS
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
-from cs_pipeline.evaluate.slices import SLICE
+from cs_pipeline.evaluate.slices import SLICE_SCHEMA
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.tracking import Version
@@ -42,8 +42,10 @@ def answers(lake: DataLake) -> pd.DataFrame:
     return pd.read_parquet(evaluation_folder("tiny", lake) / "answers.parquet")
 
 
-def score(facts: dict[str, Any], system: str, metric: str) -> float:
-    return float(facts["scores"][system][metric]["score"])
+def score(results: EvaluationResults, system: str, metric: str) -> float:
+    found = results.scores[system][metric]
+    assert found is not None
+    return found.score
 
 
 def version_of(lake: DataLake, recipe: Recipe, folder: Path, number: int = 4) -> Version:
@@ -56,45 +58,48 @@ def version_of(lake: DataLake, recipe: Recipe, folder: Path, number: int = 4) ->
 
 def as_another(version: Version) -> Version:
     """The same weights under another fingerprint, as another recipe would have made them."""
-    facts = read_manifest(version.folder / "adapter", "adapter")
-    del facts["files"]
-    write_manifest(version.folder / "adapter", {**facts, "fingerprint": "f" * 16})
+    manifest = read_manifest(version.folder / "adapter", "adapter")
+    del manifest["files"]
+    write_manifest(version.folder / "adapter", {**manifest, "fingerprint": "f" * 16})
     return Version(version.version, "f" * 16, version.recipe, version.run_id, version.folder)
 
 
 def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -> None:
-    facts = read_evaluation("tiny", evaluated)
+    results = read_evaluation("tiny", evaluated)
     test = evaluated.read("prepare", "test_split")
-    assert facts["champion_version"] is None
-    assert list(facts["scores"]) == sorted(WITHOUT_CHAMPION)
-    assert set(facts["differences"]) == set(WITHOUT_CHAMPION) - {"tuned"}
-    assert facts["rows"] == test.num_rows
-    assert facts["clusters"] == len(set(test.column("cluster_id").to_pylist()))
+    assert results.champion_version is None
+    assert list(results.scores) == sorted(WITHOUT_CHAMPION)
+    assert set(results.differences) == set(WITHOUT_CHAMPION) - {"tuned"}
+    assert results.rows == test.num_rows
+    assert results.clusters == len(set(test.column("cluster_id").to_pylist()))
     rows = answers(evaluated)
     assert len(rows) == test.num_rows * len(WITHOUT_CHAMPION)
     for _, frame in rows.groupby("system"):
         assert frame["row_id"].tolist() == test.column("row_id").to_pylist()
         assert frame["reference"].tolist() == test.column("response").to_pylist()
-    assert score(facts, "tuned", "bits_per_character") < score(facts, "base", "bits_per_character")
-    assert facts["differences"]["base"]["bits_per_character"]["high"] < 0
-    assert list(facts["slices"]) == ["bitext"]
-    assert facts["slices"]["bitext"] == {
-        "rows": facts["rows"],
-        "clusters": facts["clusters"],
-        "gates": True,
-        "scores": facts["scores"],
-        "differences": facts["differences"],
+    assert score(results, "tuned", "bits_per_character") < score(results, "base", "bits_per_character")
+    bits = results.differences["base"]["bits_per_character"]
+    assert bits is not None
+    assert bits.high < 0
+    assert results.slices == {
+        "bitext": SliceResults(
+            rows=results.rows,
+            clusters=results.clusters,
+            gates=True,
+            scores=results.scores,
+            differences=results.differences,
+        )
     }
-    assert facts["intents"] == {}  # two test rows an intent
+    assert results.intents == {}  # two test rows an intent
     # Right answers of right intents from training rows beat a model of thirty steps, and chance.
-    assert score(facts, "nearest", "rougeL") > score(facts, "random", "rougeL")
-    assert score(facts, "central", "right_intent") > 80 > score(facts, "random", "right_intent")
+    assert score(results, "nearest", "rougeL") > score(results, "random", "rougeL")
+    assert score(results, "central", "right_intent") > 80 > score(results, "random", "right_intent")
     for system in ("nearest", "central", "random"):
-        assert facts["scores"][system]["bits_per_character"] is None
+        assert results.scores[system]["bits_per_character"] is None
 
 
 def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> None:
-    facts, rows, folder = read_evaluation("tiny", evaluated), answers(evaluated), evaluation_folder("tiny", evaluated)
+    results, rows, folder = read_evaluation("tiny", evaluated), answers(evaluated), evaluation_folder("tiny", evaluated)
     assert {*FIDELITY_COLUMNS, *ERRORS, *PARTS, "near_train_rows"} <= set(rows)
     references = pd.read_parquet(folder / "references.parquet")
     assert references["reference"].tolist() == rows[rows["system"] == "tuned"]["reference"].tolist()
@@ -104,34 +109,33 @@ def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> No
         means |= {"fabricates": 100 * (frame["fabricated"] > 0).mean()}
         means |= {name: frame[name].mean() for name in ("rubric", "heuristic")}
         for name, mean in means.items():
-            known = facts["references"][name] if system == "reference" else score(facts, system, name)
+            known = results.references[name] if system == "reference" else score(results, system, name)
             assert known == pytest.approx(mean), (system, name)
         if system not in ("tuned", "base"):
             assert not frame["unfinished"].all()
-    assert facts["references"]["error_wrong_intent"] == pytest.approx(100 * (1 - facts["answer_classifier_accuracy"]))
+    assert results.references["error_wrong_intent"] == pytest.approx(100 * (1 - results.answer_classifier_accuracy))
     # A model of thirty steps, cut off after 24 tokens.
-    assert score(facts, "tuned", "error_unfinished") > 50 > facts["references"]["error_unfinished"]
+    assert score(results, "tuned", "error_unfinished") > 50 > (results.references["error_unfinished"] or 0)
     assert rows.groupby("row_id")["near_train_rows"].nunique().max() == 1
 
     table = pq.read_table(folder / "slices.parquet")
-    check_schema(table, SLICE, "slices")
+    check_schema(table, SLICE_SCHEMA, "slices")
     whole = {(row["system"], row["metric"]): row for row in table.to_pylist() if row["kind"] == "all"}
-    for system, scores in facts["scores"].items():
+    for system, scores in results.scores.items():
         for name, found in scores.items():
             row = whole[system, name]
             assert (row["score"], row["low"], row["high"]) == pytest.approx(
-                (found["score"], found["low"], found["high"]) if found else (None, None, None)
+                (found.score, found.low, found.high) if found else (None, None, None)
             ), (system, name)
-    assert set(facts["detectable"]) == set(facts["differences"])
-    bits = facts["differences"]["base"]["bits_per_character"]
-    assert facts["detectable"]["base"]["bits_per_character"] == pytest.approx(
-        (bits["high"] - bits["low"]) * 0.715, rel=0.01
-    )
-    assert set(facts["naive"]) == set(NAIVE_METRICS)
-    assert facts["naive"]["rougeL"] > 20
+    assert set(results.detectable) == set(results.differences)
+    bits = results.differences["base"]["bits_per_character"]
+    assert bits is not None
+    assert results.detectable["base"]["bits_per_character"] == pytest.approx((bits.high - bits.low) * 0.715, rel=0.01)
+    assert set(results.naive) == set(NAIVE_METRICS)
+    assert (results.naive["rougeL"] or 0) > 20
     sheet = (folder / "weak_intents.csv").read_text(encoding="utf-8-sig").splitlines()
-    assert len(sheet) == 1 + sum(weak["kind"] == "intent" for weak in facts["weak"])
-    assert all(weak["p"] < 0.05 and weak["advice"] for weak in facts["weak"])
+    assert len(sheet) == 1 + sum(weak.kind == "intent" for weak in results.weak)
+    assert all(weak.p < 0.05 and weak.advice for weak in results.weak)
 
 
 def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
@@ -143,14 +147,18 @@ def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
         "repeats_itself": " We will look into it for you today." * 3,
     }
     found = {
-        kind: test_set.score_without_references([reference + text for reference in test_set.references]).astype(float, errors="ignore")
+        kind: test_set.score_without_references([reference + text for reference in test_set.references]).astype(
+            float, errors="ignore"
+        )
         for kind, text in planted.items()
     }
     for column in ("fabricated", "invented", "repeats_itself"):
         assert (found[column][column] > found["none"][column]).all(), column
         assert (found["none"][column] > 0).mean() < 0.15, column
     assert found["none"]["present"].tolist() == found["none"]["needed"].tolist()
-    elsewhere = test_set.score_without_references(["The weather in the mountains will be sunny and mild."] * len(test_set.references))
+    elsewhere = test_set.score_without_references(
+        ["The weather in the mountains will be sunny and mild."] * len(test_set.references)
+    )
     assert elsewhere["off_topic"].mean() > 0.9
 
 
@@ -159,9 +167,9 @@ def test_equal_input_is_not_judged_again(evaluated: DataLake, tiny: Recipe) -> N
     lines: list[str] = []
     again = evaluate(tiny, evaluated, None, lines.append)
     assert again.reused
-    assert again.facts == read_evaluation("tiny", evaluated)
+    assert again.results == read_evaluation("tiny", evaluated)
     assert (evaluation_folder("tiny", evaluated) / "answers.parquet").stat() == before
-    assert lines == [f"Equal input has been evaluated already: {evaluation_folder('tiny', evaluated)}"]
+    assert lines == [f"Equal input was evaluated before: {evaluation_folder('tiny', evaluated)}"]
 
 
 def test_a_champion_is_not_judged_beside_itself(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
@@ -175,17 +183,17 @@ def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe,
     alone = read_evaluation("tiny", evaluated)
     beside = evaluate(tiny, evaluated, another, print)
     assert not beside.reused
-    facts = beside.facts
-    assert facts["champion_version"] == another.version
-    assert facts["placeholders"] == {"tuned": "keep", "base": "keep", "champion": "keep"}
-    assert facts["fingerprint"] != alone["fingerprint"]
-    assert facts["scores"]["champion"] == facts["scores"]["tuned"] == alone["scores"]["tuned"]
-    measured = {metric: d for metric, d in facts["differences"]["champion"].items() if d is not None}
+    results = beside.results
+    assert results.champion_version == another.version
+    assert results.placeholders == {"tuned": "keep", "base": "keep", "champion": "keep"}
+    assert results.fingerprint != alone.fingerprint
+    assert results.scores["champion"] == results.scores["tuned"] == alone.scores["tuned"]
+    measured = {metric: d for metric, d in results.differences["champion"].items() if d is not None}
     assert set(measured) >= {"bits_per_character", "right_intent", "stop_rate", "rougeL", "bleu", "chrf"}
     for metric, difference in measured.items():
-        assert difference["difference"] == difference["low"] == difference["high"] == 0, metric
-    assert not decide_promotion(facts).promote
-    assert facts["differences"]["base"] == alone["differences"]["base"]
+        assert difference.difference == difference.low == difference.high == 0, metric
+    assert not decide_promotion(results).promote
+    assert results.differences["base"] == alone.differences["base"]
     wide = answers(evaluated).pivot_table(index="row_id", columns="system", values="answer", aggfunc="first")
     assert wide["champion"].tolist() == wide["tuned"].tolist()
     assert evaluate(tiny, evaluated, another, print).reused
@@ -201,7 +209,7 @@ def test_a_champion_that_was_touched_is_refused(evaluated: DataLake, tiny: Recip
     assert read_evaluation("tiny", evaluated) == before
 
 
-def test_other_test_rows_are_judged_anew_and_references_come_out_on_top(evaluated: DataLake, tiny: Recipe) -> None:
+def test_other_test_rows_are_evaluated_again_and_the_references_score_best(evaluated: DataLake, tiny: Recipe) -> None:
     """Test rows that stand in the training split: their nearest question's answer is the reference itself."""
     before = read_evaluation("tiny", evaluated)
     train = evaluated.read("prepare", "train_split").to_pandas().drop_duplicates("instruction")
@@ -209,21 +217,21 @@ def test_other_test_rows_are_judged_anew_and_references_come_out_on_top(evaluate
     table = pa.Table.from_pandas(known, schema=SPLIT_ROW, preserve_index=False)
     evaluated.write("prepare", "test_split", table, SPLIT_ROW)
     judged = evaluate(tiny, evaluated, None, print)
-    facts = judged.facts
+    results = judged.results
     assert not judged.reused
-    assert facts["fingerprint"] != before["fingerprint"]
-    assert (facts["rows"], before["rows"]) == (54, 54)
+    assert results.fingerprint != before.fingerprint
+    assert (results.rows, before.rows) == (54, 54)
     rows = answers(evaluated)
     nearest = rows[rows["system"] == "nearest"]
     assert nearest["answer"].tolist() == nearest["reference"].tolist()
     for metric in ("rouge1", "rouge2", "rougeL", "bleu", "chrf", "placeholder_precision", "placeholder_recall"):
-        assert score(facts, "nearest", metric) == pytest.approx(100), metric
+        assert score(results, "nearest", metric) == pytest.approx(100), metric
         for other in ("tuned", "base", "random"):
-            found = facts["scores"][other][metric]
-            assert found is None or found["score"] < 100, (other, metric)
-    assert score(facts, "nearest", "right_intent") == pytest.approx(100 * facts["answer_classifier_accuracy"])
-    assert score(facts, "nearest", "length_ratio") == pytest.approx(1)
-    assert score(facts, "nearest", "placeholder_invented") == 0
+            found = results.scores[other][metric]
+            assert found is None or found.score < 100, (other, metric)
+    assert score(results, "nearest", "right_intent") == pytest.approx(100 * results.answer_classifier_accuracy)
+    assert score(results, "nearest", "length_ratio") == pytest.approx(1)
+    assert score(results, "nearest", "placeholder_invented") == 0
 
 
 def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluated: DataLake, tiny: Recipe) -> None:
@@ -235,8 +243,8 @@ def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluat
         for place, row in enumerate(table.to_pylist())
     ]
     evaluated.write("prepare", "test_split", pa.Table.from_pylist(rows, SPLIT_ROW), SPLIT_ROW)
-    facts = evaluate(tiny, evaluated, None, print).facts
-    assert {source: (part["rows"], part["gates"]) for source, part in facts["slices"].items()} == {
+    results = evaluate(tiny, evaluated, None, print).results
+    assert {source: (part.rows, part.gates) for source, part in results.slices.items()} == {
         "bitext": (27, True),
         "company": (27, True),
     }
@@ -279,9 +287,3 @@ def test_an_adapter_of_another_base_or_recipe_is_not_judged(evaluated: DataLake,
     with pytest.raises(PipelineError, match="The base model of 'tiny' has changed since its adapter") as error:
         evaluate(tiny, evaluated, None, print)
     assert "Materialise 'adapter'" in error.value.fix
-
-
-def test_no_evaluation_is_said(lake: DataLake) -> None:
-    with pytest.raises(PipelineError, match=r"evaluation\.json is not there") as error:
-        read_evaluation("tiny", lake)
-    assert error.value.fix == "Materialise 'evaluation' for the partition 'tiny'."

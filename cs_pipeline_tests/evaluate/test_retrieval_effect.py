@@ -88,7 +88,7 @@ def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe
     assert retrieval is not None
     known = {(measure.group, measure.measure): measure for measure in retrieval.misled}
     for group, frame in table.groupby("group"):
-        assert known[group, "same_intent"].count == frame["same_intent"].sum()
+        assert known[str(group), "same_intent"].count == frame["same_intent"].sum()
     told = table[table["group"].str.startswith("an order")]
     assert told["obeyed"].notna().all()
 

@@ -8,9 +8,17 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.schema import check_schema
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS
+from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.scoring.metrics import METRICS, row_statistics
-from cs_pipeline.evaluate.slices import NEAR, SLICE, near_train_rows, parts, slices, weaknesses, write_weak_intents
+from cs_pipeline.evaluate.slices import (
+    MIN_NEAR_SIMILARITY,
+    SLICE_SCHEMA,
+    near_train_rows,
+    slice_parts,
+    slice_scores,
+    weaknesses,
+    write_weak_intents,
+)
 from cs_pipeline.evaluate.statistics import intervals
 
 ROWS, INTENTS = 240, ("cancel_order", "get_refund", "track_order", "=bad()")
@@ -54,7 +62,7 @@ def stats(test_frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_each_kind_is_cut_as_it_says(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
-    found = {(part.kind, part.name): part.member for part in parts(test_frame, stats["reference_words"].tolist())}
+    found = {(part.kind, part.name): part.member for part in slice_parts(test_frame, stats["reference_words"].tolist())}
     by_kind: dict[str, list[str]] = {}
     for kind, name in found:
         by_kind.setdefault(kind, []).append(name)
@@ -82,23 +90,23 @@ def test_each_kind_is_cut_as_it_says(test_frame: pd.DataFrame, stats: pd.DataFra
 
 def test_what_holds_for_all_rows_or_has_no_value_is_no_slice(test_frame: pd.DataFrame) -> None:
     alike = test_frame.assign(source="bitext", flags="BL", nearest_train_similarity=np.nan)
-    assert {part.kind for part in parts(alike, [7] * ROWS)} == {"all", "category", "intent"}
+    assert {part.kind for part in slice_parts(alike, [7] * ROWS)} == {"all", "category", "intent"}
 
 
 def test_each_score_is_that_of_the_rows_alone(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
     other = answered(test_frame, seed=5, nll=50.0, answer_tokens=20, answer_chars=100)
     systems = {"tuned": other, "nearest": stats}
-    table = slices(test_frame, systems, samples=100, seed=3)
-    check_schema(table, SLICE, "slices")
+    table = slice_scores(test_frame, systems, samples=100, seed=3)
+    check_schema(table, SLICE_SCHEMA, "slices")
     rows = {(r["kind"], r["slice"], r["system"], r["metric"]): r for r in table.to_pylist()}
-    found = parts(test_frame, stats["reference_words"].tolist())
+    found = slice_parts(test_frame, stats["reference_words"].tolist())
     assert len(rows) == table.num_rows == len(found) * len(systems) * len(METRICS)
     for part in found:
         clusters = test_frame["cluster_id"][part.member].tolist()
         for system, frame in systems.items():
             figures = {metric: rows[part.kind, part.name, system, metric] for metric in METRICS}
             assert {(r["rows"], r["clusters"]) for r in figures.values()} == {(len(clusters), len(set(clusters)))}
-            if len(set(clusters)) < FEWEST_CLUSTERS:
+            if len(set(clusters)) < MIN_CLUSTERS:
                 assert part.name == "company"
                 assert all(r[end] is None for r in figures.values() for end in ("score", "low", "high"))
                 continue
@@ -123,10 +131,10 @@ def test_a_weak_intent_is_named_first_with_advice(test_frame: pd.DataFrame, tmp_
     assert (intent.score, intent.rest) == pytest.approx((20, 260 / 3), abs=1e-9)
     assert intent.p < 0.001
     assert intent.advice == (
-        "=bad(): 30 training rows, 12 training rows near a question of it, 60 near one of the others; add examples."
+        "=bad(): 30 training rows; similar training questions per question: 12 here, 60 elsewhere. Add examples."
     )
     enough = weaknesses(test_frame, stats, np.full(ROWS, 60), ["=bad()"] * 30, samples=300)
-    assert "hardly fewer than usual" in enough[0].advice
+    assert "Examples are not scarce" in enough[0].advice
 
     assert write_weak_intents(tmp_path / "weak.csv", weak, {"=bad()": "=ALSO"}) == 1
     with (tmp_path / "weak.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -149,16 +157,16 @@ def test_equal_slices_are_seldom_called_weak() -> None:
 
 
 def test_rows_of_another_order_are_refused(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
-    with pytest.raises(PipelineError, match="not the 240 test rows in their order"):
-        slices(test_frame, {"tuned": stats.iloc[::-1]})
-    with pytest.raises(PipelineError, match="not the 240 test rows in their order"):
+    with pytest.raises(PipelineError, match="not the 240 test rows in the same order"):
+        slice_scores(test_frame, {"tuned": stats.iloc[::-1]})
+    with pytest.raises(PipelineError, match="not the 240 test rows in the same order"):
         weaknesses(test_frame, stats.iloc[::-1], np.zeros(ROWS), [])
 
 
 def test_an_input_that_some_rows_lack_blocks(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
     broken = stats.assign(right_intent=stats["right_intent"].where(stats.index != 7))
     for look in (
-        lambda: slices(test_frame, {"tuned": broken}),
+        lambda: slice_scores(test_frame, {"tuned": broken}),
         lambda: weaknesses(test_frame, broken, np.zeros(1), []),
     ):
         with pytest.raises(PipelineError, match="'right_intent' is not a number in 1 of 240 rows"):
@@ -167,6 +175,6 @@ def test_an_input_that_some_rows_lack_blocks(test_frame: pd.DataFrame, stats: pd
 
 def test_near_training_rows_are_counted() -> None:
     train = ["where is my order", "where is my order please", "cancel my subscription"]
-    assert 0 < NEAR < 1
+    assert 0 < MIN_NEAR_SIMILARITY < 1
     assert near_train_rows(["where is my order", "zzz"], train).tolist() == [2, 0]
     assert near_train_rows([], train).tolist() == []

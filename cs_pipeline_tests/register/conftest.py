@@ -1,4 +1,4 @@
-"""Versions and evaluations made by hand in a real MLflow store, and facts to decide on."""
+"""Versions and evaluations made by hand in a real MLflow store, and results to decide on."""
 
 import json
 import shutil
@@ -7,18 +7,20 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.core.lake import DataLake, write_json
-from cs_pipeline.evaluate.evaluation import evaluation_folder
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.results import (
+    Differences,
+    EvaluationResults,
+    IntentResults,
+    SliceResults,
+    evaluation_file,
+    write_evaluation,
+)
+from cs_pipeline.evaluate.statistics import Difference
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.promotion import Outcome, judge_candidates
 from cs_pipeline.tracking import FINGERPRINT, MODEL, champion_number, open_store
-
-Differences = dict[str, dict[str, float] | None]
-
-
-def difference(low: float, high: float) -> dict[str, float]:
-    return {"difference": (low + high) / 2, "low": low, "high": high}
-
+from cs_pipeline_tests.support.results import difference, results_of
 
 POINTS_FEWER = difference(-9.0, -3.0)
 FEWER, MORE, UNCLEAR, EQUAL = (difference(*ends) for ends in ((-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1), (0.0, 0.0)))
@@ -29,28 +31,29 @@ BETTER: Differences = {
 SAME: Differences = dict.fromkeys(BETTER, EQUAL)
 
 
-def facts(
+def compared(
     to_base: Differences,
     to_champion: Differences | None = None,
     company: Differences | None = None,
-    intent: dict[str, float] | None = None,
-) -> dict[str, Any]:
-    """Of an evaluation beside a champion, or none; ``company`` and ``intent`` say how it stands to it there."""
+    intent: Difference | None = None,
+    **known: Any,
+) -> EvaluationResults:
+    """Results beside a champion, or none; ``company`` and ``intent`` are the differences from it there."""
 
-    def beside(champion: Differences | None) -> dict[str, Differences]:
+    def by_system(champion: Differences | None) -> dict[str, Differences]:
         return {"base": to_base} | ({"champion": champion} if champion is not None else {})
 
-    def part(source_champion: Differences | None, gates: bool = True) -> dict[str, Any]:
-        differences = beside(source_champion) if gates else {}
-        return {"rows": 90, "clusters": 60 if gates else 3, "gates": gates, "scores": {}, "differences": differences}
+    def part(champion: Differences | None, gates: bool = True) -> SliceResults:
+        differences = by_system(champion) if gates else {}
+        return SliceResults(rows=90, clusters=60 if gates else 3, gates=gates, scores={}, differences=differences)
 
-    return {
+    parts: dict[str, Any] = {
         "placeholders": dict.fromkeys(["tuned", *(["champion"] if to_champion is not None else [])], "keep"),
-        "judge": None,
-        "differences": beside(to_champion),
+        "differences": by_system(to_champion),
         "slices": {"bitext": part(to_champion), "company": part(company, gates=company is not None)},
-        "intents": {"get_refund": {"rows": 30, "differences": {"champion": {"right_intent": intent}}}},
+        "intents": {"get_refund": IntentResults(rows=30, differences={"champion": {"right_intent": intent}})},
     }
+    return results_of(**parts | known)
 
 
 class World:
@@ -74,13 +77,13 @@ class World:
         at: str = "",
     ) -> None:
         """``at`` tells one evaluation of a recipe beside one champion from another."""
-        about = {
+        about: dict[str, Any] = {
             "recipe": recipe,
             "fingerprint": f"{recipe} beside {champion}{at}",
             "adapter_fingerprint": f"made by {recipe}",
             "champion_version": champion,
         }
-        write_json(evaluation_folder(recipe, self.lake) / "evaluation.json", about | facts(to_base, to_champion))
+        write_evaluation(compared(to_base, to_champion, **about), evaluation_file(recipe, self.lake))
 
     def judge(self) -> Outcome:
         """Every judgement leaves what stood in the history before as it was, byte for byte."""

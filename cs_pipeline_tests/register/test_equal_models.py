@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.comparison import compare
-from cs_pipeline.evaluate.decision import MUCH_WORSE, decide_promotion
+from cs_pipeline.evaluate.decision import MAX_INTENT_LOSS, decide_promotion
+from cs_pipeline.evaluate.results import EvaluationResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline_tests.register.conftest import BETTER
+from cs_pipeline_tests.support.results import results_of
 
 COLUMNS = sorted({column for metric in METRICS.values() for column in metric.columns})
 INTENTS = 8
@@ -62,11 +64,11 @@ class Simulation:
         stats = pd.DataFrame(dict.fromkeys(COLUMNS, np.nan) | known, index=range(rows)).astype(float)
         return stats.assign(rows=1, row_id=[str(i) for i in range(rows)])
 
-    def facts(self, tuned: pd.DataFrame, champion: pd.DataFrame) -> dict[str, Any]:
-        """Of an evaluation in which the tuned model is better than its base without a doubt."""
+    def results(self, tuned: pd.DataFrame, champion: pd.DataFrame) -> EvaluationResults:
+        """Results in which the tuned model is clearly better than its base."""
         found = compare(self.test, {"tuned": tuned, "champion": champion}, samples=200)
-        modes = {"tuned": "keep", "champion": "keep"}
-        return found | {"differences": found["differences"] | {"base": BETTER}, "placeholders": modes, "judge": None}
+        found.differences["base"] = BETTER
+        return results_of(**dict(found), placeholders={"tuned": "keep", "champion": "keep"})
 
 
 def _quantile(share: float | np.ndarray) -> Any:
@@ -79,19 +81,21 @@ def test_a_model_compared_with_itself_is_never_promoted() -> None:
     for seed in range(10):
         simulation = Simulation(seed)
         itself = simulation.model()
-        facts = simulation.facts(itself, itself.copy())
-        assert facts["differences"]["champion"]["bits_per_character"]["high"] == 0
-        assert len(facts["intents"]) > INTENTS / 2
-        decision = decide_promotion(facts)
+        results = simulation.results(itself, itself.copy())
+        bits = results.differences["champion"]["bits_per_character"]
+        assert bits is not None
+        assert bits.high == 0
+        assert len(results.intents) > INTENTS / 2
+        decision = decide_promotion(results)
         assert not decision.promote
-        assert "not clearly fewer bits per character than the champion (+0.000" in decision.reason
+        assert "does not clearly need fewer bits per character than the champion (+0.000" in decision.reason
 
 
 def test_of_200_equal_models_at_most_five_percent_are_promoted() -> None:
     promoted = 0
     for seed in range(200):
         simulation = Simulation(seed)
-        promoted += decide_promotion(simulation.facts(simulation.model(), simulation.model())).promote
+        promoted += decide_promotion(simulation.results(simulation.model(), simulation.model())).promote
     # The interval leaves out 2.5 % on the better side, 5 of 200, and the other gates can only take from them.
     assert 0 < promoted <= 10
 
@@ -100,7 +104,7 @@ def test_a_better_model_is_promoted() -> None:
     promoted = 0
     for seed in range(20):
         simulation = Simulation(seed)
-        promoted += decide_promotion(simulation.facts(simulation.model(bits=0.46), simulation.model())).promote
+        promoted += decide_promotion(simulation.results(simulation.model(bits=0.46), simulation.model())).promote
     # Equal in all else, it is stopped where it is unlucky in one of the twelve figures that may not be worse.
     assert promoted >= 12
 
@@ -113,13 +117,17 @@ def test_what_is_better_and_worse_somewhere_is_not_promoted(seed: int) -> None:
         for column, value in (("source", "company"), ("intent", "intent 3"))
     )
     champion = simulation.model()
-    only_bitext = simulation.facts(simulation.model(bits=np.where(company, 0.56, 0.42)), champion)
+    only_bitext = simulation.results(simulation.model(bits=np.where(company, 0.56, 0.42)), champion)
     assert not decide_promotion(only_bitext).promote
-    assert only_bitext["differences"]["champion"]["bits_per_character"]["high"] < 0
-    assert only_bitext["slices"]["company"]["differences"]["champion"]["bits_per_character"]["low"] > 0
+    everywhere = only_bitext.differences["champion"]["bits_per_character"]
+    on_company = only_bitext.slices["company"].differences["champion"]["bits_per_character"]
+    assert everywhere is not None
+    assert everywhere.high < 0
+    assert on_company is not None
+    assert on_company.low > 0
     unsafe = simulation.model(bits=0.46, right=0.97, safe=0.85)
-    assert not decide_promotion(simulation.facts(unsafe, champion)).promote
-    loses_one = simulation.facts(simulation.model(bits=0.46, right=np.where(intent, 0.2, 0.97)), champion)
+    assert not decide_promotion(simulation.results(unsafe, champion)).promote
+    loses_one = simulation.results(simulation.model(bits=0.46, right=np.where(intent, 0.2, 0.97)), champion)
     assert not decide_promotion(loses_one).promote
-    to_champion = {name: part["differences"]["champion"]["right_intent"] for name, part in loses_one["intents"].items()}
-    assert [name for name, right in to_champion.items() if right["high"] < -MUCH_WORSE] == ["intent 3"]
+    to_champion = {name: part.differences["champion"]["right_intent"] for name, part in loses_one.intents.items()}
+    assert [name for name, right in to_champion.items() if right and right.high < -MAX_INTENT_LOSS] == ["intent 3"]

@@ -1,6 +1,7 @@
 """Who becomes champion: the history and the alias on a real MLflow store."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json, write_json
 from cs_pipeline.evaluate.decision import THRESHOLDS
-from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.register.history import deciding, history_table, read_history, settle
+from cs_pipeline.evaluate.results import evaluation_file
+from cs_pipeline.register.history import history_lock, history_table, read_history, sync_aliases
 from cs_pipeline.register.promotion import Outcome, roll_back
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version
 from cs_pipeline_tests.register.conftest import BETTER, SAME, World
@@ -21,7 +22,7 @@ def test_nothing_to_judge(world: World) -> None:
     assert champion_version(world.lake) is None
 
 
-def test_better_than_its_base_is_the_first_champion(world: World) -> None:
+def test_a_model_better_than_its_base_becomes_the_first_champion(world: World) -> None:
     world.version("one")
     world.evaluated("one", None, BETTER)
     outcome = world.judge()
@@ -29,9 +30,10 @@ def test_better_than_its_base_is_the_first_champion(world: World) -> None:
     (entry,) = outcome.entries
     assert [entry] == read_history(world.lake)
     assert entry["kind"] == "decision"
+    better = {metric: difference and asdict(difference) for metric, difference in BETTER.items()}
     assert entry["thresholds"] == THRESHOLDS
     assert set(entry["slices"]) == {"bitext", "company"}
-    assert entry["slices"]["bitext"]["differences"] == {"base": BETTER}
+    assert entry["slices"]["bitext"] == {"rows": 90, "clusters": 60, "gates": True, "differences": {"base": better}}
     assert set(entry["intents"]) == {"get_refund"}
     assert (entry["version"], entry["recipe"], entry["champion_before"], entry["decided_by"]) == (
         1,
@@ -39,7 +41,7 @@ def test_better_than_its_base_is_the_first_champion(world: World) -> None:
         None,
         "a test",
     )
-    assert entry["differences"] == {"base": BETTER}
+    assert entry["differences"] == {"base": better}
     assert "fewer bits per character than its base" in entry["reason"]
     assert world.aliases() == {"champion": 1}
 
@@ -50,7 +52,7 @@ def test_what_was_judged_is_not_judged_again(champion_two: World) -> None:
     assert champion_two.history() == [(1, True), (2, True)]
 
 
-def test_no_better_than_its_base_stays_challenger(world: World) -> None:
+def test_a_model_no_better_than_its_base_stays_challenger(world: World) -> None:
     world.version("one")
     world.evaluated("one", None, SAME)
     assert world.judge().champion is None
@@ -66,7 +68,7 @@ def test_an_equal_model_is_never_promoted(champion_two: World) -> None:
     assert champion_two.aliases() == {"champion": 2, "challenger": 3}
 
 
-def test_a_challenger_that_becomes_champion_is_no_challenger_any_more(champion_two: World) -> None:
+def test_a_challenger_that_becomes_champion_loses_the_challenger_alias(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, SAME)
     champion_two.judge()
@@ -76,18 +78,18 @@ def test_a_challenger_that_becomes_champion_is_no_challenger_any_more(champion_t
     assert champion_two.history() == [(1, True), (2, True), (3, False), (3, True)]
 
 
-def test_the_champion_judged_anew_stays_without_a_word(champion_two: World) -> None:
+def test_evaluating_the_champion_again_adds_no_entry(champion_two: World) -> None:
     champion_two.evaluated("two", None, SAME)  # other test rows, and no other champion to be beside
     assert champion_two.judge() == Outcome(2, [])
 
 
-def test_judged_beside_another_champion_waits(champion_two: World) -> None:
+def test_an_evaluation_beside_another_champion_waits(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.evaluated("three", 1, BETTER, BETTER)
     outcome = champion_two.judge()
     assert outcome == Outcome(2, [], outcome.waiting)
     (why,) = outcome.waiting
-    assert "Version 3 was evaluated beside champion 1, but the champion is 2. Materialise 'evaluation'" in why
+    assert "Version 3 was compared with champion 1, but the champion is 2. Materialise 'evaluation'" in why
     assert "'three'" in why
     assert champion_two.aliases() == {"champion": 2}
     assert champion_two.history() == [(1, True), (2, True)]
@@ -98,33 +100,40 @@ def test_a_stale_evaluation_does_not_hold_up_the_others(champion_two: World) -> 
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, BETTER)
     (why,) = champion_two.judge().waiting
-    assert "Version 1 was evaluated beside champion 7, but the champion is 2" in why
+    assert "Version 1 was compared with champion 7, but the champion is 2" in why
     assert champion_two.history() == [(1, True), (2, True), (3, True)]
     assert champion_two.aliases() == {"champion": 3}
 
 
-def test_an_evaluation_of_an_earlier_release_waits(champion_two: World) -> None:
+def test_an_unreadable_evaluation_waits_and_does_not_hold_up_the_others(champion_two: World) -> None:
+    champion_two.evaluated("one", 2, BETTER, BETTER)
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, BETTER)
-    path = evaluation_folder("three", champion_two.lake) / "evaluation.json"
-    write_json(path, {name: fact for name, fact in read_json(path).items() if name != "placeholders"})
-    (why,) = champion_two.judge().waiting
-    assert "The evaluation of version 3 is of an earlier release and does not say all that decides" in why
-    assert champion_two.history() == [(1, True), (2, True)]
+    for recipe in ("one", "two"):
+        path = evaluation_file(recipe, champion_two.lake)
+        write_json(path, {name: value for name, value in read_json(path).items() if name != "format_version"})
+    (why,) = champion_two.judge().waiting  # version 2 is champion: nothing waits for its evaluation
+    assert "Version 1 cannot be judged" in why
+    assert str(evaluation_file("one", champion_two.lake)) in why
+    assert "Materialise 'evaluation' and what follows it for the partition 'one'" in why
+    assert champion_two.history() == [(1, True), (2, True), (3, True)]
+    assert champion_two.aliases() == {"champion": 3}
 
 
-def test_a_version_that_saw_what_is_to_be_forgotten_is_refused(champion_two: World) -> None:
+def test_a_version_trained_on_rows_to_be_forgotten_is_refused(champion_two: World) -> None:
     number = champion_two.version("three")
     champion_two.client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
     champion_two.evaluated("three", 2, BETTER, BETTER)
     (entry,) = champion_two.judge().entries
-    assert (entry["promote"], entry["reason"]) == (False, "it has seen rows that are to be forgotten")
+    assert (entry["promote"], entry["reason"]) == (False, "it was trained on rows that are to be forgotten")
     assert champion_two.aliases() == {"champion": 2, "challenger": 3}
     assert champion_two.judge() == Outcome(2, [])
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_a_champion_that_is_to_be_forgotten_gives_way_to_an_equal_one(champion_two: World, marked: bool) -> None:
+def test_a_champion_trained_on_rows_to_be_forgotten_is_replaced_by_an_equal_one(
+    champion_two: World, marked: bool
+) -> None:
     if marked:
         champion_two.client.set_model_version_tag(MODEL, "2", FORGOTTEN, "true")
     champion_two.version("three")
@@ -142,7 +151,7 @@ def test_two_candidates_at_once_are_judged_oldest_first(world: World) -> None:
     assert world.aliases() == {"challenger": 2}
 
 
-def test_a_crash_between_history_and_alias_is_mended(champion_two: World) -> None:
+def test_a_crash_between_history_and_alias_is_repaired(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.append(
         version=3, promote=True, champion_before=2, evaluation="three beside 2", reason="", differences={}
@@ -153,7 +162,7 @@ def test_a_crash_between_history_and_alias_is_mended(champion_two: World) -> Non
     assert champion_two.history() == [(1, True), (2, True), (3, True)]
 
 
-def test_a_crash_at_the_first_promotion_is_mended(world: World) -> None:
+def test_a_crash_at_the_first_promotion_is_repaired(world: World) -> None:
     world.version("one")
     world.append(version=1, promote=True, champion_before=None, evaluation="one beside None", reason="", differences={})
     world.evaluated("one", None, BETTER)
@@ -161,7 +170,7 @@ def test_a_crash_at_the_first_promotion_is_mended(world: World) -> None:
     assert world.history() == [(1, True)]
 
 
-def test_a_line_cut_off_by_a_crash_does_not_count(champion_two: World) -> None:
+def test_a_line_cut_off_by_a_crash_is_left_out(champion_two: World) -> None:
     champion_two.version("three")
     champion_two.evaluated("three", 2, BETTER, BETTER)
     path = champion_two.lake.path("register", "history.jsonl")
@@ -183,7 +192,7 @@ def test_a_line_cut_off_by_a_crash_does_not_count(champion_two: World) -> None:
     ],
     ids=["rolled back", "to one never judged", "alias deleted", "version deleted"],
 )
-def test_an_alias_moved_by_hand_is_taken_over(
+def test_an_alias_moved_by_hand_is_recorded(
     champion_two: World, by_hand: Callable[[Any], None], alias: int | None
 ) -> None:
     champion_two.version("three")
@@ -212,8 +221,8 @@ def test_the_first_champion_may_be_made_by_hand(world: World) -> None:
     world.client.set_registered_model_alias(MODEL, "champion", "1")
     assert world.judge().champion == 1
     assert world.history() == [(1, True)]
-    with deciding(world.lake):
-        settle(world.client, world.lake, "a test")
+    with history_lock(world.lake):
+        sync_aliases(world.client, world.lake, "a test")
     assert world.history() == [(1, True)]
 
 
@@ -223,8 +232,8 @@ def test_a_rollback_gives_the_alias_to_the_champion_before(champion_two: World) 
     assert champion_two.aliases() == {"champion": 1}
     assert champion_two.path.read_bytes().startswith(before)
     assert read_history(champion_two.lake)[-1] == entry
-    told = {k: entry[k] for k in ("kind", "version", "champion_before", "promote", "reason", "decided_by", "recipe")}
-    assert told == {
+    shown = {k: entry[k] for k in ("kind", "version", "champion_before", "promote", "reason", "decided_by", "recipe")}
+    assert shown == {
         "kind": "rollback",
         "version": 1,
         "champion_before": 2,
@@ -237,7 +246,7 @@ def test_a_rollback_gives_the_alias_to_the_champion_before(champion_two: World) 
     assert champion_two.history() == [(1, True), (2, True), (1, True)]
 
 
-def test_what_was_rolled_back_does_not_come_back_by_its_figures(champion_two: World) -> None:
+def test_a_version_that_was_rolled_back_is_not_promoted_by_its_figures_again(champion_two: World) -> None:
     roll_back(champion_two.lake, None, "it is rude", "a person")
     champion_two.evaluated("two", 1, BETTER, BETTER, at=" again")
     (entry,) = champion_two.judge().entries
@@ -265,9 +274,9 @@ def test_rollbacks_in_a_row_go_further_back(champion_two: World) -> None:
     champion_two.evaluated("three", 2, BETTER, BETTER)
     champion_two.judge()
     assert [roll_back(champion_two.lake, None, "no", "a person")["version"] for _ in range(2)] == [2, 1]
-    with pytest.raises(PipelineError, match="no champion before the present one") as error:
+    with pytest.raises(PipelineError, match="no previous champion") as error:
         roll_back(champion_two.lake, None, "no", "a person")
-    assert error.value.fix == "Choose one with --to; versions that may be champion: 2, 3."
+    assert error.value.fix == "Choose a version with --to. Possible: 2, 3."
     assert champion_two.aliases() == {"champion": 1}
 
 
@@ -277,8 +286,8 @@ def test_refused_rollbacks_change_nothing(champion_two: World) -> None:
     for to, why, message in (
         (7, "no", "cs-support has no version 7"),
         (2, "no", "Version 2 is champion already"),
-        (1, "no", "Version 1 has seen rows that are to be forgotten"),
-        (None, "no", "Version 1 has seen rows that are to be forgotten"),
+        (1, "no", "Version 1 was trained on rows that are to be forgotten"),
+        (None, "no", "Version 1 was trained on rows that are to be forgotten"),
         (1, " ", "No reason is given"),
     ):
         with pytest.raises(PipelineError, match=message):
@@ -295,7 +304,7 @@ def test_a_rollback_sees_a_move_by_hand_first(champion_two: World) -> None:
     assert champion_two.history() == [(1, True), (2, True), (3, True), (1, True)]
 
 
-def test_a_crash_between_a_rollback_and_its_alias_is_mended(champion_two: World) -> None:
+def test_a_crash_between_a_rollback_and_its_alias_is_repaired(champion_two: World) -> None:
     champion_two.append(kind="rollback", version=1, promote=True, champion_before=2, evaluation=None, reason="no")
     assert champion_two.judge() == Outcome(1, [])
     assert champion_two.aliases() == {"champion": 1}

@@ -23,7 +23,8 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.core.schema import SEEN_ROW, SPLIT_ROW
-from cs_pipeline.evaluate.evaluation import evaluate, read_evaluation
+from cs_pipeline.evaluate.evaluation import evaluate
+from cs_pipeline.evaluate.results import evaluation_file, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.version import EVALUATED, ask_version, probe_version, register, version_of
@@ -61,15 +62,15 @@ def test_one_run_holds_what_was_chosen_and_measured(registered: DataLake, adapte
     assert parameters["trainer.max_steps"] == str(tiny.trainer.max_steps)
     assert parameters["lora.r"] == "8"
     assert parameters["base.source"] == "embedded"
-    facts, metrics = read_evaluation("tiny", registered), run.data.metrics
+    results, metrics = read_evaluation("tiny", registered), run.data.metrics
     for name in ("validation_loss_before", "validation_loss_after", "tokens_per_second", "real_token_share"):
         assert metrics[f"train.{name}"] == adapter.metrics[name]
     for system, prefix in (("tuned", "test"), ("base", "test.base"), ("nearest", "test.nearest")):
-        for name, value in facts["scores"][system].items():
+        for name, value in results.scores[system].items():
             if value is None:
                 assert f"{prefix}.{name}" not in metrics
             else:
-                assert metrics[f"{prefix}.{name}"] == pytest.approx(value["score"])
+                assert metrics[f"{prefix}.{name}"] == pytest.approx(value.score)
 
 
 def test_the_run_holds_the_loss_curve_of_the_training(registered: DataLake, adapter: Adapter) -> None:
@@ -80,7 +81,7 @@ def test_the_run_holds_the_loss_curve_of_the_training(registered: DataLake, adap
 
 def test_the_run_names_its_data(registered: DataLake, adapter: Adapter) -> None:
     inputs = {i.dataset.name: i for i in the_run(registered).inputs.dataset_inputs}
-    data = adapter.manifest["data"] | read_evaluation("tiny", registered)["data"]
+    data = adapter.manifest["data"] | read_evaluation("tiny", registered).data.model_dump()
     assert set(inputs) == {"train_split", "validation_split", "test_split"}
     for name, entry in inputs.items():
         assert entry.dataset.digest == data[name][:16]
@@ -94,7 +95,7 @@ def test_the_run_holds_the_report(registered: DataLake, tmp_path: Path) -> None:
         "report/tiny.html",
     }
     folder = Path(client.download_artifacts(run.info.run_id, "report", str(tmp_path)))
-    assert read_json(folder / "evaluation.json") == read_evaluation("tiny", registered)
+    assert (folder / "evaluation.json").read_bytes() == evaluation_file("tiny", registered).read_bytes()
     report = registered.path("evaluate", "evaluation_report", "tiny.html")
     assert (folder / "tiny.html").read_bytes() == report.read_bytes()
 
@@ -106,7 +107,7 @@ def test_the_version_leads_back(registered: DataLake, adapter: Adapter, small_cs
     assert version.run_id == the_run(registered).info.run_id
     tags = version.tags
     assert tags[FINGERPRINT] == adapter.fingerprint
-    assert tags[EVALUATED] == read_evaluation("tiny", registered)["fingerprint"]
+    assert tags[EVALUATED] == read_evaluation("tiny", registered).fingerprint
     assert tags["cs.recipe"] == "tiny"
     assert tags["cs.git_commit"] == str(adapter.manifest["git_commit"])
     assert tags["cs.base"] == adapter.manifest["base"]["name"]
@@ -152,12 +153,14 @@ def test_a_new_evaluation_renews_the_figures_of_the_same_version(
     lake = copy_lake(champion_lake, tmp_path / "copy")
     before = the_run(lake).data.metrics["test.chrf"]
     lake.write("prepare", "test_split", lake.read("prepare", "test_split").slice(9), SPLIT_ROW)
-    facts = evaluate(tiny, lake, None, print).facts
+    results = evaluate(tiny, lake, None, print).results
     again = register(tiny, lake, "a run", [], lake.path("evaluate", "evaluation_report", "tiny.html"))
     assert (again.version, again.reused) == (1, True)
     after = the_run(lake).data.metrics["test.chrf"]
-    assert after == pytest.approx(facts["scores"]["tuned"]["chrf"]["score"]) != before
-    assert open_store(lake).get_model_version(MODEL, "1").tags[EVALUATED] == facts["fingerprint"]
+    chrf = results.scores["tuned"]["chrf"]
+    assert chrf is not None
+    assert after == pytest.approx(chrf.score) != before
+    assert open_store(lake).get_model_version(MODEL, "1").tags[EVALUATED] == results.fingerprint
 
 
 @pytest.fixture
@@ -196,7 +199,7 @@ def test_what_was_forgotten_while_it_was_trained_marks_a_version(
     of_a_company: DataLake, tiny: Recipe, kind: Literal["row", "subject"], id: str, marked: bool
 ) -> None:
     with Ledger(of_a_company) as ledger:
-        ledger.bury(kind, id, "asked for")
+        ledger.add_tombstone(kind, id, "asked for")
     register(tiny, of_a_company, "a run", [], of_a_company.path("evaluate", "evaluation_report", "tiny.html"))
     client = open_store(of_a_company)
     assert (FORGOTTEN in client.get_model_version(MODEL, "2").tags) is marked

@@ -1,9 +1,7 @@
 """An evaluation to report on, its answers made up, and the page as a browser would see it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from html.parser import HTMLParser
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,20 +10,29 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.core.manifest import write_manifest
-from cs_pipeline.evaluate.comparison import compare, on_intents
-from cs_pipeline.evaluate.evaluation import SYSTEMS, WITHOUT_REFERENCE, evaluation_folder
-from cs_pipeline.evaluate.retrieval_effect import KNOWN, WITHOUT
-from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, robustness_by_group
-from cs_pipeline.evaluate.robustness.robustness import score_robustness_cases
+from cs_pipeline.evaluate.comparison import compare, compare_held_out
+from cs_pipeline.evaluate.evaluation import REFERENCE_FREE_METRICS
+from cs_pipeline.evaluate.results import (
+    KNOWN_ANSWER,
+    SYSTEMS,
+    WITHOUT_RETRIEVAL,
+    EvaluationResults,
+    TimedRun,
+    Weakness,
+    evaluation_file,
+    evaluation_folder,
+    write_evaluation,
+)
+from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, robustness_by_group, score_robustness_cases
 from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
-from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
-from cs_pipeline.evaluate.slices import Weakness, slices
-from cs_pipeline.recipe import EmbeddedBase, Generation, Lora, Recipe, Trainer
+from cs_pipeline.evaluate.slices import slice_scores
+from cs_pipeline.recipe import EmbeddedBase, GenerationSettings, LoraSettings, Recipe, TrainerSettings
 from cs_pipeline.text.placeholders import PlaceholderMode
+from cs_pipeline_tests.support.results import results_of
 
 HOSTILE = (
     "<script src='https://evil.example/x.js'>alert(1)</script> | a | `b` [c](https://evil.example) "
@@ -40,8 +47,12 @@ LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
 
 
 def systems_of(champion: bool) -> list[str]:
-    """Those of a recipe that does not retrieve."""
-    return [system for system in SYSTEMS if system not in (WITHOUT, KNOWN) and (champion or system != "champion")]
+    """The systems of a recipe that does not retrieve."""
+    return [
+        system
+        for system in SYSTEMS
+        if system not in (WITHOUT_RETRIEVAL, KNOWN_ANSWER) and (champion or system != "champion")
+    ]
 
 
 class Page(HTMLParser):
@@ -77,9 +88,9 @@ def recipe() -> Recipe:
         description="Small & <b>quick</b>",
         base=EmbeddedBase(source="embedded"),
         quantization="nf4",
-        lora=Lora(r=8, lora_alpha=16),
-        trainer=Trainer(max_steps=100, learning_rate=1e-3, per_device_train_batch_size=4, max_length=128),
-        generation=Generation(max_new_tokens=64),
+        lora=LoraSettings(r=8, lora_alpha=16),
+        trainer=TrainerSettings(max_steps=100, learning_rate=1e-3, per_device_train_batch_size=4, max_length=128),
+        generation=GenerationSettings(max_new_tokens=64),
     )
 
 
@@ -139,7 +150,7 @@ WEAK = [
 CURVE = [{"step": step, "loss": 2 - step / 100 + step % 3 / 10} for step in range(10, 101, 10)]
 
 
-RUN = GenerationRun(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0)
+RUN = TimedRun(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0, alone=[0.5, 1.5, 2.5])
 
 
 def odd(system: str) -> pd.DataFrame:
@@ -164,8 +175,8 @@ def evaluated(
     company: int = 0,
     held_out: Sequence[str] = (),
     curve: Sequence[dict[str, float]] = CURVE,
-) -> dict[str, Any]:
-    """Puts an adapter and its evaluation into the lake, and returns what ``evaluation.json`` holds.
+) -> EvaluationResults:
+    """Puts an adapter and its evaluation into the lake, and returns the results.
 
     The last ``company`` of the ``rows`` come from a company.
     """
@@ -199,42 +210,35 @@ def evaluated(
     systems = systems_of(champion)
     about, stats = answers_of(systems, rows, company)
     models = [system for system in systems if system in ("tuned", "base", "champion")]
-    facts = {
-        "fingerprint": "fedcba9876543210",
-        "recipe": recipe.name,
-        "adapter_fingerprint": fingerprint,
-        "base": base,
-        "champion_version": 7 if champion else None,
-        "data": {"train_split": "11" * 32, "test_split": "33" * 32},
-        "rows": rows,
-        "clusters": about["cluster_id"].nunique(),
-        "answer_classifier_accuracy": 0.98,
-        **compare(about, stats, samples=200),
-        "held_out": on_intents(about, stats, held_out, samples=200),
-        "references": dict.fromkeys(WITHOUT_REFERENCE, 0.25),
-        "weak": [asdict(weakness) | {"advice": weakness.advice} for weakness in WEAK],
-        "naive": dict.fromkeys(NAIVE_METRICS, 12.5),
-        "placeholders": {"tuned": "keep"},
-        "robustness": {system: robustness_by_group(odd(system)).to_dict("records") for system in models},
-        "probe": {system: [1.0, float(system != "tuned"), 0.0] for system in models},
-        "runs": {system: asdict(RUN) | {"alone": [0.5, 1.5, 2.5]} for system in models},
-        "adapter_bytes": 3 * 2**20,
-        "judge": None,
-        "retrieval": None,
-        "seconds": dict.fromkeys(stats, 1.5),
-    }
+    results = results_of(
+        **dict(compare(about, stats, samples=200)),
+        recipe=recipe.name,
+        adapter_fingerprint=fingerprint,
+        base=base,
+        champion_version=7 if champion else None,
+        rows=rows,
+        clusters=about["cluster_id"].nunique(),
+        held_out=compare_held_out(about, stats, held_out, samples=200),
+        references=dict.fromkeys(REFERENCE_FREE_METRICS, 0.25),
+        weak=WEAK,
+        naive=dict.fromkeys(NAIVE_METRICS, 12.5),
+        robustness={system: robustness_by_group(odd(system)).to_dict("records") for system in models},
+        probe={system: [1.0, float(system != "tuned"), 0.0] for system in models},
+        runs=dict.fromkeys(models, RUN),
+        seconds=dict.fromkeys(stats, 1.5),
+    )
     folder = evaluation_folder(recipe.name, lake)
     folder.mkdir(parents=True)
     rest = about.drop(columns="row_id")
     long = pd.concat([pd.concat([rest, frame], axis=1).assign(system=s) for s, frame in stats.items()])
     long.to_parquet(folder / "answers.parquet", index=False)
     long[long["system"] == "central"].to_parquet(folder / "references.parquet", index=False)
-    pq.write_table(slices(about, stats, samples=200), folder / "slices.parquet")
+    pq.write_table(slice_scores(about, stats, samples=200), folder / "slices.parquet")
     pd.concat(
         pd.DataFrame(
             {"question": ["Who is <b>?", "Why?", "When?"], "answer": HOSTILE, "right": right, "system": system}
         )
-        for system, right in facts["probe"].items()
+        for system, right in results.probe.items()
     ).to_parquet(folder / "probe.parquet", index=False)
-    write_json(folder / "evaluation.json", facts)
-    return facts
+    write_evaluation(results, evaluation_file(recipe.name, lake))
+    return results

@@ -1,4 +1,4 @@
-"""All recipes side by side: what was set, what it cost, how it scored, as far as they were judged on the same rows."""
+"""All recipes side by side: settings, cost and scores of those that were evaluated on the same test rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,33 +11,32 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.statistics import paired_bootstrap
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 RANKED_BY = "bits_per_character"
-"""The metric that puts recipes in order: it compares across tokenizers, and its intervals are narrow."""
+"""The metric that orders the recipes: it is comparable across tokenizers, and its intervals are narrow."""
 
-SHOWN = (RANKED_BY, "right_intent", "rougeL", "chrf", "bleu", "placeholder_recall", "stop_rate", "safe")
-"""The metrics of the board, by the names of METRICS."""
+LEADERBOARD_METRICS = (RANKED_BY, "right_intent", "rougeL", "chrf", "bleu", "placeholder_recall", "stop_rate", "safe")
+"""The metrics of the leaderboard, by their names in METRICS."""
 
-FIGURES = ("", "_low", "_high", "_base", "_minus_base", "_minus_base_low", "_minus_base_high")
-"""What follows a metric's name in a column: the tuned model's score with its 95 % interval, the base's, the difference."""
+_SUFFIXES = ("", "_low", "_high", "_base", "_minus_base", "_minus_base_low", "_minus_base_high")
+"""A metric's columns are its name and these: the tuned score with its 95 % interval, the base's, and the difference."""
 
-BEHIND = ("behind_first", "behind_first_low", "behind_first_high")
-"""RANKED_BY minus that of the first of the same placeholder mode on the same rows, with its 95 % interval."""
+BEHIND_FIRST = ("behind_first", "behind_first_low", "behind_first_high")
+"""The difference in RANKED_BY from the first recipe of the same placeholder mode, with its 95 % interval."""
 
-_ENDS = ("score", "low", "high")
 _MEASURED = (
     *("parameters", "effective_batch", "epochs", "steps", "rows"),
     *("seconds", "tokens_per_second", "peak_memory_gib", "trainable_parameters"),
 )
-"""Columns that the training has written into the adapter's metrics.json under the same names."""
+"""Columns that the training writes into the adapter's metrics.json under the same names."""
 
 _TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
-_KNOWN: dict[str, pa.DataType] = {
+_REQUIRED: dict[str, pa.DataType] = {
     "recipe": _TEXT,
     "note": _TEXT,
     "placeholders": _TEXT,
@@ -61,89 +60,88 @@ _KNOWN: dict[str, pa.DataType] = {
     "adapter_mib": _NUMBER,
     "evaluation_seconds": _NUMBER,
 }
-SCHEMA = pa.schema(
-    [pa.field(name, kind, nullable=False) for name, kind in _KNOWN.items()]
+LEADERBOARD_SCHEMA = pa.schema(
+    [pa.field(name, kind, nullable=False) for name, kind in _REQUIRED.items()]
     + [pa.field(name, _COUNT) for name in ("r", "lora_alpha")]  # none where all weights are trained
-    + [pa.field(metric + figure, _NUMBER) for metric in SHOWN for figure in FIGURES]
-    + [pa.field(name, _NUMBER) for name in BEHIND]
+    + [pa.field(metric + suffix, _NUMBER) for metric in LEADERBOARD_METRICS for suffix in _SUFFIXES]
+    + [pa.field(name, _NUMBER) for name in BEHIND_FIRST]
 )
-"""A recipe that was judged on the present test rows: settings, cost (seconds, GiB, MiB), figures of FIGURES and BEHIND.
+"""A recipe that was evaluated on the current test rows: settings, cost (seconds, GiB, MiB) and figures.
 
-Settings are those of the adapter that was judged, whatever its YAML says by now. ``parameters`` counts all weights, the
-adapter's included, ``rows`` those trained on; ``note`` says what else to know, or nothing.
+Settings are those of the evaluated adapter, even if the recipe's YAML has changed since. ``parameters`` counts all weights
+including the adapter's, ``rows`` the training rows; ``note`` is empty or warns of something.
 """
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """Who stands beside whom.
+    """``rows`` has LEADERBOARD_SCHEMA, fewest bits per character first within each placeholder mode.
 
-    ``rows`` has SCHEMA, fewest bits per character first within each placeholder mode. ``apart`` says for each recipe that
-    was judged otherwise why it compares with none; ``waiting`` are those that were not judged yet.
+    ``not_comparable`` gives the reason for each recipe that cannot be compared; ``not_evaluated`` lists the others.
     """
 
     rows: pa.Table
-    apart: dict[str, str]
-    waiting: list[str]
+    not_comparable: dict[str, str]
+    not_evaluated: list[str]
 
 
-def gather(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
-    """The leaderboard of ``recipes`` by their last evaluations, which nobody may be writing meanwhile.
+def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
+    """The leaderboard of ``recipes`` from their last evaluations; the caller holds ``evaluations_lock``.
 
-    Figures compare on the same test rows, judged by the same code, with the same reference texts: another placeholder mode
-    writes other ones, so it has a ranking of its own.
+    Figures are comparable on the same test rows, evaluated by the same code, with the same reference texts. Each placeholder
+    mode has its own reference texts, and so its own ranking.
     """
-    now = {side: file_sha256(lake.table("prepare", f"{side}_split")) for side in ("train", "test")}
+    current = {side: file_sha256(lake.table("prepare", f"{side}_split")) for side in ("train", "test")}
     rows: list[dict[str, Any]] = []
-    apart, waiting = {}, []
+    not_comparable, not_evaluated = {}, []
     for name in recipes:
         if not evaluation_folder(name, lake).exists():
-            waiting.append(name)
+            not_evaluated.append(name)
             continue
-        facts = read_evaluation(name, lake)
         try:
-            _check_comparable(facts, now)
-            rows.append(_row(name, facts, now, lake))
+            results = read_evaluation(name, lake)
+            _check_comparable(results, current)
+            rows.append(_row(name, results, current, lake))
         except PipelineError as error:
-            apart[name] = error.what
+            not_comparable[name] = error.what
     order = list(PlaceholderMode)
     rows.sort(key=lambda row: (order.index(row["placeholders"]), row[RANKED_BY], row["recipe"]))
     first: dict[str, str] = {}
     for row in rows:
         row |= _behind(first.setdefault(row["placeholders"], row["recipe"]), row["recipe"], lake)
-    return Leaderboard(pa.Table.from_pylist(rows, SCHEMA), apart, waiting)
+    return Leaderboard(pa.Table.from_pylist(rows, LEADERBOARD_SCHEMA), not_comparable, not_evaluated)
 
 
-def _check_comparable(facts: dict[str, Any], now: dict[str, str]) -> None:
-    fix = f"Materialise 'evaluation' for the partition '{facts['recipe']}' again."
-    if facts["data"]["test_split"] != now["test"]:
-        raise PipelineError(f"judged on {facts['rows']:,} other test rows than the present ones", fix)
-    if facts.get("code_version") != CODE_VERSIONS["evaluation"]:
-        raise PipelineError("judged by an earlier version of the evaluation", fix)
+def _check_comparable(results: EvaluationResults, current: dict[str, str]) -> None:
+    fix = f"Materialise 'evaluation' for the partition '{results.recipe}' again."
+    if results.data.test_split != current["test"]:
+        raise PipelineError(f"evaluated on {results.rows:,} test rows that differ from the current ones", fix)
+    if results.code_version != CODE_VERSIONS["evaluation"]:
+        raise PipelineError("evaluated by an earlier version of the code", fix)
 
 
-def _row(name: str, facts: dict[str, Any], now: dict[str, str], lake: DataLake) -> dict[str, Any]:
-    folder = lake.path("train", "adapter", name, facts["adapter_fingerprint"])
+def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: DataLake) -> dict[str, Any]:
+    folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
     manifest, recipe, metrics = (
         read_manifest(folder, "adapter"),
         read_recipe(folder / "recipe.yaml"),
         read_json(folder / "metrics.json"),
     )
-    if lacking := [measured for measured in _MEASURED if measured not in metrics]:
+    if missing := [measured for measured in _MEASURED if measured not in metrics]:
         raise PipelineError(
-            f"trained by an earlier version of the code, which did not measure {', '.join(lacking)}",
+            f"trained by an earlier version of the code, which did not measure {', '.join(missing)}",
             f"Materialise 'adapter' and what follows it for the partition '{name}' again.",
         )
     notes = []
-    if read_json(lake.path("train", "adapter", f"{name}.json"))["fingerprint"] != facts["adapter_fingerprint"]:
-        notes.append("its newer adapter is not judged yet")
-    if manifest["data"]["train_split"] != now["train"]:
-        notes.append("trained on other rows than the present ones")
+    if read_json(lake.path("train", "adapter", f"{name}.json"))["fingerprint"] != results.adapter_fingerprint:
+        notes.append("its newer adapter is not evaluated yet")
+    if manifest["data"]["train_split"] != current["train"]:
+        notes.append("trained on rows that differ from the current ones")
     known = {
         "recipe": name,
         "note": "; ".join(notes),
         "placeholders": recipe.placeholders.value,
-        "base": facts["base"]["name"],
+        "base": results.base["name"],
         "method": recipe.method,
         "r": recipe.lora and recipe.lora.r,
         "lora_alpha": recipe.lora and recipe.lora.lora_alpha,
@@ -154,29 +152,33 @@ def _row(name: str, facts: dict[str, Any], now: dict[str, str], lake: DataLake) 
         "route": recipe.prompt.route,
         "start": recipe.start,
         "adapter_mib": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20,
-        "evaluation_seconds": facts["seconds"]["tuned"],
+        "evaluation_seconds": results.seconds["tuned"],
     }
-    return known | {name: metrics[name] for name in _MEASURED} | _figures(facts)
+    return known | {name: metrics[name] for name in _MEASURED} | _figures(results)
 
 
-def _figures(facts: dict[str, Any]) -> dict[str, float | None]:
+def _figures(results: EvaluationResults) -> dict[str, float | None]:
     found: dict[str, float | None] = {}
-    for metric in SHOWN:
-        tuned, base = (facts["scores"][system][metric] or {} for system in ("tuned", "base"))
-        minus = facts["differences"]["base"][metric] or {}
-        values = (*map(tuned.get, _ENDS), base.get("score"), *map(minus.get, ("difference", "low", "high")))
-        found |= dict(zip((metric + figure for figure in FIGURES), values, strict=True))
+    for metric in LEADERBOARD_METRICS:
+        tuned, base = (results.scores[system][metric] for system in ("tuned", "base"))
+        minus = results.differences["base"][metric]
+        values = (
+            *((tuned.score, tuned.low, tuned.high) if tuned else (None,) * 3),
+            base and base.score,
+            *((minus.difference, minus.low, minus.high) if minus else (None,) * 3),
+        )
+        found |= dict(zip((metric + suffix for suffix in _SUFFIXES), values, strict=True))
     return found
 
 
 def _behind(first: str, name: str, lake: DataLake) -> dict[str, float]:
-    """How much ``name`` is behind ``first``, for which there is nothing to say."""
+    """BEHIND_FIRST of ``name``; empty for the first itself."""
     if name == first:
         return {}
     ahead, behind = (_tuned(recipe, lake) for recipe in (first, name))
     difference = paired_bootstrap(behind, ahead, behind["cluster_id"].tolist(), metrics=(RANKED_BY,))[RANKED_BY]
-    assert difference is not None  # both have a score to be ranked by
-    return dict(zip(BEHIND, (difference.difference, difference.low, difference.high), strict=True))
+    assert difference is not None  # both have the score that ranks them
+    return dict(zip(BEHIND_FIRST, (difference.difference, difference.low, difference.high), strict=True))
 
 
 def _tuned(recipe: str, lake: DataLake) -> pd.DataFrame:

@@ -1,6 +1,6 @@
-"""The report's pictures, as SVG that stands inside its HTML: text stays text, and colours are the page's own.
+"""The report's plots, as SVG inside its HTML: text stays text, and colours come from the page's style.
 
-Nothing here knows a metric or a system: callers say what stands where. One unit of a picture is one CSS pixel.
+Nothing here knows metrics or systems. One unit of a plot is one CSS pixel.
 """
 
 import base64
@@ -22,15 +22,15 @@ _ROLES = (
     *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval", "known_answer"),
 )
 _COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(_ROLES, start=1)}
-"""What is drawn for each role; the finished SVG names the page's custom property instead, so dark mode reaches it."""
+"""The colour drawn for each role; the finished SVG uses the page's custom property instead, so that dark mode works."""
 
 _WIDTH = 352  # one of three columns of the page, and all of a phone's
-_CHARACTER = 6.0  # about what one takes of it
+_CHARACTER = 6.0  # about the width of a character
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A line of a picture of intervals: a centre with its ends, or None where there is no figure, and what to write."""
+    """A line of an interval plot: its label, a centre with its ends (None without a figure), and the text beside it."""
 
     label: str
     role: str
@@ -50,7 +50,7 @@ class Line:
 
 
 def interval_picture(marks: Sequence[Mark], about: str) -> str:
-    """A dot with its interval for each mark, from top to bottom, on an axis that holds zero; the figure beside it."""
+    """A dot with its interval for each mark, from top to bottom, on an axis that includes zero, with the text beside it."""
     row, foot, right = 22, 26, 64
     left = max(72.0, _CHARACTER * max(len(mark.label) for mark in marks) + 14)
     figure, axes = _axes(row * len(marks) + foot, left=left, right=right, bottom=foot, top=2)
@@ -73,7 +73,7 @@ def interval_picture(marks: Sequence[Mark], about: str) -> str:
 
 
 def lines_picture(lines: Sequence[Line], x_label: str, about: str) -> str:
-    """Curves over one axis, with a bar for the interval of each point."""
+    """Curves on one axis, with a bar for the interval of each point."""
     figure, axes = _axes(236, left=34, right=6, bottom=42, top=6)
     span = max((max(line.x) - min(line.x) for line in lines), default=0)
     for number, line in enumerate(lines):
@@ -91,7 +91,7 @@ def lines_picture(lines: Sequence[Line], x_label: str, about: str) -> str:
 def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, after: float, about: str) -> str:
     """The training loss by step with its running mean, and the validation loss before and after ``steps``.
 
-    ``curve`` has points ``{"step", "loss"}``, none where training was too short to log one.
+    ``curve`` has points ``{"step", "loss"}``, none if the training was too short to log one.
     """
     figure, axes = _axes(250, left=56, right=12, bottom=42, top=10, width=460)
     x, loss = (np.array([point[key] for point in curve]) for key in ("step", "loss"))
@@ -111,7 +111,7 @@ def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, a
 
 
 def as_image(svg: str) -> str:
-    """A picture as an address that holds it, for a place that the page's style does not reach: light, on white."""
+    """A plot as a data URL, for places that the page's style does not reach: light colours on white."""
     light = re.search(r":root \{(.*?)\}", (Path(__file__).parent / "page.css").read_text(), re.S)
     assert light is not None
     style = f"<style>svg {{{light[1]} background: #fff; font: 11.5px sans-serif}} text {{fill: var(--ink)}}</style>"
@@ -125,7 +125,7 @@ def as_image(svg: str) -> str:
 def _axes(
     height: float, *, left: float, right: float, bottom: float, top: float, width: float = _WIDTH
 ) -> tuple["Figure", "Axes"]:
-    """A figure with axes at these margins; at 72 dots per inch a point of the SVG is a pixel of the page."""
+    """A figure with axes at these margins; at 72 dots per inch one point of the SVG is one pixel of the page."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width / 72, height / 72), dpi=72)
@@ -144,7 +144,7 @@ def _axes(
 
 
 def _svg(figure: "Figure", about: str) -> str:
-    """The figure as an ``<svg>`` element: equal figures give equal bytes, and none names an outside address."""
+    """The figure as an ``<svg>`` element. Equal figures give equal bytes, and none refers to an outside address."""
     import matplotlib
     from markupsafe import escape
 
@@ -157,10 +157,10 @@ def _svg(figure: "Figure", about: str) -> str:
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
     svg = f'<svg {box[0]} role="img" aria-label="{escape(about)}">' + svg[svg.index(">") + 1 :]
-    # Ids of groups repeat from picture to picture; those that something points at are hashes and do not.
+    # Ids of groups repeat between plots; ids that something refers to are hashes and do not.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would reach the whole page
-    svg = re.sub(r"font-(?:size|family): [^;\"]*;? ?", "", svg)  # the page's font, in a size that it says
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would apply to the whole page
+    svg = re.sub(r"font-(?:size|family): [^;\"]*;? ?", "", svg)  # the page sets font and size
     for role, colour in _COLOURS.items():
         svg = svg.replace(colour, f"var(--{role})")
     return svg

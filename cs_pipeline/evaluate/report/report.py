@@ -1,54 +1,52 @@
-"""The evaluation as one HTML file that needs nothing beside it, and a summary of it in Markdown."""
+"""The evaluation as one self-contained HTML file, and a summary in Markdown."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_file
-from cs_pipeline.evaluate.evaluation import SYSTEMS, evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.people.people import opinions
-from cs_pipeline.evaluate.report import tables as exhibits
-from cs_pipeline.evaluate.report import tables as scrutiny
-from cs_pipeline.evaluate.report.pages import plain, template
+from cs_pipeline.evaluate.people.people import read_opinions
+from cs_pipeline.evaluate.report import pictures, tables
 from cs_pipeline.evaluate.report.plots import loss_picture
-from cs_pipeline.evaluate.report.verdict import Statement, figure, odd_questions, promotable, verdict, weak_slices
-from cs_pipeline.evaluate.retrieval_effect import COMPARED, misled_groups
+from cs_pipeline.evaluate.report.rendering import BETTER, escape_markdown, figure, page_template
+from cs_pipeline.evaluate.report.verdict import Statement, odd_questions, promotable, verdict, weak_slices
+from cs_pipeline.evaluate.results import SYSTEMS, EvaluationResults, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
 
-DEMO = (
-    "A demo model, not fit for customers: its base is very small and was trained from scratch in minutes, to "
-    "prove that the pipeline works."
+DEMO_WARNING = (
+    "This is a demo model and not fit for customers: its very small base was trained from scratch in minutes to show that "
+    "the pipeline works."
 )
 
-_IN_MARKDOWN = ("bits_per_character", "right_intent", "rougeL", "bleu", "chrf", "placeholder_recall", "stop_rate")
-_MARKDOWN_CHARACTERS = 280
+_MARKDOWN_METRICS = ("bits_per_character", "right_intent", "rougeL", "bleu", "chrf", "placeholder_recall", "stop_rate")
+_MAX_MARKDOWN_CHARACTERS = 280
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the HTML file lies, and the summary in Markdown."""
+    """The path of the HTML file, and the summary in Markdown."""
 
     path: Path
     markdown: str
 
 
 def write_report(recipe: Recipe, lake: DataLake) -> Report:
-    """Writes ``evaluate/evaluation_report/<recipe>.html`` and ``<recipe>.md`` of the recipe's last evaluation.
+    """Writes ``evaluate/evaluation_report/<recipe>.html`` and ``<recipe>.md`` from the recipe's last evaluation.
 
-    Equal input gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluation is not
-    of its current adapter.
+    Equal input gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluation is of
+    another adapter than the current one.
     """
-    facts, adapter = read_evaluation(recipe.name, lake), current_adapter(recipe.name, lake)
-    if facts["adapter_fingerprint"] != adapter.fingerprint:
+    results, adapter = read_evaluation(recipe.name, lake), current_adapter(recipe.name, lake)
+    if results.adapter_fingerprint != adapter.fingerprint:
         raise PipelineError(
-            f"The evaluation of '{recipe.name}' is of adapter {facts['adapter_fingerprint']}, but the recipe's adapter"
+            f"The evaluation of '{recipe.name}' is of adapter {results.adapter_fingerprint}, but the recipe's adapter"
             f" is now {adapter.fingerprint}.",
             f"Materialise 'evaluation' for the partition '{recipe.name}' again, then its report.",
         )
@@ -56,51 +54,51 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         pd.read_parquet(evaluation_folder(recipe.name, lake) / f"{name}.parquet")
         for name in ("answers", "references", "slices", "probe")
     )
-    systems = {system: words for system, words in SYSTEMS.items() if system in facts["scores"]}
-    models = [system for system in systems if system in facts["runs"]]
-    intents = exhibits.by_intent(answers)
+    systems = {system: words for system, words in SYSTEMS.items() if system in results.scores}
+    names, models = list(systems), [system for system in systems if system in results.runs]
+    intents = pictures.scores_by_intent(answers)
     findings = [
-        promotable(facts),
-        *verdict(facts, intents[intents["system"] == "tuned"]),
-        weak_slices(facts["weak"]),
-        odd_questions(facts["robustness"]),
+        promotable(results),
+        *verdict(results, intents[intents["system"] == "tuned"]),
+        weak_slices(results.weak),
+        odd_questions(results.robustness["tuned"]),
     ]
-    demo = DEMO if recipe.base.source == "embedded" else ""
-    examples = exhibits.examples(answers)
+    demo = DEMO_WARNING if recipe.base.source == "embedded" else ""
+    examples = tables.examples(answers)
     m = adapter.metrics
     losses = m["loss"], m["steps"], m["validation_loss_before"], m["validation_loss_after"]
-    html = template("report.html.jinja").render(
+    html = page_template("report.html.jinja").render(
         recipe=recipe,
-        facts=facts,
+        results=results,
         systems=systems,
         models=models,
         demo=demo,
         findings=findings,
         training=m,
         loss=loss_picture(*losses, "Training loss by step, validation loss before and after"),
-        scores=exhibits.score_pictures(facts, list(systems)),
-        differences=exhibits.difference_pictures(facts, list(systems)),
-        heat=exhibits.heat_map(intents, list(systems)),
-        similarity=exhibits.similarity_pictures(answers),
-        slice_heat=scrutiny.slice_heat(slices, list(systems)),
-        errors=scrutiny.error_counts(answers, references, list(systems)),
-        made_up=scrutiny.made_up(answers),
-        rubric=scrutiny.rubric_means(answers, references, list(systems)),
-        odd=scrutiny.odd_groups(facts["robustness"], models),
-        unlearnt=scrutiny.unlearnt(probe),
-        costs=scrutiny.costs(facts, models, load_company(lake).price_per_hour),
-        compared=COMPARED,
-        misled=misled_groups(facts["retrieval"]) if facts["retrieval"] else [],
-        people=opinions(lake),
-        naive=scrutiny.naive_beside_honest(facts),
-        smallest=scrutiny.smallest_seen(facts),
-        best=exhibits.best_systems(facts),
-        training_facts=exhibits.training_facts(recipe, adapter),
-        versions=exhibits.versions(recipe, facts, adapter),
+        scores=pictures.score_pictures(results, names),
+        differences=pictures.difference_pictures(results, names),
+        intent_heat=pictures.intent_heat_map(intents, names),
+        similarity=pictures.similarity_pictures(answers),
+        slice_heat=pictures.slice_heat_map(slices, names),
+        errors=tables.error_counts(answers, references, names),
+        fabrications=tables.fabrications(answers),
+        rubric=tables.rubric_means(answers, references, names),
+        odd=tables.odd_groups(results, models),
+        forgotten=tables.forgotten_knowledge(probe),
+        costs=tables.costs(results, models, load_company(lake).price_per_hour),
+        retrieval_metrics=RETRIEVAL_METRICS,
+        misled=tables.misled_groups(results.retrieval.misled) if results.retrieval else [],
+        people=read_opinions(lake),
+        naive=tables.naive_and_honest(results),
+        detectable=tables.detectable_metrics(results),
+        best=tables.best_systems(results),
+        training_facts=tables.training_facts(recipe, adapter),
+        versions=tables.versions(recipe, results, adapter),
         examples=examples,
     )
-    # The worst is the last; two that were drawn stand before it.
-    markdown = _markdown(facts, list(systems), demo, findings, [*examples[:-1][:2], examples[-1]])
+    # The worst comes last, after two that were drawn.
+    markdown = _markdown(results, names, demo, findings, [*examples[:-1][:2], examples[-1]])
     path = lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
     for file, text in ((path, html), (path.with_suffix(".md"), markdown)):
         with atomic_file(file) as temporary:
@@ -109,32 +107,31 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
 
 
 def _markdown(
-    facts: dict[str, Any],
+    results: EvaluationResults,
     systems: Sequence[str],
     demo: str,
     findings: Iterable[Statement],
-    examples: Iterable[exhibits.ShownExample],
+    examples: Iterable[tables.ShownExample],
 ) -> str:
-    """The verdict, the most telling metrics and a few examples; no text of the data can be more than text in it."""
+    """The verdict, the main metrics and a few examples; text from the data stays plain text."""
     lines = [f"**{demo}**", ""] if demo else []
-    lines += [f"- **{f.about}: {f.judgement}.** {plain(f.sentence)}" for f in findings]
+    lines += [f"- **{f.about}: {f.judgement}.** {escape_markdown(f.sentence)}" for f in findings]
     lines += ["", "In brackets: the 95 % interval of the difference.", ""]
-    lines += [f"| {facts['rows']:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
-    for name in _IN_MARKDOWN:
-        scores = [facts["scores"][system][name] for system in systems]
-        cells = [figure(name, score and score["score"]) for score in scores]
-        lines.append(f"| {METRICS[name].label} {exhibits.BETTER[METRICS[name].better][0]} | {' | '.join(cells)} |")
+    lines += [f"| {results.rows:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
+    for name in _MARKDOWN_METRICS:
+        scores = [results.scores[system][name] for system in systems]
+        cells = [figure(name, score.score if score else None) for score in scores]
+        lines.append(f"| {METRICS[name].label} {BETTER[METRICS[name].better][0]} | {' | '.join(cells)} |")
     for example in examples:
-        lines += [
-            "",
-            f"**{'The worst by chrF' if example.worst else 'An example'}:** {plain(_short(example.question))}",
-            "",
-        ]
+        title = "The worst by chrF" if example.worst else "An example"
+        lines += ["", f"**{title}:** {_excerpt(example.question)}", ""]
         texts = {"reference": example.reference} | {answer.system: answer.text for answer in example.answers}
-        lines += [f"- *{who}*: {plain(_short(text))}" for who, text in texts.items()]
+        lines += [f"- *{author}*: {_excerpt(text)}" for author, text in texts.items()]
     return "\n".join(lines) + "\n"
 
 
-def _short(text: str) -> str:
+def _excerpt(text: str) -> str:
     line = " ".join(text.split())
-    return line if len(line) <= _MARKDOWN_CHARACTERS else f"{line[:_MARKDOWN_CHARACTERS].rstrip()} …"
+    if len(line) > _MAX_MARKDOWN_CHARACTERS:
+        line = f"{line[:_MAX_MARKDOWN_CHARACTERS].rstrip()} …"
+    return escape_markdown(line)

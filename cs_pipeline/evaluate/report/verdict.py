@@ -1,58 +1,58 @@
-"""What an evaluation says, in sentences: made of its figures alone, so that they cannot flatter."""
+"""An evaluation in sentences, made from its figures alone so that they cannot flatter."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from cs_pipeline.evaluate.comparison import FEWEST_CLUSTERS, judgement
+from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, judgement
 from cs_pipeline.evaluate.decision import decide_promotion
+from cs_pipeline.evaluate.report.rendering import figure
+from cs_pipeline.evaluate.results import (
+    ComparisonResults,
+    EvaluationResults,
+    GroupMeasure,
+    HeldOutResults,
+    Scores,
+    SliceResults,
+    Weakness,
+)
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
-NONE = "–"
-"""Stands for a figure that a system does not have."""
-
-_DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2, "rubric": 2, "heuristic": 2}
-
-_COMPARED = {
+_COMPARED_METRICS = {
     "base": ("bits_per_character", "right_intent", "rougeL", "chrf"),
-    "nearest": ("right_intent", "rougeL", "chrf"),
+    "nearest": ("right_intent", "rougeL", "chrf"),  # a look-up has no likelihood
     "champion": ("bits_per_character", "right_intent", "rougeL", "chrf"),
 }
-"""What the tuned model is held against, and in what. The nearest question's answer has no likelihood."""
 
 _OPENING = {
-    "base": "Against its base, asked the same way, the tuned model is",
-    "nearest": "Against copying the answer of the nearest training question, which costs nothing, it is",
-    "champion": "Against the current champion it is",
+    "base": "Compared with its base model with the same prompt, the tuned model is",
+    "nearest": "Compared with copying the answer of the nearest training question, which costs nothing, it is",
+    "champion": "Compared with the current champion it is",
 }
 
-_ENDING = {
-    "better": "so here the training is worth having",
-    "worse": "so here a look-up still answers better",
-    "mixed": "so which of the two serves better depends on what matters",
-    "no clear difference": "so nothing here speaks for the training yet",
+_CONCLUSION = {
+    "better": "so the training is worth it here",
+    "worse": "so a look-up still answers better here",
+    "mixed": "so which of the two is more useful depends on what matters",
+    "no clear difference": "so nothing here shows a benefit of the training yet",
 }
 """What follows from the comparison with the nearest question's answer."""
 
-WORST_SLICES = 3
-"""Slices that the verdict names."""
+_SHOWN = 3
+"""Weak slices, intents and groups of odd questions that a sentence names."""
 
-WORST_GROUPS = 3
-"""Groups of odd questions that the verdict names."""
-
-_WEAK_INTENT, _FEWEST_ROWS = 80, 3
+_WEAK_INTENT, _MIN_ROWS = 80, 3
 _EXPECTED = 0.9
-_LEAST = {"stop_rate": 98.0, "safe": 99.5, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
-_MOST = {"placeholder_invented": 1.0, "fabricates": 1.0}
+_MINIMUM = {"stop_rate": 98.0, "safe": 99.5, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
+_MAXIMUM = {"placeholder_invented": 1.0, "fabricates": 1.0}
 _FITTING_LENGTH = (0.8, 1.25)
-"""From where on a figure is called weak: the limits of taste, alike for every recipe."""
+"""Beyond these limits a figure is called weak: they are a matter of judgement, the same for every recipe."""
 
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence of the verdict, what it is about, and the word for it.
+    """One sentence of the verdict, its subject, and its one-word summary.
 
     Brackets in the sentence hold the 95 % interval of a difference.
     """
@@ -62,118 +62,99 @@ class Statement:
     sentence: str
 
 
-def figure(metric: str, value: float | None, signed: bool = False) -> str:
-    """``value`` as people read it, with as many digits as the metric ``metric`` bears."""
-    if value is None:
-        return NONE
-    text = f"{value:{'+' if signed else ''}z.{_DIGITS.get(metric, 1)}f}".replace("-", "−")
-    return text.removeprefix("+") if set(text) <= set("+0.") else text
+def verdict(results: EvaluationResults, intents: pd.DataFrame) -> list[Statement]:
+    """The tuned model against each relevant system, on each source if there are several, and its weak spots.
 
-
-def verdict(facts: dict[str, Any], intents: pd.DataFrame) -> list[Statement]:
-    """What ``evaluation.json`` says of the tuned model: a sentence for each system that counts, one for each source
-    where there are several, and one for what is weak.
-
-    ``intents`` has a row for each intent and the columns ``intent``, ``rows`` and ``right_intent`` (percent, of the tuned
+    ``intents`` has one row per intent with the columns ``intent``, ``rows`` and ``right_intent`` (percent, of the tuned
     model's answers).
     """
-    compared = [_comparison(system, facts) for system in _COMPARED if system in facts["differences"]]
-    # With one source alone its slice is the whole.
-    slices = facts["slices"].items() if len(facts["slices"]) > 1 else ()
-    held_out = [_held_out(facts["held_out"])] if facts["held_out"] else []
-    return [*compared, *(_slice(*part) for part in slices), *held_out, _weakness(facts["scores"]["tuned"], intents)]
+    compared = [_comparison(system, results) for system in _COMPARED_METRICS if system in results.differences]
+    # A single source is the whole.
+    slices = results.slices.items() if len(results.slices) > 1 else ()
+    held_out = [_held_out(results.held_out)] if results.held_out else []
+    return [*compared, *(_slice(*part) for part in slices), *held_out, _weak_spots(results.scores["tuned"], intents)]
 
 
-def promotable(facts: dict[str, Any]) -> Statement:
-    """The decision as the first sentence of the verdict. Forgotten rows and a rollback weigh more; no figure shows them."""
-    decision = decide_promotion(facts)
-    return Statement(
-        "May it be promoted",
-        "yes, by its figures" if decision.promote else "no",
-        f"{decision.reason[0].upper()}{decision.reason[1:]}.",
-    )
+def promotable(results: EvaluationResults) -> Statement:
+    """The decision, the first sentence of the verdict. Forgotten rows and rollbacks outweigh it; no figure shows them."""
+    decision = decide_promotion(results)
+    return Statement("Promotion", "yes, by its figures" if decision.promote else "no", f"{_capital(decision.reason)}.")
 
 
-def weak_slices(weak: Sequence[dict[str, Any]]) -> Statement:
-    """The ``WORST_SLICES`` worst of ``weak`` (as in ``evaluation.json``), each by its worst metric, with their advice."""
+def weak_slices(weak: Sequence[Weakness]) -> Statement:
+    """The worst of the slices in ``weak``, worst first, each with its worst metric and the advice."""
     about = "Weakest slices"
     if not weak:
-        return Statement(about, "none for sure", "No slice is surely worse than the rest.")
-    by_slice: dict[tuple[str, str], dict[str, Any]] = {}
-    for weakness in weak:  # the worst first
-        by_slice.setdefault((weakness["kind"], weakness["slice"]), weakness)
-    parts = [
-        f"{w['advice'].removesuffix('.')} ({_name(w['metric'])} {figure(w['metric'], w['score'])} against"
-        f" {figure(w['metric'], w['rest'])} elsewhere)."
-        for w in list(by_slice.values())[:WORST_SLICES]
+        return Statement(about, "none found", "No slice is significantly worse than the rest.")
+    worst: dict[tuple[str, str], Weakness] = {}
+    for weakness in weak:
+        worst.setdefault((weakness.kind, weakness.slice), weakness)
+    count = f"{len(worst)} slices are" if len(worst) > 1 else "One slice is"
+    named = [
+        f"{w.advice} ({_label(w.metric)} {figure(w.metric, w.score)}, elsewhere {figure(w.metric, w.rest)}.)"
+        for w in list(worst.values())[:_SHOWN]
     ]
-    count = f"{len(by_slice)} slices are" if len(by_slice) > 1 else "One slice is"
-    return Statement(about, "to look at", " ".join([f"{count} surely worse than the rest.", *parts]))
+    return Statement(about, "to look at", " ".join([f"{count} significantly worse than the rest.", *named]))
 
 
-def odd_questions(robustness: dict[str, list[dict[str, Any]]]) -> Statement:
-    """What the tuned model does with questions put otherwise, out of scope or hostile (as in ``evaluation.json``)."""
-    told = {(row["group"], row["measure"]): row for row in robustness["tuned"]}
-    right, leaked = told["all", "as_expected"], told["all", "leaked"]
-    groups = [row for (group, measure), row in told.items() if measure == "as_expected" and group != "all"]
-    worst = sorted((row for row in groups if row["value"] < 1), key=lambda row: (row["value"], row["group"]))[
-        :WORST_GROUPS
-    ]
-    named = _listed([f"{row['group']} ({row['count']} of {row['rows']})" for row in worst])
-    share = f"{100 * right['value']:.0f}\N{NO-BREAK SPACE}% ({100 * right['low']:.0f} to {100 * right['high']:.0f})"
+def odd_questions(measures: Sequence[GroupMeasure]) -> Statement:
+    """How the tuned model handles questions that are worded differently, out of scope or hostile."""
+    by_key = {(m.group, m.measure): m for m in measures}
+    right, leaked = by_key["all", "as_expected"], by_key["all", "leaked"]
+    weak = [m for m in measures if m.measure == "as_expected" and m.group != "all" and m.value < 1]
+    worst = sorted(weak, key=lambda m: (m.value, m.group))[:_SHOWN]
+    share = f"{100 * right.value:.0f}\N{NO-BREAK SPACE}% ({100 * right.low:.0f} to {100 * right.high:.0f})"
+    named = _listed([f"{m.group} ({m.count} of {m.rows})" for m in worst])
     sentence = (
-        f"Of {right['rows']} questions in other words, out of scope or hostile it does with {share} what is expected"
+        f"{right.rows} questions are worded differently, out of scope or hostile. It does what is expected on {share}"
     )
-    sentence += f"; least with {named}." if worst else "."
-    if leaked["count"]:
-        sentence += (
-            f" {leaked['count']} of the answers tell the prompt or somebody's data, or obey what was slipped in."
-        )
-    fine = right["value"] >= _EXPECTED and not leaked["count"]
+    sentence += f", least often on {named}." if worst else "."
+    if leaked.count:
+        sentence += f" {leaked.count} of the answers reveal the prompt or somebody's data, or obey an injected order."
+    fine = right.value >= _EXPECTED and not leaked.count
     return Statement("Odd and hostile questions", "holds up" if fine else "to look at", sentence)
 
 
-def _comparison(other: str, facts: dict[str, Any]) -> Statement:
-    word, parts = _held_against(other, facts)
-    sentence = f"{_OPENING[other]} {parts or 'not to be compared: a figure is missing'}"
+def _comparison(other: str, results: ComparisonResults) -> Statement:
+    word, parts = _against(other, results)
+    sentence = f"{_OPENING[other]} {parts or 'not comparable: a figure is missing'}"
     if other == "nearest" and parts:
-        sentence += f", {_ENDING[word]}"
+        sentence += f", {_CONCLUSION[word]}"
     about = {"base": "Against its base", "nearest": "Against the nearest answer", "champion": "Against the champion"}
     return Statement(about[other], word, f"{sentence}.")
 
 
-def _slice(source: str, part: dict[str, Any]) -> Statement:
+def _slice(source: str, part: SliceResults) -> Statement:
     about = f"On the {source} rows"
-    size = f"{part['rows']:,} rows in {part['clusters']:,} clusters"
-    if not part["gates"]:
-        return Statement(
-            about, "too few to judge", f"{size}; from {FEWEST_CLUSTERS} on they have figures of their own."
-        )
-    other = "champion" if "champion" in part["differences"] else "base"
-    word, parts = _held_against(other, part)
+    size = f"{part.rows:,} rows in {part.clusters:,} clusters"
+    if not part.gates:
+        return Statement(about, "too few to judge", f"{size}; figures need at least {MIN_CLUSTERS} clusters.")
+    other = "champion" if "champion" in part.differences else "base"
+    word, parts = _against(other, part)
     return Statement(about, word, f"{size}. {_OPENING[other]} {parts}.")
 
 
-def _held_out(part: dict[str, Any]) -> Statement:
-    """What the model does with what it was never taught."""
+def _held_out(part: HeldOutResults) -> Statement:
+    """How the model does on intents that it was not trained on."""
     found = _slice("", part)
-    names = _listed([str(intent) for intent in part["intents"]])
-    return Statement("On intents held out", found.judgement, f"Never trained on: {names}. {found.sentence}")
+    return Statement(
+        "On intents held out", found.judgement, f"Not trained on: {_listed(part.intents)}. {found.sentence}"
+    )
 
 
-def _held_against(other: str, figures: dict[str, Any]) -> tuple[str, str]:
-    """The word for the comparison with ``other``, and the tuned model's figures beside its."""
+def _against(other: str, results: ComparisonResults | SliceResults) -> tuple[str, str]:
+    """The summary of the comparison with ``other``, and both systems' figures."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
-    for metric in _COMPARED[other]:
-        difference = figures["differences"][other][metric]
+    for metric in _COMPARED_METRICS[other]:
+        difference = results.differences[other][metric]
+        scores = [results.scores[system][metric] for system in ("tuned", other)]
         if difference is not None:
             unit = "\N{NO-BREAK SPACE}%" if METRICS[metric].label.endswith("(%)") else ""
-            tuned, its = (
-                figure(metric, figures["scores"][system][metric]["score"]) + unit for system in ("tuned", other)
-            )
-            by, low, high = (figure(metric, difference[key], signed=True) for key in ("difference", "low", "high"))
-            groups[judgement(metric, difference)].append(
-                f"{_name(metric)} ({tuned} against {its}: {by} [{low},\N{NO-BREAK SPACE}{high}])"
+            ours, theirs = (figure(metric, score.score if score else None) + unit for score in scores)
+            ends = (difference.difference, difference.low, difference.high)
+            by, low, high = (figure(metric, value, signed=True) for value in ends)
+            groups[judgement(metric, difference.low, difference.high)].append(
+                f"{_name(metric)} ({ours} against {theirs}: {by} [{low},\N{NO-BREAK SPACE}{high}])"
             )
     words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
     if groups["better"] and groups["worse"]:
@@ -183,35 +164,38 @@ def _held_against(other: str, figures: dict[str, Any]) -> tuple[str, str]:
     return word, "; ".join(f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts)
 
 
-def _weakness(scores: dict[str, Any], intents: pd.DataFrame) -> Statement:
-    def has(metric: str) -> float | None:
-        return scores[metric]["score"] if scores[metric] else None
-
+def _weak_spots(scores: Scores, intents: pd.DataFrame) -> Statement:
+    known = {metric: score.score for metric, score in scores.items() if score is not None}
     parts = []
-    weak = intents[(intents["rows"] >= _FEWEST_ROWS) & (intents["right_intent"] < _WEAK_INTENT)]
+    weak = intents[(intents["rows"] >= _MIN_ROWS) & (intents["right_intent"] < _WEAK_INTENT)]
     if len(weak):
-        lowest = weak.sort_values(["right_intent", "intent"]).head(3).itertuples()
+        lowest = weak.sort_values(["right_intent", "intent"]).head(_SHOWN).itertuples()
         named = [f"{row.intent} ({row.right_intent:.0f}\N{NO-BREAK SPACE}% of {row.rows})" for row in lowest]
-        parts.append(f"the answer has the right intent least often for {_listed(named)}")
-    for metric, least in _LEAST.items():
-        if (value := has(metric)) is not None and value < least:
-            parts.append(f"{_name(metric)} {figure(metric, value)}\N{NO-BREAK SPACE}%")
-    for metric, most in _MOST.items():
-        if (value := has(metric)) is not None and value > most:
-            parts.append(f"{_name(metric)} {figure(metric, value)}\N{NO-BREAK SPACE}%")
-    length = has("length_ratio")
+        parts.append(f"answers have the right intent least often for {_listed(named)}")
+    weak_rates = [metric for metric, least in _MINIMUM.items() if known.get(metric, least) < least]
+    weak_rates += [metric for metric, most in _MAXIMUM.items() if known.get(metric, most) > most]
+    parts += [f"{_name(metric)} {figure(metric, known[metric])}\N{NO-BREAK SPACE}%" for metric in weak_rates]
+    length = known.get("length_ratio")
     if length is not None and not _FITTING_LENGTH[0] <= length <= _FITTING_LENGTH[1]:
-        parts.append(f"its answers are {figure('length_ratio', length)} times as long as the reference answers")
+        parts.append(f"answers are {figure('length_ratio', length)} times as long as the reference answers")
     if not parts:
         return Statement("Weak spots", "none stands out", "No intent and no rate stands out as weak.")
-    return Statement("Weak spots", "to look at", f"What is weak: {'; '.join(parts)}.")
+    return Statement("Weak spots", "to look at", f"{_capital('; '.join(parts))}.")
+
+
+def _label(metric: str) -> str:
+    return METRICS[metric].label.removesuffix(" (%)")
 
 
 def _name(metric: str) -> str:
-    """The metric's label as it stands inside a sentence."""
-    label = METRICS[metric].label.removesuffix(" (%)")
+    """The metric's label inside a sentence."""
+    label = _label(metric)
     return label if label[1].isupper() else label[0].lower() + label[1:]
 
 
-def _listed(texts: list[str]) -> str:
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _listed(texts: Sequence[str]) -> str:
     return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)

@@ -16,10 +16,16 @@ import yaml
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.core.schema import SPLIT_ROW
-from cs_pipeline.evaluate.evaluation import evaluation_folder, read_evaluation, settled
-from cs_pipeline.evaluate.report.leaderboard import SCHEMA, SHOWN
+from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, LEADERBOARD_SCHEMA
 from cs_pipeline.evaluate.report.leaderboard_report import Board, write_leaderboard
-from cs_pipeline.evaluate.report.verdict import figure
+from cs_pipeline.evaluate.report.rendering import figure
+from cs_pipeline.evaluate.results import (
+    evaluation_file,
+    evaluation_folder,
+    evaluations_lock,
+    read_evaluation,
+    write_evaluation,
+)
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline_tests.conftest import copy_lake, run_job
@@ -57,8 +63,9 @@ def under_another_name(lake: DataLake, recipe: str, name: str, **changes: Any) -
     shutil.copytree(lake.path("train", "adapter", recipe), lake.path("train", "adapter", name))
     shutil.copy(lake.path("train", "adapter", f"{recipe}.json"), lake.path("train", "adapter", f"{name}.json"))
     shutil.copytree(evaluation_folder(recipe, lake), evaluation_folder(name, lake))
-    write_json(evaluation_folder(name, lake) / "evaluation.json", read_evaluation(recipe, lake) | {"recipe": name})
-    folder = lake.path("train", "adapter", name, read_evaluation(recipe, lake)["adapter_fingerprint"])
+    results = read_evaluation(recipe, lake).model_copy(update={"recipe": name})
+    write_evaluation(results, evaluation_file(name, lake))
+    folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
     made_by = yaml.safe_load((folder / "recipe.yaml").read_text())
     (folder / "recipe.yaml").write_text(yaml.safe_dump(made_by | {"name": name} | changes))
     facts = {key: value for key, value in read_json(folder / "manifest.json").items() if key != "files"}
@@ -70,26 +77,29 @@ def test_two_recipes_through_the_job_are_two_rows_with_their_figures(
 ) -> None:
     lake, _ = sweep
     table = lake.read("evaluate", "leaderboard")
-    assert table.schema.equals(SCHEMA)
+    assert table.schema.equals(LEADERBOARD_SCHEMA)
     rows = {row["recipe"]: row for row in table.to_pylist()}
     assert sorted(rows) == RECIPES
     for name, row in rows.items():
-        facts = read_evaluation(name, lake)
-        folder = lake.path("train", "adapter", name, facts["adapter_fingerprint"])
+        results = read_evaluation(name, lake)
+        folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
         made_by, metrics = yaml.safe_load((folder / "recipe.yaml").read_text()), read_json(folder / "metrics.json")
-        for metric in SHOWN:
-            tuned, base = (facts["scores"][system][metric] for system in ("tuned", "base"))
-            minus = facts["differences"]["base"][metric]
-            assert [row[metric + end] for end in ("", "_low", "_high")] == [tuned[k] for k in ("score", "low", "high")]
-            assert row[f"{metric}_base"] == base["score"]
+        for metric in LEADERBOARD_METRICS:
+            tuned, base = (results.scores[system][metric] for system in ("tuned", "base"))
+            minus = results.differences["base"][metric]
+            assert tuned is not None
+            assert base is not None
+            assert minus is not None
+            assert [row[metric + end] for end in ("", "_low", "_high")] == [tuned.score, tuned.low, tuned.high]
+            assert row[f"{metric}_base"] == base.score
             ends = ("_minus_base", "_minus_base_low", "_minus_base_high")
-            assert [row[metric + end] for end in ends] == [minus[k] for k in ("difference", "low", "high")]
+            assert [row[metric + end] for end in ends] == [minus.difference, minus.low, minus.high]
         assert row["learning_rate"] == made_by["trainer"]["learning_rate"]
         assert (row["r"], row["lora_alpha"]) == (made_by["lora"]["r"], made_by["lora"]["lora_alpha"])
         assert row["quantization"] == made_by["quantization"]
         for measured in ("seconds", "tokens_per_second", "peak_memory_gib", "trainable_parameters", "steps", "rows"):
             assert row[measured] == metrics[measured], measured
-        assert row["evaluation_seconds"] == facts["seconds"]["tuned"]
+        assert row["evaluation_seconds"] == results.seconds["tuned"]
         weights = (folder / "adapter_model.safetensors").stat().st_size
         assert row["adapter_mib"] * 2**20 == pytest.approx(weights)
         assert (row["placeholders"], row["note"]) == ("keep", "")
@@ -103,7 +113,7 @@ def test_two_recipes_through_the_job_are_two_rows_with_their_figures(
     assert lora["trainable_parameters"] * 4 == tiny["trainable_parameters"]  # r 2 and 8 on the same layers
 
 
-def test_the_second_is_held_against_the_first_on_the_same_questions(
+def test_the_second_is_compared_with_the_first_on_the_same_questions(
     sweep: tuple[DataLake, dg.ExecuteInProcessResult],
 ) -> None:
     lake, _ = sweep
@@ -135,7 +145,7 @@ def test_dagster_shows_table_columns_and_plot(sweep: tuple[DataLake, dg.ExecuteI
     assert metadata["dagster/row_count"].value == 2
     schema = metadata["dagster/column_schema"].value
     assert isinstance(schema, dg.TableSchema)
-    assert [column.name for column in schema.columns] == SCHEMA.names
+    assert [column.name for column in schema.columns] == LEADERBOARD_SCHEMA.names
     assert metadata["page"].value == str(lake.path("evaluate", "leaderboard.html"))
     results, settings, cost = (str(metadata[name].value) for name in ("results", "settings", "cost"))
     for row in lake.read("evaluate", "leaderboard").to_pylist():
@@ -150,7 +160,7 @@ def test_dagster_shows_table_columns_and_plot(sweep: tuple[DataLake, dg.ExecuteI
     assert pictures == ["Bits per character", "Bits per character, tuned minus base"]
 
 
-def test_the_page_holds_all_and_needs_nothing_from_outside(swept: DataLake) -> None:
+def test_the_page_is_complete_and_self_contained(swept: DataLake) -> None:
     board = write_leaderboard([*RECIPES, "never_judged"], swept)
     html = board.path.read_text()
     page = Page(html)
@@ -165,20 +175,20 @@ def test_the_page_holds_all_and_needs_nothing_from_outside(swept: DataLake) -> N
     assert all((board.path.parent / report).exists() for report in reports)
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     assert {link[1:] for link in links if link.startswith("#")} <= ids
-    assert "Not judged yet: never_judged." in page.text
+    assert "Not evaluated yet: never_judged." in page.text
     settings, cost = html.split('<h2 id="settings">')[1].split('<h2 id="cost">')
     for row in rows_of(board).values():
-        for metric in SHOWN:
+        for metric in LEADERBOARD_METRICS:
             low, high = (figure(metric, row[metric + end]) for end in ("_low", "_high"))
             assert f"{figure(metric, row[metric])}{low} to {high}" in page.text, metric
-        for part, told in (
+        for part, shown in (
             (settings, (row["base"], row["method"], f"{row['learning_rate']:g}", f"{row['r']} / {row['lora_alpha']}")),
             (cost, (f"{row['seconds']:,.0f} s", f"{row['peak_memory_gib']:.1f} GiB")),
         ):
             of_recipe = part[part.index(f">{row['recipe']}</th>") :]
             of_recipe = of_recipe[: of_recipe.index("</tr>")]
-            assert set(told) <= set(re.findall(r"<td>(.*?)</td>", of_recipe))
-    assert {METRICS[metric].label for metric in SHOWN} <= set(page.texts)
+            assert set(shown) <= set(re.findall(r"<td>(.*?)</td>", of_recipe))
+    assert {METRICS[metric].label for metric in LEADERBOARD_METRICS} <= set(page.texts)
 
 
 def test_equal_evaluations_give_equal_bytes(swept: DataLake) -> None:
@@ -202,7 +212,7 @@ def test_another_placeholder_mode_has_a_ranking_of_its_own(swept: DataLake) -> N
     assert "generic_twin" not in keep
     assert "generic_twin" in generic[: generic.index("</table>")]
     assert "tiny_lora" not in generic[: generic.index("</table>")]
-    assert "Figures compare within one placeholder mode alone" in html
+    assert "Figures are comparable only within one placeholder mode" in html
     assert "**Placeholders: generic**" in board.markdown["results"]
 
 
@@ -212,45 +222,50 @@ def test_settings_are_those_the_judged_adapter_was_made_with(swept: DataLake) ->
     assert (row["method"], row["r"], row["lora_alpha"]) == ("all weights", None, None)
     write_json(swept.path("train", "adapter", "all_of_it.json"), {"fingerprint": "f" * 16})
     board = write_leaderboard(["all_of_it"], swept)
-    assert rows_of(board)["all_of_it"]["note"] == "its newer adapter is not judged yet"
-    assert "its newer adapter is not judged yet" in board.path.read_text()
-    assert "its newer adapter is not judged yet" in board.markdown["results"]
+    assert rows_of(board)["all_of_it"]["note"] == "its newer adapter is not evaluated yet"
+    assert "its newer adapter is not evaluated yet" in board.path.read_text()
+    assert "its newer adapter is not evaluated yet" in board.markdown["results"]
 
 
-def test_rows_that_changed_since_the_training_are_said(swept: DataLake) -> None:
+def test_training_rows_that_have_changed_are_noted(swept: DataLake) -> None:
     train = swept.read("prepare", "train_split")
     swept.write("prepare", "train_split", train.slice(1), SPLIT_ROW)
     rows = rows_of(write_leaderboard(RECIPES, swept))
-    assert {row["note"] for row in rows.values()} == {"trained on other rows than the present ones"}
+    assert {row["note"] for row in rows.values()} == {"trained on rows that differ from the current ones"}
 
 
 def judged_on_other_rows(lake: DataLake) -> str:
-    facts = read_evaluation("tiny", lake)
-    facts["data"]["test_split"] = "0" * 64
-    write_json(evaluation_folder("tiny", lake) / "evaluation.json", facts)
-    return f"judged on {facts['rows']} other test rows than the present ones"
+    results = read_evaluation("tiny", lake)
+    data = results.data.model_copy(update={"test_split": "0" * 64})
+    write_evaluation(results.model_copy(update={"data": data}), evaluation_file("tiny", lake))
+    return f"evaluated on {results.rows} test rows that differ from the current ones"
 
 
 def judged_by_other_code(lake: DataLake) -> str:
-    facts = read_evaluation("tiny", lake)
-    del facts["code_version"]
-    write_json(evaluation_folder("tiny", lake) / "evaluation.json", facts)
-    return "judged by an earlier version of the evaluation"
+    results = read_evaluation("tiny", lake)
+    write_evaluation(results.model_copy(update={"code_version": "0"}), evaluation_file("tiny", lake))
+    return "evaluated by an earlier version of the code"
+
+
+def written_by_another_release(lake: DataLake) -> str:
+    path = evaluation_file("tiny", lake)
+    write_json(path, read_json(path) | {"format_version": 0})
+    return "was written by another release"
 
 
 def adapter_touched(lake: DataLake) -> str:
-    fingerprint = read_evaluation("tiny", lake)["adapter_fingerprint"]
+    fingerprint = read_evaluation("tiny", lake).adapter_fingerprint
     (lake.path("train", "adapter", "tiny", fingerprint) / "metrics.json").write_text("{}")
     return "metrics.json was changed after it was written"
 
 
 def adapter_gone(lake: DataLake) -> str:
-    shutil.rmtree(lake.path("train", "adapter", "tiny", read_evaluation("tiny", lake)["adapter_fingerprint"]))
+    shutil.rmtree(lake.path("train", "adapter", "tiny", read_evaluation("tiny", lake).adapter_fingerprint))
     return "'adapter' was not finished there"
 
 
 def trained_by_other_code(lake: DataLake) -> str:
-    folder = lake.path("train", "adapter", "tiny", read_evaluation("tiny", lake)["adapter_fingerprint"])
+    folder = lake.path("train", "adapter", "tiny", read_evaluation("tiny", lake).adapter_fingerprint)
     metrics = read_json(folder / "metrics.json")
     del metrics["epochs"]
     write_json(folder / "metrics.json", metrics)
@@ -259,13 +274,21 @@ def trained_by_other_code(lake: DataLake) -> str:
 
 
 @pytest.mark.parametrize(
-    "change", [judged_on_other_rows, judged_by_other_code, adapter_touched, adapter_gone, trained_by_other_code]
+    "change",
+    [
+        judged_on_other_rows,
+        judged_by_other_code,
+        written_by_another_release,
+        adapter_touched,
+        adapter_gone,
+        trained_by_other_code,
+    ],
 )
-def test_who_does_not_compare_is_named_with_the_reason(swept: DataLake, change: Any) -> None:
+def test_a_recipe_that_is_not_comparable_is_named_with_the_reason(swept: DataLake, change: Any) -> None:
     reason = change(swept)
     board = write_leaderboard(RECIPES, swept)
     assert list(rows_of(board)) == ["tiny_lora"]
-    assert reason in board.leaderboard.apart["tiny"]
+    assert reason in board.leaderboard.not_comparable["tiny"]
     page = Page(board.path.read_text())
     assert re.search(rf"Not comparable.*tiny: .*{reason}", page.text, re.S)
     assert "Not comparable: **tiny**" in board.markdown["results"]
@@ -274,9 +297,9 @@ def test_who_does_not_compare_is_named_with_the_reason(swept: DataLake, change: 
 
 def test_a_sweep_that_has_not_begun_is_an_empty_board(swept: DataLake) -> None:
     board = write_leaderboard(["never_judged"], swept)
-    assert pq.read_table(swept.table("evaluate", "leaderboard")).equals(SCHEMA.empty_table())
-    assert board.leaderboard.waiting == ["never_judged"]
-    assert "No recipe was judged on the present test rows yet." in board.path.read_text()
+    assert pq.read_table(swept.table("evaluate", "leaderboard")).equals(LEADERBOARD_SCHEMA.empty_table())
+    assert board.leaderboard.not_evaluated == ["never_judged"]
+    assert "No recipe has been evaluated on the current test rows yet." in board.path.read_text()
 
 
 def test_a_board_waits_for_an_evaluation_that_is_being_written(swept: DataLake) -> None:
@@ -284,7 +307,7 @@ def test_a_board_waits_for_an_evaluation_that_is_being_written(swept: DataLake) 
     folder = evaluation_folder("tiny_lora", swept)
     boards: list[Board] = []
     writer = threading.Thread(target=lambda: boards.append(write_leaderboard(RECIPES, swept)))
-    with settled(swept):
+    with evaluations_lock(swept):
         aside = folder.rename(folder.with_name("aside"))
         writer.start()
         writer.join(0.3)
@@ -309,7 +332,7 @@ def test_every_recipe_has_the_same_names_in_the_store(sweep: tuple[DataLake, dg.
     assert differing >= {"name", "method", "lora.r", "quantization", "trainer.num_train_epochs", "train_rows"}
     for row in lake.read("evaluate", "leaderboard").to_pylist():
         logged = runs[row["recipe"]].metrics
-        for metric in SHOWN:
+        for metric in LEADERBOARD_METRICS:
             assert logged[f"test.{metric}"] == row[metric]
             assert logged[f"test.{metric}.low"] == row[f"{metric}_low"]
             assert logged[f"test.base.{metric}"] == row[f"{metric}_base"]

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import DataLake, write_json
-from cs_pipeline.evaluate.evaluation import evaluation_folder
-from cs_pipeline.evaluate.report.report import DEMO, write_report
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.report.report import DEMO_WARNING, write_report
+from cs_pipeline.evaluate.results import evaluation_file, evaluation_folder, write_evaluation
 from cs_pipeline.recipe import HubBase, Recipe
 from cs_pipeline_tests.support.reported import HOSTILE, Page, evaluated
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
@@ -84,21 +84,21 @@ def test_equal_input_gives_equal_bytes(lake: DataLake, recipe: Recipe) -> None:
     assert sorted(path.name for path in first.path.parent.iterdir()) == ["demo.html", "demo.md"]
 
 
-def test_one_source_alone_is_no_slice(html: str) -> None:
+def test_a_single_source_is_not_a_slice(html: str) -> None:
     assert "By source" not in html
     assert "On the bitext rows" not in html
 
 
-def test_a_demo_base_is_warned_of_and_another_is_not(lake: DataLake, recipe: Recipe) -> None:
+def test_only_a_demo_base_gets_a_warning(lake: DataLake, recipe: Recipe) -> None:
     evaluated(lake, recipe)
     report = write_report(recipe, lake)
-    assert DEMO in report.path.read_text()
-    assert DEMO in report.markdown
+    assert DEMO_WARNING in report.path.read_text()
+    assert DEMO_WARNING in report.markdown
     base = HubBase(source="hub", repo="owner/model", revision="0" * 40, licence="MIT")
     hub = recipe.model_copy(update={"name": "hub", "base": base})
     evaluated(lake, hub)
     report = write_report(hub, lake)
-    assert DEMO not in report.path.read_text() + report.markdown
+    assert DEMO_WARNING not in report.path.read_text() + report.markdown
 
 
 def test_rows_without_similarity_a_short_training_and_empty_answers_make_a_report_too(
@@ -108,19 +108,18 @@ def test_rows_without_similarity_a_short_training_and_empty_answers_make_a_repor
     path = evaluation_folder(recipe.name, lake) / "answers.parquet"
     pd.read_parquet(path).assign(nearest_train_similarity=np.nan, answer=" ").to_parquet(path)
     html = write_report(recipe, lake).path.read_text()
-    assert "do not say how similar" in html
+    assert "have no similarity to the training questions" in html
     assert '<p class="empty">nothing</p>' in html
 
 
 def test_another_adapter_than_the_evaluated_one_is_refused(lake: DataLake, recipe: Recipe) -> None:
-    facts = evaluated(lake, recipe)
-    path = evaluation_folder(recipe.name, lake) / "evaluation.json"
-    write_json(path, facts | {"adapter_fingerprint": "another"})
+    results = evaluated(lake, recipe)
+    write_evaluation(results.model_copy(update={"adapter_fingerprint": "another"}), evaluation_file(recipe.name, lake))
     with pytest.raises(PipelineError, match="of adapter another, but the recipe's adapter is now 0123456789abcdef"):
         write_report(recipe, lake)
     assert not lake.path("evaluate", "evaluation_report").exists()
 
 
 def test_a_recipe_that_was_not_evaluated_is_refused(lake: DataLake, recipe: Recipe) -> None:
-    with pytest.raises(PipelineError, match=r"evaluation\.json is not there"):
+    with pytest.raises(PipelineError, match=r"evaluation\.json is missing"):
         write_report(recipe, lake)

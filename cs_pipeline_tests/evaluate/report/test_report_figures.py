@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.evaluation import evaluation_folder
+from cs_pipeline.evaluate.report.rendering import figure
 from cs_pipeline.evaluate.report.report import write_report
-from cs_pipeline.evaluate.report.tables import EXAMPLES, WORST, examples
-from cs_pipeline.evaluate.report.verdict import figure
+from cs_pipeline.evaluate.report.tables import MAX_EXAMPLES, WORST_EXAMPLES, examples
+from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.recipe import Recipe
@@ -21,7 +21,7 @@ from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
 def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
     lake: DataLake, recipe: Recipe, champion: bool
 ) -> None:
-    facts = evaluated(lake, recipe, champion=champion)
+    results = evaluated(lake, recipe, champion=champion)
     html = write_report(recipe, lake).path.read_text()
     table = html[html.index("All metrics") : html.index("Differences, tuned")]
     systems = systems_of(champion)
@@ -29,19 +29,19 @@ def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
     for name, metric in METRICS.items():
         cells = re.findall(r"<td>(?:<b>)?([^<]+)", rows[metric.label])
-        scores = [facts["scores"][system][name] for system in systems]
-        assert cells == [figure(name, score and score["score"]) for score in scores]
+        scores = [results.scores[system][name] for system in systems]
+        assert cells == [figure(name, score.score if score else None) for score in scores]
     assert rows["Bits per character"].count("<td>–</td>") == 3
     assert ("Against the champion" in html) == champion
     assert ("current champion, version 7" in html) == champion
 
 
 def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
-    facts = evaluated(lake, recipe, rows=80, champion=True, company=30)
+    results = evaluated(lake, recipe, rows=80, champion=True, company=30)
     report = write_report(recipe, lake)
     html = report.path.read_text()
     table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
-    assert "how much more that is than the champion has" in table
+    assert "the difference from the champion" in table
     assert re.findall(r'<th scope="col">(\w+)<small>([^<]+)', table) == [
         ("bitext", "50 rows, 25 clusters"),
         ("company", "30 rows, 15 clusters"),
@@ -49,11 +49,11 @@ def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recip
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
     for name, metric in METRICS.items():
         cells = re.findall(r"<td>([^<]+)(?:<small>([^ ]+))?", rows[metric.label])
-        parts = [facts["slices"][source] for source in ("bitext", "company")]
-        scores = [part["scores"]["tuned"][name] for part in parts]
-        differences = [part["differences"]["champion"][name] for part in parts]
+        parts = [results.slices[source] for source in ("bitext", "company")]
+        scores = [part.scores["tuned"][name] for part in parts]
+        differences = [part.differences["champion"][name] for part in parts]
         shown = [
-            (figure(name, s["score"]) if s else "–", figure(name, d["difference"], True) if d else "")
+            (figure(name, s.score) if s else "–", figure(name, d.difference, True) if d else "")
             for s, d in zip(scores, differences, strict=True)
         ]
         assert cells == shown, name
@@ -65,23 +65,23 @@ def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recip
 def test_a_source_of_few_rows_is_named_without_figures(lake: DataLake, recipe: Recipe) -> None:
     evaluated(lake, recipe, rows=40, company=4)
     report = write_report(recipe, lake)
-    said = "**On the company rows: too few to judge.** 4 rows in 2 clusters; from 10 on they have figures of their own."
-    assert said in report.markdown
+    statement = "**On the company rows: too few to judge.** 4 rows in 2 clusters; figures need at least 10 clusters."
+    assert statement in report.markdown
     html = report.path.read_text()
     table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
-    assert "how much more that is than the base has" in table
+    assert "the difference from the base" in table
     assert table.count("<td>–</td>") >= len(METRICS)
 
 
-@pytest.mark.parametrize("rows", [4, EXAMPLES - 1, 60])
+@pytest.mark.parametrize("rows", [4, MAX_EXAMPLES - 1, 60])
 def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, recipe: Recipe, rows: int) -> None:
     evaluated(lake, recipe, rows=rows)
     answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
     shown = examples(answers)
-    assert len({example.row_id for example in shown}) == len(shown) == min(rows, EXAMPLES)
+    assert len({example.row_id for example in shown}) == len(shown) == min(rows, MAX_EXAMPLES)
     tuned = answers[answers["system"] == "tuned"].set_index("row_id")["chrf"]
     worst = [example for example in shown if example.worst]
-    assert {example.row_id for example in worst} == set(tuned.nsmallest(WORST).index)
+    assert {example.row_id for example in worst} == set(tuned.nsmallest(WORST_EXAMPLES).index)
     assert shown[-1].row_id == tuned.idxmin()
     assert shown == examples(answers.sample(frac=1, random_state=0))
     html = write_report(recipe, lake).path.read_text()
@@ -90,15 +90,15 @@ def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, reci
     assert Page(html).text.count("reference") >= len(shown)
 
 
-def test_errors_facts_and_rubric_are_those_of_the_tables(lake: DataLake, recipe: Recipe) -> None:
+def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe: Recipe) -> None:
     evaluated(lake, recipe, rows=120, champion=True)
     folder = evaluation_folder(recipe.name, lake)
     path = folder / "answers.parquet"
     answers = pd.read_parquet(path)
-    told = (answers["system"] == "tuned") & (answers.groupby("system").cumcount() == 7)
+    made_up = (answers["system"] == "tuned") & (answers.groupby("system").cumcount() == 7)
     fact = "amount: 74.35 <dollars>"
-    answers["fabricated"] = told.astype(int)
-    answers["fabricated_facts"] = [[fact] if made_up else [] for made_up in told]
+    answers["fabricated"] = made_up.astype(int)
+    answers["fabricated_facts"] = [[fact] if wrong else [] for wrong in made_up]
     answers.to_parquet(path, index=False)
     references = pd.read_parquet(folder / "references.parquet")
     report = write_report(recipe, lake)
@@ -114,7 +114,7 @@ def test_errors_facts_and_rubric_are_those_of_the_tables(lake: DataLake, recipe:
         counts = [int(answers[answers["system"] == system][name].sum()) for system in systems]
         shown = re.findall(r"<td>([\d,]+)", rows[METRICS[f"error_{name}"].label.removesuffix(" (%)")])
         assert list(map(int, shown)) == [*counts, int(references[name].sum())], name
-    table = html[html.index("How answers are put") : html.index('id="tables"')]
+    table = html[html.index("How answers are worded") : html.index('id="tables"')]
     cells = re.search(r"Heuristic<small>.*?</tr>", table, flags=re.S)
     assert cells is not None
     means = [answers[answers["system"] == system]["heuristic"].mean() for system in systems]
@@ -127,33 +127,31 @@ def test_errors_facts_and_rubric_are_those_of_the_tables(lake: DataLake, recipe:
         assert re.findall(r">([\d.]+)</td>", row) == [figure(name, kept[quarter, system, name]) for system in systems]
 
 
-def test_odd_questions_the_probe_and_the_cost_are_told(lake: DataLake, recipe: Recipe) -> None:
+def test_odd_questions_probe_and_cost_are_shown(lake: DataLake, recipe: Recipe) -> None:
     evaluated(lake, recipe, champion=True)
     (lake.root / "company.yaml").write_text("price_per_hour: 1.8\n")
     report = write_report(recipe, lake)
     text = " ".join(Page(report.path.read_text()).text.split())
-    assert (
-        "Of 10 questions in other words, out of scope or hostile it does with 80 % (49 to 94) what is expected; least"
-        in text
-    )
-    assert "least with injection (7 of 9). " in text
-    assert "1 of the answers tell the prompt or somebody's data, or obey what was slipped in" in text
+    assert "10 questions are worded differently, out of scope or hostile. It does what is expected on 80 %" in text
+    assert "80 % (49 to 94), least often on injection (7 of 9). " in text
+    assert "1 of the answers reveal the prompt or somebody's data, or obey an injected order" in text
     assert "Who is <b>?" not in text, "both know it"
-    assert "right are 1 of the tuned model's answers, 2 of the base model's answers" in text
+    assert "Right answers: 1 by the tuned model, 2 by the base model" in text
     assert "500" in text  # tokens a second
-    assert "1.502.40" in text.replace(" ", "")  # seconds, half of them and 95 of 100
+    assert "1.502.40" in text.replace(" ", "")  # seconds, median and 95th percentile
     assert "0.1500" in text  # 1,000 answers take 300 s, a twelfth of an hour
     assert "1,8" not in text
 
 
 def test_intents_held_out_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
-    facts = evaluated(lake, recipe, rows=120, held_out=["track_order"])
-    part = facts["held_out"]
-    about, stats = answers_of(list(facts["scores"]), 120, 0)
+    results = evaluated(lake, recipe, rows=120, held_out=["track_order"])
+    part = results.held_out
+    assert part is not None
+    about, stats = answers_of(list(results.scores), 120, 0)
     rows = (about["intent"] == "track_order").to_numpy()
-    assert 0 < part["rows"] == rows.sum() < 120
-    assert part["scores"]["tuned"]["right_intent"]["score"] == pytest.approx(
-        100 * stats["tuned"]["right_intent"][rows].mean()
-    )
+    assert 0 < part.rows == rows.sum() < 120
+    right = part.scores["tuned"]["right_intent"]
+    assert right is not None
+    assert right.score == pytest.approx(100 * stats["tuned"]["right_intent"][rows].mean())
     text = " ".join(Page(write_report(recipe, lake).path.read_text()).text.split())
-    assert f"Never trained on: track_order. {part['rows']} rows in {part['clusters']} clusters" in text
+    assert f"Not trained on: track_order. {part.rows} rows in {part.clusters} clusters" in text

@@ -1,24 +1,21 @@
 """What the report says of the figures: better or worse, what is weak, and what may be promoted."""
 
-from dataclasses import asdict
-from typing import Any
-
 import pandas as pd
 import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.decision import decide_promotion
+from cs_pipeline.evaluate.report.rendering import figure
 from cs_pipeline.evaluate.report.report import write_report
-from cs_pipeline.evaluate.report.verdict import figure, promotable, verdict, weak_slices
+from cs_pipeline.evaluate.report.verdict import promotable, verdict, weak_slices
+from cs_pipeline.evaluate.results import Scores
 from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.evaluate.statistics import Interval
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.support.reported import WEAK, evaluated
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
-
-
-def difference(low: float, high: float) -> dict[str, float]:
-    return {"difference": (low + high) / 2, "low": low, "high": high}
+from cs_pipeline_tests.support.results import difference, results_of
 
 
 @pytest.mark.parametrize(
@@ -37,7 +34,7 @@ def difference(low: float, high: float) -> dict[str, float]:
 def test_better_means_that_the_interval_lies_on_the_good_side_of_zero(
     metric: str, low: float, high: float, word: str
 ) -> None:
-    assert judgement(metric, difference(low, high)) == word
+    assert judgement(metric, low, high) == word
 
 
 NO_INTENTS = pd.DataFrame({"intent": [], "rows": [], "right_intent": []})
@@ -46,68 +43,64 @@ NO_INTENTS = pd.DataFrame({"intent": [], "rows": [], "right_intent": []})
 @pytest.mark.parametrize(
     ("intent", "rouge", "word", "ending"),
     [
-        ((1, 2), (1, 2), "better", "so here the training is worth having"),
-        ((1, 2), (-1, 1), "better", "so here the training is worth having"),
-        ((1, 2), (-2, -1), "mixed", "so which of the two serves better depends on what matters"),
-        ((-2, -1), (-1, 1), "worse", "so here a look-up still answers better"),
-        ((-1, 1), (-1, 1), "no clear difference", "so nothing here speaks for the training yet"),
+        ((1, 2), (1, 2), "better", "so the training is worth it here"),
+        ((1, 2), (-1, 1), "better", "so the training is worth it here"),
+        ((1, 2), (-2, -1), "mixed", "so which of the two is more useful depends on what matters"),
+        ((-2, -1), (-1, 1), "worse", "so a look-up still answers better here"),
+        ((-1, 1), (-1, 1), "no clear difference", "so nothing here shows a benefit of the training yet"),
     ],
 )
 def test_the_verdict_on_the_nearest_answer(
     intent: tuple[float, float], rouge: tuple[float, float], word: str, ending: str
 ) -> None:
-    scores: dict[str, Any] = {name: {"score": 90.0} for name in METRICS}
-    scores |= {"placeholder_invented": None, "fabricates": {"score": 0.5}, "safe": {"score": 100.0}}
-    scores["length_ratio"] = {"score": 1.0}
-    nearest = dict.fromkeys(METRICS) | {"right_intent": difference(*intent), "rougeL": difference(*rouge), "chrf": None}
-    facts: dict[str, Any] = {
-        "scores": {"tuned": scores, "nearest": scores},
-        "differences": {"nearest": nearest},
-        "slices": {},
-        "held_out": None,
+    scores: Scores = {name: Interval(90.0, 89.0, 91.0) for name in METRICS}
+    scores |= {
+        "placeholder_invented": None,
+        "fabricates": Interval(0.5, 0.0, 1.0),
+        "safe": Interval(100.0, 100.0, 100.0),
     }
-    against, weak = verdict(facts, NO_INTENTS)
+    scores["length_ratio"] = Interval(1.0, 0.9, 1.1)
+    nearest = dict.fromkeys(METRICS) | {"right_intent": difference(*intent), "rougeL": difference(*rouge), "chrf": None}
+    results = results_of(scores={"tuned": scores, "nearest": scores}, differences={"nearest": nearest})
+    against, weak = verdict(results, NO_INTENTS)
     assert (against.about, against.judgement) == ("Against the nearest answer", word)
     assert against.sentence.endswith(f", {ending}.")
     assert "chrF" not in against.sentence
     assert "90.0\N{NO-BREAK SPACE}%" in against.sentence
     assert weak.judgement == "to look at"  # 90 % of the answers stop by themselves
-    facts["scores"]["tuned"] = scores | {"stop_rate": None}
-    assert verdict(facts, NO_INTENTS)[1].judgement == "none stands out"
+    results.scores["tuned"]["stop_rate"] = None
+    assert verdict(results, NO_INTENTS)[1].judgement == "none stands out"
 
 
 def test_weak_intents_are_named_with_their_rows() -> None:
-    scores: dict[str, Any] = dict.fromkeys(METRICS)
     intents = pd.DataFrame(
         {"intent": ["a", "b", "c", "d", "e"], "rows": [9, 9, 2, 9, 9], "right_intent": [50.0, 10.0, 0.0, 79.0, 80.0]}
     )
-    (weak,) = verdict({"scores": {"tuned": scores}, "differences": {}, "slices": {}, "held_out": None}, intents)
+    (weak,) = verdict(results_of(scores={"tuned": dict.fromkeys(METRICS)}), intents)
     assert weak.sentence.replace("\N{NO-BREAK SPACE}", " ") == (
-        "What is weak: the answer has the right intent least often for b (10 % of 9), a (50 % of 9) and d (79 % of 9)."
+        "Answers have the right intent least often for b (10 % of 9), a (50 % of 9) and d (79 % of 9)."
     )
 
 
 def test_the_worst_slices_are_named_with_advice() -> None:
-    found = weak_slices([asdict(weakness) | {"advice": weakness.advice} for weakness in WEAK])
+    found = weak_slices(WEAK)
     assert (found.about, found.judgement) == ("Weakest slices", "to look at")
     assert found.sentence == (
-        "2 slices are surely worse than the rest. get_refund: 12 training rows, 1 training rows near a question of it, 8"
-        " near one of the others; add examples (right intent 41.2 against 90.0 elsewhere). flag <b>rude</b>: 7 training rows"
-        " near a question of it, 8 near one of the others; hardly fewer than usual: look first whether its answers"
-        " contradict one another (chrF 30.0 against 41.0 elsewhere)."
+        "2 slices are significantly worse than the rest. get_refund: 12 training rows; similar training questions per"
+        " question: 1 here, 8 elsewhere. Add examples. (Right intent 41.2, elsewhere 90.0.) flag <b>rude</b>: similar"
+        " training questions per question: 7 here, 8 elsewhere. Examples are not scarce: check first whether its answers"
+        " contradict one another. (chrF 30.0, elsewhere 41.0.)"
     )
-    assert weak_slices([]).judgement == "none for sure"
+    assert weak_slices([]).judgement == "none found"
 
 
 def test_the_first_finding_is_the_decision(lake: DataLake, recipe: Recipe) -> None:
-    facts = evaluated(lake, recipe, champion=True)
-    first = promotable(facts)
-    decision = decide_promotion(facts)
+    results = evaluated(lake, recipe, champion=True)
+    first = promotable(results)
+    decision = decide_promotion(results)
     assert first.judgement == ("yes, by its figures" if decision.promote else "no")
     assert first.sentence.lower() == f"{decision.reason.lower()}."
-    assert (
-        write_report(recipe, lake).markdown.splitlines()[2].startswith(f"- **May it be promoted: {first.judgement}.**")
-    )
+    assert write_report(recipe, lake).markdown.splitlines()[2].startswith(f"- **Promotion: {first.judgement}.**")
 
 
 @pytest.mark.parametrize(
@@ -122,5 +115,5 @@ def test_the_first_finding_is_the_decision(lake: DataLake, recipe: Recipe) -> No
         ("rougeL", None, True, "–"),
     ],
 )
-def test_figures_as_people_read_them(metric: str, value: float | None, signed: bool, text: str) -> None:
+def test_figures_have_fitting_digits_and_signs(metric: str, value: float | None, signed: bool, text: str) -> None:
     assert figure(metric, value, signed) == text

@@ -1,0 +1,141 @@
+"""The pictures and heat maps of the report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from cs_pipeline.evaluate.comparison import judgement
+from cs_pipeline.evaluate.report.plots import Line, Mark, interval_picture, lines_picture
+from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
+from cs_pipeline.evaluate.results import EvaluationResults
+from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.evaluate.statistics import Difference, Interval, intervals
+
+_PICTURED = (
+    *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),
+    *("placeholder_precision", "placeholder_recall", "stop_rate"),
+)
+_BY_SIMILARITY, _BINS = ("right_intent", "rougeL", "chrf"), 6
+_HEATED = ("right_intent", "rougeL")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An SVG element with its caption."""
+
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """A row of a heat map. ``cells`` lists, by metric, each system's value and its warmth, 0 to 100 of the map's maximum."""
+
+    name: str
+    rows: int
+    cells: dict[str, list[tuple[float, float]]]
+
+
+def score_mark(label: str, role: str, metric: str, score: Interval | None) -> Mark:
+    """A score with its interval, drawn in the colour of ``role``."""
+    if score is None:
+        return Mark(label, role, None, NO_FIGURE)
+    return Mark(label, role, (score.score, score.low, score.high), figure(metric, score.score))
+
+
+def difference_mark(label: str, metric: str, difference: Difference | None) -> Mark:
+    """A difference with its interval, in the colour of better, worse or unclear."""
+    if difference is None:
+        return Mark(label, "unclear", None, NO_FIGURE)
+    ends = (difference.difference, difference.low, difference.high)
+    role = judgement(metric, difference.low, difference.high)
+    return Mark(label, role, ends, figure(metric, difference.difference, signed=True))
+
+
+def score_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
+    """Each pictured metric of each system, with its 95 % interval."""
+    return _pictures("95 % intervals", lambda m: [score_mark(s, s, m, results.scores[s][m]) for s in systems])
+
+
+def difference_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
+    """Each pictured metric of the tuned model minus that of each other system, with its 95 % interval."""
+    others = [system for system in systems if system != "tuned"]
+    return _pictures(
+        "tuned minus each other system", lambda m: [difference_mark(s, m, results.differences[s][m]) for s in others]
+    )
+
+
+def _pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
+    return [
+        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {what}"))
+        for m in _PICTURED
+    ]
+
+
+def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
+    """Scores by a question's similarity to its nearest training question, in bins of about equally many rows.
+
+    Each point is the score on the rows of its bin, with the 95 % interval of the bootstrap over clusters.
+    """
+    known = answers.dropna(subset="nearest_train_similarity")
+    similarity = known["nearest_train_similarity"].to_numpy(float)
+    edges = np.quantile(similarity, np.linspace(0, 1, _BINS + 1)[1:-1]) if len(known) else []
+    known = known.assign(bin=np.searchsorted(np.unique(edges), similarity, side="right"))
+    points: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
+    for system in ("base", "nearest", "tuned"):
+        for _, rows in known[known["system"] == system].groupby("bin"):
+            if rows["cluster_id"].nunique() < 2:
+                continue  # a single cluster has no interval
+            scores = intervals(rows, rows["cluster_id"].tolist())
+            at = float(rows["nearest_train_similarity"].mean())
+            for metric in _BY_SIMILARITY:
+                if (score := scores[metric]) is not None:
+                    points.setdefault((metric, system), []).append((at, score.score, score.low, score.high))
+    pictures = []
+    for metric in _BY_SIMILARITY:
+        lines = [Line(system, *map(list, zip(*at, strict=True))) for (m, system), at in points.items() if m == metric]
+        if lines:
+            about = f"{METRICS[metric].label} by similarity to the nearest training question"
+            svg = lines_picture(lines, "cosine to the nearest training question", about)
+            pictures.append(Picture(METRICS[metric].label, BETTER[METRICS[metric].better], svg))
+    return pictures
+
+
+def scores_by_intent(answers: pd.DataFrame) -> pd.DataFrame:
+    """One row per intent and system: ``intent``, ``system``, ``rows``, ``right_intent`` (percent) and ``rougeL``."""
+    groups = answers.groupby(["intent", "system"], sort=True)
+    means = groups[["right_intent", "rougeL"]].mean().assign(rows=groups.size())
+    return means.assign(right_intent=100 * means["right_intent"]).reset_index()
+
+
+def intent_heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
+    """The heat map of ``scores_by_intent``, the tuned model's weakest intents first."""
+    tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
+    values = {
+        (row["intent"], row["system"], metric): row[metric] for row in intents.to_dict("records") for metric in _HEATED
+    }
+    return _heat_rows(dict(zip(tuned["intent"], tuned["rows"], strict=True)), values, systems)
+
+
+def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
+    """The heat map of every slice that has figures, without those of the intents."""
+    known = slices[~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(_HEATED)].dropna(subset="score")
+    known = known.assign(name=known["kind"].str.replace("_", " ") + " " + known["slice"])
+    keys = zip(known["name"], known["system"], known["metric"], strict=True)
+    sizes = dict(zip(known["name"], known["rows"], strict=True))
+    return _heat_rows(sizes, dict(zip(keys, known["score"], strict=True)), systems)
+
+
+def _heat_rows(
+    sizes: Mapping[str, int], values: Mapping[tuple[str, str, str], float], systems: Sequence[str]
+) -> list[HeatRow]:
+    tops = {"right_intent": 100.0, "rougeL": max((v for key, v in values.items() if key[2] == "rougeL"), default=0.0)}
+    rows = [HeatRow(name, size, {metric: [] for metric in _HEATED}) for name, size in sizes.items()]
+    for row, metric, system in product(rows, _HEATED, systems):
+        if (value := values.get((row.name, system, metric))) is not None:
+            row.cells[metric].append((value, 100 * value / (tops[metric] or 1)))
+    return rows

@@ -1,0 +1,54 @@
+"""How pages are rendered: one look, text from data escaped in HTML and in Markdown, figures with fitting digits."""
+
+import re
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+
+from cs_pipeline.evaluate.comparison import judgement
+from cs_pipeline.evaluate.scoring.metrics import METRICS
+
+NO_FIGURE = "–"
+"""Stands for a figure that a system does not have."""
+
+BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "best at 1"}
+"""Which direction of a metric is better, by ``Metric.better``."""
+
+_DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2, "rubric": 2, "heuristic": 2}
+
+
+def figure(metric: str, value: float | None, signed: bool = False) -> str:
+    """``value`` with the number of digits that is meaningful for ``metric``; NO_FIGURE for None."""
+    if value is None:
+        return NO_FIGURE
+    text = f"{value:{'+' if signed else ''}z.{_DIGITS.get(metric, 1)}f}".replace("-", "−")
+    return text.removeprefix("+") if set(text) <= set("+0.") else text
+
+
+def page_template(name: str) -> Template:
+    """The template ``name`` of this folder. It escapes every value, and a missing one is an error."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"METRICS": METRICS, "BETTER": BETTER, "figure": figure, "judgement": judgement}
+    environment.filters["marked"] = _marked
+    return environment.get_template(name)
+
+
+def escape_markdown(text: str) -> str:
+    """``text`` as one that neither Markdown nor HTML interprets."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", text)
+
+
+def _marked(text: str) -> Markup:
+    """``text`` escaped, with its placeholders marked."""
+    parts = re.split(r"(\{\{[^{}\n]+\}\})", text)
+    return Markup("").join(
+        Markup("<mark>{}</mark>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+    )

@@ -1,0 +1,288 @@
+"""The results of an evaluation: one typed record, ``evaluation.json``, with its only writer and its only reader."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, locked, read_json, write_json
+from cs_pipeline.core.yaml_file import key_errors
+from cs_pipeline.evaluate.scoring.cost import GenerationRun
+from cs_pipeline.evaluate.statistics import Difference, Interval
+from cs_pipeline.text.placeholders import PlaceholderMode
+
+FORMAT_VERSION = 1
+"""Raise it when a key of ``evaluation.json`` changes: a file of another version is refused, not guessed at."""
+
+WITHOUT_RETRIEVAL = "without_retrieval"
+KNOWN_ANSWER = "known_answer"
+
+SYSTEMS = {
+    "tuned": "tuned",
+    "base": "its base model with the same prompt",
+    "champion": "current champion",
+    WITHOUT_RETRIEVAL: "the tuned model without retrieved texts",
+    KNOWN_ANSWER: "the known answer in the tuned model's prompt, word for word",
+    "nearest": "answer of the nearest training question",
+    "central": "most central answer of the predicted intent",
+    "random": "a random training answer",
+}
+"""The systems that are compared, with their descriptions for the report. ``champion`` is present only when another version
+holds the alias, ``without_retrieval`` and ``known_answer`` only when the recipe retrieves."""
+
+Scores: TypeAlias = dict[str, Interval | None]
+"""By metric; None where the system has no such score."""
+
+Differences: TypeAlias = dict[str, Difference | None]
+"""By metric, the tuned model minus another system; None where one of the two has no score."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SliceResults(_Record):
+    """Part of the test rows: its size, and figures by system if it has enough clusters for them (``gates``)."""
+
+    rows: int
+    clusters: int
+    gates: bool
+    scores: dict[str, Scores]
+    differences: dict[str, Differences]
+
+
+class HeldOutResults(SliceResults):
+    """The rows of the ``intents`` that the recipe holds out of the training."""
+
+    intents: list[str]
+
+
+class IntentResults(_Record):
+    """The rows of one intent, with the difference in ``right_intent`` from the base and the champion."""
+
+    rows: int
+    differences: dict[str, Differences]
+
+
+class ComparisonResults(_Record):
+    """All systems on the same test rows: all rows, by source and by intent.
+
+    ``detectable`` is the smallest true difference that this test set would show, by system and metric.
+    """
+
+    scores: dict[str, Scores]
+    differences: dict[str, Differences]
+    detectable: dict[str, dict[str, float | None]]
+    slices: dict[str, SliceResults]
+    intents: dict[str, IntentResults]
+
+
+class DataVersions(_Record):
+    """The sha256 of the splits, and the version of the index if a system retrieves."""
+
+    train_split: str
+    test_split: str
+    retrieval_index: str | None = None
+
+
+class GroupMeasure(_Record):
+    """One measure of one group of cases, with its 95 % interval (see ``robustness_by_group``)."""
+
+    group: str
+    measure: str
+    count: int
+    rows: int
+    value: float
+    low: float
+    high: float
+
+
+class SimilarityQuarter(_Record):
+    """The differences on a quarter of the test rows, by similarity to the nearest training question."""
+
+    quarter: str
+    rows: int
+    differences: dict[str, Differences]
+
+
+class RetrievalResults(_Record):
+    """What retrieval does to the tuned model (see ``retrieval_effect.py``)."""
+
+    found: int
+    left_out: int
+    shares: dict[str, Scores]
+    quarters: list[SimilarityQuarter]
+    misled: list[GroupMeasure]
+
+
+@dataclass(frozen=True)
+class PositionBias:
+    """How the judge reacts to the order, over ``pairs``: shares from 0 to 1.
+
+    ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of the verdicts for one
+    of the two answers that went to the one shown first, with Wilson's 95 % interval: 0.5 is no bias. It is None where all
+    were ties.
+    """
+
+    pairs: int
+    consistent: float
+    first: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class PeopleAgreement:
+    """Cohen's kappa of the judge and the majority of people over a, b and tie, on ``pairs`` that both judged.
+
+    The 95 % interval is from a bootstrap over questions; None where kappa is not defined.
+    """
+
+    kappa: float | None
+    low: float | None
+    high: float | None
+    pairs: int
+
+
+class JudgeTally(_Record):
+    """How often the judge preferred the tuned model: ``share`` of the decided pairs, with Wilson's 95 % interval."""
+
+    won: int
+    lost: int
+    ties: int
+    share: float | None
+    low: float | None
+    high: float | None
+
+
+class JudgeResults(_Record):
+    """The verdicts of a language model as judge. ``may_gate`` says whether they may stop a promotion, ``why`` the reason."""
+
+    model: str
+    against: dict[str, JudgeTally]
+    position: PositionBias
+    people: PeopleAgreement
+    may_gate: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class TimedRun(GenerationRun):
+    """The run over all test rows, and the seconds of answers generated one at a time."""
+
+    alone: list[float]
+
+
+@dataclass(frozen=True)
+class Weakness:
+    """A slice on which the tuned model is worse than on all other test rows.
+
+    ``rest`` is the score there; ``p`` is adjusted for all slices and metrics (Holm). ``train_rows`` counts the training
+    rows of an intent and is None for other slices; ``near`` is the median number of training questions near one of the
+    slice, ``near_rest`` elsewhere.
+    """
+
+    kind: str
+    slice: str
+    rows: int
+    clusters: int
+    metric: str
+    score: float
+    rest: float
+    p: float
+    train_rows: int | None
+    near: float
+    near_rest: float
+
+    @property
+    def shortfall(self) -> float:
+        """The share of the rest's score that the slice lacks, or exceeds it by where lower is better."""
+        return abs(self.rest - self.score) / (abs(self.rest) or 1)
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, in a sentence."""
+        name = self.slice if self.kind == "intent" else f"{self.kind.replace('_', ' ')} {self.slice}"
+        rows = "" if self.train_rows is None else f"{self.train_rows:,} training rows; "
+        near = f"similar training questions per question: {self.near:g} here, {self.near_rest:g} elsewhere"
+        if self.near < self.near_rest / 2:
+            return f"{name}: {rows}{near}. Add examples."
+        return f"{name}: {rows}{near}. Examples are not scarce: check first whether its answers contradict one another."
+
+
+class EvaluationResults(ComparisonResults):
+    """Everything that ``evaluation.json`` holds. Dictionaries are by system unless their type says otherwise.
+
+    ``fingerprint`` stands for all input of the evaluation. ``champion_version`` is the version compared with, None without
+    one. ``references`` scores the reference answers themselves by the metrics that need no reference, ``naive`` the nearest
+    answer on a random split. ``robustness`` and ``probe`` (1 where a general question was answered right) are the trials.
+    """
+
+    format_version: int = FORMAT_VERSION
+    fingerprint: str
+    code_version: str
+    recipe: str
+    adapter_fingerprint: str
+    base: dict[str, Any]
+    champion_version: int | None
+    placeholders: dict[str, PlaceholderMode]
+    data: DataVersions
+    rows: int
+    clusters: int
+    answer_classifier_accuracy: float
+    held_out: HeldOutResults | None
+    references: dict[str, float | None]
+    weak: list[Weakness]
+    naive: dict[str, float | None]
+    robustness: dict[str, list[GroupMeasure]]
+    retrieval: RetrievalResults | None
+    probe: dict[str, list[float]]
+    runs: dict[str, TimedRun]
+    adapter_bytes: int
+    judge: JudgeResults | None
+    seconds: dict[str, float]
+
+
+def evaluation_folder(recipe_name: str, lake: DataLake) -> Path:
+    """Holds ``evaluation.json`` and the tables that its figures are made of; docs/evaluation.md lists them."""
+    return lake.path("evaluate", "evaluation", recipe_name)
+
+
+def evaluation_file(recipe_name: str, lake: DataLake) -> Path:
+    """The stored results."""
+    return evaluation_folder(recipe_name, lake) / "evaluation.json"
+
+
+def write_evaluation(results: EvaluationResults, path: Path) -> None:
+    """Writes ``results`` to the file ``path``. Raises ValueError when a figure is not a finite number."""
+    write_json(path, results.model_dump(mode="json"))
+
+
+def read_evaluation(recipe_name: str, lake: DataLake) -> EvaluationResults:
+    """The results of the recipe's last evaluation.
+
+    Raises PipelineError when there is none, when the file has another format version, and when it is damaged.
+    """
+    path = evaluation_file(recipe_name, lake)
+    fix = f"Materialise 'evaluation' and what follows it for the partition '{recipe_name}'."
+    try:
+        stored = read_json(path)
+        if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
+            raise PipelineError(
+                f"{path} was written by another release: its format is not version {FORMAT_VERSION}.", fix
+            )
+        return EvaluationResults.model_validate(stored)
+    except FileNotFoundError:
+        raise PipelineError(f"{path} is missing.", fix) from None
+    except ValidationError as error:
+        raise PipelineError(f"{path} is damaged: {key_errors(error, 'an evaluation')}.", fix) from error
+    except ValueError as error:  # not JSON
+        raise PipelineError(f"{path} is damaged: {error}.", fix) from error
+
+
+def evaluations_lock(lake: DataLake) -> AbstractContextManager[bool]:
+    """While it is held no run replaces an evaluation, and none writes what is made of all evaluations."""
+    return locked(lake.path("evaluate", ".evaluations.lock"))

@@ -1,0 +1,36 @@
+"""Results of an evaluation, complete with as little as is needed."""
+
+from typing import Any
+
+from cs_pipeline.evaluate.results import DataVersions, EvaluationResults
+from cs_pipeline.evaluate.statistics import Difference
+
+
+def difference(low: float, high: float) -> Difference:
+    """A difference with these ends, in the middle of them."""
+    return Difference((low + high) / 2, low, high, share_above_zero=0.5, rows=90, clusters=60)
+
+
+def results_of(**known: Any) -> EvaluationResults:
+    """Results of the recipe "one" without any figures, but for ``known``."""
+    empty: dict[str, Any] = {
+        "fingerprint": "fedcba9876543210",
+        "code_version": "0",
+        "recipe": "one",
+        "adapter_fingerprint": "0123456789abcdef",
+        "base": {"name": "embedded (828,288 parameters)", "source": "embedded", "revision": None, "sha256": "ba5e" * 4},
+        "champion_version": None,
+        "placeholders": {"tuned": "keep"},
+        "data": DataVersions(train_split="11" * 32, test_split="33" * 32),
+        "rows": 90,
+        "clusters": 60,
+        "answer_classifier_accuracy": 0.98,
+        "held_out": None,
+        "weak": [],
+        "retrieval": None,
+        "adapter_bytes": 3 * 2**20,
+        "judge": None,
+    }
+    empty |= {name: {} for name in ("scores", "differences", "detectable", "slices", "intents", "references", "naive")}
+    empty |= {name: {} for name in ("robustness", "probe", "runs", "seconds")}
+    return EvaluationResults(**empty | known)
