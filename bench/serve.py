@@ -33,7 +33,8 @@ from cs_pipeline.llm.model import SupportModel, compute_dtype
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.models.pool import memory_limit
-from cs_pipeline.serve.models.service import ModelService, Sampling
+from cs_pipeline.serve.models.jobs import Sampling
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.settings import ServeSettings
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.tracking import champion_version

@@ -1,4 +1,4 @@
-"""The benchmark of serving at a size that a test can pay."""
+"""The serving benchmark, at a size for tests."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline_tests.support.serving import SURE
 
 
-def test_the_bench_of_serving(two_versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_serving_benchmark_runs(two_versions: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lake, asked = DataLake(two_versions), [f"{SURE}, please"[:length] for length in range(20, 28)]
     server = serve.Server(lake)
     try:

@@ -1,4 +1,4 @@
-"""``cs-pipeline serve`` as a process: it starts, answers, logs no text, and ends when what it is answering is answered."""
+"""``cs-pipeline serve`` as a process: it starts, answers, and on SIGTERM finishes running answers before it exits."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ SECRET = f"{SURE}, my card is 4111 1111 1111 1111"
 AT_ONCE = 100
 
 
-def test_a_server_from_its_start_to_its_end(two_versions: Path, tmp_path: Path) -> None:
+def test_a_server_starts_answers_and_finishes_running_answers_on_shutdown(two_versions: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     log = tmp_path / "log"
@@ -36,7 +36,7 @@ def test_a_server_from_its_start_to_its_end(two_versions: Path, tmp_path: Path) 
     def ask() -> requests.Response:
         return requests.post(f"{url}/chat", json={"user_input": SECRET}, timeout=PATIENCE)
 
-    def all_inside() -> bool:
+    def all_accepted() -> bool:
         lines = [line.split() for line in requests.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines()]
         counted = ("cs_questions_inside", "cs_answers_total")
         return sum(float(line[1]) for line in lines if line[0].startswith(counted)) == AT_ONCE
@@ -49,7 +49,7 @@ def test_a_server_from_its_start_to_its_end(two_versions: Path, tmp_path: Path) 
             assert again.returncode == 1
             assert f"Port {port} is in use by process {process.pid}" in again.stderr
             asked = [clients.submit(ask) for _ in range(AT_ONCE)]
-            wait_for(all_inside)
+            wait_for(all_accepted)
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) in (0, -signal.SIGTERM)
         finally:
@@ -60,4 +60,4 @@ def test_a_server_from_its_start_to_its_end(two_versions: Path, tmp_path: Path) 
     assert "Traceback" not in said
     assert said.index("Shutting down") < said.rindex("POST /chat 200")
     assert "version 1 was asked 'I want a new password" in said
-    assert "4111" not in said, "the model itself is asked without personal data"
+    assert "4111" not in said, "the model gets the question without personal data"

@@ -1,4 +1,4 @@
-"""A desk on real models with a lake of its own, for the tests of what it says and of attacks."""
+"""A desk on real models with its own lake, for the tests of its replies and of attacks."""
 
 import json
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.desk.desk import Desk
-from cs_pipeline.serve.models.answering import Answering
+from cs_pipeline.serve.models.service import ModelService
 
 COMPANY = Company(values={"Company Name": "Brightmart", "Website URL": "www.brightmart.example"})
 
@@ -19,8 +19,8 @@ def lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
 
 
 @pytest.fixture(scope="module")
-def desk(answering: Answering, lake: DataLake) -> Iterator[Desk]:
-    desk = Desk(answering, COMPANY, lake)
+def desk(service: ModelService, lake: DataLake) -> Iterator[Desk]:
+    desk = Desk(service, COMPANY, lake)
     yield desk
     desk.close()
 

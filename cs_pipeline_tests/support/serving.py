@@ -1,4 +1,4 @@
-"""Servers for tests: the real app behind a real socket, in a thread of the test's process."""
+"""Servers for tests: the real app on a real socket, in a thread of the test process."""
 
 import asyncio
 import socket
@@ -13,14 +13,14 @@ import requests
 import uvicorn
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.serve.models.answering import Answering, Running
+from cs_pipeline.serve.models.service import Generation, ModelService
 from cs_pipeline.serve.settings import ServeSettings
 
 PATIENCE = 120
-"""Seconds for what takes a few on an idle machine."""
+"""Timeout in seconds for what takes a few seconds on an idle machine."""
 
 SURE = "I want a new password"
-"""A question whose intent the classifier of the tests' lake is sure of, so that the desk lets the model speak."""
+"""A question with a confident intent in the test lake, so that the desk passes it to the model."""
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -31,20 +31,24 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 @contextmanager
-def answering_on(
-    lake: DataLake, memory: int = 10**9, queue: int = 300, seconds: float = 60, seen: Callable[[Running], object] = id
-) -> Iterator[Answering]:
-    """``Answering`` with its champion loaded."""
-    answering = Answering(lake, memory, queue, seconds, 0.1, seen)
+def running_service(
+    lake: DataLake,
+    memory: int = 10**9,
+    queue: int = 300,
+    seconds: float = 60,
+    seen: Callable[[Generation], object] = id,
+) -> Iterator[ModelService]:
+    """A ``ModelService`` with its champion loaded."""
+    service = ModelService(lake, memory, queue, seconds, 0.1, seen)
     try:
-        wait_for(lambda: answering.registry.champion)
-        yield answering
+        wait_for(lambda: service.registry.champion)
+        yield service
     finally:
-        answering.close()
+        service.close()
 
 
 class Serving:
-    """The app as uvicorn serves it, on a free port, until the block ends."""
+    """The app served by uvicorn on a free port until the block ends."""
 
     def __init__(self, lake: DataLake, **settings: Any) -> None:
         self.lake = lake
@@ -81,30 +85,28 @@ class Serving:
         return requests.post(f"{self.url}/chat", json={"user_input": text, **fields}, timeout=PATIENCE)
 
     def metric(self, name: str) -> float:
-        """The value of a metric with its labels, as its line begins."""
+        """The value of a metric. ``name`` is the beginning of its line, with or without labels."""
         lines = self.get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
     @contextmanager
     def before_each_token(self, name: str, hook: Callable[[], object]) -> Iterator[None]:
-        """The model ``name`` does so meanwhile."""
-        self.chat(model_name=name)  # it is loaded
+        """Calls ``hook`` before each token of the model ``name`` while the block runs."""
+        self.chat(model_name=name)  # loads it
         assert self._server is not None
         app: Any = self._server.config.app
-        handle = app.state.answering._pool._loaded[name].engine.model.register_forward_pre_hook(
-            lambda *_: hook() and None
-        )
+        handle = app.state.service.pool._loaded[name].engine.model.register_forward_pre_hook(lambda *_: hook() and None)
         try:
             yield
         finally:
             handle.remove()
 
     def slowed(self, name: str, seconds: float) -> AbstractContextManager[None]:
-        """The model ``name`` takes so much longer for each token meanwhile."""
+        """Slows the model ``name`` down by ``seconds`` per token while the block runs."""
         return self.before_each_token(name, lambda: time.sleep(seconds))
 
     def failing(self, name: str) -> AbstractContextManager[None]:
-        """The model ``name`` fails meanwhile."""
+        """Makes the model ``name`` fail while the block runs."""
 
         def fail() -> None:
             raise RuntimeError("no such luck")

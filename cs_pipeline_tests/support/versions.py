@@ -1,4 +1,4 @@
-"""Further versions of the registered model, made in a second: the champion's files with other weights in the adapter."""
+"""More versions of the registered model, made in a second: copies of the champion with scaled adapter weights."""
 
 import shutil
 from pathlib import Path
@@ -13,12 +13,12 @@ from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open
 
 
 def add_version(
-    lake: DataLake, folder: Path, scale: float, longest: int | None = None, passages: int | None = None
+    lake: DataLake, folder: Path, scale: float, max_new_tokens: int | None = None, passages: int | None = None
 ) -> int:
-    """Registers the champion's adapter with its weights times ``scale``, and returns the number of the version.
+    """Registers the champion's adapter with its weights times ``scale``, and returns the version number.
 
-    ``longest`` is the most tokens of its answers, None for as many as the champion's; ``passages`` how many of articles it
-    is told before each question, None for a version that retrieves nothing.
+    ``max_new_tokens`` limits its answers; None keeps the champion's limit. ``passages`` is the number of passages in its
+    prompt; None makes a version without retrieval.
     """
     client = open_store(lake)
     first = client.get_model_version(MODEL, "1")
@@ -30,12 +30,12 @@ def add_version(
     recipe = yaml.safe_load((adapter / "recipe.yaml").read_text())
     if passages is not None:
         recipe["prompt"]["retrieve"] = {"answers": 0, "passages": passages}
-    if longest is not None:
-        recipe["generation"]["max_new_tokens"] = longest
-        recipe["trainer"]["max_length"] = 2 * longest  # no answer may be longer than a row
+    if max_new_tokens is not None:
+        recipe["generation"]["max_new_tokens"] = max_new_tokens
+        recipe["trainer"]["max_length"] = 2 * max_new_tokens  # no answer may be longer than a row
     (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     facts = {key: value for key, value in read_json(adapter / MANIFEST_NAME).items() if key != "files"}
-    fingerprint = f"scaled by {scale}, {longest}, {passages}"
+    fingerprint = f"scaled by {scale}, {max_new_tokens}, {passages}"
     write_manifest(adapter, {**facts, "fingerprint": fingerprint})
     experiment = client.get_experiment_by_name(MODEL)
     assert experiment is not None

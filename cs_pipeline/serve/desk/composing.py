@@ -1,126 +1,125 @@
-"""What a model writes made fit for a customer, sentence by sentence while it is written."""
+"""Turns a model's raw output into sentences for the customer, one by one, while it is being generated."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.filling import filled, unfilled
-from cs_pipeline.serve.desk.screening import Screening, is_fit, without_markup
-from cs_pipeline.serve.desk.tone import Tone, address, put
-from cs_pipeline.text.details import asked_for, narrowed, request, worth_asking
+from cs_pipeline.serve.desk.filling import fill_placeholders, missing_placeholders
+from cs_pipeline.serve.desk.screening import Screening, is_fit_for_customers, strip_markup
+from cs_pipeline.serve.desk.tone import Tone, apply_tone, salutation
+from cs_pipeline.text.details import narrowed, private_details, request, worth_asking
+
+_MAX_SENTENCE_CHARACTERS = 600
+"""A longer text without a sentence end is cut at its last space, so that a reader need not wait. Bitext has none so long."""
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How an answer is to be given.
+class AnswerContext:
+    """What an answer depends on apart from the model's output.
 
-    ``values`` fill its placeholders, by canonical name; ``said`` is every text that its personal data may be from.
-    ``private``: only details that matter to the ``intent`` are asked for.
+    ``values`` fill its placeholders, by canonical name. ``known_text`` is all text that its personal data may come from.
+    With ``private``, it only asks for details that the ``intent`` needs.
     """
 
     tone: Tone
     values: dict[str, str]
-    said: str
+    known_text: str
     earlier: Context
     intent: str | None
     private: bool
 
 
 class Composer:
-    """Takes the pieces of a raw answer and gives back sentences that are final: screened, put in the tone, and filled.
+    """Takes pieces of a raw answer and returns final sentences: screened, in the right tone, and filled.
 
-    ``withheld`` becomes true at the first sentence that no customer may read; nothing is given back from there on.
+    ``withheld`` becomes true at the first sentence that no customer may read. Nothing is returned after that.
     """
 
-    def __init__(self, screening: Screening, manner: Manner) -> None:
+    def __init__(self, screening: Screening, context: AnswerContext) -> None:
         self.withheld = False
         self._screening = screening
-        self._manner = manner
+        self._context = context
         self._sentences = SentenceSplitter()
-        self._lacking: list[str] = []
+        self._missing: list[str] = []
         self._asked: set[str] = set()
-        self._greets = not any(who == "agent" for who, _ in manner.earlier)
-        self._ends_open = False
-        self._left_out = False
+        self._greets = not any(who == "agent" for who, _ in context.earlier)
+        self._ends_without_space = False
+        self._dropped_last = False
 
     def feed(self, piece: str) -> Iterator[str]:
-        """What ``piece`` completes."""
+        """The sentences that ``piece`` completes."""
         for sentence in self._sentences.feed(piece):
-            yield from self._final(sentence)
+            yield from self._compose(sentence)
 
-    def end(self, *, whole: bool) -> Iterator[str]:
-        """What is left, and where the answer is ``whole`` a question for the details that it lacks."""
-        yield from self._final(_BEGUN.sub("", self._sentences.rest()))
-        manner = self._manner
-        asked = self._asked.union(*(asked_for(said) for who, said in manner.earlier if who == "agent"))
-        names = [name for name in dict.fromkeys(self._lacking) if name not in asked]
-        wanted = worth_asking(names, manner.intent, private=manner.private)
-        if wanted and whole and not self.withheld:
-            yield f"{' ' if self._ends_open else ''}{put(request(wanted), manner.tone)}"
+    def end(self, *, complete: bool) -> Iterator[str]:
+        """The last sentence and, if the answer is ``complete``, a question for details that it lacks."""
+        yield from self._compose(_CUT_PLACEHOLDER.sub("", self._sentences.rest()))
+        context = self._context
+        asked = self._asked.union(*(private_details(said) for who, said in context.earlier if who == "agent"))
+        names = [name for name in dict.fromkeys(self._missing) if name not in asked]
+        wanted = worth_asking(names, context.intent, private=context.private)
+        if wanted and complete and not self.withheld:
+            yield f"{' ' if self._ends_without_space else ''}{apply_tone(request(wanted), context.tone)}"
 
-    def _final(self, raw: str) -> Iterator[str]:
-        manner = self._manner
+    def _compose(self, raw: str) -> Iterator[str]:
+        context = self._context
         if self.withheld or not raw:
             return
-        sentence = self._screening.anonymous(without_markup(raw), manner.said)
-        if manner.private:
-            points_back = self._left_out and _POINTS_BACK.match(sentence)
-            sentence = "" if points_back else narrowed(sentence, manner.intent, manner.values)
-            self._left_out = not sentence
-        final = without_markup(filled(put(sentence, manner.tone), manner.values))
-        # As it came, too: markup may hide a control token. Whose data stands there has been looked after.
-        self.withheld = not (is_fit(raw, raw) and is_fit(final, manner.said))
+        sentence = self._screening.mask_unknown(strip_markup(raw), context.known_text)
+        if context.private:
+            dangling = self._dropped_last and _REFERS_BACK.match(sentence)
+            sentence = "" if dangling else narrowed(sentence, context.intent, context.values)
+            self._dropped_last = not sentence
+        final = strip_markup(fill_placeholders(apply_tone(sentence, context.tone), context.values))
+        # The raw text is checked too, because markup can hide a control token. Its personal data was masked above.
+        self.withheld = not (is_fit_for_customers(raw, raw) and is_fit_for_customers(final, context.known_text))
         if self.withheld or not final:
             return
-        self._lacking += unfilled(sentence, manner.values)
-        self._asked |= asked_for(sentence)
-        self._ends_open = not final[-1].isspace()
+        self._missing += missing_placeholders(sentence, context.values)
+        self._asked |= private_details(sentence)
+        self._ends_without_space = not final[-1].isspace()
         if self._greets:
             self._greets = False
-            final = address(final, manner.tone, manner.values) + final
+            final = salutation(final, context.tone, context.values) + final
         yield final
 
 
-_POINTS_BACK = re.compile(
-    r"(?:this (?:will|would|information|way|helps|allows)|once (?:i|we) have|with (?:this|these|that))\b", re.I
-)
-"""The beginning of a sentence that makes no sense without the request before it."""
-
-_BEGUN = re.compile(r"\{\{?[^{}]*\}?\Z")
-"""A placeholder that was begun when the answer was cut off."""
-
-
-MOST_CHARACTERS = 600
-"""A text without an end for so long is cut at its last space: nobody waits longer, and no sentence of Bitext's is."""
-
-_END = re.compile(r"[.!?][\"'”’)*]*\s+|\n+")
-_OPEN = re.compile(r"\{\{(?:(?!\}\}).)*\Z", re.S)
-
-
 class SentenceSplitter:
-    """Collects pieces and gives them back as sentences, each with the white space behind it: joined, they are the text."""
+    """Collects pieces and returns sentences, each with the white space after it. Joined, they are the text."""
 
     def __init__(self) -> None:
-        self._left = ""
+        self._pending = ""
 
     def feed(self, piece: str) -> Iterator[str]:
-        """The sentences that ``piece`` completes: their end has been seen, and no placeholder in them is open."""
-        self._left += piece
+        """The sentences that ``piece`` completes: their end is certain, and no placeholder in them is open."""
+        self._pending += piece
         while end := self._end():
-            yield self._left[:end]
-            self._left = self._left[end:]
+            yield self._pending[:end]
+            self._pending = self._pending[end:]
 
     def rest(self) -> str:
-        """What is left when no more comes."""
-        left, self._left = self._left, ""
-        return left
+        """What is left when no more pieces come."""
+        rest, self._pending = self._pending, ""
+        return rest
 
     def _end(self) -> int:
-        for match in _END.finditer(self._left):
-            # White space may go on in the next piece, and a placeholder may hold a full stop.
-            if match.end() < len(self._left) and not _OPEN.search(self._left, 0, match.end()):
+        for match in _SENTENCE_END.finditer(self._pending):
+            # The white space may continue in the next piece, and a placeholder may contain a full stop.
+            if match.end() < len(self._pending) and not _OPEN_PLACEHOLDER.search(self._pending, 0, match.end()):
                 return match.end()
-        if len(self._left) > MOST_CHARACTERS:
-            return self._left.rfind(" ", 0, MOST_CHARACTERS) + 1 or MOST_CHARACTERS
+        if len(self._pending) > _MAX_SENTENCE_CHARACTERS:
+            return self._pending.rfind(" ", 0, _MAX_SENTENCE_CHARACTERS) + 1 or _MAX_SENTENCE_CHARACTERS
         return 0
+
+
+_SENTENCE_END = re.compile(r"[.!?][\"'”’)*]*\s+|\n+")
+_OPEN_PLACEHOLDER = re.compile(r"\{\{(?:(?!\}\}).)*\Z", re.S)
+
+_CUT_PLACEHOLDER = re.compile(r"\{\{?[^{}]*\}?\Z")
+"""An incomplete placeholder at the end of an answer that was cut off."""
+
+_REFERS_BACK = re.compile(
+    r"(?:this (?:will|would|information|way|helps|allows)|once (?:i|we) have|with (?:this|these|that))\b", re.I
+)
+"""The beginning of a sentence that makes no sense without the dropped request before it."""

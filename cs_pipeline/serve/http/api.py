@@ -1,39 +1,43 @@
-"""The native routes: asking the desk, and what stands behind it."""
+"""The native routes: asking the desk, and the state of the server and its models."""
 
+import asyncio
+import threading
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from cs_pipeline.serve.desk.desk import Ask, Desk
+from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.desk.tone import Tone
-from cs_pipeline.serve.http.error_handlers import as_problem, documented
+from cs_pipeline.serve.http.error_handlers import error_docs, error_to_response
 from cs_pipeline.serve.http.metrics import Metrics
-from cs_pipeline.serve.http.streaming import wait_for_answer
-from cs_pipeline.serve.models.answering import Answering, Finish, Sampling
-from cs_pipeline.serve.models.refusals import Refusal
+from cs_pipeline.serve.models.jobs import Finish, Refusal, Sampling
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.text.placeholders import Speaker
 
-CHARACTERS, TURNS, VALUES = 8_000, 100, 50
-"""Most of a text, of the earlier turns of a conversation, and of the values of a request."""
+MAX_TEXT_CHARACTERS, MAX_TURNS, MAX_VALUES = 8_000, 100, 50
+
+_T = TypeVar("_T")
 
 
-def _whole(value: object) -> object:
-    """JSON knows one kind of number: 1.0 is a whole one there."""
+def _whole_number(value: object) -> object:
+    """JSON has one kind of number, so 1.0 counts as an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Tokens = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True), BeforeValidator(_whole)]
-Text = Annotated[str, Field(max_length=CHARACTERS)]
+Tokens = Annotated[int, Field(ge=1, strict=True), BeforeValidator(_whole_number)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True), BeforeValidator(_whole_number)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=80)]
-Values = Annotated[dict[Name, Annotated[str, Field(max_length=400)]], Field(max_length=VALUES)]
+Values = Annotated[dict[Name, Annotated[str, Field(max_length=400)]], Field(max_length=MAX_VALUES)]
 
 
 class EarlierTurn(BaseModel):
-    """What was said before."""
+    """One earlier message of the conversation."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -41,32 +45,30 @@ class EarlierTurn(BaseModel):
     text: Text
 
 
-class Question(BaseModel):
-    """What a customer says, and how it is to be answered."""
+class ChatRequest(BaseModel):
+    """A customer's message, and how to answer it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    user_input: Annotated[str, Field(min_length=1, max_length=CHARACTERS)]
+    user_input: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
     model_name: Name = Field(
-        "champion", description="champion, challenger, a version's number, or one of these with :base"
+        "champion", description="champion, challenger, a version number, or one of these with :base"
     )
-    earlier: list[EarlierTurn] = Field([], max_length=TURNS, description="the conversation up to now, oldest first")
-    context: Text = Field("", description="what is known of the case beside the conversation")
+    earlier: list[EarlierTurn] = Field([], max_length=MAX_TURNS, description="the conversation so far, oldest first")
+    context: Text = Field("", description="facts about the case that are not in the conversation")
     tone: Tone = Tone.NEUTRAL
     temperature: float = Field(
-        0, ge=0, le=2, strict=True, description="0: always the likeliest token, so that answers repeat"
+        0, ge=0, le=2, strict=True, description="0 always picks the likeliest token, so answers repeat"
     )
     top_p: float = Field(1, ge=0, le=1, strict=True)
-    max_tokens: Tokens | None = Field(None, description="none, or more than the recipe's number: that number")
+    max_tokens: Tokens | None = Field(None, description="capped at the recipe's limit, which is also the default")
     seed: Seed | None = None
-    values: Values = Field(
-        {}, description="values of placeholders, such as {'Order Number': 'A-1'}, for this request alone"
-    )
-    private: StrictBool = Field(False, description="details are asked for only where the answer cannot do without them")
+    values: Values = Field({}, description="values of placeholders for this request, such as {'Order Number': 'A-1'}")
+    private: StrictBool = Field(False, description="ask for personal details only if the answer needs them")
 
 
-class SourceFacts(BaseModel):
-    """A text that the answer was written from: one given before ("answer"), or of an article ("passage")."""
+class SourceInfo(BaseModel):
+    """A text that the answer is based on: an earlier answer ("answer"), or part of an article ("passage")."""
 
     kind: str
     title: str
@@ -75,8 +77,8 @@ class SourceFacts(BaseModel):
     similarity: float
 
 
-class Answered(BaseModel):
-    """What the customer is told. ``model`` is the version that really answered, as a name that may be asked for again."""
+class ChatResponse(BaseModel):
+    """The answer. ``model`` is the version that answered, under a name that can be requested again."""
 
     response: str
     model: str
@@ -88,11 +90,11 @@ class Answered(BaseModel):
     handover: str | None
     finish: Finish
     tokens: int
-    sources: list[SourceFacts]
+    sources: list[SourceInfo]
 
 
-class ModelFacts(BaseModel):
-    """A name that may be asked for, and what it stands for now."""
+class ModelInfo(BaseModel):
+    """A model name that can be requested, and the version behind it now."""
 
     name: str
     version: int
@@ -104,34 +106,50 @@ class ModelFacts(BaseModel):
     loaded: bool
 
 
-class Models(BaseModel):
-    """All models. ``champion`` is the version that answers as such; ``trouble`` says what hinders a newer one."""
+class ModelList(BaseModel):
+    """All models. ``champion`` is the version that answers as champion. ``trouble`` says why a newer one does not."""
 
     champion: int | None
     trouble: str | None
     weights_bytes: int
-    models: list[ModelFacts]
+    models: list[ModelInfo]
 
 
-def native_routes(answering: Answering, desk: Desk, metrics: Metrics) -> APIRouter:
-    """The routes over these parts."""
+async def wait_for_reply(request: Request, reply: Callable[[threading.Event], _T]) -> _T:
+    """Runs ``reply`` in a thread. Its event is set as soon as the client hangs up."""
+    hung_up = threading.Event()
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        hung_up.set()
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await run_in_threadpool(reply, hung_up)
+    finally:
+        watching.cancel()
+
+
+def native_routes(service: ModelService, desk: Desk, metrics: Metrics) -> APIRouter:
+    """The routes of this API."""
     router = APIRouter()
 
-    @router.post("/chat", tags=["chat"], responses=documented(400, 404, 422, 429, 500, 503))
-    async def chat(question: Question, request: Request) -> Answered:
+    @router.post("/chat", tags=["chat"], responses=error_docs(400, 404, 422, 429, 500, 503))
+    async def chat(body: ChatRequest, request: Request) -> ChatResponse:
         """Answers a customer's question."""
-        ask = Ask(
-            question.user_input,
-            tuple((turn.speaker, turn.text) for turn in question.earlier),
-            question.model_name,
-            question.tone,
-            Sampling(question.temperature, question.top_p, question.max_tokens, question.seed),
-            question.values,
-            question.private,
-            question.context,
+        asked = DeskRequest(
+            body.user_input,
+            tuple((turn.speaker, turn.text) for turn in body.earlier),
+            body.model_name,
+            body.tone,
+            Sampling(body.temperature, body.top_p, body.max_tokens, body.seed),
+            body.values,
+            body.private,
+            body.context,
         )
-        reply = await wait_for_answer(request, lambda gone: desk.reply(ask, gone))
-        return Answered(
+        reply = await wait_for_reply(request, lambda hung_up: desk.reply(asked, hung_up))
+        return ChatResponse(
             response=reply.text,
             model=reply.served.name,
             version=reply.served.version,
@@ -142,47 +160,40 @@ def native_routes(answering: Answering, desk: Desk, metrics: Metrics) -> APIRout
             handover=reply.handover,
             finish=reply.finish,
             tokens=reply.tokens,
-            sources=[SourceFacts(**asdict(source)) for source in reply.sources],
+            sources=[SourceInfo(**asdict(source)) for source in reply.sources],
         )
 
     @router.get("/models", tags=["models"])
-    def models() -> Models:
-        """Versions, aliases, recipes, and what is in memory."""
-        return Models(
-            champion=answering.registry.champion,
-            trouble=answering.registry.trouble(),
-            weights_bytes=answering.bytes,
+    def models() -> ModelList:
+        """Versions, aliases, recipes, and which models are in memory."""
+        return ModelList(
+            champion=service.registry.champion,
+            trouble=service.registry.problem(),
+            weights_bytes=service.pool.bytes,
             models=[
-                ModelFacts(
-                    name=model.name,
-                    version=model.served.version,
-                    base=model.served.base,
-                    recipe=model.served.recipe,
-                    placeholders=model.served.placeholders,
-                    embedded=model.served.embedded,
-                    aliases=list(model.aliases),
-                    loaded=model.loaded,
+                ModelInfo(
+                    **{**asdict(model.served), "name": model.name}, aliases=list(model.aliases), loaded=model.loaded
                 )
-                for model in answering.models()
+                for model in service.models()
             ],
         )
 
     @router.get("/health", tags=["server"])
     def health() -> dict[str, str]:
-        """The process answers."""
+        """The process is alive."""
         return {"status": "ok"}
 
-    @router.get("/ready", tags=["server"], responses=documented(503))
+    @router.get("/ready", tags=["server"], responses=error_docs(503))
     def ready() -> Any:
-        """A champion is in memory; 503 says what hinders it."""
+        """The champion is loaded. Otherwise 503 with the reason."""
         try:
-            return {"champion": answering.served("champion").version}
+            return {"champion": service.served("champion").version}
         except Refusal as error:
-            return as_problem(error)
+            return error_to_response(error)
 
     @router.get("/metrics", tags=["server"], response_class=Response)
     def prometheus() -> Response:
-        """For Prometheus."""
-        return Response(metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        """Metrics for Prometheus."""
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

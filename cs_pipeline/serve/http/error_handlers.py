@@ -1,6 +1,5 @@
-"""What an error is over HTTP: a status, and one shape of body for all, which is OpenAI's."""
+"""How errors look over HTTP: a status, and one body shape for all of them, which is OpenAI's."""
 
-import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,13 +9,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.serve.models.refusals import Busy, NotReady, TooLong, UnknownModel
-
-logger = logging.getLogger(__name__)
+from cs_pipeline.serve.models.jobs import Busy, NotReady, TooLong, UnknownModel
 
 
-class Fault(BaseModel):
-    """What is wrong; ``param`` is the field that is."""
+class ErrorDetail(BaseModel):
+    """What went wrong. ``param`` names the field at fault, if any."""
 
     message: str
     type: str
@@ -24,73 +21,73 @@ class Fault(BaseModel):
     code: str | None
 
 
-class Problem(BaseModel):
-    """The body of every response that is no answer."""
+class ErrorBody(BaseModel):
+    """The body of every error response."""
 
-    error: Fault
+    error: ErrorDetail
 
 
-def problem(
+def error_response(
     status: int, message: str, code: str | None = None, param: str | None = None, **headers: str
 ) -> JSONResponse:
-    """The response; underscores in the names of ``headers`` stand for hyphens."""
+    """An error response. Underscores in the names of ``headers`` stand for hyphens."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
-    body = Problem(error=Fault(message=message, type=kind, param=param, code=code))
+    body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
     return JSONResponse(body.model_dump(), status, headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route's documentation says of these statuses, and of the others that are no answer."""
-    meant: dict[int | str, str] = {status: _MEANING[status] for status in statuses}
-    meant["default"] = "Anything else that is no answer: without the key (401), too large (413) …"
-    return {status: {"model": Problem, "description": meaning} for status, meaning in meant.items()}
+def error_docs(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI ``responses`` of a route that can fail with these statuses."""
+    described: dict[int | str, str] = {status: _DESCRIPTIONS[status] for status in statuses}
+    described["default"] = "Any other error: no key (401), too large (413) …"
+    return {status: {"model": ErrorBody, "description": text} for status, text in described.items()}
 
 
-_MEANING = {
+_DESCRIPTIONS = {
     400: "The request cannot be answered as it is.",
     404: "There is no such model.",
     422: "A field is missing or wrong.",
-    429: "Too many questions; Retry-After says when to come again.",
-    500: "The model failed; the server's log says why.",
-    503: "The model is not ready; Retry-After says when to come again.",
+    429: "Too many questions. Retry-After says when to try again.",
+    500: "The model failed. The server's log says why.",
+    503: "The model is not ready. Retry-After says when to try again.",
 }
 
 
-def handle_errors(app: FastAPI) -> None:
-    """Makes every error that a route raises a ``Problem``."""
-    app.add_exception_handler(PipelineError, _refused)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _other)
-    app.add_exception_handler(Exception, _failed)
+def add_error_handlers(app: FastAPI) -> None:
+    """Turns every error that a route raises into an ``ErrorBody``."""
+    app.add_exception_handler(PipelineError, _pipeline_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
 
 
-def as_problem(error: PipelineError) -> JSONResponse:
-    """The response that an error of ours becomes."""
+def error_to_response(error: PipelineError) -> JSONResponse:
+    """The response for one of this project's errors."""
     message = f"{error.what} {error.fix}"
     match error:
         case Busy():
-            return problem(429, message, "busy", Retry_After=str(error.retry_after))
+            return error_response(429, message, "busy", Retry_After=str(error.retry_after))
         case NotReady():
-            return problem(503, message, "not_ready", Retry_After=str(error.retry_after))
+            return error_response(503, message, "not_ready", Retry_After=str(error.retry_after))
         case TooLong():
-            return problem(400, message, "context_length_exceeded")
+            return error_response(400, message, "context_length_exceeded")
         case UnknownModel():
-            return problem(404, message, "model_not_found", "model")
-    return problem(500, message, "failed")
+            return error_response(404, message, "model_not_found", "model")
+    return error_response(500, message, "failed")
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _pipeline_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PipelineError)
-    return as_problem(error)
+    return error_to_response(error)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
-    """Which field and why, for each; never what stood there, which is a customer's and may be no text at all."""
+async def _invalid_request(request: Request, error: Exception) -> Response:
+    """Names each wrong field and the reason. Never repeats the value: it is a customer's, and may not even be text."""
     assert isinstance(error, RequestValidationError)
     faults = [(_field(fault["loc"]), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
     message = "; ".join(f"{field}: {why}" if field else why for field, why in faults)
-    status = 400 if request.url.path.startswith("/v1/") else 422  # what OpenAI's clients know
-    return problem(status, message, "invalid", faults[0][0] or None)
+    status = 400 if request.url.path.startswith("/v1/") else 422  # OpenAI's clients expect 400
+    return error_response(status, message, "invalid", faults[0][0] or None)
 
 
 def _field(location: tuple[int | str, ...]) -> str:
@@ -98,12 +95,12 @@ def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(known).encode("utf-8", "backslashreplace").decode()[:200]
 
 
-async def _other(request: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    response = problem(error.status_code, str(error.detail))
+    response = error_response(error.status_code, str(error.detail))
     response.headers.update(error.headers or {})
     return response
 
 
-async def _failed(request: Request, error: Exception) -> Response:
-    return problem(500, "The server failed; its log says why.", "failed")
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    return error_response(500, "The server failed. Its log says why.", "failed")

@@ -1,4 +1,4 @@
-"""What stands before every route: who may ask, under which name, and how much."""
+"""Checks before every route: the key, and the size of the request."""
 
 import base64
 import binascii
@@ -8,36 +8,37 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cs_pipeline.serve.http.error_handlers import problem
+from cs_pipeline.serve.http.error_handlers import error_response
 
-BODY_BYTES = 512 * 1024
-"""Most bytes of a request; a page that compares long chats sends a tenth of it."""
+MAX_BODY_BYTES = 512 * 1024
+"""Limit for a request body. A page that compares long chats sends a tenth of it."""
 
-OPEN = frozenset({"/health", "/ready"})
-"""What a load balancer asks, without a key."""
+_KEYLESS_PATHS = frozenset({"/health", "/ready"})
+"""Load balancers ask for these without a key."""
 
 
 class KeyGuard:
-    """Lets in who sends the key: as ``Authorization: Bearer``, or as the password of a browser (Basic, any user)."""
+    """Requires the key: as ``Authorization: Bearer``, or as the password of a browser login (Basic, any user name)."""
 
     def __init__(self, app: ASGIApp, key: str) -> None:
         self._app = app
         self._key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and scope["path"] not in OPEN and not self._knows(Headers(scope=scope)):
-            refusal = problem(401, "This server asks for its key.", "key", WWW_Authenticate='Basic realm="cs-pipeline"')
-            await refusal(scope, receive, send)
+        if scope["type"] == "lifespan" or scope["path"] in _KEYLESS_PATHS or self._has_key(Headers(scope=scope)):
+            await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        challenge = 'Basic realm="cs-pipeline"'
+        refusal = error_response(401, "This server requires a key.", "key", WWW_Authenticate=challenge)
+        await refusal(scope, receive, send)
 
-    def _knows(self, headers: Headers) -> bool:
-        kind, _, sent = headers.get("authorization", "").partition(" ")
+    def _has_key(self, headers: Headers) -> bool:
+        kind, _, credentials = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
-            given = sent.strip().encode("latin-1")
+            given = credentials.strip().encode("latin-1")
         elif kind.lower() == "basic":
             try:
-                given = base64.b64decode(sent, validate=True).partition(b":")[2]
+                given = base64.b64decode(credentials, validate=True).partition(b":")[2]
             except binascii.Error:
                 return False
         else:
@@ -46,7 +47,7 @@ class KeyGuard:
 
 
 class SizeGuard:
-    """Refuses a body of more than ``BODY_BYTES``, whether its length was told before or not."""
+    """Refuses bodies over ``MAX_BODY_BYTES``, with or without a Content-Length."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -55,36 +56,37 @@ class SizeGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        told = Headers(scope=scope).get("content-length", "0")
-        if not told.isdecimal() or int(told) > BODY_BYTES:
-            await _too_much()(scope, receive, send)
+        declared = Headers(scope=scope).get("content-length", "0")
+        if not declared.isdecimal() or int(declared) > MAX_BODY_BYTES:
+            await _too_large()(scope, receive, send)
             return
-        read, begun, refused = 0, False, False
+        received, response_started, refused = 0, False, False
 
-        async def counted() -> Message:
-            nonlocal read, refused
+        async def counting_receive() -> Message:
+            nonlocal received, refused
             message = await receive()
-            read += len(message.get("body", b""))
-            if read > BODY_BYTES:
+            received += len(message.get("body", b""))
+            if received > MAX_BODY_BYTES:
                 refused = True
                 return {"type": "http.disconnect"}
             return message
 
-        async def sent(message: Message) -> None:
-            nonlocal begun
+        async def guarded_send(message: Message) -> None:
+            nonlocal response_started
             if refused:
-                return  # what the app says of a body that broke off is not what happened
-            begun = True
+                return  # the app's reaction to the cut body would be misleading
+            response_started = True
             await send(message)
 
         try:
-            await self._app(scope, counted, sent)
+            await self._app(scope, counting_receive, guarded_send)
         except Exception:
             if not refused:
                 raise
-        if refused and not begun:
-            await _too_much()(scope, receive, send)
+        if refused and not response_started:
+            await _too_large()(scope, receive, send)
 
 
-def _too_much() -> JSONResponse:
-    return problem(413, f"A request may have {BODY_BYTES:,} bytes at most.", "too_large", Connection="close")
+def _too_large() -> JSONResponse:
+    message = f"The request is too large: the limit is {MAX_BODY_BYTES:,} bytes."
+    return error_response(413, message, "too_large", Connection="close")

@@ -1,4 +1,4 @@
-"""What Prometheus is told, and a line in the log for every request; never what was asked or answered."""
+"""Prometheus metrics, and one log line per request. Neither contains a question or an answer."""
 
 import logging
 import time
@@ -9,16 +9,16 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cs_pipeline.serve.models.answering import Answering, Running
+from cs_pipeline.serve.models.service import Generation, ModelService
 
 logger = logging.getLogger(__name__)
 
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
-"""Upper bounds of the histograms' buckets."""
+_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0)
+"""Upper bounds of the histogram buckets in seconds."""
 
 
 class Metrics:
-    """The counts of one server; ``answered`` is told of every answer that ended."""
+    """The metrics of one server. ``count_answer`` is called with every answer that ended."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -27,55 +27,65 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "cs_request_seconds",
-            "From a request to the end of its response.",
+            "Seconds from a request to the end of its response.",
             ["route"],
-            buckets=SECONDS,
+            buckets=_BUCKETS,
             registry=self.registry,
         )
-        self._answers = Counter("cs_answers", "Answers by model and end.", ["model", "finish"], registry=self.registry)
-        self._tokens = Counter("cs_tokens", "Tokens read and written.", ["model", "kind"], registry=self.registry)
+        self._answers = Counter(
+            "cs_answers", "Answers by model and finish reason.", ["model", "finish"], registry=self.registry
+        )
+        self._tokens = Counter(
+            "cs_tokens", "Tokens of prompts (read) and answers (written).", ["model", "kind"], registry=self.registry
+        )
         self._answer_seconds = Histogram(
             "cs_answer_seconds",
-            "From a question to the end of its answer.",
+            "Seconds from a question to the end of its answer.",
             ["model"],
-            buckets=SECONDS,
+            buckets=_BUCKETS,
             registry=self.registry,
         )
 
-    def answered(self, running: Running) -> None:
-        name = running.served.name
-        self._answers.labels(name, running.ended).inc()
-        self._tokens.labels(name, "read").inc(running.prompt_tokens)
-        self._tokens.labels(name, "written").inc(running.tokens)
-        self._answer_seconds.labels(name).observe(time.monotonic() - running.started)
+    def count_answer(self, generation: Generation) -> None:
+        name = generation.served.name
+        self._answers.labels(name, generation.ended).inc()
+        self._tokens.labels(name, "read").inc(generation.prompt_tokens)
+        self._tokens.labels(name, "written").inc(generation.tokens)
+        self._answer_seconds.labels(name).observe(time.monotonic() - generation.started)
 
-    def page(self) -> bytes:
-        """In Prometheus's text format 0.0.4."""
+    def exposition(self) -> bytes:
+        """All metrics in Prometheus's text format 0.0.4."""
         return generate_latest(self.registry)
 
 
-class State(Collector):
-    """What is so at the moment of asking: the queue, the memory, the champion."""
+class ServiceCollector(Collector):
+    """Gauges that are read when Prometheus asks: queue, memory, champion."""
 
-    def __init__(self, answering: Answering) -> None:
-        self._answering = answering
+    def __init__(self, service: ModelService) -> None:
+        self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        registry = self._answering.registry
-        yield GaugeMetricFamily("cs_questions_inside", "Questions that wait or are answered.", self._answering.inside)
-        yield GaugeMetricFamily("cs_weights_bytes", "Memory of all weights.", self._answering.bytes)
-        yield GaugeMetricFamily("cs_champion_version", "The champion that answers; 0: none.", registry.champion or 0)
+        registry = self._service.registry
+        yield GaugeMetricFamily(
+            "cs_questions_inside", "Questions that wait or are being answered.", self._service.inside
+        )
+        yield GaugeMetricFamily("cs_weights_bytes", "Memory of all weights in bytes.", self._service.pool.bytes)
+        yield GaugeMetricFamily(
+            "cs_champion_version", "The version that answers as champion; 0 if none.", registry.champion or 0
+        )
         failing = registry.failure is not None
-        yield GaugeMetricFamily("cs_champion_fails_to_load", "1: the alias is at one that does not load.", failing)
-        yield GaugeMetricFamily("cs_registry_up", "1: the registry answers.", registry.silent is None)
+        yield GaugeMetricFamily(
+            "cs_champion_fails_to_load", "1 if the version with the champion alias does not load.", failing
+        )
+        yield GaugeMetricFamily("cs_registry_up", "1 if the registry answers.", registry.unreachable is None)
         loaded = GaugeMetricFamily("cs_model_loaded", "1 for each model in memory.", labels=["model"])
-        for name in self._answering.figures():
+        for name in self._service.pool.usage():
             loaded.add_metric([name], 1)
         yield loaded
 
 
-class Counted:
-    """Counts and logs the requests that pass."""
+class RequestMetrics:
+    """Middleware that counts and logs requests."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -87,17 +97,17 @@ class Counted:
             return
         started, status = time.monotonic(), 500
 
-        async def sent(message: Message) -> None:
+        async def recording_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, sent)
+            await self._app(scope, receive, recording_send)
         finally:
             took = time.monotonic() - started
-            # The route's pattern: a path may hold what somebody typed.
+            # The route's pattern, not the path: a path may contain what somebody typed.
             route = getattr(scope.get("route"), "path", "other") or "page"
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(took)

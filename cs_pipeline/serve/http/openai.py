@@ -1,4 +1,4 @@
-"""The routes as OpenAI has them, so that its clients work unchanged: /v1/models and /v1/chat/completions."""
+"""OpenAI-compatible routes, so that its clients work unchanged: /v1/models and /v1/chat/completions."""
 
 import json
 import threading
@@ -11,27 +11,26 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.serve.desk.desk import Ask, Desk, Reply, Speech
+from cs_pipeline.serve.desk.desk import Desk, DeskRequest, Reply, ReplyStream
 from cs_pipeline.serve.desk.tone import Tone
-from cs_pipeline.serve.http.api import TURNS, Name, Seed, Text, Tokens, Values
-from cs_pipeline.serve.http.error_handlers import as_problem, documented
-from cs_pipeline.serve.http.streaming import EventStream, wait_for_answer
-from cs_pipeline.serve.models.answering import Answering, Finish, Sampling
-from cs_pipeline.serve.models.refusals import UnknownModel
+from cs_pipeline.serve.http.api import MAX_TURNS, Name, Seed, Text, Tokens, Values, wait_for_reply
+from cs_pipeline.serve.http.error_handlers import error_docs, error_to_response
+from cs_pipeline.serve.models.jobs import Finish, Sampling, UnknownModel
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.text.placeholders import Speaker
 
-_OWNER = "cs_pipeline"
 _SPEAKERS: dict[str, Speaker] = {"user": "customer", "assistant": "agent"}
-_REASONS: dict[Finish, Literal["stop", "length"]] = {
+_FINISH_REASONS: dict[Finish, Literal["stop", "length"]] = {
     "stop": "stop",
     "cancelled": "stop",
     "length": "length",
     "time": "length",
 }
-_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+_IGNORED_VALUES: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "stop": ([],),
     "tools": ([],),
@@ -45,21 +44,21 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
 }
-"""Fields that these models cannot follow, and the values beside null that change nothing; another value is refused."""
+"""Unsupported fields, with the values that change nothing. Null is also accepted; any other value is refused."""
 
 
 class ContentPart(BaseModel):
-    """A part of a message; there are none but text."""
+    """A part of a message. Only text is supported."""
 
     type: Literal["text"]
     text: Text
 
 
 class ChatMessage(BaseModel):
-    """What was said. What ``system`` and ``developer`` say is taken as what is known of the case."""
+    """One message. The text of ``system`` and ``developer`` messages becomes the context of the case."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[ContentPart], Field(min_length=1, max_length=TURNS)]
+    content: Text | Annotated[list[ContentPart], Field(min_length=1, max_length=MAX_TURNS)]
 
     @property
     def text(self) -> str:
@@ -67,22 +66,22 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream brings beside the text."""
+    """What a stream includes in addition to the text."""
 
     include_usage: StrictBool = False
 
 
-class Completion(BaseModel):
-    """A conversation to go on with. ``tone``, ``values`` and ``private`` are as in POST /chat.
+class ChatCompletionRequest(BaseModel):
+    """A conversation to continue. ``tone``, ``values`` and ``private`` work as in POST /chat.
 
-    Further fields of OpenAI's are taken where they ask for nothing; one that these models cannot follow is refused.
+    OpenAI's other fields are accepted with values that change nothing; other values are refused.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: Name
-    messages: list[ChatMessage] = Field(min_length=1, max_length=TURNS)
-    temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null: 0, for answers that repeat")
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_TURNS)
+    temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null means 0: answers repeat")
     top_p: float | None = Field(None, ge=0, le=1, strict=True)
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
@@ -94,18 +93,18 @@ class Completion(BaseModel):
     private: StrictBool = False
 
     @model_validator(mode="after")
-    def _what_can_be_followed(self) -> "Completion":
+    def _check_supported(self) -> "ChatCompletionRequest":
         for name, value in (self.model_extra or {}).items():
-            if value is not None and name in _WITHOUT_EFFECT and value not in _WITHOUT_EFFECT[name]:
-                raise ValueError(f"{name} is nothing that these models can follow")
+            if value is not None and name in _IGNORED_VALUES and value not in _IGNORED_VALUES[name]:
+                raise ValueError(f"{name} is not supported by these models")
         if self.messages[-1].role != "user":
-            raise ValueError("the last of messages must be the user's")
+            raise ValueError("the last message must have the role 'user'")
         return self
 
-    def ask(self) -> Ask:
-        """The same as the desk takes it."""
+    def to_desk_request(self) -> DeskRequest:
+        """The same request in the desk's terms."""
         *earlier, last = self.messages
-        known = [message.text for message in earlier if message.role not in _SPEAKERS]
+        context = [message.text for message in earlier if message.role not in _SPEAKERS]
         sampling = Sampling(
             self.temperature or 0.0,
             1.0 if self.top_p is None else self.top_p,
@@ -113,22 +112,38 @@ class Completion(BaseModel):
             self.seed,
         )
         turns = tuple((_SPEAKERS[m.role], m.text) for m in earlier if m.role in _SPEAKERS)
-        return Ask(last.text, turns, self.model, self.tone, sampling, self.values, self.private, "\n".join(known))
+        return DeskRequest(
+            last.text, turns, self.model, self.tone, sampling, self.values, self.private, "\n".join(context)
+        )
 
 
-def openai_routes(answering: Answering, desk: Desk) -> APIRouter:
-    """The routes over these parts."""
-    router = APIRouter(prefix="/v1", tags=["as OpenAI"])
+class EventStream(StreamingResponse):
+    """Server-sent events (HTML standard, section 9.2), one per string. ``hung_up`` is set when the client hangs up."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: Iterator[str], hung_up: threading.Event) -> None:
+        super().__init__((f"data: {event}\n\n" for event in events), headers={"Cache-Control": "no-store"})
+        self._hung_up = hung_up
+
+    async def listen_for_disconnect(self, receive: Receive) -> None:
+        await super().listen_for_disconnect(receive)
+        self._hung_up.set()
+
+
+def openai_routes(service: ModelService, desk: Desk) -> APIRouter:
+    """The routes under ``/v1``."""
+    router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
     @router.get("/models")
     def models() -> dict[str, Any]:
-        """Every name that may be asked for."""
-        return {"object": "list", "data": [_model(name) for name in answering.registry.names()]}
+        """All model names that can be requested."""
+        return {"object": "list", "data": [_model(name) for name in service.registry.names()]}
 
-    @router.get("/models/{model}", responses=documented(404))
+    @router.get("/models/{model}", responses=error_docs(404))
     def model(model: str) -> dict[str, Any]:
-        """One of them."""
-        names = answering.registry.names()
+        """One model."""
+        names = service.registry.names()
         if model not in names:
             raise UnknownModel(names)
         return _model(model)
@@ -138,54 +153,55 @@ def openai_routes(answering: Answering, desk: Desk) -> APIRouter:
         response_model=None,
         responses={
             200: {"content": {"application/json": {}, "text/event-stream": {}}, "description": "The answer."},
-            **documented(400, 404, 429, 500, 503),
+            **error_docs(400, 404, 429, 500, 503),
         },
     )
-    async def completions(completion: Completion, request: Request) -> dict[str, Any] | Response:
-        """Answers the last message; with ``stream`` piece by piece, as server-sent events.
+    async def completions(body: ChatCompletionRequest, request: Request) -> dict[str, Any] | Response:
+        """Answers the last message. With ``stream``, sends the answer in pieces as server-sent events.
 
-        A whole answer has the texts that it was written from beside OpenAI's fields, as ``sources``.
+        Without ``stream``, the response also lists the ``sources`` of the answer.
         """
-        ask, about = completion.ask(), {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
-        if not completion.stream:
-            reply = await wait_for_answer(request, lambda gone: desk.reply(ask, gone))
+        asked = body.to_desk_request()
+        envelope = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time())}
+        if not body.stream:
+            reply = await wait_for_reply(request, lambda hung_up: desk.reply(asked, hung_up))
             message = {"role": "assistant", "content": reply.text, "refusal": None}
-            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": _REASONS[reply.finish]}
-            whole = {"object": "chat.completion", "model": reply.served.name, "choices": [choice]}
-            return {**about, **whole, "usage": _usage(reply), "sources": [asdict(source) for source in reply.sources]}
-        gone = threading.Event()
-        speech = await run_in_threadpool(desk.stream, ask, gone)
-        with_usage = completion.stream_options is not None and completion.stream_options.include_usage
-        return EventStream(_events(speech, about, with_usage=with_usage), gone)
+            finish_reason = _FINISH_REASONS[reply.finish]
+            choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+            answer = {"object": "chat.completion", "model": reply.served.name, "choices": [choice]}
+            sources = [asdict(source) for source in reply.sources]
+            return {**envelope, **answer, "usage": _usage(reply), "sources": sources}
+        hung_up = threading.Event()
+        stream = await run_in_threadpool(desk.stream, asked, hung_up)
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(_events(stream, envelope, with_usage=with_usage), hung_up)
 
     return router
 
 
-def _events(speech: Speech, about: dict[str, Any], *, with_usage: bool) -> Iterator[str]:
-    def chunk(delta: dict[str, Any], reason: str | None = None) -> str:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return json.dumps(
-            {**about, "object": "chat.completion.chunk", "model": speech.served.name, "choices": [choice]}
-        )
+def _events(stream: ReplyStream, envelope: dict[str, Any], *, with_usage: bool) -> Iterator[str]:
+    def chunk(**fields: Any) -> str:
+        return json.dumps({**envelope, "object": "chat.completion.chunk", "model": stream.served.name, **fields})
 
-    yield chunk({"role": "assistant", "content": ""})
+    def choices(delta: dict[str, Any], reason: str | None = None) -> list[dict[str, Any]]:
+        return [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]
+
+    yield chunk(choices=choices({"role": "assistant", "content": ""}))
     try:
-        for piece in speech:
-            yield chunk({"content": piece})
+        for piece in stream:
+            yield chunk(choices=choices({"content": piece}))
     except PipelineError as error:
-        # The status is sent already.
-        yield bytes(as_problem(error).body).decode()
+        # Too late for an error status: it was sent before the first piece.
+        yield bytes(error_to_response(error).body).decode()
         return
-    reply = speech.reply
-    yield chunk({}, _REASONS[reply.finish])
+    yield chunk(choices=choices({}, _FINISH_REASONS[stream.reply.finish]))
     if with_usage:
-        last = {"object": "chat.completion.chunk", "model": reply.served.name, "choices": [], "usage": _usage(reply)}
-        yield json.dumps({**about, **last})
+        yield chunk(choices=[], usage=_usage(stream.reply))
     yield "[DONE]"
 
 
 def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": _OWNER}
+    return {"id": name, "object": "model", "created": 0, "owned_by": "cs_pipeline"}
 
 
 def _usage(reply: Reply) -> dict[str, int]:

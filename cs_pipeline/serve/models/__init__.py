@@ -1,1 +1,1 @@
-"""Models in memory, and how they answer."""
+"""Models in memory and the batches that they answer."""

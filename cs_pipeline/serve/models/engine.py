@@ -1,4 +1,4 @@
-"""A loaded base at work: one thread that answers waiting questions in micro-batches, whatever is the same adapter's."""
+"""One loaded model and its thread, which answers waiting questions in micro-batches, one adapter per batch."""
 
 import logging
 import threading
@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 
 
 class _Call(Generic[_T]):
-    """Something to be done to the model between two batches."""
+    """A function that the engine's thread runs between two batches."""
 
     def __init__(self, function: Callable[[], _T]) -> None:
         self._function = function
@@ -38,13 +38,13 @@ class _Call(Generic[_T]):
 
 
 class Engine:
-    """A model and the thread that alone touches it. Its adapters share the weights of the base."""
+    """A model and the only thread that touches it. All adapters share the weights of the base."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
         self.batches = 0
         self._peft: Any = None
-        self._speaking: str | None = None
+        self._active: str | None = None
         self._waiting: deque[Job] = deque()
         self._calls: deque[_Call[Any]] = deque()
         self._closing = False
@@ -53,21 +53,21 @@ class Engine:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Puts ``job`` behind those that wait."""
+        """Adds ``job`` to the queue."""
         with self._change:
             self._waiting.append(job)
             self._change.notify()
 
     def attach(self, folder: str, name: str) -> None:
-        """Loads the adapter in ``folder`` beside those that are there, between two batches."""
+        """Loads the adapter in ``folder`` next to the loaded ones, between two batches."""
         self._call(lambda: self._attach(folder, name))
 
     def detach(self, name: str) -> None:
-        """Unloads an adapter; no job may need it any more."""
+        """Unloads an adapter that no job uses any more."""
         self._call(lambda: self._detach(name))
 
     def close(self) -> None:
-        """Ends the thread after what waits is answered, and lets the model go."""
+        """Answers what is queued, ends the thread, and releases the model."""
         with self._change:
             self._closing = True
             self._change.notify()
@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def bytes(self) -> int:
-        """What the weights take where they lie, adapters included."""
+        """Memory of the weights, adapters included."""
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
     def _call(self, function: Callable[[], _T]) -> _T:
@@ -91,7 +91,7 @@ class Engine:
             with self._change:
                 self._change.wait_for(lambda: self._calls or self._waiting or self._closing)
                 call = self._calls.popleft() if self._calls else None
-                batch = [] if call else self._take()
+                batch = [] if call else self._next_batch()
             if call:
                 call.run()
             elif batch:
@@ -99,12 +99,12 @@ class Engine:
             elif self._closing:
                 return
 
-    def _take(self) -> list[Job]:
-        """The job that has waited longest and those of the same voice, as many as one batch may hold."""
+    def _next_batch(self) -> list[Job]:
+        """The oldest waiting job and others of its variant, up to ``max_rows``."""
         if not self._waiting:
             return []
-        voice = self._waiting[0].voice
-        batch = [job for job in self._waiting if job.voice is voice][: voice.rows]
+        variant = self._waiting[0].variant
+        batch = [job for job in self._waiting if job.variant is variant][: variant.max_rows]
         taken = set(map(id, batch))
         self._waiting = deque(job for job in self._waiting if id(job) not in taken)
         return batch
@@ -113,55 +113,52 @@ class Engine:
         from cs_pipeline.serve.models.decoding import decode
 
         for job in batch:
-            if early := job.over():
+            if early := job.early_finish():
                 job.end(early)
         batch = [job for job in batch if not job.done.is_set()]
         if not batch:
             return
         try:
-            self._speak_as(batch[0].voice.adapter)
+            self._activate(batch[0].variant.adapter)
             self.batches += 1
             decode(self.model, batch)
         except Exception as error:
-            # The kind alone: its text might quote what was asked.
-            logger.exception("a batch of %d answers failed: %s", len(batch), type(error).__name__)
+            # Only the type of the error is passed on: its text might quote the question.
+            kind = type(error).__name__
+            logger.exception("a batch of %d answers failed: %s", len(batch), kind)
+            failure = PipelineError(f"The model failed while answering ({kind}).", "See the server's log.")
             for job in batch:
                 if not job.done.is_set():
-                    job.end(
-                        None,
-                        PipelineError(
-                            f"The model failed while answering ({type(error).__name__}).", "The server's log says why."
-                        ),
-                    )
+                    job.end(None, failure)
 
-    def _speak_as(self, adapter: str | None) -> None:
-        """Makes ``adapter`` the one that answers.
+    def _activate(self, adapter: str | None) -> None:
+        """Switches to ``adapter``, or to the bare base.
 
-        In float32 it is added to the weights, and taken off again when another one's turn comes: beside them it would make
-        every token of a small model take twice as long. What the two roundings leave is 1e-7 of a weight. In half of float32
-        it would be more, so that there adapters stay beside the weights.
+        In float32 the adapter is merged into the weights and unmerged when another one is needed: unmerged, it would double
+        the time per token of a small model. Merging and unmerging changes a weight by 1e-7 through rounding. In 16-bit
+        weights the error would be larger, so there adapters stay unmerged.
         """
-        if self._peft is None or adapter == self._speaking:
+        if self._peft is None or adapter == self._active:
             return
-        if self._speaking is not None and self._adds:
+        if self._active is not None and self._merges:
             self._peft.unmerge_adapter()
         if adapter is None:
             self._peft.base_model.disable_adapter_layers()
         else:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(adapter, inference_mode=True)
-            if self._adds:
+            if self._merges:
                 self._peft.merge_adapter([adapter])
-        self._speaking = adapter
+        self._active = adapter
 
     @property
-    def _adds(self) -> bool:
+    def _merges(self) -> bool:
         return self.model.dtype.itemsize == 4 and self.model.device.type == "cpu"
 
     def _attach(self, folder: str, name: str) -> None:
         from peft import PeftModel
 
-        self._speak_as(None)
+        self._activate(None)
         if self._peft is None:
             self._peft = PeftModel.from_pretrained(self.model, folder, adapter_name=name).eval()
         else:
@@ -170,10 +167,10 @@ class Engine:
 
     def _detach(self, name: str) -> None:
         assert self._peft is not None
-        self._speak_as(None)
+        self._activate(None)
         others = [other for other in self._peft.peft_config if other != name]
         if others:
-            self._peft.set_adapter(others[0], inference_mode=True)  # peft would choose one itself, and warn
+            self._peft.set_adapter(others[0], inference_mode=True)  # otherwise peft picks one itself, with a warning
             self._peft.delete_adapter(name)
             self._peft.base_model.disable_adapter_layers()
         else:

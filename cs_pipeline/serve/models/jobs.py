@@ -1,20 +1,22 @@
-"""A question to a model in memory: how it is to be answered, and the answer as it grows."""
+"""Questions to a model in memory: how each is answered, the answer as it grows, and why a question may be refused."""
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.prompt import ChatFormat
 
 Finish = Literal["stop", "length", "cancelled", "time"]
-"""Why an answer ended: the model ended it, its tokens or its time were used up, or nobody waited for it any more."""
+"""Why an answer ended: at a stop token, at its token limit, because nobody was waiting any more, or at its deadline."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``max_tokens`` None, or more, is the recipe's number."""
+    """How tokens are chosen. ``temperature`` 0 is greedy. ``max_tokens`` is capped at the recipe's limit, and None is that
+    limit."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -23,52 +25,87 @@ class Sampling:
 
 
 @dataclass(frozen=True, eq=False)
-class Voice:
-    """How an engine's model speaks for one version: with ``adapter``, None for the base alone, at most ``rows`` at once."""
+class Variant:
+    """What an engine needs to answer as one version: the adapter (None for the base) and at most ``max_rows`` per batch."""
 
     chat: ChatFormat
     stops: frozenset[int]
     adapter: str | None
-    rows: int
+    max_rows: int
 
 
 class Job:
-    """A question that waits or is being answered: what the engine's thread writes, and others read.
+    """A question that waits or is being answered. The engine's thread writes it; other threads read it.
 
-    ``deadline`` is of ``time.monotonic``. ``tokens`` only grow; ``finish`` or ``error`` are there once ``done`` is set.
+    ``deadline`` is a time of ``time.monotonic``. ``tokens`` only grows. ``finish`` or ``error`` is set before ``done``.
     """
 
     def __init__(
         self,
-        voice: Voice,
+        variant: Variant,
         prompt: list[int],
         sampling: Sampling,
-        most: int,
+        max_tokens: int,
         deadline: float,
         cancelled: threading.Event,
     ) -> None:
-        self.voice = voice
+        self.variant = variant
         self.prompt = prompt
         self.sampling = sampling
-        self.most = most
+        self.max_tokens = max_tokens
         self.deadline = deadline
         self.tokens: list[int] = []
         self.finish: Finish | None = None
         self.error: Exception | None = None
         self.cancelled = cancelled
         self.done = threading.Event()
-        self.then: Callable[[], None] = lambda: None
+        self.on_end: Callable[[], None] = lambda: None
 
     def end(self, finish: Finish | None, error: Exception | None = None) -> None:
-        """No token follows; to be called once, by the engine's thread."""
+        """Ends the answer. Called once, by the engine's thread."""
         self.finish, self.error = finish, error
-        self.then()
+        self.on_end()
         self.done.set()
 
-    def over(self) -> Finish | None:
-        """Why this job's row is to leave its batch before the model has ended the answer, None while it is not."""
+    def early_finish(self) -> Finish | None:
+        """Why this row should leave its batch before the model ends the answer, or None."""
         if self.cancelled.is_set():
             return "cancelled"
-        if len(self.tokens) >= self.most:
+        if len(self.tokens) >= self.max_tokens:
             return "length"
         return "time" if time.monotonic() >= self.deadline else None
+
+
+class Refusal(PipelineError):  # noqa: N818  (nothing is broken)
+    """A question that cannot be answered now. The API turns it into a status, the page into a message."""
+
+
+class Busy(Refusal):
+    """The queue is full. There is probably room after ``retry_after`` seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__("Too many questions are waiting.", f"Try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class NotReady(Refusal):
+    """The model is not available: there is no champion yet, the model does not load, or memory is short."""
+
+    def __init__(self, what: str, fix: str, retry_after: int) -> None:
+        super().__init__(what, fix)
+        self.retry_after = retry_after
+
+
+class TooLong(Refusal):
+    """The prompt leaves the model no room for an answer, or the text is longer than the desk accepts."""
+
+    def __init__(self, length: int, limit: int, unit: str = "tokens") -> None:
+        super().__init__(f"The question is {length:,} {unit} long; the limit is {limit:,}.", "Shorten the question.")
+
+
+class UnknownModel(Refusal):
+    """No model has this name. ``names`` lists the known ones; the requested name is not repeated."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__("There is no such model.", f"Choose one of: {', '.join(names) or 'none is registered yet'}.")
+        self.names = tuple(names)

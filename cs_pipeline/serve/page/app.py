@@ -1,4 +1,4 @@
-"""The page at ``/``: four tabs on the desk, in the server's own process. It fetches nothing from anywhere else."""
+"""The page at ``/``: four tabs on the desk, in the server's own process. It loads nothing from other hosts."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.desk.desk import Desk
-from cs_pipeline.serve.models.answering import Answering
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.assist_tab import AssistTab
 from cs_pipeline.serve.page.chat_tab import ChatTab
 from cs_pipeline.serve.page.compare_tab import CompareTab
@@ -23,20 +23,20 @@ _HERE = Path(__file__).parent
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Liberation Sans", "sans-serif"]
 _MONO = ["ui-monospace", "Menlo", "Consolas", "Liberation Mono", "monospace"]
 
-OPEN = (
+_GRADIO_PATHS = (
     *("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/static/", "/assets/"),
     *("/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/heartbeat/", "/gradio_api/cancel", "/gradio_api/reset"),
 )
-"""What the page needs of Gradio. The rest, such as uploads and files by their path, is not there."""
+"""The routes of Gradio that the page needs. All others are closed, such as uploads and files by path."""
 
 
-def mount(app: FastAPI, desk: Desk, answering: Answering, lake: DataLake) -> Callable[[], None]:
-    """Puts the page at ``/`` of ``app``, behind the routes that it has, and the reports at ``/reports/{version}``.
+def mount_page(app: FastAPI, desk: Desk, service: ModelService, lake: DataLake) -> Callable[[], None]:
+    """Mounts the page at ``/`` of ``app``, after its existing routes, and the reports at ``/reports/{version}``.
 
-    Returns what lets go of the pages that are open: to be called, in the event loop, when the server is told to stop,
-    which else would wait for them.
+    Returns a function that disconnects open pages. Call it in the event loop on shutdown, which would otherwise wait for
+    them.
     """
-    # Gradio would sum up all events with pandas after each of them, for its own page of figures, which is not OPEN.
+    # By default Gradio aggregates all events with pandas after each one, for its own monitoring page, which is closed here.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
 
     @app.get("/reports/{version}", include_in_schema=False)
@@ -47,7 +47,7 @@ def mount(app: FastAPI, desk: Desk, answering: Answering, lake: DataLake) -> Cal
         return FileResponse(file, media_type="text/html")
 
     theme = gr.themes.Base(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO).set(
-        # Gradio's own greys are too light to be read by everybody.
+        # Gradio's own greys have too little contrast.
         block_info_text_color="*neutral_600",
         block_info_text_color_dark="*neutral_300",
         input_placeholder_color="*neutral_500",
@@ -55,7 +55,7 @@ def mount(app: FastAPI, desk: Desk, answering: Answering, lake: DataLake) -> Cal
     )
     gr.mount_gradio_app(
         app,
-        _blocks(desk, answering, lake),
+        _blocks(desk, service, lake),
         "/",
         footer_links=[],
         run_history=False,
@@ -68,13 +68,13 @@ def mount(app: FastAPI, desk: Desk, answering: Answering, lake: DataLake) -> Cal
         js=(_HERE / "page.js").read_text(),
     )
     mounted: Any = app.routes[-1]
-    let_go: Callable[[], None] = mounted.app.stop_event.set
-    mounted.app = _Only(mounted.app)
-    return let_go
+    close_pages: Callable[[], None] = mounted.app.stop_event.set
+    mounted.app = _AllowedPaths(mounted.app)
+    return close_pages
 
 
-class _Only:
-    """The application with those paths alone that are OPEN."""
+class _AllowedPaths:
+    """The wrapped app, restricted to ``_GRADIO_PATHS``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -82,33 +82,33 @@ class _Only:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "/")
         if scope["type"] == "http" and not any(
-            path.startswith(part) if part.endswith("/") and part != "/" else path == part for part in OPEN
+            path.startswith(part) if part.endswith("/") and part != "/" else path == part for part in _GRADIO_PATHS
         ):
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"There is nothing here."})
+            await send({"type": "http.response.body", "body": b"Not found."})
             return
         await self._app(scope, receive, send)
 
 
-def _known(who: str) -> str:
-    """Who this browser is among those that judge: a random name, made at its first visit."""
-    return who or uuid4().hex
+def _known_browser(browser: str) -> str:
+    """The random id of this browser, under which its ratings are stored. Created on the first visit."""
+    return browser or uuid4().hex
 
 
-def _blocks(desk: Desk, answering: Answering, lake: DataLake) -> gr.Blocks:
+def _blocks(desk: Desk, service: ModelService, lake: DataLake) -> gr.Blocks:
     with gr.Blocks(title="Customer support", analytics_enabled=False, fill_width=True) as blocks:
-        who = gr.BrowserState("", storage_key="cs-support-who", secret="cs-support")
+        browser = gr.BrowserState("", storage_key="cs-support-who", secret="cs-support")
         gr.HTML("<h1>Customer support</h1>", js_on_load=None, elem_id="title")
         with gr.Tabs():
             with gr.Tab("Chat"):
-                chat = ChatTab(desk, answering, lake, who)
+                chat = ChatTab(desk, service, lake, browser)
             with gr.Tab("Compare") as comparing:
-                compare = CompareTab(desk, answering, lake, who)
+                compare = CompareTab(desk, service, lake, browser)
             with gr.Tab("Performance") as performing:
-                PerformanceTab(performing, answering, lake)
+                PerformanceTab(performing, service, lake)
             with gr.Tab("Agent assist") as assisting:
-                assist = AssistTab(desk, answering, lake, who)
-        blocks.load(_known, who, who, show_progress="hidden")
+                assist = AssistTab(desk, service, lake, browser)
+        blocks.load(_known_browser, browser, browser, show_progress="hidden")
         blocks.load(
             chat.refreshed, [chat.model, chat.kept], [chat.model, chat.warning, chat.history], show_progress="hidden"
         )

@@ -1,4 +1,4 @@
-// What the page's buttons need of the browser. No text is sent anywhere.
+// Browser functions for the page's buttons. They send no text anywhere.
 globalThis.support = {
   save(text, name, kind) {
     const link = document.createElement("a");
@@ -9,7 +9,7 @@ globalThis.support = {
   },
   async copy(text) {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    // Over plain HTTP from another machine browsers have no clipboard but the old way.
+    // Over plain HTTP from another machine there is no navigator.clipboard, so this uses the old way.
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);

@@ -1,4 +1,4 @@
-"""A chat as the page keeps it: plain values that survive a reload, as they are shown, told to the model, and exported."""
+"""A chat as plain data that survives a reload, with the forms in which it is shown, sent to the model, and exported."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,17 @@ from html import escape
 from typing import Any, TypedDict
 
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.desk import Ask, Reply
+from cs_pipeline.serve.desk.desk import DeskRequest, Reply
 
-TITLE = 60
-"""Characters of a question that stand for its chat in a list."""
+_MAX_TITLE = 60
 
 ChatSettings = dict[str, str | float | bool | None]
 
 
 class ChatTurn(TypedDict):
-    """A question and its answer. ``system`` is who answered, as judgements call it: "version 3", or "version 3:base".
+    """A question and its answer. ``system`` names the author as in evaluations: "version 3" or "version 3:base".
 
-    ``settings`` shaped the answer; ``thumb`` is what the person thought of it, None until they say.
+    ``settings`` are those of the answer. ``thumb`` is the person's verdict, None until given.
     """
 
     question: str
@@ -33,43 +32,43 @@ class ChatTurn(TypedDict):
 
 
 class Conversation(TypedDict):
-    """The turns of a conversation, oldest first. ``id`` is empty until there is one."""
+    """The turns of a conversation, oldest first. ``id`` is empty before the first turn."""
 
     id: str
     turns: list[ChatTurn]
 
 
 def new_chat() -> Conversation:
-    """A conversation in which nothing was said."""
+    """An empty conversation."""
     return {"id": "", "turns": []}
 
 
 def system_of(reply: Reply) -> str:
-    """The name by which evaluation and judgements know who answered."""
+    """The author's name in evaluations and ratings."""
     return f"version {reply.served.name}"
 
 
-def settings_of(ask: Ask, reply: Reply) -> ChatSettings:
-    """What shaped an answer: how it was asked for, who wrote it, and how it ended."""
+def settings_of(request: DeskRequest, reply: Reply) -> ChatSettings:
+    """How an answer was requested, who wrote it, and how it ended."""
     return {
-        "model": ask.model,
+        "model": request.model,
         "recipe": reply.served.recipe,
-        "tone": ask.tone.value,
-        "temperature": ask.sampling.temperature,
-        "top_p": ask.sampling.top_p,
-        "private": ask.private,
+        "tone": request.tone.value,
+        "temperature": request.sampling.temperature,
+        "top_p": request.sampling.top_p,
+        "private": request.private,
         "author": reply.author,
         "finish": reply.finish,
     }
 
 
-def turn_of(ask: Ask, reply: Reply) -> ChatTurn:
-    """What is kept of a question and its answer."""
+def turn_of(request: DeskRequest, reply: Reply) -> ChatTurn:
+    """What the chat keeps of a question and its answer."""
     return {
-        "question": ask.text,
+        "question": request.text,
         "answer": reply.text,
         "system": system_of(reply),
-        "settings": settings_of(ask, reply),
+        "settings": settings_of(request, reply),
         "intent": reply.intent,
         "confidence": reply.confidence,
         "handover": None if reply.handover is None else reply.handover.value,
@@ -79,45 +78,47 @@ def turn_of(ask: Ask, reply: Reply) -> ChatTurn:
 
 
 def earlier(turns: Sequence[ChatTurn]) -> Context:
-    """The turns as the model is told them."""
+    """The turns as the model gets them."""
     return [said for turn in turns for said in (("customer", turn["question"]), ("agent", turn["answer"]))]
 
 
 def title(chat: Conversation) -> str:
-    """The first question, shortened to a line."""
+    """The first question, shortened to one line."""
     line = " ".join(chat["turns"][0]["question"].split())
-    return line if len(line) <= TITLE else f"{line[:TITLE].rstrip()} …"
+    return line if len(line) <= _MAX_TITLE else f"{line[:_MAX_TITLE].rstrip()} …"
 
 
 def chat_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
-    """The turns as a Gradio chatbot takes them: for each the question, then the answer with what is to know of it."""
+    """The turns as messages of a Gradio chatbot: each question, then its answer with notes below."""
     return [
-        message for turn in turns for message in (asked(turn["question"]), with_answer(turn["answer"], _notes(turn)))
+        message
+        for turn in turns
+        for message in (question_message(turn["question"]), answer_message(turn["answer"], _notes(turn)))
     ]
 
 
-def asked(question: str) -> dict[str, str]:
-    """A question as a message."""
-    return {"role": "user", "content": shown(question)}
+def question_message(question: str) -> dict[str, str]:
+    """A question as a chatbot message."""
+    return {"role": "user", "content": as_html(question)}
 
 
-def with_answer(answer: str, notes: str = "") -> dict[str, str]:
-    """An answer, or as much as there is of it, as a message; ``notes`` are HTML below it."""
-    return {"role": "assistant", "content": shown(answer or "…") + notes}
+def answer_message(answer: str, notes: str = "") -> dict[str, str]:
+    """An answer, or its beginning, as a chatbot message. ``notes`` are HTML below it."""
+    return {"role": "assistant", "content": as_html(answer or "…") + notes}
 
 
-def shown(text: str) -> str:
-    """``text`` as HTML that shows just that: the chatbot takes what it is given for HTML, Markdown switched off or not."""
+def as_html(text: str) -> str:
+    """``text`` as HTML that shows exactly that. The chatbot renders HTML even with Markdown switched off."""
     return f'<div class="said">{escape(text)}</div>'
 
 
 def as_json(chat: Conversation) -> str:
-    """The whole chat, for programs."""
+    """The complete chat as JSON."""
     return json.dumps(chat, indent=2, ensure_ascii=False) + "\n"
 
 
 def transcript_text(chat: Conversation) -> str:
-    """The chat for people to read: who said what."""
+    """The chat as readable text: who said what."""
     lines = [
         line
         for turn in chat["turns"]
@@ -127,13 +128,13 @@ def transcript_text(chat: Conversation) -> str:
 
 
 def _notes(turn: ChatTurn) -> str:
-    known = [turn["system"] if turn["settings"]["author"] == "model" else f"the desk, not {turn['system']}"]
+    facts = [turn["system"] if turn["settings"]["author"] == "model" else f"the desk, not {turn['system']}"]
     if turn["intent"] is not None:
-        sure = "" if turn["confidence"] is None else f" ({turn['confidence']:.0%})"
-        known.append(f"intent {turn['intent']}{sure}")
+        confidence = "" if turn["confidence"] is None else f" ({turn['confidence']:.0%})"
+        facts.append(f"intent {turn['intent']}{confidence}")
     if turn["settings"]["finish"] != "stop":
-        known.append(_ENDS[str(turn["settings"]["finish"])])
-    notes = f'<div class="notes">{escape(" · ".join(known))}</div>'
+        facts.append(_FINISH_LABELS[str(turn["settings"]["finish"])])
+    notes = f'<div class="notes">{escape(" · ".join(facts))}</div>'
     if turn["handover"] is not None:
         notes += f'<div class="handover">Handed over to a person: {escape(turn["handover"])}</div>'
     if turn["sources"]:
@@ -142,19 +143,23 @@ def _notes(turn: ChatTurn) -> str:
 
 
 def source_list(sources: Sequence[Mapping[str, Any]]) -> str:
-    """Texts that were looked up (fields of ``desk.Source``) as an HTML list: each with its title, and its text to unfold."""
-    return f"<ul>{''.join(map(_source, sources))}</ul>"
+    """Sources (fields of ``CitedSource``) as an HTML list. Each title unfolds to its text."""
+    return f"<ul>{''.join(map(_source_item, sources))}</ul>"
 
 
-def _source(source: Mapping[str, Any]) -> str:
+def _source_item(source: Mapping[str, Any]) -> str:
     title, address = escape(source["title"]), source["address"]
     if source["kind"] == "answer":
-        name = f"A past answer to \u201c{title}\u201d"
+        label = f"A past answer to \u201c{title}\u201d"
     elif address and address.startswith(("https://", "http://")):
-        name = f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">{title}</a>'
+        label = f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">{title}</a>'
     else:
-        name = f"{title} ({escape(address)})" if address else title
-    return f"<li><details><summary>{name}</summary>{shown(source['text'])}</details></li>"
+        label = f"{title} ({escape(address)})" if address else title
+    return f"<li><details><summary>{label}</summary>{as_html(source['text'])}</details></li>"
 
 
-_ENDS = {"length": "cut off at its longest", "time": "cut off when its time was up", "cancelled": "stopped"}
+_FINISH_LABELS = {
+    "length": "cut off at the length limit",
+    "time": "cut off at the time limit",
+    "cancelled": "stopped",
+}

@@ -1,11 +1,11 @@
-"""What company.yaml says for serving: values of placeholders, and where handovers go."""
+"""The serving part of company.yaml: values of placeholders, and where handovers go."""
 
 import pytest
 
 from cs_pipeline.company import Company, company_file, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.serve.desk.filling import filled
+from cs_pipeline.serve.desk.filling import fill_placeholders
 
 GOOD = """\
 values:
@@ -16,7 +16,7 @@ handover: {webhook: "https://hooks.example/in?key=a", confidence: 0.3}
 """
 
 
-def test_values_are_known_by_every_spelling(lake: DataLake) -> None:
+def test_values_can_be_given_under_any_spelling_of_their_name(lake: DataLake) -> None:
     lake.root.mkdir()
     company_file(lake).write_text(GOOD)
     company = load_company(lake)
@@ -27,7 +27,7 @@ def test_values_are_known_by_every_spelling(lake: DataLake) -> None:
     }
     assert (company.handover.webhook, company.handover.confidence) == ("https://hooks.example/in?key=a", 0.3)
     assert hash(company) == hash(load_company(lake)) != hash(Company())
-    assert filled("{{Company}}: {{Support Hours}}", company.values) == "Brightmart: 9 am to 6 pm"
+    assert fill_placeholders("{{Company}}: {{Support Hours}}", company.values) == "Brightmart: 9 am to 6 pm"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_values_are_known_by_every_spelling(lake: DataLake) -> None:
         ("handover: {mail: x}", "handover.mail"),
     ],
 )
-def test_what_is_wrong_is_told_by_its_key(lake: DataLake, text: str, said: str) -> None:
+def test_an_error_names_the_wrong_key(lake: DataLake, text: str, said: str) -> None:
     lake.root.mkdir()
     company_file(lake).write_text(text)
     with pytest.raises(PipelineError) as raised:

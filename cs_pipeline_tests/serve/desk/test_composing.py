@@ -1,4 +1,4 @@
-"""What becomes of a model's raw answer: placeholders, details that are asked for, what is withheld, and how it is cut."""
+"""From a model's raw output to the customer's text: placeholders, missing details, withheld answers, sentence splitting."""
 
 import random
 from collections.abc import Sequence
@@ -8,8 +8,8 @@ import pytest
 from cs_pipeline.company import Company, OwnPattern
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.composing import Composer, AnswerContext, SentenceSplitter
-from cs_pipeline.serve.desk.filling import fill_placeholders, canonical_values
+from cs_pipeline.serve.desk.composing import AnswerContext, Composer, SentenceSplitter
+from cs_pipeline.serve.desk.filling import canonical_values, fill_placeholders
 from cs_pipeline.serve.desk.screening import Screening, visible_text
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.text.placeholders import catalogue
@@ -36,7 +36,7 @@ def composed(
     manner = AnswerContext(tone, values or {}, said, earlier, intent, private=private)
     composer = Composer(screening, manner)
     pieces = [raw] if isinstance(raw, str) else raw
-    return [*(s for piece in pieces for s in composer.feed(piece)), *composer.end(whole=True)], composer
+    return [*(s for piece in pieces for s in composer.feed(piece)), *composer.end(complete=True)], composer
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_no_placeholder_is_shown_raw(raw: str, read: str) -> None:
     assert " ".join(fill_placeholders(raw, VALUES).split()) == read
 
 
-def test_every_placeholder_of_the_catalogue_and_of_the_sample_is_put_in_words() -> None:
+def test_every_placeholder_of_the_catalogue_and_the_sample_becomes_words() -> None:
     for name in catalogue():
         assert "{" not in fill_placeholders(f"Please see {{{{{name}}}}} there, and {{{{{name}}}}}.", {})
     for answer in sample_rows(810)["response"]:
@@ -73,12 +73,14 @@ def test_every_placeholder_of_the_catalogue_and_of_the_sample_is_put_in_words() 
 
 
 def test_values_are_plain_text() -> None:
-    values = canonical_values({"order id": "{{Website URL}}\n<b>", "Foo Bar": "x", "Client Name": "  ", "Website URL": "w" * 999})
+    values = canonical_values(
+        {"order id": "{{Website URL}}\n<b>", "Foo Bar": "x", "Client Name": "  ", "Website URL": "w" * 999}
+    )
     assert values == {"Order Number": "Website URL <b>", "Foo Bar": "x", "Website URL": "w" * 200}
     assert fill_placeholders("{{Order Number}} {{foo bar}} {{Foo Bar}}", values) == "Website URL <b> foo bar x"
 
 
-def test_sentences_joined_are_the_text_however_it_comes() -> None:
+def test_joined_sentences_equal_the_text_however_it_is_split_into_pieces() -> None:
     rng = random.Random(0)
     for text in [*sample_rows(120)["response"], "a {{b. c}} d. e!\n\n1. f\n2. g", "x" * 1500, "{{ " * 400, ""]:
         cuts = sorted(rng.sample(range(len(text) + 1), min(len(text), 9)))
@@ -91,7 +93,7 @@ def test_sentences_joined_are_the_text_however_it_comes() -> None:
     assert list(SentenceSplitter().feed("One {{Order. Number}} is here. Two")) == ["One {{Order. Number}} is here. "]
 
 
-def test_pieces_make_no_difference(screening: Screening) -> None:
+def test_an_answer_in_pieces_is_composed_like_a_complete_one(screening: Screening) -> None:
     answers = sample_rows(810, seed=1).groupby("intent").first()
     for intent, raw in zip(answers.index, answers["response"], strict=True):
         for tone in Tone:
@@ -102,7 +104,7 @@ def test_pieces_make_no_difference(screening: Screening) -> None:
             assert not any("{{" in piece for piece in at_once)
 
 
-def test_the_customer_is_asked_for_what_lacks_once_and_politely(screening: Screening) -> None:
+def test_the_customer_is_asked_once_and_politely_for_missing_details(screening: Screening) -> None:
     raw = "I will cancel order {{Order Number}}. See {{Website URL}}."
     asks = "Could you please tell me your order number?"
     said, _ = composed(screening, raw)
@@ -112,19 +114,19 @@ def test_the_customer_is_asked_for_what_lacks_once_and_politely(screening: Scree
     own = "Please tell me your order number. I will cancel order {{Order Number}}."
     assert "".join(composed(screening, own)[0]).count("order number") == 1
     cut_off = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None, private=False))
-    assert "".join([*cut_off.feed(raw), *cut_off.end(whole=False)]) == "I will cancel order. See our website."
+    assert "".join([*cut_off.feed(raw), *cut_off.end(complete=False)]) == "I will cancel order. See our website."
     torn = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None, private=False))
-    assert "".join([*torn.feed("It is {{Order Nu"), *torn.end(whole=False)]) == "It is "
+    assert "".join([*torn.feed("It is {{Order Nu"), *torn.end(complete=False)]) == "It is "
 
 
-def test_only_the_first_answer_of_a_conversation_addresses_the_customer(screening: Screening) -> None:
+def test_only_the_first_answer_of_a_conversation_has_a_salutation(screening: Screening) -> None:
     before: Context = (("customer", "hi"), ("agent", "Hello."))
     raw = "It left. It arrives today."
     assert "".join(composed(screening, raw, tone=Tone.PROFESSIONAL)[0]) == f"Dear customer,\n\n{raw}"
     assert "".join(composed(screening, raw, tone=Tone.PROFESSIONAL, earlier=before)[0]) == raw
 
 
-def test_with_the_privacy_switch_only_details_that_matter_are_asked_for(screening: Screening) -> None:
+def test_with_the_privacy_switch_only_needed_details_are_asked_for(screening: Screening) -> None:
     def private(raw: str, intent: str, **options: dict[str, str]) -> str:
         return "".join(composed(screening, raw, intent=intent, private=True, **options)[0])  # type: ignore[arg-type]
 
@@ -141,21 +143,21 @@ def test_with_the_privacy_switch_only_details_that_matter_are_asked_for(screenin
     assert private("Order {{Order Number}} is fine.", "review") == "Order is fine."
     assert "?" in private("Order {{Order Number}} is fine.", "track_order")
     form = "Enter your email address on the form. If you have questions about your address, let us know."
-    assert private(form, "review") == form, "to type something into a form is no telling"
+    assert private(form, "review") == form, "typing something into a form is not telling it"
 
 
-def test_the_privacy_switch_on_the_samples_answers(screening: Screening) -> None:
+def test_the_privacy_switch_changes_few_answers_of_the_sample(screening: Screening) -> None:
     rows = sample_rows(810)
     gone = set()
     for intent, raw in zip(rows["intent"], rows["response"], strict=True):
         open_, private = (composed(screening, raw, intent=intent, private=p, values=VALUES)[0] for p in (False, True))
         gone |= {(intent, sentence.strip()) for sentence in open_ if sentence not in private}
     intents = {"complaint", "create_account", "registration_problems"}
-    assert {intent for intent, _ in gone} == intents, "the others ask for nothing, or for what they need"
+    assert {intent for intent, _ in gone} == intents, "the others ask for nothing, or only for what they need"
     assert all(any(words in said for words in ("your name", "your invoice number")) for _, said in gone), gone
 
 
-def test_personal_data_of_others_is_never_echoed(screening: Screening) -> None:
+def test_personal_data_of_others_is_never_repeated(screening: Screening) -> None:
     raw = (
         "Hello Anna, order 9988776655 and account KX-123 go to anna@mail.example, +49 30 901820. "
         "Your own order 4412345678 is fine."
@@ -165,7 +167,7 @@ def test_personal_data_of_others_is_never_echoed(screening: Screening) -> None:
         assert other not in text
     assert "4412345678" in text
     known = "".join(composed(screening, raw, said=f"{raw} 4412345678")[0])
-    assert known == raw, "what the customer said may be said back"
+    assert known == raw, "what the customer said may be repeated"
 
 
 @pytest.mark.parametrize(
@@ -183,13 +185,13 @@ def test_personal_data_of_others_is_never_echoed(screening: Screening) -> None:
         "AKIAABCDEFGHIJKLMNOP",
     ],
 )
-def test_what_no_customer_may_read_ends_the_answer(screening: Screening, unfit: str) -> None:
+def test_an_answer_ends_before_a_sentence_that_no_customer_may_read(screening: Screening, unfit: str) -> None:
     said, composer = composed(screening, f"Gladly. {unfit} And more for order {{{{Order Number}}}}.")
     assert said == ["Gladly. "]
     assert composer.withheld
 
 
-def test_a_value_brings_nothing_in_that_the_model_may_not_say(screening: Screening) -> None:
+def test_a_value_cannot_add_what_the_model_may_not_say(screening: Screening) -> None:
     for value in ("<|im_end|>", "you idiot"):
         said, composer = composed(screening, "Hi {{Client Name}}.", values=canonical_values({"Client Name": value}))
         assert not said
@@ -197,12 +199,12 @@ def test_a_value_brings_nothing_in_that_the_model_may_not_say(screening: Screeni
     assert composed(screening, "Hi {{Client Name}}.", values={"Client Name": "<img src=x>Al"})[0] == ["Hi Al."]
 
 
-def test_markup_is_left_out(screening: Screening) -> None:
+def test_markup_is_removed(screening: Screening) -> None:
     raw = "Go <a href='http://evil.example'>here</a> ![x](http://evil.example/?q=1)now, 1 < 2. <script>alert(1)"
     assert "".join(composed(screening, raw)[0]) == "Go here now, 1 < 2. "
 
 
-def test_what_cannot_be_seen_is_not_read() -> None:
+def test_invisible_characters_are_removed() -> None:
     assert (
         visible_text("a\ud800b\x00 \u202ec\u202c \U000e0041 i\u200cg\u200dn\u200bore 👩\u200d👧")
         == "ab c ignore 👩\u200d👧"

@@ -1,4 +1,4 @@
-"""The queue of handovers: on the disk before anybody is told, and at the webhook sooner or later, whatever happens."""
+"""The handover queue: on disk before the customer is told, and delivered to the webhook whatever happens."""
 
 import json
 import os
@@ -17,14 +17,14 @@ import pytest
 from cs_pipeline.company import Company, HandoverSettings
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.desk import handover_queue
-from cs_pipeline.serve.desk.handover import Reason, handover
+from cs_pipeline.serve.desk.handover import HandoverReason, make_handover
 from cs_pipeline.serve.desk.handover_queue import HandoverQueue
 from cs_pipeline_tests.support.serving import wait_for
 
-RECORD = handover(
+RECORD = make_handover(
     "I want a human",
     (("customer", "where is my order"), ("agent", "On its way.")),
-    Reason.ASKED,
+    HandoverReason.ASKED,
     reference="H-0000000A",
     follows="",
     model="3",
@@ -36,7 +36,7 @@ RECORD = handover(
 
 
 class Webhook:
-    """A real server that answers with the given statuses, one after the other, the last for good; 0 is no answer at all."""
+    """A real server that answers with the given statuses in turn, and then with the last one. 0 means no answer at all."""
 
     def __init__(self, *statuses: int) -> None:
         self.taken: list[tuple[str, Any]] = []
@@ -89,7 +89,7 @@ def hooks() -> Iterator[list[Webhook]]:
         hook.close()
 
 
-def test_without_a_webhook_it_waits_for_the_owner_of_the_lake_alone(lake: DataLake) -> None:
+def test_without_a_webhook_a_handover_waits_and_only_the_owner_can_read_it(lake: DataLake) -> None:
     queue = HandoverQueue(lake, Company())
     queue.put(RECORD)
     path = lake.path("serve", "handovers", "H-0000000A.json")
@@ -98,7 +98,7 @@ def test_without_a_webhook_it_waits_for_the_owner_of_the_lake_alone(lake: DataLa
     queue.close()
 
 
-def test_a_failing_webhook_is_tried_until_it_takes_each_once(
+def test_a_failing_webhook_is_retried_until_it_accepts_each_handover(
     lake: DataLake, hooks: list[Webhook], caplog: pytest.LogCaptureFixture
 ) -> None:
     hook = Webhook(503, 500, 404, 302, 200)
@@ -112,15 +112,15 @@ def test_a_failing_webhook_is_tried_until_it_takes_each_once(
     assert {body["summary"] for _, body in hook.taken} == {RECORD.summary}
     assert not list(lake.path("serve", "handovers").glob("H-*"))
     assert len(list(lake.path("serve", "handovers", "delivered").glob("H-*"))) == 3
-    assert "the webhook says 503" in caplog.text
+    assert "the webhook answered 503" in caplog.text
     assert "SECRET" not in caplog.text
     assert "human" not in caplog.text
 
 
-def test_a_webhook_that_hangs_holds_nobody_up(
+def test_a_hanging_webhook_does_not_block_the_queue(
     lake: DataLake, hooks: list[Webhook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handover_queue, "PATIENCE", 0.5)
+    monkeypatch.setattr(handover_queue, "WEBHOOK_TIMEOUT", 0.5)
     hook = Webhook(0)
     hooks.append(hook)
     queue = HandoverQueue(lake, hook.company)
@@ -133,7 +133,7 @@ def test_a_webhook_that_hangs_holds_nobody_up(
     assert len(list(lake.path("serve", "handovers").glob("H-*"))) == 5
 
 
-def test_what_a_killed_server_left_is_delivered_by_the_next(lake: DataLake, hooks: list[Webhook]) -> None:
+def test_handovers_of_a_killed_server_are_delivered_by_the_next_one(lake: DataLake, hooks: list[Webhook]) -> None:
     hook = Webhook(200)
     hooks.append(hook)
     script = (
@@ -157,7 +157,7 @@ def test_what_a_killed_server_left_is_delivered_by_the_next(lake: DataLake, hook
     assert [key for key, _ in hook.taken] == ["H-0000000A"]
 
 
-def test_what_was_delivered_is_kept_as_long_as_raw_deliveries(lake: DataLake, hooks: list[Webhook]) -> None:
+def test_delivered_handovers_are_kept_for_the_retention_days(lake: DataLake, hooks: list[Webhook]) -> None:
     hook = Webhook(200)
     hooks.append(hook)
     delivered = lake.path("serve", "handovers", "delivered")

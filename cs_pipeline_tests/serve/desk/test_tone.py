@@ -1,4 +1,4 @@
-"""The tones have an effect that can be counted, and cost neither facts nor courtesy."""
+"""The tones differ measurably, and change neither facts nor courtesy."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from bench import tone as bench
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.serve.desk.tone import Tone, address, put
+from cs_pipeline.serve.desk.tone import Tone, apply_tone, salutation
 from cs_pipeline.text.facts import facts
 
 FRIENDLY, PROFESSIONAL = Tone.FRIENDLY, Tone.PROFESSIONAL
@@ -29,17 +29,17 @@ def assert_apart(tones: dict[str, dict[str, Any]]) -> None:
         assert figures["courtesy"] > neutral["courtesy"] - 0.01
 
 
-def test_the_tones_of_the_samples_answers() -> None:
+def test_tones_of_the_sample_answers_differ_measurably() -> None:
     assert_apart(bench.measure(sample_rows(810)["response"].tolist()[::5])["tones"])
 
 
-def test_the_tones_of_real_answers(bitext_csv: Path) -> None:
+def test_tones_of_real_answers_differ_measurably(bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv, usecols=["response"], dtype=str).sample(120, random_state=5)
     assert_apart(bench.measure(rows["response"].tolist())["tones"])
 
 
 @pytest.mark.parametrize(
-    ("tone", "raw", "put_so"),
+    ("tone", "raw", "expected"),
     [
         (FRIENDLY, "I am sure that we will do it.", "I'm sure that we'll do it."),
         (FRIENDLY, "You do not have to; I have received it.", "You don't have to; I've received it."),
@@ -58,24 +58,24 @@ def test_the_tones_of_real_answers(bitext_csv: Path) -> None:
         (Tone.NEUTRAL, "I'm here! I am here!", "I'm here! I am here!"),
     ],
 )
-def test_a_sentence(tone: Tone, raw: str, put_so: str) -> None:
-    assert put(raw, tone) == put_so
-    assert put(put_so, tone) == put_so
+def test_a_sentence_in_each_tone(tone: Tone, raw: str, expected: str) -> None:
+    assert apply_tone(raw, tone) == expected
+    assert apply_tone(expected, tone) == expected
 
 
-def test_facts_labels_and_lines_stay() -> None:
+def test_facts_labels_and_line_breaks_stay_the_same() -> None:
     for raw in sample_rows(810, seed=2)["response"][::4]:
         for tone in Tone:
-            said = put(raw, tone)
+            said = apply_tone(raw, tone)
             assert [fact.values for fact in facts(said)] == [fact.values for fact in facts(raw)]
             assert said.count("\n") == raw.count("\n")
             assert said.count("{{") == raw.count("{{")
 
 
-def test_the_first_answer_of_a_conversation_addresses_the_customer() -> None:
+def test_the_salutation_depends_on_tone_and_name() -> None:
     name = {"Client Name": "Jane Doe", "Client First Name": "Jane"}
-    assert address("We have it.", FRIENDLY, name) == "Hi Jane! "
-    assert address("We have it.", FRIENDLY, {}) == "Hi! "
-    assert address("We have it.", PROFESSIONAL, name) == "Dear Jane Doe,\n\n"
-    assert address("Good day. We have it.", PROFESSIONAL, name) == ""
-    assert address("We have it.", Tone.NEUTRAL, name) == ""
+    assert salutation("We have it.", FRIENDLY, name) == "Hi Jane! "
+    assert salutation("We have it.", FRIENDLY, {}) == "Hi! "
+    assert salutation("We have it.", PROFESSIONAL, name) == "Dear Jane Doe,\n\n"
+    assert salutation("Good day. We have it.", PROFESSIONAL, name) == ""
+    assert salutation("We have it.", Tone.NEUTRAL, name) == ""

@@ -1,4 +1,4 @@
-"""The native routes over HTTP, what is refused and how, and the guards before them."""
+"""The native routes over HTTP, their errors, and the guards before them."""
 
 import json
 import socket
@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.serve.http.guard import BODY_BYTES
+from cs_pipeline.serve.http.guard import MAX_BODY_BYTES
 from cs_pipeline.serve.settings import load_settings
 from cs_pipeline_tests.support.serving import SURE, Serving, wait_for
 
@@ -25,7 +25,7 @@ def error(response: requests.Response) -> dict[str, Any]:
     return fault
 
 
-def test_a_question_is_answered_and_says_by_whom(serving: Serving) -> None:
+def test_an_answer_says_which_model_wrote_it(serving: Serving) -> None:
     response = serving.chat(
         SURE, temperature=0.9, seed=3, model_name="2", tone="friendly", values={"Order Number": "A-1"}
     )
@@ -46,7 +46,7 @@ def test_a_question_is_answered_and_says_by_whom(serving: Serving) -> None:
     assert serving.chat(SURE, model_name="champion:base").json()["model"] == "1:base"
 
 
-def test_no_text_stands_in_the_log(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_contains_no_questions_or_answers(serving: Serving, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("DEBUG", logger="cs_pipeline"):
         answer = serving.chat(SURE).json()
         serving.chat(SURE, model_name="password")
@@ -57,7 +57,7 @@ def test_no_text_stands_in_the_log(serving: Serving, caplog: pytest.LogCaptureFi
     assert answer["response"] not in caplog.text
 
 
-def test_what_there_is(serving: Serving) -> None:
+def test_the_models_and_the_state_of_the_server_are_listed(serving: Serving) -> None:
     facts = serving.get("/models").json()
     assert (facts["champion"], facts["trouble"]) == (1, None)
     assert facts["weights_bytes"] > 100_000
@@ -76,7 +76,7 @@ def test_what_there_is(serving: Serving) -> None:
     assert serving.get("/ready").json() == {"champion": 1}
 
 
-def test_metrics(serving: Serving) -> None:
+def test_metrics_count_requests_answers_and_tokens(serving: Serving) -> None:
     before = serving.metric('cs_answers_total{finish="length",model="1"}')
     requests_before = serving.metric('cs_requests_total{route="/chat",status="200"}')
     assert serving.chat(SURE, max_tokens=5).ok
@@ -107,7 +107,9 @@ def test_metrics(serving: Serving) -> None:
         ({"values": {"Order Number": "9" * 500}}, "values.Order Number", "at most 400 characters"),
     ],
 )
-def test_a_wrong_field_is_named_with_the_reason(serving: Serving, fields: dict[str, Any], param: str, why: str) -> None:
+def test_an_error_names_the_wrong_field_and_the_reason(
+    serving: Serving, fields: dict[str, Any], param: str, why: str
+) -> None:
     response = requests.post(f"{serving.url}/chat", json={"user_input": SURE, **fields}, timeout=60)
     assert response.status_code == 422
     fault = error(response)
@@ -132,7 +134,7 @@ def test_a_wrong_field_is_named_with_the_reason(serving: Serving, fields: dict[s
     ],
 )
 @pytest.mark.parametrize("path", ["/chat", "/v1/chat/completions"])
-def test_what_is_no_request_is_refused(serving: Serving, body: bytes, path: str) -> None:
+def test_malformed_requests_are_refused(serving: Serving, body: bytes, path: str) -> None:
     headers = {"Content-Type": "application/json"}
     response = requests.post(f"{serving.url}{path}", data=body, headers=headers, timeout=60)
     assert response.status_code in (400, 422)
@@ -153,7 +155,7 @@ def test_what_is_no_request_is_refused(serving: Serving, body: bytes, path: str)
         "𝟏",
     ],
 )
-def test_a_name_of_a_model_is_looked_up_and_never_opened(serving: Serving, name: str) -> None:
+def test_a_model_name_is_never_opened_as_a_path(serving: Serving, name: str) -> None:
     response = serving.chat(SURE, model_name=name)
     assert response.status_code == 404
     fault = error(response)
@@ -190,31 +192,31 @@ def test_hostile_text_is_answered_like_any_other(serving: Serving, text: str) ->
         assert "<|" not in response.json()["response"]
 
 
-def test_a_question_too_long_for_the_model(serving: Serving) -> None:
+def test_a_question_that_is_too_long_for_the_model_is_refused(serving: Serving) -> None:
     response = serving.chat(f"{SURE}, please " + "password 日本語日本語 " * 490, model_name="2")
     assert response.status_code == 400
     assert error(response)["code"] == "context_length_exceeded"
 
 
-def test_a_body_of_a_megabyte_is_refused_told_before_or_not(serving: Serving) -> None:
+def test_a_body_of_a_megabyte_is_refused_with_or_without_a_content_length(serving: Serving) -> None:
     whole = json.dumps({"user_input": "x" * 1_000_000}).encode()
     for path in ("/chat", "/v1/chat/completions", "/"):
         response = requests.post(f"{serving.url}{path}", data=whole, timeout=60)
         assert (response.status_code, error(response)["code"]) == (413, "too_large")
-    # In chunks the length is not told before; what follows the limit is not read.
+    # A chunked body has no Content-Length; nothing after the limit is read.
     with socket.create_connection(("127.0.0.1", serving.port), timeout=60) as connection:
         connection.sendall(
             b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         piece = b"x" * 65_536
-        for _ in range(BODY_BYTES // len(piece) + 1):
+        for _ in range(MAX_BODY_BYTES // len(piece) + 1):
             connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
     assert serving.chat().ok
 
 
-def test_a_client_that_hangs_up_ends_its_answer(serving: Serving) -> None:
-    """The question is asked over a connection that is closed before the answer, which is slowed down to be longer."""
+def test_a_client_that_hangs_up_cancels_its_answer(serving: Serving) -> None:
+    """The connection is closed while the answer, which is slowed down, is still being generated."""
     before = serving.metric('cs_answers_total{finish="cancelled"')
     body = json.dumps({"user_input": SURE, "model_name": "2"}).encode()
     head = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
@@ -229,7 +231,7 @@ def test_a_client_that_hangs_up_ends_its_answer(serving: Serving) -> None:
     assert serving.metric('cs_answers_total{finish="cancelled"') == before + 1
 
 
-def test_this_machine_alone_by_its_own_name_and_no_other_page(serving: Serving) -> None:
+def test_other_host_names_and_other_origins_are_refused(serving: Serving) -> None:
     assert serving.get("/models", headers={"Host": "evil.example"}).status_code == 400
     assert serving.get("/models", headers={"Host": f"localhost:{serving.port}"}).ok
     response = requests.post(
@@ -241,7 +243,7 @@ def test_this_machine_alone_by_its_own_name_and_no_other_page(serving: Serving) 
     assert "access-control-allow-origin" not in response.headers
 
 
-def test_a_key_and_named_origins(lake: DataLake) -> None:
+def test_every_route_but_health_requires_the_key_and_named_origins_are_allowed(lake: DataLake) -> None:
     with Serving(lake, key=SecretStr(KEY), origins=("https://shop.example",)) as serving:
         wrong: list[dict[str, str]] = [
             {},
@@ -271,13 +273,13 @@ def test_a_key_and_named_origins(lake: DataLake) -> None:
         assert int(response.headers["retry-after"]) > 0
 
 
-def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_come_from_options_and_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_settings().host == "127.0.0.1"
     for host in ("0.0.0.0", "::", "192.168.1.7", "support.example"):
-        with pytest.raises(PipelineError, match="takes a key of 16 characters or more"):
+        with pytest.raises(PipelineError, match="needs a key of 16 characters or more"):
             load_settings(host)
     monkeypatch.setenv("CS_SERVE_KEY", "short")
-    with pytest.raises(PipelineError, match="takes a key of 16") as refused:
+    with pytest.raises(PipelineError, match="needs a key of 16") as refused:
         load_settings("0.0.0.0")
     assert "short" not in str(refused.value)
     monkeypatch.setenv("CS_SERVE_KEY", KEY)

@@ -1,4 +1,4 @@
-"""The official client of OpenAI's, unchanged, against the server."""
+"""OpenAI's official client, unchanged, against the server."""
 
 import json
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ def client(serving: Serving) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def test_models(client: openai.OpenAI) -> None:
+def test_models_are_listed_and_unknown_ones_refused(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()][:3] == ["cs-support", "cs-support:base", "champion"]
     assert client.models.retrieve("2:base").id == "2:base"
     with pytest.raises(openai.NotFoundError, match="There is no such model"):
         client.models.retrieve("gpt-4")
 
 
-def test_a_completion(client: openai.OpenAI) -> None:
+def test_a_completion_has_text_and_usage(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model="cs-support", messages=USER)
     assert whole.model == "1"
     (choice,) = whole.choices
@@ -41,7 +41,7 @@ def test_a_completion(client: openai.OpenAI) -> None:
     assert again.usage.completion_tokens == 5
 
 
-def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
+def test_a_stream_gives_the_same_text_and_usage(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": "2", "messages": USER, "temperature": 1.0, "seed": 5}
     whole = client.chat.completions.create(**options)
     chunks = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
@@ -53,7 +53,7 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
     assert not list(client.chat.completions.create(**options, stream=True))[-1].usage
 
 
-def test_a_conversation_in_parts_with_the_fields_of_ours(client: openai.OpenAI) -> None:
+def test_messages_in_parts_and_additional_fields_are_accepted(client: openai.OpenAI) -> None:
     messages: Any = [
         {"role": "system", "content": "The customer has order A-1."},
         {"role": "user", "content": [{"type": "text", "text": "hello"}, {"type": "text", "text": "there"}]},
@@ -69,23 +69,23 @@ def test_a_conversation_in_parts_with_the_fields_of_ours(client: openai.OpenAI) 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({"n": 2}, "n is nothing that these models can follow"),
-        ({"stop": ["\n"]}, "stop is nothing"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is nothing"),
-        ({"response_format": {"type": "json_object"}}, "response_format is nothing"),
+        ({"n": 2}, "n is not supported by these models"),
+        ({"stop": ["\n"]}, "stop is not supported"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
         ({"temperature": 3}, "temperature: Input should be less than or equal to 2"),
         ({"messages": []}, "messages: List should have at least 1 item"),
-        ({"messages": [{"role": "assistant", "content": "x"}]}, "the last of messages must be the user's"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "the last message must have the role 'user'"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role: Input should be 'system'"),
     ],
 )
-def test_what_cannot_be_followed_is_refused(client: openai.OpenAI, options: dict[str, Any], why: str) -> None:
+def test_unsupported_values_are_refused(client: openai.OpenAI, options: dict[str, Any], why: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         client.chat.completions.create(**{"model": "champion", "messages": USER, **options})
     assert why in refused.value.message
 
 
-def test_a_reader_who_goes_away_ends_the_answer(serving: Serving, client: openai.OpenAI) -> None:
+def test_closing_a_stream_cancels_the_answer(serving: Serving, client: openai.OpenAI) -> None:
     before = serving.metric('cs_answers_total{finish="cancelled"')
     with serving.slowed("2", 0.05):
         stream = client.chat.completions.create(model="2", messages=USER, stream=True)
@@ -95,8 +95,8 @@ def test_a_reader_who_goes_away_ends_the_answer(serving: Serving, client: openai
     assert serving.metric('cs_answers_total{finish="cancelled"') == before + 1
 
 
-def test_a_model_that_fails_in_the_middle_of_a_stream_says_so(serving: Serving) -> None:
-    """The status is sent by then: the error is an event, as OpenAI sends it, and the stream has no end mark."""
+def test_a_failure_in_the_middle_of_a_stream_is_sent_as_an_event(serving: Serving) -> None:
+    """The status was already sent, so the error is an event, as with OpenAI, and there is no [DONE]."""
     body = {"model": "2", "messages": USER, "stream": True}
     with serving.failing("2"), requests.post(f"{serving.url}/v1/chat/completions", json=body, timeout=60) as response:
         assert response.status_code == 200

@@ -1,8 +1,8 @@
-"""The page as people use it: a real Chromium against the whole server, with the tests' own models."""
+"""The page in use: a real Chromium against the complete server, with small test models."""
 
 import json
-import re
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ WATCH = """() => {
   const look = () => document.querySelectorAll("#conversation .bot .said").forEach(said => window.seen.push(said.innerText));
   new MutationObserver(look).observe(document.querySelector("#conversation"), {childList: true, subtree: true});
 }"""
-"""Notes what an answer was at any time."""
+"""Records every state of an answer."""
 
 TABS = ("Chat", "Compare", "Performance", "Agent assist")
 
@@ -50,21 +50,21 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def visitor(browser: Browser) -> Iterator[BrowserContext]:
-    """One person's browser."""
+    """One visitor's browser."""
     with browser.new_context(permissions=["clipboard-read", "clipboard-write"]) as context:
         yield context
 
 
 @pytest.fixture
 def page(visitor: BrowserContext, serving: Serving) -> Iterator[Page]:
-    """The page, opened."""
+    """The opened page."""
     with opened(visitor, serving) as page:
         yield page
 
 
 @contextmanager
 def opened(context: BrowserContext, serving: Serving) -> Iterator[Page]:
-    """The page while the block runs, in which it may reach for nothing elsewhere, and hit no fault."""
+    """The page while the block runs. It must not request anything from other hosts, and must not have errors."""
     elsewhere, faults = set[str](), list[str]()
     page = context.new_page()
     page.set_default_timeout(PATIENCE * 1000)
@@ -79,7 +79,7 @@ def opened(context: BrowserContext, serving: Serving) -> Iterator[Page]:
 
 
 def ask(page: Page, question: str) -> Locator:
-    """Sends ``question`` with Enter; returns the answer when it is whole."""
+    """Sends ``question`` with Enter and returns the complete answer."""
     known = page.locator("#conversation .notes").count()
     page.fill("#question textarea", question)
     page.press("#question textarea", "Enter")
@@ -101,7 +101,7 @@ def open_tab(page: Page, name: str) -> None:
         tab.click()
 
 
-def test_a_chat_says_what_the_api_says(page: Page, serving: Serving) -> None:
+def test_a_chat_gives_the_same_answer_as_the_api(page: Page, serving: Serving) -> None:
     said = ask(page, SURE).inner_text()
     assert said == serving.chat(SURE).json()["response"]
     expect(page.locator("#conversation .notes")).to_contain_text("version 1 · intent ")
@@ -116,16 +116,16 @@ def test_a_chat_says_what_the_api_says(page: Page, serving: Serving) -> None:
     expect(page.locator("#conversation .user .said").nth(1)).to_have_text("one\ntwo", use_inner_text=True)
 
 
-def test_html_in_a_message_is_text(page: Page) -> None:
+def test_html_in_a_message_is_shown_as_text(page: Page) -> None:
     ask(page, HTML)
     expect(page.locator("#conversation .user .said")).to_have_text(HTML, use_inner_text=True)
     assert page.evaluate("window.hurt") is None
     assert page.locator("#conversation .said *").count() == 0
 
 
-def test_an_answer_is_read_while_it_is_written(page: Page, serving: Serving) -> None:
+def test_an_answer_appears_while_it_is_generated(page: Page, serving: Serving) -> None:
     # A text without a full stop comes in pieces of 600 characters, and each of its tokens is one or more.
-    number = add_version(serving.lake, serving.lake.path("talkative"), 1.0, longest=900)
+    number = add_version(serving.lake, serving.lake.path("talkative"), 1.0, max_new_tokens=900)
     wait_for(lambda: f'"{number}"' in serving.get("/models").text)
     page.reload()
     choose(page, "chat-model", f"version {number} ·")
@@ -136,8 +136,8 @@ def test_an_answer_is_read_while_it_is_written(page: Page, serving: Serving) -> 
     assert all(whole.startswith(part) for part in parts)
 
 
-def test_an_article_is_followed_without_a_training(page: Page, serving: Serving) -> None:
-    """Landed, changed and deleted: each time the next answer is written from what lies there then, and says so."""
+def test_a_changed_article_changes_the_next_answer_without_training(page: Page, serving: Serving) -> None:
+    """An article is added, changed and deleted. Each time the next answer uses and cites the current state."""
     number = add_version(serving.lake, serving.lake.path("reader"), 1.0, passages=2)
     article = serving.lake.path("landing", "knowledge", "password.md")
     article.parent.mkdir(parents=True)
@@ -182,7 +182,7 @@ def test_an_article_is_followed_without_a_training(page: Page, serving: Serving)
     assert sources() == []
 
 
-def test_stop_ends_the_answer(page: Page, serving: Serving) -> None:
+def test_the_stop_button_ends_the_answer(page: Page, serving: Serving) -> None:
     with serving.slowed("1", 1.0):
         page.fill("#question textarea", SURE)
         page.press("#question textarea", "Enter")
@@ -194,14 +194,14 @@ def test_stop_ends_the_answer(page: Page, serving: Serving) -> None:
     expect(page.locator("#stop")).to_be_disabled()
 
 
-def test_another_model_is_another_answer(page: Page, serving: Serving) -> None:
+def test_another_model_gives_its_own_answer(page: Page, serving: Serving) -> None:
     choose(page, "chat-model", "version 2 ·")
     said = ask(page, SURE).inner_text()
     assert said == serving.chat(SURE, model_name="2").json()["response"]
     expect(page.locator("#conversation .notes")).to_contain_text("version 2 ")
 
 
-def test_a_chat_is_exported_and_survives_a_reload(page: Page, tmp_path: Path) -> None:
+def test_a_chat_can_be_exported_and_survives_a_reload(page: Page, tmp_path: Path) -> None:
     said = ask(page, SURE).inner_text()
     for kind in ("json", "text"):
         with page.expect_download() as download:
@@ -219,7 +219,7 @@ def test_a_chat_is_exported_and_survives_a_reload(page: Page, tmp_path: Path) ->
     expect(page.locator("#conversation .bot .said")).to_have_text(said)
 
 
-def test_a_thumb_is_kept(page: Page, serving: Serving) -> None:
+def test_a_thumb_is_stored(page: Page, serving: Serving) -> None:
     said = ask(page, SURE).inner_text()
     page.get_by_label("Like", exact=True).or_(page.get_by_title("Like", exact=True)).first.click()
 
@@ -232,7 +232,7 @@ def test_a_thumb_is_kept(page: Page, serving: Serving) -> None:
     assert (thumb["question"], thumb["systems"], thumb["answers"], thumb["score"]) == (SURE, ["version 1"], [said], 1)
 
 
-def test_answers_are_judged_before_their_authors_are_known(page: Page, serving: Serving) -> None:
+def test_answers_are_rated_before_their_authors_are_shown(page: Page, serving: Serving) -> None:
     open_tab(page, "Compare")
     expect(page.locator("#compare-models")).to_contain_text("base of champion")
     page.fill("#compare-question textarea", SURE)
@@ -243,7 +243,7 @@ def test_answers_are_judged_before_their_authors_are_known(page: Page, serving: 
     assert not any("version" in text for text in cards.all_inner_texts())
 
     page.click("#save")
-    expect(page.get_by_text("Not every answer is judged yet.")).to_be_visible()
+    expect(page.get_by_text("Not every answer is rated yet.")).to_be_visible()
     for letter, score in (("A", 2), ("B", 5)):
         page.get_by_label(f"Answer {letter}").get_by_label(str(score)).or_(
             page.locator(f"#score-{letter} label", has_text=str(score))
@@ -263,7 +263,7 @@ def test_answers_are_judged_before_their_authors_are_known(page: Page, serving: 
     assert (vote["systems"], vote["winner"]) == (systems, "b")
 
 
-def test_what_an_agent_sent_is_kept(page: Page, serving: Serving) -> None:
+def test_the_answer_that_an_agent_sent_is_stored(page: Page, serving: Serving) -> None:
     handed_over = sorted(serving.lake.path("serve").rglob("handovers/*"))
     open_tab(page, "Agent assist")
     ticket = "I am furious! Give me a person!"
@@ -286,7 +286,7 @@ def test_what_an_agent_sent_is_kept(page: Page, serving: Serving) -> None:
     assert sorted(serving.lake.path("serve").rglob("handovers/*")) == handed_over
 
 
-def test_performance_shows_the_registry(page: Page, serving: Serving) -> None:
+def test_performance_shows_the_results_of_a_version(page: Page, serving: Serving) -> None:
     open_tab(page, "Performance")
     client = open_store(serving.lake)
     bits = client.get_run(str(client.get_model_version("cs-support", "1").run_id)).data.metrics[
@@ -302,7 +302,7 @@ def test_performance_shows_the_registry(page: Page, serving: Serving) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_a_phone_shows_every_tab_whole(browser: Browser, serving: Serving, scheme: Any) -> None:
+def test_every_tab_fits_on_a_phone(browser: Browser, serving: Serving, scheme: Any) -> None:
     size: Any = {"width": 390, "height": 844}
     with browser.new_context(viewport=size, color_scheme=scheme) as phone, opened(phone, serving) as page:
         red = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/)[0]")
@@ -313,7 +313,7 @@ def test_a_phone_shows_every_tab_whole(browser: Browser, serving: Serving, schem
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
 
 
-def test_a_key_opens_the_page_and_an_open_page_does_not_hold_the_server(
+def test_the_page_opens_with_the_key_and_does_not_delay_the_shutdown(
     browser: Browser, two_versions: Path, tmp_path: Path
 ) -> None:
     key = "sixteen letters or so"
@@ -331,7 +331,7 @@ def test_a_key_opens_the_page_and_an_open_page_does_not_hold_the_server(
     assert time.monotonic() - began < 20
 
 
-def test_nothing_but_the_page_is_open(serving: Serving) -> None:
+def test_only_the_routes_of_the_page_are_open(serving: Serving) -> None:
     for path in (
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/upload",

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.serve.page.controls import values_of
+from cs_pipeline.serve.page.controls import parse_details
 from cs_pipeline.serve.page.transcript import (
     ChatTurn,
     Conversation,
@@ -29,7 +29,7 @@ TURN: ChatTurn = {
 CHAT: Conversation = {"id": "one", "turns": [TURN, {**TURN, "question": "and when?", "thumb": True}]}
 
 
-def test_what_was_said_is_escaped_and_told_with_who_said_it() -> None:
+def test_messages_are_escaped_and_show_their_author() -> None:
     question, answer = chat_messages([TURN])
     assert question == {"role": "user", "content": '<div class="said">where is &lt;b&gt;it&lt;/b&gt;?\nmy parcel</div>'}
     assert answer["content"] == (
@@ -37,7 +37,7 @@ def test_what_was_said_is_escaped_and_told_with_who_said_it() -> None:
     )
 
 
-def test_only_what_there_is_stands_below_an_answer() -> None:
+def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
     sources: list[dict[str, Any]] = [
         {"kind": "passage", "title": "<Returns>", "address": 'https://shop.example/a?b="c', "text": "<p>30 days"},
         {"kind": "passage", "title": "Fees", "address": "javascript:alert(1)", "text": "none"},
@@ -48,18 +48,18 @@ def test_only_what_there_is_stands_below_an_answer() -> None:
     content = chat_messages([more])[1]["content"]
     link = '<a href="https://shop.example/a?b=&quot;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
     assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
-    assert "<summary>Fees (javascript:alert(1))</summary>" in content, "what is no address of a page is no link"
+    assert "<summary>Fees (javascript:alert(1))</summary>" in content, "only web addresses become links"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
-    assert "the desk, not version 3 · cut off at its longest" in content
+    assert "the desk, not version 3 · cut off at the length limit" in content
     assert not any(word in chat_messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
 
 
-def test_the_model_is_told_who_said_what() -> None:
+def test_earlier_turns_name_their_speaker() -> None:
     assert earlier([TURN]) == [("customer", TURN["question"]), ("agent", TURN["answer"])]
 
 
-def test_exports_hold_the_chat() -> None:
+def test_exports_contain_the_chat() -> None:
     assert json.loads(as_json(CHAT)) == CHAT
     assert transcript_text(CHAT).splitlines()[-2:] == ["Customer: and when?", "Version 3: On its way & soon there."]
 
@@ -70,8 +70,8 @@ def test_a_title_is_one_short_line() -> None:
 
 
 def test_details_are_read_line_by_line() -> None:
-    assert values_of("Order Number: 12:30\n\n Name :Ana ") == {"Order Number": "12:30", "Name": "Ana"}
-    assert values_of("") == {}
+    assert parse_details("Order Number: 12:30\n\n Name :Ana ") == {"Order Number": "12:30", "Name": "Ana"}
+    assert parse_details("") == {}
     for wrong in ("12345", "Name: Ana\n: 5"):
         with pytest.raises(PipelineError, match="Line"):
-            values_of(wrong)
+            parse_details(wrong)
