@@ -206,7 +206,9 @@ def test_a_later_call_resumes(server: Server, remote: RemoteFile, target: Path) 
     assert server.ranges == ["bytes=1000-"]
 
 
-def test_a_server_that_ignores_the_range(server: Server, remote: RemoteFile, target: Path) -> None:
+def test_a_server_that_ignores_the_range_sends_the_file_from_its_beginning(
+    server: Server, remote: RemoteFile, target: Path
+) -> None:
     target.parent.mkdir()
     target.with_name("rows.csv.part").write_bytes(CONTENT[:1000])
     server.script = [Answer(200, body=CONTENT)]
@@ -214,7 +216,7 @@ def test_a_server_that_ignores_the_range(server: Server, remote: RemoteFile, tar
     assert target.read_bytes() == CONTENT
 
 
-def test_a_server_that_returns_a_different_range(server: Server, remote: RemoteFile, target: Path) -> None:
+def test_a_different_range_than_requested_is_discarded(server: Server, remote: RemoteFile, target: Path) -> None:
     target.parent.mkdir()
     target.with_name("rows.csv.part").write_bytes(CONTENT[:1000])
     server.script = [Answer(206, {"Content-Range": f"bytes 500-{len(CONTENT) - 1}/{len(CONTENT)}"}, CONTENT[500:])]
@@ -447,7 +449,9 @@ def test_an_endpoint_with_a_password_is_refused_without_being_shown(monkeypatch:
     assert "pass1234" not in str(caught.value)
 
 
-def test_an_endpoint_that_is_not_a_url(target: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_that_is_not_a_url_is_refused(
+    target: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
     monkeypatch.delenv("HF_HUB_OFFLINE")
     assert "HF_ENDPOINT" in refusal(hub_file("main"), target).fix

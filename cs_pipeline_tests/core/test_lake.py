@@ -396,6 +396,6 @@ def test_digests_are_stable_and_distinguish_values() -> None:
         assert other.stdout.strip() == digest({"b": 1, "a": [2, None]}, "x")
 
 
-def test_the_sha256_of_a_file(tmp_path: Path) -> None:
+def test_the_sha256_of_a_file_is_the_published_one(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
