@@ -248,16 +248,11 @@ def _value_counts(units: Sequence[Hashable], values: Sequence[float | str]) -> n
     return counts
 
 
-def cohen_kappa(one: Sequence[Hashable], other: Sequence[Hashable]) -> float | None:
+def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
     """Cohen's kappa of two judges' categories for the same cases (Cohen 1960), unweighted.
 
     None without cases, and when both judges use only one and the same category, so that chance explains all agreement.
     """
-    if not one:
-        return None
-    categories = {category: place for place, category in enumerate(dict.fromkeys([*one, *other]))}
-    table = np.zeros((len(categories), len(categories)), np.int64)
-    np.add.at(table, ([categories[value] for value in one], [categories[value] for value in other]), 1)
-    cases, agreed = len(one), int(np.trace(table))
-    by_chance = int(table.sum(axis=1) @ table.sum(axis=0))  # times cases²
-    return (cases * agreed - by_chance) / (cases**2 - by_chance) if len(categories) > 1 else None
+    from sklearn.metrics import cohen_kappa_score
+
+    return float(cohen_kappa_score(one, other)) if len({*one, *other}) > 1 else None

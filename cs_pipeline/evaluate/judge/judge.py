@@ -9,7 +9,6 @@ pairs; a judge may decide about a promotion only above MIN_KAPPA.
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from cs_pipeline.core.lake import DataLake, digest, locked
 from cs_pipeline.evaluate.judge.endpoint import Endpoint
 from cs_pipeline.evaluate.people.people import vote_pairs
 from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_lines
 from cs_pipeline.evaluate.statistics import cohen_kappa, wilson
 from cs_pipeline.feedback import TIE
 
@@ -39,7 +38,6 @@ MIN_SHARED_PAIRS = 30
 
 _COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
 _PARALLEL_CALLS = 4
-_SECONDS_BETWEEN_REPORTS = 5.0
 
 _INSTRUCTION = """\
 You compare two answers of a customer-support desk to the same customer. The user's message is JSON: the earlier turns, \
@@ -133,16 +131,12 @@ def judge_pairs(
             if (verdict := _verdict(endpoint.ask(client, todo[key]))) is not None:
                 keep(key, verdict)
 
-        started = reported = time.monotonic()
+        progress = progress_lines(report, "judge", "verdicts", len(todo))
         pool = ThreadPoolExecutor(_PARALLEL_CALLS)
         try:
             for done, future in enumerate(as_completed([pool.submit(ask, key) for key in todo]), 1):
                 future.result()
-                if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS or done == len(todo):
-                    reported = time.monotonic()
-                    rate = done / max(reported - started, 1e-9)
-                    left = (len(todo) - done) / rate
-                    report(f"judge: {done}/{len(todo)} verdicts, {rate:.1f} per second, {left:.0f} s left")
+                progress(done)
         finally:
             pool.shutdown(cancel_futures=True)
         if unreadable := sum(key not in known for key in todo):

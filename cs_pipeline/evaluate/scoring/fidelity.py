@@ -72,23 +72,21 @@ def fabricated_facts(given: str, answer: str, mode: PlaceholderMode = Placeholde
 
 
 def _checked(given: str, answer: str, reference: str, row_id: str, mode: PlaceholderMode) -> tuple[object, ...]:
-    referred, written = _names(reference), _names(answer)
+    referred, written = placeholder_names(reference), placeholder_names(answer)
     made_up = fabricated_facts(given, answer, mode)
     match mode:
         case PlaceholderMode.KEEP:
             needed, missing = referred, referred - written
-            allowed = referred | _names(given) | catalogue().keys()
         case PlaceholderMode.GENERIC:
             needed = frozenset(name for name in referred if _has_phrase(name, _generic(reference)))
             missing = frozenset(name for name in needed if not _has_phrase(name, answer))
-            allowed = (referred | _names(given)) - catalogue().keys()
         case PlaceholderMode.STRIP:
             needed = missing = frozenset()
-            allowed = (referred | _names(given)) - catalogue().keys()
         case PlaceholderMode.REALISTIC:
             needed = referred & catalogue().keys()
             missing = frozenset(name for name in needed if not _has_value(name, given, answer, row_id))
-            allowed = (referred | _names(given)) - catalogue().keys()
+    known = referred | placeholder_names(given)
+    allowed = known | catalogue().keys() if mode is PlaceholderMode.KEEP else known - catalogue().keys()
     kinds = {fact.kind for fact in made_up}
     filled = {name for name in missing if name in catalogue() and _kinds(name) & kinds}
     return (
@@ -102,7 +100,8 @@ def _checked(given: str, answer: str, reference: str, row_id: str, mode: Placeho
 
 
 @lru_cache(maxsize=20_000)  # all systems share the questions and references
-def _names(text: str) -> frozenset[str]:
+def placeholder_names(text: str) -> frozenset[str]:
+    """The placeholders in ``text``, by the catalogue's name if it knows the spelling."""
     return frozenset(catalogue().name_of(spelling) or spelling for spelling in find(text))
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cs_pipeline.evaluate.scoring.fidelity import placeholder_names
 from cs_pipeline.evaluate.statistics import sampled_sums
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.text.facts import facts, is_known, values
-from cs_pipeline.text.placeholders import catalogue, find
 
 COPIED_RUN = 8
 """Consecutive words; two answers to one intent share so many by chance only if both contain the same stock phrase."""
@@ -107,10 +107,6 @@ def _in_runs(words: list[str], source: list[str]) -> np.ndarray:
 
 def _facts_found(answer: str, text: str) -> np.ndarray:
     """Which facts and placeholders of ``answer``, in that order, are in ``text``: [facts and placeholders]."""
-    known, names = values(text), _names(text)
+    known, names = values(text), placeholder_names(text)
     stated: list[Any] = [is_known(fact, known) for fact in facts(answer)]
-    return np.array([*stated, *(name in names for name in sorted(_names(answer)))], bool)
-
-
-def _names(text: str) -> set[str]:
-    return {catalogue().name_of(spelling) or spelling for spelling in find(text)}
+    return np.array([*stated, *(name in names for name in sorted(placeholder_names(answer)))], bool)

@@ -17,7 +17,8 @@ from rapidfuzz.distance import LCSseq
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
-from cs_pipeline.text.placeholders import catalogue, find
+from cs_pipeline.evaluate.scoring.fidelity import placeholder_names
+from cs_pipeline.text.placeholders import catalogue
 from cs_pipeline.text.safety import is_safe
 
 CALLER_COLUMNS = (
@@ -229,12 +230,9 @@ def _chrf(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.nda
 def _placeholder_statistics(
     questions: Sequence[str], answers: Sequence[str], references: Sequence[str]
 ) -> pd.DataFrame:
-    def names(text: str) -> set[str]:
-        return {catalogue().name_of(spelling) or spelling for spelling in find(text)}
-
     rows = []
     for texts in zip(questions, answers, references, strict=True):
-        question, answer, reference = map(names, texts)
+        question, answer, reference = map(placeholder_names, texts)
         invented = answer - reference - question - catalogue().keys()
         rows.append((len(answer), len(reference), len(answer & reference), len(invented)))
     kinds = ("answer", "reference", "matched", "invented")

@@ -107,18 +107,9 @@ def answer_test_set(
 
     ``report`` gets progress lines that call the model ``system``.
     """
-    started = reported = time.monotonic()
     inputs = test_set.questions, test_set.predicted_intents, test_set.contexts
-
-    def progress(done: int) -> None:
-        nonlocal reported
-        if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS or done == len(test_set.questions):
-            reported = time.monotonic()
-            rate = done / (reported - started)
-            left = (len(test_set.questions) - done) / rate
-            report(f"{system}: {done}/{len(test_set.questions)} answers, {rate:.1f} per second, {left:.0f} s left")
-
-    answers = model.answer(*inputs, progress, retrieved)
+    started = time.monotonic()
+    answers = model.answer(*inputs, progress_lines(report, system, "answers", len(test_set.questions)), retrieved)
     seconds = time.monotonic() - started
     run = GenerationRun(len(answers), sum(answer.tokens for answer in answers), seconds, peak_memory_gib())
     likelihoods = model.likelihoods(*inputs, test_set.references, retrieved)
@@ -131,6 +122,21 @@ def answer_test_set(
         stopped=[float(answer.stopped) for answer in answers],
     )
     return statistics, answers, run
+
+
+def progress_lines(report: Callable[[str], None], who: str, what: str, total: int) -> Callable[[int], None]:
+    """A function that takes the number done and reports it with rate and time left, every five seconds and at the end."""
+    started = reported = time.monotonic()
+
+    def progress(done: int) -> None:
+        nonlocal reported
+        now = time.monotonic()
+        if now - reported > _SECONDS_BETWEEN_REPORTS or done == total:
+            reported = now
+            rate = done / max(now - started, 1e-9)
+            report(f"{who}: {done}/{total} {what}, {rate:.1f} per second, {(total - done) / rate:.0f} s left")
+
+    return progress
 
 
 def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> str:
