@@ -46,17 +46,18 @@ Renaming changes a file's ctime but not its mtime; writing sets both to the same
 during a pause in writing looks the same, hence the second.
 """
 
-_ALWAYS = "1970-01-01T00:00:00+00:00"
+_LONG_AGO = "1970-01-01T00:00:00+00:00"  # the ``since`` of files that are known to be complete
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
 class LandingScan:
-    """What one scan found, by file name.
+    """What one scan found.
 
-    ``duplicates``: the name, and that of the delivery with the same content. ``waiting``: seen for the first time, still
-    being written, or beyond the limit of one scan. ``refused``: the name, and why and what to do.
+    ``taken``: new deliveries. ``duplicates``: the file's name, and that of the delivery with the same content. ``waiting``:
+    names of files seen for the first time, still being written, or beyond the limit of one scan. ``refused``: the file's
+    name, and why and what to do.
     """
 
     taken: list[Delivery]
@@ -80,7 +81,7 @@ def kept_copy(lake: DataLake, sha256: str) -> Path:
 
 
 def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan:
-    """Scans the landing place once and accepts complete files, oldest first, at most ``company.files_per_tick`` of them.
+    """Scans the landing place once and takes complete files, oldest first, at most ``company.files_per_tick`` of them.
 
     A file is complete if it is unchanged since a scan at least ``SETTLE_TIME`` before ``now``, if it was renamed in, or if
     it is in a store that lists only complete objects; and never while a process on this machine has it open for writing.
@@ -147,7 +148,7 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
             landed.append(LandedFile(file.name, format, content.bytes))
         for file in files:
             place.put(file, file.name)
-        ledger.replace_sightings(_sighting(entry, _ALWAYS) for entry in place.entries() if entry.name in names)
+        ledger.replace_sightings(_sighting(entry, _LONG_AGO) for entry in place.entries() if entry.name in names)
     return landed
 
 

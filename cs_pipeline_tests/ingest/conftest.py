@@ -1,4 +1,4 @@
-"""What several tests of ingestion share."""
+"""Fixtures of the tests of ingestion."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 @pytest.fixture
 def memory() -> Iterator[MemoryFileSystem]:
-    """A remote place, empty again afterwards: fsspec has one for the whole process."""
+    """fsspec's file system in memory, which is global to the process; it is emptied afterwards."""
     yield (files := MemoryFileSystem())
     files.store.clear()
     files.pseudo_dirs[:] = [""]

@@ -35,7 +35,7 @@ def csv_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_file_becomes_conversations(csv_file: Path, tmp_path: Path) -> None:
+def test_a_file_becomes_a_table_of_conversations(csv_file: Path, tmp_path: Path) -> None:
     table, provenance = load_bitext(str(csv_file), tmp_path / "cache")
     check_schema(table, CONVERSATION, "bitext")
     assert table.select(BITEXT_COLUMNS).to_pylist() == ROWS.to_pylist()
@@ -48,12 +48,12 @@ def test_file_becomes_conversations(csv_file: Path, tmp_path: Path) -> None:
     assert provenance == Provenance("file", str(csv_file), sha256, 4, "not stated")
 
 
-def test_relative_path_is_told_in_full(csv_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_provenance_has_the_absolute_path(csv_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_bitext("rows.csv", tmp_path / "cache")[1].address == str(csv_file)
 
 
-def test_row_ids_are_those_agreed() -> None:
+def test_row_ids_hash_the_fields_and_the_repetition() -> None:
     ids = row_ids(ROWS)
     key = "bitext\0B\0where is it\0ORDER\0track_order\0On its way."
     assert ids[0] == hashlib.sha256(f"{key}\0{0}".encode()).hexdigest()[:16]
@@ -61,7 +61,7 @@ def test_row_ids_are_those_agreed() -> None:
     assert len(set(ids)) == 4
 
 
-def test_row_ids_know_the_fields_apart() -> None:
+def test_row_ids_distinguish_the_fields() -> None:
     one = pa.table([["a"], ["b c"], ["d"], ["e"], ["f"]], schema=BITEXT_SCHEMA)
     other = pa.table([["a b"], ["c"], ["d"], ["e"], ["f"]], schema=BITEXT_SCHEMA)
     assert row_ids(one) != row_ids(other)
@@ -73,7 +73,7 @@ def test_row_ids_stay_when_rows_are_added_or_moved() -> None:
     assert row_ids(ROWS.slice(0, 2)) == row_ids(ROWS)[:2]
 
 
-def test_equal_input_equal_file(csv_file: Path, tmp_path: Path) -> None:
+def test_equal_input_gives_equal_files(csv_file: Path, tmp_path: Path) -> None:
     lake = DataLake(tmp_path / "lake")
     hashes = {
         lake.write("ingest", name, load_bitext(str(csv_file), tmp_path / "cache")[0], CONVERSATION) for name in "ab"
@@ -81,7 +81,7 @@ def test_equal_input_equal_file(csv_file: Path, tmp_path: Path) -> None:
     assert len(hashes) == 1
 
 
-def test_real_rows_and_their_other_forms(bitext_csv: Path, tmp_path: Path) -> None:
+def test_real_rows_have_the_same_ids_in_every_file_type(bitext_csv: Path, tmp_path: Path) -> None:
     table, provenance = load_bitext(str(bitext_csv), tmp_path)
     ids = table.column("row_id").to_pylist()
     assert table.num_rows == provenance.rows == 24_094
@@ -97,7 +97,7 @@ def test_real_rows_and_their_other_forms(bitext_csv: Path, tmp_path: Path) -> No
         assert again.select(BITEXT_COLUMNS).equals(table.select(BITEXT_COLUMNS))
 
 
-def test_sample(tmp_path: Path) -> None:
+def test_the_sample_is_deterministic(tmp_path: Path) -> None:
     table, provenance = load_bitext("sample", tmp_path / "cache")
     again, same = load_bitext("sample", tmp_path / "cache")
     assert table.equals(again)
@@ -121,7 +121,7 @@ def test_sample_as_a_file_has_the_same_rows(tmp_path: Path) -> None:
 
 
 def serve_rows(server: Server, monkeypatch: pytest.MonkeyPatch) -> bytes:
-    """The server holds ``ROWS`` as the Bitext file, in Bitext's repository and at the hub."""
+    """Serves ``ROWS`` as the Bitext file, as Bitext's repository and as the hub."""
     data = csv_bytes(ROWS)
     known = replace(
         sources.BITEXT,
@@ -153,7 +153,7 @@ def test_download_and_hub_give_the_same_rows(
     assert hub_provenance.kind == "hub"
     assert hub_provenance.address == server.base + server.paths[1]
     assert hub_provenance.address.startswith(f"{server.base}/datasets/{sources.HUB_REPO}/resolve/main/")
-    assert len(server.paths) == 2  # what came from one is never taken for what came from the other
+    assert len(server.paths) == 2  # a download from one is never used for the other
 
     load_bitext("download", cache)
     load_bitext("hub@main", cache)
@@ -163,7 +163,9 @@ def test_download_and_hub_give_the_same_rows(
     assert {file_sha256(path) for path in cache.rglob("*.csv")} == {sha256}
 
 
-def test_hub_offline_falls_back_to_nothing(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_the_hub_is_an_error_without_fallback(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     serve_rows(server, monkeypatch)
     load_bitext("download", tmp_path)
     with pytest.raises(PipelineError, match="HF_HUB_OFFLINE"):
@@ -172,19 +174,19 @@ def test_hub_offline_falls_back_to_nothing(server: Server, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("source", ["", " ", "Sample", "downlaod", "hub", "no/such/file.csv"])
-def test_unknown_source_lists_the_choices(source: str, tmp_path: Path) -> None:
+def test_an_unknown_source_is_refused_with_the_choices(source: str, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="neither a known source nor an existing file") as caught:
         load_bitext(source, tmp_path)
     for choice in ("'sample'", "'download'", "'hub@REVISION'", "csv.gz"):
         assert choice in caught.value.fix
 
 
-def test_hub_without_revision(tmp_path: Path) -> None:
+def test_the_hub_needs_a_revision(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="hub@<commit>"):
         load_bitext("hub@", tmp_path)
 
 
-def test_bad_file_keeps_its_own_error(tmp_path: Path) -> None:
+def test_a_bad_file_is_reported_by_its_reader(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"flags,instruction\n")
     with pytest.raises(PipelineError, match="lacks the columns category, intent, response"):
         load_bitext(str(tmp_path / "rows.csv"), tmp_path)

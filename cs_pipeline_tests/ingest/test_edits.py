@@ -1,4 +1,4 @@
-"""What agents sent lands as a company's conversations: once, whoever dies when, and clean where it may train."""
+"""What agents sent lands as the company's conversations: exactly once, even after a kill, and without personal data."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline_tests.support.killed import kill, kill_points
 
 TRACED = {str(module.__file__) for module in (feedback, database, landing, place, ledger, files)}
-# Settings under which a table with columns of its own, or an agent called agent, would be read wrongly.
+# With these settings, a table of edits, or an agent named agent, would be misread.
 COMPANY = Company(columns=Columns(question="question", answer="reply"), agents=("Team Blue",), retention_days=30)
 DRAFT = GivenAnswer("version 3", "Dear jane@example.com, it is on its way.", {"tone": "friendly"})
 TICKET = "Hello, where is my order 4412345678? My name is Jane Doe, jane@example.com."
@@ -33,7 +33,7 @@ SENT = "Hello Jane, your order 4412345678 left our warehouse this morning. You h
 
 
 def soon() -> datetime:
-    """When edits of now have waited long enough."""
+    """The time from which edits made now are landed."""
     return datetime.now(UTC) + EDIT_DELAY
 
 
@@ -47,7 +47,7 @@ def landed(lake: DataLake) -> list[str]:
 
 
 def delivered(lake: DataLake) -> list[str]:
-    """The ids of the edits in all deliveries that count."""
+    """The ids of the edits in all deliveries that are not superseded."""
     with Ledger(lake) as known:
         superseded = known.superseded()
         kept = [kept_copy(lake, one.sha256) for one in known.deliveries() if one.sha256 not in superseded]
@@ -64,19 +64,19 @@ def test_edits_wait_for_one_another_and_land_once(lake: DataLake) -> None:
     edit(lake, "three")
     assert land_edits(lake, COMPANY, soon()) == 1
     assert landed(lake) == ["agent_edits_000001.jsonl", "agent_edits_000002.jsonl"]
-    assert not list(lake.path("serve").glob("*agent_edits*")), "what holds raw text does not lie about"
-    # The very next look takes them: they were put there whole.
+    assert not list(lake.path("serve").glob("*agent_edits*")), "files with raw text are removed"
+    # The very next scan delivers them, because they were put there atomically.
     assert len(scan_landing(lake, COMPANY, datetime.now(UTC)).taken) == 2
     assert delivered(lake) == ["one", "three", "two"]
 
 
-def test_what_was_taken_does_not_lie_about_at_the_landing_place(lake: DataLake) -> None:
+def test_files_of_edits_are_removed_once_they_were_read(lake: DataLake) -> None:
     edit(lake, "one")
     land_edits(lake, COMPANY, soon())
     theirs = lake.root / "landing" / "agent_edits_000007.jsonl"
     theirs.write_text("{}")
     land_edits(lake, COMPANY, soon())
-    assert landed(lake) == ["agent_edits_000001.jsonl", theirs.name], "nobody has taken it yet"
+    assert landed(lake) == ["agent_edits_000001.jsonl", theirs.name], "it was not read yet"
     scan_landing(lake, COMPANY, datetime.now(UTC))
     scan_landing(lake, COMPANY, datetime.now(UTC) + 2 * SETTLE_TIME)
     land_edits(lake, COMPANY, soon())
@@ -84,7 +84,7 @@ def test_what_was_taken_does_not_lie_about_at_the_landing_place(lake: DataLake) 
     assert "one" in delivered(lake)
 
 
-def test_it_comes_out_of_prepare_as_a_row_that_may_train(prepared: Path, lake: DataLake) -> None:
+def test_an_edit_becomes_a_training_row(prepared: Path, lake: DataLake) -> None:
     lake.path("prepare").mkdir(parents=True)
     for name in ("intent_classifier", "answer_classifier"):
         shutil.copytree(prepared / "prepare" / name, lake.path("prepare", name))
@@ -109,11 +109,11 @@ def test_it_comes_out_of_prepare_as_a_row_that_may_train(prepared: Path, lake: D
     with Ledger(lake) as known:
         assert one["subject_id"] == known.hash_subject("jane@example.com")
     assert len({row["subject_id"] for row in (one, two, three)} - {None}) == 3, (
-        "whom nobody named is not one who floods"
+        "unnamed customers are not one who floods the desk"
     )
 
 
-def test_texts_are_deleted_when_their_time_is_over(lake: DataLake) -> None:
+def test_texts_of_edits_are_deleted_after_the_retention_period(lake: DataLake) -> None:
     edit(lake, "one", customer="jane@example.com")
     later = soon()
     land_edits(lake, COMPANY, later)
@@ -123,12 +123,12 @@ def test_texts_are_deleted_when_their_time_is_over(lake: DataLake) -> None:
     land_edits(lake, COMPANY, later + timedelta(days=31))
     assert not any(b"jane" in path.read_bytes() for path in lake.path("serve").iterdir())
     edit(lake, "one", customer="jane@example.com")
-    assert land_edits(lake, COMPANY, soon() + timedelta(days=32)) == 0, "a late retry is known all the same"
+    assert land_edits(lake, COMPANY, soon() + timedelta(days=32)) == 0, "a late retry is recognised"
 
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what a killed process has written stays, and syncing costs nothing."""
+    """A folder in memory if possible: what a killed process wrote remains, and syncing is fast."""
     if not os.access("/dev/shm", os.W_OK):
         yield tmp_path
         return
@@ -136,8 +136,8 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.mark.parametrize("taken_between", [True, False])
-def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_between: bool) -> None:
+@pytest.mark.parametrize("scan_between", [True, False])
+def test_after_a_kill_at_any_line_each_edit_lands_exactly_once(memory: Path, scan_between: bool) -> None:
     start, lake = DataLake(memory / "start"), DataLake(memory / "killed")
     edit(start, "one")
     edit(start, "two")
@@ -145,13 +145,13 @@ def test_killed_anywhere_each_edit_lands_exactly_once(memory: Path, taken_betwee
     work = partial(land_edits, lake, COMPANY, soon())
     shutil.copytree(start.root, lake.root)
     points = kill_points(work, lake.root, TRACED)
-    assert len(points) > 10, "the steps were seen"
+    assert len(points) > 8, "the steps were traced"
     for point in points:
         shutil.rmtree(lake.root)
         shutil.copytree(start.root, lake.root)
         kill(work, point, TRACED)
         now = datetime.now(UTC)
-        if taken_between:
+        if scan_between:
             scan_landing(lake, COMPANY, now)
         edit(lake, "three")
         while land_edits(lake, COMPANY, soon()):

@@ -135,4 +135,4 @@ def test_both_articles_land_and_are_read(lake: DataLake, company: Company) -> No
     assert "three to five working days" in text
     assert "within five working days" in text
     assert "Home" not in text, "navigation is not read"
-    assert [article.unseen for article in found.values()] == [[], []]
+    assert [article.invisible for article in found.values()] == [[], []]

@@ -48,19 +48,19 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=
 
 @given(rows=st.lists(st.tuples(texts, texts, texts, texts, texts), min_size=1, max_size=5))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_whatever_is_written_reads_back(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
+def test_written_rows_are_read_back(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
     table = pa.table(list(zip(*rows, strict=True)), schema=BITEXT_SCHEMA)
     assert read_bitext_file(written(tmp_path, "rows.csv", csv_bytes(table))).equals(table)
 
 
-def test_order_of_columns_is_free_and_others_are_ignored(tmp_path: Path) -> None:
+def test_columns_may_be_in_any_order_and_others_are_ignored(tmp_path: Path) -> None:
     data = b"response,note,intent,category,instruction,flags\r\nr,n,i,c,q,f\r\n\r\n"
     assert read_bitext_file(written(tmp_path, "rows.csv", data)).to_pylist() == [
         {"flags": "f", "instruction": "q", "category": "c", "intent": "i", "response": "r"}
     ]
 
 
-def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     assert read_bitext_file(written(tmp_path, "rows.csv", b"\xef\xbb\xbf" + HEADER + GOOD)).num_rows == 1
 
 
@@ -74,14 +74,14 @@ def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
     assert table.equals(read_bitext_file(tmp_path / "rows.csv"))
 
 
-def test_null_of_parquet_is_the_empty_text(tmp_path: Path) -> None:
+def test_a_null_in_parquet_becomes_the_empty_string(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({name: pa.array(["x", None], pa.large_string()) for name in BITEXT_COLUMNS}), tmp_path / "r.parquet"
     )
     assert read_bitext_file(tmp_path / "r.parquet").column("flags").to_pylist() == ["x", ""]
 
 
-def test_real_file_equals_what_csv_reads(bitext_csv: Path) -> None:
+def test_the_real_file_is_read_as_by_the_csv_module(bitext_csv: Path) -> None:
     with bitext_csv.open(encoding="utf-8", newline="") as file:
         expected = list(csv.DictReader(file))
     table = read_bitext_file(bitext_csv)
@@ -89,39 +89,39 @@ def test_real_file_equals_what_csv_reads(bitext_csv: Path) -> None:
     assert table.to_pylist() == expected
 
 
-def test_not_there(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "rows.csv").what
 
 
-def test_folder(tmp_path: Path) -> None:
+def test_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").mkdir()
     assert "is a folder" in refusal(tmp_path / "rows.csv").what
 
 
-def test_unreadable(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").symlink_to(tmp_path / "rows.csv")
     assert "cannot be read: Too many levels of symbolic links" in refusal(tmp_path / "rows.csv").what
 
 
 @pytest.mark.parametrize("name", ["rows.xlsx", "rows", "rows.gz", "rows.json"])
-def test_wrong_suffix(tmp_path: Path, name: str) -> None:
+def test_a_wrong_suffix_is_refused(tmp_path: Path, name: str) -> None:
     assert "does not end in .csv, .csv.gz or .parquet" in refusal(written(tmp_path, name, HEADER + GOOD)).what
 
 
-def test_empty(tmp_path: Path) -> None:
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     assert "is empty" in refusal(written(tmp_path, "a.csv", b"")).what
     assert "only blank lines" in refusal(written(tmp_path, "b.csv", b"\n\r\n\n")).what
     assert "is empty" in refusal(written(tmp_path, "c.csv.gz", gzip.compress(b""))).what
     assert "is empty" in refusal(written(tmp_path, "d.parquet", b"")).what
 
 
-def test_header_alone(tmp_path: Path) -> None:
+def test_a_header_without_rows_is_refused(tmp_path: Path) -> None:
     assert "has a header but no rows" in refusal(written(tmp_path, "rows.csv", HEADER)).what
     pq.write_table(BITEXT_SCHEMA.empty_table(), tmp_path / "rows.parquet")
     assert "has a header but no rows" in refusal(tmp_path / "rows.parquet").what
 
 
-def test_missing_columns(tmp_path: Path) -> None:
+def test_missing_columns_are_named(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "rows.csv", b"flags,Instruction,category,intent\na,b,c,d\n"))
     assert "lacks the columns instruction, response; it has 'flags', 'Instruction', 'category', 'intent'" in error.what
     assert "flags, instruction, category, intent, response" in error.fix
@@ -131,17 +131,17 @@ def test_missing_columns(tmp_path: Path) -> None:
     )
 
 
-def test_column_twice(tmp_path: Path) -> None:
+def test_repeated_columns_are_named(tmp_path: Path) -> None:
     data = b"flags,flags,instruction,category,intent,response\n1,2,3,4,5,6\n"
     assert "has the columns flags more than once" in refusal(written(tmp_path, "rows.csv", data)).what
 
 
-def test_truncated_gzip(tmp_path: Path) -> None:
+def test_truncated_gzip_is_refused(tmp_path: Path) -> None:
     packed = gzip.compress(HEADER + GOOD * 500)
     assert "is truncated: its gzip stream does not end" in refusal(written(tmp_path, "rows.csv.gz", packed[:-20])).what
 
 
-def test_not_gzip(tmp_path: Path) -> None:
+def test_invalid_gzip_is_refused(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "a.csv.gz", HEADER + GOOD))
     assert "is not valid gzip" in error.what
     assert "name it .csv" in error.fix
@@ -150,7 +150,7 @@ def test_not_gzip(tmp_path: Path) -> None:
     assert "is not valid gzip" in refusal(written(tmp_path, "b.csv.gz", bytes(packed))).what
 
 
-def test_not_utf8(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_located(tmp_path: Path) -> None:
     data = HEADER + GOOD + "B,café,ORDER,track_order,ok\n".encode("latin-1")
     error = refusal(written(tmp_path, "rows.csv", data))
     assert f"is not UTF-8: byte {data.index(0xE9)}, on line 3, is 0xE9" in error.what
@@ -158,14 +158,14 @@ def test_not_utf8(tmp_path: Path) -> None:
     assert f"byte {data.index(0xE9) + 3}, on line 3" in refusal(written(tmp_path, "bom.csv", bom + data)).what
 
 
-def test_utf16(tmp_path: Path) -> None:
+def test_utf16_is_refused(tmp_path: Path) -> None:
     assert "is not UTF-8: byte 0, on line 1" in refusal(written(tmp_path, "a.csv", GOOD.decode().encode("utf-16"))).what
     error = refusal(written(tmp_path, "b.csv", (HEADER + GOOD).decode().encode("utf-16-le")))
     assert "contains a NUL byte, at byte 1, on line 1" in error.what
     assert "UTF-16" in error.fix
 
 
-def test_nul(tmp_path: Path) -> None:
+def test_nul_characters_are_located(tmp_path: Path) -> None:
     data = HEADER + GOOD + b"B,wh\0at,ORDER,track_order,ok\n"
     assert (
         f"contains a NUL byte, at byte {data.index(0)}, on line 3" in refusal(written(tmp_path, "rows.csv", data)).what
@@ -176,14 +176,14 @@ def test_nul(tmp_path: Path) -> None:
     assert "row 2, column 'intent', contains a NUL character" in refusal(tmp_path / "p.parquet").what
 
 
-def test_cut_off_in_a_quoted_field(tmp_path: Path) -> None:
+def test_a_file_truncated_in_a_quoted_field_is_refused(tmp_path: Path) -> None:
     data = HEADER + GOOD + b'B,why,ORDER,track_order,"First\nsecond\nthird'
     error = refusal(written(tmp_path, "rows.csv", data))
     assert "ends inside a quoted field of row 2, on line 3" in error.what
     assert "Copy or download the file again" in error.fix
 
 
-def test_quote_that_is_never_closed(tmp_path: Path) -> None:
+def test_an_unclosed_quote_is_located(tmp_path: Path) -> None:
     error = refusal(written(tmp_path, "a.csv", HEADER + b'B,why,ORDER,track_order,"open\n' + GOOD * 4000))
     assert "row 1, on line 2" in error.what  # whichever comes first, the end of the file or the longest field
     error = refusal(written(tmp_path, "b.csv", HEADER + GOOD + b'B,"a"b,ORDER,track_order,c\n' + GOOD))
@@ -191,7 +191,7 @@ def test_quote_that_is_never_closed(tmp_path: Path) -> None:
     assert "the header, on line 1" in refusal(written(tmp_path, "c.csv", b'"flags')).what
 
 
-def test_wrong_number_of_fields(tmp_path: Path) -> None:
+def test_a_row_with_a_wrong_number_of_fields_is_located(tmp_path: Path) -> None:
     two_lines = b'B,q,ORDER,track_order,"one\ntwo"\n'
     error = refusal(written(tmp_path, "a.csv", HEADER + two_lines + b"B,where, when,ORDER,track_order,c\n"))
     assert "row 2, on line 4, has 6 fields, but the header has 5" in error.what
@@ -199,7 +199,7 @@ def test_wrong_number_of_fields(tmp_path: Path) -> None:
     assert "row 2, on line 3, has 2 fields, but the header has 5" in error.what
 
 
-def test_broken_parquet(tmp_path: Path) -> None:
+def test_broken_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({name: [f"{n} {name}" for n in range(2000)] for name in BITEXT_COLUMNS}), path)
     whole = path.read_bytes()
@@ -210,20 +210,20 @@ def test_broken_parquet(tmp_path: Path) -> None:
     assert "is not a valid Parquet file" in refusal(path).what
 
 
-def test_parquet_column_that_is_not_text(tmp_path: Path) -> None:
+def test_a_parquet_column_that_is_not_text_is_refused(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({name: [1] if name == "flags" else ["x"] for name in BITEXT_COLUMNS}), tmp_path / "rows.parquet"
     )
     assert "column 'flags' has type int64, not text" in refusal(tmp_path / "rows.parquet").what
 
 
-def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
+def test_parquet_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     wrong = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
     pq.write_table(pa.table(dict.fromkeys(BITEXT_COLUMNS, wrong)), tmp_path / "rows.parquet")
     assert "Invalid UTF8" in refusal(tmp_path / "rows.parquet").what
 
 
-def test_parquet_page_with_a_changed_byte(tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_parquet_page_is_found(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     table = pa.table({name: [f"{name} alpha"] for name in BITEXT_COLUMNS})
     pq.write_table(

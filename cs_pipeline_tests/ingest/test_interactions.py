@@ -34,7 +34,7 @@ ROWS = b"question,answer,customer_email\nq1,a1,jane@example.org\n,a2,x\ncaf\xe9,
 
 
 def deliver(lake: DataLake, files: dict[str, bytes], company: Company = COMPANY) -> list[Delivery]:
-    """Lets the real landing place take the files."""
+    """Delivers the files through the real landing place."""
     for name, data in files.items():
         path = lake.root / "landing" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def reconciles(facts: DayFacts) -> bool:
     return all(file.records == file.kept + sum(file.quarantined.values()) + file.forgotten for file in facts.files)
 
 
-def test_turns_are_joined_and_share_what_is_known_of_their_people(lake: DataLake) -> None:
+def test_turns_of_a_conversation_share_what_is_known_about_its_people(lake: DataLake) -> None:
     [delivery] = deliver(lake, {"chat.txt": CHAT.encode()})
     facts = ingest_day(lake, COMPANY, DAY)
     found = turns(lake)
@@ -89,7 +89,7 @@ def test_turns_are_joined_and_share_what_is_known_of_their_people(lake: DataLake
     assert reconciles(facts)
 
 
-def test_bad_records_are_quarantined_with_place_and_reason(lake: DataLake) -> None:
+def test_bad_records_are_quarantined_with_position_and_reason(lake: DataLake) -> None:
     [delivery] = deliver(lake, {"rows.csv": ROWS})
     facts = ingest_day(lake, COMPANY, DAY)
     assert [row["text"] for row in turns(lake)] == ["q1", "a1", "q4", "a4"]
@@ -108,7 +108,7 @@ def test_bad_records_are_quarantined_with_place_and_reason(lake: DataLake) -> No
     assert day_facts(lake, DAY) == facts
 
 
-def test_people_are_hashed_and_files_are_for_their_owner(lake: DataLake) -> None:
+def test_people_are_hashed_and_files_are_readable_by_their_owner_only(lake: DataLake) -> None:
     deliver(lake, {"rows.csv": ROWS})
     ingest_day(lake, COMPANY, DAY)
     with Ledger(lake) as ledger:
@@ -124,7 +124,7 @@ def tables(lake: DataLake) -> dict[str, bytes]:
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for folder in folders for path in folder.iterdir()}
 
 
-def test_again_gives_the_same_bytes(lake: DataLake) -> None:
+def test_ingesting_again_gives_the_same_bytes(lake: DataLake) -> None:
     deliver(lake, {"rows.csv": ROWS, "chat.txt": CHAT.encode()})
     ingest_day(lake, COMPANY, DAY)
     before = tables(lake)
@@ -133,7 +133,7 @@ def test_again_gives_the_same_bytes(lake: DataLake) -> None:
     assert tables(lake) == before
 
 
-def test_killed_at_any_line_the_next_run_ends_the_same(lake: DataLake) -> None:
+def test_after_a_kill_at_any_line_the_next_run_gives_the_same_tables(lake: DataLake) -> None:
     deliver(lake, {"rows.csv": b"question,answer\nq,a\nx\n"})
     ingest_day(lake, COMPANY, DAY)
     whole = tables(lake)
@@ -171,7 +171,7 @@ def _die_at_line(step: int) -> None:
     sys.settrace(trace)
 
 
-def test_forgotten_customers_are_left_out_by_mail_or_number(lake: DataLake) -> None:
+def test_forgotten_customers_are_recognised_by_email_or_id(lake: DataLake) -> None:
     columns = Columns(question="q", answer="a", customer_email="mail", customer_id="id")
     company = Company(columns=columns)
     rows = b"q,a,mail,id\n1,x,jane@example.org,88001\n2,x,ann@example.org,88002\n3,x,tom@example.org,88003\n"
@@ -189,7 +189,7 @@ def test_forgotten_customers_are_left_out_by_mail_or_number(lake: DataLake) -> N
     assert reconciles(facts)
 
 
-def test_forgotten_conversations_are_left_out_whole(lake: DataLake) -> None:
+def test_forgotten_conversations_are_left_out_as_a_whole(lake: DataLake) -> None:
     rows = b"question,answer,ticket_id,email\n1,x,T-100,\n2,x,T-200,\n3,x,T-100,jane@example.org\n4,x,T-300,ann@x.org\n"
     deliver(lake, {"rows.csv": rows})
     with Ledger(lake) as ledger:
@@ -200,7 +200,7 @@ def test_forgotten_conversations_are_left_out_whole(lake: DataLake) -> None:
     assert facts.files[0].forgotten == 3
 
 
-def test_redacted_record_is_no_record_of_the_day_any_more(lake: DataLake) -> None:
+def test_a_redacted_record_is_no_longer_a_record_of_the_day(lake: DataLake) -> None:
     [delivery] = deliver(lake, {"rows.csv": ROWS})
     before = ingest_day(lake, COMPANY, DAY)
     rows = turns(lake)
@@ -211,7 +211,7 @@ def test_redacted_record_is_no_record_of_the_day_any_more(lake: DataLake) -> Non
     assert (before.files[0].records, after.files[0].records) == (4, 3)
 
 
-def test_damage_of_a_delivery_is_one_line_of_its_quarantine(lake: DataLake) -> None:
+def test_a_damaged_delivery_adds_one_row_to_the_quarantine(lake: DataLake) -> None:
     import gzip
 
     packed = gzip.compress(os.urandom(20_000).hex().encode())
@@ -226,7 +226,7 @@ def test_damage_of_a_delivery_is_one_line_of_its_quarantine(lake: DataLake) -> N
     assert reconciles(facts)
 
 
-def test_file_that_nobody_can_use_says_what_to_do(lake: DataLake) -> None:
+def test_the_facts_of_an_unusable_file_say_what_to_do(lake: DataLake) -> None:
     deliver(lake, {"rows.csv": b"Frage,Antwort\na,b\n", "page.html": b"<p>", "zero.jsonl": b""})
     files = {file.name: file for file in ingest_day(lake, COMPANY, DAY).files}
     assert files["rows.csv"].problem is not None
@@ -237,7 +237,7 @@ def test_file_that_nobody_can_use_says_what_to_do(lake: DataLake) -> None:
     assert turns(lake) == []
 
 
-def test_changed_file_takes_the_place_of_the_one_before(lake: DataLake) -> None:
+def test_a_changed_file_replaces_its_earlier_delivery(lake: DataLake) -> None:
     deliver(lake, {"rows.csv": b"question,answer\nq,a\n"})
     deliver(lake, {"rows.csv": b"question,answer\nq,better\n"})
     ingest_day(lake, COMPANY, DAY)
@@ -246,7 +246,7 @@ def test_changed_file_takes_the_place_of_the_one_before(lake: DataLake) -> None:
     assert [row["turn"] for row in found] == [0, 1]
 
 
-def test_expired_day_is_not_read_again(lake: DataLake) -> None:
+def test_an_expired_day_cannot_be_ingested_again(lake: DataLake) -> None:
     [delivery] = deliver(lake, {"rows.csv": ROWS})
     with Ledger(lake) as ledger:
         ledger.expire(delivery.sha256)
@@ -254,7 +254,7 @@ def test_expired_day_is_not_read_again(lake: DataLake) -> None:
         ingest_day(lake, COMPANY, DAY)
 
 
-def test_missing_kept_copy_is_named(lake: DataLake) -> None:
+def test_a_missing_kept_copy_is_named(lake: DataLake) -> None:
     [delivery] = deliver(lake, {"rows.csv": ROWS})
     kept_copy(lake, delivery.sha256).unlink()
     with pytest.raises(PipelineError, match=r"kept copy of rows\.csv of 2026-03-02"):
@@ -262,7 +262,7 @@ def test_missing_kept_copy_is_named(lake: DataLake) -> None:
     assert not lake.table("ingest", f"company_interactions/{DAY}").exists()
 
 
-def test_day_without_deliveries_has_empty_tables(lake: DataLake) -> None:
+def test_a_day_without_deliveries_has_empty_tables(lake: DataLake) -> None:
     other = date(2026, 3, 3)
     with pytest.raises(PipelineError, match="2026-03-03 was not ingested"):
         day_facts(lake, other)
@@ -270,7 +270,7 @@ def test_day_without_deliveries_has_empty_tables(lake: DataLake) -> None:
     assert lake.read("ingest", f"company_interactions/{other}").num_rows == 0
 
 
-def test_no_value_of_a_file_is_in_the_facts(lake: DataLake) -> None:
+def test_the_facts_contain_no_values_of_a_file(lake: DataLake) -> None:
     bad = b'{"question": "SECRET", "SECRET": 1, "SECRET": 2}\n{"question": {"SECRET": 1}, "answer": "SECRET"}\nSECRET\n'
     deliver(lake, {"rows.jsonl": bad, "rows.csv": b"SECRET@x.org,y\nSECRET,b\n", "t.txt": b"SECRET\n"})
     facts = ingest_day(lake, COMPANY, DAY)
@@ -281,7 +281,7 @@ def test_no_value_of_a_file_is_in_the_facts(lake: DataLake) -> None:
     )
 
 
-def test_large_deliveries_are_written_in_pieces(lake: DataLake, tmp_path: Path) -> None:
+def test_large_deliveries_are_written_in_batches(lake: DataLake, tmp_path: Path) -> None:
     rows = 30_000
     data = b"question,answer\n" + b"".join(b"q%d,a%d\n" % (number, number) for number in range(rows))
     [delivery] = deliver(lake, {"rows.csv": data})

@@ -1,4 +1,4 @@
-"""Help articles at the landing place: listed with what changes them, landed by the command, and no deliveries."""
+"""Help articles: listed with an identity that changes with their content, landed by the command, not deliveries."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ def identities(lake: DataLake, company: Company) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("company", [Company(), IN_MEMORY])
-def test_landed_articles_are_listed_and_are_no_deliveries(
+def test_landed_articles_are_listed_and_are_not_deliveries(
     lake: DataLake, memory: MemoryFileSystem, refunds: Path, company: Company
 ) -> None:
     assert list_articles(lake, company) == []
@@ -59,7 +59,7 @@ def test_remote_folders_are_followed(lake: DataLake, memory: MemoryFileSystem) -
     assert [listed.path for listed in list_articles(lake, IN_MEMORY)] == ["table.xlsx"]
 
 
-def test_one_that_is_no_article_lands_none(lake: DataLake, refunds: Path, tmp_path: Path) -> None:
+def test_if_one_file_is_not_an_article_none_is_landed(lake: DataLake, refunds: Path, tmp_path: Path) -> None:
     table, empty = tmp_path / "tickets.csv", tmp_path / "empty.md"
     table.write_text("question,answer\n")
     empty.touch()

@@ -1,4 +1,4 @@
-"""Landing by hand: what is copied to the landing place, and what is told before anything is."""
+"""Landing by command: what is copied to the landing place, and what is refused before anything is copied."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def export(folder: Path, name: str, data: bytes = CSV) -> Path:
     return path
 
 
-def test_landed_files_are_recognised_and_taken_at_once(lake: DataLake, tmp_path: Path) -> None:
+def test_landed_files_are_recognised_and_delivered_at_once(lake: DataLake, tmp_path: Path) -> None:
     files = [export(tmp_path, "a.csv"), export(tmp_path, "b.csv.gz", packed(CSV.upper()))]
     landed = land_files(files, lake, COMPANY)
     assert [(one.name, one.bytes) for one in landed] == [
@@ -52,7 +52,7 @@ def test_landing_again_changes_nothing_and_landing_a_new_version_supersedes(lake
     assert scan_landing(lake, COMPANY, NOW).taken[0].supersedes == first.sha256
 
 
-def test_a_file_that_somebody_still_writes_is_not_replaced(lake: DataLake, tmp_path: Path) -> None:
+def test_a_file_still_being_written_is_not_replaced(lake: DataLake, tmp_path: Path) -> None:
     file = export(tmp_path, "a.csv")
     with written(lake, "a.csv").open("ab"), pytest.raises(PipelineError, match=r"Another a\.csv"):
         land_files([file], lake, COMPANY)
@@ -72,7 +72,7 @@ def test_a_file_that_somebody_still_writes_is_not_replaced(lake: DataLake, tmp_p
         ("bomb.csv.gz", packed(CSV * 100_000), "is larger than 3,000,000 bytes when unpacked"),
     ],
 )
-def test_what_would_not_be_taken_is_not_landed(
+def test_a_file_that_would_be_refused_is_not_landed(
     lake: DataLake, tmp_path: Path, name: str, data: bytes, complaint: str
 ) -> None:
     files = [export(tmp_path, "good.csv"), export(tmp_path, name, data)]
@@ -84,7 +84,7 @@ def test_what_would_not_be_taken_is_not_landed(
     assert kept(lake) == {}
 
 
-def test_what_is_no_file_is_not_landed(lake: DataLake, tmp_path: Path) -> None:
+def test_folders_missing_files_and_equal_names_are_not_landed(lake: DataLake, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(PipelineError, match="folder is a folder"):
         land_files([tmp_path / "folder"], lake, COMPANY)
@@ -94,7 +94,7 @@ def test_what_is_no_file_is_not_landed(lake: DataLake, tmp_path: Path) -> None:
         land_files([export(tmp_path / "x", "a.csv"), export(tmp_path / "y", "a.csv")], lake, COMPANY)
 
 
-def test_a_link_that_a_person_names_is_followed(lake: DataLake, tmp_path: Path) -> None:
+def test_a_link_given_to_the_command_is_followed(lake: DataLake, tmp_path: Path) -> None:
     (tmp_path / "link.csv").symlink_to(export(tmp_path, "a.csv"))
     land_files([tmp_path / "link.csv"], lake, COMPANY)
     assert not (lake.root / "landing" / "link.csv").is_symlink()
@@ -120,7 +120,7 @@ def test_files_are_landed_in_a_remote_place(
     assert names(scan_landing(lake, company, NOW).taken) == ["a.csv"]
 
 
-def test_a_landing_place_that_cannot_be_written_is_told(lake: DataLake, tmp_path: Path, server: Server) -> None:
+def test_a_landing_place_that_cannot_be_written_is_reported(lake: DataLake, tmp_path: Path, server: Server) -> None:
     file = export(tmp_path, "a.csv")
     (lake.root / "landing" / ".a.csv.landing").mkdir(parents=True)
     with pytest.raises(PipelineError, match=r"a\.csv cannot be copied to .*landing: Is a directory"):

@@ -1,4 +1,4 @@
-"""Files that change, go or become something else between listing and reading: none is taken then."""
+"""Files that change or disappear between listing and reading are not delivered."""
 
 import os
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from cs_pipeline_tests.support.arrivals import (
     deliveries,
     just_before,
     kept,
-    looks,
     moved,
     names,
+    scans,
 )
 
 
@@ -46,7 +46,7 @@ def appended(path: Path) -> None:
         file.write(b"And when?,Tomorrow.\n")
 
 
-def test_a_file_that_is_gone_when_it_is_opened_is_no_matter(lake: DataLake) -> None:
+def test_a_file_deleted_before_it_is_opened_is_skipped(lake: DataLake) -> None:
     path = moved(lake, "tickets.csv")
     moved(lake, "other.csv", b"another one", minutes=1)
     with just_before("open", path.unlink):
@@ -55,7 +55,7 @@ def test_a_file_that_is_gone_when_it_is_opened_is_no_matter(lake: DataLake) -> N
     assert names(scan_landing(lake, COMPANY, NOW).taken) == ["tickets.csv"]
 
 
-def test_a_file_that_is_gone_when_it_is_looked_at_is_no_matter(lake: DataLake) -> None:
+def test_a_file_deleted_while_the_folder_is_listed_is_skipped(lake: DataLake) -> None:
     path = moved(lake, "tickets.csv")
     with just_before("entry", path.unlink):
         assert scan_landing(lake, COMPANY, NOW) == NOTHING
@@ -66,7 +66,7 @@ def test_a_file_that_is_gone_when_it_is_looked_at_is_no_matter(lake: DataLake) -
     [replaced_by_a_pipe, replaced_by_a_link, replaced_by_a_folder, rewritten, appended],
     ids=lambda c: c.__name__,
 )
-def test_what_is_no_longer_what_was_listed_waits(lake: DataLake, change: Callable[[Path], None]) -> None:
+def test_a_file_that_changed_since_it_was_listed_waits(lake: DataLake, change: Callable[[Path], None]) -> None:
     path = moved(lake, "tickets.csv")
     with just_before("open", lambda: change(path)):
         assert scan_landing(lake, COMPANY, NOW) == LandingScan([], [], ["tickets.csv"], [])
@@ -81,6 +81,6 @@ def test_a_file_that_changes_while_it_is_read_waits(lake: DataLake, change: Call
         with just_before(function, lambda: change(path)):
             assert scan_landing(lake, COMPANY, NOW) == LandingScan([], [], ["tickets.csv"], [])
         assert (deliveries(lake), kept(lake)) == ([], {})
-    looking = looks(lake)
-    next(looking)
-    assert next(looking).taken[0].sha256 == file_sha256(path)
+    scanning = scans(lake)
+    next(scanning)
+    assert next(scanning).taken[0].sha256 == file_sha256(path)

@@ -1,38 +1,38 @@
-"""Kept copies: what killed looks left is removed, rows taken out stay out, and raw rows are deleted in time."""
+"""Kept copies: leftovers are removed, redacted rows do not come back, and raw rows are deleted after their time."""
 
 from datetime import timedelta
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import expire, kept_copy, scan_landing
-from cs_pipeline_tests.support.arrivals import COMPANY, DAY, NOTHING, NOW, deliveries, kept, looks, moved
+from cs_pipeline_tests.support.arrivals import COMPANY, DAY, NOTHING, NOW, deliveries, kept, moved, scans
 
 
-# test_landing_killed.py kills at every point
-def test_what_killed_looks_left_is_removed(lake: DataLake) -> None:
+# test_landing_killed.py kills scans at every point.
+def test_leftovers_of_killed_scans_are_removed(lake: DataLake) -> None:
     moved(lake, "tickets.csv")
     [delivery] = scan_landing(lake, COMPANY, NOW).taken
     folder = lake.path("ingest", "landed")
-    for name in (".taking", "..taking.x1", "0" * 64, f".{'0' * 64}.x1"):
+    for name in (".incoming", "..incoming.x1", "0" * 64, f".{'0' * 64}.x1"):
         (folder / name).write_text("raw")
     beside = folder / f".{delivery.sha256}.x1"
-    beside.write_text("somebody takes rows out of the kept copy now")
+    beside.write_text("rows of the kept copy are being redacted")
     scan_landing(lake, COMPANY, NOW)
     assert set(kept(lake)) == {delivery.sha256, beside.name}
 
 
-def test_rows_taken_out_of_a_kept_copy_do_not_come_back(lake: DataLake) -> None:
-    looking = looks(lake)
+def test_rows_redacted_in_a_kept_copy_do_not_come_back(lake: DataLake) -> None:
+    scanning = scans(lake)
     moved(lake, "tickets.csv")
-    [delivery] = next(looking).taken
+    [delivery] = next(scanning).taken
     kept_copy(lake, delivery.sha256).write_bytes(b"redacted")
     for name in ("tickets.csv", "again.csv"):
         moved(lake, name)
-        next(looking)
+        next(scanning)
     assert kept(lake) == {delivery.sha256: b"redacted"}
 
 
-def test_raw_rows_are_deleted_in_time(lake: DataLake) -> None:
+def test_raw_rows_are_deleted_after_the_retention_period(lake: DataLake) -> None:
     company = Company(retention_days=30)
     for day in range(3):
         moved(lake, f"{day}.csv", str(day).encode())
@@ -52,8 +52,8 @@ def test_raw_rows_are_deleted_in_time(lake: DataLake) -> None:
         assert left == {f"{DAY + timedelta(days=day)}.json" for day in range(3)} | {f"{new.day}.parquet"}
     assert [bool(delivery.expired_at) for delivery in deliveries(lake)] == [True, True, False]
     assert expire(lake, company, DAY + timedelta(days=32)) == []
-    (lake.path("ingest", "landed") / f".{old.sha256}.x1").write_text("left by who took rows out and was killed")
-    assert scan_landing(lake, company, NOW) == NOTHING, "what still lies at the landing place is known"
+    (lake.path("ingest", "landed") / f".{old.sha256}.x1").write_text("left by a killed redaction")
+    assert scan_landing(lake, company, NOW) == NOTHING, "files still at the landing place are known"
     moved(lake, "again.csv", b"0")
     assert scan_landing(lake, company, NOW).duplicates == [("again.csv", "0.csv")]
     assert set(kept(lake)) == {new.sha256}

@@ -1,4 +1,4 @@
-"""SIGKILL between any two lines of landing, taking and deleting: the next try finds or makes exactly what is due."""
+"""SIGKILL between any two lines of landing, scanning and deleting: the next call completes what is missing."""
 
 import gzip
 import os
@@ -26,7 +26,7 @@ A, B, C = (b"question,answer\nWhere is it?,%s.\n" % word for word in (b"On its w
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: what a killed process has written stays, and syncing costs nothing."""
+    """A folder in memory if possible: what a killed process wrote remains, and syncing is fast."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield tmp_path
@@ -38,11 +38,11 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def killed_everywhere(
     folder: Path, start: DataLake, work: Callable[[DataLake], object], check: Callable[[DataLake], None]
 ) -> None:
-    """Kills ``work`` on a copy of ``start`` wherever that leaves another disk, and calls ``check`` for what is left."""
+    """Kills ``work`` on a copy of ``start`` at every line that changes the disk, and calls ``check`` on what is left."""
     lake = DataLake(folder / "killed")
     shutil.copytree(start.root, lake.root)
     points = kill_points(partial(work, lake), lake.root, TRACED)
-    assert len(points) > 8, "the steps were seen"
+    assert len(points) > 8, "the steps were traced"
     for point in points:
         shutil.rmtree(lake.root)
         shutil.copytree(start.root, lake.root)
@@ -51,7 +51,7 @@ def killed_everywhere(
 
 
 def put(lake: DataLake, name: str, data: bytes, age: int) -> None:
-    """A file that was written ``age`` seconds ago; copied or restored, it looks renamed in."""
+    """A file with a modification time ``age`` seconds ago, so that it counts as renamed in."""
     path = lake.root / "landing" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -59,7 +59,7 @@ def put(lake: DataLake, name: str, data: bytes, age: int) -> None:
 
 
 @pytest.mark.parametrize("at_first_use", [True, False])
-def test_a_killed_look_takes_each_file_once(folder: Path, at_first_use: bool) -> None:
+def test_after_a_killed_scan_each_file_is_delivered_once(folder: Path, at_first_use: bool) -> None:
     start = DataLake(folder / "start")
     if at_first_use:
         put(start, "new.csv.gz", gzip.compress(A, mtime=0), 1)
@@ -77,7 +77,7 @@ def test_a_killed_look_takes_each_file_once(folder: Path, at_first_use: bool) ->
         assert scan_landing(lake, COMPANY, LATER + timedelta(minutes=1)) == LandingScan([], [], [], [])
         with Ledger(lake) as ledger:
             deliveries = ledger.deliveries()
-            assert ledger.superseded() == set(), "its content is also held by the copy"
+            assert ledger.superseded() == set(), "its content is also under the name of the copy"
             assert all(sighting.sha256 for sighting in ledger.sightings().values())
         found = [(one.name, kept_copy(lake, one.sha256).read_bytes(), one.supersedes) for one in deliveries]
         assert found == expected
@@ -88,7 +88,7 @@ def test_a_killed_look_takes_each_file_once(folder: Path, at_first_use: bool) ->
     killed_everywhere(folder, start, lambda lake: scan_landing(lake, COMPANY, NOW), check)
 
 
-def test_files_of_a_killed_landing_are_landed_by_the_next(folder: Path) -> None:
+def test_the_next_landing_lands_what_a_killed_one_did_not(folder: Path) -> None:
     files = [folder / "a.csv", folder / "b.csv.gz"]
     files[0].write_bytes(A)
     files[1].write_bytes(gzip.compress(B))
@@ -109,7 +109,7 @@ def test_files_of_a_killed_landing_are_landed_by_the_next(folder: Path) -> None:
     killed_everywhere(folder, start, lambda lake: land_files(files, lake, COMPANY), check)
 
 
-def test_raw_rows_of_a_killed_deletion_are_deleted_by_the_next(folder: Path) -> None:
+def test_the_next_deletion_deletes_what_a_killed_one_did_not(folder: Path) -> None:
     start = DataLake(folder / "start")
     put(start, "a.csv", A, 2)
     put(start, "b.csv", B, 1)

@@ -1,4 +1,4 @@
-"""Packed files: kept unpacked, of a damaged one its good part, and never more than is allowed."""
+"""Compressed files: kept unpacked, the valid part of a damaged one too, and never more than is allowed."""
 
 import random
 import zlib
@@ -21,7 +21,7 @@ def taken(lake: DataLake, name: str, data: bytes, company: Company = COMPANY) ->
 
 
 MANY = b"".join(random.Random(1).randbytes(40).hex().encode() + b"\n" for _ in range(20_000))
-"""1.6 MB that pack to half."""
+"""1.6 MB that compress to half."""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ MANY = b"".join(random.Random(1).randbytes(40).hex().encode() + b"\n" for _ in r
         ("not packed.csv.gz", MANY),
     ],
 )
-def test_what_is_gzip_is_kept_unpacked(lake: DataLake, name: str, data: bytes) -> None:
+def test_gzip_is_kept_unpacked(lake: DataLake, name: str, data: bytes) -> None:
     delivery, copy = taken(lake, name, data)
     assert copy == MANY
     assert delivery.damage is None
@@ -48,7 +48,7 @@ def test_the_smallest_files_are_deliveries(lake: DataLake, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999999])
-def test_of_a_gzip_that_is_cut_off_the_good_part_is_kept(lake: DataLake, share: float) -> None:
+def test_the_valid_part_of_a_truncated_gzip_is_kept(lake: DataLake, share: float) -> None:
     whole = packed(MANY)
     part = whole[: int(len(whole) * share)]
     delivery, copy = taken(lake, "tickets.csv.gz", part)
@@ -57,7 +57,7 @@ def test_of_a_gzip_that_is_cut_off_the_good_part_is_kept(lake: DataLake, share: 
     assert delivery.damage == f"truncated: its gzip stream does not end; {len(copy):,} bytes could be unpacked"
 
 
-def test_of_a_gzip_with_a_wrong_byte_the_part_before_is_kept(lake: DataLake) -> None:
+def test_the_part_before_a_wrong_byte_of_a_gzip_is_kept(lake: DataLake) -> None:
     broken = bytearray(packed(MANY))
     middle = len(broken) // 2
     broken[middle : middle + 2000] = b"\xff" * 2000
@@ -68,7 +68,7 @@ def test_of_a_gzip_with_a_wrong_byte_the_part_before_is_kept(lake: DataLake) -> 
 
 
 @pytest.mark.parametrize("data", [packed(MANY)[:-8] + b"wrongsum", packed(MANY) + b"more"], ids=["sum", "more"])
-def test_a_gzip_with_a_wrong_end_is_damaged(lake: DataLake, data: bytes) -> None:
+def test_a_gzip_with_an_invalid_end_is_damaged(lake: DataLake, data: bytes) -> None:
     delivery, copy = taken(lake, "tickets.csv.gz", data)
     assert copy == MANY
     assert delivery.damage == f"not valid gzip after {len(MANY):,} unpacked bytes"

@@ -1,4 +1,4 @@
-"""What is not taken from the landing place, and why; and names that are only odd."""
+"""What is refused at the landing place, and why; and unusual names that are accepted."""
 
 import ctypes
 import os
@@ -19,14 +19,14 @@ from cs_pipeline_tests.support.arrivals import (
     NOW,
     deliveries,
     kept,
-    looks,
     moved,
     names,
+    scans,
     written,
 )
 
 
-def test_what_is_no_plain_file_is_refused_at_each_look(lake: DataLake) -> None:
+def test_anything_but_a_regular_file_is_refused_at_each_scan(lake: DataLake) -> None:
     secret = lake.root / "secret.csv"
     moved(lake, "tickets.csv").rename(secret)
     landing = lake.root / "landing"
@@ -61,7 +61,7 @@ def test_what_is_no_plain_file_is_refused_at_each_look(lake: DataLake) -> None:
         (os.fsdecode(b"caf\xe9.csv"), r"'caf\udce9.csv'"),
     ],
 )
-def test_names_that_are_none_are_refused(lake: DataLake, name: str, shown: str) -> None:
+def test_unusable_names_are_refused(lake: DataLake, name: str, shown: str) -> None:
     moved(lake, name)
     moved(lake, "good.csv", b"a good one")
     found = scan_landing(lake, COMPANY, NOW)
@@ -78,7 +78,7 @@ def test_names_that_are_none_are_refused(lake: DataLake, name: str, shown: str) 
 @pytest.mark.parametrize(
     "name", ["Käufe März.csv", "表.jsonl", "a..b.csv", "-rf.csv", "$(x).csv", "' OR 1=1 --.csv", "🙂.csv"]
 )
-def test_odd_names_are_good_names(lake: DataLake, name: str) -> None:
+def test_unusual_names_are_accepted(lake: DataLake, name: str) -> None:
     moved(lake, name)
     assert names(scan_landing(lake, COMPANY, NOW).taken) == names(deliveries(lake)) == [name]
 
@@ -89,25 +89,25 @@ def test_hidden_files_and_help_articles_are_left_alone(lake: DataLake) -> None:
     moved(lake, "tickets.csv").unlink()
     written(lake, "knowledge/article.md", b"# Returns")
     written(lake, ".git/config", b"")
-    looking = looks(lake)
-    assert next(looking) == next(looking) == NOTHING
+    scanning = scans(lake)
+    assert next(scanning) == next(scanning) == NOTHING
 
 
-def without_the_rights_of_root() -> None:
-    """Gives away, for this process, that root may read and write everything (capset(2))."""
+def drop_the_rights_of_root() -> None:
+    """Drops, for this process, root's capability to read and write everything (capset(2))."""
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)
     nothing = (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None, use_errno=True).capset(header, nothing) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
-def test_a_file_that_may_not_be_read_is_refused_until_it_may(lake: DataLake) -> None:
+def test_a_file_without_read_permission_is_refused_until_it_has_it(lake: DataLake) -> None:
     secret = moved(lake, "secret.csv", b"a secret one", minutes=20)
     moved(lake, "tickets.csv")
     secret.chmod(0)
 
     def take(_: int) -> None:
-        without_the_rights_of_root()
+        drop_the_rights_of_root()
         found = scan_landing(lake, COMPANY, NOW)
         assert names(found.taken) == ["tickets.csv"]
         [(name, reason)] = found.refused

@@ -1,4 +1,4 @@
-"""Landing places elsewhere: a store of objects, a server that says no, any other folder."""
+"""Landing places elsewhere: an object store, a server that refuses, any other folder."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,17 +20,17 @@ from cs_pipeline_tests.support.arrivals import (
     deliveries,
     just_before,
     kept,
-    looks,
     moved,
     names,
     packed,
+    scans,
 )
 from cs_pipeline_tests.support.arrivals import server as server  # the fixture
 
 IN_MEMORY = Company(landing="memory://bucket/landing")
 
 
-def test_an_object_that_the_pipeline_has_put_there_can_be_removed(lake: DataLake, memory: MemoryFileSystem) -> None:
+def test_a_remote_object_can_be_removed(lake: DataLake, memory: MemoryFileSystem) -> None:
     memory.pipe_file("/bucket/landing/ours.csv", CSV)
     memory.pipe_file("/bucket/landing/theirs.csv", CSV)
     for _ in range(2):
@@ -38,9 +38,9 @@ def test_an_object_that_the_pipeline_has_put_there_can_be_removed(lake: DataLake
     assert memory.ls("/bucket/landing", detail=False) == ["/bucket/landing/theirs.csv"]
 
 
-def test_remote_objects_are_taken_when_they_are_seen(lake: DataLake, memory: MemoryFileSystem) -> None:
-    looking = looks(lake, IN_MEMORY)
-    assert next(looking) == NOTHING, "a store has no folder before it has an object"
+def test_remote_objects_are_delivered_at_the_first_scan(lake: DataLake, memory: MemoryFileSystem) -> None:
+    scanning = scans(lake, IN_MEMORY)
+    assert next(scanning) == NOTHING, "an object store has no empty folders"
     memory.pipe_file("/bucket/landing/tickets.csv.gz", packed(CSV))
     memory.pipe_file("/bucket/landing/.hidden.csv", CSV)
     memory.pipe_file("/bucket/landing/other.csv.part", CSV)
@@ -49,22 +49,22 @@ def test_remote_objects_are_taken_when_they_are_seen(lake: DataLake, memory: Mem
     memory.pipe_file("/bucket/landing/../escaped.csv", CSV)
     memory.pipe_file("/bucket/landing/a\\b\n.csv", CSV)
     memory.pipe_file("/bucket/other/other.csv", CSV)
-    found = next(looking)
+    found = next(scanning)
     [first] = found.taken
     assert first.name == "tickets.csv.gz"
     assert kept(lake) == {first.sha256: CSV}
     assert {name for name, _ in found.refused} == {"folder", r"'a\\b\n.csv'"}
-    assert next(looking) == LandingScan([], [], [], found.refused)
+    assert next(scanning) == LandingScan([], [], [], found.refused)
     memory.pipe_file("/bucket/landing/copy.csv.gz", memory.cat_file("/bucket/landing/tickets.csv.gz"))
-    assert next(looking).duplicates == [("copy.csv.gz", "tickets.csv.gz")]
+    assert next(scanning).duplicates == [("copy.csv.gz", "tickets.csv.gz")]
     memory.rm("/bucket/landing/copy.csv.gz")
     memory.pipe_file("/bucket/landing/tickets.csv.gz", CSV.upper())
-    [second] = next(looking).taken
+    [second] = next(scanning).taken
     assert (second.supersedes, kept_copy(lake, second.sha256).read_bytes()) == (first.sha256, CSV.upper())
     assert not (lake.root / "landing").exists()
 
 
-def test_remote_objects_are_taken_oldest_first(lake: DataLake, memory: MemoryFileSystem) -> None:
+def test_remote_objects_are_delivered_oldest_first(lake: DataLake, memory: MemoryFileSystem) -> None:
     for name in "ca", "b", "a":
         memory.pipe_file(f"/bucket/landing/{name}", name.encode())
     found = scan_landing(lake, Company(landing=IN_MEMORY.landing, files_per_tick=2), NOW)
@@ -84,36 +84,36 @@ def test_remote_objects_that_change_or_go_while_they_are_read(lake: DataLake, me
     assert (deliveries(lake), kept(lake)) == ([], {})
 
 
-def test_a_remote_server_shows_files_that_are_not_whole(lake: DataLake, server: Server) -> None:
+def test_files_on_a_remote_server_may_be_incomplete(lake: DataLake, server: Server) -> None:
     company = Company(landing="testserver://landing")
-    looking = looks(lake, company)
+    scanning = scans(lake, company)
     server.pipe_file("/landing/tickets.csv", CSV)
-    assert next(looking).waiting == ["tickets.csv"]
+    assert next(scanning).waiting == ["tickets.csv"]
     server.pipe_file("/landing/tickets.csv", CSV.upper())
-    assert next(looking).waiting == ["tickets.csv"]
-    assert names(next(looking).taken) == ["tickets.csv"]
+    assert next(scanning).waiting == ["tickets.csv"]
+    assert names(next(scanning).taken) == ["tickets.csv"]
 
 
-def test_what_a_store_denies_is_told_without_its_password(lake: DataLake, server: Server) -> None:
+def test_errors_of_a_store_are_reported_without_its_password(lake: DataLake, server: Server) -> None:
     company = Company(landing="testserver://me:password@host/landing")
-    looking = looks(lake, company)
-    next(looking)
+    scanning = scans(lake, company)
+    next(scanning)
     server.pipe_file(f"{upath.UPath(company.landing).path}/tickets.csv", CSV)
-    next(looking)
+    next(scanning)
     server.denies = "open"
-    [(name, reason)] = next(looking).refused
+    [(name, reason)] = next(scanning).refused
     assert name == "tickets.csv"
     assert "login failed: testserver://host/" in reason
     server.denies = "ls"
     with pytest.raises(PipelineError, match="cannot be listed: login failed: testserver://host/") as raised:
-        next(looking)
+        next(scanning)
     assert "password" not in str(raised.value)
     server.denies = None
     assert names(scan_landing(lake, company, NOW + timedelta(hours=1)).taken) == ["tickets.csv"]
 
 
 @pytest.mark.parametrize("landing", ["nonsense://bucket/landing", "memory//landing"])
-def test_an_address_that_nobody_knows_is_told(lake: DataLake, landing: str) -> None:
+def test_an_unsupported_address_is_reported(lake: DataLake, landing: str) -> None:
     with pytest.raises(PipelineError, match="landing") as raised:
         scan_landing(lake, Company(landing=landing), NOW)
     assert "company.yaml" in raised.value.fix

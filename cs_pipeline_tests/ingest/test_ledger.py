@@ -17,7 +17,7 @@ DAY = NOON.date()
 
 
 def deliver(ledger: Ledger, name: str, content: str, now: datetime = NOON) -> Delivery:
-    """Content that lies under ``name`` is seen and taken."""
+    """Stores a sighting and a delivery of this content under ``name``."""
     identity = f"{name} {content}"
     ledger.update_sightings([Sighting(name, identity, None, now.isoformat())])
     return ledger.add_delivery(name, identity, content, len(content), None, now)
@@ -31,7 +31,7 @@ def modes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mode & 0o777 for path in folder.glob("ledger.db*")}
 
 
-def test_it_is_made_at_first_use_for_its_owner_alone(lake: DataLake) -> None:
+def test_the_ledger_is_created_at_first_use_for_its_owner_only(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         assert (ledger.deliveries(), ledger.superseded(), ledger.sightings(), ledger.released()) == (
             [],
@@ -45,7 +45,7 @@ def test_it_is_made_at_first_use_for_its_owner_alone(lake: DataLake) -> None:
         assert modes(lake.path("ingest")) == dict.fromkeys(["ledger.db", "ledger.db-wal", "ledger.db-shm"], 0o600)
         key = ledger.key
     with Ledger(lake) as again:
-        assert again.key == key, "the key is made once"
+        assert again.key == key, "the key is created once"
         assert contents(again.deliveries()) == ["A"]
     with Ledger(DataLake(lake.root / "other")) as other:
         assert other.key != key, "each lake has its own"
@@ -68,7 +68,7 @@ def in_processes(count: int, work: Callable[[int], None]) -> None:
     assert [process.exitcode for process in processes] == [0] * count
 
 
-def test_first_uses_at_once_make_one_ledger(lake: DataLake) -> None:
+def test_concurrent_first_uses_create_one_ledger(lake: DataLake) -> None:
     def use(number: int) -> None:
         with Ledger(lake) as ledger:
             ledger.add_tombstone("row", str(number), ledger.key.hex())
@@ -80,7 +80,7 @@ def test_first_uses_at_once_make_one_ledger(lake: DataLake) -> None:
         assert reasons == [(ledger.key.hex(),)], "all had the same key"
 
 
-def test_attempts_counted_at_once_are_all_counted(lake: DataLake) -> None:
+def test_concurrent_attempts_are_all_counted(lake: DataLake) -> None:
     def count(number: int) -> None:
         with Ledger(lake) as ledger:
             for _ in range(20):
@@ -95,7 +95,7 @@ def test_attempts_counted_at_once_are_all_counted(lake: DataLake) -> None:
         assert ledger.attempts(DAY) == 0
 
 
-def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+def test_only_one_process_holds_a_lock(tmp_path: Path) -> None:
     file = tmp_path / "count"
     file.write_text("0")
 
@@ -111,7 +111,7 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
 # Hashes
 
 
-def test_people_and_rows_are_hashed_with_the_key(lake: DataLake) -> None:
+def test_people_and_rows_are_hashed_with_the_ledgers_key(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
 
         def expected(text: str) -> str:
@@ -131,7 +131,7 @@ def test_people_and_rows_are_hashed_with_the_key(lake: DataLake) -> None:
 # Deliveries
 
 
-def test_a_delivery_says_all_that_is_known(lake: DataLake) -> None:
+def test_a_delivery_has_all_its_fields(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         evening_in_new_york = datetime(2026, 3, 14, 22, 30, tzinfo=timezone(timedelta(hours=-4)))
         ledger.update_sightings([Sighting("a.csv", "1", "7", NOON.isoformat())])
@@ -175,18 +175,18 @@ def test_other_content_under_a_name_supersedes(lake: DataLake) -> None:
         assert ledger.content_of("c.csv") is None
 
 
-def test_content_that_comes_back_is_superseded_no_more(lake: DataLake) -> None:
+def test_content_that_comes_back_is_no_longer_superseded(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         first = deliver(ledger, "a.csv", "A")
         ledger.mark_ingested(DAY, ["A"], "a run")
         deliver(ledger, "a.csv", "B")
         again = deliver(ledger, "a.csv", "A", NOON + timedelta(days=3))
-        assert again == first, "a delivery is made once, and its day, which may lack it by now, ingested again"
+        assert again == first, "it is the same delivery, and not ingested, because its day may lack it by now"
         assert ledger.superseded() == {"B"}
         assert len(ledger.deliveries()) == 2
 
 
-def test_content_that_another_name_holds_is_not_superseded(lake: DataLake) -> None:
+def test_content_that_is_also_under_another_name_is_not_superseded(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         deliver(ledger, "export.csv", "monday")
         assert deliver(ledger, "archive.csv", "monday").name == "export.csv"
@@ -194,7 +194,7 @@ def test_content_that_another_name_holds_is_not_superseded(lake: DataLake) -> No
         assert ledger.superseded() == set()
 
 
-def test_ingested_and_expired_are_noted_once(lake: DataLake) -> None:
+def test_ingestion_and_expiry_are_stored_once(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         deliver(ledger, "a.csv", "A")
         deliver(ledger, "b.csv", "B")
@@ -216,7 +216,7 @@ def test_ingested_and_expired_are_noted_once(lake: DataLake) -> None:
 
 
 @pytest.mark.parametrize(("day", "content"), [(DAY, "B"), (DAY + timedelta(days=1), "A")])
-def test_what_is_no_delivery_of_the_day_cannot_be_ingested(lake: DataLake, day: date, content: str) -> None:
+def test_only_deliveries_of_the_day_can_be_marked_as_ingested(lake: DataLake, day: date, content: str) -> None:
     with Ledger(lake) as ledger:
         deliver(ledger, "a.csv", "A")
         with pytest.raises(PipelineError, match=rf"0 of the 1 deliveries that were ingested for {day}"):
@@ -246,14 +246,14 @@ def test_a_sighting_lasts_as_long_as_its_content(lake: DataLake) -> None:
         assert ledger.sightings() == {"a": seen("a", "2", 2)}, "other content was not read"
 
 
-def test_content_that_changed_since_it_was_listed_is_not_noted_as_read(lake: DataLake) -> None:
+def test_content_that_changed_since_it_was_listed_does_not_count_as_read(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         ledger.update_sightings([Sighting("a", "2", None, "")])
         ledger.add_delivery("a", "1", "A", 1, None, NOON)
         assert ledger.sightings()["a"].sha256 is None
 
 
-def test_vouching_replaces_what_was_seen_but_not_what_was_read(lake: DataLake) -> None:
+def test_replacing_sightings_keeps_those_that_were_read(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         ledger.update_sightings([Sighting(name, "1", None, "before") for name in ("read", "other", "seen")])
         for name in ("read", "other"):
@@ -284,10 +284,10 @@ def test_tombstones_and_releases_stay(lake: DataLake) -> None:
             ledger.add_tombstone("person", "aa", "")  # type: ignore[arg-type]
 
 
-# What is wrong with the database is told
+# Errors of the database
 
 
-def test_a_step_that_fails_leaves_nothing(lake: DataLake) -> None:
+def test_a_failed_transaction_changes_nothing(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         deliver(ledger, "a.csv", "A")
         ledger._db.execute("DROP TABLE names")
@@ -297,7 +297,7 @@ def test_a_step_that_fails_leaves_nothing(lake: DataLake) -> None:
         ledger.add_tombstone("row", "bb", "the next step works")
 
 
-def test_a_damaged_ledger_is_told(lake: DataLake) -> None:
+def test_a_damaged_ledger_is_reported(lake: DataLake) -> None:
     path = lake.path("ingest", "ledger.db")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"no database at all, " * 500)
@@ -307,7 +307,7 @@ def test_a_damaged_ledger_is_told(lake: DataLake) -> None:
     assert "backup" in raised.value.fix
 
 
-def test_a_ledger_of_a_newer_version_is_left_alone(lake: DataLake) -> None:
+def test_a_ledger_of_a_newer_version_is_not_opened(lake: DataLake) -> None:
     Ledger(lake).__exit__(None, None, None)
     with sqlite3.connect(lake.path("ingest", "ledger.db")) as database:
         database.execute("PRAGMA user_version = 2")
@@ -316,7 +316,7 @@ def test_a_ledger_of_a_newer_version_is_left_alone(lake: DataLake) -> None:
         Ledger(lake)
 
 
-def test_a_ledger_that_cannot_be_made_is_told(lake: DataLake) -> None:
+def test_a_ledger_that_cannot_be_created_is_reported(lake: DataLake) -> None:
     lake.path("ingest", "ledger.db").mkdir(parents=True)
     with pytest.raises(PipelineError, match="Is a directory"):
         Ledger(lake)

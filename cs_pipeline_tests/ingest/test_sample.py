@@ -63,7 +63,7 @@ def sha256(rows: pd.DataFrame) -> str:
     return hashlib.sha256(rows.to_csv(index=False).encode()).hexdigest()
 
 
-def test_columns_of_text_without_gaps(rows: pd.DataFrame) -> None:
+def test_all_columns_are_text_without_missing_values(rows: pd.DataFrame) -> None:
     assert list(rows.columns) == list(BITEXT_COLUMNS)
     assert (rows.dtypes == "str").all()
     assert rows.notna().all(axis=None)
@@ -71,7 +71,7 @@ def test_columns_of_text_without_gaps(rows: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 100, 3000])
-def test_gives_as_many_rows_as_asked_for(count: int) -> None:
+def test_there_are_as_many_rows_as_requested(count: int) -> None:
     assert len(sample_rows(count)) == count
 
 
@@ -91,7 +91,7 @@ def test_intents_and_categories_are_those_of_bitext(rows: pd.DataFrame, bitext_c
     )
 
 
-def test_same_seed_gives_the_same_rows_in_another_process(rows: pd.DataFrame) -> None:
+def test_the_same_seed_gives_the_same_rows_in_another_process(rows: pd.DataFrame) -> None:
     code = (
         "import sys; from cs_pipeline.ingest.sample import sample_rows; sample_rows().to_csv(sys.stdout, index=False)"
     )
@@ -111,8 +111,8 @@ def test_flags_are_sorted_letters_of_bitext(rows: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("flag", TRUE_OF)
-def test_a_flag_is_true_of_the_text(rows: pd.DataFrame, flag: str) -> None:
-    # A typing error may hit the very word that a flag stands for.
+def test_flags_describe_the_text(rows: pd.DataFrame, flag: str) -> None:
+    # A typing error may change the very word that a flag refers to.
     texts = of_flag(rows, flag).query("~flags.str.contains('Z')")["instruction"]
     assert len(texts) > 50
     assert [text for text in texts if not TRUE_OF[flag](text)] == []
@@ -133,7 +133,7 @@ def test_rude_words_and_typing_errors_are_always_flagged(rows: pd.DataFrame) -> 
 
 
 @pytest.mark.parametrize("column", ["instruction", "response"])
-def test_placeholders_are_whole_and_no_slot_is_left(rows: pd.DataFrame, column: str) -> None:
+def test_placeholders_are_complete_and_all_slots_are_filled(rows: pd.DataFrame, column: str) -> None:
     assert not rows[column].str.replace(PLACEHOLDER, "", regex=True).str.contains(r"[{}<>]").any()
 
 
@@ -144,7 +144,7 @@ def test_answers_repeat_what_the_question_names(rows: pd.DataFrame) -> None:
         set(PLACEHOLDER.findall(question)) <= set(PLACEHOLDER.findall(answer))
         for question, answer in zip(named["instruction"], named["response"], strict=True)
     ]
-    # Not all of them: some answers spell a placeholder in another way.
+    # Not all of them: some answers spell a placeholder differently.
     assert 0.97 < sum(repeated) / len(repeated) < 1
 
 
@@ -153,7 +153,7 @@ def test_a_few_answers_spell_a_placeholder_in_another_way(rows: pd.DataFrame) ->
     assert 0.002 < rows["response"].str.contains("|".join(others)).mean() < 0.03
 
 
-def test_agent_speaks_from_the_other_side(rows: pd.DataFrame) -> None:
+def test_the_agent_uses_the_second_person(rows: pd.DataFrame) -> None:
     asked = rows[(rows["intent"] == "cancel_order") & rows["instruction"].str.contains("my last order", regex=False)]
     assert len(asked) > 3
     assert asked["response"].str.contains("your last order", regex=False).all()
@@ -192,7 +192,7 @@ def test_every_intent_has_several_answers_of_good_length(rows: pd.DataFrame) -> 
     for intent, texts in rows.groupby("intent")["response"]:
         bodies = {body for case in GRAMMAR["intents"][intent]["cases"] for body in case["answers"]}
         assert len(bodies) >= 6, intent
-        # Its first words up to a slot show which body an answer was made from.
+        # The first words, up to a slot, identify the body of an answer.
         starts = [re.split(r"[<\n]", body)[0] for body in sorted(bodies)]
         assert all(texts.str.contains(start, regex=False).any() for start in starts), intent
     assert rows["response"].str.contains("\n1. ", regex=False).mean() > 0.1

@@ -1,4 +1,4 @@
-"""Files that arrive at the landing place, on a disk or a server, and looks at them a minute apart."""
+"""Files that arrive at the landing place, on a disk or a server, and scans a minute apart."""
 
 import gzip
 import os
@@ -29,7 +29,7 @@ CSV = b"question,answer\nWhere is my parcel?,It is on its way to you.\n"
 
 
 def packed(data: bytes) -> bytes:
-    return gzip.compress(data, mtime=0)  # the time of packing would stand in the names of tests
+    return gzip.compress(data, mtime=0)  # otherwise the names of tests would contain the time
 
 
 def written(lake: DataLake, name: str, data: bytes = CSV) -> Path:
@@ -61,19 +61,19 @@ def deliveries(lake: DataLake) -> list[Delivery]:
 
 
 def kept(lake: DataLake) -> dict[str, bytes]:
-    """What lies in the folder of kept copies, leftovers included."""
+    """The content of the folder of kept copies, including leftovers."""
     return {path.name: path.read_bytes() for path in lake.path("ingest", "landed").iterdir()}
 
 
-def looks(lake: DataLake, company: Company = COMPANY) -> Iterator[LandingScan]:
-    """Looks a minute apart."""
+def scans(lake: DataLake, company: Company = COMPANY) -> Iterator[LandingScan]:
+    """Scans a minute apart."""
     for minute in range(1000):
         yield scan_landing(lake, company, NOW + timedelta(minutes=minute))
 
 
 @contextmanager
 def just_before(function: str, action: Callable[[], Any]) -> Iterator[None]:
-    """Does ``action`` when ``function`` of the landing place is called for the first time."""
+    """Runs ``action`` right before ``function`` of the landing place is first called."""
     done: list[str] = []
 
     def trace(frame: FrameType, event: str, arg: object) -> None:
@@ -92,7 +92,7 @@ def just_before(function: str, action: Callable[[], Any]) -> Iterator[None]:
 
 
 class Server(MemoryFileSystem):
-    """A file system as of a server that shows files while they are written, and says no when it is told to."""
+    """A file system like that of a server, which lists files while they are written; ``denies`` makes it refuse."""
 
     protocol = "testserver"
     store: dict[str, Any] = {}  # noqa: RUF012

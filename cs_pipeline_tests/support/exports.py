@@ -1,4 +1,4 @@
-"""Exports of a help desk, made of the project's own grammar."""
+"""Exports of a help desk, generated from the project's own grammar."""
 
 import csv
 from pathlib import Path

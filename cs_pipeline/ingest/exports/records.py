@@ -80,7 +80,7 @@ class ExportKind:
 
     ``people_key`` is the key of a list beside the records that says who is who, such as Zendesk's ``users``, each with an
     ``id``. ``customer_id`` gives the id of a record's customer in that list: redaction removes the people who are the
-    customer of redacted records alone.
+    customer only of redacted records.
     """
 
     name: str

@@ -17,7 +17,7 @@ def redact(format: Format | None, path: Path, indices: set[int]) -> None:
     """Removes the records at ``indices`` from the unpacked file at ``path``, which is replaced atomically (mode 0600).
 
     Their text is overwritten and they are no longer read; every other record keeps its index and offset. People who are
-    listed beside the records, and are the customer of redacted records alone, are removed too. In Parquet, rows that cannot
+    listed beside the records, and are the customer only of redacted ones, are removed too. In Parquet, rows that cannot
     be read become null.
     """
     if format is not None and format.layout is Layout.PARQUET:
@@ -63,7 +63,7 @@ def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: in
 
 
 def _people_of_redacted(format: Format, source: ExportBytes, indices: set[int]) -> Iterator[Piece]:
-    """The listed people who are the customer of redacted records alone."""
+    """The listed people who are the customer only of redacted records."""
     if format.layout is not Layout.DOCUMENT:
         return
     for kind in format.kinds:

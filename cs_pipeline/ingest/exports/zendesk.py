@@ -118,7 +118,7 @@ def _add_person(people: MutableMapping[str, JsonObject], person: object) -> None
 
 
 def _id_of(element: JsonObject, role: str) -> str | None:
-    """The id of the user in that role, whom an export gives either as an object or by id alone."""
+    """The id of the user in that role. Exports give either the whole user or only the id."""
     person = element.get(role)
     found = person.get("id") if isinstance(person, dict) else None
     return as_id(found if found is not None else element.get(f"{role}_id"), f"{role}'s id")

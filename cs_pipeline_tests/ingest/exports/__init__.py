@@ -1,4 +1,4 @@
-"""What the tests of exports share."""
+"""Tests of exports, and their helpers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What holds for every file, sound or not: nothing crashes, nothing is lost, redacting one record moves no other."""
+"""What holds for every file, valid or not: nothing crashes, nothing is lost, redacting one record moves no other."""
 
 import json
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_redacting_one_record_leaves_all_others(tmp_path: Path, name: str, data:
         path.write_bytes(data)
         redact(format_of(name, path), path, {place})
         after = in_place(read_all(path))
-        # An empty file, and a list that ends where an element should follow, have nothing that could be taken out.
+        # An empty file, and a list that ends where an element should follow, have nothing to redact.
         item = before[place]
         if isinstance(item, Record) or item.excerpt.strip("\ufffd"):
             assert place not in after
@@ -113,7 +113,7 @@ def test_redacting_one_record_leaves_all_others(tmp_path: Path, name: str, data:
 @example(data=b"\xfe\xff\x01")
 @example(data=b"\xff\xfea\0,\0b\0\x01\xd8\x01")
 @often
-def test_whatever_is_no_blank_is_in_some_record(tmp_path: Path, name: str, data: bytes) -> None:
+def test_everything_but_blanks_is_in_some_record(tmp_path: Path, name: str, data: bytes) -> None:
     path = written(tmp_path, name, data)
     places = {item.index for item in read_all(path)}
     redact(format_of(name, path), path, places)
@@ -148,7 +148,7 @@ def as_csv(rows: list[dict[str, str]]) -> bytes:
 )
 @given(pairs=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=6), gone=st.integers(0, 5))
 @often
-def test_what_is_written_reads_back_and_what_is_redacted_is_gone(
+def test_written_rows_are_read_back_and_redacted_rows_are_gone(
     tmp_path: Path, name: str, write: Callable[[list[dict[str, str]]], bytes], pairs: list[tuple[str, str]], gone: int
 ) -> None:
     pairs = [(f"{question} the secret of {number}", answer) for number, (question, answer) in enumerate(pairs)]
@@ -167,7 +167,7 @@ def test_what_is_written_reads_back_and_what_is_redacted_is_gone(
 @given(data=st.binary(max_size=200), at=st.floats(0, 1), rows=st.integers(1, 30))
 @example(data=b"\x01", at=0.05, rows=1)  # a page whose header holds no rows
 @often
-def test_parquet_that_was_damaged_anywhere(tmp_path: Path, data: bytes, at: float, rows: int) -> None:
+def test_parquet_may_be_damaged_anywhere(tmp_path: Path, data: bytes, at: float, rows: int) -> None:
     table = pa.table({"question": [f"q{n}" for n in range(rows)], "answer": ["a"] * rows})
     path = tmp_path / "a.parquet"
     pq.write_table(table, path, row_group_size=7, write_page_checksum=True)
@@ -207,7 +207,7 @@ def test_parquet_rows_are_redacted(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_row_group_that_breaks_is_gone_after_redaction(tmp_path: Path) -> None:
+def test_a_broken_row_group_is_gone_after_redaction(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"question": [f"question {n}" for n in range(30)], "answer": ["a"] * 30})
     pq.write_table(table, path, row_group_size=10, compression="none", use_dictionary=False, write_page_checksum=True)
@@ -219,7 +219,7 @@ def test_row_group_that_breaks_is_gone_after_redaction(tmp_path: Path) -> None:
     assert read_all(path) == [item for item in before if item.index not in (0, 10)]
 
 
-def test_rest_of_a_list_that_was_cut_off_is_gone_after_redaction(tmp_path: Path) -> None:
+def test_the_rest_of_a_truncated_list_is_gone_after_redaction(tmp_path: Path) -> None:
     path = written(tmp_path, "a.json", b'[{"question": "q", "answer": "a"}, {"question": "the sec')
     first, rest = read_all(path)
     assert isinstance(rest, BadRecord)
@@ -227,7 +227,7 @@ def test_rest_of_a_list_that_was_cut_off_is_gone_after_redaction(tmp_path: Path)
     assert read_all(path) == [first]
 
 
-def test_users_of_redacted_tickets_go_with_them(tmp_path: Path) -> None:
+def test_users_of_redacted_tickets_are_redacted_too(tmp_path: Path) -> None:
     def ticket(number: int, requester: int) -> dict[str, Any]:
         comment = {"author_id": requester, "public": True, "body": f"text {number}"}
         return {"id": number, "requester_id": requester, "comments": [comment]}
@@ -245,7 +245,7 @@ def test_users_of_redacted_tickets_go_with_them(tmp_path: Path) -> None:
     assert read_all(path) == before[1:2]
 
 
-def test_a_line_of_ten_megabytes_takes_no_more_memory_than_its_file(tmp_path: Path) -> None:
+def test_a_line_of_ten_megabytes_is_one_bad_record(tmp_path: Path) -> None:
     path = written(
         tmp_path, "a.jsonl", b'{"question": "q", "answer": "' + b"x" * 10_000_000 + b'"}\n{"question": "q"}\n'
     )
@@ -256,7 +256,7 @@ def test_a_line_of_ten_megabytes_takes_no_more_memory_than_its_file(tmp_path: Pa
     assert all(len(item.excerpt) <= 500 for item in read_all(path) if isinstance(item, BadRecord))
 
 
-def test_reading_is_a_stream(tmp_path: Path) -> None:
+def test_records_are_streamed(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", b"question,answer\n" + b"q,a\n" * 300_000)
     items = read(format_of("a.csv", path), path, Company())
     assert isinstance(next(items), Record)

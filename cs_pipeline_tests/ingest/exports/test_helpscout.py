@@ -28,7 +28,7 @@ def thread(kind: str, author: dict[str, Any], body: str, at: str, **more: Any) -
 
 
 def conversation(**more: Any) -> dict[str, Any]:
-    """As the Inbox API gives it, threads embedded, the newest first."""
+    """As the Inbox API returns it, with embedded threads, newest first."""
     return {
         "id": 1755285700,
         "number": 25712,
@@ -62,7 +62,7 @@ TURNS = [
 
 
 @pytest.mark.parametrize("shape", ["lines", "list", "api"])
-def test_conversation_of_every_kind_of_file(tmp_path: Path, shape: str) -> None:
+def test_a_conversation_is_read_from_every_layout(tmp_path: Path, shape: str) -> None:
     text = {
         "lines": json.dumps(conversation()) + "\n",
         "list": json.dumps([conversation()]),
@@ -85,7 +85,7 @@ def test_conversation_of_every_kind_of_file(tmp_path: Path, shape: str) -> None:
     ]
 
 
-def test_webhook(tmp_path: Path) -> None:
+def test_conversations_of_webhooks_are_read(tmp_path: Path) -> None:
     vera = {"id": 29418, "firstName": "Vera", "lastName": "Bean", "email": "vera@example.org", "type": "customer"}
     body = {
         "id": 98754,
@@ -113,7 +113,7 @@ def test_webhook(tmp_path: Path) -> None:
         ({"id": None, "number": None}, "has no id"),
     ],
 )
-def test_conversation_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_an_unusable_conversation_is_bad_with_a_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     path = written(tmp_path, "export.json", json.dumps([conversation(), conversation(**change)]).encode())
     assert [(bad.index, bad.reason) for bad in bads(path)] == [(1, reason)]
     assert len(records(path)) == 1

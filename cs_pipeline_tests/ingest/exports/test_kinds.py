@@ -12,12 +12,14 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest import exports
 from cs_pipeline.ingest.exports import KINDS, ExportKind, Record, Turn, format_of, redact
 from cs_pipeline.ingest.exports.records import (
+    TICKET,
     JsonObject,
     Location,
     UnusableError,
     as_id,
     as_objects,
     as_text,
+    distinctive_id,
     known_of_customer,
     make_record,
 )
@@ -36,7 +38,8 @@ def chat_record(location: Location, chat: JsonObject, people: dict[str, JsonObje
         for line in as_objects(chat.get("lines"), "lines")
     ]
     name, email = as_text(guest.get("name"), "name"), as_text(guest.get("mail"), "mail")
-    return make_record(location, number, turns, email, known_of_customer(name, email, None, number))
+    known = [*known_of_customer(name, email, None, None), (TICKET, distinctive_id(number))]
+    return make_record(location, number, turns, email or None, known)
 
 
 TOY = ExportKind(
@@ -68,7 +71,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exports, "KINDS", (*KINDS, TOY))
 
 
-def test_without_registration_the_file_is_not_an_export_of_chats(tmp_path: Path) -> None:
+def test_without_registration_its_records_are_bad(tmp_path: Path) -> None:
     assert [bad.reason for bad in bads(written(tmp_path, "chats.json", export(chat(12345, 1))))] == [
         "its columns are not known"
     ]
@@ -109,6 +112,6 @@ def test_a_registered_kind_is_redacted_with_its_people(tmp_path: Path, name: str
         assert json.loads(content)["guests"] == [None, GUESTS[1]], "Tom has a chat that is not redacted"
 
 
-def test_each_module_of_a_kind_is_registered_and_has_keys_of_its_own() -> None:
+def test_two_help_desks_are_registered() -> None:
     assert [kind.name for kind in KINDS] == ["Zendesk tickets", "Help Scout conversations"]
     assert len({kind.list_key for kind in KINDS}) == len(KINDS)

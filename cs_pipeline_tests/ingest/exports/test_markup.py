@@ -26,7 +26,7 @@ from cs_pipeline.ingest.exports.markup import plain_text
         ("</blockquote>a<br>", "a"),
     ],
 )
-def test_plain_text(html: str, text: str) -> None:
+def test_html_becomes_plain_text(html: str, text: str) -> None:
     assert plain_text(html) == text
 
 

@@ -31,7 +31,7 @@ def csv_bytes(rows: list[list[str]], delimiter: str = ",", end: str = "\n") -> b
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_csv_is_read_as_it_stands(tmp_path: Path, delimiter: str, end: str) -> None:
+def test_csv_is_read_unchanged(tmp_path: Path, delimiter: str, end: str) -> None:
     data = csv_bytes([["Question", "Answer", "note"], *PAIRS], delimiter, end)
     found = records(written(tmp_path, "rows.csv", data))
     assert [[turn.text for turn in record.turns] for record in found] == [row[:2] for row in PAIRS]
@@ -45,7 +45,7 @@ def test_csv_is_read_as_it_stands(tmp_path: Path, delimiter: str, end: str) -> N
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
-def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
+def test_byte_order_marks_are_recognised(tmp_path: Path, encoding: str) -> None:
     mark = "\ufeff" if encoding == "utf-16-be" else ""
     text = csv_bytes([["question", "answer"], ["größer 🙂", "a"], ["second", "b"]]).decode()
     data = (mark + text).encode(encoding)
@@ -55,7 +55,7 @@ def test_byte_order_marks(tmp_path: Path, encoding: str) -> None:
     assert data[second.offset : second.offset + second.length].decode(codec) == "second,b"  # type: ignore[operator]
 
 
-def test_mapping_and_people_of_a_pair(tmp_path: Path) -> None:
+def test_columns_are_mapped_to_a_pair_and_its_customer(tmp_path: Path) -> None:
     columns = Columns(
         question="Q", answer="A", customer_id="cust", customer_name="who", customer_email="mail", conversation="case"
     )
@@ -73,7 +73,7 @@ def test_mapping_and_people_of_a_pair(tmp_path: Path) -> None:
     assert two.known == []
 
 
-def test_pairs_without_conversation_are_told_by_their_content(tmp_path: Path) -> None:
+def test_pairs_without_a_conversation_are_identified_by_their_content(tmp_path: Path) -> None:
     one, two, three = records(written(tmp_path, "a.csv", b"question,answer\nq,a\nq,b\nq,a\n"))
     assert one.conversation_id == three.conversation_id != two.conversation_id
     (again,) = records(written(tmp_path, "b.jsonl", b'\n{"response":"a","instruction":"q"}\n'))
@@ -87,7 +87,7 @@ def test_equal_pairs_of_two_customers_are_two_conversations(tmp_path: Path) -> N
     assert len(set(ids)) == 3
 
 
-def test_one_turn_a_row(tmp_path: Path) -> None:
+def test_a_row_can_be_one_turn(tmp_path: Path) -> None:
     data = b"ticket_id,author,body\n11,Tom (Support),hello\n11,Jane Roe,hi\n12,Support Bot,beep\n12,customer,x\n"
     found = records(written(tmp_path, "turns.csv", data))
     assert [(record.conversation_id, *record.turns) for record in found] == [
@@ -99,7 +99,7 @@ def test_one_turn_a_row(tmp_path: Path) -> None:
     assert [record.known for record in found] == [[("Person Name", "Tom")], [("Client Name", "Jane Roe")], [], []]
 
 
-def test_question_without_answer_is_a_record(tmp_path: Path) -> None:
+def test_a_question_without_answer_is_a_record(tmp_path: Path) -> None:
     (record,) = records(written(tmp_path, "rows.csv", b"question,answer\nanyone?,\n"))
     assert record.turns == [Turn("customer", "anyone?")]
 
@@ -117,7 +117,7 @@ def test_question_without_answer_is_a_record(tmp_path: Path) -> None:
         (b"q," + b"x" * 10_000_000, "is longer than 4 MB"),
     ],
 )
-def test_bad_row_of_csv_costs_itself(tmp_path: Path, row: bytes, reason: str) -> None:
+def test_a_bad_csv_row_affects_no_other_row(tmp_path: Path, row: bytes, reason: str) -> None:
     head = "question,answer\ngrößer,gut\n".encode()
     path = written(tmp_path, "rows.csv", head + row + b"\nlast,one\n")
     good, bad, last = read_all(path)
@@ -127,7 +127,7 @@ def test_bad_row_of_csv_costs_itself(tmp_path: Path, row: bytes, reason: str) ->
     assert bad == BadRecord(2, len(head), reason, row.decode(errors="replace")[:500])
 
 
-def test_quote_never_closed_costs_its_line(tmp_path: Path) -> None:
+def test_an_unclosed_quote_affects_only_its_line(tmp_path: Path) -> None:
     data = b'question,answer\na,b\nc,"open\n"d,e",f\ng,h\n"i",j\nk,"l\n'
     path = written(tmp_path, "rows.csv", data)
     assert [(bad.index, bad.reason) for bad in bads(path)] == [
@@ -137,7 +137,7 @@ def test_quote_never_closed_costs_its_line(tmp_path: Path) -> None:
     assert [record.turns[0].text for record in records(path)] == ["a", "d,e", "g", "i"]
 
 
-def test_quote_never_closed_does_not_swallow_a_long_file(tmp_path: Path) -> None:
+def test_an_unclosed_quote_does_not_swallow_a_long_file(tmp_path: Path) -> None:
     rows = (b"q," + b"a" * 1_000 + b"\n") * (2 * MAX_RECORD_BYTES // 1_000)
     path = written(tmp_path, "rows.csv", b"question,answer\n" + b'x,"open\n' * 2 + rows)
     found = list(csv_rows(ExportBytes.of(path), ","))
@@ -146,14 +146,14 @@ def test_quote_never_closed_does_not_swallow_a_long_file(tmp_path: Path) -> None
     assert all(piece.fields == ["q", "a" * 1_000] for piece in found[3:])
 
 
-def test_blank_lines_and_header_alone_are_no_records(tmp_path: Path) -> None:
+def test_blank_lines_and_the_header_are_not_records(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.csv", b"question,answer\n\n  \nq,a\n\n")
     assert [record.index for record in records(path)] == [3]
     assert read_all(written(tmp_path, "head.csv", b"question,answer\n")) == []
     assert read_all(written(tmp_path, "empty.csv", b"")) == [BadRecord(0, 0, "is empty", "")]
 
 
-def test_unknown_columns(tmp_path: Path) -> None:
+def test_unknown_columns_are_named_with_a_fix(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.csv", b"Frage,order no.,answer\na,b,c\n")
     with pytest.raises(PipelineError) as caught:
         recognise("rows.csv", path, Company())
@@ -166,7 +166,7 @@ def test_unknown_columns(tmp_path: Path) -> None:
     ]
 
 
-def test_mapping_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
+def test_a_mapping_that_does_not_fit_names_what_is_missing(tmp_path: Path) -> None:
     company = Company(columns=Columns(question="Q", answer="A", customer_email="mail"))
     with pytest.raises(PipelineError, match=r"it has Q, A, but not mail of company\.yaml"):
         recognise("rows.csv", written(tmp_path, "rows.csv", b"Q,A\n"), company)
@@ -175,7 +175,7 @@ def test_mapping_that_does_not_fit_says_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "row", [b"where is it,Hi Jane!", b"where is my order number,yes", b"jane@example.org,x", b"", b'"']
 )
-def test_first_row_that_may_be_a_customers_is_not_shown(tmp_path: Path, row: bytes) -> None:
+def test_a_first_row_that_may_hold_customer_data_is_not_shown(tmp_path: Path, row: bytes) -> None:
     with pytest.raises(PipelineError) as caught:
         recognise("rows.csv", written(tmp_path, "rows.csv", row + b"\nx,y\n"), Company())
     assert caught.value.what == "rows.csv: its first row does not look like column names."
@@ -189,7 +189,7 @@ def test_columns_are_not_guessed(tmp_path: Path, header: bytes) -> None:
         recognise("rows.csv", written(tmp_path, "rows.csv", header + b"\n"), Company())
 
 
-def test_mapping_wins_and_obvious_names_stand_in(tmp_path: Path) -> None:
+def test_the_mapping_wins_and_common_names_are_the_fallback(tmp_path: Path) -> None:
     company = Company(columns=Columns(question="answer", answer="question"))
     (turned,) = records(written(tmp_path, "a.csv", b"question,answer\nx,y\n"), company)
     assert turned.turns == [Turn("customer", "y"), Turn("agent", "x")]
@@ -217,7 +217,7 @@ def test_mapping_wins_and_obvious_names_stand_in(tmp_path: Path) -> None:
         ('{"question": "", "answer": null}', "has no text"),
     ],
 )
-def test_bad_line_of_json_costs_itself(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_bad_json_line_affects_no_other_line(tmp_path: Path, line: str, reason: str) -> None:
     good = '{"question": "größer 🙂", "answer": "a"}\r\n'
     path = written(tmp_path, "rows.jsonl", (good + line + "\r\n" + good + "null\n\n").encode())
     one, bad, two = read_all(path)
@@ -227,7 +227,7 @@ def test_bad_line_of_json_costs_itself(tmp_path: Path, line: str, reason: str) -
     assert (two.index, two.offset) == (2, len((good + line + "\r\n").encode()))
 
 
-def test_json_may_leave_out_what_it_has_not(tmp_path: Path) -> None:
+def test_json_rows_may_lack_mapped_keys(tmp_path: Path) -> None:
     company = Company(columns=Columns(question="q", answer="a", customer_email="mail"))
     path = written(tmp_path, "rows.jsonl", b'{"q": "x"}\n{"q": "y", "a": "z", "mail": "j@x.org"}\n{"a": "z"}\n')
     assert [record.subject for record in records(path, company)] == [None, "j@x.org"]
@@ -237,7 +237,7 @@ def test_json_may_leave_out_what_it_has_not(tmp_path: Path) -> None:
         recognise("rows.jsonl", path, Company())
 
 
-def test_json_list_of_rows(tmp_path: Path) -> None:
+def test_a_json_list_of_rows_is_read(tmp_path: Path) -> None:
     rows = [{"question": f"q{number}", "answer": 'a, [b] {c} "d\\'} for number in range(3)]
     for indent in (None, 2):
         path = written(tmp_path, "rows.json", json.dumps(rows, indent=indent).encode())
@@ -245,7 +245,7 @@ def test_json_list_of_rows(tmp_path: Path) -> None:
         assert str(recognise("rows.json", path, Company())) == "JSON"
 
 
-def test_wrong_brackets_cost_their_element_where_they_are_as_many(tmp_path: Path) -> None:
+def test_a_wrong_bracket_affects_only_its_element_if_brackets_balance(tmp_path: Path) -> None:
     good = b'{"question": "q", "answer": "a"}'
     path = written(tmp_path, "rows.json", b"[" + good + b', {"question": "x"], ' + good + b", {}}, " + good + b"]")
     assert [record.index for record in records(path)] == [0, 2]
@@ -257,7 +257,7 @@ def parquet(folder: Path, **columns: Any) -> Path:
     return folder / "rows.parquet"
 
 
-def test_parquet(tmp_path: Path) -> None:
+def test_parquet_is_read(tmp_path: Path) -> None:
     path = parquet(
         tmp_path,
         instruction=pa.array(["a", None, "", "größer", "x\0y"]).dictionary_encode(),
@@ -273,19 +273,19 @@ def test_parquet(tmp_path: Path) -> None:
     assert [(bad.index, bad.reason) for bad in bads(path)] == [(2, "has no question"), (4, "holds a NUL character")]
 
 
-def test_parquet_with_columns_of_other_types(tmp_path: Path) -> None:
+def test_parquet_columns_of_other_types_are_bad(tmp_path: Path) -> None:
     path = parquet(tmp_path, question=["a", "b"], answer=[1, 2])
     assert {bad.reason for bad in bads(path)} == {"its answer is not text"}
 
 
-def test_parquet_that_is_none(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_is_bad(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.parquet", b"PAR1 but no more")
     assert [(bad.index, bad.reason) for bad in bads(path)] == [(0, "is not valid Parquet from here on")]
     with pytest.raises(PipelineError, match="is not a valid Parquet"):
         recognise("rows.parquet", path, Company())
 
 
-def test_broken_row_group_of_parquet_costs_itself(tmp_path: Path) -> None:
+def test_a_broken_row_group_affects_no_other_row_group(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     frame = pd.DataFrame({"question": [f"question {n}" * 50 for n in range(30)], "answer": ["a"] * 30})
     pq.write_table(
@@ -303,7 +303,7 @@ def test_broken_row_group_of_parquet_costs_itself(tmp_path: Path) -> None:
     assert [(bad.index, bad.reason) for bad in bads(path)] == [(10, "is not valid Parquet from here on")]
 
 
-def test_parquet_of_which_more_unpacks_than_is_allowed(tmp_path: Path) -> None:
+def test_parquet_larger_than_allowed_when_unpacked_is_bad(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"question": ["a" * 1_000_000] * 10, "answer": ["b"] * 10}), path, compression="zstd")
     assert path.stat().st_size < 20_000
@@ -312,7 +312,7 @@ def test_parquet_of_which_more_unpacks_than_is_allowed(tmp_path: Path) -> None:
     ]
 
 
-def test_name_that_says_nothing(tmp_path: Path) -> None:
+def test_an_unknown_suffix_is_one_bad_record(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.xlsx", b"PK...")
     assert recognise("rows.xlsx", path, Company()) is None
     assert list(read(None, path, Company())) == [BadRecord(0, 0, "its suffix is not one of a known format", "PK...")]

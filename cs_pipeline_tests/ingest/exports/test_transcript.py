@@ -12,7 +12,7 @@ from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
     "line",
     ["Jane Roe\tis it: here?\tc-1", "Jane Roe | is it: here? | c-1", "[c-1] Jane Roe: is it: here?"],
 )
-def test_every_way_to_write_a_turn(tmp_path: Path, line: str) -> None:
+def test_a_turn_can_be_written_in_several_ways(tmp_path: Path, line: str) -> None:
     path = written(tmp_path, "chat.txt", f"{line}\n".encode())
     (record,) = records(path)
     assert record.conversation_id == "c-1"
@@ -21,12 +21,12 @@ def test_every_way_to_write_a_turn(tmp_path: Path, line: str) -> None:
     assert str(recognise("chat.txt", path, Company())) == "transcript"
 
 
-def test_separators_in_the_text(tmp_path: Path) -> None:
+def test_the_text_may_contain_separators(tmp_path: Path) -> None:
     path = written(tmp_path, "chat.txt", b"speaker|text|conversation\nagent|a | b|7\nagent\ta\tb | c\t7\n")
     assert [record.turns[0].text for record in records(path)] == ["a | b", "a\tb | c"]
 
 
-def test_who_speaks(tmp_path: Path) -> None:
+def test_speakers_have_roles_and_names(tmp_path: Path) -> None:
     lines = ["Customer", "jane@example.org", "Agent", "Anna-Lena (Support)", "Support Bot", "SYSTEM", "Visitor 4711"]
     found = records(written(tmp_path, "chat.txt", "\n".join(f"[c] {who}: x" for who in lines).encode()))
     assert [record.turns[0].role for record in found] == [
@@ -38,13 +38,13 @@ def test_who_speaks(tmp_path: Path) -> None:
     assert [record.subject for record in found] == [None, "jane@example.org", None, None, None, None, None]
 
 
-def test_the_companys_own_words(tmp_path: Path) -> None:
+def test_company_yaml_names_agents_and_automatic_speakers(tmp_path: Path) -> None:
     company = Company(agents=("Kundendienst",), automatic=("auto reply",))
     path = written(tmp_path, "chat.txt", b"[c] Kundendienst Eva: x\n[c] Auto-Reply: x\n[c] Agent: x\n")
     assert [record.turns[0].role for record in records(path, company)] == ["agent", "automatic", "customer"]
 
 
-def test_lines_that_are_no_turns(tmp_path: Path) -> None:
+def test_lines_that_are_not_turns_are_bad(tmp_path: Path) -> None:
     path = written(tmp_path, "chat.txt", "[ä] A: ü\nand more\n[12:04] A: x\n|x|c\na|x|\n[c] A:\n\n[c] A: y\n".encode())
     assert [record.index for record in records(path)] == [0, 7]
     assert bads(path) == [
@@ -56,7 +56,7 @@ def test_lines_that_are_no_turns(tmp_path: Path) -> None:
     ]
 
 
-def test_text_that_is_no_transcript_is_not_recognised(tmp_path: Path) -> None:
+def test_text_that_is_not_a_transcript_is_not_recognised(tmp_path: Path) -> None:
     path = written(tmp_path, "notes.txt", b"Dear all,\nthis is a letter.\n")
     with pytest.raises(PipelineError, match=r"notes\.txt is not a transcript"):
         recognise("notes.txt", path, Company())

@@ -35,7 +35,7 @@ def comment(author: int, text: str, at: str, **more: Any) -> dict[str, Any]:
 
 
 def ticket(**more: Any) -> dict[str, Any]:
-    """As the account's export writes it."""
+    """As it is in the account's export."""
     return {
         "url": "https://shop.zendesk.com/api/v2/tickets/35436.json",
         "id": 35436,
@@ -63,7 +63,7 @@ TURNS = [
 
 
 @pytest.mark.parametrize("shape", ["lines", "list", "document", "indented"])
-def test_ticket_of_every_kind_of_file(tmp_path: Path, shape: str) -> None:
+def test_a_ticket_is_read_from_every_layout(tmp_path: Path, shape: str) -> None:
     both = [ticket(), ticket(id=35437)]
     text = {
         "lines": "\n".join(map(json.dumps, both)),
@@ -93,10 +93,10 @@ def test_ticket_of_every_kind_of_file(tmp_path: Path, shape: str) -> None:
         assert json.loads(part)["id"] == int(record.conversation_id)
 
 
-def test_users_beside_the_tickets_say_who_is_who(tmp_path: Path) -> None:
+def test_the_list_of_users_says_who_is_who(tmp_path: Path) -> None:
     bare = ticket(requester=None, submitter=None, assignee=None, requester_id=JANE["id"])
     bare["comments"].append(comment(MARY["id"], "I second that", "2026-07-22T09:00:00Z"))
-    text = json.dumps({"tickets": [bare], "users": [JANE, TOM, MARY, {"id": []}, 7]})
+    text = json.dumps({"tickets": [bare], "users": [JANE, TOM, MARY, {"id": []}, {"id": True}, 7]})
     (record,) = records(written(tmp_path, "tickets.json", text.encode()))
     assert record.turns == [*TURNS, Turn("customer", "I second that")]
     assert record.subject == "jane@example.org"
@@ -104,7 +104,7 @@ def test_users_beside_the_tickets_say_who_is_who(tmp_path: Path) -> None:
     assert ("Client Name", "Mary Poe") in record.known
 
 
-def test_without_users_others_are_agents_but_for_those_in_copy(tmp_path: Path) -> None:
+def test_without_a_list_of_users_others_are_agents_except_those_in_copy(tmp_path: Path) -> None:
     bare = ticket(requester=None, submitter=None, assignee=None, requester_id=JANE["id"], collaborator_ids=[MARY["id"]])
     bare["comments"].append(comment(MARY["id"], "I second that", "2026-07-22T09:00:00Z"))
     (record,) = records(written(tmp_path, "tickets.jsonl", json.dumps(bare).encode()))
@@ -112,14 +112,14 @@ def test_without_users_others_are_agents_but_for_those_in_copy(tmp_path: Path) -
     assert record.subject == str(JANE["id"])
 
 
-def test_newest_first_is_turned(tmp_path: Path) -> None:
+def test_comments_are_sorted_oldest_first(tmp_path: Path) -> None:
     turned = ticket()
     turned["comments"].reverse()
     (record,) = records(written(tmp_path, "tickets.jsonl", json.dumps(turned).encode()))
     assert record.turns == TURNS
 
 
-def test_html_where_nothing_plain_is(tmp_path: Path) -> None:
+def test_html_is_read_if_there_is_no_plain_text(tmp_path: Path) -> None:
     html = {"plain_body": None, "body": "", "html_body": "<div><p>One &amp; two</p><p>three<br>four</p></div>"}
     (record,) = records(
         written(tmp_path, "t.jsonl", json.dumps(ticket(comments=[comment(JANE["id"], "", "", **html)])).encode())
@@ -142,21 +142,21 @@ def test_html_where_nothing_plain_is(tmp_path: Path) -> None:
         ({"requester": JANE | {"name": 7}, "submitter": None}, "its requester's name is not text"),
     ],
 )
-def test_ticket_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
+def test_an_unusable_ticket_is_bad_with_a_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     text = json.dumps([ticket(**change), ticket()])
     path = written(tmp_path, "t.json", text.encode())
     assert [(bad.index, bad.offset, bad.reason) for bad in bads(path)] == [(0, 1, reason)]
     assert len(records(path)) == 1
 
 
-def test_ticket_without_comments_says_so(tmp_path: Path) -> None:
+def test_a_ticket_without_comments_says_how_to_export_it(tmp_path: Path) -> None:
     bare = ticket(requester_id=JANE["id"])
     del bare["comments"]
     (bad,) = bads(written(tmp_path, "t.jsonl", json.dumps(bare).encode()))
     assert bad.reason == "has no comments: export the tickets with them"
 
 
-def test_cut_off_export_keeps_what_is_whole(tmp_path: Path) -> None:
+def test_complete_records_of_a_truncated_export_are_kept(tmp_path: Path) -> None:
     text = json.dumps({"tickets": [ticket(), ticket(id=2), ticket(id=3)]}, indent=1).encode()
     third = text.index(b'"id": 3,')
     start = text.rindex(b'{\n   "url"', 0, third)
