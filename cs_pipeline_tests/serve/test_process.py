@@ -56,8 +56,8 @@ def test_a_server_starts_answers_and_finishes_running_answers_on_shutdown(two_ve
             process.kill()
             process.wait()
     assert {answer.result().status_code for answer in asked} == {200}
-    said = log.read_text()
-    assert "Traceback" not in said
-    assert said.index("Shutting down") < said.rindex("POST /chat 200")
-    assert "version 1 was asked 'I want a new password" in said
-    assert "4111" not in said, "the model gets the question without personal data"
+    log_text = log.read_text()
+    assert "Traceback" not in log_text
+    assert log_text.index("Shutting down") < log_text.rindex("POST /chat 200")
+    assert "version 1 was asked 'I want a new password" in log_text
+    assert "4111" not in log_text, "the model gets the question without personal data"

@@ -43,7 +43,7 @@ class Composer:
         self._sentences = SentenceSplitter()
         self._missing: list[str] = []
         self._asked: set[str] = set()
-        self._greets = not any(who == "agent" for who, _ in context.earlier)
+        self._greets = not any(speaker == "agent" for speaker, _ in context.earlier)
         self._ends_without_space = False
         self._dropped_last = False
 
@@ -56,7 +56,9 @@ class Composer:
         """The last sentence and, if the answer is ``complete``, a question for details that it lacks."""
         yield from self._compose(_CUT_PLACEHOLDER.sub("", self._sentences.rest()))
         context = self._context
-        asked = self._asked.union(*(private_details(said) for who, said in context.earlier if who == "agent"))
+        asked = self._asked.union(
+            *(private_details(message) for speaker, message in context.earlier if speaker == "agent")
+        )
         names = [name for name in dict.fromkeys(self._missing) if name not in asked]
         wanted = worth_asking(names, context.intent, private=context.private)
         if wanted and complete and not self.withheld:

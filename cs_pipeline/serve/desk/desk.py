@@ -210,24 +210,24 @@ class Desk:
 
     def _case(self, request: DeskRequest) -> _Case:
         served = self._service.served(request.model)
-        length = len(request.text) + len(request.context) + sum(len(said) for _, said in request.earlier)
+        length = len(request.text) + len(request.context) + sum(len(message) for _, message in request.earlier)
         if length > MAX_REQUEST_CHARACTERS:
             raise TooLong(length, MAX_REQUEST_CHARACTERS, "characters")
         text, context = visible_text(request.text), visible_text(request.context)
-        earlier = [(who, visible_text(said)) for who, said in request.earlier]
-        by_customer = [said for who, said in earlier if who == "customer"]
+        earlier = [(speaker, visible_text(message)) for speaker, message in request.earlier]
+        by_customer = [message for speaker, message in earlier if speaker == "customer"]
         found = self._screening.customer_details([context, *by_customer, text])
         given = {**found, **canonical_values(request.values)}
         details = {name: strip_markup(value) for name, value in given.items() if is_fit_for_customers(value, value)}
         values = {**self._company.values, **details}
-        known_text = "\n".join([*values.values(), context, *(said for _, said in earlier), text])
+        known_text = "\n".join([*values.values(), context, *(message for _, message in earlier), text])
         return _Case(request, text, context, earlier, details, values, known_text, served)
 
     def _start(self, case: _Case, cancelled: threading.Event | None) -> Generation:
         """Asks exactly the version ``case.served``, in its own placeholder mode."""
         earlier: list[tuple[Speaker, str]] = [("customer", case.context)] if case.context else []
         earlier += case.earlier
-        turns = [(who, self._as_trained(said, who, case.served)) for who, said in earlier]
+        turns = [(speaker, self._as_trained(message, speaker, case.served)) for speaker, message in earlier]
         question = self._as_trained(case.text, "customer", case.served)
         return self._service.start(case.served.name, question, turns, case.request.sampling, cancelled)
 
@@ -340,7 +340,7 @@ class Desk:
     def _in_tone(self, case: _Case, text: str) -> str:
         """The desk's own ``text`` in the requested tone."""
         toned = apply_tone(text, case.request.tone)
-        opening = not any(who == "agent" for who, _ in case.earlier)
+        opening = not any(speaker == "agent" for speaker, _ in case.earlier)
         return f"{salutation(toned, case.request.tone, case.values) if opening else ''}{toned}"
 
 

@@ -69,7 +69,7 @@ def handover_message(reason: HandoverReason, earlier: Context, values: Mapping[s
     If a person already has the conversation, the message says so.
     """
     reference = f"H-{secrets.token_hex(4).upper()}"
-    before = [found[0] for who, said in earlier if who == "agent" for found in _REFERENCE.finditer(said)]
+    before = [found[0] for speaker, message in earlier if speaker == "agent" for found in _REFERENCE.finditer(message)]
     if before:
         text = f"A colleague already has our conversation (reference {before[-1]}), including your last message."
     else:
@@ -114,8 +114,8 @@ def make_handover(
 
 def _summary(text: str, earlier: Context, reason: HandoverReason, intent: str | None, values: Mapping[str, str]) -> str:
     """A few lines: the reason, the first and last question, the customer's details, and the last answer."""
-    asked = [said for who, said in earlier if who == "customer"]
-    answered = [said for who, said in earlier if who == "agent"]
+    asked = [message for speaker, message in earlier if speaker == "customer"]
+    answered = [message for speaker, message in earlier if speaker == "agent"]
     lines = [
         f"Reason: {reason.value}.",
         f"Customer messages: {len(asked) + 1}; mood of the last one: {mood(text).value}.",
@@ -139,12 +139,12 @@ def _has_failed(text: str, earlier: Context) -> bool:
     """
     if _REPEATED.search(text):
         return True
-    asked = [said for who, said in earlier if who == "customer"]
-    if len([said for said in (*asked, text) if _NOT_HELPED.search(said)]) >= 2 and _NOT_HELPED.search(text):
+    asked = [message for speaker, message in earlier if speaker == "customer"]
+    if len([message for message in (*asked, text) if _NOT_HELPED.search(message)]) >= 2 and _NOT_HELPED.search(text):
         return True
-    if [_letters(said) for said in asked].count(_letters(text)) >= 2:
+    if [_letters(message) for message in asked].count(_letters(text)) >= 2:
         return True
-    last_two = [conduct(said) for who, said in earlier if who == "agent"][-2:]
+    last_two = [conduct(message) for speaker, message in earlier if speaker == "agent"][-2:]
     return len(last_two) == 2 and all(answer.asks_back or answer.redirects for answer in last_two)
 
 

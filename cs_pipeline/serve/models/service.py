@@ -204,12 +204,12 @@ class ModelService:
         positions = getattr(loaded.engine.model.config, "max_position_embeddings", MAX_CONTEXT_TOKENS)  # T5 has none
         room = min(positions, MAX_CONTEXT_TOKENS) - recipe.generation.max_new_tokens
         found = self.live_index.retrieve_for(recipe, question, intent)
-        told = fit_prompt(encode, earlier, found, min(recipe.trainer.max_length, room))
-        prompt = told.encoded
+        fitted = fit_prompt(encode, earlier, found, min(recipe.trainer.max_length, room))
+        prompt = fitted.encoded
         if len(prompt) > room:
             raise TooLong(len(prompt), room)
         job = Job(loaded.variant, prompt, sampling, max_tokens, time.monotonic() + self._seconds, cancelled)
-        retrieved = None if recipe.prompt.retrieve is None else told.retrieved
+        retrieved = None if recipe.prompt.retrieve is None else fitted.retrieved
         generation = Generation(loaded.served, question, job, intent, confidence, retrieved)
 
         def on_end() -> None:

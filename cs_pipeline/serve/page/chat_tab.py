@@ -30,7 +30,7 @@ from cs_pipeline.serve.page.transcript import (
     Conversation,
     answer_message,
     as_json,
-    chat_messages,
+    chatbot_messages,
     earlier,
     new_chat,
     question_message,
@@ -157,7 +157,7 @@ class ChatTab:
         if not question.strip():
             yield {}
             return
-        before = chat_messages(chat["turns"])
+        before = chatbot_messages(chat["turns"])
         session, cancelled = str(http_request.session_hash), threading.Event()
         self._running[session] = cancelled
         idle: _Updates = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
@@ -187,7 +187,7 @@ class ChatTab:
                     yield {self._messages: [*before, question_message(question), answer_message(answer)]}
             turns = [*chat["turns"], turn_of(request, stream.reply)]
             done: Conversation = {"id": chat["id"] or uuid4().hex, "turns": turns}
-            yield {self._messages: chat_messages(turns), self._chat: done, **idle}
+            yield {self._messages: chatbot_messages(turns), self._chat: done, **idle}
         except Exception as error:
             yield {self._messages: before, self._question: question, **idle}
             if not isinstance(error, PipelineError):
@@ -229,7 +229,7 @@ class ChatTab:
     def _open(self, id: str | None, kept: list[Conversation]) -> tuple[Any, Conversation]:
         chat = next((chat for chat in kept if chat["id"] == id), new_chat())
         thumbs = [{True: "Like", False: "Dislike", None: None}[turn["thumb"]] for turn in chat["turns"]]
-        return gr.update(value=chat_messages(chat["turns"]), feedback_value=thumbs), chat
+        return gr.update(value=chatbot_messages(chat["turns"]), feedback_value=thumbs), chat
 
     def _forget(self) -> tuple[list[Conversation], gr.Dropdown]:
         return [], _history([])

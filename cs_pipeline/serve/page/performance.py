@@ -22,6 +22,9 @@ from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import show_error, valid_choice, version_choices
 from cs_pipeline.tracking import find_versions, open_store, store_uri
 
+_DAGSTER_PORT, _MLFLOW_PORT = 3000, 5000
+"""The ports of ``cs-pipeline dev``."""
+
 _LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss_after")
 _PICTURED = ("bits_per_character", "right_intent", "rougeL")
 
@@ -162,10 +165,6 @@ def _behind(row: dict[str, Any]) -> str:
     if difference is None or pd.isna(difference):
         return "first"
     return f"{figure(RANKED_BY, difference, True)} ({figure(RANKED_BY, low, True)} to {figure(RANKED_BY, high, True)})"
-
-
-_DAGSTER_PORT, _MLFLOW_PORT = 3000, 5000
-"""The ports of ``cs-pipeline dev``."""
 
 
 class PerformanceTab:

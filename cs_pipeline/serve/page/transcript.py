@@ -79,7 +79,7 @@ def turn_of(request: DeskRequest, reply: Reply) -> ChatTurn:
 
 def earlier(turns: Sequence[ChatTurn]) -> Context:
     """The turns as the model gets them."""
-    return [said for turn in turns for said in (("customer", turn["question"]), ("agent", turn["answer"]))]
+    return [message for turn in turns for message in (("customer", turn["question"]), ("agent", turn["answer"]))]
 
 
 def title(chat: Conversation) -> str:
@@ -88,7 +88,7 @@ def title(chat: Conversation) -> str:
     return line if len(line) <= _MAX_TITLE else f"{line[:_MAX_TITLE].rstrip()} …"
 
 
-def chat_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
+def chatbot_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
     """The turns as messages of a Gradio chatbot: each question, then its answer with notes below."""
     return [
         message

@@ -31,7 +31,7 @@ def test_values_can_be_given_under_any_spelling_of_their_name(lake: DataLake) ->
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("values: {Compny Name: x}", "'Compny Name' is not in the catalogue"),
         ('values: {Company Name: ""}', "'Company Name' needs a value on one line"),
@@ -43,9 +43,9 @@ def test_values_can_be_given_under_any_spelling_of_their_name(lake: DataLake) ->
         ("handover: {mail: x}", "handover.mail"),
     ],
 )
-def test_an_error_names_the_wrong_key(lake: DataLake, text: str, said: str) -> None:
+def test_an_error_names_the_wrong_key(lake: DataLake, text: str, expected: str) -> None:
     lake.root.mkdir()
     company_file(lake).write_text(text)
     with pytest.raises(PipelineError) as raised:
         load_company(lake)
-    assert said in raised.value.what
+    assert expected in raised.value.what

@@ -27,14 +27,14 @@ def composed(
     raw: Sequence[str] | str,
     *,
     values: dict[str, str] | None = None,
-    said: str = "",
+    known_text: str = "",
     intent: str | None = None,
     tone: Tone = Tone.NEUTRAL,
     private: bool = False,
     earlier: Context = (),
 ) -> tuple[list[str], Composer]:
-    manner = AnswerContext(tone, values or {}, said, earlier, intent, private=private)
-    composer = Composer(screening, manner)
+    context = AnswerContext(tone, values or {}, known_text, earlier, intent, private=private)
+    composer = Composer(screening, context)
     pieces = [raw] if isinstance(raw, str) else raw
     return [*(s for piece in pieces for s in composer.feed(piece)), *composer.end(complete=True)], composer
 
@@ -107,8 +107,8 @@ def test_an_answer_in_pieces_is_composed_like_a_complete_one(screening: Screenin
 def test_the_customer_is_asked_once_and_politely_for_missing_details(screening: Screening) -> None:
     raw = "I will cancel order {{Order Number}}. See {{Website URL}}."
     asks = "Could you please tell me your order number?"
-    said, _ = composed(screening, raw)
-    assert "".join(said) == f"I will cancel order. See our website. {asks}"
+    sentences, _ = composed(screening, raw)
+    assert "".join(sentences) == f"I will cancel order. See our website. {asks}"
     assert asks not in "".join(composed(screening, raw, values=VALUES)[0])
     assert asks not in "".join(composed(screening, raw, earlier=(("agent", asks), ("customer", "why?")))[0])
     own = "Please tell me your order number. I will cancel order {{Order Number}}."
@@ -154,7 +154,7 @@ def test_the_privacy_switch_changes_few_answers_of_the_sample(screening: Screeni
         gone |= {(intent, sentence.strip()) for sentence in open_ if sentence not in private}
     intents = {"complaint", "create_account", "registration_problems"}
     assert {intent for intent, _ in gone} == intents, "the others ask for nothing, or only for what they need"
-    assert all(any(words in said for words in ("your name", "your invoice number")) for _, said in gone), gone
+    assert all(any(words in sentence for words in ("your name", "your invoice number")) for _, sentence in gone), gone
 
 
 def test_personal_data_of_others_is_never_repeated(screening: Screening) -> None:
@@ -162,11 +162,11 @@ def test_personal_data_of_others_is_never_repeated(screening: Screening) -> None
         "Hello Anna, order 9988776655 and account KX-123 go to anna@mail.example, +49 30 901820. "
         "Your own order 4412345678 is fine."
     )
-    text = "".join(composed(screening, raw, values=VALUES, said="my order 4412345678")[0])
+    text = "".join(composed(screening, raw, values=VALUES, known_text="my order 4412345678")[0])
     for other in ("9988776655", "KX-123", "anna@mail", "901820"):
         assert other not in text
     assert "4412345678" in text
-    known = "".join(composed(screening, raw, said=f"{raw} 4412345678")[0])
+    known = "".join(composed(screening, raw, known_text=f"{raw} 4412345678")[0])
     assert known == raw, "what the customer said may be repeated"
 
 
@@ -186,15 +186,17 @@ def test_personal_data_of_others_is_never_repeated(screening: Screening) -> None
     ],
 )
 def test_an_answer_ends_before_a_sentence_that_no_customer_may_read(screening: Screening, unfit: str) -> None:
-    said, composer = composed(screening, f"Gladly. {unfit} And more for order {{{{Order Number}}}}.")
-    assert said == ["Gladly. "]
+    sentences, composer = composed(screening, f"Gladly. {unfit} And more for order {{{{Order Number}}}}.")
+    assert sentences == ["Gladly. "]
     assert composer.withheld
 
 
 def test_a_value_cannot_add_what_the_model_may_not_say(screening: Screening) -> None:
     for value in ("<|im_end|>", "you idiot"):
-        said, composer = composed(screening, "Hi {{Client Name}}.", values=canonical_values({"Client Name": value}))
-        assert not said
+        sentences, composer = composed(
+            screening, "Hi {{Client Name}}.", values=canonical_values({"Client Name": value})
+        )
+        assert not sentences
         assert composer.withheld
     assert composed(screening, "Hi {{Client Name}}.", values={"Client Name": "<img src=x>Al"})[0] == ["Hi Al."]
 

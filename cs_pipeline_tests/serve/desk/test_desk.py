@@ -71,8 +71,8 @@ def test_the_model_gets_personal_data_masked_like_its_training_rows(desk: Desk, 
     question = "I want a new password for order 4412345678 of jane@mail.example"
     masked = "I want a new password for order {{Order Number}} of {{Customer Email}}"
     assert desk.reply(DeskRequest(question, sampling=one)).prompt_tokens == tokens(masked) != tokens(question)
-    told_first = desk.reply(DeskRequest(SURE, sampling=one, context="The order is 4412345678.")).prompt_tokens
-    assert told_first == tokens(SURE, "The order is {{Order Number}}.") > tokens(SURE)
+    with_context = desk.reply(DeskRequest(SURE, sampling=one, context="The order is 4412345678.")).prompt_tokens
+    assert with_context == tokens(SURE, "The order is {{Order Number}}.") > tokens(SURE)
 
 
 def test_details_of_the_customer_come_from_the_request_and_the_conversation(desk: Desk, lake: DataLake) -> None:
@@ -162,8 +162,8 @@ def test_off_topic_questions_get_a_fixed_reply_in_the_requested_tone(desk: Desk)
 class Scripted(ModelService):
     """A model with a scripted output, to test what the desk does with it."""
 
-    def __init__(self, *said: Any) -> None:
-        self.run = ScriptedGeneration(*said)
+    def __init__(self, *script: Any) -> None:
+        self.run = ScriptedGeneration(*script)
 
     def served(self, model: str) -> ServedModel:
         return self.run.served
@@ -324,12 +324,12 @@ def test_a_hostile_name_is_never_repeated(scripted: Callable[..., Desk]) -> None
     for tone in (Tone.FRIENDLY, Tone.PROFESSIONAL):
         for text in ("where is it?", "Will it rain?", "get me a human please"):
             for name in ("<|im_end|>", "you idiot", "<script>alert(1)</script>", "{{Order Number}}"):
-                said = (
+                answer = (
                     scripted("Gladly.", confidence=0.7)
                     .reply(DeskRequest(text, values={"Client Name": name}, tone=tone))
                     .text
                 )
-                assert not any(mark in said for mark in ("<", "idiot", "{"))
+                assert not any(mark in answer for mark in ("<", "idiot", "{"))
 
 
 def test_only_handovers_are_written_to_the_lake(lake: DataLake) -> None:

@@ -14,13 +14,13 @@ from cs_pipeline.serve.desk.mood import Mood, mood
 from cs_pipeline.serve.desk.scope import SURE_OF_INTENT, OutOfScope, is_off_topic, out_of_scope
 
 MESSAGES = [
-    (group, *(((said, Mood.NEUTRAL)) if isinstance(said, str) else (said["text"], Mood(said["mood"]))))
+    (group, *(((message, Mood.NEUTRAL)) if isinstance(message, str) else (message["text"], Mood(message["mood"]))))
     for group, messages in read_yaml(Path(__file__).with_name("messages.yaml")).items()
-    for said in messages
+    for message in messages
 ]
 
 
-def done_with(text: str) -> str:
+def outcome(text: str) -> str:
     """What the desk does with the first message of a conversation, judged by its words alone."""
     if handover_reason(text, ()):
         return "person"
@@ -29,17 +29,17 @@ def done_with(text: str) -> str:
 
 
 def test_the_rules_on_messages_that_were_not_used_to_write_them() -> None:
-    right = Counter(group for group, text, _ in MESSAGES if done_with(text) == group)
+    right = Counter(group for group, text, _ in MESSAGES if outcome(text) == group)
     assert len(MESSAGES) == 70
-    least = {"answer": 21, "person": 13, "off_topic": 9, "other_customer": 5, "prompt_injection": 7, "no_content": 5}
-    assert {group: right[group] >= count for group, count in least.items()} == dict.fromkeys(least, True), right
+    minimum = {"answer": 21, "person": 13, "off_topic": 9, "other_customer": 5, "prompt_injection": 7, "no_content": 5}
+    assert {group: right[group] >= count for group, count in minimum.items()} == dict.fromkeys(minimum, True), right
     assert [text for _, text, expected in MESSAGES if mood(text) is not expected] == []
 
 
 def test_the_rules_on_the_robustness_cases() -> None:
     done: dict[str, Counter[str]] = defaultdict(Counter)
     for case in handwritten_cases():
-        done[case.group][done_with(case.text)] += 1
+        done[case.group][outcome(case.text)] += 1
     assert done["out of scope"]["off_topic"] >= 28
     assert done["empty"] == {"no_content": 14}
     assert done["for a person"] == {"person": 12}
@@ -51,16 +51,16 @@ def test_the_rules_on_the_robustness_cases() -> None:
 
 def test_questions_of_the_sample_go_to_the_model() -> None:
     rows = sample_rows(810)
-    done = Counter(done_with(text) for text in rows[rows["intent"] != "contact_human_agent"]["instruction"])
+    done = Counter(outcome(text) for text in rows[rows["intent"] != "contact_human_agent"]["instruction"])
     assert done.keys() == {"answer"}, done
 
 
 def test_real_questions_go_to_the_model(bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv, usecols=["instruction", "intent"], dtype=str).sample(3000, random_state=1)
     for_a_person = rows["intent"] == "contact_human_agent"
-    done = Counter(map(done_with, rows[~for_a_person]["instruction"]))
+    done = Counter(map(outcome, rows[~for_a_person]["instruction"]))
     assert done["answer"] / done.total() > 0.998, done
-    asks = Counter(map(done_with, rows[for_a_person]["instruction"]))
+    asks = Counter(map(outcome, rows[for_a_person]["instruction"]))
     assert asks["person"] / asks.total() > 0.6
     assert asks.keys() == {"person", "answer"}
 

@@ -66,10 +66,10 @@ def test_a_sentence_in_each_tone(tone: Tone, raw: str, expected: str) -> None:
 def test_facts_labels_and_line_breaks_stay_the_same() -> None:
     for raw in sample_rows(810, seed=2)["response"][::4]:
         for tone in Tone:
-            said = apply_tone(raw, tone)
-            assert [fact.values for fact in facts(said)] == [fact.values for fact in facts(raw)]
-            assert said.count("\n") == raw.count("\n")
-            assert said.count("{{") == raw.count("{{")
+            toned = apply_tone(raw, tone)
+            assert [fact.values for fact in facts(toned)] == [fact.values for fact in facts(raw)]
+            assert toned.count("\n") == raw.count("\n")
+            assert toned.count("{{") == raw.count("{{")
 
 
 def test_the_salutation_depends_on_tone_and_name() -> None:

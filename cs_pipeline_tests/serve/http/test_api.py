@@ -237,7 +237,7 @@ def test_other_host_names_and_other_origins_are_refused(serving: Serving) -> Non
     response = requests.post(
         f"{serving.url}/chat", data=json.dumps({"user_input": SURE}), headers={"Content-Type": "text/plain"}, timeout=60
     )
-    assert response.status_code == 422, "what a form of another page can send is no question"
+    assert response.status_code == 422, "a form on another site cannot send JSON, so it cannot ask"
     asked = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
     response = requests.options(f"{serving.url}/chat", headers=asked, timeout=60)
     assert "access-control-allow-origin" not in response.headers

@@ -52,9 +52,9 @@ def test_versions_and_bases_share_weights_and_answer_as_they_were_evaluated(
         assert ask(service, QUESTIONS[0], name).text() == running[name, QUESTIONS[0]].text()
     for was, now in zip(before, engine.model.parameters(), strict=True):
         assert torch.allclose(was, now, rtol=0, atol=1e-6), "merged adapters are unmerged again"
-    figures = service.pool.usage()
-    assert {"1", "2", "1:base"} <= set(figures)
-    assert {figure["bytes"] for figure in figures.values()} == {service.pool.bytes}, "all share one base"
+    usage = service.pool.usage()
+    assert {"1", "2", "1:base"} <= set(usage)
+    assert {entry["bytes"] for entry in usage.values()} == {service.pool.bytes}, "all share one base"
 
 
 def test_names_resolve_to_versions_and_bases(service: ModelService) -> None:

@@ -102,8 +102,8 @@ def open_tab(page: Page, name: str) -> None:
 
 
 def test_a_chat_gives_the_same_answer_as_the_api(page: Page, serving: Serving) -> None:
-    said = ask(page, SURE).inner_text()
-    assert said == serving.chat(SURE).json()["response"]
+    answer = ask(page, SURE).inner_text()
+    assert answer == serving.chat(SURE).json()["response"]
     expect(page.locator("#conversation .notes")).to_contain_text("version 1 · intent ")
     expect(page.locator(".demo")).to_contain_text("not fit for customers")
 
@@ -196,31 +196,33 @@ def test_the_stop_button_ends_the_answer(page: Page, serving: Serving) -> None:
 
 def test_another_model_gives_its_own_answer(page: Page, serving: Serving) -> None:
     choose(page, "chat-model", "version 2 ·")
-    said = ask(page, SURE).inner_text()
-    assert said == serving.chat(SURE, model_name="2").json()["response"]
+    answer = ask(page, SURE).inner_text()
+    assert answer == serving.chat(SURE, model_name="2").json()["response"]
     expect(page.locator("#conversation .notes")).to_contain_text("version 2 ")
 
 
 def test_a_chat_can_be_exported_and_survives_a_reload(page: Page, tmp_path: Path) -> None:
-    said = ask(page, SURE).inner_text()
+    answer = ask(page, SURE).inner_text()
     for kind in ("json", "text"):
         with page.expect_download() as download:
             page.click(f"#export-{kind}")
         download.value.save_as(tmp_path / kind)
     chat = json.loads((tmp_path / "json").read_text())
-    assert [(turn["question"], turn["answer"], turn["system"]) for turn in chat["turns"]] == [(SURE, said, "version 1")]
-    assert (tmp_path / "text").read_text() == f"Customer: {SURE}\nVersion 1: {said}\n"
+    assert [(turn["question"], turn["answer"], turn["system"]) for turn in chat["turns"]] == [
+        (SURE, answer, "version 1")
+    ]
+    assert (tmp_path / "text").read_text() == f"Customer: {SURE}\nVersion 1: {answer}\n"
 
     page.click("#new")
     expect(page.locator("#conversation .said")).to_have_count(0)
     page.reload()
     expect(page.locator("#chat-model input")).to_have_value(re.compile("champion"))
     choose(page, "history", SURE)
-    expect(page.locator("#conversation .bot .said")).to_have_text(said)
+    expect(page.locator("#conversation .bot .said")).to_have_text(answer)
 
 
 def test_a_thumb_is_stored(page: Page, serving: Serving) -> None:
-    said = ask(page, SURE).inner_text()
+    answer = ask(page, SURE).inner_text()
     page.get_by_label("Like", exact=True).or_(page.get_by_title("Like", exact=True)).first.click()
 
     def thumbs() -> list[dict[str, Any]]:
@@ -229,7 +231,7 @@ def test_a_thumb_is_stored(page: Page, serving: Serving) -> None:
 
     wait_for(thumbs)
     (thumb,) = thumbs()
-    assert (thumb["question"], thumb["systems"], thumb["answers"], thumb["score"]) == (SURE, ["version 1"], [said], 1)
+    assert (thumb["question"], thumb["systems"], thumb["answers"], thumb["score"]) == (SURE, ["version 1"], [answer], 1)
 
 
 def test_answers_are_rated_before_their_authors_are_shown(page: Page, serving: Serving) -> None:

@@ -9,7 +9,7 @@ from cs_pipeline.serve.page.transcript import (
     ChatTurn,
     Conversation,
     as_json,
-    chat_messages,
+    chatbot_messages,
     earlier,
     title,
     transcript_text,
@@ -30,7 +30,7 @@ CHAT: Conversation = {"id": "one", "turns": [TURN, {**TURN, "question": "and whe
 
 
 def test_messages_are_escaped_and_show_their_author() -> None:
-    question, answer = chat_messages([TURN])
+    question, answer = chatbot_messages([TURN])
     assert question == {"role": "user", "content": '<div class="said">where is &lt;b&gt;it&lt;/b&gt;?\nmy parcel</div>'}
     assert answer["content"] == (
         '<div class="said">On its way &amp; soon there.</div><div class="notes">version 3 · intent track_order (93%)</div>'
@@ -45,14 +45,14 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
     ]
     more: ChatTurn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
     more["settings"] = {"author": "desk", "finish": "length"}
-    content = chat_messages([more])[1]["content"]
+    content = chatbot_messages([more])[1]["content"]
     link = '<a href="https://shop.example/a?b=&quot;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
     assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
     assert "<summary>Fees (javascript:alert(1))</summary>" in content, "only web addresses become links"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
     assert "the desk, not version 3 · cut off at the length limit" in content
-    assert not any(word in chat_messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
+    assert not any(word in chatbot_messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
 
 
 def test_earlier_turns_name_their_speaker() -> None:
