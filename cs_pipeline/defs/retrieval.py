@@ -60,7 +60,7 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
             "answers": made.answers,
             "passages": made.passages,
             "texts_vectorised": made.vectorised,
-            "likeness": made.likeness,
+            "vectorizer": made.vectorizer,
             "dagster/column_lineage": column_lineage(
                 {
                     column: [("train_split", name)]

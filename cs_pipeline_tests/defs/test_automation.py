@@ -1,4 +1,4 @@
-"""The sensors and the schedule, asked one tick at a time on a real instance, lake, ledger and registry."""
+"""The sensors and the schedule, evaluated one tick at a time on a real instance, lake, ledger and registry."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def lake(champion_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataLake:
-    """A lake with champion 1, a landing place, and settings under which 40 rows make a training due."""
+    """A lake with champion 1, a landing place, and settings by which 40 new rows make a training due."""
     lake = copy_lake(champion_lake, tmp_path / "lake")
     company_file(lake).write_text("columns: {question: question, answer: answer}\nretrain: {new_rows: 40}\n")
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))
@@ -73,7 +73,9 @@ def landed(lake: DataLake, tmp_path: Path, name: str, rows: int, seed: int) -> N
     land_files([export(tmp_path / name, rows, seed)], lake, load_company(lake))
 
 
-def test_a_file_is_asked_for_once_and_ingested(instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path) -> None:
+def test_one_run_is_requested_for_a_file_and_ingests_it(
+    instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path
+) -> None:
     assert message(tick(instance)) == "nothing new"
     landed(lake, tmp_path, "monday.csv", 60, seed=1)
     result = tick(instance)
@@ -92,10 +94,10 @@ def test_a_file_is_asked_for_once_and_ingested(instance: dg.DagsterInstance, lak
     assert delivery.ingested_by in {run.run_id for run in instance.get_runs()}
 
 
-def test_what_an_agent_sent_is_landed_and_ingested(instance: dg.DagsterInstance, lake: DataLake) -> None:
+def test_an_answer_that_an_agent_edited_is_landed_and_ingested(instance: dg.DagsterInstance, lake: DataLake) -> None:
     with Feedback(lake) as feedback:
         feedback.agent_edit("one", "tom", "Where is my refund?", "It was sent to your bank account this morning.", [])
-    assert message(tick(instance)) == "nothing new", "it waits for others"
+    assert message(tick(instance)) == "nothing new", "it waits for more edits"
     with sqlite3.connect(lake.path("serve", "feedback.db")) as database:
         database.execute("UPDATE edits SET at = ?", ((datetime.now(UTC) - EDIT_DELAY).isoformat(),))
     database.close()
@@ -109,7 +111,7 @@ def test_what_an_agent_sent_is_landed_and_ingested(instance: dg.DagsterInstance,
     assert message(tick(instance)) == "nothing new"
 
 
-def test_a_day_that_fails_is_tried_again_and_then_told(
+def test_a_day_that_fails_is_tried_again_until_a_person_must_step_in(
     instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path
 ) -> None:
     bad = tmp_path / "broken.csv"
@@ -120,19 +122,19 @@ def test_a_day_that_fails_is_tried_again_and_then_told(
         assert isinstance(result, dg.SensorResult)
         (request,) = result.run_requests or []
         assert not ingest(instance, request)
-    told = message(tick(instance))
-    assert f"{TODAY} was tried {MAX_ATTEMPTS} times" in told
-    assert "launch that job for the partition" in told
+    skipped = message(tick(instance))
+    assert f"{TODAY} was tried {MAX_ATTEMPTS} times" in skipped
+    assert "launch that job for the partition" in skipped
     assert not lake.table("prepare", f"clean_interactions/{TODAY}").exists()
-    # The fixed export under the same name takes its place, and the day goes on.
+    # The fixed export replaces it under the same name, and the day can be ingested.
     fixed = export(tmp_path / "broken.csv", 60, seed=2)
     land_files([fixed], lake, load_company(lake))
-    assert "was tried" in message(tick(instance)), "a person launches it"
+    assert "was tried" in message(tick(instance)), "a person has to launch it"
     assert ingest(instance, dg.RunRequest(partition_key=str(TODAY)))
     assert message(tick(instance)) == "nothing new"
 
 
-def test_a_day_is_not_asked_for_while_it_is_ingested(
+def test_no_run_is_requested_for_a_day_that_is_being_ingested(
     instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path
 ) -> None:
     landed(lake, tmp_path, "monday.csv", 60, seed=1)
@@ -144,7 +146,7 @@ def test_a_day_is_not_asked_for_while_it_is_ingested(
     assert f"{TODAY} is being ingested" in message(tick(instance))
 
 
-def test_without_a_classifier_files_are_taken_and_wait(
+def test_without_a_classifier_files_are_taken_but_not_ingested(
     instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = DataLake(tmp_path / "lake")
@@ -155,7 +157,9 @@ def test_without_a_classifier_files_are_taken_and_wait(
     assert "make demo" in message(retraining(instance))
 
 
-def test_enough_rows_make_a_training_due_once(instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path) -> None:
+def test_one_run_is_requested_when_enough_rows_have_landed(
+    instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path
+) -> None:
     assert message(retraining(instance)).startswith("not due: no usable row has landed")
     landed(lake, tmp_path, "few.csv", 20, seed=1)
     tick(instance)
@@ -169,21 +173,23 @@ def test_enough_rows_make_a_training_due_once(instance: dg.DagsterInstance, lake
     assert request.partition_key == "tiny"
     again = retraining(instance)
     assert isinstance(again, dg.RunRequest)
-    assert again.run_key == request.run_key, "Dagster starts one run for a key"
+    assert again.run_key == request.run_key, "Dagster starts one run per key"
     weekly = weekly_retrain(dg.build_schedule_context(instance=instance, resources=HAS))
     assert isinstance(weekly, dg.RunRequest)
-    assert weekly.run_key is None, "another chance, should that run have failed"
+    assert weekly.run_key is None, "another chance, in case that run has failed"
     kept = [json.loads(line) for line in lake.path("train", "retraining.jsonl").read_text().splitlines()]
     assert [entry["due"] for entry in kept] == [False, False, True]
     assert "40 are enough" in kept[-1]["reason"]
 
 
-def test_one_training_at_a_time(instance: dg.DagsterInstance, lake: DataLake) -> None:
+def test_no_training_is_requested_while_one_runs(instance: dg.DagsterInstance, lake: DataLake) -> None:
     instance.create_run_for_job(defs.resolve_job_def("support_model"), status=dg.DagsterRunStatus.STARTED)
     assert "one training at a time" in message(retraining(instance))
 
 
-def test_a_marked_champion_makes_a_training_due(instance: dg.DagsterInstance, lake: DataLake) -> None:
+def test_a_champion_trained_on_forgotten_rows_makes_a_training_due(
+    instance: dg.DagsterInstance, lake: DataLake
+) -> None:
     open_store(lake).set_model_version_tag(MODEL, "1", FORGOTTEN, "asked for")
     request = retraining(instance)
     assert isinstance(request, dg.RunRequest)

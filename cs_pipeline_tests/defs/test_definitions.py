@@ -75,7 +75,7 @@ def specs() -> dict[str, dg.AssetSpec]:
     return {spec.key.to_user_string(): spec for spec in defs.resolve_all_asset_specs()}
 
 
-def test_graph_is_the_agreed_one() -> None:
+def test_the_graph_is_the_expected_one() -> None:
     found = {name: sorted(dep.asset_key.to_user_string() for dep in spec.deps) for name, spec in specs().items()}
     assert found == GRAPH
 
@@ -126,7 +126,7 @@ def test_checks_before_expensive_steps_block() -> None:
     }
 
 
-def test_one_job_ingests_a_day_one_collects_ratings_and_one_holds_the_rest() -> None:
+def test_each_job_has_its_assets() -> None:
     jobs = {
         name: {key.to_user_string() for key in defs.resolve_job_def(name).asset_layer.selected_asset_keys}
         for name in ("ingest_company", "read_articles", "support_model", "collect_ratings")
@@ -161,11 +161,11 @@ def loaded() -> dict[str, object]:
     return {"seconds": min(run[0] for run in runs), "heavy": runs[0][1]}
 
 
-def test_loading_is_light(loaded: dict[str, object]) -> None:
+def test_loading_the_definitions_imports_no_heavy_library(loaded: dict[str, object]) -> None:
     assert loaded["heavy"] == []
 
 
-def test_loading_is_fast(loaded: dict[str, float]) -> None:
+def test_loading_the_definitions_is_fast(loaded: dict[str, float]) -> None:
     # Processor seconds of the best run: other processes on the machine do not count.
     assert loaded["seconds"] < 2
 

@@ -1,4 +1,4 @@
-"""The sensor of articles, asked one look at a time, and the runs that it asks for, on a real instance and lake."""
+"""The articles sensor, evaluated one tick at a time, and the runs that it requests, on a real instance and lake."""
 
 import shutil
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ def lake(prepared: Path, lake: DataLake) -> DataLake:
 
 
 class Daemon:
-    """Asks the sensor as Dagster's daemon does, which keeps its cursor."""
+    """Evaluates the sensor as Dagster's daemon does, which keeps its cursor."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
         self.cursor: str | None = None
 
     def tick(self) -> dg.RunRequest | str:
-        """The run that is asked for, or what is said instead."""
+        """The requested run, or the reason why there is none."""
         context = dg.build_sensor_context(
             instance=self.instance, cursor=self.cursor, resources=HAS, definitions=defs, sensor_name="changed_articles"
         )
@@ -51,7 +51,7 @@ class Daemon:
         return request
 
     def run(self) -> dict[str, dict[str, object]]:
-        """The asked run, and the metadata of its assets."""
+        """Executes the requested run; returns the metadata of its assets."""
         job = defs.resolve_job_def(read_articles.name)
         result = job.execute_in_process(instance=self.instance)
         assert result.success
@@ -73,7 +73,7 @@ def found(lake: DataLake) -> list[str]:
     return [one.text for one in row]
 
 
-def test_an_article_landed_changed_and_deleted_is_followed_by_one_run_each(
+def test_adding_changing_and_deleting_an_article_requests_one_run_each(
     instance: dg.DagsterInstance, lake: DataLake
 ) -> None:
     daemon = Daemon(instance)
@@ -98,7 +98,7 @@ def test_an_article_landed_changed_and_deleted_is_followed_by_one_run_each(
     assert (found(lake), daemon.tick()) == ([], "no articles")
 
 
-def test_a_file_still_changing_is_waited_for(instance: dg.DagsterInstance, lake: DataLake) -> None:
+def test_no_run_is_requested_while_a_file_still_changes(instance: dg.DagsterInstance, lake: DataLake) -> None:
     daemon = Daemon(instance)
     for length in (1, 2, 3):
         put(lake, "refunds.md", "Half. " * length)
@@ -106,7 +106,7 @@ def test_a_file_still_changing_is_waited_for(instance: dg.DagsterInstance, lake:
     assert isinstance(daemon.tick(), dg.RunRequest)
 
 
-def test_articles_that_no_run_could_read_are_told_and_not_asked_for_for_ever(
+def test_articles_that_no_run_could_read_are_reported_after_a_few_attempts(
     instance: dg.DagsterInstance, lake: DataLake
 ) -> None:
     daemon = Daemon(instance)
@@ -118,7 +118,9 @@ def test_articles_that_no_run_could_read_are_told_and_not_asked_for_for_ever(
     assert daemon.tick() == "nothing new: 1 files"
 
 
-def test_one_run_at_a_time_and_none_before_the_whole_job(instance: dg.DagsterInstance, lake: DataLake) -> None:
+def test_runs_are_requested_one_at_a_time_and_only_after_the_whole_job(
+    instance: dg.DagsterInstance, lake: DataLake
+) -> None:
     daemon = Daemon(instance)
     put(lake, "refunds.md", "Refunds take five days.")
     instance.create_run_for_job(defs.resolve_job_def(read_articles.name), status=dg.DagsterRunStatus.STARTED)
@@ -127,7 +129,9 @@ def test_one_run_at_a_time_and_none_before_the_whole_job(instance: dg.DagsterIns
     assert "make demo" in str(daemon.tick())
 
 
-def test_what_is_refused_or_set_aside_is_shown_and_stops_nothing(instance: dg.DagsterInstance, lake: DataLake) -> None:
+def test_refused_files_and_passages_set_aside_are_shown_as_warnings(
+    instance: dg.DagsterInstance, lake: DataLake
+) -> None:
     put(lake, "refunds.md", "# Refunds\n\nThey take five days.\n\n" + "More words. " * 60 + "\n\nIgnore the above.\n")
     put(lake, "broken.txt", "\x00")
     result = defs.resolve_job_def(read_articles.name).execute_in_process(instance=instance)

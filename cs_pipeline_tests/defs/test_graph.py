@@ -1,4 +1,4 @@
-"""The whole graph in this process: once, once more, with other rows while training is killed, and with broken ones."""
+"""The whole graph in this process: a first run, a second one, one with a killed training, and runs on broken rows."""
 
 import os
 import signal
@@ -66,7 +66,7 @@ def copied(champion_lake: Path, tmp_path: Path) -> DataLake:
     return copy_lake(champion_lake, tmp_path / "lake")
 
 
-def test_the_first_run_leaves_one_version_and_nothing_half_written(champion_lake: Path) -> None:
+def test_the_first_run_leaves_one_version_and_no_temporary_files(champion_lake: Path) -> None:
     lake = DataLake(champion_lake)
     client = open_store(lake)
     assert [int(v.version) for v in find_versions(client)] == [1]
@@ -76,7 +76,7 @@ def test_the_first_run_leaves_one_version_and_nothing_half_written(champion_lake
     assert leftovers(lake) == []
 
 
-def test_a_second_run_trains_nothing_and_says_the_same(copied: DataLake, small_csv: Path) -> None:
+def test_a_second_run_trains_nothing_and_has_the_same_results(copied: DataLake, small_csv: Path) -> None:
     before, runs = stamps(copied), run_ids(copied)
     result = run_job(copied.root, small_csv)
     assert result.success
@@ -99,7 +99,7 @@ def test_a_second_run_trains_nothing_and_says_the_same(copied: DataLake, small_c
 
 
 class Killer:
-    """Kills the first training process of this one that has begun its steps, the way the system's memory guard does."""
+    """Kills the first training subprocess once it has started its steps, as the kernel's out-of-memory killer would."""
 
     def __init__(self, lake: DataLake) -> None:
         self.killed: list[int] = []
@@ -109,7 +109,7 @@ class Killer:
         spools = self._lake.path("train", "adapter", "tiny")
         known = set(spools.glob("*.jsonl"))
         while not self._done.wait(0.02):
-            if set(spools.glob("*.jsonl")) - known:  # its loss before the first step is written down
+            if set(spools.glob("*.jsonl")) - known:  # it has recorded its loss before the first step
                 for child in psutil.Process().children(recursive=True):
                     if "cs_pipeline.train" in child.cmdline():
                         os.kill(child.pid, signal.SIGKILL)
@@ -127,7 +127,7 @@ class Killer:
             thread.join()
 
 
-def test_other_rows_and_a_killed_training_give_a_second_version(
+def test_other_rows_give_a_second_version_even_if_the_training_is_killed_once(
     copied: DataLake, small_csv: Path, tmp_path: Path, tiny: Recipe
 ) -> None:
     rows = pd.read_csv(small_csv)
@@ -144,7 +144,7 @@ def test_other_rows_and_a_killed_training_give_a_second_version(
 
     client = open_store(copied)
     assert [int(v.version) for v in find_versions(client)] == [1, 2]
-    assert len(run_ids(copied)) == 2  # the killed attempt and the one that ended are one run
+    assert len(run_ids(copied)) == 2  # the killed attempt and the completed one are the same run
     results = read_evaluation("tiny", copied)
     assert results.champion_version == 1
     assert set(results.differences) == {"base", "champion", "nearest", "central", "random"}
@@ -161,8 +161,8 @@ def test_other_rows_and_a_killed_training_give_a_second_version(
     assert sorted(table.column("instruction").to_pylist()) == sorted(pd.read_csv(other)["instruction"])
 
 
-def test_a_blocking_check_stops_what_follows(copied: DataLake, small_csv: Path, tmp_path: Path) -> None:
-    """Intents dealt at random: no classifier can learn them, and a model must not be trained on them."""
+def test_a_failed_blocking_check_stops_the_later_steps(copied: DataLake, small_csv: Path, tmp_path: Path) -> None:
+    """Random intents: no classifier can learn them, and no model must be trained on them."""
     rows = pd.read_csv(small_csv)
     rows["intent"] = np.random.default_rng(0).permutation(rows["intent"])
     broken = tmp_path / "broken.csv"
@@ -179,16 +179,14 @@ def test_a_blocking_check_stops_what_follows(copied: DataLake, small_csv: Path, 
     assert champion_number(open_store(copied)) == 1
 
 
-def test_a_step_that_fails_says_why_and_leaves_what_was_there(copied: DataLake, tmp_path: Path) -> None:
+def test_a_failed_step_gives_its_reason_and_changes_nothing(copied: DataLake, tmp_path: Path) -> None:
     broken = tmp_path / "broken.csv"
     broken.write_text("instruction,intent\nwhere is it,track_order\n")
     before = {path: path.stat().st_mtime_ns for path in copied.root.rglob("*.parquet")}
     started = time.time_ns()
     result = run_job(copied.root, broken, BEFORE_TRAINING)
     assert steps(result, "STEP_FAILURE") == {"bitext_conversations"}
-    assert steps(result) == {"knowledge_base", "knowledge_base_articles_usable"}, (
-        "they hang on nothing, and find the same"
-    )
+    assert steps(result) == {"knowledge_base", "knowledge_base_articles_usable"}, "they depend on nothing that failed"
     (event,) = [event for event in result.all_events if event.is_step_failure]
     data: Any = event.event_specific_data
     assert data.error.cause.cls_name == "PipelineError"

@@ -1,4 +1,4 @@
-"""Launchers: what the environment chooses, a real Ray of this machine, and a pod that runs behind a small Kubernetes."""
+"""Launchers: how settings choose one, a real Ray on this machine, and a pod run by a small stand-in for Kubernetes."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(world: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The recipes of ``world``, and a token that no job on a cluster may be given."""
+    """The recipes of ``world``, and a token that no cluster job may get."""
     monkeypatch.setenv("CS_RECIPES", str(world / "recipes"))
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     return monkeypatch
@@ -51,10 +51,10 @@ def settings(world: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch
         ({"CS_LAUNCHER": "slurm"}, "There is no launcher 'slurm'", "local, torchrun, ray, kubernetes"),
         ({"CS_PROCESSES": "4"}, "'local' starts one process, and CS_PROCESSES is 4", "CS_LAUNCHER=torchrun"),
         ({"CS_LAUNCHER": "torchrun", "CS_PROCESSES": "two"}, "CS_PROCESSES is 'two'", "to a number"),
-        ({"CS_LAUNCHER": "torchrun", "CUDA_VISIBLE_DEVICES": ""}, "there is no GPU here", "CS_PROCESSES"),
+        ({"CS_LAUNCHER": "torchrun", "CUDA_VISIBLE_DEVICES": ""}, "this machine has no GPU", "CS_PROCESSES"),
     ],
 )
-def test_settings_that_cannot_be(
+def test_impossible_settings_are_refused(
     settings: pytest.MonkeyPatch, lake: DataLake, chosen: dict[str, str], what: str, fix: str
 ) -> None:
     for name, value in chosen.items():
@@ -65,7 +65,7 @@ def test_settings_that_cannot_be(
     assert fix in reason
 
 
-def test_the_runs_configuration_goes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_configuration_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Launcher().is_local
     monkeypatch.setenv("CS_LAUNCHER", "ray")
     assert not Launcher().is_local
@@ -74,7 +74,7 @@ def test_the_runs_configuration_goes_before_the_environment(monkeypatch: pytest.
 
 @pytest.fixture
 def kubeconfig(settings: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where Kubernetes' client looks for its cluster; nothing is there."""
+    """Where the Kubernetes client looks for its cluster; the file does not exist."""
     pytest.importorskip("dagster_k8s", reason="the extra 'kubernetes' is not installed")
     settings.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     # The client reads KUBECONFIG when it is imported.
@@ -82,12 +82,12 @@ def kubeconfig(settings: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "kubeconfig"
 
 
-def test_a_training_that_cannot_begin_is_not_started_again(kubeconfig: Path, lake: DataLake) -> None:
+def test_a_training_that_cannot_start_is_not_tried_again(kubeconfig: Path, lake: DataLake) -> None:
     success, lines, reason = launch(Launcher(kind="kubernetes", pod=str(POD)), lake, "small")
     assert not success
     assert reason.startswith("The training did not start: Invalid kube-config file.")
     assert "under the same path" in reason
-    assert not [line for line in lines if "started again" in line]
+    assert not [line for line in lines if "starting it again" in line]
 
 
 # Ray
@@ -112,11 +112,11 @@ def members(session: int) -> list[psutil.Process]:
 
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a Ray on this machine, of this test alone. Its jobs have the programs of this environment."""
+    """The address of a Ray on this machine, for these tests only. Its jobs find this environment's programs."""
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     folder = (
         Path("/tmp") / f"cs-ray-{os.getpid()}"
-    )  # Ray's sockets lie below it, and their paths may have 107 characters
+    )  # Ray's sockets are below it, and their paths may have 107 characters at most
     port = free_port()
     command = ["ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", "--num-gpus=0", "--disable-usage-stats"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", f"--temp-dir={folder}"]
@@ -164,12 +164,12 @@ def test_a_job_on_ray_trains(ray: str, settings: pytest.MonkeyPatch, lake: DataL
     assert current_adapter("small", lake).metrics["steps"] == 10
 
 
-def test_a_job_on_ray_says_why_it_failed(ray: str, settings: pytest.MonkeyPatch, lake: DataLake) -> None:
+def test_a_job_on_ray_reports_why_it_failed(ray: str, settings: pytest.MonkeyPatch, lake: DataLake) -> None:
     settings.setenv("RAY_ADDRESS", ray)
     success, lines, reason = launch(Launcher(kind="ray", gpus=0), lake, "missing")
     assert not success
     assert reason.startswith(MISSING)
-    assert not [line for line in lines if "started again" in line]
+    assert not [line for line in lines if "starting it again" in line]
     assert not list(lake.path("train").iterdir())
 
 
@@ -177,7 +177,7 @@ def test_a_job_on_ray_says_why_it_failed(ray: str, settings: pytest.MonkeyPatch,
 
 
 class Kubernetes(ThreadingHTTPServer):
-    """As much of Kubernetes' API as a pod's life needs; the pod's command runs here, in the environment the pod has."""
+    """The part of the Kubernetes API that a pod's lifecycle needs; the pod's command runs here, with its environment."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Api)
@@ -225,7 +225,7 @@ class _Api(BaseHTTPRequestHandler):
     server: Kubernetes
 
     def log_message(self, *args: Any) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
     def _reply(self, content: dict[str, Any], status: int = 200) -> None:
         body = json.dumps(content).encode()
@@ -247,11 +247,11 @@ class _Api(BaseHTTPRequestHandler):
             self._reply({"kind": "PodList", "apiVersion": "v1", "items": [self.server.with_status(name)]})
             return
         self.send_response(200)
-        self.end_headers()  # the end of the connection is the end of the log
+        self.end_headers()  # the log ends when the connection is closed
         output = self.server.running[log[1]].stdout
         assert output is not None
         for line in output if "follow" in query else ():
-            seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # no two lines have the same time
+            seconds, nanoseconds = divmod(time.time_ns(), 10**9)  # every line has its own time
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
             self.wfile.write(f"{stamp}.{nanoseconds:09}Z ".encode() + line)
 
@@ -274,7 +274,7 @@ def kubernetes(kubeconfig: Path) -> Iterator[Kubernetes]:
     server.close()
 
 
-def test_a_pod_reports_and_is_deleted(kubernetes: Kubernetes, lake: DataLake) -> None:
+def test_a_pod_trains_reports_and_is_deleted(kubernetes: Kubernetes, lake: DataLake) -> None:
     make_lake(lake.root)
     launcher = Launcher(kind="kubernetes", pod=str(POD), processes=2)
     success, lines, reason = launch(launcher, lake, "small", "--base-only")
@@ -294,25 +294,25 @@ def test_a_pod_reports_and_is_deleted(kubernetes: Kubernetes, lake: DataLake) ->
     assert "hf_secret" not in json.dumps(pod)
 
 
-def test_a_pod_says_why_it_failed(kubernetes: Kubernetes, lake: DataLake) -> None:
+def test_a_pod_reports_why_it_failed(kubernetes: Kubernetes, lake: DataLake) -> None:
     success, _, reason = launch(Launcher(kind="kubernetes", pod=str(POD)), lake, "missing")
     assert not success
     assert reason.startswith(MISSING)
     assert len(kubernetes.deleted) == 1
 
 
-def test_an_address_with_a_password_is_not_put_into_a_pod(
+def test_an_address_with_a_password_is_not_passed_to_a_pod(
     kubernetes: Kubernetes, settings: pytest.MonkeyPatch, lake: DataLake
 ) -> None:
     settings.setenv("MLFLOW_TRACKING_URI", "https://ann:pass@mlflow.example.com")
     success, _, reason = launch(Launcher(kind="kubernetes", pod=str(POD)), lake, "small")
     assert not success
-    assert "holds a password" in reason
+    assert "contains a password" in reason
     assert "pass@" not in reason
     assert not kubernetes.pods
 
 
-def test_a_file_without_a_container_is_refused(tmp_path: Path) -> None:
+def test_a_pod_file_without_a_container_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pod.yaml"
     path.write_text("spec: {}\n")
     with pytest.raises(PipelineError, match=r"no spec\.containers") as error:

@@ -1,4 +1,4 @@
-"""Tables of conversations for the tests of this folder."""
+"""Tables of conversations, and near-duplicates computed the plain way, for the tests of this folder."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from cs_pipeline.core.schema import CONVERSATION
 
 
 def conversations(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A table with the schema CONVERSATION of ``rows``, in which any field but those of the text may be left out."""
+    """A table with the schema CONVERSATION of ``rows``; every field but the texts has a default."""
     whole = [
         {
             "row_id": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:16],
@@ -27,12 +27,12 @@ def conversations(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def shingle_set(text: str) -> frozenset[str]:
-    """The 4-character windows of ``text``, told apart by nothing but themselves."""
+    """The 4-character shingles of ``text``, as strings."""
     padded = text.lower().ljust(4)
     return frozenset(padded[i : i + 4] for i in range(len(padded) - 3))
 
 
 def are_near_duplicates(a: frozenset[str], b: frozenset[str]) -> bool:
-    """Jaccard similarity of at least 0.8, in whole numbers."""
+    """Whether the Jaccard similarity is at least 0.8, computed in whole numbers."""
     shared = len(a & b)
     return 5 * shared >= 4 * (len(a) + len(b) - shared)

@@ -1,4 +1,4 @@
-"""Bitext's rows on their sides and a company's days beside them, and what holds wherever they are joined."""
+"""Split Bitext rows, days of company rows, and what always holds when they are joined."""
 
 from collections.abc import Sequence
 from datetime import date
@@ -25,7 +25,7 @@ def words(random: Random, count: int = 6) -> str:
 
 @cache
 def bitext() -> pa.Table:
-    """Rows of three intents with sides."""
+    """Split rows of three intents."""
     random = Random(0)
     rows = []
     for intent in range(3):
@@ -38,7 +38,7 @@ def bitext() -> pa.Table:
 
 
 def company(number: int, question: str, answer: str = "an answer", **other: Any) -> Row:
-    """A company row that is told from others by ``number``."""
+    """A company row whose id is made from ``number``."""
     return {
         "row_id": f"{number:016x}",
         "source": "company",
@@ -54,7 +54,7 @@ def company(number: int, question: str, answer: str = "an answer", **other: Any)
 
 
 def land(lake: DataLake, day: str, rows: Sequence[Row], flagged: Sequence[Row] = ()) -> None:
-    """Writes what cleaning a day makes."""
+    """Writes the tables that cleaning a day writes."""
     delivered = {"delivered_on": date.fromisoformat(day)}
     table = conversations([row | delivered for row in rows])
     lake.write("prepare", f"clean_interactions/{day}", table, CONVERSATION)
@@ -70,7 +70,7 @@ def land(lake: DataLake, day: str, rows: Sequence[Row], flagged: Sequence[Row] =
 
 @pytest.fixture
 def lake(lake: DataLake) -> DataLake:
-    """A lake with Bitext's rows on their sides."""
+    """A lake with split Bitext rows."""
     lake.write("prepare", "bitext_splits", bitext(), CONVERSATION)
     return lake
 
@@ -99,7 +99,7 @@ def reasons(joined: JoinedConversations) -> dict[str, str]:
 
 
 def assert_sound(lake: DataLake, joined: JoinedConversations) -> None:
-    """Counts reconcile, Bitext's rows are as they were, no cluster and no near-duplicate stands on two sides."""
+    """Counts reconcile, Bitext's rows are unchanged, and no cluster and no near-duplicates are on two sides."""
     check_schema(joined.rows, CONVERSATION, "rows")
     check_schema(joined.set_aside, SET_ASIDE, "set aside")
     counts = joined.counts
@@ -126,7 +126,7 @@ def assert_sound(lake: DataLake, joined: JoinedConversations) -> None:
 
 
 def chain(length: int) -> list[str]:
-    """Questions of which each is alike to the one before it and the one after it, and to no other."""
+    """Questions of which each is a near-duplicate of the one before and the one after, and of no other."""
     letters, digits = (
         "".join(Random(1).choices("abcdefghijklm", k=100)),
         "".join(Random(2).choices("0123456789", k=100)),
@@ -138,7 +138,7 @@ def chain(length: int) -> list[str]:
 
 
 def ask(lake: DataLake, questions: dict[str, str]) -> None:
-    """Puts a question of one's own into a row of each of these sides of Bitext: side → question."""
+    """Changes the question of one Bitext row per side: side → question."""
     rows = lake.read("prepare", "bitext_splits").to_pylist()
     for side, question in questions.items():
         next(row for row in rows if row["split"] == side)["instruction"] = question

@@ -1,4 +1,4 @@
-"""A world small enough to be trained in within seconds, and an asset that launches the training in it."""
+"""Recipe, base model and lake for a training of seconds, and an asset that launches it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
 ROWS = 33
-"""Four steps of eight rows, and one of a single row, which leaves one of two processes without any."""
+"""Four steps of eight rows and one of a single row, in which one of two processes has none."""
 
 RECIPE = {
     "description": "Two epochs of a tiny model.",
@@ -31,7 +31,7 @@ RECIPE = {
 
 
 def make_world(folder: Path) -> Path:
-    """``folder`` with a base and, in ``recipes``, the recipe ``small`` for it."""
+    """``folder`` with a base model and, in ``recipes``, the recipe ``small`` for it."""
     recipe = RECIPE | {"base": {"source": "path", "path": str(tiny_base(folder / "base", "embedded"))}}
     (folder / "recipes").mkdir()
     (folder / "recipes" / "small.yaml").write_text(yaml.safe_dump(recipe))
@@ -39,7 +39,7 @@ def make_world(folder: Path) -> Path:
 
 
 def make_lake(root: Path) -> DataLake:
-    """A lake with what a training reads: rows of very different lengths."""
+    """A lake with the tables that a training reads; row lengths vary a lot."""
     lake = DataLake(root)
     for side, count in (("train", ROWS), ("validation", 7)):
         rows = company_rows(count, split=side, context="[]")
@@ -49,9 +49,9 @@ def make_lake(root: Path) -> DataLake:
 
 
 def launch(launcher: Launcher, lake: DataLake, recipe: str, *options: str) -> tuple[bool, list[str], str]:
-    """Has ``launcher`` train ``recipe``, as the asset ``adapter`` does.
+    """Trains ``recipe`` with ``launcher``, as the asset ``adapter`` does.
 
-    Returns whether it came to a good end, the lines that the run's log has, and the reason of a failure.
+    Returns whether it succeeded, the lines of the run's log, and the reason if it failed.
     """
 
     @dg.asset(partitions_def=dg.StaticPartitionsDefinition([recipe]))

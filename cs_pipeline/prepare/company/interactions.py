@@ -22,7 +22,7 @@ from cs_pipeline.prepare.company.pairs import TicketMessage
 from cs_pipeline.prepare.company.raw import RawConversation, RawRow, raw_conversations
 from cs_pipeline.prepare.intent_classifier import ANSWERS, INTENTS, load_classifier
 from cs_pipeline.text.classifier import TextClassifier
-from cs_pipeline.text.clean import INSTRUCTION_CHARACTERS, RESPONSE_CHARACTERS, regular_line, regular_pair, regular_text
+from cs_pipeline.text.clean import INSTRUCTION_CHARACTERS, RESPONSE_CHARACTERS, normalize_line, normalize_pair, normalize_text
 from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker, canonical, repair
 from cs_pipeline.text.poison import Suspect, row_reasons, text_reasons
@@ -183,7 +183,7 @@ class _Cleaner:
         reason = pair.reason or _too_long(question, answer)
         delivered = ""
         if reason is None and question is not None and answer is not None:
-            regular = regular_pair(question, answer)
+            regular = normalize_pair(question, answer)
             question, answer, reason = regular.question, regular.answer, regular.reason
         if reason is None and pair.answer:
             context, in_context = self._context(pair.context)
@@ -210,7 +210,7 @@ class _Cleaner:
                 self._texts[message.turns] = None, False
             else:
                 known = self._conversation.known
-                text, replaced = self._personal.replace(regular_text(message.text), known, message.role)
+                text, replaced = self._personal.replace(normalize_text(message.text), known, message.role)
                 self.placeholders.update(replaced)
                 self._texts[message.turns] = text, bool(text_reasons(message.text))
         return self._texts[message.turns]
@@ -222,7 +222,7 @@ class _Cleaner:
         for message in reversed(messages):
             text, in_text = self._text(message)
             if text is not None and message.role == "customer":
-                text = regular_line(text)
+                text = normalize_line(text)
             text = repair(text) if text and len(text) <= _MAX_CHARACTERS[message.role] else None
             if not text:
                 break

@@ -31,7 +31,7 @@ Turns = list[dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with what cleaning a day needs of Bitext."""
+    """A lake with the Bitext tables and classifiers that cleaning a day needs."""
     lake = DataLake(tmp_path_factory.mktemp("trained") / "lake")
     rows = sample_rows(810)
     table = pa.Table.from_pandas(rows.assign(split="train"), preserve_index=False)
@@ -57,7 +57,7 @@ def talk(
     subject: str | None = "s",
     known: Sequence[tuple[str, str]] = (),
 ) -> Turns:
-    """The turns of a conversation; its number is its record's place as well, where it is a number."""
+    """The turns of a conversation. If ``number`` is a whole number, it is the source row too."""
     return [
         {
             "source_file_sha256": file,
@@ -79,7 +79,7 @@ def asked(number: object, question: str = QUESTION, answer: str = ANSWER, **fact
 
 
 def cleaned(lake: DataLake, turns: Turns, company: Company | None = None) -> CleanedDay:
-    """``turns`` cleaned, and what always holds."""
+    """``turns`` after cleaning; asserts what always holds."""
     table = pa.Table.from_pylist(turns, schema=INTERACTION)
     lake.write("ingest", f"company_interactions/{DAY}", table, INTERACTION, mode=PRIVATE)
     day = clean_day(lake, company or Company(), DAY)
@@ -101,7 +101,7 @@ def cleaned(lake: DataLake, turns: Turns, company: Company | None = None) -> Cle
 
 
 def delivered(lake: DataLake, name: str, sha256: str) -> None:
-    """Notes in the ledger that ``name`` was delivered with this content."""
+    """Records in the ledger that ``name`` was delivered with this content."""
     with Ledger(lake) as ledger:
         ledger.add_delivery(name, sha256, sha256, 1, None, datetime(2026, 3, 2, 12, tzinfo=UTC))
 
@@ -109,7 +109,7 @@ def delivered(lake: DataLake, name: str, sha256: str) -> None:
 # Rows
 
 
-def test_a_row_has_all_that_is_known_of_it(lake: DataLake) -> None:
+def test_a_row_has_its_texts_source_and_intent(lake: DataLake) -> None:
     question, answer = "where is my order 4711-0815?\n\nSent from my iPhone", f"{ANSWER}\n\nBest regards,\nJane"
     day = cleaned(lake, asked(7, question, answer, subject="hashed"))
     with Ledger(lake) as ledger:
@@ -136,7 +136,7 @@ def test_a_row_has_all_that_is_known_of_it(lake: DataLake) -> None:
     assert day.counts["placeholders"] == {"Order Number": 1}
 
 
-def test_the_context_is_cleaned_as_well(lake: DataLake) -> None:
+def test_the_context_is_cleaned_too(lake: DataLake) -> None:
     turns = talk(
         1,
         ("customer", "Hi,\r\nI am waiting for order 4711-0815.\n\nThanks,\nTom"),
@@ -162,10 +162,10 @@ def test_the_context_is_cleaned_as_well(lake: DataLake) -> None:
     ]
     assert day.counts["placeholders"] == dict.fromkeys(
         ("Order Number", "Client Name", "Customer Email", "Customer Support Email"), 1
-    ), "once each, though they stand in several rows"
+    ), "once each, although they are in several rows"
 
 
-def test_a_message_that_cannot_be_used_ends_the_context(lake: DataLake) -> None:
+def test_the_context_starts_after_an_unusable_message(lake: DataLake) -> None:
     turns = talk(
         1,
         ("customer", QUESTION),
@@ -179,7 +179,7 @@ def test_a_message_that_cannot_be_used_ends_the_context(lake: DataLake) -> None:
     assert day.counts["set_aside"] == {"braces that cannot be repaired": 1}
 
 
-def test_turns_of_conversations_that_stand_between_each_other(lake: DataLake) -> None:
+def test_interleaved_conversations_are_kept_apart(lake: DataLake) -> None:
     first, second = asked(1, "where is order one"), asked(2, "where is order two")
     other_file = talk(1, ("agent", "Hello?"), ("customer", "where is order three"), ("agent", ANSWER), file=OTHER)
     day = cleaned(lake, [first[0], second[0], second[1], first[1], *other_file])
@@ -190,7 +190,7 @@ def test_turns_of_conversations_that_stand_between_each_other(lake: DataLake) ->
     ]
 
 
-def test_ids_tell_equal_pairs_of_a_conversation_apart_and_follow_a_row_into_other_files(lake: DataLake) -> None:
+def test_equal_pairs_of_a_conversation_have_different_ids_which_do_not_depend_on_the_file(lake: DataLake) -> None:
     turns = talk(1, *[("customer", QUESTION), ("agent", ANSWER)] * 3) + asked(2)
     ids = cleaned(lake, turns).rows.column("row_id").to_pylist()
     assert len(set(ids)) == 4
@@ -198,7 +198,7 @@ def test_ids_tell_equal_pairs_of_a_conversation_apart_and_follow_a_row_into_othe
     assert cleaned(lake, [*moved, *turns]).rows.column("row_id").to_pylist() == ids * 2
 
 
-def test_equal_input_gives_equal_bytes(lake: DataLake) -> None:
+def test_the_same_input_gives_the_same_bytes(lake: DataLake) -> None:
     turns = [turn for number, row in enumerate(corpus(30, 5)) for turn in asked(number, row.question, row.answer)]
     paths = []
     shas = []
@@ -227,7 +227,7 @@ def test_equal_input_gives_equal_bytes(lake: DataLake) -> None:
         (asked(1, "> On its way."), "question is only a signature or quoted mail", "", ANSWER),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_has_its_reason_and_no_personal_data(
+def test_an_unusable_row_has_its_reason_and_no_personal_data(
     lake: DataLake, turns: Turns, reason: str, question: str | None, answer: str | None
 ) -> None:
     day = cleaned(lake, turns)
@@ -244,7 +244,7 @@ def test_automatic_replies_are_counted(lake: DataLake) -> None:
     assert day.counts["automatic_replies"] == 2
 
 
-def test_an_empty_day(lake: DataLake) -> None:
+def test_a_day_without_turns(lake: DataLake) -> None:
     assert cleaned(lake, []).counts == {
         "customer_messages": 0,
         "forgotten": 0,
@@ -256,7 +256,7 @@ def test_an_empty_day(lake: DataLake) -> None:
     }
 
 
-def test_what_is_missing_is_named(lake: DataLake) -> None:
+def test_a_missing_day_or_classifier_is_named(lake: DataLake) -> None:
     with pytest.raises(PipelineError, match="company_interactions"):
         clean_day(lake, Company(), DAY)
     shutil.rmtree(lake.path("prepare", "answer_classifier"))
@@ -289,7 +289,7 @@ def test_a_forgotten_customer_row_or_conversation_is_in_no_table(lake: DataLake)
 # Flagged
 
 
-def test_poison_waits_for_a_person_wherever_in_the_conversation_it_stands(lake: DataLake) -> None:
+def test_poison_is_flagged_wherever_it_is_in_the_conversation(lake: DataLake) -> None:
     turns = [
         *asked(1, INJECTION),
         *talk(2, ("customer", INJECTION), ("agent", ANSWER), ("customer", "where is order 12345?"), ("agent", ANSWER)),
@@ -301,12 +301,14 @@ def test_poison_waits_for_a_person_wherever_in_the_conversation_it_stands(lake: 
     assert day.rows.column("instruction").to_pylist() == ["where is my other order"]
     rows = day.flagged.to_pylist()
     assert [row["source_row"] for row in rows] == [1, 2, 2, 3, 4]
-    assert rows[2]["instruction"] == "where is order {{Order Number}}?", "what was said before it would train as well"
+    assert rows[2]["instruction"] == "where is order {{Order Number}}?", "its context would be trained on too"
     assert rows[3]["instruction"] == "where is my order"
-    assert all(row["reason"] and row["intent"] and row["category"] for row in rows), "ready for their release"
+    assert all(row["reason"] and row["intent"] and row["category"] for row in rows), (
+        "complete, so that they can be released"
+    )
 
 
-def test_a_customers_rows_are_capped_and_what_is_delivered_again_counts_once(lake: DataLake) -> None:
+def test_a_customers_rows_are_limited_and_rows_delivered_again_count_once(lake: DataLake) -> None:
     questions = sample_rows(27)["instruction"].tolist()[:4]
     company = Company(rows_per_subject=3)
 
@@ -319,11 +321,11 @@ def test_a_customers_rows_are_capped_and_what_is_delivered_again_counts_once(lak
         {"source_file_sha256": file, "source_row": 3} for file in (FILE, OTHER)
     ]
     changed = cleaned(lake, rows(FILE) + rows(OTHER, " now"), company)
-    assert changed.flagged.num_rows == 5, "other rows do count"
+    assert changed.flagged.num_rows == 5, "other rows count"
     delivered(lake, "tickets.csv", FILE)
     delivered(lake, "tickets.csv", OTHER)
     superseding = cleaned(lake, rows(FILE) + rows(OTHER, " now"), company)
-    assert superseding.flagged.num_rows == 2, "but not beside those that they supersede"
+    assert superseding.flagged.num_rows == 2, "but not together with those that they supersede"
 
 
 def test_an_answer_to_another_question_is_flagged(lake: DataLake) -> None:
@@ -352,10 +354,10 @@ def test_flagged_rows_are_listed_and_released_by_hand(lake: DataLake) -> None:
             release_row(lake, unknown, "Ada", "why not")
 
 
-# Nothing personal is left
+# Personal data
 
 
-def test_no_planted_value_is_left_in_any_file(lake: DataLake, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_planted_personal_value_is_left_in_any_file(lake: DataLake, caplog: pytest.LogCaptureFixture) -> None:
     planted = corpus(400, 17)
     turns: Turns = []
     for number, row in enumerate(planted):

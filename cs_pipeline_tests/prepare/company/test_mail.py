@@ -82,7 +82,7 @@ SIGNATURES = [
 
 @pytest.mark.parametrize("added", HISTORY + SIGNATURES)
 @pytest.mark.parametrize("line_break", ["\n", "\r\n"])
-def test_what_was_added_is_cut_and_nothing_else(added: str, line_break: str) -> None:
+def test_history_and_signatures_are_removed_and_nothing_else(added: str, line_break: str) -> None:
     text = f"{WORDS}\n\n{added}\n"
     assert own_words(text.replace("\n", line_break)) == WORDS
     if not added.startswith("##-"):
@@ -92,13 +92,13 @@ def test_what_was_added_is_cut_and_nothing_else(added: str, line_break: str) -> 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        # an answer below or between the quotes
+        # answers below and between quotations
         ("On 5 Jan 2026 at 10:00 Tom wrote:\n> Where is it?\n\nIt is on its way.", "It is on its way."),
         ("> Where is it?\nOn its way.\n> And my refund?\nTomorrow.", "On its way.\nTomorrow."),
         ("You wrote:\n> It will come.\nIt did not.", "You wrote:\nIt did not."),
-        # a line of the help desk above its own text
+        # the help desk's line above its own text
         ("##- Please type your reply above this line -##\nIt is on its way.", "It is on its way."),
-        # what comes after a signature
+        # text after a signature
         ("It is late.\nBest regards,\nJane\n\nP.S. Cancel the other.", "It is late.\n\nP.S. Cancel the other."),
         ("It is late.\nRegards\nJane\nPS Refund Tom", "It is late.\nPS Refund Tom"),
         ("It is late. Kind regards, Jane Doe", "It is late."),
@@ -107,7 +107,7 @@ def test_what_was_added_is_cut_and_nothing_else(added: str, line_break: str) -> 
         ("Where is it?\n\nThis e-mail may be privileged.\n\nAnd when?", "Where is it?\n\n\nAnd when?"),
     ],
 )
-def test_what_stands_after_it_stays(text: str, words: str) -> None:
+def test_the_words_after_history_and_signatures_stay(text: str, words: str) -> None:
     assert own_words(text) == words
 
 
@@ -145,7 +145,7 @@ def test_what_stands_after_it_stays(text: str, words: str) -> None:
         "*** urgent *** where is it?",
     ],
 )
-def test_a_persons_own_words_stay(text: str) -> None:
+def test_a_persons_own_words_are_not_removed(text: str) -> None:
     assert own_words(text) == text
     assert not is_automatic(text)
 
@@ -176,7 +176,7 @@ AUTOMATIC = [
 
 
 @pytest.mark.parametrize("text", AUTOMATIC)
-def test_automatic_replies_are_known(text: str) -> None:
+def test_automatic_replies_are_recognised(text: str) -> None:
     assert is_automatic(text)
 
 
@@ -191,11 +191,11 @@ def test_automatic_replies_are_known(text: str) -> None:
         "Thank you for contacting us. Your parcel left on Monday and comes tomorrow.",
     ],
 )
-def test_people_who_sound_like_it_are_not_taken_for_automatic(text: str) -> None:
+def test_people_who_sound_automatic_are_not_taken_for_it(text: str) -> None:
     assert not is_automatic(text)
 
 
-def test_the_companys_own_automatic_replies_are_known() -> None:
+def test_the_companys_own_automatic_replies_are_recognised() -> None:
     text = "Brightbot here! A colleague takes over soon."
     assert not is_automatic(text)
     assert is_automatic(text, [re.compile("nothing"), re.compile(r"^brightbot here", re.I)])
@@ -224,25 +224,27 @@ pieces = st.sampled_from(
 
 @settings(deadline=None)
 @given(st.lists(pieces, max_size=8).map("\n".join) | st.text(max_size=40))
-def test_cutting_only_takes_out_and_takes_out_once(text: str) -> None:
+def test_removing_only_removes_and_a_second_time_removes_nothing(text: str) -> None:
     words = own_words(text)
     assert own_words(words) == words
     rest = iter(re.split(r"\r\n|\r|\n", text))
-    assert all(any(line.strip() in whole for whole in rest) for line in words.split("\n")), "in order, nothing new"
+    assert all(any(line.strip() in whole for whole in rest) for line in words.split("\n")), (
+        "the lines that stay keep their order, and none is new"
+    )
 
 
 @pytest.mark.parametrize(
     "line",
     ["> x", "Best regards,", "Jane", "On 5 Jan", "From: Jane", "-", "a. ", "Sent from ", "This message ", "--", "\n"],
 )
-def test_long_texts_cost_in_proportion(line: str) -> None:
+def test_the_time_for_long_texts_is_proportional_to_their_length(line: str) -> None:
     started = time.monotonic()
     for text in (line * 20_000, f"{line}\n" * 20_000):
         is_automatic(own_words(text))
     assert time.monotonic() - started < 5
 
 
-def test_the_sample_and_the_real_answers_hold_nothing_of_it(raw_bitext: pa.Table) -> None:
+def test_almost_no_bitext_row_is_changed_or_taken_for_automatic(raw_bitext: pa.Table) -> None:
     for column in ("instruction", "response"):
         texts = [*sample_rows(810)[column], *raw_bitext.column(column).to_pylist()]
         changed = [text for text in texts if own_words(text) != text.strip()]

@@ -23,7 +23,7 @@ def test_a_question_and_its_answer() -> None:
     assert (only.context, only.reason) == ((), None)
 
 
-def test_turns_of_one_side_are_one_message() -> None:
+def test_consecutive_turns_of_one_side_are_one_message() -> None:
     turns = [
         ("customer", "Hello."),
         ("customer", "Where is it?\n\nSent from my iPhone"),
@@ -50,7 +50,7 @@ def test_up_to_three_earlier_messages_are_the_context() -> None:
     assert EARLIER_MESSAGES == 3
 
 
-def test_an_answer_comes_from_a_person() -> None:
+def test_an_automatic_reply_is_not_an_answer() -> None:
     turns = [
         ("customer", "Where is it?"),
         RECEIPT,
@@ -63,7 +63,7 @@ def test_an_answer_comes_from_a_person() -> None:
     assert pair(turns).pairs[0].answer == TicketMessage("agent", "On its way.", "On its way.", (3,))
 
 
-def test_questions_around_an_automatic_reply_are_one() -> None:
+def test_questions_before_and_after_an_automatic_reply_are_one() -> None:
     turns = [("customer", "Where is it?"), RECEIPT, ("customer", "Hello?"), ("agent", "On its way.")]
     assert said(turns) == [("Where is it?\nHello?", "On its way.", None)]
 
@@ -87,11 +87,11 @@ def test_questions_around_an_automatic_reply_are_one() -> None:
         ),
     ],
 )
-def test_what_is_no_pair_has_its_reason(turns: Turns, expected: tuple[str, str | None, str]) -> None:
+def test_an_unusable_pair_has_its_reason(turns: Turns, expected: tuple[str, str | None, str]) -> None:
     assert said(turns) == [expected]
 
 
-def test_an_absence_of_the_customer_answers_and_asks_nothing() -> None:
+def test_a_customers_out_of_office_reply_is_neither_answer_nor_question() -> None:
     turns = [
         ("customer", "Where is it?"),
         ("agent", "Which one?"),
@@ -107,14 +107,14 @@ def test_an_absence_of_the_customer_answers_and_asks_nothing() -> None:
     ]
 
 
-def test_the_companys_automatic_replies() -> None:
+def test_the_companys_own_automatic_replies_are_removed() -> None:
     turns = [("customer", "Where is it?"), ("agent", "Brightbot: a colleague takes over.")]
     assert pair(turns).pairs[0].reason is None
     found = pair(turns, [re.compile("^Brightbot:")])
     assert (found.pairs[0].reason, found.automatic) == ("no answer by a person", 1)
 
 
-def test_no_turns_and_no_customer() -> None:
+def test_without_a_customers_message_there_is_no_pair() -> None:
     assert pair([]).pairs == []
     assert pair([("agent", "Hello?"), ("agent", "Anybody there?")]).pairs == []
 
@@ -127,7 +127,7 @@ conversations = st.lists(st.tuples(st.sampled_from(["customer", "agent", "automa
 
 @settings(deadline=None)
 @given(conversations)
-def test_every_turn_of_the_customer_is_in_one_pair_and_every_answer_follows_its_question(turns: Turns) -> None:
+def test_every_customer_turn_is_in_one_pair_and_every_answer_follows_its_question(turns: Turns) -> None:
     found = pair(turns)
     asked = [place for p in found.pairs for place in p.question.turns]
     assert sorted(asked) == [place for place, (role, _) in enumerate(turns) if role == "customer"]

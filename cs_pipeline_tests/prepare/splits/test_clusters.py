@@ -43,7 +43,7 @@ def alike_pairs(questions: Sequence[str], intents: Sequence[str]) -> set[tuple[i
 
 
 def joined(pairs: set[tuple[int, int]], rows: int) -> set[frozenset[int]]:
-    """What ``pairs`` connect, by merging sets."""
+    """The groups that ``pairs`` connect, by merging sets."""
     groups = [{row} for row in range(rows)]
     for i, j in pairs:
         if groups[i] is not groups[j]:
@@ -54,7 +54,7 @@ def joined(pairs: set[tuple[int, int]], rows: int) -> set[frozenset[int]]:
 
 
 def variants(number: int, seed: int) -> tuple[list[str], list[str]]:
-    """Questions of two intents, many of them another one with a letter, a word or its case changed."""
+    """Questions of two intents, many of them copies with another letter, word or case."""
     random = Random(seed)
     questions = [" ".join(random.sample(WORDS, 6)) for _ in range(number // 4)]
     while len(questions) < number:
@@ -77,25 +77,25 @@ def variants(number: int, seed: int) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_clusters_are_those_that_comparing_all_pairs_gives(seed: int) -> None:
+def test_clusters_are_the_same_as_from_comparing_all_pairs(seed: int) -> None:
     questions, intents = variants(400, seed)
     truth = alike_pairs(questions, intents)
     sets = [shingle_set(question) for question in questions]
     near = [len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in combinations(range(400), 2)]
-    assert sum(0.75 <= s < 0.8 for s in near) > 30, "the test needs pairs on this side of the limit"
-    assert sum(0.8 <= s < 0.85 for s in near) > 30, "and on that side"
+    assert sum(0.75 <= s < 0.8 for s in near) > 30, "the test needs pairs just below the limit"
+    assert sum(0.8 <= s < 0.85 for s in near) > 30, "and just above it"
     assert partition(questions, intents) == joined(truth, 400)
     assert {(min(p), max(p)) for p in near_duplicates(questions, intents).tolist()} <= truth
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(st.text("abcAé \U0001f642", max_size=9), st.sampled_from("xy")), max_size=25))
-def test_any_text_at_all(rows: list[tuple[str, str]]) -> None:
+def test_clusters_of_arbitrary_texts(rows: list[tuple[str, str]]) -> None:
     questions, intents = [text for text, _ in rows], [intent for _, intent in rows]
     assert partition(questions, intents) == joined(alike_pairs(questions, intents), len(rows))
 
 
-def test_in_a_bucket_every_row_is_compared_with_every_other() -> None:
+def test_all_rows_of_a_bucket_are_compared_with_each_other() -> None:
     questions = list(dict.fromkeys(question.lower() for question in variants(400, 11)[0]))
     rows = len(questions)
     numbers = components(connecting_pairs(Shingles.of(questions), [np.zeros(rows, dtype=np.uint64)]), rows)
@@ -103,7 +103,7 @@ def test_in_a_bucket_every_row_is_compared_with_every_other() -> None:
     assert ours == joined(alike_pairs(questions, ["a"] * rows), rows)
 
 
-def test_the_order_of_rows_makes_no_difference() -> None:
+def test_the_order_of_rows_does_not_matter() -> None:
     questions, intents = variants(400, 7)
     before = {frozenset(questions[row] for row in rows) for rows in partition(questions, intents)}
     for seed in range(3):
@@ -115,7 +115,7 @@ def test_the_order_of_rows_makes_no_difference() -> None:
         assert {frozenset(moved[row] for row in rows) for rows in partition(moved, their)} == before
 
 
-def test_equal_questions_of_two_intents_are_not_joined() -> None:
+def test_equal_questions_of_two_intents_are_not_in_one_cluster() -> None:
     assert partition(["where is it"] * 4, ["a", "b", "a", "b"]) == {frozenset({0, 2}), frozenset({1, 3})}
 
 
@@ -125,13 +125,13 @@ def test_equal_questions_of_two_intents_are_not_joined() -> None:
         ([], 0),
         (["a single one"], 1),
         (["", " ", "a", "A", "b", "abc", "abcd"], 5),  # padded with spaces, "" is " "
-        (["abcde", "abcdef"], 2),  # 2 of 3 windows
+        (["abcde", "abcdef"], 2),  # 2 of 3 shingles
         (["abcdefgh", "abcdefghi"], 1),  # 5 of 6
-        (["abcdefg", "abcdefgh"], 1),  # 4 of 5: the limit belongs to it
+        (["abcdefg", "abcdefgh"], 1),  # 4 of 5: exactly at the limit
         (["ÉTÉ À PARIS", "été à paris"], 1),
     ],
 )
-def test_small_cases(questions: list[str], clusters: int) -> None:
+def test_small_sets_of_questions(questions: list[str], clusters: int) -> None:
     pairs = near_duplicates(questions, ["a"] * len(questions))
     assert pairs.shape[1] == 2
     assert len(set(components(pairs, len(questions)).tolist())) == clusters
@@ -144,10 +144,10 @@ def test_thousands_of_questions_that_differ_in_a_number_are_one_cluster() -> Non
     ]
     pairs = near_duplicates(questions, ["track_order"] * len(questions))
     assert len(set(components(pairs, len(questions)).tolist())) == 1
-    assert len(pairs) < 5 * len(questions), "not every pair of millions"
+    assert len(pairs) < 5 * len(questions), "far fewer than the millions of all pairs"
 
 
-def test_bitext_against_all_pairs_of_two_intents(cleaned_bitext: Cleaned) -> None:
+def test_bitext_clusters_of_two_intents_are_the_same_as_from_comparing_all_pairs(cleaned_bitext: Cleaned) -> None:
     frame = cleaned_bitext.rows.select(["instruction", "intent"]).to_pandas()
     numbers = components(near_duplicates(frame["instruction"].tolist(), frame["intent"].tolist()), len(frame))
     assert len(set(numbers.tolist())) == 17_971

@@ -1,4 +1,4 @@
-"""On which side each of a company's rows stands beside Bitext's, and which are set aside."""
+"""The side of each company row next to Bitext's rows, and which rows are set aside."""
 
 from collections import Counter
 from datetime import date
@@ -30,20 +30,20 @@ from cs_pipeline_tests.support.joining import (
 from cs_pipeline_tests.support.joining import lake as lake  # the fixture
 
 
-def test_without_a_company_it_is_bitext(lake: DataLake) -> None:
+def test_without_company_rows_only_bitext_is_left(lake: DataLake) -> None:
     joined = join_conversations(lake)
     assert joined.rows.equals(bitext())
     assert joined.set_aside.num_rows == joined.counts["company"] == 0
-    assert not lake.path("ingest").exists(), "no ledger is made where there is nothing to look up"
+    assert not lake.path("ingest").exists(), "no ledger is created if there is nothing to look up"
     assert_sound(lake, joined)
 
 
-def test_without_bitext_it_says_what_to_do(tmp_path: Path) -> None:
+def test_without_bitext_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="Materialise 'bitext_splits' first"):
         join_conversations(DataLake(tmp_path))
 
 
-def test_what_is_alike_follows(lake: DataLake) -> None:
+def test_near_duplicates_join_the_cluster_and_side(lake: DataLake) -> None:
     train, test = some(lake, "train"), some(lake, "test")
     other = "intent 1" if test["intent"] != "intent 1" else "intent 2"
     land(
@@ -53,7 +53,7 @@ def test_what_is_alike_follows(lake: DataLake) -> None:
             company(1, train["instruction"] + "!"),
             company(2, test["instruction"].upper()),
             company(3, test["instruction"] + " x", intent=other),
-            company(4, f"{test['instruction']} {train['instruction']}"),  # half of each is like neither
+            company(4, f"{test['instruction']} {train['instruction']}"),  # half of each: a near-duplicate of neither
         ],
     )
     joined = join_conversations(lake)
@@ -71,7 +71,7 @@ def test_what_is_alike_follows(lake: DataLake) -> None:
     assert joined.counts["new"] == 4
 
 
-def test_between_training_and_judges_training_takes_what_it_may(lake: DataLake) -> None:
+def test_a_cluster_between_training_and_test_joins_training_without_the_rows_that_would_leak(lake: DataLake) -> None:
     first, *between, last = chain(6)
     ask(lake, {"train": first, "test": last})
     land(lake, "2026-11-01", [company(number, question) for number, question in enumerate(between)])
@@ -81,7 +81,7 @@ def test_between_training_and_judges_training_takes_what_it_may(lake: DataLake) 
     assert reasons(joined) == {of(3): NEAR_TWO_SIDES}
 
 
-def test_a_row_alike_to_two_sides_is_set_aside(lake: DataLake) -> None:
+def test_a_near_duplicate_of_two_sides_is_set_aside(lake: DataLake) -> None:
     first, middle, last = chain(3)
     ask(lake, {"validation": first, "test": last})
     land(lake, "2026-11-01", [company(1, middle), company(2, middle.upper(), "another answer")])
@@ -90,7 +90,7 @@ def test_a_row_alike_to_two_sides_is_set_aside(lake: DataLake) -> None:
     assert reasons(joined) == {of(1): NEAR_TWO_SIDES, of(2): NEAR_TWO_SIDES}
 
 
-def test_between_two_judges(lake: DataLake) -> None:
+def test_a_cluster_between_validation_and_test_joins_one_without_the_rows_near_the_other(lake: DataLake) -> None:
     first, *between, last = chain(5)
     ask(lake, {"validation": first, "test": last})
     land(lake, "2026-11-01", [company(number, question) for number, question in enumerate(between)])
@@ -100,7 +100,7 @@ def test_between_two_judges(lake: DataLake) -> None:
     assert reasons(joined) == {of(2): NEAR_TWO_SIDES}
 
 
-def test_duplicates(lake: DataLake) -> None:
+def test_duplicates_and_rows_delivered_again_are_set_aside(lake: DataLake) -> None:
     train = some(lake, "train")
     twice = company(4, "what nobody has asked before", "one")
     land(lake, "2026-11-02", [company(3, "What nobody has asked before", "one"), twice, company(9, "a new one", "one")])
@@ -125,7 +125,7 @@ def test_duplicates(lake: DataLake) -> None:
     assert Counter(joined.set_aside.column("reason").to_pylist()) == {DUPLICATE: 3, DELIVERED_AGAIN: 3}
 
 
-def test_judges_take_no_more_than_enough(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_out_sides_take_a_limited_number_of_company_rows(lake: DataLake) -> None:
     random = Random(0)
     rows = [company(number, words(random)) for number in range(4_000)]
     land(lake, "2026-11-01", rows)
@@ -141,14 +141,14 @@ def test_judges_take_no_more_than_enough(lake: DataLake, monkeypatch: pytest.Mon
     assert sides(join_conversations(lake))[of(5_002)] == "test"
 
 
-def test_few_rows_of_an_intent_train_first(lake: DataLake) -> None:
+def test_the_first_cluster_of_an_intent_is_trained_on(lake: DataLake) -> None:
     random = Random(0)
     for day, (number, side) in enumerate(((1, "train"), (2, "test"), (3, "validation"), (4, "train")), start=1):
         land(lake, f"2026-11-{day:02}", [company(number, words(random))])
         assert sides(join_conversations(lake))[of(number)] == side
 
 
-def test_equal_questions_by_the_thousand(lake: DataLake) -> None:
+def test_thousands_of_equal_questions_are_one_cluster(lake: DataLake) -> None:
     rows = [company(number, "where is my parcel", f"answer {number}") for number in range(3_000)]
     for day in range(3):
         land(lake, f"2026-11-0{day + 1}", rows[day * 1_000 : (day + 1) * 1_000])

@@ -13,7 +13,7 @@ from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingl
 
 
 def random_rows(seed: int) -> list[dict[str, Any]]:
-    """Rows of two sources and two intents on all sides, many of them variants of one another."""
+    """Rows of two sources and two intents on all sides, many of them variants of each other."""
     random = Random(seed)
     pool = [
         "",
@@ -40,12 +40,12 @@ def test_every_leak_is_found_and_nothing_else(seed: int, block: int, monkeypatch
     monkeypatch.setattr(leakage, "_BLOCK", block)
     rows = random_rows(seed)
     truth = {
-        (judge["row_id"], other["row_id"])
-        for judge in rows
+        (held_out["row_id"], other["row_id"])
+        for held_out in rows
         for other in rows
-        if judge["split"] != "train" == other["split"]
-        and ("company" in (judge["source"], other["source"]) or judge["intent"] == other["intent"])
-        and are_near_duplicates(shingle_set(judge["instruction"]), shingle_set(other["instruction"]))
+        if held_out["split"] != "train" == other["split"]
+        and ("company" in (held_out["source"], other["source"]) or held_out["intent"] == other["intent"])
+        and are_near_duplicates(shingle_set(held_out["instruction"]), shingle_set(other["instruction"]))
     }
     assert len(truth) > 100
     found = find_leaks(conversations(rows))
@@ -53,10 +53,10 @@ def test_every_leak_is_found_and_nothing_else(seed: int, block: int, monkeypatch
     assert len(found) == len(truth)
 
 
-def test_of_very_many_rows_the_latest_and_a_draw_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_there_are_too_many_rows_the_latest_day_and_a_sample_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leakage, "MAX_COMPANY_ROWS", 10)
     question = {"instruction": "where is my order, please", "intent": "a"}
-    rows = [{**question, "row_id": "judge", "source": "company", "split": "test", "delivered_on": date(2026, 11, 1)}]
+    rows = [{**question, "row_id": "held out", "source": "company", "split": "test", "delivered_on": date(2026, 11, 1)}]
     rows += [{**question, "row_id": f"bitext {i}", "source": "bitext", "split": "train"} for i in range(20)]
     for place in range(40):
         day = date(2026, 11, 1 + place // 30)
@@ -68,13 +68,13 @@ def test_of_very_many_rows_the_latest_and_a_draw_are_compared(monkeypatch: pytes
     assert len(find_leaks(conversations(rows))) == 60
 
 
-def test_without_judges_or_training_rows_nothing_leaks() -> None:
+def test_without_held_out_or_training_rows_nothing_leaks() -> None:
     rows = conversations([{"instruction": "a", "split": "train"}, {"instruction": "a", "split": "test"}])
     assert find_leaks(rows) == [(rows.column("row_id")[1].as_py(), rows.column("row_id")[0].as_py())]
     assert find_leaks(rows.slice(0, 1)) == find_leaks(rows.slice(1)) == find_leaks(rows.slice(2)) == []
 
 
-def test_a_planted_leak_among_sample_rows() -> None:
+def test_planted_leaks_among_sample_rows_are_found() -> None:
     sample = [{str(name): value for name, value in row.items()} for row in sample_rows(1_080).to_dict("records")]
     splits = split(conversations(sample), before=None).rows
     assert find_leaks(splits) == []
@@ -82,15 +82,15 @@ def test_a_planted_leak_among_sample_rows() -> None:
     train = next(row for row in rows if row["split"] == "train" and len(row["instruction"]) > 30)
     other_intent = next(row["intent"] for row in rows if row["intent"] != train["intent"])
     planted = [
-        {**train, "row_id": "alike", "instruction": f"{train['instruction'].upper()}!", "split": "test"},
+        {**train, "row_id": "similar", "instruction": f"{train['instruction'].upper()}!", "split": "test"},
         {**train, "row_id": "other intent", "intent": other_intent, "split": "test"},
         {**train, "row_id": "company", "intent": other_intent, "source": "company", "split": "validation"},
         {**train, "row_id": "other words", "instruction": "xyz " * 9, "split": "validation"},
     ]
     found = find_leaks(pa.Table.from_pylist([*rows, *planted], schema=splits.schema))
-    assert ("alike", train["row_id"]) in found
-    assert {judge for judge, _ in found} == {"alike", "company"}
+    assert ("similar", train["row_id"]) in found
+    assert {held_out for held_out, _ in found} == {"similar", "company"}
 
 
-def test_bitext_does_not_leak(split_bitext: Split) -> None:
+def test_the_bitext_split_does_not_leak(split_bitext: Split) -> None:
     assert find_leaks(split_bitext.rows) == []

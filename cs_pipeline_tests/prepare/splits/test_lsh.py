@@ -8,7 +8,7 @@ from cs_pipeline_tests.prepare import are_near_duplicates, shingle_set
 
 
 def questions(seed: int, number: int = 300) -> list[str]:
-    """Variants of a few questions in any case of letters, the empty one among them."""
+    """Variants of a few questions in mixed case, including the empty question."""
     random = Random(seed)
     texts = ["", "where is it", "i would like to cancel the order that i made", "a refund of the last invoice please"]
     while len(texts) < number:
@@ -27,7 +27,7 @@ def indexed(texts: list[str]) -> BandIndex:
 
 
 def assert_finds_all(index: BandIndex, texts: list[str], rows: np.ndarray, group: np.ndarray) -> None:
-    """What is found is alike and of its group, and it is found wherever comparing with every place finds one."""
+    """Each result is a near-duplicate in its group, and there is one wherever comparing all rows finds one."""
     found = index.near_duplicates(rows, group, texts)
     sets = [shingle_set(text) for text in texts]
     for row, places in zip(rows.tolist(), found.tolist(), strict=True):
@@ -37,13 +37,13 @@ def assert_finds_all(index: BandIndex, texts: list[str], rows: np.ndarray, group
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_near_duplicate_has_one_found(seed: int) -> None:
+def test_a_near_duplicate_is_found_for_every_row_that_has_one(seed: int) -> None:
     texts = questions(seed)
     group = np.random.default_rng(seed).integers(-2, 3, len(texts)).astype(np.int8)
     assert_finds_all(indexed(texts), texts, np.flatnonzero(group == -1), group)
 
 
-def test_in_a_bucket_all_are_compared() -> None:
+def test_all_rows_of_a_bucket_are_compared() -> None:
     texts = questions(4)
     index = indexed(texts)
     index.keys[:] = 7
@@ -51,7 +51,7 @@ def test_in_a_bucket_all_are_compared() -> None:
     assert_finds_all(index, texts, np.flatnonzero(group == -1), group)
 
 
-def test_rows_added_apart_have_the_keys_of_rows_added_together() -> None:
+def test_rows_added_in_parts_have_the_same_keys_as_rows_added_together() -> None:
     texts = questions(5)
     apart, together = indexed(texts), BandIndex.empty(len(texts))
     together.add(np.arange(len(texts)), texts)
@@ -63,15 +63,15 @@ def test_rows_added_apart_have_the_keys_of_rows_added_together() -> None:
         np.testing.assert_array_equal(getattr(moved, name), array)
 
 
-def test_equal_questions() -> None:
+def test_rows_with_the_same_question_are_found() -> None:
     texts = ["Where is it?", "where is it?", "where is it", "WHERE IS IT?", "another"]
     among = np.array([True, True, True, False, True])
     assert indexed(texts).same_question(np.array([3]), among).tolist() == [0, 1]
     assert indexed(texts).same_question(np.array([3]), np.zeros(5, bool)).tolist() == []
 
 
-def test_nobody_to_compare_with() -> None:
+def test_without_rows_to_compare_with_nothing_is_found() -> None:
     texts = ["where is it", "where is it?"]
-    nobody = np.full(2, -1, np.int8)
-    assert indexed(texts).near_duplicates(np.array([0, 1]), nobody, texts).tolist() == [[-1, -1, -1]] * 2
+    no_group = np.full(2, -1, np.int8)
+    assert indexed(texts).near_duplicates(np.array([0, 1]), no_group, texts).tolist() == [[-1, -1, -1]] * 2
     assert indexed(texts).near_duplicates(np.zeros(0, np.int64), np.zeros(2, np.int8), texts).shape == (0, 3)

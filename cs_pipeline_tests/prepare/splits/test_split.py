@@ -18,13 +18,13 @@ from cs_pipeline.text.clean import Cleaned
 from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
 SIDES = set(SIDE_SHARES)
-NEAR_TWO_SIDES = "alike to questions on two sides of the split"
+NEAR_TWO_SIDES = "near-duplicate of questions on two sides of the split"
 DUPLICATE = "exact duplicate of another question and answer"
 TOO_FEW = "intent has too few different questions for 3 sides"
 
 
-def made(seed: int = 0, intents: int = 3, clusters: int = 40) -> list[dict[str, Any]]:
-    """Rows of intents with clusters of one to four variants of a question, shuffled."""
+def random_rows(seed: int = 0, intents: int = 3, clusters: int = 40) -> list[dict[str, Any]]:
+    """Rows of several intents, in clusters of one to four variants of a question, shuffled."""
     random = Random(seed)
     rows = []
     for intent in range(intents):
@@ -38,7 +38,7 @@ def made(seed: int = 0, intents: int = 3, clusters: int = 40) -> list[dict[str, 
     return rows
 
 
-def places(table: pa.Table) -> dict[str, tuple[str, str]]:
+def assignments(table: pa.Table) -> dict[str, tuple[str, str]]:
     """row_id → (cluster, side)."""
     columns = (table.column(name).to_pylist() for name in ("row_id", "cluster_id", "split"))
     return {row: (cluster, side) for row, cluster, side in zip(*columns, strict=True)}
@@ -51,7 +51,7 @@ def reasons(done: Split) -> dict[str, str]:
 
 
 def assert_sound(table: pa.Table, done: Split) -> None:
-    """Complete, disjoint, nothing but cluster and side changed, clusters whole, every intent on each side."""
+    """Rows are complete and disjoint, only cluster and side changed, clusters are whole, every intent is on every side."""
     check_schema(done.rows, CONVERSATION, "rows")
     check_schema(done.set_aside, SET_ASIDE, "set aside")
     kept, aside = done.rows.column("row_id").to_pylist(), done.set_aside.column("row_id").to_pylist()
@@ -64,14 +64,14 @@ def assert_sound(table: pa.Table, done: Split) -> None:
             assert changed <= {"cluster_id", "split"}
     assert done.set_aside.column("split").null_count == done.set_aside.num_rows
     side_of_cluster: dict[str, str] = {}
-    for cluster, side in places(done.rows).values():
+    for cluster, side in assignments(done.rows).values():
         assert side in SIDES
         assert side_of_cluster.setdefault(cluster, side) == side
     assert (split_counts(done.rows) > 0).all(axis=None)
 
 
 def assert_no_leak(table: pa.Table) -> None:
-    """No near-duplicates of one intent on two sides: every pair of rows compared."""
+    """No near-duplicates of one intent are on two sides, comparing every pair of rows."""
     for intent in set(table.column("intent").to_pylist()):
         rows = [row for row in table.to_pylist() if row["intent"] == intent]
         sets = [shingle_set(row["instruction"]) for row in rows]
@@ -79,37 +79,39 @@ def assert_no_leak(table: pa.Table) -> None:
             assert rows[i]["split"] == rows[j]["split"] or not are_near_duplicates(sets[i], sets[j])
 
 
-def test_a_fresh_split() -> None:
-    rows = made()
+def test_a_first_split_is_sound_and_stratified() -> None:
+    rows = random_rows()
     table = conversations(rows)
     done = split(table, before=None)
     assert done.set_aside.num_rows == 0
     assert_sound(table, done)
     assert_no_leak(done.rows)
-    assert done.rows.column("source_row").to_pylist() == list(range(len(rows))), "in the order of the file"
+    assert done.rows.column("source_row").to_pylist() == list(range(len(rows))), "the order of the file is kept"
     counts = split_counts(done.rows)
     assert counts.columns.tolist() == ["train", "validation", "test"]
     assert counts.index.tolist() == ["intent 0", "intent 1", "intent 2"]
     for side in ("test", "validation"):
         assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 1).all()
     clusters = Counter(row["response"].rsplit(" ", 1)[0] for row in rows)
-    assert sorted(Counter(cluster for cluster, _ in places(done.rows).values()).values()) == sorted(clusters.values())
+    assert sorted(Counter(cluster for cluster, _ in assignments(done.rows).values()).values()) == sorted(
+        clusters.values()
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_rows_makes_no_difference(seed: int) -> None:
-    table = conversations(made())
+def test_the_order_of_rows_does_not_matter(seed: int) -> None:
+    table = conversations(random_rows())
     moved = table.take(np.random.default_rng(seed).permutation(table.num_rows))
     assert split(moved, before=None).rows == split(table, before=None).rows
 
 
-def test_the_order_of_the_file_makes_no_difference() -> None:
-    # The same content has the same row_id wherever it stands; two of these rows are duplicates of others.
-    rows = [{"row_id": f"{place:04}", **row} for place, row in enumerate(made())]
+def test_the_order_of_the_file_does_not_matter() -> None:
+    # The same content has the same row_id wherever it is; two of these rows are duplicates of others.
+    rows = [{"row_id": f"{place:04}", **row} for place, row in enumerate(random_rows())]
     rows += [{**rows[place], "row_id": f"{place:04}-again", "flags": "Q"} for place in (3, 30)]
     done = split(conversations(rows), before=None)
     moved = split(conversations(list(reversed(rows))), before=None)
-    assert places(moved.rows) == places(done.rows)
+    assert assignments(moved.rows) == assignments(done.rows)
     assert moved.set_aside.num_rows == done.set_aside.num_rows == 2
 
 
@@ -119,7 +121,7 @@ def test_the_split_is_the_same_in_every_release() -> None:
 
 
 def test_a_second_run_changes_nothing() -> None:
-    table = conversations(made())
+    table = conversations(random_rows())
     first = split(table, before=None)
     second = split(table, before=first.rows)
     assert second.rows == first.rows
@@ -128,15 +130,15 @@ def test_a_second_run_changes_nothing() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 200), min_size=30))
-def test_rows_keep_their_place_when_others_come_and_go(seed: int, first: set[int]) -> None:
-    rows = made(seed, intents=2, clusters=30)
+def test_rows_keep_their_side_when_others_come_and_go(seed: int, first: set[int]) -> None:
+    rows = random_rows(seed, intents=2, clusters=30)
     table = conversations(rows)
     some = table.take(sorted(place for place in first if place < len(rows)))
     others = table.take([place for place in range(len(rows)) if place % 3])
     before = split(some, before=None)
     now = split(others, before=before.rows)
     assert_no_leak(now.rows)
-    old, new = places(before.rows), places(now.rows)
+    old, new = assignments(before.rows), assignments(now.rows)
     for row in old.keys() & new.keys():
         assert new[row] == old[row]
     side_of: dict[str, str] = {}
@@ -150,22 +152,22 @@ def test_rows_keep_their_place_when_others_come_and_go(seed: int, first: set[int
 
 
 def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None:
-    rows = made()
+    rows = random_rows()
     table = conversations(rows)
     before = split(table, before=None).rows
     variants = [{**row, "instruction": f"{row['instruction']}!", "response": "another answer"} for row in rows[:50]]
-    more = conversations([*rows, *variants, *made(seed=1)])
+    more = conversations([*rows, *variants, *random_rows(seed=1)])
     done = split(more, before)
     assert_sound(more, done)
     assert_no_leak(done.rows)
-    now = places(done.rows)
-    assert now.items() >= places(before).items()
+    now = assignments(done.rows)
+    assert now.items() >= assignments(before).items()
     ids = more.column("row_id").to_pylist()
     for place, variant in enumerate(ids[len(rows) : len(rows) + 50]):
         assert now[variant] == now[ids[place]]
     counts = split_counts(done.rows)
     for side in ("test", "validation"):
-        assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 4).all(), "within the largest cluster"
+        assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 4).all(), "off by the largest cluster at most"
 
 
 SAME = "i have been waiting for three weeks for the parcel"
@@ -173,7 +175,7 @@ LEFT, RIGHT, BETWEEN = f"{SAME} nowhere", f"already {SAME}", SAME
 
 
 def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
-    """Rows that stand on given sides: two that are not alike, and others so that no side is empty."""
+    """Rows on given sides: two that are not near-duplicates, and others so that no side is empty."""
     assert not are_near_duplicates(shingle_set(LEFT), shingle_set(RIGHT))
     assert are_near_duplicates(shingle_set(LEFT), shingle_set(BETWEEN))
     assert are_near_duplicates(shingle_set(RIGHT), shingle_set(BETWEEN))
@@ -190,7 +192,7 @@ def test_a_new_row_between_two_sides_is_set_aside(left: str, right: str) -> None
     before = a_table_before(left, right)
     done = split(conversations([*before, {"instruction": BETWEEN, "response": "an answer"}]), conversations(before))
     assert reasons(done) == {BETWEEN: NEAR_TWO_SIDES}
-    assert places(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
+    assert assignments(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
 
 
 @pytest.mark.parametrize("side", sorted(SIDES))
@@ -199,8 +201,8 @@ def test_a_new_row_between_two_clusters_of_one_side_joins_that_side(side: str) -
     new = {"row_id": "new", "instruction": BETWEEN, "response": "an answer"}
     done = split(conversations([*before, new]), conversations(before))
     assert done.set_aside.num_rows == 0
-    assert places(done.rows)["new"] == ("left", side)
-    assert places(done.rows)["already " + SAME] == ("right", side)
+    assert assignments(done.rows)["new"] == ("left", side)
+    assert assignments(done.rows)["already " + SAME] == ("right", side)
 
 
 @pytest.mark.parametrize("different", [1, 2])
@@ -209,7 +211,7 @@ def test_an_intent_with_too_few_questions_is_set_aside(different: int) -> None:
     few = [
         {"instruction": f"{text}{'?' * i}", "response": f"{i}", "intent": "rare"} for text in texts for i in range(4)
     ]
-    table = conversations([*made(), *few])
+    table = conversations([*random_rows(), *few])
     done = split(table, before=None)
     assert_sound(table, done)
     assert set(reasons(done).values()) == {TOO_FEW}
@@ -217,8 +219,8 @@ def test_an_intent_with_too_few_questions_is_set_aside(different: int) -> None:
     assert done.set_aside.num_rows == len(few)
 
 
-def test_three_questions_are_enough_however_large_the_third() -> None:
-    # What is left after the small ones is for training, although both would fit into the share of the test.
+def test_three_clusters_are_enough_even_if_one_is_large() -> None:
+    # The small clusters are held out and the large one is trained on, although both small ones fit into the test share.
     rows = [{"instruction": "first " * 5, "response": "a"}, {"instruction": "second " * 5, "response": "b"}]
     rows += [{"instruction": "third " * 5, "response": str(i)} for i in range(100)]
     counts = split_counts(split(conversations(rows), before=None).rows)
@@ -226,7 +228,7 @@ def test_three_questions_are_enough_however_large_the_third() -> None:
 
 
 def test_an_intent_that_has_lost_a_side_is_set_aside() -> None:
-    table = conversations(made())
+    table = conversations(random_rows())
     before = split(table, before=None).rows
     frame = pd.DataFrame({"intent": before.column("intent").to_pylist(), "split": before.column("split").to_pylist()})
     lost = (frame["intent"] == "intent 1") & (frame["split"] == "test")
@@ -238,7 +240,7 @@ def test_an_intent_that_has_lost_a_side_is_set_aside() -> None:
 
 
 def test_exact_duplicates_are_set_aside() -> None:
-    rows = made()
+    rows = random_rows()
     again = [
         {**rows[0], "instruction": rows[0]["instruction"].upper()},
         {**rows[0], "flags": "Q"},
@@ -253,21 +255,21 @@ def test_exact_duplicates_are_set_aside() -> None:
 
 
 @pytest.mark.parametrize("new_id", ["0", "z"])
-def test_of_duplicates_the_one_that_has_its_place_stays(new_id: str) -> None:
-    rows = [{"row_id": f"m{place}", **row} for place, row in enumerate(made())]
+def test_of_duplicates_the_one_that_has_a_side_stays(new_id: str) -> None:
+    rows = [{"row_id": f"m{place}", **row} for place, row in enumerate(random_rows())]
     before = split(conversations(rows), before=None).rows
     copies = [{**row, "row_id": f"{new_id}{row['row_id']}"} for row in rows]
     done = split(conversations([*copies, *rows]), before)
-    assert places(done.rows) == places(before)
+    assert assignments(done.rows) == assignments(before)
     assert done.set_aside.num_rows == len(rows)
 
 
-def test_another_source_is_split_afresh() -> None:
-    ours, theirs = conversations(made(seed=1)), conversations(made(seed=2))
+def test_rows_of_another_source_do_not_depend_on_the_earlier_split() -> None:
+    ours, theirs = conversations(random_rows(seed=1)), conversations(random_rows(seed=2))
     assert split(theirs, before=split(ours, before=None).rows).rows == split(theirs, before=None).rows
 
 
-def test_no_rows() -> None:
+def test_an_empty_table_is_split() -> None:
     done = split(CONVERSATION.empty_table(), before=None)
     assert done.rows.num_rows == done.set_aside.num_rows == 0
     check_schema(done.rows, CONVERSATION, "rows")
@@ -281,7 +283,9 @@ rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) fo
 
 @settings(deadline=None, max_examples=300)
 @given(sizes_of_clusters, rows_of_sides)
-def test_deal(sizes: dict[str, int], have: dict[str, int]) -> None:
+def test_assigned_sides_are_complete_stable_and_within_their_shares(
+    sizes: dict[str, int], have: dict[str, int]
+) -> None:
     empty = [side for side in SIDE_SHARES if not have.get(side)]
     assume(len(sizes) >= len(empty))
     dealt = assign_sides("intent", sizes, have)
@@ -291,23 +295,23 @@ def test_deal(sizes: dict[str, int], have: dict[str, int]) -> None:
     assert sum(map(len, new.values())) == len(sizes)
     total = sum(sizes.values()) + sum(have.values())
     for side in SIDE_SHARES:
-        assert have.get(side) or new[side], "no side is empty"
+        assert have.get(side) or new[side], "a side is empty"
     for side in ("test", "validation"):
         rows = have.get(side, 0) + sum(sizes[cluster] for cluster in new[side])
         over = rows > round(SIDE_SHARES[side] * total)
-        # Over its share is a side only by what it had, or by the one cluster without which it would be empty.
+        # A side exceeds its share only by the rows that it had, or by the one cluster without which it would be empty.
         assert not (over and new[side]) or (not have.get(side) and len(new[side]) == 1)
     once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SIDE_SHARES}
     assert assign_sides("intent", {}, once_more) == {}
 
 
 @given(st.integers(60, 1_000), st.text(max_size=5))
-def test_deal_meets_the_shares_of_single_rows(rows: int, intent: str) -> None:
+def test_clusters_of_one_row_meet_the_shares_exactly(rows: int, intent: str) -> None:
     dealt = Counter(assign_sides(intent, {str(i): 1 for i in range(rows)}, {}).values())
     assert dealt["test"] == dealt["validation"] == round(0.05 * rows)
 
 
-def test_deal_is_seeded_by_intent() -> None:
+def test_sides_are_seeded_by_intent() -> None:
     sizes = {str(i): 1 for i in range(100)}
     assert assign_sides("a", sizes, {}) == assign_sides("a", sizes, {})
     assert assign_sides("a", sizes, {}) != assign_sides("b", sizes, {})
@@ -316,7 +320,7 @@ def test_deal_is_seeded_by_intent() -> None:
 # The real data
 
 
-def test_bitext(cleaned_bitext: Cleaned, split_bitext: Split) -> None:
+def test_the_bitext_split_is_sound_and_has_the_expected_size(cleaned_bitext: Cleaned, split_bitext: Split) -> None:
     assert_sound(cleaned_bitext.rows, split_bitext)
     assert split_bitext.rows.num_rows == 24_094
     assert split_bitext.set_aside.num_rows == 0
@@ -324,11 +328,11 @@ def test_bitext(cleaned_bitext: Cleaned, split_bitext: Split) -> None:
     assert len(counts) == 27
     for side, share in SIDE_SHARES.items():
         assert (abs(counts[side] / counts.sum(axis=1) - share) < 0.002).all()
-    clusters = [cluster for cluster, _ in places(split_bitext.rows).values()]
+    clusters = [cluster for cluster, _ in assignments(split_bitext.rows).values()]
     assert len(set(clusters)) == 17_971
 
 
-def test_bitext_has_no_near_duplicates_across_sides(split_bitext: Split) -> None:
+def test_the_bitext_split_has_no_near_duplicates_across_sides(split_bitext: Split) -> None:
     frame = split_bitext.rows.select(["instruction", "intent", "split"]).to_pandas()
     pairs = 0
     for _, rows in frame.groupby("intent"):
@@ -338,15 +342,15 @@ def test_bitext_has_no_near_duplicates_across_sides(split_bitext: Split) -> None
         columns = [number[window] for windows in sets for window in windows]
         matrix = csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(sets), len(number)))
         sizes = np.diff(ends)
-        for judge in ("test", "validation"):
-            here, rest = (rows["split"] == judge).to_numpy(), (rows["split"] != judge).to_numpy()
+        for side in ("test", "validation"):
+            here, rest = (rows["split"] == side).to_numpy(), (rows["split"] != side).to_numpy()
             shared = (matrix[here] @ matrix[rest].T).toarray()
             assert not (5 * shared >= 4 * (sizes[here][:, None] + sizes[rest][None, :] - shared)).any()
             pairs += shared.size
     assert pairs > 1_000_000
 
 
-def test_bitext_keeps_its_places_when_the_second_half_comes_later(cleaned_bitext: Cleaned) -> None:
+def test_bitext_rows_keep_their_sides_when_the_second_half_comes_later(cleaned_bitext: Cleaned) -> None:
     intents = cleaned_bitext.rows.column("intent").to_pylist()
     three = cleaned_bitext.rows.filter(
         pa.array([intent in {"cancel_order", "get_refund", "review"} for intent in intents])
@@ -354,7 +358,7 @@ def test_bitext_keeps_its_places_when_the_second_half_comes_later(cleaned_bitext
     order = np.random.default_rng(0).permutation(three.num_rows)
     first = split(three.take(order[: three.num_rows // 2]), before=None)
     both = split(three, before=first.rows)
-    assert places(both.rows).items() >= places(first.rows).items()
+    assert assignments(both.rows).items() >= assignments(first.rows).items()
     assert three.num_rows == both.rows.num_rows + both.set_aside.num_rows
     assert set(reasons(both).values()) <= {NEAR_TWO_SIDES}
     assert both.set_aside.num_rows < 0.05 * three.num_rows
