@@ -13,7 +13,7 @@ from cs_pipeline.core.download import RemoteFile, download
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import file_sha256
 from cs_pipeline.core.schema import CONVERSATION
-from cs_pipeline.ingest.files import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
+from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES, hub_file
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from cs_pipeline.ingest.files import BITEXT_COLUMNS
+from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS
 
 # Shares of the questions. In Bitext, 8 % repeat an earlier question with another answer; the same request in another
 # style (a greeting, a typing error) makes near-duplicates.

@@ -12,7 +12,7 @@ from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.schema import CONVERSATION, check_schema
 from cs_pipeline.ingest import bitext, sources
 from cs_pipeline.ingest.bitext import Provenance, load_bitext, row_ids
-from cs_pipeline.ingest.files import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
+from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS, BITEXT_SCHEMA, csv_bytes, read_bitext_file
 from cs_pipeline_tests.core.test_download import Server, git_blob
 from cs_pipeline_tests.core.test_download import server as server  # the fixture
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cs_pipeline.ingest import sample
-from cs_pipeline.ingest.files import BITEXT_COLUMNS
+from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS
 from cs_pipeline.ingest.sample import sample_rows
 
 GRAMMAR_TEXT = Path(sample.__file__).with_suffix(".yaml").read_text(encoding="utf-8")
