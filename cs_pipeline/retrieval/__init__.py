@@ -1,1 +1,1 @@
-"""Finding known answers and articles that are similar to a question."""
+"""Retrieval of known answers and help articles that are similar to a question."""

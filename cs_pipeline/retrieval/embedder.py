@@ -1,4 +1,4 @@
-"""A sentence-embedding model as likeness of texts: from the hub at a pinned revision, or from a folder."""
+"""A sentence-embedding model, from the hub at a pinned revision or from a folder."""
 
 import re
 from collections.abc import Sequence
@@ -13,43 +13,43 @@ from cs_pipeline.core.lake import digest, file_sha256
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
-_TOKENS = 256
-"""A longer text is cut; a passage has about 150 tokens."""
-_BATCH = 64
+_MAX_TOKENS = 256
+"""Longer texts are truncated; a passage has about 150 tokens."""
+_BATCH_SIZE = 64
 
 
 class Embedder:
-    """The model that ``name`` says: ORG/MODEL@REVISION or a folder. ``sha256`` stands for its files.
+    """The model ``name``: ORG/MODEL@REVISION or a folder. ``sha256`` is the hash of its files.
 
-    Raises PipelineError when it is not there, or the hub does not give it. Pickles are never loaded, nor code of a model.
+    Raises PipelineError if it is missing or the download fails. Pickles and code of a model are never loaded.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         hub = _HUB.fullmatch(name)
-        self._folder = _fetched(hub["repo"], hub["revision"]) if hub else Path(name)
-        lacks = [file for file in ("config.json", "tokenizer.json", "model.safetensors") if not self._has(file)]
-        if lacks:
+        self._folder = _download(hub["repo"], hub["revision"]) if hub else Path(name)
+        missing = [file for file in ("config.json", "tokenizer.json", "model.safetensors") if not self._has(file)]
+        if missing:
             raise PipelineError(
-                f"The embedding model {name} lacks {', '.join(lacks)}.",
-                "Set CS_EMBEDDER to ORG/MODEL@REVISION, 40 hex digits, or to a folder that save_pretrained wrote.",
+                f"The embedding model {name} has no {', '.join(missing)}.",
+                "Set CS_EMBEDDER to ORG/MODEL@REVISION, with 40 hex digits, or to a folder that save_pretrained wrote.",
             )
         self.sha256 = digest(
             {path.name: file_sha256(path) for path in sorted(self._folder.iterdir()) if path.is_file()}
         )
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Mean of the last layer over each text's tokens, of length 1, float32: [texts, width]."""
+        """The mean of the last hidden layer over each text's tokens, scaled to length 1, float32: [texts, width]."""
         import torch
 
         tokenizer, model = self._model
         rows = [np.zeros((0, model.config.hidden_size), np.float32)]
-        for start in range(0, len(texts), _BATCH):
+        for start in range(0, len(texts), _BATCH_SIZE):
             batch = tokenizer(
-                list(texts[start : start + _BATCH]),
+                list(texts[start : start + _BATCH_SIZE]),
                 padding=True,
                 truncation=True,
-                max_length=_TOKENS,
+                max_length=_MAX_TOKENS,
                 return_tensors="pt",
             )
             with torch.inference_mode():
@@ -71,15 +71,15 @@ class Embedder:
         return (self._folder / file).is_file()
 
 
-def _fetched(repo: str, revision: str) -> Path:
+def _download(repo: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        # Folders in the repository hold other tools' formats.
+        # Subfolders of the repository hold formats of other tools.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise PipelineError(
-            f"The embedding model {repo} at revision {revision} could not be fetched: {type(error).__name__}.",
+            f"The embedding model {repo} at revision {revision} could not be downloaded: {type(error).__name__}.",
             "Check the name, the network, HF_TOKEN and HF_HUB_OFFLINE, or set CS_EMBEDDER to a folder.",
         ) from error

@@ -1,7 +1,7 @@
-"""The retrieval index: what the company has answered and written before, found by its likeness to a question.
+"""The retrieval index: known answers and passages of help articles, searched by similarity to a question.
 
-It holds the rows of the training side alone, and the passages of the help articles. A folder of Parquet, arrays and a
-manifest with the hash of every file; nothing in it is a pickle.
+It holds only rows of the training split, and the passages. It is a folder of Parquet files, arrays and a manifest with the
+hash of every file, without any pickle.
 """
 
 import shutil
@@ -26,76 +26,73 @@ from cs_pipeline.retrieval.embedder import Embedder
 from cs_pipeline.retrieval.search import Search, write_codes
 from cs_pipeline.retrieval.vectors import CharacterVectors, SentenceVectors, Vectors
 
-CHARACTERS = "characters"
-"""The likeness without a model."""
-
 SCHEMAS = {"answers": ANSWER, "passages": PASSAGE}
 
 
 @dataclass(frozen=True)
-class Built:
-    """An index that was made: how many rows it has, and how many of their texts had no vectors before."""
+class IndexSummary:
+    """The sizes of an index that was built, how many texts were ``vectorised`` for it, and by what (a model's name)."""
 
     version: str
     answers: int
     passages: int
     vectorised: int
-    likeness: str
+    vectorizer: str
 
 
 def retrieval_folder(lake: DataLake) -> Path:
-    """Where the lake's index lies."""
+    """The folder of the lake's index."""
     return lake.path("prepare", "retrieval_index")
 
 
 def index_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """Whoever makes or loads the lake's index meanwhile, here or in another process, waits."""
-    return _alone(retrieval_folder(lake))
+    """Makes everyone else who builds or loads the lake's index wait, in this process and in others."""
+    return _locked(retrieval_folder(lake))
 
 
 def index_version(lake: DataLake) -> str:
-    """The version of the lake's index. Raises PipelineError when it is not there or not what was made."""
+    """The version of the lake's index. Raises PipelineError if it is missing or damaged."""
     with index_lock(lake):
         return str(_manifest(retrieval_folder(lake))["version"])
 
 
 class RetrievalIndex:
-    """Known answers and passages. ``version`` is a hash of them and of their likeness: equal content, equal version."""
+    """Known answers and passages. ``version`` is a hash of them and of how they are compared."""
 
-    def __init__(self, manifest: dict[str, Any], tables: dict[str, pa.Table], rows: dict[str, Search]) -> None:
+    def __init__(self, manifest: dict[str, Any], tables: dict[str, pa.Table], searches: dict[str, Search]) -> None:
         self.version = str(manifest["version"])
-        self._tables, self._rows = tables, rows
+        self._tables, self._searches = tables, searches
         self._clusters = tables["answers"].column("cluster_id").combine_chunks().dictionary_encode()
 
     @classmethod
     def load(cls, folder: Path) -> "RetrievalIndex":
-        """The index in ``folder``. Raises PipelineError when it is not there or not what was made."""
-        with _alone(folder):
+        """Loads the index in ``folder``. Raises PipelineError if it is missing or damaged."""
+        with _locked(folder):
             manifest = _manifest(folder)
             vectors = _load_vectors(folder, manifest)
             tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
             return cls(manifest, tables, {name: Search.load(folder, name, vectors[name]) for name in SCHEMAS})
 
     def answers(
-        self, questions: Sequence[str], count: int, without: Sequence[object] | None = None
+        self, questions: Sequence[str], count: int, excluded_clusters: Sequence[object] | None = None
     ) -> list[list[RetrievedText]]:
-        """For each question the ``count`` most similar known questions' answers, best first.
+        """For each question the answers to the ``count`` most similar known questions, best first.
 
-        Of question i nothing of cluster ``without[i]`` is given. Rows that share nothing with a question are not found.
+        For question i, rows of cluster ``excluded_clusters[i]`` are left out. Rows with similarity 0 are not returned.
         """
-        barred = None if without is None else self._members(without)
-        return list(self._found("answers", questions, count, barred))
+        excluded = None if excluded_clusters is None else self._members(excluded_clusters)
+        return list(self._search("answers", questions, count, excluded))
 
     def passages(self, questions: Sequence[str], count: int) -> list[list[RetrievedText]]:
-        """For each question the ``count`` most similar passages of articles, best first, likewise."""
-        return list(self._found("passages", questions, count, None))
+        """For each question the ``count`` most similar passages of articles with a similarity above 0, best first."""
+        return list(self._search("passages", questions, count, None))
 
-    def _found(
-        self, name: str, questions: Sequence[str], count: int, barred: Sequence[np.ndarray] | None
+    def _search(
+        self, name: str, questions: Sequence[str], count: int, excluded: Sequence[np.ndarray] | None
     ) -> Iterator[list[RetrievedText]]:
         table = self._tables[name]
-        for found in self._rows[name].nearest(questions, count, barred):
-            # Not take(), which copies the table's chunks: 28 ms of a million rows.
+        for found in self._searches[name].nearest(questions, count, excluded):
+            # Not take(), which copies the table's chunks: 28 ms for a million rows.
             rows = [table.slice(place, 1).to_pylist()[0] for place, _ in found]
             yield [
                 RetrievedText(
@@ -109,20 +106,20 @@ class RetrievalIndex:
             ]
 
     def _members(self, clusters: Sequence[object]) -> list[np.ndarray]:
-        """The places of the rows of each of these clusters."""
+        """For each of these clusters the numbers of its rows."""
         codes = self._clusters.indices.to_numpy()
         code_of = {name: code for code, name in enumerate(self._clusters.dictionary.to_pylist())}
         order = np.argsort(codes, kind="stable")
         starts = np.searchsorted(codes[order], np.arange(len(code_of) + 1))
-        at = (code_of.get(str(cluster), -1) for cluster in clusters)
-        return [order[starts[code] : starts[code + 1]] if code >= 0 else order[:0] for code in at]
+        wanted = (code_of.get(str(cluster), -1) for cluster in clusters)
+        return [order[starts[code] : starts[code + 1]] if code >= 0 else order[:0] for code in wanted]
 
 
-def build_index(lake: DataLake, embedder: str = "") -> Built:
-    """Makes the lake's index of ``train_split`` and ``knowledge_base``; equal ones are not written again.
+def build_index(lake: DataLake, embedder: str = "") -> IndexSummary:
+    """Builds the lake's index from ``train_split`` and ``knowledge_base``, unless the existing one is equal.
 
-    ``embedder`` names an embedding model; without one texts are likened by their characters. Raises PipelineError when
-    a table or the model is not there.
+    ``embedder`` names an embedding model; if empty, texts are compared by character TF-IDF. Raises PipelineError if a table
+    or the model is missing.
     """
     with index_lock(lake):
         rows = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response", "intent"])
@@ -133,13 +130,13 @@ def build_index(lake: DataLake, embedder: str = "") -> Built:
 
 
 def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
-    """Makes the lake's index anew without these rows, or removes it where it is damaged; to be called inside ``alone``."""
+    """Rebuilds the lake's index without these rows, or deletes it if it is damaged. Call it inside ``index_lock``."""
     folder = retrieval_folder(lake)
     make_folder(folder.parent)
-    remove_leftovers(folder)  # they hold the rows too
+    remove_leftovers(folder)  # they contain the rows too
     try:
         manifest = _manifest(folder)
-    except PipelineError:  # none, or one that nobody can load
+    except PipelineError:  # missing or damaged
         shutil.rmtree(folder, ignore_errors=True)
         return
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
@@ -149,29 +146,29 @@ def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
 
 
 def differences(lake: DataLake) -> dict[str, int]:
-    """How many rows of the index are not in its sources or the other way round, or of a cluster of another side."""
+    """Counts rows that only the index or only its sources have, and rows in it from another split or of its clusters."""
     folder = retrieval_folder(lake)
     with index_lock(lake):
         answers, passages = (pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS)
     train = lake.read("prepare", "train_split", ["row_id"]).column("row_id")
     known = lake.read("prepare", "knowledge_base", ["passage_id"]).column("passage_id")
-    judged = [lake.read("prepare", f"{side}_split", ["row_id", "cluster_id"]) for side in ("validation", "test")]
+    held_out = [lake.read("prepare", f"{side}_split", ["row_id", "cluster_id"]) for side in ("validation", "test")]
     return {
-        "not_of_training": _lacking(answers.column("row_id"), train),
-        "training_rows_missing": _lacking(train, answers.column("row_id")),
-        "rows_of_other_sides": sum(_shared(answers.column("row_id"), side.column("row_id")) for side in judged),
+        "not_of_training": _count_missing(answers.column("row_id"), train),
+        "training_rows_missing": _count_missing(train, answers.column("row_id")),
+        "rows_of_other_sides": sum(_count_shared(answers.column("row_id"), side.column("row_id")) for side in held_out),
         "clusters_of_other_sides": sum(
-            _shared(answers.column("cluster_id"), side.column("cluster_id")) for side in judged
+            _count_shared(answers.column("cluster_id"), side.column("cluster_id")) for side in held_out
         ),
-        "passages_of_no_article": _lacking(passages.column("passage_id"), known),
-        "passages_missing": _lacking(known, passages.column("passage_id")),
+        "passages_of_no_article": _count_missing(passages.column("passage_id"), known),
+        "passages_missing": _count_missing(known, passages.column("passage_id")),
     }
 
 
-def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | None = None) -> Built:
-    """Writes the index of these ``tables`` (answers: ANSWER, passages: PASSAGE) into ``folder``; inside its lock.
+def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | None = None) -> IndexSummary:
+    """Writes the index of these ``tables`` (answers: ANSWER, passages: PASSAGE) into ``folder``. Call it inside its lock.
 
-    Texts that the index before holds keep their vectors.
+    Texts that the previous index contains keep their vectors.
     """
     for name, schema in SCHEMAS.items():
         check_schema(tables[name], schema, f"retrieval_index/{name}")
@@ -180,9 +177,9 @@ def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | 
         "embedder": embedder.name if embedder else None,
         "model": embedder and embedder.sha256,
     }
-    before = _Before.of(folder, likeness)
-    if all(before.holds(name, table) for name, table in tables.items()):
-        return _built(before.manifest, 0)
+    previous = _PreviousIndex.of(folder, likeness)
+    if all(previous.holds(name, table) for name, table in tables.items()):
+        return _summary(previous.manifest, 0)
     make_folder(folder.parent)
     remove_leftovers(folder)
     vectorised = 0
@@ -192,27 +189,27 @@ def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | 
             path = temporary / f"{name}.parquet"
             pq.write_table(table.combine_chunks(), path, compression="zstd", write_page_checksum=True)
             content.append(file_sha256(path))
-            vectors, new = before.vectors(name, _texts(name, table), embedder)
+            vectors, new = previous.vectors(name, _texts(name, table), embedder)
             vectorised += new
             for part, array in vectors.arrays.items():
                 np.save(temporary / f"{name}.{part}.npy", array, allow_pickle=False)
             write_codes(temporary, name, vectors)
         rows = {name: table.num_rows for name, table in tables.items()}
-        facts = {"version": digest(content, likeness), "likeness": likeness, "rows": rows}
-        return _built(write_manifest(temporary, facts), vectorised)
+        description = {"version": digest(content, likeness), "likeness": likeness, "rows": rows}
+        return _summary(write_manifest(temporary, description), vectorised)
 
 
-class _Before:
-    """The index that lay there before, where it is whole and texts are likened alike; else nothing."""
+class _PreviousIndex:
+    """The index to be replaced; empty if it is damaged, missing, or compares texts in another way."""
 
     def __init__(self, manifest: dict[str, Any], tables: dict[str, pa.Table], vectors: dict[str, Vectors]) -> None:
         self.manifest, self._tables, self._vectors = manifest, tables, vectors
 
     @classmethod
-    def of(cls, folder: Path, likeness: dict[str, Any]) -> "_Before":
+    def of(cls, folder: Path, likeness: dict[str, Any]) -> "_PreviousIndex":
         try:
             manifest = read_manifest(folder, "retrieval_index")
-        except PipelineError:  # none, or one that must not be used
+        except PipelineError:  # missing or damaged
             return cls({}, {}, {})
         if manifest.get("likeness") != likeness:
             return cls({}, {}, {})
@@ -223,7 +220,7 @@ class _Before:
         return name in self._tables and self._tables[name].equals(table)
 
     def vectors(self, name: str, texts: list[str], embedder: Embedder | None) -> tuple[Vectors, int]:
-        """The vectors of ``texts``, and how many of them had to be made."""
+        """The vectors of ``texts``, and how many of them had to be computed."""
         if name not in self._tables:
             return (SentenceVectors.of(texts, embedder) if embedder else CharacterVectors.of(texts)), len(texts)
         known = pa.array(_texts(name, self._tables[name]), pa.string())
@@ -231,17 +228,17 @@ class _Before:
         order = pc.fill_null(at, -1).to_numpy().astype(np.int64)
         new = np.flatnonzero(order < 0)
         order[new] = len(known) + np.arange(len(new))
-        return self._vectors[name].joined([texts[place] for place in new], order), len(new)
+        return self._vectors[name].extended([texts[row] for row in new], order), len(new)
 
 
-def _built(manifest: dict[str, Any], vectorised: int) -> Built:
+def _summary(manifest: dict[str, Any], vectorised: int) -> IndexSummary:
     rows = manifest["rows"]
-    likeness = manifest["likeness"]["embedder"] or CHARACTERS
-    return Built(manifest["version"], rows["answers"], rows["passages"], vectorised, likeness)
+    vectorizer = manifest["likeness"]["embedder"] or "characters"
+    return IndexSummary(manifest["version"], rows["answers"], rows["passages"], vectorised, vectorizer)
 
 
 def _texts(name: str, table: pa.Table) -> list[str]:
-    """What of each row is compared with a question."""
+    """The text of each row that is compared with a question."""
     if name == "answers":
         questions: list[str] = table.column("question").to_pylist()
         return questions
@@ -260,7 +257,7 @@ def _embedder(manifest: dict[str, Any]) -> Embedder | None:
     embedder = Embedder(likeness["embedder"])
     if embedder.sha256 != likeness["model"]:
         raise PipelineError(
-            f"The embedding model {embedder.name} is not the one that the retrieval index was made with.",
+            f"The embedding model {embedder.name} is not the one that the retrieval index was built with.",
             "Materialise 'retrieval_index' again.",
         )
     return embedder
@@ -278,14 +275,14 @@ def _load_vectors(folder: Path, manifest: dict[str, Any]) -> dict[str, Vectors]:
     return found
 
 
-def _alone(folder: Path) -> AbstractContextManager[bool]:
+def _locked(folder: Path) -> AbstractContextManager[bool]:
     return locked(folder.with_name(".retrieval.lock"))
 
 
-def _lacking(those: pa.ChunkedArray, of: pa.ChunkedArray) -> int:
-    return len(those) - _shared(those, of)
+def _count_missing(values: pa.ChunkedArray, among: pa.ChunkedArray) -> int:
+    return len(values) - _count_shared(values, among)
 
 
-def _shared(those: pa.ChunkedArray, of: pa.ChunkedArray) -> int:
-    count: int = pc.sum(pc.is_in(those, value_set=of.combine_chunks())).as_py() or 0
+def _count_shared(values: pa.ChunkedArray, among: pa.ChunkedArray) -> int:
+    count: int = pc.sum(pc.is_in(values, value_set=among.combine_chunks())).as_py() or 0
     return count

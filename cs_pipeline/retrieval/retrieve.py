@@ -1,4 +1,10 @@
-"""What stands before a question of what the company has said: the one way for training, evaluation and serving."""
+"""Retrieves the texts that go before a question in the prompt, in the same way for training, evaluation and serving.
+
+They are known answers to similar questions and passages of help articles. Of several known answers, the most typical one
+comes first (``rank_by_consensus``): a mistake in one answer is rarely repeated in the others. On Bitext's 1,207 test rows
+it has, word for word, ROUGE-L 41.4, placeholder F1 70.9 and the right intent in 99.8 %; the answer to the nearest question
+has 38.3, 69.0 and 97.8 %.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,9 +16,17 @@ from cs_pipeline.recipe import PromptSettings, Recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
 
+MAX_CANDIDATES = 20
+"""Known answers that are compared. With 10, 20 or 50 of them ROUGE-L was 41.2, 41.1 and 41.3 on the test rows, and the cost
+grows quadratically."""
+
+MIN_RELATIVE_SIMILARITY = 0.8
+"""Minimum similarity of a candidate's question, relative to the nearest one, so that a question that was answered only once
+stands alone. On the test rows, where all questions of an intent ask for the same, ROUGE-L is 41.6 without it."""
+
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
-    """The lake's present index where the recipe retrieves. Raises PipelineError when it is not there or was changed."""
+    """The lake's current index, None if the recipe does not retrieve. Raises PipelineError if it is missing or damaged."""
     return None if recipe.prompt.retrieve is None else RetrievalIndex.load(retrieval_folder(lake))
 
 
@@ -24,12 +38,12 @@ def retrieve(
     intents: Sequence[str | None],
     clusters: Sequence[object] | None = None,
 ) -> list[list[RetrievedText]]:
-    """For each question its known answers, most usual first, then its passages, best first; nothing where ``prompt``
-    retrieves nothing.
+    """For each question its known answers, most typical first, then its passages, most similar first.
 
-    ``intents`` are what the questions are routed to; a prompt without a route does without them here too.
-    Texts are in ``mode``, a value drawn for a placeholder by the found text's own id: it is another customer's. For
-    training, ``clusters`` are the questions' own, of which nothing is found.
+    Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions; they are ignored if
+    the prompt does not route. Texts are in placeholder ``mode``, with example values drawn by the retrieved text's own id,
+    because it was written for another customer. For training, ``clusters`` are those of the questions; their own rows are
+    excluded.
     """
     wanted = prompt.retrieve
     if index is None or wanted is None:
@@ -37,44 +51,37 @@ def retrieve(
     answers: list[list[RetrievedText]] = [[] for _ in questions]
     if wanted.answers:
         routed = intents if prompt.route == "intent" else [None] * len(questions)
-        near = index.answers(questions, max(AMONG, wanted.answers), clusters)
-        answers = [most_usual(*pair, wanted.answers) for pair in zip(near, routed, strict=True)]
+        candidates = index.answers(questions, max(MAX_CANDIDATES, wanted.answers), clusters)
+        answers = [rank_by_consensus(*pair, wanted.answers) for pair in zip(candidates, routed, strict=True)]
     passages = index.passages(questions, wanted.passages) if wanted.passages else [[] for _ in questions]
     return [
-        [replace(one, text=apply(one.text, mode, "agent", one.id)) for one in (*known, *read)]
-        for known, read in zip(answers, passages, strict=True)
+        [replace(text, text=apply(text.text, mode, "agent", text.id)) for text in (*known, *articles)]
+        for known, articles in zip(answers, passages, strict=True)
     ]
 
 
-AMONG = 20
-"""Known answers that are compared: with 10, 20 or 50 ROUGE-L was 41.2, 41.1 and 41.3 on those rows, and what is compared
-grows with their square."""
+def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, count: int) -> list[RetrievedText]:
+    """The best ``count`` of the nearest known answers: the most typical ones first, then the others by similarity.
 
-AS_NEAR = 0.8
-"""How similar their questions are at least, as a share of the nearest one's: a question that the company has had once counts
-alone. On those rows, where all questions of an intent ask for the same, it costs: ROUGE-L 41.6 without."""
-
-
-def most_usual(found: Sequence[RetrievedText], intent: str | None, count: int) -> list[RetrievedText]:
-    """``count`` of ``found``, the nearest known answers, best first: the most usual ones first, then the others as they are.
-
-    Compared are those of ``intent`` if there are any. How alike two answers are is Dice's share of their words and pairs of
-    neighbouring words; each weighs by the similarity of its question.
+    Only candidates with the ``intent`` are compared, if there are any. An answer's score is the sum of its Dice coefficients
+    with the other answers over words and word bigrams, weighted by the similarities of both questions.
     """
-    as_near = [one for one in found if one.similarity >= AS_NEAR * found[0].similarity]
-    those = [one for one in as_near if one.intent == intent] or as_near
-    said = [_words(one.text) for one in those]
-    usual = [0.0] * len(those)
-    for a, b in combinations(range(len(those)), 2):
-        alike = len(said[a] & said[b]) / max(1, len(said[a]) + len(said[b]))
-        weighed = those[a].similarity * those[b].similarity * alike
-        usual[a] += weighed
-        usual[b] += weighed
-    order = sorted(range(len(those)), key=usual.__getitem__, reverse=True)  # of equals the nearest: the order is kept
-    others = [one for one in found if one not in those]
-    return [*(those[place] for place in order), *others][:count]
+    near = [one for one in candidates if one.similarity >= MIN_RELATIVE_SIMILARITY * candidates[0].similarity]
+    compared = [one for one in near if one.intent == intent] or near
+    words = [_words_and_bigrams(one.text) for one in compared]
+    scores = [0.0] * len(compared)
+    for a, b in combinations(range(len(compared)), 2):
+        dice = len(words[a] & words[b]) / max(1, len(words[a]) + len(words[b]))
+        weighted = compared[a].similarity * compared[b].similarity * dice
+        scores[a] += weighted
+        scores[b] += weighted
+    order = sorted(
+        range(len(compared)), key=scores.__getitem__, reverse=True
+    )  # stable: of equals the nearest comes first
+    others = [one for one in candidates if one not in compared]
+    return [*(compared[place] for place in order), *others][:count]
 
 
-def _words(text: str) -> frozenset[str | tuple[str, str]]:
+def _words_and_bigrams(text: str) -> frozenset[str | tuple[str, str]]:
     words = text.lower().split()
     return frozenset(words) | frozenset(pairwise(words))

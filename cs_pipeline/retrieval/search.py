@@ -1,4 +1,4 @@
-"""The nearest rows to a question: among few rows by comparing all, among many by comparing those of a shortlist."""
+"""Nearest-neighbour search: exact among few rows; among many, an approximate shortlist that is then compared exactly."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,26 +8,26 @@ import numpy as np
 
 from cs_pipeline.retrieval.vectors import Vectors
 
-MOST_COMPARED = 50_000
-"""Rows that are all compared: 2 ms of a processor for a question, and no approximation."""
+MAX_EXACT_ROWS = 50_000
+"""Up to this many rows the search is exact: 2 ms of a processor per question."""
 SHORTLIST = 300
-"""Rows of the shortlist, which are then compared exactly: of a million made-up questions it held the nearest to 299 of 300,
-a shortlist of 100 to 293."""
+"""Rows of the shortlist, which are then compared exactly. Of a million synthetic questions, it held the nearest one for 299
+of 300, a shortlist of 100 for 293."""
 
-_AT_ONCE = 20_000
-_TO_LEARN = 20_000
-"""Rows that the codes of the shortlist are learnt from: more than 16 values a code need."""
+_BATCH_ROWS = 20_000
+_TRAINING_ROWS = 20_000
+"""Rows that faiss trains the codes on: more than enough for 16 centroids per code."""
 
 
 class Search:
-    """The rows of one table, ready to be asked. ``codes`` are faiss's, where there are more rows than are all compared."""
+    """Searches the rows of one table. ``codes`` is faiss's index, None if the table is small enough for exact search."""
 
     def __init__(self, vectors: Vectors, codes: Any = None) -> None:
         self._vectors, self._codes = vectors, codes
 
     @classmethod
     def load(cls, folder: Path, name: str, vectors: Vectors) -> "Search":
-        """The search whose codes ``write_codes`` wrote."""
+        """The search with the codes that ``write_codes`` wrote, if it did."""
         path = _codes_file(folder, name)
         if not path.exists():
             return cls(vectors)
@@ -36,49 +36,52 @@ class Search:
         return cls(vectors, faiss.read_index(str(path)))
 
     def nearest(
-        self, questions: Sequence[str], count: int, barred: Sequence[np.ndarray] | None
+        self, questions: Sequence[str], count: int, excluded: Sequence[np.ndarray] | None
     ) -> Iterator[list[tuple[int, float]]]:
-        """For each question places and cosines above 0 of the ``count`` nearest rows, best first; not those ``barred``."""
-        asked = self._vectors.asked(questions)
-        for number in range(len(questions)):
-            yield self._nearest(asked[number], count, None if barred is None else barred[number])
+        """For each question the ``count`` nearest rows with a cosine above 0, as pairs of row and cosine, best first.
 
-    def _nearest(self, asked: Any, count: int, barred: np.ndarray | None) -> list[tuple[int, float]]:
-        rows = len(self._vectors)
+        ``excluded`` are the rows to leave out, one array per question.
+        """
+        queries = self._vectors.queries(questions)
+        for number in range(len(questions)):
+            yield self._nearest(queries[number], count, None if excluded is None else excluded[number])
+
+    def _nearest(self, query: Any, count: int, excluded: np.ndarray | None) -> list[tuple[int, float]]:
+        total = len(self._vectors)
         if self._codes is None:
-            similarities = self._vectors.similarities(asked)
-            if barred is not None:
-                similarities[barred] = 0
-            return _best(np.arange(rows), similarities, count)
+            similarities = self._vectors.similarities(query)
+            if excluded is not None:
+                similarities[excluded] = 0
+            return _best(np.arange(total), similarities, count)
         length = max(SHORTLIST, count)
         while True:
-            places = self._codes.search(self._vectors.dense_asked(asked), length)[1][0]
-            places = places[places >= 0]
-            if barred is not None:
-                places = places[~np.isin(places, barred)]
-            if len(places) >= min(count, SHORTLIST) or length >= rows:
-                return _best(places, self._vectors.similarities_of(asked, places), count)
-            length = min(rows, 10 * length)  # a large cluster was barred
+            rows = self._codes.search(self._vectors.dense_query(query), length)[1][0]
+            rows = rows[rows >= 0]
+            if excluded is not None:
+                rows = rows[~np.isin(rows, excluded)]
+            if len(rows) >= min(count, SHORTLIST) or length >= total:
+                return _best(rows, self._vectors.similarities_of(query, rows), count)
+            length = min(total, 10 * length)  # a large cluster was excluded
 
 
 def write_codes(folder: Path, name: str, vectors: Vectors) -> None:
-    """Writes ``name``.faiss, where there are more rows than are all compared: 4 bits for each 4 dimensions of a row.
+    """Writes ``name``.faiss if there are too many rows for exact search: product quantisation to 4 bits per 4 dimensions.
 
-    All of them are looked at for a question, in registers (André et al. 2017, Quick ADC; faiss's fast scan). Structures
-    that look at a part of the rows missed more: of 200,000 questions inverted lists 8 % of the nearest, HNSW 6 %.
+    A search scans all codes in registers (André et al. 2017, Quick ADC; faiss's fast scan). Methods that visit only part of
+    the rows missed more: of 200,000 questions inverted lists missed 8 % of the nearest, HNSW 6 %.
     """
-    rows = len(vectors)
-    if rows <= MOST_COMPARED:
+    total = len(vectors)
+    if total <= MAX_EXACT_ROWS:
         return
     import faiss
 
-    sample = np.random.default_rng(0).choice(rows, _TO_LEARN, replace=False)
-    learnt_from = np.concatenate([vectors.dense(np.sort(part)) for part in np.array_split(sample, 4)])
-    width = learnt_from.shape[1]
+    sample = np.random.default_rng(0).choice(total, _TRAINING_ROWS, replace=False)
+    training = np.concatenate([vectors.dense(np.sort(part)) for part in np.array_split(sample, 4)])
+    width = training.shape[1]
     codes = faiss.IndexPQFastScan(width, width // 4, 4, faiss.METRIC_INNER_PRODUCT)
-    codes.train(learnt_from)
-    for start in range(0, rows, _AT_ONCE):
-        codes.add(vectors.dense(np.arange(start, min(rows, start + _AT_ONCE))))
+    codes.train(training)
+    for start in range(0, total, _BATCH_ROWS):
+        codes.add(vectors.dense(np.arange(start, min(total, start + _BATCH_ROWS))))
     faiss.write_index(codes, str(_codes_file(folder, name)))
 
 
@@ -86,11 +89,11 @@ def _codes_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.faiss"
 
 
-def _best(places: np.ndarray, similarities: np.ndarray, count: int) -> list[tuple[int, float]]:
-    """Places and values of the ``count`` largest that are above 0, largest first; of equal ones the first place."""
+def _best(rows: np.ndarray, similarities: np.ndarray, count: int) -> list[tuple[int, float]]:
+    """The ``count`` rows with the largest similarities above 0, largest first; of equal ones the first row."""
     if count < len(similarities):
-        least = np.partition(similarities, -count)[-count]
-        some = np.flatnonzero((similarities >= least) & (similarities > 0))
-        places, similarities = places[some], similarities[some]
-    order = np.lexsort((places, -similarities))[:count]
-    return [(int(places[at]), min(1.0, float(similarities[at]))) for at in order if similarities[at] > 0]
+        threshold = np.partition(similarities, -count)[-count]
+        kept = np.flatnonzero((similarities >= threshold) & (similarities > 0))
+        rows, similarities = rows[kept], similarities[kept]
+    order = np.lexsort((rows, -similarities))[:count]
+    return [(int(rows[at]), min(1.0, float(similarities[at]))) for at in order if similarities[at] > 0]

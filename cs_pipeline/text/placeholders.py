@@ -1,7 +1,7 @@
-"""Placeholders such as ``{{Order Number}}``: which there are, how they are spelt, and what stands in their place.
+"""Placeholders such as ``{{Order Number}}``: their catalogue, their spellings, and the text that replaces them.
 
-The catalogue is ``placeholders.yaml``; its head says what each key means. A placeholder is a name in double braces, on
-one line. What the catalogue does not know is never guessed at: it stays in the text, in every mode.
+The catalogue is ``placeholders.yaml``, whose comments explain each key. A placeholder is a name in double braces on one
+line. A placeholder that is not in the catalogue is never guessed: it stays in the text in every mode.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ Speaker = Literal["customer", "agent"]
 
 
 class PlaceholderMode(StrEnum):
-    """What a model sees of placeholders."""
+    """How placeholders are shown to a model."""
 
     KEEP = "keep"
     GENERIC = "generic"
@@ -34,7 +34,7 @@ _Words = Annotated[str, Field(pattern=r"^[^{}\n]+$")]
 
 
 class Placeholder(BaseModel):
-    """What the catalogue says of one placeholder."""
+    """The catalogue's entry for one placeholder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -73,18 +73,18 @@ class Catalogue(Mapping[str, Placeholder]):
         return len(self.entries)
 
     def name_of(self, spelling: str) -> str | None:
-        """The canonical name that ``spelling`` stands for, None where the catalogue does not know it."""
+        """The canonical name for ``spelling``, None if the catalogue does not know it."""
         return spelling if spelling in self.entries else self.names.get(_key(spelling))
 
 
 @lru_cache(maxsize=1)
 def catalogue() -> Catalogue:
-    """The project's catalogue, read once."""
+    """The project's catalogue, read once per process."""
     return load_catalogue(Path(__file__).with_name("placeholders.yaml"))
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """The catalogue of ``path``. Raises PipelineError naming the file and the entry that is wrong or double."""
+    """Reads a catalogue. Raises PipelineError naming the file and the entry that is wrong or duplicated."""
     try:
         content = TypeAdapter(_File).validate_python(read_yaml(path))
     except ValidationError as error:
@@ -98,7 +98,7 @@ def load_catalogue(path: Path) -> Catalogue:
         for spelling in (name, *entry.spellings):
             if (other := names.get(_key(spelling))) is not None:
                 raise PipelineError(
-                    f"{path}: '{spelling}' of '{name}' already stands for '{other}'.", "Keep one of the two."
+                    f"{path}: '{spelling}' of '{name}' is already a spelling of '{other}'.", "Keep one of the two."
                 )
             names[_key(spelling)] = name
         if entry.drawn_with is not None:
@@ -106,18 +106,18 @@ def load_catalogue(path: Path) -> Catalogue:
             if leader is None or leader.drawn_with is not None or len(leader.examples) != len(entry.examples):
                 raise PipelineError(
                     f"{path}: '{name}' cannot be drawn with '{entry.drawn_with}'.",
-                    "Name an entry that has as many examples and is itself drawn with none.",
+                    "Name an entry with the same number of examples that has no drawn_with itself.",
                 )
     return Catalogue(entries, names)
 
 
 def find(text: str) -> list[str]:
-    """The names inside ``{{…}}`` as they are written, in order, repeats included."""
+    """The names inside ``{{…}}`` as written, in order, with repeats."""
     return _PLACEHOLDER.findall(text)
 
 
 def canonical(text: str) -> tuple[str, list[str]]:
-    """``text`` with every known placeholder in its canonical spelling, and the unknown names met, repeats included."""
+    """``text`` with known placeholders in their canonical spelling, and the unknown names in it, with repeats."""
     unknown: list[str] = []
 
     def spell(match: re.Match[str]) -> str:
@@ -131,7 +131,7 @@ def canonical(text: str) -> tuple[str, list[str]]:
 
 
 def is_balanced(text: str) -> bool:
-    """Whether every ``{{`` and ``}}`` belongs to one whole placeholder and no known name stands in single braces.
+    """Whether every ``{{`` and ``}}`` belongs to a complete placeholder and no known name is in single braces.
 
     Other single braces are plain text.
     """
@@ -142,29 +142,29 @@ def is_balanced(text: str) -> bool:
 
 
 def repair(text: str) -> str | None:
-    """``text`` with its broken placeholders fixed, None where it is not certain what was meant.
+    """``text`` with its broken placeholders fixed, None if their meaning is ambiguous.
 
-    Balanced text comes back unchanged. Mended are: a name between too few or too many braces or with spaces inside them
+    Balanced text is returned unchanged. It fixes: a name with too few or too many braces or with spaces inside them
     (``{Order Number}}``, ``{{{Order Number}}}``, ``{{ Order Number }}``); a known name in single braces; a known name
-    right after ``{{`` that is never closed; and a label around a placeholder, ``{{Switch to {{Account Type}}}}``, whose
-    outer braces go.
+    after ``{{`` that is never closed; and a label around a placeholder, ``{{Switch to {{Account Type}}}}``, which loses
+    its outer braces.
     """
     if is_balanced(text):
         return text
-    fixed = _BROKEN.sub(_mend, text)
+    fixed = _BROKEN.sub(_fix, text)
     return fixed if is_balanced(fixed) else None
 
 
 def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> str:
-    """``text`` as ``mode`` wants it; its placeholders must be balanced. Unknown placeholders stay in every mode.
+    """``text`` in the given ``mode``; its placeholders must be balanced. Unknown placeholders stay in every mode.
 
     - keep: canonical spelling.
     - generic: the phrase, with the possessive that fits the speaker ("my order number" in a question, "your order
-      number" in an answer) unless the text has a determiner or quotes there. Where the words before already name the
-      thing ("order number {{Order Number}}", "our website at {{Website URL}}") the placeholder is taken out instead.
-    - strip: taken out, with its quotes, with others joined to it by "or", "and" or a comma, and with a preposition or
-      article that is left without a noun; spaces and punctuation are fixed.
-    - realistic: an example value; one ``row_id`` gives one value per placeholder, in question and answer alike.
+      number" in an answer) unless the text has a determiner or quotes there. If the words before it already name the
+      value ("order number {{Order Number}}", "our website at {{Website URL}}"), the placeholder is removed instead.
+    - strip: removed, with its quotes, with others joined to it by "or", "and" or a comma, and with a preposition or
+      article that would be left without a noun; spaces and punctuation are fixed.
+    - realistic: an example value. A ``row_id`` always gives the same value for a placeholder, in question and answer.
     """
     text, _ = canonical(text)
     match mode:
@@ -181,25 +181,25 @@ def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> st
 def fill(text: str, values: Mapping[str, str]) -> str:
     """``text`` with its placeholders filled from ``values``; those without a value stay.
 
-    Names are compared by what they stand for, not by spelling. A value is plain text: braces in it are not read again.
+    Any spelling of a name matches. A value is plain text: braces in it are not interpreted.
     """
     by_name = {catalogue().name_of(name) or name: value for name, value in values.items()}
     return _PLACEHOLDER.sub(lambda match: by_name.get(catalogue().name_of(match[1]) or match[1], match[0]), text)
 
 
 def _key(spelling: str) -> str:
-    """What two spellings of one name share: case, separators, CamelCase and a plural s make no difference."""
+    """Equal for two spellings of a name that differ in case, separators, CamelCase or a plural s."""
     words = re.split(r"[\s_-]+|(?<=[a-z])(?=[A-Z])", spelling.strip())
     return "".join(re.sub(r"(?<=[^su])s$", "", word.lower()) for word in words)
 
 
-# A name: on one line, no braces, no space at its ends.
+# A name: on one line, without braces, without a space at either end.
 _NAME = r"[^{}\s](?:[^{}\n]*[^{}\s])?"
 _PLACEHOLDER = re.compile(rf"\{{\{{[^\S\n]*({_NAME})[^\S\n]*\}}\}}")
 _WHOLE = re.compile(rf"(?<!\{{)\{{\{{{_NAME}\}}\}}(?!\}})")
 _SINGLE = re.compile(rf"(?<!\{{)\{{[^\S\n]*({_NAME})[^\S\n]*\}}(?!\}})")
 
-# Words such as a label has; JSON or code between braces is not fixed.
+# The characters of a label; JSON or code in braces is not fixed.
 _WORDS = r"[\w &/'’.-]*"
 _BROKEN = re.compile(
     rf"(?<!\{{)\{{\{{[^\S\n]*(?P<whole>{_NAME})[^\S\n]*\}}\}}(?!\}})"
@@ -209,11 +209,11 @@ _BROKEN = re.compile(
 )
 
 
-def _mend(match: re.Match[str]) -> str:
+def _fix(match: re.Match[str]) -> str:
     if match["whole"]:
         return f"{{{{{match['whole']}}}}}"
     if match["label"]:
-        return _BROKEN.sub(_mend, match["label"]).strip()
+        return _BROKEN.sub(_fix, match["label"]).strip()
     if match["name"]:
         name = match["name"].rstrip()
         broken = max(len(match["open"]), len(match["close"])) > 1 or catalogue().name_of(name)
@@ -239,7 +239,7 @@ def _example(name: str, row_id: str) -> str | None:
     return re.sub("#", digit, entry.examples[choice])
 
 
-# The little English that the modes generic and strip need: what stands before and after a noun phrase.
+# The English grammar that the modes generic and strip need: words before and after a noun phrase.
 _PREPOSITION = "about|at|bearing|by|during|for|from|in|of|on|through|to|under|via|with|within"
 _DETERMINER = r"an?|the|this|that|my|your|our|their|his|her|its|any|each|every|\w+['’]s"
 _LABELLED = "labell?ed|called|titled|named|that (?:says|reads|mentions)|including|such as|like"
@@ -267,7 +267,7 @@ _POSSESSIVES: dict[Speaker, dict[str | None, str]] = {
     "customer": {"customer": "my", "company": "your", "this": "this"},
     "agent": {"customer": "your", "company": "our", "this": "this"},
 }
-_NEAR = 80  # characters before a placeholder that the patterns look at: more than any of them can match
+_NEAR = 80  # characters before a placeholder that are searched: more than any of these patterns can match
 
 
 def _generic(text: str, speaker: Speaker) -> str:
@@ -315,13 +315,13 @@ def _unquoted(match: re.Match[str]) -> str:
 
 @lru_cache
 def _already_named(name: str) -> re.Pattern[str]:
-    """Matches where the words just before a placeholder say what it is; never where it has none such."""
+    """Matches text that ends with words that name the placeholder's value; matches nothing if it has no such words."""
     words = "|".join(map(re.escape, catalogue()[name].named_by))
     return re.compile(rf"\b(?:{words})s?(?: (?:at|of|on))?[ :#,]*\Z" if words else r"(?!)", re.I)
 
 
 def _cut(before: str, after: str) -> tuple[str, str]:
-    """Both sides of a placeholder that is taken out, fixed: words left alone, articles, spaces, punctuation."""
+    """The text on both sides of a removed placeholder, with dangling words, articles, spaces and punctuation fixed."""
     before, after = before.rstrip("#$"), re.sub(r"^['’]s\b", "", after)
     if not _NOUN_FOLLOWS.match(after):
         near = _LEFT_ALONE.sub("", before[-_NEAR:])

@@ -32,6 +32,7 @@ HIDDEN = "invisible characters inside words"
 DIRECTION = "characters that change the text direction"
 LOOK_ALIKE = "letters of another alphabet inside a word"
 PROMPT_INJECTION = "a phrase that instructs a language model"
+COMMAND = "a command to whoever answers"
 REPEATED = f"one of {MIN_COPIES} or more near-equal questions of one customer in a day"
 ANSWER_ELSEWHERE = "the answer has another intent than the question"
 
@@ -96,6 +97,15 @@ def text_reasons(text: str) -> list[str]:
     if _INJECTION.search(_letters(text)):
         found.append(PROMPT_INJECTION)
     return found
+
+
+def article_reasons(text: str) -> list[str]:
+    """The reasons against using ``text`` of a help article in answers.
+
+    Articles instruct customers, so instructions to the answerer are checked more strictly than in a customer's message,
+    which may well ask to ignore the message above.
+    """
+    return [*text_reasons(text), *([COMMAND] if _COMMAND.search(text) else [])]
 
 
 def _copies(rows: Sequence[Suspect], places: list[int]) -> list[int]:
@@ -166,3 +176,4 @@ def _letters(text: str) -> str:
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 # Searched in lower case: ignoring case takes four times as long.
 _INJECTION = any_of(re.sub(r"(?<=\S) +", "", _FILE["injections"]), _FILE["words"], re.NOFLAG)
+_COMMAND = any_of(_FILE["commands"], _FILE["words"])

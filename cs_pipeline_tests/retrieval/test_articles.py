@@ -1,4 +1,4 @@
-"""Help articles of every kind, and bytes that are none."""
+"""Reading help articles in each format, and files that are not articles."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_markdown_is_read_with_its_headings_and_address() -> None:
     )
 
 
-def test_html_is_read_without_what_is_no_article() -> None:
+def test_html_is_read_without_navigation_scripts_and_comments() -> None:
     assert read_article("returns.html", HTML) == Article(
         "Returns & refunds",
         "https://help.example.com/returns",
@@ -55,7 +55,7 @@ def test_html_is_read_without_what_is_no_article() -> None:
     )
 
 
-def test_text_has_paragraphs_and_the_name_of_its_file() -> None:
+def test_a_text_file_has_paragraphs_and_its_name_as_title() -> None:
     article = read_article("a/how-to_return.txt", b"\xef\xbb\xbfOne\ntwo.\n \nThree.")
     assert article == Article("how to return", None, [Paragraph("", "One\ntwo."), Paragraph("", "Three.")], [])
 
@@ -68,12 +68,12 @@ def test_text_has_paragraphs_and_the_name_of_its_file() -> None:
         (b"<p>x</p>", "name"),
     ],
 )
-def test_the_title_is_a_heading_else_the_pages_else_the_files(page: bytes, title: str) -> None:
+def test_the_title_is_the_first_heading_or_the_page_title_or_the_file_name(page: bytes, title: str) -> None:
     assert read_article("name.html", page).title == title
 
 
 @pytest.mark.parametrize("address", ["javascript:alert(1)", "/refunds", "https://a b", "data:text/html,x", "ftp://a/b"])
-def test_an_address_that_is_no_page_of_the_web_is_none(address: str) -> None:
+def test_an_address_that_is_not_a_web_page_is_ignored(address: str) -> None:
     page = f'<link rel="canonical" href="{address}"><p>x</p>'
     assert read_article("a.html", page.encode()).address is None
     assert read_article("a.md", f"---\nurl: '{address}'\n---\nx".encode()).address is None
@@ -92,21 +92,21 @@ def test_an_address_that_is_no_page_of_the_web_is_none(address: str) -> None:
         'class="x sr-only"',
     ],
 )
-def test_what_a_reader_does_not_see_is_kept_apart(attributes: str) -> None:
+def test_invisible_text_is_kept_apart(attributes: str) -> None:
     page = f"<h1>H</h1><p>seen <span {attributes}>unseen <b>too</b></span> again</p><p>after</p>"
     article = read_article("a.html", page.encode())
-    assert article.unseen == ["unseen too"]
+    assert article.invisible == ["unseen too"]
     assert [paragraph.text for paragraph in article.paragraphs] == ["seen", "again", "after"]
     in_markdown = read_article("a.md", f"Text\n\n<div {attributes}>unseen</div>\n\nmore".encode())
-    assert in_markdown.unseen == ["unseen"]
+    assert in_markdown.invisible == ["unseen"]
 
 
 @pytest.mark.parametrize(
     "style", ["font-size:0.9em", "opacity:0.5", "color:#fff5e6", "background-color:#fff", "left:-9px"]
 )
-def test_what_is_only_styled_is_seen(style: str) -> None:
+def test_text_with_other_styles_is_visible(style: str) -> None:
     article = read_article("a.html", f'<p style="{style}">seen</p>'.encode())
-    assert (article.unseen, [paragraph.text for paragraph in article.paragraphs]) == ([], ["seen"])
+    assert (article.invisible, [paragraph.text for paragraph in article.paragraphs]) == ([], ["seen"])
 
 
 def test_nothing_is_fetched_and_no_entity_resolved() -> None:
@@ -115,19 +115,19 @@ def test_nothing_is_fetched_and_no_entity_resolved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.md", b"caf\xe9", "is not UTF-8 from byte 3 on"),
         ("a.html", b"<p>a\x00b</p>", "control character U+0000"),
         ("a.txt", b"\x1b[31mred", "control character U+001B"),
-        ("a.md", b"\xef\xbb\xbf \n", "holds no text"),
-        ("a.html", b"<script>x</script><nav>y</nav>", "holds no text"),
-        ("a.html", b"<!-- -->", "holds no text"),
+        ("a.md", b"\xef\xbb\xbf \n", "contains no text"),
+        ("a.html", b"<script>x</script><nav>y</nav>", "contains no text"),
+        ("a.html", b"<!-- -->", "contains no text"),
         ("a.html", b"<div>" * 3000 + b"deep", "nested too deeply"),
-        ("a.md", b"---\na: [\n---\nx", "front matter that is no YAML"),
+        ("a.md", b"---\na: [\n---\nx", "front matter that is not valid YAML"),
     ],
 )
-def test_what_is_no_article_is_refused_with_the_reason(name: str, content: bytes, said: str) -> None:
-    with pytest.raises(ArticleError, match=said.replace("+", r"\+")) as raised:
+def test_a_file_that_is_not_an_article_is_refused_with_the_reason(name: str, content: bytes, message: str) -> None:
+    with pytest.raises(ArticleError, match=message.replace("+", r"\+")) as raised:
         read_article(name, content)
-    assert "deep" not in str(raised.value).replace("deeply", ""), "no text of the article"
+    assert "deep" not in str(raised.value).replace("deeply", ""), "the message must not quote the article"

@@ -1,4 +1,4 @@
-"""The likeness by a sentence-embedding model, with a tiny one of random weights."""
+"""Retrieval with a sentence-embedding model: a tiny one with random weights."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def tiny_model(folder: Path, seed: int) -> Path:
     return folder
 
 
-def test_it_is_the_mean_over_the_tokens_of_length_one(model: Path) -> None:
+def test_embeddings_are_means_over_tokens_of_length_one(model: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -51,41 +51,41 @@ def test_it_is_the_mean_over_the_tokens_of_length_one(model: Path) -> None:
     assert Embedder(str(model)).embed([]).shape == (0, 16)
 
 
-def test_an_index_by_a_model_finds_leaves_out_and_reuses(model: Path, tmp_path: Path) -> None:
+def test_an_index_with_embeddings_searches_excludes_clusters_and_reuses_vectors(model: Path, tmp_path: Path) -> None:
     folder, tables = tmp_path / "index", {"answers": FEW, "passages": HELP}
     made = write_index(folder, tables, Embedder(str(model)))
-    assert (made.vectorised, made.likeness) == (6, str(model))
+    assert (made.vectorised, made.vectorizer) == (6, str(model))
     index = RetrievalIndex.load(folder)
-    [found, others] = index.answers(["where is my refund"] * 2, 4, without=[None, "a"])
+    [found, others] = index.answers(["where is my refund"] * 2, 4, excluded_clusters=[None, "a"])
     assert found[0].id == "row0"
     assert found[0].similarity == pytest.approx(1, abs=1e-5)
     assert {one.id for one in others} <= {"row2", "row3"}
     fewer = write_index(folder, tables | {"answers": FEW.slice(1)}, Embedder(str(model)))
     assert fewer.vectorised == 0
-    assert write_index(folder, tables).vectorised == 6, "another likeness, other vectors"
+    assert write_index(folder, tables).vectorised == 6, "another vectorizer has other vectors"
     assert write_index(folder, tables).version != made.version
 
 
-def test_a_model_that_was_changed_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_modified_model_is_refused(model: Path, tmp_path: Path) -> None:
     mine = tiny_model(tmp_path / "model", seed=1)
     write_index(tmp_path / "index", {"answers": FEW, "passages": HELP}, Embedder(str(mine)))
     tiny_model(mine, seed=2)
-    with pytest.raises(PipelineError, match="is not the one that the retrieval index was made with"):
+    with pytest.raises(PipelineError, match="is not the one that the retrieval index was built with"):
         RetrievalIndex.load(tmp_path / "index")
 
 
-def test_what_is_no_model_is_said(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PipelineError, match=r"lacks config.json, tokenizer.json, model.safetensors") as raised:
+def test_a_missing_or_pickled_model_is_refused(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PipelineError, match=r"has no config\.json, tokenizer\.json, model\.safetensors") as raised:
         Embedder(str(tmp_path))
     assert "CS_EMBEDDER" in raised.value.fix
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at its import
-    with pytest.raises(PipelineError, match="could not be fetched"):
+    with pytest.raises(PipelineError, match="could not be downloaded"):
         Embedder(f"somebody/model@{'0' * 40}")
-    # A pickle in the place of the weights is not looked at.
+    # A pickle instead of the weights is not loaded.
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     for path in model.iterdir():
         to = pickled / ("pytorch_model.bin" if path.suffix == ".safetensors" else path.name)
         to.write_bytes(path.read_bytes())
-    with pytest.raises(PipelineError, match=r"lacks model\.safetensors"):
+    with pytest.raises(PipelineError, match=r"has no model\.safetensors"):
         Embedder(str(pickled))

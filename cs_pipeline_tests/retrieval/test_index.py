@@ -1,4 +1,4 @@
-"""The retrieval index: what it holds, what it finds, what it never gives, and what becomes of it when its sources change."""
+"""The retrieval index: its content, its search, what it must not return, and its updates when the sources change."""
 
 import shutil
 from pathlib import Path
@@ -71,7 +71,7 @@ def few(tmp_path: Path) -> RetrievalIndex:
 
 @pytest.fixture
 def lake(prepared: Path, lake: DataLake) -> DataLake:
-    """A lake with an index, whose files may be changed."""
+    """A lake with an index, whose files a test may change."""
     shutil.copytree(prepared / "prepare", lake.path("prepare"))
     return lake
 
@@ -85,7 +85,7 @@ def rows_of(lake: DataLake) -> list[str]:
     return ids
 
 
-def test_the_most_similar_come_first_with_all_that_is_known_of_them(few: RetrievalIndex) -> None:
+def test_the_most_similar_texts_come_first_with_all_their_fields(few: RetrievalIndex) -> None:
     [found] = few.answers(["Where is my refund?"], 3)
     assert [one.id for one in found] == ["row0", "row1", "row2"]
     assert found[0] == RetrievedText(
@@ -102,15 +102,15 @@ def test_the_most_similar_come_first_with_all_that_is_known_of_them(few: Retriev
     )
 
 
-def test_what_shares_nothing_is_not_found(few: RetrievalIndex) -> None:
+def test_texts_without_common_ngrams_are_not_found(few: RetrievalIndex) -> None:
     assert few.answers(["zzzz qqqq", ""], 3) == [[], []]
     assert few.answers([], 3) == []
     assert len(few.passages(["cancel refunds"], 5)[0]) == 2
 
 
-def test_nothing_of_the_own_cluster_is_given(few: RetrievalIndex) -> None:
+def test_rows_of_the_excluded_cluster_are_not_returned(few: RetrievalIndex) -> None:
     questions = ["where is my refund"] * 4
-    found = few.answers(questions, 4, without=["a", "b", "unknown", None])
+    found = few.answers(questions, 4, excluded_clusters=["a", "b", "unknown", None])
     assert [[one.id for one in row] for row in found] == [
         ["row2", "row3"],
         ["row0", "row1", "row3"],
@@ -122,42 +122,42 @@ def test_nothing_of_the_own_cluster_is_given(few: RetrievalIndex) -> None:
 def test_an_index_without_rows_finds_nothing(tmp_path: Path) -> None:
     write_index(tmp_path / "index", {"answers": FEW.slice(0, 0), "passages": HELP.slice(0, 0)})
     empty = RetrievalIndex.load(tmp_path / "index")
-    assert (empty.answers(["refund"], 2, without=["a"]), empty.passages(["refund"], 2)) == ([[]], [[]])
+    assert (empty.answers(["refund"], 2, excluded_clusters=["a"]), empty.passages(["refund"], 2)) == ([[]], [[]])
 
 
-def test_likeness_is_that_of_the_leakage_report(lake: DataLake) -> None:
+def test_similarity_is_that_of_the_leakage_report(lake: DataLake) -> None:
     known = lake.read("prepare", "train_split", ["instruction"]).column("instruction").to_pylist()
     asked = lake.read("prepare", "test_split", ["instruction"]).column("instruction").to_pylist()
     _, cosines = nearest(asked, known)
     found = [row[0].similarity for row in index_of(lake).answers(asked, 1)]
-    # Windows share a column where their hashes are equal, so the two are not the same to the last digit.
+    # N-grams with equal hashes share a column, so the two differ in the last digits.
     assert np.abs(np.array(found) - cosines).max() < 0.02
     assert np.median(np.abs(np.array(found) - cosines)) < 1e-4
 
 
-def test_a_question_finds_the_same_alone_and_among_others(lake: DataLake) -> None:
+def test_a_question_finds_the_same_alone_and_in_a_batch(lake: DataLake) -> None:
     asked = lake.read("prepare", "test_split", ["instruction"]).column("instruction").to_pylist()[:30]
     index = index_of(lake)
     assert [index.answers([question], 3)[0] for question in asked] == index.answers(asked, 3)
 
 
-def test_it_holds_the_training_side_and_no_training_row_is_given_its_own_cluster(lake: DataLake) -> None:
+def test_it_holds_the_training_split_and_a_training_row_does_not_find_its_own_cluster(lake: DataLake) -> None:
     train = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response"]).to_pylist()
     assert sorted(row["row_id"] for row in train) == rows_of(lake)
     assert not any(differences(lake).values())
     clusters = {row["row_id"]: row["cluster_id"] for row in train}
     questions, own = [row["instruction"] for row in train], [row["cluster_id"] for row in train]
-    found = index_of(lake).answers(questions, 2, without=own)
+    found = index_of(lake).answers(questions, 2, excluded_clusters=own)
     assert all(clusters[one.id] != cluster for row, cluster in zip(found, own, strict=True) for one in row)
     assert sum(map(len, found)) == 2 * len(train)
-    # Without leaving out each finds itself: the test above could not pass by chance.
+    # Without exclusion each row finds itself, so the test above cannot pass by chance.
     assert [row[0].similarity > 1 - 1e-6 for row in index_of(lake).answers(questions, 1)] == [True] * len(train)
 
 
 @pytest.mark.parametrize(
     ("side", "counted"), [("validation", "clusters_of_other_sides"), ("test", "rows_of_other_sides")]
 )
-def test_a_row_of_another_side_is_seen_by_the_check(lake: DataLake, side: str, counted: str) -> None:
+def test_the_check_finds_a_row_of_another_split(lake: DataLake, side: str, counted: str) -> None:
     row = lake.read("prepare", f"{side}_split").slice(0, 1)
     train = lake.read("prepare", "train_split")
     lake.write("prepare", "train_split", pa.concat_tables([train, row]), train.schema)
@@ -169,10 +169,10 @@ def test_a_row_of_another_side_is_seen_by_the_check(lake: DataLake, side: str, c
     assert not any(differences(lake).values())
 
 
-def test_equal_rows_are_not_written_again_and_new_ones_alone_vectorised(lake: DataLake) -> None:
+def test_equal_rows_are_not_written_again_and_only_new_ones_are_vectorised(lake: DataLake) -> None:
     train = lake.read("prepare", "train_split")
     first = build_index(lake)
-    assert first.vectorised == 0, "the job has made it"
+    assert first.vectorised == 0, "the job has built it"
     assert first.version == index_version(lake) == index_of(lake).version
     stamp = retrieval_folder(lake).stat().st_mtime_ns
     assert build_index(lake) == first
@@ -182,15 +182,15 @@ def test_equal_rows_are_not_written_again_and_new_ones_alone_vectorised(lake: Da
     fewer = build_index(lake)
     assert (fewer.answers, fewer.vectorised) == (train.num_rows - 5, 0)
     assert fewer.version != first.version
-    # In another order, five of them new.
+    # In another order, and five of them are new.
     lake.write("prepare", "train_split", train.take(np.random.default_rng(0).permutation(len(train))), train.schema)
     again = build_index(lake)
     assert (again.version, again.vectorised) == (first.version, 5)
     asked = train.column("instruction").to_pylist()[:20]
     grown = index_of(lake).answers(asked, 3)
     shutil.rmtree(retrieval_folder(lake))
-    anew = build_index(lake)
-    assert (anew.version, anew.vectorised) == (first.version, train.num_rows)
+    rebuilt = build_index(lake)
+    assert (rebuilt.version, rebuilt.vectorised) == (first.version, train.num_rows)
     assert index_of(lake).answers(asked, 3) == grown
 
 
@@ -204,7 +204,7 @@ def test_a_changed_passage_changes_the_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["answers.parquet", "answers.windows.npy", "passages.counts.npy", "manifest.json"])
-def test_a_tampered_index_is_refused_and_made_anew(tmp_path: Path, name: str) -> None:
+def test_a_tampered_index_is_refused_and_rebuilt(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "index"
     made = write_index(folder, {"answers": FEW, "passages": HELP})
     content = bytearray((folder / name).read_bytes())
@@ -215,18 +215,18 @@ def test_a_tampered_index_is_refused_and_made_anew(tmp_path: Path, name: str) ->
     assert "materialise 'retrieval_index' again" in raised.value.fix
     assert "refund" not in str(raised.value)
     again = write_index(folder, {"answers": FEW, "passages": HELP})
-    assert (again.version, again.vectorised) == (made.version, 6), "nothing of what was changed is used"
+    assert (again.version, again.vectorised) == (made.version, 6), "nothing of the tampered index is reused"
     RetrievalIndex.load(folder)
 
 
-def test_an_index_that_is_not_there_is_said(lake: DataLake) -> None:
+def test_a_missing_index_is_reported(lake: DataLake) -> None:
     shutil.rmtree(retrieval_folder(lake))
     with pytest.raises(PipelineError, match="was not finished") as raised:
         index_of(lake)
     assert "retrieval_index" in raised.value.fix
 
 
-def test_forgotten_rows_leave_it_at_once(lake: DataLake) -> None:
+def test_forgotten_rows_are_removed_at_once(lake: DataLake) -> None:
     ids = rows_of(lake)
     gone = pc.is_in(lake.read("prepare", "train_split").column("row_id"), value_set=pa.array(ids[:3]))
     texts = lake.read("prepare", "train_split").filter(gone).column("response").to_pylist()
@@ -237,17 +237,17 @@ def test_forgotten_rows_leave_it_at_once(lake: DataLake) -> None:
     left = set(lake.read("prepare", "train_split").filter(pc.invert(gone)).column("response").to_pylist())
     kept = (retrieval_folder(lake) / "answers.parquet").read_bytes()
     assert not any(text.encode() in kept for text in texts if text not in left)
-    # Of a damaged index nothing is left.
+    # A damaged index is deleted.
     (retrieval_folder(lake) / "answers.parquet").write_bytes(b"")
     forget_rows(lake, ids[3:4])
     assert not retrieval_folder(lake).exists()
     forget_rows(lake, ids[3:4])
 
 
-def test_many_rows_are_searched_by_a_shortlist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same search that a million rows get, on 2,400, compared with comparing all."""
+def test_many_rows_are_searched_with_a_shortlist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The approximate search that a million rows get, on 2,400, against the exact search."""
     questions = list(dict.fromkeys(sample_rows()["instruction"]))[:2_500]
-    # A cluster larger than the shortlist is barred in one case.
+    # For one of three questions a cluster larger than the shortlist is excluded.
     rows = [
         (f"cluster{max(0, place - 1_200)}", question, f"answer {place}")
         for place, question in enumerate(questions[100:])
@@ -256,9 +256,9 @@ def test_many_rows_are_searched_by_a_shortlist(tmp_path: Path, monkeypatch: pyte
     asked = questions[:100]
     without = [f"cluster{number % 3}" for number in range(100)]
     found = {}
-    for name, most in (("all", 50_000), ("shortlist", 1_000)):
-        monkeypatch.setattr(search, "MOST_COMPARED", most)
-        monkeypatch.setattr(search, "_TO_LEARN", 1_000)
+    for name, limit in (("all", 50_000), ("shortlist", 1_000)):
+        monkeypatch.setattr(search, "MAX_EXACT_ROWS", limit)
+        monkeypatch.setattr(search, "_TRAINING_ROWS", 1_000)
         write_index(tmp_path / name, tables)
         assert (tmp_path / name / "answers.faiss").exists() == (name == "shortlist")
         index = RetrievalIndex.load(tmp_path / name)
@@ -273,19 +273,19 @@ def test_many_rows_are_searched_by_a_shortlist(tmp_path: Path, monkeypatch: pyte
         assert b[0].similarity <= a[0].similarity + 1e-6
 
 
-def test_a_barred_cluster_larger_than_the_shortlist_hides_no_other(
+def test_an_excluded_cluster_larger_than_the_shortlist_hides_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "MOST_COMPARED", 500)
-    monkeypatch.setattr(search, "_TO_LEARN", 500)
-    alike = [("big", f"where is my refund {number}", "soon") for number in range(search.SHORTLIST + 50)]
+    monkeypatch.setattr(search, "MAX_EXACT_ROWS", 500)
+    monkeypatch.setattr(search, "_TRAINING_ROWS", 500)
+    excluded = [("big", f"where is my refund {number}", "soon") for number in range(search.SHORTLIST + 50)]
     others = [(f"c{place}", question, "later") for place, question in enumerate(sample_rows()["instruction"][:400])]
-    write_index(tmp_path / "index", {"answers": answers(*alike, *others), "passages": HELP})
+    write_index(tmp_path / "index", {"answers": answers(*excluded, *others), "passages": HELP})
     [found] = RetrievalIndex.load(tmp_path / "index").answers(["where is my refund"], 2, ["big"])
     assert [one.text for one in found] == ["later", "later"]
 
 
-def test_of_equal_ones_the_first_is_taken() -> None:
+def test_of_equal_similarities_the_first_row_is_taken() -> None:
     values = np.array([0.5, 0.9, 0.5, 0.0, 0.9, 0.5])
     places = np.arange(6)
     assert _best(places, values, 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]

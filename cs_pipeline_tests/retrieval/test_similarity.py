@@ -1,3 +1,5 @@
+"""Nearest questions by character TF-IDF, compared with scikit-learn, and on real data."""
+
 import numpy as np
 import pytest
 
@@ -8,11 +10,11 @@ from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 
 @pytest.fixture(scope="module")
 def questions() -> list[str]:
-    """1,400 different questions of the project's own grammar: more than are compared at once."""
+    """1,400 distinct questions of the project's own grammar: more than one batch."""
     return list(dict.fromkeys(sample_rows()["instruction"]))[:1_400]
 
 
-def test_the_nearest_is_the_one_that_comparing_all_gives(questions: list[str]) -> None:
+def test_the_nearest_question_is_that_of_a_full_comparison(questions: list[str]) -> None:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.metrics.pairwise import cosine_similarity
 
@@ -25,7 +27,7 @@ def test_the_nearest_is_the_one_that_comparing_all_gives(questions: list[str]) -
     np.testing.assert_allclose(truth[np.arange(700), places], truth.max(axis=1), atol=1e-6)
 
 
-def test_every_question_finds_itself(questions: list[str]) -> None:
+def test_every_question_is_nearest_to_itself(questions: list[str]) -> None:
     order = np.random.default_rng(0).permutation(len(questions))
     places, cosines = nearest(questions, [questions[i] for i in order])
     assert order[places].tolist() == list(range(len(questions)))
@@ -33,22 +35,22 @@ def test_every_question_finds_itself(questions: list[str]) -> None:
     assert cosines.max() <= 1
 
 
-def test_what_shares_nothing_has_no_likeness() -> None:
+def test_questions_without_common_ngrams_have_similarity_zero() -> None:
     _, cosines = nearest(["zzzzzz", "", "where is my order"], ["where is my order", "cancel it"])
     np.testing.assert_allclose(cosines, [0, 0, 1], atol=1e-6)
 
 
-def test_no_questions(questions: list[str]) -> None:
+def test_no_questions_give_empty_arrays(questions: list[str]) -> None:
     places, cosines = nearest([], questions)
     assert places.shape == cosines.shape == (0,)
 
 
-def test_a_random_split_holds_out_the_share(questions: list[str]) -> None:
+def test_a_random_split_holds_out_the_given_share(questions: list[str]) -> None:
     held_out, cosines = naive_split_similarity(questions, 0.05)
     assert len(cosines) == len(set(held_out.tolist())) == 70
     np.testing.assert_array_equal(cosines, naive_split_similarity(questions, 0.05)[1])
     assert not np.array_equal(cosines, naive_split_similarity(questions, 0.05, seed=1)[1])
-    assert cosines.max() < 1 - 1e-6, "no question is compared with itself: all of them differ"
+    assert cosines.max() < 1 - 1e-6, "no question is compared with itself"
 
 
 def test_bitext_is_harder_by_clusters_than_by_rows(split_bitext: Split) -> None:
@@ -58,4 +60,4 @@ def test_bitext_is_harder_by_clusters_than_by_rows(split_bitext: Split) -> None:
     naive = naive_split_similarity(frame["instruction"].tolist(), 0.05)[1]
     assert np.median(ours) < np.median(naive)
     assert (ours > 0.99).mean() < 0.01
-    assert (naive > 0.99).mean() > 0.1, "by rows, one test question in six was all but trained on"
+    assert (naive > 0.99).mean() > 0.1, "by rows, one test question in six is almost a training question"

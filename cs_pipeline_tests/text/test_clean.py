@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
-from cs_pipeline.text.clean import Cleaned, clean, regular_line, regular_text
+from cs_pipeline.text.clean import Cleaned, clean, normalize_line, normalize_text
 from cs_pipeline.text.placeholders import find, is_balanced
 from cs_pipeline_tests.prepare import conversations
 
@@ -66,25 +66,25 @@ def one(instruction: str | None = QUESTION, response: str | None = ANSWER, **fie
     ],
 )
 def test_regular_text(raw: str, regular: str) -> None:
-    assert regular_text(raw) == regular
+    assert normalize_text(raw) == regular
 
 
 def test_a_question_is_one_line() -> None:
-    assert regular_line(" where\r\n\r\nis\u2028my \t order\n") == "where is my order"
+    assert normalize_line(" where\r\n\r\nis\u2028my \t order\n") == "where is my order"
 
 
 @settings(deadline=None)
 @given(texts)
 def test_regular_text_is_regular(raw: str) -> None:
-    text = regular_text(raw)
-    assert regular_text(text) == text
+    text = normalize_text(raw)
+    assert normalize_text(text) == text
     assert unicodedata.is_normalized("NFC", text)
     assert text == text.strip()
     assert "\n\n\n" not in text
     assert not any(unicodedata.category(c) == "Cc" for c in text.replace("\n", ""))
     assert not set(text) & set("\u200b\u2060\ufeff\u2028\u2029\u00a0\t")
     assert all(line == line.rstrip() and "  " not in line for line in text.split("\n"))
-    assert regular_line(raw).split() == text.split()
+    assert normalize_line(raw).split() == text.split()
 
 
 # What is kept and what is set aside

@@ -96,7 +96,7 @@ ENTRY = "{phrase: order number, examples: [a]}"
         (f"values: {{Save: {ENTRY}}}\nlabels: {{Save: []}}", "both a value and a label"),
         ("values: {}\nlabels: {Save: [save]}", "'save' of 'Save'"),
         ("values: {}\nlabels: {Save: [Keep, Keep]}", "'Keep' of 'Save'"),
-        ("values: {}\nlabels: {Save: [Keep], Store: [Keep]}", "already stands for 'Save'"),
+        ("values: {}\nlabels: {Save: [Keep], Store: [Keep]}", "already a spelling of 'Save'"),
         ("values: {Order Number: {phrase: order number, examples: []}}\nlabels: {}", "Order Number.examples"),
         ("values: {Order Number: {phrase: '{{x}}', examples: [a]}}\nlabels: {}", "Order Number.phrase"),
         ("values: {Order Number: {phrase: x, examples: [a], also: y}}\nlabels: {}", "Order Number.also"),
