@@ -136,8 +136,8 @@ def test_an_exported_sheet_comes_back_into_the_report(
         with pytest.raises(PipelineError, match="is missing"):
             command("import", str(filled), "--rater", rater)
         arguments = ("import", str(filled), "--rater", rater, "--key", str(sheet.with_suffix(".key.json")))
-        assert "100 ratings added, 0 known" in command(*arguments)
-        assert "0 ratings added, 100 known" in command(*arguments)
+        assert "100 ratings added, 0 already known" in command(*arguments)
+        assert "0 ratings added, 100 already known" in command(*arguments)
     found = write_human_ratings(lake, Company())
     assert found.rows.num_rows == 200
     assert set(found.rows.column("source").to_pylist()) == {"import"}
