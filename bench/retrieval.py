@@ -25,7 +25,7 @@ from bench.side_by_side import arguments, in_turn, machine, ratio, tell
 from cs_pipeline.core.schema import ANSWER, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.retrieval.index import RetrievalIndex, write_index
-from cs_pipeline.retrieval.similarity import WINDOWS
+from cs_pipeline.retrieval.similarity import CHARACTER_NGRAMS
 
 LEAST = 0.99
 """The share of questions whose true nearest must be found."""
@@ -64,7 +64,7 @@ class Plain:
     def __init__(self, questions: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._vectorizer = TfidfVectorizer(**WINDOWS, sublinear_tf=True, dtype=np.float32)
+        self._vectorizer = TfidfVectorizer(**CHARACTER_NGRAMS, sublinear_tf=True, dtype=np.float32)
         self._columns = self._vectorizer.fit_transform(questions).T.tocsr()
 
     def cosines(self, question: str) -> np.ndarray:

@@ -32,8 +32,8 @@ def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("most_compared", [50_000, 300])
 def test_the_bench_of_retrieval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_compared: int) -> None:
-    monkeypatch.setattr(search, "MOST_COMPARED", most_compared)
-    monkeypatch.setattr(search, "_TO_LEARN", 300)
+    monkeypatch.setattr(search, "MAX_EXACT_ROWS", most_compared)
+    monkeypatch.setattr(search, "_TRAINING_ROWS", 300)
     questions = read_rows(None, 640)["instruction"].drop_duplicates().tolist()
     result = retrieval.measure(questions, 20, 1, tmp_path / "index")
     assert result["rows"] == len(questions) - 20
