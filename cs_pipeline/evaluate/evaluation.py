@@ -31,7 +31,7 @@ from cs_pipeline.evaluate.results import (
 from cs_pipeline.evaluate.retrieval_effect import RetrievalEffect, measure_retrieval_effect, retrieval_results
 from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.robustness.trials import Trials, run_trials
-from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores, nearest_answers, random_answers
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
@@ -45,7 +45,7 @@ from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
 
-REFERENCE_FREE_METRICS = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ERRORS))
+REFERENCE_FREE_METRICS = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ANSWER_ERRORS))
 """Metrics that need no reference. On the references themselves they show how often each rule raises a false alarm."""
 
 

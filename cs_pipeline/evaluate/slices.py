@@ -48,18 +48,11 @@ MIN_NEAR_SIMILARITY = 0.6
 _WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
 """The metrics that can make a slice weak: what is answered, in which words, and how surprising the reference is."""
 
+_TEXT, _COUNT = pa.string(), pa.int64()
+_KEYS = {"kind": _TEXT, "slice": _TEXT, "rows": _COUNT, "clusters": _COUNT, "system": _TEXT, "metric": _TEXT}
 SLICE_SCHEMA = pa.schema(
-    [
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("slice", pa.string(), nullable=False),
-        pa.field("rows", pa.int64(), nullable=False),
-        pa.field("clusters", pa.int64(), nullable=False),
-        pa.field("system", pa.string(), nullable=False),
-        pa.field("metric", pa.string(), nullable=False),
-        pa.field("score", pa.float64()),
-        pa.field("low", pa.float64()),
-        pa.field("high", pa.float64()),
-    ]
+    [pa.field(name, kind, nullable=False) for name, kind in _KEYS.items()]
+    + [pa.field(name, pa.float64()) for name in ("score", "low", "high")]
 )
 """A score of a system on a slice, with its 95 % interval; null with fewer than MIN_CLUSTERS clusters, without an input,
 and where there is nothing to judge."""
@@ -197,23 +190,14 @@ def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping
     example written after one would be assigned to the test split.
     """
     intents = [weakness for weakness in weak if weakness.kind == "intent"]
-    lines = (
-        {
-            "category": categories.get(w.slice),
-            "intent": w.slice,
-            "metric": METRICS[w.metric].label,
-            "score": round(w.score, 3),
-            "elsewhere": round(w.rest, 3),
-            "p_holm": w.p,
-            "test_rows": w.rows,
-            "train_rows": w.train_rows,
-            "near": w.near,
-            "near_elsewhere": w.near_rest,
-            "advice": w.advice,
-        }
+    rows = (
+        [
+            *(categories.get(w.slice), w.slice, METRICS[w.metric].label, round(w.score, 3), round(w.rest, 3), w.p),
+            *(w.rows, w.train_rows, w.near, w.near_rest, w.advice),
+        ]
         for w in intents
     )
-    write_sheet(path, _WEAK_INTENT_COLUMNS, ([line[column] for column in _WEAK_INTENT_COLUMNS] for line in lines))
+    write_sheet(path, _WEAK_INTENT_COLUMNS, rows)
     return len({weakness.slice for weakness in intents})
 
 

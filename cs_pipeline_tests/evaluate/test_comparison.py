@@ -68,7 +68,7 @@ def test_a_slice_of_few_clusters_is_named_and_has_no_figures(
     assert bool(part.scores) is bool(part.differences) is gates
 
 
-def test_without_company_rows_the_only_slice_is_the_whole(stats: dict[str, pd.DataFrame]) -> None:
+def test_without_company_rows_the_only_slice_is_all_rows(stats: dict[str, pd.DataFrame]) -> None:
     found = compare(rows_of(company=0), stats, SAMPLES)
     assert list(found.slices) == ["bitext"]
     assert found.slices["bitext"].scores == found.scores

@@ -98,7 +98,7 @@ def test_no_source_pays_for_the_other(
     assert reason in decision.reason
 
 
-def test_the_older_source_pays_for_no_gain_of_the_other() -> None:
+def test_the_older_source_does_not_pay_for_the_other_either() -> None:
     found = compared(BETTER, BETTER, BETTER)
     found.slices["bitext"].differences["champion"] = BETTER | {"bits_per_character": MORE}
     assert "on the bitext rows its bits_per_character is worse" in decide_promotion(found).reason
@@ -129,7 +129,7 @@ def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bo
         ("safe", -9, -0.1, False),
     ],
 )
-def test_what_another_training_would_move_is_tolerated_on_a_slice(
+def test_the_spread_between_two_trainings_is_tolerated_on_a_slice(
     metric: str, low: float, high: float, promote: bool
 ) -> None:
     decision = decide_promotion(compared(BETTER, BETTER, SAME | {metric: difference(low, high)}))
@@ -140,7 +140,7 @@ def test_what_another_training_would_move_is_tolerated_on_a_slice(
     ("low", "high", "promote"),
     [(-60, -10.1, False), (-60, -10, True), (-60, 5, True), (-9, -1, True), (-30, -12, False), (10, 60, True)],
 )
-def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promote: bool) -> None:
+def test_an_intent_may_lose_a_little_but_not_much(low: float, high: float, promote: bool) -> None:
     decision = decide_promotion(compared(BETTER, BETTER, BETTER, difference(low, high)))
     assert decision.promote is promote
     if not promote:
@@ -149,7 +149,7 @@ def test_an_intent_may_lose_a_little_and_not_much(low: float, high: float, promo
         )
 
 
-def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> None:
+def test_a_loss_against_the_base_in_one_intent_stops_nothing() -> None:
     found = compared(BETTER)
     found.intents["get_refund"].differences["base"] = {"right_intent": difference(-90, -50)}
     assert decide_promotion(found).promote
@@ -165,7 +165,7 @@ def test_an_intent_that_the_base_takes_every_question_for_stops_nothing() -> Non
         (SAME | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
     ],
 )
-def test_to_replace_a_champion_that_is_to_be_forgotten_it_need_not_be_better(
+def test_a_champion_to_be_forgotten_can_be_replaced_without_being_better(
     to_champion: Differences, promote: bool, reason: str
 ) -> None:
     decision = decide_promotion(compared(BETTER, to_champion), champion_forgotten=True)

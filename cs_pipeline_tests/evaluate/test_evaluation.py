@@ -16,10 +16,10 @@ from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate
 from cs_pipeline.evaluate.results import EvaluationResults, SliceResults, evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS
-from cs_pipeline.evaluate.scoring.rubric import PARTS
+from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.evaluate.slices import SLICE_SCHEMA
 from cs_pipeline.llm.base import find_base
@@ -64,7 +64,7 @@ def as_another(version: Version) -> Version:
     return Version(version.version, "f" * 16, version.recipe, version.run_id, version.folder)
 
 
-def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -> None:
+def test_without_a_champion_base_and_baselines_are_evaluated(evaluated: DataLake) -> None:
     results = read_evaluation("tiny", evaluated)
     test = evaluated.read("prepare", "test_split")
     assert results.champion_version is None
@@ -98,14 +98,14 @@ def test_without_a_champion_base_and_baselines_are_judged(evaluated: DataLake) -
         assert results.scores[system]["bits_per_character"] is None
 
 
-def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> None:
+def test_every_figure_comes_from_the_tables_beside_it(evaluated: DataLake) -> None:
     results, rows, folder = read_evaluation("tiny", evaluated), answers(evaluated), evaluation_folder("tiny", evaluated)
-    assert {*FIDELITY_COLUMNS, *ERRORS, *PARTS, "near_train_rows"} <= set(rows)
+    assert {*FIDELITY_COLUMNS, *ANSWER_ERRORS, *RUBRIC_PARTS, "near_train_rows"} <= set(rows)
     references = pd.read_parquet(folder / "references.parquet")
     assert references["reference"].tolist() == rows[rows["system"] == "tuned"]["reference"].tolist()
     frames = {str(system): frame for system, frame in rows.groupby("system")} | {"reference": references}
     for system, frame in frames.items():
-        means = {f"error_{name}": 100 * frame[name].mean() for name in ERRORS}
+        means = {f"error_{name}": 100 * frame[name].mean() for name in ANSWER_ERRORS}
         means |= {"fabricates": 100 * (frame["fabricated"] > 0).mean()}
         means |= {name: frame[name].mean() for name in ("rubric", "heuristic")}
         for name, mean in means.items():
@@ -138,7 +138,7 @@ def test_every_figure_is_made_of_the_tables_beside_it(evaluated: DataLake) -> No
     assert all(weak.p < 0.05 and weak.advice for weak in results.weak)
 
 
-def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
+def test_planted_errors_are_found(evaluated: DataLake, tiny: Recipe) -> None:
     test_set = FrozenTestSet(tiny, evaluated)
     planted = {
         "none": "",
@@ -162,7 +162,7 @@ def test_planted_errors_are_told(evaluated: DataLake, tiny: Recipe) -> None:
     assert elsewhere["off_topic"].mean() > 0.9
 
 
-def test_equal_input_is_not_judged_again(evaluated: DataLake, tiny: Recipe) -> None:
+def test_equal_input_is_not_evaluated_again(evaluated: DataLake, tiny: Recipe) -> None:
     before = (evaluation_folder("tiny", evaluated) / "answers.parquet").stat()
     lines: list[str] = []
     again = evaluate(tiny, evaluated, None, lines.append)
@@ -172,12 +172,12 @@ def test_equal_input_is_not_judged_again(evaluated: DataLake, tiny: Recipe) -> N
     assert lines == [f"Equal input was evaluated before: {evaluation_folder('tiny', evaluated)}"]
 
 
-def test_a_champion_is_not_judged_beside_itself(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_a_champion_is_not_compared_with_itself(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
     itself = version_of(evaluated, tiny, tmp_path / "version")
     assert evaluate(tiny, evaluated, itself, print).reused  # as if there were no champion
 
 
-def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
     """Here it has the same weights: what differs then is the way of judging."""
     another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
     alone = read_evaluation("tiny", evaluated)
@@ -199,7 +199,7 @@ def test_another_champion_is_judged_beside_it(evaluated: DataLake, tiny: Recipe,
     assert evaluate(tiny, evaluated, another, print).reused
 
 
-def test_a_champion_that_was_touched_is_refused(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_a_champion_with_changed_files_is_refused(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
     another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
     weights = another.folder / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
@@ -266,7 +266,7 @@ def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluat
     assert set(answers(evaluated)["source"]) == {"bitext", "company"}
 
 
-def test_an_adapter_of_another_base_or_recipe_is_not_judged(evaluated: DataLake, tiny: Recipe) -> None:
+def test_an_adapter_of_another_base_or_recipe_is_not_evaluated(evaluated: DataLake, tiny: Recipe) -> None:
     edited = tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"max_new_tokens": 9})})
     with pytest.raises(PipelineError, match="The recipe of 'tiny' has changed since its adapter"):
         evaluate(edited, evaluated, None, print)

@@ -45,7 +45,7 @@ def model(judged: DataLake, recipe: Recipe) -> SupportModel:
     return SupportModel(recipe, Path(find_base(recipe, judged).path), current_adapter(recipe.name, judged).folder)
 
 
-def test_the_training_names_the_index_and_what_it_read(judged: DataLake, recipe: Recipe) -> None:
+def test_the_training_records_the_index_and_the_texts_it_read(judged: DataLake, recipe: Recipe) -> None:
     adapter = current_adapter(recipe.name, judged)
     assert adapter.manifest["data"]["retrieval_index"] == index_version(judged)
     assert adapter.metrics["found_texts"] > adapter.metrics["rows_different"]
@@ -53,7 +53,7 @@ def test_the_training_names_the_index_and_what_it_read(judged: DataLake, recipe:
     assert adapter.metrics["validation_loss_after"] < adapter.metrics["validation_loss_before"]
 
 
-def test_it_is_judged_with_and_without_found_texts(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
+def test_it_is_evaluated_with_and_without_retrieved_texts(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
     results = read_evaluation(recipe.name, judged)
     assert set(results.scores) == {"tuned", WITHOUT_RETRIEVAL, KNOWN_ANSWER, "base", "nearest", "central", "random"}
     assert set(results.runs) == {"tuned", "base"}
@@ -93,7 +93,7 @@ def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe
     assert told["obeyed"].notna().all()
 
 
-def test_the_page_shows_it(judged: DataLake) -> None:
+def test_the_page_shows_the_effect_of_retrieval(judged: DataLake) -> None:
     html = judged.path("evaluate", "evaluation_report", "tiny_rag.html").read_text()
     assert 'href="#retrieval"' in html
     for words in (
@@ -106,7 +106,7 @@ def test_the_page_shows_it(judged: DataLake) -> None:
     assert "var(--without_retrieval)" in html
 
 
-def test_what_evaluation_asks_is_what_training_taught(
+def test_evaluation_and_training_use_the_same_prompts(
     judged: DataLake, recipe: Recipe, rows: FrozenTestSet, model: SupportModel
 ) -> None:
     index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.predicted_intents[:8])
@@ -137,7 +137,7 @@ def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
         assert all(clusters[one.id] != cluster for one in texts if one.kind == "answer")
 
 
-def test_equal_input_is_not_judged_again(judged: DataLake, recipe: Recipe) -> None:
+def test_equal_input_is_not_evaluated_again(judged: DataLake, recipe: Recipe) -> None:
     assert evaluate(recipe, judged, None, print).reused
 
 

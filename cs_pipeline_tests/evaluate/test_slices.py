@@ -61,7 +61,7 @@ def stats(test_frame: pd.DataFrame) -> pd.DataFrame:
     return answered(test_frame)
 
 
-def test_each_kind_is_cut_as_it_says(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
+def test_each_kind_of_slice_has_its_rows(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
     found = {(part.kind, part.name): part.member for part in slice_parts(test_frame, stats["reference_words"].tolist())}
     by_kind: dict[str, list[str]] = {}
     for kind, name in found:
@@ -88,12 +88,12 @@ def test_each_kind_is_cut_as_it_says(test_frame: pd.DataFrame, stats: pd.DataFra
         assert tops == sorted(tops)
 
 
-def test_what_holds_for_all_rows_or_has_no_value_is_no_slice(test_frame: pd.DataFrame) -> None:
+def test_a_part_of_all_rows_or_without_values_is_not_a_slice(test_frame: pd.DataFrame) -> None:
     alike = test_frame.assign(source="bitext", flags="BL", nearest_train_similarity=np.nan)
     assert {part.kind for part in slice_parts(alike, [7] * ROWS)} == {"all", "category", "intent"}
 
 
-def test_each_score_is_that_of_the_rows_alone(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
+def test_each_score_is_that_of_the_slice_alone(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
     other = answered(test_frame, seed=5, nll=50.0, answer_tokens=20, answer_chars=100)
     systems = {"tuned": other, "nearest": stats}
     table = slice_scores(test_frame, systems, samples=100, seed=3)
@@ -143,7 +143,7 @@ def test_a_weak_intent_is_named_first_with_advice(test_frame: pd.DataFrame, tmp_
     assert row["advice"] == f"'{intent.advice}"
 
 
-def test_equal_slices_are_seldom_called_weak() -> None:
+def test_equal_slices_are_rarely_called_weak() -> None:
     """Answers that no slice makes better or worse: in about 5 of 100 such evaluations anything may be named."""
     unread = pd.DataFrame(dict.fromkeys({c for m in METRICS.values() for c in m.columns}, np.nan), index=range(ROWS))
     named = 0
@@ -163,7 +163,7 @@ def test_rows_of_another_order_are_refused(test_frame: pd.DataFrame, stats: pd.D
         weaknesses(test_frame, stats.iloc[::-1], np.zeros(ROWS), [])
 
 
-def test_an_input_that_some_rows_lack_blocks(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
+def test_an_input_that_is_missing_in_some_rows_is_refused(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
     broken = stats.assign(right_intent=stats["right_intent"].where(stats.index != 7))
     for look in (
         lambda: slice_scores(test_frame, {"tuned": broken}),

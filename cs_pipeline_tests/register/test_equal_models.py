@@ -110,7 +110,7 @@ def test_a_better_model_is_promoted() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_better_and_worse_somewhere_is_not_promoted(seed: int) -> None:
+def test_a_model_that_is_better_overall_but_worse_somewhere_is_not_promoted(seed: int) -> None:
     simulation = Simulation(seed)
     company, intent = (
         (simulation.test[column] == value).to_numpy()

@@ -46,7 +46,7 @@ def test_a_model_better_than_its_base_becomes_the_first_champion(world: World) -
     assert world.aliases() == {"champion": 1}
 
 
-def test_what_was_judged_is_not_judged_again(champion_two: World) -> None:
+def test_a_judged_evaluation_is_not_judged_again(champion_two: World) -> None:
     assert champion_two.judge() == Outcome(2, [])
     assert champion_two.judge() == Outcome(2, [])
     assert champion_two.history() == [(1, True), (2, True)]
@@ -207,7 +207,7 @@ def test_an_alias_moved_by_hand_is_recorded(
     assert champion_two.history() == [(1, True), (2, True), (alias, True)]
 
 
-def test_after_a_move_by_hand_judging_goes_on(champion_two: World) -> None:
+def test_after_a_move_by_hand_candidates_are_still_judged(champion_two: World) -> None:
     champion_two.client.set_registered_model_alias(MODEL, "champion", "1")
     champion_two.judge()
     champion_two.version("three")
@@ -216,7 +216,7 @@ def test_after_a_move_by_hand_judging_goes_on(champion_two: World) -> None:
     assert champion_two.history() == [(1, True), (2, True), (1, True), (3, True)]
 
 
-def test_the_first_champion_may_be_made_by_hand(world: World) -> None:
+def test_the_first_champion_may_be_set_by_hand(world: World) -> None:
     world.version("one")
     world.client.set_registered_model_alias(MODEL, "champion", "1")
     assert world.judge().champion == 1
@@ -226,7 +226,7 @@ def test_the_first_champion_may_be_made_by_hand(world: World) -> None:
     assert world.history() == [(1, True)]
 
 
-def test_a_rollback_gives_the_alias_to_the_champion_before(champion_two: World) -> None:
+def test_a_rollback_gives_the_alias_to_the_previous_champion(champion_two: World) -> None:
     before = champion_two.path.read_bytes()
     entry = roll_back(champion_two.lake, None, "  customers complain ", "a person")
     assert champion_two.aliases() == {"champion": 1}

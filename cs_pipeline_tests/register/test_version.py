@@ -53,7 +53,7 @@ def the_run(lake: DataLake) -> Any:
     return run
 
 
-def test_one_run_holds_what_was_chosen_and_measured(registered: DataLake, adapter: Adapter, tiny: Recipe) -> None:
+def test_one_run_holds_settings_and_figures(registered: DataLake, adapter: Adapter, tiny: Recipe) -> None:
     run = the_run(registered)
     assert run.info.status == "FINISHED"
     assert run.data.tags[FINGERPRINT] == adapter.fingerprint
@@ -100,7 +100,7 @@ def test_the_run_holds_the_report(registered: DataLake, tmp_path: Path) -> None:
     assert (folder / "tiny.html").read_bytes() == report.read_bytes()
 
 
-def test_the_version_leads_back(registered: DataLake, adapter: Adapter, small_csv: Path) -> None:
+def test_the_tags_of_a_version_lead_back_to_its_sources(registered: DataLake, adapter: Adapter, small_csv: Path) -> None:
     client = open_store(registered)
     version = client.get_model_version_by_alias(MODEL, "champion")
     assert int(version.version) == 1
@@ -147,7 +147,7 @@ def test_registering_again_gives_the_same_version(registered: DataLake, tiny: Re
     assert version_of("tiny", registered) == 1
 
 
-def test_a_new_evaluation_renews_the_figures_of_the_same_version(
+def test_a_new_evaluation_updates_the_figures_of_the_same_version(
     champion_lake: Path, tmp_path: Path, tiny: Recipe
 ) -> None:
     lake = copy_lake(champion_lake, tmp_path / "copy")
@@ -181,7 +181,7 @@ def of_a_company(champion_lake: Path, tmp_path: Path) -> DataLake:
     return lake
 
 
-def test_a_version_says_what_it_has_seen_of_a_company(of_a_company: DataLake, tiny: Recipe) -> None:
+def test_a_version_records_the_company_rows_it_was_trained_on(of_a_company: DataLake, tiny: Recipe) -> None:
     report = of_a_company.path("evaluate", "evaluation_report", "tiny.html")
     assert register(tiny, of_a_company, "a run", [], report).version == 2
     tags = open_store(of_a_company).get_model_version(MODEL, "2").tags
@@ -195,7 +195,7 @@ def test_a_version_says_what_it_has_seen_of_a_company(of_a_company: DataLake, ti
 @pytest.mark.parametrize(
     ("kind", "id", "marked"), [("row", "row 2", True), ("subject", "joe", True), ("row", "joe", False)]
 )
-def test_what_was_forgotten_while_it_was_trained_marks_a_version(
+def test_a_version_is_marked_if_its_rows_were_forgotten_during_training(
     of_a_company: DataLake, tiny: Recipe, kind: Literal["row", "subject"], id: str, marked: bool
 ) -> None:
     with Ledger(of_a_company) as ledger:
@@ -206,9 +206,9 @@ def test_what_was_forgotten_while_it_was_trained_marks_a_version(
     assert FORGOTTEN not in client.get_model_version(MODEL, "1").tags
 
 
-def test_nothing_to_register_is_said(champion_lake: Path, lake: DataLake, tiny: Recipe) -> None:
+def test_a_missing_adapter_or_evaluation_is_refused(champion_lake: Path, lake: DataLake, tiny: Recipe) -> None:
     shutil.copytree(champion_lake / "train", lake.root / "train")
-    with pytest.raises(PipelineError, match=r"evaluation\.json is not there"):
+    with pytest.raises(PipelineError, match=r"evaluation\.json is missing"):
         register(tiny, lake, "a run", [], lake.root / "no_report.html")
     with pytest.raises(PipelineError, match="of 'tiny' is not registered"):
         version_of("tiny", lake)

@@ -13,7 +13,7 @@ from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import paired_bootstrap
+from cs_pipeline.evaluate.statistics import Difference, paired_bootstrap
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
 
@@ -77,10 +77,14 @@ including the adapter's, ``rows`` the training rows; ``note`` is empty or warns 
 class Leaderboard:
     """``rows`` has LEADERBOARD_SCHEMA, fewest bits per character first within each placeholder mode.
 
-    ``not_comparable`` gives the reason for each recipe that cannot be compared; ``not_evaluated`` lists the others.
+    By recipe, ``results`` are those of its evaluation and ``behind`` its difference in RANKED_BY from the first of its
+    placeholder mode. ``not_comparable`` gives the reason for each recipe that cannot be compared; ``not_evaluated`` lists
+    the others.
     """
 
     rows: pa.Table
+    results: dict[str, EvaluationResults]
+    behind: dict[str, Difference]
     not_comparable: dict[str, str]
     not_evaluated: list[str]
 
@@ -93,7 +97,7 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
     """
     current = {side: file_sha256(lake.table("prepare", f"{side}_split")) for side in ("train", "test")}
     rows: list[dict[str, Any]] = []
-    not_comparable, not_evaluated = {}, []
+    compared, behind, not_comparable, not_evaluated = {}, {}, {}, []
     for name in recipes:
         if not evaluation_folder(name, lake).exists():
             not_evaluated.append(name)
@@ -102,14 +106,19 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
             results = read_evaluation(name, lake)
             _check_comparable(results, current)
             rows.append(_row(name, results, current, lake))
+            compared[name] = results
         except PipelineError as error:
             not_comparable[name] = error.what
     order = list(PlaceholderMode)
     rows.sort(key=lambda row: (order.index(row["placeholders"]), row[RANKED_BY], row["recipe"]))
     first: dict[str, str] = {}
     for row in rows:
-        row |= _behind(first.setdefault(row["placeholders"], row["recipe"]), row["recipe"], lake)
-    return Leaderboard(pa.Table.from_pylist(rows, LEADERBOARD_SCHEMA), not_comparable, not_evaluated)
+        name, best = row["recipe"], first.setdefault(row["placeholders"], row["recipe"])
+        if name != best:
+            behind[name] = difference = _difference(name, best, lake)
+            row |= zip(BEHIND_FIRST, (difference.difference, difference.low, difference.high), strict=True)
+    table = pa.Table.from_pylist(rows, LEADERBOARD_SCHEMA)
+    return Leaderboard(table, compared, behind, not_comparable, not_evaluated)
 
 
 def _check_comparable(results: EvaluationResults, current: dict[str, str]) -> None:
@@ -171,14 +180,11 @@ def _figures(results: EvaluationResults) -> dict[str, float | None]:
     return found
 
 
-def _behind(first: str, name: str, lake: DataLake) -> dict[str, float]:
-    """BEHIND_FIRST of ``name``; empty for the first itself."""
-    if name == first:
-        return {}
-    ahead, behind = (_tuned(recipe, lake) for recipe in (first, name))
-    difference = paired_bootstrap(behind, ahead, behind["cluster_id"].tolist(), metrics=(RANKED_BY,))[RANKED_BY]
+def _difference(name: str, best: str, lake: DataLake) -> Difference:
+    ours, theirs = (_tuned(recipe, lake) for recipe in (name, best))
+    difference = paired_bootstrap(ours, theirs, ours["cluster_id"].tolist(), metrics=(RANKED_BY,))[RANKED_BY]
     assert difference is not None  # both have the score that ranks them
-    return dict(zip(BEHIND_FIRST, (difference.difference, difference.low, difference.high), strict=True))
+    return difference
 
 
 def _tuned(recipe: str, lake: DataLake) -> pd.DataFrame:

@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from cs_pipeline.core.lake import DataLake, atomic_file
-from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.report.leaderboard import (
-    BEHIND_FIRST,
     LEADERBOARD_METRICS,
     LEADERBOARD_SCHEMA,
     RANKED_BY,
     Leaderboard,
     gather_leaderboard,
 )
-from cs_pipeline.evaluate.report.pictures import Picture
-from cs_pipeline.evaluate.report.plots import Mark, as_image, interval_picture
-from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, escape_markdown, figure, page_template
-from cs_pipeline.evaluate.results import evaluations_lock
+from cs_pipeline.evaluate.report.pictures import Picture, difference_mark, score_mark
+from cs_pipeline.evaluate.report.plots import as_image, interval_picture
+from cs_pipeline.evaluate.report.rendering import (
+    BETTER,
+    NO_FIGURE,
+    difference_text,
+    escape_markdown,
+    figure,
+    interval_text,
+    page_template,
+)
+from cs_pipeline.evaluate.results import EvaluationResults, evaluations_lock
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 _MODES = (
-    "Figures are comparable only within one placeholder mode. Each mode has its own reference texts: {{Order Number}} is not "
-    "as hard to predict as ORD-98765, and a text without either is shorter. So bits per character, ROUGE, BLEU and chrF "
-    "measure something different in each mode, and the classifier that judges intents was trained on different answers."
+    "Figures are comparable only within one placeholder mode. Each mode has its own reference texts: {{Order Number}} is "
+    "not as hard to predict as ORD-98765, and a text without either is shorter. So bits per character, ROUGE, BLEU and "
+    "chrF measure something different in each mode, and the classifier that judges intents was trained on different answers."
 )
 _ORDER = (
     "Fewest bits per character first. Two recipes with overlapping intervals may still differ clearly: both answered the "
@@ -39,7 +45,7 @@ _Row = dict[str, Any]  # with the columns of LEADERBOARD_SCHEMA
 
 
 @dataclass(frozen=True)
-class Board:
+class LeaderboardReport:
     """The leaderboard, the path of its page, and the parts of its Markdown by title."""
 
     leaderboard: Leaderboard
@@ -48,35 +54,15 @@ class Board:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A figure with its interval, its difference from another, and whether that is better, worse or unclear."""
-
-    figure: str
-    ends: str
-    change: str
-    word: str
-
-
-@dataclass(frozen=True)
-class BoardLine:
-    """A recipe in the table of its mode: the difference from the first (``behind``), and its ``cells`` by metric."""
-
-    recipe: str
-    note: str
-    behind: Cell
-    cells: dict[str, Cell]
-
-
-@dataclass(frozen=True)
-class Group:
-    """The recipes of one placeholder mode, best first, and their pictures."""
+class ModeRanking:
+    """The rows of one placeholder mode, best first, and their pictures."""
 
     mode: str
-    lines: list[BoardLine]
+    rows: list[_Row]
     pictures: list[Picture]
 
 
-def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> Board:
+def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardReport:
     """Writes ``evaluate/leaderboard.parquet`` and ``leaderboard.html`` from the last evaluations of ``recipes``.
 
     Concurrent runs write it one after the other, each from everything that exists, so the last one shows all.
@@ -85,13 +71,15 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> Board:
     with evaluations_lock(lake):
         board = gather_leaderboard(recipes, lake)
         rows: list[_Row] = board.rows.to_pylist()
-        groups = [_group(mode, list(of_mode)) for mode, of_mode in groupby(rows, lambda row: row["placeholders"])]
+        by_mode = {mode: list(ranked) for mode, ranked in groupby(rows, lambda row: row["placeholders"])}
+        rankings = [ModeRanking(mode, ranked, _pictures(board, mode, ranked)) for mode, ranked in by_mode.items()]
         html = page_template("leaderboard.html.jinja").render(
             board=board,
-            groups=groups,
+            rankings=rankings,
             modes=_MODES,
             order=_ORDER,
             metrics=LEADERBOARD_METRICS,
+            ranked_by=RANKED_BY,
             names=[row["recipe"] for row in rows],
             settings=_texts(_SETTINGS, rows),
             cost=_texts(_COST, rows),
@@ -100,70 +88,22 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> Board:
         lake.write("evaluate", "leaderboard", board.rows, LEADERBOARD_SCHEMA)
         with atomic_file(path) as temporary:
             temporary.write_text(html, encoding="utf-8")
-    return Board(board, path, _markdown(board, groups, rows))
+    return LeaderboardReport(board, path, _markdown(board, rankings, rows))
 
 
-def _group(mode: str, rows: list[_Row]) -> Group:
-    lines = [
-        BoardLine(
-            row["recipe"], row["note"], _behind(row), {metric: _cell(row, metric) for metric in LEADERBOARD_METRICS}
-        )
-        for row in rows
-    ]
-    return Group(mode, lines, _pictures(mode, rows))
-
-
-def _cell(row: _Row, metric: str) -> Cell:
-    difference, low, high = _minus_base(row, metric)
-    change = "" if difference is None else figure(metric, difference, signed=True)
-    word = "" if difference is None else judgement(metric, low, high)
-    return Cell(figure(metric, row[metric]), _ends(metric, row[f"{metric}_low"], row[f"{metric}_high"]), change, word)
-
-
-def _behind(row: _Row) -> Cell:
-    difference, low, high = (row[name] for name in BEHIND_FIRST)
-    if difference is None:
-        return Cell("first", "", "", "")
-    word = judgement(RANKED_BY, low, high)
-    return Cell(figure(RANKED_BY, difference, signed=True), _ends(RANKED_BY, low, high, signed=True), "", word)
-
-
-def _ends(metric: str, low: float | None, high: float | None, signed: bool = False) -> str:
-    return "" if low is None else f"{figure(metric, low, signed)} to {figure(metric, high, signed)}"
-
-
-def _minus_base(row: _Row, metric: str) -> tuple[Any, Any, Any]:
-    """The difference from the base with its interval; all None where there is none."""
-    difference, low, high = (row[f"{metric}_minus_base{end}"] for end in ("", "_low", "_high"))
-    return difference, low, high
-
-
-def _pictures(mode: str, rows: list[_Row]) -> list[Picture]:
+def _pictures(board: Leaderboard, mode: str, rows: list[_Row]) -> list[Picture]:
     """For each pictured metric the scores of the tuned models, then the differences from their bases."""
-
-    def score(row: _Row, metric: str) -> Mark:
-        value, low, high = (row[metric + end] for end in ("", "_low", "_high"))
-        return Mark(row["recipe"], "tuned", None if value is None else (value, low, high), figure(metric, value))
-
-    def change(row: _Row, metric: str) -> Mark:
-        difference, low, high = _minus_base(row, metric)
-        if difference is None:
-            return Mark(row["recipe"], "unclear", None, NO_FIGURE)
-        text = figure(metric, difference, signed=True)
-        return Mark(row["recipe"], judgement(metric, low, high), (difference, low, high), text)
-
-    def pictures_of(kind: str, mark: Callable[[_Row, str], Mark]) -> list[Picture]:
-        about = {name: f"{METRICS[name].label}{kind}" for name in _PICTURED}
-        return [
-            Picture(
-                about[name],
-                "" if kind else BETTER[METRICS[name].better],
-                interval_picture([mark(row, name) for row in rows], f"{about[name]}, placeholders {mode}"),
-            )
-            for name in _PICTURED
-        ]
-
-    return [*pictures_of("", score), *pictures_of(", tuned minus base", change)]
+    results = {row["recipe"]: board.results[row["recipe"]] for row in rows}
+    scores = {m: [score_mark(name, "tuned", m, r.scores["tuned"][m]) for name, r in results.items()] for m in _PICTURED}
+    changes = {
+        m: [difference_mark(name, m, r.differences["base"][m]) for name, r in results.items()] for m in _PICTURED
+    }
+    pictures = []
+    for kind, by_metric in (("", scores), (", tuned minus base", changes)):
+        for metric, marks in by_metric.items():
+            title, note = f"{METRICS[metric].label}{kind}", "" if kind else BETTER[METRICS[metric].better]
+            pictures.append(Picture(title, note, interval_picture(marks, f"{title}, placeholders {mode}")))
+    return pictures
 
 
 def _abbreviated(number: int) -> str:
@@ -206,16 +146,18 @@ def _texts(columns: dict[str, Callable[[_Row], str]], rows: list[_Row]) -> dict[
     return {title: [text_of(row) for row in rows] for title, text_of in columns.items()}
 
 
-def _markdown(board: Leaderboard, groups: list[Group], rows: list[_Row]) -> dict[str, str]:
+def _markdown(board: Leaderboard, rankings: list[ModeRanking], rows: list[_Row]) -> dict[str, str]:
     results = [_MODES, _ORDER, "In brackets: 95 % intervals."]
-    for group in groups:
-        head = [f"{METRICS[name].label} {BETTER[METRICS[name].better][0]}" for name in _MARKDOWN_METRICS]
-        table = [(line.recipe, *(_cell_text(line.cells[name]) for name in _MARKDOWN_METRICS)) for line in group.lines]
-        table = [(*cells, _cell_text(line.behind)) for cells, line in zip(table, group.lines, strict=True)]
-        results.append(f"**Placeholders: {group.mode}** (after each figure: tuned minus base)")
+    head = [f"{METRICS[name].label} {BETTER[METRICS[name].better][0]}" for name in _MARKDOWN_METRICS]
+    for ranking in rankings:
+        names = [row["recipe"] for row in ranking.rows]
+        table = [
+            (n, *(_score_text(m, board.results[n]) for m in _MARKDOWN_METRICS), _behind_text(board, n)) for n in names
+        ]
+        results.append(f"**Placeholders: {ranking.mode}** (after each figure: tuned minus base)")
         results.append(_table(["recipe", *head, "bits behind the first"], table))
-        results += [f"- {escape_markdown(line.recipe)}: {line.note}" for line in group.lines if line.note]
-        for shown in (group.pictures[0], group.pictures[len(_PICTURED)]):
+        results += [f"- {escape_markdown(row['recipe'])}: {row['note']}" for row in ranking.rows if row["note"]]
+        for shown in (ranking.pictures[0], ranking.pictures[len(_PICTURED)]):
             results += [f"**{shown.title}**", f"![{shown.title}]({as_image(shown.svg)})"]
     results += [
         f"- Not comparable: **{escape_markdown(name)}**, {escape_markdown(reason)}"
@@ -224,16 +166,22 @@ def _markdown(board: Leaderboard, groups: list[Group], rows: list[_Row]) -> dict
     if board.not_evaluated:
         results.append(f"Not evaluated yet: {', '.join(map(escape_markdown, board.not_evaluated))}")
     about = {"results": "\n\n".join(results)}
-    for name, columns in (("settings", _SETTINGS), ("cost", _COST)):
+    for title, columns in (("settings", _SETTINGS), ("cost", _COST)):
         cells = zip((row["recipe"] for row in rows), *_texts(columns, rows).values(), strict=True)
-        about[name] = _table(["recipe", *columns], list(cells))
+        about[title] = _table(["recipe", *columns], list(cells))
     return about
 
 
-def _cell_text(cell: Cell) -> str:
-    ends = f" [{cell.ends}]" if cell.ends else ""
-    change = f"; {cell.change}" if cell.change else ""
-    return f"{cell.figure}{ends}{change}{f' {cell.word}' if cell.word else ''}"
+def _score_text(metric: str, results: EvaluationResults) -> str:
+    score, change = results.scores["tuned"][metric], results.differences["base"][metric]
+    text = f"{figure(metric, score.score)} [{interval_text(metric, score)}]" if score else NO_FIGURE
+    return text + (f"; {difference_text(metric, change)}" if change else "")
+
+
+def _behind_text(board: Leaderboard, name: str) -> str:
+    if (behind := board.behind.get(name)) is None:
+        return "first"
+    return f"{difference_text(RANKED_BY, behind)} [{interval_text(RANKED_BY, behind, signed=True)}]"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

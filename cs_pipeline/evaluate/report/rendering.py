@@ -8,6 +8,7 @@ from markupsafe import Markup, escape
 
 from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.evaluate.statistics import Difference, Interval
 
 NO_FIGURE = "–"
 """Stands for a figure that a system does not have."""
@@ -26,6 +27,17 @@ def figure(metric: str, value: float | None, signed: bool = False) -> str:
     return text.removeprefix("+") if set(text) <= set("+0.") else text
 
 
+def interval_text(metric: str, value: Interval | Difference, signed: bool = False) -> str:
+    """The ends of the 95 % interval of ``value``."""
+    return f"{figure(metric, value.low, signed)} to {figure(metric, value.high, signed)}"
+
+
+def difference_text(metric: str, difference: Difference) -> str:
+    """``difference`` with its sign, and whether it is better, worse or unclear."""
+    word = judgement(metric, difference.low, difference.high)
+    return f"{figure(metric, difference.difference, signed=True)} {word}".rstrip()
+
+
 def page_template(name: str) -> Template:
     """The template ``name`` of this folder. It escapes every value, and a missing one is an error."""
     environment = Environment(
@@ -35,7 +47,13 @@ def page_template(name: str) -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"METRICS": METRICS, "BETTER": BETTER, "figure": figure, "judgement": judgement}
+    environment.globals |= {
+        "METRICS": METRICS,
+        "BETTER": BETTER,
+        "figure": figure,
+        "judgement": judgement,
+        "interval": interval_text,
+    }
     environment.filters["marked"] = _marked
     return environment.get_template(name)
 

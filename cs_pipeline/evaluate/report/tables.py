@@ -9,11 +9,11 @@ import pandas as pd
 from cs_pipeline.core.lake import digest
 from cs_pipeline.evaluate.report.rendering import NO_FIGURE
 from cs_pipeline.evaluate.results import EvaluationResults, GroupMeasure
-from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.cost import Cost, cost
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.scoring.rubric import PARTS
+from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import Adapter
 
@@ -58,16 +58,6 @@ class ErrorCount:
     by_system: list[int]
     false_alarms: int
     example: tuple[str, str] | None
-
-
-@dataclass(frozen=True)
-class Fabrication:
-    """A question, the tuned model's answer, and the facts in it that are made up."""
-
-    row_id: str
-    question: str
-    answer: str
-    facts: list[str]
 
 
 def best_systems(results: EvaluationResults) -> dict[str, set[str]]:
@@ -173,7 +163,7 @@ def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
     """The errors, the tuned model's most frequent first; the example is drawn by the hash of its row."""
     by_system = {system: answers[answers["system"] == system] for system in systems}
     found = []
-    for error, rule in ERRORS.items():
+    for error, rule in ANSWER_ERRORS.items():
         wrong = by_system["tuned"][by_system["tuned"][error]]
         example = next(_by_hash(wrong)[["question", "answer"]].itertuples(index=False, name=None), None)
         counts = [int(frame[error].sum()) for frame in by_system.values()]
@@ -181,18 +171,16 @@ def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
     return sorted(found, key=lambda count: -count.by_system[list(systems).index("tuned")])
 
 
-def fabrications(answers: pd.DataFrame) -> list[Fabrication]:
+def fabrications(answers: pd.DataFrame) -> list[dict[Any, Any]]:
     """Some answers of the tuned model with made-up facts, drawn by the hash of their rows."""
     made_up = answers[(answers["system"] == "tuned") & (answers["fabricated"] > 0)]
-    shown = _by_hash(made_up)[["row_id", "question", "answer", "fabricated_facts"]].head(_MAX_FABRICATIONS)
-    rows = shown.itertuples(index=False, name=None)
-    return [Fabrication(row, question, answer, list(facts)) for row, question, answer, facts in rows]
+    return _by_hash(made_up).head(_MAX_FABRICATIONS).to_dict("records")
 
 
 def rubric_means(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[dict[str, Any]]:
     """The mean of each part of the rubric, of its total and of the heuristic: by system, the references last."""
     frames = [*(answers[answers["system"] == system] for system in systems), references]
-    rules = {name: f"{part.rule}; weight {part.weight:g}" for name, part in PARTS.items()}
+    rules = {name: f"{part.rule}; weight {part.weight:g}" for name, part in RUBRIC_PARTS.items()}
     rules |= {"rubric": "weighted sum of all parts, 0 to 1", "heuristic": "the published one, 0 to 3"}
     return [
         {"part": part, "rule": rule, "means": [float(frame[part].mean()) for frame in frames]}

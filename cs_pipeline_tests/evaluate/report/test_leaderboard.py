@@ -17,7 +17,7 @@ from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, LEADERBOARD_SCHEMA
-from cs_pipeline.evaluate.report.leaderboard_report import Board, write_leaderboard
+from cs_pipeline.evaluate.report.leaderboard_report import LeaderboardReport, write_leaderboard
 from cs_pipeline.evaluate.report.rendering import figure
 from cs_pipeline.evaluate.results import (
     evaluation_file,
@@ -54,7 +54,7 @@ def swept(sweep: tuple[DataLake, dg.ExecuteInProcessResult], lake: DataLake) -> 
     return lake
 
 
-def rows_of(board: Board) -> dict[str, dict[str, Any]]:
+def rows_of(board: LeaderboardReport) -> dict[str, dict[str, Any]]:
     return {row["recipe"]: row for row in board.leaderboard.rows.to_pylist()}
 
 
@@ -216,7 +216,7 @@ def test_another_placeholder_mode_has_a_ranking_of_its_own(swept: DataLake) -> N
     assert "**Placeholders: generic**" in board.markdown["results"]
 
 
-def test_settings_are_those_the_judged_adapter_was_made_with(swept: DataLake) -> None:
+def test_settings_are_those_of_the_evaluated_adapter(swept: DataLake) -> None:
     under_another_name(swept, "tiny", "all_of_it", lora=None, quantization="none", description=HOSTILE)
     row = rows_of(write_leaderboard(["all_of_it"], swept))["all_of_it"]
     assert (row["method"], row["r"], row["lora_alpha"]) == ("all weights", None, None)
@@ -305,7 +305,7 @@ def test_a_sweep_that_has_not_begun_is_an_empty_board(swept: DataLake) -> None:
 def test_a_board_waits_for_an_evaluation_that_is_being_written(swept: DataLake) -> None:
     """Two runs of a sweep at once: whoever is last has seen what both have judged."""
     folder = evaluation_folder("tiny_lora", swept)
-    boards: list[Board] = []
+    boards: list[LeaderboardReport] = []
     writer = threading.Thread(target=lambda: boards.append(write_leaderboard(RECIPES, swept)))
     with evaluations_lock(swept):
         aside = folder.rename(folder.with_name("aside"))

@@ -101,7 +101,7 @@ def test_only_a_demo_base_gets_a_warning(lake: DataLake, recipe: Recipe) -> None
     assert DEMO_WARNING not in report.path.read_text() + report.markdown
 
 
-def test_rows_without_similarity_a_short_training_and_empty_answers_make_a_report_too(
+def test_missing_similarities_a_short_training_and_empty_answers_still_make_a_report(
     lake: DataLake, recipe: Recipe
 ) -> None:
     evaluated(lake, recipe, curve=[])

@@ -10,7 +10,7 @@ from cs_pipeline.evaluate.report.rendering import figure
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.report.tables import MAX_EXAMPLES, WORST_EXAMPLES, examples
 from cs_pipeline.evaluate.results import evaluation_folder
-from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.support.reported import Page, answers_of, evaluated, systems_of
@@ -109,8 +109,8 @@ def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe
     systems = systems_of(champion=True)
     table = html[html.index("Error analysis") : html.index("Made-up facts")]
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
-    assert len(rows) == len(ERRORS)
-    for name in ERRORS:
+    assert len(rows) == len(ANSWER_ERRORS)
+    for name in ANSWER_ERRORS:
         counts = [int(answers[answers["system"] == system][name].sum()) for system in systems]
         shown = re.findall(r"<td>([\d,]+)", rows[METRICS[f"error_{name}"].label.removesuffix(" (%)")])
         assert list(map(int, shown)) == [*counts, int(references[name].sum())], name
@@ -143,7 +143,7 @@ def test_odd_questions_probe_and_cost_are_shown(lake: DataLake, recipe: Recipe) 
     assert "1,8" not in text
 
 
-def test_intents_held_out_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
+def test_held_out_intents_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
     results = evaluated(lake, recipe, rows=120, held_out=["track_order"])
     part = results.held_out
     assert part is not None
