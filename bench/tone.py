@@ -25,7 +25,7 @@ from rich.table import Table
 from bench.rows import read_rows
 from bench.side_by_side import machine, tell
 from cs_pipeline.company import Company
-from cs_pipeline.evaluate.scoring.rubric import PARTS
+from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.serve.desk.composing import AnswerContext, Composer
 from cs_pipeline.serve.desk.screening import Screening
 from cs_pipeline.serve.desk.tone import Tone
@@ -62,7 +62,7 @@ def _figures(texts: Sequence[str], stated: Sequence[list[str]]) -> dict[str, flo
         "greets": sum(bool(re.match("(?:hi|hello)\\b", text, re.I)) for text in texts) / len(texts),
         "addresses": sum(text.startswith("Dear ") for text in texts) / len(texts),
         "facts_kept": sum(kept) / len(texts),
-        "courtesy": sum(PARTS["tone"].score("", text) for text in texts) / len(texts),
+        "courtesy": sum(RUBRIC_PARTS["tone"].score("", text) for text in texts) / len(texts),
     }
 
 

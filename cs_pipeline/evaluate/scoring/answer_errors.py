@@ -1,7 +1,7 @@
 """Rules that detect errors in answers, one boolean column per error.
 
-``answer_errors`` returns one row per answer with a column for each of ERRORS; a system's error rate is the mean of its
-column. The reference answers are scored like another system: their rates show how often a rule is wrong.
+``answer_errors`` returns one row per answer with a column for each of ANSWER_ERRORS; a system's error rate is the mean
+of its column. The reference answers are scored like another system: their rates show how often a rule is wrong.
 ``AnswerNorms`` holds what is normal, learned from the training answers.
 
 Each rule was tested on the 2,414 real answers of Bitext's validation and test rows, with norms from its 21,680 training
@@ -42,7 +42,7 @@ from cs_pipeline.text.placeholders import is_balanced
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-ERRORS = {
+ANSWER_ERRORS = {
     "too_long": "longer than 99 % of the training answers to the same intent, and than 1.5 times the length of 95 %",
     "asks_needlessly": "asks for a password, a PIN, a card's number or code; for what the question already says; or for what"
     " hardly any training answer to the intent asks for",
@@ -125,7 +125,7 @@ def answer_errors(
     right_intent: Sequence[float],
     stopped: Sequence[float],
 ) -> pd.DataFrame:
-    """A column of booleans for each of ERRORS, one row per answer of one system.
+    """A column of booleans for each of ANSWER_ERRORS, one row per answer of one system.
 
     ``questions`` include earlier turns, and ``intents`` are the true ones. ``right_intent`` and ``stopped`` are 1 or 0; NaN,
     for unknown, is not an error.
@@ -147,7 +147,7 @@ def answer_errors(
         )
         for (question, answer, intent, right, ended), weight, cosine in zip(given, topic_weights, cosines, strict=True)
     ]
-    return pd.DataFrame(table, columns=list(ERRORS), dtype=bool)
+    return pd.DataFrame(table, columns=list(ANSWER_ERRORS), dtype=bool)
 
 
 def _max_words(words: np.ndarray) -> int:

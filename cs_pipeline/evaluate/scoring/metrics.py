@@ -16,14 +16,14 @@ import pandas as pd
 from rapidfuzz.distance import LCSseq
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.scoring.answer_errors import ERRORS
+from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.fidelity import placeholder_names
 from cs_pipeline.text.placeholders import catalogue
 from cs_pipeline.text.safety import is_safe
 
 CALLER_COLUMNS = (
     *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
-    *("needed", "present", "filled", "fabricates", *ERRORS, "rubric", "heuristic"),
+    *("needed", "present", "filled", "fabricates", *ANSWER_ERRORS, "rubric", "heuristic"),
 )
 """Columns of row_statistics that the caller fills: what the model reports, and the results of the other scoring rules."""
 
@@ -348,7 +348,7 @@ METRICS = {
         Metric("heuristic", "Published heuristic (0 to 3)", "higher", ("heuristic", "rows"), _ratio),
         *(
             Metric(f"error_{name}", f"{name.capitalize().replace('_', ' ')} (%)", "lower", (name, "rows"), _percent)
-            for name in ERRORS
+            for name in ANSWER_ERRORS
         ),
     )
 }

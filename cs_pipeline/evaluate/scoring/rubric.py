@@ -1,6 +1,6 @@
 """A rubric for one answer: what the team leader of a support desk would tick, each part by an explicit rule.
 
-The rules see the question and the answer, no reference and no model; ``rubric.yaml`` holds their words. Each of PARTS
+The rules see the question and the answer, no reference and no model; ``rubric.yaml`` holds their words. Each of RUBRIC_PARTS
 scores 0 to 1, and the rubric is their weighted sum. Beside it stands the heuristic of published notebooks, so that
 scores can be compared (published: 1.21 of 3 for a base model, 2.84 when tuned).
 
@@ -46,13 +46,13 @@ class RubricPart:
 
 
 def rubric(questions: Sequence[str], answers: Sequence[str]) -> pd.DataFrame:
-    """For each answer, in the order given: a column for each of PARTS, ``rubric`` (0 to 1) and ``heuristic`` (0 to 3)."""
+    """One row per answer: a column for each of RUBRIC_PARTS, ``rubric`` (0 to 1) and ``heuristic`` (0 to 3)."""
     rows = []
     for question, answer in zip(questions, answers, strict=True):
-        parts = [part.score(question, answer) for part in PARTS.values()]
-        whole = sum(part.weight * score for part, score in zip(PARTS.values(), parts, strict=True))
+        parts = [part.score(question, answer) for part in RUBRIC_PARTS.values()]
+        whole = sum(part.weight * score for part, score in zip(RUBRIC_PARTS.values(), parts, strict=True))
         rows.append((*parts, whole, heuristic(answer)))
-    return pd.DataFrame(rows, columns=[*PARTS, "rubric", "heuristic"])
+    return pd.DataFrame(rows, columns=[*RUBRIC_PARTS, "rubric", "heuristic"])
 
 
 def heuristic(answer: str) -> int:
@@ -113,7 +113,7 @@ def _language(_: str, answer: str) -> float:
     return min(max((share - 0.1) / 0.15, 0.0), 1.0)
 
 
-PARTS = {
+RUBRIC_PARTS = {
     "greeting": RubricPart(
         0.1, "the first two sentences greet, thank or acknowledge what the customer said", _greeting
     ),

@@ -11,7 +11,7 @@ import pytest
 
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.scoring.answer_errors import (
-    ERRORS,
+    ANSWER_ERRORS,
     AnswerNorms,
     answer_errors,
     ends_properly,
@@ -116,7 +116,7 @@ def test_planted_errors_are_found(error: str, least: float, judge: Judge, good: 
 
 def test_real_answers_seldom_have_errors(judge: Judge, good: list[str]) -> None:
     found = judge(good)
-    assert list(found) == list(ERRORS)
+    assert list(found) == list(ANSWER_ERRORS)
     assert (found.mean() <= 0.02).all(), found.mean()
     assert found.any(axis=1).mean() <= 0.03
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.evaluate.scoring.rubric import PARTS, heuristic, rubric
+from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS, heuristic, rubric
 
 LABELLED = read_yaml(Path(__file__).with_name("rubric.yaml"))
 
@@ -18,7 +18,7 @@ def score(part: str, entry: Any) -> float:
     return float(row[part])
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", RUBRIC_PARTS)
 @pytest.mark.parametrize("entries", ["written_with", "held_out"])
 def test_parts_agree_with_hand_labels(part: str, entries: str) -> None:
     enough = 0.75 if part == "empathy" else 0.5  # half is for an answer to a customer in trouble without an apology
@@ -30,17 +30,17 @@ def test_parts_agree_with_hand_labels(part: str, entries: str) -> None:
 
 
 def test_the_rubric_is_the_weighted_sum() -> None:
-    assert sum(part.weight for part in PARTS.values()) == pytest.approx(1)
+    assert sum(part.weight for part in RUBRIC_PARTS.values()) == pytest.approx(1)
     full = (
         'Hello! I\'m sorry that the lamp is broken. Please open your order and press "Return", and we will send you another'
         " one. Let me know if there is anything else."
     )
     half = "Hello! The lamp is broken."
     found = rubric(["my lamp is broken", "my lamp is broken"], [full, half])
-    assert list(found) == [*PARTS, "rubric", "heuristic"]
-    assert found[list(PARTS)].to_numpy()[0].tolist() == [1.0] * len(PARTS)
+    assert list(found) == [*RUBRIC_PARTS, "rubric", "heuristic"]
+    assert found[list(RUBRIC_PARTS)].to_numpy()[0].tolist() == [1.0] * len(RUBRIC_PARTS)
     for row in found.to_dict("records"):
-        parts = [part.weight * float(row[name]) for name, part in PARTS.items()]
+        parts = [part.weight * float(row[name]) for name, part in RUBRIC_PARTS.items()]
         assert row["rubric"] == pytest.approx(sum(parts))
     assert found["rubric"][0] == pytest.approx(1)
     assert found["rubric"][1] < 0.6
@@ -64,7 +64,7 @@ def test_answers_can_get_half_points(part: str, question: str, answer: str, poin
 @pytest.mark.parametrize("answer", ["", " \n", "???", "1234", "👍", "日本語のテキスト", "a" * 5000])
 def test_any_answer_has_a_score(answer: str) -> None:
     (row,) = rubric(["q"], [answer]).to_dict("records")
-    assert all(0 <= row[name] <= 1 for name in (*PARTS, "rubric"))
+    assert all(0 <= row[name] <= 1 for name in (*RUBRIC_PARTS, "rubric"))
     assert row["rubric"] < 0.4
 
 
