@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -302,6 +304,11 @@ def test_a_reply_that_is_not_a_verdict_leaves_its_pair_out(pairs: list[AnswerPai
         assert lines[-1] == "judge: 2 of 6 replies were not a verdict; their pairs are left out"
         with pytest.raises(PipelineError, match="gave no verdict on any of 1 pairs"):
             judge_pairs(pairs[1:2], endpoint, cache, lines.append)
+
+
+def test_the_client_library_is_imported_only_when_used() -> None:
+    code = "import sys, cs_pipeline.evaluate.judge.judge; sys.exit('openai' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_without_settings_there_is_no_endpoint(monkeypatch: pytest.MonkeyPatch) -> None:
