@@ -4,8 +4,9 @@ from collections import Counter
 
 import dagster as dg
 
-from cs_pipeline.defs.metadata import check_result, count_table, table_result
+from cs_pipeline.defs.metadata import count_table, data_check, table_result
 from cs_pipeline.defs.resources import RECIPES, LakeResource
+from cs_pipeline.evaluate import checks
 from cs_pipeline.recipe import load_recipe, recipe_names
 
 
@@ -91,30 +92,9 @@ def leaderboard(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mat
     return table_result(lake.lake.table("evaluate", "leaderboard"), board.leaderboard.rows, markdown | page)
 
 
-@dg.asset_check(asset=evaluation, blocking=True)
-def every_metric_a_number(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """Every metric that promotion reads has a value, for the tuned model and for its base."""
-    from cs_pipeline.evaluate import checks
-
-    return check_result(checks.promotion_metrics_present(lake.lake, context.op_execution_context.partition_key))
-
-
-@dg.asset_check(asset=evaluation)
-def tuned_better_than_base(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """The tuned model needs fewer bits per character than its base, with the whole interval below zero."""
-    from cs_pipeline.evaluate import checks
-
-    outcome = checks.tuned_better_than_base(lake.lake, context.op_execution_context.partition_key)
-    return check_result(outcome, dg.AssetCheckSeverity.WARN)
-
-
-@dg.asset_check(asset=human_ratings, blocking=True, name="counts_reconcile")
-def judgements_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every cleaned judgement is in the table exactly once."""
-    from cs_pipeline.evaluate import checks
-
-    return check_result(checks.judgements_reconcile(lake.lake))
-
-
 ASSETS = [evaluation, human_ratings, evaluation_report, leaderboard]
-CHECKS = [every_metric_a_number, judgements_reconcile, tuned_better_than_base]
+CHECKS = [
+    data_check(evaluation, checks.every_metric_a_number),
+    data_check(evaluation, checks.tuned_better_than_base, blocking=False),
+    data_check(human_ratings, checks.judgements_reconcile, name="counts_reconcile"),
+]

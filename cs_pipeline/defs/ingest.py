@@ -8,8 +8,9 @@ from datetime import date
 import dagster as dg
 
 from cs_pipeline.core.lake import file_sha256
-from cs_pipeline.defs.metadata import check_result, count_table, markdown_table, table_result
+from cs_pipeline.defs.metadata import count_table, data_check, markdown_table, table_result
 from cs_pipeline.defs.resources import LakeResource
+from cs_pipeline.ingest import checks
 from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES
 
 bitext_dataset = dg.AssetSpec(
@@ -74,7 +75,7 @@ def company_interactions(context: dg.AssetExecutionContext, lake: LakeResource) 
     from cs_pipeline.ingest.interactions import ingest_day
 
     day = date.fromisoformat(context.partition_key)
-    files = ingest_day(lake.lake, load_company(lake.lake), day).files
+    files = ingest_day(lake.lake, load_company(lake.lake), day)
     reasons: Counter[str] = Counter()
     rows = []
     for file in files:
@@ -99,41 +100,10 @@ def company_interactions(context: dg.AssetExecutionContext, lake: LakeResource) 
     )
 
 
-@dg.asset_check(asset=bitext_conversations, blocking=True)
-def row_ids_unique(lake: LakeResource) -> dg.AssetCheckResult:
-    """There are rows, and each has an id of its own."""
-    from cs_pipeline.ingest import checks
-
-    return check_result(checks.row_ids_unique(lake.lake))
-
-
-@dg.asset_check(asset=bitext_conversations, blocking=True)
-def schema_agreed(lake: LakeResource) -> dg.AssetCheckResult:
-    """The table has the columns and types that every later step reads, and no null row_id."""
-    from cs_pipeline.ingest import checks
-
-    return check_result(checks.bitext_schema_valid(lake.lake))
-
-
-@dg.asset_check(asset=company_interactions, blocking=True)
-def few_bad_records(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """No file of the day has a larger share of unusable records than company.yaml's bad_share."""
-    from cs_pipeline.ingest import checks
-
-    return check_result(checks.few_bad_records(lake.lake, _day(context)))
-
-
-@dg.asset_check(asset=company_interactions, blocking=True, name="counts_reconcile")
-def records_reconcile(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """Every record of the day's files is kept, quarantined or forgotten."""
-    from cs_pipeline.ingest import checks
-
-    return check_result(checks.records_reconcile(lake.lake, _day(context)))
-
-
-def _day(context: dg.AssetCheckExecutionContext) -> date:
-    return date.fromisoformat(context.op_execution_context.partition_key)
-
-
 ASSETS = [bitext_dataset, bitext_conversations, company_interactions]
-CHECKS = [row_ids_unique, schema_agreed, few_bad_records, records_reconcile]
+CHECKS = [
+    data_check(bitext_conversations, checks.row_ids_unique),
+    data_check(bitext_conversations, checks.schema_agreed),
+    data_check(company_interactions, checks.few_bad_records),
+    data_check(company_interactions, checks.records_reconcile, name="counts_reconcile"),
+]

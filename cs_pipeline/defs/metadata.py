@@ -1,18 +1,18 @@
-"""How tables, files and check outcomes appear in the Dagster UI, the same for every asset."""
+"""How tables, files and checks appear in the Dagster UI, the same for every asset."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from cs_pipeline.core.checks import CheckOutcome
 from cs_pipeline.core.lake import DataLake, file_sha256
+from cs_pipeline.defs.resources import LakeResource
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-    from cs_pipeline.core.checks import CheckOutcome
 
 _PREVIEW_ROWS = 5
 _MAX_CELL_CHARACTERS = 120
@@ -87,13 +87,24 @@ def rows_by_reason(lake: DataLake, name: str) -> dg.MetadataValue:
     return count_table({count["values"]: count["counts"] for count in counts})
 
 
-def check_result(
-    outcome: "CheckOutcome", severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
-) -> dg.AssetCheckResult:
-    """What Dagster shows of a check's outcome."""
-    return dg.AssetCheckResult(
-        passed=outcome.passed, severity=severity, metadata=dict(outcome.facts), description=outcome.problem
-    )
+def data_check(
+    asset: dg.AssetsDefinition, check: Callable[..., CheckOutcome], *, name: str | None = None, blocking: bool = True
+) -> dg.AssetChecksDefinition:
+    """The plain function ``check`` of the lake (and of the partition, if ``asset`` has any) as a check of ``asset``.
+
+    Its docstring is the description. A check that does not block only warns.
+    """
+    severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
+
+    @dg.asset_check(asset=asset, name=name or check.__name__, description=check.__doc__, blocking=blocking)
+    def asset_check(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
+        partition = [context.op_execution_context.partition_key] if asset.partitions_def else []
+        outcome = check(lake.lake, *partition)
+        return dg.AssetCheckResult(
+            passed=outcome.passed, severity=severity, metadata=dict(outcome.facts), description=outcome.problem
+        )
+
+    return asset_check
 
 
 def cell(value: Any) -> str:

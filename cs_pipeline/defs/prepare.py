@@ -6,8 +6,9 @@ from typing import Any
 import dagster as dg
 
 from cs_pipeline.defs.ingest import DAYS, bitext_conversations, company_interactions
-from cs_pipeline.defs.metadata import check_result, count_table, rows_by_reason, table_result
+from cs_pipeline.defs.metadata import count_table, data_check, rows_by_reason, table_result
 from cs_pipeline.defs.resources import LakeResource
+from cs_pipeline.prepare import checks
 
 # The stages are imported inside the functions: loading the definitions must not import pandas and scipy.
 
@@ -166,78 +167,6 @@ validation_split = _split_asset("validation", "the loss is measured on it during
 test_split = _split_asset("test", "models are evaluated on it")
 
 
-@dg.asset_check(asset=clean_bitext, blocking=True, name="counts_reconcile")
-def clean_counts_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every row is kept or set aside."""
-    from cs_pipeline.core.checks import rows_reconcile
-
-    return check_result(rows_reconcile(lake.lake, ("ingest", "bitext_conversations"), ("prepare", "clean_bitext")))
-
-
-@dg.asset_check(asset=bitext_splits, blocking=True, name="counts_reconcile")
-def split_counts_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every row is kept or set aside."""
-    from cs_pipeline.core.checks import rows_reconcile
-
-    return check_result(rows_reconcile(lake.lake, ("prepare", "clean_bitext"), ("prepare", "bitext_splits")))
-
-
-@dg.asset_check(asset=clean_bitext, blocking=True)
-def placeholders_balanced(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every opening brace of a placeholder is closed."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.placeholders_balanced(lake.lake))
-
-
-@dg.asset_check(asset=bitext_splits, blocking=True)
-def split_disjoint_and_stratified(lake: LakeResource) -> dg.AssetCheckResult:
-    """No cluster on two sides, no repeated row, every intent on every side, shares close to the intended ones."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.split_disjoint_and_stratified(lake.lake))
-
-
-@dg.asset_check(asset=clean_interactions, blocking=True, name="counts_reconcile")
-def messages_reconcile(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """Every customer message of the day is kept, set aside, flagged or forgotten."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.messages_reconcile(lake.lake, context.op_execution_context.partition_key))
-
-
-@dg.asset_check(asset=conversations, blocking=True, name="counts_reconcile")
-def conversations_reconcile(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every row of both sources is kept, set aside, superseded or forgotten."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.conversations_reconcile(lake.lake))
-
-
-@dg.asset_check(asset=conversations, blocking=True)
-def no_cluster_on_two_sides(lake: LakeResource) -> dg.AssetCheckResult:
-    """Every cluster is on one side, and every row has a cluster and a side."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.no_cluster_on_two_sides(lake.lake))
-
-
-@dg.asset_check(asset=conversations, blocking=True)
-def no_leakage(lake: LakeResource) -> dg.AssetCheckResult:
-    """No validation or test question is a near-duplicate of a training question, compared without the clusters."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.no_leakage(lake.lake))
-
-
-@dg.asset_check(asset=intent_classifier, blocking=True)
-def classifier_accuracy(lake: LakeResource) -> dg.AssetCheckResult:
-    """The classifier predicts the right intent for most test questions."""
-    from cs_pipeline.prepare import checks
-
-    return check_result(checks.classifier_accurate(lake.lake))
-
-
 def _histogram(leakage: dict[str, Any]) -> str:
     """The leakage report as a Markdown table with bars."""
     ours, random, bins = leakage["cluster_split"], leakage["random_split"], leakage["bins"]
@@ -258,13 +187,13 @@ ASSETS = [
     test_split,
 ]
 CHECKS = [
-    clean_counts_reconcile,
-    placeholders_balanced,
-    split_counts_reconcile,
-    split_disjoint_and_stratified,
-    classifier_accuracy,
-    messages_reconcile,
-    conversations_reconcile,
-    no_cluster_on_two_sides,
-    no_leakage,
+    data_check(clean_bitext, checks.clean_bitext_reconciles, name="counts_reconcile"),
+    data_check(clean_bitext, checks.placeholders_balanced),
+    data_check(bitext_splits, checks.bitext_splits_reconcile, name="counts_reconcile"),
+    data_check(bitext_splits, checks.split_disjoint_and_stratified),
+    data_check(intent_classifier, checks.classifier_accuracy),
+    data_check(clean_interactions, checks.messages_reconcile, name="counts_reconcile"),
+    data_check(conversations, checks.conversations_reconcile, name="counts_reconcile"),
+    data_check(conversations, checks.no_cluster_on_two_sides),
+    data_check(conversations, checks.no_leakage),
 ]

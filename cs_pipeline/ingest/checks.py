@@ -1,26 +1,25 @@
-"""The checks of the ingest stage, as plain functions of the lake."""
+"""The checks of the ingest stage. Their imports are inside the functions, because Dagster loads this module."""
 
 from datetime import date
 
-import pyarrow.compute as pc
-
-from cs_pipeline.company import load_company
 from cs_pipeline.core.checks import CheckOutcome
-from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.core.schema import CONVERSATION, check_schema
-from cs_pipeline.ingest.interactions import day_facts
 
 
 def row_ids_unique(lake: DataLake) -> CheckOutcome:
-    """``bitext_conversations`` has rows, and each has an id of its own."""
+    """There are rows, and each has an id of its own."""
+    import pyarrow.compute as pc
+
     ids = lake.read("ingest", "bitext_conversations", ["row_id"]).column("row_id")
     distinct = pc.count_distinct(ids).as_py()
     return CheckOutcome(distinct == len(ids) > 0, {"rows": len(ids), "distinct": distinct})
 
 
-def bitext_schema_valid(lake: DataLake) -> CheckOutcome:
-    """``bitext_conversations`` has the columns and types of CONVERSATION, and no null where there must not be one."""
+def schema_agreed(lake: DataLake) -> CheckOutcome:
+    """The table has the columns and types that every later step reads, and no null row_id."""
+    from cs_pipeline.core.errors import PipelineError
+    from cs_pipeline.core.schema import CONVERSATION, check_schema
+
     try:
         check_schema(lake.read("ingest", "bitext_conversations"), CONVERSATION, "bitext_conversations")
     except PipelineError as error:
@@ -28,21 +27,26 @@ def bitext_schema_valid(lake: DataLake) -> CheckOutcome:
     return CheckOutcome(True, {})
 
 
-def few_bad_records(lake: DataLake, day: date) -> CheckOutcome:
-    """No file of ``day`` has a larger share of unusable records than company.yaml's bad_share."""
+def few_bad_records(lake: DataLake, day: str) -> CheckOutcome:
+    """No file of the day has a larger share of unusable records than company.yaml's bad_share."""
+    from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.interactions import day_facts
+
     limit = load_company(lake).bad_share
     problems = [
         f"{file.name}: {file.problem or f'{file.bad_share:.0%} of its records are unusable'}"
-        for file in day_facts(lake, day).files
+        for file in day_facts(lake, date.fromisoformat(day))
         if file.bad_share > limit
     ]
     fix = "Fix the export and land it under the same name, or raise bad_share in company.yaml."
     return CheckOutcome(not problems, {"max_bad_share": limit}, f"{'; '.join(problems)}. {fix}" if problems else None)
 
 
-def records_reconcile(lake: DataLake, day: date) -> CheckOutcome:
+def records_reconcile(lake: DataLake, day: str) -> CheckOutcome:
     """Every record of the day's files is kept, quarantined or forgotten, and the tables have as many rows as counted."""
-    files = day_facts(lake, day).files
+    from cs_pipeline.ingest.interactions import day_facts
+
+    files = day_facts(lake, date.fromisoformat(day))
     facts = {
         "records": sum(file.records for file in files),
         "kept": sum(file.kept for file in files),

@@ -22,7 +22,7 @@ def test_bitext_rows_have_distinct_ids_and_the_agreed_schema(lake: DataLake) -> 
     lake.write("ingest", "bitext_conversations", rows, CONVERSATION)
     assert checks.row_ids_unique(lake).facts == {"rows": 5, "distinct": 5}
     assert checks.row_ids_unique(lake).passed
-    assert checks.bitext_schema_valid(lake).passed
+    assert checks.schema_agreed(lake).passed
     lake.write("ingest", "bitext_conversations", conversations([{"row_id": "a"}, {"row_id": "a"}]), CONVERSATION)
     assert not checks.row_ids_unique(lake).passed
     lake.write("ingest", "bitext_conversations", CONVERSATION.empty_table(), CONVERSATION)
@@ -32,7 +32,7 @@ def test_bitext_rows_have_distinct_ids_and_the_agreed_schema(lake: DataLake) -> 
 def test_another_schema_is_described(lake: DataLake) -> None:
     rows = conversations([{}]).drop_columns(["intent"])
     lake.write("ingest", "bitext_conversations", rows, rows.schema)
-    outcome = checks.bitext_schema_valid(lake)
+    outcome = checks.schema_agreed(lake)
     assert not outcome.passed
     assert "intent" in (outcome.problem or "")
 
@@ -51,9 +51,9 @@ def ingested(lake: DataLake) -> DataLake:
 
 
 def test_the_share_of_bad_records_is_limited(ingested: DataLake) -> None:
-    assert checks.few_bad_records(ingested, DAY).passed, "one in five is the default limit"
+    assert checks.few_bad_records(ingested, str(DAY)).passed, "one in five is the default limit"
     company_file(ingested).write_text("bad_share: 0.1\n")
-    outcome = checks.few_bad_records(ingested, DAY)
+    outcome = checks.few_bad_records(ingested, str(DAY))
     assert not outcome.passed
     assert outcome.facts == {"max_bad_share": 0.1}
     assert "monday.csv: 20%" in (outcome.problem or "")
@@ -61,9 +61,9 @@ def test_the_share_of_bad_records_is_limited(ingested: DataLake) -> None:
 
 
 def test_a_lost_turn_does_not_reconcile(ingested: DataLake) -> None:
-    outcome = checks.records_reconcile(ingested, DAY)
+    outcome = checks.records_reconcile(ingested, str(DAY))
     assert outcome.passed
     assert (outcome.facts["records"], outcome.facts["kept"], outcome.facts["quarantined"]) == (10, 8, 2)
     name = f"company_interactions/{DAY}"
     ingested.write("ingest", name, ingested.read("ingest", name).slice(1), INTERACTION, mode=PRIVATE)
-    assert not checks.records_reconcile(ingested, DAY).passed
+    assert not checks.records_reconcile(ingested, str(DAY)).passed

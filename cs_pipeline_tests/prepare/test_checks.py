@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cs_pipeline.core.checks import CheckOutcome, rows_reconcile
+from cs_pipeline.core.checks import CheckOutcome
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
 from cs_pipeline.prepare import checks
@@ -41,7 +41,7 @@ def test_all_pass_on_a_sound_lake(lake: DataLake) -> None:
     for check in (
         checks.placeholders_balanced,
         checks.split_disjoint_and_stratified,
-        checks.classifier_accurate,
+        checks.classifier_accuracy,
         checks.conversations_reconcile,
         checks.no_cluster_on_two_sides,
         checks.no_leakage,
@@ -52,15 +52,15 @@ def test_all_pass_on_a_sound_lake(lake: DataLake) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "name"),
-    [(("ingest", "bitext_conversations"), "clean_bitext"), (("prepare", "clean_bitext"), "bitext_splits")],
+    ("check", "name"),
+    [(checks.clean_bitext_reconciles, "clean_bitext"), (checks.bitext_splits_reconcile, "bitext_splits")],
 )
-def test_a_lost_row_does_not_reconcile(source: tuple[str, str], name: str, lake: DataLake) -> None:
-    outcome = rows_reconcile(lake, source, ("prepare", name))
+def test_a_lost_row_does_not_reconcile(check: Callable[[DataLake], CheckOutcome], name: str, lake: DataLake) -> None:
+    outcome = check(lake)
     assert outcome.passed
     rows_in = outcome.facts["rows_in"]
     change(lake, name, lambda rows: rows[1:])
-    assert_fails(rows_reconcile(lake, source, ("prepare", name)), rows_in=rows_in, rows_kept=rows_in - 1)
+    assert_fails(check(lake), rows_in=rows_in, rows_kept=rows_in - 1)
 
 
 def test_an_open_brace_is_named_by_its_row(lake: DataLake) -> None:
@@ -154,11 +154,11 @@ def test_the_classifiers_are_trained_the_same_again_and_an_inaccurate_one_fails(
     assert {path: path.read_bytes() for path in before} == before
     assert trained.folder == lake.path("prepare", INTENTS)
     assert trained.intents == 27
-    assert checks.classifier_accurate(lake).facts == {"test_accuracy": trained.test_accuracy}
+    assert checks.classifier_accuracy(lake).facts == {"test_accuracy": trained.test_accuracy}
     test = lake.read("prepare", "bitext_splits").to_pandas().query("split == 'test'")
     predicted, _ = load_classifier(lake, INTENTS).predict(test["instruction"].tolist())
     assert trained.test_accuracy == (test["intent"] == predicted).mean()
     assert trained.test_rows == len(test)
     quality = lake.path("prepare", f"{INTENTS}.json")
     write_json(quality, {**read_json(quality), "test_accuracy": checks.MIN_ACCURACY - 0.01})
-    assert not checks.classifier_accurate(lake).passed
+    assert not checks.classifier_accuracy(lake).passed

@@ -22,7 +22,13 @@ from cs_pipeline.prepare.company.pairs import TicketMessage
 from cs_pipeline.prepare.company.raw import RawConversation, RawRow, raw_conversations
 from cs_pipeline.prepare.intent_classifier import ANSWERS, INTENTS, load_classifier
 from cs_pipeline.text.classifier import TextClassifier
-from cs_pipeline.text.clean import INSTRUCTION_CHARACTERS, RESPONSE_CHARACTERS, normalize_line, normalize_pair, normalize_text
+from cs_pipeline.text.clean import (
+    INSTRUCTION_CHARACTERS,
+    RESPONSE_CHARACTERS,
+    normalize_line,
+    normalize_pair,
+    normalize_text,
+)
 from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker, canonical, repair
 from cs_pipeline.text.poison import Suspect, row_reasons, text_reasons
@@ -81,9 +87,11 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
             placeholders.update(cleaner.placeholders)
     aside = [draft for draft in drafts if draft.reason is not None]
     usable = [draft for draft in drafts if draft.reason is None]
-    for draft, (intent, confidence) in zip(usable, _predict(questions, [d.question for d in usable]), strict=True):
-        draft.category, draft.intent, draft.confidence = categories[intent], intent, confidence
-    _flag(usable, _predict(answers, [d.answer for d in usable]), superseded, company.rows_per_subject)
+    for draft, (intent, confidence) in zip(
+        usable, _predict(questions, [draft.instruction for draft in usable]), strict=True
+    ):
+        draft.category, draft.intent, draft.intent_confidence = categories[intent], intent, confidence
+    _flag(usable, _predict(answers, [draft.response for draft in usable]), superseded, company.rows_per_subject)
     kept = [draft for draft in usable if draft.reason is None]
     suspect = [draft for draft in usable if draft.reason is not None]
     cleaned = CleanedDay(
@@ -104,7 +112,7 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
     write_json(lake.path("prepare", _KEPT, f"{day}.json"), cleaned.counts)
     if run_id is not None:
         with Ledger(lake) as ledger:  # only the deliveries that were read: others may have landed since
-            ledger.mark_ingested(day, [file.sha256 for file in day_facts(lake, day).files], run_id)
+            ledger.mark_ingested(day, [file.sha256 for file in day_facts(lake, day)], run_id)
     return cleaned
 
 
@@ -149,21 +157,24 @@ def release_row(lake: DataLake, row_id: str, by: str, why: str) -> None:
 
 @dataclass(slots=True)
 class _Draft:
-    """A row in the making. ``delivered`` is its text before cleaning if that looks like poison, else empty."""
+    """A row in the making, with the columns of CONVERSATION that are known so far and the ``reason`` of SET_ASIDE.
+
+    ``delivered`` is its text before cleaning if that looks like poison, else empty.
+    """
 
     row_id: str
-    file: str
+    source_file_sha256: str
     source_row: int
-    subject: str | None
-    conversation: str
+    subject_id: str | None
+    conversation_id: str
     delivered: str
     context: str | None
-    question: str | None
-    answer: str | None
+    instruction: str | None
+    response: str | None
     reason: str | None
     category: str | None = None
     intent: str | None = None
-    confidence: float | None = None
+    intent_confidence: float | None = None
 
 
 class _Cleaner:
@@ -192,14 +203,14 @@ class _Cleaner:
                 delivered = "\n\n".join(message.text for message in messages)
         return _Draft(
             row_id=row.row_id,
-            file=self._conversation.file,
+            source_file_sha256=self._conversation.file,
             source_row=row.source_row,
-            subject=row.subject,
-            conversation=self._conversation.id,
+            subject_id=row.subject,
+            conversation_id=self._conversation.id,
             delivered=delivered,
             context=context,
-            question=question,
-            answer=answer,
+            instruction=question,
+            response=answer,
             reason=reason,
         )
 
@@ -251,13 +262,13 @@ def _flag(drafts: list[_Draft], answers: list[tuple[str, float]], superseded: se
     suspects: dict[tuple[bool, str], Suspect] = {}
     for draft, (intent, confidence) in zip(drafts, answers, strict=True):
         suspects.setdefault(
-            (draft.file in superseded, draft.row_id),
+            (draft.source_file_sha256 in superseded, draft.row_id),
             Suspect(
                 delivered=draft.delivered,
-                question=draft.question or "",
-                subject=draft.subject,
+                question=draft.instruction or "",
+                subject=draft.subject_id,
                 intent=draft.intent or "",
-                intent_confidence=draft.confidence or 0.0,
+                intent_confidence=draft.intent_confidence or 0.0,
                 answer_intent=intent,
                 answer_confidence=confidence,
             ),
@@ -267,7 +278,7 @@ def _flag(drafts: list[_Draft], answers: list[tuple[str, float]], superseded: se
         keys = [key for key in suspects if key[0] is is_superseded]
         reason_of.update(zip(keys, row_reasons([suspects[key] for key in keys], rows_per_subject), strict=True))
     for draft in drafts:
-        draft.reason = reason_of[draft.file in superseded, draft.row_id]
+        draft.reason = reason_of[draft.source_file_sha256 in superseded, draft.row_id]
 
 
 def _predict(classifier: TextClassifier, texts: list[str | None]) -> list[tuple[str, float]]:
@@ -279,26 +290,12 @@ def _predict(classifier: TextClassifier, texts: list[str | None]) -> list[tuple[
 
 
 def _table(drafts: list[_Draft], day: date, schema: pa.Schema) -> pa.Table:
+    same = {"source": "company", "delivered_on": day, "flags": "", "cluster_id": None, "split": None}
     columns = {
-        "row_id": [draft.row_id for draft in drafts],
-        "source": ["company"] * len(drafts),
-        "source_file_sha256": [draft.file for draft in drafts],
-        "source_row": [draft.source_row for draft in drafts],
-        "delivered_on": [day] * len(drafts),
-        "subject_id": [draft.subject for draft in drafts],
-        "conversation_id": [draft.conversation for draft in drafts],
-        "context": [draft.context for draft in drafts],
-        "instruction": [draft.question for draft in drafts],
-        "response": [draft.answer for draft in drafts],
-        "category": [draft.category for draft in drafts],
-        "intent": [draft.intent for draft in drafts],
-        "intent_confidence": [draft.confidence for draft in drafts],
-        "flags": [""] * len(drafts),
-        "cluster_id": [None] * len(drafts),
-        "split": [None] * len(drafts),
-        "reason": [draft.reason for draft in drafts],
+        name: [same[name]] * len(drafts) if name in same else [getattr(draft, name) for draft in drafts]
+        for name in schema.names
     }
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    return pa.table(columns, schema=schema)
 
 
 def _by_reason(drafts: list[_Draft]) -> dict[str, int]:
