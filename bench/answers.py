@@ -1,10 +1,10 @@
-"""Answers written in batches ordered by length, in batches as the questions come, and one by one.
+"""Generation in batches ordered by length, in batches in the order of the questions, and one by one.
 
     python -m bench.answers [--recipe embedded] [--questions 256] [--rounds 3] [--write]
 
-It asks the recipe's trained model in the lake (CS_LAKE, by default the project's), so run ``make demo`` first. Decoding is
-greedy, and a batch takes as long as its longest answer. All three must write the same texts where the model computes in
-float32; in half of it a sum over a batch is rounded in another way, and how many answers differ is told.
+It uses the recipe's trained model in the lake (CS_LAKE, by default the project's), so run ``make demo`` first. Decoding is
+greedy, and a batch takes as long as its longest answer. In float32 all three arms must give the same texts. In half
+precision sums over a batch are rounded differently, and the number of differing answers is reported.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.model import Answer, SupportModel, compute_dtype
 from cs_pipeline.recipe import Recipe
@@ -25,7 +25,7 @@ BATCH = 32
 def measure(
     recipe: Recipe, base: Path, adapter: Path | None, lake: DataLake, questions: int, rounds: int
 ) -> dict[str, Any]:
-    """The three arms on the first test questions of ``lake``; raises AssertionError when they write different texts."""
+    """Runs the arms on the first test questions of ``lake``. Raises AssertionError if their texts differ in float32."""
     rows = lake.read("prepare", "test_split").slice(0, questions)
     # The split is ordered by intent; customers are not.
     rows = rows.take(np.random.default_rng(0).permutation(rows.num_rows)).to_pydict()
@@ -52,7 +52,7 @@ def measure(
     ran = in_turn(arms, rounds)
     texts = {name: [one.text for one in arm.computed[-1]] for name, arm in ran.items()}
     differ = sum(len(set(same)) > 1 for same in zip(*texts.values(), strict=True))
-    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(asked)} answers hang on the batch"
+    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(asked)} answers depend on the batch"
     tokens = sum(one.tokens for one in ran["ordered"].computed[-1])
     return {
         "recipe": recipe.name,
@@ -67,7 +67,7 @@ def measure(
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--recipe", default="embedded")
     parser.add_argument("--questions", type=int, default=256)
@@ -86,9 +86,9 @@ def main() -> None:
     times = {"unordered": result["unordered_to_ordered"], "one by one": result["one_by_one_to_ordered"]}
     for name, arm in result["arms"].items():
         ratios = times.get(name)
-        told = f"{ratios['clock']:.2f} (processor {ratios['processor']:.2f})" if ratios else "1"
-        table.add_row(name, f"{arm['median']:.1f}", f"{arm['tokens_per_second']:,.0f}", told)
-    tell("answers", result, table, given.write)
+        shown = f"{ratios['clock']:.2f} (processor {ratios['processor']:.2f})" if ratios else "1"
+        table.add_row(name, f"{arm['median']:.1f}", f"{arm['tokens_per_second']:,.0f}", shown)
+    report("answers", result, table, given.write)
 
 
 if __name__ == "__main__":

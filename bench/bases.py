@@ -1,4 +1,4 @@
-"""Bases of random weights in the shape of published models: how fast a model computes does not depend on what it knows."""
+"""Base models with random weights in the shape of published models: speed does not depend on the values of the weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def published_shape(repo: str) -> dict[str, Any]:
-    """What the config.json of ``repo`` says of its shape."""
+    """The shape in the config.json of ``repo``."""
     shape: dict[str, Any] = read_yaml(SHAPES_FILE)[repo]["config"]
     return shape
 
@@ -20,9 +20,9 @@ def published_shape(repo: str) -> dict[str, Any]:
 def random_base(
     folder: Path, shape: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", dtype: "torch.dtype | None" = None
 ) -> Path:
-    """``folder`` with a causal model of ``shape`` and ``tokenizer``, whose vocabulary may be smaller than the shape's.
+    """Saves a causal model of ``shape`` with ``tokenizer`` in ``folder``; the model may have more embeddings than tokens.
 
-    The weights are of ``dtype``, None for what this machine computes in.
+    ``dtype`` is the type of the weights; None: the type this machine computes in.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

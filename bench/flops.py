@@ -1,9 +1,9 @@
-"""Model FLOP utilisation: what share of a GPU's arithmetic a training turns into text learnt.
+"""Model FLOPs utilisation (MFU) of a training run.
 
-After Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): the operations that the model needs for the tokens it was
-trained on, over those that the hardware could have done in that time. Padding and what gradient checkpointing computes again
-count for nothing. Of the operations those of the weights are counted (``train/plan/estimate.py``), and not attention's scores,
-which at a few hundred tokens a row are about a hundredth.
+Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): the operations that the model needs for its training tokens,
+divided by the operations that the hardware could have done in that time. Padding and recomputation by gradient checkpointing
+do not count. Only operations on weights are counted (``train/plan/estimate.py``); attention scores add about one percent at
+a few hundred tokens per row.
 """
 
 from typing import Any
@@ -23,21 +23,21 @@ PEAK = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""Dense bfloat16 operations a second, accumulated in float32, by a part of the name that CUDA gives; the first match counts.
+"""Dense bfloat16 operations per second with float32 accumulation, by a part of CUDA's device name; the first match counts.
 
-From NVIDIA's data sheets of these products (which show twice as much where they count structured sparsity), the two
-GeForce cards from the Ada and the GA102 architecture white papers.
+From NVIDIA's data sheets (which show twice as much where they count structured sparsity); the two GeForce cards are from
+the Ada and the GA102 architecture white papers.
 """
 
 
 def peak_of(name: str) -> float | None:
-    """Operations a second of the GPU ``name``, None where it is not in the table."""
+    """Peak operations per second of the GPU ``name``; None if it is not in the table."""
     words = f"{name.replace('-', ' ')} "
     return next((peak for part, peak in PEAK.items() if f" {part} " in words), None)
 
 
 def utilisation(recipe: Recipe, shape: dict[str, Any], tokens_per_second: float, peak: float | None) -> float | None:
-    """The share of ``peak`` that ``tokens_per_second`` of real tokens are; None where the peak is not known."""
+    """MFU at ``tokens_per_second``, padding excluded; None if the peak is unknown."""
     if peak is None:
         return None
     plain = recipe.trainer.model_copy(update={"gradient_checkpointing": False})

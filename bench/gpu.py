@@ -24,7 +24,7 @@ from bench import answers
 from bench.bases import published_shape, random_base
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows, small_tokenizer, write_sides
-from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import compute_dtype, load_base, load_chat_format, quiet_libraries
@@ -325,7 +325,7 @@ def main() -> None:
     *first, last = tables(result)
     for table in first:
         Console().print(table)
-    tell(f"gpu-{result['date'][:10]}", result, last, given.write)
+    report(f"gpu-{result['date'][:10]}", result, last, given.write)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 import dagster as dg
 from rich.table import Table
 
-from bench.side_by_side import arguments, machine, tell
+from bench.side_by_side import arguments, machine, report
 
 MOST = 0.15
 """Seconds per step that the graph may take for itself."""
@@ -115,7 +115,7 @@ def measure(job: dg.JobDefinition, recipe: str, home: Path, rounds: int) -> dict
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = arguments(__doc__, rounds=5)
     parser.add_argument("--recipe", default="smoke")
     given = parser.parse_args()
@@ -136,7 +136,7 @@ def main() -> None:
         )
     median = (result[key] for key in ("above_per_step", "processor_above_per_step"))
     table.add_row("median again", f"at most {MOST}", "", "", *(f"{value:.3f}" for value in median))
-    tell("graph", result, table, given.write)
+    report("graph", result, table, given.write)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import pandas as pd
 from rich.table import Table
 
 from bench.rows import encode, read_rows
-from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.llm.prompt import IGNORE_INDEX, Example
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
@@ -64,7 +64,9 @@ class Bench:
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
         return iter(
-            data_loader(examples, self.batches(kind, examples), DataCollatorForLanguageModeling(self.tokenizer.pad_token_id))
+            data_loader(
+                examples, self.batches(kind, examples), DataCollatorForLanguageModeling(self.tokenizer.pad_token_id)
+            )
         )
 
     def loss(self, model: Any, kind: str, examples: Sequence[Example]) -> float:
@@ -148,7 +150,7 @@ def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, fo
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=1500)
@@ -167,7 +169,7 @@ def main() -> None:
         )
     times = result["times_as_fast"]
     table.add_row("ratio", f"{times['clock']:.2f} (processor {times['processor']:.2f})", "", "")
-    tell("grouping", result, table, given.write)
+    report("grouping", result, table, given.write)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.evaluate.comparison import compare
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
 from cs_pipeline.evaluate.slices import slice_scores
@@ -118,7 +118,7 @@ def measure(file: Path | None, answers: int, systems: int, beside: int, rounds: 
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--answers", type=int, default=10_000)
@@ -135,7 +135,7 @@ def main() -> None:
     table.add_row("times as fast", f"{times['clock']:.1f}", f"{times['processor']:.1f}")
     for step, seconds in result["seconds"].items():
         table.add_row(step, f"{seconds['clock']:.1f}", f"{seconds['processor']:.1f}")
-    tell("metrics", result, table, given.write)
+    report("metrics", result, table, given.write)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 from rich.table import Table
 
-from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.core.schema import ANSWER, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.retrieval.index import RetrievalIndex, write_index
@@ -155,7 +155,7 @@ def each(seconds: Sequence[float], count: int) -> float:
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=24_000)
@@ -178,7 +178,7 @@ def main() -> None:
         shown = [f"{looking[name][key]:.2f}" for name in ("plain", "index")]
         table.add_row(what, *shown, f"{result['looking_up_times_as_fast'][kind]:.1f}")
     table.add_row("true nearest found", "", f"{result['recall_at_1']:.1%}")
-    tell(f"retrieval_{given.rows}", result, table, given.write)
+    report(f"retrieval_{given.rows}", result, table, given.write)
 
 
 if __name__ == "__main__":

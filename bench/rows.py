@@ -1,4 +1,4 @@
-"""The rows that the benchmarks of training read: a file's or the project's own, as tokens or as sides of the split."""
+"""Rows for the training benchmarks, from a file or generated, as tokens or as sides of the split."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,9 +20,9 @@ VOCABULARY = 2048
 
 
 def read_rows(file: Path | None, count: int | None) -> pd.DataFrame:
-    """``count`` rows with the columns instruction and response, drawn at random but always the same, None for all.
+    """A fixed random sample of ``count`` rows with the columns instruction and response; None: all rows.
 
-    They are those of ``file``, a CSV in the Bitext schema, or where that is None of the project's own grammar.
+    The rows come from ``file``, a CSV in the Bitext schema, or are generated if it is None.
     """
     rows = sample_rows(count or 3000) if file is None else pd.read_csv(file, dtype=str, keep_default_na=False)
     return rows.sample(count or len(rows), random_state=0)
@@ -34,15 +34,16 @@ def small_tokenizer(rows: pd.DataFrame, vocabulary: int = VOCABULARY) -> "PreTra
 
 
 def encode(rows: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", longest: int) -> list[Example]:
-    """The rows as a training sees them; those of more than ``longest`` tokens are left out."""
+    """The rows as tokenized examples; rows of more than ``longest`` tokens are left out."""
     chat = ChatFormat(tokenizer, "causal")
     pairs = zip(rows["instruction"], rows["response"], strict=True)
-    examples = (chat.encode_example(chat_messages(question, PromptSettings(), None, ()), answer) for question, answer in pairs)
+    prompts = ((chat_messages(question, PromptSettings(), None, ()), answer) for question, answer in pairs)
+    examples = (chat.encode_example(messages, answer) for messages, answer in prompts)
     return [example for example in examples if len(example) <= longest]
 
 
 def write_sides(rows: pd.DataFrame, lake: DataLake) -> None:
-    """``rows`` as train, validation and test: a tenth each for the last two. Nothing is clustered: nobody is judged."""
+    """Writes ``rows`` as train, validation and test split, a tenth each for the last two, without clusters."""
     tenth = len(rows) // 10
     for side, part in (("validation", rows[:tenth]), ("test", rows[tenth : 2 * tenth]), ("train", rows[2 * tenth :])):
         table = [

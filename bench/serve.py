@@ -25,15 +25,15 @@ import psutil
 import requests
 from rich.table import Table
 
-from bench.side_by_side import arguments, in_turn, machine, ratio, tell
+from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.company import load_company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel, compute_dtype
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.serve.desk.desk import Desk, DeskRequest
-from cs_pipeline.serve.models.pool import memory_limit
 from cs_pipeline.serve.models.jobs import Sampling
+from cs_pipeline.serve.models.pool import memory_limit
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.settings import ServeSettings
 from cs_pipeline.text.classifier import TextClassifier
@@ -226,7 +226,7 @@ def table_of(result: dict[str, Any]) -> Table:
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--questions", type=int, default=96)
     parser.add_argument("--clients", type=int, default=32)
@@ -234,7 +234,7 @@ def main() -> None:
     given = parser.parse_args()
     about = machine("torch", "transformers", "peft", "fastapi", "uvicorn")
     result = about | measure(DataLake.default(), given.questions, given.clients, given.requests, given.rounds)
-    tell("serve", result, table_of(result), given.write)
+    report("serve", result, table_of(result), given.write)
 
 
 def _free_port() -> int:

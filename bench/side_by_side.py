@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms run in turn, ratios of medians, and what the figures hang on."""
+"""What the benchmarks share: running arms in turn, ratios of medians, and the conditions of a measurement."""
 
 import argparse
 import gc
@@ -26,9 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Arm(Generic[T]):
-    """What one side took and what it ``computed``, round by round.
+    """The time that one arm took and the results it ``computed``, one entry per round.
 
-    ``processor`` are the seconds of all threads of this process: other work on the machine makes only ``seconds`` longer.
+    ``seconds`` is wall-clock time. ``processor`` is the CPU time of all threads of this process; other work on the machine
+    makes only ``seconds`` longer.
     """
 
     seconds: list[float]
@@ -41,14 +42,14 @@ class Arm(Generic[T]):
         return statistics.median(self.seconds)
 
     def facts(self) -> dict[str, Any]:
-        """What a result keeps of it."""
+        """The timings as they are stored in a result."""
         return {"seconds": self.seconds, "median": self.median, "processor_seconds": self.processor}
 
 
 def in_turn(arms: dict[str, Callable[[], T]], rounds: int, warm: int = 1) -> dict[str, Arm[T]]:
-    """Runs all ``arms`` one after the other, ``rounds`` times, each round beginning with another one.
+    """Runs all ``arms`` one after the other, ``rounds`` times; each round begins with a different arm.
 
-    What slows the machine for a while so slows all arms. The first ``warm`` rounds, which fill caches, do not count.
+    A temporary slowdown of the machine therefore affects all arms. The first ``warm`` rounds fill caches and do not count.
     """
     names = list(arms)
     ran: dict[str, Arm[T]] = {name: Arm([], [], []) for name in names}
@@ -67,7 +68,7 @@ def in_turn(arms: dict[str, Callable[[], T]], rounds: int, warm: int = 1) -> dic
 
 
 def ratio(above: Arm[T], below: Arm[T]) -> dict[str, float]:
-    """How many times as long ``above`` took: the median of the rounds' ratios, of the clock and of the processor."""
+    """How many times as long ``above`` took as ``below``: the median over the rounds, by wall clock and CPU time."""
     return {
         "clock": _median_ratio(above.seconds, below.seconds),
         "processor": _median_ratio(above.processor, below.processor),
@@ -79,7 +80,7 @@ def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """What the figures hang on: when, where, with which versions, and how busy the machine was before."""
+    """The conditions of a measurement: date, machine, versions, and the load before it."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
@@ -98,8 +99,8 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def tell(name: str, result: dict[str, Any], table: Table, write: bool) -> None:
-    """Prints ``table`` with what its figures hang on; ``write`` keeps ``result`` as results/``name``.json."""
+def report(name: str, result: dict[str, Any], table: Table, write: bool) -> None:
+    """Prints ``table`` and the conditions of the measurement; with ``write``, saves ``result`` as results/``name``.json."""
     console = Console()
     console.print(table)
     about = (result[key] for key in ("date", "machine", "load_before", "versions"))
@@ -109,8 +110,8 @@ def tell(name: str, result: dict[str, Any], table: Table, write: bool) -> None:
 
 
 def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The parser with the options that all benchmarks have."""
+    """A parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each arm runs")
-    parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
+    parser.add_argument("--write", action="store_true", help="save the result in bench/results")
     return parser

@@ -1,17 +1,17 @@
-"""What the tones do to answers: the same raw answers as customers read them, neutral, friendly and strictly professional.
+"""The effect of tones: the same raw answers in the neutral, friendly and strictly professional tone.
 
     python -m bench.tone [FILE] [--answers 500] [--write]
 
-FILE is a CSV in the Bitext schema; without it the answers are those of the project's own grammar. Each goes the way that an
-answer of a model goes (``serve/desk/composing.py``), as the first answer of a conversation. The rules here are not those that
-put the answers in their tone:
+FILE is a CSV in the Bitext schema; without it the answers are generated. Each answer takes the path of a model's answer
+(``serve/desk/composing.py``), as the first answer of a conversation. The measures are independent of the rules that apply
+the tones:
 
-- contractions: of all places where one may stand, the share where one stands. A place is ``n't``, ``'m``, ``'re``, ``'ve``,
-  ``'ll`` or ``'d``, or one of the pairs of words that these are short for (``'s`` is left out: it is a genitive too).
-- exclamation marks an answer.
-- greets, addresses: the share of answers that begin with "Hi" or "Hello", and with "Dear".
-- facts kept: the share of answers that state the facts of the neutral one (``text/facts.py``), in their order.
-- courtesy: the mean of the rubric's part "tone" (``evaluate/scoring/rubric.py``), which a tone should not cost.
+- contractions: the share of the places where a contraction is possible that have one. A place is ``n't``, ``'m``, ``'re``,
+  ``'ve``, ``'ll`` or ``'d``, or a pair of words they stand for (``'s`` is left out, because it is also the genitive).
+- exclamation marks per answer.
+- greets, addresses: the share of answers that begin with "Hi" or "Hello", or with "Dear".
+- facts kept: the share of answers that state the facts of the neutral answer (``text/facts.py``) in the same order.
+- courtesy: the mean of the rubric's part "tone" (``evaluate/scoring/rubric.py``); no tone should lower it.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.rows import read_rows
-from bench.side_by_side import machine, tell
+from bench.side_by_side import machine, report
 from cs_pipeline.company import Company
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.serve.desk.composing import AnswerContext, Composer
@@ -40,7 +40,7 @@ _LONG = re.compile(
 
 
 def measure(answers: Sequence[str]) -> dict[str, Any]:
-    """The figures of each tone for the raw ``answers``."""
+    """The measures of the raw ``answers`` in each tone."""
     screening = Screening(Company())
     read = {tone: [_composed(screening, answer, tone) for answer in answers] for tone in Tone}
     stated = [[fact.text.lower() for fact in facts(text)] for text in read[Tone.NEUTRAL]]
@@ -67,7 +67,7 @@ def _figures(texts: Sequence[str], stated: Sequence[list[str]]) -> dict[str, flo
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept."""
+    """Measures and prints; with --write, saves the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
     parser.add_argument("file", type=Path, nargs="?")
@@ -79,7 +79,7 @@ def main() -> None:
     table = Table("tone", *(name.replace("_", " ") for name in figures), title=f"{result['answers']} answers")
     for tone, found in result["tones"].items():
         table.add_row(tone, *(f"{found[name]:.3f}" for name in figures))
-    tell("tone", result, table, given.write)
+    report("tone", result, table, given.write)
 
 
 if __name__ == "__main__":

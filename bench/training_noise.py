@@ -1,11 +1,11 @@
-"""How far apart models are that were trained alike, on equal rows, with other seeds.
+"""How much models differ that were trained on the same rows with different seeds.
 
     python bench/training_noise.py FILE [--recipe embedded] [--seeds 5] [--write]
 
-FILE holds rows in the Bitext schema. It makes every seed a recipe, materialises each up to its evaluation through Dagster,
-and prints the tuned model's figures. What promotion tolerates against the champion (``TOLERATED_LOSS``) is held against the
-distance of two such models: they differ by less than twice the square root of two of one's standard deviation in about 95
-of 100 pairs.
+FILE holds rows in the Bitext schema. The benchmark makes one recipe per seed, materialises each one up to its evaluation
+and prints the tuned model's figures. It compares the loss that promotion tolerates against the champion
+(``TOLERATED_LOSS``) with the difference of two such models: in about 95 of 100 pairs that is below 2 * sqrt(2) standard
+deviations.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cs_pipeline.recipe import load_recipe
 
 
 def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) -> dict[str, list[float]]:
-    """The figures of ``TOLERATED_LOSS`` of the tuned model, one a seed; everything lies in ``folder``."""
+    """The figures of ``TOLERATED_LOSS`` of the tuned model, one per seed; ``folder`` holds all files."""
     spec = load_recipe(recipe).model_dump(mode="json", exclude={"name"})
     recipes = folder / "recipes"
     recipes.mkdir()
@@ -64,12 +64,12 @@ def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) 
 
 
 def main() -> None:
-    """Prints the figures, and with ``--write`` keeps them."""
+    """Prints the figures; with ``--write``, saves them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--recipe", default="embedded")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/training_noise.json")
+    parser.add_argument("--write", action="store_true", help="save the result in bench/results/training_noise.json")
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
