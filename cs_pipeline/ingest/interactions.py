@@ -56,14 +56,6 @@ class FileFacts:
         return sum(self.quarantined.values()) / self.records if self.records else 0.0
 
 
-@dataclass(frozen=True)
-class DayFacts:
-    """Counts for the files of one day."""
-
-    day: date
-    files: tuple[FileFacts, ...]
-
-
 @dataclass
 class _People:
     """The people of a conversation, collected from its records."""
@@ -99,9 +91,9 @@ def ingest_lock(lake: DataLake) -> Iterator[None]:
         yield
 
 
-def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
+def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
     """Writes ``company_interactions/<day>`` (INTERACTION) and ``company_quarantine/<day>`` (QUARANTINED), both readable by
-    their owner only, and the day's facts beside the first.
+    their owner only, and beside the first the counts of each file, which are returned too.
 
     Turns are in file order; those of a conversation are numbered from 0 within its file. Records of conversations that are
     forgotten, or whose customer is, are counted and redacted in the kept copies. A delivery that a later one of the same
@@ -122,11 +114,10 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> DayFacts:
             _table(lake, QUARANTINE, day, QUARANTINED) as quarantine,
         ):
             files = [_ingest(lake, company, ledger, delivery, turns, quarantine) for delivery in deliveries]
-        facts = DayFacts(day, tuple(files))
         write_json(_facts_file(lake, day), [asdict(file) for file in files])
         for delivery in deliveries:
             _redact_forgotten(lake, company, ledger, delivery)
-    return facts
+    return files
 
 
 def _redact_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery) -> None:
@@ -138,10 +129,10 @@ def _redact_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery
         redact(format_of(delivery.name, path), path, indices)
 
 
-def day_facts(lake: DataLake, day: date) -> DayFacts:
+def day_facts(lake: DataLake, day: date) -> list[FileFacts]:
     """What ``ingest_day`` returned for that day. Raises PipelineError if the day was not ingested."""
     try:
-        return DayFacts(day, tuple(FileFacts(**facts) for facts in read_json(_facts_file(lake, day))))
+        return [FileFacts(**facts) for facts in read_json(_facts_file(lake, day))]
     except FileNotFoundError:
         raise PipelineError(
             f"{day} was not ingested.", f"Materialise 'company_interactions' for {day} first."

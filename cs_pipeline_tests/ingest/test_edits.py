@@ -95,7 +95,7 @@ def test_an_edit_becomes_a_training_row(prepared: Path, lake: DataLake) -> None:
     land_edits(lake, COMPANY, soon())
     now = datetime.now(UTC)
     (delivery,) = scan_landing(lake, COMPANY, now).taken
-    (facts,) = ingest_day(lake, COMPANY, delivery.day).files
+    (facts,) = ingest_day(lake, COMPANY, delivery.day)
     assert (facts.format, facts.records, facts.kept, facts.turns) == ("Zendesk tickets", 3, 3, 6)
     cleaned = clean_day(lake, COMPANY, delivery.day)
     rows = cleaned.rows.to_pylist() + cleaned.flagged.to_pylist()

@@ -94,7 +94,7 @@ def day(lake: DataLake, company: Company) -> date:
 
 
 def test_both_exports_give_exactly_these_pairs(lake: DataLake, company: Company, day: date) -> None:
-    files = {file.name: file for file in ingest_day(lake, company, day).files}
+    files = {file.name: file for file in ingest_day(lake, company, day)}
     counts = {name: (file.records, file.kept, file.turns, file.left_out) for name, file in files.items()}
     assert counts == {"zendesk.json": (7, 7, 16, 1), "helpscout.json": (6, 6, 15, 2)}
     with Ledger(lake) as ledger:

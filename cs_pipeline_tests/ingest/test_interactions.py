@@ -15,7 +15,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import INTERACTION, QUARANTINED, check_schema
 from cs_pipeline.ingest import interactions
 from cs_pipeline.ingest.exports import Record, format_of, read, redact
-from cs_pipeline.ingest.interactions import DayFacts, day_facts, ingest_day
+from cs_pipeline.ingest.interactions import FileFacts, day_facts, ingest_day
 from cs_pipeline.ingest.landing import kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
 
@@ -57,8 +57,8 @@ def quarantine(lake: DataLake) -> list[dict[str, Any]]:
     return table.to_pylist()
 
 
-def reconciles(facts: DayFacts) -> bool:
-    return all(file.records == file.kept + sum(file.quarantined.values()) + file.forgotten for file in facts.files)
+def reconciles(facts: list[FileFacts]) -> bool:
+    return all(file.records == file.kept + sum(file.quarantined.values()) + file.forgotten for file in facts)
 
 
 def test_turns_of_a_conversation_share_what_is_known_about_its_people(lake: DataLake) -> None:
@@ -82,7 +82,7 @@ def test_turns_of_a_conversation_share_what_is_known_about_its_people(lake: Data
     for row in found:
         line = CHAT.encode()[row["byte_offset"] :].splitlines()[0].decode()
         assert line.endswith(row["text"])
-    [file] = facts.files
+    [file] = facts
     assert (file.name, file.format, file.records, file.kept, file.turns) == ("chat.txt", "transcript", 5, 4, 4)
     assert file.quarantined == {"is not a turn of a conversation": 1}
     assert file.bad_share == 0.2
@@ -104,7 +104,7 @@ def test_bad_records_are_quarantined_with_position_and_reason(lake: DataLake) ->
         }
         for place, record, reason in ((2, ",a2,x", "has no question"), (3, "café,a3,x", "is not UTF-8"))
     ]
-    assert facts.files[0].quarantined == {"has no question": 1, "is not UTF-8": 1}
+    assert facts[0].quarantined == {"has no question": 1, "is not UTF-8": 1}
     assert day_facts(lake, DAY) == facts
 
 
@@ -182,7 +182,7 @@ def test_forgotten_customers_are_recognised_by_email_or_id(lake: DataLake) -> No
         ledger.add_tombstone("subject", ledger.hash_subject("88003"), "asked")
     facts = ingest_day(lake, company, DAY)
     assert {row["text"] for row in turns(lake)} == {"hello", "2", "x"}
-    assert sorted((file.name, file.records, file.kept, file.forgotten) for file in facts.files) == [
+    assert sorted((file.name, file.records, file.kept, file.forgotten) for file in facts) == [
         ("chat.txt", 3, 1, 2),
         ("rows.csv", 3, 1, 2),
     ]
@@ -197,7 +197,7 @@ def test_forgotten_conversations_are_left_out_as_a_whole(lake: DataLake) -> None
         ledger.add_tombstone("row", ledger.hash_row("T-300"), "asked")
     facts = ingest_day(lake, COMPANY, DAY)
     assert [row["text"] for row in turns(lake)] == ["2", "x"]
-    assert facts.files[0].forgotten == 3
+    assert facts[0].forgotten == 3
 
 
 def test_a_redacted_record_is_no_longer_a_record_of_the_day(lake: DataLake) -> None:
@@ -208,7 +208,7 @@ def test_a_redacted_record_is_no_longer_a_record_of_the_day(lake: DataLake) -> N
     redact(format_of(delivery.name, path), path, {rows[0]["source_row"]})
     after = ingest_day(lake, COMPANY, DAY)
     assert turns(lake) == rows[2:]
-    assert (before.files[0].records, after.files[0].records) == (4, 3)
+    assert (before[0].records, after[0].records) == (4, 3)
 
 
 def test_a_damaged_delivery_adds_one_row_to_the_quarantine(lake: DataLake) -> None:
@@ -222,13 +222,13 @@ def test_a_damaged_delivery_adds_one_row_to_the_quarantine(lake: DataLake) -> No
     facts = ingest_day(lake, COMPANY, DAY)
     assert [row["text"] for row in turns(lake)] == ["q", "a"]
     assert quarantine(lake)[-1]["reason"] == delivery.damage
-    assert facts.files[0].quarantined[delivery.damage] == 1
+    assert facts[0].quarantined[delivery.damage] == 1
     assert reconciles(facts)
 
 
 def test_the_facts_of_an_unusable_file_say_what_to_do(lake: DataLake) -> None:
     deliver(lake, {"rows.csv": b"Frage,Antwort\na,b\n", "page.html": b"<p>", "zero.jsonl": b""})
-    files = {file.name: file for file in ingest_day(lake, COMPANY, DAY).files}
+    files = {file.name: file for file in ingest_day(lake, COMPANY, DAY)}
     assert files["rows.csv"].problem is not None
     assert "it has Frage, Antwort." in files["rows.csv"].problem
     assert "company.yaml" in files["rows.csv"].problem
@@ -266,7 +266,7 @@ def test_a_day_without_deliveries_has_empty_tables(lake: DataLake) -> None:
     other = date(2026, 3, 3)
     with pytest.raises(PipelineError, match="2026-03-03 was not ingested"):
         day_facts(lake, other)
-    assert ingest_day(lake, COMPANY, other).files == ()
+    assert ingest_day(lake, COMPANY, other) == []
     assert lake.read("ingest", f"company_interactions/{other}").num_rows == 0
 
 
@@ -274,7 +274,7 @@ def test_the_facts_contain_no_values_of_a_file(lake: DataLake) -> None:
     bad = b'{"question": "SECRET", "SECRET": 1, "SECRET": 2}\n{"question": {"SECRET": 1}, "answer": "SECRET"}\nSECRET\n'
     deliver(lake, {"rows.jsonl": bad, "rows.csv": b"SECRET@x.org,y\nSECRET,b\n", "t.txt": b"SECRET\n"})
     facts = ingest_day(lake, COMPANY, DAY)
-    assert sum(len(file.quarantined) for file in facts.files) >= 5
+    assert sum(len(file.quarantined) for file in facts) >= 5
     assert "SECRET" not in repr(facts)
     assert "SECRET" not in json.dumps(
         json.loads((lake.path("ingest", "company_interactions") / f"{DAY}.json").read_text())
@@ -290,4 +290,4 @@ def test_large_deliveries_are_written_in_batches(lake: DataLake, tmp_path: Path)
     path = kept_copy(lake, delivery.sha256)
     items = read(format_of(delivery.name, path), path, COMPANY)
     assert found == [turn.text for item in items if isinstance(item, Record) for turn in item.turns]
-    assert facts.files[0].turns == len(found) == 2 * rows
+    assert facts[0].turns == len(found) == 2 * rows

@@ -48,7 +48,7 @@ def ingest(lake: DataLake) -> None:
         for day in days:
             facts = ingest_day(lake, company, day)
             clean_day(lake, company, day)
-            ledger.mark_ingested(day, [file.sha256 for file in facts.files], "a run")
+            ledger.mark_ingested(day, [file.sha256 for file in facts], "a run")
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     # The other 119 records are still read when the day is ingested again.
     day = delivery.day
     company = load_company(lake)
-    assert sum(file.kept for file in ingest_day(lake, company, day).files) == 119
+    assert sum(file.kept for file in ingest_day(lake, company, day)) == 119
     cleaned = clean_day(lake, company, day)
     assert subject not in cleaned.rows.column("subject_id").to_pylist()
     # A delivery of the same rows in another file does not bring her back, and its kept copy is redacted too.
@@ -220,7 +220,7 @@ def test_a_row_is_removed_with_its_conversation(lake: DataLake) -> None:
     with Ledger(lake) as ledger:
         assert row in ledger.tombstones().rows
         (delivery,) = ledger.deliveries()
-    assert sum(file.kept for file in ingest_day(lake, load_company(lake), delivery.day).files) == 119
+    assert sum(file.kept for file in ingest_day(lake, load_company(lake), delivery.day)) == 119
 
 
 def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> None:

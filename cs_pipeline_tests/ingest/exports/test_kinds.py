@@ -83,7 +83,7 @@ def test_a_registered_kind_is_landed_and_ingested(lake: DataLake, tmp_path: Path
     [landed] = land_files([path], lake, Company())
     assert landed.format == "Toy chats"
     [delivery] = scan_landing(lake, Company(), datetime.now(UTC)).taken
-    [facts] = ingest_day(lake, Company(), delivery.day).files
+    [facts] = ingest_day(lake, Company(), delivery.day)
     assert (facts.format, facts.records, facts.kept, facts.turns) == ("Toy chats", 2, 1, 2)
     assert facts.quarantined == {"its lines are not a list of objects": 1}
     rows = lake.read("ingest", f"company_interactions/{delivery.day}").to_pylist()
