@@ -15,6 +15,7 @@ from cs_pipeline.text.patterns import any_of
 
 _KEPT = r"\{\{[^{}\n]*\}\}|\S*[\d@]\S*"
 _TOKEN = re.compile(rf"({_KEPT})")
+_KEPT_OR_WORD = re.compile(rf"{_KEPT}|([A-Za-z]{{4,}})")
 
 
 def _between(text: str, change: Callable[[str], str]) -> str:
@@ -29,26 +30,13 @@ _TYPO_SHARE = 0.3
 def _typos(text: str, rng: random.Random) -> str:
     """Typing errors in three of ten words of four letters or more, at least in one: neighbouring letters swapped, or a
     letter lost, doubled or replaced by that of a neighbouring key."""
-    words = [
-        (start + at, start + end)
-        for start, stop in _outside(text)
-        for at, end in (match.span() for match in re.finditer(r"[A-Za-z]{4,}", text[start:stop]))
-    ]
+    words = [match.span(1) for match in _KEPT_OR_WORD.finditer(text) if match[1]]
     if not words:
         return text
     chosen = {span for span in words if rng.random() < _TYPO_SHARE} or {rng.choice(words)}
     for start, end in sorted(chosen, reverse=True):
         text = text[:start] + _mistyped(text[start:end], rng) + text[end:]
     return text
-
-
-def _outside(text: str) -> list[tuple[int, int]]:
-    """The spans of ``text`` that may be changed."""
-    spans, start = [], 0
-    for kept in re.finditer(_KEPT, text):
-        spans.append((start, kept.start()))
-        start = kept.end()
-    return [*spans, (start, len(text))]
 
 
 def _mistyped(word: str, rng: random.Random) -> str:

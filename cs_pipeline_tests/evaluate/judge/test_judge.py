@@ -108,8 +108,8 @@ def perfect(people: Mapping[AnswerPair, str]) -> Callable[[dict[str, Any]], Repl
     def answer(body: dict[str, Any]) -> Reply:
         material = shown(body)
         best = better[material["question"]]
-        said = "TIE" if best is None else "A" if material["answer_a"] == best else "B"
-        return completion(f"<think>A or B? Both have merits.</think>\n{said}\n")
+        verdict = "TIE" if best is None else "A" if material["answer_a"] == best else "B"
+        return completion(f"<think>A or B? Both have merits.</think>\n{verdict}\n")
 
     return answer
 
@@ -346,13 +346,13 @@ def test_the_majority_of_votes_counts() -> None:
     compared = pd.DataFrame(
         [{**vote, "question_id": q, "answer_a": f"{q} one", "answer_b": f"{q} two", "result": r} for q, r in votes]
     )
-    assert {pair.question_id: said for pair, said in majority_verdicts(compared).items()} == {
+    assert {pair.question_id: verdict for pair, verdict in majority_verdicts(compared).items()} == {
         "q1": "a",
         "q2": "tie",
         "q3": "tie",
     }
-    said = pd.Series(['[["customer", "hi"]]'] * 3 + [""] * 5)
-    mixed = compared.assign(context=said.where(said != ""))
+    contexts = pd.Series(['[["customer", "hi"]]'] * 3 + [""] * 5)
+    mixed = compared.assign(context=contexts.where(contexts != ""))
     assert [pair.context for pair in majority_verdicts(mixed)] == ['[["customer", "hi"]]', None, None]
 
 
@@ -370,6 +370,6 @@ def test_the_majority_of_votes_counts() -> None:
     ],
 )
 def test_the_gate_gives_its_reason(agreement: PeopleAgreement, allowed: bool, why: str) -> None:
-    said = may_gate(agreement)
-    assert said[0] is allowed
-    assert why in said[1]
+    decision = may_gate(agreement)
+    assert decision[0] is allowed
+    assert why in decision[1]

@@ -64,7 +64,7 @@ def test_scores_are_matched_by_id(sheet: Path, tmp_path: Path) -> None:
     rows = cells(sheet)
     for row in rows:
         row["score"] = "5" if "tuned" in row["answer"] else " 2.0 "
-        row["question"], row["answer"] = "#NAME?", "what a spreadsheet made of it"
+        row["question"], row["answer"] = "#NAME?", "changed by a spreadsheet"
     back = filled(tmp_path / "back.csv", rows[::-1])
     table = import_blind_sheet(back, sheet.with_suffix(".key.json"), "Anna", AT)
     counts = rating_counts(table).set_index("system")

@@ -48,8 +48,8 @@ def ratings(system: str, scores: list[int], rater: str = "anna") -> list[dict[st
 
 def votes(systems: str, winners: str, rater: str = "anna") -> list[dict[str, Any]]:
     """One vote for each letter of ``winners``, each on a question of its own; t is a tie."""
-    said = {"t": "tie"}
-    return [judgement("vote", systems, f"q{n}", rater, winner=said.get(w, w)) for n, w in enumerate(winners)]
+    letters = {"t": "tie"}
+    return [judgement("vote", systems, f"q{n}", rater, winner=letters.get(w, w)) for n, w in enumerate(winners)]
 
 
 def test_the_counts_and_shares_of_each_system() -> None:
@@ -96,8 +96,8 @@ def test_a_vote_becomes_pairs_in_alphabetical_order() -> None:
     tie = judgement("vote", "zxy", "q2", winner="tie")
     itself = judgement("vote", "xx", "q3", winner="a", answers=["one", "two"])
     found = vote_pairs(rating_table([three, tie, itself]))
-    said = found[["question_id", "system_a", "system_b", "answer_a", "answer_b", "result"]].to_numpy().tolist()
-    assert said == [
+    rows = found[["question_id", "system_a", "system_b", "answer_a", "answer_b", "result"]].to_numpy().tolist()
+    assert rows == [
         ["q1", "x", "y", "x on q1", "y on q1", "b"],
         ["q1", "y", "z", "y on q1", "z on q1", "a"],
         ["q2", "x", "y", "x on q2", "y on q2", "tie"],

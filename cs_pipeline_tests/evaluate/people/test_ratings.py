@@ -144,8 +144,8 @@ def test_an_exported_sheet_comes_back_into_the_report(
     html = write_report(tiny, lake).path.read_text()
     section = html[html.index('id="people"') : html.index('id="tables"')]
     assert 'href="#people"' in html
-    for said in ("200 judgements by 2 people", "version 1:base", "100&nbsp;%", "96 to 100", "alpha"):
-        assert said in " ".join(section.split()), said
+    for text in ("200 judgements by 2 people", "version 1:base", "100&nbsp;%", "96 to 100", "alpha"):
+        assert text in " ".join(section.split()), text
     assert write_report(tiny, lake).path.read_text() == html
     # Answers of an unregistered adapter could not be attributed later.
     other = read_evaluation("tiny", lake).model_copy(update={"adapter_fingerprint": "another"})

@@ -23,12 +23,12 @@ def evaluated(champion_lake: Path) -> DataLake:
 
 def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: Recipe) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
-    odd = make_cases(FrozenTestSet(tiny, evaluated).test)
+    cases = make_cases(FrozenTestSet(tiny, evaluated).test)
     assert list(table) == [*ROBUSTNESS_COLUMNS, "system"]
     measures = read_evaluation("tiny", evaluated).robustness
     assert set(measures) == {"tuned", "base"}
     for system, frame in table.groupby("system"):
-        assert frame["case_id"].tolist() == [case.case_id for case in odd]
+        assert frame["case_id"].tolist() == [case.case_id for case in cases]
         assert frame["answer"].str.len().gt(0).mean() > 0.5
         known = robustness_by_group(frame.drop(columns="system")).to_dict("records")
         assert [measure.count for measure in measures[str(system)]] == [row["count"] for row in known]

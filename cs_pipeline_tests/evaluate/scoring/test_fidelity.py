@@ -33,7 +33,7 @@ def test_in_the_mode_keep_placeholders_are_needed() -> None:
     assert counts("All is well.", KEEP) == expected(5, 0)
     assert counts("{{Order Number}} {{Website URL}} {{Zork}}", KEEP) == expected(5, 1, invented=1)
     assert counts("{{Zork}}", KEEP, given="what is {{Zork}}?") == expected(5, 0)
-    # A name that is missing cannot be told from any other word; a number and a price can.
+    # A made-up name looks like any other word; a made-up number or price is recognised.
     made_up = "Order ORD-12345 costs $20, says Jane. Call +1 555-0177."
     assert counts(made_up, KEEP) == expected(5, 0, filled=3, fabricated=3)
     assert counts(made_up, KEEP, given="ORD-12345 for 20 dollars, from 1 555 0177") == expected(5, 0)
