@@ -59,12 +59,12 @@ def _wanted(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
             continue
         whole = placeholder if len(names) > 1 else parts[0]
         for name in (value, " ".join(names)):
-            wanted.setdefault(_folded(name), (whole, name if _is_common(name) else None))
+            wanted.setdefault(_folded(name), (whole, name if _is_also_a_word(name) else None))
         for place, word in enumerate(names):
             part = parts[1] if place == len(names) - 1 and place else parts[0]
             for piece in (word.strip(".,"), *re.findall(r"[^\W\d_]+", word)):
                 if len(piece) >= 3 and not _is_not_a_name(piece):
-                    wanted.setdefault(_folded(piece), (part, piece if _is_common(piece) else None))
+                    wanted.setdefault(_folded(piece), (part, piece if _is_also_a_word(piece) else None))
     ordered = sorted(wanted.items(), key=lambda item: (-len(item[0]), item[0]))
     return tuple((placeholder, value, spelling) for value, (placeholder, spelling) in ordered)
 
@@ -75,7 +75,7 @@ def _is_not_a_name(name: str) -> bool:
     return not word or (name.islower() if word in NAME_WORDS else word in NOT_NAMES)
 
 
-def _is_common(name: str) -> bool:
+def _is_also_a_word(name: str) -> bool:
     return len(name) < 3 or name.casefold() in NAME_WORDS
 
 

@@ -1,6 +1,6 @@
-"""Questions and answers full of personal data that nobody has: seeded, and each value known.
+"""A synthetic corpus: questions and answers with made-up personal data, seeded, with every value known.
 
-Every number is drawn; cards and IBANs carry right check digits, phones a code area that exists.
+All numbers are random, but cards and IBANs have correct check digits and phone numbers existing area codes.
 """
 
 import random
@@ -19,7 +19,7 @@ _LAST = [
     "Abernathy", "Takahashi", "Lindqvist", "Papadopoulos", "Achterberg", "Whitlock", "Delacroix", "Szczepański",
 ]  # fmt: skip
 
-# A # becomes a digit; {us}, {x} and {y} what may stand there.
+# A # becomes a random digit; {us}, {x} and {y} are replaced by valid area codes and digits.
 _PHONES = [
     "({us}) {x}##-####", "{us}-{x}##-####", "{us}.{x}##.####", "+1 {us} {x}## ####", "1-{us}-{x}##-####", "{us}{x}######",
     "020 7{x}## ####", "07911 ######", "+44 7911 ######", "+44 20 7{x}## ####", "(0161) 4## ####",
@@ -44,7 +44,7 @@ _CARDS = [("4", 16), ("51", 16), ("54", 16), ("2221", 16), ("34", 15), ("37", 15
 
 
 def _sentences(lines: str) -> dict[str, list[str]]:
-    """Lines of a kind of personal data and a sentence that holds it, by kind."""
+    """Reads lines "kind: sentence" into the sentences of each kind of personal data."""
     sentences: dict[str, list[str]] = {}
     for line in lines.strip().splitlines():
         kind, sentence = line.split(": ", 1)
@@ -52,7 +52,7 @@ def _sentences(lines: str) -> dict[str, list[str]]:
     return sentences
 
 
-# <kind> is drawn; <kind:Placeholder> is one that stands for something else than usual.
+# <kind> is a random value of the kind; <kind:Placeholder> is one that another placeholder than usual replaces.
 _CUSTOMER = _sentences("""
 order: Where is my order <order>?
 order: I placed order <order> two weeks ago and heard nothing since.
@@ -143,7 +143,7 @@ KINDS = tuple(_PLACEHOLDERS)
 
 @dataclass(frozen=True)
 class Planted:
-    """A question and its answer, the personal data in them as pairs of kind and value, and how both should read without."""
+    """A question and its answer, their personal data as pairs of kind and value, and both texts as expected without it."""
 
     question: str
     answer: str
@@ -154,14 +154,14 @@ class Planted:
 
 
 def corpus(rows: int, seed: int) -> list[Planted]:
-    """``rows`` rows, the same for the same ``seed``. A row's person has one of each kind but for orders."""
+    """``rows`` rows, the same for the same ``seed``. The person of a row has one value of each kind."""
     rng = random.Random(seed)
     planted = []
     for _ in range(rows):
         person = _Person(rng)
         question, wanted_question = _text(rng, person, "customer")
         answer, wanted_answer = _text(rng, person, "agent")
-        values = [(kind, value) for kind, value in person.said.items() if value in question + answer]
+        values = [(kind, value) for kind, value in person.values.items() if value in question + answer]
         subject = f"cust-{rng.randrange(10**6):06}"
         planted.append(
             Planted(question, answer, subject, person.value("name"), values, (wanted_question, wanted_answer))
@@ -170,7 +170,7 @@ def corpus(rows: int, seed: int) -> list[Planted]:
 
 
 def _text(rng: random.Random, person: "_Person", speaker: Speaker) -> tuple[str, str]:
-    """A text of one to three sentences with values and one or two without; and the same with placeholders."""
+    """A text of one to three sentences with personal data and one or two without, and the same text with placeholders."""
     sentences = _CUSTOMER if speaker == "customer" else _AGENT
     chosen = [rng.choice(sentences[kind]) for kind in rng.sample(list(sentences), rng.randint(1, 3))]
     chosen += rng.sample(_FILLERS, rng.randint(1, 2))
@@ -192,11 +192,11 @@ _SLOT = re.compile(r"<(\w+)(?::([\w ]+))?>")
 
 
 class _Person:
-    """Somebody's data, drawn when it is first asked for."""
+    """The data of one person, drawn on first use."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self.said: dict[str, str] = {}
+        self.values: dict[str, str] = {}
         self._first, self._last = rng.choice(_FIRST), rng.choice(_LAST)
 
     def value(self, kind: str) -> str:
@@ -213,7 +213,7 @@ class _Person:
             "link": self._link,
             "address": self._address,
         }
-        return self.said.setdefault(kind, make[kind]())
+        return self.values.setdefault(kind, make[kind]())
 
     def _filled(self, form: str) -> str:
         form = form.format(us=self._rng.choice(_AREAS), x=self._rng.randint(2, 8), y=self._rng.choice([12, 23, 45]))

@@ -1,3 +1,5 @@
+"""The text classifier: accuracy, storage, and predictions for rows that it was not trained on."""
+
 from pathlib import Path
 from random import Random
 
@@ -23,14 +25,14 @@ def fitted(questions: Texts) -> TextClassifier:
     return TextClassifier.fit(*questions, "characters")
 
 
-def right(predicted: list[str], labels: list[str]) -> float:
+def accuracy(predicted: list[str], labels: list[str]) -> float:
     return sum(a == b for a, b in zip(predicted, labels, strict=True)) / len(labels)
 
 
-def test_it_learns_and_gives_a_probability(fitted: TextClassifier, questions: Texts) -> None:
+def test_it_learns_and_returns_probabilities(fitted: TextClassifier, questions: Texts) -> None:
     texts, labels = questions
     predicted, confidence = fitted.predict(texts)
-    assert right(predicted, labels) > 0.98
+    assert accuracy(predicted, labels) > 0.98
     assert confidence.shape == (810,)
     assert (confidence > 1 / 27).all()
     assert (confidence <= 1).all()
@@ -40,19 +42,21 @@ def test_it_learns_and_gives_a_probability(fitted: TextClassifier, questions: Te
     assert (unsure < 0.2).all()
 
 
-def test_typing_errors_are_forgiven(fitted: TextClassifier, questions: Texts) -> None:
+def test_typos_are_tolerated(fitted: TextClassifier, questions: Texts) -> None:
     random = Random(0)
     texts, labels = zip(*random.sample(list(zip(*questions, strict=True)), 200), strict=True)
-    spoilt = []
+    misspelt = []
     for text in texts:
         place = random.randrange(len(text))
-        spoilt.append(text[:place] + random.choice("qxz") + text[place + 1 :])
-    assert right(fitted.predict(spoilt)[0], list(labels)) > 0.95
+        misspelt.append(text[:place] + random.choice("qxz") + text[place + 1 :])
+    assert accuracy(fitted.predict(misspelt)[0], list(labels)) > 0.95
 
 
 @pytest.mark.parametrize("features", ["characters", "words"])
 @pytest.mark.parametrize("labels", [27, 2])
-def test_saved_and_loaded_it_is_the_same(features: Features, labels: int, questions: Texts, tmp_path: Path) -> None:
+def test_a_loaded_classifier_equals_the_saved_one(
+    features: Features, labels: int, questions: Texts, tmp_path: Path
+) -> None:
     kept = sorted(set(questions[1]))[:labels]
     texts, intents = zip(*(pair for pair in zip(*questions, strict=True) if pair[1] in kept), strict=True)
     model = TextClassifier.fit(texts, intents, features)
@@ -69,7 +73,7 @@ def test_saved_and_loaded_it_is_the_same(features: Features, labels: int, questi
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
-def test_equal_input_gives_equal_bytes_and_no_pickle(questions: Texts, fitted: TextClassifier, tmp_path: Path) -> None:
+def test_equal_input_gives_equal_files_without_pickle(questions: Texts, fitted: TextClassifier, tmp_path: Path) -> None:
     fitted.save(tmp_path / "a")
     TextClassifier.fit(*questions, "characters").save(tmp_path / "b")
     files = sorted(path.name for path in (tmp_path / "a").iterdir())
@@ -80,55 +84,57 @@ def test_equal_input_gives_equal_bytes_and_no_pickle(questions: Texts, fitted: T
         assert content[:1] == b"{" or content[8:9] == b"{", "JSON, or the JSON header of safetensors"
 
 
-def test_saving_replaces_what_was_there(fitted: TextClassifier, tmp_path: Path) -> None:
+def test_saving_replaces_existing_files(fitted: TextClassifier, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "old.txt").write_text("of an earlier version")
+    (tmp_path / "model" / "old.txt").write_text("from an earlier version")
     fitted.save(tmp_path / "model")
     assert not (tmp_path / "model" / "old.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_no_texts(fitted: TextClassifier) -> None:
+def test_no_texts_give_empty_results(fitted: TextClassifier) -> None:
     names, confidence = fitted.predict([])
     assert names == []
     assert confidence.shape == (0,)
 
 
-def test_out_of_fold_does_not_see_the_row() -> None:
+def test_out_of_fold_training_does_not_see_the_row() -> None:
     random = Random(0)
     texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=40)) for _ in range(600)]
     labels = [random.choice("abcd") for _ in texts]
     seen, _ = TextClassifier.fit(texts, labels, "characters").predict(texts)
-    assert right(seen, labels) > 0.95, "whoever has seen the row knows its label by heart"
+    assert accuracy(seen, labels) > 0.95, "a classifier that was trained on the row has memorised its label"
     predicted, confidence = out_of_fold(texts, labels, texts)
-    assert right(predicted, labels) < 0.35, "whoever has not guesses one of four"
+    assert accuracy(predicted, labels) < 0.35, "one that was not has to guess one of four"
     assert confidence.shape == (600,)
 
 
-def test_out_of_fold_does_not_see_the_cluster() -> None:
+def test_out_of_fold_training_does_not_see_the_cluster() -> None:
     random = Random(0)
     texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=40)) for _ in range(300)]
     clusters = [f"c{place}" for place in range(300)]
     labels = [random.choice("abcd") for _ in texts]
     twice = [*texts, *(f"{text}!" for text in texts)]
     by_row, _ = out_of_fold(twice, labels * 2, twice)
-    assert right(by_row, labels * 2) > 0.5, "whoever has seen the near-duplicate all but knows the label"
+    assert accuracy(by_row, labels * 2) > 0.5, (
+        "a classifier that was trained on the near-duplicate almost knows the label"
+    )
     by_cluster, _ = out_of_fold(twice, labels * 2, clusters * 2)
-    assert right(by_cluster, labels * 2) < 0.35
+    assert accuracy(by_cluster, labels * 2) < 0.35
 
 
-def test_out_of_fold_knows_what_can_be_known(questions: Texts) -> None:
+def test_out_of_fold_predictions_are_accurate_where_labels_can_be_learnt(questions: Texts) -> None:
     texts, labels = questions
     predicted, confidence = out_of_fold(texts, labels, texts)
-    assert right(predicted, labels) > 0.9
+    assert accuracy(predicted, labels) > 0.9
     again, confidence_again = out_of_fold(texts, labels, texts)
     assert again == predicted
     np.testing.assert_array_equal(confidence_again, confidence)
 
 
-def test_bitext(split_bitext: Split) -> None:
+def test_accuracy_on_bitext(split_bitext: Split) -> None:
     frame = split_bitext.rows.select(["instruction", "intent", "split"]).to_pandas()
     train, test = frame[frame["split"] == "train"], frame[frame["split"] == "test"]
     model = TextClassifier.fit(train["instruction"].tolist(), train["intent"].tolist(), "characters")
     predicted, _ = model.predict(test["instruction"].tolist())
-    assert right(predicted, test["intent"].tolist()) >= 0.99
+    assert accuracy(predicted, test["intent"].tolist()) >= 0.99

@@ -1,3 +1,5 @@
+"""Normalising raw rows, and which of them are set aside."""
+
 import unicodedata
 from collections import Counter
 
@@ -48,7 +50,7 @@ def one(instruction: str | None = QUESTION, response: str | None = ANSWER, **fie
 
 
 @pytest.mark.parametrize(
-    ("raw", "regular"),
+    ("raw", "expected"),
     [
         ("  two  spaces\tand a tab ", "two spaces and a tab"),
         ("no\u00a0break \u2003 spaces", "no break spaces"),
@@ -65,8 +67,8 @@ def one(instruction: str | None = QUESTION, response: str | None = ANSWER, **fie
         (" \u200b\n\ufeff ", ""),
     ],
 )
-def test_regular_text(raw: str, regular: str) -> None:
-    assert normalize_text(raw) == regular
+def test_text_is_normalized(raw: str, expected: str) -> None:
+    assert normalize_text(raw) == expected
 
 
 def test_a_question_is_one_line() -> None:
@@ -75,7 +77,7 @@ def test_a_question_is_one_line() -> None:
 
 @settings(deadline=None)
 @given(texts)
-def test_regular_text_is_regular(raw: str) -> None:
+def test_normalized_text_is_in_normal_form(raw: str) -> None:
     text = normalize_text(raw)
     assert normalize_text(text) == text
     assert unicodedata.is_normalized("NFC", text)
@@ -114,7 +116,9 @@ def test_regular_text_is_regular(raw: str) -> None:
         ({"response": "It is with {Order Number}} now."}, None),
     ],
 )
-def test_reasons(fields: dict[str, str | None], reason: str | None) -> None:
+def test_rows_that_cannot_be_used_are_set_aside_with_a_reason(
+    fields: dict[str, str | None], reason: str | None
+) -> None:
     cleaned = one(**fields)
     if reason is None:
         assert (cleaned.rows.num_rows, cleaned.set_aside.num_rows) == (1, 0)
@@ -122,10 +126,10 @@ def test_reasons(fields: dict[str, str | None], reason: str | None) -> None:
         assert cleaned.rows.num_rows == 0
         (row,) = cleaned.set_aside.to_pylist()
         assert row["reason"] == reason
-        assert {name: row[name] for name in fields} == fields, "what is set aside keeps its raw text"
+        assert {name: row[name] for name in fields} == fields, "rows that are set aside keep their raw text"
 
 
-def test_every_field_but_the_text_is_passed_on() -> None:
+def test_all_fields_except_the_texts_are_unchanged() -> None:
     table = conversations(
         [
             {
@@ -146,7 +150,7 @@ def test_every_field_but_the_text_is_passed_on() -> None:
     assert cleaned.set_aside.to_pylist() == [raw[1] | {"reason": "question shorter than 3 characters"}]
 
 
-def test_unknown_placeholders_are_counted_where_the_row_is_kept() -> None:
+def test_unknown_placeholders_are_counted_in_rows_that_are_kept() -> None:
     cleaned = clean(
         conversations(
             [
@@ -163,14 +167,14 @@ def test_unknown_placeholders_are_counted_where_the_row_is_kept() -> None:
     ]
 
 
-def test_no_rows() -> None:
+def test_an_empty_table_gives_empty_tables() -> None:
     cleaned = clean(CONVERSATION.empty_table())
     check_schema(cleaned.rows, CONVERSATION, "rows")
     check_schema(cleaned.set_aside, SET_ASIDE, "set aside")
     assert cleaned.rows.num_rows == cleaned.set_aside.num_rows == 0
 
 
-def test_a_table_of_several_chunks() -> None:
+def test_a_table_may_have_several_chunks() -> None:
     table = conversations([{"instruction": f"{QUESTION} {i}", "response": ANSWER if i % 2 else ""} for i in range(6)])
     chunked = pa.concat_tables([table.slice(4), table.slice(0, 4)])
     cleaned = clean(chunked)
@@ -183,7 +187,7 @@ maybe = st.one_of(st.none(), texts, *[texts.map(lambda text: f"{ANSWER}{text} or
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.fixed_dictionaries({"instruction": maybe, "response": maybe}), max_size=6))
-def test_every_row_is_kept_or_set_aside_and_clean_rows_stay_as_they_are(rows: list[dict[str, str | None]]) -> None:
+def test_every_row_is_kept_or_set_aside_and_clean_rows_do_not_change(rows: list[dict[str, str | None]]) -> None:
     table = conversations([row | {"row_id": str(place)} for place, row in enumerate(rows)])
     cleaned = clean(table)
     kept, aside = cleaned.rows.column("row_id").to_pylist(), cleaned.set_aside.column("row_id").to_pylist()
@@ -201,7 +205,7 @@ def test_every_row_is_kept_or_set_aside_and_clean_rows_stay_as_they_are(rows: li
 # The real data
 
 
-def test_bitext(raw_bitext: pa.Table, cleaned_bitext: Cleaned) -> None:
+def test_no_bitext_row_is_set_aside_or_loses_a_line(raw_bitext: pa.Table, cleaned_bitext: Cleaned) -> None:
     rows = cleaned_bitext.rows
     assert raw_bitext.num_rows == rows.num_rows == 24_094
     assert cleaned_bitext.set_aside.num_rows == 0

@@ -1,4 +1,4 @@
-"""Whether an answer redirects, asks back, refuses or hands over, beside labels by hand and real answers, which do not."""
+"""Whether an answer redirects, asks back, refuses or hands over, against hand-made labels and real answers."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_conduct_agrees_with_labels(kind: str, entries: str) -> None:
     assert len(wrong) <= 0.05 * len(labels["plain"]), wrong
 
 
-def test_real_answers_seldom_do_anything_but_answer(bitext_csv: Path) -> None:
+def test_real_answers_rarely_do_anything_but_answer(bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv, usecols=["intent", "response"]).sample(1000, random_state=0)
     found = pd.DataFrame([vars(conduct(text)) for text in rows["response"]])
     shares = found.mean()
@@ -34,6 +34,6 @@ def test_real_answers_seldom_do_anything_but_answer(bitext_csv: Path) -> None:
     assert found["hands_over"][(rows["intent"] != "contact_human_agent").to_numpy()].mean() < 0.03
 
 
-def test_only_the_sentences_that_refuse() -> None:
+def test_refused_part_is_only_the_sentences_that_refuse() -> None:
     answer = "Hello. I cannot say PINEAPPLE. Here is your order: PEAR."
     assert refused_part(answer) == "I cannot say PINEAPPLE."

@@ -1,4 +1,4 @@
-"""What is a fact in an answer, and what only looks like one."""
+"""Which parts of an answer are facts, and which only look like facts."""
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +37,7 @@ from cs_pipeline.text.facts import facts, is_known, values
         ("1. Pay 5 euros\n2. Wait 3 days", [("amount", "5 euros"), ("duration", "3 days")]),
     ],
 )
-def test_facts(text: str, stated: list[tuple[str, str]]) -> None:
+def test_facts_are_found(text: str, stated: list[tuple[str, str]]) -> None:
     found = facts(text)
     assert [(fact.kind, fact.text) for fact in found] == stated
     assert all(text[fact.start : fact.end] == fact.text for fact in found)
@@ -60,12 +60,12 @@ def test_facts(text: str, stated: list[tuple[str, str]]) -> None:
         "two options, three friends, the first and the second",
     ],
 )
-def test_no_facts(text: str) -> None:
+def test_similar_text_is_not_a_fact(text: str) -> None:
     assert facts(text) == []
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "earlier"),
     [
         ("It is $1,299.50.", "i paid 1299.5 for it"),
         ("in 5 days", "in five days?"),
@@ -79,13 +79,13 @@ def test_no_facts(text: str) -> None:
         ("on 12 March", "march 12th"),
     ],
 )
-def test_another_spelling_is_the_same_fact(answer: str, said: str) -> None:
+def test_another_spelling_is_the_same_fact(answer: str, earlier: str) -> None:
     (fact,) = facts(answer)
-    assert is_known(fact, values(said))
+    assert is_known(fact, values(earlier))
 
 
 @pytest.mark.parametrize(
-    ("answer", "said"),
+    ("answer", "earlier"),
     [
         ("It is $1,299.50.", "i paid 1,299"),
         ("3-5 days", "in 5 days?"),
@@ -96,13 +96,13 @@ def test_another_spelling_is_the_same_fact(answer: str, said: str) -> None:
         ("www.shop.com/help", "www.shop.com"),
     ],
 )
-def test_another_value_is_another_fact(answer: str, said: str) -> None:
+def test_another_value_is_another_fact(answer: str, earlier: str) -> None:
     (fact,) = facts(answer)
-    assert not is_known(fact, values(said))
+    assert not is_known(fact, values(earlier))
 
 
 @settings(max_examples=200, deadline=1000, derandomize=True)
 @given(st.text("ab1.9,:/-$@#%{} \n\u0660²é", max_size=60))
-def test_any_text_can_be_read_and_repeats_itself(text: str) -> None:
-    said = values(text)
-    assert all(is_known(fact, said) for fact in facts(text) if "{" not in text)
+def test_any_text_can_be_read_and_contains_its_own_facts(text: str) -> None:
+    known = values(text)
+    assert all(is_known(fact, known) for fact in facts(text) if "{" not in text)

@@ -1,4 +1,4 @@
-"""Personal data in texts becomes placeholders: how much of it, and what is left alone."""
+"""Personal data in texts is replaced by placeholders: recall, precision, and text that must not change."""
 
 import logging
 import random
@@ -30,11 +30,11 @@ def personal() -> PersonalData:
 
 
 def known(row: Planted) -> list[tuple[str, str]]:
-    """What the export's fields would say."""
+    """The values that the export's fields would give."""
     return [("Client Name", row.name)]
 
 
-# The seeded corpus
+# The synthetic corpus
 
 ROWS = corpus(1500, seed=1)
 
@@ -59,7 +59,7 @@ def test_recall_of_each_kind(replaced: list[tuple[str, str]], kind: str) -> None
     assert sum(left) / len(left) >= 0.95
 
 
-def test_order_numbers_are_told_from_phones(replaced: list[tuple[str, str]]) -> None:
+def test_order_numbers_are_distinguished_from_phone_numbers(replaced: list[tuple[str, str]]) -> None:
     placed = right = phones = 0
     for row, texts in zip(ROWS, replaced, strict=True):
         for wanted, text in zip(row.wanted, texts, strict=True):
@@ -74,13 +74,13 @@ def test_order_numbers_are_told_from_phones(replaced: list[tuple[str, str]]) -> 
     assert phones / orders <= 0.05
 
 
-def test_texts_read_as_they_should(replaced: list[tuple[str, str]]) -> None:
+def test_texts_have_the_expected_placeholders(replaced: list[tuple[str, str]]) -> None:
     pairs = [pair for row, texts in zip(ROWS, replaced, strict=True) for pair in zip(row.wanted, texts, strict=True)]
     differ = [(wanted, text) for wanted, text in pairs if wanted != text]
     assert len(differ) / len(pairs) <= 0.05, differ[:5]
 
 
-def test_numbers_written_abroad(personal: PersonalData) -> None:
+def test_international_phone_numbers_are_found(personal: PersonalData) -> None:
     """The example numbers of every region that phonenumbers knows, without a word that says phone."""
     numbers = [
         phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.INTERNATIONAL)
@@ -152,7 +152,7 @@ def test_numbers_written_abroad(personal: PersonalData) -> None:
         ("Thanks, Jane", "Thanks, {{Client First Name}}"),
     ],
 )  # fmt: skip
-def test_what_a_customer_writes(personal: PersonalData, text: str, expected: str) -> None:
+def test_personal_data_in_a_customers_text(personal: PersonalData, text: str, expected: str) -> None:
     assert personal.replace(text)[0] == expected
 
 
@@ -171,7 +171,7 @@ def test_what_a_customer_writes(personal: PersonalData, text: str, expected: str
         ("Kind regards,\nMarco Rossi\nSupport Team", "Kind regards,\n{{Person Name}}\nSupport Team"),
     ],
 )  # fmt: skip
-def test_what_an_agent_writes(personal: PersonalData, text: str, expected: str) -> None:
+def test_personal_data_in_an_agents_text(personal: PersonalData, text: str, expected: str) -> None:
     assert personal.replace(text, speaker="agent")[0] == expected
 
 
@@ -188,12 +188,12 @@ def test_what_an_agent_writes(personal: PersonalData, text: str, expected: str) 
         ("Jane\nDoe", "{{Client First Name}}\n{{Client Last Name}}"),
     ],
 )
-def test_what_the_fields_know(personal: PersonalData, text: str, expected: str) -> None:
-    # Written last name first as well, as many exports have it.
+def test_values_from_the_fields_are_replaced(personal: PersonalData, text: str, expected: str) -> None:
+    # Also with the last name first, as in many exports.
     assert personal.replace(text, [*JANE, ("Client Name", "Doe, Jane")])[0] == expected
 
 
-def test_a_known_address_is_the_customers_whoever_speaks(personal: PersonalData) -> None:
+def test_a_known_address_is_the_customers_in_anyones_text(personal: PersonalData) -> None:
     for speaker in ("customer", "agent"):
         assert (
             personal.replace("support@j.example", [("Customer Email", "Support@J.example")], speaker)[0]
@@ -216,20 +216,20 @@ def test_a_name_written_last_name_first(personal: PersonalData) -> None:
     )
 
 
-def test_parts_of_two_letters_and_parts_of_addresses_are_not_looked_for(personal: PersonalData) -> None:
+def test_parts_of_two_letters_and_parts_of_addresses_are_not_replaced(personal: PersonalData) -> None:
     assert personal.replace("the Li battery", [("Client Name", "Anneliese Li")])[0] == "the Li battery"
     fields = [("Customer Email", "doe@localhost")]
     assert personal.replace("x.doe@localhost, doe@localhost", fields)[0] == "x.doe@localhost, {{Customer Email}}"
 
 
-def test_a_name_that_is_a_word_needs_its_capital(personal: PersonalData) -> None:
+def test_a_name_that_is_also_a_word_needs_its_capital(personal: PersonalData) -> None:
     text = "Will you ask Will if he will come? Mr. Will Price knows the price."
     assert personal.replace(text, [("Client Name", "Will Price")])[0] == (
         "Will you ask {{Client First Name}} if he will come? Mr. {{Client Name}} knows the price."
     )
 
 
-def test_short_values_of_fields_do_not_eat_the_text(personal: PersonalData) -> None:
+def test_short_values_from_fields_are_not_replaced(personal: PersonalData) -> None:
     text = "I have 12 of 300 a, b and c"
     assert (
         personal.replace(text, [("Account Number", "12"), ("Account Number", "300"), ("Client Name", "A")])[0] == text
@@ -242,14 +242,14 @@ def test_a_field_that_names_nobody_changes_nothing(personal: PersonalData, name:
     assert personal.replace(text, [("Client Name", name), ("Person Name", name)])[0] == text
 
 
-def test_an_address_in_the_field_of_a_name_is_whole(personal: PersonalData) -> None:
+def test_an_email_address_in_a_name_field_is_replaced_as_a_whole(personal: PersonalData) -> None:
     fields = [("Client Name", "jane@example.org"), ("Person Name", "tom@brand.example")]
     assert personal.replace("for example jane, Jane@example.org", fields)[0] == "for example jane, {{Customer Email}}"
     assert personal.replace("tom@brand.example")[0] == "{{Customer Email}}"
     assert personal.replace("tom@brand.example", fields)[0] == "{{Customer Support Email}}"
 
 
-def test_the_companys_patterns_go_before_all_else() -> None:
+def test_the_companys_patterns_take_precedence() -> None:
     company = Company(
         patterns=(
             OwnPattern(placeholder="Order Number", expression=r"\b\d{10}\b"),
@@ -261,10 +261,10 @@ def test_the_companys_patterns_go_before_all_else() -> None:
     assert own.replace("R-123.4 and 2125550147", [("Account Number", "2125550147")])[0] == (
         "{{Invoice Number}} and {{Order Number}}"
     )
-    assert own.replace("https://s.example/o/2125550147?t=1")[0] == "{{Personal Link}}", "a link goes as a whole"
+    assert own.replace("https://s.example/o/2125550147?t=1")[0] == "{{Personal Link}}", "a link is replaced as a whole"
 
 
-def test_a_pattern_never_reaches_over_a_placeholder() -> None:
+def test_a_pattern_never_matches_across_a_placeholder() -> None:
     company = Company(patterns=(OwnPattern(placeholder="Order Number", expression=r"id .*"),))
     assert (
         PersonalData(company.phone_regions, company.own_patterns).replace("id 1 {{Invoice Number}} 2")[0]
@@ -272,7 +272,7 @@ def test_a_pattern_never_reaches_over_a_placeholder() -> None:
     )
 
 
-def test_numbers_without_country_are_read_as_of_the_companys_regions() -> None:
+def test_national_phone_numbers_are_those_of_the_companys_regions() -> None:
     here, there = (PersonalData(regions, ()) for regions in (("FR",), ("US",)))
     assert here.replace("it is 06 12 34 56 78")[1] == Counter({"Customer Phone Number": 1})
     assert there.replace("it is 06 12 34 56 78")[1] == Counter({"Reference Number": 1})
@@ -290,80 +290,30 @@ def test_numbers_without_country_are_read_as_of_the_companys_regions() -> None:
         "My order cost €1234567.50 in the end", "I ordered from you before, but for the big hall we need 12500 more",
     ],
 )  # fmt: skip
-def test_what_is_no_personal_data_stays(personal: PersonalData, text: str) -> None:
+def test_other_text_does_not_change(personal: PersonalData, text: str) -> None:
     assert personal.replace(text, JANE) == (text, Counter())
     assert personal.replace(text, JANE, "agent") == (text, Counter())
 
 
-def test_what_stands_in_braces_is_not_trusted_when_it_holds_data(personal: PersonalData) -> None:
+def test_personal_data_in_braces_is_replaced(personal: PersonalData) -> None:
     assert "jane" not in personal.replace("{{jane@example.org}}")[0]
     assert personal.replace("{{Jane}} {{Client Name}}", JANE)[0] == "{{Jane}} {{Client Name}}"
 
 
-def test_counts(personal: PersonalData) -> None:
+def test_replaced_values_are_counted(personal: PersonalData) -> None:
     text, met = personal.replace("a@b.example, c@d.example and order 12345 for Jane", JANE)
     assert met == Counter(find(text)) == Counter({"Customer Email": 2, "Order Number": 1, "Client First Name": 1})
 
 
-# What always holds
+# Properties
 
-pieces = st.sampled_from(
-    [
-        *(
-            "order",
-            "call me at",
-            "my name is",
-            "Hi",
-            "Jane",
-            "Doe",
-            "jane@x.org",
-            "Best regards,",
-            "Mr.",
-            "account",
-            "IBAN",
-            "card",
-        ),
-        *(
-            "4412345678",
-            "212-555-0147",
-            "+49 171 2345678",
-            "4111 1111 1111 1111",
-            "DE89 3704 0044 0532 0130 00",
-            "10.0.0.1",
-            "12",
-        ),
-        *(
-            "12 Garden Street",
-            "10115 Berlin",
-            "https://s.example/x?y=1",
-            "www.",
-            "2001:db8::1",
-            "ABC-123456",
-            "48213",
-            "2024-11-21",
-        ),
-        *(
-            "{{Order Number}}",
-            "{{",
-            "}}",
-            "{{x 1}}",
-            "\n",
-            ", ",
-            ". ",
-            "/",
-            "#",
-            "@",
-            "(",
-            ")",
-            "-",
-            "$",
-            ".",
-            "é",
-            "'s",
-            "\0",
-        ),
-    ]
-)
+pieces = st.sampled_from([
+    "order", "call me at", "my name is", "Hi", "Jane", "Doe", "jane@x.org", "Best regards,", "Mr.", "account", "IBAN",
+    "card", "4412345678", "212-555-0147", "+49 171 2345678", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00",
+    "10.0.0.1", "12", "12 Garden Street", "10115 Berlin", "https://s.example/x?y=1", "www.", "2001:db8::1", "ABC-123456",
+    "48213", "2024-11-21", "{{Order Number}}", "{{", "}}", "{{x 1}}", "\n", ", ", ". ", "/", "#", "@", "(", ")",
+    "-", "$", ".", "é", "'s", "\0",
+])  # fmt: skip
 texts = st.builds(str.join, st.sampled_from(["", " "]), st.lists(pieces, max_size=10)) | st.text(max_size=30)
 speakers: st.SearchStrategy[Speaker] = st.sampled_from(["customer", "agent"])
 
@@ -372,7 +322,9 @@ speakers: st.SearchStrategy[Speaker] = st.sampled_from(["customer", "agent"])
 @given(texts, speakers)
 @example("https://s.example/jane@x.org/ABC-123456", "customer")
 @example("order 4412345678 212-555-0147 4111 1111 1111 1111", "agent")
-def test_nothing_is_left_to_replace_and_placeholders_stay(personal: PersonalData, text: str, speaker: Speaker) -> None:
+def test_replacing_twice_changes_nothing_and_placeholders_stay(
+    personal: PersonalData, text: str, speaker: Speaker
+) -> None:
     once, met = personal.replace(text, JANE, speaker)
     assert personal.replace(once, JANE, speaker) == (once, Counter())
     assert all(placeholder in catalogue() for placeholder in met)
@@ -422,7 +374,7 @@ def test_no_text_is_logged(personal: PersonalData, caplog: pytest.LogCaptureFixt
         "1 Street ",
     ],
 )
-def test_time_grows_with_the_length_alone(personal: PersonalData, unit: str) -> None:
+def test_time_grows_linearly_with_the_length(personal: PersonalData, unit: str) -> None:
     def seconds(characters: int) -> float:
         text = unit * (characters // len(unit))
         began = time.process_time()
@@ -433,7 +385,7 @@ def test_time_grows_with_the_length_alone(personal: PersonalData, unit: str) -> 
     assert seconds(20_000) < 20 * max(seconds(2_000), 0.02)
 
 
-def test_torch_is_not_loaded_and_can_be_afterwards() -> None:
+def test_torch_is_not_loaded_but_can_be_later() -> None:
     code = (
         "import importlib.util, sys\nfrom cs_pipeline.company import Company\n"
         "from cs_pipeline.text.personal import PersonalData\n"
@@ -447,18 +399,18 @@ def test_torch_is_not_loaded_and_can_be_afterwards() -> None:
 
 
 def touched(personal: PersonalData, rows: pd.DataFrame) -> list[tuple[str, Counter[str]]]:
-    """The texts of ``rows`` in which something is replaced, and what."""
+    """The texts of ``rows`` in which something is replaced, with the placeholders."""
     columns: list[tuple[Speaker, str]] = [("customer", "instruction"), ("agent", "response")]
     done = [(text, personal.replace(text, (), speaker)[1]) for speaker, column in columns for text in rows[column]]
     return [(text, met) for text, met in done if met]
 
 
-def test_sample_rows_hold_none(personal: PersonalData) -> None:
+def test_sample_rows_contain_no_personal_data(personal: PersonalData) -> None:
     assert touched(personal, sample_rows(810)) == []
 
 
-def test_order_numbers_like_phones_in_real_questions(personal: PersonalData, bitext_csv: Path) -> None:
-    """Real sentences, misspelt ones among them, with a number that could be a phone's in place of the placeholder."""
+def test_order_numbers_that_look_like_phones_in_real_questions(personal: PersonalData, bitext_csv: Path) -> None:
+    """Real sentences, some misspelt, with a number that could be a phone number in place of the placeholder."""
     rng = random.Random(3)
     questions = [text for text in pd.read_csv(bitext_csv)["instruction"] if text.count("{{Order Number}}") == 1]
     placed: Counter[str] = Counter()
@@ -471,7 +423,7 @@ def test_order_numbers_like_phones_in_real_questions(personal: PersonalData, bit
     assert placed["Customer Phone Number"] / len(questions) <= 0.05
 
 
-def test_bitext_rows_hold_their_numbers_and_little_else(personal: PersonalData, bitext_csv: Path) -> None:
+def test_in_bitext_almost_only_numbers_are_replaced(personal: PersonalData, bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv)
     found = touched(personal, rows)
     numbers = [(text, met) for text, met in found if set(met) <= {"Order Number", "Invoice Number", "Tracking Number"}]

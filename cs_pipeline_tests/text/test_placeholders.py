@@ -1,4 +1,4 @@
-"""The placeholder catalogue and what is done with placeholders in texts."""
+"""The placeholder catalogue, and finding, repairing, replacing and filling placeholders in texts."""
 
 import csv
 from collections import Counter
@@ -66,7 +66,7 @@ broken_texts = st.lists(
 # The catalogue
 
 
-def test_every_spelling_leads_to_its_name() -> None:
+def test_every_spelling_resolves_to_its_name() -> None:
     for name, entry in catalogue().items():
         assert {catalogue().name_of(spelling) for spelling in (name, *entry.spellings)} == {name}
 
@@ -75,12 +75,12 @@ def test_every_spelling_leads_to_its_name() -> None:
     "spelling",
     ["order number", "ORDER_NUMBER", "Order-Number", "OrderNumber", "Order Numbers", " Order  Number ", "Order ID"],
 )
-def test_trivial_variants_are_one_name(spelling: str) -> None:
+def test_trivial_variants_are_the_same_name(spelling: str) -> None:
     assert catalogue().name_of(spelling) == "Order Number"
 
 
 @pytest.mark.parametrize("spelling", ["Order", "Order/Invoice Number", "Number", "", "Order Statu"])
-def test_other_names_are_not_guessed_at(spelling: str) -> None:
+def test_other_names_are_not_guessed(spelling: str) -> None:
     assert catalogue().name_of(spelling) is None
 
 
@@ -117,7 +117,7 @@ def test_a_catalogue_that_contradicts_itself_is_refused(tmp_path: Path, content:
 # find, canonical, is_balanced
 
 
-def test_find_gives_the_names_as_written_in_order() -> None:
+def test_find_returns_the_names_as_written_in_order() -> None:
     assert find("{{order number}} or {{ Warp Drive }},\n{{order number}} {not this} {{nor\nthis}}") == [
         "order number",
         "Warp Drive",
@@ -125,7 +125,7 @@ def test_find_gives_the_names_as_written_in_order() -> None:
     ]
 
 
-def test_canonical_spells_what_it_knows_and_names_what_it_does_not() -> None:
+def test_canonical_respells_known_names_and_returns_unknown_ones() -> None:
     text, unknown = canonical("{{ORDER_NUMBER}}: {{ warp drive }}\n{{ purchase number }}, {{x}}, {{x}}")
     assert text == "{{Order Number}}: {{ warp drive }}\n{{Order Number}}, {{x}}, {{x}}"
     assert unknown == ["warp drive", "x", "x"]
@@ -158,7 +158,7 @@ def test_canonical_is_idempotent(text: str) -> None:
         ("{{Switch to {{Account Type}}}}", False),
     ],
 )
-def test_is_balanced(text: str, balanced: bool) -> None:
+def test_balanced_braces(text: str, balanced: bool) -> None:
     assert is_balanced(text) is balanced
 
 
@@ -191,13 +191,13 @@ def test_is_balanced(text: str, balanced: bool) -> None:
         ("{{Order Number}} }}", None),
     ],
 )
-def test_repair(broken: str, fixed: str | None) -> None:
+def test_broken_placeholders_are_repaired(broken: str, fixed: str | None) -> None:
     assert repair(broken) == fixed
 
 
 @settings(deadline=None)
 @given(balanced_texts())
-def test_balanced_text_is_not_touched_by_repair(text: str) -> None:
+def test_repair_does_not_change_balanced_text(text: str) -> None:
     if is_balanced(text):
         assert repair(text) is not None
         assert repair(text) == text
@@ -205,7 +205,7 @@ def test_balanced_text_is_not_touched_by_repair(text: str) -> None:
 
 @settings(deadline=None)
 @given(broken_texts)
-def test_what_is_repaired_is_balanced_and_loses_nothing_but_braces_and_spaces(text: str) -> None:
+def test_repaired_text_is_balanced_and_loses_only_braces_and_spaces(text: str) -> None:
     fixed = repair(text)
     if fixed is not None:
         assert is_balanced(fixed)
@@ -239,7 +239,7 @@ def test_what_is_repaired_is_balanced_and_loses_nothing_but_braces_and_spaces(te
         ("{{Order Number}}", ""),
     ],
 )  # fmt: skip
-def test_strip(text: str, stripped: str) -> None:
+def test_the_mode_strip_removes_placeholders(text: str, stripped: str) -> None:
     assert apply(text, PlaceholderMode.STRIP, "agent", "row") == stripped
 
 
@@ -271,11 +271,11 @@ def test_strip(text: str, stripped: str) -> None:
         ("agent", "the {{Warp Drive}}", "the {{Warp Drive}}"),
     ],
 )  # fmt: skip
-def test_generic(speaker: Speaker, text: str, generic: str) -> None:
+def test_the_mode_generic_writes_phrases(speaker: Speaker, text: str, generic: str) -> None:
     assert apply(text, PlaceholderMode.GENERIC, speaker, "row") == generic
 
 
-def test_realistic_values_are_the_same_in_question_and_answer_and_differ_between_rows() -> None:
+def test_realistic_values_agree_in_question_and_answer_and_differ_between_rows() -> None:
     def realistic(text: str, row: int, speaker: Speaker = "agent") -> str:
         return apply(text, PlaceholderMode.REALISTIC, speaker, str(row))
 
@@ -294,7 +294,7 @@ def test_realistic_values_are_the_same_in_question_and_answer_and_differ_between
 
 @settings(deadline=None)
 @given(balanced_texts(), st.sampled_from(PlaceholderMode), st.sampled_from(SPEAKERS))
-def test_only_keep_leaves_known_placeholders_and_all_leave_the_unknown(
+def test_only_keep_leaves_known_placeholders_and_all_modes_leave_unknown_ones(
     text: str, mode: PlaceholderMode, speaker: Speaker
 ) -> None:
     if not is_balanced(text):
@@ -313,12 +313,12 @@ def test_only_keep_leaves_known_placeholders_and_all_leave_the_unknown(
 # fill
 
 
-def test_fill_knows_every_spelling_and_leaves_what_has_no_value() -> None:
+def test_fill_accepts_every_spelling_and_leaves_placeholders_without_a_value() -> None:
     text = "{{Order Number}} {{order_number}}\n{{Tracking Number}} {{Warp Drive}}"
     assert fill(text, {"Order ID": "17", "Warp Drive": "on"}) == "17 17\n{{Tracking Number}} on"
 
 
-def test_fill_does_not_read_values_again() -> None:
+def test_fill_does_not_interpret_values() -> None:
     values = {"Order Number": r"{{Tracking Number}} \1 \g<0>", "Tracking Number": "never"}
     assert fill("{{Order Number}}", values) == r"{{Tracking Number}} \1 \g<0>"
 
@@ -332,7 +332,7 @@ def test_fill_without_values_changes_nothing(text: str) -> None:
 # The real data
 
 
-def test_the_catalogue_knows_the_placeholders_of_bitext(bitext_csv: Path) -> None:
+def test_the_catalogue_covers_the_placeholders_of_bitext(bitext_csv: Path) -> None:
     met: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for _, text in bitext_texts(bitext_csv):
@@ -346,7 +346,7 @@ def test_the_catalogue_knows_the_placeholders_of_bitext(bitext_csv: Path) -> Non
     assert max(unknown.values()) < 10, "a common placeholder is missing"
 
 
-def test_what_repair_changes_in_bitext(bitext_csv: Path) -> None:
+def test_repair_changes_ten_texts_of_bitext(bitext_csv: Path) -> None:
     changed = [(text, repair(text)) for _, text in bitext_texts(bitext_csv) if repair(text) != text]
     unclosed = [(text, fixed) for text, fixed in changed if "{Cancel Order}}" in text]
     assert len(changed) == 10
@@ -358,7 +358,7 @@ def test_what_repair_changes_in_bitext(bitext_csv: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [PlaceholderMode.GENERIC, PlaceholderMode.STRIP, PlaceholderMode.REALISTIC])
-def test_the_modes_on_bitext(bitext_csv: Path, mode: PlaceholderMode) -> None:
+def test_all_modes_work_on_bitext(bitext_csv: Path, mode: PlaceholderMode) -> None:
     for row, (speaker, text) in enumerate(bitext_texts(bitext_csv)):
         fixed = repair(text) or ""
         done = apply(fixed, mode, speaker, str(row))
