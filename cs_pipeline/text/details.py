@@ -27,7 +27,7 @@ _NAMED = re.compile(r"\w+ \w+ #?\{\{[^{}\n]*\}\}")
 
 
 def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
-    """At most two of the ``missing`` placeholders of an answer, whose values the customer is to be asked for.
+    """At most two of the ``missing`` placeholders of an answer, whose values are worth asking the customer for.
 
     ``private``: only those that the ``intent`` requires.
     """
@@ -41,7 +41,7 @@ def request(names: Sequence[str]) -> str:
 
 
 def private_details(sentence: str) -> frozenset[str]:
-    """The private details that ``sentence`` asks the customer to tell or confirm, by their names in ``details.yaml``.
+    """The private details that ``sentence`` asks the customer to give or confirm, by their names in ``details.yaml``.
 
     Typing something into a form of the shop does not count.
     """
@@ -49,7 +49,7 @@ def private_details(sentence: str) -> frozenset[str]:
 
 
 def specific_details(answer: str) -> frozenset[str]:
-    """The details, private or not, that ``answer`` explicitly asks the customer to tell."""
+    """The details, private or not, that ``answer`` explicitly asks the customer for."""
     return _asked_for(_NAMED.sub(" ", answer), _ASKS, _PRIVATE | _IMPERSONAL)
 
 

@@ -110,8 +110,8 @@ class PersonalData:
             for result in self._email.analyze(scan.rest[first : at.end() + 256], []):
                 start, end = first + result.start, first + result.end
                 if start < at.start() < end:
-                    whose = _whose(scan, start, scan.text[start : at.start()].lower() in words.DESK_ADDRESSES)
-                    placeholder = "Customer Email" if whose == "customer" else "Customer Support Email"
+                    owner = _owner(scan, start, scan.text[start : at.start()].lower() in words.DESK_ADDRESSES)
+                    placeholder = "Customer Email" if owner == "customer" else "Customer Support Email"
                     scan.take(start, end, known_placeholder(scan.text[start:end], known) or placeholder)
                     break
 
@@ -226,15 +226,15 @@ def _find_addresses(scan: _Scan) -> None:
 
 def _find_names(scan: _Scan) -> None:
     present = words.word_set(scan.rest)
-    for phrases, expression, whose in words.NAMES:
+    for phrases, expression, owner in words.NAMES:
         if not any(phrase <= present for phrase in phrases):
             continue
         for match in expression.finditer(scan.rest):
-            lower = whose == "own" and normal(match["phrase"]) in words.OWN_NAMES
+            lower = owner == "own" and normal(match["phrase"]) in words.OWN_NAMES
             end, count = _name(match["name"], lower=lower)
             if not count:
                 continue
-            is_client = (whose == "own") == (scan.speaker == "customer") and whose != "other"
+            is_client = (owner == "own") == (scan.speaker == "customer") and owner != "other"
             if not is_client:
                 placeholder = "Person Name"
             elif count > 1:
@@ -254,7 +254,7 @@ def _name(text: str, *, lower: bool) -> tuple[int, int]:
     return end, count
 
 
-def _whose(scan: _Scan, start: int, is_desk: bool) -> Speaker:
+def _owner(scan: _Scan, start: int, is_desk: bool) -> Speaker:
     """Whether the address or number at ``start`` belongs to the customer or to the support desk."""
     before = scan.rest[max(0, start - 60) : start]
     if scan.speaker == "customer":
@@ -263,8 +263,8 @@ def _whose(scan: _Scan, start: int, is_desk: bool) -> Speaker:
 
 
 def _phone_of(scan: _Scan, start: int) -> str:
-    whose = _whose(scan, start, is_desk=False)
-    return "Customer Phone Number" if whose == "customer" else "Customer Support Phone Number"
+    owner = _owner(scan, start, is_desk=False)
+    return "Customer Phone Number" if owner == "customer" else "Customer Support Phone Number"
 
 
 def _meaning(text: str, start: int, end: int) -> tuple[str, int]:

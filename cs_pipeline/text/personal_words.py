@@ -75,7 +75,7 @@ LINK, VERSION, INTRODUCED, DATE_OR_AMOUNT, SENTENCE_END, DESK_IS_MEANT, CUSTOMER
     )
 )
 ADDRESSES = [(re.compile(quick), any_of(block, _WORDS, re.NOFLAG)) for quick, block in _FILE["addresses"]]
-"""Patterns of address lines, each after a quick pattern that matches wherever it does."""
+"""Patterns of address lines, each after a quick pattern that also matches if it does."""
 
 
 def _name_pattern(phrases: list[str], block: str) -> re.Pattern[str]:
@@ -83,10 +83,10 @@ def _name_pattern(phrases: list[str], block: str) -> re.Pattern[str]:
 
 
 _NAME_RULES = [
-    (whose, _FILE[phrases] if isinstance(phrases, str) else phrases, block) for whose, phrases, block in _FILE["names"]
+    (owner, _FILE[phrases] if isinstance(phrases, str) else phrases, block) for owner, phrases, block in _FILE["names"]
 ]
 NAMES = [
-    ([word_set(phrase) for phrase in phrases], _name_pattern(phrases, block), whose)
-    for whose, phrases, block in _NAME_RULES
+    ([word_set(phrase) for phrase in phrases], _name_pattern(phrases, block), owner)
+    for owner, phrases, block in _NAME_RULES
 ]
-"""The words of each phrase that introduces a name, the pattern of phrase and name, and whose name it is."""
+"""The words of each phrase that introduces a name, the pattern of phrase and name, and the owner as in the file."""

@@ -6,8 +6,7 @@ line. A placeholder that is not in the catalogue is never guessed: it stays in t
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -55,26 +54,16 @@ class _File(BaseModel):
     labels: dict[_Words, tuple[_Words, ...]]
 
 
-@dataclass(frozen=True)
-class Catalogue(Mapping[str, Placeholder]):
-    """The placeholders by their canonical name."""
+class Catalogue(dict[str, Placeholder]):
+    """The placeholders by canonical name."""
 
-    entries: dict[str, Placeholder]
-    names: dict[str, str]
-    """Normalised spelling → canonical name."""
-
-    def __getitem__(self, name: str) -> Placeholder:
-        return self.entries[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
+    def __init__(self, entries: Mapping[str, Placeholder], names: dict[str, str]) -> None:
+        super().__init__(entries)
+        self._names = names  # by normalised spelling
 
     def name_of(self, spelling: str) -> str | None:
         """The canonical name for ``spelling``, None if the catalogue does not know it."""
-        return spelling if spelling in self.entries else self.names.get(_key(spelling))
+        return spelling if spelling in self else self._names.get(_key(spelling))
 
 
 @lru_cache(maxsize=1)
