@@ -38,8 +38,8 @@ _KEPT, _ASIDE, _FLAGGED = "clean_interactions", "clean_interactions_set_aside", 
 
 _MAX_CHARACTERS: dict[Speaker, int] = {"customer": INSTRUCTION_CHARACTERS[1], "agent": RESPONSE_CHARACTERS[1]}
 
-_NOT_CLEANED = 5
-"""A text of more than this many times its limit is not cleaned at all: no placeholder shortens it that much."""
+_MAX_LENGTH_FACTOR = 5
+"""A text longer than this many times its limit is not cleaned: no placeholder shortens it that much."""
 
 _BATCH_SIZE = 50_000
 """Texts that are classified at a time."""
@@ -217,7 +217,7 @@ class _Cleaner:
     def _text(self, message: TicketMessage) -> tuple[str | None, bool]:
         """The message without personal data, None if it is far too long, and whether it looks like poison."""
         if message.turns not in self._texts:
-            if len(message.text) > _NOT_CLEANED * _MAX_CHARACTERS[message.role]:
+            if len(message.text) > _MAX_LENGTH_FACTOR * _MAX_CHARACTERS[message.role]:
                 self._texts[message.turns] = None, False
             else:
                 known = self._conversation.known

@@ -3,7 +3,6 @@
 Each side can be made alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -34,47 +33,18 @@ them. For rows that a random split would put into test: the cosine to the neares
 _BINS = np.linspace(0, 1, 11)
 
 
-@dataclass(frozen=True)
-class LeakageReport:
-    """How similar test questions are to the nearest training question: cosines of this split and of a random split.
-
-    Only Bitext's test rows count. ``compared`` is the number of training questions that ours were compared with.
-    """
-
-    cluster_split: np.ndarray
-    random_split: np.ndarray
-    compared: int
-
-    def facts(self) -> dict[str, Any]:
-        """Shares of test questions in ten bins from 0 to 1, and the medians."""
-        return {
-            "bins": [round(float(edge), 1) for edge in _BINS],
-            "training_questions_compared": self.compared,
-            **{
-                name: {
-                    "shares": [round(float(share), 4) for share in np.histogram(cosines, _BINS)[0] / len(cosines)],
-                    "median": round(float(np.median(cosines)), 4),
-                    "rows": len(cosines),
-                }
-                for name, cosines in (("cluster_split", self.cluster_split), ("random_split", self.random_split))
-            },
-        }
-
-
 def write_side(lake: DataLake, side: str) -> tuple[pa.Table, dict[str, Any] | None]:
-    """Writes the table ``<side>_split`` with the schema SPLIT_ROW. Bitext's rows come first.
+    """Writes the table ``<side>_split`` with the schema SPLIT_ROW, Bitext's rows first, and returns it.
 
-    ``test`` also writes ``leakage.json``. Returns the rows, and for ``test`` the facts of the LeakageReport.
+    For ``test``, also writes and returns ``leakage.json``; see ``add_similarity``.
     """
-    rows = lake.read("prepare", "conversations")
-    report = None
+    rows, report = lake.read("prepare", "conversations"), None
     if side == "train":
         table = training_side(rows, bitext_view(lake))
     else:
         table = held_out_side(rows, side, load_classifier(lake, INTENTS))
     if side == "test":
-        table, leakage = add_similarity(table, rows, bitext_view(lake))
-        report = leakage.facts()
+        table, report = add_similarity(table, rows, bitext_view(lake))
         write_json(lake.path("prepare", "leakage.json"), report)
     lake.write("prepare", f"{side}_split", table, SPLIT_ROW)
     return table, report
@@ -99,16 +69,30 @@ def held_out_side(conversations: pa.Table, side: str, classifier: TextClassifier
     return _with_predictions(bitext, company, pa.array(intents, pa.string()), pa.array(confidence, pa.float32()))
 
 
-def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> tuple[pa.Table, LeakageReport]:
-    """The ``test`` rows with their cosine to the nearest training question, and the report of these cosines."""
+def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+    """The ``test`` rows with their cosine to the nearest training question, and the leakage report.
+
+    The report has the cosines of Bitext's test rows in this split (by clusters) and in a random split: the share of rows in
+    each of ten bins from 0 to 1, the median, and the number of rows.
+    """
     sources = zip(_rows_by_source(conversations, "train"), MAX_TRAINING_QUESTIONS.values(), strict=True)
     compared = [question for rows, limit in sources for question in _sample(rows, limit)]
     cosines = nearest(test.column("instruction").to_pylist(), compared)[1]
-    of_bitext = pc.equal(test.column("source"), "bitext").to_numpy()
-    random_split = view.column("random_split_similarity").drop_null().to_numpy()
     column = "nearest_train_similarity"
-    test = test.set_column(SPLIT_ROW.get_field_index(column), SPLIT_ROW.field(column), pa.array(cosines))
-    return test, LeakageReport(cosines[of_bitext], random_split, len(compared))
+    table = test.set_column(SPLIT_ROW.get_field_index(column), SPLIT_ROW.field(column), pa.array(cosines))
+    report: dict[str, Any] = {
+        "bins": [round(float(edge), 1) for edge in _BINS],
+        "training_questions_compared": len(compared),
+    }
+    of_bitext = cosines[pc.equal(test.column("source"), "bitext").to_numpy()]
+    random_split = view.column("random_split_similarity").drop_null().to_numpy()
+    for name, values in (("cluster_split", of_bitext), ("random_split", random_split)):
+        report[name] = {
+            "shares": [round(float(share), 4) for share in np.histogram(values, _BINS)[0] / len(values)],
+            "median": round(float(np.median(values)), 4),
+            "rows": len(values),
+        }
+    return table, report
 
 
 def bitext_view(lake: DataLake) -> pa.Table:
