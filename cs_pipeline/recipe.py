@@ -41,6 +41,19 @@ class EmbeddedBase(_Section):
     without_intents: tuple[str, ...] = Field((), description="intents not trained on; must equal held_out_intents")
     seed: int = 0
 
+    def llama_config(self) -> dict[str, Any]:
+        """Its shape, as keys of transformers' LlamaConfig."""
+        heads = max(1, self.hidden_size // 32)
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.hidden_size * 3,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "vocab_size": self.vocab_size,
+            "tie_word_embeddings": True,
+        }
+
     @model_validator(mode="after")
     def _copying_heads_fit(self) -> "EmbeddedBase":
         if self.known_answers and (self.num_hidden_layers < 2 or self.hidden_size < 64 or self.hidden_size % 32):

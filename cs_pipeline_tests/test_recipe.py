@@ -30,7 +30,7 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder in which recipes are looked for."""
+    """An empty recipes folder."""
     path = tmp_path / "recipes"
     path.mkdir()
     monkeypatch.setenv("CS_RECIPES", str(path))
@@ -68,7 +68,7 @@ def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-def test_what_a_training_writes_is_read_back(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_written_recipe_is_read_back(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
     recipe = load_recipe(file.stem)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
@@ -77,7 +77,7 @@ def test_what_a_training_writes_is_read_back(file: Path, monkeypatch: pytest.Mon
     assert again.fingerprint == recipe.fingerprint
 
 
-def test_a_base_in_a_folder_and_chosen_layers_are_read_back(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_base_and_a_list_of_layers_are_read_back(folder: Path, tmp_path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         content["base"] = {"source": "path", "path": "/models/é"}
         content["lora"]["target_modules"] = ["q_proj", "v_proj"]
@@ -98,7 +98,7 @@ def test_a_recipe_cannot_be_changed(folder: Path) -> None:
             setattr(part, name, 1)
 
 
-# What is wrong with a recipe
+# Errors in a recipe
 
 
 def load_recipe_of(folder: Path, change: Change) -> Recipe:
@@ -171,7 +171,7 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         ),
     ],
 )
-def test_a_wrong_key_is_told_with_file_and_key(folder: Path, change: Change, complaints: list[str]) -> None:
+def test_a_wrong_key_is_reported_with_file_and_key(folder: Path, change: Change, complaints: list[str]) -> None:
     with pytest.raises(PipelineError) as raised:
         load_recipe_of(folder, change)
     assert str(folder / "mine.yaml") in raised.value.what
@@ -195,7 +195,7 @@ def test_a_wrong_key_is_told_with_file_and_key(folder: Path, change: Change, com
         (b"description: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
     ],
 )
-def test_a_broken_file_is_told(folder: Path, content: bytes, complaint: str) -> None:
+def test_a_broken_file_is_reported(folder: Path, content: bytes, complaint: str) -> None:
     (folder / "mine.yaml").write_bytes(content)
     reads: list[Callable[[], Recipe]] = [lambda: load_recipe("mine"), lambda: read_recipe(folder / "mine.yaml")]
     for read in reads:
@@ -205,7 +205,7 @@ def test_a_broken_file_is_told(folder: Path, content: bytes, complaint: str) -> 
         assert complaint in raised.value.what
 
 
-def test_a_recipe_that_is_not_there_is_told_with_those_that_are(folder: Path) -> None:
+def test_a_missing_recipe_is_reported_with_the_available_ones(folder: Path) -> None:
     with pytest.raises(PipelineError, match="no recipe 'mine'") as raised:
         load_recipe("mine")
     assert raised.value.fix == "Choose one of: none."
@@ -243,7 +243,7 @@ def test_an_old_key_is_refused_with_its_new_name(folder: Path, key: str) -> None
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
-def test_what_a_training_of_an_earlier_release_wrote_is_read(
+def test_a_recipe_written_by_an_earlier_release_is_read(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
@@ -350,7 +350,7 @@ def test_every_field_but_the_description_changes_the_fingerprint(source: str) ->
     assert described.fingerprint == recipe.fingerprint
 
 
-def test_a_recipe_says_nothing_of_the_company_when_it_says_nothing(folder: Path) -> None:
+def test_company_rows_count_once_by_default(folder: Path) -> None:
     recipe = load_recipe_of(folder, lambda content: (content.pop("mixture"), content.pop("start")))
     assert (recipe.mixture.company_weight, recipe.start) == (1.0, "base")
 
@@ -363,7 +363,7 @@ def test_source_and_epochs_change_the_fingerprint() -> None:
     assert len({recipe.fingerprint for recipe in recipes}) == 5
 
 
-def test_what_other_keys_must_stand_beside_changes_the_fingerprint_too() -> None:
+def test_keys_that_need_other_keys_change_the_fingerprint_too() -> None:
     plain = {**EMBEDDED, "name": "mine", "prompt": {}, "trainer": {**EMBEDDED["trainer"], "evaluations": 3}}
     others = [
         plain,
@@ -375,7 +375,7 @@ def test_what_other_keys_must_stand_beside_changes_the_fingerprint_too() -> None
     assert Recipe.model_validate(seldom).fingerprint == Recipe.model_validate(plain).fingerprint
 
 
-def test_what_is_left_out_is_the_same_as_its_default(folder: Path) -> None:
+def test_a_default_value_does_not_change_the_fingerprint(folder: Path) -> None:
     plain = load_recipe_of(folder, lambda content: None)
     spelt_out = load_recipe_of(folder, lambda content: content["trainer"].update(gradient_accumulation_steps=1, seed=0))
     assert spelt_out.fingerprint == plain.fingerprint

@@ -1,6 +1,6 @@
-"""Every recipe of the project: it trains two real steps on a tiny model of its family, behind its real tokenizer.
+"""Every recipe of the project trains two real steps on a tiny model of its family, with its real tokenizer.
 
-Of a recipe only the base is another, and it ends after two steps of two rows.
+Only the base and the length differ from the recipe: two steps of two rows.
 """
 
 import json
@@ -24,7 +24,7 @@ from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
-from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, training_hours, required_memory
+from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, required_memory, training_hours
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
@@ -34,7 +34,7 @@ NAMES = sorted(path.stem for path in (Path(recipe_module.__file__).parent / "rec
 PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 
 pytestmark = pytest.mark.filterwarnings(
-    # bitsandbytes' paged AdamW on a CPU is its plain one.
+    # On a CPU, bitsandbytes replaces paged AdamW by its plain one.
     "ignore:Paged optimizers are not supported on CPU:UserWarning"
 )
 
@@ -55,7 +55,7 @@ FAMILIES = {
     "Qwen/Qwen3-1.7B": "qwen3",
     "EleutherAI/gpt-j-6b": "gptj",
 }
-"""Which tiny model stands for a base."""
+"""The tiny model that replaces a base."""
 
 ALWAYS = {"manifest.json", "metrics.json", "recipe.yaml", "rows.parquet", "tokenizer_config.json"}
 TOKENIZER = {
@@ -66,7 +66,7 @@ TOKENIZER = {
 
 @dataclass(frozen=True)
 class Trained:
-    """What came of a recipe: the adapter's folder and manifest, the base's folder, and the hashes of its files before."""
+    """The result of a recipe: the adapter's folder, the base's folder, and the hashes of its files before training."""
 
     recipe: Recipe
     folder: Path
@@ -77,7 +77,7 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
-    """A dozen rows to train on and four for the loss, with placeholders, line breaks and an intent each."""
+    """Twelve training rows and four validation rows with placeholders, line breaks and an intent each."""
     lake = DataLake(tmp_path_factory.mktemp("recipes") / "lake")
     texts = sample_rows(400).drop_duplicates("intent").head(16)
     rows: list[dict[str, Any]] = [
@@ -97,7 +97,7 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The tiny model of a family, made once."""
+    """The tiny model of a family, created once."""
     folder = tmp_path_factory.mktemp("bases")
     return cache(lambda family: tiny_base(folder / family, family))
 
@@ -140,7 +140,7 @@ def test_a_recipe_trains(trained: Trained) -> None:
     own |= {"intent_classifier"} if trained.recipe.prompt.route == "intent" else set()
     assert names - TOKENIZER == ALWAYS | own
     assert_weights_moved(trained)
-    assert_the_answer_and_its_stop_are_learnt(trained)
+    assert_labels_are_answer_and_stop_token(trained)
     manifest = read_manifest(trained.folder, "adapter")
     assert manifest["recipe"] == trained.recipe.name
     assert json.loads((trained.folder / "metrics.json").read_text())["steps"] == 2
@@ -156,11 +156,11 @@ def assert_weights_moved(trained: Trained) -> None:
     else:
         adapter = load_file(trained.folder / "adapter_model.safetensors")
         last = {name: weight for name, weight in adapter.items() if ".lora_B." in name}
-        assert last  # they begin as zeros
+        assert last  # these are initially zero
         assert all(bool(weight.abs().sum() > 0) for weight in last.values())
 
 
-def assert_the_answer_and_its_stop_are_learnt(trained: Trained) -> None:
+def assert_labels_are_answer_and_stop_token(trained: Trained) -> None:
     chat = load_chat_format(trained.recipe, trained.base, trained.folder)
     for example in training_rows(trained.recipe, trained.lake, chat, "train").examples:
         answer = [label for label in example.labels if label != IGNORE_INDEX]
@@ -168,7 +168,7 @@ def assert_the_answer_and_its_stop_are_learnt(trained: Trained) -> None:
         assert chat.stop_id not in answer[:-1]
 
 
-def test_every_hub_base_has_a_tiny_one_and_is_told_apart() -> None:
+def test_every_hub_base_has_a_tiny_model_and_one_definition() -> None:
     recipes = [load_recipe(name) for name in NAMES]
     hubs = {recipe.base.repo: recipe.base for recipe in recipes if isinstance(recipe.base, HubBase)}
     assert hubs.keys() == FAMILIES.keys()
@@ -179,17 +179,17 @@ def test_every_hub_base_has_a_tiny_one_and_is_told_apart() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_says_what_is_published_and_what_is_ours(name: str) -> None:
+def test_a_description_says_what_is_published_and_what_is_our_own(name: str) -> None:
     recipe = load_recipe(name)
     if name.endswith("_fast"):
-        assert "Other than published" in recipe.description
+        assert "Differs from the published settings" in recipe.description
         assert load_recipe(published(name)).base == recipe.base
     elif isinstance(recipe.base, HubBase):
-        assert "published" in recipe.description or "Settings are ours" in recipe.description
+        assert "published" in recipe.description or "Our own settings" in recipe.description
 
 
 def published(fast: str) -> str:
-    """The recipe that a fast one is the other of."""
+    """The recipe with published settings that a fast recipe was derived from."""
     name = fast.removesuffix("_fast")
     return name if name in NAMES else f"{name}_config1"
 
@@ -198,28 +198,28 @@ def published(fast: str) -> str:
 
 
 GPU = Machine("a GPU", "cuda", 80e9, 2, 1e12, 120e12)
-"""The machine of the page's table; memory and disk do not matter to the estimates."""
+"""The machine of the page's table; memory and disk do not affect the estimates."""
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def row(name: str) -> str:
-    """The line of the table for a recipe: what the YAML says, and what the estimator makes of it."""
+    """The recipe's line in the table: what the YAML says, and the estimates."""
     recipe = load_recipe(name)
     if not isinstance(recipe.base, HubBase):
         return f"| `{name}` | embedded | | | {recipe.method} | any machine | |"
     licence = f"{recipe.base.licence}{', gated' if recipe.base.gated else ''}"
-    shape = config_of(recipe.base)
-    assert shape is not None
-    found = estimate(recipe, shape, GPU.compute)
-    takes = training_hours(recipe, BITEXT_ROWS, found, GPU.rate)
-    time = f"{takes * 60:.0f} min" if takes < 1.5 else f"{takes:.1f} h"
+    config = config_of(recipe.base)
+    assert config is not None
+    needs = estimate(recipe, config, GPU.compute)
+    hours = training_hours(recipe, BITEXT_ROWS, needs, GPU.rate)
+    time = f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"
     size = PUBLISHED[recipe.base.repo]["weights"] / 1e9
     return (
         f"| `{name}` | {recipe.base.repo} | {licence} | {size:.1f} GB | {recipe.method} "
-        f"| {required_memory(found, GPU) / 1e9:.1f} GB | {time} |"
+        f"| {required_memory(needs, GPU) / 1e9:.1f} GB | {time} |"
     )
 
 
-def test_the_page_shows_every_recipe_with_what_it_says_and_is_estimated_to_take() -> None:
+def test_the_page_lists_every_recipe_with_its_estimates() -> None:
     shown = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     assert shown == [row(name) for name in NAMES]

@@ -95,14 +95,11 @@ def find_pretrained_base(spec: HubBase | PathBase, report: Callable[[str], None]
 
     Raises PipelineError if it is missing or cannot be downloaded.
     """
-    if isinstance(spec, PathBase):
-        return _from_folder(spec.path.absolute())
-    folder = fetch_base(spec, report)
-    # The revision is a git commit, so together with the repository's name it identifies the content.
-    return Base("hub", spec.repo, spec.revision, digest(spec.repo, spec.revision), str(folder))
-
-
-def _from_folder(folder: Path) -> Base:
+    if isinstance(spec, HubBase):
+        # The revision is a git commit, so together with the repository's name it identifies the content.
+        sha256 = digest(spec.repo, spec.revision)
+        return Base("hub", spec.repo, spec.revision, sha256, str(fetch_base(spec, report)))
+    folder = spec.path.absolute()
     if missing := missing_files(folder):
         raise PipelineError(
             f"The base model's folder {folder} lacks {', '.join(missing)}.",

@@ -273,8 +273,8 @@ class SupportModel:
         def encode(turns: Context, texts: Sequence[RetrievedText]) -> list[int]:
             return self.chat.encode_prompt(chat_messages(question, self.recipe.prompt, intent, turns, texts))
 
-        limits = (self.recipe.trainer.max_length, self._max_prompt_tokens())
-        return fit_prompt(encode, earlier, retrieved, min(limit for limit in limits if limit is not None))
+        max_tokens = min(self.recipe.trainer.max_length, self._max_prompt_tokens())
+        return fit_prompt(encode, earlier, retrieved, max_tokens)
 
     def _example(
         self, question: str, intent: str | None, earlier: Context, retrieved: Sequence[RetrievedText], reference: str
@@ -287,26 +287,25 @@ class SupportModel:
 
     def has_room(self, question: str, intent: str | None) -> bool:
         """Whether ``question`` with ``intent``, and an answer, fit into the model's context without earlier turns."""
-        limit = self._max_prompt_tokens()
-        return limit is None or len(self._prompt(question, intent, (), ()).encoded) <= limit
+        return len(self._prompt(question, intent, (), ()).encoded) <= self._max_prompt_tokens()
 
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
         """Questions are never truncated: the answer begins at the end of the question."""
         limit = self._max_prompt_tokens()
         for i, prompt in enumerate(prompts):
-            if limit is not None and len(prompt) > limit:
+            if len(prompt) > limit:
                 answer = self.recipe.generation.max_new_tokens
                 raise PipelineError(
                     f"Question {i + 1} of {len(prompts)} makes a prompt of {len(prompt):,} tokens; this model has a context "
-                    f"of {limit + answer:,}, and its answer may take {answer:,} of them.",
+                    f"of {limit + answer:,.0f}, and its answer may take {answer:,} of them.",
                     "Ask more briefly, or lower generation.max_new_tokens in the recipe.",
                 )
 
-    def _max_prompt_tokens(self) -> int | None:
-        positions = getattr(self.model.config, "max_position_embeddings", None)
-        if positions is None:
-            return None  # T5 has relative positions and therefore no limit
-        return int(positions) - self.recipe.generation.max_new_tokens
+    def _max_prompt_tokens(self) -> float:
+        positions = getattr(
+            self.model.config, "max_position_embeddings", math.inf
+        )  # T5's are relative, without a limit
+        return float(positions) - self.recipe.generation.max_new_tokens
 
     def _answer(self, ids: list[int], prompt: FittedPrompt[list[int]]) -> Answer:
         end = next((i for i, id_ in enumerate(ids) if id_ in self.stop_ids), None)

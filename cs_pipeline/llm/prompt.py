@@ -144,7 +144,7 @@ def fit_prompt(
     encode: Callable[[Context, Sequence[RetrievedText]], Encoded],
     earlier: Context,
     retrieved: Sequence[RetrievedText],
-    max_tokens: int,
+    max_tokens: float,
 ) -> FittedPrompt[Encoded]:
     """``encode`` applied to as many ``retrieved`` texts and ``earlier`` turns as fit into ``max_tokens``.
 

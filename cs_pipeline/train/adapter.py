@@ -29,7 +29,7 @@ from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
-from cs_pipeline.train.warm_start import ChampionAdapter, find_warm_start
+from cs_pipeline.train.warm_start import ChampionAdapter, WarmStart, find_warm_start
 
 SEEN_ROWS_FILE = "rows.parquet"
 """The file in an adapter's folder that lists the rows it was trained on."""
@@ -77,6 +77,13 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
     return versions
 
 
+def _inputs(recipe: Recipe, lake: DataLake) -> tuple[Base, dict[str, str], WarmStart, str]:
+    """Base, data versions and warm start of a training now, and the fingerprint of its adapter."""
+    base, data = find_base(recipe, lake), data_versions(recipe, lake)
+    warm_start = find_warm_start(recipe, base, lake)
+    return base, data, warm_start, adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
+
+
 def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
     """The recipe's latest adapter, with its files verified against the manifest.
 
@@ -97,9 +104,7 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
 
     Raises PipelineError if one of its files has changed, if the base is missing, or if the champion does not fit.
     """
-    base, data = find_base(recipe, lake), data_versions(recipe, lake)
-    warm_start = find_warm_start(recipe, base, lake)
-    fingerprint = adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
+    base, data, warm_start, fingerprint = _inputs(recipe, lake)
     if warm_start.champion is not None:
         same_parent = adapter_fingerprint(recipe, base, data, warm_start.champion.parent)
         if same_parent == warm_start.champion.fingerprint:
@@ -139,11 +144,8 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     and from there to MLflow while it trains. Raises PipelineError if the base is missing, the champion to start from does
     not fit, another process trains the same adapter, or ``fine_tune`` fails.
     """
-    base = find_base(recipe, lake)
-    data = data_versions(recipe, lake)
-    warm_start = find_warm_start(recipe, base, lake)
+    base, data, warm_start, fingerprint = _inputs(recipe, lake)
     report(f"training starts {warm_start.why}")
-    fingerprint = adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     facts = {
         "recipe": recipe.name,
@@ -176,9 +178,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
 
 def train_as_worker(recipe: Recipe, lake: DataLake) -> None:
     """Takes part in a training whose first process is in ``train_adapter``: runs the same steps, and writes nothing."""
-    base = find_base(recipe, lake)
-    warm_start = find_warm_start(recipe, base, lake)
-    fingerprint = adapter_fingerprint(recipe, base, data_versions(recipe, lake), warm_start.fingerprint)
+    base, _, warm_start, fingerprint = _inputs(recipe, lake)
     work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
     champion = None if warm_start.champion is None else warm_start.champion.folder
     with tempfile.TemporaryDirectory() as folder:

@@ -199,7 +199,7 @@ def _train(
 
     torch.manual_seed(spec.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = _llama(spec, len(tokenizer), tokenizer).to(device).train()
+    model = _llama(spec, tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     warmup = max(1, spec.max_steps // 20)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -229,20 +229,14 @@ def _train(
     return model.cpu().eval(), curve
 
 
-def _llama(spec: EmbeddedBase, vocabulary: int, tokenizer: "PreTrainedTokenizerFast") -> Any:
+def _llama(spec: EmbeddedBase, tokenizer: "PreTrainedTokenizerFast") -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     rotary: Any = {"rope_type": "default", "rope_theta": ROPE_THETA}
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=spec.hidden_size,
-            intermediate_size=spec.hidden_size * 3,
-            num_hidden_layers=spec.num_hidden_layers,
-            num_attention_heads=max(1, spec.hidden_size // 32),
-            num_key_value_heads=max(1, spec.hidden_size // 32),
+            **spec.llama_config() | {"vocab_size": len(tokenizer)},
             max_position_embeddings=8192,  # enough for a question of 2,000 characters of four bytes each
-            tie_word_embeddings=True,
             attention_bias=spec.known_answers > 0,
             rope_parameters=rotary if spec.known_answers else None,
             pad_token_id=tokenizer.pad_token_id,

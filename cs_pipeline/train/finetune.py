@@ -50,6 +50,9 @@ def fine_tune(
     on with the schema SEEN_ROW. Raises PipelineError if no row fits, the loss would cover the wrong tokens, ``warm_start``
     does not fit, a single row does not fit into memory, the training diverges, or it was asked to stop.
     """
+    import torch
+    from accelerate.utils.memory import should_reduce_batch_size
+
     from cs_pipeline.train.trainer.progress import DivergedError
 
     quiet_libraries()
@@ -71,7 +74,7 @@ def fine_tune(
             figures, model = training.attempt(attempts)
             break
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
             attempts = _halve_micro_batch(recipe, _load_attempts(recipe, work), work, report)
         except DivergedError:
@@ -79,7 +82,7 @@ def fine_tune(
             raise
         # Outside the except block, where nothing references the failed attempt any more.
         gc.collect()
-        _empty_cache()
+        torch.cuda.empty_cache()
     save_peft_model(model, recipe, folder)
     chat.tokenizer.save_pretrained(folder)
     counts = {
@@ -190,12 +193,11 @@ class _Training:
             self.checkpoints,
             meter,
         )
-        columns = {"input_ids": [[0]], "labels": [[0]]}  # the rows come from the inputs
         trainer: ResumableTrainer = type("Trainer", (ResumableTrainer, classes.trainer), {})(
             inputs=inputs,
             model=model,
             processing_class=self.chat.tokenizer,
-            train_dataset=Dataset.from_dict(columns),
+            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # the rows come from the inputs
             data_collator=classes.collate,
             callbacks=[
                 ScheduleCallback(t, request),
@@ -290,17 +292,3 @@ def _halve_micro_batch(recipe: Recipe, attempts: _Attempts, work: Path, report: 
             f"Start the same training again: it continues with {micro // 2} at once.",
         ) from None
     return smaller
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    import torch
-    from accelerate.utils.memory import should_reduce_batch_size
-
-    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
-
-
-def _empty_cache() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

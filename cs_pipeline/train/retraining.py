@@ -62,27 +62,32 @@ def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> Retraini
     return RetrainingDecision(False, f"{rows} of {rule.new_rows:,} needed, and {age} of {rule.days}")
 
 
-def retraining_state(recipe: Recipe, lake: DataLake, now: float) -> RetrainingState:
-    """Reads the state from lake and registry; ``now`` is in seconds since 1970."""
+def check_retraining(
+    recipe: Recipe, lake: DataLake, now: float | None = None
+) -> tuple[RetrainingState, RetrainingDecision]:
+    """The state of lake and registry, and the decision; a changed one is appended to ``train/retraining.jsonl``.
+
+    ``now`` is in seconds since 1970.
+    """
     client = open_store(lake)
     number = champion_number(client)
     days, marked = 0.0, False
     if number is not None:
         version = client.get_model_version(MODEL, str(number))
-        days = (now - version.creation_timestamp / 1000) / _DAY_SECONDS
+        days = ((time.time() if now is None else now) - version.creation_timestamp / 1000) / _DAY_SECONDS
         marked = FORGOTTEN in version.tags
     usable = usable_rows(lake)
     new = usable - _available_before(recipe, lake)
-    return RetrainingState(number, days, marked, len(new), digest(sorted(usable), number if marked else None))
-
-
-def check_retraining(
-    recipe: Recipe, lake: DataLake, now: float | None = None
-) -> tuple[RetrainingState, RetrainingDecision]:
-    """The present state and the decision. A changed decision is appended to ``train/retraining.jsonl``."""
-    state = retraining_state(recipe, lake, time.time() if now is None else now)
+    state = RetrainingState(number, days, marked, len(new), digest(sorted(usable), number if marked else None))
     decision = decide_retraining(state, load_company(lake).retrain)
-    _record(lake, state, decision)
+    path = lake.path("train", "retraining.jsonl")
+    make_folder(path.parent)
+    entry = {**asdict(state), **asdict(decision)}
+    last = json.loads(path.read_text().splitlines()[-1]) if path.exists() and path.stat().st_size else {}
+    if any(last.get(key) != entry[key] for key in ("data", "due", "champion")):
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry})
+        with path.open("a") as file:
+            file.write(line + "\n")
     return state, decision
 
 
@@ -99,14 +104,3 @@ def _available_before(recipe: Recipe, lake: DataLake) -> set[str]:
         table = lake.read("prepare", name, ["row_id", "source"])
         available.update(table.filter(pc.equal(table.column("source"), "company")).column("row_id").to_pylist())
     return available
-
-
-def _record(lake: DataLake, state: RetrainingState, decision: RetrainingDecision) -> None:
-    path = lake.path("train", "retraining.jsonl")
-    make_folder(path.parent)
-    entry = {**asdict(state), **asdict(decision)}
-    last = json.loads(path.read_text().splitlines()[-1]) if path.exists() and path.stat().st_size else {}
-    if any(last.get(key) != entry[key] for key in ("data", "due", "champion")):
-        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **entry})
-        with path.open("a") as file:
-            file.write(line + "\n")

@@ -1,4 +1,4 @@
-"""The base model from a folder, and the embedded one: what is taken, what is refused, and what is said of it."""
+"""Base models from folders, and the embedded one: what is accepted and what is refused."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def base_folder(champion_lake: Path, tiny: Recipe) -> Path:
     return embedded_folder(tiny.base, DataLake(champion_lake))
 
 
-def test_a_folder_is_known_by_its_content(base_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_is_identified_by_its_content(base_folder: Path, tmp_path: Path) -> None:
     copies = [tmp_path / name for name in ("one", "two")]
     for copy in copies:
         copy.mkdir()
@@ -36,7 +36,7 @@ def test_a_folder_is_known_by_its_content(base_folder: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("lacking", ["config.json", "tokenizer_config.json", "model.safetensors"])
-def test_a_folder_that_is_no_model_is_refused(base_folder: Path, tmp_path: Path, lacking: str) -> None:
+def test_a_folder_that_is_not_a_model_is_refused(base_folder: Path, tmp_path: Path, lacking: str) -> None:
     for file in base_folder.iterdir():
         if file.name != lacking:
             (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -48,15 +48,15 @@ def test_a_folder_that_is_no_model_is_refused(base_folder: Path, tmp_path: Path,
     assert "save_pretrained" in error.value.fix
 
 
-def test_a_folder_whose_weights_were_cut_off_is_refused(base_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_truncated_weights_is_refused(base_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(base_folder, tmp_path / "model")
     weights = tmp_path / "model" / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1)
-    with pytest.raises(PipelineError, match=r"lacks a whole model\.safetensors"):
+    with pytest.raises(PipelineError, match=r"lacks a complete model\.safetensors"):
         find_pretrained_base(PathBase(source="path", path=weights.parent))
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="nowhere lacks everything"):
         find_pretrained_base(PathBase(source="path", path=tmp_path / "nowhere"))
 
@@ -66,7 +66,7 @@ def test_the_embedded_base_must_have_been_trained(lake: DataLake, prepared: Path
         find_base(tiny, DataLake(prepared))
 
 
-def test_company_rows_change_no_embedded_base(lake: DataLake, champion_lake: Path, tiny: Recipe) -> None:
+def test_company_rows_do_not_change_the_embedded_base(lake: DataLake, champion_lake: Path, tiny: Recipe) -> None:
     shutil.copytree(champion_lake / "prepare", lake.root / "prepare")
     shutil.copytree(champion_lake / "train", lake.root / "train")
     before = find_base(tiny, lake)
@@ -78,7 +78,7 @@ def test_company_rows_change_no_embedded_base(lake: DataLake, champion_lake: Pat
     assert needs_training(tiny, lake)
 
 
-def test_the_embedded_base_is_made_of_the_training_rows_of_bitext(lake: DataLake, prepared: Path) -> None:
+def test_the_embedded_base_is_trained_on_bitexts_training_rows_only(lake: DataLake, prepared: Path) -> None:
     splits = DataLake(prepared).read("prepare", "bitext_splits")
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
     spec = EmbeddedBase(source="embedded", hidden_size=16, num_hidden_layers=1, vocab_size=300, max_steps=1)

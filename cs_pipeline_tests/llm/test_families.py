@@ -1,4 +1,4 @@
-"""Every family from its rows to the answer that is served, as a tiny model with the family's real tokenizer."""
+"""Every family from training rows to served answers, as a tiny model with the family's real tokenizer."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ ADAPTER = WHOLE_MODEL - {"config.json", "generation_config.json", "model.safeten
 def recipe_of(family: str, base: Path, **changed: Any) -> Recipe:
     content: dict[str, Any] = {
         "name": family,
-        "description": "Eight rows by heart.",
+        "description": "Overfits eight rows.",
         "base": {"source": "path", "path": str(base)},
         "quantization": "none",
         "lora": None,
@@ -75,7 +75,7 @@ def recipe_of(family: str, base: Path, **changed: Any) -> Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A family's base, its lake of eight rows, and what the training of all weights made of them."""
+    """A family's base, its lake of eight rows, and the folder of the trained model (all weights)."""
 
     family: str
     recipe: Recipe
@@ -112,27 +112,27 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return train(request.param, tmp_path_factory.getbasetemp() / f"family_{request.param}")
 
 
-def test_eight_rows_learnt_by_heart_are_given_back_word_for_word(trained: Trained) -> None:
+def test_an_overfitted_model_repeats_its_answers_word_for_word(trained: Trained) -> None:
     answers = trained.model().answer(QUESTIONS, INTENTS, CONTEXTS)
     assert [answer.text for answer in answers] == ANSWERS
     assert all(answer.stopped for answer in answers)
 
 
 def test_training_evaluation_and_serving_read_the_same_tokens(trained: Trained) -> None:
-    """Token by token: the rows as they are trained on, and what reaches the model of the folder that training wrote."""
+    """Token by token: the training rows, and what reaches the model that training wrote."""
     trained_on = training_rows(
         trained.recipe, trained.lake, load_chat_format(trained.recipe, trained.base, None), "train"
     )
     model = trained.model()
     seen: list[dict[str, Any]] = []
 
-    def note(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def record(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         seen.append({name: value[0].tolist() for name, value in kwargs.items() if name in ("input_ids", "labels")})
 
-    model.model.register_forward_pre_hook(note, with_kwargs=True)
+    model.model.register_forward_pre_hook(record, with_kwargs=True)
     encodes = model.chat.architecture == "encoder-decoder"
     if encodes:
-        model.model.get_encoder().register_forward_pre_hook(note, with_kwargs=True)
+        model.model.get_encoder().register_forward_pre_hook(record, with_kwargs=True)
     for example, *row in zip(trained_on.examples, QUESTIONS, CONTEXTS, ANSWERS, strict=True):
         question, context, answer = row
         seen.clear()
@@ -145,8 +145,8 @@ def test_training_evaluation_and_serving_read_the_same_tokens(trained: Trained) 
             assert seen[0]["labels"] == example.labels
 
 
-def test_the_loss_of_training_is_what_evaluation_measures(trained: Trained) -> None:
-    """In one padded batch, decoder inputs shifted to the right by hand: the sum of what is measured row by row."""
+def test_evaluation_measures_the_training_loss(trained: Trained) -> None:
+    """One padded batch, with decoder inputs shifted by hand, gives the sum of the single rows."""
     import torch
 
     model = trained.model()
@@ -169,7 +169,7 @@ def test_the_loss_of_training_is_what_evaluation_measures(trained: Trained) -> N
     assert sum(m.tokens for m in measured) == (labels != IGNORE_INDEX).sum()
 
 
-def test_padding_neither_teaches_nor_hides_the_stop_token(trained: Trained) -> None:
+def test_padding_has_no_labels_and_hides_no_stop_token(trained: Trained) -> None:
     chat = load_chat_format(trained.recipe, trained.base, None)
     examples = training_rows(trained.recipe, trained.lake, chat, "train").examples
     assert len({len(e) for e in examples}) > 3
@@ -185,7 +185,7 @@ def test_padding_neither_teaches_nor_hides_the_stop_token(trained: Trained) -> N
         assert labels.count(chat.stop_id) == 1
 
 
-def test_the_folder_holds_the_whole_model_and_nothing_of_this_machine(trained: Trained) -> None:
+def test_the_folder_has_the_whole_model_and_no_path_of_this_machine(trained: Trained) -> None:
     assert {path.name for path in trained.folder.iterdir()} == WHOLE_MODEL
     assert str(trained.base) not in (trained.folder / "config.json").read_text()
     assert (trained.folder / "chat_template.jinja").read_text() == load_chat_format(
@@ -204,8 +204,8 @@ def test_generation_stops_on_every_stop_token_of_the_family(trained: Trained) ->
         ) == Answer("ok", True, len(model.chat.encode_example([_asked("x")], "ok").answer) - 1)
 
 
-def test_a_base_that_was_never_trained_can_be_asked(trained: Trained) -> None:
-    """Random weights write ids that no token has: several models have more embeddings than their tokenizer has tokens."""
+def test_an_untrained_base_can_be_asked(trained: Trained) -> None:
+    """Random weights produce ids without a token: several models have more embeddings than their tokenizer has tokens."""
     answers = SupportModel(trained.recipe, trained.base, None).answer(QUESTIONS, INTENTS, CONTEXTS)
     assert all(isinstance(answer.text, str) for answer in answers)
     assert load_chat_format(trained.recipe, trained.base, None).decode([trained_vocabulary(trained) - 1]) is not None
@@ -221,14 +221,16 @@ def _asked(question: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", ["t5", "phi3"])
-def test_the_registry_answers_the_same(family: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    """As MLflow loads a version: from the adapter's folder alone, beside a base that is found by the recipe."""
+def test_a_registered_version_gives_the_same_answers(
+    family: str, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """Loaded as MLflow does, from the adapter's folder and a recipe.yaml with the key names of an earlier release."""
     import mlflow
 
     trained = train(family, tmp_path_factory.getbasetemp() / f"family_{family}")
     adapter = shutil.copytree(trained.folder, tmp_path / "adapter")
     recipe = trained.recipe.model_dump(mode="json")
-    recipe["quantisation"] = recipe.pop("quantization")  # as an earlier release wrote it
+    recipe["quantisation"] = recipe.pop("quantization")  # the earlier names
     recipe["generation"]["batch_size"] = recipe["generation"].pop("per_device_eval_batch_size")
     (adapter / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_manifest(adapter, {"base": find_base(trained.recipe, trained.lake).facts()})
@@ -236,7 +238,7 @@ def test_the_registry_answers_the_same(family: str, tmp_path_factory: pytest.Tem
     mlflow.pyfunc.save_model(
         tmp_path / "model", python_model=str(code), artifacts={"adapter": str(adapter)}, pip_requirements=["torch"]
     )
-    alone = [i for i, context in enumerate(CONTEXTS) if not context]  # the registry is asked without earlier turns
+    alone = [i for i, context in enumerate(CONTEXTS) if not context]  # MLflow's interface has no earlier turns
     answers = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict([QUESTIONS[i] for i in alone])
     assert answers == [ANSWERS[i] for i in alone]
 
@@ -269,10 +271,10 @@ LORA = {"r": 4, "lora_alpha": 8}
         ("t5", "LoRA", {"lora": {**LORA, "target_modules": "attention"}}),
     ],
 )
-def test_an_adapter_is_answered_with_as_it_was_trained(
+def test_an_adapter_answers_with_the_loss_it_was_trained_to(
     base: Callable[[str], Path], tmp_path: Path, family: str, method: str, changed: dict[str, Any]
 ) -> None:
-    """The base's weights stay, and the merged weights give the loss that the adapter beside the base had."""
+    """The base's weights are unchanged, and the merged weights give the same loss as base and adapter."""
     import torch
 
     folder = base(family)
@@ -315,7 +317,7 @@ def test_an_adapter_is_answered_with_as_it_was_trained(
         )
 
 
-def test_all_weights_go_on_from_a_whole_model(base: Callable[[str], Path], tmp_path: Path) -> None:
+def test_training_all_weights_can_start_from_a_whole_model(base: Callable[[str], Path], tmp_path: Path) -> None:
     import torch
 
     folder = base("llama3")
@@ -341,7 +343,7 @@ def test_the_attention_layers_of_every_family_are_known(base: Callable[[str], Pa
     assert model.config.is_encoder_decoder == (base_family(folder).architecture == "encoder-decoder")
 
 
-def test_layers_that_the_base_has_not_are_refused(base: Callable[[str], Path]) -> None:
+def test_layers_missing_in_the_base_are_refused(base: Callable[[str], Path]) -> None:
     folder = base("phi4")
     recipe = recipe_of("phi4", folder, lora={**LORA, "target_modules": ["q_proj", "o_proj"]})
     with pytest.raises(PipelineError, match="has no layer q_proj") as raised:

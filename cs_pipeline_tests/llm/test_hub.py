@@ -1,8 +1,8 @@
-"""Base models of the hub: what is taken, what is refused, and what is said when it cannot be had.
+"""Base models from the hub: what is downloaded, what is refused, and the messages when a download fails.
 
-The hub is a server on this machine that speaks the part of the hub's API that a download at a commit asks for: the list
-of files with their hashes, and each file, in ranges too. The library that asks is the real one, in a fresh process:
-it reads its settings when it is imported.
+The hub is a server on this machine with the part of the API that a download needs: the list of files with their hashes,
+and each file, also in ranges. The client library is the real one, in a new process because it reads its settings when
+imported.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ LEFT = {
 
 
 class Hub(ThreadingHTTPServer):
-    """``files`` at one revision; ``asked`` is what was asked for, ``ranges`` of the weights. ``mood`` is how it answers."""
+    """``files`` at one revision. ``asked`` records requests, ``ranges`` those of the weights. ``mood`` is how it answers."""
 
     files: dict[str, bytes]
     mood: str
@@ -57,7 +57,7 @@ class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # who asked may be gone
+        with suppress(ConnectionError):  # the client may have disconnected
             super().handle()
 
     def do_GET(self) -> None:
@@ -154,7 +154,7 @@ def hub() -> Iterator[Hub]:
 
 
 def start(endpoint: str, home: Path, **more: str) -> "subprocess.Popen[str]":
-    """A fresh process that fetches the base at ``REVISION`` and prints its folder and what was reported, or the error."""
+    """A new process that downloads the base at ``REVISION`` and prints its folder and progress lines, or the error."""
     code = f"""if True:
         import json
         from cs_pipeline.core.errors import PipelineError
@@ -187,14 +187,14 @@ def address(hub: Hub) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def away(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Future[dict[str, Any]]"]:
-    """What is said of a hub that does not answer; the library tries for a while, and other tests run meanwhile."""
+def unreachable(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Future[dict[str, Any]]"]:
+    """The error of a hub that does not answer; the library retries for a while, so other tests run meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         # Nobody listens on the discard port.
-        yield pool.submit(fetch, "http://127.0.0.1:9", tmp_path_factory.mktemp("away"), HF_TOKEN=TOKEN)
+        yield pool.submit(fetch, "http://127.0.0.1:9", tmp_path_factory.mktemp("unreachable"), HF_TOKEN=TOKEN)
 
 
-def test_safetensors_come_and_nothing_that_could_run(hub: Hub, tmp_path: Path) -> None:
+def test_only_safetensors_and_texts_are_downloaded(hub: Hub, tmp_path: Path) -> None:
     found = fetch(address(hub), tmp_path, HF_TOKEN=TOKEN)
     folder = Path(found["path"])
     assert {path.name for path in folder.iterdir()} == TEXTS | {WEIGHTS}
@@ -212,7 +212,7 @@ def test_safetensors_come_and_nothing_that_could_run(hub: Hub, tmp_path: Path) -
     assert hub.asked == []
 
 
-def test_shards_come_as_the_index_names_them(hub: Hub, tmp_path: Path) -> None:
+def test_the_shards_in_the_index_are_downloaded(hub: Hub, tmp_path: Path) -> None:
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     weights = hub.files.pop(WEIGHTS)
     hub.files |= dict.fromkeys(names, weights) | {"model-00003-of-00002.safetensors": weights}
@@ -222,17 +222,17 @@ def test_shards_come_as_the_index_names_them(hub: Hub, tmp_path: Path) -> None:
     assert hub.ranges == [None]  # equal content is one file
     del hub.files[names[1]]
     failed = fetch(address(hub), tmp_path / "other")
-    assert failed["what"] == f"{WHAT} has no safetensors weights: {names[1]} is not there."
+    assert failed["what"] == f"{WHAT} has no safetensors weights: {names[1]} is missing."
 
 
-def test_a_cut_off_download_goes_on_in_the_same_call(hub: Hub, tmp_path: Path) -> None:
+def test_a_broken_download_is_resumed_in_the_same_call(hub: Hub, tmp_path: Path) -> None:
     hub.mood = "broken off"
     folder = Path(fetch(address(hub), tmp_path)["path"])
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
-    assert_went_on(hub)
+    assert_resumed(hub)
 
 
-def test_a_killed_download_is_not_taken_as_whole_and_goes_on_in_the_next_call(hub: Hub, tmp_path: Path) -> None:
+def test_a_killed_download_is_incomplete_and_resumed_by_the_next_call(hub: Hub, tmp_path: Path) -> None:
     hub.mood = "stalls"
     process = start(address(hub), tmp_path)
     half, deadline = len(hub.files[WEIGHTS]) // 2, time.monotonic() + 60
@@ -243,23 +243,23 @@ def test_a_killed_download_is_not_taken_as_whole_and_goes_on_in_the_next_call(hu
     process.communicate()
 
     offline = fetch(address(hub), tmp_path, HF_HUB_OFFLINE="1")
-    assert offline["what"].startswith(f"{WHAT} is not whole in {tmp_path}")
+    assert offline["what"].startswith(f"{WHAT} is not complete in {tmp_path}")
     assert "HF_HUB_OFFLINE forbids" in offline["what"]
     hub.mood = "open"
     folder = Path(fetch(address(hub), tmp_path)["path"])
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
-    assert_went_on(hub)
+    assert_resumed(hub)
 
 
-def assert_went_on(hub: Hub) -> None:
-    """The weights were asked for twice, the second time from about where the first answer ended."""
+def assert_resumed(hub: Hub) -> None:
+    """The weights were requested twice, the second time from about where the first response ended."""
     first, second = hub.ranges
     assert first is None
     assert second is not None
     assert int(second.removeprefix("bytes=").removesuffix("-")) >= len(hub.files[WEIGHTS]) // 2 - 2**16
 
 
-def test_other_content_than_the_hub_has_listed_is_refused(hub: Hub, tmp_path: Path) -> None:
+def test_content_that_differs_from_the_listed_hash_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.mood = "other content"
     failed = fetch(address(hub), tmp_path)
     assert "returned a different file than expected" in failed["what"]
@@ -267,7 +267,7 @@ def test_other_content_than_the_hub_has_listed_is_refused(hub: Hub, tmp_path: Pa
     assert not list(tmp_path.rglob(WEIGHTS))
 
 
-def test_a_disk_that_is_too_full_is_said_before_the_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_before_the_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
     hub.mood = "huge"
     failed = fetch(address(hub), tmp_path)
     assert failed["what"].startswith(f"{WHAT} needs 1,000,000.0 GB more in {tmp_path}")
@@ -287,46 +287,46 @@ def test_a_disk_that_is_too_full_is_said_before_the_weights_are_fetched(hub: Hub
         ("gated 403", TOKEN, "is gated (MIT), and with that HF_TOKEN", "Accept its licence"),
         ("no revision", TOKEN, "is not on the hub", "Fix base.repo and base.revision"),
         ("no repository", TOKEN, "is not on the hub", "Fix base.repo and base.revision"),
-        ("bad token", TOKEN, "could not be fetched: the hub answered 401", "Set HF_TOKEN to a token that is valid"),
+        ("bad token", TOKEN, "could not be downloaded: the hub answered 401", "Set HF_TOKEN to a valid token"),
     ],
 )
-def test_what_the_hub_refuses(hub: Hub, tmp_path: Path, mood: str, token: str, what: str, fix: str) -> None:
+def test_refusals_of_the_hub(hub: Hub, tmp_path: Path, mood: str, token: str, what: str, fix: str) -> None:
     hub.mood = mood
     failed = fetch(address(hub), tmp_path, HF_TOKEN=token)
     assert failed["what"].startswith(f"{WHAT} {what}")
     assert failed["fix"].startswith(fix)
 
 
-def test_a_model_of_pickles_alone_is_refused(hub: Hub, tmp_path: Path) -> None:
+def test_a_model_without_safetensors_is_refused(hub: Hub, tmp_path: Path) -> None:
     del hub.files[WEIGHTS]
     failed = fetch(address(hub), tmp_path)
-    assert failed["what"] == f"{WHAT} has no safetensors weights: {WEIGHTS} is not there."
+    assert failed["what"] == f"{WHAT} has no safetensors weights: {WEIGHTS} is missing."
     assert "pickles are never loaded" in failed["fix"]
 
 
-def test_what_another_tool_left_half_is_completed(hub: Hub, tmp_path: Path) -> None:
+def test_an_incomplete_download_of_another_tool_is_completed(hub: Hub, tmp_path: Path) -> None:
     folder = Path(fetch(address(hub), tmp_path)["path"])
-    # The library's own list of files says that a template is missing; a shard was cut off on the disk.
+    # The library's own list of files shows that a template is missing, and the weights are truncated.
     listing = {"format_version": 1, "files": {name: {"size": 1, "blob_id": "0" * 40} for name in TEXTS}}
     trees = folder.parents[1] / "trees"
     trees.mkdir()
     (trees / f"{REVISION}.json").write_text(json.dumps(listing))
     (folder / "chat_template.jinja").unlink()
     offline = fetch(address(hub), tmp_path, HF_HUB_OFFLINE="1")
-    assert offline["what"].startswith(f"{WHAT} is not whole")
+    assert offline["what"].startswith(f"{WHAT} is not complete")
     os.truncate((folder / WEIGHTS).resolve(), 5000)
-    assert missing_files(folder) == [f"a whole {WEIGHTS}"]
+    assert missing_files(folder) == [f"a complete {WEIGHTS}"]
     assert Path(fetch(address(hub), tmp_path)["path"]) == folder
     assert all((folder / name).read_bytes() == hub.files[name] for name in TEXTS | {WEIGHTS})
 
 
-def test_hub_names_are_pinned() -> None:
+def test_a_hub_base_needs_a_full_revision() -> None:
     with pytest.raises(ValueError, match="revision"):
         HubBase(source="hub", repo=REPO, revision="main", licence="MIT")
 
 
-def test_a_hub_that_is_away(away: "Future[dict[str, Any]]") -> None:
-    failed = away.result()
-    assert failed["what"].startswith(f"{WHAT} could not be fetched: the hub cannot be reached")
+def test_an_unreachable_hub(unreachable: "Future[dict[str, Any]]") -> None:
+    failed = unreachable.result()
+    assert failed["what"].startswith(f"{WHAT} could not be downloaded: the hub cannot be reached")
     assert "Check the network and HF_HUB_OFFLINE" in failed["fix"]
     assert "source: path" in failed["fix"]

@@ -1,4 +1,4 @@
-"""One way to load and ask a model: order, batches, likelihoods, the base beside the tuned, 4 bits on a CPU."""
+"""Loading and asking a model: order, batches, likelihoods, base and adapter, 4-bit weights on a CPU."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -20,8 +20,8 @@ EARLIER: Context = [("customer", "I have a question."), ("agent", "Please ask!")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the session's champion is made of, and test rows to ask it with."""
+class ChampionParts:
+    """The parts of the session's champion, and test rows to ask it."""
 
     recipe: Recipe
     base: Path
@@ -40,18 +40,18 @@ class Parts:
 
 
 @pytest.fixture(scope="module")
-def parts(champion_lake: Path) -> Parts:
+def parts(champion_lake: Path) -> ChampionParts:
     lake = DataLake(champion_lake)
     adapter = current_adapter("tiny", lake).folder
     recipe = read_recipe(adapter / "recipe.yaml")
     rows = lake.read("prepare", "test_split").slice(0, 12).to_pydict()
     base = Path(find_base(recipe, lake).path)
-    return Parts(recipe, base, adapter, rows["instruction"], rows["predicted_intent"], rows["response"])
+    return ChampionParts(recipe, base, adapter, rows["instruction"], rows["predicted_intent"], rows["response"])
 
 
 @pytest.fixture(scope="module")
-def talkative(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base of random weights: unlike one of few steps it answers each question in other words, were they words."""
+def talkative(parts: ChampionParts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base with random weights: unlike a base trained for a few steps, it answers each question differently."""
     import torch
 
     folder = tmp_path_factory.mktemp("talkative")
@@ -65,8 +65,8 @@ def talkative(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_answers_come_in_the_order_asked_whatever_the_batch(parts: Parts, talkative: Path) -> None:
-    assert len({len(question) for question in parts.questions}) > 3  # a batch pads, and works in another order
+def test_answers_are_in_the_order_of_the_questions_for_any_batch_size(parts: ChampionParts, talkative: Path) -> None:
+    assert len({len(question) for question in parts.questions}) > 3  # so batches have padding and another order
 
     def answers(batch_size: int, turn: int = 1) -> list[Answer]:
         generation = parts.recipe.generation.model_copy(update={"per_device_eval_batch_size": batch_size})
@@ -82,7 +82,7 @@ def test_answers_come_in_the_order_asked_whatever_the_batch(parts: Parts, talkat
     assert parts.model().answer([], [], []) == []
 
 
-def test_the_intent_is_part_of_the_question(parts: Parts) -> None:
+def test_the_intent_is_part_of_the_question(parts: ChampionParts) -> None:
     model = parts.model()
     (one,), (other,) = (
         model.likelihoods(parts.questions[:1], [intent], [()], parts.references[:1])
@@ -93,7 +93,7 @@ def test_the_intent_is_part_of_the_question(parts: Parts) -> None:
         model.answer(parts.questions[:1], [None], [()])
 
 
-def test_earlier_turns_are_part_of_the_question(parts: Parts, talkative: Path) -> None:
+def test_earlier_turns_are_part_of_the_question(parts: ChampionParts, talkative: Path) -> None:
     model = SupportModel(parts.recipe, talkative, None)
     given = parts.questions[:2], parts.intents[:2]
     alone, after = (model.answer(*given, [(), context]) for context in ((), EARLIER))
@@ -107,8 +107,8 @@ def test_earlier_turns_are_part_of_the_question(parts: Parts, talkative: Path) -
         model.answer(*given, [()])
 
 
-def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: Path) -> None:
-    """A prompt is at most as long as a row of the training; the question itself always stands in it."""
+def test_if_there_are_too_many_earlier_turns_the_latest_are_used(parts: ChampionParts, talkative: Path) -> None:
+    """A prompt is at most as long as a training row; the question itself is always in it."""
     question, intent, reference = parts.questions[:1], parts.intents[:1], parts.references[:1]
     long: Context = [("customer", "again and again " * 400), *EARLIER[1:]]
 
@@ -117,9 +117,9 @@ def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: 
         return SupportModel(parts.recipe.model_copy(update={"trainer": trainer}), talkative, None)
 
     usual, tight = model(640), model(16)
-    told, whole = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
-    assert (told.turns_dropped, whole.turns_dropped) == (1, 0), "what is left out is said"
-    assert replace(told, turns_dropped=0) == whole
+    shortened, whole = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
+    assert (shortened.turns_dropped, whole.turns_dropped) == (1, 0)
+    assert replace(shortened, turns_dropped=0) == whole
     assert usual.likelihoods(question, intent, [long], reference) == usual.likelihoods(
         question, intent, [EARLIER[1:]], reference
     )
@@ -131,18 +131,18 @@ def test_of_too_many_earlier_turns_the_latest_are_used(parts: Parts, talkative: 
     assert usual.answer(question, intent, [EARLIER]) != [alone]
 
 
-def test_a_question_too_long_for_the_model_is_told_and_not_cut(parts: Parts) -> None:
+def test_a_question_too_long_for_the_model_is_refused_and_not_truncated(parts: ChampionParts) -> None:
     model = parts.model()
     model.model.config.max_position_embeddings = 200
     with pytest.raises(
-        PipelineError, match=r"Question 2 of 2 makes a prompt of \d,\d+ tokens; this model reads 200"
+        PipelineError, match=r"Question 2 of 2 makes a prompt of \d,\d+ tokens; this model has a context of 200"
     ) as raised:
         model.answer([parts.questions[0], "word " * 2_000], parts.intents[:2], [(), ()])
     assert "24 of them" in raised.value.what
     assert "word" not in raised.value.what
 
 
-def test_likelihoods_of_a_batch_are_those_of_single_rows(parts: Parts) -> None:
+def test_likelihoods_in_a_batch_equal_those_of_single_rows(parts: ChampionParts) -> None:
     model = parts.model()
     contexts: list[Context] = [EARLIER[: i % 4] for i in range(len(parts.questions))]
     together = model.likelihoods(parts.questions, parts.intents, contexts, parts.references)
@@ -152,7 +152,7 @@ def test_likelihoods_of_a_batch_are_those_of_single_rows(parts: Parts) -> None:
     np.testing.assert_allclose([one.nll for one in singly], [one.nll for one in together], rtol=1e-4)
 
 
-def test_a_likelihood_is_the_loss_of_training_times_its_tokens(parts: Parts) -> None:
+def test_a_likelihood_is_the_training_loss_times_its_tokens(parts: ChampionParts) -> None:
     import torch
 
     model = parts.model()
@@ -167,8 +167,8 @@ def test_a_likelihood_is_the_loss_of_training_times_its_tokens(parts: Parts) -> 
     assert found.nll == pytest.approx(loss * found.tokens, rel=1e-5)
 
 
-def test_the_base_is_asked_the_same_way(parts: Parts, tmp_path: Path) -> None:
-    """An adapter whose B matrices are zero is the base: if both are asked alike, they answer alike."""
+def test_the_base_gets_the_same_prompts(parts: ChampionParts, tmp_path: Path) -> None:
+    """An adapter whose B matrices are zero equals the base, so with the same prompts both answer the same."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(parts.adapter, tmp_path / "zero")
@@ -187,12 +187,12 @@ def test_the_base_is_asked_the_same_way(parts: Parts, tmp_path: Path) -> None:
     assert better < 1
 
 
-def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: Parts) -> None:
+def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: ChampionParts) -> None:
     model = parts.model()
     question, intent = parts.questions[:1], parts.intents[:1]
     (cut,) = model.answer(question, intent, [()])
     assert (cut.stopped, cut.tokens) == (False, parts.recipe.generation.max_new_tokens)
-    # The same model stops where it writes what is now its stop token.
+    # With a stop token from its own answer, the same model stops there.
     ids = model.chat.tokenizer(cut.text, add_special_tokens=False)["input_ids"]
     model.stop_ids = {next(ids[i] for i in range(1, len(ids)) if ids[i] not in ids[:i])}
     (ended,) = model.answer(question, intent, [()])
@@ -201,8 +201,8 @@ def test_an_answer_ends_at_the_stop_token_or_is_cut_off(parts: Parts) -> None:
     assert cut.text.startswith(ended.text)
 
 
-def test_four_bits_unpacked_are_the_same_four_bits(parts: Parts) -> None:
-    """The merged, unpacked weights give what the adapter beside the 4-bit weights gives, as it was trained."""
+def test_dequantized_weights_give_the_same_logits_as_4_bit_weights(parts: ChampionParts) -> None:
+    """The merged, dequantized weights equal the 4-bit weights with the adapter, as it was trained."""
     import torch
     from peft import PeftModel
 
@@ -215,4 +215,4 @@ def test_four_bits_unpacked_are_the_same_four_bits(parts: Parts) -> None:
         found = parts.model().model(input_ids=ids).logits
         plain = SupportModel(parts.recipe, parts.base, None).model(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    assert (plain - expected).abs().max() > 1e-2  # the adapter is what the comparison sees
+    assert (plain - expected).abs().max() > 1e-2  # without the adapter the logits differ

@@ -1,4 +1,4 @@
-"""A training of two seconds with everything in it that an interruption could disturb: dropout, epochs, uneven steps."""
+"""A training of two seconds with everything that an interruption could affect: dropout, epochs, uneven steps."""
 
 import copy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
 RECIPE: dict[str, Any] = {
-    "description": "45 rows in steps of eight, twice: the last step of an epoch has five.",
+    "description": "45 rows in steps of eight for two epochs: the last step of an epoch has five rows.",
     "quantization": "none",
     "lora": {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1},
     "trainer": {
@@ -28,12 +28,12 @@ RECIPE: dict[str, Any] = {
 }
 STEPS = 12
 OTHER_ANSWER = "Why would we send you a bill of 12.50 EUR, Madam? Please pay by card within a fortnight."
-"""To the validation rows: less and less probable when the answers of the training are learnt by heart."""
+"""The answer of the validation rows: it gets less probable as the model memorizes the training answers."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to, without what depends on the clock."""
+    """The result of a training. Equality ignores what depends on the clock."""
 
     weights: str
     figures: dict[str, Any]
@@ -62,18 +62,18 @@ class Outcome:
 
 
 @dataclass
-class Little:
-    """A lake with rows, and a base beside it."""
+class SmallTraining:
+    """A lake with rows, and a base for it."""
 
     lake: DataLake
     base: Path
 
     @classmethod
-    def make(cls, folder: Path) -> "Little":
+    def create(cls, folder: Path) -> "SmallTraining":
         lake = DataLake(folder / "lake")
         write_side(lake, "train", company_rows(45, context=None))
-        asked = company_rows(12, context=None, split="validation")
-        write_side(lake, "validation", [{**row, "response": OTHER_ANSWER} for row in asked])
+        validation = company_rows(12, context=None, split="validation")
+        write_side(lake, "validation", [{**row, "response": OTHER_ANSWER} for row in validation])
         return cls(lake, tiny_base(folder / "base", "embedded"))
 
     def recipe(self, **trainer: Any) -> Recipe:
@@ -87,7 +87,7 @@ class Little:
         return content
 
     def train(self, recipe: Recipe, work: Path) -> Outcome:
-        """Trains in this process; the metrics are those handed on, where a later value of a step counts."""
+        """Trains in this process. ``metrics`` are those passed on; a later value of a step replaces an earlier one."""
         work.mkdir(parents=True, exist_ok=True)
         folder = work.with_name(work.name + ".out")
         folder.mkdir(exist_ok=True)
@@ -102,7 +102,7 @@ class Little:
 
 
 def write_recipe(folder: Path, name: str, content: dict[str, Any]) -> Recipe:
-    """Writes a recipe into ``folder``, which CS_RECIPES names, and loads it."""
+    """Writes a recipe into ``folder``, which must be CS_RECIPES, and loads it."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
     return load_recipe(name)

@@ -1,6 +1,6 @@
-"""A tiny model of every family, made in a second: random weights behind the family's real tokenizer.
+"""A tiny model of every family, created in a second: random weights with the family's real tokenizer.
 
-Llama-3's and Phi-4's tokenizers are not at hand: a small one is trained here, with the markers that theirs have.
+Llama-3's and Phi-4's tokenizers are not available: a small one with their markers is trained here.
 """
 
 import json
@@ -14,20 +14,20 @@ from cs_pipeline_tests.support.stand_ins import STAND_INS, stand_in
 
 
 @dataclass(frozen=True)
-class Tiny:
-    """How a family's tiny model is made: the folder of its real tokenizer, or the markers of a small one."""
+class TinyFamily:
+    """How a family's tiny model is created: the folder of its real tokenizer, or the markers of a small one."""
 
     model_type: str
     template: str = "model"
-    """What a recipe on this base puts for ``prompt.template``."""
+    """The ``prompt.template`` of recipes with this base."""
     tokenizer: str | None = None
     markers: dict[str, str] = field(default_factory=dict)
     chat_template: str = ""
     stop: tuple[str, ...] = ()
-    """For the generation config, where no real one lies beside the tokenizer."""
+    """Stop tokens for the generation config, if there is no real one beside the tokenizer."""
 
 
-# Written by us after the formats that Meta and Microsoft describe in their model cards.
+# Written for these tests from the formats in the model cards of Meta and Microsoft.
 _LLAMA3 = """{{ bos_token }}<|start_header_id|>system<|end_header_id|>
 
 {% if not date_string is defined %}{% set date_string = strftime_now("%d %b %Y") %}{% endif %}
@@ -47,11 +47,11 @@ _PHI4 = (
 )
 
 FAMILIES = {
-    "embedded": Tiny("llama"),
-    "t5": Tiny("t5", "t5_v1", "t5-small"),
-    "tinyllama": Tiny("llama", "support_agent_v1", "tinyllama-1.1b-chat"),
-    "llama2": Tiny("llama", "llama2_v1", "tinyllama-1.1b-chat"),
-    "llama3": Tiny(
+    "embedded": TinyFamily("llama"),
+    "t5": TinyFamily("t5", "t5_v1", "t5-small"),
+    "tinyllama": TinyFamily("llama", "support_agent_v1", "tinyllama-1.1b-chat"),
+    "llama2": TinyFamily("llama", "llama2_v1", "tinyllama-1.1b-chat"),
+    "llama3": TinyFamily(
         "llama",
         markers={
             "bos_token": "<|begin_of_text|>",
@@ -61,9 +61,9 @@ FAMILIES = {
         chat_template=_LLAMA3,
         stop=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
     ),
-    "phi2": Tiny("phi", "phi2_v1", "phi-2"),
-    "phi3": Tiny("phi3", "model", "phi-3-mini-4k"),
-    "phi4": Tiny(
+    "phi2": TinyFamily("phi", "phi2_v1", "phi-2"),
+    "phi3": TinyFamily("phi3", "model", "phi-3-mini-4k"),
+    "phi4": TinyFamily(
         "phi3",
         markers={
             "eos_token": "<|endoftext|>",
@@ -72,18 +72,18 @@ FAMILIES = {
         chat_template=_PHI4,
         stop=("<|end|>", "<|endoftext|>"),
     ),
-    "mistral": Tiny("mistral", "model", "mistral-7b-instruct-v0.2"),
-    "gptj": Tiny("gptj", "gptj_v1", "gpt-j-6b"),
-    "smollm2": Tiny("llama", "model", "smollm2-135m-instruct"),
-    "qwen3": Tiny("qwen3", "model", "qwen3"),
+    "mistral": TinyFamily("mistral", "model", "mistral-7b-instruct-v0.2"),
+    "gptj": TinyFamily("gptj", "gptj_v1", "gpt-j-6b"),
+    "smollm2": TinyFamily("llama", "model", "smollm2-135m-instruct"),
+    "qwen3": TinyFamily("qwen3", "model", "qwen3"),
 }
 
 
 def tiny_base(folder: Path, family: str, width: int = 32, layers: int = 1, spread: float = 0.02) -> Path:
-    """``folder`` with a base of ``family`` as ``save_pretrained`` writes one: config, safetensors, tokenizer.
+    """Writes a base of ``family`` to ``folder`` with ``save_pretrained``: config, safetensors, tokenizer.
 
-    The embeddings are tied, so that a vocabulary of 150,000 costs ``width`` numbers a token once. ``spread`` is the standard
-    deviation of the weights: with more, rows are learnt by heart in fewer steps.
+    The embeddings are tied, so a vocabulary of 150,000 costs ``width`` numbers per token only once. ``spread`` is the
+    standard deviation of the weights: a larger one lets a model memorize rows in fewer steps.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
@@ -149,7 +149,7 @@ def _shape(model_type: str, width: int, layers: int) -> dict[str, Any]:
 
 
 def real_tokenizer(family: str) -> Path | None:
-    """The folder of the family's real tokenizer; None where a stand-in is used."""
+    """The folder of the family's real tokenizer; None if a stand-in is used."""
     name = FAMILIES[family].tokenizer
     folder = SHARED / "tokenizers" / str(name)
     return folder if name and folder.exists() else None
@@ -157,7 +157,7 @@ def real_tokenizer(family: str) -> Path | None:
 
 @cache
 def tiny_tokenizer(family: str) -> Any:
-    """The family's tokenizer as its base has it, before any template of ours."""
+    """The family's tokenizer with the base's own template."""
     from transformers import AutoTokenizer
 
     tiny = FAMILIES[family]
@@ -167,15 +167,15 @@ def tiny_tokenizer(family: str) -> Any:
     return _trained(tiny)
 
 
-def _trained(tiny: Tiny) -> Any:
+def _trained(family: TinyFamily) -> Any:
     from cs_pipeline.ingest.sample import sample_rows
     from cs_pipeline.train.embedded import _tokenizer, transcripts
 
     rows = sample_rows(300)
     tokenizer: Any = _tokenizer(transcripts(rows["instruction"].tolist(), rows["response"].tolist()), 400)
-    if tiny.markers:
-        named = {name: token for name, token in tiny.markers.items() if name.endswith("_token")}
-        tokenizer.add_special_tokens({**named, "additional_special_tokens": list(tiny.markers.values())})
+    if family.markers:
+        named = {name: token for name, token in family.markers.items() if name.endswith("_token")}
+        tokenizer.add_special_tokens({**named, "additional_special_tokens": list(family.markers.values())})
         tokenizer.pad_token = None
-        tokenizer.chat_template = tiny.chat_template
+        tokenizer.chat_template = family.chat_template
     return tokenizer

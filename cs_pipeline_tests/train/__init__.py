@@ -1,4 +1,4 @@
-"""Rows of a company for the tests of this folder."""
+"""Company rows for the tests in this folder."""
 
 import hashlib
 import json
@@ -11,13 +11,13 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import SPLIT_ROW
 
 FILES = ["a" * 64, "b" * 64]
-"""The sha256 of two landed files; rows come from them in turn."""
+"""The sha256 of two delivered files; rows come from them alternately."""
 
 EARLIER = [["customer", "Hello, are you there?"], ["agent", "Yes. What may I do for you?"]]
 
 
 def company_rows(count: int, **fields: Any) -> list[dict[str, Any]]:
-    """``count`` different rows of a company with all fields of SPLIT_ROW, some of them as in ``fields``."""
+    """``count`` different company rows with all fields of SPLIT_ROW; ``fields`` override values."""
     return [
         {
             "row_id": hashlib.sha256(f"company row {i}".encode()).hexdigest()[:16],
@@ -47,5 +47,5 @@ def write_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> Non
 
 
 def add_to_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Puts ``rows`` behind those of ``side``."""
+    """Appends ``rows`` to those of ``side``."""
     write_side(lake, side, [*lake.read("prepare", f"{side}_split").to_pylist(), *rows])

@@ -1,4 +1,4 @@
-"""A real, tiny QLoRA: what it changes, what it leaves alone, what it writes, and that it repeats."""
+"""A real, tiny QLoRA training: what it changes, leaves unchanged and writes, and that it is reproducible."""
 
 import hashlib
 import os
@@ -40,7 +40,7 @@ FILES = {
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training in this process, and what was seen of it: hashes of the base's weights before and after."""
+    """A finished training in this process, with hashes of the base's weights before and after."""
 
     lake: DataLake
     recipe: Recipe
@@ -95,7 +95,7 @@ def training(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Traini
     return Training(lake, recipe, adapter, base_files, frozen, trained_names, lines)
 
 
-def test_the_folder_holds_exactly_these_files(training: Training) -> None:
+def test_the_folder_has_exactly_these_files(training: Training) -> None:
     assert set(files(training.adapter.folder)) == FILES
     assert set(training.adapter.manifest["files"]) == FILES - {"manifest.json"}
     beside = {path.name for path in training.adapter.folder.parent.iterdir()}
@@ -103,7 +103,7 @@ def test_the_folder_holds_exactly_these_files(training: Training) -> None:
     assert beside == {name, f"{name}.jsonl", f"{name}.sent"}
 
 
-def test_no_file_names_a_folder_of_this_machine(training: Training) -> None:
+def test_no_file_contains_a_path_of_this_machine(training: Training) -> None:
     for name in FILES:
         content = (training.adapter.folder / name).read_bytes()
         assert str(training.lake.root).encode() not in content, name
@@ -118,7 +118,7 @@ def test_base_weights_are_unchanged_on_disk_and_in_the_model(training: Training)
     assert any("embed_tokens" in name for name in before)
 
 
-def test_lora_and_nothing_else_was_trained(training: Training) -> None:
+def test_only_lora_weights_were_trained(training: Training) -> None:
     import torch
     from safetensors.torch import load_file
 
@@ -132,7 +132,7 @@ def test_lora_and_nothing_else_was_trained(training: Training) -> None:
             assert tensor.abs().max() > 0, name
 
 
-def test_the_loss_fell_and_the_figures_are_recorded(training: Training) -> None:
+def test_the_loss_fell_and_the_metrics_are_recorded(training: Training) -> None:
     metrics = training.adapter.metrics
     assert metrics["validation_loss_after"] < metrics["validation_loss_before"]
     assert [point["step"] for point in metrics["loss"]] == [10, 20, 30]
@@ -145,7 +145,7 @@ def test_the_loss_fell_and_the_figures_are_recorded(training: Training) -> None:
     assert any(line.startswith("adapter step 30/30, loss ") for line in training.lines)
 
 
-def test_the_manifest_leads_back(training: Training) -> None:
+def test_the_manifest_records_where_the_adapter_comes_from(training: Training) -> None:
     manifest = training.adapter.manifest
     tables = ("train_split", "validation_split")
     for name in tables:
@@ -159,7 +159,7 @@ def test_the_manifest_leads_back(training: Training) -> None:
 
 
 def test_two_lakes_give_equal_bytes(training: Training, champion_lake: Path) -> None:
-    """The other one was prepared on its own, and trained in processes of its own."""
+    """The other lake was prepared separately and trained in other processes."""
     other = current_adapter("tiny", DataLake(champion_lake))
     assert other.manifest["data"] == training.adapter.manifest["data"]
     assert other.manifest["base"] == training.adapter.manifest["base"]
@@ -184,7 +184,7 @@ def test_equal_input_is_found_and_not_trained_again(training: Training) -> None:
 def test_other_input_is_another_adapter(training: Training) -> None:
     longer = training.recipe.trainer.model_copy(update={"max_steps": 31})
     assert find_adapter(training.recipe.model_copy(update={"trainer": longer}), training.lake) is None
-    described = training.recipe.model_copy(update={"description": "the same, in other words"})
+    described = training.recipe.model_copy(update={"description": "another description"})
     assert find_adapter(described, training.lake) is not None
 
 
@@ -199,7 +199,7 @@ def by_hand(lake: DataLake, *arguments: str) -> "subprocess.CompletedProcess[str
 
 
 @pytest.mark.usefixtures("own_recipes")
-def test_training_by_hand_finds_it_too(training: Training) -> None:
+def test_the_command_finds_it_too(training: Training) -> None:
     changed = (training.adapter.folder / "manifest.json").stat().st_mtime_ns
     result = by_hand(training.lake, "--recipe", "tiny")
     assert result.returncode == 0, result.stderr
@@ -207,7 +207,7 @@ def test_training_by_hand_finds_it_too(training: Training) -> None:
     assert (training.adapter.folder / "manifest.json").stat().st_mtime_ns == changed
 
 
-def test_training_by_hand_says_what_is_wrong(lake: DataLake) -> None:
+def test_the_command_reports_errors(lake: DataLake) -> None:
     result = by_hand(lake, "--recipe", "no_such_recipe")
     assert result.returncode == 1
     assert "There is no recipe 'no_such_recipe'" in result.stderr
@@ -221,7 +221,7 @@ def one_byte(path: Path) -> None:
 
 
 def add(path: Path) -> None:
-    (path.parent / "pytorch_model.bin").write_bytes(b"no weights of ours")
+    (path.parent / "pytorch_model.bin").write_bytes(b"added later")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def add(path: Path) -> None:
     ],
     ids=["one byte", "one byte below", "missing", "added", "manifest"],
 )
-def test_a_folder_that_was_touched_is_refused(
+def test_a_changed_adapter_folder_is_refused(
     training: Training, lake: DataLake, damage: Callable[[Path], None], file: str, named: str, what: str
 ) -> None:
     shutil.copytree(training.lake.root, lake.root)
@@ -251,14 +251,14 @@ def test_a_folder_that_was_touched_is_refused(
         assert "materialise 'adapter' again" in error.value.fix
 
 
-def test_a_base_that_was_touched_is_refused(training: Training, lake: DataLake) -> None:
+def test_a_changed_base_is_refused(training: Training, lake: DataLake) -> None:
     shutil.copytree(training.lake.root, lake.root)
     one_byte(Path(find_base(training.recipe, lake).path) / "model.safetensors")
     with pytest.raises(PipelineError, match=r"model\.safetensors was changed"):
         find_adapter(training.recipe, lake)
 
 
-def test_no_adapter_is_said(training: Training, lake: DataLake) -> None:
+def test_a_missing_adapter_is_reported(training: Training, lake: DataLake) -> None:
     with pytest.raises(PipelineError, match="'tiny' has no trained adapter"):
         current_adapter("tiny", lake)
 
@@ -278,7 +278,7 @@ def test_long_rows_are_dropped_and_counted(training: Training) -> None:
         training_rows(training.recipe.model_copy(update={"trainer": none}), training.lake, chat, "validation")
 
 
-def test_a_training_that_diverges_leaves_nothing(training: Training, lake: DataLake) -> None:
+def test_a_diverging_training_leaves_no_adapter(training: Training, lake: DataLake) -> None:
     shutil.copytree(training.lake.root, lake.root)
     wild = training.recipe.trainer.model_copy(update={"max_steps": 3, "learning_rate": 1e30})
     recipe = training.recipe.model_copy(update={"name": "wild", "trainer": wild, "quantization": "none"})
@@ -289,10 +289,10 @@ def test_a_training_that_diverges_leaves_nothing(training: Training, lake: DataL
     assert not lake.path("train", "adapter", "wild.json").exists()
 
 
-def test_a_folder_as_base_and_a_store_that_is_away(
+def test_a_base_from_a_folder_while_the_store_is_unreachable(
     training: Training, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Training goes on while MLflow is away; what it measured is sent later, once."""
+    """Training continues while MLflow is unreachable; its metrics are sent later, once."""
     from cs_pipeline.tracking import get_or_create_run
     from cs_pipeline.train.adapter import metrics_spool
 

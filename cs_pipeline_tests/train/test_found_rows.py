@@ -1,4 +1,4 @@
-"""Rows that read found texts: never one of their own cluster, what does not fit counted, the prompt that will be asked."""
+"""Training rows with retrieved texts: never from their own cluster, dropped texts counted, the same prompt as in serving."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,7 +37,7 @@ def recipe(own_recipes: None) -> Recipe:
 
 @pytest.fixture
 def lake(lake: DataLake) -> DataLake:
-    """Rows in clusters of two, on all sides, and an article; each answer has a number of its own."""
+    """Rows in clusters of two on all sides, and an article; every answer is different."""
     texts = sample_rows(400)
     table = [
         {
@@ -71,8 +71,8 @@ def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     ]
 
 
-def of(lake: DataLake, side: str) -> list[dict[str, Any]]:
-    """The rows of ``side``, answers as the mode keep has them: with the catalogue's names."""
+def rows_of(lake: DataLake, side: str) -> list[dict[str, Any]]:
+    """The rows of ``side`` with answers in the mode keep, which uses the catalogue's placeholder names."""
     rows: list[dict[str, Any]] = lake.read("prepare", f"{side}_split").to_pylist()
     return [{**row, "response": apply(row["response"], PlaceholderMode.KEEP, "agent", "")} for row in rows]
 
@@ -81,41 +81,41 @@ def with_length(recipe: Recipe, tokens: int) -> Recipe:
     return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"max_length": tokens})})
 
 
-def test_no_prompt_holds_an_answer_of_its_own_cluster_or_of_another_side(
+def test_no_prompt_contains_an_answer_from_its_own_cluster_or_another_side(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     five = {"retrieve": RetrievalSettings(answers=5, passages=0)}
     wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
-    own = read = found_texts = 0
-    unseen = [row["response"] for side in ("validation", "test") for row in of(lake, side)]
+    own = in_prompts = retrieved = 0
+    unseen = [row["response"] for side in ("validation", "test") for row in rows_of(lake, side)]
     for side in ("train", "validation"):
         rows = training_rows(wide, lake, chat, side)
-        found_texts += rows.retrieved
-        for row, prompt in zip(of(lake, side), prompts(rows, chat), strict=True):
-            mates = [other["response"] for other in of(lake, "train") if other["cluster_id"] == row["cluster_id"]]
+        retrieved += rows.retrieved
+        for row, prompt in zip(rows_of(lake, side), prompts(rows, chat), strict=True):
+            mates = [other["response"] for other in rows_of(lake, "train") if other["cluster_id"] == row["cluster_id"]]
             own += any(answer in prompt for answer in mates)
-            read += sum(other["response"] in prompt for other in of(lake, "train"))
+            in_prompts += sum(other["response"] in prompt for other in rows_of(lake, "train"))
             assert not any(answer in prompt for answer in unseen)
     assert own == 0
-    assert read == found_texts > 4 * (ROWS + 10)
+    assert in_prompts == retrieved > 4 * (ROWS + 10)
     index = open_index(wide, lake)
-    questions = [row["instruction"] for row in of(lake, "train")]
+    questions = [row["instruction"] for row in rows_of(lake, "train")]
     found = retrieve(
-        index, wide.prompt, recipe.placeholders, questions, [row["predicted_intent"] for row in of(lake, "train")]
+        index, wide.prompt, recipe.placeholders, questions, [row["predicted_intent"] for row in rows_of(lake, "train")]
     )
-    assert sum(one[0].id == row["row_id"] for one, row in zip(found, of(lake, "train"), strict=True)) > ROWS / 2, (
-        "without the clusters each question finds itself"
+    assert sum(one[0].id == row["row_id"] for one, row in zip(found, rows_of(lake, "train"), strict=True)) > ROWS / 2, (
+        "if clusters are not excluded, a question finds itself"
     )
 
 
-def test_some_rows_retell_the_known_answer_and_those_told_are_named(
+def test_some_rows_copy_the_known_answer_and_its_row_is_recorded_as_seen(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     half = with_length(recipe.model_copy(update={"mixture": MixtureSettings(retold=0.5)}), 4096)
     rows = training_rows(half, lake, chat, "train")
-    known = {row["response"]: row for row in of(lake, "train")}
+    known = {row["response"]: row for row in rows_of(lake, "train")}
     retold = 0
-    for row, example, prompt in zip(of(lake, "train"), rows.examples, prompts(rows, chat), strict=True):
+    for row, example, prompt in zip(rows_of(lake, "train"), rows.examples, prompts(rows, chat), strict=True):
         answer = str(chat.tokenizer.decode([i for i in example.labels if i != IGNORE_INDEX][:-1]))
         if answer != row["response"]:
             assert f"Known answer: {answer}\n\n" in prompt
@@ -134,19 +134,19 @@ def test_some_rows_retell_the_known_answer_and_those_told_are_named(
     }
 
 
-def test_nothing_is_retold_where_no_answer_is_told(recipe: Recipe) -> None:
+def test_retold_rows_need_known_answers(recipe: Recipe) -> None:
     alone = recipe.model_dump() | {"mixture": {"retold": 0.5}, "prompt": {"retrieve": {"answers": 0, "passages": 1}}}
     alone["base"] |= {"known_answers": 0}
     with pytest.raises(ValidationError, match=r"mixture\.retold needs known answers"):
         Recipe.model_validate(alone)
 
 
-def test_training_reads_what_is_asked_later(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
-    """Token by token, in every mode, for questions that the index does not hold."""
+def test_training_and_serving_have_the_same_prompt(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+    """Token by token, in every placeholder mode, for questions that are not in the index."""
     for mode in PlaceholderMode:
         reading = recipe.model_copy(update={"placeholders": mode})
         rows = training_rows(with_length(reading, 4096), lake, chat, "validation")
-        table = of(lake, "validation")
+        table = rows_of(lake, "validation")
         questions = [_asked(example, chat) for example in rows.examples]
         intents = [row["predicted_intent"] for row in table]
         found = retrieve(open_index(reading, lake), reading.prompt, mode, questions, intents)
@@ -161,7 +161,7 @@ def _asked(example: Any, chat: ChatFormat) -> str:
     return text.rpartition("Question: ")[2].removesuffix("<|agent|>")
 
 
-def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recipe) -> None:
+def test_retrieved_texts_are_in_the_placeholder_mode_of_the_recipe(lake: DataLake, recipe: Recipe) -> None:
     def article(mode: PlaceholderMode) -> RetrievedText:
         return retrieve(open_index(recipe, lake), recipe.prompt, mode, ["is a return free?"], [None])[0][-1]
 
@@ -171,7 +171,7 @@ def test_found_texts_are_in_the_mode_of_the_recipe(lake: DataLake, recipe: Recip
     assert article(PlaceholderMode.REALISTIC).text not in (ARTICLE, article(PlaceholderMode.GENERIC).text)
 
 
-def test_what_does_not_fit_is_left_out_and_counted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_texts_that_do_not_fit_are_dropped_and_counted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     whole = training_rows(with_length(recipe, 4096), lake, chat, "train")
     assert (whole.retrieved_dropped, whole.too_long) == (0, 0)
     assert whole.retrieved > 2 * ROWS
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_left_out_and_counted(lake: DataLake, recipe: Recip
     assert not any("Known answer" in prompt for prompt in prompts(none, chat))
 
 
-def test_another_index_is_another_training_where_the_recipe_reads_it(lake: DataLake, recipe: Recipe) -> None:
+def test_another_index_means_another_training_only_if_the_recipe_retrieves(lake: DataLake, recipe: Recipe) -> None:
     lake.path("prepare", "intent_classifier").mkdir()
     blind = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})})
     base = Base("embedded", "a base", None, "0" * 16, "/nowhere")

@@ -1,4 +1,4 @@
-"""The embedded base that reads known answers: what its steps hold, and how it begins."""
+"""The embedded base with known answers in its prompts: its training examples and its initial weights."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.copying_heads import COPYING_HEADS
-from cs_pipeline.train.embedded import COPIED_SHARE, _llama, _example_batches
+from cs_pipeline.train.embedded import COPIED_SHARE, _example_batches, _llama
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 
 SPEC = EmbeddedBase(
@@ -43,10 +43,10 @@ def table(prepared: Path) -> pa.Table:
     return table.filter(pc.equal(table.column("split"), "train"))
 
 
-def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokenizer: Any, table: pa.Table) -> None:
+def test_a_batch_has_whole_examples_with_known_answers_from_other_clusters(tokenizer: Any, table: pa.Table) -> None:
     rows = {row["response"]: row for row in table.to_pylist()}
     asked = {row["instruction"]: row for row in table.to_pylist()}
-    read = repeated = told = 0
+    known_answers = copied = examples = 0
     for tokens, labels in islice(_example_batches(tokenizer, table, SPEC), SPEC.max_steps):
         assert tokens.shape == labels.shape
         assert (tokens.shape[0], tokens.shape[1] <= SPEC.block_size) == (SPEC.per_device_train_batch_size, True)
@@ -55,29 +55,29 @@ def test_a_step_holds_whole_examples_with_known_answers_of_other_clusters(tokeni
         for ids in (line[line != tokenizer.pad_token_id].tolist() for line in tokens):
             assert ids[-1] == tokenizer.eos_token_id
             prompt, _, answer = tokenizer.decode(ids[:-1]).partition("<|agent|>")
-            told += 1
+            examples += 1
             question = prompt.rpartition("Question: ")[2]
             row = asked[question]
             assert prompt.startswith(f"Intent: {row['intent']}\n<|customer|>Known answer: ")
             known = [rows[text] for text in rows if f"Known answer: {text}\n\n" in prompt]
             assert all(other["cluster_id"] != row["cluster_id"] for other in known)
-            read += len(known)
+            known_answers += len(known)
             if answer != row["response"]:
-                assert answer in [other["response"] for other in known], "it repeats what it was told"
-                repeated += 1
-    assert read > SPEC.max_steps * SPEC.per_device_train_batch_size
-    assert 0.3 * told < repeated < 0.7 * told, COPIED_SHARE
+                assert answer in [other["response"] for other in known], "the target is one of the known answers"
+                copied += 1
+    assert known_answers > SPEC.max_steps * SPEC.per_device_train_batch_size
+    assert 0.3 * examples < copied < 0.7 * examples, COPIED_SHARE
 
 
-def test_equal_rows_give_equal_steps_and_too_short_blocks_are_told(tokenizer: Any, table: pa.Table) -> None:
+def test_batches_are_reproducible_and_too_small_blocks_are_refused(tokenizer: Any, table: pa.Table) -> None:
     drawn = [[tokens.tolist() for tokens, _ in islice(_example_batches(tokenizer, table, SPEC), 3)] for _ in range(2)]
     assert drawn[0] == drawn[1]
-    with pytest.raises(PipelineError, match="fit with known answers into 16 tokens"):
+    with pytest.raises(PipelineError, match="fit into 16 tokens with known answers"):
         next(_example_batches(tokenizer, table, SPEC.model_copy(update={"block_size": 16})))
 
 
-def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
-    model, tokens = begun(tokenizer, SPEC)
+def test_initial_heads_of_the_first_layer_look_back(tokenizer: Any) -> None:
+    model, tokens = untrained(tokenizer, SPEC)
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         first = model(input_ids=tokens, output_attentions=True).attentions[0][0]
@@ -85,30 +85,30 @@ def test_its_first_heads_begin_by_looking_back(tokenizer: Any) -> None:
         places = torch.arange(10, tokens.shape[1])
         assert (first[head, places].argmax(-1) == places - head - 1).all()
         assert first[head, places, places - head - 1].min() > 0.8
-    plain = _llama(SPEC.model_copy(update={"known_answers": 0}), len(tokenizer), tokenizer)
+    plain = _llama(SPEC.model_copy(update={"known_answers": 0}), tokenizer)
     assert plain.model.layers[0].self_attn.q_proj.bias is None
 
 
-def test_it_repeats_what_it_has_read_once_before_any_training(tokenizer: Any) -> None:
-    model, tokens = begun(tokenizer, SPEC.model_copy(update={"hidden_size": 128, "num_hidden_layers": 4}))
+def test_the_untrained_model_repeats_what_it_has_read_once(tokenizer: Any) -> None:
+    model, tokens = untrained(tokenizer, SPEC.model_copy(update={"hidden_size": 128, "num_hidden_layers": 4}))
     half = tokens.shape[1] // 2
     again = torch.cat([tokens[:, :half], tokens[:, :half]], dim=1)
     with torch.inference_mode():
-        said = model(input_ids=again).logits.argmax(-1)
-        strange = model(input_ids=tokens).logits.argmax(-1)
+        predicted = model(input_ids=again).logits.argmax(-1)
+        unseen = model(input_ids=tokens).logits.argmax(-1)
     places = torch.arange(half + 2, 2 * half - 1)
-    assert (said[:, places] == again[:, places + 1]).float().mean() > 0.7
-    assert (strange[:, places] == tokens[:, places + 1]).float().mean() < 0.05
+    assert (predicted[:, places] == again[:, places + 1]).float().mean() > 0.7
+    assert (unseen[:, places] == tokens[:, places + 1]).float().mean() < 0.05
 
 
-def begun(tokenizer: Any, spec: EmbeddedBase) -> tuple[Any, torch.Tensor]:
+def untrained(tokenizer: Any, spec: EmbeddedBase) -> tuple[Any, torch.Tensor]:
     """An untrained model, and random tokens [4, 300]."""
     torch.manual_seed(0)
-    model = _llama(spec, len(tokenizer), tokenizer).eval()
+    model = _llama(spec, tokenizer).eval()
     return model, torch.from_numpy(np.random.default_rng(0).integers(4, len(tokenizer), (4, 300)))
 
 
-def test_what_has_no_room_for_such_heads_is_refused() -> None:
+def test_a_model_too_small_for_copying_heads_is_refused() -> None:
     for wrong in ({"num_hidden_layers": 1}, {"hidden_size": 48}, {"hidden_size": 80}):
         with pytest.raises(ValidationError, match="num_hidden_layers: 2 or more and hidden_size"):
             EmbeddedBase.model_validate(SPEC.model_dump() | wrong)

@@ -1,4 +1,4 @@
-"""When a training is due: the decision as a table of cases, and what it is decided on in a real lake."""
+"""When a retraining is due, as a table of cases."""
 
 from dataclasses import replace
 
@@ -14,15 +14,15 @@ NOTHING_NEW = RetrainingState(champion=3, champion_days=2.0, champion_marked=Fal
 @pytest.mark.parametrize(
     ("change", "due", "reason"),
     [
-        ({}, False, "no usable row has landed since the last training"),
-        ({"champion_days": 400.0}, False, "no usable row"),
+        ({}, False, "no new usable row since the last training"),
+        ({"champion_days": 400.0}, False, "no new usable row"),
         ({"new_rows": 1}, False, "1 new usable row of 200 needed, and champion 3 is 2.0 days old of 30"),
         ({"new_rows": 199}, False, "199 new usable rows of 200 needed"),
         ({"new_rows": 200}, True, "200 new usable rows since the last training; 200 are enough"),
         ({"new_rows": 5_000}, True, "5,000 new usable rows"),
         ({"new_rows": 1, "champion_days": 29.9}, False, "29.9 days old of 30"),
         ({"new_rows": 1, "champion_days": 30.0}, True, "from 30 days on one row is enough"),
-        ({"champion_marked": True}, True, "champion 3 has seen rows that are to be forgotten"),
+        ({"champion_marked": True}, True, "champion 3 has seen rows that must be forgotten"),
         ({"champion": None, "new_rows": 5_000}, False, "there is no champion yet"),
     ],
 )

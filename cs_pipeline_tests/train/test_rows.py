@@ -1,17 +1,28 @@
-"""What a recipe trains on: the mixture, the earlier turns, and the list of the rows that were seen."""
+"""What a recipe trains on: its rows, the mixture, the earlier turns, and the list of rows that were seen."""
 
 import json
 from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.schema import SEEN_ROW
 from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat
 from cs_pipeline.recipe import MixtureSettings, Recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
-from cs_pipeline.train.rows import VALIDATION_ROWS, TrainingRows, sample_mixture, training_rows
+from cs_pipeline.train.adapter import data_versions
+from cs_pipeline.train.rows import (
+    OUT_OF_SCOPE,
+    OUT_OF_SCOPE_FILE,
+    VALIDATION_ROWS,
+    TrainingRows,
+    sample_mixture,
+    select_rows,
+    training_rows,
+)
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
 from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_side
 
@@ -25,19 +36,19 @@ def chat() -> ChatFormat:
 
 @pytest.fixture
 def recipe(tiny: Recipe) -> Recipe:
-    """All rows, each as often as the weight says."""
+    """A recipe that uses all rows."""
     return tiny.model_copy(update={"train_rows": None})
 
 
 @pytest.fixture
 def mixed(lake: DataLake) -> DataLake:
-    """A lake with nothing but a training side: rows of Bitext's kind, then the company's."""
+    """A lake with training rows only: rows like Bitext's, then the company's."""
     write_side(lake, "train", [*bitext_rows(BITEXT), *company_rows(COMPANY)])
     return lake
 
 
 def bitext_rows(count: int) -> list[dict[str, Any]]:
-    """Rows without context and subject, told apart from the company's by id and text."""
+    """Rows without context and subject, with other ids and texts than the company's."""
     own = {"source": "bitext", "source_file_sha256": "0" * 64, "context": None, "subject_id": None}
     return [
         {**row, **own, "row_id": f"{i:016x}", "instruction": f"my question {i}"}
@@ -63,7 +74,7 @@ def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     ("weight", "times"),
     [(0, {0: 12}), (0.5, {0: 6, 1: 6}), (1, {1: 12}), (2.25, {2: 9, 3: 3}), (3, {3: 12}), (0.1, {0: 11, 1: 1})],
 )
-def test_a_company_row_counts_as_often_as_its_weight(recipe: Recipe, weight: float, times: dict[int, int]) -> None:
+def test_a_company_row_is_repeated_as_often_as_its_weight(recipe: Recipe, weight: float, times: dict[int, int]) -> None:
     sources = ["bitext"] * 20 + ["company"] * 12 + ["bitext"] * 10
     places = sample_mixture(sources, weighted(recipe, weight))
     counted = Counter(places)
@@ -73,7 +84,7 @@ def test_a_company_row_counts_as_often_as_its_weight(recipe: Recipe, weight: flo
     assert sample_mixture(sources, weighted(recipe, weight)) == places
 
 
-def test_which_company_rows_count_once_more_hangs_on_the_seed(recipe: Recipe) -> None:
+def test_the_seed_decides_which_company_rows_are_repeated_once_more(recipe: Recipe) -> None:
     sources = ["company"] * 40
     drawn = set()
     for seed in range(5):
@@ -101,7 +112,7 @@ def test_without_company_rows_the_weight_changes_nothing(recipe: Recipe) -> None
 # The rows
 
 
-def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_seen_rows_are_listed_once_without_text(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     rows = training_rows(weighted(recipe, 2), mixed, chat, "train")
     assert len(rows.examples) == BITEXT + 2 * COMPANY
     assert rows.examples[BITEXT] == rows.examples[BITEXT + 1] != rows.examples[BITEXT + 2]
@@ -114,7 +125,7 @@ def test_what_was_seen_is_listed_once_without_its_text(mixed: DataLake, recipe: 
     assert Counter(files) == {"0" * 64: BITEXT, FILES[0]: COMPANY / 2, FILES[1]: COMPANY / 2}
 
 
-def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_unused_rows_are_not_listed_as_seen(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     none = training_rows(weighted(recipe, 0), mixed, chat, "train")
     assert set(none.seen.column("source").to_pylist()) == {"bitext"}
     few = training_rows(weighted(recipe, 1, train_rows=5), mixed, chat, "train")
@@ -126,7 +137,7 @@ def test_rows_that_are_not_used_are_not_seen(mixed: DataLake, recipe: Recipe, ch
     assert short.seen.num_rows == len(short.examples) == BITEXT + COMPANY - short.too_long
 
 
-def test_the_prompt_holds_the_earlier_turns_in_the_mode_of_the_recipe(
+def test_earlier_turns_are_in_the_placeholder_mode_of_the_recipe(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     context = json.dumps([["customer", "about {{Order Number}}"], ["agent", "is {{Order Number}} right?"]])
@@ -151,7 +162,9 @@ def test_the_prompt_holds_the_earlier_turns_in_the_mode_of_the_recipe(
     assert realistic.count(number) == 3
 
 
-def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
+    lake: DataLake, recipe: Recipe, chat: ChatFormat
+) -> None:
     answer = company_rows(4)[0]["response"]
     contexts = [None, EARLIER, [["customer", "word " * 200], *EARLIER[1:], ["customer", "Well:"]], EARLIER]
     rows = company_rows(4, response=answer)
@@ -168,7 +181,7 @@ def test_a_row_too_long_with_its_context_is_tried_with_less(lake: DataLake, reci
     assert prompts(short, chat)[2] == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
 
 
-def test_the_validation_side_is_drawn_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_validation_rows_are_chosen_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     rows = [*company_rows(300), *bitext_rows(100)]
     write_side(lake, "validation", rows)
     found = training_rows(weighted(recipe, 3, train_rows=2), lake, chat, "validation")
@@ -176,3 +189,89 @@ def test_the_validation_side_is_drawn_by_id_and_not_weighted(lake: DataLake, rec
     assert found.seen.column("row_id").to_pylist() == ids
     assert set(found.seen.column("source").to_pylist()) == {"bitext", "company"}
     assert len(found.examples) == VALIDATION_ROWS
+
+
+# Which rows are used
+
+PAIRS: list[dict[str, str]] = yaml.safe_load(OUT_OF_SCOPE_FILE.read_text())
+
+
+@pytest.fixture
+def unrouted(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"route": "none"})})
+
+
+@pytest.fixture
+def split(lake: DataLake) -> DataLake:
+    """Ten training rows and 300 validation rows: two per cluster, with ids in another order than the clusters."""
+    write_side(lake, "train", company_rows(10))
+    rows = [
+        {**row, "row_id": f"{(7 * i) % 300:016x}", "cluster_id": f"cluster {i // 2}", "split": "validation"}
+        for i, row in enumerate(company_rows(300))
+    ]
+    write_side(lake, "validation", rows)
+    return lake
+
+
+def selected(recipe: Recipe, lake: DataLake, side: str) -> list[dict[str, Any]]:
+    return select_rows(recipe, lake, side, ["row_id", "cluster_id", "source", "instruction"]).to_pylist()
+
+
+def with_mixture(recipe: Recipe, **mixture: Any) -> Recipe:
+    return recipe.model_copy(update={"mixture": MixtureSettings(**mixture)})
+
+
+def test_validation_rows_join_training_except_those_that_measure_the_loss(unrouted: Recipe, split: DataLake) -> None:
+    for_loss = selected(unrouted, split, "validation")
+    assert [row["row_id"] for row in for_loss] == [f"{i:016x}" for i in range(VALIDATION_ROWS)]
+    assert len(selected(unrouted, split, "train")) == 10
+    joined = selected(with_mixture(unrouted, validation=True), split, "train")
+    assert selected(with_mixture(unrouted, validation=True), split, "validation") == for_loss
+    clusters = {row["cluster_id"] for row in for_loss}
+    more = [row for row in joined if row["cluster_id"].startswith("cluster ")]
+    assert more
+    assert not clusters & {row["cluster_id"] for row in more}
+    whole = split.read("prepare", "validation_split").to_pylist()
+    assert len(more) == sum(row["cluster_id"] not in clusters for row in whole)
+
+
+def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: Recipe, split: DataLake) -> None:
+    mine = with_mixture(unrouted, out_of_scope=3)
+    chat = ChatFormat(tiny_tokenizer("embedded"), "causal")
+    rows = training_rows(mine, split, chat, "train")
+    assert len(rows.examples) == 10 + 3 * len(PAIRS)
+    ours = [row for row in rows.seen.to_pylist() if row["source"] == OUT_OF_SCOPE]
+    assert len(ours) == len({row["row_id"] for row in ours}) == len(PAIRS)
+    assert {row["source_file_sha256"] for row in ours} == {file_sha256(OUT_OF_SCOPE_FILE)}
+    answers = [chat.decode(example.answer) for example in rows.examples]
+    assert all(answers.count(pair["answer"]) == 3 for pair in PAIRS)
+    # Another file means another adapter.
+    assert data_versions(mine, split)[OUT_OF_SCOPE] == file_sha256(OUT_OF_SCOPE_FILE)
+    assert OUT_OF_SCOPE not in data_versions(unrouted, split)
+
+
+def test_out_of_scope_answers_differ_and_lead_back_to_the_desk() -> None:
+    assert len({pair["question"] for pair in PAIRS}) == len({pair["answer"] for pair in PAIRS}) >= 12
+    desk = ("order", "payment", "account", "invoice")
+    assert all(any(word in pair["answer"].lower() for word in desk) for pair in PAIRS)
+
+
+def test_out_of_scope_rows_exclude_routing_by_intent(tiny: Recipe) -> None:
+    content = tiny.model_dump()
+    with pytest.raises(ValueError, match="exclude each other"):
+        Recipe.model_validate(content | {"mixture": {"out_of_scope": 1}})
+
+
+def test_rows_of_held_out_intents_are_not_used(unrouted: Recipe, split: DataLake) -> None:
+    for side in ("train", "validation"):
+        rows = split.read("prepare", f"{side}_split").to_pylist()
+        of_two = [{**row, "intent": ("track_order", "get_refund")[i % 2]} for i, row in enumerate(rows)]
+        write_side(split, side, of_two)
+    apart = with_mixture(unrouted, validation=True).model_copy(update={"held_out_intents": ("get_refund",)})
+    for side in ("train", "validation"):
+        found = select_rows(apart, split, side, ["intent", "instruction"])
+        assert found.column_names == ["intent", "instruction"]
+        assert set(found.column("intent").to_pylist()) == {"track_order"}
+    unknown = unrouted.model_copy(update={"held_out_intents": ("fly_to_the_moon",)})
+    with pytest.raises(PipelineError, match="holds out intents that no train row has: fly_to_the_moon"):
+        select_rows(unknown, split, "train", ["row_id"])

@@ -1,4 +1,4 @@
-"""Training that goes on from the champion: where it begins, what it keeps of it, and when it does not."""
+"""Training that starts from the champion: what it keeps of it, and when it starts from the base instead."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from cs_pipeline_tests.train import FILES, add_to_side, company_rows
 
 
 @dataclass(frozen=True)
-class GoneOn:
-    """A lake in which version 1 is champion, company rows have landed, and a training has gone on from it."""
+class WarmStarted:
+    """A lake in which version 1 is champion, company rows have arrived, and a training has started from the champion."""
 
     lake: DataLake
     recipe: Recipe
@@ -41,25 +41,25 @@ class GoneOn:
     lines: list[str]
 
 
-def going_on(recipe: Recipe, **changes: Any) -> Recipe:
+def from_champion(recipe: Recipe, **changes: Any) -> Recipe:
     return recipe.model_copy(update={"start": "champion", **changes})
 
 
 @pytest.fixture(scope="module")
-def gone_on(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> GoneOn:
-    lake = copy_lake(champion_lake, tmp_path_factory.mktemp("going_on") / "lake")
+def warm_started(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> WarmStarted:
+    lake = copy_lake(champion_lake, tmp_path_factory.mktemp("warm_start") / "lake")
     lines: list[str] = []
     with own_world(lake.root) as patch:
         patch.setenv("CS_RECIPES", str(RECIPES))
-        recipe = going_on(load_recipe("tiny"), mixture=MixtureSettings(company_weight=2))
+        recipe = from_champion(load_recipe("tiny"), mixture=MixtureSettings(company_weight=2))
         first = current_adapter("tiny", lake)
         add_to_side(lake, "train", company_rows(40))
         second = train_adapter(recipe, lake, lines.append)
-    return GoneOn(lake, recipe, first, second, lines)
+    return WarmStarted(lake, recipe, first, second, lines)
 
 
 def make_champion(lake: DataLake, recipe: Recipe, adapter: Adapter) -> int:
-    """Registers ``adapter`` without judging it, and gives it the alias."""
+    """Registers ``adapter`` without an evaluation and makes it champion."""
     client = open_store(lake)
     run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
     tags = {FINGERPRINT: adapter.fingerprint, "cs.recipe": recipe.name}
@@ -68,112 +68,123 @@ def make_champion(lake: DataLake, recipe: Recipe, adapter: Adapter) -> int:
     return int(number)
 
 
-def begins(recipe: Recipe, lake: DataLake) -> WarmStart:
+def start_of(recipe: Recipe, lake: DataLake) -> WarmStart:
     return find_warm_start(recipe, find_base(recipe, lake), lake)
 
 
-def test_it_begins_where_the_champion_ended(gone_on: GoneOn) -> None:
-    first, second = gone_on.first, gone_on.second
+def test_it_starts_where_the_champion_ended(warm_started: WarmStarted) -> None:
+    first, second = warm_started.first, warm_started.second
     assert second.metrics["validation_loss_before"] == pytest.approx(first.metrics["validation_loss_after"], rel=1e-3)
     assert second.metrics["validation_loss_before"] < first.metrics["validation_loss_before"]
-    why = f"on from champion 1, adapter {first.fingerprint}"
+    why = f"from champion 1, adapter {first.fingerprint}"
     assert second.manifest["start"] == {"why": why, "version": 1, "fingerprint": first.fingerprint}
-    assert f"training begins {why}" in gone_on.lines
+    assert f"training starts {why}" in warm_started.lines
     assert first.manifest["start"] == {"why": "from the base, as the recipe says", "version": None, "fingerprint": None}
 
 
-def test_what_the_champion_has_seen_it_has_seen_too(gone_on: GoneOn) -> None:
-    before, after = seen_rows(gone_on.first.folder), seen_rows(gone_on.second.folder)
+def test_it_has_also_seen_the_rows_of_the_champion(warm_started: WarmStarted) -> None:
+    before, after = seen_rows(warm_started.first.folder), seen_rows(warm_started.second.folder)
     assert set(before.column("through").to_pylist()) == {""}
     ids = after.column("row_id").to_pylist()
     assert len(ids) == len(set(ids)) > 240
     assert set(before.column("row_id").to_pylist()) < set(ids)
     own = after.filter(pc.equal(after.column("through"), ""))
-    assert own.num_rows == gone_on.second.metrics["rows_different"]
-    through = after.filter(pc.equal(after.column("through"), gone_on.first.fingerprint))
+    assert own.num_rows == warm_started.second.metrics["rows_different"]
+    through = after.filter(pc.equal(after.column("through"), warm_started.first.fingerprint))
     assert own.num_rows + through.num_rows == after.num_rows
     assert through.num_rows > 0
     assert not set(own.column("row_id").to_pylist()) & set(through.column("row_id").to_pylist())
 
 
-def test_the_manifest_counts_the_rows_of_each_file(gone_on: GoneOn) -> None:
-    seen = seen_rows(gone_on.second.folder).to_pylist()
+def test_the_manifest_counts_the_rows_of_each_file(warm_started: WarmStarted) -> None:
+    seen = seen_rows(warm_started.second.folder).to_pylist()
     ours = [row for row in seen if row["source"] == "company"]
     counts = [{"sha256": sha, "rows": sum(row["source_file_sha256"] == sha for row in ours)} for sha in FILES]
-    assert gone_on.second.manifest["company"] == {"rows": len(ours), "files": counts}
-    assert len(ours) == gone_on.second.metrics["rows_of_company"] > 0
+    assert warm_started.second.manifest["company"] == {"rows": len(ours), "files": counts}
+    assert len(ours) == warm_started.second.metrics["rows_of_company"] > 0
     assert all(row["subject_id"] for row in ours)
-    assert gone_on.first.manifest["company"] == {"rows": 0, "files": []}
-    assert gone_on.second.metrics["rows"] == gone_on.recipe.train_rows
+    assert warm_started.first.manifest["company"] == {"rows": 0, "files": []}
+    assert warm_started.second.metrics["rows"] == warm_started.recipe.train_rows
 
 
-def test_equal_input_is_not_trained_again_and_the_base_has_not_changed(gone_on: GoneOn) -> None:
-    found = find_adapter(gone_on.recipe, gone_on.lake)
+def test_equal_input_is_not_trained_again(warm_started: WarmStarted) -> None:
+    found = find_adapter(warm_started.recipe, warm_started.lake)
     assert found is not None
-    assert found.fingerprint == gone_on.second.fingerprint != gone_on.first.fingerprint
-    assert gone_on.second.manifest["base"] == gone_on.first.manifest["base"]
-    assert find_adapter(gone_on.recipe.model_copy(update={"start": "base"}), gone_on.lake) is None
+    assert found.fingerprint == warm_started.second.fingerprint != warm_started.first.fingerprint
+    assert warm_started.second.manifest["base"] == warm_started.first.manifest["base"]
+    assert find_adapter(warm_started.recipe.model_copy(update={"start": "base"}), warm_started.lake) is None
 
 
-def test_a_champion_goes_on_from_itself_only_with_other_data(gone_on: GoneOn, tmp_path: Path) -> None:
-    lake = copy_lake(gone_on.lake.root, tmp_path / "copy")
-    number = make_champion(lake, gone_on.recipe, gone_on.second)
-    assert begins(gone_on.recipe, lake).fingerprint == gone_on.second.fingerprint
-    found = find_adapter(gone_on.recipe, lake)
+def test_a_champion_is_trained_further_only_on_other_data(warm_started: WarmStarted, tmp_path: Path) -> None:
+    lake = copy_lake(warm_started.lake.root, tmp_path / "copy")
+    number = make_champion(lake, warm_started.recipe, warm_started.second)
+    assert start_of(warm_started.recipe, lake).fingerprint == warm_started.second.fingerprint
+    found = find_adapter(warm_started.recipe, lake)
     assert found is not None
-    assert found.fingerprint == gone_on.second.fingerprint, "promoted, it is still what this recipe makes of this data"
+    assert found.fingerprint == warm_started.second.fingerprint, (
+        "after promotion it is still the result of this recipe and data"
+    )
 
     add_to_side(lake, "train", company_rows(60)[40:])
-    assert find_adapter(gone_on.recipe, lake) is None
-    short = going_on(gone_on.recipe, trainer=gone_on.recipe.trainer.model_copy(update={"max_steps": 2}))
+    assert find_adapter(warm_started.recipe, lake) is None
+    short = from_champion(warm_started.recipe, trainer=warm_started.recipe.trainer.model_copy(update={"max_steps": 2}))
     third = train_adapter(short, lake, print)
     assert third.manifest["start"]["version"] == number
     seen = seen_rows(third.folder)
-    assert set(seen.column("through").to_pylist()) == {"", gone_on.first.fingerprint, gone_on.second.fingerprint}
-    assert set(seen_rows(gone_on.second.folder).column("row_id").to_pylist()) < set(seen.column("row_id").to_pylist())
+    assert set(seen.column("through").to_pylist()) == {
+        "",
+        warm_started.first.fingerprint,
+        warm_started.second.fingerprint,
+    }
+    assert set(seen_rows(warm_started.second.folder).column("row_id").to_pylist()) < set(
+        seen.column("row_id").to_pylist()
+    )
 
 
-def test_without_a_champion_it_begins_at_the_base(gone_on: GoneOn, tmp_path: Path) -> None:
-    lake = copy_lake(gone_on.lake.root, tmp_path / "copy")
+def test_without_a_champion_it_starts_from_the_base(warm_started: WarmStarted, tmp_path: Path) -> None:
+    lake = copy_lake(warm_started.lake.root, tmp_path / "copy")
     open_store(lake).delete_registered_model_alias(MODEL, CHAMPION)
     assert champion_version(lake) is None
-    assert begins(gone_on.recipe, lake) == WarmStart(None, "from the base, for there is no champion yet")
-    assert find_adapter(gone_on.recipe, lake) is None
+    assert start_of(warm_started.recipe, lake) == WarmStart(None, "from the base, because there is no champion yet")
+    assert find_adapter(warm_started.recipe, lake) is None
 
 
-def test_what_is_to_be_forgotten_is_not_gone_on_from(gone_on: GoneOn, tmp_path: Path) -> None:
-    lake = copy_lake(gone_on.lake.root, tmp_path / "copy")
+def test_a_champion_marked_for_forgetting_is_not_used(warm_started: WarmStarted, tmp_path: Path) -> None:
+    lake = copy_lake(warm_started.lake.root, tmp_path / "copy")
     open_store(lake).set_model_version_tag(MODEL, "1", FORGOTTEN, "2026-11-01")
-    start = begins(gone_on.recipe, lake)
-    assert start == WarmStart(None, "from the base, for champion 1 has seen rows that are to be forgotten")
-    assert find_adapter(gone_on.recipe, lake) is None
+    start = start_of(warm_started.recipe, lake)
+    assert start == WarmStart(None, "from the base, because champion 1 has seen rows that must be forgotten")
+    assert find_adapter(warm_started.recipe, lake) is None
 
 
-def test_a_champion_that_does_not_fit_is_told(gone_on: GoneOn) -> None:
-    assert gone_on.recipe.lora
-    lora = gone_on.recipe.lora.model_copy(update={"r": 4, "target_modules": ("q_proj",)})
-    other = gone_on.recipe.model_copy(update={"name": "other", "lora": lora})
-    base = find_base(gone_on.recipe, gone_on.lake)
+def test_a_champion_that_does_not_fit_is_refused(warm_started: WarmStarted) -> None:
+    assert warm_started.recipe.lora
+    lora = warm_started.recipe.lora.model_copy(update={"r": 4, "target_modules": ("q_proj",)})
+    other = warm_started.recipe.model_copy(update={"name": "other", "lora": lora})
+    base = find_base(warm_started.recipe, warm_started.lake)
     with pytest.raises(PipelineError) as raised:
-        find_warm_start(other, dataclasses.replace(base, name="another base", sha256="0123"), gone_on.lake)
-    assert "'other' goes on from the champion, but it cannot from version 1, made by 'tiny'" in raised.value.what
+        find_warm_start(other, dataclasses.replace(base, name="another base", sha256="0123"), warm_started.lake)
+    assert (
+        "'other' starts from the champion, but version 1, made with the recipe 'tiny', does not fit"
+        in raised.value.what
+    )
     assert f"its base is {base.name} ({base.sha256}), not another base (0123)" in raised.value.what
     assert "its lora.r is 8, not 4; its lora.target_modules is all-linear, not ('q_proj',)." in raised.value.what
     assert "'start: base'" in raised.value.fix
     refusals: list[Callable[[], object]] = [
-        lambda: find_adapter(other, gone_on.lake),
-        lambda: train_adapter(other, gone_on.lake, print),
+        lambda: find_adapter(other, warm_started.lake),
+        lambda: train_adapter(other, warm_started.lake, print),
     ]
     for refused in refusals:
         with pytest.raises(PipelineError, match=r"its lora\.r is 8, not 4"):
             refused()
 
 
-def test_a_folder_that_does_not_say_what_was_seen_is_told(gone_on: GoneOn, tmp_path: Path) -> None:
+def test_a_folder_without_a_readable_list_of_rows_is_refused(warm_started: WarmStarted, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"rows\.parquet cannot be read") as raised:
         seen_rows(tmp_path)
     assert "start: base" in raised.value.fix
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(PipelineError, match=r"rows\.parquet cannot be read"):
         seen_rows(tmp_path)
-    assert isinstance(seen_rows(gone_on.second.folder), pa.Table)
+    assert isinstance(seen_rows(warm_started.second.folder), pa.Table)

@@ -10,7 +10,7 @@ backward pass for the gradients of activations, and 2 more for the gradient of a
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cs_pipeline.llm.families import family_of
 from cs_pipeline.llm.hub import cached_base
 from cs_pipeline.llm.model import quiet_libraries
 from cs_pipeline.recipe import EmbeddedBase, HubBase, PathBase, Recipe
+from cs_pipeline.train.trainer.peft_model import lora_config, train_in_float32
 
 SHAPES_FILE = Path(__file__).parent / "shapes.yaml"
 
@@ -65,17 +66,7 @@ class TrainingEstimate:
 def config_of(base: EmbeddedBase | HubBase | PathBase) -> dict[str, Any] | None:
     """The content of the base's config.json, from disk or from shapes.yaml; None if it is in neither."""
     if isinstance(base, EmbeddedBase):
-        heads = max(1, base.hidden_size // 32)
-        return {
-            "model_type": "llama",
-            "hidden_size": base.hidden_size,
-            "intermediate_size": base.hidden_size * 3,
-            "num_hidden_layers": base.num_hidden_layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": heads,
-            "vocab_size": base.vocab_size,
-            "tie_word_embeddings": True,
-        }
+        return {"model_type": "llama", **base.llama_config()}
     folder = base.path if isinstance(base, PathBase) else cached_base(base)
     if folder is not None and (folder / "config.json").exists():
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -193,7 +184,7 @@ def _kept(recipe: Recipe, config: dict[str, Any], compute: int, length: int) -> 
 def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, depth: int) -> Any:
     """A model of ``depth`` narrow layers with the recipe's adapter, in the number formats of a training."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
     factor = _narrowing(config)
     narrow = {name: value // factor if name in _WIDTHS and value else value for name, value in config.items()}
@@ -211,22 +202,14 @@ def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, depth: int) ->
         if isinstance(module, torch.nn.Linear) or recipe.quantization == "none":
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16 if compute == 2 else torch.float32)
-    adapter_config = LoraConfig(
-        r=math.ceil(lora.r / factor),
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=_targets(recipe, config),
-        use_dora=lora.use_dora,
-    )
-    model = get_peft_model(model, adapter_config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+    lora = lora.model_copy(update={"r": math.ceil(lora.r / factor)})
+    model = get_peft_model(model, lora_config(lora, _targets(recipe, config), model))
+    train_in_float32(model)
     return model
 
 
 def _count(model: Any, config: dict[str, Any], compute: int, rows: int, tokens: int) -> float:
-    """Bytes that autograd keeps from a forward pass."""
+    """Bytes of all distinct tensors, except weights, that autograd keeps from a forward pass."""
     import torch
 
     ids = torch.zeros((rows, tokens), dtype=torch.long)
@@ -238,14 +221,7 @@ def _count(model: Any, config: dict[str, Any], compute: int, rows: int, tokens: 
         }
     else:
         inputs["use_cache"] = False
-    with torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, enabled=compute == 2):
-        return _bytes_kept(lambda: model(**inputs), {p.untyped_storage().data_ptr() for p in model.parameters()})
-
-
-def _bytes_kept(forward: Callable[[], Any], weights: set[int]) -> float:
-    """Bytes of all distinct tensors that ``forward`` saves for the backward pass, except ``weights``."""
-    import torch
-
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, Any] = {}
 
     def keep(tensor: Any) -> Any:
@@ -254,11 +230,13 @@ def _bytes_kept(forward: Callable[[], Any], weights: set[int]) -> float:
             kept[storage.data_ptr()] = storage  # referenced, so that its address is not reused
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = forward()
-    size = float(sum(storage.nbytes() for storage in kept.values()))
-    del output
-    return size
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.autocast("cpu", torch.bfloat16, enabled=compute == 2),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+    ):
+        model(**inputs)
+    return float(sum(storage.nbytes() for storage in kept.values()))
 
 
 def _narrowing(config: dict[str, Any]) -> int:

@@ -48,6 +48,7 @@ class Machine:
 
 def this_machine() -> Machine:
     """This machine's GPU, or its CPU. Measuring its rate takes a fraction of a second."""
+    import psutil
     import torch
 
     from cs_pipeline.llm.model import compute_dtype
@@ -58,17 +59,10 @@ def this_machine() -> Machine:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         return Machine(gpu.name, "cuda", gpu.total_memory, compute.itemsize, disk, _rate("cuda", 4096))
-    return Machine("this CPU", "cpu", memory_available(), compute.itemsize, disk, _rate("cpu", 1024))
-
-
-def memory_available() -> float:
-    """Bytes that a new process can use, within the limit of this container if there is one."""
-    import psutil
-
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    memory = psutil.virtual_memory()
-    return float(memory.available if text == "max" else min(memory.available, int(text)))
+    memory, container = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
+    if container.exists() and (limit := container.read_text().strip()) != "max":
+        memory = min(memory, int(limit))
+    return Machine("this CPU", "cpu", memory, compute.itemsize, disk, _rate("cpu", 1024))
 
 
 def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:

@@ -53,7 +53,8 @@ class Batches:
         random = np.random.default_rng((self._seed, self._epoch))
         rows = random.permutation(len(self._lengths))
         pool = self._rows * max(1, min(len(rows) // (self._rows * 4), _POOL_STEPS))
-        grouped = np.concatenate([_longest_first(rows[i : i + pool], self._lengths) for i in range(0, len(rows), pool)])
+        pools = (rows[i : i + pool] for i in range(0, len(rows), pool))
+        grouped = np.concatenate([places[np.argsort(-self._lengths[places], kind="stable")] for places in pools])
         steps = [grouped[i : i + self._rows] for i in range(0, len(grouped), self._rows)]
         whole, rest = steps[: len(rows) // self._rows], steps[len(rows) // self._rows :]
         whole = [whole[i] for i in random.permutation(len(whole))]
@@ -79,7 +80,3 @@ def data_loader(
     rows: Any = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
     rows.append({"input_ids": examples[0].input_ids[:1], "labels": [IGNORE_INDEX]})
     return Loader(rows, batch_sampler=batches, collate_fn=collate, pin_memory=torch.cuda.is_available())
-
-
-def _longest_first(rows: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    return rows[np.argsort(-lengths[rows], kind="stable")]

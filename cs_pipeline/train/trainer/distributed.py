@@ -24,11 +24,6 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def local_rank() -> int:
-    """The number of this process on its machine, from 0: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
 def world_size() -> int:
     """The number of processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
@@ -69,12 +64,13 @@ class ProcessGroup:
         self._store, _, _ = next(rendezvous("env://", timeout=_COLLECTIVE_TIMEOUT))
         backend = "gloo"
         if torch.cuda.is_available():
-            if local_rank() >= torch.cuda.device_count():
+            gpu = int(os.environ.get("LOCAL_RANK", 0))
+            if gpu >= torch.cuda.device_count():
                 raise PipelineError(
                     f"There are more training processes on this machine than its {torch.cuda.device_count()} GPUs.",
                     "Start one process per GPU: set CS_PROCESSES, or --nproc-per-node, to their number.",
                 )
-            torch.cuda.set_device(local_rank())
+            torch.cuda.set_device(gpu)
             backend = "cpu:gloo,cuda:nccl"
         init_process_group(
             backend, store=self._store, rank=rank(), world_size=world_size(), timeout=_COLLECTIVE_TIMEOUT

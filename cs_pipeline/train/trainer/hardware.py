@@ -38,7 +38,9 @@ class Hardware:
 
     def arguments(self) -> dict[str, Any]:
         """The resulting keys of transformers' TrainingArguments."""
-        on_gpu = _on_gpu()
+        import torch
+
+        on_gpu = torch.cuda.is_available()
         return {
             "bf16": self.compute == "bfloat16",
             "fp16": self.compute == "float16",
@@ -80,21 +82,10 @@ def _padding_reason(recipe: Recipe, model: Any) -> str | None:
     # attend to one another. Encoder-decoders such as T5 have no FlashAttention at all.
     if not (model._supports_flash_attn and model._supports_attention_backend):
         return f"{model.config.model_type} cannot keep packed rows apart"
+    import torch
     from transformers.utils.import_utils import is_flash_attn_2_available
 
     if not is_flash_attn_2_available():
         return "FlashAttention is not installed"
-    return None if _flash_runs() else "this GPU is too old for FlashAttention"
-
-
-def _flash_runs() -> bool:
-    """FlashAttention 2 needs an Ampere GPU or newer (compute capability 8.0), and so does bfloat16."""
-    import torch
-
-    return torch.cuda.get_device_capability() >= (8, 0)
-
-
-def _on_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    # It needs an Ampere GPU or newer, and so does bfloat16.
+    return None if torch.cuda.get_device_capability() >= (8, 0) else "this GPU is too old for FlashAttention"

@@ -33,7 +33,7 @@ def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any
     if recipe.quantization == "nf4":
         # The Trainer turns on gradient checkpointing if the recipe asks for it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    model = get_peft_model(model, _lora_config(recipe.lora, targets, model))
+    model = get_peft_model(model, lora_config(recipe.lora, targets, model))
     if warm_start is not None:
         _load_adapter(warm_start, model)
     return model
@@ -123,7 +123,8 @@ def _targets(lora: LoraSettings, base: Path, model: Any) -> str | list[str]:
     return list(names)
 
 
-def _lora_config(lora: LoraSettings, targets: str | list[str], model: Any) -> Any:
+def lora_config(lora: LoraSettings, targets: str | list[str], model: Any) -> Any:
+    """PEFT's LoraConfig for ``model`` with an adapter on the layers ``targets``."""
     from peft import LoraConfig
 
     return LoraConfig(

@@ -45,7 +45,6 @@ class ScheduleCallback(TrainerCallback):
 
     def __init__(self, settings: TrainerSettings, request: StopRequest) -> None:
         self._settings, self._request = settings, request
-        self._saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._saved = time.monotonic()

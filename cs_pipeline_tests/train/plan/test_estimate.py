@@ -1,4 +1,4 @@
-"""What a training takes, by shapes: against transformers' own counts, and against what real layers really keep."""
+"""The estimate of a training, compared with transformers' own counts and with what real layers keep."""
 
 import gc
 from pathlib import Path
@@ -30,7 +30,7 @@ PARAMETERS = {
     "Qwen/Qwen3-1.7B": 1_720_574_976,
     "EleutherAI/gpt-j-6b": 6_050_882_784,
 }
-"""As their makers or the hub publish them. FLAN-T5-small is not here: its file holds the head twice, tied in our library."""
+"""As published by their makers or the hub. Without FLAN-T5-small, whose file contains the head twice; here it is tied."""
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -56,15 +56,15 @@ LLAMA: dict[str, Any] = PUBLISHED["meta-llama/Llama-2-7b-chat-hf"]["config"]
 
 
 @pytest.mark.parametrize("repo", PUBLISHED)
-def test_the_shapes_are_those_of_the_published_models(repo: str) -> None:
+def test_shapes_match_the_published_models(repo: str) -> None:
     with torch.device("meta"):
         parameters = sum(p.numel() for p in module._model(PUBLISHED[repo]["config"]).parameters())
     assert parameters == PARAMETERS.get(repo, parameters)
-    # No file is smaller than its weights in half precision, nor larger than in full precision with the head written twice.
+    # A file is at least its weights in half precision, and at most those in full precision with the head stored twice.
     assert 2 * parameters * 0.999 <= PUBLISHED[repo]["weights"] <= 6 * parameters
 
 
-def test_what_each_setting_does_to_the_memory() -> None:
+def test_the_effect_of_each_setting_on_memory() -> None:
     plain = estimate(recipe(), LLAMA, 2)
     assert plain.parameters == PARAMETERS["meta-llama/Llama-2-7b-chat-hf"]
     assert plain.trained == 16 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))  # r on seven layers of each block
@@ -128,24 +128,24 @@ WIDE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("compute", [2, 4])
 @pytest.mark.parametrize("family", WIDE)
-def test_narrow_layers_keep_in_proportion_what_wide_ones_keep(family: str, compute: int) -> None:
-    shape, tokens, rows = WIDE[family], 160, 2
+def test_narrow_layers_predict_what_wide_layers_keep(family: str, compute: int) -> None:
+    config, tokens, rows = WIDE[family], 160, 2
     mine = recipe(
         lora={"r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
         trainer={"per_device_train_batch_size": rows, "max_length": tokens},
     )
-    layer, rest = module._kept(mine, shape, compute, tokens)
-    model = module._model(shape).to(torch.bfloat16 if compute == 2 else torch.float32).train()
+    layer, rest = module._kept(mine, config, compute, tokens)
+    model = module._model(config).to(torch.bfloat16 if compute == 2 else torch.float32).train()
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear"))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    real = module._count(model, shape, compute, rows, tokens)
+    real = module._count(model, config, compute, rows, tokens)
     gc.collect()
     assert (3 * layer + rest) * rows * tokens == pytest.approx(real, rel=0.15)
 
 
-def test_a_shape_comes_from_the_disk_before_the_list(tmp_path: Path) -> None:
+def test_a_config_on_disk_is_preferred_to_the_published_one(tmp_path: Path) -> None:
     known = HubBase(source="hub", repo="Qwen/Qwen3-0.6B", revision="0" * 40, licence="Apache-2.0")
     assert config_of(known) == PUBLISHED["Qwen/Qwen3-0.6B"]["config"]
     assert download_bytes(known) == 1_503_300_328

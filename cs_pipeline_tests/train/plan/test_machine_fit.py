@@ -1,4 +1,4 @@
-"""Whether a recipe fits a machine, and what is said where it does not."""
+"""Checks whether a recipe fits a machine, and the advice if it does not."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from cs_pipeline.train.plan.machine_fit import (
     MAX_RUN_HOURS,
     Machine,
     check_machine,
-    training_hours,
-    required_memory,
     raise_on_problems,
+    required_memory,
     this_machine,
+    training_hours,
 )
 from cs_pipeline_tests.train import company_rows, write_side
 
@@ -26,7 +26,7 @@ BIG = Machine("a GPU with 80 GB", "cuda", 80e9, 2, 500e9, 600e12)
 
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing was fetched before."""
+    """An empty cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
@@ -39,12 +39,12 @@ def test_a_recipe_that_fits(lake: DataLake) -> None:
     assert {name: finding.status for name, finding in found.items()} == dict.fromkeys(
         ("base", "download", "memory", "time"), "ok"
     )
-    assert "microsoft/Phi-3-mini-4k-instruct, licence MIT, open to everybody" in found["base"].what
+    assert "microsoft/Phi-3-mini-4k-instruct, licence MIT, not gated" in found["base"].what
     assert found["download"].what.startswith("7.6 GB into ")
     raise_on_problems(list(found.values()))
 
 
-def test_a_gated_base_wants_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gated_base_needs_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("llama32_1b")
     gated = by_name(recipe, lake, BIG)["base"]
     assert gated.status == "problem"
@@ -64,7 +64,7 @@ def test_a_disk_that_is_too_full(lake: DataLake) -> None:
     assert "HF_HOME" in str(full.fix)
 
 
-def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> None:
+def test_a_recipe_that_does_not_fit_into_memory_gets_advice_that_makes_it_fit(lake: DataLake) -> None:
     recipe = load_recipe("phi3_mini_qlora_fast")
     small = replace(BIG, name="a GPU with 8 GB", memory=8e9)
     memory = by_name(recipe, lake, small)["memory"]
@@ -73,8 +73,8 @@ def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> 
     with pytest.raises(PipelineError, match="does not fit this machine: memory: about") as refused:
         raise_on_problems([memory])
     assert refused.value.fix == memory.fix
-    # What it says does make it fit.
-    keys = str(memory.fix).removeprefix("Put into the recipe: ").removesuffix(".").split(", ")
+    # The advice makes it fit.
+    keys = str(memory.fix).removeprefix("Set in the recipe: ").removesuffix(".").split(", ")
     changes = {key: yaml.safe_load(value) for key, value in (text.split(": ", 1) for text in keys)}
     assert changes == {
         "trainer.gradient_checkpointing": True,
@@ -89,15 +89,15 @@ def test_what_does_not_fit_the_memory_is_told_what_to_change(lake: DataLake) -> 
     assert str(tiny.fix).startswith("No setting makes it fit")
 
 
-def test_what_fits_barely_is_a_note(lake: DataLake) -> None:
+def test_a_recipe_that_barely_fits_is_a_note(lake: DataLake) -> None:
     recipe = load_recipe("smollm2_360m")
-    shape = config_of(recipe.base)
-    assert shape is not None
-    takes = required_memory(estimate(recipe, shape, 2), BIG)
-    assert by_name(recipe, lake, replace(BIG, memory=takes * 1.01))["memory"].status == "note"
-    assert by_name(recipe, lake, replace(BIG, memory=takes * 0.99))["memory"].status == "note"
-    assert by_name(recipe, lake, replace(BIG, memory=takes * 0.8))["memory"].status == "problem"
-    assert by_name(recipe, lake, replace(BIG, memory=takes * 1.2))["memory"].status == "ok"
+    config = config_of(recipe.base)
+    assert config is not None
+    required = required_memory(estimate(recipe, config, 2), BIG)
+    assert by_name(recipe, lake, replace(BIG, memory=required * 1.01))["memory"].status == "note"
+    assert by_name(recipe, lake, replace(BIG, memory=required * 0.99))["memory"].status == "note"
+    assert by_name(recipe, lake, replace(BIG, memory=required * 0.8))["memory"].status == "problem"
+    assert by_name(recipe, lake, replace(BIG, memory=required * 1.2))["memory"].status == "ok"
 
 
 def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
@@ -105,9 +105,9 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
     slow = by_name(recipe, lake, replace(BIG, rate=2e12))["time"]
     assert slow.status == "problem"
     assert f"after {MAX_RUN_HOURS:.0f} hours" in str(slow.fix)
-    shape = config_of(recipe.base)
-    assert shape is not None
-    found = estimate(recipe, shape, 2)
+    config = config_of(recipe.base)
+    assert config is not None
+    found = estimate(recipe, config, 2)
     once = training_hours(recipe, 1000, found, 1e14)
     assert training_hours(recipe, 2000, found, 2e14) == pytest.approx(once)
     steps = recipe.model_copy(
@@ -118,7 +118,7 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
     assert by_name(recipe, lake, replace(BIG, rate=2e12))["time"].status == "ok"
 
 
-def test_a_base_that_nobody_knows_yet_is_a_note(lake: DataLake) -> None:
+def test_a_base_of_unknown_size_is_a_note(lake: DataLake) -> None:
     recipe = load_recipe("smollm2_135m")
     unknown = recipe.model_copy(update={"base": recipe.base.model_copy(update={"repo": "some/model"})})
     found = by_name(unknown, lake, BIG)

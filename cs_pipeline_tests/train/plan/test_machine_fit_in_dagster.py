@@ -1,4 +1,4 @@
-"""The blocking look before a base is fetched, and again before it is trained on."""
+"""The blocking check before a base is downloaded, and again before it is trained on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +10,11 @@ from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.defs.train import base_model, fits_this_machine
 from cs_pipeline.recipe import load_recipe
-from cs_pipeline.train.plan import machine_fit as fits
+from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 from cs_pipeline_tests.support.tiny import tiny_base
 
 HUGE = """
-description: A base that no machine holds; for tests.
+description: A base too large for any machine; for tests.
 base: {source: hub, repo: EleutherAI/gpt-j-6b, revision: "REVISION", licence: Apache-2.0}
 quantization: none
 lora: null
@@ -29,8 +29,8 @@ def lake_resource(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LakeResour
     return LakeResource(root=str(tmp_path / "lake"))
 
 
-def put(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes ``content`` the recipe ``tiny``: partitions are read when the definitions are loaded."""
+def write_only_recipe(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes ``content`` the recipe ``tiny``, because partitions are read when the definitions are loaded."""
     folder.mkdir()
     (folder / "tiny.yaml").write_text(content)
     monkeypatch.setenv("CS_RECIPES", str(folder))
@@ -38,7 +38,7 @@ def put(folder: Path, content: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def instance() -> Iterator[dg.DagsterInstance]:
-    """One that lives until the test ends: Dagster goes on asking the last one that was entered."""
+    """Stays open until the test ends, because Dagster keeps using the last instance that was entered."""
     with dg.DagsterInstance.ephemeral() as instance:
         yield instance
 
@@ -53,10 +53,10 @@ def run(instance: dg.DagsterInstance, lake: LakeResource, launcher: Launcher) ->
     )
 
 
-def test_what_does_not_fit_is_refused_before_it_is_fetched(
+def test_a_base_that_does_not_fit_is_refused_before_the_download(
     tmp_path: Path, instance: dg.DagsterInstance, lake_resource: LakeResource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path / "recipes", HUGE.replace("REVISION", "0" * 40), monkeypatch)
+    write_only_recipe(tmp_path / "recipes", HUGE.replace("REVISION", "0" * 40), monkeypatch)
     result = run(instance, lake_resource, Launcher(kind="local"))
     assert not result.success
     (failure,) = [event for event in result.all_events if event.is_step_failure]
@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused_before_it_is_fetched(
 
 
 @pytest.mark.parametrize("kind", ["local", "ray"])
-def test_the_check_blocks_here_and_warns_where_a_cluster_trains(
+def test_the_check_blocks_local_training_and_warns_if_a_cluster_trains(
     tmp_path: Path,
     instance: dg.DagsterInstance,
     lake_resource: LakeResource,
@@ -77,16 +77,16 @@ def test_the_check_blocks_here_and_warns_where_a_cluster_trains(
 ) -> None:
     folder = tiny_base(tmp_path / "base", "embedded")
     base = f"base: {{source: path, path: {folder}}}"
-    put(tmp_path / "recipes", HUGE.replace(HUGE.split("\n")[2], base), monkeypatch)
+    write_only_recipe(tmp_path / "recipes", HUGE.replace(HUGE.split("\n")[2], base), monkeypatch)
     recipe = load_recipe("tiny")
-    found = fits.check_machine(recipe, lake_resource.lake, fits.this_machine())
+    found = check_machine(recipe, lake_resource.lake, this_machine())
     assert {finding.name for finding in found if finding.status == "problem"} == {"memory"}
     result = run(instance, lake_resource, Launcher(kind=kind))
     if kind == "local":
         assert not result.success
         return
     assert result.success
-    (look,) = result.get_asset_check_evaluations()
-    assert not look.passed
-    assert look.severity == dg.AssetCheckSeverity.WARN
-    assert str(look.metadata["memory"].value).startswith("problem: about")
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert check.severity == dg.AssetCheckSeverity.WARN
+    assert str(check.metadata["memory"].value).startswith("problem: about")

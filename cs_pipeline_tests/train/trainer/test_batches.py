@@ -1,4 +1,4 @@
-"""Which rows go into which step, by how many processes in whatever micro-batches."""
+"""Which rows go into which step, for any number of processes and any micro-batch."""
 
 from collections import Counter
 from itertools import pairwise
@@ -23,9 +23,9 @@ def epoch(rows: int, micro: int, processes: int, number: int = 0) -> list[list[l
 
 
 def steps(rows: int, micro: int, processes: int, number: int = 0) -> list[list[int]]:
-    """The rows of each step, over all processes, as a Trainer takes them: so many micro-batches a step, the last fewer."""
+    """The rows of each step over all processes, as a Trainer takes them: the last step may have fewer micro-batches."""
     of_each = epoch(rows, micro, processes, number)
-    assert len({len(batches) for batches in of_each}) == 1, "a process would wait for ever"
+    assert len({len(batches) for batches in of_each}) == 1, "a process would wait forever"
     turns = -(-rows // (micro * processes))
     found = []
     for first in range(0, len(of_each[0]), turns):
@@ -35,7 +35,7 @@ def steps(rows: int, micro: int, processes: int, number: int = 0) -> list[list[i
 
 
 @pytest.mark.parametrize(("micro", "processes"), [(16, 1), (4, 1), (8, 2), (1, 2), (6, 3), (5, 3), (4, 4), (1, 16)])
-def test_steps_hold_the_same_rows_whoever_computes_them(micro: int, processes: int) -> None:
+def test_steps_have_the_same_rows_for_any_number_of_processes(micro: int, processes: int) -> None:
     for number in (0, 3):
         assert steps(16, micro, processes, number) == steps(16, 16, 1, number)
 
@@ -43,7 +43,7 @@ def test_steps_hold_the_same_rows_whoever_computes_them(micro: int, processes: i
 @pytest.mark.parametrize(
     ("rows", "micro", "processes"), [(16, 16, 1), (16, 4, 2), (7, 3, 2), (1, 1, 1), (2_000, 50, 3), (16, 1, 16)]
 )
-def test_an_epoch_has_each_row_once(rows: int, micro: int, processes: int) -> None:
+def test_an_epoch_contains_each_row_once(rows: int, micro: int, processes: int) -> None:
     of_each = epoch(rows, micro, processes)
     batches = [batch for own in of_each for batch in own]
     assert all(1 <= len(batch) <= micro for batch in batches)
@@ -54,14 +54,14 @@ def test_an_epoch_has_each_row_once(rows: int, micro: int, processes: int) -> No
     assert filled == (5 if processes == 16 else 0)
 
 
-def test_epochs_differ_and_repeat() -> None:
+def test_epochs_differ_but_are_reproducible() -> None:
     first, again, second = (epoch(16, 4, 1, number) for number in (0, 0, 1))
     assert first == again
     assert first != second
     assert list(Batches(LENGTHS, 16, 4, 8, 0, 1)) != first[0], "another seed"
 
 
-def test_rows_of_like_length_lie_together_and_the_longest_first() -> None:
+def test_rows_of_similar_length_are_together_and_the_longest_come_first() -> None:
     ((*whole, _),) = epoch(16, 8, 1)
     lengths = [[LENGTHS[row] for row in batch] for batch in whole]
     real, padded = sum(map(sum, lengths)), sum(max(batch) * len(batch) for batch in lengths)
@@ -70,4 +70,4 @@ def test_rows_of_like_length_lie_together_and_the_longest_first() -> None:
     assert max(LENGTHS) in lengths[0]
     means = [sum(batch) for batch in lengths[::2]]
     falls = sum(before > after for before, after in pairwise(means)) / (len(means) - 1)
-    assert 0.3 < falls < 0.7, "steps of long and of short rows follow one another by chance"
+    assert 0.3 < falls < 0.7, "steps of long and of short rows come in random order"

@@ -1,4 +1,4 @@
-"""Two processes on this machine against one: equal steps and loss, also after one was killed; one reason of a failure."""
+"""Two training processes on this machine give the same result as one, even after one is killed, and one failure message."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from cs_pipeline_tests.support.launching import ROWS, launch, make_lake, make_wo
 
 @dataclass(frozen=True)
 class Trained:
-    """An adapter and what was said while it was trained."""
+    """An adapter, its spooled metrics and its log lines."""
 
     adapter: Adapter
     spooled: str
@@ -35,7 +35,7 @@ class Trained:
 
 @contextmanager
 def killing(lake: DataLake, rank: str) -> Iterator[list[int]]:
-    """Kills the process ``rank`` of a training that this process has launched, once there is a checkpoint."""
+    """Kills the process ``rank`` of a training launched by this process as soon as there is a checkpoint."""
     killed: list[int] = []
     done = threading.Event()
 
@@ -43,7 +43,7 @@ def killing(lake: DataLake, rank: str) -> Iterator[list[int]]:
         while not done.wait(0.01):
             if next(lake.path("train", "adapter", "small").glob("*.work/step-*"), None):
                 for child in psutil.Process().children(recursive=True):
-                    with suppress(psutil.Error):  # it has just ended by itself
+                    with suppress(psutil.Error):  # the process has just ended
                         if "cs_pipeline.train" in child.cmdline() and child.environ().get("RANK") == rank:
                             child.kill()
                             killed.append(child.pid)
@@ -65,23 +65,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(world: Path) -> dict[str, Trained]:
-    """The same recipe on the same rows: by one process, by hand; and by two that Dagster launched, one of them killed."""
+    """The same recipe and rows: in one process started by hand, and in two launched by Dagster, one of them killed."""
     one, two = (make_lake(world / name) for name in ("one", "two"))
     with own_world(one.root) as patch:
         patch.setenv("CS_RECIPES", str(world / "recipes"))
-        patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")  # nobody listens: the store is not what is tried here
+        patch.setenv(
+            "MLFLOW_TRACKING_URI", "http://127.0.0.1:9"
+        )  # nobody listens there; these tests do not need the store
         alone = subprocess.Popen(
             [sys.executable, "-m", "cs_pipeline.train", "--recipe", "small"], stdout=subprocess.PIPE, text=True
         )
         with killing(two, "1") as killed:
             success, lines, reason = launch(Launcher(kind="torchrun", processes=2), two, "small")
-        said, _ = alone.communicate(timeout=300)
+        output, _ = alone.communicate(timeout=300)
         assert alone.returncode == 0
         assert success, reason
         assert len(killed) == 1
         spools = [next(lake.path("train", "adapter", "small").glob("*.jsonl")).read_text() for lake in (one, two)]
         return {
-            "one": Trained(current_adapter("small", one), spools[0], said.splitlines()),
+            "one": Trained(current_adapter("small", one), spools[0], output.splitlines()),
             "two": Trained(current_adapter("small", two), spools[1], lines),
         }
 
@@ -100,17 +102,17 @@ def settings(batch_size: int, accumulation: int) -> TrainerSettings:
     ("batch_size", "accumulation", "processes", "expected"),
     [(8, 1, 1, 8), (8, 1, 2, 4), (4, 2, 2, 4), (4, 2, 4, 2), (1, 16, 4, 1), (8, 1, 3, 3), (8, 1, 8, 1), (2, 8, 2, 2)],
 )
-def test_a_step_is_shared(batch_size: int, accumulation: int, processes: int, expected: int) -> None:
+def test_a_step_is_divided_among_processes(batch_size: int, accumulation: int, processes: int, expected: int) -> None:
     assert micro_batch_rows(settings(batch_size, accumulation), processes) == expected
 
 
-def test_a_step_of_too_few_rows_is_refused() -> None:
+def test_a_step_with_too_few_rows_is_refused() -> None:
     with pytest.raises(PipelineError, match="8 rows, which is too few for 9 processes") as error:
         micro_batch_rows(settings(4, 2), 9)
     assert "at most 8" in error.value.fix
 
 
-def test_two_processes_give_what_one_gives(trained: dict[str, Trained]) -> None:
+def test_two_processes_give_the_same_result_as_one(trained: dict[str, Trained]) -> None:
     one, two = (trained[name].adapter for name in ("one", "two"))
     assert two.fingerprint == one.fingerprint
     assert set(two.manifest["files"]) == set(one.manifest["files"])
@@ -119,8 +121,8 @@ def test_two_processes_give_what_one_gives(trained: dict[str, Trained]) -> None:
     assert one.metrics["rows"] == ROWS
     assert one.metrics["steps"] == 10
     assert file_sha256(two.folder / "rows.parquet") == file_sha256(one.folder / "rows.parquet")
-    # The same float32 numbers summed in another order differ by some 1e-7 of themselves. One row that is repeated in one
-    # step of ten moves the loss by 2e-6 and the gradient by 3 %, which is why both are compared.
+    # Summing float32 numbers in another order changes the sum by about 1e-7. Repeating one row in one step of ten changes
+    # the loss by 2e-6 and the gradient by 3 %, so comparing both would show it.
     for key in ("validation_loss_before", "validation_loss_after"):
         assert two.metrics[key] == pytest.approx(one.metrics[key], rel=1e-6), key
     assert one.metrics["validation_loss_after"] < one.metrics["validation_loss_before"] - 0.05
@@ -132,28 +134,28 @@ def test_two_processes_give_what_one_gives(trained: dict[str, Trained]) -> None:
         assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
 
 
-def test_the_figures_are_of_both_processes(trained: dict[str, Trained]) -> None:
+def test_the_figures_cover_both_processes(trained: dict[str, Trained]) -> None:
     one, two = (trained[name].adapter.metrics for name in ("one", "two"))
     tokens = [round(metrics["tokens_per_second"] * metrics["seconds"]) for metrics in (one, two)]
     assert tokens[0] == tokens[1] > 5_000
-    # Twice a process was left without a row, and computed a token of nothing.
+    # Twice a process had no row left and computed one token of padding.
     assert tokens[1] / two["real_token_share"] - tokens[0] / one["real_token_share"] == pytest.approx(2, abs=0.01)
 
 
-def test_the_first_process_alone_reports(trained: dict[str, Trained]) -> None:
-    """Of the two attempts of two processes; the second went on from the first one's last checkpoint."""
+def test_only_the_first_process_reports(trained: dict[str, Trained]) -> None:
+    """In both attempts; the second one resumed from the last checkpoint of the first."""
     lines = Counter(trained["two"].lines)
     assert lines["[pipes] external process successfully opened dagster pipes."] == 2
     assert sum(count for line, count in lines.items() if line.startswith("The training was killed")) == 1
     (resumed,) = trained["two"].adapter.metrics["resumed_from"]
     assert lines[f"resumes from the checkpoint of step {resumed}"] == 1
     assert 1 <= resumed < 10
-    for said in (trained["one"].lines, trained["two"].lines):
-        assert len([line for line in said if line.startswith("adapter step 10/10")]) == 1
+    for lines_ in (trained["one"].lines, trained["two"].lines):
+        assert len([line for line in lines_ if line.startswith("adapter step 10/10")]) == 1
 
 
-def test_a_failure_of_any_process_is_said_once(world: Path, lake: DataLake, tmp_path: Path) -> None:
-    """``accelerate launch`` starts these; where there is no GPU they speak gloo, as with torchrun."""
+def test_a_failure_of_any_process_is_reported_once(world: Path, lake: DataLake, tmp_path: Path) -> None:
+    """Started by ``accelerate launch``; without a GPU the processes use gloo, as with torchrun."""
     make_lake(lake.root)
     script = tmp_path / "train.py"
     script.write_text(

@@ -1,4 +1,4 @@
-"""What a machine lets a training use, and the proof that packed rows neither see one another nor change the loss."""
+"""What the hardware allows, and that packed rows neither attend to one another nor change the loss."""
 
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,18 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
-from cs_pipeline.train.trainer import hardware as speed
+from cs_pipeline.train.trainer import hardware
 from cs_pipeline.train.trainer.hardware import _FLASH_ATTENTION, Hardware, choose_hardware
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_side
 
 PACKED = ["embedded", "phi2", "phi3", "mistral", "qwen3"]
-"""A family of each architecture that can be packed."""
+"""One family of each architecture that can be packed."""
 
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A function from a family to its tiny model, made once; it computes in float32."""
+    """A function from a family to its tiny model in float32, created once."""
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     made: dict[str, Any] = {}
@@ -35,14 +35,14 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def rows() -> list[dict[str, list[int]]]:
-    """Rows of different length, of which the loss sees the last three tokens."""
+    """Rows of different lengths, with labels for the last three tokens."""
     lengths = (5, 17, 9, 30)
     ids = [[7 + (3 * place + 11 * row) % 200 for place in range(length)] for row, length in enumerate(lengths)]
     return [{"input_ids": row, "labels": [IGNORE_INDEX] * (len(row) - 3) + row[-3:]} for row in ids]
 
 
 def nll(model: Any, batch: dict[str, Any]) -> Any:
-    """The negative log-likelihood of every supervised token of ``batch``, row after row."""
+    """The negative log-likelihood of each token with a label, row by row."""
     import torch
 
     labels = batch["labels"][:, 1:]
@@ -56,7 +56,7 @@ def nll(model: Any, batch: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("family", PACKED)
-def test_packed_rows_do_not_see_one_another(family: str, bases: Any) -> None:
+def test_packed_rows_do_not_attend_to_one_another(family: str, bases: Any) -> None:
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -67,10 +67,12 @@ def test_packed_rows_do_not_see_one_another(family: str, bases: Any) -> None:
     batch = DataCollatorForLanguageModeling(0, padding_free=True)(rows())
     assert batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in rows()))
     packed = nll(model, batch)
-    assert len(packed) == 3 * len(rows()), "the loss sees the answers alone"
+    assert len(packed) == 3 * len(rows()), "the loss covers answers only"
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
     seen = nll(model, {name: batch[name] for name in ("input_ids", "labels")})
-    assert not torch.allclose(seen[3:], padded[3:], rtol=1e-3), "rows that do see one another are found out"
+    assert not torch.allclose(seen[3:], padded[3:], rtol=1e-3), (
+        "the test would notice rows that do attend to one another"
+    )
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def recipe(tmp_path: Path) -> Recipe:
     """A training of a few steps on a tiny base in a folder."""
     return Recipe.model_validate(
         {
-            "name": "speed",
+            "name": "hardware",
             "description": "For this test.",
             "base": {"source": "path", "path": str(tiny_base(tmp_path / "base", "embedded"))},
             "quantization": "none",
@@ -95,10 +97,10 @@ def recipe(tmp_path: Path) -> Recipe:
     )
 
 
-def test_a_packed_training_is_the_padded_one(
+def test_packed_and_padded_training_give_the_same_result(
     recipe: Recipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the attention of this CPU, which keeps packed rows apart too, only slower than FlashAttention does."""
+    """On a CPU, whose attention also keeps packed rows apart, but more slowly than FlashAttention."""
     from safetensors.torch import load_file
 
     rows = [{**row, "response": row["response"] * (1 + i % 4)} for i, row in enumerate(company_rows(24))]
@@ -106,23 +108,23 @@ def test_a_packed_training_is_the_padded_one(
     write_side(lake, "validation", rows[:10])
 
     def trained(name: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-        said: list[str] = []
+        lines: list[str] = []
         base, folder = tmp_path / "base", tmp_path / name
         folder.mkdir()
         figures, _ = fine_tune(
-            recipe, lake, base, None, folder, tmp_path / f"{name}.work", said.append, lambda *_: None
+            recipe, lake, base, None, folder, tmp_path / f"{name}.work", lines.append, lambda *_: None
         )
-        return figures, load_file(folder / "adapter_model.safetensors"), said
+        return figures, load_file(folder / "adapter_model.safetensors"), lines
 
-    padded, padded_weights, padded_said = trained("padded")
-    monkeypatch.setattr(speed, "_unpacked", lambda *_: None)
-    monkeypatch.setattr(speed, "_FLASH_ATTENTION", "sdpa")
-    packed, packed_weights, packed_said = trained("packed")
+    padded, padded_weights, padded_lines = trained("padded")
+    monkeypatch.setattr(hardware, "_padding_reason", lambda *_: None)
+    monkeypatch.setattr(hardware, "_FLASH_ATTENTION", "sdpa")
+    packed, packed_weights, packed_lines = trained("packed")
 
     assert (padded["packing"], packed["packing"]) == (False, True)
     assert padded["real_token_share"] < 1 == packed["real_token_share"]
-    assert any("rows grouped by length (FlashAttention is not installed)" in line for line in padded_said)
-    assert any("rows packed without padding" in line for line in packed_said)
+    assert any("rows grouped by length (FlashAttention is not installed)" in line for line in padded_lines)
+    assert any("rows packed without padding" in line for line in packed_lines)
     assert padded["validation_loss_after"] < padded["validation_loss_before"]
     for name in ("validation_loss_before", "validation_loss_after"):
         assert packed[name] == pytest.approx(padded[name], rel=1e-4)
@@ -142,7 +144,7 @@ def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
     assert f"{family} cannot keep packed rows apart" in found.summary()
 
 
-def test_packing_hangs_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_depends_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     model = bases("embedded")
     machine_with_flash_attention(monkeypatch)
     assert choose_hardware(recipe, model) == Hardware("bfloat16", _FLASH_ATTENTION, None, False)
@@ -154,7 +156,7 @@ def test_packing_hangs_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeyp
     assert choose_hardware(recipe, model).padding_reason == "FlashAttention is not installed"
 
 
-def test_a_model_takes_up_the_attention(bases: Any) -> None:
+def test_the_attention_implementation_is_set_on_the_model(bases: Any) -> None:
     model = bases("embedded")
     for attention in ("eager", "sdpa"):
         Hardware("float32", attention, "as the recipe says", False).apply_to(model)
@@ -162,7 +164,7 @@ def test_a_model_takes_up_the_attention(bases: Any) -> None:
 
 
 def machine_with_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An Ampere GPU with FlashAttention, as far as anybody asks."""
+    """Pretends to be an Ampere GPU with FlashAttention."""
     monkeypatch.setattr("transformers.utils.import_utils.is_flash_attn_2_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)

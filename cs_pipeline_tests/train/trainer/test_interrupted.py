@@ -1,4 +1,4 @@
-"""The training process itself, killed and asked to stop, with the store of its metrics away."""
+"""The training process, killed and asked to stop, while the metrics store is unreachable."""
 
 import os
 import signal
@@ -14,25 +14,25 @@ from cs_pipeline.core.lake import file_sha256, read_json
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.tracking import get_or_create_run, open_store
 from cs_pipeline.train.adapter import find_adapter, metrics_spool, train_adapter
-from cs_pipeline_tests.support.little import Little, write_recipe
+from cs_pipeline_tests.support.little import SmallTraining, write_recipe
 
 STEPS = 48
 
 
 @pytest.fixture
-def little(tmp_path: Path) -> Little:
-    return Little.make(tmp_path)
+def little(tmp_path: Path) -> SmallTraining:
+    return SmallTraining.create(tmp_path)
 
 
 @pytest.fixture
-def recipe(little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+def recipe(little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setenv("CS_RECIPES", str(tmp_path / "recipes"))
     content = little.yaml(num_train_epochs=8, evaluations=4, checkpoint_seconds=0)
     return write_recipe(tmp_path / "recipes", "little", content)
 
 
-def interrupted(little: Little, number: signal.Signals, when: Callable[[Path], bool]) -> tuple[int, str]:
-    """Runs the entry point and sends it the signal as soon as ``when`` is true of its working folder; exit code, output."""
+def interrupted(little: SmallTraining, number: signal.Signals, when: Callable[[Path], bool]) -> tuple[int, str]:
+    """Runs the command and sends the signal as soon as ``when(working folder)`` is true; returns exit code and output."""
     process = subprocess.Popen(
         [sys.executable, "-m", "cs_pipeline.train", "--recipe", "little"],
         env={**os.environ, "CS_LAKE": str(little.lake.root)},
@@ -41,10 +41,10 @@ def interrupted(little: Little, number: signal.Signals, when: Callable[[Path], b
         text=True,
     )
     try:
-        give_up = time.monotonic() + 300
+        deadline = time.monotonic() + 300
         while not any(when(work) for work in little.lake.path("train", "adapter", "little").glob("*.work")):
             assert process.poll() is None, process.communicate()[0]
-            assert time.monotonic() < give_up
+            assert time.monotonic() < deadline
             time.sleep(0.002)
         process.send_signal(number)
         output, _ = process.communicate(timeout=120)
@@ -58,8 +58,8 @@ def saved(work: Path) -> int:
     return max((int(path.name.removeprefix("step-")) for path in work.glob("step-*")), default=0)
 
 
-def test_killed_then_asked_to_stop_then_finished(
-    little: Little, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_training_that_is_killed_and_then_stopped_can_be_finished(
+    little: SmallTraining, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = little.train(recipe, tmp_path / "undisturbed")
     assert undisturbed.figures["steps"] == STEPS
@@ -73,8 +73,8 @@ def test_killed_then_asked_to_stop_then_finished(
     code, output = interrupted(little, signal.SIGTERM, lambda work: saved(work) > first + 8)
     assert code == 143
     stopped = saved(work)
-    assert f"goes on from the checkpoint of step {first}" in output
-    assert f"Stopped by SIGTERM after step {stopped} of {STEPS}; everything up to there is kept." in output
+    assert f"resumes from the checkpoint of step {first}" in output
+    assert f"Stopped by SIGTERM after step {stopped} of {STEPS}" in output
     assert "Start the same training again" in output
     assert "Traceback" not in output
 
@@ -85,13 +85,13 @@ def test_killed_then_asked_to_stop_then_finished(
     (older / "adapter_model.safetensors").touch()
     lines: list[str] = []
     adapter = train_adapter(recipe, little.lake, lines.append)
-    assert f"goes on from the checkpoint of step {stopped}" in lines
+    assert f"resumes from the checkpoint of step {stopped}" in lines
     assert file_sha256(adapter.folder / "adapter_model.safetensors") == undisturbed.weights
     for name, figure in undisturbed.equal_figures.items():
         assert adapter.metrics[name] == figure, name
     assert adapter.metrics["resumed_from"] == [first, stopped]
 
-    # What each of the three measured is there once, in the order of the steps.
+    # The metrics of all three processes are there once, in the order of the steps.
     client = open_store(little.lake)
     run = get_or_create_run(client, little.lake, adapter.fingerprint, "little")
     metrics_spool("little", adapter.fingerprint, little.lake).replay(client, run)
@@ -101,6 +101,6 @@ def test_killed_then_asked_to_stop_then_finished(
 
     beside = {path.name for path in adapter.folder.parent.iterdir()}
     name = adapter.fingerprint
-    assert beside == {name, f"{name}.jsonl", f"{name}.sent"}, "nothing is left of what was needed to go on"
+    assert beside == {name, f"{name}.jsonl", f"{name}.sent"}, "the working folder is removed"
     assert read_json(little.lake.path("train", "adapter", "little.json")) == {"fingerprint": name}
     assert find_adapter(recipe, little.lake) is not None

@@ -1,4 +1,4 @@
-"""Lines of progress whose rate and time left are right, also where the training began at a checkpoint."""
+"""Progress lines have the right rate and time left, even after resuming from a checkpoint."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from cs_pipeline.train.trainer.progress import Meter, ProgressCallback
 
 
 class Clock:
-    """Stands still until it is told to go on."""
+    """A clock that only moves when a test changes it."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -32,7 +32,7 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(clock: Clock, first: int, last: int, lines: list[str], metrics: list[Any], history: list[Any]) -> Meter:
-    """Steps of two seconds with 8 tokens in 10 each; before the first one there are 30 seconds of validation."""
+    """Runs steps of two seconds with 8 tokens of text in 10, after 30 seconds of validation."""
     meter = Meter()
     callback = ProgressCallback(None, lines.append, lambda step, measured: metrics.append((step, measured)), meter)  # type: ignore[arg-type]
     state = TrainerState(global_step=first, max_steps=100, log_history=history)
@@ -52,7 +52,7 @@ def run(clock: Clock, first: int, last: int, lines: list[str], metrics: list[Any
     return meter
 
 
-def test_rate_and_time_left_from_the_beginning(clock: Clock) -> None:
+def test_rate_and_time_left_from_the_start(clock: Clock) -> None:
     lines: list[str] = []
     run(clock, 0, 12, lines, [], [])
     assert lines == [
@@ -64,7 +64,7 @@ def test_rate_and_time_left_from_the_beginning(clock: Clock) -> None:
 
 
 def test_rate_and_time_left_after_a_checkpoint(clock: Clock) -> None:
-    """Not as if the ninety steps before had been made in these seconds."""
+    """The ninety steps before the checkpoint do not count into the rate."""
     lines: list[str] = []
     metrics: list[Any] = []
     before = [{"step": 0, "eval_loss": 9.0}, {"step": 90, "loss": 0.9, "entropy": 1.0}]
@@ -77,7 +77,7 @@ def test_rate_and_time_left_after_a_checkpoint(clock: Clock) -> None:
     assert meter.totals() == {"real": 800, "padded": 1000, "seconds": 200}
 
 
-def test_later_it_says_less(clock: Clock) -> None:
+def test_progress_is_reported_less_often_after_a_minute(clock: Clock) -> None:
     lines: list[str] = []
     run(clock, 0, 75, lines, [], [])
     steps = [int(line.split()[2].partition("/")[0]) for line in lines]

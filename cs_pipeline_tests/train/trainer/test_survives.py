@@ -1,4 +1,4 @@
-"""Trainings that are killed, run out of memory or disk, or find their checkpoints damaged come to what others come to."""
+"""Trainings that are killed, run out of memory or disk, or have damaged checkpoints end with the same result."""
 
 import gc
 import itertools
@@ -18,30 +18,30 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train import finetune
-from cs_pipeline.train.trainer import peft_model as learners
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
-from cs_pipeline_tests.support.little import STEPS, Little, Outcome
+from cs_pipeline.train.trainer.peft_model import build_peft_model
+from cs_pipeline_tests.support.little import STEPS, Outcome, SmallTraining
 
 EACH_STEP = {"checkpoint_seconds": 0}
 
 
 @pytest.fixture(scope="module")
-def little(tmp_path_factory: pytest.TempPathFactory) -> Little:
-    return Little.make(tmp_path_factory.mktemp("little"))
+def little(tmp_path_factory: pytest.TempPathFactory) -> SmallTraining:
+    return SmallTraining.create(tmp_path_factory.mktemp("little"))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(little: Little, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """No checkpoint is ever written; all others write one after each step."""
+def undisturbed(little: SmallTraining, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """A training without checkpoints; the other tests write one after each step."""
     work = tmp_path_factory.mktemp("undisturbed") / "work"
     outcome = little.train(little.recipe(), work)
     assert not list(work.glob("step-*"))
     return outcome
 
 
-def killed(little: Little, recipe: Recipe, work: Path, at: Callable[[str, tuple[Any, ...]], bool]) -> bool:
-    """Trains in a forked process that kills itself before the operation at which ``at`` is true for event and arguments."""
-    gc.freeze()  # so that the child's garbage collection touches no page of its parent
+def killed(little: SmallTraining, recipe: Recipe, work: Path, at: Callable[[str, tuple[Any, ...]], bool]) -> bool:
+    """Trains in a forked process that kills itself before the first operation for which ``at(event, arguments)`` is true."""
+    gc.freeze()  # keeps the child's garbage collector from copying the parent's memory pages
     pid = os.fork()
     if pid:
         gc.unfreeze()
@@ -71,8 +71,9 @@ def opened(work: Path, name: str) -> Callable[[str, tuple[Any, ...]], bool]:
     return lambda event, arguments: event == "open" and arguments[0] == path
 
 
-def test_the_same_again_is_the_same(little: Little, undisturbed: Outcome, tmp_path: Path) -> None:
-    """Checkpoints change nothing."""
+def test_equal_input_gives_equal_output_with_and_without_checkpoints(
+    little: SmallTraining, undisturbed: Outcome, tmp_path: Path
+) -> None:
     outcome = little.train(little.recipe(**EACH_STEP), tmp_path / "work")
     assert outcome == undisturbed
     assert undisturbed.figures["steps"] == STEPS
@@ -80,34 +81,32 @@ def test_the_same_again_is_the_same(little: Little, undisturbed: Outcome, tmp_pa
     assert undisturbed.figures["loss"][-1]["loss"] < undisturbed.figures["loss"][0]["loss"]
 
 
-def test_another_order_or_another_dropout_would_be_seen(little: Little, undisturbed: Outcome, tmp_path: Path) -> None:
+def test_another_seed_gives_another_result(little: SmallTraining, undisturbed: Outcome, tmp_path: Path) -> None:
     assert little.train(little.recipe(seed=1), tmp_path / "work") != undisturbed
 
 
 @pytest.mark.parametrize("steps", [[1], [6, 7], [4, 9, 12]], ids=str)
-def test_killed_while_saving_and_gone_on_with(
-    little: Little, undisturbed: Outcome, tmp_path: Path, steps: list[int]
+def test_a_training_killed_while_saving_resumes_with_the_same_result(
+    little: SmallTraining, undisturbed: Outcome, tmp_path: Path, steps: list[int]
 ) -> None:
-    """Six steps an epoch: before any checkpoint; when the first epoch ends; in each, and again at the very end."""
+    """With six steps per epoch: killed before any checkpoint, around the end of an epoch, and several times."""
     recipe, work = little.recipe(**EACH_STEP), tmp_path / "work"
     for step in steps:
-        # After the last step nothing is saved any more but what was trained.
+        # After the last step, only the trained weights are saved.
         assert killed(little, recipe, work, renamed(step) if step < STEPS else opened(work, "adapter_config.json"))
     outcome = little.train(recipe, work)
     assert outcome.weights == undisturbed.weights
     assert outcome.equal_figures == undisturbed.equal_figures
-    went_on = [step - 1 for step in steps if step > 1]
-    assert outcome.figures["resumed_from"] == went_on
+    resumed = [step - 1 for step in steps if step > 1]
+    assert outcome.figures["resumed_from"] == resumed
     assert [line for line in outcome.lines if "checkpoint of step" in line] == [
-        f"goes on from the checkpoint of step {step}" for step in went_on[-1:]
+        f"resumes from the checkpoint of step {step}" for step in resumed[-1:]
     ]
     for step, measured in undisturbed.metrics.items():
-        assert outcome.metrics[step] == measured, (
-            "all metrics are handed on again, those from before the checkpoint too"
-        )
+        assert outcome.metrics[step] == measured, "metrics from before the checkpoint are reported again"
 
 
-def test_a_damaged_checkpoint_costs_a_step_and_no_more(little: Little, undisturbed: Outcome, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_costs_only_one_step(little: SmallTraining, undisturbed: Outcome, tmp_path: Path) -> None:
     recipe, work = little.recipe(**EACH_STEP), tmp_path / "work"
     assert killed(little, recipe, work, renamed(9))
     state = work / "step-00000008" / "state.safetensors"
@@ -118,7 +117,7 @@ def test_a_damaged_checkpoint_costs_a_step_and_no_more(little: Little, undisturb
     assert "set aside as broken-00000008" in outcome.lines[1]
 
 
-def test_nothing_that_is_read_is_a_pickle(little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_pickle_is_read(little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, work = little.recipe(**EACH_STEP), tmp_path / "work"
     assert killed(little, recipe, work, renamed(5))
     assert {path.suffix for path in work.rglob("step-*/*")} == {".json", ".safetensors"}
@@ -135,12 +134,12 @@ def test_nothing_that_is_read_is_a_pickle(little: Little, tmp_path: Path, monkey
 
 
 def scarce(monkeypatch: pytest.MonkeyPatch, most: Callable[[], int]) -> list["weakref.ref[Any]"]:
-    """A model that has no memory for more rows than ``most`` says when it is trained; the models that were made."""
+    """Lets training fail with more than ``most()`` rows at once; returns weak references to the models that were built."""
     made: list[weakref.ref[Any]] = []
 
-    def learner(*args: Any) -> Any:
-        assert [model for model in made if model() is not None] == [], "the failed attempt's model still fills memory"
-        model = learners.build_peft_model(*args)
+    def build(*args: Any) -> Any:
+        assert [model for model in made if model() is not None] == [], "the failed attempt's model is still in memory"
+        model = build_peft_model(*args)
 
         def refuse(module: Any, positional: Any, named: dict[str, Any]) -> None:
             if module.training and named["input_ids"].shape[0] > most():
@@ -150,12 +149,12 @@ def scarce(monkeypatch: pytest.MonkeyPatch, most: Callable[[], int]) -> list["we
         made.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(finetune, "learner", learner)
+    monkeypatch.setattr(finetune, "build_peft_model", build)
     return made
 
 
-def test_out_of_memory_halves_the_micro_batch_and_not_the_step(
-    little: Little, undisturbed: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_halves_the_micro_batch_but_not_the_step(
+    little: SmallTraining, undisturbed: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configured = little.train(
         little.recipe(per_device_train_batch_size=2, gradient_accumulation_steps=4), tmp_path / "configured"
@@ -169,14 +168,14 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_step(
     assert f["loss"][-1]["loss"] == pytest.approx(undisturbed.figures["loss"][-1]["loss"], rel=1e-2)  # other dropout
     (line,) = [line for line in outcome.lines if "do not fit into memory" in line]
     assert "4 rows at once" in line
-    assert "goes on with 2, still 8 per step" in line
+    assert "continues with 2, still 8 per step" in line
     assert "trainer.per_device_train_batch_size: 2, trainer.gradient_accumulation_steps: 4" in line
 
 
-def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(
-    little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_out_of_memory_in_the_middle_resumes_from_the_checkpoint(
+    little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without dropout, whose random numbers depend on the batch, halved is the same up to rounding."""
+    """Without dropout, whose random numbers depend on the batch size, the result is the same up to rounding."""
     lora = {"lora": little.recipe().lora.model_copy(update={"lora_dropout": 0.0})}  # type: ignore[union-attr]
     whole = little.train(little.recipe().model_copy(update=lora), tmp_path / "whole")
     gone: list[bool] = []
@@ -195,8 +194,8 @@ def test_out_of_memory_in_the_middle_goes_on_from_the_checkpoint(
     assert f["validation_loss_after"] == pytest.approx(whole.figures["validation_loss_after"], rel=1e-5)
 
 
-def test_what_memory_holds_is_remembered_by_who_goes_on(
-    little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_resumed_training_remembers_how_many_rows_fit(
+    little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe, work = little.recipe(**EACH_STEP), tmp_path / "work"
     scarce(monkeypatch, lambda: 2)
@@ -206,21 +205,23 @@ def test_what_memory_holds_is_remembered_by_who_goes_on(
     assert len(made) == 1, "it does not run out of memory again"
 
 
-def test_no_memory_for_a_single_row_is_an_error_that_names_what_to_change(
-    little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_if_a_single_row_does_not_fit_the_error_says_what_to_change(
+    little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scarce(monkeypatch, lambda: 0)
-    with pytest.raises(PipelineError, match="Memory does not suffice for the longest row alone") as error:
+    with pytest.raises(PipelineError, match="Even the longest row alone does not fit into memory") as error:
         little.train(little.recipe(per_device_train_batch_size=2), tmp_path / "work")
     for key in ("max_length", "gradient_checkpointing", "nf4"):
         assert key in error.value.fix
 
 
-def test_another_error_is_not_taken_for_it(little: Little, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def learner(*args: Any) -> Any:
+def test_other_errors_are_not_taken_for_a_lack_of_memory(
+    little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*args: Any) -> Any:
         raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
 
-    monkeypatch.setattr(finetune, "learner", learner)
+    monkeypatch.setattr(finetune, "build_peft_model", build)
     with pytest.raises(RuntimeError, match="The size of tensor a"):
         little.train(little.recipe(), tmp_path / "work")
 
@@ -230,18 +231,18 @@ def test_another_error_is_not_taken_for_it(little: Little, tmp_path: Path, monke
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 400 kB; a checkpoint takes 68."""
+    """A disk of 400 kB; a checkpoint takes 68 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)], capture_output=True)
     if mount.returncode:
-        pytest.skip("this user may not mount a disk of its own")
+        pytest.skip("this user may not mount a disk")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_and_the_training_goes_on_when_there_is_room(
-    little: Little, undisturbed: Outcome, small_disk: Path, tmp_path: Path
+def test_a_full_disk_is_reported_and_the_training_resumes_when_there_is_room(
+    little: SmallTraining, undisturbed: Outcome, small_disk: Path, tmp_path: Path
 ) -> None:
     recipe, work = little.recipe(**EACH_STEP), small_disk / "work"
     filler = small_disk / "somebody else's"
@@ -273,14 +274,14 @@ FORGETFUL = {
 
 
 @pytest.fixture(scope="module")
-def forgetful(little: Little, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
-    """What it came to, and the adapter's folder."""
+def forgetful(little: SmallTraining, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """The outcome, and the adapter's folder."""
     work = tmp_path_factory.mktemp("forgetful") / "work"
     return little.train(little.recipe(**FORGETFUL), work), work.with_name("work.out")
 
 
 def test_the_weights_of_the_lowest_validation_loss_are_kept(
-    little: Little, forgetful: tuple[Outcome, Path], tmp_path: Path
+    little: SmallTraining, forgetful: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
     outcome, folder = forgetful
     f = outcome.figures
@@ -292,7 +293,7 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
     # A run that ends at the best step, with the same schedule up to there, has the same weights.
     ends_there = little.recipe(**FORGETFUL | {"num_train_epochs": None, "max_steps": f["best_step"], "evaluations": 1})
     assert little.train(ends_there, tmp_path / "work").weights == outcome.weights
-    # Measured as evaluation does it, in batches of its own, per token of answers and stop tokens, they are as good.
+    # Evaluation, with batches of its own, measures the same loss per token.
     model = SupportModel(ends_there, little.base, folder)
     rows = little.lake.read("prepare", "validation_split").to_pylist()
     questions, answers = ([row[name] for row in rows] for name in ("instruction", "response"))
@@ -301,8 +302,8 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(
     assert f["validation_loss_after"] == pytest.approx(nll / tokens, rel=1e-5)
 
 
-def test_patience_ends_the_training_and_an_interruption_changes_nothing(
-    little: Little, forgetful: tuple[Outcome, Path], tmp_path: Path
+def test_early_stopping_ends_the_training_and_an_interruption_changes_nothing(
+    little: SmallTraining, forgetful: tuple[Outcome, Path], tmp_path: Path
 ) -> None:
     recipe = little.recipe(**FORGETFUL, **EACH_STEP, early_stopping_patience=1)
     patient = forgetful[0].figures["validation_loss"]
@@ -312,16 +313,16 @@ def test_patience_ends_the_training_and_an_interruption_changes_nothing(
     assert impatient.figures["validation_loss"] == patient[: risen + 2]
     assert impatient.figures["best_step"] == 3 * (risen + 1)
     assert impatient.figures["steps"] == 3 * (risen + 2) < 36
-    # Killed after the last checkpoint: nothing is left to train, and no step may be added.
+    # Killed after the last checkpoint: nothing is left to train, so no step may be added.
     assert killed(little, recipe, tmp_path / "killed", opened(tmp_path / "killed", "adapter_config.json"))
     outcome = little.train(recipe, tmp_path / "killed")
     assert (outcome.weights, outcome.equal_figures) == (impatient.weights, impatient.equal_figures)
 
 
-def test_a_training_that_diverges_is_said_at_once_and_keeps_nothing_to_go_on_from(
-    little: Little, tmp_path: Path
+def test_a_diverging_training_is_reported_at_once_and_leaves_no_checkpoint(
+    little: SmallTraining, tmp_path: Path
 ) -> None:
     with pytest.raises(PipelineError, match="the recipe 'little' diverged") as error:
         little.train(little.recipe(**EACH_STEP, learning_rate=1e30), tmp_path / "work")
-    assert "step 10" in error.value.what, "the first one that is logged"
+    assert "step 10" in error.value.what, "the first logged step"
     assert Checkpoints(tmp_path / "work", print).newest() is None
