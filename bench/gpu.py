@@ -1,12 +1,12 @@
-"""Where a CUDA GPU is: plain TRL with the published Phi-3-mini settings beside this project's ways to train, step by step.
+"""Training on a CUDA GPU: plain TRL with the published Phi-3-mini settings, and ours, one change at a time.
 
     python -m bench.gpu [--model microsoft/Phi-3-mini-4k-instruct] [--rows 320] [--rounds 3] [--write]
     python -m bench.gpu --toy
 
-The model has the published shape and random weights, the rows are the project's own: nothing is downloaded. Each arm of the
-training changes one thing of the arm before; all train on the same tokens, and from the same loss. Beside it: the memory of
-TRL's fused loss against logits of the whole vocabulary, and answers in batches against one by one. ``--toy`` runs all of
-it at a size for a CPU, which says that it works, and nothing about speed.
+The model has the published shape and random weights, and the rows are generated: nothing is downloaded. Each training arm
+changes one thing of the previous arm; all arms train on the same tokens and start at the same loss. The benchmark also
+measures the memory of TRL's fused loss against full logits, and generation in batches against one by one. ``--toy`` runs
+everything at a size for a CPU; that shows that it works and says nothing about speed.
 """
 
 import gc
@@ -43,7 +43,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "… packed": {"packing": True},
     "… 32 rows a step, not four": {"per_device_train_batch_size": 32},
 }
-"""What each arm of the training changes of the arm before."""
+"""What each training arm changes compared with the previous one."""
 
 TOY = {
     "model_type": "llama",
@@ -56,11 +56,11 @@ TOY = {
     "tie_word_embeddings": False,
 }
 CLOSE = 0.02
-"""By how much of itself the loss before the training may differ: NF4 rounds the weights."""
+"""Maximum relative difference of the loss before training: NF4 rounds the weights."""
 
 
 class Bench:
-    """A lake of sample rows, a base of random weights, and the arms on them; all in ``folder``."""
+    """A lake of sample rows, a base with random weights, and the arms; all files are in ``folder``."""
 
     def __init__(self, folder: Path, shape: dict[str, Any], rows: int) -> None:
         self.folder, self.shape = folder, shape
@@ -95,7 +95,7 @@ class Bench:
         )
 
     def recipes(self) -> dict[str, Recipe]:
-        """The recipe of each arm; plain TRL's is that of ours with the published settings."""
+        """The recipe of each arm. Plain TRL has the same recipe as ours with the published settings."""
         changes: dict[str, Any] = {}
         found = {PLAIN: self.recipe()}
         for name, change in STEPS.items():
@@ -104,7 +104,7 @@ class Bench:
         return found
 
     def ours(self, recipe: Recipe) -> dict[str, Any]:
-        """The figures of a training by ``recipe``."""
+        """The figures of a training run with ``recipe``."""
         self.runs += 1
         folder, work = (self.folder / f"{name}{self.runs}" for name in ("adapter", "work"))
         folder.mkdir()
@@ -112,7 +112,7 @@ class Bench:
         return figures
 
     def plain(self, recipe: Recipe) -> dict[str, Any]:
-        """The same figures of TRL's own trainer, given the published settings and the same tokens."""
+        """The same figures from TRL's own trainer with the published settings and the same tokens."""
         from datasets import Dataset
         from peft import LoraConfig, prepare_model_for_kbit_training
         from transformers import PrinterCallback
@@ -172,7 +172,7 @@ class Bench:
         }
 
     def training(self, rounds: int) -> dict[str, Any]:
-        """All arms in turn; raises AssertionError when they do not train on the same tokens from the same loss."""
+        """Runs all arms in turn. Raises AssertionError if they do not train on the same tokens or start at the same loss."""
         recipes = self.recipes()
 
         def arm(name: str) -> dict[str, Any]:
@@ -184,7 +184,7 @@ class Bench:
         tokens = {round(run["tokens_per_second"] * run["seconds"]) for runs in figures.values() for run in runs}
         assert max(tokens) - min(tokens) <= 1, f"the arms trained on different numbers of tokens: {tokens}"
         losses = [run["validation_loss_before"] for runs in figures.values() for run in runs]
-        assert max(losses) / min(losses) - 1 < CLOSE, f"the arms begin at different losses: {losses}"
+        assert max(losses) / min(losses) - 1 < CLOSE, f"the arms start at different losses: {losses}"
         peak = peak_of(_device())
         told: dict[str, Any] = {}
         for name, runs in figures.items():
@@ -202,7 +202,7 @@ class Bench:
         return {"tokens": tokens.pop(), "peak_operations_per_second": peak, "arms": told}
 
     def loss(self, rows: int, length: int, rounds: int) -> dict[str, Any]:
-        """Memory and time of forward and backward pass with TRL's fused loss, and with logits of the whole vocabulary."""
+        """Memory and time of a forward and backward pass with TRL's fused loss and with full logits."""
         import torch
         from trl.trainer.utils import add_fused_lm_head
 
@@ -238,7 +238,7 @@ class Bench:
 
 
 def measure(folder: Path, shape: dict[str, Any], rows: int, rounds: int) -> dict[str, Any]:
-    """All parts; raises AssertionError where two arms do not compute the same."""
+    """Runs all parts. Raises AssertionError if two arms do not compute the same."""
     import datasets
 
     quiet_libraries()
@@ -277,15 +277,17 @@ def _forget_peak() -> None:
 
 
 def _peak_gib() -> float:
-    """Of the GPU; 0 without one."""
+    """Peak GPU memory; 0 without a GPU."""
     import torch
 
     return torch.cuda.max_memory_allocated() / 2**30 if _on_gpu() else 0.0
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """The figures for people."""
-    training = Table("training", "tokens/s", "times the one before", "utilisation", "peak GiB", title=result["device"])
+    """The figures as tables."""
+    training = Table(
+        "training", "tokens/s", "times the previous one", "utilisation", "peak GiB", title=result["device"]
+    )
     before = None
     for name, arm in result["training"]["arms"].items():
         rate, share = arm["tokens_per_second"], arm["utilisation"]
@@ -307,11 +309,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept as results/gpu-DATE.json."""
+    """Measures and prints; with --write, saves the result as results/gpu-DATE.json."""
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--model", default="microsoft/Phi-3-mini-4k-instruct")
     parser.add_argument("--rows", type=int, default=320)
-    parser.add_argument("--toy", action="store_true", help="at a size for a CPU")
+    parser.add_argument("--toy", action="store_true", help="a size for a CPU")
     given = parser.parse_args()
     if not (given.toy or _on_gpu()):
         parser.error("there is no CUDA GPU here; --toy shows on a CPU that it works")

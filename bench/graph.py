@@ -1,11 +1,10 @@
-"""What the Dagster graph takes above the functions that it calls, per step, in process.
+"""The overhead of the Dagster graph per step, over the functions that it calls, in process.
 
     python -m bench.graph [--recipe smoke] [--rounds 5] [--write]
 
-It materialises the whole job on the project's sample rows in a lake of its own, once to make everything and then round by
-round with nothing to do anew. Each asset's and check's own function is timed inside the very run that is measured: what is
-left of the run's wall time is Dagster's, its event log and metadata included. The training, which has a process of its own,
-counts as the asset's function.
+It materialises the whole job on the sample rows in a new lake: once from scratch, then ``--rounds`` times with nothing left
+to do. The function of each asset and check is timed inside the measured run; the rest of the run's wall time is Dagster's,
+including its event log and metadata. Training has its own process and counts as the asset's function.
 """
 
 import functools
@@ -25,11 +24,11 @@ from rich.table import Table
 from bench.side_by_side import arguments, machine, report
 
 MOST = 0.15
-"""Seconds per step that the graph may take for itself."""
+"""Maximum overhead of the graph, in seconds per step."""
 
 
 class Stopwatch:
-    """Seconds inside the functions that it wraps, of the clock and of the processor; one runs at a time."""
+    """Wall-clock and CPU seconds inside the wrapped functions, which run one at a time."""
 
     def __init__(self) -> None:
         self.seconds = self.processor = 0.0
@@ -44,7 +43,7 @@ class Stopwatch:
             self.processor += time.process_time() - used
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, whose time counts; one that yields is timed while it works, not while it waits."""
+        """``function``, timed. A generator is timed while it runs, not while it waits."""
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
@@ -69,7 +68,7 @@ class Stopwatch:
 
 @contextmanager
 def watched(job: dg.JobDefinition) -> Iterator[Stopwatch]:
-    """A stopwatch on the functions of all assets and checks of ``job``."""
+    """Times the functions of all assets and checks of ``job``."""
     stopwatch = Stopwatch()
     operations: list[Any] = list(job.graph.node_defs)
     plain = [operation._compute_fn for operation in operations]
@@ -83,7 +82,7 @@ def watched(job: dg.JobDefinition) -> Iterator[Stopwatch]:
 
 
 def measure(job: dg.JobDefinition, recipe: str, home: Path, rounds: int) -> dict[str, Any]:
-    """Runs ``job`` for the partition ``recipe`` once and ``rounds`` times again, on a Dagster instance in ``home``."""
+    """Runs ``job`` for the partition ``recipe`` once, then ``rounds`` times again, on a Dagster instance in ``home``."""
     home.mkdir(parents=True)
     runs = []
     with dg.DagsterInstance.local_temp(str(home), {"telemetry": {"enabled": False}}) as instance:
@@ -127,7 +126,7 @@ def main() -> None:
         job = defs.resolve_job_def("support_model")
         result = about | measure(job, given.recipe, Path(folder, "dagster"), given.rounds)
     title = "the graph above its functions, per step"
-    table = Table("run", "steps", "wall s", "functions s", "above s", "of the processor", title=title)
+    table = Table("run", "steps", "wall s", "functions s", "overhead s", "CPU overhead s", title=title)
     for name, run in [("first", result["first"]), *((f"again {i + 1}", run) for i, run in enumerate(result["again"]))]:
         told = (run[key] for key in ("above_per_step", "processor_above_per_step"))
         spent = (run[key] for key in ("wall", "functions"))

@@ -1,11 +1,11 @@
-"""Training on batches grouped by length beside training on random ones: tokens a second, and the loss they end at.
+"""Training on batches grouped by length and on random batches: tokens per second and final loss.
 
     python -m bench.grouping [FILE] [--rows 1500] [--epochs 2] [--rounds 3] [--write]
 
-FILE holds rows in the Bitext schema; without it the project's own sample rows are trained on, whose lengths differ less.
-Both arms fine-tune the embedded base, all weights of it, with the trainer, the collator and the loss of the recipes; only
-which rows share a micro-batch differs. Before, both ways of batching must give the same loss of the same rows to the same
-weights. From random weights they do not end alike: after 3 epochs at the base's own rate 3.90 grouped, 3.12 random.
+FILE holds rows in the Bitext schema; without it the sample rows are used, whose lengths differ less. Both arms fine-tune all
+weights of the embedded base with the recipes' trainer, collator and loss; only the assignment of rows to micro-batches
+differs. Before training, both must give the same loss for the same rows and weights. From random weights they end
+differently: 3.90 grouped and 3.12 random after 3 epochs at the base's own learning rate.
 """
 
 import tempfile
@@ -28,7 +28,7 @@ from cs_pipeline.train.trainer.batches import Batches, data_loader
 
 BATCH, LONGEST, RATE = 16, 512, 1e-3
 CLOSE = 0.03
-"""By how much of itself the validation loss may differ: the arms see the same rows in another order."""
+"""Maximum relative difference of the validation loss: the arms see the same rows in a different order."""
 
 
 class RandomBatches(Batches):
@@ -43,7 +43,7 @@ KINDS: dict[str, type[Batches]] = {"grouped": Batches, "random": RandomBatches}
 
 
 class Bench:
-    """The rows as tokens, and what one arm does with them."""
+    """The tokenized rows, and the training run of one arm."""
 
     def __init__(self, rows: pd.DataFrame, epochs: int, base: EmbeddedBase, folder: Path) -> None:
         self.epochs, self.folder = epochs, folder
@@ -82,7 +82,7 @@ class Bench:
         return nll / tokens
 
     def trained(self, kind: str) -> Any:
-        """The model after its epochs on batches of ``kind``."""
+        """Trains the model on batches of ``kind`` and returns it."""
         from datasets import Dataset
         from transformers import PrinterCallback
         from trl.trainer.sft_config import SFTConfig
@@ -118,18 +118,18 @@ class Bench:
 
 
 def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
-    """Both arms; raises AssertionError when they do not compute the same."""
+    """Runs both arms. Raises AssertionError if they do not compute the same."""
     from cs_pipeline.llm.model import quiet_libraries
 
     quiet_libraries()
     bench = Bench(rows, epochs, base, folder)
     start = bench.model()
     before = {kind: bench.loss(start, kind, bench.validation) for kind in KINDS}
-    assert abs(before["grouped"] - before["random"]) < 1e-4, f"the same rows, other losses: {before}"
+    assert abs(before["grouped"] - before["random"]) < 1e-4, f"different losses for the same rows: {before}"
     arms = in_turn({kind: partial(bench.trained, kind) for kind in KINDS}, rounds)
     after = {kind: bench.loss(arm.computed[-1], "grouped", bench.validation) for kind, arm in arms.items()}
-    assert abs(after["grouped"] / after["random"] - 1) < CLOSE, f"the arms end at other losses: {after}"
-    assert max(after.values()) < before["grouped"], f"nothing was learnt: {before}, {after}"
+    assert abs(after["grouped"] / after["random"] - 1) < CLOSE, f"the arms end at different losses: {after}"
+    assert max(after.values()) < before["grouped"], f"nothing was learned: {before}, {after}"
     padded = {kind: sum(b["input_ids"].numel() for b in bench.collated(kind, bench.train)) for kind in KINDS}
     return {
         "rows": len(rows),

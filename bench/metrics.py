@@ -1,11 +1,11 @@
-"""Scoring answers beside their references: this package's row statistics, and rouge-score and sacreBLEU row by row.
+"""Scoring answers against references: this package's row statistics, and rouge-score and sacreBLEU row by row.
 
     python -m bench.metrics [FILE] [--answers 10000] [--systems 5] [--beside 300] [--rounds 3] [--write]
 
-FILE holds rows in the Bitext schema; without it the project's own sample rows are scored, whose answers are shorter. A
-system answers with other rows' answers. First the two arms score the same ``--beside`` answers, and must give the same
-ROUGE, chrF and BLEU; then the whole metric part of an evaluation is timed: row statistics of ``--answers`` answers of each
-system, the scores and differences with their intervals, and all slices.
+FILE holds rows in the Bitext schema; without it the sample rows are scored, whose answers are shorter. Each system answers
+with the answers of other rows. First both arms score the same ``--beside`` answers and must give the same ROUGE, chrF and
+BLEU. Then the whole metric part of an evaluation is timed: row statistics of ``--answers`` answers per system, scores and
+differences with intervals, and all slices.
 """
 
 import time
@@ -24,31 +24,31 @@ from cs_pipeline.evaluate.slices import slice_scores
 from cs_pipeline.ingest.sample import sample_rows
 
 MOST = 60.0
-"""Seconds that the metric part may take for 10,000 answers of each of 5 systems."""
+"""Maximum seconds of the metric part for 10,000 answers of each of 5 systems."""
 
 SCORES = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")
 CLOSE = 1e-6
 
 
 def read_rows(file: Path | None, count: int) -> pd.DataFrame:
-    """``count`` rows in the Bitext schema drawn at random, with repetitions where there are fewer."""
+    """A random sample of ``count`` rows in the Bitext schema, with repetitions if there are fewer."""
     rows = sample_rows() if file is None else pd.read_csv(file, dtype=str, keep_default_na=False)
     return rows.sample(count, replace=count > len(rows), random_state=0).reset_index(drop=True)
 
 
 def answers_of(rows: pd.DataFrame, system: int) -> list[str]:
-    """What a system answers: other rows' answers, each system other ones."""
+    """The answers of a system: those of other rows, different for each system."""
     return rows["response"].sample(frac=1, random_state=system + 1).tolist()
 
 
 def ours(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The scores by this package."""
+    """This package's scores."""
     scores = corpus_scores(row_statistics([""] * len(answers), answers, references), SCORES)
     return {name: score or 0.0 for name, score in scores.items()}
 
 
 def packages(answers: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The scores as the packages give them: ROUGE and chrF of each row, BLEU of all."""
+    """The libraries' scores: ROUGE and chrF of each row, BLEU of all rows."""
     import sacrebleu
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -64,7 +64,7 @@ def packages(answers: Sequence[str], references: Sequence[str]) -> dict[str, flo
 
 
 def metric_part(rows: pd.DataFrame, systems: int) -> dict[str, dict[str, float]]:
-    """Seconds of each step of an evaluation's metric part, of the clock and of the processor."""
+    """Wall-clock and CPU seconds of each step of an evaluation's metric part."""
     steps: dict[str, dict[str, float]] = {}
     started, used = time.perf_counter(), time.process_time()
 
@@ -98,14 +98,14 @@ def metric_part(rows: pd.DataFrame, systems: int) -> dict[str, dict[str, float]]
 
 
 def measure(file: Path | None, answers: int, systems: int, beside: int, rounds: int) -> dict[str, Any]:
-    """Both arms, then the whole; raises AssertionError when the arms do not give the same scores."""
+    """Runs both arms, then the whole metric part. Raises AssertionError if the arms give different scores."""
     rows = read_rows(file, answers)
     few = rows.head(beside)
     texts = (answers_of(few, 0), few["response"].tolist())
     arms = in_turn({"ours": lambda: ours(*texts), "packages": lambda: packages(*texts)}, rounds)
     scores = {name: arm.computed[-1] for name, arm in arms.items()}
     gap = max(abs(scores["ours"][name] - scores["packages"][name]) for name in SCORES)
-    assert gap < CLOSE, f"the arms give other scores, {gap} apart: {scores}"
+    assert gap < CLOSE, f"the arms give different scores ({gap} apart): {scores}"
     return {
         "beside": beside,
         "arms": {name: arm.facts() | {"scores": scores[name]} for name, arm in arms.items()},
@@ -127,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     about = machine("numpy", "pandas", "rouge-score", "sacrebleu") | {"file": given.file and given.file.name}
     result = about | measure(given.file, given.answers, given.systems, given.beside, given.rounds)
-    table = Table("", "seconds", "of the processor", title=f"{given.answers:,} answers × {given.systems} systems")
+    table = Table("", "seconds", "CPU seconds", title=f"{given.answers:,} answers × {given.systems} systems")
     for name, arm in result["arms"].items():
         processor = sorted(arm["processor_seconds"])[len(arm["processor_seconds"]) // 2]
         table.add_row(f"{given.beside} answers by {name}", f"{arm['median']:.2f}", f"{processor:.2f}")

@@ -1,14 +1,14 @@
-"""What landing 1 % new rows costs in the stage prepare, beside rebuilding all of it, in one run.
+"""The cost of landing 1 % new rows in the prepare stage, compared with a full rebuild, in one run.
 
     python bench/prepare.py [--rows 1000000] [--write]
 
-It makes a company's raw conversations, a hundredth of them a day, prepares all but the last day, and then measures
+It generates a company's raw conversations, one percent per day, prepares all but the last day, and then measures
 
-- landing: that last day is cleaned and joined to what stands, the sides are taken and checked;
-- full rebuild: everything that prepare makes, from the raw rows of both sources, in a lake without prepare. Cleaning a day
-  hangs on that day alone, so each day is cleaned once, its time is counted, and the cleaned days are carried over.
+- landing: the last day is cleaned and joined to the existing rows; the sides are written and checked;
+- full rebuild: every table of prepare from the raw rows of both sources, in a lake without prepare. Cleaning a day
+  depends only on that day, so each day is cleaned once, its time is counted, and the cleaned days are carried over.
 
-Both end with the same tables, which is checked.
+Both must end with the same tables.
 """
 
 import argparse
@@ -46,9 +46,9 @@ from cs_pipeline.text.clean import clean
 
 DAYS = 100
 MOST = 0.05
-"""The share of a full rebuild that landing a hundredth may cost."""
+"""Maximum cost of landing one percent, as a share of a full rebuild."""
 
-# What customers add to a question, so that few are equal: made-up words and digits stand in the slots.
+# Additions to the questions, so that few are equal: the slots are filled with made-up words and digits.
 DETAILS = [
     "It is about the {word} {word} in {word}.",
     "I bought the {word} {digit} weeks ago in your shop in {word}.",
@@ -61,7 +61,7 @@ DETAILS = [
 
 
 def made(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
-    """``rows`` raw conversations of one question and one answer, dealt to DAYS days: (day, INTERACTION table)."""
+    """``rows`` raw conversations of one question and one answer, spread over DAYS days: (day, INTERACTION table)."""
     rng = random.Random(seed)
     sample = sample_rows(max(270, min(rows // 10, 60_000)), seed=1)
     pairs = list(zip(sample["instruction"], sample["response"], strict=True))
@@ -117,7 +117,7 @@ def made(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
 
 
 class Clock:
-    """Seconds of each step, of the clock and of the processor: other work on the machine makes only the first longer."""
+    """Wall-clock and CPU seconds of each step; other work on the machine makes only the wall clock longer."""
 
     def __init__(self) -> None:
         self.steps: dict[str, np.ndarray] = {}
@@ -137,7 +137,7 @@ class Clock:
 
 
 def prepare_bitext(lake: DataLake, clock: Clock) -> None:
-    """Bitext's own assets of prepare, from the raw rows."""
+    """Prepares the Bitext rows, from the raw rows on."""
     raw = lake.read("ingest", "bitext_conversations")
     with clock("clean_bitext"):
         cleaned = clean(raw)
@@ -149,14 +149,14 @@ def prepare_bitext(lake: DataLake, clock: Clock) -> None:
 
 
 def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
-    """The partitions of clean_interactions."""
+    """Materialises the partitions of clean_interactions."""
     for day in days:
         with clock("clean_interactions"):
             clean_day(lake, Company(), day)
 
 
 def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
-    """The assets from conversations on, with the check that nothing leaks; returns the conversations."""
+    """Materialises conversations and what follows, checks for leaks, and returns the conversations."""
     with clock("conversations"):
         rows = join_conversations(lake).rows
     with clock("no_leakage"):
@@ -168,7 +168,7 @@ def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
 
 
 def measure(rows: int, folder: Path) -> dict[str, Any]:
-    """Both arms in ``folder``; raises AssertionError when they do not end alike."""
+    """Runs both arms in ``folder``. Raises AssertionError if their tables differ."""
     lake, rebuilt = DataLake(folder / "landing"), DataLake(folder / "rebuilt")
     raw, _ = load_bitext("sample", folder)
     lake.write("ingest", "bitext_conversations", raw, CONVERSATION)
@@ -219,7 +219,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hang on."""
+    """The conditions of the measurement."""
     packages = ("numpy", "pandas", "pyarrow", "scipy", "scikit-learn", "presidio-analyzer")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -237,10 +237,10 @@ def _peak_memory() -> int:
 
 
 def main() -> None:
-    """Measures and prints; with --write the result is kept in bench/results."""
+    """Measures and prints; with --write, saves the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--write", action="store_true", help="keep the result in bench/results/prepare.json")
+    parser.add_argument("--write", action="store_true", help="save the result as bench/results/prepare.json")
     given = parser.parse_args()
     about = machine()
     with tempfile.TemporaryDirectory(prefix="bench-prepare-") as folder:

@@ -1,10 +1,10 @@
-"""The retrieval index beside scikit-learn's plain sparse product: making it, adding to it, and looking a question up.
+"""The retrieval index and scikit-learn's plain sparse product: building, adding rows, and looking up a question.
 
     python -m bench.retrieval [FILE] [--rows 24000] [--asked 300] [--rounds 3] [--write]
 
-FILE holds rows in the Bitext schema; without it, or for more rows than it has, questions are made of the project's own
-grammar and of made-up words, so that no two are alike. ``--asked`` of them are kept out and looked up one by one, as in
-serving. The true nearest is what the plain product finds; a row is as near if its cosine there is the same.
+FILE holds rows in the Bitext schema; without it, or for more rows than it has, questions are generated from the project's
+grammar and made-up words, so that no two are similar. ``--asked`` of them are held out and looked up one by one, as in
+serving. The true nearest row is the one that the plain product finds, or any row with the same cosine.
 """
 
 import random
@@ -28,11 +28,11 @@ from cs_pipeline.retrieval.index import RetrievalIndex, write_index
 from cs_pipeline.retrieval.similarity import CHARACTER_NGRAMS
 
 LEAST = 0.99
-"""The share of questions whose true nearest must be found."""
+"""Minimum share of questions whose true nearest row is found."""
 
 
 def made_questions(count: int, seed: int = 0) -> list[str]:
-    """Questions of the grammar with one to three of 50,000 made-up words in them, some of which are far more frequent."""
+    """Generated questions with one to three of 50,000 made-up words, some of them far more frequent than others."""
     rng = random.Random(seed)
     asked = list(dict.fromkeys(sample_rows(min(60_000, max(3_000, count)), seed=1)["instruction"]))
     syllables = [
@@ -51,7 +51,7 @@ def made_questions(count: int, seed: int = 0) -> list[str]:
 
 
 def read_questions(file: Path | None, count: int) -> list[str]:
-    """``count`` questions of ``file`` in random order, or as many made ones."""
+    """``count`` questions of ``file`` in random order, or as many generated ones."""
     if file is None:
         return made_questions(count)
     questions = pd.read_csv(file, usecols=["instruction"], dtype=str, keep_default_na=False)["instruction"]
@@ -59,7 +59,7 @@ def read_questions(file: Path | None, count: int) -> list[str]:
 
 
 class Plain:
-    """scikit-learn as it is used everywhere: TF-IDF of all questions, and a product with each new one."""
+    """Plain scikit-learn: TF-IDF of all questions, and a product with each query."""
 
     def __init__(self, questions: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -71,12 +71,12 @@ class Plain:
         return (self._vectorizer.transform([question]) @ self._columns).toarray()[0]
 
     def lookups(self, asked: Sequence[str]) -> list[int]:
-        """The place of the nearest row to each question."""
+        """The position of the nearest row to each question."""
         return [int(self.cosines(question).argmax()) for question in asked]
 
 
 def table_of(questions: Sequence[str]) -> dict[str, pa.Table]:
-    """The tables of an index of ``questions``; a row's id is its place."""
+    """The tables of an index of ``questions``; a row's id is its position."""
     ids = pa.array([f"{place:07}" for place in range(len(questions))], pa.string())
     texts = pa.array(questions, pa.string())
     return {
@@ -86,23 +86,23 @@ def table_of(questions: Sequence[str]) -> dict[str, pa.Table]:
 
 
 def make(folder: Path, tables: dict[str, pa.Table]) -> RetrievalIndex:
-    """The index, made from nothing and loaded."""
+    """Builds the index from scratch and loads it."""
     shutil.rmtree(folder, ignore_errors=True)
     write_index(folder, tables)
     return RetrievalIndex.load(folder)
 
 
 def lookups(index: RetrievalIndex, asked: Sequence[str]) -> list[int]:
-    """The place of the nearest row to each question, -1 where nothing is found."""
+    """The position of the nearest row to each question, -1 if nothing is found."""
     found = (index.answers([question], 1)[0] for question in asked)
     return [int(row[0].id) if row else -1 for row in found]
 
 
 def measure(questions: list[str], asked_count: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Both arms; raises AssertionError when ours finds fewer than LEAST of the true nearest."""
+    """Runs both arms. Raises AssertionError if ours finds fewer than LEAST of the true nearest rows."""
     asked, known = questions[:asked_count], questions[asked_count:]
     tables = table_of(known)
-    # Making a large index is measured once: it takes minutes.
+    # Building a large index is measured once, because it takes minutes.
     makers: dict[str, Callable[[], Plain | RetrievalIndex]] = {
         "plain": partial(Plain, known),
         "index": partial(make, folder, tables),
@@ -121,8 +121,8 @@ def measure(questions: list[str], asked_count: int, rounds: int, folder: Path) -
     recall = float(
         np.mean([place >= 0 and ours >= most - 1e-6 for place, (most, ours) in zip(found, best, strict=True)])
     )
-    assert recall >= LEAST, f"the index finds the true nearest of {recall:.1%} of the questions alone"
-    # A hundredth of the rows are others: what is there is not vectorised again.
+    assert recall >= LEAST, f"the index finds the true nearest row of only {recall:.1%} of the questions"
+    # One percent of the rows are new: existing rows must not be vectorised again.
     few = max(1, len(known) // 100)
     started, used = time.perf_counter(), time.process_time()
     added = write_index(folder, table_of([*known[few:], *(f"{question} again" for question in known[:few])]))
@@ -150,7 +150,7 @@ def measure(questions: list[str], asked_count: int, rounds: int, folder: Path) -
 
 
 def each(seconds: Sequence[float], count: int) -> float:
-    """Milliseconds each of ``count``, of the median round."""
+    """Milliseconds per item of ``count`` items, in the median round."""
     return 1000 * float(np.median(seconds)) / count
 
 

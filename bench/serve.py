@@ -1,11 +1,11 @@
-"""The server on the champion: micro-batches beside one answer at a time, the price of HTTP, and whether memory is steady.
+"""The server with the champion: micro-batches against one answer at a time, the overhead of HTTP, and memory growth.
 
     python -m bench.serve [--questions 96] [--clients 32] [--requests 2000] [--rounds 3] [--write]
 
-It serves the champion of the lake (CS_LAKE, by default the project's), so run ``make demo`` first. The server is a process
-of its own with two apps in it: one as it is, and one whose batches hold a single row. Both get the same questions from as
-many clients at once and must give the same answers where the model computes in float32. For the price of HTTP a single
-client asks one after the other: the bare model, the engine, the desk, and POST /chat.
+It serves the champion of the lake (CS_LAKE, by default the project's), so run ``make demo`` first. The server is a
+separate process with two apps: one as shipped, and one whose batches hold a single row. Both get the same questions from the
+same number of concurrent clients and must give the same answers in float32. To measure the overhead of HTTP, a single client
+asks one question after the other: the bare model, the engine, the desk, and POST /chat.
 """
 
 import asyncio
@@ -42,18 +42,18 @@ from cs_pipeline.tracking import champion_version
 BATCHED, SINGLE = "micro-batched", "one at a time"
 LAYERS = ("model", "engine", "desk", "HTTP")
 SAMPLE_EVERY = 100
-"""Requests between two looks at the server's memory."""
+"""Requests between two readings of the server's memory."""
 STEADY = 20.0
-"""MiB that a thousand requests may add at most, once half of them are done."""
+"""Maximum growth in MiB per thousand requests, in the second half of the run."""
 
 
 PATIENCE = 600
-"""Seconds that an answer may take: none is to be cut off on a busy machine."""
+"""Time limit of an answer in seconds, long enough that none is cut off on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """One request: what came back, and the seconds it took."""
+    """A response and the seconds it took."""
 
     text: str
     author: str
@@ -61,7 +61,7 @@ class Told:
 
 
 class Server:
-    """The process with both apps; ``urls`` by arm."""
+    """The process with both apps; ``urls`` by arm name."""
 
     def __init__(self, lake: DataLake) -> None:
         ports = [_free_port(), _free_port()]
@@ -73,7 +73,7 @@ class Server:
             raise RuntimeError("the server did not start; its log is above")
 
     def ask(self, arm: str, question: str, model: str = "champion") -> Told:
-        """One question over HTTP, on a connection of its own."""
+        """Asks one question over HTTP, on a new connection."""
         started = time.perf_counter()
         body = {"user_input": question, "model_name": model}
         response = requests.post(f"{self.urls[arm]}/chat", json=body, timeout=PATIENCE)
@@ -83,12 +83,12 @@ class Server:
         return Told(answer["response"], answer["author"], took)
 
     def load(self, arm: str, questions: Sequence[str], clients: int) -> list[Told]:
-        """All questions, by so many clients at once; in their order."""
+        """Asks all questions with ``clients`` concurrent clients; the responses are in the order of the questions."""
         with ThreadPoolExecutor(clients) as pool:
             return list(pool.map(lambda question: self.ask(arm, question), questions))
 
     def memory(self) -> float:
-        """MiB that the process holds."""
+        """Memory of the process in MiB."""
         return psutil.Process(self._process.pid).memory_info().rss / 2**20
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ class Server:
 
 
 def serve_both(*ports: int) -> None:
-    """The server's process: an app as it is, and one whose batches hold one row."""
+    """The server process: the app as shipped, and one whose batches hold one row."""
     from cs_pipeline.serve.server import uvicorn_server
 
     async def run() -> None:
@@ -121,19 +121,19 @@ async def _champion_of(service: ModelService) -> Any:
 
 
 def batches(server: Server, questions: Sequence[str], clients: int, rounds: int) -> dict[str, Any]:
-    """Requests a second and p95 of both arms; raises AssertionError where they answer differently."""
+    """Requests per second and p95 of both arms. Raises AssertionError if their answers differ."""
     arms: dict[str, Callable[[], list[Told]]] = {
         arm: lambda arm=arm: server.load(arm, questions, clients)  # type: ignore[misc]
         for arm in (BATCHED, SINGLE)
     }
     ran = in_turn(arms, rounds)
-    # What the desk says itself may hold the number of a handover, which is never the same.
+    # The desk's own replies may contain the number of a handover, which is always different.
     texts = {
         arm: [told.text if told.author == "model" else "" for told in measured.computed[-1]]
         for arm, measured in ran.items()
     }
     differ = sum(a != b for a, b in zip(*texts.values(), strict=True))
-    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(questions)} answers hang on the batch"
+    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(questions)} answers depend on the batch"
     facts = {}
     for arm, measured in ran.items():
         waited = [told.seconds for computed in measured.computed for told in computed]
@@ -153,7 +153,7 @@ def batches(server: Server, questions: Sequence[str], clients: int, rounds: int)
 
 
 def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int) -> dict[str, Any]:
-    """Seconds of the questions one after the other, through one layer more each time."""
+    """Seconds of the questions, one after the other, with one more layer each time."""
     version = champion_version(lake)
     assert version is not None
     adapter = version.folder / "adapter"
@@ -164,7 +164,7 @@ def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int
     service = ModelService(lake, memory_limit(None), 10, PATIENCE, 10, id)
     asyncio.run(_champion_of(service))
     desk = Desk(service, load_company(lake), lake)
-    # The desk answers some questions without the model: those would make it look quicker than what it stands on.
+    # The desk answers some questions without the model, which would make it look faster than the layers below.
     asked = [q for q in questions if desk.reply(DeskRequest(q)).author == "model"]
     intents: dict[str, str | None] = dict(zip(questions, known, strict=True)) if known else dict.fromkeys(questions)
     arms: dict[str, Callable[[], object]] = {
@@ -181,7 +181,7 @@ def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int
 
 
 def steadiness(server: Server, questions: Sequence[str], clients: int, count: int) -> dict[str, Any]:
-    """The server's memory over ``count`` requests to champion and base; raises AssertionError where it grows on."""
+    """The server's memory over ``count`` requests to champion and base. Raises AssertionError if it keeps growing."""
     held = [server.memory()]
     models = ("champion", "champion:base")
     with ThreadPoolExecutor(clients) as pool:
@@ -196,7 +196,7 @@ def steadiness(server: Server, questions: Sequence[str], clients: int, count: in
 
 
 def measure(lake: DataLake, questions: int, clients: int, count: int, rounds: int) -> dict[str, Any]:
-    """All three, on the first test questions of ``lake`` in a random order."""
+    """Runs all three parts on the first test questions of ``lake``, in random order."""
     rows = lake.read("prepare", "test_split", ["instruction"])["instruction"].to_pylist()
     asked = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:questions]]
     server = Server(lake)
@@ -211,7 +211,7 @@ def measure(lake: DataLake, questions: int, clients: int, count: int, rounds: in
 
 
 def table_of(result: dict[str, Any]) -> Table:
-    """The figures for people."""
+    """The figures as tables."""
     load, price, memory = result["batches"], result["layers"], result["memory"]
     title = f"{load['questions']} questions from {load['clients']} clients at once"
     table = Table("serving", "requests/s", "p50 s", "p95 s", title=title)

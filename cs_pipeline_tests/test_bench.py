@@ -78,7 +78,7 @@ def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert all(arm["validation_loss"] < result["validation_loss_before"] for arm in arms.values())
     assert all(arm["tokens_per_second"] > 0 for arm in arms.values())
     monkeypatch.setattr(grouping, "CLOSE", 0)
-    with pytest.raises(AssertionError, match="the arms end at other losses"):
+    with pytest.raises(AssertionError, match="the arms end at different losses"):
         grouping.measure(read_rows(None, 40), 1, 1, base, tmp_path)
 
 
