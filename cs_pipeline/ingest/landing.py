@@ -373,6 +373,6 @@ def _recognised(file: Path, incoming: Path, company: Company) -> tuple[str, _Con
     if format is None:
         raise PipelineError(
             f"{file} is not an export that the pipeline can read.",
-            f"It reads CSV, JSON Lines, Parquet, transcripts, {', '.join(kind.name for kind in KINDS)}; each may be gzip.",
+            f"It reads CSV, JSON Lines, Parquet, transcripts, {', '.join(kind.name for kind in KINDS)}, plain or as gzip.",
         )
     return str(format), content
