@@ -15,7 +15,7 @@ from cs_pipeline.evaluate.results import (
     SliceResults,
 )
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import detectable_difference, intervals, paired_bootstrap
+from cs_pipeline.evaluate.scoring.statistics import detectable_difference, intervals, paired_bootstrap
 
 MIN_CLUSTERS = 10
 """A slice with fewer clusters gets no figures and gates nothing: intervals from so few are too narrow to be believed."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, MIN_INTENT_ROWS, judgement
 from cs_pipeline.evaluate.results import Differences, EvaluationResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import Difference
+from cs_pipeline.evaluate.scoring.statistics import Difference
 
 DECISIVE_METRIC = "bits_per_character"
 """The metric in which a candidate must be better: comparable across tokenizers, and steadier than scores of answers."""

@@ -11,7 +11,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, locked, read_json, write_json
 from cs_pipeline.core.yaml_file import key_errors
 from cs_pipeline.evaluate.scoring.cost import GenerationRun
-from cs_pipeline.evaluate.statistics import Difference, Interval
+from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 FORMAT_VERSION = 1

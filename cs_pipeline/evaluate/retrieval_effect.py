@@ -13,9 +13,9 @@ from cs_pipeline.evaluate.results import KNOWN_ANSWER, WITHOUT_RETRIEVAL, Retrie
 from cs_pipeline.evaluate.robustness.misleading import score_misleading_cases
 from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.scoring.groundedness import groundedness, groundedness_shares
+from cs_pipeline.evaluate.scoring.statistics import paired_bootstrap
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
 from cs_pipeline.evaluate.slices import slice_parts
-from cs_pipeline.evaluate.statistics import paired_bootstrap
 from cs_pipeline.llm.model import Answer, SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
 

@@ -23,7 +23,7 @@ from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.people.sheet import write_sheet
 from cs_pipeline.evaluate.results import Weakness
 from cs_pipeline.evaluate.scoring.metrics import METRICS, Metric
-from cs_pipeline.evaluate.statistics import holm, sampled_sums
+from cs_pipeline.evaluate.scoring.statistics import holm, sampled_sums
 from cs_pipeline.retrieval.similarity import count_near
 
 FLAGS = {

@@ -8,7 +8,7 @@ import pytest
 
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, MIN_INTENT_ROWS, compare
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
-from cs_pipeline.evaluate.statistics import intervals, paired_bootstrap
+from cs_pipeline.evaluate.scoring.statistics import intervals, paired_bootstrap
 
 SAMPLES = 100
 

@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.results import (
     read_evaluation,
     write_evaluation,
 )
-from cs_pipeline.evaluate.statistics import Interval
+from cs_pipeline.evaluate.scoring.statistics import Interval
 from cs_pipeline_tests.support.results import difference, results_of
 
 

@@ -10,6 +10,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.schema import check_schema
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.scoring.metrics import METRICS, row_statistics
+from cs_pipeline.evaluate.scoring.statistics import intervals
 from cs_pipeline.evaluate.slices import (
     MIN_NEAR_SIMILARITY,
     SLICE_SCHEMA,
@@ -19,7 +20,6 @@ from cs_pipeline.evaluate.slices import (
     weaknesses,
     write_weak_intents,
 )
-from cs_pipeline.evaluate.statistics import intervals
 
 ROWS, INTENTS = 240, ("cancel_order", "get_refund", "track_order", "=bad()")
 WORDS = [f"word{number}" for number in range(40)]

@@ -16,7 +16,7 @@ from cs_pipeline.evaluate.results import (
     evaluation_file,
     write_evaluation,
 )
-from cs_pipeline.evaluate.statistics import Difference
+from cs_pipeline.evaluate.scoring.statistics import Difference
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.promotion import Outcome, judge_candidates
 from cs_pipeline.tracking import FINGERPRINT, MODEL, champion_number, open_store

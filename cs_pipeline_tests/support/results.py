@@ -3,7 +3,7 @@
 from typing import Any
 
 from cs_pipeline.evaluate.results import DataVersions, EvaluationResults
-from cs_pipeline.evaluate.statistics import Difference
+from cs_pipeline.evaluate.scoring.statistics import Difference
 
 
 def difference(low: float, high: float) -> Difference:

@@ -23,8 +23,8 @@ from cs_pipeline.core.lake import DataLake, digest, locked
 from cs_pipeline.evaluate.judge.endpoint import Endpoint
 from cs_pipeline.evaluate.people.people import vote_pairs
 from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias
+from cs_pipeline.evaluate.scoring.statistics import cohen_kappa, wilson
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_lines
-from cs_pipeline.evaluate.statistics import cohen_kappa, wilson
 from cs_pipeline.feedback import TIE
 
 JUDGED_QUESTIONS = 100

@@ -16,7 +16,7 @@ import pyarrow as pa
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.core.schema import RATING, check_schema
-from cs_pipeline.evaluate.statistics import krippendorff_alpha, wilson
+from cs_pipeline.evaluate.scoring.statistics import krippendorff_alpha, wilson
 from cs_pipeline.feedback import TIE, VOTE_LETTERS
 
 NEGATIVE, POSITIVE = (1, 2), (3, 4, 5)

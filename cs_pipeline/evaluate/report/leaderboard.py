@@ -13,7 +13,7 @@ from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import Difference, paired_bootstrap
+from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
 

@@ -12,7 +12,7 @@ from cs_pipeline.evaluate.report.plots import Line, Mark, interval_picture, line
 from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
 from cs_pipeline.evaluate.results import EvaluationResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import Difference, Interval, intervals
+from cs_pipeline.evaluate.scoring.statistics import Difference, Interval, intervals
 
 _PICTURED = (
     *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),

@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import Difference, Interval
+from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 
 NO_FIGURE = "–"
 """Stands for a figure that a system does not have."""

@@ -24,7 +24,7 @@ from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.variations import REQUEST_PAIRS, VARIATIONS
 from cs_pipeline.evaluate.scoring.fidelity import fabricated_facts
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
-from cs_pipeline.evaluate.statistics import wilson
+from cs_pipeline.evaluate.scoring.statistics import wilson
 from cs_pipeline.text.conduct import conduct, refused_part
 from cs_pipeline.text.placeholders import PlaceholderMode
 

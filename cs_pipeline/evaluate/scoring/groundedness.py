@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.evaluate.scoring.fidelity import placeholder_names
-from cs_pipeline.evaluate.statistics import sampled_sums
+from cs_pipeline.evaluate.scoring.statistics import sampled_sums
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.text.facts import facts, is_known, values
 

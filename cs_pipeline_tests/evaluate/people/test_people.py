@@ -16,7 +16,7 @@ from cs_pipeline.evaluate.people.people import (
     vote_pairs,
     win_rates,
 )
-from cs_pipeline.evaluate.statistics import wilson
+from cs_pipeline.evaluate.scoring.statistics import wilson
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 COUNT = iter(range(10**6))

@@ -11,7 +11,7 @@ from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.report.verdict import promotable, verdict, weak_slices
 from cs_pipeline.evaluate.results import Scores
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.evaluate.statistics import Interval
+from cs_pipeline.evaluate.scoring.statistics import Interval
 from cs_pipeline.recipe import Recipe
 from cs_pipeline_tests.support.reported import WEAK, evaluated
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture

@@ -5,7 +5,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.evaluate.scoring.metrics import METRICS, corpus_scores, row_statistics
-from cs_pipeline.evaluate.statistics import (
+from cs_pipeline.evaluate.scoring.statistics import (
     POWER,
     Difference,
     Interval,
