@@ -53,7 +53,9 @@ def test_the_training_records_the_index_and_the_texts_it_read(judged: DataLake, 
     assert adapter.metrics["validation_loss_after"] < adapter.metrics["validation_loss_before"]
 
 
-def test_it_is_evaluated_with_and_without_retrieved_texts(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
+def test_it_is_evaluated_with_and_without_retrieved_texts(
+    judged: DataLake, recipe: Recipe, rows: FrozenTestSet
+) -> None:
     results = read_evaluation(recipe.name, judged)
     assert set(results.scores) == {"tuned", WITHOUT_RETRIEVAL, KNOWN_ANSWER, "base", "nearest", "central", "random"}
     assert set(results.runs) == {"tuned", "base"}

@@ -100,7 +100,9 @@ def test_the_run_holds_the_report(registered: DataLake, tmp_path: Path) -> None:
     assert (folder / "tiny.html").read_bytes() == report.read_bytes()
 
 
-def test_the_tags_of_a_version_lead_back_to_its_sources(registered: DataLake, adapter: Adapter, small_csv: Path) -> None:
+def test_the_tags_of_a_version_lead_back_to_its_sources(
+    registered: DataLake, adapter: Adapter, small_csv: Path
+) -> None:
     client = open_store(registered)
     version = client.get_model_version_by_alias(MODEL, "champion")
     assert int(version.version) == 1
