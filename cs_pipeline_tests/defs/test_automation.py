@@ -160,7 +160,7 @@ def test_without_a_classifier_files_are_taken_but_not_ingested(
 def test_one_run_is_requested_when_enough_rows_have_landed(
     instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path
 ) -> None:
-    assert message(retraining(instance)).startswith("not due: no usable row has landed")
+    assert message(retraining(instance)).startswith("not due: no new usable row")
     landed(lake, tmp_path, "few.csv", 20, seed=1)
     tick(instance)
     assert ingest(instance, dg.RunRequest(partition_key=str(TODAY)))

@@ -12,6 +12,7 @@ from cs_pipeline.definitions import defs
 from cs_pipeline.defs.automation import MAX_ATTEMPTS, changed_articles, read_articles
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
+from cs_pipeline.text.poison import COMMAND
 
 HAS: dict[str, object] = {"lake": LakeResource()}
 
@@ -140,5 +141,6 @@ def test_refused_files_and_passages_set_aside_are_shown_as_warnings(
     assert checks["training_rows_alone"].passed
     usable = checks["articles_usable"]
     assert (usable.passed, usable.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert "broken.txt: has the control character U+0000" in str(usable.description)
-    assert "refunds.md: a phrase that commands whoever answers" in str(usable.description)
+    problems = dict(problem.split(": ", 1) for problem in str(usable.description).split("; "))
+    assert "control character U+0000" in problems["broken.txt"]
+    assert COMMAND in problems["refunds.md"]
