@@ -1,5 +1,7 @@
-"""YAML files that people write: settings, recipes, the placeholder catalogue."""
+"""YAML files: settings and recipes that people write, and the words and patterns of this package's rules."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import yaml
 from pydantic import ValidationError
 
 from cs_pipeline.core.errors import PipelineError
+
+_NAME = re.compile(r"(?<!\?P)<([A-Z_]+)>")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -20,6 +24,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise PipelineError(f"{path} contains no keys.", "Write 'key: value' lines; the documentation has an example.")
     return content
+
+
+def any_of(
+    block: str, words: Mapping[str, str] | None = None, flags: re.RegexFlag = re.IGNORECASE | re.MULTILINE
+) -> re.Pattern[str]:
+    """One pattern that matches where any line of ``block`` does; ``block`` is a block of lines in a YAML file.
+
+    An indented line continues the line above it. ``<NAME>`` stands for the block ``words["NAME"]``, which may hold names.
+    """
+
+    def expanded(block: str) -> str:
+        joined = "|".join(re.sub(r"\n[ ]+", "", block).splitlines())
+        return _NAME.sub(lambda name: f"(?:{expanded((words or {})[name[1]])})", joined)
+
+    return re.compile(expanded(block), flags)
 
 
 def key_errors(error: ValidationError, what: str) -> str:

@@ -12,8 +12,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _CONDITIONAL, _REDIRECTS, _LISTED_MATTERS, _OFFERS, _ASKS_BACK, _REFUSES, _HANDS_OVER = (

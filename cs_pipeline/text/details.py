@@ -10,8 +10,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.placeholders import catalogue
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))

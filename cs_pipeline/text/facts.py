@@ -19,8 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _NUMBER_WORDS = {word: str(number) for word, number in _FILE["number_words"].items()}

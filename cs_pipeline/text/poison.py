@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.safety import has_control_token
 
 MIN_COPIES = 5

@@ -5,8 +5,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _CONTROL_TOKEN, _ABUSE = any_of(_FILE["control_tokens"]), any_of(_FILE["abuse"])

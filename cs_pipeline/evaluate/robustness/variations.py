@@ -10,8 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 _KEPT = r"\{\{[^{}\n]*\}\}|\S*[\d@]\S*"
 _TOKEN = re.compile(rf"({_KEPT})")

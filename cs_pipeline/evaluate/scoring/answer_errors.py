@@ -34,9 +34,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pandas as pd
 
-from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.details import specific_details
-from cs_pipeline.text.patterns import any_of
 from cs_pipeline.text.placeholders import is_balanced
 
 if TYPE_CHECKING:

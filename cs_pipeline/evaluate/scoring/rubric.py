@@ -19,8 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _GREETING, _EMPATHY, _CARE, _TROUBLE, _DONE, _PROMISE, _RUDE, _POLITE, _CLOSING = (

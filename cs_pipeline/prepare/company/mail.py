@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 _FILE = read_yaml(Path(__file__).with_name("mail.yaml"))
 _PATTERNS = {name: any_of(block, _FILE["words"]) for name, block in _FILE.items() if isinstance(block, str)}

@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.llm.prompt import Context
 from cs_pipeline.serve.desk.mood import Mood, mood
 from cs_pipeline.text.conduct import conduct
-from cs_pipeline.text.patterns import any_of
 
 
 class HandoverReason(StrEnum):

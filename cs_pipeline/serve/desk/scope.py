@@ -10,8 +10,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.poison import CONTROL_TOKEN, PROMPT_INJECTION, text_reasons
 
 _TOPICS = "orders, deliveries, payments, refunds, invoices and accounts"

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from cs_pipeline.company import Company
-from cs_pipeline.core.yaml_file import read_yaml
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.serve.desk.filling import MAX_VALUE_CHARACTERS
 from cs_pipeline.text.clean import normalize_text
-from cs_pipeline.text.patterns import any_of
 from cs_pipeline.text.personal import PersonalData
 from cs_pipeline.text.placeholders import Speaker, catalogue
 from cs_pipeline.text.safety import is_safe

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 
-from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.text.patterns import any_of
+from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 
 class Tone(StrEnum):

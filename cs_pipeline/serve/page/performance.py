@@ -6,17 +6,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.comparison import judgement
-from cs_pipeline.evaluate.report.leaderboard import BEHIND_FIRST, LEADERBOARD_METRICS, RANKED_BY
+from cs_pipeline.evaluate.report.logged import (
+    LoggedScore,
+    leaderboard_rows,
+    logged_loss,
+    logged_pictures,
+    logged_scores,
+)
 from cs_pipeline.evaluate.report.pictures import Picture
-from cs_pipeline.evaluate.report.plots import Mark, interval_picture, loss_picture
-from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
-from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.serve.models.jobs import UnknownModel
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import show_error, valid_choice, version_choices
@@ -25,22 +26,6 @@ from cs_pipeline.tracking import find_versions, open_store, store_uri
 _DAGSTER_PORT, _MLFLOW_PORT = 3000, 5000
 """The ports of ``cs-pipeline dev``."""
 
-_LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss_after")
-_PICTURED = ("bits_per_character", "right_intent", "rougeL")
-
-
-@dataclass(frozen=True)
-class Score:
-    """A metric on the test rows as text: with its 95 % interval, the base's score, and a verdict on the difference."""
-
-    label: str
-    note: str
-    score: str
-    interval: str
-    base: str
-    difference: str
-    verdict: str
-
 
 @dataclass(frozen=True)
 class Performance:
@@ -48,7 +33,7 @@ class Performance:
 
     version: int
     recipe: str
-    scores: list[Score]
+    scores: list[LoggedScore]
     pictures: list[Picture]
     loss: str
     settings: list[tuple[str, str]]
@@ -64,31 +49,12 @@ def performance(version: int, lake: DataLake) -> Performance:
     return Performance(
         version,
         registered.tags["cs.recipe"],
-        [_score(name, figures) for name in LEADERBOARD_METRICS if f"test.{name}" in figures],
-        [_picture(name, figures) for name in _PICTURED if f"test.{name}" in figures],
-        _loss(client, registered.run_id, figures),
+        logged_scores(figures),
+        logged_pictures(figures),
+        logged_loss(figures, client.get_metric_history(registered.run_id, "loss")),
         sorted(run.data.params.items()),
         _report_path(registered) in _report_artifacts(client, registered),
     )
-
-
-def leaderboard_rows(lake: DataLake) -> list[dict[str, str]]:
-    """All recipes evaluated on the current test rows, as texts: recipe, placeholders, and each metric with its interval.
-
-    Empty if none was evaluated yet.
-    """
-    if not lake.table("evaluate", "leaderboard").exists():
-        return []
-    rows: list[dict[str, Any]] = lake.read("evaluate", "leaderboard").to_pylist()
-    return [
-        {"Recipe": row["recipe"], "Placeholders": row["placeholders"]}
-        | {
-            METRICS[name].label: _with_interval(name, row[name], row[f"{name}_low"], row[f"{name}_high"])
-            for name in LEADERBOARD_METRICS
-        }
-        | {"Behind the first": _behind(row)}
-        for row in rows
-    ]
 
 
 def report_file(version: int, lake: DataLake) -> Path | None:
@@ -116,55 +82,6 @@ def _registered(client: Any, version: int) -> Any:
     if version not in known:
         raise UnknownModel(list(map(str, known)))
     return known[version]
-
-
-def _score(name: str, figures: dict[str, float]) -> Score:
-    metric = METRICS[name]
-    low, high = (figures.get(f"test.{name}.{end}") for end in ("low", "high"))
-    keys = ("difference", "low", "high")
-    change, change_low, change_high = (figures.get(f"test.minus_base.{name}.{key}") for key in keys)
-    return Score(
-        metric.label,
-        BETTER[metric.better],
-        figure(name, figures[f"test.{name}"]),
-        "" if low is None else f"{figure(name, low)} to {figure(name, high)}",
-        figure(name, figures.get(f"test.base.{name}")),
-        "" if change is None else figure(name, change, signed=True),
-        "" if change_low is None or change_high is None else judgement(name, change_low, change_high),
-    )
-
-
-def _picture(name: str, figures: dict[str, float]) -> Picture:
-    """The version's score with its interval, and its base's without, because the run has none for the base."""
-    ends = [figures.get(f"test.{name}{end}") for end in ("", ".low", ".high")]
-    base = figures.get(f"test.base.{name}")
-    known = None if None in ends else tuple(ends)
-    marks = [
-        Mark("tuned", "tuned", known, figure(name, ends[0])),  # type: ignore[arg-type]
-        Mark("base", "base", None if base is None else (base, base, base), figure(name, base)),
-    ]
-    metric = METRICS[name]
-    return Picture(metric.label, BETTER[metric.better], interval_picture(marks, f"{metric.label}, tuned and base"))
-
-
-def _loss(client: Any, run_id: str, figures: dict[str, float]) -> str:
-    if any(name not in figures for name in _LOSSES):
-        return ""
-    steps, before, after = (figures[name] for name in _LOSSES)
-    curve = [{"step": point.step, "loss": point.value} for point in client.get_metric_history(run_id, "loss")]
-    about = "Training loss by step, validation loss before and after"
-    return loss_picture(sorted(curve, key=lambda point: point["step"]), int(steps), before, after, about)
-
-
-def _with_interval(name: str, score: float | None, low: float | None, high: float | None) -> str:
-    return NO_FIGURE if score is None else f"{figure(name, score)} ({figure(name, low)} to {figure(name, high)})"
-
-
-def _behind(row: dict[str, Any]) -> str:
-    difference, low, high = (row[name] for name in BEHIND_FIRST)
-    if difference is None or pd.isna(difference):
-        return "first"
-    return f"{figure(RANKED_BY, difference, True)} ({figure(RANKED_BY, low, True)} to {figure(RANKED_BY, high, True)})"
 
 
 class PerformanceTab:
