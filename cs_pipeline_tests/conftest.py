@@ -1,4 +1,4 @@
-"""What every test gets: a lake of its own, no network, no settings of the person who runs it."""
+"""What every test has: its own lake, no network, and none of the settings of the person who runs it."""
 
 import os
 import shutil
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from cs_pipeline.text.clean import Cleaned
 
 SHARED = Path(__file__).parents[2] / "shared"
-"""Real data and tokenizers that may lie beside the project; the tests that need them skip where they do not."""
+"""Real data and tokenizers that may lie beside the project. Without them, measurements on real rows are skipped."""
 
 RECIPES = Path(__file__).parent / "recipes"
-"""Recipes for tests: ``tiny``, ``tiny_lora`` to be compared with it, and ``tiny_rag``, which retrieves."""
+"""Recipes for tests: ``tiny``, ``tiny_lora`` to compare with it, and ``tiny_rag``, which retrieves."""
 
 os.environ["CS_RECIPES"] = str(RECIPES)  # the partitions are read when the definitions are loaded
-os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once; a sum over other threads is another sum
-# Containers often set it; each process that a test starts would compile torch and transformers anew, ten seconds of work.
+os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once; another number of threads gives other sums
+# Containers often set it; every process that a test starts would then compile torch and transformers again for ten seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -38,17 +38,17 @@ LONG = frozenset(
     f"test_{name}.py"
     for name in ("company", "families", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev")
 )
-"""Files of few tests that take minutes: begun last, one of them would keep a single worker busy at the end."""
+"""Files whose few tests take minutes. If one of them started last, a single worker would be busy at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first."""
+    """Starts the long files first."""
     items.sort(key=lambda item: item.path.name not in LONG)
 
 
 @contextmanager
 def own_world(lake: Path) -> Iterator[pytest.MonkeyPatch]:
-    """The environment without the user's settings, with ``CS_LAKE`` at ``lake``: no hub, no telemetry."""
+    """The environment without the user's settings: ``CS_LAKE`` is ``lake``, no hub, no telemetry."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("CS_", "MLFLOW_", "HF_", "DAGSTER_")):
@@ -73,13 +73,13 @@ def lake(tmp_path: Path) -> DataLake:
 
 @pytest.fixture
 def own_recipes(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The recipes are those for tests; without this fixture they are the project's own."""
+    """Uses the recipes for tests instead of the project's own."""
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))
 
 
 @pytest.fixture
 def tiny(own_recipes: None) -> Recipe:
-    """The recipe that the lakes ``prepared`` and ``champion_lake`` are made with."""
+    """The recipe of the lakes ``prepared`` and ``champion_lake``."""
     return load_recipe("tiny")
 
 
@@ -88,7 +88,7 @@ MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeOnce:
-    """A folder of that name that all workers of this test run share: the first who asks makes it, the others wait."""
+    """A folder that all workers of this test run share: the first one that asks creates it, the others wait."""
     own = tmp_path_factory.getbasetemp()
     shared = own if worker_id == "master" else own.parent
 
@@ -107,7 +107,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeO
 
 @pytest.fixture(scope="session")
 def small_csv(made_once: MadeOnce) -> Path:
-    """A file in the Bitext schema: 810 rows of the project's own grammar, 30 an intent."""
+    """A file in the Bitext schema: 810 sample rows, 30 per intent."""
     from cs_pipeline.ingest.sample import sample_rows
 
     return made_once("bitext", lambda folder: sample_rows(810).to_csv(folder / "small.csv", index=False)) / "small.csv"
@@ -116,7 +116,7 @@ def small_csv(made_once: MadeOnce) -> Path:
 def run_job(
     lake: Path, source: Path, selection: list[str] | None = None, recipe: str = "tiny"
 ) -> dg.ExecuteInProcessResult:
-    """The real job in this process, on an instance beside ``lake``; ``selection`` of assets, None is all."""
+    """Runs the real job in this process, on an instance beside ``lake``; ``selection`` are assets, None means all."""
     from cs_pipeline.definitions import defs
 
     home = lake.with_name("dagster")
@@ -149,7 +149,7 @@ BEFORE_TRAINING = [
 
 @pytest.fixture(scope="session")
 def prepared(made_once: MadeOnce, small_csv: Path) -> Path:
-    """A lake with everything before training; tests read it, and train in copies."""
+    """A lake with everything before training. Tests read it and train in copies."""
 
     def make(folder: Path) -> None:
         assert run_job(folder / "lake", small_csv, BEFORE_TRAINING).success
@@ -199,7 +199,7 @@ def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
 
 
 def copy_lake(lake: Path, to: Path) -> DataLake:
-    """A copy of ``lake`` with an MLflow store of its own: in its database the addresses of files are absolute."""
+    """A copy of ``lake`` with its own MLflow store, whose database holds absolute addresses of files."""
     shutil.copytree(lake, to)
     with sqlite3.connect(to / "register" / "mlflow.db") as database:
         for table, column in (
@@ -215,7 +215,7 @@ def copy_lake(lake: Path, to: Path) -> DataLake:
 
 @pytest.fixture(scope="session")
 def bitext_csv() -> Path:
-    """The shared file of real Bitext rows."""
+    """The file of real Bitext rows beside the project."""
     path = SHARED / "bitext" / "bitext_customer_support.csv"
     if not path.exists():
         pytest.skip(f"{path} is not there")

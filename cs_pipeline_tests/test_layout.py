@@ -63,9 +63,9 @@ def test_no_two_public_classes_or_functions_share_a_name() -> None:
     for path, text in FILES.items():
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                if not node.name.startswith("_") and node.name != "main":
-                    places[node.name].append(str(path))
-    assert not {name: paths for name, paths in places.items() if len(paths) > 1}
+                places[node.name].append(str(path))
+    public = {name for name in places if not name.startswith("_") and name != "main"}
+    assert not {name: places[name] for name in public if len(places[name]) > 1}
 
 
 def test_every_package_says_what_it_is_for() -> None:
