@@ -1,5 +1,7 @@
 """The Arrow schemas of the lake's tables. Every table is checked against its schema when it is written."""
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from cs_pipeline.core.errors import PipelineError
@@ -151,6 +153,80 @@ the versions under their names in evaluation and registry, ``answers`` what each
 ``context`` is as in CONVERSATION. ``rater`` is a keyed hash, or the name given at an import; ``source`` is page or import.
 ``settings`` is JSON with tone, temperature and whatever else shaped the answers.
 """
+
+BITEXT_VIEW = pa.schema(
+    [
+        pa.field("row_id", pa.string(), nullable=False),
+        pa.field("predicted_intent", pa.string()),
+        pa.field("predicted_confidence", pa.float32()),
+        pa.field("random_split_similarity", pa.float32()),
+    ]
+)
+"""What is computed once per Bitext row. For training rows: the intent and confidence of a classifier that was not trained on
+them. For rows that a random split would put into test: the cosine to the nearest other row. Null where it does not apply."""
+
+SLICE_SCORE = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("slice", pa.string(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("clusters", pa.int64(), nullable=False),
+        pa.field("system", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("score", pa.float64()),
+        pa.field("low", pa.float64()),
+        pa.field("high", pa.float64()),
+    ]
+)
+"""A score of a system on a slice of the test rows, with its 95 % interval; null with too few clusters, without an input, and
+where there is nothing to judge."""
+
+METRIC_SUFFIXES = ("", "_low", "_high", "_base", "_minus_base", "_minus_base_low", "_minus_base_high")
+"""A metric's columns are its name and these: the tuned score with its 95 % interval, the base's, and the difference."""
+
+BEHIND_FIRST = ("behind_first", "behind_first_low", "behind_first_high")
+"""The difference in the ranking metric from the first recipe of the same placeholder mode, with its 95 % interval."""
+
+_LEADERBOARD_SETTINGS = [
+    pa.field("recipe", pa.string(), nullable=False),
+    pa.field("note", pa.string(), nullable=False),
+    pa.field("placeholders", pa.string(), nullable=False),
+    pa.field("base", pa.string(), nullable=False),
+    pa.field("parameters", pa.int64(), nullable=False),
+    pa.field("method", pa.string(), nullable=False),
+    pa.field("quantization", pa.string(), nullable=False),
+    pa.field("learning_rate", pa.float64(), nullable=False),
+    pa.field("effective_batch", pa.int64(), nullable=False),
+    pa.field("epochs", pa.float64(), nullable=False),
+    pa.field("steps", pa.int64(), nullable=False),
+    pa.field("rows", pa.int64(), nullable=False),
+    pa.field("max_length", pa.int64(), nullable=False),
+    pa.field("template", pa.string(), nullable=False),
+    pa.field("route", pa.string(), nullable=False),
+    pa.field("start", pa.string(), nullable=False),
+    pa.field("seconds", pa.float64(), nullable=False),
+    pa.field("tokens_per_second", pa.float64(), nullable=False),
+    pa.field("peak_memory_gib", pa.float64(), nullable=False),
+    pa.field("trainable_parameters", pa.int64(), nullable=False),
+    pa.field("adapter_mib", pa.float64(), nullable=False),
+    pa.field("evaluation_seconds", pa.float64(), nullable=False),
+]
+
+
+def leaderboard_schema(metrics: Sequence[str]) -> pa.Schema:
+    """A recipe that was evaluated on the current test rows: settings, cost (seconds, GiB, MiB) and ``metrics``.
+
+    Settings are those of the evaluated adapter, even if the recipe's YAML has changed since. ``parameters`` counts all
+    weights including the adapter's, ``rows`` the training rows; ``note`` is empty or warns of something.
+    """
+    return pa.schema(
+        [
+            *_LEADERBOARD_SETTINGS,
+            *(pa.field(name, pa.int64()) for name in ("r", "lora_alpha")),  # null if all weights are trained
+            *(pa.field(metric + suffix, pa.float64()) for metric in metrics for suffix in METRIC_SUFFIXES),
+            *(pa.field(name, pa.float64()) for name in BEHIND_FIRST),
+        ]
+    )
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:

@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.schema import SLICE_SCORE
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.people.sheet import write_sheet
 from cs_pipeline.evaluate.results import Weakness
@@ -47,15 +48,6 @@ MIN_NEAR_SIMILARITY = 0.6
 
 _WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
 """The metrics that can make a slice weak: what is answered, in which words, and how surprising the reference is."""
-
-_TEXT, _COUNT = pa.string(), pa.int64()
-_KEYS = {"kind": _TEXT, "slice": _TEXT, "rows": _COUNT, "clusters": _COUNT, "system": _TEXT, "metric": _TEXT}
-SLICE_SCHEMA = pa.schema(
-    [pa.field(name, kind, nullable=False) for name, kind in _KEYS.items()]
-    + [pa.field(name, pa.float64()) for name in ("score", "low", "high")]
-)
-"""A score of a system on a slice, with its 95 % interval; null with fewer than MIN_CLUSTERS clusters, without an input,
-and where there is nothing to judge."""
 
 _WEAK_INTENT_COLUMNS = (
     *("category", "intent", "metric", "score", "elsewhere", "p_holm"),
@@ -98,7 +90,7 @@ def slice_parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[Slic
 
 
 def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pa.Table:
-    """All METRICS of all systems on all slices, with SLICE_SCHEMA. Raises PipelineError as corpus_scores does."""
+    """All METRICS of all systems on all slices, with SLICE_SCORE. Raises PipelineError as corpus_scores does."""
     measured = {system: [m for m in METRICS.values() if m.has_inputs(frame)] for system, frame in stats.items()}
     columns = _columns(METRICS.values())
     values = np.hstack([_values(test, frame, columns) for frame in stats.values()])
@@ -117,8 +109,8 @@ def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples:
         ends = _ends(figures)
         about = (part.kind, part.name, len(within), len(set(within)))
         rows += [(*about, *key, *ends.get(key, (None, None, None))) for key in product(stats, METRICS)]
-    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SLICE_SCHEMA, strict=True)]
-    return pa.Table.from_arrays(arrays, schema=SLICE_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SLICE_SCORE, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=SLICE_SCORE)
 
 
 def weaknesses(

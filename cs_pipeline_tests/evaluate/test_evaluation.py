@@ -12,7 +12,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest, write_manifest
-from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
+from cs_pipeline.core.schema import CONVERSATION, SLICE_SCORE, SPLIT_ROW, check_schema
 from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import evaluate
 from cs_pipeline.evaluate.results import EvaluationResults, SliceResults, evaluation_folder, read_evaluation
@@ -21,7 +21,6 @@ from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
-from cs_pipeline.evaluate.slices import SLICE_SCHEMA
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.tracking import Version
@@ -119,7 +118,7 @@ def test_every_figure_comes_from_the_tables_beside_it(evaluated: DataLake) -> No
     assert rows.groupby("row_id")["near_train_rows"].nunique().max() == 1
 
     table = pq.read_table(folder / "slices.parquet")
-    check_schema(table, SLICE_SCHEMA, "slices")
+    check_schema(table, SLICE_SCORE, "slices")
     whole = {(row["system"], row["metric"]): row for row in table.to_pylist() if row["kind"] == "all"}
     for system, scores in results.scores.items():
         for name, found in scores.items():

@@ -7,13 +7,12 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.schema import check_schema
+from cs_pipeline.core.schema import SLICE_SCORE, check_schema
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.scoring.metrics import METRICS, row_statistics
 from cs_pipeline.evaluate.scoring.statistics import intervals
 from cs_pipeline.evaluate.slices import (
     MIN_NEAR_SIMILARITY,
-    SLICE_SCHEMA,
     near_train_rows,
     slice_parts,
     slice_scores,
@@ -97,7 +96,7 @@ def test_each_score_is_that_of_the_slice_alone(test_frame: pd.DataFrame, stats: 
     other = answered(test_frame, seed=5, nll=50.0, answer_tokens=20, answer_chars=100)
     systems = {"tuned": other, "nearest": stats}
     table = slice_scores(test_frame, systems, samples=100, seed=3)
-    check_schema(table, SLICE_SCHEMA, "slices")
+    check_schema(table, SLICE_SCORE, "slices")
     rows = {(r["kind"], r["slice"], r["system"], r["metric"]): r for r in table.to_pylist()}
     found = slice_parts(test_frame, stats["reference_words"].tolist())
     assert len(rows) == table.num_rows == len(found) * len(systems) * len(METRICS)

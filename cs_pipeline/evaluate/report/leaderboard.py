@@ -10,6 +10,7 @@ import pyarrow as pa
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.core.manifest import read_manifest
+from cs_pipeline.core.schema import BEHIND_FIRST, METRIC_SUFFIXES, leaderboard_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.metrics import METRICS
@@ -23,54 +24,13 @@ RANKED_BY = "bits_per_character"
 LEADERBOARD_METRICS = (RANKED_BY, "right_intent", "rougeL", "chrf", "bleu", "placeholder_recall", "stop_rate", "safe")
 """The metrics of the leaderboard, by their names in METRICS."""
 
-_SUFFIXES = ("", "_low", "_high", "_base", "_minus_base", "_minus_base_low", "_minus_base_high")
-"""A metric's columns are its name and these: the tuned score with its 95 % interval, the base's, and the difference."""
-
-BEHIND_FIRST = ("behind_first", "behind_first_low", "behind_first_high")
-"""The difference in RANKED_BY from the first recipe of the same placeholder mode, with its 95 % interval."""
+LEADERBOARD_SCHEMA = leaderboard_schema(LEADERBOARD_METRICS)
 
 _MEASURED = (
     *("parameters", "effective_batch", "epochs", "steps", "rows"),
     *("seconds", "tokens_per_second", "peak_memory_gib", "trainable_parameters"),
 )
 """Columns that the training writes into the adapter's metrics.json under the same names."""
-
-_TEXT, _COUNT, _NUMBER = pa.string(), pa.int64(), pa.float64()
-_REQUIRED: dict[str, pa.DataType] = {
-    "recipe": _TEXT,
-    "note": _TEXT,
-    "placeholders": _TEXT,
-    "base": _TEXT,
-    "parameters": _COUNT,
-    "method": _TEXT,
-    "quantization": _TEXT,
-    "learning_rate": _NUMBER,
-    "effective_batch": _COUNT,
-    "epochs": _NUMBER,
-    "steps": _COUNT,
-    "rows": _COUNT,
-    "max_length": _COUNT,
-    "template": _TEXT,
-    "route": _TEXT,
-    "start": _TEXT,
-    "seconds": _NUMBER,
-    "tokens_per_second": _NUMBER,
-    "peak_memory_gib": _NUMBER,
-    "trainable_parameters": _COUNT,
-    "adapter_mib": _NUMBER,
-    "evaluation_seconds": _NUMBER,
-}
-LEADERBOARD_SCHEMA = pa.schema(
-    [pa.field(name, kind, nullable=False) for name, kind in _REQUIRED.items()]
-    + [pa.field(name, _COUNT) for name in ("r", "lora_alpha")]  # none where all weights are trained
-    + [pa.field(metric + suffix, _NUMBER) for metric in LEADERBOARD_METRICS for suffix in _SUFFIXES]
-    + [pa.field(name, _NUMBER) for name in BEHIND_FIRST]
-)
-"""A recipe that was evaluated on the current test rows: settings, cost (seconds, GiB, MiB) and figures.
-
-Settings are those of the evaluated adapter, even if the recipe's YAML has changed since. ``parameters`` counts all weights
-including the adapter's, ``rows`` the training rows; ``note`` is empty or warns of something.
-"""
 
 
 @dataclass(frozen=True)
@@ -176,7 +136,7 @@ def _figures(results: EvaluationResults) -> dict[str, float | None]:
             base and base.score,
             *((minus.difference, minus.low, minus.high) if minus else (None,) * 3),
         )
-        found |= dict(zip((metric + suffix for suffix in _SUFFIXES), values, strict=True))
+        found |= dict(zip((metric + suffix for suffix in METRIC_SUFFIXES), values, strict=True))
     return found
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import BEHIND_FIRST
 from cs_pipeline.evaluate.comparison import judgement
-from cs_pipeline.evaluate.report.leaderboard import BEHIND_FIRST, LEADERBOARD_METRICS, RANKED_BY
+from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, RANKED_BY
 from cs_pipeline.evaluate.report.pictures import Picture
 from cs_pipeline.evaluate.report.plots import Mark, interval_picture, loss_picture
 from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, write_json
-from cs_pipeline.core.schema import SPLIT_ROW
+from cs_pipeline.core.schema import BITEXT_VIEW, SPLIT_ROW
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
@@ -18,17 +18,6 @@ from cs_pipeline.text.classifier import TextClassifier, out_of_fold
 
 MAX_TRAINING_QUESTIONS = {"bitext": 25_000, "company": 10_000}
 """Training questions of each source that test questions are compared with. Bitext has fewer."""
-
-BITEXT_VIEW = pa.schema(
-    [
-        pa.field("row_id", pa.string(), nullable=False),
-        pa.field("predicted_intent", pa.string()),
-        pa.field("predicted_confidence", pa.float32()),
-        pa.field("random_split_similarity", pa.float32()),
-    ]
-)
-"""What is computed once per Bitext row. For training rows: the intent and confidence of a classifier that was not trained on
-them. For rows that a random split would put into test: the cosine to the nearest other row. Null where it does not apply."""
 
 _BINS = np.linspace(0, 1, 11)
 
