@@ -1,5 +1,5 @@
-"""Deliveries: each file at the landing place is ingested once and complete, kept unpacked for its owner only, and deleted
-after ``retention_days``.
+"""Deliveries. Each file at the landing place is ingested once, when it is complete. An unpacked copy, readable by its owner
+only, is kept for ``retention_days``.
 """
 
 import gzip
@@ -37,13 +37,13 @@ SETTLE_TIME = timedelta(seconds=5)
 """A file counts as complete if scans at least this far apart found it unchanged."""
 
 EDIT_DELAY = timedelta(minutes=10)
-"""How long an agent's edit waits for others, because each file that lands makes its day be ingested again."""
+"""How long an agent's edit waits for further edits to land with it: for each file that lands, its day is ingested again."""
 
 _MIN_RENAME_DELAY = 1.0
 """A file renamed at least this many seconds after its last write counts as complete when it was renamed.
 
 Renaming changes a file's ctime but not its mtime; writing sets both to the same instant (inode(7)). Changing permissions
-during a pause in writing looks the same, hence the second.
+during a pause in writing looks the same, so a shorter delay proves nothing.
 """
 
 _LONG_AGO = "1970-01-01T00:00:00+00:00"  # the ``since`` of files that are known to be complete
@@ -55,9 +55,9 @@ _GZIP = b"\x1f\x8b"
 class LandingScan:
     """What one scan found.
 
-    ``taken``: new deliveries. ``duplicates``: the file's name, and that of the delivery with the same content. ``waiting``:
-    names of files seen for the first time, still being written, or beyond the limit of one scan. ``refused``: the file's
-    name, and why and what to do.
+    ``taken``: new deliveries. ``duplicates``: for each, the file's name and that of the delivery with the same content.
+    ``waiting``: names of files seen for the first time, still being written, or beyond the limit of one scan. ``refused``:
+    for each, the file's name and why it was refused, with what to do.
     """
 
     taken: list[Delivery]
@@ -76,17 +76,17 @@ class LandedFile:
 
 
 def kept_copy(lake: DataLake, sha256: str) -> Path:
-    """The unpacked copy of the delivery whose file, as it landed, has this hash. Readable by its owner only (mode 0600)."""
+    """The unpacked copy of the delivery whose file had this hash when it landed. Only its owner can read it (mode 0600)."""
     return _kept(lake) / sha256
 
 
 def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan:
     """Scans the landing place once and takes complete files, oldest first, at most ``company.files_per_tick`` of them.
 
-    A file is complete if it is unchanged since a scan at least ``SETTLE_TIME`` before ``now``, if it was renamed in, or if
-    it is in a store that lists only complete objects; and never while a process on this machine has it open for writing.
-    Its content is copied first and then stored in the ledger, in one transaction, so the next scan finishes what a killed
-    one left undone. Of two concurrent scans, the second waits for the first.
+    A file is complete if it is unchanged since a scan at least ``SETTLE_TIME`` before ``now``, if it was renamed into
+    place, or if its store lists only complete objects. While a process on this machine has it open for writing, it is not.
+    The file is copied first; then one transaction adds it to the ledger. If a scan is killed, the next one finishes its
+    work. Of two concurrent scans, the second waits for the first.
 
     Raises PipelineError if the landing place cannot be listed or the lake cannot be written.
     """
@@ -143,7 +143,7 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
             if file.name in waiting and not _has_content(place, waiting[file.name], content):
                 raise PipelineError(
                     f"Another {file.name} is at the landing place and has not been read yet.",
-                    "Land this one after that, and it supersedes the other; or give it another name.",
+                    "Land this one after that; it then supersedes the other. Or give it another name.",
                 )
             landed.append(LandedFile(file.name, format, content.bytes))
         for file in files:
@@ -155,12 +155,12 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
 def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
     """Deletes the raw rows of deliveries older than ``company.retention_days``: kept copies and the tables of their days.
 
-    Returns these deliveries as they were before. The counts of a day, which hold no rows, remain.
+    Returns these deliveries as they were before. Each day's counts remain, because they contain no rows.
     """
     first = today - timedelta(days=company.retention_days)
     with _landing_lock(lake), Ledger(lake) as ledger:
         old = [delivery for delivery in ledger.deliveries() if delivery.day < first and delivery.expired_at is None]
-        # Deleted before the ledger says so: what it calls deleted is not checked again.
+        # The files go first: once the ledger calls a delivery expired, it is not checked again.
         for delivery in old:
             kept_copy(lake, delivery.sha256).unlink(missing_ok=True)
             for table in ("company_interactions", "company_quarantine"):
@@ -171,10 +171,10 @@ def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
 
 
 def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
-    """Lands the waiting edits, what agents sent instead of a draft, as one JSON Lines file of tickets; returns how many.
+    """Lands the waiting edits (what agents sent instead of a draft) as one JSON Lines file of tickets; returns how many.
 
-    If it is interrupted, the next call lands the same file again; having the same name and content, it is the same delivery.
-    Also removes files of earlier calls that were read, and deletes the texts of edits landed more than
+    If it is interrupted, the next call lands the same file again. It has the same name and content, so it is the same
+    delivery. Also removes the files of earlier calls that have been read, and deletes the texts of edits landed more than
     ``company.retention_days`` ago. Raises PipelineError if the landing place or the feedback store cannot be written.
     """
     place = landing_place(lake, company)
@@ -202,7 +202,7 @@ def _edits_file(batch: int) -> str:
 
 
 def _ticket(edit: AgentEdit) -> dict[str, object]:
-    """The edit as a Zendesk ticket, which states who speaks, whatever columns and agents company.yaml names."""
+    """The edit as a Zendesk ticket. It states each speaker's role, so the settings of company.yaml do not matter."""
     # Without a name, each edit gets its own customer: a shared one would look like a customer flooding the desk.
     requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}
     requester |= {"email": edit.customer} if "@" in edit.customer else {}
@@ -213,7 +213,7 @@ def _ticket(edit: AgentEdit) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Content:
-    """What was read: hash and size of the file as it landed, and why its unpacked copy is incomplete, if it is."""
+    """Hash and size of a file as it landed. ``damage`` says why its unpacked copy is incomplete, or is None."""
 
     sha256: str
     bytes: int
@@ -242,7 +242,7 @@ class _Hashed(io.RawIOBase):
         return len(piece)
 
     def content(self, damage: str | None) -> _Content:
-        """Reads the rest of the file."""
+        """Reads the rest of the file; returns its hash and size, with ``damage``."""
         while self.read(_CHUNK):
             pass
         return _Content(self._sha256.hexdigest(), self._bytes, damage)
@@ -264,7 +264,7 @@ def _incoming(lake: DataLake) -> Path:
 
 
 def _remove_leftovers(lake: DataLake, ledger: Ledger) -> None:
-    """Removes copies that killed processes left and the ledger does not know; those files are read again."""
+    """Removes copies that killed processes left and the ledger does not list. Their files are read again."""
     known = {delivery.sha256 for delivery in ledger.deliveries() if not delivery.expired_at}
     for path in _kept(lake).iterdir():
         if path.name.strip(".").split(".")[0] not in known:
@@ -353,7 +353,7 @@ def _recognised(file: Path, incoming: Path, company: Company) -> tuple[str, _Con
     place = LocalPlace(file.resolve().parent)
     entry = place.entry(file.resolve().name)
     if entry is None:
-        raise PipelineError(f"{file} does not exist.", f"Check the path; a relative one starts at {Path.cwd()}.")
+        raise PipelineError(f"{file} does not exist.", f"Check the path; a relative path starts at {Path.cwd()}.")
     if is_unfinished(file.name):
         raise PipelineError(f"{file} has the name of a hidden or unfinished file.", "Rename it once it is finished.")
     if problem := problem_of_name(file.name) or _problem(entry, company):

@@ -81,7 +81,7 @@ def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
     except (ValueError, TypeError):
         valid = False
     if not valid:
-        # The message leaves out the text, which a customer wrote.
+        # The message does not quote the text: a customer wrote it.
         raise PipelineError(
             "A row's context is not a list of [speaker, text] with the speakers customer and agent.",
             "The step that wrote the table has a bug; cs_pipeline/core/schema.py defines the column.",
@@ -90,14 +90,14 @@ def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
 
 
 RETRIEVED_TEXT_FORMAT = "2"
-"""Version of how retrieved texts are written into a prompt; part of the fingerprint of everything that reads them."""
+"""Version of the format of retrieved texts in a prompt. It is part of the fingerprint of everything that depends on it."""
 
 
 def user_message(question: str, retrieved: Sequence[RetrievedText]) -> str:
     """The customer's message, with the ``retrieved`` texts before the question.
 
     They are in the customer's turn and not in the system message, because every template has that turn, and because no
-    model should take the words of an article or of another customer for its own instructions.
+    model should mistake the words of an article or of another customer for instructions.
     """
     if not retrieved:
         return question
@@ -111,8 +111,8 @@ def chat_messages(
     """The messages before an answer: a system message if there is one, the earlier turns, retrieved texts and question.
 
     ``intent`` comes from the classifier; it is required, and only used, where the recipe routes by intent. Many templates
-    demand that customer and agent alternate and that the customer begins. So neighbouring turns of one speaker become one
-    message, and an agent's turns before the first question are dropped.
+    require that customer and agent alternate and that the customer begins. So consecutive turns of one speaker become one
+    message, and an agent's turns before the customer's first are dropped.
     """
     system = prompt.system
     if prompt.route == "intent":
@@ -133,7 +133,7 @@ Encoded = TypeVar("Encoded", bound=Sized)
 
 @dataclass(frozen=True)
 class FittedPrompt(Generic[Encoded]):
-    """A prompt that was made to fit: ``encoded``, with the ``retrieved`` texts it contains and without the oldest turns."""
+    """A prompt shortened to fit. It contains the ``retrieved`` texts, and lacks the ``turns_dropped`` oldest turns."""
 
     encoded: Encoded
     retrieved: tuple[RetrievedText, ...]
@@ -148,18 +148,17 @@ def fit_prompt(
 ) -> FittedPrompt[Encoded]:
     """``encode`` applied to as many ``retrieved`` texts and ``earlier`` turns as fit into ``max_tokens``.
 
-    Retrieved texts are dropped first: within a kind the last one, between the kinds the less similar one. Then the oldest
-    turns are dropped: what this customer said matters more than what others were told. The result can still be too long
-    when nothing is left to drop.
+    Retrieved texts are dropped first: each time the last text of one kind, of the kind whose last text is less similar.
+    Then the oldest turns are dropped: what this customer said matters more than what others were told. When nothing is left
+    to drop, the result can still be too long.
     """
-    # A text is worth as much as the most similar one after it, so that each kind loses its last text first.
+    # No text counts for less than a later one of its kind, so that each kind loses its last text first.
     worth = [
-        max(one.similarity for one in retrieved[place:] if one.kind == retrieved[place].kind)
-        for place in range(len(retrieved))
+        max(one.similarity for one in retrieved[i:] if one.kind == retrieved[i].kind) for i in range(len(retrieved))
     ]
-    worst_first = sorted(range(len(retrieved)), key=lambda place: (worth[place], -place))
+    worst_first = sorted(range(len(retrieved)), key=lambda i: (worth[i], -i))
     for dropped in range(len(retrieved)):
-        kept = [retrieved[place] for place in sorted(worst_first[dropped:])]
+        kept = [retrieved[i] for i in sorted(worst_first[dropped:])]
         encoded = encode(earlier, kept)
         if len(encoded) <= max_tokens:
             return FittedPrompt(encoded, tuple(kept), 0)
@@ -171,11 +170,11 @@ def fit_prompt(
 
 
 class ChatFormat:
-    """How to talk to a base model: its tokenizer, its chat template, and the token that ends an answer.
+    """The chat format of a base model: its tokenizer, its chat template, and the token that ends an answer.
 
     ``stop_id`` is the token that the template writes after an answer (Phi-3's ``<|end|>``, Llama-3's ``<|eot_id|>``,
-    ChatML's ``<|im_end|>``). Training teaches this one, whatever the tokenizer calls its eos token. ``stop_ids`` also
-    contains the eos token, which a base may write instead.
+    ChatML's ``<|im_end|>``). Training teaches this token even if the tokenizer's eos token is another. ``stop_ids`` also
+    contains the eos token, which a base may generate instead.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture) -> None:
@@ -190,7 +189,7 @@ class ChatFormat:
         self.escaping = Escaping(tokenizer)
         self._markers = _markers(tokenizer)
         self._supports_system = self._renders_system()
-        before, after = self._around_an_answer()
+        before, after = self._text_around_answer()
         ends = [(after.index(token), token) for token in _control_tokens(tokenizer) if token in after]
         if not ends:
             raise PipelineError(
@@ -205,7 +204,7 @@ class ChatFormat:
     def render(self, turns: Sequence[dict[str, str]]) -> str:
         """The text of ``turns`` in the chat template, up to where the answer begins.
 
-        Text from outside is escaped first, so a customer cannot write a control token.
+        The text of each turn is escaped first, so a customer cannot write a control token.
         """
         return self._render([{**turn, "content": self._escape(turn["content"])} for turn in turns])
 
@@ -225,12 +224,12 @@ class ChatFormat:
         return Example(prompt, [*ids, self.stop_id], self.architecture)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of an answer's tokens, without control tokens."""
+        """The text of an answer from its token ids, without control tokens."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return self.escaping.unescape(str(text)).strip()
 
     def as_decoded(self, text: str) -> str:
-        """``text`` as ``decode`` should return it: with every marker of turns and every control token broken up."""
+        """What ``decode`` should return for the answer ``text``: turn markers and control tokens are broken up."""
         return self.escaping.unescape(self._escape(text)).strip()
 
     def _escape(self, text: str) -> str:
@@ -263,7 +262,7 @@ class ChatFormat:
         except TemplateError:
             return False
 
-    def _around_an_answer(self) -> tuple[str, str]:
+    def _text_around_answer(self) -> tuple[str, str]:
         """What the template writes between a prompt and its answer, and after the answer."""
         question = [_message("user", "question")]
         prompt = self._render(question)
@@ -271,7 +270,7 @@ class ChatFormat:
         before, answer, after = conversation.removeprefix(prompt).rpartition("ANSWER")
         if not answer or not conversation.startswith(prompt):
             raise PipelineError(
-                "The chat template of this base writes the answer in another place than where it asks for one.",
+                "The chat template of this base does not put an answer directly after the prompt that asks for it.",
                 "Set prompt.template in the recipe to a template of this project.",
             )
         return before, after
@@ -293,7 +292,7 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 
 def _markers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """What text from outside must not contain, longest first: control tokens, and turn markers that a template writes as
+    """What the text of a turn must not contain, longest first: control tokens, and turn markers that a template writes as
     plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``. Templates of this project declare theirs.
     """
     template = str(tokenizer.chat_template)

@@ -1,4 +1,4 @@
-"""The champion: figures decide (evaluate/decision.py) or a person does, and the history records it first."""
+"""Promotion: figures (evaluate/decision.py) or a person decide which version is champion. The history records it first."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, champion_number,
 class Outcome:
     """The champion after all candidates were judged, and the new entries of the history.
 
-    ``waiting`` gives for each version that could not be judged the reason and what to do.
+    ``waiting`` says for each version that could not be judged why, and what to do.
     """
 
     champion: int | None
@@ -34,8 +34,9 @@ class Outcome:
 def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
     """Judges every version whose current evaluation has not been judged yet, oldest first, and moves the alias.
 
-    A version that was trained on rows to be forgotten, or that lost the alias by hand, is refused whatever its figures. One
-    that was compared with another champion than the current one, or has an unreadable evaluation, waits for another.
+    A version that was trained on rows to be forgotten, or from which a person took the alias, is refused regardless of its
+    figures. A version that was not compared with the current champion, or whose evaluation cannot be read, waits for a new
+    evaluation.
     """
     client = open_store(lake)
     added: list[dict[str, Any]] = []
@@ -44,25 +45,26 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
         versions = {int(v.version): v.tags for v in find_versions(client)}
         candidates, waiting = _candidates(lake, versions, champion_number(client))
         for version, results in candidates:
-            now = champion_number(client)
+            champion = champion_number(client)
             history = read_history(lake)
             decided = {(entry["version"], entry["evaluation"]) for entry in history}
-            if version == now or (version, results.fingerprint) in decided:
+            if version == champion or (version, results.fingerprint) in decided:
                 continue
             decision = _refusal(versions[version], withdrawn_versions(history).get(version))
-            if decision is None and results.champion_version != now:
+            if decision is None and results.champion_version != champion:
                 waiting.append(
-                    f"Version {version} was compared with champion {results.champion_version}, but the champion is {now}."
-                    f" Materialise 'evaluation' and what follows it for the partition '{results.recipe}' again."
+                    f"Version {version} was compared with champion {results.champion_version}, but the champion is "
+                    f"{champion}. Materialise 'evaluation' and its downstream assets for the partition '{results.recipe}' "
+                    "again."
                 )
                 continue
             if decision is None:
-                decision = decide_promotion(results, now is not None and FORGOTTEN in versions[now])
+                decision = decide_promotion(results, champion is not None and FORGOTTEN in versions[champion])
             entry = append_entry(
                 lake,
                 "decision",
                 version,
-                now,
+                champion,
                 **asdict(decision),
                 decided_by=decided_by,
                 recipe=results.recipe,
@@ -79,9 +81,9 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
 def roll_back(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, Any]:
     """Makes version ``to`` champion, by default the previous champion, and returns the entry of the history.
 
-    The version that loses the alias is not promoted by its figures again; another rollback can give it back. Raises
-    PipelineError when there is no such version, it was trained on rows to be forgotten, it is champion already, or no
-    reason is given.
+    The version that loses the alias is never promoted by its figures again; only another rollback makes it champion. Raises
+    PipelineError if there is no such version, it was trained on rows to be forgotten, it is already champion, or no reason
+    is given.
     """
     if not why.strip():
         raise PipelineError("No reason is given.", 'Give the reason for the history: --why "…"')
@@ -89,31 +91,34 @@ def roll_back(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, An
     with history_lock(lake):
         sync_aliases(client, lake, by)
         versions = {int(v.version): v.tags for v in find_versions(client)}
-        now = champion_number(client)
-        number = to if to is not None else previous_champion(read_history(lake), now)
-        others = ", ".join(str(n) for n, tags in versions.items() if n != now and FORGOTTEN not in tags) or "none"
+        champion = champion_number(client)
+        number = to if to is not None else previous_champion(read_history(lake), champion)
+        others = ", ".join(str(n) for n, tags in versions.items() if n != champion and FORGOTTEN not in tags) or "none"
         choose = f"Choose a version with --to. Possible: {others}."
         if number is None:
             raise PipelineError("There is no previous champion.", choose)
-        if number == now:
-            raise PipelineError(f"Version {number} is champion already.", choose)
+        if number == champion:
+            raise PipelineError(f"Version {number} is already champion.", choose)
         if number not in versions:
             raise PipelineError(f"{MODEL} has no version {number}.", choose)
         if FORGOTTEN in versions[number]:
             raise PipelineError(f"Version {number} was trained on rows that are to be forgotten.", choose)
         tags = versions[number]
         model = {"recipe": tags.get("cs.recipe"), "fingerprint": tags.get(FINGERPRINT)}
-        entry = append_entry(lake, "rollback", number, now, promote=True, reason=why.strip(), decided_by=by, **model)
+        entry = append_entry(
+            lake, "rollback", number, champion, promote=True, reason=why.strip(), decided_by=by, **model
+        )
         sync_aliases(client, lake, by)
     return entry
 
 
 def _candidates(
-    lake: DataLake, versions: dict[int, dict[str, str]], now: int | None
+    lake: DataLake, versions: dict[int, dict[str, str]], champion: int | None
 ) -> tuple[list[tuple[int, EvaluationResults]], list[str]]:
-    """The ``versions`` (with their tags) whose adapter was evaluated, oldest first, with the results.
+    """The versions whose adapter was evaluated, with the results, oldest first. ``versions`` maps each number to its tags.
 
-    Beside them a message for the newest version of each recipe whose evaluation cannot be read, unless it is champion.
+    Also returns a message for each recipe whose evaluation cannot be read. It names the recipe's newest version; there is
+    none if that is the ``champion``.
     """
     by_fingerprint = {tags.get(FINGERPRINT): number for number, tags in versions.items()}
     newest = {tags.get("cs.recipe"): number for number, tags in sorted(versions.items())}
@@ -124,7 +129,7 @@ def _candidates(
         try:
             results = read_evaluation(name, lake)
         except PipelineError as error:
-            if newest.get(name) not in (None, now):
+            if newest.get(name) not in (None, champion):
                 waiting.append(f"Version {newest[name]} cannot be judged: {error.what} {error.fix}")
             continue
         if results.adapter_fingerprint in by_fingerprint:
@@ -133,7 +138,7 @@ def _candidates(
 
 
 def _refusal(tags: dict[str, str], withdrawal: dict[str, Any] | None) -> Decision | None:
-    """The refusal of a version that no figures can outweigh, or None."""
+    """The decision against a version that is refused regardless of its figures, or None."""
     if FORGOTTEN in tags:
         return Decision(False, "it was trained on rows that are to be forgotten")
     if withdrawal is not None:
@@ -142,7 +147,7 @@ def _refusal(tags: dict[str, str], withdrawal: dict[str, Any] | None) -> Decisio
 
 
 def _figures(results: EvaluationResults) -> dict[str, Any]:
-    """The figures that the decision has read, ready for JSON."""
+    """The figures that the decision was based on, as JSON values."""
     stored = results.model_dump(mode="json", include={"differences", "slices", "intents"})
     for part in (stored, *stored["slices"].values()):
         part["differences"] = against_rivals(part["differences"])

@@ -1,7 +1,7 @@
 """The retrieval index: known answers and passages of help articles, searched by similarity to a question.
 
-It holds only rows of the training split, and the passages. It is a folder of Parquet files, arrays and a manifest with the
-hash of every file, without any pickle.
+Its known answers come from the training split only. On disk it is a folder of Parquet files, NumPy arrays and a manifest
+with the hash of every file. It contains no pickles.
 """
 
 import shutil
@@ -31,7 +31,11 @@ SCHEMAS = {"answers": ANSWER, "passages": PASSAGE}
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """The sizes of an index that was built, how many texts were ``vectorised`` for it, and by what (a model's name)."""
+    """The index that was built.
+
+    ``answers`` and ``passages`` count its rows, ``vectorised`` the texts whose vectors had to be computed. ``vectorizer`` is
+    the name of the embedding model, or "characters" for character TF-IDF.
+    """
 
     version: str
     answers: int
@@ -46,7 +50,7 @@ def retrieval_folder(lake: DataLake) -> Path:
 
 
 def index_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """Makes everyone else who builds or loads the lake's index wait, in this process and in others."""
+    """A lock on the lake's index: while it is held, other threads and processes wait to build or load the index."""
     return _locked(retrieval_folder(lake))
 
 
@@ -57,7 +61,7 @@ def index_version(lake: DataLake) -> str:
 
 
 class RetrievalIndex:
-    """Known answers and passages. ``version`` is a hash of them and of how they are compared."""
+    """Known answers and passages. ``version`` is a hash of them and of the method that compares them."""
 
     def __init__(self, manifest: dict[str, Any], tables: dict[str, pa.Table], searches: dict[str, Search]) -> None:
         self.version = str(manifest["version"])
@@ -76,15 +80,15 @@ class RetrievalIndex:
     def answers(
         self, questions: Sequence[str], count: int, excluded_clusters: Sequence[object] | None = None
     ) -> list[list[RetrievedText]]:
-        """For each question the answers to the ``count`` most similar known questions, best first.
+        """For each question, the answers to the ``count`` most similar known questions, most similar first.
 
-        For question i, rows of cluster ``excluded_clusters[i]`` are left out. Rows with similarity 0 are not returned.
+        For question i, the rows of cluster ``excluded_clusters[i]`` are left out. Rows with similarity 0 are not returned.
         """
-        excluded = None if excluded_clusters is None else self._members(excluded_clusters)
+        excluded = None if excluded_clusters is None else self._rows_of_clusters(excluded_clusters)
         return list(self._search("answers", questions, count, excluded))
 
     def passages(self, questions: Sequence[str], count: int) -> list[list[RetrievedText]]:
-        """For each question the ``count`` most similar passages of articles with a similarity above 0, best first."""
+        """For each question, the ``count`` most similar passages with a similarity above 0, most similar first."""
         return list(self._search("passages", questions, count, None))
 
     def _search(
@@ -93,7 +97,7 @@ class RetrievalIndex:
         table = self._tables[name]
         for found in self._searches[name].nearest(questions, count, excluded):
             # Not take(), which copies the table's chunks: 28 ms for a million rows.
-            rows = [table.slice(place, 1).to_pylist()[0] for place, _ in found]
+            rows = [table.slice(number, 1).to_pylist()[0] for number, _ in found]
             yield [
                 RetrievedText(
                     "answer", row["row_id"], row["answer"], row["question"], None, None, similarity, row["intent"]
@@ -105,8 +109,8 @@ class RetrievalIndex:
                 for row, (_, similarity) in zip(rows, found, strict=True)
             ]
 
-    def _members(self, clusters: Sequence[object]) -> list[np.ndarray]:
-        """For each of these clusters the numbers of its rows."""
+    def _rows_of_clusters(self, clusters: Sequence[object]) -> list[np.ndarray]:
+        """For each of these clusters, its row numbers in the table of answers."""
         codes = self._clusters.indices.to_numpy()
         code_of = {name: code for code, name in enumerate(self._clusters.dictionary.to_pylist())}
         order = np.argsort(codes, kind="stable")
@@ -116,7 +120,7 @@ class RetrievalIndex:
 
 
 def build_index(lake: DataLake, embedder: str = "") -> IndexSummary:
-    """Builds the lake's index from ``train_split`` and ``knowledge_base``, unless the existing one is equal.
+    """Builds the lake's index from ``train_split`` and ``knowledge_base``, unless the existing one is up to date.
 
     ``embedder`` names an embedding model; if empty, texts are compared by character TF-IDF. Raises PipelineError if a table
     or the model is missing.
@@ -130,10 +134,10 @@ def build_index(lake: DataLake, embedder: str = "") -> IndexSummary:
 
 
 def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
-    """Rebuilds the lake's index without these rows, or deletes it if it is damaged. Call it inside ``index_lock``."""
+    """Rebuilds the lake's index without these rows, or deletes it if it is damaged. The caller must hold ``index_lock``."""
     folder = retrieval_folder(lake)
     make_folder(folder.parent)
-    remove_leftovers(folder)  # they contain the rows too
+    remove_leftovers(folder)  # these contain the rows too
     try:
         manifest = _manifest(folder)
     except PipelineError:  # missing or damaged
@@ -146,7 +150,10 @@ def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
 
 
 def differences(lake: DataLake) -> dict[str, int]:
-    """Counts rows that only the index or only its sources have, and rows in it from another split or of its clusters."""
+    """Counts rows that are only in the index or only in its sources, and index rows that leak from a held-out split.
+
+    A row leaks if a held-out split contains it or another row of its cluster.
+    """
     folder = retrieval_folder(lake)
     with index_lock(lake):
         answers, passages = (pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS)
@@ -166,18 +173,19 @@ def differences(lake: DataLake) -> dict[str, int]:
 
 
 def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | None = None) -> IndexSummary:
-    """Writes the index of these ``tables`` (answers: ANSWER, passages: PASSAGE) into ``folder``. Call it inside its lock.
+    """Writes the index of these ``tables`` (answers: ANSWER, passages: PASSAGE) into ``folder``. The caller must hold the
+    folder's lock.
 
     Texts that the previous index contains keep their vectors.
     """
     for name, schema in SCHEMAS.items():
         check_schema(tables[name], schema, f"retrieval_index/{name}")
-    likeness = {
+    method = {
         "code": CODE_VERSIONS["retrieval_index"],
         "embedder": embedder.name if embedder else None,
         "model": embedder and embedder.sha256,
     }
-    previous = _PreviousIndex.of(folder, likeness)
+    previous = _PreviousIndex.of(folder, method)
     if all(previous.holds(name, table) for name, table in tables.items()):
         return _summary(previous.manifest, 0)
     make_folder(folder.parent)
@@ -195,23 +203,23 @@ def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | 
                 np.save(temporary / f"{name}.{part}.npy", array, allow_pickle=False)
             write_codes(temporary, name, vectors)
         rows = {name: table.num_rows for name, table in tables.items()}
-        description = {"version": digest(content, likeness), "likeness": likeness, "rows": rows}
+        description = {"version": digest(content, method), "likeness": method, "rows": rows}
         return _summary(write_manifest(temporary, description), vectorised)
 
 
 class _PreviousIndex:
-    """The index to be replaced; empty if it is damaged, missing, or compares texts in another way."""
+    """The index to replace. It is empty if that index is missing or damaged, or compares texts by another ``method``."""
 
     def __init__(self, manifest: dict[str, Any], tables: dict[str, pa.Table], vectors: dict[str, Vectors]) -> None:
         self.manifest, self._tables, self._vectors = manifest, tables, vectors
 
     @classmethod
-    def of(cls, folder: Path, likeness: dict[str, Any]) -> "_PreviousIndex":
+    def of(cls, folder: Path, method: dict[str, Any]) -> "_PreviousIndex":
         try:
             manifest = read_manifest(folder, "retrieval_index")
         except PipelineError:  # missing or damaged
             return cls({}, {}, {})
-        if manifest.get("likeness") != likeness:
+        if manifest.get("likeness") != method:
             return cls({}, {}, {})
         tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
         return cls(manifest, tables, _load_vectors(folder, manifest))
@@ -238,7 +246,7 @@ def _summary(manifest: dict[str, Any], vectorised: int) -> IndexSummary:
 
 
 def _texts(name: str, table: pa.Table) -> list[str]:
-    """The text of each row that is compared with a question."""
+    """For each row, the text that is compared with a question."""
     if name == "answers":
         questions: list[str] = table.column("question").to_pylist()
         return questions
@@ -251,11 +259,11 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 
 def _embedder(manifest: dict[str, Any]) -> Embedder | None:
-    likeness = manifest["likeness"]
-    if likeness["embedder"] is None:
+    method = manifest["likeness"]
+    if method["embedder"] is None:
         return None
-    embedder = Embedder(likeness["embedder"])
-    if embedder.sha256 != likeness["model"]:
+    embedder = Embedder(method["embedder"])
+    if embedder.sha256 != method["model"]:
         raise PipelineError(
             f"The embedding model {embedder.name} is not the one that the retrieval index was built with.",
             "Materialise 'retrieval_index' again.",

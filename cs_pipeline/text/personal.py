@@ -2,7 +2,7 @@
 
 It finds
 
-- values from the fields of the export (``known``), names in parts too;
+- values from the fields of the export (``known``), and the first and last name of a known full name;
 - matches of the company's own patterns (``company.yaml``), which take precedence over every rule below except links;
 - whole links with a token, an id or a query;
 - e-mail and IP addresses, IBANs and cards (with their checksums), phone numbers of the company's regions and, if written
@@ -51,7 +51,7 @@ class PersonalData:
 
         class Email(EmailRecognizer):
             def validate_result(self, pattern_text: str) -> None:
-                """Does not check the public suffix list: an address of an internal network is personal too."""
+                """Skips the check of the public suffix list: an address in an internal network is personal too."""
 
         self._email = Email()
         self._card = CreditCardRecognizer(
@@ -68,8 +68,8 @@ class PersonalData:
         """``text`` with placeholders for its personal data, and how many of each were inserted.
 
         ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export. ``speaker`` is
-        the author of the text, which tells the customer's own address or number from the support desk's. Placeholders in
-        the text stay as they are. Replacing again finds nothing.
+        the author of the text; it decides whether an address or number counts as the customer's or the support desk's.
+        Placeholders in the text stay as they are. A second call on the result replaces nothing.
         """
         counts: Counter[str] = Counter()
         while found := self.find(text, speaker, known):
@@ -118,7 +118,7 @@ class PersonalData:
     def _find_ibans(self, scan: "_Scan") -> None:
         for match in words.IBAN.finditer(scan.rest):
             candidate = match[0].upper()
-            # Words after an IBAN look like further groups of it.
+            # A word after an IBAN looks like another group of it.
             while len(candidate) >= 15:
                 if results := self._iban.analyze(candidate, []):
                     scan.take(match.start(), match.start() + results[0].end, "IBAN")
@@ -156,7 +156,7 @@ class PersonalData:
         if any(map(str.isalpha, value)):
             scan.take(start, end, "Reference Number" if meaning in ("", "Phone") else meaning)
         elif meaning not in ("", "Phone") and value[0] not in "+(":
-            # A short number may be an amount of something, unless it is close to the word or set apart.
+            # A short number may be a quantity, unless it is close to the word that names it, or follows "(" or "#".
             if digits >= 7 or gap <= 24 or scan.rest[start - 1 : start] in ("(", "#"):
                 scan.take(start, end, meaning)
         elif digits < 7:
@@ -172,7 +172,10 @@ class PersonalData:
 
 @contextmanager
 def _hidden(*modules: str) -> Iterator[None]:
-    """Presidio imports these if they are installed, at five times its own time and memory, but does not need them."""
+    """Hides ``modules`` from imports. Presidio imports these if they are installed, but does not need them.
+
+    With them, loading it takes five times as much time and memory.
+    """
     absent: dict[str, Any] = {name: None for name in modules if name not in sys.modules}
     sys.modules.update(absent)
     try:
@@ -183,7 +186,7 @@ def _hidden(*modules: str) -> Iterator[None]:
 
 
 class _Scan:
-    """A text being searched. Spans that were found become NUL in ``rest``, so no rule finds them or parts of them again."""
+    """A text being searched. Spans that were found are NUL characters in ``rest``, so that no rule finds them again."""
 
     def __init__(self, text: str, speaker: Speaker) -> None:
         self.text, self.speaker = text, speaker
@@ -245,7 +248,10 @@ def _find_names(scan: _Scan) -> None:
 
 
 def _name(text: str, *, lower: bool) -> tuple[int, int]:
-    """The end of the name at the start of ``text`` and its number of words: 0 and 0 if there is no name."""
+    """The end of the name at the start of ``text`` and its number of words: 0 and 0 if there is no name.
+
+    With ``lower``, the first two words may be in lower case.
+    """
     end = count = 0
     for match in words.WORD.finditer(text):
         if match[0].casefold() in words.NOT_NAMES or not (match[0][0].isupper() or (lower and count < 2)):
@@ -268,9 +274,10 @@ def _phone_of(scan: _Scan, start: int) -> str:
 
 
 def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
-    """What the number between ``start`` and ``end`` is, by the nearest word that says so, and that word's distance.
+    """The kind of the number between ``start`` and ``end``, as the nearest cue word names it, and that word's distance.
 
-    Such words precede their number more often than they follow it: one that follows counts as twelve characters farther.
+    Cue words precede their number more often than they follow it, so twelve characters are added to the distance of one that
+    follows. Without a cue word, the kind is empty.
     """
     before = words.SENTENCE_END.split(text[max(0, start - 60) : start])[-1]
     after = words.SENTENCE_END.split(text[end : end + 40])[0]
@@ -279,7 +286,7 @@ def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
         near.append((len(before) - precede[-1].end(), precede[-1][0]))
     if follows := words.CUE.search(after):
         near.append((follows.start() + 12, follows[0]))
-    # "It is about my order. 4412345678": bare digits are what the previous sentence was about; separators suggest a phone.
+    # "It is about my order. 4412345678": bare digits belong to the previous sentence; separators suggest a phone.
     if not near and end - start >= 7 and text[start:end].isdecimal():
         near = [(start - cue.end(), cue[0]) for cue in words.CUE.finditer(text, max(0, start - 120), start)]
     gap, word = min(near, default=(0, ""))

@@ -1,8 +1,8 @@
 """The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on Bitext's training rows.
 
-It proves the pipeline where there is no GPU and no network; it is not good enough to talk to. It never sees company rows,
-so new deliveries do not retrain it and forgotten rows are not in it. If the recipe retrieves known answers, the base is
-trained on prompts that contain them: a model this small learns to copy in its first steps or not at all.
+With it, the whole pipeline runs without a GPU and without a network. Its answers are not fit for customers. It is never
+trained on company rows, so new deliveries do not retrain it and forgotten rows are not in it. If the recipe retrieves known
+answers, the base is trained on prompts that contain them: so small a model learns to copy in its first steps or never.
 """
 
 import math
@@ -38,9 +38,9 @@ MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
 
 
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
-    """Trains the base unless an identical one exists; returns its folder.
+    """Trains the base, unless one from the same ``spec`` and rows exists; returns its folder.
 
-    ``report`` gets lines with the step, loss in bits per token, rate and time left.
+    ``report`` gets lines of progress: step, loss in bits per token, tokens per second and time left.
     """
     folder = embedded_folder(spec, lake)
     if (folder / MANIFEST_NAME).exists():
@@ -68,7 +68,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
 
 
 def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """Conversations in the format of EMBEDDED_TEMPLATE, with markers in the text itself broken up."""
+    """Conversations in the format of EMBEDDED_TEMPLATE. Markers inside a question or an answer are broken up."""
     pairs = ((q.replace("<|", "< |"), a.replace("<|", "< |")) for q, a in zip(questions, answers, strict=True))
     return [f"<|customer|>{q}<|agent|>{a}<|end|>" for q, a in pairs]
 
@@ -113,13 +113,13 @@ def _blocks(
     if len(tokens) <= spec.block_size:
         raise PipelineError(
             f"Bitext's training rows have {len(tokens):,} tokens, and base.block_size is {spec.block_size:,}.",
-            "Lower base.block_size in the recipe, or give more rows.",
+            "Lower base.block_size in the recipe, or add rows.",
         )
     question_starts = np.cumsum([0, *(len(ids) for ids in encoded)])
     question_starts = question_starts[question_starts + spec.block_size <= len(tokens)]
     while True:
-        # Half of the blocks begin with a question, to teach answering. The others begin anywhere, so that the later parts
-        # of long answers occur too.
+        # Half of the blocks begin with a question, to teach answering. The others begin anywhere, so that they also
+        # cover the later parts of long answers.
         starts = random.integers(0, len(tokens) - spec.block_size, size=spec.per_device_train_batch_size)
         starts[::2] = random.choice(question_starts, size=len(starts[::2]))
         block = np.stack([tokens[start : start + spec.block_size] for start in starts])
@@ -128,7 +128,7 @@ def _blocks(
 
 COPIED_SHARE = 0.5
 """Share of examples whose target is the known answer. With it, a base of 400 steps copied 62 % of the known answer's words
-instead of 6 %, and real answers became more likely too (0.72 bits per character instead of 0.75)."""
+instead of 6 %, and its loss on real answers fell too (0.72 bits per character instead of 0.75)."""
 
 
 def _example_batches(
@@ -136,11 +136,11 @@ def _example_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Endless batches of tokens and labels, both [examples, length of the longest], one row per training example.
 
-    The prompt contains the most usual answers to similar questions from other clusters. The target of COPIED_SHARE of the
-    rows is the first of these answers, word for word, so that the model learns to use them. Rows of similar length are
+    The prompt contains the most typical answers to similar questions from other clusters. For COPIED_SHARE of the rows, the
+    target is the first of these answers, word for word, so that the model learns to use them. Rows of similar length are
     batched together.
 
-    Raises PipelineError if too few examples have at most ``block_size`` tokens.
+    Raises PipelineError if fewer examples than fill a batch have at most ``block_size`` tokens.
     """
     chat = ChatFormat(tokenizer, "causal")
     random = np.random.default_rng(spec.seed)
@@ -167,7 +167,7 @@ def _example_batches(
     if len(examples) < spec.per_device_train_batch_size:
         raise PipelineError(
             f"Only {len(examples)} of Bitext's training rows fit into {spec.block_size:,} tokens with known answers.",
-            "Raise base.block_size in the recipe, or give more rows.",
+            "Raise base.block_size in the recipe, or add rows.",
         )
     batches = Batches(
         [len(example) for example in examples],
@@ -179,11 +179,11 @@ def _example_batches(
     )
     for epoch in count():
         batches.set_epoch(epoch)
-        for places in batches:
-            shape = len(places), max(len(examples[place]) for place in places)
+        for indices in batches:
+            shape = len(indices), max(len(examples[i]) for i in indices)
             tokens, labels = np.full(shape, tokenizer.pad_token_id), np.full(shape, IGNORE_INDEX)
-            for row, place in enumerate(places):
-                ids = examples[place].input_ids
+            for row, i in enumerate(indices):
+                ids = examples[i].input_ids
                 tokens[row, : len(ids)] = labels[row, : len(ids)] = ids
             yield tokens, labels
 
@@ -207,7 +207,7 @@ def _train(
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.max_steps)),
     )
     curve: list[dict[str, float]] = []
-    first = next(batches)  # preparing the data does not count as time of a step
+    first = next(batches)  # before the clock starts, because it prepares the data
     started = reported = time.monotonic()
     for step, batch in zip(range(1, spec.max_steps + 1), chain([first], batches), strict=False):
         tokens, labels = (torch.from_numpy(array).to(device) for array in batch)

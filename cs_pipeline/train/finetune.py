@@ -1,4 +1,4 @@
-"""Fine-tunes a recipe's model: from rows to trained weights and figures, surviving interruptions and lack of memory."""
+"""Fine-tunes a recipe's model. Training resumes after an interruption, and halves the micro-batch when memory runs out."""
 
 import gc
 from collections.abc import Callable
@@ -43,12 +43,13 @@ def fine_tune(
     report: Callable[[str], None],
     on_metrics: Callable[[int, dict[str, float]], None],
 ) -> tuple[dict[str, Any], pa.Table]:
-    """Trains on ``base``, from the adapter in ``warm_start`` if given, and writes weights and tokenizer to ``folder``.
+    """Fine-tunes ``base``, from the adapter in ``warm_start`` if given, and writes weights and tokenizer to ``folder``.
 
-    ``work`` keeps the checkpoints: called again with equal arguments, the training resumes from the newest. A micro-batch
-    that does not fit into memory is halved; the rows of each step stay the same. Returns the figures, and the rows trained
-    on with the schema SEEN_ROW. Raises PipelineError if no row fits, the loss would cover the wrong tokens, ``warm_start``
-    does not fit, a single row does not fit into memory, the training diverges, or it was asked to stop.
+    Checkpoints are written to ``work``. When called again with the same arguments, training resumes from the newest one. A
+    micro-batch that does not fit into memory is halved; the number of rows per step stays the same. Returns the figures and
+    the table of training rows (schema SEEN_ROW). Raises PipelineError if every row is longer than the recipe allows, the
+    loss would cover the wrong tokens, ``warm_start`` does not match the model, a single row does not fit into memory,
+    training diverges, or it is told to stop.
     """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
@@ -61,7 +62,7 @@ def fine_tune(
     own = train.seen.filter(pc.not_equal(train.seen.column("through"), IN_PROMPT))
     company = own.column("source").to_pylist().count("company")
     report(
-        f"{len(train.examples):,} training rows from {own.num_rows:,} different ones, {company:,} of them the company's; "
+        f"{len(train.examples):,} training rows from {own.num_rows:,} distinct rows, {company:,} of them from the company; "
         f"{train.too_long} dropped as longer than {recipe.trainer.max_length} tokens, {train.shortened} without their "
         f"oldest turns; {train.retrieved_dropped:,} of {train.retrieved:,} retrieved texts dropped; {train.escaped:,} rows "
         f"with characters that the tokenizer lacks, {train.escaped_share:.1%} of all characters became code points; "
@@ -80,7 +81,7 @@ def fine_tune(
         except DivergedError:
             training.checkpoints.discard()  # resuming from one would diverge again
             raise
-        # Outside the except block, where nothing references the failed attempt any more.
+        # Not in the except block: there, the exception still references the failed attempt.
         gc.collect()
         torch.cuda.empty_cache()
     save_peft_model(model, recipe, folder)
@@ -102,10 +103,10 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class _Attempts:
-    """The history of a training with its interruptions.
+    """What one training run has gone through so far, over all its restarts.
 
-    Each process computes ``micro`` rows at once; the row counts in ``too_large`` ran out of memory. It was resumed from the
-    checkpoints of the steps ``resumed_from``.
+    ``micro`` is the micro-batch size of each process. The sizes in ``too_large`` ran out of memory. ``resumed_from`` lists
+    the steps of the checkpoints from which the run was resumed.
     """
 
     micro: int
@@ -130,14 +131,14 @@ class _Training:
         return Checkpoints(self.work, self.report)
 
     def attempt(self, attempts: _Attempts) -> tuple[dict[str, Any], Any]:
-        """Trains to the end, from the newest checkpoint if any; returns figures, and the model with its best weights."""
+        """Trains to the end, from the newest checkpoint if any; returns the figures, and the model with its best weights."""
         from transformers import set_seed
 
         from cs_pipeline.train.trainer.resumable import read_trainer_state
         from cs_pipeline.train.trainer.schedule import best_step, is_finished
 
         t = self.recipe.trainer
-        # Only the first process looks for checkpoints and sets broken ones aside; the others use the same step.
+        # Only the first process looks for checkpoints and sets broken ones aside; it tells the others the step.
         step = int(sum_over_processes((self.checkpoints.newest() or 0) if rank() == 0 else 0)[0])
         checkpoint = self.checkpoints.at(step) if step else None
         if step:
@@ -264,31 +265,35 @@ _ATTEMPTS = "attempts.json"
 
 
 def _load_attempts(recipe: Recipe, work: Path) -> _Attempts:
-    """The attempts recorded in ``work``; without a record, a first attempt with the recipe's micro-batch."""
+    """The history recorded in ``work``; without a record, a new one with the recipe's micro-batch."""
     if (work / _ATTEMPTS).exists():
         return _Attempts(**read_json(work / _ATTEMPTS))
     return _Attempts(micro_batch_rows(recipe.trainer, world_size()), [], [])
 
 
 def _halve_micro_batch(recipe: Recipe, attempts: _Attempts, work: Path, report: Callable[[str], None]) -> _Attempts:
-    """``attempts`` with half as many rows at once, recorded in ``work``. Raises PipelineError if it was a single row."""
+    """Halves the micro-batch in ``attempts``, and records the result in ``work``.
+
+    Raises PipelineError if the micro-batch was a single row. With several processes, it always raises one after recording:
+    all of them must be restarted.
+    """
     micro = attempts.micro
     if micro == 1:
         raise PipelineError(
-            "Even the longest row alone does not fit into memory.",
+            "Even a single row does not fit into memory.",
             "Lower trainer.max_length, set gradient_checkpointing: true or quantization: nf4, or choose a smaller base.",
         ) from None
     smaller = replace(attempts, micro=micro // 2, too_large=[*attempts.too_large, micro])
     rows = recipe.trainer.rows_per_step
     report(
         f"{micro} rows at once do not fit into memory; training continues with {micro // 2}, still {rows} per step. To "
-        f"start that way: trainer.per_device_train_batch_size: {micro // 2}, "
+        f"start with that size, set trainer.per_device_train_batch_size: {micro // 2}, "
         f"trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
     )
     write_json(work / _ATTEMPTS, asdict(smaller))
     if world_size() > 1:
         raise PipelineError(
-            f"{micro} rows at once do not fit into the memory of process {rank()}, and the other processes wait for it.",
+            f"{micro} rows at once do not fit into the memory of process {rank()}, and the others are waiting for it.",
             f"Start the same training again: it continues with {micro // 2} at once.",
         ) from None
     return smaller

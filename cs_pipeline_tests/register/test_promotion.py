@@ -115,7 +115,7 @@ def test_an_unreadable_evaluation_waits_and_does_not_hold_up_the_others(champion
     (why,) = champion_two.judge().waiting  # version 2 is champion: nothing waits for its evaluation
     assert "Version 1 cannot be judged" in why
     assert str(evaluation_file("one", champion_two.lake)) in why
-    assert "Materialise 'evaluation' and what follows it for the partition 'one'" in why
+    assert "Materialise 'evaluation' and its downstream assets for the partition 'one'" in why
     assert champion_two.history() == [(1, True), (2, True), (3, True)]
     assert champion_two.aliases() == {"champion": 3}
 
@@ -285,7 +285,7 @@ def test_refused_rollbacks_change_nothing(champion_two: World) -> None:
     before = champion_two.path.read_bytes()
     for to, why, message in (
         (7, "no", "cs-support has no version 7"),
-        (2, "no", "Version 2 is champion already"),
+        (2, "no", "Version 2 is already champion"),
         (1, "no", "Version 1 was trained on rows that are to be forgotten"),
         (None, "no", "Version 1 was trained on rows that are to be forgotten"),
         (1, " ", "No reason is given"),

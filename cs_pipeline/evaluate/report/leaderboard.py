@@ -99,7 +99,7 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
     if missing := [measured for measured in _MEASURED if measured not in metrics]:
         raise PipelineError(
             f"trained by an earlier version of the code, which did not measure {', '.join(missing)}",
-            f"Materialise 'adapter' and what follows it for the partition '{name}' again.",
+            f"Materialise 'adapter' and its downstream assets for the partition '{name}' again.",
         )
     notes = []
     if read_json(lake.path("train", "adapter", f"{name}.json"))["fingerprint"] != results.adapter_fingerprint:

@@ -1,4 +1,4 @@
-"""Cluster assignment: the cluster and side of every row of both sources, kept from before or given to new rows."""
+"""Assigns every row of both sources to a cluster and a side. Rows keep those of the previous run where possible."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,24 +13,24 @@ from cs_pipeline.prepare.splits.lsh import BandIndex
 from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES, SIDES, assign_sides
 
 MAX_HELD_OUT = 75
-"""Company rows per intent on the validation and on the test side: more make evaluations longer but hardly more certain."""
+"""Company rows per intent on the validation and on the test side. More make evaluation slower, but hardly more precise."""
 
 DELIVERED_AGAIN = "delivered again"
 SIDE_FULL = f"near-duplicate of a held-out question, and its side has {MAX_HELD_OUT} company rows of the intent already"
 """Reasons for setting a row aside, besides those of ``split``."""
 
 BATCH = 20_000
-"""Rows that are compared with each other at a time."""
+"""How many rows are compared with each other at a time."""
 
 _TRAIN = SIDES.index("train")
 _PENDING, _ASIDE = -1, -2
 
 
 class ClusterAssignment:
-    """Assigns company rows to clusters and sides, next to Bitext's rows, which have theirs already.
+    """Assigns company rows to clusters and sides. Bitext's rows already have theirs.
 
-    ``rows`` are Bitext's, then the company's in the order of ``days``. ``side`` is the index in SIDES of each row's side,
-    or negative. ``index`` covers the rows that have been compared.
+    ``rows`` are Bitext's, then the company's in the order of ``days``. ``side`` is, for each row, the index of its side in
+    SIDES, or a negative number if it has none. ``index`` covers the rows that have been compared.
     """
 
     def __init__(self, bitext: pa.Table, days: Mapping[str, pa.Table]) -> None:
@@ -54,14 +54,15 @@ class ClusterAssignment:
 
     @property
     def new_rows(self) -> np.ndarray:
-        """The rows that have no side and had none before."""
+        """The numbers of the rows that have no side and had none in the previous run."""
         return np.flatnonzero((self.side == _PENDING) & (self._former_side < 0))
 
     def restore(self, before: pa.Table, aside: pa.Table, index: BandIndex | None, unchanged: set[str]) -> None:
-        """Gives company rows the cluster and side that they have in ``before``.
+        """Gives company rows the cluster and side that they have in ``before``, the rows of the previous run.
 
-        Rows that were set ``aside`` stay so as long as no other row is gone or changed. ``unchanged`` names the sources
-        ("bitext" or a day) with the same content as then. ``index`` belongs to ``before``; None if it does not match.
+        ``aside`` holds the rows that were set aside then. If no row of ``before`` is gone or changed, those of unchanged
+        sources are set aside again. ``unchanged`` names the sources ("bitext" or a day) with the same content as then.
+        ``index`` is the index of ``before``, or None if it does not match.
         """
         at = _positions(self.rows.column("row_id"), before.column("row_id"))
         at[self.side == _ASIDE] = -1
@@ -76,7 +77,7 @@ class ClusterAssignment:
         returning = here[here >= self._company_start]
         sides = _side_numbers(before)[at[returning]]
         self._cluster[returning] = before.column("cluster_id").take(pa.array(at[returning])).to_pylist()
-        # With Bitext and the question unchanged, the side stands. Other returning rows are compared again.
+        # If Bitext and its question are unchanged, a returning row keeps its side. The others are compared again.
         stay = same_text[returning] if "bitext" in unchanged else np.zeros(len(returning), bool)
         self.side[returning[stay]] = sides[stay]
         self._former_side[returning[~stay]] = sides[~stay]
@@ -96,7 +97,7 @@ class ClusterAssignment:
             self._set_aside(np.flatnonzero(settled), np.array(aside.column("reason").to_pylist(), object)[at[settled]])
 
     def assign(self) -> None:
-        """Gives every pending row a cluster and side or sets it aside: first rows with a former side, then day by day."""
+        """Gives every pending row a cluster and side, or sets it aside: first rows with a former side, then the new ones."""
         assigned = np.flatnonzero(self.side >= 0)
         self._add_to_index(assigned)
         self._cluster_ids.update(self._cluster[assigned])
@@ -112,7 +113,7 @@ class ClusterAssignment:
                     self._assign_batch(rows[first : first + BATCH], returning)
 
     def tables(self) -> tuple[pa.Table, pa.Table]:
-        """The rows with their cluster and side, and the rows set aside with their reason; both in order."""
+        """The rows with their cluster and side, and the rows set aside with their reason, both in the order of ``rows``."""
         kept, aside = self.side >= 0, self.side == _ASIDE
         rows = self.rows.filter(pa.array(kept))
         sides = pa.DictionaryArray.from_arrays(pa.array(self.side[kept]), pa.array(SIDES)).cast(pa.string())
@@ -122,14 +123,14 @@ class ClusterAssignment:
         return rows, self.rows.filter(pa.array(aside)).append_column(SET_ASIDE.field("reason"), reasons)
 
     def _assign_batch(self, rows: np.ndarray, returning: bool) -> None:
-        """Assigns ``rows``, ascending, at most BATCH of them."""
+        """Assigns ``rows`` (ascending numbers, at most BATCH) or sets them aside."""
         self._add_to_index(rows)
         rows = self._without_duplicates(rows)
-        # Equal questions are one node: they share their near-duplicates.
+        # Rows with equal questions form one node, because they have the same near-duplicates.
         _, first, node = np.unique(self.index.texts[rows], return_index=True, return_inverse=True)
         similar = self.index.near_duplicates(rows[first], self.side, self._questions)[node]
         former = np.flatnonzero(self._former_side[rows] >= 0)
-        similar[former, self._former_side[rows[former]]] = rows[former]  # its own former side binds a row too
+        similar[former, self._former_side[rows[former]]] = rows[former]  # counts as a near-duplicate
         conflicting = (similar >= 0).sum(axis=1) > 1
         self._set_aside(rows[conflicting], NEAR_TWO_SIDES)
         rows, node, similar = rows[~conflicting], node[~conflicting], similar[~conflicting]
@@ -143,9 +144,9 @@ class ClusterAssignment:
     def _assign_components(self, rows: np.ndarray, component: np.ndarray, similar: np.ndarray, returning: bool) -> None:
         """Each component joins the side on which one of its rows has a near-duplicate, or becomes a new cluster.
 
-        A component between training and a held-out side joins training, without its rows that are near-duplicates of
-        held-out rows: only those would leak. If a held-out side is full, the component becomes a new cluster, without its
-        rows that are near-duplicates of that side.
+        A component with near-duplicates in training and on a held-out side joins training. Its rows that are
+        near-duplicates of held-out rows are set aside: only those would leak. If the held-out sides that it could join are
+        full, its rows that are near-duplicates of them are set aside, and the rest becomes a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for place, number in enumerate(component.tolist()):
@@ -180,7 +181,7 @@ class ClusterAssignment:
                     self._set_side(rows[place], SIDES.index(side), cluster, intents[place])
 
     def _new_cluster_id(self, members: Sequence[str]) -> str:
-        """An unused id: the row that gave a cluster its id may have gone, and come back to another cluster."""
+        """An unused id. The plain one may be taken: the row after which a cluster was named may have left it since."""
         cluster = "c" + min(members)
         while cluster in self._cluster_ids:
             cluster += "+"
@@ -195,7 +196,7 @@ class ClusterAssignment:
         self.side[rows], self._reason[rows] = _ASIDE, reason
 
     def _add_to_index(self, rows: np.ndarray) -> None:
-        """Adds those of ``rows`` that the index lacks."""
+        """Adds to the index those of ``rows`` that are not in it yet."""
         new = rows[~self._indexed[rows]]
         for first in range(0, len(new), BATCH):
             batch = new[first : first + BATCH]
@@ -203,7 +204,7 @@ class ClusterAssignment:
         self._indexed[new] = True
 
     def _without_duplicates(self, rows: np.ndarray) -> np.ndarray:
-        """Sets aside those of ``rows`` whose question and answer an earlier row has; returns the others."""
+        """Sets aside those of ``rows`` with the question and answer of an earlier row; returns the others."""
         texts = self.index.texts
         same = self.index.same_question(rows, self.side >= 0)
         seen = set(zip(texts[same].tolist(), self._values("response", same), strict=True))

@@ -1,8 +1,8 @@
-"""The desk: the entry point of the page and both APIs, from a customer's question to an answer fit for customers.
+"""The desk turns a customer's question into a reply that is fit for customers. The page and both APIs call it.
 
-A question is cleaned (``screening``). Its words alone may hand it over to a person (``handover``) or get a fixed reply
-(``scope``). Otherwise a model answers (``models.service``), and its sentences are screened, put into the requested tone and
-filled one by one (``composing``).
+First the question is cleaned (``screening``). Rules on its wording then decide whether a person takes over (``handover``) or
+the desk sends a fixed reply (``scope``). Otherwise a model answers (``models.service``): each sentence is screened, put into
+the requested tone, and its placeholders are filled (``composing``).
 """
 
 import threading
@@ -29,21 +29,22 @@ from cs_pipeline.text.placeholders import PlaceholderMode, Speaker, apply
 _HUMAN_AGENT_INTENT = "contact_human_agent"
 
 _MAX_FOLLOW_UP_WORDS = 4
-"""In a conversation, a message up to this length is taken as a reply to the last answer ("yes, the second one"). It does not
-show its intent, so a low confidence means nothing."""
+"""After the first turn, a message of at most this many words counts as a reply to the last answer ("yes, the second one").
+Such a message does not show its intent, so the classifier's low confidence is ignored."""
 
 MAX_REQUEST_CHARACTERS = 100_000
 """Limit for a question with its context and earlier turns. The rules need about ten seconds for a million characters."""
 
-_LOOK_UP = RetrievalSettings(answers=3, passages=3)
-"""What is retrieved for an employee."""
+_LOOK_UP_LIMITS = RetrievalSettings(answers=3, passages=3)
+"""How many texts are retrieved when an employee looks something up."""
 
 MIN_SIMILARITY = {"answer": 0.4, "passage": 0.2}
-"""From this similarity a retrieved text is about the question.
+"""The similarity from which a retrieved text counts as relevant to the question.
 
-For each of 1,207 Bitext test questions the nearest known one was at 0.51 or more (1 % below 0.62). For 30 off-topic
-questions, half stayed below 0.30 and nine in ten below 0.42. With 270 answers as passages, the size of a help centre, 94 %
-of 300 test questions had one at 0.2 or more, and none of the 30 had one above it.
+For each of 1,207 Bitext test questions, the nearest known question had a similarity of 0.51 or more (1 % were below 0.62).
+For 30 off-topic questions it was below 0.30 for half of them and below 0.42 for nine in ten. With 270 answers as passages,
+the size of a help centre, 94 % of 300 test questions had a passage at 0.2 or more. None of the 30 off-topic questions had
+one above 0.2.
 """
 
 NOT_UNDERSTOOD = "I am not sure that I have understood you. Could you please describe in other words what you need?"
@@ -55,9 +56,9 @@ Author = Literal["model", "desk"]
 class DeskRequest:
     """A customer's message, and how to answer it.
 
-    ``model`` is a name from the registry. ``values`` are values of placeholders for this request, under any spelling of
-    their names. ``context`` holds facts about the case that are not in the conversation; the model reads it as the first
-    turn. With ``private``, the answer only asks for personal details that the request needs.
+    ``model`` is a name from the registry. ``values`` maps placeholder names, in any spelling, to their values for this
+    request. ``context`` holds facts about the case that are not in the conversation; the model reads it as the first turn.
+    If ``private`` is set, the answer asks for a personal detail only if the intent needs it.
     """
 
     text: str
@@ -72,7 +73,8 @@ class DeskRequest:
 
 @dataclass(frozen=True)
 class CitedSource:
-    """A retrieved text that is about the question. Placeholders in ``title`` and ``text`` are filled or put into words.
+    """A retrieved text that is relevant to the question. Placeholders in ``title`` and ``text`` are filled, or replaced by
+    plain words.
 
     ``kind`` is "answer" for an earlier answer, whose ``title`` is its question, or "passage" for a part of an article, with
     the article's ``title`` and ``address``. ``similarity`` is above 0 and at most 1.
@@ -89,10 +91,10 @@ class CitedSource:
 class Reply:
     """What the customer reads, and where it comes from.
 
-    ``served`` is the requested version. ``author`` says whether ``text`` is that version's, or the desk replied without it
-    (a handover, an off-topic question). ``intent`` and ``confidence`` (0 to 1) are None without a classifier.
-    ``handover`` is the reason why a person takes over, or None. ``tokens`` counts the model's tokens. ``sources`` are the
-    retrieved texts in the prompt of a model's answer.
+    ``served`` is the requested version. ``author`` is "model" if that version wrote ``text`` or its beginning, and "desk" if
+    the desk replied without it (a handover, an off-topic question). ``intent`` and ``confidence`` (0 to 1) are None without
+    a classifier. ``handover`` is the reason why a person takes over, or None. ``tokens`` counts the tokens that the model
+    generated. ``sources`` are the relevant texts among those retrieved for the model's prompt.
     """
 
     text: str
@@ -110,8 +112,8 @@ class Reply:
 class ReplyStream:
     """A reply while it is being generated. Iterate it once for its pieces, then read ``reply``.
 
-    The pieces joined are ``reply.text``; none is ever taken back. To stop early, close the iterator, or set the event that
-    was passed to the desk.
+    The pieces joined are ``reply.text``; no piece is taken back later. To stop early, close the iterator, or set the
+    event that was passed to the desk.
     """
 
     def __init__(self, served: ServedModel, pieces: Generator[str, None, Reply]) -> None:
@@ -138,9 +140,10 @@ class ReplyStream:
 
 @dataclass(frozen=True)
 class _Case:
-    """A request after cleaning. ``details`` come from the customer; ``values`` include the company's.
+    """A request after cleaning.
 
-    ``known_text`` is all text from which personal data may be repeated.
+    ``details`` are the placeholder values from the customer's messages and the request; ``values`` adds the company's. The
+    answer may repeat personal data from ``known_text``, and no other.
     """
 
     request: DeskRequest
@@ -157,7 +160,7 @@ class Desk:
     """Answers customers with the models of ``service`` by the rules of ``company``. Thread-safe."""
 
     def __init__(self, service: ModelService, company: Company, lake: DataLake) -> None:
-        """Takes a second or two, because the recognisers of personal data are loaded."""
+        """Takes a second or two to load the recognisers of personal data."""
         self._service = service
         self._company = company
         self._screening = Screening(company)
@@ -170,24 +173,25 @@ class Desk:
     def stream(self, request: DeskRequest, cancelled: threading.Event | None = None) -> ReplyStream:
         """The reply in pieces. A ``Refusal`` (see ``models.jobs``) is raised here, before the first piece.
 
-        Set ``cancelled`` when nobody waits any more; the reply then ends with what was written so far.
+        Set ``cancelled`` when nobody is waiting any more; the reply then ends with what has been generated so far.
         """
         return self._reply_stream(request, cancelled, whole=False)
 
     def draft(self, request: DeskRequest, cancelled: threading.Event | None = None) -> Reply:
-        """The model's own answer for an employee: screened, in the right tone and filled, but without handovers and fixed
-        replies. ``handover`` says why a person would take over. Raises the same errors as ``stream``.
+        """The model's own answer, for an employee. It is screened, put into the requested tone and its placeholders are
+        filled, but it is never replaced by a handover or a fixed reply. ``handover`` says why a person would take over.
+        Raises the same errors as ``stream``.
         """
         case = self._case(request)
         generation = self._start(case, cancelled)
-        reason = handover_reason(case.text, case.earlier) or self._doubt(case, generation)
+        reason = handover_reason(case.text, case.earlier) or self._reason_from_intent(case, generation)
         pieces = self._answer(case, generation, whole=True, reason=reason, draft=True)
         return ReplyStream(case.served, pieces).complete()
 
     def look_up(self, text: str) -> tuple[CitedSource, ...]:
-        """Earlier answers and passages about ``text``, for an employee to read."""
+        """Earlier answers and passages of articles that are relevant to ``text``, for an employee to read."""
         question = apply(self._screening.mask(visible_text(text), "customer"), PlaceholderMode.KEEP, "customer", "")
-        return _cite(self._service.live_index.look_up(question, _LOOK_UP), self._company.values)
+        return _cite(self._service.live_index.look_up(question, _LOOK_UP_LIMITS), self._company.values)
 
     def close(self) -> None:
         """Stops the background thread. Handovers that are not delivered yet stay in the queue."""
@@ -203,7 +207,7 @@ class Desk:
         if is_off_topic(case.text, generation.confidence):
             generation.cancel()
             return self._fixed_reply(case, OutOfScope.OFF_TOPIC.value, generation=generation)
-        if reason := self._doubt(case, generation):
+        if reason := self._reason_from_intent(case, generation):
             generation.cancel()
             return self._fixed_reply(case, self._hand_over(case, reason, generation), reason, generation)
         return ReplyStream(case.served, self._answer(case, generation, whole=whole))
@@ -224,7 +228,7 @@ class Desk:
         return _Case(request, text, context, earlier, details, values, known_text, served)
 
     def _start(self, case: _Case, cancelled: threading.Event | None) -> Generation:
-        """Asks exactly the version ``case.served``, in its own placeholder mode."""
+        """Queues the question for exactly the version ``case.served``, in that version's placeholder mode."""
         earlier: list[tuple[Speaker, str]] = [("customer", case.context)] if case.context else []
         earlier += case.earlier
         turns = [(speaker, self._as_trained(message, speaker, case.served)) for speaker, message in earlier]
@@ -232,18 +236,18 @@ class Desk:
         return self._service.start(case.served.name, question, turns, case.request.sampling, cancelled)
 
     def _as_trained(self, text: str, speaker: Speaker, served: ServedModel) -> str:
-        """``text`` in the form of the model's training rows. A model trained on realistic values gets the original."""
+        """``text`` with placeholders as in the model's training rows; unchanged for a model trained on realistic values."""
         if served.placeholders is PlaceholderMode.REALISTIC:
             return text
         return apply(self._screening.mask(text, speaker), served.placeholders, speaker, "")
 
-    def _doubt(self, case: _Case, generation: Generation) -> HandoverReason | None:
-        """Why the intent classifier's result hands the question over to a person, or None."""
+    def _reason_from_intent(self, case: _Case, generation: Generation) -> HandoverReason | None:
+        """The reason for a handover that follows from the intent and its confidence, or None."""
         if generation.confidence is None:
             return None
         if generation.intent == _HUMAN_AGENT_INTENT and generation.confidence >= SURE_OF_INTENT:
             return HandoverReason.ASKED
-        # If no known text is about the question either, a higher confidence is required.
+        # If no retrieved text is relevant either, a higher confidence is required.
         nothing_known = generation.retrieved is not None and not _relevant(generation.retrieved)
         required = SURE_OF_INTENT if nothing_known else self._company.handover.confidence
         is_follow_up = bool(case.earlier) and len(case.text.split()) <= _MAX_FOLLOW_UP_WORDS
@@ -308,7 +312,7 @@ class Desk:
         reason: HandoverReason | None = None,
         generation: Generation | None = None,
     ) -> ReplyStream:
-        """The desk's own reply. ``generation`` was started only for its intent."""
+        """The desk's own reply. Of a ``generation``, it uses only the intent and the confidence."""
         intent, confidence = (generation.intent, generation.confidence) if generation else (None, None)
         reply_text = self._in_tone(case, text)
 
@@ -349,10 +353,10 @@ def _relevant(retrieved: Sequence[RetrievedText]) -> list[RetrievedText]:
 
 
 def _cite(retrieved: Sequence[RetrievedText], values: Mapping[str, str]) -> tuple[CitedSource, ...]:
-    """The relevant ones of ``retrieved``. ``values`` are the company's, by canonical name."""
+    """The relevant texts among ``retrieved``. ``values`` are the company's, by canonical name."""
 
     def title(text: RetrievedText) -> str:
-        # An earlier question is a customer's, so no value of the company belongs into it.
+        # The title of an answer is a customer's question, so the company's values do not belong in it.
         if text.kind == "answer":
             return apply(text.title, PlaceholderMode.GENERIC, "customer", "")
         return fill_placeholders(text.title, values)

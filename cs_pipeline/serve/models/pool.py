@@ -24,11 +24,11 @@ from cs_pipeline.train.plan.estimate import NF4_BYTES
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER = 30
-"""Seconds that a client should wait for a model that does not load or finds no memory."""
+"""Seconds after which a client should retry if a model did not load or there was no memory for it."""
 
 _LOAD_LOCK = threading.Lock()
-"""One load at a time per process: two would each count on the same free memory, and in transformers 5.23 two threads that
-load at once leave weights of one model on the meta device."""
+"""One load at a time per process. Two loads would count the same memory as free, and with transformers 5.23, loading in two
+threads at once leaves weights of one model on the meta device."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ WeightsKey = tuple[str, ...]
 
 
 class LoadedModel:
-    """A version in memory. ``users`` counts its running answers and the alias that holds it."""
+    """A version in memory. ``users`` counts the calls of ``hold`` not yet released: by running answers and by an alias."""
 
     def __init__(
         self, served: ServedModel, recipe: Recipe, weights: WeightsKey, engine: Engine, variant: Variant
@@ -87,10 +87,10 @@ class ModelPool:
 
         Raises NotReady when it does not load or there is no memory for it now.
         """
-        found = self._held(served.name)
+        found = self._hold_if_loaded(served.name)
         if found is None:
             with _LOAD_LOCK:
-                found = self._held(served.name) or self._load(served)
+                found = self._hold_if_loaded(served.name) or self._load(served)
         return found
 
     def release(self, loaded: LoadedModel) -> None:
@@ -106,7 +106,7 @@ class ModelPool:
 
     @property
     def bytes(self) -> int:
-        """Memory of all weights."""
+        """Bytes of memory that all weights take."""
         with self._lock:
             return sum(engine.bytes for engine in self._engines.values())
 
@@ -116,7 +116,7 @@ class ModelPool:
             for name in list(self._loaded):
                 self._unload(name)
 
-    def _held(self, name: str) -> LoadedModel | None:
+    def _hold_if_loaded(self, name: str) -> LoadedModel | None:
         with self._lock:
             found = self._loaded.get(name)
             if found is not None:
@@ -142,28 +142,28 @@ class ModelPool:
         base = base_of_version(recipe, folder)  # verifies both manifests
         manifest = read_manifest(adapter, "model_version")
         shared = served.base or recipe.lora is not None
-        weights = (manifest["base"]["sha256"], recipe.quantization) if shared else (manifest["fingerprint"],)
-        name = None if served.base or not shared else f"v{served.version}"
-        adapter_bytes = 0 if name is None else _expected_bytes(adapter, "none")
-        if weights in self._engines:
+        key = (manifest["base"]["sha256"], recipe.quantization) if shared else (manifest["fingerprint"],)
+        adapter_name = None if served.base or not shared else f"v{served.version}"
+        adapter_bytes = 0 if adapter_name is None else _expected_bytes(adapter, "none")
+        if key in self._engines:
             self._make_room(adapter_bytes)
-        new_engine = weights not in self._engines  # checked after making room, which may have evicted it
+        new_engine = key not in self._engines  # checked after making room, which may have evicted it
         if new_engine:
             source = base if shared else adapter
             self._make_room(_expected_bytes(source, recipe.quantization) + adapter_bytes)
-            self._engines[weights] = Engine(_load_weights(source, recipe.quantization))
-        engine = self._engines[weights]
+            self._engines[key] = Engine(_load_weights(source, recipe.quantization))
+        engine = self._engines[key]
         try:
             chat = load_chat_format(recipe, base, None if served.base else adapter)
-            if name is not None:
-                engine.attach(str(adapter), name)
+            if adapter_name is not None:
+                engine.attach(str(adapter), adapter_name)
             stops = frozenset(chat.stop_ids | stop_ids_of(engine.model))
-            variant = Variant(chat, stops, name, recipe.generation.per_device_eval_batch_size)
-            loaded = LoadedModel(served, recipe, weights, engine, variant)
+            variant = Variant(chat, stops, adapter_name, recipe.generation.per_device_eval_batch_size)
+            loaded = LoadedModel(served, recipe, key, engine, variant)
             loaded.classifier = self._classifier(recipe, adapter)
         except BaseException:
             if new_engine:
-                self._engines.pop(weights).close()
+                self._engines.pop(key).close()
             raise
         loaded.users = 1
         with self._lock:
@@ -179,7 +179,7 @@ class ModelPool:
         return self._folders[version]
 
     def _classifier(self, recipe: Recipe, adapter: Path) -> TextClassifier | None:
-        """The version's own intent classifier if its recipe routes by it, else the lake's, else None."""
+        """The version's own intent classifier if its recipe routes by intent, else the lake's, if there is one."""
         own, lakes = adapter / "intent_classifier", self._lake.path("prepare", "intent_classifier")
         if recipe.prompt.route == "intent":
             return TextClassifier.load(own)
@@ -195,7 +195,7 @@ class ModelPool:
                 raise NotReady(
                     f"The model takes {needed / 1e9:.2f} GB, and {self.bytes / 1e9:.2f} of {self._limit / 1e9:.2f} GB "
                     "are in use.",
-                    "Try again when other answers are done, or give the server more memory (CS_SERVE_MEMORY_GB).",
+                    "Try again when other answers are finished, or give the server more memory (CS_SERVE_MEMORY_GB).",
                     RETRY_AFTER,
                 )
             self._unload(oldest, only_idle=True)
@@ -205,10 +205,10 @@ class ModelPool:
             if only_idle and self._loaded[name].users:
                 return  # a question has arrived in the meantime
             loaded = self._loaded.pop(name)
-            alone = all(other.weights != loaded.weights for other in self._loaded.values())
-            if alone:
+            is_last = all(other.weights != loaded.weights for other in self._loaded.values())
+            if is_last:
                 del self._engines[loaded.weights]
-        if alone:
+        if is_last:
             loaded.engine.close()
         elif loaded.variant.adapter is not None:
             loaded.engine.detach(loaded.variant.adapter)
@@ -228,18 +228,18 @@ def _load_weights(folder: Path, quantization: str) -> Any:
 
 
 def _expected_bytes(folder: Path, quantization: str) -> int:
-    """Bytes of memory that the weights in ``folder`` will take, by the shapes in their files."""
+    """Bytes of memory that the weights in ``folder`` will take, computed from the shapes in their files."""
     import math
 
     import torch
     from safetensors import safe_open
 
     bytes_each = 4.0 if not torch.cuda.is_available() else NF4_BYTES if quantization == "nf4" else 2.0
-    numbers = 0
+    parameters = 0
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="np") as file:
-            numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return int(numbers * bytes_each)
+            parameters += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return int(parameters * bytes_each)
 
 
 def memory_limit(gigabytes: float | None) -> int:

@@ -209,7 +209,7 @@ def test_if_a_single_row_does_not_fit_the_error_says_what_to_change(
     little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scarce(monkeypatch, lambda: 0)
-    with pytest.raises(PipelineError, match="Even the longest row alone does not fit into memory") as error:
+    with pytest.raises(PipelineError, match="Even a single row does not fit into memory") as error:
         little.train(little.recipe(per_device_train_batch_size=2), tmp_path / "work")
     for key in ("max_length", "gradient_checkpointing", "nf4"):
         assert key in error.value.fix
