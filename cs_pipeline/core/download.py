@@ -1,4 +1,4 @@
-"""Downloads of single files: resumed, retried, verified by hash and kept."""
+"""Downloads a single file: resumes and retries, verifies the hash, and reuses a file that is already there."""
 
 import hashlib
 import logging
@@ -20,19 +20,22 @@ logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 6
 _MAX_WAIT = 300.0
-"""Seconds. A server that asks for a longer pause is given up."""
+"""Seconds. If the server asks for a longer pause, the download fails."""
 _TIMEOUT = (10.0, 30.0)
 """Seconds to connect, and between two chunks of the response."""
 _PROGRESS_INTERVAL = 3.0
 """Seconds between two log lines."""
 _CHUNK = 1 << 16
 """Bytes."""
-_OTHERWISE = "download the file some other way and give its path as the source."
+_MANUAL_DOWNLOAD = "download the file some other way and give its path as the source."
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at ``url`` with its expected size in bytes and its git blob hash, or its sha256 where that is None."""
+    """A file at ``url`` with its expected size in bytes.
+
+    Its expected hash is the git blob hash ``git_blob``, or ``sha256`` if that is None.
+    """
 
     origin: Literal["github", "hub"]
     revision: str
@@ -43,30 +46,31 @@ class RemoteFile:
 
 
 def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] = logger.info) -> Path:
-    """Downloads ``remote`` to ``target`` by way of ``<target>.part``, unless it is already there; returns ``target``.
+    """Downloads ``remote`` to ``target``, unless it is already there; returns ``target``.
 
-    An interrupted download resumes where it stopped, in this call (up to six attempts, with pauses that double or that
-    the server asks for) or in a later one. ``HF_TOKEN`` is sent to the hub only, and ``HF_HUB_OFFLINE`` is respected. A
-    second caller waits for the first and finds the file. ``report`` gets progress lines.
+    The download is written to ``<target>.part`` first. If it is interrupted, it resumes where it stopped, in this call or
+    in a later one. A call makes up to six attempts; the pause between them doubles, and is longer if the server asks for it.
+    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` nothing is requested from the hub. Of two concurrent calls
+    the second waits for the first and then finds the file. ``report`` gets progress lines.
 
-    Raises PipelineError when the download fails or the file is not the expected one, which is then deleted.
+    Raises PipelineError when the download fails, and when the file is not the expected one; such a file is deleted.
     """
     with locked(target.with_name(target.name + ".lock")):
         if target.exists():
-            if _is_complete(remote, target):
+            if _is_expected(remote, target):
                 return target
             logger.warning("%s was changed since it was downloaded; downloading it again", target)
             target.unlink()
         part = target.with_name(target.name + ".part")
         _fetch(remote, part, report)
-        if not _is_complete(remote, part):
+        if not _is_expected(remote, part):
             size, found = part.stat().st_size, _hash(remote, part)
             part.unlink()
             raise PipelineError(
                 f"{remote.url} returned a different file than expected: {size:,} bytes, hash {found}, instead of "
                 f"{remote.size:,} bytes, {remote.git_blob or remote.sha256}. It was deleted.",
-                "Run again, which starts from the beginning. If the same file comes again, "
-                + ("name a revision that has the expected file." if remote.origin == "hub" else _OTHERWISE),
+                "Run again; the download starts from the beginning. If you get the same file again, "
+                + ("name a revision that has the expected file." if remote.origin == "hub" else _MANUAL_DOWNLOAD),
             )
         with part.open("rb") as file:
             os.fsync(file.fileno())
@@ -75,7 +79,7 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
 
 
 class _InterruptedError(Exception):
-    """The download stopped for a reason that another attempt, after at least ``wait`` seconds, may not meet."""
+    """The download was interrupted, and another attempt may succeed. It should wait at least ``wait`` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -88,19 +92,21 @@ def _fetch(remote: RemoteFile, part: Path, report: Callable[[str], None]) -> Non
         try:
             _fetch_rest(remote, part, authorise, report)
             return
-        except _InterruptedError as stop:
-            wait = max(2.0 ** (attempt - 1), stop.wait)
+        except _InterruptedError as interruption:
+            wait = max(2.0 ** (attempt - 1), interruption.wait)
             if attempt == _MAX_ATTEMPTS:
                 raise PipelineError(
-                    f"{remote.url} could not be downloaded in {_MAX_ATTEMPTS} attempts; the last one: {stop}.",
-                    f"Check network and proxy and run again: it resumes where it stopped. Or {_OTHERWISE}",
+                    f"{remote.url} could not be downloaded in {_MAX_ATTEMPTS} attempts; the last one: {interruption}.",
+                    f"Check the network and the proxy, then run again to resume where it stopped. Or {_MANUAL_DOWNLOAD}",
                 ) from None
             if wait > _MAX_WAIT:
                 raise PipelineError(
-                    f"{remote.url}: {stop}, and asks to wait {wait:,.0f} s.",
-                    f"Run again after that time. Or {_OTHERWISE}",
+                    f"{remote.url}: {interruption}, and asks to wait {wait:,.0f} s.",
+                    f"Run again after that time. Or {_MANUAL_DOWNLOAD}",
                 ) from None
-            logger.warning("%s: %s; attempt %d of %d in %.0f s", remote.url, stop, attempt + 1, _MAX_ATTEMPTS, wait)
+            logger.warning(
+                "%s: %s; attempt %d of %d in %.0f s", remote.url, interruption, attempt + 1, _MAX_ATTEMPTS, wait
+            )
             time.sleep(wait)
 
 
@@ -110,30 +116,30 @@ def _fetch_rest(
     authorise: Callable[[requests.PreparedRequest], requests.PreparedRequest],
     report: Callable[[str], None],
 ) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    if have >= remote.size:
+    received = part.stat().st_size if part.exists() else 0
+    if received >= remote.size:
         return
-    # With compression the offsets would not count the bytes of the file.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    # No compression: with it, offsets would count compressed bytes.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={received}-"} if received else {})
     try:
         with requests.get(remote.url, headers=headers, auth=authorise, stream=True, timeout=_TIMEOUT) as response:
             _check_status(remote, response)
-            if response.status_code == 416:  # the remote file is shorter than the part here: not the expected one
+            if response.status_code == 416:  # the remote file ends before this offset, so it is not the expected one
                 return
             if response.status_code == 200:
-                have = 0
-            elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                received = 0
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {received}-"):
                 part.unlink(missing_ok=True)
                 raise _InterruptedError("the server answered with a different range than requested")
-            progress = _Progress(remote, have, report)
-            with part.open("ab" if have else "wb") as file:
+            progress = _Progress(remote, received, report)
+            with part.open("ab" if received else "wb") as file:
                 for chunk in response.iter_content(_CHUNK):
                     file.write(chunk)
-                    have += len(chunk)
-                    progress.show(have)
-                    if have > remote.size:
+                    received += len(chunk)
+                    progress.show(received)
+                    if received > remote.size:
                         return
-            progress.show(have, last=True)
+            progress.show(received, last=True)
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
         raise _InterruptedError(_reason(error)) from error
     except requests.RequestException as error:
@@ -158,7 +164,7 @@ def _check_status(remote: RemoteFile, response: requests.Response) -> None:
     elif remote.origin == "hub" and status == 404:
         fix = f"Check the revision '{remote.revision}' on the repository's page."
     else:
-        fix = f"If a proxy answered, allow the URL there; else {_OTHERWISE}"
+        fix = f"If a proxy answered, allow the URL in the proxy. Otherwise {_MANUAL_DOWNLOAD}"
     raise PipelineError(f"{remote.url}: {what}.", fix)
 
 
@@ -178,20 +184,23 @@ def is_hub_offline() -> bool:
 
 
 def _authorisation(remote: RemoteFile) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    """For requests' ``auth``: adds ``HF_TOKEN`` for the hub. Other hosts get one too, or requests would read ~/.netrc.
+    """A function for the argument ``auth`` of requests: it adds ``HF_TOKEN`` to a request to the hub.
 
-    requests removes the header on a redirect to another host.
+    For other hosts it adds nothing, but it is needed: without ``auth``, requests would send a password from ~/.netrc. On a
+    redirect to another host, requests removes the header.
     """
     token = ""
     if remote.origin == "hub":
         if is_hub_offline():
             raise PipelineError(
-                f"{remote.url} must come from the hub, and HF_HUB_OFFLINE forbids contacting it.",
+                f"{remote.url} is on the hub, and HF_HUB_OFFLINE forbids contacting the hub.",
                 "Unset HF_HUB_OFFLINE for the download, or choose another source.",
             )
         token = os.environ.get("HF_TOKEN", "").strip()
         if not re.fullmatch(r"[!-~]*", token):  # refused here because the HTTP library's error would show the token
-            raise PipelineError("HF_TOKEN contains characters that no token has.", "Set it to the token alone.")
+            raise PipelineError(
+                "HF_TOKEN contains characters that no token has.", "Set it to the token and nothing else."
+            )
 
     def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
         if token:
@@ -202,17 +211,17 @@ def _authorisation(remote: RemoteFile) -> Callable[[requests.PreparedRequest], r
 
 
 def _reason(error: requests.RequestException) -> str:
-    """The cause without the URL, which after a redirect would contain a signature."""
+    """The cause of ``error`` without the URL, which may contain a signature after a redirect."""
     cause = error.args[0] if error.args else error
     return str(getattr(cause, "reason", None) or cause)
 
 
-def _is_complete(remote: RemoteFile, path: Path) -> bool:
+def _is_expected(remote: RemoteFile, path: Path) -> bool:
     return path.stat().st_size == remote.size and _hash(remote, path) == (remote.git_blob or remote.sha256)
 
 
 def _hash(remote: RemoteFile, path: Path) -> str:
-    """The hash of ``path`` of the kind that ``remote`` has."""
+    """The git blob hash of ``path`` if ``remote`` has one, else its sha256."""
     return _git_blob(path) if remote.git_blob else file_sha256(path)
 
 
@@ -224,18 +233,18 @@ def _git_blob(path: Path) -> str:
 
 
 class _Progress:
-    """Log lines with megabytes, rate and time left."""
+    """Reports megabytes, rate and time left, every few seconds."""
 
-    def __init__(self, remote: RemoteFile, have: int, report: Callable[[str], None]) -> None:
-        self.size, self.first, self.report = remote.size, have, report
-        self.start = self.shown = time.monotonic()
-        report(f"{'Resuming' if have else 'Downloading'} {remote.url} ({remote.size / 1e6:,.1f} MB)")
+    def __init__(self, remote: RemoteFile, received: int, report: Callable[[str], None]) -> None:
+        self.size, self.resumed_at, self.report = remote.size, received, report
+        self.started = self.last_shown = time.monotonic()
+        report(f"{'Resuming' if received else 'Downloading'} {remote.url} ({remote.size / 1e6:,.1f} MB)")
 
-    def show(self, have: int, *, last: bool = False) -> None:
+    def show(self, received: int, *, last: bool = False) -> None:
         now = time.monotonic()
-        if not last and now - self.shown < _PROGRESS_INTERVAL:
+        if not last and now - self.last_shown < _PROGRESS_INTERVAL:
             return
-        self.shown = now
-        rate = (have - self.first) / max(now - self.start, 1e-3)
-        left = max(self.size - have, 0) / max(rate, 1.0)
-        self.report(f"{have / 1e6:,.1f} of {self.size / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left")
+        self.last_shown = now
+        rate = (received - self.resumed_at) / max(now - self.started, 1e-3)
+        left = max(self.size - received, 0) / max(rate, 1.0)
+        self.report(f"{received / 1e6:,.1f} of {self.size / 1e6:,.1f} MB, {rate / 1e6:.1f} MB/s, {left:.0f} s left")

@@ -1,4 +1,4 @@
-"""The figures of all systems on the same test rows: all together, by source and by intent."""
+"""Compares the tuned model with the other systems on the same test rows: all rows, by source and by intent."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -18,13 +18,13 @@ from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import detectable_difference, intervals, paired_bootstrap
 
 MIN_CLUSTERS = 10
-"""A slice with fewer clusters gets no figures and gates nothing: intervals from so few are too narrow to be believed."""
+"""A slice with fewer clusters gets no figures and cannot stop a promotion: its intervals would be too narrow."""
 
 MIN_INTENT_ROWS = 20
 """An intent with fewer test rows is not compared."""
 
 _REFERENCE_SYSTEMS = ("base", "champion")
-_INTENT_SAMPLES = 10  # times as many: intervals that hold for all intents at once end far out in the tails
+_INTENT_SAMPLE_FACTOR = 10  # joint intervals end far out in the tails, which takes more samples
 
 
 class _Figures(TypedDict):
@@ -33,11 +33,14 @@ class _Figures(TypedDict):
 
 
 def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000) -> ComparisonResults:
-    """Scores, and differences of the tuned model from each other system, on all rows, by source and by intent.
+    """The scores of every system, and the tuned model minus every other system, on all rows and by source.
 
-    ``test`` has the columns source, intent and cluster_id; ``stats`` holds the row statistics of each system on the same
-    rows in the same order, ``tuned`` among them. The intervals of the intents are 95 % for all of them together
-    (Bonferroni): each is one of 1 - 0.05 / their number. Raises PipelineError as intervals and paired_bootstrap do.
+    ``test`` has the columns source, intent and cluster_id. ``stats`` holds the row statistics of each system, including
+    ``tuned``, on the same rows in the same order.
+
+    By intent there is only the difference in ``right_intent`` from the base and the champion. These intervals hold jointly
+    with 95 % (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError as intervals and
+    paired_bootstrap do.
     """
     figures = _figures(test, stats, np.ones(len(test), bool), samples)
     return ComparisonResults(
@@ -57,17 +60,20 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
 def compare_held_out(
     test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], intents: Sequence[str], samples: int = 1000
 ) -> HeldOutResults | None:
-    """The figures on the rows of these ``intents``, None without any; arguments as for ``compare``."""
+    """Scores and differences on the rows of these ``intents``, None if there are no intents.
+
+    The other arguments are as for ``compare``.
+    """
     if not intents:
         return None
-    part = _slice(test, stats, test["intent"].isin(intents).to_numpy(), samples)
-    return HeldOutResults(**dict(part), intents=list(intents))
+    results = _slice(test, stats, test["intent"].isin(intents).to_numpy(), samples)
+    return HeldOutResults(**dict(results), intents=list(intents))
 
 
 def judgement(metric: str, low: float, high: float) -> str:
-    """better, worse or unclear, by the side of zero on which the 95 % interval of a difference lies.
+    """better or worse if the 95 % interval of a difference, ``low`` to ``high``, lies on one side of zero, else unclear.
 
-    Empty for a metric of which neither more nor less is better.
+    Empty for a metric without a better direction, such as the length ratio.
     """
     sign = {"higher": 1, "lower": -1, "none": 0}[METRICS[metric].better]
     if sign == 0:
@@ -109,7 +115,7 @@ def _by_intent(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: i
                 stats["tuned"][rows],
                 stats[other][rows],
                 test["cluster_id"][rows].tolist(),
-                _INTENT_SAMPLES * samples,
+                _INTENT_SAMPLE_FACTOR * samples,
                 metrics=("right_intent",),
                 comparisons=len(compared),
             )

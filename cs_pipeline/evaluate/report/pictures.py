@@ -1,4 +1,4 @@
-"""The pictures and heat maps of the report."""
+"""The plots of the report, each with its caption, and the data of its heat maps."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from cs_pipeline.evaluate.results import EvaluationResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval, intervals
 
-_PICTURED = (
+_PICTURED_METRICS = (
     *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),
     *("placeholder_precision", "placeholder_recall", "stop_rate"),
 )
-_BY_SIMILARITY, _BINS = ("right_intent", "rougeL", "chrf"), 6
-_HEATED = ("right_intent", "rougeL")
+_SIMILARITY_METRICS, _SIMILARITY_BINS = ("right_intent", "rougeL", "chrf"), 6
+_HEAT_MAP_METRICS = ("right_intent", "rougeL")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element with its caption."""
+    """A plot as an SVG element, and the two parts of its caption: ``title`` and ``note``."""
 
     title: str
     note: str
@@ -33,7 +33,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """A row of a heat map. ``cells`` lists, by metric, each system's value and its warmth, 0 to 100 of the map's maximum."""
+    """A row of a heat map: an intent or a slice with its number of test ``rows``.
+
+    ``cells`` lists, by metric, the value of each system and its warmth: the value as a percentage of the top of the scale.
+    The scale ends at 100 for ``right_intent`` and at the map's highest value for ``rougeL``.
+    """
 
     name: str
     rows: int
@@ -41,14 +45,14 @@ class HeatRow:
 
 
 def score_mark(label: str, role: str, metric: str, score: Interval | None) -> Mark:
-    """A score with its interval, drawn in the colour of ``role``."""
+    """The mark for a score with its interval, in the colour of ``role``."""
     if score is None:
         return Mark(label, role, None, NO_FIGURE)
     return Mark(label, role, (score.score, score.low, score.high), figure(metric, score.score))
 
 
 def difference_mark(label: str, metric: str, difference: Difference | None) -> Mark:
-    """A difference with its interval, in the colour of better, worse or unclear."""
+    """The mark for a difference with its interval, in the colour of its judgement (better, worse or unclear)."""
     if difference is None:
         return Mark(label, "unclear", None, NO_FIGURE)
     ends = (difference.difference, difference.low, difference.high)
@@ -57,12 +61,12 @@ def difference_mark(label: str, metric: str, difference: Difference | None) -> M
 
 
 def score_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
-    """Each pictured metric of each system, with its 95 % interval."""
+    """One plot per metric: the score of each system with its 95 % interval."""
     return _pictures("95 % intervals", lambda m: [score_mark(s, s, m, results.scores[s][m]) for s in systems])
 
 
 def difference_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
-    """Each pictured metric of the tuned model minus that of each other system, with its 95 % interval."""
+    """One plot per metric: the tuned model minus each other system, with the 95 % interval of the difference."""
     others = [system for system in systems if system != "tuned"]
     return _pictures(
         "tuned minus each other system", lambda m: [difference_mark(s, m, results.differences[s][m]) for s in others]
@@ -72,18 +76,19 @@ def difference_pictures(results: EvaluationResults, systems: Sequence[str]) -> l
 def _pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
     return [
         Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {what}"))
-        for m in _PICTURED
+        for m in _PICTURED_METRICS
     ]
 
 
 def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
-    """Scores by a question's similarity to its nearest training question, in bins of about equally many rows.
+    """One plot per metric: the score by similarity to the nearest training question.
 
-    Each point is the score on the rows of its bin, with the 95 % interval of the bootstrap over clusters.
+    The questions are in bins of about equal size. Each point is the score on the rows of one bin, with the 95 % interval of
+    a bootstrap over clusters.
     """
     known = answers.dropna(subset="nearest_train_similarity")
     similarity = known["nearest_train_similarity"].to_numpy(float)
-    edges = np.quantile(similarity, np.linspace(0, 1, _BINS + 1)[1:-1]) if len(known) else []
+    edges = np.quantile(similarity, np.linspace(0, 1, _SIMILARITY_BINS + 1)[1:-1]) if len(known) else []
     known = known.assign(bin=np.searchsorted(np.unique(edges), similarity, side="right"))
     points: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
     for system in ("base", "nearest", "tuned"):
@@ -91,13 +96,15 @@ def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
             if rows["cluster_id"].nunique() < 2:
                 continue  # a single cluster has no interval
             scores = intervals(rows, rows["cluster_id"].tolist())
-            at = float(rows["nearest_train_similarity"].mean())
-            for metric in _BY_SIMILARITY:
+            mean_similarity = float(rows["nearest_train_similarity"].mean())
+            for metric in _SIMILARITY_METRICS:
                 if (score := scores[metric]) is not None:
-                    points.setdefault((metric, system), []).append((at, score.score, score.low, score.high))
+                    points.setdefault((metric, system), []).append(
+                        (mean_similarity, score.score, score.low, score.high)
+                    )
     pictures = []
-    for metric in _BY_SIMILARITY:
-        lines = [Line(system, *map(list, zip(*at, strict=True))) for (m, system), at in points.items() if m == metric]
+    for metric in _SIMILARITY_METRICS:
+        lines = [Line(name, *map(list, zip(*line, strict=True))) for (m, name), line in points.items() if m == metric]
         if lines:
             about = f"{METRICS[metric].label} by similarity to the nearest training question"
             svg = lines_picture(lines, "cosine to the nearest training question", about)
@@ -113,17 +120,21 @@ def scores_by_intent(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def intent_heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
-    """The heat map of ``scores_by_intent``, the tuned model's weakest intents first."""
+    """One row per intent of ``scores_by_intent``, the tuned model's weakest intents first."""
     tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
     values = {
-        (row["intent"], row["system"], metric): row[metric] for row in intents.to_dict("records") for metric in _HEATED
+        (row["intent"], row["system"], metric): row[metric]
+        for row in intents.to_dict("records")
+        for metric in _HEAT_MAP_METRICS
     }
     return _heat_rows(dict(zip(tuned["intent"], tuned["rows"], strict=True)), values, systems)
 
 
 def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
-    """The heat map of every slice that has figures, without those of the intents."""
-    known = slices[~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(_HEATED)].dropna(subset="score")
+    """One row per slice that has scores, without the intents and without the slice of all rows."""
+    known = slices[~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(_HEAT_MAP_METRICS)].dropna(
+        subset="score"
+    )
     known = known.assign(name=known["kind"].str.replace("_", " ") + " " + known["slice"])
     keys = zip(known["name"], known["system"], known["metric"], strict=True)
     sizes = dict(zip(known["name"], known["rows"], strict=True))
@@ -133,9 +144,12 @@ def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow
 def _heat_rows(
     sizes: Mapping[str, int], values: Mapping[tuple[str, str, str], float], systems: Sequence[str]
 ) -> list[HeatRow]:
-    tops = {"right_intent": 100.0, "rougeL": max((v for key, v in values.items() if key[2] == "rougeL"), default=0.0)}
-    rows = [HeatRow(name, size, {metric: [] for metric in _HEATED}) for name, size in sizes.items()]
-    for row, metric, system in product(rows, _HEATED, systems):
+    scale_tops = {
+        "right_intent": 100.0,
+        "rougeL": max((v for key, v in values.items() if key[2] == "rougeL"), default=0.0),
+    }
+    rows = [HeatRow(name, size, {metric: [] for metric in _HEAT_MAP_METRICS}) for name, size in sizes.items()]
+    for row, metric, system in product(rows, _HEAT_MAP_METRICS, systems):
         if (value := values.get((row.name, system, metric))) is not None:
-            row.cells[metric].append((value, 100 * value / (tops[metric] or 1)))
+            row.cells[metric].append((value, 100 * value / (scale_tops[metric] or 1)))
     return rows

@@ -18,15 +18,15 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import Adapter
 
 MAX_EXAMPLES, WORST_EXAMPLES = 20, 6
-"""Questions shown with their answers, and how many of them are the tuned model's worst by chrF."""
+"""How many test questions are shown with their answers, and how many of them are the tuned model's worst by chrF."""
 
 _MAX_FABRICATIONS = 9
-_SIDE_BY_SIDE = ("tuned", "without_retrieval", "champion", "base", "known_answer", "nearest")
+_SHOWN_SYSTEMS = ("tuned", "without_retrieval", "champion", "base", "known_answer", "nearest")
 
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """A system's answer and its scores."""
+    """A system's answer and its scores. ``stopped`` is False if the answer was cut off at the token limit."""
 
     system: str
     text: str
@@ -38,7 +38,11 @@ class ShownAnswer:
 
 @dataclass(frozen=True)
 class ShownExample:
-    """A test question with its reference and the answers of the systems worth reading."""
+    """A test question with its reference and the answers of the shown systems.
+
+    ``similarity`` is the cosine to the nearest training question, None if unknown. ``worst`` marks the questions with the
+    tuned model's lowest chrF.
+    """
 
     row_id: str
     intent: str
@@ -51,7 +55,11 @@ class ShownExample:
 
 @dataclass(frozen=True)
 class ErrorCount:
-    """One error: how many answers of each system have it, how many references, and an example by the tuned model."""
+    """How often one kind of error occurs.
+
+    ``by_system`` counts the answers of each system, ``false_alarms`` the references that the rule calls wrong. ``example``
+    is a question and the tuned model's answer, None if it never makes this error.
+    """
 
     error: str
     rule: str
@@ -61,7 +69,10 @@ class ErrorCount:
 
 
 def best_systems(results: EvaluationResults) -> dict[str, set[str]]:
-    """The systems with the best score, by metric; empty if no direction is better or fewer than two have a score."""
+    """The systems with the best score, by metric.
+
+    Empty for a metric without a better direction, and if fewer than two systems have a score.
+    """
     best: dict[str, set[str]] = {}
     for name, metric in METRICS.items():
         scores = {system: score.score for system, values in results.scores.items() if (score := values[name])}
@@ -74,7 +85,7 @@ def best_systems(results: EvaluationResults) -> dict[str, set[str]]:
 
 
 def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
-    """What was trained, on what, how and how fast."""
+    """Model, data, settings, losses and speed of the training, as pairs of label and text."""
     m, lora, trainer = adapter.metrics, recipe.lora, recipe.trainer
     adaptation = f", r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}" if lora else ""
     batch = f"{trainer.per_device_train_batch_size} × {trainer.gradient_accumulation_steps}"
@@ -86,7 +97,7 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
         ("Training rows", f"{m['rows']:,}"),
         ("Rows left out as too long", f"{m['rows_too_long']:,}"),
         *_retrieval_facts(recipe, m),
-        ("Optimizer steps", f"{m['steps']:,} of {batch} rows"),
+        ("Optimizer steps", f"{m['steps']:,}, each on {batch} rows"),
         ("Learning rate", f"{trainer.learning_rate:g}, {trainer.lr_scheduler_type}"),
         ("Intent in the prompt", "yes" if recipe.prompt.route == "intent" else "no"),
         ("Placeholders", recipe.placeholders.value),
@@ -94,7 +105,7 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
         ("Validation loss after", f"{m['validation_loss_after']:.4f} nats per token"),
         ("Time", f"{m['seconds']:,.0f} s"),
         ("Throughput", f"{m['tokens_per_second']:,.0f} tokens per second"),
-        ("Tokens that are text, not padding", f"{100 * m['real_token_share']:.1f} %"),
+        ("Tokens that are not padding", f"{100 * m['real_token_share']:.1f} %"),
         ("Peak memory", f"{m['peak_memory_gib']:.1f} GiB"),
     ]
 
@@ -111,10 +122,13 @@ def _retrieval_facts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str,
 
 
 def versions(recipe: Recipe, results: EvaluationResults, adapter: Adapter) -> list[tuple[str, str]]:
-    """The hashes, fingerprints and versions of everything evaluated, in full; the page shortens them."""
+    """Hashes, fingerprints and versions of everything that was evaluated, as pairs of label and text.
+
+    They are in full length; the page shortens them.
+    """
     manifest = adapter.manifest
     data = manifest["data"] | results.data.model_dump(exclude_none=True)
-    known = {
+    values = {
         "Evaluation, fingerprint": results.fingerprint,
         "Adapter, fingerprint": adapter.fingerprint,
         "Recipe, fingerprint": recipe.fingerprint,
@@ -125,24 +139,24 @@ def versions(recipe: Recipe, results: EvaluationResults, adapter: Adapter) -> li
         "Champion compared with, version": results.champion_version,
         **{f"{name}, version": version for name, version in sorted(manifest["libraries"].items())},
     }
-    return [(name, NO_FIGURE if value is None else str(value)) for name, value in known.items()]
+    return [(name, NO_FIGURE if value is None else str(value)) for name, value in values.items()]
 
 
 def examples(answers: pd.DataFrame) -> list[ShownExample]:
-    """``MAX_EXAMPLES`` test questions, all if there are fewer: some drawn by the hash of their row, then the worst.
+    """Up to ``MAX_EXAMPLES`` test questions: first some in the order of ``_by_hash``, then the worst.
 
-    The worst are the ``WORST_EXAMPLES`` with the lowest chrF of the tuned model's answer, the lowest of all last.
+    The worst are the ``WORST_EXAMPLES`` questions where the tuned model's answer has the lowest chrF, the lowest last.
     """
     tuned = _by_hash(answers[answers["system"] == "tuned"])
     worst = tuned.sort_values("chrf", kind="stable")["row_id"].head(WORST_EXAMPLES).tolist()
-    drawn = [row for row in tuned["row_id"] if row not in worst][: MAX_EXAMPLES - len(worst)]
+    drawn = [row_id for row_id in tuned["row_id"] if row_id not in worst][: MAX_EXAMPLES - len(worst)]
     chosen = [*drawn, *reversed(worst)]
     rows = answers[answers["row_id"].isin(chosen)].to_dict("records")
-    return [_example([row for row in rows if row["row_id"] == name], name in worst) for name in chosen]
+    return [_example([row for row in rows if row["row_id"] == row_id], row_id in worst) for row_id in chosen]
 
 
 def _by_hash(rows: pd.DataFrame) -> pd.DataFrame:
-    """``rows`` in an order that is random and always the same: by the hash of their ids."""
+    """``rows`` sorted by the hash of their row ids: a random order that is always the same."""
     return rows.loc[rows["row_id"].map(digest).sort_values().index]
 
 
@@ -150,7 +164,7 @@ def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
     by_system = {row["system"]: row for row in rows}
     shown = [
         ShownAnswer(s, row["answer"], row["chrf"], row["rougeL"], row["right_intent"] == 1, row["stopped"] != 0)
-        for s in _SIDE_BY_SIDE
+        for s in _SHOWN_SYSTEMS
         if (row := by_system.get(s)) is not None
     ]
     tuned = by_system["tuned"]
@@ -160,7 +174,7 @@ def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
 
 
 def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[ErrorCount]:
-    """The errors, the tuned model's most frequent first; the example is drawn by the hash of its row."""
+    """The errors, the tuned model's most frequent first. The example is the first one in the order of ``_by_hash``."""
     by_system = {system: answers[answers["system"] == system] for system in systems}
     found = []
     for error, rule in ANSWER_ERRORS.items():
@@ -172,16 +186,19 @@ def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
 
 
 def fabrications(answers: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Some answers of the tuned model with made-up facts, drawn by the hash of their rows."""
+    """Up to ``_MAX_FABRICATIONS`` answers of the tuned model with made-up facts, the first in the order of ``_by_hash``."""
     made_up = answers[(answers["system"] == "tuned") & (answers["fabricated"] > 0)]
     return _by_hash(made_up).head(_MAX_FABRICATIONS).to_dict("records")
 
 
 def rubric_means(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[dict[str, Any]]:
-    """The mean of each part of the rubric, of its total and of the heuristic: by system, the references last."""
+    """One row per part of the rubric, then its total and the heuristic.
+
+    ``means`` lists the mean of each system, then that of the references.
+    """
     frames = [*(answers[answers["system"] == system] for system in systems), references]
     rules = {name: f"{part.rule}; weight {part.weight:g}" for name, part in RUBRIC_PARTS.items()}
-    rules |= {"rubric": "weighted sum of all parts, 0 to 1", "heuristic": "the published one, 0 to 3"}
+    rules |= {"rubric": "weighted sum of all parts, 0 to 1", "heuristic": "the score of published notebooks, 0 to 3"}
     return [
         {"part": part, "rule": rule, "means": [float(frame[part].mean()) for frame in frames]}
         for part, rule in rules.items()
@@ -189,7 +206,11 @@ def rubric_means(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
 
 
 def naive_and_honest(results: EvaluationResults) -> list[dict[str, Any]]:
-    """The nearest question's answer on a random split and on the frozen test rows, and the tuned model on the latter."""
+    """One row per metric of NAIVE_METRICS.
+
+    ``naive`` and ``honest`` score the answer of the nearest training question, on a random split and on the frozen test
+    rows. ``tuned`` scores the tuned model on the frozen test rows.
+    """
     nearest, tuned = (results.scores[system] for system in ("nearest", "tuned"))
     return [
         {
@@ -203,12 +224,16 @@ def naive_and_honest(results: EvaluationResults) -> list[dict[str, Any]]:
 
 
 def detectable_metrics(results: EvaluationResults) -> list[str]:
-    """The metrics with a smallest detectable difference from at least one system."""
+    """The metrics for which the smallest detectable difference from at least one system is known."""
     return [name for name in METRICS if any(found[name] is not None for found in results.detectable.values())]
 
 
 def odd_groups(results: EvaluationResults, models: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per group of odd questions, all together last: its size, and three measures by model."""
+    """One row per group of odd questions, then one for all groups together.
+
+    ``rows`` is the number of questions. ``by_model`` lists three measures for each of ``models``, None where a model has
+    no value.
+    """
     by_model = [{(m.group, m.measure): m for m in results.robustness[model]} for model in models]
     groups = dict.fromkeys(measure.group for measure in results.robustness["tuned"])
     return [
@@ -225,7 +250,10 @@ def odd_groups(results: EvaluationResults, models: Sequence[str]) -> list[dict[s
 
 
 def misled_groups(misled: Iterable[GroupMeasure]) -> list[dict[str, Any]]:
-    """One row per group of misleading texts: ``group``, ``rows`` and each measure under its name."""
+    """One row per group of misleading texts, without the total: ``group``, ``rows`` and each measure under its name.
+
+    ``obeyed`` is None for a group without injected instructions.
+    """
     groups: dict[str, dict[str, Any]] = {}
     for measure in misled:
         groups.setdefault(measure.group, {"group": measure.group, "obeyed": None})[measure.measure] = measure
@@ -233,13 +261,13 @@ def misled_groups(misled: Iterable[GroupMeasure]) -> list[dict[str, Any]]:
 
 
 def forgotten_knowledge(probe: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Question, the base's answer and the tuned model's, where only the base is right."""
+    """The questions that only the base answers right, each with the base's and the tuned model's answer."""
     wide = probe.pivot(index="question", columns="system")
     rows = wide[(wide["right"]["base"] == 1) & (wide["right"]["tuned"] == 0)]
     return [(str(question), row["answer", "base"], row["answer", "tuned"]) for question, row in rows.iterrows()]
 
 
 def costs(results: EvaluationResults, models: Sequence[str], price_per_hour: float | None) -> dict[str, Cost]:
-    """What the answers of each model cost; only the tuned model's adapter has a known size."""
+    """The cost of each model's answers. The adapter's size is known only for the tuned model and is 0 for the others."""
     sizes = {"tuned": results.adapter_bytes}
     return {m: cost(results.runs[m], results.runs[m].alone, sizes.get(m, 0), price_per_hour) for m in models}

@@ -1,7 +1,7 @@
-"""Retrieved texts that mislead: none at all, those of another intent, contradictions and injected instructions.
+"""Tests a model with wrong retrieved texts: none, those of another intent, a contradiction, or an injected instruction.
 
-The model is asked questions of test rows with such texts in its prompt. ``misleading.yaml`` holds the sentences that are
-added to the texts.
+The model gets questions of test rows with these texts in the prompt. ``misleading.yaml`` holds the contradictions and the
+instructions. The group names call an injected instruction an order.
 """
 
 import random
@@ -22,7 +22,7 @@ from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
 
 MisleadingCase = tuple[RobustnessCase, list[RetrievedText]]
-"""A question, and the texts in the prompt instead of those that were retrieved for it."""
+"""A question, and the texts that replace the retrieved ones in its prompt."""
 
 
 def score_misleading_cases(
@@ -32,8 +32,10 @@ def score_misleading_cases(
     retrieved: Sequence[Sequence[RetrievedText]],
     plain: pd.DataFrame,
 ) -> pd.DataFrame:
-    """The table of ``score_robustness_cases`` when ``model`` reads misleading texts instead of those ``retrieved`` for the
-    test rows; ``classifier`` and ``plain`` as in ``run_trials``."""
+    """The table of ``score_robustness_cases`` for ``model`` with misleading texts.
+
+    ``retrieved`` are the texts that were retrieved for each test row. ``classifier`` and ``plain`` are as in ``run_trials``.
+    """
     row_ids = test_set.test["row_id"]
     misleading = make_misleading_cases(test_set.test, dict(zip(row_ids, retrieved, strict=True)))
     cases = [case for case, _ in misleading]
@@ -46,14 +48,15 @@ def score_misleading_cases(
 def make_misleading_cases(
     rows: pd.DataFrame, retrieved: Mapping[str, Sequence[RetrievedText]], seed: int = 0
 ) -> list[MisleadingCase]:
-    """CASES_PER_GROUP cases of each group from these test ``rows``, which are as in ``make_cases``.
+    """One case of each group for up to CASES_PER_GROUP test ``rows``, which have the columns that ``make_cases`` needs.
 
-    ``retrieved`` holds each row's texts by row_id; rows without any are skipped. The same rows and seed give the same cases.
+    ``retrieved`` holds the texts of each row by row_id. Rows without texts are skipped. The same rows and seed give the same
+    cases.
     """
     used = [row for row in spread_over_intents(rows, f"{seed} misled") if retrieved[row["row_id"]]][:CASES_PER_GROUP]
     rng = random.Random(digest(seed, "misled"))
-    file = read_yaml(Path(__file__).with_suffix(".yaml"))
-    denials, instructions = cycle(file["denials"]), cycle(file["instructions"])
+    sentences = read_yaml(Path(__file__).with_suffix(".yaml"))
+    denials, instructions = cycle(sentences["denials"]), cycle(sentences["instructions"])
     cases: list[MisleadingCase] = []
     for row in used:
         own = list(retrieved[row["row_id"]])
@@ -67,11 +70,11 @@ def make_misleading_cases(
         if of_other_intents:
             cases.append((case("texts of another intent"), list(retrieved[rng.choice(of_other_intents)["row_id"]])))
         cases.append((case("a contradiction"), [*own, replace(own[0], id="denial", text=next(denials))]))
-        order = next(instructions)
-        injected = replace(own[0], text=f"{own[0].text} {order['text']}")
-        cases.append((case("an order in an answer", order["canary"]), [injected, *own[1:]]))
+        injection = next(instructions)
+        injected = replace(own[0], text=f"{own[0].text} {injection['text']}")
+        cases.append((case("an order in an answer", injection["canary"]), [injected, *own[1:]]))
         article = RetrievedText(
-            "passage", "order", order["text"], row["instruction"], "order.md", "", own[0].similarity
+            "passage", "order", injection["text"], row["instruction"], "order.md", "", own[0].similarity
         )
-        cases.append((case("an order in an article", order["canary"]), [*own, article]))
+        cases.append((case("an order in an article", injection["canary"]), [*own, article]))
     return cases

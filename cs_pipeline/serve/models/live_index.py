@@ -1,4 +1,4 @@
-"""The lake's retrieval index as the server uses it: always the latest build."""
+"""Gives the server the latest build of the lake's retrieval index."""
 
 import logging
 import threading
@@ -15,11 +15,11 @@ from cs_pipeline.serve.models.jobs import NotReady
 logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = 10
-"""Seconds that a client should wait when the index is missing."""
+"""Seconds after which a client should try again when the index is missing."""
 
 
 class LiveIndex:
-    """The index in memory, reloaded after each rebuild (an article changed, or a row was forgotten). Thread-safe."""
+    """The index in memory. It is reloaded after every rebuild (an article changed, or a row was forgotten). Thread-safe."""
 
     def __init__(self, lake: DataLake) -> None:
         self._folder = retrieval_folder(lake)
@@ -29,23 +29,29 @@ class LiveIndex:
         self._lock = threading.Lock()
 
     def index(self) -> RetrievalIndex | None:
-        """The index that is now in the lake, or None if it is missing or damaged."""
+        """The lake's current index, or None if it is missing or damaged."""
         with self._lock:
             stamp = self._stamp()
             if stamp is None or stamp != self._loaded_stamp:
-                self._index = None  # dropped first: it may hold rows that were forgotten
+                self._index = None  # dropped before loading: it may hold forgotten rows
                 self._loaded_stamp, self._index = stamp, self._load()
             return self._index
 
     def look_up(self, question: str, wanted: RetrievalSettings) -> list[RetrievedText]:
-        """Answers and passages for ``question``, in placeholder mode ``keep``; empty without an index."""
+        """Known answers and passages for ``question``, as many as ``wanted`` says, in placeholder mode ``keep``.
+
+        Empty without an index.
+        """
         index = self.index()
         if index is None:
             return []
         return [*index.answers([question], wanted.answers)[0], *index.passages([question], wanted.passages)[0]]
 
     def retrieve_for(self, recipe: Recipe, question: str, intent: str | None) -> list[RetrievedText]:
-        """The texts that a model of ``recipe`` gets with ``question``. Raises NotReady when the index is missing."""
+        """The texts in the prompt of a model of ``recipe`` for ``question``; empty if the recipe does not retrieve.
+
+        Raises NotReady when the index is missing or damaged.
+        """
         if recipe.prompt.retrieve is None:
             return []
         index = self.index()
@@ -72,7 +78,7 @@ class LiveIndex:
     def _stamp(self) -> tuple[int, int] | None:
         """Inode and modification time of the manifest, which change with every build."""
         try:
-            found = (self._folder / MANIFEST_NAME).stat()
+            manifest = (self._folder / MANIFEST_NAME).stat()
         except FileNotFoundError:
             return None
-        return found.st_ino, found.st_mtime_ns
+        return manifest.st_ino, manifest.st_mtime_ns
