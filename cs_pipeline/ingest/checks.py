@@ -7,7 +7,7 @@ from cs_pipeline.core.lake import DataLake
 
 
 def row_ids_unique(lake: DataLake) -> CheckOutcome:
-    """There are rows, and each has an id of its own."""
+    """The table has rows, and each row has its own id."""
     import pyarrow.compute as pc
 
     ids = lake.read("ingest", "bitext_conversations", ["row_id"]).column("row_id")

@@ -149,7 +149,7 @@ class Ledger(Database):
     def add_delivery(
         self, name: str, identity: str, sha256: str, size: int, damage: str | None, now: datetime
     ) -> Delivery:
-        """Stores that this content of ``size`` bytes was read under ``name``; returns its delivery.
+        """Records that this content of ``size`` bytes was read under ``name``; returns its delivery.
 
         Content read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that is back counts
         as not ingested, because its day may have been ingested without it.
@@ -189,7 +189,7 @@ class Ledger(Database):
         return {row[0] for row in self._select("SELECT sha256 FROM deliveries EXCEPT SELECT sha256 FROM names")}
 
     def mark_ingested(self, day: date, sha256s: Iterable[str], by: str) -> None:
-        """Stores that the run ``by`` ingested these deliveries of ``day``, unless an earlier run did; resets attempts."""
+        """Records that the run ``by`` ingested these deliveries of ``day``, unless an earlier run did; resets attempts."""
         wanted = [(_iso(datetime.now(UTC)), by, day.isoformat(), sha256) for sha256 in sha256s]
         with self._transaction():
             marked = self._db.executemany(
@@ -205,7 +205,7 @@ class Ledger(Database):
             self._db.execute("DELETE FROM attempts WHERE day = ?", (day.isoformat(),))
 
     def expire(self, sha256: str) -> None:
-        """Stores that the raw rows of this delivery were deleted."""
+        """Records that the raw rows of this delivery were deleted."""
         with self._transaction():
             self._db.execute(
                 "UPDATE deliveries SET expired_at = coalesce(expired_at, ?) WHERE sha256 = ?",
@@ -236,7 +236,7 @@ class Ledger(Database):
         )
 
     def add_tombstone(self, kind: Literal["subject", "row"], id: str, why: str) -> None:
-        """Stores permanently that this hashed id is forgotten; the first reason is kept."""
+        """Records permanently that this hashed id is forgotten; the first reason is kept."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO tombstones VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -248,7 +248,7 @@ class Ledger(Database):
         return {row[0] for row in self._select("SELECT row_id FROM releases")}
 
     def release(self, row_id: str, by: str, why: str) -> None:
-        """Stores who allowed a flagged row into training, and why; the first release is kept."""
+        """Records who allowed a flagged row into training, and why; the first release is kept."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO releases VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",

@@ -1,1 +1,1 @@
-"""Language models: prompts, tokens, bases, and how a model is loaded and asked."""
+"""Language models: prompts, tokenizers, base models, loading and generation."""

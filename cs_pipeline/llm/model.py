@@ -1,4 +1,4 @@
-"""Language models on disk and in memory: completeness, loading, answering and likelihoods, the same for every stage."""
+"""Checks and loads language models, generates answers and measures likelihoods, in the same way for every stage."""
 
 import json
 import logging
@@ -33,8 +33,8 @@ TOKENS_PER_PASS = 16_384
 """Maximum tokens in one forward pass that measures likelihoods."""
 
 PROMPTS_PER_PASS = 32_768
-"""Maximum tokens, padding included, of the prompts answered together: a question of 8,000 tokens would make each of 127
-short ones as long."""
+"""Maximum tokens, padding included, of the prompts answered together: a question of 8,000 tokens would pad each of
+127 short ones to its own length."""
 
 LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
 """Maximum logits in such a pass, 4 bytes each: 128 MiB on a CPU, 2 GiB on a GPU."""
@@ -290,7 +290,7 @@ class SupportModel:
         return len(self._prompt(question, intent, (), ()).encoded) <= self._max_prompt_tokens()
 
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
-        """Questions are never truncated: the answer begins at the end of the question."""
+        """Raises PipelineError if a prompt is too long. It is not truncated, because the answer continues its end."""
         limit = self._max_prompt_tokens()
         for i, prompt in enumerate(prompts):
             if len(prompt) > limit:

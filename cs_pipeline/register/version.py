@@ -140,7 +140,7 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
         if isinstance(recipe.base, EmbeddedBase):
             artifacts["base"] = str(shutil.copytree(base_of_adapter(adapter, recipe, lake), Path(temporary, "base")))
-        # The index is not copied: an answer follows the articles as they are when it is given.
+        # The index is not copied, so that answers follow the current articles.
         config = None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
         with mlflow.start_run(run_id=run):
             logged = mlflow.pyfunc.log_model(

@@ -16,9 +16,9 @@ from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.safety import has_control_token
 
 MIN_COPIES = 5
-"""From this many near-equal questions of one customer and day on, all of them are flagged."""
+"""If one customer sends at least this many near-equal questions in a day, all of them are flagged."""
 NEAR_EQUAL = 0.8
-"""Two questions are near-equal from this Jaccard similarity of their 4-character shingles on."""
+"""Two questions are near-equal if the Jaccard similarity of their 4-character shingles is at least this."""
 CONFIDENT = 0.8
 """A contradiction between the two classifiers counts if the confidence of both is at least this.
 

@@ -47,10 +47,10 @@ def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
         _train(load_recipe(arguments.recipe), DataLake.default(), arguments, group, report)
         group.leave()
     except KeyboardInterrupt:
-        return 130  # the sender knows; nothing half-written is left
+        return 130  # no message: whoever pressed Ctrl-C knows, and nothing half-written is left
     except StoppedError as stopped:
         report(str(stopped))
-        return 143  # not a failure: a machine that is shut down asks this way, and the training resumes elsewhere
+        return 143  # not a failure: a machine shutting down sends this signal, and training resumes elsewhere
     except Exception as error:
         if group.lost_another(error):
             print(f"Process {rank()} lost another process: {error}", file=sys.stderr)  # noqa: T201

@@ -78,7 +78,7 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
 
 
 def _inputs(recipe: Recipe, lake: DataLake) -> tuple[Base, dict[str, str], WarmStart, str]:
-    """Base, data versions and warm start of a training now, and the fingerprint of its adapter."""
+    """What a training started now would use (base, data versions, warm start), and the fingerprint of its adapter."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
     warm_start = find_warm_start(recipe, base, lake)
     return base, data, warm_start, adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
@@ -203,7 +203,7 @@ def seen_rows(folder: Path) -> pa.Table:
 
 
 def _all_seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
-    """The rows trained on, and further rows that the champion has seen from which the training started."""
+    """The rows trained on, and the other rows seen by the champion from which the training started."""
     if champion is None:
         return own
     through = seen_rows(champion.folder)

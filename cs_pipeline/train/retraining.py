@@ -22,7 +22,7 @@ class RetrainingState:
     """What the decision depends on. ``data`` is a hash of the usable rows.
 
     ``new_rows`` are usable rows that were not available to the last training, whether or not its model became champion.
-    Counted since the champion's training, a training that did not win would be repeated for every new row.
+    If they were counted from the champion's training, a training that did not win would be repeated for every new row.
     """
 
     champion: int | None

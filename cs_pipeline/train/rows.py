@@ -76,7 +76,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -
     rows, intents = table.to_pylist(), table.column("predicted_intent").to_pylist()
     texts = [_row_texts(row, recipe) for row in rows]
     questions = [text.question for text in texts]
-    # A row's own cluster is excluded: the row would learn to copy an answer that no customer's question will ever find.
+    # Without a row's own cluster: the model would learn to copy an answer that no customer's question will ever find.
     clusters = table.column("cluster_id").to_pylist()
     found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
     examples: list[Example] = []

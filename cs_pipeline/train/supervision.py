@@ -52,7 +52,7 @@ class SupervisionCheck:
             or supervised[-1] != stop
             or stop in supervised[:-1]
         ):
-            # The message leaves out the text, which a person may have written.
+            # The message does not quote the text: a person may have written it.
             raise PipelineError(
                 f"Row {row_id}: the loss would cover other tokens than the answer and its stop token.",
                 "This is a bug in the prompt code or in this base's tokenizer: use another base.",

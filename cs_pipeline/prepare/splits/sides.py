@@ -1,6 +1,6 @@
 """The three sides of the split as training, evaluation and retrieval read them: ``<side>_split``, and the leakage report.
 
-Each side can be made alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
+Each side can be built alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
 """
 
 from typing import Any
@@ -85,7 +85,7 @@ def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> t
 
 
 def bitext_view(lake: DataLake) -> pa.Table:
-    """The table ``bitext_predictions`` with the schema BITEXT_VIEW, made again when ``bitext_splits`` has changed."""
+    """The table ``bitext_predictions`` with the schema BITEXT_VIEW, rebuilt when ``bitext_splits`` has changed."""
     path = lake.table("prepare", "bitext_splits")
     made_of = {b"made_of": digest(file_sha256(path), CODE_VERSIONS["train_split"]).encode()}
     if lake.table("prepare", "bitext_predictions").exists():

@@ -11,7 +11,7 @@ from cs_pipeline.serve.desk.tone import Tone, apply_tone, salutation
 from cs_pipeline.text.details import narrowed, private_details, request, worth_asking
 
 _MAX_SENTENCE_CHARACTERS = 600
-"""A longer text without a sentence end is cut at its last space, so that a reader need not wait. Bitext has none so long."""
+"""A longer text without a sentence end is cut at its last space, to avoid a long wait. Bitext has none this long."""
 
 
 @dataclass(frozen=True)

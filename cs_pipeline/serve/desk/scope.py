@@ -56,7 +56,7 @@ def is_off_topic(text: str, confidence: float | None) -> bool:
 
 
 SURE_OF_INTENT = 0.8
-"""From this confidence of the intent a question is for this desk, whatever its words: a shop may sell games.
+"""At this confidence of the intent or above, a question is for this desk, whatever its words: a shop may sell games.
 
 A classifier trained on 6,000 Bitext questions was below it for 3 % of 4,000 others, and for all 46 off-topic questions.
 """

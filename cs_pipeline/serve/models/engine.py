@@ -76,7 +76,7 @@ class Engine:
 
     @property
     def bytes(self) -> int:
-        """Memory of the weights, adapters included."""
+        """Bytes of memory that the weights take, adapters included."""
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
     def _call(self, function: Callable[[], _T]) -> _T:

@@ -163,7 +163,7 @@ class ModelService:
         """Queues ``question`` for ``model``, loading it if needed, and returns before there is an answer.
 
         The prompt holds what the recipe retrieves, and the latest of the ``earlier`` turns that fit into the recipe's
-        ``max_length``. Set ``cancelled`` when nobody waits any more (the client hung up, a stop button was pressed).
+        ``max_length``. Set ``cancelled`` when nobody is waiting any more (the client hung up, a stop button was pressed).
         Raises UnknownModel, NotReady, TooLong, Busy.
         """
         self._enter()
