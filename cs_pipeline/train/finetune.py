@@ -49,7 +49,7 @@ def fine_tune(
     micro-batch that does not fit into memory is halved; the number of rows per step stays the same. Returns the figures and
     the table of training rows (schema SEEN_ROW). Raises PipelineError if every row is longer than the recipe allows, the
     loss would cover the wrong tokens, ``warm_start`` does not match the model, a single row does not fit into memory,
-    training diverges, or it is told to stop.
+    training diverges, or the process is told to stop.
     """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
@@ -69,15 +69,15 @@ def fine_tune(
         "verified: the loss covers answers and stop tokens only"
     )
     training = _Training(recipe, chat, base, warm_start, train, validation, work, report, on_metrics)
-    attempts = _load_attempts(recipe, work)
+    history = _load_history(recipe, work)
     while True:
         try:
-            figures, model = training.attempt(attempts)
+            figures, model = training.attempt(history)
             break
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
-            attempts = _halve_micro_batch(recipe, _load_attempts(recipe, work), work, report)
+            history = _halve_micro_batch(recipe, _load_history(recipe, work), work, report)
         except DivergedError:
             training.checkpoints.discard()  # resuming from one would diverge again
             raise
@@ -102,7 +102,7 @@ def fine_tune(
 
 
 @dataclass(frozen=True)
-class _Attempts:
+class _RunHistory:
     """What one training run has gone through so far, over all its restarts.
 
     ``micro`` is the micro-batch size of each process. The sizes in ``too_large`` ran out of memory. ``resumed_from`` lists
@@ -130,7 +130,7 @@ class _Training:
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.work, self.report)
 
-    def attempt(self, attempts: _Attempts) -> tuple[dict[str, Any], Any]:
+    def attempt(self, history: _RunHistory) -> tuple[dict[str, Any], Any]:
         """Trains to the end, from the newest checkpoint if any; returns the figures, and the model with its best weights."""
         from transformers import set_seed
 
@@ -143,16 +143,16 @@ class _Training:
         checkpoint = self.checkpoints.at(step) if step else None
         if step:
             self.report(f"resumes from the checkpoint of step {step}")
-            attempts = replace(attempts, resumed_from=[*attempts.resumed_from, step])
+            history = replace(history, resumed_from=[*history.resumed_from, step])
             if rank() == 0:
-                write_json(self.work / _ATTEMPTS, asdict(attempts))
+                write_json(self.work / _HISTORY_FILE, asdict(history))
         set_seed(t.seed)
         model = build_peft_model(self.recipe, self.base, self.warm_start)
         request = StopRequest()
         hardware = choose_hardware(self.recipe, model)
         hardware.apply_to(model)
         self.report(hardware.summary())
-        trainer = self._trainer(model, attempts.micro, hardware, request, fresh=not step)
+        trainer = self._trainer(model, history.micro, hardware, request, fresh=not step)
         train_in_float32(model)
         if checkpoint is not None and is_finished(t, read_trainer_state(checkpoint)):
             trainer.restore(checkpoint)
@@ -168,7 +168,7 @@ class _Training:
         best = best_step(trainer.state)
         if best and best != trainer.state.global_step:
             trainer.load_weights(self.checkpoints.at(best))
-        return self._figures(trainer, attempts, hardware), model
+        return self._figures(trainer, history, hardware), model
 
     def _trainer(
         self, model: Any, micro: int, hardware: Hardware, request: StopRequest, *, fresh: bool
@@ -230,7 +230,7 @@ class _Training:
         trainer.remove_callback(PrinterCallback)  # ProgressCallback reports the same in a readable form
         return trainer
 
-    def _figures(self, trainer: "ResumableTrainer", attempts: _Attempts, hardware: Hardware) -> dict[str, Any]:
+    def _figures(self, trainer: "ResumableTrainer", history: _RunHistory, hardware: Hardware) -> dict[str, Any]:
         from cs_pipeline.train.trainer.schedule import best_step, validated
 
         t, state = self.recipe.trainer, trainer.state
@@ -244,9 +244,9 @@ class _Training:
             "epochs": state.epoch,
             "best_step": best_step(state),
             "effective_batch": t.rows_per_step,
-            "batch_size": attempts.micro,
-            "out_of_memory": len(attempts.too_large),
-            "resumed_from": attempts.resumed_from,
+            "batch_size": history.micro,
+            "out_of_memory": len(history.too_large),
+            "resumed_from": history.resumed_from,
             "validation_loss_before": before,
             "validation_loss_after": min(loss for _, loss in validations),
             "validation_loss": [{"step": step, "loss": loss} for step, loss in validations],
@@ -261,36 +261,36 @@ class _Training:
         }
 
 
-_ATTEMPTS = "attempts.json"
+_HISTORY_FILE = "attempts.json"
 
 
-def _load_attempts(recipe: Recipe, work: Path) -> _Attempts:
+def _load_history(recipe: Recipe, work: Path) -> _RunHistory:
     """The history recorded in ``work``; without a record, a new one with the recipe's micro-batch."""
-    if (work / _ATTEMPTS).exists():
-        return _Attempts(**read_json(work / _ATTEMPTS))
-    return _Attempts(micro_batch_rows(recipe.trainer, world_size()), [], [])
+    if (work / _HISTORY_FILE).exists():
+        return _RunHistory(**read_json(work / _HISTORY_FILE))
+    return _RunHistory(micro_batch_rows(recipe.trainer, world_size()), [], [])
 
 
-def _halve_micro_batch(recipe: Recipe, attempts: _Attempts, work: Path, report: Callable[[str], None]) -> _Attempts:
-    """Halves the micro-batch in ``attempts``, and records the result in ``work``.
+def _halve_micro_batch(recipe: Recipe, history: _RunHistory, work: Path, report: Callable[[str], None]) -> _RunHistory:
+    """Halves the micro-batch in ``history``, and records the result in ``work``.
 
     Raises PipelineError if the micro-batch was a single row. With several processes, it always raises one after recording:
     all of them must be restarted.
     """
-    micro = attempts.micro
+    micro = history.micro
     if micro == 1:
         raise PipelineError(
             "Even a single row does not fit into memory.",
             "Lower trainer.max_length, set gradient_checkpointing: true or quantization: nf4, or choose a smaller base.",
         ) from None
-    smaller = replace(attempts, micro=micro // 2, too_large=[*attempts.too_large, micro])
+    smaller = replace(history, micro=micro // 2, too_large=[*history.too_large, micro])
     rows = recipe.trainer.rows_per_step
     report(
         f"{micro} rows at once do not fit into memory; training continues with {micro // 2}, still {rows} per step. To "
         f"start with that size, set trainer.per_device_train_batch_size: {micro // 2}, "
         f"trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
     )
-    write_json(work / _ATTEMPTS, asdict(smaller))
+    write_json(work / _HISTORY_FILE, asdict(smaller))
     if world_size() > 1:
         raise PipelineError(
             f"{micro} rows at once do not fit into the memory of process {rank()}, and the others are waiting for it.",

@@ -64,40 +64,47 @@ class ClusterAssignment:
         sources are set aside again. ``unchanged`` names the sources ("bitext" or a day) with the same content as then.
         ``index`` is the index of ``before``, or None if it does not match.
         """
-        at = _positions(self.rows.column("row_id"), before.column("row_id"))
-        at[self.side == _ASIDE] = -1
-        known = at >= 0
-        here = np.flatnonzero(known)
-        texts = before.column("instruction").take(pa.array(at[here])).to_pylist()
+        before_rows = _positions(self.rows.column("row_id"), before.column("row_id"))
+        before_rows[self.side == _ASIDE] = -1
+        known = before_rows >= 0
+        known_rows = np.flatnonzero(known)
+        texts = before.column("instruction").take(pa.array(before_rows[known_rows])).to_pylist()
         same_text = known.copy()
-        same_text[here] = [self._questions[row] == text for row, text in zip(here.tolist(), texts, strict=True)]
+        same_text[known_rows] = [
+            self._questions[row] == text for row, text in zip(known_rows.tolist(), texts, strict=True)
+        ]
         if index is not None:
-            self.index.assign(same_text, index.select(at[same_text]))
+            self.index.assign(same_text, index.select(before_rows[same_text]))
             self._indexed |= same_text
-        returning = here[here >= self._company_start]
-        sides = _side_numbers(before)[at[returning]]
-        self._cluster[returning] = before.column("cluster_id").take(pa.array(at[returning])).to_pylist()
+        returning = known_rows[known_rows >= self._company_start]
+        sides = _side_numbers(before)[before_rows[returning]]
+        self._cluster[returning] = before.column("cluster_id").take(pa.array(before_rows[returning])).to_pylist()
         # If Bitext and its question are unchanged, a returning row keeps its side. The others are compared again.
-        stay = same_text[returning] if "bitext" in unchanged else np.zeros(len(returning), bool)
-        self.side[returning[stay]] = sides[stay]
-        self._former_side[returning[~stay]] = sides[~stay]
+        keeps_side = same_text[returning] if "bitext" in unchanged else np.zeros(len(returning), bool)
+        self.side[returning[keeps_side]] = sides[keeps_side]
+        self._former_side[returning[~keeps_side]] = sides[~keeps_side]
         bitext_side = dict(zip(self._cluster[: self._company_start], self.side[: self._company_start], strict=True))
         contradicted = [
             row
-            for row in returning[~stay]
+            for row in returning[~keeps_side]
             if bitext_side.get(self._cluster[row], self._former_side[row]) != self._former_side[row]
         ]
         self._set_aside(np.array(contradicted, np.int64), NEAR_TWO_SIDES)
-        if stay.all() and len(here) == before.num_rows and "bitext" in unchanged:
+        if keeps_side.all() and len(known_rows) == before.num_rows and "bitext" in unchanged:
             settled = np.zeros(self.rows.num_rows, bool)
             for source in unchanged & self._blocks.keys():
                 settled[slice(*self._blocks[source])] = True
-            at = _positions(self.rows.column("row_id"), aside.column("row_id"))
-            settled &= (self.side == _PENDING) & (at >= 0)
-            self._set_aside(np.flatnonzero(settled), np.array(aside.column("reason").to_pylist(), object)[at[settled]])
+            aside_rows = _positions(self.rows.column("row_id"), aside.column("row_id"))
+            settled &= (self.side == _PENDING) & (aside_rows >= 0)
+            self._set_aside(
+                np.flatnonzero(settled), np.array(aside.column("reason").to_pylist(), object)[aside_rows[settled]]
+            )
 
     def assign(self) -> None:
-        """Gives every pending row a cluster and side, or sets it aside: first rows with a former side, then the new ones."""
+        """Gives every pending row a cluster and side, or sets it aside.
+
+        Rows with a former side come first, then the new ones, both day by day.
+        """
         assigned = np.flatnonzero(self.side >= 0)
         self._add_to_index(assigned)
         self._cluster_ids.update(self._cluster[assigned])
@@ -130,7 +137,8 @@ class ClusterAssignment:
         _, first, node = np.unique(self.index.texts[rows], return_index=True, return_inverse=True)
         similar = self.index.near_duplicates(rows[first], self.side, self._questions)[node]
         former = np.flatnonzero(self._former_side[rows] >= 0)
-        similar[former, self._former_side[rows[former]]] = rows[former]  # counts as a near-duplicate
+        # A row's former side counts like a near-duplicate there.
+        similar[former, self._former_side[rows[former]]] = rows[former]
         conflicting = (similar >= 0).sum(axis=1) > 1
         self._set_aside(rows[conflicting], NEAR_TWO_SIDES)
         rows, node, similar = rows[~conflicting], node[~conflicting], similar[~conflicting]
@@ -149,36 +157,36 @@ class ClusterAssignment:
         full, its rows that are near-duplicates of them are set aside, and the rest becomes a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
-        for place, number in enumerate(component.tolist()):
-            groups[number].append(place)
+        for i, number in enumerate(component.tolist()):
+            groups[number].append(i)
         intents = self._values("intent", rows)
         side_of = np.where((similar >= 0).any(axis=1), similar.argmax(axis=1), -1).tolist()
         new: dict[str, list[list[int]]] = defaultdict(list)
         for members in groups.values():
-            for side in sorted({side_of[place] for place in members} - {-1}):
-                joining = [place for place in members if side_of[place] in (-1, side)]
+            for side in sorted({side_of[i] for i in members} - {-1}):
+                joining = [i for i in members if side_of[i] in (-1, side)]
                 room = MAX_HELD_OUT - self._row_counts[intents[joining[0]], side]
                 if side == _TRAIN or returning or len(joining) <= room:
-                    first = next(place for place in joining if side_of[place] == side)
-                    for place in joining:
-                        neighbour = similar[place if side_of[place] == side else first, side]
-                        self._set_side(rows[place], side, self._cluster[neighbour], intents[place])
-                    others = [place for place in members if side_of[place] not in (-1, side)]
+                    first = next(i for i in joining if side_of[i] == side)
+                    for i in joining:
+                        neighbour = similar[i if side_of[i] == side else first, side]
+                        self._set_side(rows[i], side, self._cluster[neighbour], intents[i])
+                    others = [i for i in members if side_of[i] not in (-1, side)]
                     self._set_aside(rows[others], NEAR_TWO_SIDES)
                     break
             else:
-                self._set_aside(rows[[place for place in members if side_of[place] >= 0]], SIDE_FULL)
-                free = [place for place in members if side_of[place] < 0]
+                self._set_aside(rows[[i for i in members if side_of[i] >= 0]], SIDE_FULL)
+                free = [i for i in members if side_of[i] < 0]
                 if free:
                     new[intents[free[0]]].append(free)
         ids = self._values("row_id", rows)
         for intent, clusters in sorted(new.items()):
-            by_id = {self._new_cluster_id([ids[place] for place in members]): members for members in clusters}
+            by_id = {self._new_cluster_id([ids[i] for i in members]): members for members in clusters}
             sizes = {cluster: len(members) for cluster, members in by_id.items()}
             row_counts = {side: self._row_counts[intent, number] for number, side in enumerate(SIDES)}
             for cluster, side in assign_sides(intent, sizes, row_counts, MAX_HELD_OUT).items():
-                for place in by_id[cluster]:
-                    self._set_side(rows[place], SIDES.index(side), cluster, intents[place])
+                for i in by_id[cluster]:
+                    self._set_side(rows[i], SIDES.index(side), cluster, intents[i])
 
     def _new_cluster_id(self, members: Sequence[str]) -> str:
         """An unused id. The plain one may be taken: the row after which a cluster was named may have left it since."""
