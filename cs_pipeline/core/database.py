@@ -45,7 +45,7 @@ class Database:
         # In WAL mode only FULL syncs at each commit. secure_delete overwrites deleted content with zeros.
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA secure_delete = ON")
-        # Two first uses at once would both create the tables, and SQLite does not wait to change the journal mode.
+        # Without the lock two processes could both create the tables, and SQLite does not wait to change the journal mode.
         with locked(self.path.with_name(f".{self.path.stem}.lock")):
             found = self._select("PRAGMA user_version")[0][0]
             if found > version:

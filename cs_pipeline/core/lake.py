@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.core.errors import PipelineError
 
-if TYPE_CHECKING:  # loading the definitions must not cost what pyarrow costs
+if TYPE_CHECKING:  # importing pyarrow would slow down loading the definitions
     import pyarrow as pa
 
 

@@ -1,4 +1,4 @@
-"""Assets and checks of the prepare stage, but for those of retrieval."""
+"""Assets and checks of the prepare stage, except those of retrieval."""
 
 from datetime import date
 from typing import Any

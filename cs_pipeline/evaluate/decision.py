@@ -18,28 +18,28 @@ DECISIVE_METRIC = "bits_per_character"
 GUARDED_METRICS = ("right_intent", "placeholder_recall", "stop_rate", "safe")
 """Metrics in which it must not be worse.
 
-Each is tested on its own, on all rows and on those of each source. With two sources bad luck in one of them stops about one
-in four of the simulated models that clearly need fewer bits and are equal in all of these. That errs on the safe side: the
-next rows bring another training.
+Each is tested on its own, on all rows and on those of each source. In a simulation with two sources, chance stops about one
+in four of the models that clearly need fewer bits and are equal in all of these metrics. That errs on the safe side: new
+rows start another training.
 """
 
 MAX_INTENT_LOSS = 10.0
 """Percentage points of right answers that an intent may lose against the champion before it stops a promotion. A loss
-against the base never does: a base that takes every question for the same intent is perfect in that one.
+against the base never does: a base that answers every question with the same intent is always right in that intent.
 
-The whole interval must lie beyond the limit, and the intervals hold for all intents at once (Bonferroni): with 27 intents
-and plain intervals, bad luck stops up to one in eight of the candidates that are as good in all of them. The price, for
-independent errors: with 75 rows a loss of 30 points is detected in half of the cases and one of 40 in nine of ten, with 20
-rows a loss of 50 points in six of ten.
+The whole interval must lie beyond the limit, and the intervals hold jointly for all intents (Bonferroni). With 27 intents
+and separate 95 % intervals, chance would stop up to one in eight of the candidates that are equally good in all of them.
+The cost is that some losses are missed. If errors are independent, a loss of 30 points is detected in half of the cases
+with 75 rows, one of 40 points in nine of ten, and with 20 rows one of 50 points in six of ten.
 """
 
 TOLERATED_LOSS = {"bits_per_character": 0.005, "right_intent": 2.0, "placeholder_recall": 2.0}
 """What a candidate may lose against the champion before it counts as worse, in the metric's own unit.
 
 The interval covers the choice of test rows, not the randomness of training: two trainings of ``embedded`` on Bitext's rows
-needed 0.490 and 0.492 bits per character, and 52 and 47 % of their answers had the right intent. Without it a model that was
-far better on a company's rows was refused for 0.001 bits on Bitext's. Nothing is tolerated against the base, nor in stop
-rate and safety.
+needed 0.490 and 0.492 bits per character, and 52 and 47 % of their answers had the right intent. Without this tolerance, a
+model that was far better on a company's rows was rejected for a loss of 0.001 bits on Bitext's rows. No loss is tolerated
+against the base, or in stop rate and safety.
 """
 
 THRESHOLDS = {
@@ -51,7 +51,7 @@ THRESHOLDS = {
     "intent_points": MAX_INTENT_LOSS,
     "tolerated": TOLERATED_LOSS,
 }
-"""The rules of the decision; every entry of the history keeps them beside the figures."""
+"""The rules of the decision. Every entry of the promotion history stores them with the figures."""
 
 _RIVALS = {"base": "its base", "champion": "the champion"}
 
@@ -67,17 +67,19 @@ class Decision:
 
 
 def decide_promotion(results: EvaluationResults, champion_forgotten: bool = False) -> Decision:
-    """Promotes a candidate that is better than its base and the champion, if there is one, and worse in nothing guarded.
+    """Promotes a candidate that is better than its base and the champion, if there is one, and worse in no guarded metric.
 
     Better and worse mean that the 95 % interval lies on one side of zero. The candidate must be better on all rows together,
-    where each source weighs as much as it has rows: a chance at each source would let more lucky candidates through. It must
-    not be worse than the champion, by more than is tolerated, on all rows or on those of any source that has enough of them:
-    no source pays for another. So a model compared with itself, or with an equally good one, is not promoted: it would
-    change what customers read for nothing. A judge that agrees with people can stop a promotion, never cause one. Two
-    placeholder modes have different reference texts, so between them nothing is decided.
+    where each source counts by its number of rows. If a gain on any one source were enough, more candidates would pass by
+    luck. The candidate must not be worse than the champion by more than is tolerated, on all rows or on the rows of any
+    source that has enough of them: a gain on one source does not make up for a loss on another. A model that is only as good
+    as the champion, or the champion itself, is not promoted: customers would get different answers for no benefit.
 
-    If the champion was trained on rows that are to be forgotten (``champion_forgotten``), the change is wanted, and it is
-    enough not to be worse.
+    A judge that agrees with people can stop a promotion, never cause one. If the champion has another placeholder mode, the
+    candidate is not promoted: the modes have different reference texts, so their figures cannot be compared.
+
+    If the champion was trained on rows that are to be forgotten (``champion_forgotten``), it should be replaced. It is then
+    enough that the candidate is not worse than the champion; it must still be better than its base.
     """
     objection = next(_objections(results, champion_forgotten), None)
     if objection is not None:
@@ -137,9 +139,9 @@ def against_rivals(differences: Mapping[str, _T]) -> dict[str, _T]:
 def _losses(
     differences: Differences, metrics: Iterable[str], tolerated: Mapping[str, float]
 ) -> Iterator[tuple[str, Difference]]:
-    """Those of ``metrics`` that are worse than tolerated, by their whole interval.
+    """Those of ``metrics`` whose whole interval is worse than tolerated, with the difference.
 
-    A metric without a figure is left out, such as those of placeholders if the recipe strips them.
+    A metric without a figure is left out, for example placeholder recall if the recipe strips placeholders.
     """
     for metric in metrics:
         if (found := differences.get(metric)) is not None:

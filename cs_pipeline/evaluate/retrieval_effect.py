@@ -1,4 +1,8 @@
-"""What retrieved texts do to a model that reads them: with and without them, by similarity, copied, grounded, misled."""
+"""Measures how retrieved texts change the answers of a model.
+
+It compares the answers with and without the texts, on all rows and by similarity, and measures how much of them is copied
+or grounded, and how misleading texts change them.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +24,7 @@ from cs_pipeline.llm.model import Answer, SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
 
 RETRIEVAL_METRICS = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
-"""The metrics that compare the tuned model with itself without retrieved texts, and with answers that cost nothing."""
+"""The metrics that compare the tuned model with itself without retrieved texts, and with answers that are only looked up."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class RetrievalEffect:
     ``found`` texts were retrieved, ``left_out`` of them did not fit into a prompt. ``without`` are the row statistics of the
     same model without them, which took ``seconds``. ``known`` are the answers of the system ``known_answer``, empty where
     none was found. ``rows`` are the rows of ``groundedness`` by system: both are compared with the texts that the tuned
-    model read, so the other's share is what two answers have in common anyway. ``misled`` is the table of
+    model read, so the share of the other system shows what any answer has in common with them. ``misled`` is the table of
     ``score_misleading_cases``.
     """
 

@@ -1,4 +1,4 @@
-"""The results of a version that MLflow and the lake hold, as texts and pictures for a page."""
+"""Formats the logged metrics of a version, and the leaderboard in the lake, as texts and plots for a page."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 _LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss_after")
-_PICTURED = ("bits_per_character", "right_intent", "rougeL")
+_PICTURED_METRICS = ("bits_per_character", "right_intent", "rougeL")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def logged_scores(figures: dict[str, float]) -> list[LoggedScore]:
 
 def logged_pictures(figures: dict[str, float]) -> list[Picture]:
     """Pictures of the main scores in a run's metrics."""
-    return [_picture(name, figures) for name in _PICTURED if f"test.{name}" in figures]
+    return [_picture(name, figures) for name in _PICTURED_METRICS if f"test.{name}" in figures]
 
 
 def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:

@@ -1,4 +1,4 @@
-"""How pages are rendered: one look, text from data escaped in HTML and in Markdown, figures with fitting digits."""
+"""Renders the pages in one style. Text from the data is escaped in HTML and Markdown; metrics have fixed digits."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ NO_FIGURE = "–"
 """Stands for a figure that a system does not have."""
 
 BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "best at 1"}
-"""Which direction of a metric is better, by ``Metric.better``."""
+"""What the pages say about the better direction, by ``Metric.better``."""
 
 _DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2, "rubric": 2, "heuristic": 2}
 
@@ -59,7 +59,7 @@ def page_template(name: str) -> Template:
 
 
 def escape_markdown(text: str) -> str:
-    """``text`` as one that neither Markdown nor HTML interprets."""
+    """``text`` escaped so that neither Markdown nor HTML interprets it."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", text)
 

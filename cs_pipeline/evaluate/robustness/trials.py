@@ -1,9 +1,9 @@
-"""What a loaded model is tried on besides the test rows: unusual customers, general knowledge, single answers.
+"""Tests of a loaded model besides the test rows: unusual questions, general knowledge, the latency of single answers.
 
 The robustness suite (``robustness.py``) shows how it handles unusual and hostile questions. The probe (``probe.yaml``, 24
-pieces of common knowledge) is asked of the base and the tuned model in the same way: what the base knew and the tuned
-model does not, it forgot in training, or it now answers like a support desk. Single answers are timed to measure the
-latency for a lone customer.
+pieces of common knowledge) is asked of the base and the tuned model in the same way. If only the base answers a question
+right, the tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to measure
+the latency when only one customer is asking.
 
 A recipe that retrieves gets the texts that the index returns, as it would for a customer; ``misleading.py`` tries other
 texts.

@@ -43,7 +43,7 @@ class Cost:
 def cost(run: GenerationRun, latencies: Sequence[float], adapter_bytes: int, price_per_hour: float | None) -> Cost:
     """The cost of ``run``; ``latencies`` are the seconds of answers that were generated one at a time.
 
-    ``per_1000_answers`` assumes a machine kept as busy as in the run; one that waits for questions costs more. Raises
+    ``per_1000_answers`` assumes a machine that is as busy as in the run; with idle time an answer costs more. Raises
     PipelineError when a measurement is missing or is not a number.
     """
     measured = (run.answers, run.seconds, *latencies)
