@@ -38,7 +38,7 @@ _ORDER = (
     "same questions, so the interval of their difference decides, which is in the column “behind the first”."
 )
 
-_PICTURED = (RANKED_BY, "right_intent", "rougeL")
+_PICTURED_METRICS = (RANKED_BY, "right_intent", "rougeL")
 _MARKDOWN_METRICS = (RANKED_BY, "right_intent", "rougeL", "chrf", "placeholder_recall", "stop_rate")
 
 _Row = dict[str, Any]  # with the columns of LEADERBOARD_SCHEMA
@@ -65,7 +65,7 @@ class ModeRanking:
 def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardReport:
     """Writes ``evaluate/leaderboard.parquet`` and ``leaderboard.html`` from the last evaluations of ``recipes``.
 
-    Concurrent runs write it one after the other, each from everything that exists, so the last one shows all.
+    Concurrent runs write it one after the other, each from all evaluations that exist by then, so the last one is complete.
     """
     path = lake.path("evaluate", "leaderboard.html")
     with evaluations_lock(lake):
@@ -94,9 +94,13 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardRepo
 def _pictures(board: Leaderboard, mode: str, rows: list[_Row]) -> list[Picture]:
     """For each pictured metric the scores of the tuned models, then the differences from their bases."""
     results = {row["recipe"]: board.results[row["recipe"]] for row in rows}
-    scores = {m: [score_mark(name, "tuned", m, r.scores["tuned"][m]) for name, r in results.items()] for m in _PICTURED}
+    scores = {
+        m: [score_mark(name, "tuned", m, r.scores["tuned"][m]) for name, r in results.items()]
+        for m in _PICTURED_METRICS
+    }
     changes = {
-        m: [difference_mark(name, m, r.differences["base"][m]) for name, r in results.items()] for m in _PICTURED
+        m: [difference_mark(name, m, r.differences["base"][m]) for name, r in results.items()]
+        for m in _PICTURED_METRICS
     }
     pictures = []
     for kind, by_metric in (("", scores), (", tuned minus base", changes)):
@@ -157,7 +161,7 @@ def _markdown(board: Leaderboard, rankings: list[ModeRanking], rows: list[_Row])
         results.append(f"**Placeholders: {ranking.mode}** (after each figure: tuned minus base)")
         results.append(_table(["recipe", *head, "bits behind the first"], table))
         results += [f"- {escape_markdown(row['recipe'])}: {row['note']}" for row in ranking.rows if row["note"]]
-        for shown in (ranking.pictures[0], ranking.pictures[len(_PICTURED)]):
+        for shown in (ranking.pictures[0], ranking.pictures[len(_PICTURED_METRICS)]):
             results += [f"**{shown.title}**", f"![{shown.title}]({as_image(shown.svg)})"]
     results += [
         f"- Not comparable: **{escape_markdown(name)}**, {escape_markdown(reason)}"
