@@ -29,7 +29,10 @@ def read_manifest(folder: Path, asset: str) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(folder / MANIFEST_NAME)
         files: dict[str, str] = dict(manifest["files"])
     except FileNotFoundError:
-        raise PipelineError(f"{folder} has no {MANIFEST_NAME}: '{asset}' was not finished there.", fix) from None
+        raise PipelineError(
+            f"{folder} has no {MANIFEST_NAME}: '{asset}' was not finished there.",
+            fix if folder.exists() else f"Materialise '{asset}' first.",
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise PipelineError(f"{folder / MANIFEST_NAME} is damaged: {error!r}.", fix) from error
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {MANIFEST_NAME}

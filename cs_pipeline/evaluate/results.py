@@ -267,7 +267,8 @@ def read_evaluation(recipe_name: str, lake: DataLake) -> EvaluationResults:
     Raises PipelineError when there is none, when the file has another format version, and when it is damaged.
     """
     path = evaluation_file(recipe_name, lake)
-    fix = f"Materialise 'evaluation' and its downstream assets for the partition '{recipe_name}'."
+    # Not only 'evaluation': a file of another release comes with a base and an adapter that must be made again too.
+    fix = f"Run the whole job for this recipe: cs-pipeline demo --recipe {recipe_name}"
     try:
         stored = read_json(path)
         if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:

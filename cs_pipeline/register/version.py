@@ -185,12 +185,34 @@ def version_of(recipe_name: str, lake: DataLake) -> int:
 
 
 def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
-    """Answers of a registered version, loaded from MLflow as any user would load it."""
-    import mlflow
+    """Answers of a registered version, loaded from MLflow as any user would load it.
 
-    open_store(lake)
-    answers: list[str] = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}").predict(questions)
+    A version of an earlier release, whose logged code imports modules that have moved since, runs with the present code.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    client = open_store(lake)
+    model: Any
+    try:
+        model = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}")
+    except MlflowException as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        model = _load_with_present_code(client, number, lake)
+    answers: list[str] = model.predict(questions)
     return answers
+
+
+def _load_with_present_code(client: Any, number: int, lake: DataLake) -> Any:
+    from mlflow.pyfunc.model import PythonModelContext
+
+    from cs_pipeline.register.pyfunc_model import CsSupport
+
+    adapter = get_version(client, number).folder / "adapter"
+    model = CsSupport()
+    model.load_context(PythonModelContext({"adapter": str(adapter)}, {"retrieval_index": str(retrieval_folder(lake))}))
+    return model
 
 
 def probe_version(number: int, question: str, lake: DataLake) -> str:

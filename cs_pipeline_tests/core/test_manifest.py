@@ -98,5 +98,6 @@ def test_a_tampered_folder_is_refused(folder: Path, tamper: Callable[[Path], obj
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="was not finished there"):
+    with pytest.raises(PipelineError, match="was not finished there") as raised:
         read_manifest(tmp_path / "nowhere", "base_model")
+    assert raised.value.fix == "Materialise 'base_model' first."

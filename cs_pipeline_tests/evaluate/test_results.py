@@ -46,11 +46,11 @@ def test_what_is_written_is_read_back(lake: DataLake) -> None:
     assert read_json(evaluation_file("one", lake))["format_version"] == FORMAT_VERSION
 
 
-def test_a_missing_evaluation_names_the_file_and_the_asset(lake: DataLake) -> None:
+def test_a_missing_evaluation_names_the_file_and_the_command(lake: DataLake) -> None:
     with pytest.raises(PipelineError) as error:
         read_evaluation("tiny", lake)
     assert str(evaluation_file("tiny", lake)) in error.value.what
-    assert error.value.fix == "Materialise 'evaluation' and its downstream assets for the partition 'tiny'."
+    assert error.value.fix == "Run the whole job for this recipe: cs-pipeline demo --recipe tiny"
 
 
 def as_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_understood_is_refused_with_what_to_do(
         read_evaluation("one", lake)
     assert str(path) in error.value.what
     assert reason in error.value.what
-    assert error.value.fix == "Materialise 'evaluation' and its downstream assets for the partition 'one'."
+    assert error.value.fix == "Run the whole job for this recipe: cs-pipeline demo --recipe one"
 
 
 def test_a_figure_that_is_not_a_number_is_not_written(lake: DataLake) -> None:

@@ -283,6 +283,15 @@ def test_a_fresh_process_loads_the_champion_and_it_answers(
     assert ask_version(1, [QUESTION, "i forgot my password"], registered) == answers
 
 
+def test_a_version_of_an_earlier_release_answers_too(registered: DataLake, tmp_path: Path) -> None:
+    lake = copy_lake(registered.root, tmp_path / "copy")
+    (code,) = lake.path("register").rglob("pyfunc_model.py")
+    code.write_text(code.read_text().replace("cs_pipeline.core.errors", "cs_pipeline.errors"))
+    with own_world(lake.root):
+        answers = ask_version(1, [QUESTION], lake)
+    assert answers == ask_version(1, [QUESTION], registered)
+
+
 def test_mlflow_serves_the_champion(registered: DataLake, server: Server) -> None:
     server.wait()
     request = urllib.request.Request(
