@@ -115,7 +115,7 @@ def test_an_unreadable_evaluation_waits_and_does_not_hold_up_the_others(champion
     (why,) = champion_two.judge().waiting  # version 2 is champion: nothing waits for its evaluation
     assert "Version 1 cannot be judged" in why
     assert str(evaluation_file("one", champion_two.lake)) in why
-    assert "Materialise 'evaluation' and its downstream assets for the partition 'one'" in why
+    assert "cs-pipeline demo --recipe one" in why
     assert champion_two.history() == [(1, True), (2, True), (3, True)]
     assert champion_two.aliases() == {"champion": 3}
 
