@@ -20,7 +20,7 @@ from cs_pipeline.evaluate.scoring.groundedness import mostly_copied
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
-from cs_pipeline.ingest.interactions import find_records, ingest_lock
+from cs_pipeline.ingest.interactions import TURNS, find_records, ingest_lock
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
 from cs_pipeline.retrieval import index as retrieval
@@ -87,6 +87,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
             if delivery.expired_at is None
             and (indices := find_records(lake, company, ledger, delivery, forgotten, subject))
         }
+        conversations |= _conversations_of_records(lake, ledger, records)
         tombstones = ledger.tombstones()
     rows = frozenset([row] if row else []) | frozenset(
         row_id for path in _company_tables(lake) for row_id in _row_ids(path, subjects, conversations)
@@ -246,6 +247,18 @@ def _conversation_ids(lake: DataLake, row: str) -> frozenset[str]:
             if ids:
                 return frozenset(ids)
     return frozenset()
+
+
+def _conversations_of_records(lake: DataLake, ledger: Ledger, records: dict[Delivery, set[int]]) -> frozenset[str]:
+    """The hashed ids of the conversations of ``records``. Rows know a customer by one id, an export perhaps by several."""
+    ids: set[str] = set()
+    for delivery, indices in records.items():
+        path = lake.table("ingest", f"{TURNS}/{delivery.day}")
+        if path.exists():
+            of_records = [("source_file_sha256", "=", delivery.sha256), ("source_row", "in", sorted(indices))]
+            turns = pq.read_table(path, columns=["conversation_id"], filters=of_records)
+            ids.update(map(ledger.hash_row, turns.column("conversation_id").to_pylist()))
+    return frozenset(ids)
 
 
 def _trained_versions(lake: DataLake, rows: frozenset[str], subjects: frozenset[str]) -> list[int]:

@@ -1,6 +1,7 @@
 """A lake whose version 2 was trained on a company's rows: its lineage, and forgetting a customer."""
 
 import os
+import shutil
 import signal
 import sys
 from datetime import UTC, datetime
@@ -171,6 +172,28 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     assert not files_with(lake, jane.encode())
     joined = join_conversations(lake)
     assert subject not in joined.rows.column("subject_id").to_pylist()
+
+
+def test_a_customer_is_found_by_each_of_her_ids(prepared: Path, tmp_path: Path) -> None:
+    lake = DataLake(tmp_path / "prepared")
+    shutil.copytree(prepared, lake.root)
+    company_file(lake).write_text(
+        "columns: {question: question, answer: answer, customer_id: id, customer_email: email}\n"
+    )
+    tickets = tmp_path / "tickets.csv"
+    tickets.write_text(
+        "question,answer,id,email\n"
+        "Where is my new kettle?,It will arrive on Monday.,900100001,jane@example.net\n"
+        "How do I pay by invoice?,Choose it at the checkout.,900100002,joe@example.net\n"
+    )
+    land_files([tickets], lake, load_company(lake))
+    ingest(lake)
+    join_conversations(lake)
+    with Ledger(lake) as ledger:
+        jane, joe = (ledger.hash_subject(f"{name}@example.net") for name in ("jane", "joe"))
+    assert (rows_of(lake, "conversations", jane), rows_of(lake, "conversations", joe)) == (1, 1)
+    forget_records(lake, find_affected(lake, subject="900100001"), "asked for")
+    assert (rows_of(lake, "conversations", jane), rows_of(lake, "conversations", joe)) == (0, 1)
 
 
 def test_an_evaluated_answer_that_copies_hers_is_removed_too(lake: DataLake, jane: str) -> None:
