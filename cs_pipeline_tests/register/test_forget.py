@@ -31,7 +31,7 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.register.lineage import trace_lineage, tree
 from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
-from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
+from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_number, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
 from cs_pipeline.train.retraining import check_retraining
 from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
@@ -114,6 +114,8 @@ def test_the_lineage_names_files_rows_runs_checks_and_decisions(lake: DataLake) 
     assert {check["asset"] for check in found["checks"]} >= {"clean_bitext", "conversations", "adapter", "evaluation"}
     assert found["run"] == found["tags"]["cs.dagster_run"]
     assert [entry["version"] for entry in found["history"]] == [2]
+    champion = champion_number(open_store(lake))
+    assert trace_lineage(champion or 0, lake)["aliases"] == ["champion"]
     console = Console(width=200, record=True, file=StringIO())
     console.print(tree(found))
     text = console.export_text()
