@@ -104,7 +104,7 @@ def test_both_exports_give_exactly_these_pairs(lake: DataLake, company: Company,
         for conversation in found
         for row in conversation.rows
     ]
-    assert pairs == PAIRS
+    assert sorted(pairs, key=str) == sorted(PAIRS, key=str)  # the order of the files depends on when each was copied
     assert sum(conversation.automatic for conversation in found) == 2
     assert len({row.subject for conversation in found for row in conversation.rows}) == 9, "five and four customers"
 
