@@ -29,6 +29,7 @@ ALL = [
     "MLflow",
     "ports",
     "model hub",
+    "packages",
 ]
 
 
