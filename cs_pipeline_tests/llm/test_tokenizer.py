@@ -47,7 +47,12 @@ def published(name: str, folder: Path) -> Path:
     """A stand-in as such tokenizers are published: its configuration names a class that rebuilds it."""
     stand_in(name).save_pretrained(folder)
     config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
-    names = {"digits": "GPT2Tokenizer", "sentencepiece": "LlamaTokenizer", "t5": "T5Tokenizer", "bytes": "GPT2Tokenizer"}
+    names = {
+        "digits": "GPT2Tokenizer",
+        "sentencepiece": "LlamaTokenizer",
+        "t5": "T5Tokenizer",
+        "bytes": "GPT2Tokenizer",
+    }
     config["tokenizer_class"] = names[STAND_INS[name].kind]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
@@ -59,8 +64,8 @@ def test_a_tokenizer_that_transformers_rebuilds_is_refused(tmp_path: Path) -> No
     folder = published("smollm2-135m-instruct", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     rebuilt = AutoTokenizer.from_pretrained(folder)
-    with pytest.raises(PipelineError, match="gives other token ids than .* for 1 of 2 training texts") as raised:
-        check_token_ids(rebuilt, folder, ["secret 4711", "a secret"])
+    with pytest.raises(PipelineError, match=r"gives other token ids than .* for 1 of 2 training texts") as raised:
+        check_token_ids(rebuilt, folder, ["secret:\n\n1. secret", "a secret"])
     assert "secret" not in str(raised.value)
 
 
@@ -79,7 +84,7 @@ def test_no_step_is_trained_on_other_ids(lake: DataLake, tmp_path: Path, monkeyp
 
         chat = load_chat_format(*arguments)
         backend: Any = chat.tokenizer
-        backend.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         return chat
 
     monkeypatch.setattr(finetune, "load_chat_format", other)

@@ -49,7 +49,7 @@ def write_gguf(path: Path, pre_tokenizer: str = "smollm") -> Source:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
-        rope_theta=100_000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 100_000.0},
         tie_word_embeddings=True,
         initializer_range=0.2,
     )

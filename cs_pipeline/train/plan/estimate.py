@@ -91,7 +91,7 @@ def cached_folder(base: HubBase | PackageBase) -> Path | None:
 
 def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[str, Any] | None:
     """The entry of ``base`` in shapes.yaml: of the repository, or of the package with its version."""
-    name = base.repo if isinstance(base, HubBase) else None
+    name = base.repo if isinstance(base, HubBase) else ""
     name = f"{base.package}=={base.version}" if isinstance(base, PackageBase) else name
     entry: dict[str, Any] | None = read_yaml(SHAPES_FILE).get(name)
     return entry
