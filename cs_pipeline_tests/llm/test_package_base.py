@@ -12,7 +12,7 @@ import torch
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
-from cs_pipeline.core.package import can_fetch, models_folder
+from cs_pipeline.core.package import models_folder
 from cs_pipeline.llm import package_base as module
 from cs_pipeline.llm.base import base_of_version, find_base, find_pretrained_base
 from cs_pipeline.llm.model import load_base, load_chat_format, missing_files, stop_ids_of
@@ -23,7 +23,7 @@ from cs_pipeline.register.lineage import tree
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline_tests.conftest import SHARED
 from cs_pipeline_tests.support.gguf_file import Source, package_of, write_gguf
-from cs_pipeline_tests.support.index import Index, index_settings, serving
+from cs_pipeline_tests.support.index import Index, index_in_use
 from cs_pipeline_tests.train import company_rows, write_side
 
 TEXTS = ["Order 4711 of 2026-11-03, 1,250.99 €", "<|im_start|>user\nWhere is {{Order Number}}?<|im_end|>\n", " ½ ٣ x²"]
@@ -37,12 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Source]:
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    with serving(tmp_path / "index") as server:
-        settings = index_settings(server.url, can_fetch() or "uv")
-        if not settings:
-            pytest.skip("neither pip nor uv is here")
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
+    with index_in_use(tmp_path / "index", monkeypatch) as server:
         yield server
 
 

@@ -14,6 +14,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cs_pipeline.core.package import PackageFiles, can_fetch
 
 
@@ -97,6 +99,18 @@ def serving(folder: Path) -> Iterator[Index]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def index_in_use(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Index]:
+    """The index of the wheels in ``folder``, from which this process fetches; skips the test if it has no pip and no uv."""
+    with serving(folder) as server:
+        settings = index_settings(server.url, can_fetch() or "uv")
+        if not settings:
+            pytest.skip("neither pip nor uv is here")
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield server
 
 
 def index_settings(url: str, program: str) -> dict[str, str]:
