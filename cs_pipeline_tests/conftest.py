@@ -48,12 +48,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def own_world(lake: Path) -> Iterator[pytest.MonkeyPatch]:
-    """The environment without the user's settings: ``CS_LAKE`` is ``lake``, no hub, no telemetry."""
+    """The environment without the user's settings: ``CS_LAKE`` is ``lake``, models are kept beside it, no hub."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("CS_", "MLFLOW_", "HF_", "DAGSTER_")):
                 patch.delenv(name)
         patch.setenv("CS_LAKE", str(lake))
+        patch.setenv("CS_MODELS", str(lake.with_name("models")))
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         yield patch
@@ -228,6 +229,13 @@ def raw_bitext(bitext_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> "p
     from cs_pipeline.ingest.bitext import load_bitext
 
     return load_bitext(str(bitext_csv), tmp_path_factory.mktemp("cache"))[0]
+
+
+@pytest.fixture(scope="session")
+def bitext_texts(raw_bitext: "pa.Table") -> list[str]:
+    """1,000 real texts: questions and answers of 500 rows, evenly spread."""
+    rows = raw_bitext.take(list(range(0, raw_bitext.num_rows, raw_bitext.num_rows // 500))[:500])
+    return [*rows.column("instruction").to_pylist(), *rows.column("response").to_pylist()]
 
 
 @pytest.fixture(scope="session")

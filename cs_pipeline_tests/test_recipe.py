@@ -12,6 +12,7 @@ from cs_pipeline.recipe import (
     RENAMED_KEYS,
     EmbeddedBase,
     HubBase,
+    PackageBase,
     PathBase,
     Recipe,
     load_recipe,
@@ -48,6 +49,20 @@ def hub(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def package(content: dict[str, Any]) -> dict[str, Any]:
+    content["base"] = {
+        "source": "package",
+        "package": "some-model",
+        "version": "1.0",
+        "wheel_sha256": "0" * 64,
+        "file": "some_model/model.gguf",
+        "file_sha256": "0" * 64,
+        "licence": "MIT",
+        "quantised_from": "a/b",
+    }
+    return content
+
+
 # Every recipe
 
 
@@ -62,7 +77,7 @@ def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
     recipe = load_recipe(file.stem)
     assert recipe.name == file.stem
-    assert isinstance(recipe.base, EmbeddedBase | HubBase | PathBase)
+    assert isinstance(recipe.base, EmbeddedBase | HubBase | PackageBase | PathBase)
     assert recipe.description.strip()
     assert len(recipe.fingerprint) == 16
 
@@ -123,8 +138,11 @@ def load_recipe_of(folder: Path, change: Change) -> Recipe:
         (lambda c: hub(c)["base"].pop("revision"), ["'base.revision' is missing"]),
         (lambda c: c["lora"].pop("r"), ["'lora.r' is missing"]),
         (lambda c: c["trainer"].pop("max_length"), ["'trainer.max_length' is missing"]),
-        (lambda c: c["base"].update(source="web"), ["'base'", "'web'", "'embedded', 'hub', 'path'"]),
+        (lambda c: c["base"].update(source="web"), ["'base'", "'web'", "'embedded', 'hub', 'package', 'path'"]),
         (lambda c: hub(c)["base"].update(revision="main"), ["'base.revision'", "[0-9a-f]{40}"]),
+        (lambda c: package(c)["base"].pop("wheel_sha256"), ["'base.wheel_sha256' is missing"]),
+        (lambda c: package(c)["base"].update(file="../model.gguf"), ["'base.file'", "gguf"]),
+        (lambda c: package(c)["base"].update(file="/model.gguf"), ["'base.file'", "gguf"]),
         (lambda c: hub(c)["base"].update(repo="https://huggingface.co/a/b"), ["'base.repo'"]),
         (lambda c: c["trainer"].update(num_train_epochs=1), ["'trainer' give either max_steps or num_train_epochs"]),
         (lambda c: c["trainer"].pop("max_steps"), ["'trainer' give either max_steps or num_train_epochs"]),
@@ -280,6 +298,12 @@ OTHER: dict[str, Any] = {
     "base.revision": "1" * 40,
     "base.licence": "Apache-2.0",
     "base.path": "/models/c",
+    "base.package": "other-model",
+    "base.version": "1.1",
+    "base.wheel_sha256": "1" * 64,
+    "base.file": "some_model/other.gguf",
+    "base.file_sha256": "1" * 64,
+    "base.quantised_from": "a/c",
     "quantization": "none",
     "lora.target_modules": ["q_proj"],
     "prompt.template": "t5_v1",
@@ -305,6 +329,7 @@ OTHER: dict[str, Any] = {
 SOURCES = {
     "embedded": EMBEDDED["base"],
     "hub": hub({})["base"],
+    "package": package({})["base"],
     "path": {"source": "path", "path": "/models/b"},
 }
 
@@ -360,7 +385,7 @@ def test_source_and_epochs_change_the_fingerprint() -> None:
     for epochs in (1, 2):
         trainer = {**EMBEDDED["trainer"], "max_steps": None, "num_train_epochs": epochs}
         recipes.append(Recipe.model_validate({**EMBEDDED, "name": "mine", "trainer": trainer}))
-    assert len({recipe.fingerprint for recipe in recipes}) == 5
+    assert len({recipe.fingerprint for recipe in recipes}) == len(SOURCES) + 2
 
 
 def test_keys_that_need_other_keys_change_the_fingerprint_too() -> None:

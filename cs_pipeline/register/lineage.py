@@ -106,7 +106,9 @@ def tree(found: dict[str, Any]) -> "Tree":
     aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
     root = Tree(Text(f"{MODEL} version {found['version']}{aliases}, recipe {found['recipe']}"))
     base = found["base"]
-    node(root, f"base: {base['name']}, {base['revision'] or base['sha256'][:12]}")
+    of_base = node(root, f"base: {base['name']}, {base['revision'] or base['sha256'][:12]}")
+    for key, value in base.get("origin", {}).items():  # a base from a package
+        node(of_base, f"{key}: {value}")
     rows = node(root, "rows")
     for side, sources in found["sides"].items():
         node(rows, f"{side}: " + ", ".join(f"{count:,} {source}" for source, count in sorted(sources.items())))

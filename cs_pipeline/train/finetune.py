@@ -16,7 +16,8 @@ from cs_pipeline.core.schema import IN_PROMPT
 from cs_pipeline.llm.model import load_chat_format, peak_memory_gib, quiet_libraries
 from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.train.rows import TrainingRows, training_rows
+from cs_pipeline.train.rows import TrainingRows, select_rows, training_rows
+from cs_pipeline.train.supervision import check_tokenizer
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
 from cs_pipeline.train.trainer.distributed import (
     max_over_processes,
@@ -47,9 +48,9 @@ def fine_tune(
 
     Checkpoints are written to ``work``. When called again with the same arguments, training resumes from the newest one. A
     micro-batch that does not fit into memory is halved; the number of rows per step stays the same. Returns the figures and
-    the table of training rows (schema SEEN_ROW). Raises PipelineError if every row is longer than the recipe allows, the
-    loss would cover the wrong tokens, ``warm_start`` does not match the model, a single row does not fit into memory,
-    training diverges, or the process is told to stop.
+    the table of training rows (schema SEEN_ROW). Raises PipelineError if the tokenizer gives other ids than its file, every
+    row is longer than the recipe allows, the loss would cover the wrong tokens, ``warm_start`` does not match the model, a
+    single row does not fit into memory, training diverges, or the process is told to stop.
     """
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
@@ -58,6 +59,7 @@ def fine_tune(
 
     quiet_libraries()
     chat = load_chat_format(recipe, base, None)
+    compared = check_tokenizer(chat, base, select_rows(recipe, lake, "train", ["instruction", "response"]))
     train, validation = (training_rows(recipe, lake, chat, side) for side in ("train", "validation"))
     own = train.seen.filter(pc.not_equal(train.seen.column("through"), IN_PROMPT))
     company = own.column("source").to_pylist().count("company")
@@ -66,7 +68,8 @@ def fine_tune(
         f"{train.too_long} dropped as longer than {recipe.trainer.max_length} tokens, {train.shortened} without their "
         f"oldest turns; {train.retrieved_dropped:,} of {train.retrieved:,} retrieved texts dropped; {train.escaped:,} rows "
         f"with characters that the tokenizer lacks, {train.escaped_share:.1%} of all characters became code points; "
-        "verified: the loss covers answers and stop tokens only"
+        f"verified: the loss covers answers and stop tokens only; the token ids of {compared:,} rows are those of the "
+        "base's tokenizer.json"
     )
     training = _Training(recipe, chat, base, warm_start, train, validation, work, report, on_metrics)
     history = _load_history(recipe, work)

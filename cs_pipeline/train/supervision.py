@@ -1,14 +1,34 @@
 """Checks before the first training step: the loss covers exactly the answers, and the tokenizer can represent them."""
 
 from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat, Example
+from cs_pipeline.llm.tokenizer import check_token_ids
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_ESCAPED_SHARE = 0.01
 """Maximum share of characters that may become code points: with more, a model learns to spell instead of to answer."""
 
+ROWS_COMPARED = 1000
+"""Rows whose token ids are compared with those of the published tokenizer."""
+
 _SHOWN_CHARACTERS = 8
+
+
+def check_tokenizer(chat: ChatFormat, base: Path, rows: "pa.Table") -> int:
+    """Compares the token ids of up to ROWS_COMPARED ``rows``, evenly spread, with those of the base's tokenizer.json.
+
+    ``rows`` has the columns instruction and response. Each is compared in the chat template, so control tokens are too.
+    Returns the number of rows compared, 0 if the base has no such file. Raises PipelineError if ids differ.
+    """
+    pairs = rows.select(["instruction", "response"]).to_pylist()[:: max(1, -(-rows.num_rows // ROWS_COMPARED))]
+    texts = (chat.render([{"role": "user", "content": pair["instruction"]}]) + pair["response"] for pair in pairs)
+    return check_token_ids(chat.tokenizer, base, texts)
 
 
 class SupervisionCheck:

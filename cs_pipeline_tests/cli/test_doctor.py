@@ -15,6 +15,7 @@ from cs_pipeline.cli.commands import app
 from cs_pipeline.cli.doctor import check_installation, findings_table
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.package import models_folder
 
 ALL = [
     "Python",
@@ -29,6 +30,7 @@ ALL = [
     "MLflow",
     "ports",
     "model hub",
+    "packages",
 ]
 
 
@@ -66,6 +68,21 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     assert [finding.name for finding in findings] == ALL
     assert all(finding.fix for finding in findings if finding.status != "ok")
     return {finding.name: finding for finding in findings}
+
+
+def test_the_models_from_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "can_fetch", lambda: "uv")
+    assert doctor._packages() == ("ok", f"{models_folder()}: no models from packages yet; uv fetches them", None)
+    model = models_folder() / "tiny-data-1.0-0123"
+    model.mkdir(parents=True)
+    with (model / "weights.bin").open("wb") as file:
+        file.truncate(1_200_000_000)  # a sparse file
+    assert doctor._packages()[1] == f"{models_folder()}: tiny-data-1.0-0123 1.2 GB; uv fetches them"
+    monkeypatch.setattr(doctor, "can_fetch", lambda: None)
+    status, what, fix = doctor._packages()
+    assert status == "note"
+    assert "neither pip nor uv" in what
+    assert "Install uv" in str(fix)
 
 
 def test_a_healthy_machine_has_no_problems(lake: DataLake, home: Path, hub: HTTPServer) -> None:

