@@ -61,7 +61,7 @@ def write_gguf(path: Path, pre_tokenizer: str = "smollm") -> Source:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(100_000.0)
     writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
