@@ -391,9 +391,12 @@ def test_a_template_without_system_messages_gets_the_text_in_the_first_question(
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "no control token after an answer"),
         (
             "{% for m in messages %}{{ m['content'] | lower }}{{ eos_token }}{% endfor %}",
-            "in another place than where it asks",
+            "directly after the prompt",
         ),
-        ("{% if add_generation_prompt %}A:{% else %}{{ messages[1]['content'] }}{% endif %}", "in another place than"),
+        (
+            "{% if add_generation_prompt %}A:{% else %}{{ messages[1]['content'] }}{% endif %}",
+            "directly after the prompt",
+        ),
     ],
 )
 def test_a_template_that_does_not_mark_the_end_of_an_answer_is_refused(template: str | None, message: str) -> None:

@@ -38,6 +38,8 @@ def test_generated_requests_get_the_documented_responses(serving: Serving, mode:
         @hypothesis.given(operation.as_strategy(generation_mode=mode))
         def matches_the_document(case: Case) -> None:
             response = case.call(timeout=PATIENCE)
+            if response.status_code == 413:
+                return  # too large to be read at all; schemathesis does not know that this rejects the request
             statuses.add(response.status_code)
             case.validate_response(response, excluded_checks=CHECKS_BEYOND_THE_SCHEMA.get(case.operation.label))
 
