@@ -75,6 +75,10 @@ class Serving:
         self._server.should_exit = True
         self._thread.join()
 
+    def wait_for_version(self, number: int) -> None:
+        """Waits until the server has seen the version in the registry, which it polls."""
+        wait_for(lambda: f'"{number}"' in self.get("/models").text)
+
     def ready(self) -> bool:
         return self.get("/ready").status_code == 200
 
