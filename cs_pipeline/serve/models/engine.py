@@ -4,37 +4,13 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from concurrent.futures import Future
+from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.serve.models.jobs import Job
 
 logger = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
-
-
-class _Call(Generic[_T]):
-    """A function that the engine's thread runs between two batches."""
-
-    def __init__(self, function: Callable[[], _T]) -> None:
-        self._function = function
-        self._result: _T
-        self._error: BaseException | None = None
-        self._done = threading.Event()
-
-    def run(self) -> None:
-        try:
-            self._result = self._function()
-        except BaseException as error:
-            self._error = error
-        self._done.set()
-
-    def wait(self) -> _T:
-        self._done.wait()
-        if self._error is not None:
-            raise self._error
-        return self._result
 
 
 class Engine:
@@ -46,7 +22,7 @@ class Engine:
         self._peft: Any = None
         self._active: str | None = None
         self._waiting: deque[Job] = deque()
-        self._calls: deque[_Call[Any]] = deque()
+        self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._closing = False
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -79,12 +55,13 @@ class Engine:
         """Bytes of memory that the weights take, adapters included."""
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
-    def _call(self, function: Callable[[], _T]) -> _T:
-        call = _Call(function)
+    def _call(self, function: Callable[[], object]) -> None:
+        """Runs ``function`` in the engine's thread, between two batches."""
+        done: Future[object] = Future()
         with self._change:
-            self._calls.append(call)
+            self._calls.append((function, done))
             self._change.notify()
-        return call.wait()
+        done.result()
 
     def _work(self) -> None:
         while True:
@@ -93,7 +70,11 @@ class Engine:
                 call = self._calls.popleft() if self._calls else None
                 batch = [] if call else self._next_batch()
             if call:
-                call.run()
+                function, done = call
+                try:
+                    done.set_result(function())
+                except BaseException as error:
+                    done.set_exception(error)
             elif batch:
                 self._answer(batch)
             elif self._closing:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cs_pipeline.core.errors import PipelineError
@@ -34,32 +34,24 @@ class Variant:
     max_rows: int
 
 
+@dataclass(eq=False)
 class Job:
     """A question that waits or is being answered. The engine's thread writes it; other threads read it.
 
     ``deadline`` is a time of ``time.monotonic``. ``tokens`` only grows. ``finish`` or ``error`` is set before ``done``.
     """
 
-    def __init__(
-        self,
-        variant: Variant,
-        prompt: list[int],
-        sampling: Sampling,
-        max_tokens: int,
-        deadline: float,
-        cancelled: threading.Event,
-    ) -> None:
-        self.variant = variant
-        self.prompt = prompt
-        self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.deadline = deadline
-        self.tokens: list[int] = []
-        self.finish: Finish | None = None
-        self.error: Exception | None = None
-        self.cancelled = cancelled
-        self.done = threading.Event()
-        self.on_end: Callable[[], None] = lambda: None
+    variant: Variant
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    deadline: float
+    cancelled: threading.Event
+    tokens: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+    error: Exception | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+    on_end: Callable[[], None] = lambda: None
 
     def end(self, finish: Finish | None, error: Exception | None = None) -> None:
         """Ends the answer. Called once, by the engine's thread."""
@@ -104,8 +96,7 @@ class TooLong(Refusal):
 
 
 class UnknownModel(Refusal):
-    """No model has this name. ``names`` lists the known ones; the requested name is not repeated."""
+    """No model has this name. The message lists the known ``names``; it does not repeat the requested one."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__("There is no such model.", f"Choose one of: {', '.join(names) or 'none is registered yet'}.")
-        self.names = tuple(names)

@@ -4,7 +4,7 @@ import gc
 import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,18 @@ WeightsKey = tuple[str, ...]
 """Identifies the weights of an engine. Models with equal keys share one engine."""
 
 
+@dataclass(eq=False)
 class LoadedModel:
     """A version in memory. ``users`` counts the calls of ``hold`` not yet released: by running answers and by an alias."""
 
-    def __init__(
-        self, served: ServedModel, recipe: Recipe, weights: WeightsKey, engine: Engine, variant: Variant
-    ) -> None:
-        self.served = served
-        self.recipe = recipe
-        self.weights = weights
-        self.engine = engine
-        self.variant = variant
-        self.classifier: TextClassifier | None = None
-        self.users = 0
-        self.last_used = time.monotonic()
+    served: ServedModel
+    recipe: Recipe
+    weights: WeightsKey
+    engine: Engine
+    variant: Variant
+    classifier: TextClassifier | None
+    users: int = 1
+    last_used: float = field(default_factory=time.monotonic)
 
 
 class ModelPool:
@@ -159,13 +157,11 @@ class ModelPool:
                 engine.attach(str(adapter), adapter_name)
             stops = frozenset(chat.stop_ids | stop_ids_of(engine.model))
             variant = Variant(chat, stops, adapter_name, recipe.generation.per_device_eval_batch_size)
-            loaded = LoadedModel(served, recipe, key, engine, variant)
-            loaded.classifier = self._classifier(recipe, adapter)
+            loaded = LoadedModel(served, recipe, key, engine, variant, self._classifier(recipe, adapter))
         except BaseException:
             if new_engine:
                 self._engines.pop(key).close()
             raise
-        loaded.users = 1
         with self._lock:
             self._loaded[served.name] = loaded
         took = time.monotonic() - started

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.escaping import ESCAPE
@@ -23,6 +23,7 @@ MAX_CONTEXT_TOKENS = 8192
 """Limit for prompt and answer together, even for models with a longer context: the rows of a batch share the memory."""
 
 
+@dataclass(eq=False)
 class Generation:
     """An answer while it is being generated. Iterate it once for its pieces, or wait for ``text()``.
 
@@ -31,28 +32,18 @@ class Generation:
     they are None without either. ``retrieved`` holds the texts in the prompt, and is None if the recipe does not retrieve.
     """
 
-    def __init__(
-        self,
-        served: ServedModel,
-        question: str,
-        job: Job,
-        intent: str | None,
-        confidence: float | None,
-        retrieved: tuple[RetrievedText, ...] | None,
-    ) -> None:
-        self.served = served
-        self.retrieved = retrieved
-        self.question = question
-        self.intent = intent
-        self.confidence = confidence
-        self.prompt_tokens = len(job.prompt)
-        self.started = time.monotonic()
-        self._job = job
+    served: ServedModel
+    question: str
+    job: Job
+    intent: str | None
+    confidence: float | None
+    retrieved: tuple[RetrievedText, ...] | None
+    started: float = field(default_factory=time.monotonic)
 
     def __iter__(self) -> Iterator[str]:
         """Raises PipelineError when the model fails, and Busy when the deadline passed before a batch had room."""
         sent = ""
-        while not self._job.done.wait(STREAM_INTERVAL):
+        while not self.job.done.wait(STREAM_INTERVAL):
             text = self._stable_text()
             if len(text) > len(sent):
                 yield text[len(sent) :]
@@ -62,38 +53,42 @@ class Generation:
 
     def text(self) -> str:
         """The whole answer. Cheaper than its pieces, and raises the same errors."""
-        self._job.done.wait()
-        if self._job.error is not None:
-            raise self._job.error
-        if self._job.finish == "time" and not self._job.tokens:
+        self.job.done.wait()
+        if self.job.error is not None:
+            raise self.job.error
+        if self.job.finish == "time" and not self.job.tokens:
             raise Busy(math.ceil(time.monotonic() - self.started))
         return self.written
 
     @property
     def written(self) -> str:
         """The text so far, without waiting."""
-        return self._job.variant.chat.decode(self._job.tokens.copy())
+        return self.job.variant.chat.decode(self.job.tokens.copy())
 
     @property
     def finish(self) -> Finish:
         """Why the answer ended. Waits for the end."""
-        self._job.done.wait()
-        assert self._job.finish is not None
-        return self._job.finish
+        self.job.done.wait()
+        assert self.job.finish is not None
+        return self.job.finish
 
     @property
     def ended(self) -> str:
         """``finish`` without waiting, or "error" if the model failed."""
-        return self._job.finish or "error"
+        return self.job.finish or "error"
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.job.prompt)
 
     @property
     def tokens(self) -> int:
         """Number of tokens so far."""
-        return len(self._job.tokens)
+        return len(self.job.tokens)
 
     def cancel(self) -> None:
         """Stops the answer at its next token. Can be called from any thread, more than once."""
-        self._job.cancelled.set()
+        self.job.cancelled.set()
 
     def _stable_text(self) -> str:
         """The text that later tokens cannot change: incomplete characters and escapes at its end are held back."""

@@ -75,7 +75,7 @@ def test_names_resolve_to_versions_and_bases(service: ModelService) -> None:
     ):
         with pytest.raises(UnknownModel) as refused:
             service.served(name)
-        assert "champion" in refused.value.names
+        assert "champion" in refused.value.fix
     assert [(m.name, m.served.name, m.aliases) for m in service.models()] == [
         ("cs-support", "1", ("champion",)),
         ("cs-support:base", "1:base", ()),
