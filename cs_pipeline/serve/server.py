@@ -17,7 +17,7 @@ from cs_pipeline.company import load_company
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.desk.desk import Desk
 from cs_pipeline.serve.http import api, openai
-from cs_pipeline.serve.http.error_handlers import add_error_handlers
+from cs_pipeline.serve.http.error_handlers import ERROR_HANDLERS
 from cs_pipeline.serve.http.guard import KeyGuard, SizeGuard
 from cs_pipeline.serve.http.metrics import Metrics, RequestMetrics, ServiceCollector
 from cs_pipeline.serve.models.pool import memory_limit
@@ -42,14 +42,8 @@ def build_app(settings: ServeSettings, lake: DataLake) -> FastAPI:
             name = generation.served.name
             logger.info("version %s was asked %r and wrote %r", name, generation.question, generation.written)
 
-    service = ModelService(
-        lake,
-        memory_limit(settings.memory_gb),
-        settings.queue,
-        settings.seconds,
-        settings.poll_seconds,
-        observe,
-    )
+    memory = memory_limit(settings.memory_gb)
+    service = ModelService(lake, memory, settings.queue, settings.seconds, settings.poll_seconds, observe)
     metrics.registry.register(ServiceCollector(service))
     desk = Desk(service, company, lake)
 
@@ -65,11 +59,11 @@ def build_app(settings: ServeSettings, lake: DataLake) -> FastAPI:
         title="cs-support",
         description="Answers customers' questions with the registered models.",
         lifespan=lifespan,
+        exception_handlers=ERROR_HANDLERS,
         docs_url=None,  # FastAPI's documentation pages load scripts from other hosts
         redoc_url=None,
     )
     app.state.service = service
-    add_error_handlers(app)
     app.include_router(api.native_routes(service, desk, metrics))
     app.include_router(openai.openai_routes(service, desk))
     app.state.close_pages = mount_page(app, desk, service, lake)

@@ -8,6 +8,7 @@ the requested tone, and its placeholders are filled (``composing``).
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
 from cs_pipeline.company import Company
@@ -16,7 +17,7 @@ from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import RetrievalSettings
 from cs_pipeline.serve.desk.composing import AnswerContext, Composer
 from cs_pipeline.serve.desk.filling import canonical_values, fill_placeholders
-from cs_pipeline.serve.desk.handover import HandoverReason, handover_message, handover_reason, make_handover
+from cs_pipeline.serve.desk.handover import Handover, HandoverReason, handover_message, handover_reason, summarize
 from cs_pipeline.serve.desk.handover_queue import HandoverQueue
 from cs_pipeline.serve.desk.scope import SURE_OF_INTENT, OutOfScope, is_off_topic, out_of_scope
 from cs_pipeline.serve.desk.screening import Screening, is_fit_for_customers, strip_markup, visible_text
@@ -325,18 +326,20 @@ class Desk:
     def _hand_over(self, case: _Case, reason: HandoverReason, generation: Generation | None = None) -> str:
         """Queues the conversation for a person, and returns the message to the customer."""
         text, reference, follows = handover_message(reason, case.earlier, case.values)
+        intent, confidence = (generation.intent, generation.confidence) if generation else (None, None)
         self._queue.put(
-            make_handover(
-                case.text,
-                case.earlier,
-                reason,
+            Handover(
                 reference=reference,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                reason=reason.value,
                 follows=follows,
+                summary=summarize(case.text, case.earlier, reason, intent, case.details),
                 model=case.served.name,
-                intent=generation.intent if generation else None,
-                confidence=generation.confidence if generation else None,
+                intent=intent,
+                confidence=confidence,
                 context=case.context,
                 values=case.details,
+                conversation=(*case.earlier, ("customer", case.text)),
             )
         )
         return text

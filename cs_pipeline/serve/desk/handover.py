@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
@@ -70,48 +69,18 @@ def handover_message(reason: HandoverReason, earlier: Context, values: Mapping[s
     reference = f"H-{secrets.token_hex(4).upper()}"
     before = [found[0] for speaker, message in earlier if speaker == "agent" for found in _REFERENCE.finditer(message)]
     if before:
-        text = f"A colleague already has our conversation (reference {before[-1]}), including your last message."
+        text = _MESSAGES["again"].format(reference=before[-1])
     else:
-        text = (
-            f"{_OPENINGS[reason]}I am passing our conversation on to a colleague, who will get back to you. You do not "
-            f"need to repeat anything. Your reference is {reference}."
-        )
+        text = f"{_MESSAGES[reason.name.lower()]} {_MESSAGES['first'].format(reference=reference)}"
     phone, hours = values.get("Customer Support Phone Number"), values.get("Customer Support Hours")
     if phone:
         text += f" If it is urgent, please call {phone}{f' ({hours})' if hours else ''}."
     return text, reference, before[-1] if before else ""
 
 
-def make_handover(
-    text: str,
-    earlier: Context,
-    reason: HandoverReason,
-    *,
-    reference: str,
-    follows: str,
-    model: str,
-    intent: str | None,
-    confidence: float | None,
-    context: str,
-    values: Mapping[str, str],
-) -> Handover:
-    """The handover of a conversation that ends with the customer's message ``text``."""
-    return Handover(
-        reference=reference,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        reason=reason.value,
-        follows=follows,
-        summary=_summary(text, earlier, reason, intent, values),
-        model=model,
-        intent=intent,
-        confidence=confidence,
-        context=context,
-        values=dict(values),
-        conversation=(*earlier, ("customer", text)),
-    )
-
-
-def _summary(text: str, earlier: Context, reason: HandoverReason, intent: str | None, values: Mapping[str, str]) -> str:
+def summarize(
+    text: str, earlier: Context, reason: HandoverReason, intent: str | None, values: Mapping[str, str]
+) -> str:
     """A few lines: the reason, the first and last question, the customer's details, and the last answer."""
     asked = [message for speaker, message in earlier if speaker == "customer"]
     answered = [message for speaker, message in earlier if speaker == "agent"]
@@ -154,16 +123,9 @@ def _letters(text: str) -> str:
 _MAX_QUOTE = 300
 """Characters of a message in the summary."""
 _REFERENCE = re.compile(r"\bH-[0-9A-F]{8}\b")
-_OPENINGS = {
-    HandoverReason.ASKED: "Of course. ",
-    HandoverReason.SENSITIVE: "Thank you for telling us. A person should look at this. ",
-    HandoverReason.ANGER: "I am sorry for the trouble that you have had. ",
-    HandoverReason.FAILURE: "I am sorry that I have not been able to help you. ",
-    HandoverReason.UNCLEAR: "I am not certain that I understand you, and I do not want to guess. ",
-    HandoverReason.WITHHELD: "I am sorry, I do not have a good answer for you. ",
-}
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
+_MESSAGES: dict[str, str] = _FILE["messages"]
 _ASKS_FOR_PERSON, _SENSITIVE, _NOT_HELPED, _REPEATED = (
     any_of(_FILE[key], _FILE["words"], re.I) for key in ("asks_for_person", "sensitive", "not_helped", "repeated")
 )

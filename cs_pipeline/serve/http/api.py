@@ -7,11 +7,12 @@ from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Request
+from prometheus_client import generate_latest
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from cs_pipeline.serve.desk.desk import Desk, DeskRequest
+from cs_pipeline.serve.desk.desk import CitedSource, Desk, DeskRequest
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.http.error_handlers import error_docs, error_to_response
 from cs_pipeline.serve.http.metrics import Metrics
@@ -67,16 +68,6 @@ class ChatRequest(BaseModel):
     private: StrictBool = Field(False, description="ask for personal details only if the answer needs them")
 
 
-class SourceInfo(BaseModel):
-    """A text that the answer is based on: an earlier answer ("answer"), or part of an article ("passage")."""
-
-    kind: str
-    title: str
-    address: str | None
-    text: str
-    similarity: float
-
-
 class ChatResponse(BaseModel):
     """The answer. ``model`` is the version that answered, under a name that can be requested again."""
 
@@ -90,7 +81,7 @@ class ChatResponse(BaseModel):
     handover: str | None
     finish: Finish
     tokens: int
-    sources: list[SourceInfo]
+    sources: tuple[CitedSource, ...]
 
 
 class ModelInfo(BaseModel):
@@ -160,7 +151,7 @@ def native_routes(service: ModelService, desk: Desk, metrics: Metrics) -> APIRou
             handover=reply.handover,
             finish=reply.finish,
             tokens=reply.tokens,
-            sources=[SourceInfo(**asdict(source)) for source in reply.sources],
+            sources=reply.sources,
         )
 
     @router.get("/models", tags=["models"])
@@ -194,6 +185,6 @@ def native_routes(service: ModelService, desk: Desk, metrics: Metrics) -> APIRou
     @router.get("/metrics", tags=["server"], response_class=Response)
     def prometheus() -> Response:
         """Metrics for Prometheus."""
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -53,14 +53,6 @@ _DESCRIPTIONS = {
 }
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Turns every error that a route raises into an ``ErrorBody``."""
-    app.add_exception_handler(PipelineError, _pipeline_error)
-    app.add_exception_handler(RequestValidationError, _invalid_request)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected_error)
-
-
 def error_to_response(error: PipelineError) -> JSONResponse:
     """The response for one of this project's errors."""
     message = f"{error.what} {error.fix}"
@@ -76,14 +68,12 @@ def error_to_response(error: PipelineError) -> JSONResponse:
     return error_response(500, message, "failed")
 
 
-async def _pipeline_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, PipelineError)
+async def _pipeline_error(request: Request, error: PipelineError) -> Response:
     return error_to_response(error)
 
 
-async def _invalid_request(request: Request, error: Exception) -> Response:
+async def _invalid_request(request: Request, error: RequestValidationError) -> Response:
     """Names each wrong field and the reason. Never repeats the value: it is a customer's, and may not even be text."""
-    assert isinstance(error, RequestValidationError)
     faults = [(_field(fault["loc"]), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
     message = "; ".join(f"{field}: {why}" if field else why for field, why in faults)
     status = 400 if request.url.path.startswith("/v1/") else 422  # OpenAI's clients expect 400
@@ -95,8 +85,7 @@ def _field(location: tuple[int | str, ...]) -> str:
     return ".".join(known).encode("utf-8", "backslashreplace").decode()[:200]
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _http_error(request: Request, error: HTTPException) -> Response:
     response = error_response(error.status_code, str(error.detail))
     response.headers.update(error.headers or {})
     return response
@@ -104,3 +93,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
     return error_response(500, "The server failed. Its log says why.", "failed")
+
+
+ERROR_HANDLERS: dict[int | type[Exception], Any] = {
+    PipelineError: _pipeline_error,
+    RequestValidationError: _invalid_request,
+    HTTPException: _http_error,
+    Exception: _unexpected_error,
+}
+"""Turn every error that a route raises into an ``ErrorBody``."""

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,29 +23,13 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = Counter(
-            "cs_requests", "Requests by route and status.", ["route", "status"], registry=self.registry
-        )
-        self.request_seconds = Histogram(
-            "cs_request_seconds",
-            "Seconds from a request to the end of its response.",
-            ["route"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self._answers = Counter(
-            "cs_answers", "Answers by model and finish reason.", ["model", "finish"], registry=self.registry
-        )
-        self._tokens = Counter(
-            "cs_tokens", "Tokens of prompts (read) and answers (written).", ["model", "kind"], registry=self.registry
-        )
-        self._answer_seconds = Histogram(
-            "cs_answer_seconds",
-            "Seconds from a question to the end of its answer.",
-            ["model"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
+        counter = partial(Counter, registry=self.registry)
+        seconds = partial(Histogram, buckets=_BUCKETS, registry=self.registry)
+        self.requests = counter("cs_requests", "Requests by route and status.", ["route", "status"])
+        self.request_seconds = seconds("cs_request_seconds", "From a request to the end of its response.", ["route"])
+        self._answers = counter("cs_answers", "Answers by model and finish reason.", ["model", "finish"])
+        self._tokens = counter("cs_tokens", "Tokens of prompts (read) and answers (written).", ["model", "kind"])
+        self._answer_seconds = seconds("cs_answer_seconds", "From a question to the end of its answer.", ["model"])
 
     def count_answer(self, generation: Generation) -> None:
         name = generation.served.name
@@ -52,10 +37,6 @@ class Metrics:
         self._tokens.labels(name, "read").inc(generation.prompt_tokens)
         self._tokens.labels(name, "written").inc(generation.tokens)
         self._answer_seconds.labels(name).observe(time.monotonic() - generation.started)
-
-    def exposition(self) -> bytes:
-        """All metrics in Prometheus's text format 0.0.4."""
-        return generate_latest(self.registry)
 
 
 class ServiceCollector(Collector):
@@ -65,21 +46,18 @@ class ServiceCollector(Collector):
         self._service = service
 
     def collect(self) -> Iterator[Metric]:
-        registry = self._service.registry
-        yield GaugeMetricFamily(
-            "cs_questions_inside", "Questions that wait or are being answered.", self._service.inside
-        )
-        yield GaugeMetricFamily("cs_weights_bytes", "Memory of all weights in bytes.", self._service.pool.bytes)
-        yield GaugeMetricFamily(
-            "cs_champion_version", "The version that answers as champion; 0 if none.", registry.champion or 0
-        )
+        registry, pool = self._service.registry, self._service.pool
         failing = registry.failure is not None
-        yield GaugeMetricFamily(
-            "cs_champion_fails_to_load", "1 if the version with the champion alias does not load.", failing
-        )
-        yield GaugeMetricFamily("cs_registry_up", "1 if the registry answers.", registry.unreachable is None)
+        for name, meaning, value in (
+            ("cs_questions_inside", "Questions that wait or are being answered.", self._service.inside),
+            ("cs_weights_bytes", "Memory of all weights in bytes.", pool.bytes),
+            ("cs_champion_version", "The version that answers as champion; 0 if none.", registry.champion or 0),
+            ("cs_champion_fails_to_load", "1 if the version with the champion alias does not load.", failing),
+            ("cs_registry_up", "1 if the registry answers.", registry.unreachable is None),
+        ):
+            yield GaugeMetricFamily(name, meaning, value)
         loaded = GaugeMetricFamily("cs_model_loaded", "1 for each model in memory.", labels=["model"])
-        for name in self._service.pool.usage():
+        for name in pool.usage():
             loaded.add_metric([name], 1)
         yield loaded
 

@@ -178,6 +178,7 @@ class Scripted(ModelService):
 class ScriptedGeneration(Generation):
     finish: Finish = "stop"
     tokens = 9
+    prompt_tokens = 5
 
     def __init__(
         self,
@@ -190,7 +191,6 @@ class ScriptedGeneration(Generation):
     ) -> None:
         self.retrieved = retrieved
         self.served, self.intent, self.confidence, self.finish = served, intent, confidence, finish
-        self.prompt_tokens = 5
         self.cancelled = False
         self._raw = raw
 

@@ -17,21 +17,22 @@ import pytest
 from cs_pipeline.company import Company, HandoverSettings
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.desk import handover_queue
-from cs_pipeline.serve.desk.handover import HandoverReason, make_handover
+from cs_pipeline.serve.desk.handover import Handover, HandoverReason
 from cs_pipeline.serve.desk.handover_queue import HandoverQueue
 from cs_pipeline_tests.support.serving import wait_for
 
-RECORD = make_handover(
-    "I want a human",
-    (("customer", "where is my order"), ("agent", "On its way.")),
-    HandoverReason.ASKED,
+RECORD = Handover(
     reference="H-0000000A",
+    at="2026-11-29T06:00:00+00:00",
+    reason=HandoverReason.ASKED.value,
     follows="",
+    summary="Reason: the customer asks for a person.",
     model="3",
     intent="track_order",
     confidence=0.5,
     context="",
     values={"Order Number": "4412345678"},
+    conversation=(("customer", "where is my order"), ("agent", "On its way."), ("customer", "I want a human")),
 )
 
 
