@@ -5,16 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.core.yaml_file import key_errors, read_yaml
+from cs_pipeline.core.yaml_file import Section, read_yaml
 from cs_pipeline.text.placeholders import catalogue
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def _check_expression(text: str) -> str:
@@ -35,7 +30,7 @@ def _canonical_name(name: str) -> str:
 _Expression = Annotated[str, Field(min_length=1), AfterValidator(_check_expression)]
 
 
-class Columns(_Part):
+class Columns(Section):
     """The columns of a CSV, JSON Lines or Parquet file, with either a question and its answer or one turn per row."""
 
     question: str | None = None
@@ -56,14 +51,14 @@ class Columns(_Part):
         return self
 
 
-class OwnPattern(_Part):
+class OwnPattern(Section):
     """A regular expression for the company's own numbers, and the placeholder that replaces them."""
 
     placeholder: Annotated[str, AfterValidator(_canonical_name)]
     expression: _Expression
 
 
-class RetrainSettings(_Part):
+class RetrainSettings(Section):
     """When retraining is due."""
 
     new_rows: int = Field(200, ge=1, description="usable rows since the champion was trained")
@@ -77,7 +72,7 @@ class _Values(dict[str, str]):
         return hash(frozenset(self.items()))
 
 
-class HandoverSettings(_Part):
+class HandoverSettings(Section):
     """When a conversation is handed over to an agent, and where that is reported besides the queue in the lake."""
 
     webhook: str = Field(
@@ -88,7 +83,7 @@ class HandoverSettings(_Part):
     )
 
 
-class Company(_Part):
+class Company(Section):
     """The settings. Sizes are in bytes, shares from 0 to 1."""
 
     landing: str = Field("", description="a folder or an fsspec URL (s3://bucket/folder); empty: landing/ in the lake")
@@ -146,10 +141,4 @@ def load_company(lake: DataLake) -> Company:
     path = company_file(lake)
     if not path.exists():
         return Company()
-    try:
-        return Company.model_validate(read_yaml(path))
-    except ValidationError as error:
-        raise PipelineError(
-            f"{path}: {key_errors(error, 'company.yaml')}.",
-            "Fix these keys; cs_pipeline/company.py describes every key.",
-        ) from None
+    return Company.validated(read_yaml(path), path, "company.yaml", "cs_pipeline/company.py")

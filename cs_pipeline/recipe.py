@@ -9,19 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import digest
-from cs_pipeline.core.yaml_file import key_errors, read_yaml
+from cs_pipeline.core.yaml_file import Section, read_yaml
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EmbeddedBase(_Section):
+class EmbeddedBase(Section):
     """A very small Llama, trained from scratch on the training split. It proves the pipeline and needs no network."""
 
     source: Literal["embedded"]
@@ -61,7 +57,7 @@ class EmbeddedBase(_Section):
         return self
 
 
-class HubBase(_Section):
+class HubBase(Section):
     """A model from the Hugging Face hub at a pinned revision."""
 
     source: Literal["hub"]
@@ -71,7 +67,7 @@ class HubBase(_Section):
     gated: bool = Field(False, description="only accounts that accepted the licence can download it")
 
 
-class PackageBase(_Section):
+class PackageBase(Section):
     """A model in a GGUF file inside a package of the Python package index, for machines without the hub."""
 
     source: Literal["package"]
@@ -84,14 +80,14 @@ class PackageBase(_Section):
     quantised_from: str | None = Field(None, description="the hub's repository of the model before it was quantised")
 
 
-class PathBase(_Section):
+class PathBase(Section):
     """A model in a local folder, as ``save_pretrained`` writes it."""
 
     source: Literal["path"]
     path: Path
 
 
-class LoraSettings(_Section):
+class LoraSettings(Section):
     """Low-rank adapters on the named linear layers (LoRA, arXiv 2106.09685)."""
 
     r: int = Field(ge=1)
@@ -110,7 +106,7 @@ TEMPLATE_FOLDER = Path(__file__).parent / "llm" / "templates"
 """The chat templates of this project, each with a version in its file name. Never change one that has been used."""
 
 
-class RetrievalSettings(_Section):
+class RetrievalSettings(Section):
     """How many known answers, and how many passages of help articles, are put into the prompt before the question."""
 
     answers: int = Field(ge=0, le=8)
@@ -123,7 +119,7 @@ class RetrievalSettings(_Section):
         return self
 
 
-class PromptSettings(_Section):
+class PromptSettings(Section):
     """What surrounds the customer's question in the prompt."""
 
     template: str = Field("model", description="model: the base's own chat template; else a file in llm/templates/")
@@ -145,7 +141,7 @@ class PromptSettings(_Section):
         return None if self.template == "model" else (TEMPLATE_FOLDER / f"{self.template}.jinja").read_text()
 
 
-class MixtureSettings(_Section):
+class MixtureSettings(Section):
     """How the rows of the different sources are mixed for training."""
 
     company_weight: float = Field(
@@ -166,7 +162,7 @@ class MixtureSettings(_Section):
     )
 
 
-class TrainerSettings(_Section):
+class TrainerSettings(Section):
     """How the adapter is trained. Either ``max_steps`` or ``num_train_epochs`` sets the length."""
 
     max_steps: int | None = Field(None, ge=1)
@@ -210,14 +206,14 @@ class TrainerSettings(_Section):
         return self
 
 
-class GenerationSettings(_Section):
+class GenerationSettings(Section):
     """How answers are generated. Decoding is greedy, so results repeat."""
 
     max_new_tokens: int = Field(ge=1)
     per_device_eval_batch_size: int = Field(32, ge=1, description="questions answered together")
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """One training run."""
 
     name: str
@@ -356,10 +352,4 @@ def _renamed_keys(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _validated(path: Path, content: dict[str, Any]) -> Recipe:
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        raise PipelineError(
-            f"{path}: {key_errors(error, 'a recipe')}.",
-            "Fix these keys; cs_pipeline/recipe.py explains every key.",
-        ) from None
+    return Recipe.validated(content, path, "a recipe", "cs_pipeline/recipe.py")

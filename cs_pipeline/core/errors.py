@@ -1,8 +1,9 @@
 """Errors and check results that are written for the user."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 
 class PipelineError(Exception):
@@ -21,8 +22,17 @@ Status: TypeAlias = Literal["ok", "note", "problem"]
 
 
 @dataclass(frozen=True)
+class CheckOutcome:
+    """The result of a data check: the ``facts`` it found, and the ``problem`` in words, with how to fix it."""
+
+    passed: bool
+    facts: Mapping[str, Any]
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
 class Finding:
-    """The result of one check, with a fix unless the status is ok. A problem stops the pipeline, a note does not."""
+    """The result of a check of the machine, with a fix unless it is ok. A problem stops the pipeline, a note does not."""
 
     name: str
     status: Status

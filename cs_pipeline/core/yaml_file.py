@@ -3,10 +3,10 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cs_pipeline.core.errors import PipelineError
 
@@ -39,6 +39,26 @@ def any_of(
         return _NAME.sub(lambda name: f"(?:{expanded((words or {})[name[1]])})", joined)
 
     return re.compile(expanded(block), flags)
+
+
+class Section(BaseModel):
+    """A section of a file that people write: immutable, and a key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def validated(cls, content: dict[str, Any], path: Path, what: str, explained_in: str) -> Self:
+        """``content`` as this section. Raises PipelineError naming the file ``path`` and the keys that are wrong.
+
+        ``what`` is the kind of file, as in ``key_errors``; ``explained_in`` is the module that explains its keys.
+        """
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise PipelineError(
+                f"{path}: {key_errors(error, what)}.",
+                f"Fix these keys; {explained_in} explains every key.",
+            ) from None
 
 
 def key_errors(error: ValidationError, what: str) -> str:

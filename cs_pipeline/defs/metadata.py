@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from cs_pipeline.core.checks import CheckOutcome
+from cs_pipeline.core.errors import CheckOutcome
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.defs.resources import LakeResource
 

@@ -2,22 +2,22 @@
 
 from dataclasses import asdict
 
-from cs_pipeline.core.checks import CheckOutcome
+from cs_pipeline.core.errors import CheckOutcome
 from cs_pipeline.core.lake import DataLake
-
-_MAIN_METRICS = ("bits_per_character", "right_intent", "stop_rate", "rougeL", "chrf")
 
 
 def every_metric_a_number(lake: DataLake, recipe_name: str) -> CheckOutcome:
-    """The main metrics have a value for the tuned model and for its base."""
+    """The metrics that promotion reads have a value for the tuned model and its base, unless there was nothing to score."""
+    from cs_pipeline.evaluate.decision import DECISIVE_METRIC, GUARDED_METRICS
     from cs_pipeline.evaluate.results import read_evaluation
+    from cs_pipeline.evaluate.scoring.metrics import METRICS
 
     scores = read_evaluation(recipe_name, lake).scores
     missing = [
         f"{system}.{metric}"
         for system in ("tuned", "base")
-        for metric in _MAIN_METRICS
-        if not scores[system].get(metric)
+        for metric in (DECISIVE_METRIC, *GUARDED_METRICS)
+        if scores[system].get(metric) is None and not METRICS[metric].may_be_empty
     ]
     return CheckOutcome(not missing, {"missing": missing})
 

@@ -2,7 +2,7 @@
 
 from datetime import date
 
-from cs_pipeline.core.checks import CheckOutcome
+from cs_pipeline.core.errors import CheckOutcome, PipelineError
 from cs_pipeline.core.lake import DataLake
 
 
@@ -17,7 +17,6 @@ def row_ids_unique(lake: DataLake) -> CheckOutcome:
 
 def schema_agreed(lake: DataLake) -> CheckOutcome:
     """The table has the columns and types that every later step reads, and no null row_id."""
-    from cs_pipeline.core.errors import PipelineError
     from cs_pipeline.core.schema import CONVERSATION, check_schema
 
     try:

@@ -84,7 +84,7 @@ def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
         # The message does not quote the text: a customer wrote it.
         raise PipelineError(
             "A row's context is not a list of [speaker, text] with the speakers customer and agent.",
-            "The step that wrote the table has a bug; cs_pipeline/core/schema.py defines the column.",
+            "The step that wrote the table has a bug; cs_pipeline/core/schema.yaml describes the column.",
         )
     return turns
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from cs_pipeline.core.checks import CheckOutcome, rows_reconcile
+from cs_pipeline.core.errors import CheckOutcome
 from cs_pipeline.core.lake import DataLake, read_json
 
 if TYPE_CHECKING:
@@ -16,12 +16,12 @@ _SHARE_TOLERANCE = 0.05
 
 def clean_bitext_reconciles(lake: DataLake) -> CheckOutcome:
     """Every raw Bitext row is kept or set aside."""
-    return rows_reconcile(lake, ("ingest", "bitext_conversations"), ("prepare", "clean_bitext"))
+    return _rows_reconcile(lake, ("ingest", "bitext_conversations"), "clean_bitext")
 
 
 def bitext_splits_reconcile(lake: DataLake) -> CheckOutcome:
     """Every clean Bitext row is kept or set aside."""
-    return rows_reconcile(lake, ("prepare", "clean_bitext"), ("prepare", "bitext_splits"))
+    return _rows_reconcile(lake, ("prepare", "clean_bitext"), "bitext_splits")
 
 
 def placeholders_balanced(lake: DataLake) -> CheckOutcome:
@@ -106,3 +106,13 @@ def no_leakage(lake: DataLake) -> CheckOutcome:
 def _clusters_on_two_sides(table: "pa.Table") -> int:
     sides = table.group_by("cluster_id").aggregate([("split", "count_distinct")]).column("split_count_distinct")
     return sum(count > 1 for count in sides.to_pylist())
+
+
+def _rows_reconcile(lake: DataLake, source: tuple[str, str], table: str) -> CheckOutcome:
+    """Every row of ``source`` (stage and table) is in ``table`` of prepare or in its ``…_set_aside``."""
+    facts = {
+        "rows_in": lake.read(*source, ["row_id"]).num_rows,
+        "rows_kept": lake.read("prepare", table, ["row_id"]).num_rows,
+        "rows_set_aside": lake.read("prepare", f"{table}_set_aside", ["row_id"]).num_rows,
+    }
+    return CheckOutcome(facts["rows_in"] == facts["rows_kept"] + facts["rows_set_aside"], facts)

@@ -7,7 +7,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from cs_pipeline.core.checks import CheckOutcome
+from cs_pipeline.core.errors import CheckOutcome
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.defs.metadata import count_table, data_check, markdown_table, table_result
 from cs_pipeline.defs.resources import LakeResource

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cs_pipeline.core.checks import CheckOutcome
+from cs_pipeline.core.errors import CheckOutcome
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
 from cs_pipeline.prepare import checks
