@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import gradio as gr
 from fastapi import FastAPI, HTTPException
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cs_pipeline.core.lake import DataLake
@@ -84,8 +84,7 @@ class _AllowedPaths:
         if scope["type"] == "http" and not any(
             path.startswith(part) if part.endswith("/") and part != "/" else path == part for part in _GRADIO_PATHS
         ):
-            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"Not found."})
+            await PlainTextResponse("Not found.", 404)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

@@ -1,9 +1,6 @@
 """The *Agent assist* tab: drafts answers to a ticket. The agent picks one, edits it, sends it, and the result is kept."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from html import escape
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -12,25 +9,24 @@ import gradio as gr
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.feedback import Feedback, GivenAnswer
-from cs_pipeline.serve.desk.desk import CitedSource, Desk, DeskRequest, Reply
+from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.desk.mood import mood
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import (
     COPY_JS,
+    Updates,
     model_choices,
-    show_error,
+    shows_errors,
     temperature_choice,
     tone_choice,
     valid_choice,
 )
-from cs_pipeline.serve.page.transcript import as_html, settings_of, source_list, system_of
+from cs_pipeline.serve.page.transcript import HTML, draft_answers
 
 _DRAFT_DEFAULTS = ((Tone.NEUTRAL, 0.0), (Tone.FRIENDLY, 0.0), (Tone.NEUTRAL, 0.8))
 """Initial tone and temperature of each draft."""
-
-_Updates = dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -108,35 +104,26 @@ class AssistTab:
         choices = model_choices(self._service)
         return [gr.Dropdown(choices, value=valid_choice(choices, name)) for name in chosen]
 
-    def _draft(self, ticket: str, *chosen: Any) -> _Updates:
+    @shows_errors
+    def _draft(self, ticket: str, *chosen: Any) -> Updates:
         models, settings = chosen[: len(_DRAFT_DEFAULTS)], chosen[len(_DRAFT_DEFAULTS) :]
-        try:
-            if not ticket.strip():
-                raise PipelineError("There is no ticket yet.", "Paste what the customer wrote.")
-            requests = [
-                DeskRequest(ticket, model=model or "champion", tone=Tone(tone), sampling=Sampling(temperature))
-                for model, tone, temperature in zip(models, settings[::2], settings[1::2], strict=True)
-            ]
-            with ThreadPoolExecutor(len(requests)) as pool:
-                replies = list(pool.map(self._desk.draft, requests))
-            sources = self._desk.look_up(ticket)
-        except PipelineError as error:
-            show_error(error)
-            return {self._note: gr.HTML()}
-        drafts = tuple(
-            GivenAnswer(system_of(reply), reply.text, settings_of(request, reply))
-            for request, reply in zip(requests, replies, strict=True)
-        )
+        if not ticket.strip():
+            raise PipelineError("There is no ticket yet.", "Paste what the customer wrote.")
+        requests = [
+            DeskRequest(ticket, model=model or "champion", tone=Tone(tone), sampling=Sampling(temperature))
+            for model, tone, temperature in zip(models, settings[::2], settings[1::2], strict=True)
+        ]
+        replies, drafts = draft_answers(self._desk, requests)
         return {
             self._ticket: _Ticket(uuid4().hex, ticket, drafts),
             self._picked: None,
-            self._summary: _ticket_summary(ticket, replies[0]),
-            self._sources: _source_lists(sources),
+            self._summary: HTML.ticket(replies[0], mood(ticket)),
+            self._sources: HTML.known(self._desk.look_up(ticket)),
             self._answer: "",
             self._sent: gr.Button(interactive=True),
             self._note: "",
             **{
-                card: _draft_card(number, draft)
+                card: HTML.draft(number, draft)
                 for number, (card, draft) in enumerate(zip(self._cards, drafts, strict=True), 1)
             },
             **{button: gr.Button(interactive=True) for button in self._use_buttons},
@@ -148,36 +135,11 @@ class AssistTab:
 
         return use
 
-    def _send(self, ticket: _Ticket, picked: int | None, agent: str, customer: str, answer: str) -> _Updates:
-        try:
-            with Feedback(self._lake) as feedback:
-                feedback.agent_edit(ticket.id, agent, ticket.text, answer, ticket.drafts, picked, customer)
-        except PipelineError as error:
-            show_error(error)
-            return {self._note: gr.HTML()}
+    @shows_errors
+    def _send(self, ticket: _Ticket, picked: int | None, agent: str, customer: str, answer: str) -> Updates:
+        with Feedback(self._lake) as feedback:
+            feedback.agent_edit(ticket.id, agent, ticket.text, answer, ticket.drafts, picked, customer)
         return {
             self._note: '<p class="saved">Saved. It will join the company\'s conversations and be cleaned like them.</p>',
             self._sent: gr.Button(interactive=False),
         }
-
-
-def _ticket_summary(ticket: str, reply: Reply) -> str:
-    confidence = "" if reply.confidence is None else f" ({reply.confidence:.0%})"
-    intent = escape(reply.intent or "unknown")
-    facts = [f"Intent: <b>{intent}</b>{confidence}", f"Mood: <b>{escape(mood(ticket).value)}</b>"]
-    if reply.handover is not None:
-        facts.append(f"The desk would hand this over: <b>{escape(reply.handover.value)}</b>")
-    return f'<p class="about">{" · ".join(facts)}</p>'
-
-
-def _source_lists(sources: Sequence[CitedSource]) -> str:
-    lists = (("Articles", "passage"), ("Past answers", "answer"))
-    parts = ((title, [asdict(source) for source in sources if source.kind == kind]) for title, kind in lists)
-    return "".join(f'<div class="sources">{title}:{source_list(found)}</div>' for title, found in parts if found)
-
-
-def _draft_card(number: int, draft: GivenAnswer) -> str:
-    how = f"{draft.system}, {draft.settings['tone']}, temperature {draft.settings['temperature']:g}"
-    return (
-        f'<article class="answer"><h3>Draft {number} <small>{escape(how)}</small></h3>{as_html(draft.answer)}</article>'
-    )

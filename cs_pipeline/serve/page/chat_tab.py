@@ -18,7 +18,7 @@ from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import (
     SAVE_JS,
-    is_demo,
+    Updates,
     model_choices,
     parse_details,
     show_error,
@@ -44,9 +44,6 @@ _MAX_KEPT_CHATS = 20
 
 _UPDATE_INTERVAL = 0.05
 """Seconds between two updates of a growing answer. More would not be visible, and each costs a message."""
-
-_Updates = dict[Any, Any]
-"""New values or properties of components."""
 
 
 class ChatTab:
@@ -133,7 +130,8 @@ class ChatTab:
     def warn(self, name: str | None) -> gr.HTML:
         """The warning that the demo's model is not fit for customers, visible if ``name`` is that model."""
         warning = f'<div class="demo" role="note">{DEMO_WARNING}</div>'
-        return gr.HTML(warning, visible=is_demo(self._service, name or ""))
+        models = self._service.models()
+        return gr.HTML(warning, visible=any(model.served.embedded for model in models if model.name == name))
 
     def refreshed(self, model: str | None, kept: list[Conversation]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
         """The current choices of models and earlier chats, and the warning for the chosen model."""
@@ -153,14 +151,14 @@ class ChatTab:
         context: str,
         details: str,
         http_request: gr.Request,
-    ) -> Iterator[_Updates]:
+    ) -> Iterator[Updates]:
         if not question.strip():
             yield {}
             return
         before = chatbot_messages(chat["turns"])
         session, cancelled = str(http_request.session_hash), threading.Event()
         self._running[session] = cancelled
-        idle: _Updates = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
+        idle: Updates = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
         yield {
             self._messages: [*before, question_message(question), answer_message("")],
             self._question: "",
@@ -215,8 +213,8 @@ class ChatTab:
         except PipelineError as error:
             show_error(error)
             return chat
-        turns = [{**turn, "thumb": up} if number == place else turn for number, turn in enumerate(chat["turns"])]
-        return {**chat, "turns": turns}  # type: ignore[typeddict-item]
+        turn["thumb"] = up
+        return chat
 
     def _keep(self, chat: Conversation, kept: list[Conversation]) -> tuple[list[Conversation], gr.Dropdown]:
         others = [other for other in kept if other["id"] != chat["id"]]

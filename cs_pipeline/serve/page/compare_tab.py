@@ -2,9 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
 import gradio as gr
@@ -16,13 +14,11 @@ from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.serve.models.service import ModelService
-from cs_pipeline.serve.page.controls import model_choices, show_error, temperature_choice, tone_choice
-from cs_pipeline.serve.page.transcript import as_html, settings_of, system_of
+from cs_pipeline.serve.page.controls import Updates, model_choices, shows_errors, temperature_choice, tone_choice
+from cs_pipeline.serve.page.transcript import HTML, draft_answers
 
 _LETTERS = "ABC"
 _TIE = "No difference"
-
-_Updates = dict[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -106,14 +102,11 @@ class CompareTab:
         default = [name for name in ("champion", "champion:base") if name in names]
         return gr.Dropdown(choices, value=[name for name in chosen if name in names] or default)
 
-    def _ask(self, question: str, models: list[str], tone: str, temperature: float) -> _Updates:
-        try:
-            comparison = self._compare(question, models, Tone(tone), Sampling(temperature=temperature))
-        except PipelineError as error:
-            show_error(error)
-            return {self._note: gr.HTML()}
+    @shows_errors
+    def _ask(self, question: str, models: list[str], tone: str, temperature: float) -> Updates:
+        comparison = self._compare(question, models, Tone(tone), Sampling(temperature=temperature))
         letters = _LETTERS[: len(comparison.given)]
-        updates: _Updates = {
+        updates: Updates = {
             self._comparison: comparison,
             self._note: "",
             self._verdict: gr.Row(visible=True),
@@ -126,7 +119,7 @@ class CompareTab:
             updates[column] = gr.Column(visible=place < len(letters))
             updates[score] = gr.Radio(value=None, interactive=True)
             if place < len(letters):
-                updates[answer] = _answer_card(f"Answer {letters[place]}", comparison.given[place].answer)
+                updates[answer] = HTML.answer(f"Answer {letters[place]}", comparison.given[place].answer)
         return updates
 
     def _compare(self, question: str, models: list[str], tone: Tone, sampling: Sampling) -> BlindComparison:
@@ -140,30 +133,20 @@ class CompareTab:
             )
         random.SystemRandom().shuffle(names)
         requests = [DeskRequest(question, model=name, tone=tone, sampling=sampling) for name in names]
-        with ThreadPoolExecutor(len(requests)) as pool:
-            replies = list(pool.map(self._desk.draft, requests))
-        given = tuple(
-            GivenAnswer(system_of(reply), reply.text, settings_of(request, reply))
-            for request, reply in zip(requests, replies, strict=True)
-        )
-        return BlindComparison(uuid4().hex, AskedQuestion(question), given)
+        return BlindComparison(uuid4().hex, AskedQuestion(question), draft_answers(self._desk, requests)[1])
 
-    def _judge(self, comparison: BlindComparison, rater: str, vote: str | None, *scores: int | None) -> _Updates:
-        given = scores[: len(comparison.given)]
-        try:
-            if vote is None or None in given:
-                raise PipelineError("Not every answer is rated yet.", "Rate each from 1 to 5, and choose the best one.")
-            winner = None if vote == _TIE else _LETTERS.index(vote)
-            with Feedback(self._lake) as feedback:
-                for letter, answer, score in zip(_LETTERS, comparison.given, given, strict=False):
-                    assert score is not None
-                    feedback.rate(f"{comparison.id}-{letter}", rater, comparison.asked, answer, score)
-                feedback.vote(f"{comparison.id}-vote", rater, comparison.asked, comparison.given, winner)
-        except PipelineError as error:
-            show_error(error)
-            return {self._note: gr.HTML()}
-        named: _Updates = {
-            card: _answer_card(f"Answer {letter}: {answer.system} · {answer.settings['recipe']}", answer.answer)
+    @shows_errors
+    def _judge(self, comparison: BlindComparison, rater: str, vote: str | None, *scores: int | None) -> Updates:
+        given = [score for score in scores[: len(comparison.given)] if score is not None]
+        if vote is None or len(given) < len(comparison.given):
+            raise PipelineError("Not every answer is rated yet.", "Rate each from 1 to 5, and choose the best one.")
+        winner = None if vote == _TIE else _LETTERS.index(vote)
+        with Feedback(self._lake) as feedback:
+            for letter, answer, score in zip(_LETTERS, comparison.given, given, strict=False):
+                feedback.rate(f"{comparison.id}-{letter}", rater, comparison.asked, answer, score)
+            feedback.vote(f"{comparison.id}-vote", rater, comparison.asked, comparison.given, winner)
+        named: Updates = {
+            card: HTML.answer(f"Answer {letter}: {answer.system} · {answer.settings['recipe']}", answer.answer)
             for card, letter, answer in zip(self._answers, _LETTERS, comparison.given, strict=False)
         }
         return {
@@ -171,7 +154,3 @@ class CompareTab:
             self._note: '<p class="saved">Saved. Thank you.</p>',
             self._save: gr.Button(interactive=False),
         }
-
-
-def _answer_card(heading: str, answer: str) -> str:
-    return f'<article class="answer"><h3>{heading}</h3>{as_html(answer)}</article>'

@@ -1,15 +1,21 @@
-"""Parts shared by the tabs: model choices, common inputs, JavaScript, and error messages."""
+"""Parts shared by the tabs: templates, JavaScript, model choices, common inputs, and error messages."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from html import escape
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.service import ListedModel, ModelService
 from cs_pipeline.tracking import CHAMPION, MODEL
+
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+"""The templates of this folder."""
 
 SAVE_JS = "(text) => text && support.save(text, '{name}', '{kind}')"
 """Saves a text as a file in the browser, so that the server keeps none."""
@@ -17,6 +23,10 @@ SAVE_JS = "(text) => text && support.save(text, '{name}', '{kind}')"
 COPY_JS = "(text) => support.copy(text)"
 """Copies a text to the clipboard."""
 
+Updates = dict[Any, Any]
+"""New values or properties of components."""
+
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -45,11 +55,6 @@ def valid_choice(choices: Sequence[tuple[str, _T]], chosen: _T | None) -> _T | N
     """``chosen`` if it is still among ``choices``, else the first choice, or None."""
     values = [value for _, value in choices]
     return chosen if chosen in values else next(iter(values), None)
-
-
-def is_demo(service: ModelService, name: str) -> bool:
-    """Whether ``name`` is the demo's very small model."""
-    return any(model.served.embedded for model in service.models() if model.name == name)
 
 
 def tone_choice(first: Tone = Tone.NEUTRAL) -> gr.Dropdown:
@@ -81,6 +86,20 @@ def parse_details(details: str) -> dict[str, str]:
 def show_error(error: PipelineError) -> None:
     """Shows the problem and its fix for some seconds."""
     gr.Warning(f"{escape(error.what)}<br>{escape(error.fix)}", title="That did not work", duration=12)
+
+
+def shows_errors(handler: Callable[_P, _T]) -> Callable[_P, Any]:
+    """A handler of events that shows its PipelineErrors, and then leaves its outputs as they are."""
+
+    @wraps(handler)
+    def showing(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+        try:
+            return handler(*args, **kwargs)
+        except PipelineError as error:
+            show_error(error)
+            return gr.skip()
+
+    return showing
 
 
 def _label(model: ListedModel) -> str:

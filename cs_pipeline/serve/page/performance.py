@@ -6,7 +6,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import DataLake
@@ -20,7 +19,7 @@ from cs_pipeline.evaluate.report.logged import (
 from cs_pipeline.evaluate.report.pictures import Picture
 from cs_pipeline.serve.models.jobs import UnknownModel
 from cs_pipeline.serve.models.service import ModelService
-from cs_pipeline.serve.page.controls import show_error, valid_choice, version_choices
+from cs_pipeline.serve.page.controls import TEMPLATES, show_error, valid_choice, version_choices
 from cs_pipeline.tracking import find_versions, open_store, store_uri
 
 _DAGSTER_PORT, _MLFLOW_PORT = 3000, 5000
@@ -110,9 +109,6 @@ class PerformanceTab:
         host = urlsplit(f"//{request.headers['host']}").hostname
         store = store_uri(self._lake)
         mlflow = store if store.startswith(("http://", "https://")) else f"http://{host}:{_MLFLOW_PORT}"
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-        )
-        return environment.get_template("performance.html.jinja").render(
+        return TEMPLATES.get_template("performance.html.jinja").render(
             shown=shown, board=board, dagster=f"http://{host}:{_DAGSTER_PORT}", mlflow=without_secret(mlflow)
         )

@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from html import escape
 from typing import Any, TypedDict
 
+from cs_pipeline.feedback import GivenAnswer
 from cs_pipeline.llm.prompt import Context
-from cs_pipeline.serve.desk.desk import DeskRequest, Reply
+from cs_pipeline.serve.desk.desk import Desk, DeskRequest, Reply
+from cs_pipeline.serve.page.controls import TEMPLATES
 
 _MAX_TITLE = 60
 
-ChatSettings = dict[str, str | float | bool | None]
+HTML: Any = TEMPLATES.get_template("answers.html.jinja").module
+"""The macros of answers.html.jinja. They escape all texts: the chatbot renders HTML even with Markdown switched off."""
 
 
 class ChatTurn(TypedDict):
@@ -23,7 +26,7 @@ class ChatTurn(TypedDict):
     question: str
     answer: str
     system: str
-    settings: ChatSettings
+    settings: Mapping[str, str | float | bool | None]
     intent: str | None
     confidence: float | None
     handover: str | None
@@ -43,14 +46,9 @@ def new_chat() -> Conversation:
     return {"id": "", "turns": []}
 
 
-def system_of(reply: Reply) -> str:
-    """The author's name in evaluations and ratings."""
-    return f"version {reply.served.name}"
-
-
-def settings_of(request: DeskRequest, reply: Reply) -> ChatSettings:
-    """How an answer was requested, who wrote it, and how it ended."""
-    return {
+def given_answer(request: DeskRequest, reply: Reply) -> GivenAnswer:
+    """The answer as feedback stores it: with how it was requested, who wrote it, and how it ended."""
+    settings = {
         "model": request.model,
         "recipe": reply.served.recipe,
         "tone": request.tone.value,
@@ -60,15 +58,24 @@ def settings_of(request: DeskRequest, reply: Reply) -> ChatSettings:
         "author": reply.author,
         "finish": reply.finish,
     }
+    return GivenAnswer(f"version {reply.served.name}", reply.text, settings)
+
+
+def draft_answers(desk: Desk, requests: Sequence[DeskRequest]) -> tuple[list[Reply], tuple[GivenAnswer, ...]]:
+    """The models' own answers to all ``requests``, written at the same time."""
+    with ThreadPoolExecutor(len(requests)) as pool:
+        replies = list(pool.map(desk.draft, requests))
+    return replies, tuple(map(given_answer, requests, replies))
 
 
 def turn_of(request: DeskRequest, reply: Reply) -> ChatTurn:
     """What the chat keeps of a question and its answer."""
+    given = given_answer(request, reply)
     return {
         "question": request.text,
-        "answer": reply.text,
-        "system": system_of(reply),
-        "settings": settings_of(request, reply),
+        "answer": given.answer,
+        "system": given.system,
+        "settings": given.settings,
         "intent": reply.intent,
         "confidence": reply.confidence,
         "handover": None if reply.handover is None else reply.handover.value,
@@ -93,23 +100,18 @@ def chatbot_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
     return [
         message
         for turn in turns
-        for message in (question_message(turn["question"]), answer_message(turn["answer"], _notes(turn)))
+        for message in (question_message(turn["question"]), answer_message(turn["answer"], HTML.notes(turn)))
     ]
 
 
 def question_message(question: str) -> dict[str, str]:
     """A question as a chatbot message."""
-    return {"role": "user", "content": as_html(question)}
+    return {"role": "user", "content": HTML.said(question)}
 
 
 def answer_message(answer: str, notes: str = "") -> dict[str, str]:
     """An answer, or its beginning, as a chatbot message. ``notes`` are HTML below it."""
-    return {"role": "assistant", "content": as_html(answer or "…") + notes}
-
-
-def as_html(text: str) -> str:
-    """``text`` as HTML that shows exactly that. The chatbot renders HTML even with Markdown switched off."""
-    return f'<div class="said">{escape(text)}</div>'
+    return {"role": "assistant", "content": HTML.said(answer or "…") + notes}
 
 
 def as_json(chat: Conversation) -> str:
@@ -125,41 +127,3 @@ def transcript_text(chat: Conversation) -> str:
         for line in (f"Customer: {turn['question']}", f"{turn['system'].capitalize()}: {turn['answer']}", "")
     ]
     return "\n".join(lines)
-
-
-def _notes(turn: ChatTurn) -> str:
-    facts = [turn["system"] if turn["settings"]["author"] == "model" else f"the desk, not {turn['system']}"]
-    if turn["intent"] is not None:
-        confidence = "" if turn["confidence"] is None else f" ({turn['confidence']:.0%})"
-        facts.append(f"intent {turn['intent']}{confidence}")
-    if turn["settings"]["finish"] != "stop":
-        facts.append(_FINISH_LABELS[str(turn["settings"]["finish"])])
-    notes = f'<div class="notes">{escape(" · ".join(facts))}</div>'
-    if turn["handover"] is not None:
-        notes += f'<div class="handover">Handed over to a person: {escape(turn["handover"])}</div>'
-    if turn["sources"]:
-        notes += f'<div class="sources">Sources:{source_list(turn["sources"])}</div>'
-    return notes
-
-
-def source_list(sources: Sequence[Mapping[str, Any]]) -> str:
-    """Sources (fields of ``CitedSource``) as an HTML list. Each title unfolds to its text."""
-    return f"<ul>{''.join(map(_source_item, sources))}</ul>"
-
-
-def _source_item(source: Mapping[str, Any]) -> str:
-    title, address = escape(source["title"]), source["address"]
-    if source["kind"] == "answer":
-        label = f"A past answer to \u201c{title}\u201d"
-    elif address and address.startswith(("https://", "http://")):
-        label = f'<a href="{escape(address)}" target="_blank" rel="noopener noreferrer">{title}</a>'
-    else:
-        label = f"{title} ({escape(address)})" if address else title
-    return f"<li><details><summary>{label}</summary>{as_html(source['text'])}</details></li>"
-
-
-_FINISH_LABELS = {
-    "length": "cut off at the length limit",
-    "time": "cut off at the time limit",
-    "cancelled": "stopped",
-}

@@ -46,7 +46,7 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
     more: ChatTurn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
     more["settings"] = {"author": "desk", "finish": "length"}
     content = chatbot_messages([more])[1]["content"]
-    link = '<a href="https://shop.example/a?b=&quot;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
+    link = '<a href="https://shop.example/a?b=&#34;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
     assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
     assert "<summary>Fees (javascript:alert(1))</summary>" in content, "only web addresses become links"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
