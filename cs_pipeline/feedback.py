@@ -179,7 +179,7 @@ class Feedback(Database):
         return {batch for (batch,) in self._select("SELECT DISTINCT batch FROM edits WHERE landed_at IS NOT NULL")}
 
     def expire_edits(self, before: datetime) -> None:
-        """Deletes the texts of edits that were landed earlier. Their ids stay, so a late retry does not add them again."""
+        """Deletes the texts of edits that were landed before ``before``. Their ids stay, so a late retry does not add them again."""
         with self._transaction():
             self._db.execute(
                 "UPDATE edits SET agent = '', ticket = '', sent = '', drafts = '[]', customer = '' WHERE landed_at < ?",

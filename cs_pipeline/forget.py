@@ -67,10 +67,10 @@ class Affected:
 
 
 def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
-    """Finds everything of ``subject``, a customer id or e-mail address as in the export, or of ``row``, a row id.
+    """Finds everything that belongs to ``subject`` (a customer id or e-mail address as in the export) or ``row`` (a row id).
 
     A row is removed with its whole conversation, because later rows quote it. Raises PipelineError unless exactly one of
-    the two is given, and when the lake has nothing of it.
+    the two is given, and if the lake contains nothing of it.
     """
     if bool(subject) == bool(row):
         raise PipelineError("Give either a subject or a row.", "cs-pipeline forget --subject ID, or --row ROW_ID.")
@@ -157,8 +157,9 @@ def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: froze
 
 
 def _judgement_ids(lake: DataLake, subject: str, rows: frozenset[str]) -> frozenset[str]:
-    """The ids of judgements on one of ``rows``, of those whose own id is in ``rows``, and of raw ones that mention the
-    subject; clean ones do not contain names any more.
+    """The ids of judgements that are on one of ``rows``, have their own id in ``rows``, or are raw and mention the subject.
+
+    Clean judgements no longer contain names.
     """
     with Feedback(lake) as feedback:
         raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)

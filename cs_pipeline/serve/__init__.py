@@ -1,1 +1,1 @@
-"""The champion at work: an API and a page for people and programs, and what they say of its answers."""
+"""Serves the champion: an API and a chat page, where people also rate its answers."""

@@ -35,7 +35,7 @@ def model_choices(service: ModelService) -> list[tuple[str, str]]:
 
     The champion is included even if none is loaded.
     """
-    # MODEL alone is another name of the champion.
+    # MODEL is another name for the champion.
     models = [model for model in service.models() if not model.name.startswith(MODEL)]
     choices = [(_label(model), model.name) for model in sorted(models, key=lambda model: model.served.base)]
     has_champion = any(name == CHAMPION for _, name in choices)
