@@ -13,6 +13,7 @@ from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import BEHIND_FIRST, METRIC_SUFFIXES, leaderboard_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
 from cs_pipeline.recipe import read_recipe
@@ -23,6 +24,9 @@ RANKED_BY = "bits_per_character"
 
 LEADERBOARD_METRICS = (RANKED_BY, "right_intent", "rougeL", "chrf", "bleu", "placeholder_recall", "stop_rate", "safe")
 """The metrics of the leaderboard, by their names in METRICS."""
+
+PICTURED_METRICS = (RANKED_BY, "right_intent", "rougeL")
+"""The metrics that have a picture beside the table."""
 
 LEADERBOARD_SCHEMA = leaderboard_schema(LEADERBOARD_METRICS)
 
@@ -91,11 +95,8 @@ def _check_comparable(results: EvaluationResults, current: dict[str, str]) -> No
 
 def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: DataLake) -> dict[str, Any]:
     folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
-    manifest, recipe, metrics = (
-        read_manifest(folder, "adapter"),
-        read_recipe(folder / "recipe.yaml"),
-        read_json(folder / "metrics.json"),
-    )
+    manifest, recipe = read_manifest(folder, "adapter"), read_recipe(folder / "recipe.yaml")
+    metrics = read_json(folder / "metrics.json")
     if missing := [measured for measured in _MEASURED if measured not in metrics]:
         raise PipelineError(
             f"trained by an earlier version of the code, which did not measure {', '.join(missing)}",
@@ -120,7 +121,7 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
         "template": recipe.prompt.template,
         "route": recipe.prompt.route,
         "start": recipe.start,
-        "adapter_mib": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20,
+        "adapter_mib": weights_bytes(folder) / 2**20,
         "evaluation_seconds": results.seconds["tuned"],
     }
     return known | {name: metrics[name] for name in _MEASURED} | _figures(results)

@@ -9,14 +9,13 @@ import pandas as pd
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import BEHIND_FIRST
 from cs_pipeline.evaluate.comparison import judgement
-from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, RANKED_BY
+from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, PICTURED_METRICS, RANKED_BY
 from cs_pipeline.evaluate.report.pictures import Picture
 from cs_pipeline.evaluate.report.plots import Mark, interval_picture, loss_picture
 from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 _LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss_after")
-_PICTURED_METRICS = ("bits_per_character", "right_intent", "rougeL")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def logged_scores(figures: dict[str, float]) -> list[LoggedScore]:
 
 def logged_pictures(figures: dict[str, float]) -> list[Picture]:
     """Pictures of the main scores in a run's metrics."""
-    return [_picture(name, figures) for name in _PICTURED_METRICS if f"test.{name}" in figures]
+    return [_picture(name, figures) for name in PICTURED_METRICS if f"test.{name}" in figures]
 
 
 def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:

@@ -1,8 +1,7 @@
 """The plots of the report, each with its caption, and the data of its heat maps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -35,13 +34,14 @@ class Picture:
 class HeatRow:
     """A row of a heat map: an intent or a slice with its number of test ``rows``.
 
-    ``cells`` lists, by metric, the value of each system and its warmth: the value as a percentage of the top of the scale.
-    The scale ends at 100 for ``right_intent`` and at the map's highest value for ``rougeL``.
+    ``cells`` lists, by metric, the value of each system and its warmth, or None for a system without a value. The warmth is
+    the value as a percentage of the top of the scale, which is 100 for ``right_intent`` and the map's highest value for
+    ``rougeL``.
     """
 
     name: str
     rows: int
-    cells: dict[str, list[tuple[float, float]]]
+    cells: dict[str, list[tuple[float, float] | None]]
 
 
 def score_mark(label: str, role: str, metric: str, score: Interval | None) -> Mark:
@@ -122,34 +122,27 @@ def scores_by_intent(answers: pd.DataFrame) -> pd.DataFrame:
 def intent_heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
     """One row per intent of ``scores_by_intent``, the tuned model's weakest intents first."""
     tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
-    values = {
-        (row["intent"], row["system"], metric): row[metric]
-        for row in intents.to_dict("records")
-        for metric in _HEAT_MAP_METRICS
-    }
-    return _heat_rows(dict(zip(tuned["intent"], tuned["rows"], strict=True)), values, systems)
+    return _heat_rows(intents.rename(columns={"intent": "name"}), tuned["intent"], systems)
 
 
 def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
     """One row per slice that has scores, without the intents and without the slice of all rows."""
-    known = slices[~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(_HEAT_MAP_METRICS)].dropna(
-        subset="score"
-    )
+    shown = ~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(_HEAT_MAP_METRICS)
+    known = slices[shown].dropna(subset="score")
     known = known.assign(name=known["kind"].str.replace("_", " ") + " " + known["slice"])
-    keys = zip(known["name"], known["system"], known["metric"], strict=True)
-    sizes = dict(zip(known["name"], known["rows"], strict=True))
-    return _heat_rows(sizes, dict(zip(keys, known["score"], strict=True)), systems)
+    by_metric = known.pivot(index=["name", "rows", "system"], columns="metric", values="score").reset_index()
+    return _heat_rows(by_metric, known["name"].unique(), systems)
 
 
-def _heat_rows(
-    sizes: Mapping[str, int], values: Mapping[tuple[str, str, str], float], systems: Sequence[str]
-) -> list[HeatRow]:
-    scale_tops = {
-        "right_intent": 100.0,
-        "rougeL": max((v for key, v in values.items() if key[2] == "rougeL"), default=0.0),
-    }
-    rows = [HeatRow(name, size, {metric: [] for metric in _HEAT_MAP_METRICS}) for name, size in sizes.items()]
-    for row, metric, system in product(rows, _HEAT_MAP_METRICS, systems):
-        if (value := values.get((row.name, system, metric))) is not None:
-            row.cells[metric].append((value, 100 * value / (scale_tops[metric] or 1)))
+def _heat_rows(scores: pd.DataFrame, names: Iterable[str], systems: Sequence[str]) -> list[HeatRow]:
+    """``scores`` has a row per name and system, with the columns ``rows`` and those of the two metrics."""
+    rows = []
+    for name in names:
+        of_name = scores[scores["name"] == name].set_index("system")
+        cells = {}
+        for metric in _HEAT_MAP_METRICS:
+            top = 100.0 if metric == "right_intent" else scores[metric].max()
+            values = of_name[metric].reindex(list(systems))
+            cells[metric] = [None if pd.isna(value) else (value, 100 * value / (top or 1)) for value in values]
+        rows.append(HeatRow(name, int(of_name["rows"].iloc[0]), cells))
     return rows

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template, select_autoescape
 from markupsafe import Markup, escape
 
 from cs_pipeline.evaluate.comparison import judgement
@@ -16,6 +16,7 @@ NO_FIGURE = "–"
 BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "best at 1"}
 """What the pages say about the better direction, by ``Metric.better``."""
 
+_EXCERPT_CHARACTERS = 280
 _DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2, "rubric": 2, "heuristic": 2}
 
 
@@ -32,17 +33,11 @@ def interval_text(metric: str, value: Interval | Difference, signed: bool = Fals
     return f"{figure(metric, value.low, signed)} to {figure(metric, value.high, signed)}"
 
 
-def difference_text(metric: str, difference: Difference) -> str:
-    """``difference`` with its sign, and whether it is better, worse or unclear."""
-    word = judgement(metric, difference.low, difference.high)
-    return f"{figure(metric, difference.difference, signed=True)} {word}".rstrip()
-
-
 def page_template(name: str) -> Template:
-    """The template ``name`` of this folder. It escapes every value, and a missing one is an error."""
+    """The template ``name`` of this folder. In HTML every value is escaped; a missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
+        autoescape=select_autoescape(["html.jinja"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -54,14 +49,22 @@ def page_template(name: str) -> Template:
         "judgement": judgement,
         "interval": interval_text,
     }
-    environment.filters["marked"] = _marked
+    environment.filters |= {"marked": _marked, "markdown": _escape_markdown, "excerpt": _excerpt}
     return environment.get_template(name)
 
 
-def escape_markdown(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """``text`` escaped so that neither Markdown nor HTML interprets it."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|~#$\[\]])", r"\\\1", text)
+
+
+def _excerpt(text: str) -> str:
+    """The beginning of ``text`` in one line, escaped for Markdown."""
+    line = " ".join(text.split())
+    if len(line) > _EXCERPT_CHARACTERS:
+        line = f"{line[:_EXCERPT_CHARACTERS].rstrip()} …"
+    return _escape_markdown(line)
 
 
 def _marked(text: str) -> Markup:

@@ -1,6 +1,5 @@
 """The evaluation as one self-contained HTML file, and a summary in Markdown."""
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,11 +11,10 @@ from cs_pipeline.core.lake import DataLake, atomic_file
 from cs_pipeline.evaluate.people.people import read_opinions
 from cs_pipeline.evaluate.report import pictures, tables
 from cs_pipeline.evaluate.report.plots import loss_picture
-from cs_pipeline.evaluate.report.rendering import BETTER, escape_markdown, figure, page_template
-from cs_pipeline.evaluate.report.verdict import Statement, odd_questions, promotable, verdict, weak_slices
-from cs_pipeline.evaluate.results import SYSTEMS, EvaluationResults, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.report.rendering import page_template
+from cs_pipeline.evaluate.report.verdict import odd_questions, promotable, verdict, weak_slices
+from cs_pipeline.evaluate.results import SYSTEMS, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
-from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
 
@@ -24,9 +22,6 @@ DEMO_WARNING = (
     "This is a demo model and not fit for customers: its very small base was trained from scratch in minutes to show that "
     "the pipeline works."
 )
-
-_MARKDOWN_METRICS = ("bits_per_character", "right_intent", "rougeL", "bleu", "chrf", "placeholder_recall", "stop_rate")
-_MAX_MARKDOWN_CHARACTERS = 280
 
 
 @dataclass(frozen=True)
@@ -57,81 +52,46 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
     systems = {system: words for system, words in SYSTEMS.items() if system in results.scores}
     names, models = list(systems), [system for system in systems if system in results.runs]
     intents = pictures.scores_by_intent(answers)
-    findings = [
-        promotable(results),
-        *verdict(results, intents[intents["system"] == "tuned"]),
-        weak_slices(results.weak),
-        odd_questions(results.robustness["tuned"]),
-    ]
-    demo = DEMO_WARNING if recipe.base.source == "embedded" else ""
-    examples = tables.examples(answers)
     m = adapter.metrics
     losses = m["loss"], m["steps"], m["validation_loss_before"], m["validation_loss_after"]
-    html = page_template("report.html.jinja").render(
-        recipe=recipe,
-        results=results,
-        systems=systems,
-        models=models,
-        demo=demo,
-        findings=findings,
-        training=m,
-        loss=loss_picture(*losses, "Training loss by step, validation loss before and after"),
-        scores=pictures.score_pictures(results, names),
-        differences=pictures.difference_pictures(results, names),
-        intent_heat=pictures.intent_heat_map(intents, names),
-        similarity=pictures.similarity_pictures(answers),
-        slice_heat=pictures.slice_heat_map(slices, names),
-        errors=tables.error_counts(answers, references, names),
-        fabrications=tables.fabrications(answers),
-        rubric=tables.rubric_means(answers, references, names),
-        odd=tables.odd_groups(results, models),
-        forgotten=tables.forgotten_knowledge(probe),
-        costs=tables.costs(results, models, load_company(lake).price_per_hour),
-        retrieval_metrics=RETRIEVAL_METRICS,
-        misled=tables.misled_groups(results.retrieval.misled) if results.retrieval else [],
-        people=read_opinions(lake),
-        naive=tables.naive_and_honest(results),
-        detectable=tables.detectable_metrics(results),
-        best=tables.best_systems(results),
-        training_facts=tables.training_facts(recipe, adapter),
-        versions=tables.versions(recipe, results, adapter),
-        examples=examples,
-    )
-    # The worst comes last, after two that were drawn.
-    markdown = _markdown(results, names, demo, findings, [*examples[:-1][:2], examples[-1]])
+    values = {
+        "recipe": recipe,
+        "results": results,
+        "systems": systems,
+        "models": models,
+        "demo": DEMO_WARNING if recipe.base.source == "embedded" else "",
+        "findings": [
+            promotable(results),
+            *verdict(results, intents[intents["system"] == "tuned"]),
+            weak_slices(results.weak),
+            odd_questions(results.robustness["tuned"]),
+        ],
+        "training": m,
+        "loss": loss_picture(*losses, "Training loss by step, validation loss before and after"),
+        "scores": pictures.score_pictures(results, names),
+        "differences": pictures.difference_pictures(results, names),
+        "intent_heat": pictures.intent_heat_map(intents, names),
+        "similarity": pictures.similarity_pictures(answers),
+        "slice_heat": pictures.slice_heat_map(slices, names),
+        "errors": tables.error_counts(answers, references, names),
+        "fabrications": tables.fabrications(answers),
+        "rubric": tables.rubric_means(answers, references, names),
+        "odd": tables.odd_groups(results, models),
+        "forgotten": tables.forgotten_knowledge(probe),
+        "costs": tables.costs(results, models, load_company(lake).price_per_hour),
+        "retrieval_metrics": RETRIEVAL_METRICS,
+        "misled": tables.misled_groups(results.retrieval.misled) if results.retrieval else [],
+        "people": read_opinions(lake),
+        "naive": tables.naive_and_honest(results),
+        "detectable": tables.detectable_metrics(results),
+        "best": tables.best_systems(results),
+        "training_facts": tables.training_facts(recipe, adapter),
+        "versions": tables.versions(recipe, results, adapter),
+        "examples": tables.examples(answers),
+    }
+    html, markdown = (page_template(f"report.{form}.jinja").render(values) for form in ("html", "md"))
     path = lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
     for file, text in ((path, html), (path.with_suffix(".md"), markdown)):
         with atomic_file(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Report(path, markdown)
-
-
-def _markdown(
-    results: EvaluationResults,
-    systems: Sequence[str],
-    demo: str,
-    findings: Iterable[Statement],
-    examples: Iterable[tables.ShownExample],
-) -> str:
-    """The verdict, the main metrics and a few examples; text from the data stays plain text."""
-    lines = [f"**{demo}**", ""] if demo else []
-    lines += [f"- **{f.about}: {f.judgement}.** {escape_markdown(f.sentence)}" for f in findings]
-    lines += ["", "In brackets: the 95 % interval of the difference.", ""]
-    lines += [f"| {results.rows:,} test questions | {' | '.join(systems)} |", "|---|" + "---:|" * len(systems)]
-    for name in _MARKDOWN_METRICS:
-        scores = [results.scores[system][name] for system in systems]
-        cells = [figure(name, score.score if score else None) for score in scores]
-        lines.append(f"| {METRICS[name].label} {BETTER[METRICS[name].better][0]} | {' | '.join(cells)} |")
-    for example in examples:
-        title = "The worst by chrF" if example.worst else "An example"
-        lines += ["", f"**{title}:** {_excerpt(example.question)}", ""]
-        texts = {"reference": example.reference} | {answer.system: answer.text for answer in example.answers}
-        lines += [f"- *{author}*: {_excerpt(text)}" for author, text in texts.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _excerpt(text: str) -> str:
-    line = " ".join(text.split())
-    if len(line) > _MAX_MARKDOWN_CHARACTERS:
-        line = f"{line[:_MAX_MARKDOWN_CHARACTERS].rstrip()} …"
-    return escape_markdown(line)

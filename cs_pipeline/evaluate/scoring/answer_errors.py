@@ -41,19 +41,9 @@ from cs_pipeline.text.placeholders import is_balanced
 if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-ANSWER_ERRORS = {
-    "too_long": "longer than 99 % of the training answers to the same intent, and than 1.5 times the length of 95 %",
-    "asks_needlessly": "asks for a password, a PIN, a card's number or code; for what the question already says; or for what"
-    " hardly any training answer to the intent asks for",
-    "repeats_itself": "has a sentence twice, words in a loop, or more than a seventh of its four-word sequences repeated",
-    "too_formal": "answers a short question in the form of a letter or with two phrases of officialese",
-    "generic": "has fewer topic words than 99 % of the training answers, or is given word for word to questions of three"
-    " intents",
-    "wrong_intent": "a classifier trained on training answers assigns it to another intent",
-    "unfinished": "the model did not stop by itself, or the last sentence does not end",
-    "broken_placeholder": "has braces that do not form a complete placeholder",
-    "off_topic": "further from every intent's training answers than 99.9 % of these answers are",
-}
+_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
+
+ANSWER_ERRORS: dict[str, str] = _FILE["rules"]
 """The errors by name, with the rule for each."""
 
 _MIN_ROWS = 50
@@ -220,7 +210,6 @@ def _loops(words: Sequence[str], size: int) -> bool:
 # Too formal for a simple question.
 
 _SHORT_QUESTION_WORDS = 15
-_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _LETTER = any_of(_FILE["letter"])
 _OFFICIALESE = any_of(r"\b<OFFICIALESE>\b", _FILE)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,7 @@ import pandas as pd
 from rapidfuzz.distance import LCSseq
 
 from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.fidelity import placeholder_names
 from cs_pipeline.text.placeholders import catalogue
@@ -206,16 +208,16 @@ def _bleu_tokenizer() -> Callable[[str], str]:
 
 
 def _bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """The counts of sacrebleu.BLEU for each row, as BLEU_COLUMNS."""
+    """The counts of sacrebleu.BLEU for each row, by the columns of the metric ``bleu``."""
     tokenize = _bleu_tokenizer()
     answer_words, reference_words = ([tokenize(t.rstrip()).split() for t in texts] for texts in (answers, references))
     counts = _word_counts(answer_words, reference_words, BLEU_ORDERS)
     columns = np.column_stack([counts.answer[:, 0], counts.reference[:, 0], counts.match, counts.answer])
-    return dict(zip(BLEU_COLUMNS, columns.T, strict=True))
+    return dict(zip(METRICS["bleu"].columns, columns.T, strict=True))
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """The counts of sacrebleu.CHRF for each row, as CHRF_COLUMNS, and the score of the row."""
+    """The counts of sacrebleu.CHRF for each row, by the columns of the metric ``chrf``, and the score of the row."""
     # sacreBLEU ignores whitespace; surrogatepass, because a text may contain half a surrogate pair.
     answer_chars, reference_chars = (
         [np.frombuffer("".join(t.split()).encode("utf-32-le", "surrogatepass"), np.uint32) for t in texts]
@@ -224,7 +226,7 @@ def _chrf(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.nda
     counts = _ngram_counts(answer_chars, reference_chars, CHRF_ORDERS)
     counted = np.where(counts.reference > 0, counts.answer, 0)  # sacreBLEU skips orders that the reference lacks
     columns = np.column_stack([counted, counts.reference, counts.match])
-    return dict(zip(CHRF_COLUMNS, columns.T, strict=True)) | {"chrf": _chrf_score(columns)}
+    return dict(zip(METRICS["chrf"].columns, columns.T, strict=True)) | {"chrf": _chrf_score(columns)}
 
 
 def _placeholder_statistics(
@@ -267,91 +269,35 @@ def _percent(sums: np.ndarray) -> np.ndarray:
     return 100 * _ratio(sums)
 
 
-BLEU_COLUMNS = (
-    "bleu_answer",
-    "bleu_reference",
-    *(f"bleu_match_{n}" for n in range(1, BLEU_ORDERS + 1)),
-    *(f"bleu_total_{n}" for n in range(1, BLEU_ORDERS + 1)),
-)
-CHRF_COLUMNS = tuple(f"chrf_{kind}_{n}" for kind in ("answer", "reference", "match") for n in range(1, CHRF_ORDERS + 1))
-
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("rouge1", "ROUGE-1", "higher", ("rouge1", "rows"), _ratio),
-        Metric("rouge2", "ROUGE-2", "higher", ("rouge2", "rows"), _ratio),
-        Metric("rougeL", "ROUGE-L", "higher", ("rougeL", "rows"), _ratio),
-        Metric("bleu", "BLEU", "higher", BLEU_COLUMNS, _bleu_score),
-        Metric("chrf", "chrF", "higher", CHRF_COLUMNS, _chrf_score),
-        Metric(
-            "bits_per_character",
-            "Bits per character",
-            "lower",
-            ("nll", "answer_chars"),
-            lambda s: _ratio(s) / np.log(2),
-        ),
-        Metric("perplexity", "Perplexity per token", "lower", ("nll", "answer_tokens"), lambda s: np.exp(_ratio(s))),
-        Metric("right_intent", "Right intent (%)", "higher", ("right_intent", "rows"), _percent),
-        Metric(
-            "placeholder_precision",
-            "Placeholder precision (%)",
-            "higher",
-            ("matched_placeholders", "answer_placeholders"),
-            _percent,
-            may_be_empty=True,
-        ),
-        Metric(
-            "placeholder_recall",
-            "Placeholder recall (%)",
-            "higher",
-            ("matched_placeholders", "reference_placeholders"),
-            _percent,
-            may_be_empty=True,
-        ),
-        Metric(
-            "placeholder_f1",
-            "Placeholder F1 (%)",
-            "higher",
-            ("matched_placeholders", "answer_placeholders", "reference_placeholders"),
-            lambda s: 200 * s[..., 0] / (s[..., 1] + s[..., 2]),
-            may_be_empty=True,
-        ),
-        Metric(
-            "placeholder_invented",
-            "Placeholders invented (%)",
-            "lower",
-            ("invented_placeholders", "answer_placeholders"),
-            _percent,
-            may_be_empty=True,
-        ),
-        Metric("stop_rate", "Stopped by itself (%)", "higher", ("stopped", "rows"), _percent),
-        Metric("safe", "Safe answers (%)", "higher", ("safe", "rows"), _percent),
-        Metric("length_ratio", "Length ratio", "none", ("answer_words", "reference_words"), _ratio),
-        Metric(
-            "needed_present",
-            "Needed placeholders present (%)",
-            "higher",
-            ("present", "needed"),
-            _percent,
-            may_be_empty=True,
-        ),
-        Metric(
-            "needed_filled",
-            "Needed placeholders made up (%)",
-            "lower",
-            ("filled", "needed"),
-            _percent,
-            may_be_empty=True,
-        ),
-        Metric("fabricates", "Answers with made-up facts (%)", "lower", ("fabricates", "rows"), _percent),
-        Metric("rubric", "Rubric (0 to 1)", "higher", ("rubric", "rows"), _ratio),
-        Metric("heuristic", "Published heuristic (0 to 3)", "higher", ("heuristic", "rows"), _ratio),
-        *(
-            Metric(f"error_{name}", f"{name.capitalize().replace('_', ' ')} (%)", "lower", (name, "rows"), _percent)
-            for name in ANSWER_ERRORS
-        ),
-    )
+_FORMULAS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "ratio": _ratio,
+    "percent": _percent,
+    "bits": lambda sums: _ratio(sums) / np.log(2),
+    "perplexity": lambda sums: np.exp(_ratio(sums)),
+    "f1": lambda sums: 200 * sums[..., 0] / (sums[..., 1] + sums[..., 2]),
+    "bleu": _bleu_score,
+    "chrf": _chrf_score,
 }
-"""All metrics by name. ROUGE, BLEU, chrF and rates range from 0 to 100. Perplexities of models with different tokenizers
-are not comparable, bits per character are. The length ratio is best at 1. Error rates have names that begin with
-``error_``."""
+
+
+def _read_metrics() -> dict[str, Metric]:
+    listed = read_yaml(Path(__file__).with_suffix(".yaml"))
+    for error in ANSWER_ERRORS:
+        label = f"{error.capitalize().replace('_', ' ')} (%)"
+        listed[f"error_{error}"] = {"label": label, "better": "lower", "columns": [error, "rows"], "formula": "percent"}
+    return {
+        name: Metric(
+            name,
+            entry["label"],
+            entry["better"],
+            tuple(entry["columns"]),
+            _FORMULAS[entry["formula"]],
+            entry.get("may_be_empty", False),
+        )
+        for name, entry in listed.items()
+    }
+
+
+METRICS = _read_metrics()
+"""All metrics by name: those of ``metrics.yaml``, and the rate of each answer error as ``error_<name>``. ROUGE, BLEU and
+chrF range from 0 to 100, as rates do."""

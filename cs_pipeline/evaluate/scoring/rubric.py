@@ -122,27 +122,16 @@ def _language(_: str, answer: str) -> float:
     return min(max((share - 0.1) / 0.15, 0.0), 1.0)
 
 
-RUBRIC_PARTS = {
-    "greeting": RubricPart(
-        0.1, "the first two sentences greet, thank or acknowledge what the customer said", _greeting
-    ),
-    "empathy": RubricPart(
-        0.15,
-        "apologises or shows understanding; an offer of help counts in full if the question reports no problem, else half",
-        _empathy,
-    ),
-    "solution": RubricPart(
-        0.3,
-        "steps, what to do or where to find it, or what has been done; half for a request for details or a promise",
-        _solution,
-    ),
-    "tone": RubricPart(
-        0.15, "a polite word, and no blame, sarcasm, abuse or shouting; half without the polite word", _tone
-    ),
-    "readability": RubricPart(0.1, "Flesch's reading ease, from 0 (scores 0) to 40 and above (scores 1)", _readability),
-    "closing": RubricPart(0.1, "one of the last two sentences offers more help, gives thanks or good wishes", _closing),
-    "language": RubricPart(0.1, "English, by its share of common English words", _language),
+_SCORES: dict[str, Callable[[str, str], float]] = {
+    "greeting": _greeting,
+    "empathy": _empathy,
+    "solution": _solution,
+    "tone": _tone,
+    "readability": _readability,
+    "closing": _closing,
+    "language": _language,
 }
+RUBRIC_PARTS = {name: RubricPart(**_FILE["parts"][name], score=score) for name, score in _SCORES.items()}
 """The parts by name. The weights sum to 1; the solution has the largest weight."""
 
 

@@ -140,31 +140,6 @@ def wilson(successes: float, of: int) -> tuple[float, float] | None:
     return 0.0 if successes == 0 else low, 1.0 if successes == of else high
 
 
-def false_alarms(
-    stats_a: pd.DataFrame,
-    stats_b: pd.DataFrame,
-    clusters: Sequence[str],
-    metrics: Collection[str],
-    seeds: int = 100,
-    samples: int = 1000,
-) -> dict[str, int]:
-    """How many of ``seeds`` pairs of equally good systems are called different, by metric; about 5 of 100 is right.
-
-    For each seed a and b are swapped in a random half of the clusters. Of the two resulting systems neither is better, and
-    their rows differ as much as those of a and b. Arguments and errors as for paired_bootstrap.
-    """
-    cluster, names = pd.factorize(np.asarray(clusters, dtype=object))
-    columns = sorted({column for name in metrics for column in METRICS[name].columns})
-    a, b = stats_a[["row_id", *columns]], stats_b[["row_id", *columns]]
-    alarms = dict.fromkeys(metrics, 0)
-    for seed in range(seeds):
-        swap = pd.Series(np.random.default_rng((seed, 1)).random(len(names))[cluster] < 0.5, index=a.index)
-        one, other = a.mask(swap, b.set_axis(a.index)), b.set_axis(a.index).mask(swap, a)
-        for name, found in paired_bootstrap(one, other, clusters, samples, seed, metrics=metrics).items():
-            alarms[name] += found is not None and not found.low <= 0 <= found.high
-    return alarms
-
-
 def sampled_sums(values: np.ndarray, clusters: Sequence[str], samples: int = 1000, seed: int = 0) -> np.ndarray:
     """Bootstrap sums [samples, columns] of ``values`` [rows, columns]: each sample draws all clusters with replacement.
 
@@ -230,9 +205,8 @@ def krippendorff_alpha(
     if level == "nominal":
         apart = 1.0 - np.eye(len(totals))
     else:
-        middle = (
-            np.cumsum(totals) - totals / 2
-        )  # ranks: half of each of two categories and all between them lie between
+        # Between two categories lie half of each and all of those between them.
+        middle = np.cumsum(totals) - totals / 2
         apart = (middle[:, None] - middle[None, :]) ** 2
     by_chance = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
     expected = float((by_chance * apart).sum())

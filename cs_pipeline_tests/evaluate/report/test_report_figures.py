@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.report.rendering import figure
+from cs_pipeline.evaluate.report.rendering import NO_FIGURE, figure
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.report.tables import MAX_EXAMPLES, WORST_EXAMPLES, examples
 from cs_pipeline.evaluate.results import evaluation_folder
@@ -125,6 +125,23 @@ def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe
         quarter = next(slice_ for slice_, _, _ in kept.index if slice_.startswith("2: 0."))
         row = re.findall(rf"similarity {quarter}</th>.*?</tr>", heat, flags=re.S)[place]
         assert re.findall(r">([\d.]+)</td>", row) == [figure(name, kept[quarter, system, name]) for system in systems]
+
+
+def test_a_missing_value_is_a_gap_in_the_heat_map(lake: DataLake, recipe: Recipe) -> None:
+    evaluated(lake, recipe)
+    path = evaluation_folder(recipe.name, lake) / "slices.parquet"
+    slices = pd.read_parquet(path)
+    gone = (slices["kind"] == "answer_length") & (slices["system"] == "base") & (slices["metric"] == "rougeL")
+    slices.assign(score=slices["score"].mask(gone)).to_parquet(path)
+    html = write_report(recipe, lake).path.read_text()
+    heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
+    rows = re.findall(r"answer length [^<]*</th>.*?</tr>", heat, flags=re.S)
+    place = re.findall(r'scope="col">([^<]+)', heat)[2:].index("base")
+    for number, row in enumerate(rows):
+        cells = re.findall(r"<td[^>]*>([^<]+)</td>", row)
+        gaps = [column for column, cell in enumerate(cells) if cell == NO_FIGURE]
+        assert gaps == ([place] if number >= len(rows) / 2 else []), "a gap in the second map alone"
+    assert len(rows) > 1
 
 
 def test_odd_questions_probe_and_cost_are_shown(lake: DataLake, recipe: Recipe) -> None:
