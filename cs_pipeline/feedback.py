@@ -152,7 +152,7 @@ class Feedback(Database):
                 added += self._insert("judgements", row["id"], columns, [values[name] for name in columns])
         return added
 
-    # Edits, for the landing place
+    # Edits, for the landing folder
 
     def next_batch(self, before: datetime) -> tuple[int, list[AgentEdit]] | None:
         """The number and the content of the next file of edits; the same until ``mark_landed`` is called.
@@ -170,7 +170,7 @@ class Feedback(Database):
         return batch, self._edits("WHERE batch = ?", batch)
 
     def mark_landed(self, batch: int, now: datetime) -> None:
-        """Records that the file with this number is at the landing place."""
+        """Records that the file with this number is in the landing folder."""
         with self._transaction():
             self._db.execute("UPDATE edits SET landed_at = ? WHERE batch = ?", (now.isoformat(), batch))
 
@@ -179,7 +179,7 @@ class Feedback(Database):
         return {batch for (batch,) in self._select("SELECT DISTINCT batch FROM edits WHERE landed_at IS NOT NULL")}
 
     def expire_edits(self, before: datetime) -> None:
-        """Deletes the texts of edits that were landed before ``before``. Their ids stay, so a late retry does not add them again."""
+        """Deletes the texts of edits landed before ``before``. Their ids stay, so a late retry does not add them again."""
         with self._transaction():
             self._db.execute(
                 "UPDATE edits SET agent = '', ticket = '', sent = '', drafts = '[]', customer = '' WHERE landed_at < ?",

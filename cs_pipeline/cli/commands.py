@@ -139,7 +139,7 @@ def land(
         bool, typer.Option("--knowledge", help="the files are help articles: .md, .html, .txt")
     ] = False,
 ) -> None:
-    """Copy files into the landing place, all or none, and show the detected formats."""
+    """Copy files into the landing folder, all or none, and show the detected formats."""
     from cs_pipeline.company import load_company
     from cs_pipeline.ingest.knowledge import land_articles
     from cs_pipeline.ingest.landing import land_files

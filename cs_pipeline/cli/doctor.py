@@ -1,6 +1,5 @@
 """Checks of this machine and its installation: what is there, what is wrong, and how to fix it."""
 
-import importlib
 import logging
 import os
 import shutil
@@ -84,9 +83,7 @@ def findings_table(findings: list[Finding]) -> "Table":
     from rich.text import Text
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    fold = (
-        Column(name, overflow="fold") for name in ("result", "what to do")
-    )  # wraps long paths instead of cutting them
+    fold = (Column(name, overflow="fold") for name in ("result", "what to do"))  # wraps long paths, does not cut them
     table = Table("", "", *fold, box=None)
     for finding in findings:
         status = Text(finding.status, colours[finding.status])
@@ -226,10 +223,11 @@ def _dagster(home: Path) -> _Outcome:
         return "problem", f"{home} is not a folder", "Create it, or unset DAGSTER_HOME to use the project's instance."
     with tempfile.TemporaryFile(dir=home):
         pass
-    dagster = importlib.import_module("dagster")  # only opened here
-    with dagster.DagsterInstance.from_config(str(home)) as instance:
-        status = dagster.DagsterRunStatus
-        running = instance.get_runs(dagster.RunsFilter(statuses=[status.STARTING, status.STARTED, status.CANCELING]))
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        status = dg.DagsterRunStatus
+        running = instance.get_runs(dg.RunsFilter(statuses=[status.STARTING, status.STARTED, status.CANCELING]))
         what = f"{home}: {instance.get_runs_count()} runs"
     if not (home / "dagster.yaml").exists():
         return "note", f"{what}, without the project's settings", f"Copy dagster_home/dagster.yaml into {home}."
