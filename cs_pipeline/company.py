@@ -87,7 +87,7 @@ class Company(Section):
     """The settings. Sizes are in bytes, shares from 0 to 1."""
 
     landing: str = Field("", description="a folder or an fsspec URL (s3://bucket/folder); empty: landing/ in the lake")
-    files_per_tick: int = Field(20, ge=1, description="files taken in one scan of the landing place")
+    files_per_tick: int = Field(20, ge=1, description="files taken in one scan of the landing folder")
     file_bytes: int = Field(1_000_000_000, ge=1, description="larger files (unpacked) are refused")
     bad_share: float = Field(0.2, ge=0, le=1, description="share of unusable records above which a day is refused")
     columns: Columns | None = None

@@ -62,7 +62,7 @@ class Affected:
         lines += [f"{path}: removed; the next evaluation writes a new one" for path in self.reports]
         lines.append(f"model versions trained on them, to be marked: {', '.join(map(str, self.versions)) or 'none'}")
         if names := ", ".join(sorted({delivery.name for delivery in self.records})):
-            lines.append(f"not touched: the landing place; remove the records from {names} there")
+            lines.append(f"not touched: the landing folder; remove the records from {names} there")
         return lines
 
 

@@ -1,4 +1,4 @@
-"""Help articles: the files below ``knowledge/`` at the landing place, as they are now.
+"""Help articles: the files below ``knowledge/`` in the landing folder, as they are now.
 
 Unlike deliveries, which are ingested once, articles are read in place: changing or deleting a file there changes or removes
 the article.
@@ -11,7 +11,7 @@ from pathlib import Path
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, make_folder
-from cs_pipeline.ingest.place import KNOWLEDGE_FOLDER, Entry, Place, is_unfinished, landing_place
+from cs_pipeline.ingest.landing_folder import KNOWLEDGE_FOLDER, Entry, Folder, is_unfinished, landing_folder
 
 _MAX_BYTES = 2_000_000
 _TYPES = {".md": "Markdown", ".markdown": "Markdown", ".html": "HTML", ".htm": "HTML", ".txt": "text"}
@@ -22,7 +22,7 @@ class ArticleFile:
     """A file below ``knowledge/``, with its path there. ``problem`` says why it cannot be read, and what to do."""
 
     path: str
-    place: Place
+    folder: Folder
     entry: Entry
     problem: str | None
 
@@ -33,7 +33,7 @@ class ArticleFile:
 
     def read(self) -> bytes:
         """The content. Raises ChangedError, GoneError and UnreadableError."""
-        with self.place.open(self.entry) as file:
+        with self.folder.open(self.entry) as file:
             content = b""
             while len(content) <= _MAX_BYTES and (piece := file.read(_MAX_BYTES + 1 - len(content))):
                 content += piece
@@ -43,9 +43,9 @@ class ArticleFile:
 def list_articles(lake: DataLake, company: Company) -> list[ArticleFile]:
     """The files that are below ``knowledge/`` now, sorted by path, without hidden and unfinished ones.
 
-    Raises PipelineError if the landing place cannot be listed.
+    Raises PipelineError if the landing folder cannot be listed.
     """
-    landing = landing_place(lake, company)
+    landing = landing_folder(lake, company)
     if not any(entry.folder and entry.name == KNOWLEDGE_FOLDER for entry in landing.entries()):
         return []
     return sorted(_files_below(landing.subfolder(KNOWLEDGE_FOLDER), ""), key=lambda file: file.path)
@@ -63,25 +63,25 @@ def land_articles(files: Sequence[Path], lake: DataLake, company: Company) -> li
             )
         if problem := _problem(file.name, file.stat().st_size):
             raise PipelineError(f"{file} {problem}.", "Use --knowledge only for help articles.")
-    landing = landing_place(lake, company)
+    landing = landing_folder(lake, company)
     if not company.landing:
         make_folder(lake.root / "landing" / KNOWLEDGE_FOLDER)
-    place = landing.subfolder(KNOWLEDGE_FOLDER)
+    folder = landing.subfolder(KNOWLEDGE_FOLDER)
     for file in files:
-        place.put(file, file.name)
+        folder.put(file, file.name)
     return [_TYPES[file.suffix.lower()] for file in files]
 
 
-def _files_below(place: Place, folder: str) -> Iterator[ArticleFile]:
-    for entry in place.entries():
-        path = f"{folder}{entry.name}"
+def _files_below(folder: Folder, prefix: str) -> Iterator[ArticleFile]:
+    for entry in folder.entries():
+        path = f"{prefix}{entry.name}"
         if is_unfinished(entry.name):
             continue
         if entry.folder:
-            yield from _files_below(place.subfolder(entry.name), f"{path}/")
+            yield from _files_below(folder.subfolder(entry.name), f"{path}/")
         else:
             shown = path if path.isprintable() else ascii(path)
-            yield ArticleFile(shown, place, entry, entry.problem or _problem(entry.name, entry.bytes))
+            yield ArticleFile(shown, folder, entry, entry.problem or _problem(entry.name, entry.bytes))
 
 
 def _problem(name: str, size: int) -> str | None:

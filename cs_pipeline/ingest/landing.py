@@ -1,4 +1,4 @@
-"""Deliveries. Each file at the landing place is ingested once, when it is complete. An unpacked copy, readable by its owner
+"""Deliveries. Each file in the landing folder is ingested once, when it is complete. An unpacked copy, readable by its owner
 only, is kept for ``retention_days``.
 """
 
@@ -18,20 +18,20 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import PRIVATE, DataLake, atomic_file, locked, make_folder
 from cs_pipeline.feedback import AgentEdit, Feedback
-from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting
-from cs_pipeline.ingest.place import (
+from cs_pipeline.ingest.landing_folder import (
     KNOWLEDGE_FOLDER,
     ChangedError,
     Entry,
+    Folder,
     GoneError,
-    LocalPlace,
-    Place,
+    LocalFolder,
     UnreadableError,
     error_reason,
     is_unfinished,
-    landing_place,
+    landing_folder,
     problem_of_name,
 )
+from cs_pipeline.ingest.ledger import Delivery, Ledger, Sighting
 
 SETTLE_TIME = timedelta(seconds=5)
 """A file counts as complete if scans at least this far apart found it unchanged."""
@@ -68,7 +68,7 @@ class LandingScan:
 
 @dataclass(frozen=True)
 class LandedFile:
-    """A file that was copied to the landing place, what it was recognised as, and its size in bytes."""
+    """A file that was copied to the landing folder, what it was recognised as, and its size in bytes."""
 
     name: str
     format: str
@@ -81,24 +81,24 @@ def kept_copy(lake: DataLake, sha256: str) -> Path:
 
 
 def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan:
-    """Scans the landing place once and takes complete files, oldest first, at most ``company.files_per_tick`` of them.
+    """Scans the landing folder once and takes complete files, oldest first, at most ``company.files_per_tick`` of them.
 
     A file is complete if it is unchanged since a scan at least ``SETTLE_TIME`` before ``now``, if it was renamed into
     place, or if its store lists only complete objects. While a process on this machine has it open for writing, it is not.
     The file is copied first; then one transaction adds it to the ledger. If a scan is killed, the next one finishes its
     work. Of two concurrent scans, the second waits for the first.
 
-    Raises PipelineError if the landing place cannot be listed or the lake cannot be written.
+    Raises PipelineError if the landing folder cannot be listed or the lake cannot be written.
     """
     found = LandingScan([], [], [], [])
-    place = landing_place(lake, company)
+    folder = landing_folder(lake, company)
     with _landing_lock(lake), Ledger(lake) as ledger:
         _remove_leftovers(lake, ledger)
-        entries = sorted(place.entries(), key=lambda entry: (entry.modified, entry.name))
+        entries = sorted(folder.entries(), key=lambda entry: (entry.modified, entry.name))
         before = ledger.update_sightings(_sighting(entry, now.isoformat()) for entry in entries if not entry.problem)
         for entry in _entries_to_read(entries, before, company, now, found):
             try:
-                content = _fetch(place, entry, _incoming(lake), company.file_bytes)
+                content = _fetch(folder, entry, _incoming(lake), company.file_bytes)
             except GoneError:
                 continue
             except ChangedError:
@@ -123,32 +123,50 @@ def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan
     return found
 
 
+def process_landing(lake: DataLake, company: Company, now: datetime) -> list[str]:
+    """Takes landed files, deletes expired deliveries, and lands the agents' edits for the next scan; says what it did."""
+    found = scan_landing(lake, company, now)
+    expired = expire(lake, company, now.date())
+    edits = land_edits(lake, company, now)
+    notes = [f"{len(found.taken)} files taken" if found.taken else "nothing new"]
+    if found.waiting:
+        notes.append(f"waiting until they are complete: {', '.join(found.waiting[:5])}")
+    notes += [f"{name} refused: {reason}" for name, reason in found.refused[:5]]
+    if edits:
+        notes.append(f"{edits} edits of agents landed")
+    if expired:
+        notes.append(f"{len(expired)} deliveries deleted after {company.retention_days} days")
+    if lost := [delivery.name for delivery in expired if delivery.ingested_at is None]:
+        notes.append(f"deleted without being ingested: {', '.join(lost)}; land them again")
+    return notes
+
+
 def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[LandedFile]:
-    """Copies ``files`` to the landing place, each atomically, once all of them are recognised.
+    """Copies ``files`` to the landing folder, each atomically, once all of them are recognised.
 
     Raises PipelineError and copies none if one is not an export that the pipeline can read, or has the name of a file still
-    waiting there. Raises PipelineError, possibly after copying some, if the landing place cannot be written.
+    waiting there. Raises PipelineError, possibly after copying some, if the landing folder cannot be written.
     """
     names = {file.name for file in files}
     if len(names) < len(files):
         raise PipelineError("Two of the files have the same name.", "Rename one of them.")
-    place = landing_place(lake, company)
+    folder = landing_folder(lake, company)
     with _landing_lock(lake), Ledger(lake) as ledger:
         _remove_leftovers(lake, ledger)
         seen = ledger.sightings()
-        waiting = {entry.name: entry for entry in place.entries() if not _is_known(entry, seen)}
+        waiting = {entry.name: entry for entry in folder.entries() if not _is_known(entry, seen)}
         landed = []
         for file in files:
             format, content = _recognised(file, _incoming(lake), company)
-            if file.name in waiting and not _has_content(place, waiting[file.name], content):
+            if file.name in waiting and not _has_content(folder, waiting[file.name], content):
                 raise PipelineError(
-                    f"Another {file.name} is at the landing place and has not been read yet.",
+                    f"Another {file.name} is in the landing folder and has not been read yet.",
                     "Land this one after that; it then supersedes the other. Or give it another name.",
                 )
             landed.append(LandedFile(file.name, format, content.bytes))
         for file in files:
-            place.put(file, file.name)
-        ledger.replace_sightings(_sighting(entry, _LONG_AGO) for entry in place.entries() if entry.name in names)
+            folder.put(file, file.name)
+        ledger.replace_sightings(_sighting(entry, _LONG_AGO) for entry in folder.entries() if entry.name in names)
     return landed
 
 
@@ -175,16 +193,16 @@ def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
 
     If it is interrupted, the next call lands the same file again. It has the same name and content, so it is the same
     delivery. Also removes the files of earlier calls that have been read, and deletes the texts of edits landed more than
-    ``company.retention_days`` ago. Raises PipelineError if the landing place or the feedback store cannot be written.
+    ``company.retention_days`` ago. Raises PipelineError if the landing folder or the feedback store cannot be written.
     """
-    place = landing_place(lake, company)
+    folder = landing_folder(lake, company)
     with Feedback(lake) as feedback:
         feedback.expire_edits(now - timedelta(days=company.retention_days))
         ours = {_edits_file(batch) for batch in feedback.landed_batches()}
         with Ledger(lake) as ledger:
-            for entry in place.entries():
+            for entry in folder.entries():
                 if entry.name in ours and ledger.content_of(entry.name) is not None:
-                    place.remove(entry.name)
+                    folder.remove(entry.name)
         if (found := feedback.next_batch(now - EDIT_DELAY)) is None:
             return 0
         batch, edits = found
@@ -317,9 +335,9 @@ def _sighting(entry: Entry, since: str) -> Sighting:
     return Sighting(entry.name, entry.identity, entry.inode, since)
 
 
-def _fetch(place: Place, entry: Entry, to: Path, limit: int) -> _Content:
+def _fetch(folder: Folder, entry: Entry, to: Path, limit: int) -> _Content:
     """Copies ``entry`` to ``to``, at most ``limit`` bytes, and unpacks it if its content is gzip, whatever its name."""
-    with atomic_file(to, PRIVATE) as temporary, place.open(entry) as file, temporary.open("wb") as copy:
+    with atomic_file(to, PRIVATE) as temporary, folder.open(entry) as file, temporary.open("wb") as copy:
         hashed = _Hashed(file)
         raw = io.BufferedReader(hashed, _CHUNK)
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
@@ -338,9 +356,9 @@ def _fetch(place: Place, entry: Entry, to: Path, limit: int) -> _Content:
         return hashed.content(damage)
 
 
-def _has_content(place: Place, entry: Entry, content: _Content) -> bool:
+def _has_content(folder: Folder, entry: Entry, content: _Content) -> bool:
     try:
-        with place.open(entry) as file:
+        with folder.open(entry) as file:
             return _Hashed(file).content(None).sha256 == content.sha256
     except (GoneError, ChangedError, UnreadableError):
         return False
@@ -350,8 +368,8 @@ def _recognised(file: Path, incoming: Path, company: Company) -> tuple[str, _Con
     """The format of ``file`` and its content. Raises PipelineError if it would be refused or cannot be read."""
     from cs_pipeline.ingest.exports import KINDS, recognise
 
-    place = LocalPlace(file.resolve().parent)
-    entry = place.entry(file.resolve().name)
+    folder = LocalFolder(file.resolve().parent)
+    entry = folder.entry(file.resolve().name)
     if entry is None:
         raise PipelineError(f"{file} does not exist.", f"Check the path; a relative path starts at {Path.cwd()}.")
     if is_unfinished(file.name):
@@ -360,7 +378,7 @@ def _recognised(file: Path, incoming: Path, company: Company) -> tuple[str, _Con
         what, _, fix = problem.partition(": ")
         raise PipelineError(f"{file} {what}.", f"{fix.capitalize()}.")
     try:
-        content = _fetch(place, entry, incoming, company.file_bytes)
+        content = _fetch(folder, entry, incoming, company.file_bytes)
         if content.damage:
             raise PipelineError(f"{file} is {content.damage}.", "Export it again, or split it if it is too large.")
         format = recognise(file.name, incoming, company)

@@ -17,7 +17,7 @@ from cs_pipeline.core.lake import DataLake
 _SCHEMA_VERSION = 1
 
 _IF_DAMAGED = (
-    "If the ledger is damaged, restore it from a backup: without it, every file at the landing place would be ingested "
+    "If the ledger is damaged, restore it from a backup: without it, every file in the landing folder would be ingested "
     "again, including forgotten rows."
 )
 
@@ -107,10 +107,10 @@ class Ledger(Database):
         text = "\0".join(parts).encode("utf-8", "surrogatepass")
         return hmac.digest(self.key, text, "sha256").hex()[:16]
 
-    # Sightings at the landing place
+    # Sightings in the landing folder
 
     def update_sightings(self, present: Iterable[Sighting]) -> dict[str, Sighting]:
-        """Stores what is at the landing place now; returns, by name, what the previous scan stored.
+        """Stores what is in the landing folder now; returns, by name, what the previous scan stored.
 
         Content that was there before keeps its ``since`` and ``sha256``.
         """
@@ -187,6 +187,13 @@ class Ledger(Database):
     def superseded(self) -> set[str]:
         """The sha256 of deliveries all of whose names now have other content."""
         return {row[0] for row in self._select("SELECT sha256 FROM deliveries EXCEPT SELECT sha256 FROM names")}
+
+    def pending_days(self) -> list[date]:
+        """The days with a delivery that is neither ingested nor superseded nor expired."""
+        superseded = self.superseded()
+        return sorted(
+            {d.day for d in self.deliveries() if not (d.ingested_at or d.expired_at or d.sha256 in superseded)}
+        )
 
     def mark_ingested(self, day: date, sha256s: Iterable[str], by: str) -> None:
         """Records that the run ``by`` ingested these deliveries of ``day``, unless an earlier run did; resets attempts."""

@@ -18,7 +18,7 @@ from cs_pipeline.core.lake import DataLake, digest, file_sha256, make_folder, re
 from cs_pipeline.core.schema import PASSAGE, PASSAGE_SET_ASIDE
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.ingest.knowledge import ArticleFile, list_articles
-from cs_pipeline.ingest.place import ChangedError, GoneError, UnreadableError
+from cs_pipeline.ingest.landing_folder import ChangedError, GoneError, UnreadableError
 from cs_pipeline.retrieval.articles import Article, ArticleError, Paragraph, read_article
 from cs_pipeline.text.clean import normalize_text
 from cs_pipeline.text.personal import PersonalData
@@ -65,10 +65,20 @@ def known_files(lake: DataLake) -> dict[str, str]:
     return files
 
 
+def find_changes(lake: DataLake, company: Company) -> tuple[dict[str, str], str | None]:
+    """The identity of each file now below ``landing/knowledge/``, by path, and how they differ from the tables' files."""
+    files = {listed.path: listed.identity for listed in list_articles(lake, company)}
+    known = known_files(lake)
+    if files == known:
+        return files, None
+    changed = sum(files[path] != known[path] for path in files.keys() & known)
+    return files, f"{len(files.keys() - known)} files new, {len(known.keys() - files)} gone, {changed} changed"
+
+
 def read_knowledge(lake: DataLake, company: Company) -> KnowledgeBase:
     """Writes the tables ``knowledge_base`` and ``knowledge_base_set_aside`` from the files now below ``landing/knowledge/``.
 
-    Raises PipelineError if the landing place cannot be listed or the lake cannot be written.
+    Raises PipelineError if the landing folder cannot be listed or the lake cannot be written.
     """
     make_folder(lake.path("prepare"))
     code = digest(

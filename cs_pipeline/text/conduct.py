@@ -2,7 +2,7 @@
 
 The rules look at the answer's sentences alone, not at the question; ``conduct.yaml`` holds their patterns. Measured on
 answers labelled by hand that were not used to write the rules (``cs_pipeline_tests/text/conduct.yaml``; rules and labels
-are by the same author, so the figures are an upper bound), before any adjustment: they found 12 of 12 that redirect, 11 of
+are by the same author, so these counts are an upper bound), before any adjustment: they found 12 of 12 that redirect, 11 of
 12 that ask back, 12 of 12 that refuse and 10 of 12 that hand over, and took one of 20 others for a refusal. Of Bitext's
 2,414 real validation and test answers they classify 0.2 % as redirecting, 2.5 % as asking back, 0.1 % as refusing and
 2.6 % as handing over; the last include two thirds of the answers to customers who ask for a person.
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 
-_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
+_RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
 _CONDITIONAL, _REDIRECTS, _LISTED_MATTERS, _OFFERS, _ASKS_BACK, _REFUSES, _HANDS_OVER = (
-    any_of(_FILE[key], _FILE["words"])
+    any_of(_RULES[key], _RULES["words"])
     for key in ("conditional", "redirects", "listed_matters", "offers", "asks_back", "refuses", "hands_over")
 )
 _MIN_LISTED = 3

@@ -13,12 +13,12 @@ from pathlib import Path
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.placeholders import catalogue
 
-_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
-_ASKS = any_of(_FILE["asks"], _FILE["words"])
-_ASKS_OR_CONFIRMS = any_of(f"{_FILE['asks']}{_FILE['asks_to_confirm']}", _FILE["words"])
-_END = any_of(_FILE["end_of_details"])
+_RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
+_ASKS = any_of(_RULES["asks"], _RULES["words"])
+_ASKS_OR_CONFIRMS = any_of(f"{_RULES['asks']}{_RULES['asks_to_confirm']}", _RULES["words"])
+_END = any_of(_RULES["end_of_details"])
 _PRIVATE, _VAGUE, _IMPERSONAL = (
-    {name: any_of(rf"\{{\{{{name}\}}\}}|\b<NAME>s?\b", {"NAME": block}) for name, block in _FILE[key].items()}
+    {name: any_of(rf"\{{\{{{name}\}}\}}|\b<NAME>s?\b", {"NAME": block}) for name, block in _RULES[key].items()}
     for key in ("private", "vague", "impersonal")
 )
 # "about the order number {{Order Number}}" names a number and does not ask for it.
@@ -30,7 +30,7 @@ def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -
 
     ``private``: only those that the ``intent`` requires.
     """
-    candidates = _FILE["required"].get(intent, ()) if private else _FILE["askable"]
+    candidates = _RULES["required"].get(intent, ()) if private else _RULES["askable"]
     return [name for name in missing if name in candidates][:2]
 
 
@@ -58,7 +58,7 @@ def narrowed(sentence: str, intent: str | None, known: Collection[str]) -> str:
     Empty if it asks for nothing else.
     """
     asked = private_details(sentence)
-    needed = [name for name in _FILE["required"].get(intent, ()) if name in asked and name not in known]
+    needed = [name for name in _RULES["required"].get(intent, ()) if name in asked and name not in known]
     if asked <= set(needed):
         return sentence
     return f"{request(needed)}{sentence[len(sentence.rstrip()) :]}" if needed else ""

@@ -21,16 +21,16 @@ from typing import NamedTuple
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 
-_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
-_NUMBER_WORDS = {word: str(number) for word, number in _FILE["number_words"].items()}
-_WORDS = _FILE["words"] | {"NUMBER_WORD": "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True))}
-_HINT, _NOT_FACT = (any_of(_FILE[key], _WORDS) for key in ("hints", "not_facts"))
+_RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
+_NUMBER_WORDS = {word: str(number) for word, number in _RULES["number_words"].items()}
+_WORDS = _RULES["words"] | {"NUMBER_WORD": "|".join(sorted(_NUMBER_WORDS, key=len, reverse=True))}
+_HINT, _NOT_FACT = (any_of(_RULES[key], _WORDS) for key in ("hints", "not_facts"))
 _FACT = any_of(
-    "\n".join(f"(?P<{kind}><_{kind.upper()}>)" for kind in _FILE["facts"]),
-    _WORDS | {f"_{kind.upper()}": block for kind, block in _FILE["facts"].items()},
+    "\n".join(f"(?P<{kind}><_{kind.upper()}>)" for kind in _RULES["facts"]),
+    _WORDS | {f"_{kind.upper()}": block for kind, block in _RULES["facts"].items()},
 )
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
-_MONTHS_AND_DAYS = frozenset(_FILE["months_and_days"])
+_MONTHS_AND_DAYS = frozenset(_RULES["months_and_days"])
 _MIN_PHONE_DIGITS = 7
 
 

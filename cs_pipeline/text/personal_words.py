@@ -27,14 +27,14 @@ def _any(words: Iterable[str]) -> str:
 
 
 _PUNCTUATION = str.maketrans({"’": "'"} | dict.fromkeys(",.:;!?()–\n", " "))
-_FILE = read_yaml(Path(__file__).with_name("personal.yaml"))
+_RULES = read_yaml(Path(__file__).with_name("personal.yaml"))
 
-MEANING: dict[str, str] = {word: name for name, words in _FILE["numbers"].items() for word in words}
+MEANING: dict[str, str] = {word: name for name, words in _RULES["numbers"].items() for word in words}
 """The meaning of a number by the word that introduces it: a placeholder, or "Phone"."""
-DESK_ADDRESSES = frozenset(_FILE["desk_addresses"])
-OWN_NAMES = frozenset(_FILE["own_names"])
-NOT_NAMES = frozenset(word.lower() for key in ("not_names", "closings", "greetings", "titles") for word in _FILE[key])
-NAME_WORDS = frozenset(_FILE["name_words"])
+DESK_ADDRESSES = frozenset(_RULES["desk_addresses"])
+OWN_NAMES = frozenset(_RULES["own_names"])
+NOT_NAMES = frozenset(word.lower() for key in ("not_names", "closings", "greetings", "titles") for word in _RULES[key])
+NAME_WORDS = frozenset(_RULES["name_words"])
 
 # Braces that contain a digit or an @ may not be a placeholder.
 PLACEHOLDER = re.compile(r"\{\{[^{}\n@\d]*\}\}")
@@ -52,17 +52,17 @@ IBAN = re.compile(r"(?<![A-Za-z\d])[A-Za-z]{2}\d{2}(?:[ -]?[A-Za-z\d]){11,30}(?!
 IP = re.compile(r"\d\.\d{1,3}\.\d|:[\dA-Fa-f]{0,4}:")
 
 _WORDS = {
-    **_FILE["words"],
-    **{name: _any(words) for name, words in _FILE["streets"].items()},
-    "VERSIONS": _any(_FILE["versions"]),
-    "LABELS": _any(_FILE["number_labels"]),
+    **_RULES["words"],
+    **{name: _any(words) for name, words in _RULES["streets"].items()},
+    "VERSIONS": _any(_RULES["versions"]),
+    "LABELS": _any(_RULES["number_labels"]),
     "NUMBER_WORDS": _any(word for word, name in MEANING.items() if name != "Phone"),
-    "NAME": rf"(?:(?P<title>{_any(_FILE['titles'])})\b\.?[ \t]+)?"
+    "NAME": rf"(?:(?P<title>{_any(_RULES['titles'])})\b\.?[ \t]+)?"
     rf"(?P<name>{WORD.pattern}(?:[ \t]+(?:{WORD.pattern}|[^\W\d_]\.(?=[ \t]))){{0,2}})",
 }
-TOKEN, NUMBER = (any_of(_FILE["patterns"][name], _WORDS, re.NOFLAG) for name in ("TOKEN", "NUMBER"))
+TOKEN, NUMBER = (any_of(_RULES["patterns"][name], _WORDS, re.NOFLAG) for name in ("TOKEN", "NUMBER"))
 LINK, VERSION, INTRODUCED, DATE_OR_AMOUNT, SENTENCE_END, DESK_IS_MEANT, CUSTOMER_IS_MEANT = (
-    any_of(_FILE["any_case_patterns"][name], _WORDS)
+    any_of(_RULES["any_case_patterns"][name], _WORDS)
     for name in (
         "LINK",
         "VERSION",
@@ -73,7 +73,7 @@ LINK, VERSION, INTRODUCED, DATE_OR_AMOUNT, SENTENCE_END, DESK_IS_MEANT, CUSTOMER
         "CUSTOMER_IS_MEANT",
     )
 )
-ADDRESSES = [(re.compile(quick), any_of(block, _WORDS, re.NOFLAG)) for quick, block in _FILE["addresses"]]
+ADDRESSES = [(re.compile(quick), any_of(block, _WORDS, re.NOFLAG)) for quick, block in _RULES["addresses"]]
 """Patterns of address lines, each after a quick pattern that also matches if it does."""
 
 
@@ -82,7 +82,8 @@ def _name_pattern(phrases: list[str], block: str) -> re.Pattern[str]:
 
 
 _NAME_RULES = [
-    (owner, _FILE[phrases] if isinstance(phrases, str) else phrases, block) for owner, phrases, block in _FILE["names"]
+    (owner, _RULES[phrases] if isinstance(phrases, str) else phrases, block)
+    for owner, phrases, block in _RULES["names"]
 ]
 NAMES = [
     ([word_set(phrase) for phrase in phrases], _name_pattern(phrases, block), owner)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 
-_FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
-_CONTROL_TOKEN, _ABUSE = any_of(_FILE["control_tokens"]), any_of(_FILE["abuse"])
+_RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
+_CONTROL_TOKEN, _ABUSE = any_of(_RULES["control_tokens"]), any_of(_RULES["abuse"])
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 # Addresses that belong to nobody; Bitext's answers hold them too.
 _DUMMY_EMAIL = re.compile(r"@(?:example|(?:your)?company(?:name)?)\.\w+$", re.IGNORECASE)

@@ -36,7 +36,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 @pytest.fixture
 def lake(champion_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataLake:
-    """A lake with champion 1, a landing place, and settings by which 40 new rows make a training due."""
+    """A lake with champion 1, a landing folder, and settings by which 40 new rows make a training due."""
     lake = copy_lake(champion_lake, tmp_path / "lake")
     company_file(lake).write_text("columns: {question: question, answer: answer}\nretrain: {new_rows: 40}\n")
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))

@@ -17,14 +17,14 @@ from cs_pipeline.core import database
 from cs_pipeline.core import lake as files
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.feedback import Feedback, GivenAnswer
-from cs_pipeline.ingest import landing, ledger, place
+from cs_pipeline.ingest import landing, landing_folder, ledger
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import EDIT_DELAY, SETTLE_TIME, kept_copy, land_edits, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline_tests.support.killed import kill, kill_points
 
-TRACED = {str(module.__file__) for module in (feedback, database, landing, place, ledger, files)}
+TRACED = {str(module.__file__) for module in (feedback, database, landing, landing_folder, ledger, files)}
 # With these settings, a table of edits, or an agent named agent, would be misread.
 COMPANY = Company(columns=Columns(question="question", answer="reply"), agents=("Team Blue",), retention_days=30)
 DRAFT = GivenAnswer("version 3", "Dear jane@example.com, it is on its way.", {"tone": "friendly"})

@@ -34,7 +34,7 @@ ROWS = b"question,answer,customer_email\nq1,a1,jane@example.org\n,a2,x\ncaf\xe9,
 
 
 def deliver(lake: DataLake, files: dict[str, bytes], company: Company = COMPANY) -> list[Delivery]:
-    """Delivers the files through the real landing place."""
+    """Delivers the files through the real landing folder."""
     for name, data in files.items():
         path = lake.root / "landing" / name
         path.parent.mkdir(parents=True, exist_ok=True)

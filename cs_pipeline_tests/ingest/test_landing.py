@@ -1,4 +1,4 @@
-"""What is delivered from the landing place, and when: complete files, each once, oldest first."""
+"""What is delivered from the landing folder, and when: complete files, each once, oldest first."""
 
 import os
 import random
@@ -27,7 +27,7 @@ from cs_pipeline_tests.support.arrivals import (
 )
 
 
-def test_an_empty_landing_place_has_nothing(lake: DataLake) -> None:
+def test_an_empty_landing_folder_has_nothing(lake: DataLake) -> None:
     assert scan_landing(lake, COMPANY, NOW) == NOTHING
     assert (lake.root / "landing").is_dir(), "so that files can be put there"
     assert scan_landing(lake, COMPANY, NOW) == NOTHING
@@ -55,7 +55,7 @@ def test_a_new_file_is_delivered_when_two_scans_found_it_unchanged(lake: DataLak
     assert kept_copy(lake, delivery.sha256).read_bytes() == CSV
     assert kept_copy(lake, delivery.sha256).stat().st_mode & 0o777 == 0o600
     assert lake.path("ingest", "landed").stat().st_mode & 0o777 == 0o700
-    assert path.read_bytes() == CSV, "the file at the landing place is not changed"
+    assert path.read_bytes() == CSV, "the file in the landing folder is not changed"
 
 
 def test_scans_that_are_close_together_prove_nothing(lake: DataLake) -> None:

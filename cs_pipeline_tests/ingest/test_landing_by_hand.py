@@ -1,4 +1,4 @@
-"""Landing by command: what is copied to the landing place, and what is refused before anything is copied."""
+"""Landing by command: what is copied to the landing folder, and what is refused before anything is copied."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def test_landing_again_changes_nothing_and_landing_a_new_version_supersedes(lake
     land_files([file], lake, COMPANY)
     assert scan_landing(lake, COMPANY, NOW) == NOTHING
     land_files([export(tmp_path, "a.csv", CSV + CSV)], lake, COMPANY)
-    with pytest.raises(PipelineError, match=r"Another a\.csv is at the landing place and has not been read yet"):
+    with pytest.raises(PipelineError, match=r"Another a\.csv is in the landing folder and has not been read yet"):
         land_files([export(tmp_path, "b.csv"), export(tmp_path, "a.csv")], lake, COMPANY)
     assert {path.name for path in (lake.root / "landing").iterdir()} == {"a.csv"}
     assert scan_landing(lake, COMPANY, NOW).taken[0].supersedes == first.sha256
@@ -101,7 +101,7 @@ def test_a_link_given_to_the_command_is_followed(lake: DataLake, tmp_path: Path)
     assert names(scan_landing(lake, COMPANY, NOW).taken) == ["link.csv"]
 
 
-def test_no_link_at_the_landing_place_is_written_through(lake: DataLake, tmp_path: Path) -> None:
+def test_no_link_in_the_landing_folder_is_written_through(lake: DataLake, tmp_path: Path) -> None:
     victim = export(tmp_path, "victim", b"precious")
     written(lake, "x")
     (lake.root / "landing" / ".a.csv.landing").symlink_to(victim)
@@ -120,7 +120,7 @@ def test_files_are_landed_in_a_remote_place(
     assert names(scan_landing(lake, company, NOW).taken) == ["a.csv"]
 
 
-def test_a_landing_place_that_cannot_be_written_is_reported(lake: DataLake, tmp_path: Path, server: Server) -> None:
+def test_a_landing_folder_that_cannot_be_written_is_reported(lake: DataLake, tmp_path: Path, server: Server) -> None:
     file = export(tmp_path, "a.csv")
     (lake.root / "landing" / ".a.csv.landing").mkdir(parents=True)
     with pytest.raises(PipelineError, match=r"a\.csv cannot be copied to .*landing: Is a directory"):

@@ -53,7 +53,7 @@ def test_raw_rows_are_deleted_after_the_retention_period(lake: DataLake) -> None
     assert [bool(delivery.expired_at) for delivery in deliveries(lake)] == [True, True, False]
     assert expire(lake, company, DAY + timedelta(days=32)) == []
     (lake.path("ingest", "landed") / f".{old.sha256}.x1").write_text("left by a killed redaction")
-    assert scan_landing(lake, company, NOW) == NOTHING, "files still at the landing place are known"
+    assert scan_landing(lake, company, NOW) == NOTHING, "files still in the landing folder are known"
     moved(lake, "again.csv", b"0")
     assert scan_landing(lake, company, NOW).duplicates == [("again.csv", "0.csv")]
     assert set(kept(lake)) == {new.sha256}

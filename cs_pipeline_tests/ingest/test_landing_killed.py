@@ -13,13 +13,13 @@ import pytest
 
 from cs_pipeline.core import lake as files
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.ingest import landing, ledger, place
+from cs_pipeline.ingest import landing, landing_folder, ledger
 from cs_pipeline.ingest.landing import LandingScan, expire, kept_copy, land_files, scan_landing
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline_tests.support.arrivals import COMPANY, NOW, kept
 from cs_pipeline_tests.support.killed import kill, kill_points
 
-TRACED = {str(module.__file__) for module in (landing, place, ledger, files)}
+TRACED = {str(module.__file__) for module in (landing, landing_folder, ledger, files)}
 LATER = NOW + timedelta(minutes=1)
 A, B, C = (b"question,answer\nWhere is it?,%s.\n" % word for word in (b"On its way", b"Still with us", b"At your door"))
 

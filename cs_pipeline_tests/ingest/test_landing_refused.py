@@ -1,4 +1,4 @@
-"""What is refused at the landing place, and why; and unusual names that are accepted."""
+"""What is refused in the landing folder, and why; and unusual names that are accepted."""
 
 import ctypes
 import os

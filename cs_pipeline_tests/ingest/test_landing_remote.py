@@ -11,7 +11,7 @@ from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import LandingScan, kept_copy, scan_landing
-from cs_pipeline.ingest.place import landing_place
+from cs_pipeline.ingest.landing_folder import landing_folder
 from cs_pipeline_tests.support.arrivals import (
     CSV,
     NOTHING,
@@ -34,7 +34,7 @@ def test_a_remote_object_can_be_removed(lake: DataLake, memory: MemoryFileSystem
     memory.pipe_file("/bucket/landing/ours.csv", CSV)
     memory.pipe_file("/bucket/landing/theirs.csv", CSV)
     for _ in range(2):
-        landing_place(lake, IN_MEMORY).remove("ours.csv")
+        landing_folder(lake, IN_MEMORY).remove("ours.csv")
     assert memory.ls("/bucket/landing", detail=False) == ["/bucket/landing/theirs.csv"]
 
 
@@ -119,7 +119,7 @@ def test_an_unsupported_address_is_reported(lake: DataLake, landing: str) -> Non
     assert "company.yaml" in raised.value.fix
 
 
-def test_the_landing_place_can_be_any_folder(lake: DataLake, tmp_path: Path) -> None:
+def test_the_landing_folder_can_be_any_folder(lake: DataLake, tmp_path: Path) -> None:
     place = tmp_path / "elsewhere" / "of exports"
     place.mkdir(parents=True)
     for number, landing in enumerate([str(place), "../elsewhere/of exports", f"file://{place}"]):

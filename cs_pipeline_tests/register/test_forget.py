@@ -81,7 +81,7 @@ def jane(lake: DataLake) -> str:
 
 
 def files_with(lake: DataLake, text: bytes) -> list[Path]:
-    """The files of the lake that contain ``text``, except at the landing place."""
+    """The files of the lake that contain ``text``, except in the landing folder."""
     files = (path for path in lake.root.rglob("*") if path.is_file() and "landing" not in path.parts)
     return [path for path in files if text in path.read_bytes()]
 

@@ -1,4 +1,4 @@
-"""Files that arrive at the landing place, on a disk or a server, and scans a minute apart."""
+"""Files that arrive in the landing folder, on a disk or a server, and scans a minute apart."""
 
 import gzip
 import os
@@ -33,7 +33,7 @@ def packed(data: bytes) -> bytes:
 
 
 def written(lake: DataLake, name: str, data: bytes = CSV) -> Path:
-    """A file that has just been written into the landing place."""
+    """A file that has just been written into the landing folder."""
     path = lake.root / "landing" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -41,7 +41,7 @@ def written(lake: DataLake, name: str, data: bytes = CSV) -> Path:
 
 
 def moved(lake: DataLake, name: str, data: bytes = CSV, minutes: int = 10) -> Path:
-    """A file that was written ``minutes`` ago and has just been renamed into the landing place."""
+    """A file that was written ``minutes`` ago and has just been renamed into the landing folder."""
     aside = lake.root / "aside"
     aside.parent.mkdir(parents=True, exist_ok=True)
     aside.write_bytes(data)
@@ -73,12 +73,12 @@ def scans(lake: DataLake, company: Company = COMPANY) -> Iterator[LandingScan]:
 
 @contextmanager
 def just_before(function: str, action: Callable[[], Any]) -> Iterator[None]:
-    """Runs ``action`` right before ``function`` of the landing place is first called."""
+    """Runs ``action`` right before ``function`` of the landing folder is first called."""
     done: list[str] = []
 
     def trace(frame: FrameType, event: str, arg: object) -> None:
         code = frame.f_code
-        if not done and code.co_name == function and Path(code.co_filename).name in ("landing.py", "place.py"):
+        if not done and code.co_name == function and Path(code.co_filename).name in ("landing.py", "landing_folder.py"):
             done.append(function)
             action()
 

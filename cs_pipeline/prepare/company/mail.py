@@ -11,8 +11,8 @@ from typing import Any
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 
-_FILE = read_yaml(Path(__file__).with_name("mail.yaml"))
-_PATTERNS = {name: any_of(block, _FILE["words"]) for name, block in _FILE.items() if isinstance(block, str)}
+_RULES = read_yaml(Path(__file__).with_name("mail.yaml"))
+_PATTERNS = {name: any_of(block, _RULES["words"]) for name, block in _RULES.items() if isinstance(block, str)}
 _QUOTED = re.compile(r"[ \t]*>(?!=)")
 _AMOUNTS = re.compile(r"[ \t]*>[ \t]*[\d$€£]")
 # A mail program writes the time or the address; "On 5 May your agent wrote:" may be the customer's own report.
@@ -34,15 +34,15 @@ class _Phrases:
 
     @classmethod
     def of(cls, entry: dict[str, Any]) -> "_Phrases":
-        return cls(tuple(entry["keywords"]), any_of(entry["patterns"], _FILE["words"], re.I | re.S))
+        return cls(tuple(entry["keywords"]), any_of(entry["patterns"], _RULES["words"], re.I | re.S))
 
     def match(self, text: str, lower: str) -> bool:
         """``lower`` is ``text`` in lower case."""
         return any(map(lower.__contains__, self.keywords)) and self.pattern.search(text) is not None
 
 
-_AUTOMATIC = [_Phrases.of(entry) for entry in _FILE["automatic"]]
-_AWAY = _Phrases.of(_FILE["away"])
+_AUTOMATIC = [_Phrases.of(entry) for entry in _RULES["automatic"]]
+_AWAY = _Phrases.of(_RULES["away"])
 
 
 def own_words(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The landing place: a local folder, or a folder in any file system that fsspec supports."""
+"""The landing folder: a local folder, or a folder in any file system that fsspec supports."""
 
 import copy
 import errno
@@ -27,12 +27,12 @@ _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci",
 _TAGS = ("ETag", "etag", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
-_FOLDER = "is a folder: put its files into the landing place itself"
+_FOLDER = "is a folder: put its files into the landing folder itself"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name at the landing place. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
+    """A name in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
 
     ``complete``: the store lists objects only once they are complete. ``after_write`` is how many seconds after its last
     write the file was renamed, linked or had its permissions changed. ``problem`` says why it can never be delivered, and
@@ -62,7 +62,7 @@ class UnreadableError(Exception):
     """The content cannot be read; the message says why."""
 
 
-class LocalPlace:
+class LocalFolder:
     """A folder on this machine."""
 
     def __init__(self, folder: Path) -> None:
@@ -74,7 +74,7 @@ class LocalPlace:
             names = [path.name for path in self.folder.iterdir()]
         except OSError as error:
             raise PipelineError(
-                f"The landing place {self.folder} cannot be listed: {error_reason(error)}.",
+                f"The landing folder {self.folder} cannot be listed: {error_reason(error)}.",
                 "Create the folder, give this user permission to read it, or fix 'landing' in company.yaml.",
             ) from error
         return [entry for name in names if (entry := self.entry(name))]
@@ -101,9 +101,9 @@ class LocalPlace:
             problem=problem_of_name(name),
         )
 
-    def subfolder(self, name: str) -> "LocalPlace":
+    def subfolder(self, name: str) -> "LocalFolder":
         """The subfolder of that name."""
-        return LocalPlace(self.folder / name)
+        return LocalFolder(self.folder / name)
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
@@ -163,7 +163,7 @@ class LocalPlace:
             ) from error
 
 
-class RemotePlace:
+class RemoteFolder:
     """A folder in a file system that fsspec supports, given by its URL; credentials come from the environment."""
 
     def __init__(self, url: str) -> None:
@@ -171,15 +171,15 @@ class RemotePlace:
 
         self.name = without_secret(url)
         try:
-            place = UPath(url)
-            self._files = place.fs
+            root = UPath(url)
+            self._files = root.fs
         except (ImportError, ValueError) as error:
             raise PipelineError(
-                f"The landing place {self.name} cannot be opened: {error}.",
+                f"The landing folder {self.name} cannot be opened: {error}.",
                 "Install the library it names, or fix 'landing' in company.yaml.",
             ) from error
-        self._folder = place.path.rstrip("/")
-        self._complete = place.protocol in _OBJECT_STORES
+        self._folder = root.path.rstrip("/")
+        self._complete = root.protocol in _OBJECT_STORES
 
     def entries(self) -> list[Entry]:
         """All entries; none if the folder does not exist. Raises PipelineError if the store cannot list it."""
@@ -189,10 +189,10 @@ class RemotePlace:
         except FileNotFoundError:  # object stores have no folders, only prefixes
             return []
         except Exception as error:  # each store has its own exceptions
-            raise _store_error(f"The landing place {self.name} cannot be listed", error) from None
+            raise _store_error(f"The landing folder {self.name} cannot be listed", error) from None
         return [entry for info in found if (entry := self._entry(info))]
 
-    def subfolder(self, name: str) -> "RemotePlace":
+    def subfolder(self, name: str) -> "RemoteFolder":
         """The subfolder of that name."""
         below = copy.copy(self)
         below.name, below._folder = f"{self.name}/{name}", f"{self._folder}/{name}"
@@ -255,17 +255,17 @@ class RemotePlace:
             raise _store_error(f"{name} cannot be deleted from {self.name}", error) from None
 
 
-Place = LocalPlace | RemotePlace
+Folder = LocalFolder | RemoteFolder
 
 
-def landing_place(lake: DataLake, company: Company) -> Place:
-    """The landing place of the settings; the lake's own is created. Raises PipelineError for an unsupported address."""
+def landing_folder(lake: DataLake, company: Company) -> Folder:
+    """The landing folder of the settings; the lake's own is created. Raises PipelineError for an unsupported address."""
     if "://" in company.landing:
         scheme, _, path = company.landing.partition("://")
-        return LocalPlace(Path(path)) if scheme in ("file", "local") else RemotePlace(company.landing)
+        return LocalFolder(Path(path)) if scheme in ("file", "local") else RemoteFolder(company.landing)
     if not company.landing:
         make_folder(lake.root / "landing")
-    return LocalPlace(lake.root / (company.landing or "landing"))
+    return LocalFolder(lake.root / (company.landing or "landing"))
 
 
 def is_unfinished(name: str) -> bool:
