@@ -199,7 +199,7 @@ class Weakness:
 
     @property
     def shortfall(self) -> float:
-        """The share of the rest's score that the slice lacks, or exceeds it by where lower is better."""
+        """How far the slice's score is from the rest's, as a share of the rest's score."""
         return abs(self.rest - self.score) / (abs(self.rest) or 1)
 
     @property
@@ -285,5 +285,5 @@ def read_evaluation(recipe_name: str, lake: DataLake) -> EvaluationResults:
 
 
 def evaluations_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """While it is held no run replaces an evaluation, and none writes what is made of all evaluations."""
+    """While it is held, no run replaces an evaluation or writes the leaderboard."""
     return locked(lake.path("evaluate", ".evaluations.lock"))

@@ -23,7 +23,7 @@ _EMPTY = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", "s
 
 
 def history_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """Held from reading the history to appending to it; a killed process releases it."""
+    """Hold it from reading the history to appending to it. The lock of a killed process is released."""
     return locked(_path(lake))
 
 

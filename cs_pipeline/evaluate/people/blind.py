@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.people.sheet import read_sheet, write_sheet
 
 SHEET_COLUMNS = ("id", "question", "answer", "score")
 _MAX_FAULTS_SHOWN = 20
-"""A message lists so many faults of a sheet."""
+"""How many faults of a sheet a message lists at most."""
 
 
 def export_blind_sheet(
