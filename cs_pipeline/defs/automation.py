@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -64,20 +66,19 @@ read_articles = dg.define_asset_job(
     description="Takes landed files and ingests the days on which they were delivered.",
 )
 def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
-    """Scans the landing place once and requests a run for each day whose deliveries are not ingested yet."""
+    """Scans the landing folder once and requests a run for each day whose deliveries are not ingested yet."""
+    from cs_pipeline.company import load_company
+    from cs_pipeline.ingest.landing import process_landing
     from cs_pipeline.ingest.ledger import Ledger
 
-    notes = _scan(lake.lake)
+    notes = process_landing(lake.lake, load_company(lake.lake), datetime.now(UTC))
     requests = []
     with Ledger(lake.lake) as ledger:
-        superseded = ledger.superseded()
-        pending = [d for d in ledger.deliveries() if not (d.ingested_at or d.expired_at or d.sha256 in superseded)]
-        days = sorted({delivery.day for delivery in pending})
+        days = ledger.pending_days()
         if days and not lake.lake.path("prepare", "intent_classifier").exists():
             notes.append("they are ingested once there is an intent classifier: make demo")
             days = []
-        runs = context.instance.get_runs(dg.RunsFilter(job_name=ingest_company.name, statuses=_UNFINISHED))
-        running = {run.tags.get("dagster/partition") for run in runs}
+        running = {run.tags.get("dagster/partition") for run in _unfinished_runs(context.instance, ingest_company.name)}
         for day in days:
             if str(day) in running:
                 notes.append(f"{day} is being ingested")
@@ -95,31 +96,6 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
     return dg.SensorResult(run_requests=requests)
 
 
-def _scan(lake: DataLake) -> list[str]:
-    """Takes landed files, deletes expired deliveries, and lands the agents' edits for the next scan; says what it did."""
-    from datetime import UTC, datetime
-
-    from cs_pipeline.company import load_company
-    from cs_pipeline.ingest.landing import expire, land_edits, scan_landing
-
-    company, now = load_company(lake), datetime.now(UTC)
-    found = scan_landing(lake, company, now)
-    expired = expire(lake, company, now.date())
-    edits = land_edits(lake, company, now)
-    notes = [f"{len(found.taken)} files taken" if found.taken else "nothing new"]
-    if found.waiting:
-        notes.append(f"waiting until they are complete: {', '.join(found.waiting[:5])}")
-    notes += [f"{name} refused: {reason}" for name, reason in found.refused[:5]]
-    if edits:
-        notes.append(f"{edits} edits of agents landed")
-    if expired:
-        notes.append(f"{len(expired)} deliveries deleted after {company.retention_days} days")
-    lost = [delivery.name for delivery in expired if delivery.ingested_at is None]
-    if lost:
-        notes.append(f"deleted without being ingested: {', '.join(lost)}; land them again")
-    return notes
-
-
 @dg.sensor(
     job=read_articles,
     minimum_interval_seconds=15,
@@ -133,20 +109,14 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     """
     from cs_pipeline.company import load_company
     from cs_pipeline.core.lake import digest
-    from cs_pipeline.ingest.knowledge import list_articles
-    from cs_pipeline.retrieval.passages import known_files
+    from cs_pipeline.retrieval.passages import find_changes
 
-    files = {listed.path: listed.identity for listed in list_articles(lake.lake, load_company(lake.lake))}
-    known = known_files(lake.lake)
-    if files == known:
+    files, changes = find_changes(lake.lake, load_company(lake.lake))
+    if changes is None:
         return dg.SkipReason(f"nothing new: {len(files)} files" if files else "no articles")
-    changes = (
-        f"{len(files.keys() - known)} files new, {len(known.keys() - files)} gone, "
-        f"{sum(files[path] != known[path] for path in files.keys() & known)} changed"
-    )
     if not lake.lake.table("prepare", "train_split").exists():
         return dg.SkipReason(f"{changes}; they are read with the whole job: make demo")
-    if context.instance.get_runs_count(dg.RunsFilter(job_name=read_articles.name, statuses=_UNFINISHED)):
+    if _unfinished_runs(context.instance, read_articles.name):
         return dg.SkipReason(f"{changes}; articles are being read")
     state = digest(files)
     last = json.loads(context.cursor or "{}")
@@ -185,11 +155,15 @@ def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) ->
     return _retraining(context.instance, lake.lake, once=False)
 
 
+def _unfinished_runs(instance: dg.DagsterInstance, job: str) -> Sequence[dg.DagsterRun]:
+    return instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED))
+
+
 def _retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> dg.RunRequest | dg.SkipReason:
     from cs_pipeline.train.retraining import check_retraining
 
     recipe = os.environ.get("CS_RECIPE") or "embedded"
-    if instance.get_runs_count(dg.RunsFilter(job_name=support_model.name, statuses=_UNFINISHED)):
+    if _unfinished_runs(instance, support_model.name):
         return dg.SkipReason("support_model is running; one training at a time")
     if not lake.path("prepare", "bitext_splits.parquet").exists():
         return dg.SkipReason("there is no champion yet; run the whole job first: make demo")

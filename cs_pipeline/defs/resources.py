@@ -32,7 +32,7 @@ class LakeResource(dg.ConfigurableResource):
 @dg.logger(dg.Field(dg.Permissive({"log_level": dg.Field(str, is_required=False, default_value="INFO")})))
 def console_logger(context: dg.InitLoggerContext) -> logging.Logger:
     """Logs to the terminal, one line per message: time, step, level (for a warning), text. Errors are left out."""
-    logger = logging.Logger("cs_pipeline", level=logging.INFO)
+    logger = logging.Logger("cs_pipeline", level=context.logger_config["log_level"].upper())
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_LineFormatter())
     # After a failure Dagster logs an error for every skipped step. The command that runs the job prints the failure.

@@ -1,6 +1,7 @@
 """The graph as a whole: its assets, checks and jobs, that it loads fast, and that every asset can be run alone."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -10,10 +11,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 from dagster._core.execution.api import create_execution_plan
+from dagster._core.execution.context.logger import UnboundInitLoggerContext
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.definitions import defs
+from cs_pipeline.defs.resources import console_logger
 from cs_pipeline_tests.conftest import RECIPES
 
 PROJECT = Path(__file__).parents[2]
@@ -200,3 +203,10 @@ def test_the_retrieval_index_is_made_with_its_parents_from_the_command_line(prep
     assert lake.table("prepare", "train_split").read_bytes() == before
     assert lake.table("prepare", "knowledge_base").exists()
     assert (lake.path("prepare", "retrieval_index") / "manifest.json").exists()
+
+
+def test_the_console_logger_has_the_configured_level() -> None:
+    for config, level in (({}, logging.INFO), ({"log_level": "debug"}, logging.DEBUG)):
+        logger = console_logger(UnboundInitLoggerContext(config, None))
+        assert isinstance(logger, logging.Logger)
+        assert logger.level == level
