@@ -40,8 +40,8 @@ from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.intent_classifier import train_classifiers
 from cs_pipeline.prepare.splits.conversations import join_conversations
 from cs_pipeline.prepare.splits.leakage import find_leaks
-from cs_pipeline.prepare.splits.sides import write_side
-from cs_pipeline.prepare.splits.split import SIDES, split_bitext
+from cs_pipeline.prepare.splits.split import SPLITS, split_bitext
+from cs_pipeline.prepare.splits.split_tables import write_split
 from cs_pipeline.text.clean import clean
 
 DAYS = 100
@@ -162,8 +162,8 @@ def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
     with clock("no_leakage"):
         assert find_leaks(rows) == []
     with clock("sides"):
-        for side in SIDES:
-            write_side(lake, side)
+        for side in SPLITS:
+            write_split(lake, side)
     return rows
 
 

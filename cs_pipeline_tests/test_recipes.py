@@ -27,7 +27,7 @@ from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
 from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, required_memory, training_hours
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.support.tiny import tiny_base
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 NAMES = sorted(path.stem for path in (Path(recipe_module.__file__).parent / "recipes").glob("*.yaml"))
 
@@ -84,8 +84,8 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
         {**row, "source": "bitext", "context": None, "subject_id": None, "instruction": question, "response": answer}
         for row, question, answer in zip(company_rows(16), texts["instruction"], texts["response"], strict=True)
     ]
-    write_side(lake, "train", rows[:12])
-    write_side(lake, "validation", rows[12:])
+    write_split(lake, "train", rows[:12])
+    write_split(lake, "validation", rows[12:])
     lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
     build_index(lake)
     from cs_pipeline.text.classifier import TextClassifier

@@ -139,9 +139,9 @@ def _split_asset(side: str, use: str) -> dg.AssetsDefinition:
         description=f"The {side} side of the split, with predicted intents: {use}.",
     )
     def split_side(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-        from cs_pipeline.prepare.splits.sides import write_side
+        from cs_pipeline.prepare.splits.split_tables import write_split
 
-        table, leakage = write_side(lake.lake, side)
+        table, leakage = write_split(lake.lake, side)
         metadata = {}
         if leakage:
             context.log.info(

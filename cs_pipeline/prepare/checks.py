@@ -37,17 +37,17 @@ def split_disjoint_and_stratified(lake: DataLake) -> CheckOutcome:
     """No cluster on two sides, no repeated row, every intent on every side, shares within 5 points of the intended ones."""
     import pyarrow.compute as pc
 
-    from cs_pipeline.prepare.splits.split import SIDE_SHARES, split_counts
+    from cs_pipeline.prepare.splits.split import SPLIT_SHARES, split_counts
 
     table = lake.read("prepare", "bitext_splits", ["row_id", "cluster_id", "intent", "split"])
     counts = split_counts(table)
-    shares = {side: float(counts[side].sum() / table.num_rows) for side in SIDE_SHARES}
+    shares = {side: float(counts[side].sum() / table.num_rows) for side in SPLIT_SHARES}
     faults = {
         "clusters_on_two_sides": _clusters_on_two_sides(table),
         "repeated_rows": table.num_rows - pc.count_distinct(table.column("row_id")).as_py(),
         "intents_lacking_a_side": counts.index[(counts == 0).any(axis=1)].tolist(),
     }
-    close = all(abs(shares[side] - share) < _SHARE_TOLERANCE for side, share in SIDE_SHARES.items())
+    close = all(abs(shares[side] - share) < _SHARE_TOLERANCE for side, share in SPLIT_SHARES.items())
     return CheckOutcome(close and not any(faults.values()), faults | shares)
 
 

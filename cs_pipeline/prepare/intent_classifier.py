@@ -1,4 +1,4 @@
-"""The two intent classifiers, trained on Bitext's training side: one of questions, and one of answers."""
+"""The two intent classifiers, trained on Bitext's training split: one of questions, and one of answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ class TrainedClassifier:
 
 
 def train_classifiers(lake: DataLake) -> TrainedClassifier:
-    """Trains both classifiers on the training side of ``bitext_splits``; writes their folders and the test accuracy."""
+    """Trains both classifiers on the training split of ``bitext_splits``; writes their folders and the test accuracy."""
     rows = lake.read("prepare", "bitext_splits", ["instruction", "response", "intent", "split"]).to_pandas()
     train, test = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
     intents = train["intent"].tolist()
@@ -51,7 +51,7 @@ def load_classifier(lake: DataLake, name: str) -> TextClassifier:
 
 
 def classifier_quality(lake: DataLake) -> dict[str, Any]:
-    """What ``train_classifiers`` measured on the test side: ``test_accuracy`` (0 to 1) and ``test_rows``."""
+    """What ``train_classifiers`` measured on the test split: ``test_accuracy`` (0 to 1) and ``test_rows``."""
     quality: dict[str, Any] = read_json(_quality_file(lake))
     return quality
 

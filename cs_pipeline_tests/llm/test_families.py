@@ -24,7 +24,7 @@ from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline.train.trainer.peft_model import build_peft_model, save_peft_model, train_in_float32, trainer_classes
 from cs_pipeline_tests.support.tiny import FAMILIES, tiny_base
-from cs_pipeline_tests.train import EARLIER, company_rows, write_side
+from cs_pipeline_tests.train import EARLIER, company_rows, write_split
 
 ROWS = [
     ("where is {{Order Number}}?", "{{Order Number}}:\ntoday."),
@@ -94,7 +94,7 @@ def write_rows(lake: DataLake) -> None:
         for row, (question, answer), context in zip(company_rows(len(ROWS)), ROWS, earlier, strict=True)
     ]
     for side in ("train", "validation"):
-        write_side(lake, side, rows)
+        write_split(lake, side, rows)
 
 
 @cache

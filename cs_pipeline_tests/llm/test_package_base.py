@@ -24,7 +24,7 @@ from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline_tests.conftest import SHARED
 from cs_pipeline_tests.support.gguf_file import Source, package_of, write_gguf
 from cs_pipeline_tests.support.index import Index, index_in_use
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 TEXTS = ["Order 4711 of 2026-11-03, 1,250.99 €", "<|im_start|>user\nWhere is {{Order Number}}?<|im_end|>\n", " ½ ٣ x²"]
 
@@ -141,8 +141,8 @@ def trained(spec: PackageBase, lake: DataLake) -> tuple[Recipe, Path]:
     recipe = load_recipe("smollm2_135m_package")
     trainer = recipe.trainer.model_copy(update={"max_steps": 2, "per_device_train_batch_size": 2})
     recipe = recipe.model_copy(update={"base": spec, "trainer": trainer})
-    write_side(lake, "train", company_rows(8))
-    write_side(lake, "validation", company_rows(2))
+    write_split(lake, "train", company_rows(8))
+    write_split(lake, "validation", company_rows(2))
     return recipe, train_adapter(recipe, lake, lambda line: None).folder
 
 

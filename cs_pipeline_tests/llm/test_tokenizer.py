@@ -16,7 +16,7 @@ from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline_tests.conftest import SHARED
 from cs_pipeline_tests.support.stand_ins import STAND_INS, stand_in
 from cs_pipeline_tests.support.tiny import tiny_base
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 REAL = sorted(path.parent.name for path in (SHARED / "tokenizers").glob("*/tokenizer.json"))
 MARKERS = [
@@ -76,8 +76,8 @@ def test_a_folder_without_the_file_has_nothing_to_compare_with(tmp_path: Path) -
 def test_no_step_is_trained_on_other_ids(lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe("smollm2_135m")
     recipe = recipe.model_copy(update={"base": PathBase(source="path", path=tiny_base(tmp_path / "base", "smollm2"))})
-    write_side(lake, "train", company_rows(8))
-    write_side(lake, "validation", company_rows(2))
+    write_split(lake, "train", company_rows(8))
+    write_split(lake, "validation", company_rows(2))
 
     def other(*arguments: Any) -> Any:
         from tokenizers import pre_tokenizers

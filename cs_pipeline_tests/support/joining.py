@@ -13,7 +13,7 @@ import pytest
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
 from cs_pipeline.prepare.splits.conversations import JoinedConversations
-from cs_pipeline.prepare.splits.split import SIDES, split
+from cs_pipeline.prepare.splits.split import SPLITS, split
 from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
 Row = dict[str, Any]
@@ -112,7 +112,7 @@ def assert_sound(lake: DataLake, joined: JoinedConversations) -> None:
     assert joined.rows.slice(0, given.num_rows).equals(given)
     rows = joined.rows.to_pylist()
     assert len({row["row_id"] for row in rows}) == len(rows)
-    assert all(row["split"] in SIDES and row["cluster_id"] for row in rows)
+    assert all(row["split"] in SPLITS and row["cluster_id"] for row in rows)
     assert joined.set_aside.column("split").null_count == joined.set_aside.num_rows
     side_of: dict[str, str] = {}
     for row in rows:

@@ -9,7 +9,7 @@ import yaml
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.defs.launch import Launcher
 from cs_pipeline_tests.support.tiny import tiny_base
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 ROWS = 33
 """Four steps of eight rows and one of a single row, in which one of two processes has none."""
@@ -44,7 +44,7 @@ def make_lake(root: Path) -> DataLake:
     for side, count in (("train", ROWS), ("validation", 7)):
         rows = company_rows(count, split=side, context="[]")
         longer = [{**row, "response": " ".join([row["response"]] * (1 + i % 4))} for i, row in enumerate(rows)]
-        write_side(lake, side, longer)
+        write_split(lake, side, longer)
     return lake
 
 

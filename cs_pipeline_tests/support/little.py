@@ -11,7 +11,7 @@ from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.recipe import Recipe, load_recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline_tests.support.tiny import tiny_base
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 RECIPE: dict[str, Any] = {
     "description": "45 rows in steps of eight for two epochs: the last step of an epoch has five rows.",
@@ -71,9 +71,9 @@ class SmallTraining:
     @classmethod
     def create(cls, folder: Path) -> "SmallTraining":
         lake = DataLake(folder / "lake")
-        write_side(lake, "train", company_rows(45, context=None))
+        write_split(lake, "train", company_rows(45, context=None))
         validation = company_rows(12, context=None, split="validation")
-        write_side(lake, "validation", [{**row, "response": OTHER_ANSWER} for row in validation])
+        write_split(lake, "validation", [{**row, "response": OTHER_ANSWER} for row in validation])
         return cls(lake, tiny_base(folder / "base", "embedded"))
 
     def recipe(self, **trainer: Any) -> Recipe:

@@ -41,11 +41,11 @@ def company_rows(count: int, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def write_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
+def write_split(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
     """Makes ``rows`` the table of ``side``."""
     lake.write("prepare", f"{side}_split", pa.Table.from_pylist(list(rows), SPLIT_ROW), SPLIT_ROW)
 
 
 def add_to_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
     """Appends ``rows`` to those of ``side``."""
-    write_side(lake, side, [*lake.read("prepare", f"{side}_split").to_pylist(), *rows])
+    write_split(lake, side, [*lake.read("prepare", f"{side}_split").to_pylist(), *rows])

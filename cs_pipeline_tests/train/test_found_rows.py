@@ -19,7 +19,7 @@ from cs_pipeline.text.placeholders import PlaceholderMode, apply
 from cs_pipeline.train.adapter import adapter_fingerprint, data_versions
 from cs_pipeline.train.rows import TrainingRows, training_rows
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 ROWS = 60
 ARTICLE = "Returns are free of charge with order {{Order Number}}. Take the parcel to any shop."
@@ -51,9 +51,9 @@ def lake(lake: DataLake) -> DataLake:
         }
         for place, row in enumerate(company_rows(ROWS + 20))
     ]
-    write_side(lake, "train", table[:ROWS])
-    write_side(lake, "validation", table[ROWS : ROWS + 10])
-    write_side(lake, "test", table[ROWS + 10 :])
+    write_split(lake, "train", table[:ROWS])
+    write_split(lake, "validation", table[ROWS : ROWS + 10])
+    write_split(lake, "test", table[ROWS + 10 :])
     passages = [
         {"passage_id": f"p{i}", "path": f"{i}.md", "place": 0, "title": f"Returns {i}", "text": ARTICLE}
         | {"address": f"{i}.md", "version": "0" * 64}

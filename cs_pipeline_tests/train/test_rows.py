@@ -24,7 +24,7 @@ from cs_pipeline.train.rows import (
     training_rows,
 )
 from cs_pipeline_tests.support.tiny import tiny_tokenizer
-from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_side
+from cs_pipeline_tests.train import EARLIER, FILES, company_rows, write_split
 
 BITEXT, COMPANY = 30, 12
 
@@ -43,7 +43,7 @@ def recipe(tiny: Recipe) -> Recipe:
 @pytest.fixture
 def mixed(lake: DataLake) -> DataLake:
     """A lake with training rows only: rows like Bitext's, then the company's."""
-    write_side(lake, "train", [*bitext_rows(BITEXT), *company_rows(COMPANY)])
+    write_split(lake, "train", [*bitext_rows(BITEXT), *company_rows(COMPANY)])
     return lake
 
 
@@ -141,7 +141,7 @@ def test_earlier_turns_are_in_the_placeholder_mode_of_the_recipe(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     context = json.dumps([["customer", "about {{Order Number}}"], ["agent", "is {{Order Number}} right?"]])
-    write_side(lake, "train", company_rows(1, context=context))
+    write_split(lake, "train", company_rows(1, context=context))
 
     def prompt(mode: PlaceholderMode) -> str:
         rows = training_rows(recipe.model_copy(update={"placeholders": mode}), lake, chat, "train")
@@ -171,7 +171,7 @@ def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
     for row, context in zip(rows, contexts, strict=True):
         row["context"] = context and json.dumps(context)
     rows[3]["instruction"] *= 20
-    write_side(lake, "train", rows)
+    write_split(lake, "train", rows)
     whole = training_rows(recipe, lake, chat, "train")
     trainer = recipe.trainer.model_copy(update={"max_length": len(whole.examples[1])})
     short = training_rows(recipe.model_copy(update={"trainer": trainer}), lake, chat, "train")
@@ -183,7 +183,7 @@ def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
 
 def test_validation_rows_are_chosen_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     rows = [*company_rows(300), *bitext_rows(100)]
-    write_side(lake, "validation", rows)
+    write_split(lake, "validation", rows)
     found = training_rows(weighted(recipe, 3, train_rows=2), lake, chat, "validation")
     ids = sorted(row["row_id"] for row in rows)[:VALIDATION_ROWS]
     assert found.seen.column("row_id").to_pylist() == ids
@@ -204,12 +204,12 @@ def unrouted(recipe: Recipe) -> Recipe:
 @pytest.fixture
 def split(lake: DataLake) -> DataLake:
     """Ten training rows and 300 validation rows: two per cluster, with ids in another order than the clusters."""
-    write_side(lake, "train", company_rows(10))
+    write_split(lake, "train", company_rows(10))
     rows = [
         {**row, "row_id": f"{(7 * i) % 300:016x}", "cluster_id": f"cluster {i // 2}", "split": "validation"}
         for i, row in enumerate(company_rows(300))
     ]
-    write_side(lake, "validation", rows)
+    write_split(lake, "validation", rows)
     return lake
 
 
@@ -266,7 +266,7 @@ def test_rows_of_held_out_intents_are_not_used(unrouted: Recipe, split: DataLake
     for side in ("train", "validation"):
         rows = split.read("prepare", f"{side}_split").to_pylist()
         of_two = [{**row, "intent": ("track_order", "get_refund")[i % 2]} for i, row in enumerate(rows)]
-        write_side(split, side, of_two)
+        write_split(split, side, of_two)
     apart = with_mixture(unrouted, validation=True).model_copy(update={"held_out_intents": ("get_refund",)})
     for side in ("train", "validation"):
         found = select_rows(apart, split, side, ["intent", "instruction"])

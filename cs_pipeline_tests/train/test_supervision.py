@@ -13,7 +13,7 @@ from cs_pipeline.recipe import PromptSettings, Recipe
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline.train.supervision import SupervisionCheck
 from cs_pipeline_tests.support.tiny import FAMILIES, _trained, tiny_tokenizer
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 ANSWER = "Of course:\n1. Open {{Website URL}}."
 
@@ -32,7 +32,7 @@ def losing(*normalised: Any) -> ChatFormat:
 
 @pytest.fixture
 def rows(lake: DataLake) -> DataLake:
-    write_side(lake, "train", company_rows(20))
+    write_split(lake, "train", company_rows(20))
     return lake
 
 
@@ -53,7 +53,7 @@ def test_a_tokenizer_that_loses_text_in_spite_of_escapes_is_refused(rows: DataLa
 
 def test_a_few_escaped_characters_are_counted(lake: DataLake, tiny: Recipe) -> None:
     rare = company_rows(1, response="I am glad \N{SLIGHTLY SMILING FACE}")
-    write_side(lake, "train", [*rare, *company_rows(20)[1:]])
+    write_split(lake, "train", [*rare, *company_rows(20)[1:]])
     chat = losing(normalizers.Replace("\N{SLIGHTLY SMILING FACE}", ":)"))
     found = training_rows(tiny, lake, chat, "train")
     assert found.escaped == 1
@@ -64,7 +64,7 @@ def test_a_few_escaped_characters_are_counted(lake: DataLake, tiny: Recipe) -> N
 def test_for_t5_rows_with_line_breaks_or_placeholders_are_escaped(lake: DataLake, tiny: Recipe) -> None:
     tokenizer = tiny_tokenizer("t5")
     tokenizer.chat_template = PromptSettings(template="t5_v1").template_text()
-    write_side(lake, "train", [*company_rows(3, instruction="hello", context=None), *company_rows(5)[3:]])
+    write_split(lake, "train", [*company_rows(3, instruction="hello", context=None), *company_rows(5)[3:]])
     found = training_rows(tiny, lake, ChatFormat(tokenizer, "encoder-decoder"), "train")
     assert (found.escaped, found.escaped_share) == (2, 0)
 

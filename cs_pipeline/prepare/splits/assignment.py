@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
 from cs_pipeline.prepare.splits.clusters import Shingles, components, connecting_pairs
 from cs_pipeline.prepare.splits.lsh import BandIndex
-from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES, SIDES, assign_sides
+from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES, SPLITS, assign_splits
 
 MAX_HELD_OUT = 75
 """Company rows per intent on the validation and on the test side. More make evaluation slower, but hardly more precise."""
@@ -22,7 +22,7 @@ SIDE_FULL = f"near-duplicate of a held-out question, and its side has {MAX_HELD_
 BATCH = 20_000
 """How many rows are compared with each other at a time."""
 
-_TRAIN = SIDES.index("train")
+_TRAIN = SPLITS.index("train")
 _PENDING, _ASIDE = -1, -2
 
 
@@ -30,7 +30,7 @@ class ClusterAssignment:
     """Assigns company rows to clusters and sides. Bitext's rows already have theirs.
 
     ``rows`` are Bitext's, then the company's in the order of ``days``. ``side`` is, for each row, the index of its side in
-    SIDES, or a negative number if it has none. ``index`` covers the rows that have been compared.
+    SPLITS, or a negative number if it has none. ``index`` covers the rows that have been compared.
     """
 
     def __init__(self, bitext: pa.Table, days: Mapping[str, pa.Table]) -> None:
@@ -123,7 +123,7 @@ class ClusterAssignment:
         """The rows with their cluster and side, and the rows set aside with their reason, both in the order of ``rows``."""
         kept, aside = self.side >= 0, self.side == _ASIDE
         rows = self.rows.filter(pa.array(kept))
-        sides = pa.DictionaryArray.from_arrays(pa.array(self.side[kept]), pa.array(SIDES)).cast(pa.string())
+        sides = pa.DictionaryArray.from_arrays(pa.array(self.side[kept]), pa.array(SPLITS)).cast(pa.string())
         for name, values in (("cluster_id", pa.array(self._cluster[kept], pa.string())), ("split", sides)):
             rows = rows.set_column(CONVERSATION.get_field_index(name), CONVERSATION.field(name), values)
         reasons = pa.array(self._reason[aside], pa.string())
@@ -183,10 +183,10 @@ class ClusterAssignment:
         for intent, clusters in sorted(new.items()):
             by_id = {self._new_cluster_id([ids[i] for i in members]): members for members in clusters}
             sizes = {cluster: len(members) for cluster, members in by_id.items()}
-            row_counts = {side: self._row_counts[intent, number] for number, side in enumerate(SIDES)}
-            for cluster, side in assign_sides(intent, sizes, row_counts, MAX_HELD_OUT).items():
+            row_counts = {side: self._row_counts[intent, number] for number, side in enumerate(SPLITS)}
+            for cluster, side in assign_splits(intent, sizes, row_counts, MAX_HELD_OUT).items():
                 for i in by_id[cluster]:
-                    self._set_side(rows[i], SIDES.index(side), cluster, intents[i])
+                    self._set_side(rows[i], SPLITS.index(side), cluster, intents[i])
 
     def _new_cluster_id(self, members: Sequence[str]) -> str:
         """An unused id. The plain one may be taken: the row after which a cluster was named may have left it since."""
@@ -234,8 +234,8 @@ class ClusterAssignment:
 
 
 def _side_numbers(table: pa.Table) -> np.ndarray:
-    """The index in SIDES of each row's side."""
-    return pc.index_in(table.column("split"), value_set=pa.array(SIDES)).to_numpy().astype(np.int8)
+    """The index in SPLITS of each row's side."""
+    return pc.index_in(table.column("split"), value_set=pa.array(SPLITS)).to_numpy().astype(np.int8)
 
 
 def _positions(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Leakage: near-duplicates across the sides of the split, searched for again without clusters, MinHash or index."""
+"""Leakage: near-duplicates across the splits, searched for again without clusters, MinHash or index."""
 
 from collections.abc import Sequence
 

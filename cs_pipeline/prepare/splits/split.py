@@ -15,10 +15,10 @@ from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
 from cs_pipeline.prepare.splits.clusters import components, near_duplicates
 from cs_pipeline.text.clean import to_table
 
-SIDE_SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
+SPLIT_SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
 """The share of an intent's rows on each side, in the order in which the sides are filled."""
 
-SIDES = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 
 DUPLICATE = "exact duplicate of another question and answer"
 NEAR_TWO_SIDES = "near-duplicate of questions on two sides of the split"
@@ -52,7 +52,7 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
     """Assigns the clusters of ``table`` to sides, stratified by intent.
 
     ``before`` is the table that an earlier run made. A row that is in it keeps its cluster and side, new near-duplicates of
-    such a row join them, and the other new clusters fill the sides up to SIDE_SHARES. If no row is in it, the result
+    such a row join them, and the other new clusters fill the sides up to SPLIT_SHARES. If no row is in it, the result
     depends on the rows alone and not on their order.
 
     A new row that is a near-duplicate of rows on two sides is set aside, because it would leak on either. So is an intent
@@ -112,17 +112,17 @@ def _assign_intent(intent: str, rows: pd.DataFrame, assigned: dict[str, tuple[st
         else:
             new["c" + min(row for _, row in members)] = [row for _, row in members]
         row_counts.update(assigned[row][1] for _, row in members if row in assigned)
-    if len(new) < sum(not row_counts[side] for side in SIDE_SHARES):
+    if len(new) < sum(not row_counts[side] for side in SPLIT_SHARES):
         for row in rows["row_id"]:
             assigned.pop(row, None)
-        return dict.fromkeys(rows.index, f"intent has too few different questions for {len(SIDE_SHARES)} sides")
+        return dict.fromkeys(rows.index, f"intent has too few different questions for {len(SPLIT_SHARES)} sides")
     sizes = {cluster: len(members) for cluster, members in new.items()}
-    for cluster, side in assign_sides(intent, sizes, row_counts).items():
+    for cluster, side in assign_splits(intent, sizes, row_counts).items():
         assigned.update(dict.fromkeys(new[cluster], (cluster, side)))
     return reasons
 
 
-def assign_sides(
+def assign_splits(
     intent: str, sizes: dict[str, int], row_counts: Mapping[str, int], max_held_out: float = math.inf
 ) -> dict[str, str]:
     """The side of each new cluster of ``intent``: cluster → side.
@@ -139,7 +139,7 @@ def assign_sides(
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{_SEED}:{intent}:{cluster}".encode()).digest())
     side_of: dict[str, str] = {}
     for side, later in (("test", ("validation", "train")), ("validation", ("train",))):
-        lacking = min(round(SIDE_SHARES[side] * total), max_held_out) - row_counts.get(side, 0)
+        lacking = min(round(SPLIT_SHARES[side] * total), max_held_out) - row_counts.get(side, 0)
         max_taken = len(left) - sum(not row_counts.get(other) for other in later)
         taken: list[str] = []
         for cluster in left:
@@ -157,4 +157,4 @@ def split_counts(table: pa.Table) -> pd.DataFrame:
     """Rows of each intent (index) on each side (columns train, validation, test)."""
     frame = table.select(["intent", "split"]).to_pandas()
     counts = pd.crosstab(frame["intent"], frame["split"])
-    return counts.reindex(columns=list(SIDES), fill_value=0).astype(np.int64)
+    return counts.reindex(columns=list(SPLITS), fill_value=0).astype(np.int64)

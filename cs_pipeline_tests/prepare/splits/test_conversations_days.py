@@ -14,7 +14,7 @@ from cs_pipeline.core.schema import CONVERSATION
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.splits import assignment
 from cs_pipeline.prepare.splits.conversations import join_conversations
-from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES, SIDES
+from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES, SPLITS
 from cs_pipeline_tests.support.joining import (
     Row,
     ask,
@@ -83,7 +83,7 @@ def test_joining_day_by_day_equals_joining_all_at_once(
     assert join_conversations(at_once).counts | {"new": 60} == joined.counts
     assert content(at_once) == content(lake)
     assert {NEAR_TWO_SIDES, DUPLICATE} <= set(reasons(joined).values())
-    assert set(sides(joined).values()) == set(SIDES)
+    assert set(sides(joined).values()) == set(SPLITS)
 
 
 def test_unchanged_sources_are_not_joined_again(lake: DataLake) -> None:

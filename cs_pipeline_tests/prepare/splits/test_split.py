@@ -13,11 +13,11 @@ from scipy.sparse import csr_array
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
-from cs_pipeline.prepare.splits.split import SIDE_SHARES, Split, assign_sides, split, split_counts
+from cs_pipeline.prepare.splits.split import SPLIT_SHARES, Split, assign_splits, split, split_counts
 from cs_pipeline.text.clean import Cleaned
 from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
-SIDES = set(SIDE_SHARES)
+SPLITS = set(SPLIT_SHARES)
 NEAR_TWO_SIDES = "near-duplicate of questions on two sides of the split"
 DUPLICATE = "exact duplicate of another question and answer"
 TOO_FEW = "intent has too few different questions for 3 sides"
@@ -65,7 +65,7 @@ def assert_sound(table: pa.Table, done: Split) -> None:
     assert done.set_aside.column("split").null_count == done.set_aside.num_rows
     side_of_cluster: dict[str, str] = {}
     for cluster, side in assignments(done.rows).values():
-        assert side in SIDES
+        assert side in SPLITS
         assert side_of_cluster.setdefault(cluster, side) == side
     assert (split_counts(done.rows) > 0).all(axis=None)
 
@@ -117,7 +117,7 @@ def test_the_order_of_the_file_does_not_matter() -> None:
 
 def test_the_split_is_the_same_in_every_release() -> None:
     sizes = {f"c{i:03}": 1 + i % 4 for i in range(300)}
-    assert digest(assign_sides("track_order", sizes, {})) == "da82b14c2a85dd56"
+    assert digest(assign_splits("track_order", sizes, {})) == "da82b14c2a85dd56"
 
 
 def test_a_second_run_changes_nothing() -> None:
@@ -182,7 +182,7 @@ def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
     rows = [
         {"instruction": LEFT, "cluster_id": "left", "split": left},
         {"instruction": RIGHT, "cluster_id": "right", "split": right},
-        *({"instruction": f"{side} " * 9, "cluster_id": side, "split": side} for side in sorted(SIDES)),
+        *({"instruction": f"{side} " * 9, "cluster_id": side, "split": side} for side in sorted(SPLITS)),
     ]
     return [{"row_id": row["instruction"], "response": "an answer", **row} for row in rows]
 
@@ -195,7 +195,7 @@ def test_a_new_row_between_two_sides_is_set_aside(left: str, right: str) -> None
     assert assignments(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
 
 
-@pytest.mark.parametrize("side", sorted(SIDES))
+@pytest.mark.parametrize("side", sorted(SPLITS))
 def test_a_new_row_between_two_clusters_of_one_side_joins_that_side(side: str) -> None:
     before = a_table_before(side, side)
     new = {"row_id": "new", "instruction": BETWEEN, "response": "an answer"}
@@ -275,10 +275,10 @@ def test_an_empty_table_is_split() -> None:
     check_schema(done.rows, CONVERSATION, "rows")
 
 
-# assign_sides()
+# assign_splits()
 
 sizes_of_clusters = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 60), max_size=30)
-rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) for side in sorted(SIDES)})
+rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) for side in sorted(SPLITS)})
 
 
 @settings(deadline=None, max_examples=300)
@@ -286,35 +286,35 @@ rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) fo
 def test_assigned_sides_are_complete_stable_and_within_their_shares(
     sizes: dict[str, int], have: dict[str, int]
 ) -> None:
-    empty = [side for side in SIDE_SHARES if not have.get(side)]
+    empty = [side for side in SPLIT_SHARES if not have.get(side)]
     assume(len(sizes) >= len(empty))
-    dealt = assign_sides("intent", sizes, have)
+    dealt = assign_splits("intent", sizes, have)
     assert dealt.keys() == sizes.keys()
-    assert assign_sides("intent", dict(reversed(sizes.items())), have) == dealt
-    new = {side: [cluster for cluster in sizes if dealt[cluster] == side] for side in SIDE_SHARES}
+    assert assign_splits("intent", dict(reversed(sizes.items())), have) == dealt
+    new = {side: [cluster for cluster in sizes if dealt[cluster] == side] for side in SPLIT_SHARES}
     assert sum(map(len, new.values())) == len(sizes)
     total = sum(sizes.values()) + sum(have.values())
-    for side in SIDE_SHARES:
+    for side in SPLIT_SHARES:
         assert have.get(side) or new[side], "a side is empty"
     for side in ("test", "validation"):
         rows = have.get(side, 0) + sum(sizes[cluster] for cluster in new[side])
-        over = rows > round(SIDE_SHARES[side] * total)
+        over = rows > round(SPLIT_SHARES[side] * total)
         # A side exceeds its share only by the rows that it had, or by the one cluster without which it would be empty.
         assert not (over and new[side]) or (not have.get(side) and len(new[side]) == 1)
-    once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SIDE_SHARES}
-    assert assign_sides("intent", {}, once_more) == {}
+    once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SPLIT_SHARES}
+    assert assign_splits("intent", {}, once_more) == {}
 
 
 @given(st.integers(60, 1_000), st.text(max_size=5))
 def test_clusters_of_one_row_meet_the_shares_exactly(rows: int, intent: str) -> None:
-    dealt = Counter(assign_sides(intent, {str(i): 1 for i in range(rows)}, {}).values())
+    dealt = Counter(assign_splits(intent, {str(i): 1 for i in range(rows)}, {}).values())
     assert dealt["test"] == dealt["validation"] == round(0.05 * rows)
 
 
 def test_sides_are_seeded_by_intent() -> None:
     sizes = {str(i): 1 for i in range(100)}
-    assert assign_sides("a", sizes, {}) == assign_sides("a", sizes, {})
-    assert assign_sides("a", sizes, {}) != assign_sides("b", sizes, {})
+    assert assign_splits("a", sizes, {}) == assign_splits("a", sizes, {})
+    assert assign_splits("a", sizes, {}) != assign_splits("b", sizes, {})
 
 
 # The real data
@@ -326,7 +326,7 @@ def test_the_bitext_split_is_sound_and_has_the_expected_size(cleaned_bitext: Cle
     assert split_bitext.set_aside.num_rows == 0
     counts = split_counts(split_bitext.rows)
     assert len(counts) == 27
-    for side, share in SIDE_SHARES.items():
+    for side, share in SPLIT_SHARES.items():
         assert (abs(counts[side] / counts.sum(axis=1) - share) < 0.002).all()
     clusters = [cluster for cluster, _ in assignments(split_bitext.rows).values()]
     assert len(set(clusters)) == 17_971

@@ -20,7 +20,7 @@ from cs_pipeline.train.plan.machine_fit import (
     this_machine,
     training_hours,
 )
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 BIG = Machine("a GPU with 80 GB", "cuda", 80e9, 2, 500e9, 600e12)
 
@@ -131,7 +131,7 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
         update={"trainer": recipe.trainer.model_copy(update={"num_train_epochs": None, "max_steps": 375})}
     )
     assert training_hours(steps, 10**9, found, 1e14) == pytest.approx(once)  # 375 steps of 8 rows are 3 epochs of 1,000
-    write_side(lake, "train", company_rows(50))
+    write_split(lake, "train", company_rows(50))
     assert by_name(recipe, lake, replace(BIG, rate=2e12))["time"].status == "ok"
 
 

@@ -12,7 +12,7 @@ from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.trainer import hardware
 from cs_pipeline.train.trainer.hardware import _FLASH_ATTENTION, Hardware, choose_hardware
 from cs_pipeline_tests.support.tiny import tiny_base
-from cs_pipeline_tests.train import company_rows, write_side
+from cs_pipeline_tests.train import company_rows, write_split
 
 PACKED = ["embedded", "phi2", "phi3", "mistral", "qwen3"]
 """One family of each architecture that can be packed."""
@@ -104,8 +104,8 @@ def test_packed_and_padded_training_give_the_same_result(
     from safetensors.torch import load_file
 
     rows = [{**row, "response": row["response"] * (1 + i % 4)} for i, row in enumerate(company_rows(24))]
-    write_side(lake, "train", rows)
-    write_side(lake, "validation", rows[:10])
+    write_split(lake, "train", rows)
+    write_split(lake, "validation", rows[:10])
 
     def trained(name: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         lines: list[str] = []

@@ -11,9 +11,9 @@ from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier, train_classifiers
-from cs_pipeline.prepare.splits import sides as sides_module
-from cs_pipeline.prepare.splits.sides import bitext_view, write_side
-from cs_pipeline.prepare.splits.split import SIDES, split
+from cs_pipeline.prepare.splits import split_tables
+from cs_pipeline.prepare.splits.split import SPLITS, split
+from cs_pipeline.prepare.splits.split_tables import bitext_view, write_split
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 from cs_pipeline_tests.prepare import conversations
 
@@ -38,8 +38,8 @@ def make_lake(folder: Path, splits: pa.Table, company: pa.Table | None = None) -
 def bitext_only(splits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DataLake:
     """A lake with the three sides of Bitext's rows."""
     lake = make_lake(tmp_path_factory.mktemp("lake"), splits)
-    for side in SIDES:
-        write_side(lake, side)
+    for side in SPLITS:
+        write_split(lake, side)
     return lake
 
 
@@ -56,7 +56,7 @@ def company_rows(splits: pa.Table) -> pa.Table:
             "cluster_id": row["cluster_id"],
             "split": side,
         }
-        for side in SIDES
+        for side in SPLITS
         for number, row in enumerate(splits.filter(pc.equal(splits.column("split"), side)).to_pylist()[:2])
     ]
     return conversations(rows)
@@ -76,7 +76,7 @@ def test_the_sides_hold_every_bitext_row_once_with_its_predicted_intent(
 ) -> None:
     raw = {row["row_id"]: row for row in splits.to_pylist()}
     total = 0
-    for side in SIDES:
+    for side in SPLITS:
         table = bitext_only.read("prepare", f"{side}_split")
         check_schema(table, SPLIT_ROW, side)
         total += table.num_rows
@@ -112,15 +112,15 @@ def test_the_leakage_report_compares_this_split_with_a_random_one(bitext_only: D
     assert report["cluster_split"]["median"] < report["random_split"]["median"]
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", SPLITS)
 def test_a_side_made_alone_is_the_same(side: str, splits: pa.Table, bitext_only: DataLake, tmp_path: Path) -> None:
     lake = make_lake(tmp_path, splits)
-    _, report = write_side(lake, side)
+    _, report = write_split(lake, side)
     assert (
         lake.table("prepare", f"{side}_split").read_bytes()
         == bitext_only.table("prepare", f"{side}_split").read_bytes()
     )
-    others = [lake.table("prepare", f"{other}_split") for other in SIDES if other != side]
+    others = [lake.table("prepare", f"{other}_split") for other in SPLITS if other != side]
     assert not any(path.exists() for path in others)
     assert report == (leakage(bitext_only) if side == "test" else None)
     assert lake.path("prepare", "leakage.json").exists() == (side == "test")
@@ -128,8 +128,8 @@ def test_a_side_made_alone_is_the_same(side: str, splits: pa.Table, bitext_only:
 
 def test_company_rows_keep_the_intent_they_were_given(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
     lake = make_lake(tmp_path, splits, company_rows(splits))
-    for side in SIDES:
-        table, _ = write_side(lake, side)
+    for side in SPLITS:
+        table, _ = write_split(lake, side)
         check_schema(table, SPLIT_ROW, side)
         bitext = bitext_only.read("prepare", f"{side}_split")
         columns = [name for name in SPLIT_ROW.names if name != "nearest_train_similarity"]
@@ -149,12 +149,12 @@ def test_company_rows_keep_the_intent_they_were_given(bitext_only: DataLake, spl
 def test_test_questions_are_compared_with_a_limited_number_of_training_questions(
     splits: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sides_module, "MAX_TRAINING_QUESTIONS", {"bitext": 100, "company": 1})
+    monkeypatch.setattr(split_tables, "MAX_TRAINING_QUESTIONS", {"bitext": 100, "company": 1})
     lake = make_lake(tmp_path, splits, company_rows(splits))
-    test, report = write_side(lake, "test")
+    test, report = write_split(lake, "test")
     assert report is not None
     assert report["training_questions_compared"] == 101
-    write_side(lake, "train")
+    write_split(lake, "train")
     train = frame(lake, "train")
     sample = train[train["source"] == "bitext"].sort_values("row_id").head(100)
     company = train[train["source"] == "company"].sort_values("row_id").head(1)

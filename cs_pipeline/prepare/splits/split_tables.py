@@ -1,6 +1,6 @@
-"""The three sides of the split as training, evaluation and retrieval read them: ``<side>_split``, and the leakage report.
+"""The three splits as training, evaluation and retrieval read them: ``<split>_split``, and the leakage report.
 
-Each side can be built alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
+Each split can be built alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
 """
 
 from typing import Any
@@ -22,24 +22,24 @@ MAX_TRAINING_QUESTIONS = {"bitext": 25_000, "company": 10_000}
 _BINS = np.linspace(0, 1, 11)
 
 
-def write_side(lake: DataLake, side: str) -> tuple[pa.Table, dict[str, Any] | None]:
-    """Writes the table ``<side>_split`` with the schema SPLIT_ROW, Bitext's rows first, and returns it.
+def write_split(lake: DataLake, split: str) -> tuple[pa.Table, dict[str, Any] | None]:
+    """Writes the table ``<split>_split`` with the schema SPLIT_ROW, Bitext's rows first, and returns it.
 
     For ``test``, also writes and returns ``leakage.json``; see ``add_similarity``.
     """
     rows, report = lake.read("prepare", "conversations"), None
-    if side == "train":
-        table = training_side(rows, bitext_view(lake))
+    if split == "train":
+        table = training_split(rows, bitext_view(lake))
     else:
-        table = held_out_side(rows, side, load_classifier(lake, INTENTS))
-    if side == "test":
+        table = held_out_split(rows, split, load_classifier(lake, INTENTS))
+    if split == "test":
         table, report = add_similarity(table, rows, bitext_view(lake))
         write_json(lake.path("prepare", "leakage.json"), report)
-    lake.write("prepare", f"{side}_split", table, SPLIT_ROW)
+    lake.write("prepare", f"{split}_split", table, SPLIT_ROW)
     return table, report
 
 
-def training_side(conversations: pa.Table, view: pa.Table) -> pa.Table:
+def training_split(conversations: pa.Table, view: pa.Table) -> pa.Table:
     """The training rows. Bitext's rows take their predicted intent from ``view``, company rows have one already.
 
     All predictions are those of a classifier that was not trained on the row: the intent classifier is trained on Bitext's
@@ -51,9 +51,9 @@ def training_side(conversations: pa.Table, view: pa.Table) -> pa.Table:
     return _with_predictions(bitext, company, intents, confidence)
 
 
-def held_out_side(conversations: pa.Table, side: str, classifier: TextClassifier) -> pa.Table:
+def held_out_split(conversations: pa.Table, split: str, classifier: TextClassifier) -> pa.Table:
     """The validation or test rows, Bitext's with the predictions of ``classifier``."""
-    bitext, company = _rows_by_source(conversations, side)
+    bitext, company = _rows_by_source(conversations, split)
     intents, confidence = classifier.predict(bitext.column("instruction").to_pylist())
     return _with_predictions(bitext, company, pa.array(intents, pa.string()), pa.array(confidence, pa.float32()))
 
@@ -112,9 +112,9 @@ def bitext_view(lake: DataLake) -> pa.Table:
     return view
 
 
-def _rows_by_source(conversations: pa.Table, side: str) -> tuple[pa.Table, pa.Table]:
-    """The rows of ``side``: Bitext's and the company's."""
-    rows = conversations.filter(pc.equal(conversations.column("split"), side))
+def _rows_by_source(conversations: pa.Table, split: str) -> tuple[pa.Table, pa.Table]:
+    """The rows of ``split``: Bitext's and the company's."""
+    rows = conversations.filter(pc.equal(conversations.column("split"), split))
     bitext = pc.equal(rows.column("source"), "bitext")
     return rows.filter(bitext), rows.filter(pc.invert(bitext))
 
