@@ -23,7 +23,7 @@ from rich.table import Table
 from bench import answers
 from bench.bases import published_shape, random_base
 from bench.flops import peak_of, utilisation
-from bench.rows import read_rows, small_tokenizer, write_sides
+from bench.rows import read_rows, small_tokenizer, write_splits
 from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.sample import sample_rows
@@ -65,7 +65,7 @@ class Bench:
     def __init__(self, folder: Path, shape: dict[str, Any], rows: int) -> None:
         self.folder, self.shape = folder, shape
         self.lake = DataLake(folder / "lake")
-        write_sides(read_rows(None, rows), self.lake)
+        write_splits(read_rows(None, rows), self.lake)
         tokenizer = small_tokenizer(sample_rows(1000), min(2048, shape["vocab_size"]))
         self.base = random_base(folder / "base", shape, tokenizer)
         self.runs = 0
@@ -123,17 +123,17 @@ class Bench:
 
         t, lora, chat = recipe.trainer, recipe.lora, load_chat_format(recipe, self.base, None)
         assert lora is not None
-        sides = {}
-        for side in ("train", "validation"):
-            examples = training_rows(recipe, self.lake, chat, side).examples
-            sides[side] = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
+        splits = {}
+        for split in ("train", "validation"):
+            examples = training_rows(recipe, self.lake, chat, split).examples
+            splits[split] = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
         model = load_base(self.base, recipe.quantization)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns it on
         trainer = SFTTrainer(
             model=model,
             processing_class=chat.tokenizer,
-            train_dataset=sides["train"],
-            eval_dataset=sides["validation"],
+            train_dataset=splits["train"],
+            eval_dataset=splits["validation"],
             peft_config=LoraConfig(
                 r=lora.r,
                 lora_alpha=lora.lora_alpha,
@@ -161,7 +161,7 @@ class Bench:
         trainer.remove_callback(PrinterCallback)
         before = trainer.evaluate()["eval_loss"]
         seconds = trainer.train().metrics["train_runtime"]
-        tokens = sum(map(len, sides["train"]["input_ids"]))
+        tokens = sum(map(len, splits["train"]["input_ids"]))
         return {
             "validation_loss_before": before,
             "seconds": seconds,

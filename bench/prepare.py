@@ -4,7 +4,7 @@
 
 It generates a company's raw conversations, one percent per day, prepares all but the last day, and then measures
 
-- landing: the last day is cleaned and joined to the existing rows; the sides are written and checked;
+- landing: the last day is cleaned and joined to the existing rows; the splits are written and checked;
 - full rebuild: every table of prepare from the raw rows of both sources, in a lake without prepare. Cleaning a day
   depends only on that day, so each day is cleaned once, its time is counted, and the cleaned days are carried over.
 
@@ -162,8 +162,8 @@ def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
     with clock("no_leakage"):
         assert find_leaks(rows) == []
     with clock("sides"):
-        for side in SPLITS:
-            write_split(lake, side)
+        for split in SPLITS:
+            write_split(lake, split)
     return rows
 
 
@@ -192,15 +192,15 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     at_once = join_and_split(rebuilt, full)
 
     assert landed.equals(at_once), "the two arms end with other rows or places"
-    sides: dict[str, set[str]] = {}
-    for cluster, side in zip(landed.column("cluster_id").to_pylist(), landed.column("split").to_pylist(), strict=True):
-        sides.setdefault(cluster, set()).add(side)
-    assert all(len(of_cluster) == 1 for of_cluster in sides.values()), "a cluster stands on two sides"
+    splits: dict[str, set[str]] = {}
+    for cluster, split in zip(landed.column("cluster_id").to_pylist(), landed.column("split").to_pylist(), strict=True):
+        splits.setdefault(cluster, set()).add(split)
+    assert all(len(of_cluster) == 1 for of_cluster in splits.values()), "a cluster is in two splits"
     return {
         "rows": rows,
         "conversations": landed.num_rows,
-        "clusters": len(sides),
-        "sides": {side: landed.column("split").to_pylist().count(side) for side in ("train", "validation", "test")},
+        "clusters": len(splits),
+        "sides": {split: landed.column("split").to_pylist().count(split) for split in ("train", "validation", "test")},
         **{
             f"{kind}seconds": {
                 step: {"landing": float(of_landing[number]), "full_rebuild": float(of_full[number])}

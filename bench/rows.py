@@ -1,4 +1,4 @@
-"""Rows for the training benchmarks, from a file or generated, as tokens or as sides of the split."""
+"""Rows for the training benchmarks, from a file or generated, as tokens or as the three splits."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,23 +42,23 @@ def encode(rows: pd.DataFrame, tokenizer: "PreTrainedTokenizerBase", longest: in
     return [example for example in examples if len(example) <= longest]
 
 
-def write_sides(rows: pd.DataFrame, lake: DataLake) -> None:
+def write_splits(rows: pd.DataFrame, lake: DataLake) -> None:
     """Writes ``rows`` as train, validation and test split, a tenth each for the last two, without clusters."""
     tenth = len(rows) // 10
-    for side, part in (("validation", rows[:tenth]), ("test", rows[tenth : 2 * tenth]), ("train", rows[2 * tenth :])):
+    for split, part in (("validation", rows[:tenth]), ("test", rows[tenth : 2 * tenth]), ("train", rows[2 * tenth :])):
         table = [
             {
-                "row_id": f"{side}{place:08}",
+                "row_id": f"{split}{place:08}",
                 "source": "bitext",
                 "source_file_sha256": "",
                 "source_row": place,
                 "instruction": row["instruction"],
                 "response": row["response"],
                 "intent": row["intent"],
-                "split": side,
+                "split": split,
                 "predicted_intent": row["intent"],
                 "predicted_confidence": 1.0,
             }
             for place, row in enumerate(part.to_dict("records"))
         ]
-        lake.write("prepare", f"{side}_split", pa.Table.from_pylist(table, SPLIT_ROW), SPLIT_ROW)
+        lake.write("prepare", f"{split}_split", pa.Table.from_pylist(table, SPLIT_ROW), SPLIT_ROW)

@@ -66,7 +66,7 @@ class RetrainSettings(Section):
 
 
 class _Values(dict[str, str]):
-    """A dictionary with a hash: functions that cache their results take the settings as argument."""
+    """A hashable dictionary, because cached functions take the settings as an argument."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))

@@ -60,7 +60,7 @@ class GivenAnswer:
 
 @dataclass(frozen=True)
 class AgentEdit:
-    """What an agent ``sent`` in reply to a ``ticket``; ``customer`` is an id, an e-mail address or empty."""
+    """What an agent ``sent`` in reply to a ``ticket``. ``customer`` is an id, an e-mail address or empty."""
 
     id: str
     ticket: str
@@ -202,7 +202,7 @@ class Feedback(Database):
         self._truncate_log()
 
     def _truncate_log(self) -> None:
-        """Deleted texts are also in the write-ahead log until it is checkpointed."""
+        """Removes deleted texts from the write-ahead log too, where they stay until a checkpoint."""
         self._select("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _judge(

@@ -210,7 +210,7 @@ def _affected_rows(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Tabl
     for column in _ID_COLUMNS & set(table.column_names):
         mask |= _is_in(table, column, found.rows)
     if path.is_relative_to(lake.path("evaluate")) and {"row_id", "answer"} <= set(table.column_names):
-        # A question goes if one system answered it with a forgotten answer; for all systems, so they stay comparable.
+        # A question is removed for all systems if one of them gave a forgotten answer, so that they stay comparable.
         copied = mostly_copied(table.column("answer").to_pylist(), sorted(found.answers))
         mask |= _is_in(table, "row_id", table.column("row_id").filter(pa.array(copied)).to_pylist())
     return table, mask
@@ -251,7 +251,7 @@ def _conversation_ids(lake: DataLake, row: str) -> frozenset[str]:
 
 
 def _conversations_of_records(lake: DataLake, ledger: Ledger, records: dict[Delivery, set[int]]) -> frozenset[str]:
-    """The hashed ids of the conversations of ``records``. Rows know a customer by one id, an export perhaps by several."""
+    """The hashed ids of the conversations of ``records``. A row has one customer id, but an export may use several."""
     ids: set[str] = set()
     for delivery, indices in records.items():
         path = lake.table("ingest", f"{TURNS}/{delivery.day}")

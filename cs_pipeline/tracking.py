@@ -26,7 +26,7 @@ FINGERPRINT = "cs.fingerprint"
 """Tag of runs and versions: the fingerprint of the adapter."""
 
 FORGOTTEN = "cs.forgotten"
-"""Tag of versions that were trained on rows which were forgotten since."""
+"""Tag of versions that were trained on rows that have since been forgotten."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     if not configured:
-        # set_tracking_uri sets it for child processes; here it would give every other lake the store of this one.
+        # set_tracking_uri also sets this variable, and every other lake in this process would then use this lake's store.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
         with _store_lock(lake):  # the first use of an SQLite store creates its tables
@@ -85,7 +85,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
 
 def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     """The id of the run of ``fingerprint``, or None."""
-    # The oldest one: a stalled server may carry out a request late and so create a second run.
+    # The oldest one, because a stalled server may complete a request late and create a second run.
     runs = client.search_runs(
         [_experiment_id(client)],
         f"tags.`{FINGERPRINT}` = '{fingerprint}'",
@@ -96,7 +96,7 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
 
 
 def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, recipe: str) -> str:
-    """The id of the only run of ``fingerprint``, also when several processes ask at once."""
+    """The id of the run of ``fingerprint``, created if needed. There is only one, even if several processes ask at once."""
     with _store_lock(lake):
         found = find_run(client, fingerprint)
         if found:

@@ -31,7 +31,8 @@ def any_of(
 ) -> re.Pattern[str]:
     """One pattern that matches where any line of ``block`` does; ``block`` is a block of lines in a YAML file.
 
-    An indented line continues the line above it. ``<NAME>`` stands for the block ``words["NAME"]``, which may hold names.
+    An indented line continues the line above it. ``<NAME>`` stands for the block ``words["NAME"]``, which may
+    contain such names too.
     """
 
     def expanded(block: str) -> str:

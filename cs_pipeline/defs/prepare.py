@@ -45,9 +45,11 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     from cs_pipeline.prepare.splits.split import split_bitext, split_counts
 
     made = split_bitext(lake.lake)
-    rows_per_side = split_counts(made.rows).sum()
+    rows_per_split = split_counts(made.rows).sum()
     clusters = pc.count_distinct(made.rows.column("cluster_id")).as_py()
-    context.log.info(f"{clusters:,} clusters; " + ", ".join(f"{side} {rows:,}" for side, rows in rows_per_side.items()))
+    context.log.info(
+        f"{clusters:,} clusters; " + ", ".join(f"{split} {rows:,}" for split, rows in rows_per_split.items())
+    )
     return table_result(
         lake.lake.table("prepare", "bitext_splits"),
         made.rows,
@@ -55,7 +57,7 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
             "rows_in": made.rows.num_rows + made.set_aside.num_rows,
             "rows_set_aside": made.set_aside.num_rows,
             "clusters": clusters,
-            **{f"rows_{side}": int(rows) for side, rows in rows_per_side.items()},
+            **{f"rows_{split}": int(rows) for split, rows in rows_per_split.items()},
             "set_aside": rows_by_reason(lake.lake, "bitext_splits_set_aside"),
         },
         lineage={
@@ -114,7 +116,7 @@ def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) ->
 
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_splits, clean_interactions])
 def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """Both sources together: company rows join clusters, new clusters are assigned to a side, no row changes sides."""
+    """Both sources together: company rows join clusters, new clusters are assigned to a split, no row changes splits."""
     from cs_pipeline.prepare.splits.conversations import join_conversations
 
     joined = join_conversations(lake.lake)
@@ -130,18 +132,18 @@ def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     )
 
 
-def _split_asset(side: str, use: str) -> dg.AssetsDefinition:
+def _split_asset(split: str, use: str) -> dg.AssetsDefinition:
     @dg.asset(
-        name=f"{side}_split",
+        name=f"{split}_split",
         group_name="prepare",
         kinds={"parquet"},
         deps=[conversations, intent_classifier],
-        description=f"The {side} side of the split, with predicted intents: {use}.",
+        description=f"The {split} split, with predicted intents: {use}.",
     )
-    def split_side(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    def split_table(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
         from cs_pipeline.prepare.splits.split_tables import write_split
 
-        table, leakage = write_split(lake.lake, side)
+        table, leakage = write_split(lake.lake, split)
         metadata = {}
         if leakage:
             context.log.info(
@@ -153,13 +155,13 @@ def _split_asset(side: str, use: str) -> dg.AssetsDefinition:
             name: [("conversations", name)] for name in ("instruction", "response", "intent", "cluster_id", "split")
         }
         return table_result(
-            lake.lake.table("prepare", f"{side}_split"),
+            lake.lake.table("prepare", f"{split}_split"),
             table,
             metadata,
             lineage=same | {"predicted_intent": [("conversations", "instruction")]},
         )
 
-    return split_side
+    return split_table
 
 
 train_split = _split_asset("train", "adapters are trained on it")
@@ -194,6 +196,6 @@ CHECKS = [
     data_check(intent_classifier, checks.classifier_accuracy),
     data_check(clean_interactions, checks.messages_reconcile, name="counts_reconcile"),
     data_check(conversations, checks.conversations_reconcile, name="counts_reconcile"),
-    data_check(conversations, checks.no_cluster_on_two_sides),
+    data_check(conversations, checks.no_cluster_in_two_splits),
     data_check(conversations, checks.no_leakage),
 ]

@@ -74,7 +74,7 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
 
 @dg.asset_check(asset=retrieval_index, blocking=True)
 def training_rows_alone(lake: LakeResource) -> dg.AssetCheckResult:
-    """The index holds exactly the training rows and all passages, and no row of a cluster on another side."""
+    """The index holds exactly the training rows and all passages, and no row of a cluster in another split."""
     from cs_pipeline.retrieval.index import differences
 
     found = differences(lake.lake)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_ACCURACY = 0.9
-"""Below this the intent classifier is too poor to route questions and to rate answers; it reaches 0.998 on Bitext."""
+"""Below this, the intent classifier is too inaccurate to route questions or rate answers. It reaches 0.998 on Bitext."""
 
 _SHARE_TOLERANCE = 0.05
 
@@ -34,20 +34,20 @@ def placeholders_balanced(lake: DataLake) -> CheckOutcome:
 
 
 def split_disjoint_and_stratified(lake: DataLake) -> CheckOutcome:
-    """No cluster on two sides, no repeated row, every intent on every side, shares within 5 points of the intended ones."""
+    """No cluster in two splits, no repeated row, every intent in every split, shares within 5 points of SPLIT_SHARES."""
     import pyarrow.compute as pc
 
     from cs_pipeline.prepare.splits.split import SPLIT_SHARES, split_counts
 
     table = lake.read("prepare", "bitext_splits", ["row_id", "cluster_id", "intent", "split"])
     counts = split_counts(table)
-    shares = {side: float(counts[side].sum() / table.num_rows) for side in SPLIT_SHARES}
+    shares = {split: float(counts[split].sum() / table.num_rows) for split in SPLIT_SHARES}
     faults = {
-        "clusters_on_two_sides": _clusters_on_two_sides(table),
+        "clusters_in_two_splits": _clusters_in_two_splits(table),
         "repeated_rows": table.num_rows - pc.count_distinct(table.column("row_id")).as_py(),
-        "intents_lacking_a_side": counts.index[(counts == 0).any(axis=1)].tolist(),
+        "intents_missing_from_a_split": counts.index[(counts == 0).any(axis=1)].tolist(),
     }
-    close = all(abs(shares[side] - share) < _SHARE_TOLERANCE for side, share in SPLIT_SHARES.items())
+    close = all(abs(shares[split] - share) < _SHARE_TOLERANCE for split, share in SPLIT_SHARES.items())
     return CheckOutcome(close and not any(faults.values()), faults | shares)
 
 
@@ -82,17 +82,17 @@ def conversations_reconcile(lake: DataLake) -> CheckOutcome:
     return CheckOutcome(counts["bitext"] + counts["company"] == total, counts)
 
 
-def no_cluster_on_two_sides(lake: DataLake) -> CheckOutcome:
-    """Every cluster is on one side, and every row has a cluster and a side."""
+def no_cluster_in_two_splits(lake: DataLake) -> CheckOutcome:
+    """Every cluster is in one split, and every row has a cluster and a split."""
     import pyarrow.compute as pc
 
     rows = lake.read("prepare", "conversations", ["cluster_id", "split"])
     facts = {
         "clusters": pc.count_distinct(rows.column("cluster_id")).as_py(),
-        "clusters_on_two_sides": _clusters_on_two_sides(rows),
+        "clusters_in_two_splits": _clusters_in_two_splits(rows),
         "rows_without": rows.column("split").null_count + rows.column("cluster_id").null_count,
     }
-    return CheckOutcome(not facts["clusters_on_two_sides"] and not facts["rows_without"], facts)
+    return CheckOutcome(not facts["clusters_in_two_splits"] and not facts["rows_without"], facts)
 
 
 def no_leakage(lake: DataLake) -> CheckOutcome:
@@ -103,9 +103,9 @@ def no_leakage(lake: DataLake) -> CheckOutcome:
     return CheckOutcome(not pairs, {"pairs": len(pairs), "examples": [list(pair) for pair in pairs[:5]]})
 
 
-def _clusters_on_two_sides(table: "pa.Table") -> int:
-    sides = table.group_by("cluster_id").aggregate([("split", "count_distinct")]).column("split_count_distinct")
-    return sum(count > 1 for count in sides.to_pylist())
+def _clusters_in_two_splits(table: "pa.Table") -> int:
+    splits = table.group_by("cluster_id").aggregate([("split", "count_distinct")]).column("split_count_distinct")
+    return sum(count > 1 for count in splits.to_pylist())
 
 
 def _rows_reconcile(lake: DataLake, source: tuple[str, str], table: str) -> CheckOutcome:

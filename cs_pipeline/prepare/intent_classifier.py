@@ -9,7 +9,7 @@ from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, writ
 from cs_pipeline.text.classifier import TextClassifier
 
 INTENTS, ANSWERS = "intent_classifier", "answer_classifier"
-"""Folders in prepare: the classifier of questions, and the classifier of answers."""
+"""Folders in prepare for the classifier of questions and the classifier of answers."""
 
 
 @dataclass(frozen=True)

@@ -159,13 +159,15 @@ def differences(lake: DataLake) -> dict[str, int]:
         answers, passages = (pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS)
     train = lake.read("prepare", "train_split", ["row_id"]).column("row_id")
     known = lake.read("prepare", "knowledge_base", ["passage_id"]).column("passage_id")
-    held_out = [lake.read("prepare", f"{side}_split", ["row_id", "cluster_id"]) for side in ("validation", "test")]
+    held_out = [lake.read("prepare", f"{split}_split", ["row_id", "cluster_id"]) for split in ("validation", "test")]
     return {
         "not_of_training": _count_missing(answers.column("row_id"), train),
         "training_rows_missing": _count_missing(train, answers.column("row_id")),
-        "rows_of_other_sides": sum(_count_shared(answers.column("row_id"), side.column("row_id")) for side in held_out),
-        "clusters_of_other_sides": sum(
-            _count_shared(answers.column("cluster_id"), side.column("cluster_id")) for side in held_out
+        "rows_of_other_splits": sum(
+            _count_shared(answers.column("row_id"), split.column("row_id")) for split in held_out
+        ),
+        "clusters_of_other_splits": sum(
+            _count_shared(answers.column("cluster_id"), split.column("cluster_id")) for split in held_out
         ),
         "passages_of_no_article": _count_missing(passages.column("passage_id"), known),
         "passages_missing": _count_missing(known, passages.column("passage_id")),

@@ -33,12 +33,12 @@ BROKEN_BRACES = "braces that cannot be repaired"
 
 _TABLES = ("knowledge_base", "knowledge_base_set_aside")
 
-# Contacts of the company itself. All other personal data is somebody else's and does not belong in an article.
+# Contacts of the company itself. Any other personal data belongs to a person and must not be in an article.
 _COMPANY_CONTACTS = frozenset(
     {"Customer Support Email", "Customer Support Phone Number", "Personal Link", "Postal Address"}
 )
 
-# Preferred split points first; none is inside a placeholder.
+# Where a long text is split, most preferred first. None is inside a placeholder.
 _SPLIT_POINTS = [re.compile(rf"(?:{sign})(?![^{{}}]*}}}})") for sign in (r"[.!?]\s|\n", r"\s")]
 _MAX_PLACEHOLDER_CHARACTERS = 100
 

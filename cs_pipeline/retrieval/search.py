@@ -9,14 +9,14 @@ import numpy as np
 from cs_pipeline.retrieval.vectors import Vectors
 
 MAX_EXACT_ROWS = 50_000
-"""Up to this many rows the search is exact: 2 ms of a processor per question."""
+"""Up to this many rows the search is exact. It takes 2 ms of CPU time per question."""
 SHORTLIST = 300
 """Rows of the shortlist, which are then compared exactly. Of a million synthetic questions, it held the nearest one for 299
 of 300, a shortlist of 100 for 293."""
 
 _BATCH_ROWS = 20_000
 _TRAINING_ROWS = 20_000
-"""Rows that faiss trains the codes on: more than enough for 16 centroids per code."""
+"""The number of rows that faiss trains the codes on, more than enough for 16 centroids per code."""
 
 
 class Search:

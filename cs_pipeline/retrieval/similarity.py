@@ -40,7 +40,7 @@ def _cosines(questions: Sequence[str], others: Sequence[str]) -> Iterator[np.nda
 
 
 def naive_split_similarity(questions: Sequence[str], test_share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that a random split would hold out, and their cosines to the rest: the test set if clusters were ignored."""
+    """The rows that a random split, which ignores clusters, would put into the test set, and their cosines to the rest."""
     order = np.random.default_rng(seed).permutation(len(questions))
     held_out = order[: max(1, round(test_share * len(questions)))]
     rest = order[len(held_out) :]

@@ -27,7 +27,7 @@ class Conduct:
     """What one answer does. An answer may do several of these; an ordinary answer does none."""
 
     redirects: bool
-    """Says what this desk is for, or that the request is not for it."""
+    """Says what the support desk is for, or that the request is out of scope."""
     asks_back: bool
     """Says that the request is not understood, or asks what the customer wants."""
     refuses: bool
@@ -47,7 +47,7 @@ def conduct(answer: str) -> Conduct:
 
 
 def refused_part(answer: str) -> str:
-    """The sentences of ``answer`` that refuse: an instruction that is only quoted there was not obeyed."""
+    """The sentences of ``answer`` that refuse. An instruction that is only quoted in them was not followed."""
     return " ".join(sentence for sentence in _sentences(answer) if _REFUSES.search(sentence))
 
 

@@ -26,7 +26,7 @@ _NAMED = re.compile(r"\w+ \w+ #?\{\{[^{}\n]*\}\}")
 
 
 def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
-    """At most two of the ``missing`` placeholders of an answer, whose values are worth asking the customer for.
+    """At most two of an answer's ``missing`` placeholders whose values are worth asking the customer for.
 
     ``private``: only those that the ``intent`` requires.
     """
@@ -42,7 +42,7 @@ def request(names: Sequence[str]) -> str:
 def private_details(sentence: str) -> frozenset[str]:
     """The private details that ``sentence`` asks the customer to give or confirm, by their names in ``details.yaml``.
 
-    Typing something into a form of the shop does not count.
+    Asking to type one into a form on the website does not count.
     """
     return _asked_for(sentence, _ASKS_OR_CONFIRMS, _PRIVATE | _VAGUE)
 

@@ -63,7 +63,7 @@ def values(text: str) -> frozenset[str]:
 
 
 def is_known(fact: Fact, known: frozenset[str]) -> bool:
-    """Whether all that ``fact`` states is among the ``known`` values; of a code, its digits alone are enough."""
+    """Whether everything that ``fact`` states is among the ``known`` values. For a code, its digits are enough."""
     if fact.kind == "code":
         return any(code in known or re.sub(r"\D", "", code) in known for code in fact.values)
     return fact.values <= known
@@ -100,7 +100,7 @@ def _numbers(text: str) -> frozenset[str]:
 
 
 def _normal_number(text: str) -> str:
-    """One spelling for equal numbers: 1,299.50 and 1299.5, 9:00 and 9, 05 and 5."""
+    """The same spelling for equal numbers, such as 1,299.50 and 1299.5, 9:00 and 9, 05 and 5."""
     text = text.strip(".,:'")
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         text = text.replace(",", "")

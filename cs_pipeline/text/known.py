@@ -41,7 +41,7 @@ def known_placeholder(value: str, known: KnownValues) -> str | None:
 def _wanted(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
     """Placeholder, folded value and required spelling (None: any) of each value to search for, longest first.
 
-    Leaves out values that a text contains by chance: single characters, numbers of fewer than four digits, and default
+    Leaves out values that a text may contain by chance: single characters, numbers of fewer than four digits, and default
     entries of a name field ("Customer", "n/a").
     """
     wanted: dict[str, tuple[str, str | None]] = {}
@@ -80,7 +80,7 @@ def _is_also_a_word(name: str) -> bool:
 
 
 def _is_name_here(text: str, start: int, end: int, name: str) -> bool:
-    """Whether a word that may be a name is one here: spelt like it, with its capital, and not at the start of a sentence."""
+    """Whether a word that may be a name is used as one here: spelt and capitalised like it, and not starting a sentence."""
     return text[start:end] == name and text[:start].rstrip(" ")[-1:] not in ("", *".!?\n")
 
 

@@ -30,7 +30,7 @@ _PUNCTUATION = str.maketrans({"’": "'"} | dict.fromkeys(",.:;!?()–\n", " "))
 _RULES = read_yaml(Path(__file__).with_name("personal.yaml"))
 
 MEANING: dict[str, str] = {word: name for name, words in _RULES["numbers"].items() for word in words}
-"""The meaning of a number by the word that introduces it: a placeholder, or "Phone"."""
+"""What a number is, by the word that introduces it: a placeholder, or "Phone"."""
 DESK_ADDRESSES = frozenset(_RULES["desk_addresses"])
 OWN_NAMES = frozenset(_RULES["own_names"])
 NOT_NAMES = frozenset(word.lower() for key in ("not_names", "closings", "greetings", "titles") for word in _RULES[key])
@@ -74,7 +74,7 @@ LINK, VERSION, INTRODUCED, DATE_OR_AMOUNT, SENTENCE_END, DESK_IS_MEANT, CUSTOMER
     )
 )
 ADDRESSES = [(re.compile(quick), any_of(block, _WORDS, re.NOFLAG)) for quick, block in _RULES["addresses"]]
-"""Patterns of address lines, each after a quick pattern that also matches if it does."""
+"""Patterns of address lines, each with a faster pattern to try first, which matches whenever it does."""
 
 
 def _name_pattern(phrases: list[str], block: str) -> re.Pattern[str]:

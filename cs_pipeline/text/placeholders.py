@@ -145,7 +145,7 @@ def repair(text: str) -> str | None:
 
 
 def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> str:
-    """``text`` in the given ``mode``; its placeholders must be balanced. Unknown placeholders stay in every mode.
+    """``text`` in the given ``mode``. Its placeholders must be balanced. Unknown placeholders stay in every mode.
 
     - keep: canonical spelling.
     - generic: the phrase, with the possessive that fits the speaker ("my order number" in a question, "your order
@@ -238,7 +238,7 @@ _NO_NOUN = (
 )
 _NOUN_FOLLOWS = re.compile(rf" *[#$]?(?:\{{\{{|(?!(?:{_NO_NOUN})\b)\w)", re.I)
 _DETERMINED = re.compile(rf"(?:(?<!\w)(?:{_DETERMINER}) +(?:(?!(?:{_PREPOSITION})\b)\w+ +)?|[\"'“‘*])\Z", re.I)
-# "sign into your {{…}}" leaves "sign in".
+# "sign into your {{…}}" becomes "sign in".
 _LEFT_ALONE = re.compile(
     rf"(?:(?:(?<!\w)(?:(?:(?:or|and) )?(?:{_PREPOSITION}|{_LABELLED})|or|and)|(?<=\bin)to)(?: (?:{_DETERMINER})){{0,2}}"
     rf"|(?<!\w)(?:{_DETERMINER})(?: (?:{_DETERMINER}))?)(?: number)? *\Z",

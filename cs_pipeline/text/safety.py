@@ -1,4 +1,4 @@
-"""Whether a customer may read an answer: it holds no control tokens, no abuse and nobody else's personal data."""
+"""Whether an answer may be shown to a customer: it contains no control tokens, no abuse and nobody else's personal data."""
 
 import re
 import unicodedata
@@ -10,21 +10,21 @@ from cs_pipeline.core.yaml_file import any_of, read_yaml
 _RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
 _CONTROL_TOKEN, _ABUSE = any_of(_RULES["control_tokens"]), any_of(_RULES["abuse"])
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-# Addresses that belong to nobody; Bitext's answers hold them too.
+# Addresses that belong to nobody; Bitext's answers also contain them.
 _DUMMY_EMAIL = re.compile(r"@(?:example|(?:your)?company(?:name)?)\.\w+$", re.IGNORECASE)
 _CARD = re.compile(r"(?<![\d.,-])(?:\d[ -]?){12,18}\d(?![\d.,-]*\d)")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2} ?[A-Z0-9]{4}(?: ?(?=[A-Z]{0,3}\d)[A-Z0-9]{1,4}){2,7}\b")
 
 
 def has_control_token(text: str) -> bool:
-    """Whether ``text`` holds a control token or a role heading of a chat template, in look-alike characters (NFKC) too."""
+    """Whether ``text`` contains a control token or role heading of a chat template, even in look-alike characters (NFKC)."""
     if _CONTROL_TOKEN.search(text):
         return True
     return not text.isascii() and _CONTROL_TOKEN.search(unicodedata.normalize("NFKC", text)) is not None
 
 
 def is_safe(question: str, answer: str, reference: str) -> bool:
-    """False where ``answer`` holds a control token of a chat template, an abusive word, or somebody else's personal data.
+    """False if ``answer`` contains a control token of a chat template, an abusive word, or somebody else's personal data.
 
     Personal data is an e-mail address, a card number (Luhn) or an IBAN (ISO 7064, mod 97-10) that is neither in the
     question, which includes the earlier turns, nor in the reference. The model then made it up or learnt it from somebody

@@ -63,15 +63,15 @@ class TrainingRows:
     escaped_share: float
 
 
-def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -> TrainingRows:
-    """The rows of ``side`` (train or validation) as the recipe trains on them.
+def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) -> TrainingRows:
+    """The rows of ``split`` (train or validation) as the recipe trains on them.
 
     Raises PipelineError if the loss would not cover exactly the answer and its stop token, if the tokenizer cannot
     represent the texts, or if no row is left.
     """
-    table = select_rows(recipe, lake, side, _COLUMNS)
+    table = select_rows(recipe, lake, split, _COLUMNS)
     sources = table.column("source").to_pylist()
-    times = Counter(sample_mixture(sources, recipe) if side == "train" else range(len(sources)))
+    times = Counter(sample_mixture(sources, recipe) if split == "train" else range(len(sources)))
     table = table.take(pa.array(times, pa.int64()))
     rows, intents = table.to_pylist(), table.column("predicted_intent").to_pylist()
     texts = [_row_texts(row, recipe) for row in rows]
@@ -83,7 +83,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -
     seen: list[dict[str, Any]] = []
     in_prompts: set[str] = set()
     too_long = shortened = kept = dropped = retold = 0
-    share = recipe.mixture.retold if side == "train" else 0
+    share = recipe.mixture.retold if split == "train" else 0
     retells = np.random.default_rng((recipe.trainer.seed, 1)).random(len(texts)) < share
     check = SupervisionCheck(chat)
     for row, text, retrieved, count, retell in zip(rows, texts, found, times.values(), retells, strict=True):
@@ -110,7 +110,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, side: str) -
     check.raise_on_loss()
     if not examples:
         raise PipelineError(
-            f"No row of the {side} split fits into {recipe.trainer.max_length} tokens.",
+            f"No row of the {split} split fits into {recipe.trainer.max_length} tokens.",
             "Raise trainer.max_length in the recipe.",
         )
     others = in_prompts - {row["row_id"] for row in seen}
@@ -172,12 +172,12 @@ def _fit(
     return fit_prompt(encode, text.earlier, retrieved, recipe.trainer.max_length)
 
 
-def select_rows(recipe: Recipe, lake: DataLake, side: str, columns: list[str]) -> pa.Table:
-    """The ``columns`` of the rows of ``side`` that the recipe uses; of ``validation`` those that measure the loss.
+def select_rows(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
+    """The ``columns`` of the rows of ``split`` that the recipe uses; of ``validation`` those that measure the loss.
 
     Raises PipelineError if the recipe holds out an intent that no row has.
     """
-    if side == "validation":
+    if split == "validation":
         return _loss_rows(_without_held_out(recipe, lake, "validation", columns)).select(columns)
     tables = [_without_held_out(recipe, lake, "train", columns).select(columns)]
     if recipe.mixture.validation:
@@ -190,13 +190,13 @@ def select_rows(recipe: Recipe, lake: DataLake, side: str, columns: list[str]) -
     return pa.concat_tables(tables)
 
 
-def _without_held_out(recipe: Recipe, lake: DataLake, side: str, columns: list[str]) -> pa.Table:
-    table = lake.read("prepare", f"{side}_split", list(dict.fromkeys([*columns, "intent", "row_id"])))
+def _without_held_out(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
+    table = lake.read("prepare", f"{split}_split", list(dict.fromkeys([*columns, "intent", "row_id"])))
     if not recipe.held_out_intents:
         return table
     if unknown := sorted(set(recipe.held_out_intents) - set(table.column("intent").unique().to_pylist())):
         raise PipelineError(
-            f"The recipe '{recipe.name}' holds out intents that no {side} row has: {', '.join(unknown)}.",
+            f"The recipe '{recipe.name}' holds out intents that no {split} row has: {', '.join(unknown)}.",
             "Name intents of the data in held_out_intents; the asset 'intent_classifier' lists them.",
         )
     return table.filter(pc.invert(pc.is_in(table.column("intent"), pa.array(recipe.held_out_intents))))

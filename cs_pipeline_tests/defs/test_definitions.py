@@ -57,7 +57,7 @@ BLOCKING = {
     ("company_interactions", "counts_reconcile"),
     ("clean_interactions", "counts_reconcile"),
     ("conversations", "counts_reconcile"),
-    ("conversations", "no_cluster_on_two_sides"),
+    ("conversations", "no_cluster_in_two_splits"),
     ("conversations", "no_leakage"),
     ("intent_classifier", "classifier_accuracy"),
     ("retrieval_index", "training_rows_alone"),

@@ -156,7 +156,7 @@ def test_other_rows_give_a_second_version_even_if_the_training_is_killed_once(
     assert run is not None
     curve = [(m.step, m.value) for m in client.get_metric_history(run, "loss")]
     assert sorted(set(curve)) == [(p["step"], p["loss"]) for p in adapter.metrics["loss"]]
-    # The new rows replaced the old ones, and rows that stayed kept their side.
+    # The new rows replaced the old ones, and rows that stayed kept their split.
     table = copied.read("ingest", "bitext_conversations", ["instruction"])
     assert sorted(table.column("instruction").to_pylist()) == sorted(pd.read_csv(other)["instruction"])
 

@@ -13,7 +13,7 @@ from cs_pipeline.core.schema import CONVERSATION
 from cs_pipeline.llm.base import embedded_folder, find_base, find_pretrained_base, needs_training
 from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe
 from cs_pipeline.train.embedded import build_embedded
-from cs_pipeline_tests.train import add_to_side, company_rows
+from cs_pipeline_tests.train import add_to_split, company_rows
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_company_rows_do_not_change_the_embedded_base(lake: DataLake, champion_l
     shutil.copytree(champion_lake / "prepare", lake.root / "prepare")
     shutil.copytree(champion_lake / "train", lake.root / "train")
     before = find_base(tiny, lake)
-    add_to_side(lake, "train", company_rows(5))
+    add_to_split(lake, "train", company_rows(5))
     assert find_base(tiny, lake) == before
     assert not needs_training(tiny, lake)
     splits = lake.read("prepare", "bitext_splits")

@@ -93,8 +93,8 @@ def write_rows(lake: DataLake) -> None:
         {**row, "instruction": question, "response": answer, "context": context}
         for row, (question, answer), context in zip(company_rows(len(ROWS)), ROWS, earlier, strict=True)
     ]
-    for side in ("train", "validation"):
-        write_split(lake, side, rows)
+    for split in ("train", "validation"):
+        write_split(lake, split, rows)
 
 
 @cache

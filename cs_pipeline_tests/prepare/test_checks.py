@@ -43,7 +43,7 @@ def test_all_pass_on_a_sound_lake(lake: DataLake) -> None:
         checks.split_disjoint_and_stratified,
         checks.classifier_accuracy,
         checks.conversations_reconcile,
-        checks.no_cluster_on_two_sides,
+        checks.no_cluster_in_two_splits,
         checks.no_leakage,
     ):
         outcome = check(lake)
@@ -72,18 +72,18 @@ def test_an_open_brace_is_named_by_its_row(lake: DataLake) -> None:
     assert_fails(checks.placeholders_balanced(lake), broken=1, examples=[broken])
 
 
-def test_a_cluster_on_two_sides_of_the_bitext_split(lake: DataLake) -> None:
+def test_a_cluster_in_two_splits_of_bitext(lake: DataLake) -> None:
     def move(rows: list[Row]) -> None:
-        train, test = (next(row for row in rows if row["split"] == side) for side in ("train", "test"))
+        train, test = (next(row for row in rows if row["split"] == split) for split in ("train", "test"))
         test["cluster_id"] = train["cluster_id"]
 
     change(lake, "bitext_splits", move)
-    assert_fails(checks.split_disjoint_and_stratified(lake), clusters_on_two_sides=1, repeated_rows=0)
+    assert_fails(checks.split_disjoint_and_stratified(lake), clusters_in_two_splits=1, repeated_rows=0)
 
 
 def test_a_repeated_row_of_the_bitext_split(lake: DataLake) -> None:
     change(lake, "bitext_splits", lambda rows: [*rows, rows[0]])
-    assert_fails(checks.split_disjoint_and_stratified(lake), clusters_on_two_sides=0, repeated_rows=1)
+    assert_fails(checks.split_disjoint_and_stratified(lake), clusters_in_two_splits=0, repeated_rows=1)
 
 
 def test_an_intent_without_test_rows(lake: DataLake) -> None:
@@ -93,27 +93,27 @@ def test_an_intent_without_test_rows(lake: DataLake) -> None:
         "bitext_splits",
         lambda rows: [row for row in rows if (row["intent"], row["split"]) != (intent, "test")],
     )
-    assert_fails(checks.split_disjoint_and_stratified(lake), intents_lacking_a_side=[intent])
+    assert_fails(checks.split_disjoint_and_stratified(lake), intents_missing_from_a_split=[intent])
 
 
 def test_shares_far_from_the_intended_ones(lake: DataLake) -> None:
     change(lake, "bitext_splits", lambda rows: [row for row in rows if row["split"] != "train" or row["row_id"] < "4"])
     outcome = checks.split_disjoint_and_stratified(lake)
-    assert_fails(outcome, clusters_on_two_sides=0, repeated_rows=0, intents_lacking_a_side=[])
+    assert_fails(outcome, clusters_in_two_splits=0, repeated_rows=0, intents_missing_from_a_split=[])
     assert outcome.facts["train"] < 0.85
 
 
-def test_rows_without_a_side_and_clusters_on_two_sides(lake: DataLake) -> None:
+def test_rows_without_a_split_and_clusters_in_two_splits(lake: DataLake) -> None:
     def spoil(rows: list[Row]) -> None:
         rows[0]["split"] = None
-        train, test = (next(row for row in rows if row["split"] == side) for side in ("train", "test"))
+        train, test = (next(row for row in rows if row["split"] == split) for split in ("train", "test"))
         test["cluster_id"] = train["cluster_id"]
 
     change(lake, "conversations", spoil)
-    assert_fails(checks.no_cluster_on_two_sides(lake), clusters_on_two_sides=1, rows_without=1)
+    assert_fails(checks.no_cluster_in_two_splits(lake), clusters_in_two_splits=1, rows_without=1)
 
 
-def test_a_training_question_in_the_test_side_leaks(lake: DataLake) -> None:
+def test_a_training_question_in_the_test_split_leaks(lake: DataLake) -> None:
     def leak(rows: list[Row]) -> None:
         train = next(row for row in rows if row["split"] == "train")
         test = next(row for row in rows if row["split"] == "test" and row["intent"] == train["intent"])

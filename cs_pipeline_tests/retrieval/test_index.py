@@ -155,10 +155,10 @@ def test_it_holds_the_training_split_and_a_training_row_does_not_find_its_own_cl
 
 
 @pytest.mark.parametrize(
-    ("side", "counted"), [("validation", "clusters_of_other_sides"), ("test", "rows_of_other_sides")]
+    ("split", "counted"), [("validation", "clusters_of_other_splits"), ("test", "rows_of_other_splits")]
 )
-def test_the_check_finds_a_row_of_another_split(lake: DataLake, side: str, counted: str) -> None:
-    row = lake.read("prepare", f"{side}_split").slice(0, 1)
+def test_the_check_finds_a_row_of_another_split(lake: DataLake, split: str, counted: str) -> None:
+    row = lake.read("prepare", f"{split}_split").slice(0, 1)
     train = lake.read("prepare", "train_split")
     lake.write("prepare", "train_split", pa.concat_tables([train, row]), train.schema)
     build_index(lake)

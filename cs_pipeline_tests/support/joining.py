@@ -75,15 +75,15 @@ def lake(lake: DataLake) -> DataLake:
     return lake
 
 
-def some(lake: DataLake, side: str, number: int = 0) -> Row:
-    """A Bitext row of ``side``."""
-    rows = [row for row in lake.read("prepare", "bitext_splits").to_pylist() if row["split"] == side]
+def some(lake: DataLake, name: str, number: int = 0) -> Row:
+    """A Bitext row of ``name``."""
+    rows = [row for row in lake.read("prepare", "bitext_splits").to_pylist() if row["split"] == name]
     found: Row = rows[number]
     return found
 
 
-def sides(joined: JoinedConversations) -> dict[str, str]:
-    """row_id → side of the company rows."""
+def splits_of(joined: JoinedConversations) -> dict[str, str]:
+    """row_id → split of the company rows."""
     rows = joined.rows.select(["row_id", "split", "source"]).to_pylist()
     return {row["row_id"]: row["split"] for row in rows if row["source"] == "company"}
 
@@ -99,7 +99,7 @@ def reasons(joined: JoinedConversations) -> dict[str, str]:
 
 
 def assert_sound(lake: DataLake, joined: JoinedConversations) -> None:
-    """Counts reconcile, Bitext's rows are unchanged, and no cluster and no near-duplicates are on two sides."""
+    """Counts reconcile, Bitext's rows are unchanged, and no cluster and no near-duplicates are in two splits."""
     check_schema(joined.rows, CONVERSATION, "rows")
     check_schema(joined.set_aside, SET_ASIDE, "set aside")
     counts = joined.counts
@@ -114,9 +114,9 @@ def assert_sound(lake: DataLake, joined: JoinedConversations) -> None:
     assert len({row["row_id"] for row in rows}) == len(rows)
     assert all(row["split"] in SPLITS and row["cluster_id"] for row in rows)
     assert joined.set_aside.column("split").null_count == joined.set_aside.num_rows
-    side_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for row in rows:
-        assert side_of.setdefault(row["cluster_id"], row["split"]) == row["split"]
+        assert split_of.setdefault(row["cluster_id"], row["split"]) == row["split"]
     sets = [shingle_set(row["instruction"]) for row in rows]
     for i, j in combinations(range(len(rows)), 2):
         if rows[i]["split"] != rows[j]["split"] and "company" in (rows[i]["source"], rows[j]["source"]):
@@ -138,8 +138,8 @@ def chain(length: int) -> list[str]:
 
 
 def ask(lake: DataLake, questions: dict[str, str]) -> None:
-    """Changes the question of one Bitext row per side: side → question."""
+    """Changes the question of one Bitext row per split: split → question."""
     rows = lake.read("prepare", "bitext_splits").to_pylist()
-    for side, question in questions.items():
-        next(row for row in rows if row["split"] == side)["instruction"] = question
+    for name, question in questions.items():
+        next(row for row in rows if row["split"] == name)["instruction"] = question
     lake.write("prepare", "bitext_splits", pa.Table.from_pylist(rows, schema=CONVERSATION), CONVERSATION)

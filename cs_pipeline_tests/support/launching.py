@@ -41,10 +41,10 @@ def make_world(folder: Path) -> Path:
 def make_lake(root: Path) -> DataLake:
     """A lake with the tables that a training reads; row lengths vary a lot."""
     lake = DataLake(root)
-    for side, count in (("train", ROWS), ("validation", 7)):
-        rows = company_rows(count, split=side, context="[]")
+    for split, count in (("train", ROWS), ("validation", 7)):
+        rows = company_rows(count, split=split, context="[]")
         longer = [{**row, "response": " ".join([row["response"]] * (1 + i % 4))} for i, row in enumerate(rows)]
-        write_split(lake, side, longer)
+        write_split(lake, split, longer)
     return lake
 
 

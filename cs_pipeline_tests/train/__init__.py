@@ -41,11 +41,11 @@ def company_rows(count: int, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def write_split(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Makes ``rows`` the table of ``side``."""
-    lake.write("prepare", f"{side}_split", pa.Table.from_pylist(list(rows), SPLIT_ROW), SPLIT_ROW)
+def write_split(lake: DataLake, split: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Makes ``rows`` the table of ``split``."""
+    lake.write("prepare", f"{split}_split", pa.Table.from_pylist(list(rows), SPLIT_ROW), SPLIT_ROW)
 
 
-def add_to_side(lake: DataLake, side: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Appends ``rows`` to those of ``side``."""
-    write_split(lake, side, [*lake.read("prepare", f"{side}_split").to_pylist(), *rows])
+def add_to_split(lake: DataLake, split: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Appends ``rows`` to those of ``split``."""
+    write_split(lake, split, [*lake.read("prepare", f"{split}_split").to_pylist(), *rows])

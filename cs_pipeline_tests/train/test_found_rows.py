@@ -37,7 +37,7 @@ def recipe(own_recipes: None) -> Recipe:
 
 @pytest.fixture
 def lake(lake: DataLake) -> DataLake:
-    """Rows in clusters of two on all sides, and an article; every answer is different."""
+    """Rows in clusters of two in all splits, and an article; every answer is different."""
     texts = sample_rows(400)
     table = [
         {
@@ -71,9 +71,9 @@ def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     ]
 
 
-def rows_of(lake: DataLake, side: str) -> list[dict[str, Any]]:
-    """The rows of ``side`` with answers in the mode keep, which uses the catalogue's placeholder names."""
-    rows: list[dict[str, Any]] = lake.read("prepare", f"{side}_split").to_pylist()
+def rows_of(lake: DataLake, split: str) -> list[dict[str, Any]]:
+    """The rows of ``split`` with answers in the mode keep, which uses the catalogue's placeholder names."""
+    rows: list[dict[str, Any]] = lake.read("prepare", f"{split}_split").to_pylist()
     return [{**row, "response": apply(row["response"], PlaceholderMode.KEEP, "agent", "")} for row in rows]
 
 
@@ -81,17 +81,17 @@ def with_length(recipe: Recipe, tokens: int) -> Recipe:
     return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"max_length": tokens})})
 
 
-def test_no_prompt_contains_an_answer_from_its_own_cluster_or_another_side(
+def test_no_prompt_contains_an_answer_from_its_own_cluster_or_another_split(
     lake: DataLake, recipe: Recipe, chat: ChatFormat
 ) -> None:
     five = {"retrieve": RetrievalSettings(answers=5, passages=0)}
     wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
     own = in_prompts = retrieved = 0
-    unseen = [row["response"] for side in ("validation", "test") for row in rows_of(lake, side)]
-    for side in ("train", "validation"):
-        rows = training_rows(wide, lake, chat, side)
+    unseen = [row["response"] for split in ("validation", "test") for row in rows_of(lake, split)]
+    for split in ("train", "validation"):
+        rows = training_rows(wide, lake, chat, split)
         retrieved += rows.retrieved
-        for row, prompt in zip(rows_of(lake, side), prompts(rows, chat), strict=True):
+        for row, prompt in zip(rows_of(lake, split), prompts(rows, chat), strict=True):
             mates = [other["response"] for other in rows_of(lake, "train") if other["cluster_id"] == row["cluster_id"]]
             own += any(answer in prompt for answer in mates)
             in_prompts += sum(other["response"] in prompt for other in rows_of(lake, "train"))

@@ -202,7 +202,7 @@ def unrouted(recipe: Recipe) -> Recipe:
 
 
 @pytest.fixture
-def split(lake: DataLake) -> DataLake:
+def split_lake(lake: DataLake) -> DataLake:
     """Ten training rows and 300 validation rows: two per cluster, with ids in another order than the clusters."""
     write_split(lake, "train", company_rows(10))
     rows = [
@@ -213,32 +213,34 @@ def split(lake: DataLake) -> DataLake:
     return lake
 
 
-def selected(recipe: Recipe, lake: DataLake, side: str) -> list[dict[str, Any]]:
-    return select_rows(recipe, lake, side, ["row_id", "cluster_id", "source", "instruction"]).to_pylist()
+def selected(recipe: Recipe, lake: DataLake, split: str) -> list[dict[str, Any]]:
+    return select_rows(recipe, lake, split, ["row_id", "cluster_id", "source", "instruction"]).to_pylist()
 
 
 def with_mixture(recipe: Recipe, **mixture: Any) -> Recipe:
     return recipe.model_copy(update={"mixture": MixtureSettings(**mixture)})
 
 
-def test_validation_rows_join_training_except_those_that_measure_the_loss(unrouted: Recipe, split: DataLake) -> None:
-    for_loss = selected(unrouted, split, "validation")
+def test_validation_rows_join_training_except_those_that_measure_the_loss(
+    unrouted: Recipe, split_lake: DataLake
+) -> None:
+    for_loss = selected(unrouted, split_lake, "validation")
     assert [row["row_id"] for row in for_loss] == [f"{i:016x}" for i in range(VALIDATION_ROWS)]
-    assert len(selected(unrouted, split, "train")) == 10
-    joined = selected(with_mixture(unrouted, validation=True), split, "train")
-    assert selected(with_mixture(unrouted, validation=True), split, "validation") == for_loss
+    assert len(selected(unrouted, split_lake, "train")) == 10
+    joined = selected(with_mixture(unrouted, validation=True), split_lake, "train")
+    assert selected(with_mixture(unrouted, validation=True), split_lake, "validation") == for_loss
     clusters = {row["cluster_id"] for row in for_loss}
     more = [row for row in joined if row["cluster_id"].startswith("cluster ")]
     assert more
     assert not clusters & {row["cluster_id"] for row in more}
-    whole = split.read("prepare", "validation_split").to_pylist()
+    whole = split_lake.read("prepare", "validation_split").to_pylist()
     assert len(more) == sum(row["cluster_id"] not in clusters for row in whole)
 
 
-def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: Recipe, split: DataLake) -> None:
+def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: Recipe, split_lake: DataLake) -> None:
     mine = with_mixture(unrouted, out_of_scope=3)
     chat = ChatFormat(tiny_tokenizer("embedded"), "causal")
-    rows = training_rows(mine, split, chat, "train")
+    rows = training_rows(mine, split_lake, chat, "train")
     assert len(rows.examples) == 10 + 3 * len(PAIRS)
     ours = [row for row in rows.seen.to_pylist() if row["source"] == OUT_OF_SCOPE]
     assert len(ours) == len({row["row_id"] for row in ours}) == len(PAIRS)
@@ -246,8 +248,8 @@ def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: Recipe
     answers = [chat.decode(example.answer) for example in rows.examples]
     assert all(answers.count(pair["answer"]) == 3 for pair in PAIRS)
     # Another file means another adapter.
-    assert data_versions(mine, split)[OUT_OF_SCOPE] == file_sha256(OUT_OF_SCOPE_FILE)
-    assert OUT_OF_SCOPE not in data_versions(unrouted, split)
+    assert data_versions(mine, split_lake)[OUT_OF_SCOPE] == file_sha256(OUT_OF_SCOPE_FILE)
+    assert OUT_OF_SCOPE not in data_versions(unrouted, split_lake)
 
 
 def test_out_of_scope_answers_differ_and_lead_back_to_the_desk() -> None:
@@ -262,16 +264,16 @@ def test_out_of_scope_rows_exclude_routing_by_intent(tiny: Recipe) -> None:
         Recipe.model_validate(content | {"mixture": {"out_of_scope": 1}})
 
 
-def test_rows_of_held_out_intents_are_not_used(unrouted: Recipe, split: DataLake) -> None:
-    for side in ("train", "validation"):
-        rows = split.read("prepare", f"{side}_split").to_pylist()
+def test_rows_of_held_out_intents_are_not_used(unrouted: Recipe, split_lake: DataLake) -> None:
+    for split in ("train", "validation"):
+        rows = split_lake.read("prepare", f"{split}_split").to_pylist()
         of_two = [{**row, "intent": ("track_order", "get_refund")[i % 2]} for i, row in enumerate(rows)]
-        write_split(split, side, of_two)
+        write_split(split_lake, split, of_two)
     apart = with_mixture(unrouted, validation=True).model_copy(update={"held_out_intents": ("get_refund",)})
-    for side in ("train", "validation"):
-        found = select_rows(apart, split, side, ["intent", "instruction"])
+    for split in ("train", "validation"):
+        found = select_rows(apart, split_lake, split, ["intent", "instruction"])
         assert found.column_names == ["intent", "instruction"]
         assert set(found.column("intent").to_pylist()) == {"track_order"}
     unknown = unrouted.model_copy(update={"held_out_intents": ("fly_to_the_moon",)})
     with pytest.raises(PipelineError, match="holds out intents that no train row has: fly_to_the_moon"):
-        select_rows(unknown, split, "train", ["row_id"])
+        select_rows(unknown, split_lake, "train", ["row_id"])

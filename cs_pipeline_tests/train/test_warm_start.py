@@ -27,7 +27,7 @@ from cs_pipeline.tracking import (
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, seen_rows, train_adapter
 from cs_pipeline.train.warm_start import WarmStart, find_warm_start
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, own_world
-from cs_pipeline_tests.train import FILES, add_to_side, company_rows
+from cs_pipeline_tests.train import FILES, add_to_split, company_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def warm_started(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) 
         patch.setenv("CS_RECIPES", str(RECIPES))
         recipe = from_champion(load_recipe("tiny"), mixture=MixtureSettings(company_weight=2))
         first = current_adapter("tiny", lake)
-        add_to_side(lake, "train", company_rows(40))
+        add_to_split(lake, "train", company_rows(40))
         second = train_adapter(recipe, lake, lines.append)
     return WarmStarted(lake, recipe, first, second, lines)
 
@@ -125,7 +125,7 @@ def test_a_champion_is_trained_further_only_on_other_data(warm_started: WarmStar
         "after promotion it is still the result of this recipe and data"
     )
 
-    add_to_side(lake, "train", company_rows(60)[40:])
+    add_to_split(lake, "train", company_rows(60)[40:])
     assert find_adapter(warm_started.recipe, lake) is None
     short = from_champion(warm_started.recipe, trainer=warm_started.recipe.trainer.model_copy(update={"max_steps": 2}))
     third = train_adapter(short, lake, print)

@@ -59,7 +59,7 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
     Figures are comparable on the same test rows, evaluated by the same code, with the same reference texts. Each placeholder
     mode has its own reference texts, and so its own ranking.
     """
-    current = {side: file_sha256(lake.table("prepare", f"{side}_split")) for side in ("train", "test")}
+    current = {split: file_sha256(lake.table("prepare", f"{split}_split")) for split in ("train", "test")}
     rows: list[dict[str, Any]] = []
     compared, behind, not_comparable, not_evaluated = {}, {}, {}, []
     for name in recipes:

@@ -39,10 +39,10 @@ _KEPT, _ASIDE, _FLAGGED = "clean_interactions", "clean_interactions_set_aside", 
 _MAX_CHARACTERS: dict[Speaker, int] = {"customer": INSTRUCTION_CHARACTERS[1], "agent": RESPONSE_CHARACTERS[1]}
 
 _MAX_LENGTH_FACTOR = 5
-"""A text longer than this many times its limit is not cleaned: no placeholder shortens it that much."""
+"""A text longer than this many times its limit is not cleaned, because placeholders cannot shorten it enough."""
 
 _BATCH_SIZE = 50_000
-"""Texts that are classified at a time."""
+"""Number of texts classified at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
     """Writes the tables ``clean_interactions/<day>``, ``…_set_aside/<day>``, ``…_flagged/<day>``, and the counts as JSON.
 
     None of them holds personal data that PersonalData finds. Each row has the intent that the intent classifier predicts,
-    and that intent's category. A conversation of which anything was forgotten is left out as a whole, because its rows quote
-    each other. With a ``run_id`` the ledger records that this run has ingested the day's deliveries.
+    and that intent's category. If anything in a conversation was forgotten, all of it is left out, because its rows
+    quote each other. With a ``run_id`` the ledger records that this run has ingested the day's deliveries.
 
     Raises PipelineError when the day was not ingested or there are no classifiers yet.
     """
@@ -157,7 +157,7 @@ def release_row(lake: DataLake, row_id: str, by: str, why: str) -> None:
 
 @dataclass(slots=True)
 class _Draft:
-    """A row in the making, with the columns of CONVERSATION that are known so far and the ``reason`` of SET_ASIDE.
+    """An unfinished row, with the columns of CONVERSATION that are known so far and the ``reason`` of SET_ASIDE.
 
     ``delivered`` is its text before cleaning if that looks like poison, else empty.
     """

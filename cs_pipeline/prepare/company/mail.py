@@ -1,6 +1,6 @@
 """Removes what mail programs and help desks add: quoted history, signatures, disclaimers; recognises automatic replies.
 
-The patterns are in mail.yaml. In doubt the words stay: what is removed is lost to training.
+The patterns are in mail.yaml. When in doubt, the text is kept, because what is removed is lost to training.
 """
 
 import re
@@ -27,7 +27,7 @@ _MAX_ROUNDS = 20
 
 @dataclass(frozen=True)
 class _Phrases:
-    """A pattern, and keywords of which a matching text contains one: they are 50 times faster to search for."""
+    """A pattern, and keywords of which every matching text contains one. Searching for keywords is 50 times faster."""
 
     keywords: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -48,7 +48,7 @@ _AWAY = _Phrases.of(_RULES["away"])
 def own_words(text: str) -> str:
     """``text`` without quoted mail, signature, disclaimer and "Sent from my …"; empty if nothing else is left."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    # Below what is removed there may be more to remove; a text that needs more rounds was written to waste time.
+    # Removing one part may expose another. A text that needs more rounds than this was written to waste time.
     for _ in range(_MAX_ROUNDS):
         before, text = text, _without_signature(_without_history(text))
         if text == before:

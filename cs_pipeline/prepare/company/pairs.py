@@ -8,12 +8,12 @@ from typing import Literal
 from cs_pipeline.prepare.company.mail import is_automatic, own_words
 
 EARLIER_MESSAGES = 3
-"""The number of messages before a question that are kept as its context, at most."""
+"""The maximum number of messages before a question that are kept as its context."""
 
 
 @dataclass(frozen=True)
 class TicketMessage:
-    """Consecutive turns of one side: ``text`` without quoted mail and signatures, ``raw`` as delivered.
+    """Consecutive turns of one speaker role: ``text`` without quoted mail and signatures, ``raw`` as delivered.
 
     ``turns`` are the indexes, from 0, of the turns that it is made of.
     """
@@ -48,8 +48,8 @@ class Paired:
 def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] = ()) -> Paired:
     """Pairs up ``turns``, each a role (customer, agent, automatic) and its raw text, in their order.
 
-    Consecutive turns of one side are one message. Automatic replies, recognised by role, by their words or by a pattern of
-    ``automatic``, answer nothing. One from the customer's mailbox becomes a pair of its own without an answer.
+    Consecutive turns of one role are one message. Automatic replies, recognised by role, by their words or by a pattern of
+    ``automatic``, do not count as answers. One from the customer's mailbox becomes a pair of its own without an answer.
     """
     messages: list[TicketMessage] = []
     pairs: list[QuestionAnswer] = []

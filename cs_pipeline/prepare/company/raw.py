@@ -20,7 +20,7 @@ from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.pairs import QuestionAnswer, pair
 
 _BATCH_SIZE = 50_000
-"""Turns that are held as Python objects at a time."""
+"""Number of turns held as Python objects at a time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RawConversation:
 
 
 def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledger) -> Iterator[RawConversation]:
-    """The conversations of ``day`` in the order of their first turns. They hold personal data.
+    """The conversations of ``day`` in the order of their first turns. They contain personal data.
 
     Raises PipelineError when the day was not ingested.
     """

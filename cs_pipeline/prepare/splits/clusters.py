@@ -2,7 +2,8 @@
 
 MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3) proposes pairs,
 and the exact similarity decides. With 72 bands of 7 hashes, a pair at 0.8 is proposed with probability
-1 - (1 - 0.8^7)^72 = 1 - 4e-8, so next to nothing is missed; a pair at 0.3 with 2 %, so boilerplate costs little.
+1 - (1 - 0.8^7)^72 = 1 - 4e-8, so almost no pair is missed. A pair at 0.3 is proposed with
+probability 0.02, so shared boilerplate costs little.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 JACCARD = 0.8
 SHINGLE = 4
 BANDS, _HASHES_PER_BAND = 72, 7
-_MAX_NEIGHBOURS = 16  # neighbours that a row is compared with at once
+_MAX_NEIGHBOURS = 16  # a row is compared with this many neighbours at a time
 _SIGNATURE_BITS = 512  # a question has some fifty shingles
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64
@@ -118,8 +119,8 @@ def may_be_near_duplicates(
 def connecting_pairs(shingles: Shingles, band_keys: Iterable[np.ndarray]) -> np.ndarray:
     """Near-duplicate pairs among texts that share a band key, enough to connect every cluster: shape [pairs, 2].
 
-    The texts of a bucket are laid side by side and compared at growing distance until the bucket is connected, so thousands
-    of variants of one question cost little more than their number. Memory is always linear in the number of texts.
+    The texts of a bucket are compared with their neighbours at growing distance until all are connected, so the cost grows
+    almost linearly with the number of variants of one question. Memory is always linear in the number of texts.
     """
     found = [np.zeros((0, 2), dtype=np.int64)]
     cluster = np.arange(len(shingles.signatures))

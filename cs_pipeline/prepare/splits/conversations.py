@@ -1,8 +1,8 @@
-"""Both sources in one table: company rows join the clusters of their near-duplicates, and no row ever changes sides.
+"""Both sources in one table: company rows join the clusters of their near-duplicates, and no row ever changes splits.
 
 A row is compared with earlier rows through an index of band keys that is kept next to the table, so the cost grows with
 the number of new rows; only the table itself is rewritten. Days are joined in order, so joining them all at once gives the
-same clusters and sides as joining each day when it came.
+same clusters and splits as joining each day as it arrives.
 """
 
 from collections import Counter
@@ -36,9 +36,10 @@ _TABLES = ("conversations", "conversations_set_aside")
 
 @dataclass(frozen=True)
 class JoinedConversations:
-    """``rows`` with cluster and side, Bitext's first, then the company's by day; rows ``set_aside`` with their reason.
+    """``rows`` with cluster and split, Bitext's first, then the company's by day; rows ``set_aside`` with their reason.
 
-    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; new counts the rows that had no side before.
+    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; ``new`` is the number of rows
+    that had no split before.
     ``reused``: the sources were the same as last time, and nothing was written.
     """
 
@@ -53,8 +54,8 @@ def join_conversations(lake: DataLake) -> JoinedConversations:
 
     Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. Company rows are compared
     across intents, because their intents are only predictions. Rows of superseded deliveries and forgotten rows are left
-    out. A company row keeps its cluster and side unless Bitext's rows now contradict them. Rows delivered again, exact
-    duplicates and rows that fit no side are set aside; the latter two are examined again when another row is gone or has
+    out. A company row keeps its cluster and split unless Bitext's rows now contradict them. Rows delivered again, exact
+    duplicates and rows that fit no split are set aside; the latter two are examined again when another row is gone or has
     changed.
     """
     with locked(lake.path("prepare", ".conversations.lock")):
@@ -95,7 +96,7 @@ def _join(lake: DataLake) -> JoinedConversations:
     folder = _index_folder(lake)
     remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
-        for name, array in assignment.index.select(assignment.side >= 0).items():
+        for name, array in assignment.index.select(assignment.split >= 0).items():
             np.save(temporary / f"{name}.npy", array)
         facts = {
             "code": CODE_VERSIONS["conversations"],

@@ -13,7 +13,7 @@ MAX_COMPANY_ROWS = 200_000
 """Company training rows, besides those of its latest day, that are compared with the held-out rows."""
 
 _BLOCK = 20_000  # training rows that are compared at a time
-_SPARE = 6  # shingles that are looked up beyond those that a near-duplicate may lack
+_SPARE = 6  # shingles looked up in addition to the number that a near-duplicate may lack
 _FILTER = 1 << 20  # slots of the filter that discards most shingles before the exact look-up
 _SIGNATURE_BITS = 512
 
@@ -22,12 +22,12 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     """Near-duplicate pairs (row_id of a validation or test row, row_id of a training row).
 
     Bitext's rows are compared with each other inside an intent only. The search is exact: a near-duplicate of a question
-    with n shingles lacks at most n/5 of them, so it has six of any n/5 + 6. The rarest are looked up (prefix filtering:
-    Chaudhuri, Ganti, Kaushik 2006); rows that have enough of them, and whose signatures differ in few enough bits, are
-    compared in full.
+    with n shingles lacks at most n/5 of them, so it contains at least six of any n/5 + 6 of them. The rarest are looked up
+    (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that have enough of them, and whose signatures differ in few
+    enough bits, are compared in full.
 
     If the company has more than MAX_COMPANY_ROWS training rows, those of the latest day and a sample of that size are
-    compared. Every row was in the latest day once.
+    compared. Every row belonged to the latest day at some point.
     """
     train = pc.equal(conversations.column("split"), "train").to_numpy()
     compared = train & _selected(conversations, train)

@@ -11,9 +11,8 @@ import numpy as np
 
 from cs_pipeline.prepare.splits.clusters import BANDS, JACCARD, Shingles, may_be_near_duplicates, shingle_set
 
-_FILTER = (
-    1 << 22
-)  # slots of the filter that discards most keys before the exact look-up; fits into the processor's cache
+_FILTER = 1 << 22
+"""Slots of the filter that discards most keys before the exact look-up. It fits into the processor's cache."""
 _MAX_PAIRS = 1_000_000  # compared at a time
 
 
@@ -109,7 +108,7 @@ class BandIndex:
 
 
 def _rows_with_key(keys: np.ndarray, wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """The rows of the mask ``among`` whose key is one of the few ``wanted``; ascending."""
+    """The rows of the mask ``among`` whose key is in ``wanted``, ascending. Meant for few wanted keys."""
     slots = np.zeros(_FILTER, dtype=bool)
     slots[wanted % _FILTER] = True
     last = int(np.flatnonzero(among).max(initial=-1)) + 1

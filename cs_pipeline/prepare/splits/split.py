@@ -1,4 +1,4 @@
-"""The frozen split: clusters of near-duplicate questions are assigned to train, validation and test, once and for all."""
+"""The frozen split: clusters of near-duplicate questions are assigned to train, validation and test and stay there."""
 
 import hashlib
 import math
@@ -16,12 +16,12 @@ from cs_pipeline.prepare.splits.clusters import components, near_duplicates
 from cs_pipeline.text.clean import to_table
 
 SPLIT_SHARES = {"test": 0.05, "validation": 0.05, "train": 0.90}
-"""The share of an intent's rows on each side, in the order in which the sides are filled."""
+"""The share of an intent's rows in each split, in the order in which the splits are filled."""
 
 SPLITS = ("train", "validation", "test")
 
 DUPLICATE = "exact duplicate of another question and answer"
-NEAR_TWO_SIDES = "near-duplicate of questions on two sides of the split"
+NEAR_TWO_SPLITS = "near-duplicate of questions on two sides of the split"
 """Reasons for setting a row aside."""
 
 _SEED = 42
@@ -29,7 +29,7 @@ _SEED = 42
 
 @dataclass(frozen=True)
 class Split:
-    """``rows`` with ``cluster_id`` and ``split``, and the rows ``set_aside``: duplicates and those that fit no side."""
+    """``rows`` with ``cluster_id`` and ``split``, and the rows ``set_aside``: duplicates and those that fit no split."""
 
     rows: pa.Table
     set_aside: pa.Table
@@ -38,7 +38,7 @@ class Split:
 def split_bitext(lake: DataLake) -> Split:
     """Splits ``clean_bitext`` and writes ``bitext_splits`` and ``bitext_splits_set_aside``.
 
-    Rows that are in ``bitext_splits`` already keep their cluster and side.
+    Rows that are in ``bitext_splits`` already keep their cluster and split.
     """
     exists = lake.table("prepare", "bitext_splits").exists()
     before = lake.read("prepare", "bitext_splits") if exists else None
@@ -49,14 +49,14 @@ def split_bitext(lake: DataLake) -> Split:
 
 
 def split(table: pa.Table, before: pa.Table | None) -> Split:
-    """Assigns the clusters of ``table`` to sides, stratified by intent.
+    """Assigns the clusters of ``table`` to splits, stratified by intent.
 
-    ``before`` is the table that an earlier run made. A row that is in it keeps its cluster and side, new near-duplicates of
-    such a row join them, and the other new clusters fill the sides up to SPLIT_SHARES. If no row is in it, the result
+    ``before`` is the table from an earlier run. A row that is in it keeps its cluster and split, and new near-duplicates of
+    such a row join its cluster. The other new clusters fill the splits up to SPLIT_SHARES. If no row is in it, the result
     depends on the rows alone and not on their order.
 
-    A new row that is a near-duplicate of rows on two sides is set aside, because it would leak on either. So is an intent
-    with too few clusters for three sides.
+    A new row that is a near-duplicate of rows in two splits is set aside, because it would leak in either. So is an intent
+    with too few clusters for three splits.
     """
     frame = table.to_pandas().sort_values("row_id", ignore_index=True)
     reasons = pd.Series([None] * len(frame), dtype=object)
@@ -79,23 +79,23 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
 
 def _is_duplicate(frame: pd.DataFrame, before: pa.Table | None) -> "pd.Series[bool]":
     keys = frame["instruction"].str.lower() + "\x1f" + frame["response"]
-    # Of equal rows, one that has a side already is kept, else the first by id: the order of the file does not matter.
+    # Of equal rows, the one that already has a split is kept, else the first by id, so the file's order does not matter.
     known = frame["row_id"].isin([] if before is None else before.column("row_id").to_pylist())
     order = (~known).argsort(kind="stable")
     return keys.iloc[order].duplicated().sort_index()
 
 
 def _earlier_assignments(frame: pd.DataFrame, before: pa.Table | None) -> dict[str, tuple[str, str]]:
-    """row_id → (cluster, side) of the rows that an earlier run has assigned."""
+    """row_id → (cluster, split) of the rows that an earlier run has assigned."""
     if before is None:
         return {}
     old = before.select(["row_id", "cluster_id", "split"]).to_pandas()
     old = old[old["row_id"].isin(frame.loc[frame["reason"].isna(), "row_id"])]
-    return {row: (cluster, side) for row, cluster, side in old.itertuples(index=False)}
+    return {row: (cluster, split) for row, cluster, split in old.itertuples(index=False)}
 
 
 def _assign_intent(intent: str, rows: pd.DataFrame, assigned: dict[str, tuple[str, str]]) -> dict[int, str]:
-    """Adds the cluster and side of an intent's rows to ``assigned``; returns index → reason of the rows left without."""
+    """Adds the cluster and split of an intent's rows to ``assigned``; returns index → reason of the others."""
     groups: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for index, row, component in zip(rows.index, rows["row_id"], rows["component"], strict=True):
         groups[component].append((index, row))
@@ -104,57 +104,57 @@ def _assign_intent(intent: str, rows: pd.DataFrame, assigned: dict[str, tuple[st
     new: dict[str, list[str]] = {}
     for members in groups.values():
         known = sorted({assigned[row] for _, row in members if row in assigned})
-        sides = {side for _, side in known}
-        if len(sides) > 1:
-            reasons.update({index: NEAR_TWO_SIDES for index, row in members if row not in assigned})
+        splits = {split for _, split in known}
+        if len(splits) > 1:
+            reasons.update({index: NEAR_TWO_SPLITS for index, row in members if row not in assigned})
         elif known:
             assigned.update({row: assigned.get(row, known[0]) for _, row in members})
         else:
             new["c" + min(row for _, row in members)] = [row for _, row in members]
         row_counts.update(assigned[row][1] for _, row in members if row in assigned)
-    if len(new) < sum(not row_counts[side] for side in SPLIT_SHARES):
+    if len(new) < sum(not row_counts[split] for split in SPLIT_SHARES):
         for row in rows["row_id"]:
             assigned.pop(row, None)
         return dict.fromkeys(rows.index, f"intent has too few different questions for {len(SPLIT_SHARES)} sides")
     sizes = {cluster: len(members) for cluster, members in new.items()}
-    for cluster, side in assign_splits(intent, sizes, row_counts).items():
-        assigned.update(dict.fromkeys(new[cluster], (cluster, side)))
+    for cluster, split in assign_splits(intent, sizes, row_counts).items():
+        assigned.update(dict.fromkeys(new[cluster], (cluster, split)))
     return reasons
 
 
 def assign_splits(
     intent: str, sizes: dict[str, int], row_counts: Mapping[str, int], max_held_out: float = math.inf
 ) -> dict[str, str]:
-    """The side of each new cluster of ``intent``: cluster → side.
+    """The split of each new cluster of ``intent``: cluster → split.
 
-    ``sizes`` are the clusters' rows, ``row_counts`` the rows that each side has already. Validation and test get nothing
-    beyond ``max_held_out`` rows.
+    ``sizes`` are the clusters' rows, ``row_counts`` the rows that each split already has. Validation and test get
+    at most ``max_held_out`` rows each.
 
     Clusters are taken in the order of a seeded hash of their id, so their order in a file does not matter. Test and then
-    validation take each cluster that fits into what they lack, but leave one cluster for every later side that has no rows.
-    If none fits and the side has no rows, it takes the smallest. Training takes the rest. If there are fewer clusters than
-    sides without rows, training gets the first and test the next.
+    validation take each cluster that fits into what they lack, but leave one cluster for every later split without rows.
+    If none fits and the split has no rows, it takes the smallest. Training takes the rest. If there are fewer clusters than
+    splits without rows, training gets the first and test the next.
     """
     total = sum(sizes.values()) + sum(row_counts.values())
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{_SEED}:{intent}:{cluster}".encode()).digest())
-    side_of: dict[str, str] = {}
-    for side, later in (("test", ("validation", "train")), ("validation", ("train",))):
-        lacking = min(round(SPLIT_SHARES[side] * total), max_held_out) - row_counts.get(side, 0)
+    split_of: dict[str, str] = {}
+    for split, later in (("test", ("validation", "train")), ("validation", ("train",))):
+        lacking = min(round(SPLIT_SHARES[split] * total), max_held_out) - row_counts.get(split, 0)
         max_taken = len(left) - sum(not row_counts.get(other) for other in later)
         taken: list[str] = []
         for cluster in left:
             if len(taken) < max_taken and sizes[cluster] <= lacking:
                 taken.append(cluster)
                 lacking -= sizes[cluster]
-        if not taken and not row_counts.get(side) and len(left) > (not row_counts.get("train")):
+        if not taken and not row_counts.get(split) and len(left) > (not row_counts.get("train")):
             taken = [min(left, key=lambda cluster: sizes[cluster])]
-        side_of.update(dict.fromkeys(taken, side))
-        left = [cluster for cluster in left if cluster not in side_of]
-    return side_of | dict.fromkeys(left, "train")
+        split_of.update(dict.fromkeys(taken, split))
+        left = [cluster for cluster in left if cluster not in split_of]
+    return split_of | dict.fromkeys(left, "train")
 
 
 def split_counts(table: pa.Table) -> pd.DataFrame:
-    """Rows of each intent (index) on each side (columns train, validation, test)."""
+    """Rows of each intent (index) in each split (columns train, validation, test)."""
     frame = table.select(["intent", "split"]).to_pandas()
     counts = pd.crosstab(frame["intent"], frame["split"])
     return counts.reindex(columns=list(SPLITS), fill_value=0).astype(np.int64)

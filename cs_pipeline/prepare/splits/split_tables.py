@@ -17,7 +17,7 @@ from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 from cs_pipeline.text.classifier import TextClassifier, out_of_fold
 
 MAX_TRAINING_QUESTIONS = {"bitext": 25_000, "company": 10_000}
-"""Training questions of each source that test questions are compared with. Bitext has fewer."""
+"""The maximum number of training questions of each source that test questions are compared with. Bitext has fewer."""
 
 _BINS = np.linspace(0, 1, 11)
 

@@ -1,4 +1,4 @@
-"""The side of each company row next to Bitext's rows, and which rows are set aside."""
+"""The split of each company row next to Bitext's rows, and which rows are set aside."""
 
 from collections import Counter
 from datetime import date
@@ -10,9 +10,9 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.prepare.splits.assignment import DELIVERED_AGAIN, MAX_HELD_OUT, SIDE_FULL
+from cs_pipeline.prepare.splits.assignment import DELIVERED_AGAIN, MAX_HELD_OUT, SPLIT_FULL
 from cs_pipeline.prepare.splits.conversations import join_conversations
-from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SIDES
+from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SPLITS
 from cs_pipeline_tests.prepare import conversations
 from cs_pipeline_tests.support.joining import (
     ask,
@@ -23,8 +23,8 @@ from cs_pipeline_tests.support.joining import (
     land,
     of,
     reasons,
-    sides,
     some,
+    splits_of,
     words,
 )
 from cs_pipeline_tests.support.joining import lake as lake  # the fixture
@@ -43,7 +43,7 @@ def test_without_bitext_the_error_says_what_to_do(tmp_path: Path) -> None:
         join_conversations(DataLake(tmp_path))
 
 
-def test_near_duplicates_join_the_cluster_and_side(lake: DataLake) -> None:
+def test_near_duplicates_join_the_cluster_and_split(lake: DataLake) -> None:
     train, test = some(lake, "train"), some(lake, "test")
     other = "intent 1" if test["intent"] != "intent 1" else "intent 2"
     land(
@@ -58,7 +58,7 @@ def test_near_duplicates_join_the_cluster_and_side(lake: DataLake) -> None:
     )
     joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert sides(joined) == {of(1): "train", of(2): "test", of(3): "test", of(4): "validation"}
+    assert splits_of(joined) == {of(1): "train", of(2): "test", of(3): "test", of(4): "validation"}
     rows = {row["row_id"]: row for row in joined.rows.to_pylist()}
     assert rows[of(1)]["cluster_id"] == train["cluster_id"]
     assert rows[of(2)]["cluster_id"] == rows[of(3)]["cluster_id"] == test["cluster_id"]
@@ -77,17 +77,17 @@ def test_a_cluster_between_training_and_test_joins_training_without_the_rows_tha
     land(lake, "2026-11-01", [company(number, question) for number, question in enumerate(between)])
     joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert sides(joined) == {of(0): "train", of(1): "train", of(2): "train"}
-    assert reasons(joined) == {of(3): NEAR_TWO_SIDES}
+    assert splits_of(joined) == {of(0): "train", of(1): "train", of(2): "train"}
+    assert reasons(joined) == {of(3): NEAR_TWO_SPLITS}
 
 
-def test_a_near_duplicate_of_two_sides_is_set_aside(lake: DataLake) -> None:
+def test_a_near_duplicate_of_two_splits_is_set_aside(lake: DataLake) -> None:
     first, middle, last = chain(3)
     ask(lake, {"validation": first, "test": last})
     land(lake, "2026-11-01", [company(1, middle), company(2, middle.upper(), "another answer")])
     joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert reasons(joined) == {of(1): NEAR_TWO_SIDES, of(2): NEAR_TWO_SIDES}
+    assert reasons(joined) == {of(1): NEAR_TWO_SPLITS, of(2): NEAR_TWO_SPLITS}
 
 
 def test_a_cluster_between_validation_and_test_joins_one_without_the_rows_near_the_other(lake: DataLake) -> None:
@@ -96,8 +96,8 @@ def test_a_cluster_between_validation_and_test_joins_one_without_the_rows_near_t
     land(lake, "2026-11-01", [company(number, question) for number, question in enumerate(between)])
     joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert sides(joined) == {of(0): "validation", of(1): "validation"}
-    assert reasons(joined) == {of(2): NEAR_TWO_SIDES}
+    assert splits_of(joined) == {of(0): "validation", of(1): "validation"}
+    assert reasons(joined) == {of(2): NEAR_TWO_SPLITS}
 
 
 def test_duplicates_and_rows_delivered_again_are_set_aside(lake: DataLake) -> None:
@@ -117,35 +117,35 @@ def test_duplicates_and_rows_delivered_again_are_set_aside(lake: DataLake) -> No
         {"row_id": of(3), "delivered_on": date(2026, 11, 2), "reason": DUPLICATE},
         {"row_id": of(4), "delivered_on": date(2026, 11, 2), "reason": DELIVERED_AGAIN},
     ]
-    assert set(sides(joined)) == {of(2), of(9)}
+    assert set(splits_of(joined)) == {of(2), of(9)}
     land(lake, "2026-11-03", [company(9, "a new one", "one"), twice])
     joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert set(sides(joined)) == {of(2), of(9)}
+    assert set(splits_of(joined)) == {of(2), of(9)}
     assert Counter(joined.set_aside.column("reason").to_pylist()) == {DUPLICATE: 3, DELIVERED_AGAIN: 3}
 
 
-def test_held_out_sides_take_a_limited_number_of_company_rows(lake: DataLake) -> None:
+def test_held_out_splits_take_a_limited_number_of_company_rows(lake: DataLake) -> None:
     random = Random(0)
     rows = [company(number, words(random)) for number in range(4_000)]
     land(lake, "2026-11-01", rows)
     joined = join_conversations(lake)
-    counts = Counter(sides(joined).values())
+    counts = Counter(splits_of(joined).values())
     assert counts == {"train": 4_000 - 2 * MAX_HELD_OUT, "validation": MAX_HELD_OUT, "test": MAX_HELD_OUT}
     test = some(lake, "test")
     land(lake, "2026-11-02", [company(5_000, test["instruction"] + "!"), company(5_001, words(random))])
     joined = join_conversations(lake)
-    assert reasons(joined) == {of(5_000): SIDE_FULL}
-    assert sides(joined)[of(5_001)] == "train"
+    assert reasons(joined) == {of(5_000): SPLIT_FULL}
+    assert splits_of(joined)[of(5_001)] == "train"
     land(lake, "2026-11-03", [company(5_002, test["instruction"] + "?", intent="intent 1")])
-    assert sides(join_conversations(lake))[of(5_002)] == "test"
+    assert splits_of(join_conversations(lake))[of(5_002)] == "test"
 
 
 def test_the_first_cluster_of_an_intent_is_trained_on(lake: DataLake) -> None:
     random = Random(0)
-    for day, (number, side) in enumerate(((1, "train"), (2, "test"), (3, "validation"), (4, "train")), start=1):
+    for day, (number, split) in enumerate(((1, "train"), (2, "test"), (3, "validation"), (4, "train")), start=1):
         land(lake, f"2026-11-{day:02}", [company(number, words(random))])
-        assert sides(join_conversations(lake))[of(number)] == side
+        assert splits_of(join_conversations(lake))[of(number)] == split
 
 
 def test_thousands_of_equal_questions_are_one_cluster(lake: DataLake) -> None:
@@ -153,5 +153,5 @@ def test_thousands_of_equal_questions_are_one_cluster(lake: DataLake) -> None:
     for day in range(3):
         land(lake, f"2026-11-0{day + 1}", rows[day * 1_000 : (day + 1) * 1_000])
         joined = join_conversations(lake)
-    assert set(sides(joined).values()) == {"train"}
+    assert set(splits_of(joined).values()) == {"train"}
     assert len(np.unique(joined.rows.column("cluster_id").slice(joined.counts["bitext"]).to_pylist())) == 1

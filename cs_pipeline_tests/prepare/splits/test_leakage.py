@@ -13,7 +13,7 @@ from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingl
 
 
 def random_rows(seed: int) -> list[dict[str, Any]]:
-    """Rows of two sources and two intents on all sides, many of them variants of each other."""
+    """Rows of two sources and two intents in all splits, many of them variants of each other."""
     random = Random(seed)
     pool = [
         "",
@@ -29,8 +29,8 @@ def random_rows(seed: int) -> list[dict[str, Any]]:
         text = text[:place] + random.choice(["", "", "x", "Y ", "\U0001f642"]) + text[place:]
         pool.append(text)
         row = {"row_id": str(number), "source": random.choice(["bitext", "company"]), "instruction": text}
-        side = random.choice(["train", "train", "validation", "test"])
-        rows.append(row | {"intent": random.choice("ab"), "split": side})
+        name = random.choice(["train", "train", "validation", "test"])
+        rows.append(row | {"intent": random.choice("ab"), "split": name})
     return rows
 
 

@@ -18,7 +18,7 @@ from cs_pipeline.text.clean import Cleaned
 from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
 SPLITS = set(SPLIT_SHARES)
-NEAR_TWO_SIDES = "near-duplicate of questions on two sides of the split"
+NEAR_TWO_SPLITS = "near-duplicate of questions on two sides of the split"
 DUPLICATE = "exact duplicate of another question and answer"
 TOO_FEW = "intent has too few different questions for 3 sides"
 
@@ -39,9 +39,9 @@ def random_rows(seed: int = 0, intents: int = 3, clusters: int = 40) -> list[dic
 
 
 def assignments(table: pa.Table) -> dict[str, tuple[str, str]]:
-    """row_id → (cluster, side)."""
+    """row_id → (cluster, split)."""
     columns = (table.column(name).to_pylist() for name in ("row_id", "cluster_id", "split"))
-    return {row: (cluster, side) for row, cluster, side in zip(*columns, strict=True)}
+    return {row: (cluster, name) for row, cluster, name in zip(*columns, strict=True)}
 
 
 def reasons(done: Split) -> dict[str, str]:
@@ -51,7 +51,7 @@ def reasons(done: Split) -> dict[str, str]:
 
 
 def assert_sound(table: pa.Table, done: Split) -> None:
-    """Rows are complete and disjoint, only cluster and side changed, clusters are whole, every intent is on every side."""
+    """Rows are complete and disjoint, only cluster and split changed, clusters are whole, every intent is in every split."""
     check_schema(done.rows, CONVERSATION, "rows")
     check_schema(done.set_aside, SET_ASIDE, "set aside")
     kept, aside = done.rows.column("row_id").to_pylist(), done.set_aside.column("row_id").to_pylist()
@@ -63,15 +63,15 @@ def assert_sound(table: pa.Table, done: Split) -> None:
             changed = {name for name in CONVERSATION.names if row[name] != raw[row["row_id"]][name]}
             assert changed <= {"cluster_id", "split"}
     assert done.set_aside.column("split").null_count == done.set_aside.num_rows
-    side_of_cluster: dict[str, str] = {}
-    for cluster, side in assignments(done.rows).values():
-        assert side in SPLITS
-        assert side_of_cluster.setdefault(cluster, side) == side
+    split_of_cluster: dict[str, str] = {}
+    for cluster, name in assignments(done.rows).values():
+        assert name in SPLITS
+        assert split_of_cluster.setdefault(cluster, name) == name
     assert (split_counts(done.rows) > 0).all(axis=None)
 
 
 def assert_no_leak(table: pa.Table) -> None:
-    """No near-duplicates of one intent are on two sides, comparing every pair of rows."""
+    """No near-duplicates of one intent are in two splits, comparing every pair of rows."""
     for intent in set(table.column("intent").to_pylist()):
         rows = [row for row in table.to_pylist() if row["intent"] == intent]
         sets = [shingle_set(row["instruction"]) for row in rows]
@@ -90,8 +90,8 @@ def test_a_first_split_is_sound_and_stratified() -> None:
     counts = split_counts(done.rows)
     assert counts.columns.tolist() == ["train", "validation", "test"]
     assert counts.index.tolist() == ["intent 0", "intent 1", "intent 2"]
-    for side in ("test", "validation"):
-        assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 1).all()
+    for name in ("test", "validation"):
+        assert (abs(counts[name] - 0.05 * counts.sum(axis=1)) <= 1).all()
     clusters = Counter(row["response"].rsplit(" ", 1)[0] for row in rows)
     assert sorted(Counter(cluster for cluster, _ in assignments(done.rows).values()).values()) == sorted(
         clusters.values()
@@ -130,7 +130,7 @@ def test_a_second_run_changes_nothing() -> None:
 
 @settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10**6), st.sets(st.integers(0, 200), min_size=30))
-def test_rows_keep_their_side_when_others_come_and_go(seed: int, first: set[int]) -> None:
+def test_rows_keep_their_split_when_others_come_and_go(seed: int, first: set[int]) -> None:
     rows = random_rows(seed, intents=2, clusters=30)
     table = conversations(rows)
     some = table.take(sorted(place for place in first if place < len(rows)))
@@ -141,9 +141,9 @@ def test_rows_keep_their_side_when_others_come_and_go(seed: int, first: set[int]
     old, new = assignments(before.rows), assignments(now.rows)
     for row in old.keys() & new.keys():
         assert new[row] == old[row]
-    side_of: dict[str, str] = {}
-    for cluster, side in [*old.values(), *new.values()]:
-        assert side_of.setdefault(cluster, side) == side
+    split_of: dict[str, str] = {}
+    for cluster, name in [*old.values(), *new.values()]:
+        assert split_of.setdefault(cluster, name) == name
     lost = {row for row in old.keys() - new.keys() if row in set(others.column("row_id").to_pylist())}
     aside = {row["row_id"]: row["reason"] for row in now.set_aside.to_pylist()}
     assert {aside[row] for row in lost} <= {TOO_FEW}
@@ -166,8 +166,8 @@ def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None
     for place, variant in enumerate(ids[len(rows) : len(rows) + 50]):
         assert now[variant] == now[ids[place]]
     counts = split_counts(done.rows)
-    for side in ("test", "validation"):
-        assert (abs(counts[side] - 0.05 * counts.sum(axis=1)) <= 4).all(), "off by the largest cluster at most"
+    for name in ("test", "validation"):
+        assert (abs(counts[name] - 0.05 * counts.sum(axis=1)) <= 4).all(), "off by the largest cluster at most"
 
 
 SAME = "i have been waiting for three weeks for the parcel"
@@ -175,34 +175,34 @@ LEFT, RIGHT, BETWEEN = f"{SAME} nowhere", f"already {SAME}", SAME
 
 
 def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
-    """Rows on given sides: two that are not near-duplicates, and others so that no side is empty."""
+    """Rows in given splits: two that are not near-duplicates, and others so that no split is empty."""
     assert not are_near_duplicates(shingle_set(LEFT), shingle_set(RIGHT))
     assert are_near_duplicates(shingle_set(LEFT), shingle_set(BETWEEN))
     assert are_near_duplicates(shingle_set(RIGHT), shingle_set(BETWEEN))
     rows = [
         {"instruction": LEFT, "cluster_id": "left", "split": left},
         {"instruction": RIGHT, "cluster_id": "right", "split": right},
-        *({"instruction": f"{side} " * 9, "cluster_id": side, "split": side} for side in sorted(SPLITS)),
+        *({"instruction": f"{name} " * 9, "cluster_id": name, "split": name} for name in sorted(SPLITS)),
     ]
     return [{"row_id": row["instruction"], "response": "an answer", **row} for row in rows]
 
 
 @pytest.mark.parametrize(("left", "right"), [("train", "test"), ("validation", "test"), ("test", "train")])
-def test_a_new_row_between_two_sides_is_set_aside(left: str, right: str) -> None:
+def test_a_new_row_between_two_splits_is_set_aside(left: str, right: str) -> None:
     before = a_table_before(left, right)
     done = split(conversations([*before, {"instruction": BETWEEN, "response": "an answer"}]), conversations(before))
-    assert reasons(done) == {BETWEEN: NEAR_TWO_SIDES}
+    assert reasons(done) == {BETWEEN: NEAR_TWO_SPLITS}
     assert assignments(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
 
 
-@pytest.mark.parametrize("side", sorted(SPLITS))
-def test_a_new_row_between_two_clusters_of_one_side_joins_that_side(side: str) -> None:
-    before = a_table_before(side, side)
+@pytest.mark.parametrize("name", sorted(SPLITS))
+def test_a_new_row_between_two_clusters_of_one_split_joins_that_split(name: str) -> None:
+    before = a_table_before(name, name)
     new = {"row_id": "new", "instruction": BETWEEN, "response": "an answer"}
     done = split(conversations([*before, new]), conversations(before))
     assert done.set_aside.num_rows == 0
-    assert assignments(done.rows)["new"] == ("left", side)
-    assert assignments(done.rows)["already " + SAME] == ("right", side)
+    assert assignments(done.rows)["new"] == ("left", name)
+    assert assignments(done.rows)["already " + SAME] == ("right", name)
 
 
 @pytest.mark.parametrize("different", [1, 2])
@@ -227,7 +227,7 @@ def test_three_clusters_are_enough_even_if_one_is_large() -> None:
     assert counts.to_dict("records") == [{"train": 100, "validation": 1, "test": 1}]
 
 
-def test_an_intent_that_has_lost_a_side_is_set_aside() -> None:
+def test_an_intent_that_has_lost_a_split_is_set_aside() -> None:
     table = conversations(random_rows())
     before = split(table, before=None).rows
     frame = pd.DataFrame({"intent": before.column("intent").to_pylist(), "split": before.column("split").to_pylist()})
@@ -255,7 +255,7 @@ def test_exact_duplicates_are_set_aside() -> None:
 
 
 @pytest.mark.parametrize("new_id", ["0", "z"])
-def test_of_duplicates_the_one_that_has_a_side_stays(new_id: str) -> None:
+def test_of_duplicates_the_one_that_has_a_split_stays(new_id: str) -> None:
     rows = [{"row_id": f"m{place}", **row} for place, row in enumerate(random_rows())]
     before = split(conversations(rows), before=None).rows
     copies = [{**row, "row_id": f"{new_id}{row['row_id']}"} for row in rows]
@@ -278,30 +278,30 @@ def test_an_empty_table_is_split() -> None:
 # assign_splits()
 
 sizes_of_clusters = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 60), max_size=30)
-rows_of_sides = st.fixed_dictionaries({}, optional={side: st.integers(0, 300) for side in sorted(SPLITS)})
+rows_of_splits = st.fixed_dictionaries({}, optional={name: st.integers(0, 300) for name in sorted(SPLITS)})
 
 
 @settings(deadline=None, max_examples=300)
-@given(sizes_of_clusters, rows_of_sides)
-def test_assigned_sides_are_complete_stable_and_within_their_shares(
+@given(sizes_of_clusters, rows_of_splits)
+def test_assigned_splits_are_complete_stable_and_within_their_shares(
     sizes: dict[str, int], have: dict[str, int]
 ) -> None:
-    empty = [side for side in SPLIT_SHARES if not have.get(side)]
+    empty = [name for name in SPLIT_SHARES if not have.get(name)]
     assume(len(sizes) >= len(empty))
     dealt = assign_splits("intent", sizes, have)
     assert dealt.keys() == sizes.keys()
     assert assign_splits("intent", dict(reversed(sizes.items())), have) == dealt
-    new = {side: [cluster for cluster in sizes if dealt[cluster] == side] for side in SPLIT_SHARES}
+    new = {name: [cluster for cluster in sizes if dealt[cluster] == name] for name in SPLIT_SHARES}
     assert sum(map(len, new.values())) == len(sizes)
     total = sum(sizes.values()) + sum(have.values())
-    for side in SPLIT_SHARES:
-        assert have.get(side) or new[side], "a side is empty"
-    for side in ("test", "validation"):
-        rows = have.get(side, 0) + sum(sizes[cluster] for cluster in new[side])
-        over = rows > round(SPLIT_SHARES[side] * total)
-        # A side exceeds its share only by the rows that it had, or by the one cluster without which it would be empty.
-        assert not (over and new[side]) or (not have.get(side) and len(new[side]) == 1)
-    once_more = {side: have.get(side, 0) + sum(sizes[c] for c in new[side]) for side in SPLIT_SHARES}
+    for name in SPLIT_SHARES:
+        assert have.get(name) or new[name], "a split is empty"
+    for name in ("test", "validation"):
+        rows = have.get(name, 0) + sum(sizes[cluster] for cluster in new[name])
+        over = rows > round(SPLIT_SHARES[name] * total)
+        # A split exceeds its share only by the rows that it had, or by the one cluster without which it would be empty.
+        assert not (over and new[name]) or (not have.get(name) and len(new[name]) == 1)
+    once_more = {name: have.get(name, 0) + sum(sizes[c] for c in new[name]) for name in SPLIT_SHARES}
     assert assign_splits("intent", {}, once_more) == {}
 
 
@@ -311,7 +311,7 @@ def test_clusters_of_one_row_meet_the_shares_exactly(rows: int, intent: str) -> 
     assert dealt["test"] == dealt["validation"] == round(0.05 * rows)
 
 
-def test_sides_are_seeded_by_intent() -> None:
+def test_splits_are_seeded_by_intent() -> None:
     sizes = {str(i): 1 for i in range(100)}
     assert assign_splits("a", sizes, {}) == assign_splits("a", sizes, {})
     assert assign_splits("a", sizes, {}) != assign_splits("b", sizes, {})
@@ -326,13 +326,13 @@ def test_the_bitext_split_is_sound_and_has_the_expected_size(cleaned_bitext: Cle
     assert split_bitext.set_aside.num_rows == 0
     counts = split_counts(split_bitext.rows)
     assert len(counts) == 27
-    for side, share in SPLIT_SHARES.items():
-        assert (abs(counts[side] / counts.sum(axis=1) - share) < 0.002).all()
+    for name, share in SPLIT_SHARES.items():
+        assert (abs(counts[name] / counts.sum(axis=1) - share) < 0.002).all()
     clusters = [cluster for cluster, _ in assignments(split_bitext.rows).values()]
     assert len(set(clusters)) == 17_971
 
 
-def test_the_bitext_split_has_no_near_duplicates_across_sides(split_bitext: Split) -> None:
+def test_the_bitext_split_has_no_near_duplicates_across_splits(split_bitext: Split) -> None:
     frame = split_bitext.rows.select(["instruction", "intent", "split"]).to_pandas()
     pairs = 0
     for _, rows in frame.groupby("intent"):
@@ -342,15 +342,15 @@ def test_the_bitext_split_has_no_near_duplicates_across_sides(split_bitext: Spli
         columns = [number[window] for windows in sets for window in windows]
         matrix = csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(sets), len(number)))
         sizes = np.diff(ends)
-        for side in ("test", "validation"):
-            here, rest = (rows["split"] == side).to_numpy(), (rows["split"] != side).to_numpy()
+        for name in ("test", "validation"):
+            here, rest = (rows["split"] == name).to_numpy(), (rows["split"] != name).to_numpy()
             shared = (matrix[here] @ matrix[rest].T).toarray()
             assert not (5 * shared >= 4 * (sizes[here][:, None] + sizes[rest][None, :] - shared)).any()
             pairs += shared.size
     assert pairs > 1_000_000
 
 
-def test_bitext_rows_keep_their_sides_when_the_second_half_comes_later(cleaned_bitext: Cleaned) -> None:
+def test_bitext_rows_keep_their_splits_when_the_second_half_comes_later(cleaned_bitext: Cleaned) -> None:
     intents = cleaned_bitext.rows.column("intent").to_pylist()
     three = cleaned_bitext.rows.filter(
         pa.array([intent in {"cancel_order", "get_refund", "review"} for intent in intents])
@@ -360,7 +360,7 @@ def test_bitext_rows_keep_their_sides_when_the_second_half_comes_later(cleaned_b
     both = split(three, before=first.rows)
     assert assignments(both.rows).items() >= assignments(first.rows).items()
     assert three.num_rows == both.rows.num_rows + both.set_aside.num_rows
-    assert set(reasons(both).values()) <= {NEAR_TWO_SIDES}
+    assert set(reasons(both).values()) <= {NEAR_TWO_SPLITS}
     assert both.set_aside.num_rows < 0.05 * three.num_rows
     assert_no_leak(both.rows.filter(pa.array([row == "review" for row in both.rows.column("intent").to_pylist()])))
     counts = split_counts(both.rows)

@@ -25,7 +25,7 @@ def splits() -> pa.Table:
 
 
 def make_lake(folder: Path, splits: pa.Table, company: pa.Table | None = None) -> DataLake:
-    """A lake with what the sides are made of."""
+    """A lake with what the splits are made of."""
     lake = DataLake(folder)
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
     together = splits if company is None else pa.concat_tables([splits, company])
@@ -36,28 +36,28 @@ def make_lake(folder: Path, splits: pa.Table, company: pa.Table | None = None) -
 
 @pytest.fixture(scope="module")
 def bitext_only(splits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> DataLake:
-    """A lake with the three sides of Bitext's rows."""
+    """A lake with the three splits of Bitext's rows."""
     lake = make_lake(tmp_path_factory.mktemp("lake"), splits)
-    for side in SPLITS:
-        write_split(lake, side)
+    for name in SPLITS:
+        write_split(lake, name)
     return lake
 
 
 def company_rows(splits: pa.Table) -> pa.Table:
-    """Two company rows per side, each with an intent that no classifier would predict for its question."""
+    """Two company rows per split, each with an intent that no classifier would predict for its question."""
     rows = [
         {
-            "row_id": f"company {side} {number}",
+            "row_id": f"company {name} {number}",
             "source": "company",
             "instruction": f"{row['instruction']} {number}",
             "response": "an answer",
             "intent": "an intent of its own",
             "intent_confidence": 0.25 * (number + 1),
             "cluster_id": row["cluster_id"],
-            "split": side,
+            "split": name,
         }
-        for side in SPLITS
-        for number, row in enumerate(splits.filter(pc.equal(splits.column("split"), side)).to_pylist()[:2])
+        for name in SPLITS
+        for number, row in enumerate(splits.filter(pc.equal(splits.column("split"), name)).to_pylist()[:2])
     ]
     return conversations(rows)
 
@@ -67,28 +67,28 @@ def leakage(lake: DataLake) -> dict[str, Any]:
     return report
 
 
-def frame(lake: DataLake, side: str) -> pd.DataFrame:
-    return lake.read("prepare", f"{side}_split").to_pandas()
+def frame(lake: DataLake, name: str) -> pd.DataFrame:
+    return lake.read("prepare", f"{name}_split").to_pandas()
 
 
-def test_the_sides_hold_every_bitext_row_once_with_its_predicted_intent(
+def test_the_splits_hold_every_bitext_row_once_with_its_predicted_intent(
     bitext_only: DataLake, splits: pa.Table
 ) -> None:
     raw = {row["row_id"]: row for row in splits.to_pylist()}
     total = 0
-    for side in SPLITS:
-        table = bitext_only.read("prepare", f"{side}_split")
-        check_schema(table, SPLIT_ROW, side)
+    for name in SPLITS:
+        table = bitext_only.read("prepare", f"{name}_split")
+        check_schema(table, SPLIT_ROW, name)
         total += table.num_rows
         for row in table.to_pylist():
-            assert row["split"] == side
+            assert row["split"] == name
             assert {name: row[name] for name in splits.column_names} == raw[row["row_id"]]
         similarity = table.column("nearest_train_similarity")
-        assert similarity.null_count == (0 if side == "test" else table.num_rows)
+        assert similarity.null_count == (0 if name == "test" else table.num_rows)
     assert total == splits.num_rows
     classifier = load_classifier(bitext_only, INTENTS)
-    for side in ("validation", "test"):
-        rows = frame(bitext_only, side)
+    for name in ("validation", "test"):
+        rows = frame(bitext_only, name)
         predicted, confidence = classifier.predict(rows["instruction"].tolist())
         assert rows["predicted_intent"].tolist() == predicted
         np.testing.assert_allclose(rows["predicted_confidence"], confidence, rtol=1e-6)
@@ -112,34 +112,34 @@ def test_the_leakage_report_compares_this_split_with_a_random_one(bitext_only: D
     assert report["cluster_split"]["median"] < report["random_split"]["median"]
 
 
-@pytest.mark.parametrize("side", SPLITS)
-def test_a_side_made_alone_is_the_same(side: str, splits: pa.Table, bitext_only: DataLake, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SPLITS)
+def test_a_split_made_alone_is_the_same(name: str, splits: pa.Table, bitext_only: DataLake, tmp_path: Path) -> None:
     lake = make_lake(tmp_path, splits)
-    _, report = write_split(lake, side)
+    _, report = write_split(lake, name)
     assert (
-        lake.table("prepare", f"{side}_split").read_bytes()
-        == bitext_only.table("prepare", f"{side}_split").read_bytes()
+        lake.table("prepare", f"{name}_split").read_bytes()
+        == bitext_only.table("prepare", f"{name}_split").read_bytes()
     )
-    others = [lake.table("prepare", f"{other}_split") for other in SPLITS if other != side]
+    others = [lake.table("prepare", f"{other}_split") for other in SPLITS if other != name]
     assert not any(path.exists() for path in others)
-    assert report == (leakage(bitext_only) if side == "test" else None)
-    assert lake.path("prepare", "leakage.json").exists() == (side == "test")
+    assert report == (leakage(bitext_only) if name == "test" else None)
+    assert lake.path("prepare", "leakage.json").exists() == (name == "test")
 
 
 def test_company_rows_keep_the_intent_they_were_given(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
     lake = make_lake(tmp_path, splits, company_rows(splits))
-    for side in SPLITS:
-        table, _ = write_split(lake, side)
-        check_schema(table, SPLIT_ROW, side)
-        bitext = bitext_only.read("prepare", f"{side}_split")
+    for name in SPLITS:
+        table, _ = write_split(lake, name)
+        check_schema(table, SPLIT_ROW, name)
+        bitext = bitext_only.read("prepare", f"{name}_split")
         columns = [name for name in SPLIT_ROW.names if name != "nearest_train_similarity"]
         first = table.slice(0, bitext.num_rows).select(columns)
         assert first.equals(bitext.select(columns)), "Bitext's rows come first, unchanged"
         added = table.slice(bitext.num_rows).to_pylist()
-        assert [row["row_id"] for row in added] == [f"company {side} {number}" for number in range(2)]
+        assert [row["row_id"] for row in added] == [f"company {name} {number}" for number in range(2)]
         assert [row["predicted_intent"] for row in added] == ["an intent of its own"] * 2
         assert [row["predicted_confidence"] for row in added] == [0.25, 0.5]
-        assert all((row["nearest_train_similarity"] is not None) == (side == "test") for row in added)
+        assert all((row["nearest_train_similarity"] is not None) == (name == "test") for row in added)
     before, after = leakage(bitext_only), leakage(lake)
     assert after["cluster_split"]["rows"] == before["cluster_split"]["rows"]
     assert after["training_questions_compared"] == before["training_questions_compared"] + 2
