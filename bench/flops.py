@@ -41,5 +41,5 @@ def utilisation(recipe: Recipe, shape: dict[str, Any], tokens_per_second: float,
     if peak is None:
         return None
     plain = recipe.trainer.model_copy(update={"gradient_checkpointing": False})
-    needed = estimate(recipe.model_copy(update={"trainer": plain}), shape, 2).operations
+    needed = estimate(recipe.model_copy(update={"trainer": plain}), shape, 2, "cuda").operations
     return needed * tokens_per_second / peak

@@ -194,7 +194,9 @@ class Bench:
                 "of_all_rounds": [run["tokens_per_second"] for run in runs],
                 "utilisation": utilisation(recipes[name], self.shape, rate, peak),
                 "peak_memory_gib": max(run["peak_memory_gib"] for run in runs),
-                "estimated_memory_gib": estimate(recipes[name], self.shape, compute_dtype().itemsize).memory.total
+                "estimated_memory_gib": estimate(
+                    recipes[name], self.shape, compute_dtype().itemsize, "cuda"
+                ).memory.total
                 / 2**30,
                 "real_token_share": runs[-1]["real_token_share"],
                 "packed": runs[-1]["packing"],

@@ -8,11 +8,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from bench import gpu, graph, grouping, prepare, retrieval, side_by_side
+from bench import gpu, graph, grouping, prepare, processor, retrieval, side_by_side
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows
-from cs_pipeline.recipe import EmbeddedBase, Recipe
+from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
 from cs_pipeline.retrieval import search
+from cs_pipeline_tests.support.tiny import tiny_base
 
 
 def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +81,13 @@ def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(grouping, "CLOSE", 0)
     with pytest.raises(AssertionError, match="the arms end at different losses"):
         grouping.measure(read_rows(None, 40), 1, 1, base, tmp_path)
+
+
+def test_the_bench_of_the_processor(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny_lora")
+    result = processor.measure(tiny_base(tmp_path / "base", "embedded"), recipe, None, rows=16, questions=4, rounds=1)
+    assert set(result["arms"]) == {f"{work}, {arm}" for work in ("training", "answering") for arm in ("plain", "ours")}
+    assert all(one["tokens_per_second"] > 0 for rounds in result["arms"].values() for one in rounds)
 
 
 def test_the_bench_of_the_graph(tmp_path: Path) -> None:

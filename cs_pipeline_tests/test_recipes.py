@@ -224,7 +224,7 @@ def row(name: str) -> str:
         base, licence = f"{recipe.base.quantised_from} from the package {recipe.base.package}", recipe.base.licence
     config = config_of(recipe.base)
     assert config is not None
-    needs = estimate(recipe, config, GPU.compute)
+    needs = estimate(recipe, config, GPU.compute, GPU.kind)
     hours = training_hours(recipe, BITEXT_ROWS, needs, GPU.rate)
     time = f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"
     size = PUBLISHED[shape]["weights"] / 1e9

@@ -1,4 +1,4 @@
-"""The whole job on the command line: the job that the Dagster UI launches, run in this process, with a summary."""
+"""Runs the job that the Dagster UI launches, in this process, and prints a summary."""
 
 import warnings
 from typing import TYPE_CHECKING, Any

@@ -29,7 +29,7 @@ _UNFINISHED = [
 support_model = dg.define_asset_job(
     "support_model",
     selection=dg.AssetSelection.all() - dg.AssetSelection.assets(company_interactions, clean_interactions),
-    description="All assets for one recipe, from raw rows to the promotion decision, except the assets of a day.",
+    description="All assets for one recipe, from raw rows to the promotion decision, except the daily-partitioned ones.",
 )
 
 ingest_company = dg.define_asset_job(

@@ -38,6 +38,11 @@ FAMILIES = {
 }
 
 
+def hidden_size(config: dict[str, Any]) -> int:
+    """The width of the model with this config.json, under the name that its family uses."""
+    return max(config.get(name, 0) for name in ("hidden_size", "n_embd", "d_model"))
+
+
 def family_of(config: dict[str, Any]) -> Family:
     """The family of the base with this config.json. Families outside the table can be trained too."""
     architecture: Architecture = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"

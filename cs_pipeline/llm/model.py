@@ -7,12 +7,13 @@ import resource
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json
-from cs_pipeline.llm.families import Family, family_of
+from cs_pipeline.llm.families import Family, family_of, hidden_size
 from cs_pipeline.llm.prompt import (
     IGNORE_INDEX,
     ChatFormat,
@@ -107,12 +108,21 @@ def _is_complete(file: Path) -> bool:
         return False
 
 
-def compute_dtype() -> "torch.dtype":
-    """bfloat16 on GPUs that support it, float16 on older GPUs, float32 on a CPU."""
+MIN_BFLOAT16_SIZE = 512
+"""Hidden size from which a CPU with bfloat16 instructions computes in bfloat16. In narrower models such as the embedded one,
+conversions and fixed costs take longer than the faster products save."""
+
+
+def compute_dtype(config: dict[str, Any] | None = None) -> "torch.dtype":
+    """bfloat16 on GPUs that support it, float16 on older GPUs. On a CPU with bfloat16 instructions (AMX or AVX512-BF16),
+    bfloat16 for a model whose ``config`` is not narrow; None means a large model. On other CPUs float32."""
     import torch
 
     if not torch.cuda.is_available():
-        return torch.float32
+        # oneDNN says whether its products are fast in bfloat16; the rest of torch computes in it on any CPU.
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        wide = config is None or hidden_size(config) >= MIN_BFLOAT16_SIZE
+        return torch.bfloat16 if fast and wide else torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
@@ -124,24 +134,25 @@ def base_family(folder: Path) -> Family:
 def load_base(folder: Path, quantization: str, dtype: "torch.dtype | None" = None) -> Any:
     """The model in ``folder``, on the GPU if there is one; ``quantization`` is "none" or "nf4".
 
-    Its weights are in ``dtype``; None means ``compute_dtype()``.
+    Its weights are in ``dtype``; None means ``compute_dtype`` of its config.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, BitsAndBytesConfig
 
     quiet_libraries()
+    dtype = dtype or compute_dtype(read_json(folder / "config.json"))
     options: dict[str, Any] = {}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=compute_dtype(),
+            bnb_4bit_compute_dtype=dtype,
         )
     auto = AutoModelForSeq2SeqLM if base_family(folder).architecture == "encoder-decoder" else AutoModelForCausalLM
     model = auto.from_pretrained(
         folder,
-        dtype=dtype or compute_dtype(),
+        dtype=dtype,
         # Of several training processes, each has set its own GPU as the current device.
         device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,
@@ -175,22 +186,36 @@ class SupportModel:
     """
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Path | None) -> None:
-        import torch
-
         self.recipe = recipe
         self.chat = load_chat_format(recipe, base, adapter)
+        self._base, self._adapter = base, adapter
+        self.model = self._load(None)
+        self.stop_ids = self.chat.stop_ids | stop_ids_of(self.model)
+
+    def _load(self, dtype: "torch.dtype | None") -> Any:
+        """The merged model in ``dtype``; None means ``compute_dtype`` of its config."""
+        import torch
+
+        recipe, adapter, on_gpu = self.recipe, self._adapter, torch.cuda.is_available()
         whole = adapter is not None and recipe.lora is None
-        model = load_base(adapter if adapter is not None and whole else base, recipe.quantization)
-        if recipe.quantization == "nf4" and not torch.cuda.is_available():
+        model = load_base(adapter if adapter is not None and whole else self._base, recipe.quantization, dtype)
+        if recipe.quantization == "nf4" and not on_gpu:
             model = model.dequantize()
         if adapter is not None and not whole:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
-            if recipe.quantization == "none" or not torch.cuda.is_available():
+            if recipe.quantization == "none" or not on_gpu:
                 model = model.merge_and_unload()
-        self.model = model.eval()
-        self.stop_ids = self.chat.stop_ids | stop_ids_of(model)
+        return model.eval()
+
+    @cached_property
+    def _exact(self) -> Any:
+        """The model that measures likelihoods: on a CPU in float32, because small differences decide about a promotion."""
+        import torch
+
+        rounded = self.model.device.type == "cpu" and self.model.dtype != torch.float32
+        return self._load(torch.float32) if rounded else self.model
 
     def answer(
         self,
@@ -241,11 +266,15 @@ class SupportModel:
         references: Sequence[str],
         retrieved: Sequence[Sequence[RetrievedText]] | None = None,
     ) -> list[Likelihood]:
-        """The likelihood of each reference answer after the prompt that a training row with it would have."""
+        """The likelihood of each reference answer after the prompt that a training row with it would have.
+
+        On a CPU they are computed in float32, in a second copy of the model if the answers are generated in bfloat16.
+        """
         import torch
 
         texts = [()] * len(questions) if retrieved is None else retrieved
         rows = [self._example(*row) for row in zip(questions, intents, contexts, texts, references, strict=True)]
+        model = self._exact
         results: dict[int, Likelihood] = {}
         max_tokens = min(TOKENS_PER_PASS, LOGITS_PER_PASS[self.model.device.type] // self.model.config.vocab_size)
         for batch in _batches(list(map(len, rows)), len(rows), max_tokens):
@@ -254,9 +283,9 @@ class SupportModel:
             with torch.inference_mode():
                 if self.chat.architecture == "encoder-decoder":
                     mask = self._tensor([[1] * len(rows[j].input_ids) for j in batch], 0)
-                    logits = self.model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
+                    logits = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
                 else:  # padding on the right, where causal attention never looks, needs no mask
-                    logits, labels = self.model(input_ids=ids, use_cache=False).logits[:, :-1], labels[:, 1:]
+                    logits, labels = model(input_ids=ids, use_cache=False).logits[:, :-1], labels[:, 1:]
                 # Flattened: if the last dimension is not the vocabulary, torch sums 32,000 probabilities on a CPU one by one
                 # in float32 and loses a thousandth of a nat per row.
                 losses = torch.nn.functional.cross_entropy(

@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
 def uvicorn_server(settings: ServeSettings, lake: DataLake) -> Server:
     """The server for ``build_app``. On shutdown it first finishes running answers.
 
-    Call it in the event loop that will run it: without one Gradio creates a loop and never closes it.
+    Call it inside the event loop that will run the server; otherwise Gradio creates its own and never closes it.
     """
     return Server(
         uvicorn.Config(

@@ -38,7 +38,7 @@ class ServeSettings(BaseModel):
     memory_gb: float | None = Field(
         None, gt=0, description="memory for weights; null: half the memory, or 4/5 of the GPU's"
     )
-    poll_seconds: float = Field(2, gt=0, description="interval between two looks at the champion's alias")
+    poll_seconds: float = Field(2, gt=0, description="seconds between checks of the champion's alias")
     log_text: bool = Field(False, description="write questions and answers to the log")
 
     @property

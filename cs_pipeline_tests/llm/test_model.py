@@ -15,6 +15,7 @@ from cs_pipeline.llm.model import Answer, SupportModel, load_base, load_chat_for
 from cs_pipeline.llm.prompt import Context, chat_messages
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.train.adapter import current_adapter
+from cs_pipeline_tests.support.tiny import computes_in_bfloat16
 
 EARLIER: Context = [("customer", "I have a question."), ("agent", "Please ask!"), ("customer", "It is this:")]
 
@@ -63,6 +64,20 @@ def talkative(parts: ChampionParts, tmp_path_factory: pytest.TempPathFactory) ->
     model.save_pretrained(folder)
     load_chat_format(parts.recipe, parts.base, None).tokenizer.save_pretrained(folder)
     return folder
+
+
+def test_a_wide_model_answers_in_bfloat16_and_is_measured_in_float32(
+    parts: ChampionParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    given = parts.questions, parts.intents, parts.contexts
+    expected = parts.model().likelihoods(*given, parts.references)
+    computes_in_bfloat16(monkeypatch)
+    model = parts.model()
+    assert model.model.dtype == torch.bfloat16
+    assert all(answer.tokens for answer in model.answer(*given))
+    assert model.likelihoods(*given, parts.references) == expected
 
 
 def test_answers_are_in_the_order_of_the_questions_for_any_batch_size(parts: ChampionParts, talkative: Path) -> None:

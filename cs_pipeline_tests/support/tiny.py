@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cs_pipeline.llm.tokenizer import load_tokenizer
 from cs_pipeline_tests.conftest import SHARED
 from cs_pipeline_tests.support.stand_ins import STAND_INS, stand_in
@@ -178,3 +180,9 @@ def _trained(family: TinyFamily) -> Any:
         tokenizer.pad_token = None
         tokenizer.chat_template = family.chat_template
     return tokenizer
+
+
+def computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Computes in bfloat16 on this CPU, even in tiny models and without instructions for it."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("cs_pipeline.llm.model.MIN_BFLOAT16_SIZE", 1)

@@ -1,7 +1,7 @@
 """When a person takes over from the model, and what the customer and that person are given.
 
 On messages that were not used to write the rules (``cs_pipeline_tests/serve/desk/messages.yaml``, by the same author, so the
-figures are an upper bound) they handed over, at the first try, 13 of 16 that need a person and none of 54 others. Of 4,000
+figures are an upper bound) they handed over, on the first try, 13 of 16 that need a person and none of 54 others. Of 4,000
 Bitext questions they handed over 1 that does not ask for a person, and 86 of 125 that do; the intent finds the rest.
 """
 

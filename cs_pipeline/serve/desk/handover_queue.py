@@ -1,7 +1,7 @@
 """The queue of handovers: one file each in the lake, delivered to the company's webhook if it has one.
 
 ``serve/handovers/H-….json`` is waiting. What the webhook has accepted moves to ``serve/handovers/delivered/`` and is kept as
-long as raw deliveries (``retention_days``). Without a webhook, whoever works the queue takes the files away. A file is
+long as raw deliveries (``retention_days``). Without a webhook, whoever processes the queue removes the files. A file is
 written before the customer is told, and sent until the webhook answers 2xx, also after a restart. So a webhook may get one
 twice, with the same ``Idempotency-Key`` header.
 """

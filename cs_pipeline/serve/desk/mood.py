@@ -2,7 +2,7 @@
 
 A swear word alone does not count as anger: 5 % of Bitext's questions contain one and only ask where the parcel is. On 70
 labelled messages by the same author (``cs_pipeline_tests/serve/desk/messages.yaml``) that were not used to write the rules,
-and of which 8 have a mood, all were right at the first try.
+and of which 8 have a mood, all were right on the first try.
 """
 
 import re

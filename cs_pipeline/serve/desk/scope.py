@@ -1,7 +1,7 @@
 """Which messages this desk answers, and its reply to all others, which never reach a model.
 
 The rules look at words. On messages that were not used to write them (by the same author, so the figures are an upper
-bound: ``cs_pipeline_tests/serve/desk/messages.yaml``) they kept back, at the first try, 9 of 12 off-topic questions, 5 of 7
+bound: ``cs_pipeline_tests/serve/desk/messages.yaml``) they kept back, on the first try, 9 of 12 off-topic questions, 5 of 7
 about other customers, 7 of 8 prompt injections, all of 5 without content, and 1 of 22 that should be answered ("is the game
 in stock"), which a classifier that knows the shop would have kept. Of 4,000 Bitext questions they kept back none.
 """

@@ -49,7 +49,7 @@ class ServiceCollector(Collector):
         registry, pool = self._service.registry, self._service.pool
         failing = registry.failure is not None
         for name, meaning, value in (
-            ("cs_questions_inside", "Questions that wait or are being answered.", self._service.inside),
+            ("cs_questions_inside", "Questions queued or being answered.", self._service.inside),
             ("cs_weights_bytes", "Memory of all weights in bytes.", pool.bytes),
             ("cs_champion_version", "The version that answers as champion; 0 if none.", registry.champion or 0),
             ("cs_champion_fails_to_load", "1 if the version with the champion alias does not load.", failing),

@@ -89,7 +89,7 @@ def show_error(error: PipelineError) -> None:
 
 
 def shows_errors(handler: Callable[_P, _T]) -> Callable[_P, Any]:
-    """A handler of events that shows its PipelineErrors, and then leaves its outputs as they are."""
+    """Wraps an event handler: it shows any PipelineError and leaves the outputs unchanged."""
 
     @wraps(handler)
     def showing(*args: _P.args, **kwargs: _P.kwargs) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.llm.families import family_of
+from cs_pipeline.llm.families import family_of, hidden_size
 from cs_pipeline.llm.hub import cached_base
 from cs_pipeline.llm.model import quiet_libraries
 from cs_pipeline.llm.package_base import cached_package_base
@@ -97,12 +97,14 @@ def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[st
     return entry
 
 
-def estimate(recipe: Recipe, config: dict[str, Any], compute: int) -> TrainingEstimate:
+def estimate(recipe: Recipe, config: dict[str, Any], compute: int, device: str) -> TrainingEstimate:
     """What a training of ``recipe`` needs with a base of this ``config``, computing in numbers of ``compute`` bytes.
 
-    The memory is that of a micro-batch full of rows of ``trainer.max_length`` tokens.
+    ``device`` is "cpu" or "cuda". The memory is that of a micro-batch full of rows of ``trainer.max_length`` tokens.
     """
     import torch
+
+    from cs_pipeline.train.trainer.loss import CHUNK_TOKENS
 
     quiet_libraries()
     trainer = recipe.trainer
@@ -119,25 +121,20 @@ def estimate(recipe: Recipe, config: dict[str, Any], compute: int) -> TrainingEs
         # All weights are trained in float32 and counted there; computing in 16 bits needs a copy (torch.autocast).
         weights = parameters * compute if compute < FLOAT32_BYTES else 0.0
     elif recipe.quantization == "nf4":
-        # Weights outside the layers (embeddings, norms) are converted to float32 for stability (peft).
         largest = max(m.weight.numel() for m in layers)
-        weights = in_layers * NF4_BYTES + (parameters - in_layers) * FLOAT32_BYTES + largest * compute
+        weights = in_layers * NF4_BYTES + (parameters - in_layers + largest) * compute
     else:
         weights = parameters * compute
     tokens = trainer.per_device_train_batch_size * trainer.max_length
-    layer, rest = _kept(recipe, config, compute, trainer.max_length)
+    fused = compute < FLOAT32_BYTES and device == "cpu"
+    layer, rest = _kept(recipe, config, compute, fused, trainer.max_length)
     depth = max(config.get(name, 0) for name in _DEPTHS)
-    if trainer.gradient_checkpointing:
-        # Only the input of each layer is kept; one layer at a time is computed again.
-        kept = depth * width * max(compute, FLOAT32_BYTES if recipe.quantization == "nf4" else 0) + layer + rest
-    else:
-        kept = depth * layer + rest
+    # With checkpointing only the input of each layer is kept, and one layer at a time is computed again.
+    kept = (depth * width * compute + layer if trainer.gradient_checkpointing else depth * layer) + rest
     # When the backward pass begins, the gradients of one layer's activations are in memory beside them.
     activations = tokens * (kept + layer)
-    if family_of(config).architecture == "causal":
-        logits = min(tokens, _LOGIT_TOKENS) * vocabulary * 2 * FLOAT32_BYTES
-    else:
-        logits = tokens * vocabulary * (compute + 2 * FLOAT32_BYTES)
+    at_once = _LOGIT_TOKENS if device == "cuda" and family_of(config).architecture == "causal" else CHUNK_TOKENS
+    logits = min(tokens, at_once) * vocabulary * 2 * FLOAT32_BYTES
     passes = 6 if recipe.lora is None else 4
     used = in_layers + head.weight.numel()
     operations = used * (passes + (2 if trainer.gradient_checkpointing else 0)) + (6 * trained if recipe.lora else 0)
@@ -171,7 +168,7 @@ def _targets(recipe: Recipe, config: dict[str, Any]) -> str | list[str]:
     return list(family_of(config).attention if names == "attention" else names)
 
 
-def _kept(recipe: Recipe, config: dict[str, Any], compute: int, length: int) -> tuple[float, float]:
+def _kept(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, length: int) -> tuple[float, float]:
     """Bytes per token that autograd keeps of one layer, and of everything outside the layers, in rows of ``length`` tokens.
 
     For an encoder-decoder, whose two sides share the tokens of a row, "one layer" is one of the encoder and one of the
@@ -180,7 +177,7 @@ def _kept(recipe: Recipe, config: dict[str, Any], compute: int, length: int) -> 
     factor = _narrowing(config)
 
     def per_token(depth: int) -> tuple[float, float]:
-        model = _narrow(recipe, config, compute, depth)
+        model = _narrow(recipe, config, compute, fused, depth)
 
         def of_a_row(tokens: int) -> float:
             # The difference between two rows and one excludes what is kept once, such as autocast's copies of weights.
@@ -195,10 +192,12 @@ def _kept(recipe: Recipe, config: dict[str, Any], compute: int, length: int) -> 
     return layer, max((2 * one[0] - two[0]) * factor, 0.0)
 
 
-def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, depth: int) -> Any:
+def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, depth: int) -> Any:
     """A model of ``depth`` narrow layers with the recipe's adapter, in the number formats of a training."""
     import torch
     from peft import get_peft_model
+
+    from cs_pipeline.train.trainer.fused_lora import fuse_lora
 
     factor = _narrowing(config)
     narrow = {name: value // factor if name in _WIDTHS and value else value for name, value in config.items()}
@@ -211,14 +210,12 @@ def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, depth: int) ->
     lora = recipe.lora
     if lora is None:
         return model
-    for module in model.modules():
-        # As peft does before training on NF4: what is outside the layers is in float32.
-        if isinstance(module, torch.nn.Linear) or recipe.quantization == "none":
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(torch.bfloat16 if compute == 2 else torch.float32)
+    model.to(torch.bfloat16 if compute == 2 else torch.float32)
     lora = lora.model_copy(update={"r": math.ceil(lora.r / factor)})
     model = get_peft_model(model, lora_config(lora, _targets(recipe, config), model))
     train_in_float32(model)
+    if fused:
+        fuse_lora(model)
     return model
 
 
@@ -255,4 +252,4 @@ def _count(model: Any, config: dict[str, Any], compute: int, rows: int, tokens: 
 
 def _narrowing(config: dict[str, Any]) -> int:
     """Small models are measured at their real width."""
-    return _NARROWING if max(config.get(name, 0) for name in ("hidden_size", "n_embd", "d_model")) >= 512 else 1
+    return _NARROWING if hidden_size(config) >= 512 else 1

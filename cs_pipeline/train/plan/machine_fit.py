@@ -11,9 +11,17 @@ from typing import Any
 from cs_pipeline.core.errors import Finding, PipelineError, Status
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
+from cs_pipeline.llm.families import hidden_size
 from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder
 from cs_pipeline.recipe import HubBase, PackageBase, Recipe
-from cs_pipeline.train.plan.estimate import TrainingEstimate, cached_folder, config_of, download_bytes, estimate
+from cs_pipeline.train.plan.estimate import (
+    FLOAT32_BYTES,
+    TrainingEstimate,
+    cached_folder,
+    config_of,
+    download_bytes,
+    estimate,
+)
 
 _MEMORY_ERROR = 0.15
 """Relative error of the memory estimate. Compared with the peak of real steps on a CPU (Llama and phi, 12 layers of width
@@ -38,8 +46,11 @@ MAX_RUN_HOURS = 48.0
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training would run. ``memory`` is available bytes, ``compute`` the bytes per number, ``disk`` the free bytes
-    of the hub's cache, beside which the models from packages are kept, and ``rate`` operations per second."""
+    """Where a training would run.
+
+    ``memory`` is available bytes, ``compute`` the bytes per number in a large model, ``disk`` the free bytes of the hub's
+    cache, beside which the models from packages are kept, and ``rate`` operations per second.
+    """
 
     name: str
     kind: str
@@ -78,7 +89,7 @@ def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Find
     if config is None:
         what = "The size of this base is not known before it is downloaded"
         return [*findings, Finding("memory", "note", what, "It is estimated after the download, before the training.")]
-    needs = estimate(recipe, config, machine.compute)
+    needs = estimate_on(recipe, config, machine)
     return [*findings, _memory(recipe, config, needs, machine), _time(recipe, lake, needs, machine)]
 
 
@@ -90,6 +101,14 @@ def raise_on_problems(findings: list[Finding]) -> None:
             "This recipe does not fit this machine: " + "; ".join(f"{p.name}: {p.what}" for p in problems) + ".",
             " ".join(str(p.fix) for p in problems),
         )
+
+
+def estimate_on(recipe: Recipe, config: dict[str, Any], machine: Machine) -> TrainingEstimate:
+    """What a training of ``recipe`` needs on ``machine``."""
+    from cs_pipeline.llm.model import MIN_BFLOAT16_SIZE
+
+    narrow = machine.kind == "cpu" and hidden_size(config) < MIN_BFLOAT16_SIZE
+    return estimate(recipe, config, FLOAT32_BYTES if narrow else machine.compute, machine.kind)
 
 
 def required_memory(needs: TrainingEstimate, machine: Machine) -> float:
@@ -166,7 +185,7 @@ def _smaller(recipe: Recipe, config: dict[str, Any], machine: Machine) -> str:
     changes: dict[str, str] = {}
     for keys, changed in _changes(recipe):
         changes |= keys
-        if required_memory(estimate(changed, config, machine.compute), machine) * (1 + _MEMORY_ERROR) <= machine.memory:
+        if required_memory(estimate_on(changed, config, machine), machine) * (1 + _MEMORY_ERROR) <= machine.memory:
             return f"Set in the recipe: {', '.join(f'{key}: {value}' for key, value in changes.items())}."
     return "No setting makes it fit: use a recipe with a smaller base, or a machine with more memory."
 

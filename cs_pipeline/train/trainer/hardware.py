@@ -32,9 +32,15 @@ class Hardware:
         return self.padding_reason is None
 
     def apply_to(self, model: Any) -> None:
-        """Sets the attention implementation of ``model``, with or without an adapter."""
+        """Sets the attention implementation of ``model``, and how it computes its adapter if it has one."""
+        import torch
+
         if self.attention != model.config._attn_implementation:
             model.set_attn_implementation(self.attention)
+        if self.compute == "bfloat16" and not torch.cuda.is_available():
+            from cs_pipeline.train.trainer.fused_lora import fuse_lora
+
+            fuse_lora(model)
 
     def arguments(self) -> dict[str, Any]:
         """The resulting keys of transformers' TrainingArguments."""
@@ -68,7 +74,7 @@ class Hardware:
 
 def choose_hardware(recipe: Recipe, model: Any) -> Hardware:
     """The fastest way to train ``model``, with or without an adapter, that recipe and machine allow."""
-    compute = str(compute_dtype()).removeprefix("torch.")
+    compute = str(compute_dtype(model.config.to_dict())).removeprefix("torch.")
     reason = _padding_reason(recipe, model)
     attention = str(model.config._attn_implementation) if reason else _FLASH_ATTENTION
     return Hardware(compute, attention, reason, recipe.trainer.gradient_checkpointing)

@@ -30,7 +30,7 @@ def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any
     model = load_base(base, recipe.quantization)
     model.config.use_cache = False
     targets = _targets(recipe.lora, base, model)
-    if recipe.quantization == "nf4":
+    if recipe.quantization == "nf4" and model.dtype != torch.bfloat16:
         # The Trainer turns on gradient checkpointing if the recipe asks for it.
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     model = get_peft_model(model, lora_config(recipe.lora, targets, model))
@@ -73,21 +73,30 @@ class TrainerClasses:
 
 
 def trainer_classes(chat: ChatFormat, packing: bool) -> TrainerClasses:
-    """TRL's SFTTrainer for a causal model, transformers' Trainer for an encoder-decoder, which TRL does not support.
+    """TRL's SFTTrainer for a causal model on a GPU, where its kernels compute the loss; else our AnswerLossTrainer.
+
+    TRL does not support encoder-decoders, and on a CPU it computes the gradients of the logits in float32.
 
     With ``packing``, the collator joins the rows of a causal model into one sequence with separate positions. Both
     collators pad labels with IGNORE_INDEX by position and not by token, so stop tokens count even if they are also the
     padding token.
     """
-    if chat.architecture == "encoder-decoder":
-        from transformers import Trainer, TrainingArguments
+    import torch
+    from transformers import TrainingArguments
 
-        return TrainerClasses(Trainer, TrainingArguments, {}, _collate_pairs)
+    from cs_pipeline.train.trainer.loss import AnswerLossTrainer
+
+    if chat.architecture == "encoder-decoder":
+        return TrainerClasses(AnswerLossTrainer, TrainingArguments, {}, _collate_pairs)
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    collate = DataCollatorForLanguageModeling(chat.tokenizer.pad_token_id, padding_free=packing)
+    if not torch.cuda.is_available():
+        return TrainerClasses(AnswerLossTrainer, TrainingArguments, {}, collate)
     from trl.trainer.sft_config import SFTConfig
-    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, SFTTrainer
+    from trl.trainer.sft_trainer import SFTTrainer
 
     extra = {"max_length": None, "dataset_kwargs": {"skip_prepare_dataset": True}}
-    collate = DataCollatorForLanguageModeling(chat.tokenizer.pad_token_id, padding_free=packing)
     return TrainerClasses(SFTTrainer, SFTConfig, extra, collate)
 
 

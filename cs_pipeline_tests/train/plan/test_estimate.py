@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 
 from cs_pipeline.recipe import HubBase, PathBase, Recipe
 from cs_pipeline.train.plan import estimate as module
-from cs_pipeline.train.plan.estimate import FLOAT32_BYTES, NF4_BYTES, SHAPES_FILE, config_of, download_bytes, estimate
+from cs_pipeline.train.plan.estimate import NF4_BYTES, SHAPES_FILE, config_of, download_bytes, estimate
+from cs_pipeline.train.trainer.fused_lora import fuse_lora
 
 PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 PARAMETERS = {
@@ -67,25 +68,25 @@ def test_shapes_match_the_published_models(repo: str) -> None:
 
 
 def test_the_effect_of_each_setting_on_memory() -> None:
-    plain = estimate(recipe(), LLAMA, 2)
+    plain = estimate(recipe(), LLAMA, 2, "cuda")
     assert plain.parameters == PARAMETERS["meta-llama/Llama-2-7b-chat-hf"]
     assert plain.trained == 16 * 32 * (4 * 2 * 4096 + 3 * (4096 + 11008))  # r on seven layers of each block
     assert plain.memory.weights == 2 * plain.parameters
     assert plain.memory.trained == 16 * plain.trained
 
-    four = estimate(recipe(quantization="nf4"), LLAMA, 2)
+    four = estimate(recipe(quantization="nf4"), LLAMA, 2, "cuda")
     embeddings = 2 * 32000 * 4096 + 65 * 4096
     in_layers = plain.parameters - embeddings
-    assert four.memory.weights == pytest.approx(in_layers * NF4_BYTES + embeddings * FLOAT32_BYTES + 4096 * 11008 * 2)
-    assert estimate(recipe(lora=None), LLAMA, 2).memory.trained == 16 * plain.parameters
-    eight_bit = estimate(recipe(trainer={"optim": "paged_adamw_8bit"}), LLAMA, 2)
+    assert four.memory.weights == pytest.approx(in_layers * NF4_BYTES + embeddings * 2 + 4096 * 11008 * 2)
+    assert estimate(recipe(lora=None), LLAMA, 2, "cuda").memory.trained == 16 * plain.parameters
+    eight_bit = estimate(recipe(trainer={"optim": "paged_adamw_8bit"}), LLAMA, 2, "cuda")
     assert eight_bit.memory.trained == 10 * plain.trained
-    again = estimate(recipe(trainer={"gradient_checkpointing": True}), LLAMA, 2)
+    again = estimate(recipe(trainer={"gradient_checkpointing": True}), LLAMA, 2, "cuda")
     assert again.memory.activations < plain.memory.activations / 8
     assert again.operations > plain.operations * 1.4
-    half = estimate(recipe(trainer={"per_device_train_batch_size": 2}), LLAMA, 2)
+    half = estimate(recipe(trainer={"per_device_train_batch_size": 2}), LLAMA, 2, "cuda")
     assert half.memory.activations == pytest.approx(plain.memory.activations / 2)
-    attention = estimate(recipe(lora={"r": 16, "lora_alpha": 32, "target_modules": "attention"}), LLAMA, 2)
+    attention = estimate(recipe(lora={"r": 16, "lora_alpha": 32, "target_modules": "attention"}), LLAMA, 2, "cuda")
     assert attention.trained == 16 * 32 * 4 * 2 * 4096
     assert attention.memory.activations < plain.memory.activations
 
@@ -128,20 +129,22 @@ WIDE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("compute", [2, 4])
+@pytest.mark.parametrize(("compute", "fused"), [(2, False), (2, True), (4, False)])
 @pytest.mark.parametrize("family", WIDE)
-def test_narrow_layers_predict_what_wide_layers_keep(family: str, compute: int) -> None:
-    config, tokens, rows = WIDE[family], 160, 2
+def test_narrow_layers_predict_what_wide_layers_keep(family: str, compute: int, fused: bool) -> None:
+    config, tokens, rows, dropout = WIDE[family], 160, 2, 0.0 if fused else 0.05
     mine = recipe(
-        lora={"r": 16, "lora_alpha": 32, "lora_dropout": 0.05},
+        lora={"r": 16, "lora_alpha": 32, "lora_dropout": dropout},
         trainer={"per_device_train_batch_size": rows, "max_length": tokens},
     )
-    layer, rest = module._kept(mine, config, compute, tokens)
+    layer, rest = module._kept(mine, config, compute, fused, tokens)
     model = module._model(config).to(torch.bfloat16 if compute == 2 else torch.float32).train()
-    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear"))
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=dropout, target_modules="all-linear"))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    if fused:
+        fuse_lora(model)
     real = module._count(model, config, compute, rows, tokens)
     gc.collect()
     assert (3 * layer + rest) * rows * tokens == pytest.approx(real, rel=0.15)

@@ -110,7 +110,7 @@ def test_a_recipe_that_barely_fits_is_a_note(lake: DataLake) -> None:
     recipe = load_recipe("smollm2_360m")
     config = config_of(recipe.base)
     assert config is not None
-    required = required_memory(estimate(recipe, config, 2), BIG)
+    required = required_memory(estimate(recipe, config, 2, "cuda"), BIG)
     assert by_name(recipe, lake, replace(BIG, memory=required * 1.01))["memory"].status == "note"
     assert by_name(recipe, lake, replace(BIG, memory=required * 0.99))["memory"].status == "note"
     assert by_name(recipe, lake, replace(BIG, memory=required * 0.8))["memory"].status == "problem"
@@ -124,7 +124,7 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
     assert f"after {MAX_RUN_HOURS:.0f} hours" in str(slow.fix)
     config = config_of(recipe.base)
     assert config is not None
-    found = estimate(recipe, config, 2)
+    found = estimate(recipe, config, 2, "cuda")
     once = training_hours(recipe, 1000, found, 1e14)
     assert training_hours(recipe, 2000, found, 2e14) == pytest.approx(once)
     steps = recipe.model_copy(

@@ -11,7 +11,7 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.trainer import hardware
 from cs_pipeline.train.trainer.hardware import _FLASH_ATTENTION, Hardware, choose_hardware
-from cs_pipeline_tests.support.tiny import tiny_base
+from cs_pipeline_tests.support.tiny import computes_in_bfloat16, tiny_base
 from cs_pipeline_tests.train import company_rows, write_split
 
 PACKED = ["embedded", "phi2", "phi3", "mistral", "qwen3"]
@@ -161,6 +161,36 @@ def test_the_attention_implementation_is_set_on_the_model(bases: Any) -> None:
     for attention in ("eager", "sdpa"):
         Hardware("float32", attention, "as the recipe says", False).apply_to(model)
         assert model.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_cpu_with_bfloat16_trains_a_wide_model_almost_as_in_float32(
+    quantization: str, recipe: Recipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import load_file
+
+    write_split(lake, "train", company_rows(24))
+    write_split(lake, "validation", company_rows(10))
+    recipe = recipe.model_copy(update={"quantization": quantization})
+
+    def trained(name: str) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir()
+        figures, _ = fine_tune(
+            recipe, lake, tmp_path / "base", None, folder, tmp_path / f"{name}.work", lambda _: None, lambda *_: None
+        )
+        weights = load_file(folder / "adapter_model.safetensors")
+        assert {str(weight.dtype) for weight in weights.values()} == {"torch.float32"}
+        return figures
+
+    narrow = trained("narrow")
+    computes_in_bfloat16(monkeypatch)
+    wide = trained("wide")
+    assert (narrow["compute"], wide["compute"]) == ("float32", "bfloat16")
+    for name in ("validation_loss_before", "validation_loss_after"):
+        assert wide[name] == pytest.approx(narrow[name], rel=5e-3)
+    assert wide["validation_loss_after"] < wide["validation_loss_before"]
+    assert wide["validation_loss_after"] != narrow["validation_loss_after"]
 
 
 def machine_with_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:

