@@ -84,7 +84,8 @@ def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_bench_of_the_processor(tmp_path: Path) -> None:
-    recipe = load_recipe("tiny_lora")
+    recipe = load_recipe(processor.RECIPE)
+    recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 4})})
     result = processor.measure(tiny_base(tmp_path / "base", "embedded"), recipe, None, rows=16, questions=4, rounds=1)
     assert set(result["arms"]) == {f"{work}, {arm}" for work in ("training", "answering") for arm in ("plain", "ours")}
     assert all(one["tokens_per_second"] > 0 for rounds in result["arms"].values() for one in rounds)
