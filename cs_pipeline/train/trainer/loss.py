@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.prompt import IGNORE_INDEX
 
 CHUNK_TOKENS = 512
@@ -18,9 +19,15 @@ class AnswerLossTrainer(Trainer):
 
     transformers passes ``num_items_in_batch`` to every model whose ``forward`` takes any keyword, and relies on the model
     to divide by it. T5 ignores it, so that its gradient grows with the number of accumulated micro-batches.
+
+    Raises PipelineError if the model does more to its logits than its output layer does.
     """
 
     loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _check_output_layer(self.model)
 
     def compute_loss(
         self,
@@ -58,6 +65,27 @@ def answer_nll(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
         hidden[answers], head.weight, head.bias, labels[answers]
     )
     return nll, int(answers.sum())
+
+
+def _check_output_layer(model: Any) -> None:
+    """Compares the model's own logits with those of its output layer alone; Gemma's, for instance, are capped afterwards."""
+    inner = _inner(model)
+    ids = torch.arange(8, device=inner.device)[None]
+    given = {"input_ids": ids} | ({"decoder_input_ids": ids} if inner.config.is_encoder_decoder else {})
+    was_training = inner.training
+    inner.eval()
+    with torch.no_grad():
+        expected = inner(**given, use_cache=False).logits
+        with _without_head(inner) as head:
+            hidden = inner(**given, use_cache=False).logits
+        same = torch.allclose(head(hidden), expected, rtol=1e-2, atol=1e-2)
+    inner.train(was_training)
+    if not same:
+        raise PipelineError(
+            f"A model of the family {inner.config.model_type} changes the logits after its output layer, which the loss "
+            "on a CPU does not do.",
+            "Train it on a GPU, or choose a base of another family.",
+        )
 
 
 def _inner(model: Any) -> Any:

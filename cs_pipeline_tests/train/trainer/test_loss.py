@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, TrainingArguments
 
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.train.trainer import loss as module
 from cs_pipeline.train.trainer.loss import AnswerLossTrainer, answer_nll
@@ -97,6 +98,13 @@ def test_rows_without_answers_give_zero_and_not_nan() -> None:
     nll, count = answer_nll(model, _collate_pairs([{"input_ids": [5], "labels": [IGNORE_INDEX]}]))
     torch.autograd.backward(nll)
     assert (nll.item(), count) == (0, 0)
+
+
+def test_a_model_that_changes_its_logits_afterwards_is_refused(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("gemma2", **_SMALL, num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.1)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(PipelineError, match="family gemma2 changes the logits"):
+        AnswerLossTrainer(AutoModelForCausalLM.from_config(config), arguments)
 
 
 @pytest.mark.parametrize("name", ["llama, tied", "t5, tied"])
