@@ -69,7 +69,7 @@ def _print_summary(result: "ExecuteInProcessResult", recipe: str, lake: DataLake
         console.print("[yellow]The embedded base proves the pipeline; its answers are not for customers.[/]")
     report = lake.path("evaluate", "evaluation_report", f"{recipe}.html")
     console.print(f"Report: {report}", soft_wrap=True)
-    console.print("Next:   [bold]make dev[/] (Dagster and MLflow in the browser)")
+    console.print("Next:   [bold]make dev[/] (Dagster, MLflow and the chat in the browser)")
     console.print('        or .venv/bin/cs-pipeline ask "where is my refund?"', markup=False)
 
 

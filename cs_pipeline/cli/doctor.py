@@ -248,10 +248,10 @@ def _mlflow(lake: DataLake) -> _Outcome:
 
 
 def _ports() -> _Outcome:
-    held = [f"{port} by {holder}" for port in (3000, 5000) if (holder := port_holder(port))]
+    held = [f"{port} by {holder}" for port in (3000, 5000, 8000) if (holder := port_holder(port))]
     if held:
         return "note", f"In use: {', '.join(held)}", "Nothing, if that is make dev; otherwise stop it before make dev."
-    return "ok", "3000 and 5000 are free for make dev", None
+    return "ok", "3000, 5000 and 8000 are free for make dev", None
 
 
 def _hub() -> _Outcome:
