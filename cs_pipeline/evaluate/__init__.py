@@ -1,1 +1,1 @@
-"""What a model is worth on the frozen test rows, and the report that says so."""
+"""How good a model is on the frozen test rows, and the report about it."""

@@ -24,7 +24,7 @@ MIN_INTENT_ROWS = 20
 """An intent with fewer test rows is not compared."""
 
 _REFERENCE_SYSTEMS = ("base", "champion")
-_INTENT_SAMPLE_FACTOR = 10  # joint intervals end far out in the tails, which takes more samples
+_INTENT_SAMPLE_FACTOR = 10  # simultaneous intervals end far out in the tails, which takes more samples
 
 
 class _Figures(TypedDict):
@@ -38,9 +38,9 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
     ``test`` has the columns source, intent and cluster_id. ``stats`` holds the row statistics of each system, including
     ``tuned``, on the same rows in the same order.
 
-    By intent there is only the difference in ``right_intent`` from the base and the champion. These intervals hold jointly
-    with 95 % (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError as intervals and
-    paired_bootstrap do.
+    By intent, only the difference in ``right_intent`` from the base and from the champion is computed. These are
+    simultaneous 95 % intervals (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError as
+    intervals and paired_bootstrap do.
     """
     figures = _figures(test, stats, np.ones(len(test), bool), samples)
     return ComparisonResults(

@@ -18,28 +18,28 @@ DECISIVE_METRIC = "bits_per_character"
 GUARDED_METRICS = ("right_intent", "placeholder_recall", "stop_rate", "safe")
 """Metrics in which it must not be worse.
 
-Each is tested on its own, on all rows and on those of each source. In a simulation with two sources, chance stops about one
-in four of the models that clearly need fewer bits and are equal in all of these metrics. That errs on the safe side: new
-rows start another training.
+Each is tested on its own, on all rows and on the rows of each source. In a simulation with two sources, about one in four
+models that clearly needed fewer bits, and were equal in all of these metrics, was stopped by chance. This errs on the safe
+side: the next new rows start another training run.
 """
 
 MAX_INTENT_LOSS = 10.0
-"""Percentage points of right answers that an intent may lose against the champion before it stops a promotion. A loss
-against the base never does: a base that answers every question with the same intent is always right in that intent.
+"""How many percentage points of right answers an intent may lose against the champion before this stops a promotion. A loss
+against the base never stops one: a base that answers every question with the same intent is always right in that intent.
 
 The whole interval must lie beyond the limit, and the intervals hold jointly for all intents (Bonferroni). With 27 intents
-and separate 95 % intervals, chance would stop up to one in eight of the candidates that are equally good in all of them.
-The cost is that some losses are missed. If errors are independent, a loss of 30 points is detected in half of the cases
-with 75 rows, one of 40 points in nine of ten, and with 20 rows one of 50 points in six of ten.
+and separate 95 % intervals, up to one in eight candidates that are equally good in every intent would be stopped by chance.
+The cost is that some losses are missed. If errors are independent, 75 rows detect a loss of 30 points in half of the cases
+and a loss of 40 points in nine of ten; 20 rows detect a loss of 50 points in six of ten.
 """
 
 TOLERATED_LOSS = {"bits_per_character": 0.005, "right_intent": 2.0, "placeholder_recall": 2.0}
 """What a candidate may lose against the champion before it counts as worse, in the metric's own unit.
 
-The interval covers the choice of test rows, not the randomness of training: two trainings of ``embedded`` on Bitext's rows
-needed 0.490 and 0.492 bits per character, and 52 and 47 % of their answers had the right intent. Without this tolerance, a
-model that was far better on a company's rows was rejected for a loss of 0.001 bits on Bitext's rows. No loss is tolerated
-against the base, or in stop rate and safety.
+The interval reflects the choice of test rows, not the randomness of training: two training runs of ``embedded`` on Bitext's
+rows needed 0.490 and 0.492 bits per character, and 52 and 47 % of their answers had the right intent. Without this
+tolerance, a model that was far better on a company's rows was rejected for a loss of 0.001 bits on Bitext's rows. No loss is
+tolerated against the base, or in stop rate and safety.
 """
 
 THRESHOLDS = {

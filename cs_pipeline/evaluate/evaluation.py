@@ -46,22 +46,23 @@ from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
 
 REFERENCE_FREE_METRICS = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ANSWER_ERRORS))
-"""Metrics that need no reference. On the references themselves they show how often each rule raises a false alarm."""
+"""Metrics that need no reference. Computed on the references themselves, they show how often each rule raises a false
+alarm."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results, and whether they are those of an earlier evaluation with equal input."""
+    """The results, and whether they are those of an earlier evaluation with the same input."""
 
     results: EvaluationResults
     reused: bool
 
 
 def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: Callable[[str], None]) -> Evaluation:
-    """Evaluates the recipe's adapter on every test row, or returns the results of an earlier evaluation with equal input.
+    """Evaluates the recipe's adapter on every test row, or returns earlier results for the same input.
 
-    ``champion`` is evaluated beside it unless it is the same adapter. Raises PipelineError when the adapter or its base is
-    missing or was changed, and when a judge is configured (``CS_JUDGE_URL``) that does not answer.
+    ``champion`` is evaluated too, unless it is the same adapter. Raises PipelineError when the adapter or its base is
+    missing or was changed, and when a configured judge (``CS_JUDGE_URL``) does not answer.
     """
     adapter = current_adapter(recipe.name, lake)
     if champion is not None and champion.fingerprint == adapter.fingerprint:
@@ -85,7 +86,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     if (known := _earlier_results(recipe.name, lake, key)) is not None:
         report(f"Equal input was evaluated before: {folder}")
         return Evaluation(known, reused=True)
-    if endpoint is not None:  # a judge that does not answer is found before the work
+    if endpoint is not None:  # fail before the work if the judge does not answer
         with endpoint.client() as client:
             endpoint.ask(client, [{"role": "user", "content": "Reply with the word TIE."}])
     rows = FrozenTestSet(recipe, lake)
@@ -211,7 +212,7 @@ def _evaluate_model(
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None]:
-    """Row statistics and trials; the effect of retrieval only of a tuned model whose recipe retrieves."""
+    """Row statistics and trials, and the effect of retrieval for a tuned model whose recipe retrieves."""
     model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
     found = retrieve(index, recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents)
     statistics, answers, run = answer_test_set(system, model, rows, found, report)

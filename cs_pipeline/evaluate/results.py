@@ -15,7 +15,7 @@ from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 FORMAT_VERSION = 1
-"""Raise it when a key of ``evaluation.json`` changes: a file of another version is refused, not guessed at."""
+"""Increase it when a key of ``evaluation.json`` changes: a file of another version is rejected, not guessed at."""
 
 WITHOUT_RETRIEVAL = "without_retrieval"
 KNOWN_ANSWER = "known_answer"
@@ -55,7 +55,7 @@ class SliceResults(_Record):
 
 
 class HeldOutResults(SliceResults):
-    """The rows of the ``intents`` that the recipe holds out of the training."""
+    """The rows of the ``intents`` that the recipe holds out of training."""
 
     intents: list[str]
 
@@ -120,10 +120,10 @@ class RetrievalResults(_Record):
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How the judge reacts to the order, over ``pairs``: shares from 0 to 1.
+    """How the order of the answers sways the judge, as shares from 0 to 1 of ``pairs`` pairs.
 
-    ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of the verdicts for one
-    of the two answers that went to the one shown first, with Wilson's 95 % interval: 0.5 is no bias. It is None where all
+    ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of the verdicts other
+    than ties that went to the answer shown first, with Wilson's 95 % interval: 0.5 means no bias. It is None if all verdicts
     were ties.
     """
 
@@ -159,7 +159,7 @@ class JudgeTally(_Record):
 
 
 class JudgeResults(_Record):
-    """The verdicts of a language model as judge. ``may_gate`` says whether they may stop a promotion, ``why`` the reason."""
+    """The verdicts of a language model as judge. ``may_gate``: whether they may stop a promotion; ``why``: the reason."""
 
     model: str
     against: dict[str, JudgeTally]
@@ -180,9 +180,9 @@ class TimedRun(GenerationRun):
 class Weakness:
     """A slice on which the tuned model is worse than on all other test rows.
 
-    ``rest`` is the score there; ``p`` is adjusted for all slices and metrics (Holm). ``train_rows`` counts the training
-    rows of an intent and is None for other slices; ``near`` is the median number of training questions near one of the
-    slice, ``near_rest`` elsewhere.
+    ``rest`` is the score on those other rows; ``p`` is adjusted for all slices and metrics (Holm). ``train_rows`` counts the
+    training rows of an intent and is None for other slices; ``near`` is the median number of training questions near a
+    question of the slice, ``near_rest`` the same for all other questions.
     """
 
     kind: str
@@ -216,9 +216,10 @@ class Weakness:
 class EvaluationResults(ComparisonResults):
     """Everything that ``evaluation.json`` holds. Dictionaries are by system unless their type says otherwise.
 
-    ``fingerprint`` stands for all input of the evaluation. ``champion_version`` is the version compared with, None without
-    one. ``references`` scores the reference answers themselves by the metrics that need no reference, ``naive`` the nearest
-    answer on a random split. ``robustness`` and ``probe`` (1 where a general question was answered right) are the trials.
+    ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
+    with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
+    need no reference, ``naive`` those of the nearest answer on a random split. ``robustness`` and ``probe`` (1 where a
+    general question was answered right) are the trials.
     """
 
     format_version: int = FORMAT_VERSION
@@ -247,7 +248,7 @@ class EvaluationResults(ComparisonResults):
 
 
 def evaluation_folder(recipe_name: str, lake: DataLake) -> Path:
-    """Holds ``evaluation.json`` and the tables that its figures are made of; docs/evaluation.md lists them."""
+    """The folder of ``evaluation.json`` and the tables behind its figures; docs/evaluation.md lists them."""
     return lake.path("evaluate", "evaluation", recipe_name)
 
 
@@ -267,7 +268,7 @@ def read_evaluation(recipe_name: str, lake: DataLake) -> EvaluationResults:
     Raises PipelineError when there is none, when the file has another format version, and when it is damaged.
     """
     path = evaluation_file(recipe_name, lake)
-    # Not only 'evaluation': a file of another release comes with a base and an adapter that must be made again too.
+    # Repeating only 'evaluation' is not enough: the base and the adapter of another release must be made again too.
     fix = f"Run the whole job for this recipe: cs-pipeline demo --recipe {recipe_name}"
     try:
         stored = read_json(path)

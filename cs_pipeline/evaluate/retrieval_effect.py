@@ -34,8 +34,8 @@ class RetrievalEffect:
     ``found`` texts were retrieved, ``left_out`` of them did not fit into a prompt. ``without`` are the row statistics of the
     same model without them, which took ``seconds``. ``known`` are the answers of the system ``known_answer``, empty where
     none was found. ``rows`` are the rows of ``groundedness`` by system: both are compared with the texts that the tuned
-    model read, so the share of the other system shows what any answer has in common with them. ``misled`` is the table of
-    ``score_misleading_cases``.
+    model read, so the other system's share shows how much any answer has in common with these texts. ``misled`` is the table
+    of ``score_misleading_cases``.
     """
 
     found: int

@@ -3,8 +3,8 @@
 All functions take the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and
 row statistics of systems on the same rows in the same order.
 
-Each interval of the table is 95 % on its own. A slice is called weak where its difference from all other rows is significant
-after correction for all slices and metrics that are tested together (Holm).
+Each interval of the table is a 95 % interval on its own. A slice is called weak where its difference from all other rows is
+significant after correction for all slices and metrics that are tested together (Holm).
 """
 
 from collections import Counter
@@ -44,7 +44,7 @@ FLAGS = {
 """What the letters of ``flags`` mean, by Bitext's description of its data; other letters are shown as they are."""
 
 MIN_NEAR_SIMILARITY = 0.6
-"""The least cosine of a near training question: in 12,000 Bitext rows, 90 % of those near a question had its intent."""
+"""Training questions count as near from this cosine on: in 12,000 Bitext rows, 90 % of them had the question's intent."""
 
 _WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
 """The metrics that can make a slice weak: what is answered, in which words, and how surprising the reference is."""
@@ -123,13 +123,14 @@ def weaknesses(
 ) -> list[Weakness]:
     """The slices on which the system with the row statistics ``stats`` is significantly worse than elsewhere, worst first.
 
-    ``near_rows`` [test rows] is from near_train_rows, ``train_intents`` the intent of each training row. The tests are
-    one-sided, by each of right intent, chrF and bits per character that the system has, on all slices that have, like the
-    rest, at least MIN_CLUSTERS clusters. Where no slice is worse, the chance of naming any is 5 %.
+    ``near_rows`` [test rows] is from near_train_rows, ``train_intents`` the intent of each training row. Each of right
+    intent, chrF and bits per character that the system has is tested, one-sided, on every slice where the slice and the rest
+    both have at least MIN_CLUSTERS clusters. If no slice is really worse, the chance that any is returned is 5 %.
 
-    The standard error of rest minus slice is the bootstrap's, but no smaller than that of as many clusters drawn from all
-    rows: a slice whose rows all fail in the same way has no spread of its own. The distribution is Student's t with one
-    degree of freedom fewer than the slice has clusters. Raises PipelineError as corpus_scores does.
+    The standard error of the difference (rest minus slice) comes from the bootstrap, but is never smaller than that of the
+    same number of clusters drawn from all rows: a slice whose rows all fail in the same way has no spread of its own. The
+    distribution is Student's t; its degrees of freedom are the slice's number of clusters minus one. Raises PipelineError as
+    corpus_scores does.
     """
     from scipy.stats import t as student
 
@@ -178,8 +179,8 @@ def weaknesses(
 def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping[str, str]) -> int:
     """Writes the intents among ``weak`` as a CSV for the authors of new examples; returns how many there are.
 
-    One line per intent and metric, worst first; ``categories`` is the category of each intent. No test question is in it: an
-    example written after one would be assigned to the test split.
+    One line per intent and metric, worst first; ``categories`` is the category of each intent. It contains no test
+    questions: an example modelled on one would be assigned to the test split.
     """
     intents = [weakness for weakness in weak if weakness.kind == "intent"]
     rows = (
@@ -194,7 +195,7 @@ def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping
 
 
 def _columns(metrics: Iterable[Metric]) -> dict[str, int]:
-    """The input columns of ``metrics`` and the number of rows, each with its place."""
+    """The position of each input column of ``metrics``, and of the number of rows."""
     names = {"rows"}.union(*(metric.columns for metric in metrics))
     return {name: place for place, name in enumerate(sorted(names))}
 
@@ -214,7 +215,7 @@ def _sums(values: np.ndarray, clusters: Sequence[str], samples: int, seed: int) 
 
 
 def _ends(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, float]]:
-    """The score, and the ends of the 95 % interval, of scores [1 + samples] by key."""
+    """By key, the score and the ends of its 95 % interval, from scores [1 + samples]."""
     if not figures:
         return {}
     scores = np.array(list(figures.values()))
@@ -229,12 +230,12 @@ def _finite(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _has_figures(part: SlicePart, clusters: np.ndarray) -> bool:
-    """Whether the slice and the rest have enough clusters each."""
+    """Whether the slice and the rest each have enough clusters."""
     return min(len(set(clusters[part.member])), len(set(clusters[~part.member]))) >= MIN_CLUSTERS
 
 
 def _quarters(values: np.ndarray, digits: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and members of the quarters of ``values``, the lowest first; NaN is in none, and equal values are together."""
+    """Names and members of the quarters of ``values``, the lowest first; equal values stay together, and NaN is in none."""
     known = values[np.isfinite(values)]
     if not len(known):
         return
