@@ -19,8 +19,8 @@ hand (``cs_pipeline_tests/evaluate/scoring/planted.yaml``). In 2.1 % of the real
 | broken_placeholder | none | all of 300: one brace too few or too many |
 | off_topic | 0.08 % | all of 16 by hand: weather, cooking, politics, sport, code … |
 
-Most of the errors found in real answers are real: the answers ask for what the question already says, say nothing, or
-stop in the middle. The rule for formality knows words only; the formal answers written by hand are extreme.
+Most of the errors found in real answers are real: the answers ask for what the question already says, say nothing, or stop
+in the middle. The formality rule looks only at words, and the formal answers written by hand are extreme cases.
 """
 
 import re
@@ -116,8 +116,8 @@ def answer_errors(
 ) -> pd.DataFrame:
     """A column of booleans for each of ANSWER_ERRORS, one row per answer of one system.
 
-    ``questions`` include earlier turns, and ``intents`` are the true ones. ``right_intent`` and ``stopped`` are 1 or 0; NaN,
-    for unknown, is not an error.
+    ``questions`` include earlier turns, and ``intents`` are the true ones. ``right_intent`` and ``stopped`` are 1 or 0; NaN
+    means unknown and does not count as an error.
     """
     stock_answers = _stock_answers(answers, intents)
     topic_weights, cosines = norms.topics(answers)
@@ -237,7 +237,7 @@ def _stock_answers(answers: Sequence[str], intents: Sequence[str]) -> set[str]:
 
 
 def _words_only(answer: str) -> str:
-    """The same for answers that differ only in placeholders, numbers, case and punctuation."""
+    """Equal for answers that differ only in placeholders, numbers, case and punctuation."""
     return " ".join(re.findall(r"[^\W\d_]+", _plain(answer).lower()))
 
 

@@ -10,10 +10,10 @@ What an answer needs depends on the mode:
 - strip: nothing;
 - realistic: a catalogue value for each; if the question contains the row's value, that one.
 
-A placeholder is invented if it is in neither the question nor the reference as the mode renders them, nor (mode keep) in
-the catalogue; in the other modes a model never sees one. A fact (``text/facts.py``) is fabricated if it is in nothing
-that the model was given. In the mode realistic the catalogue's example values do not count as fabricated, unless the
-model was given one value, such as an order number, and writes another.
+A placeholder is invented if neither the question nor the reference, as the mode renders them, contains it. In mode keep,
+those in the catalogue are not invented; in the other modes a model never sees a placeholder. A fact (``text/facts.py``) is
+fabricated if nothing that the model was given contains it. In the mode realistic the catalogue's example values do not count
+as fabricated, unless the model was given one value, such as an order number, and writes another.
 
 Of Bitext's 24,094 real reference answers 107 (0.44 %) state a fact that their question does not, 186 facts in all: how
 long something takes (103), e-mail addresses (51, at example.com or company.com), web addresses (13), opening days and

@@ -18,7 +18,8 @@ from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.text.facts import facts, is_known, values
 
 COPIED_RUN = 8
-"""Consecutive words; two answers to one intent share that many by chance only if both contain the same stock phrase."""
+"""The number of consecutive words: two answers to one intent share that many by chance only if both contain the same stock
+phrase."""
 
 GROUNDEDNESS_COLUMNS = {
     "words": "words of the answer",

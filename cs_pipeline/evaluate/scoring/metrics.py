@@ -38,7 +38,7 @@ CHUNK_ROWS = 64  # small enough for the n-gram tables to stay in the processor's
 class Metric:
     """A score of a system, computed from the sums of some columns of row_statistics.
 
-    ``function`` maps sums [..., len(columns)] to scores [...], NaN for 0 / 0. With ``may_be_empty`` NaN is not a fault: it
+    ``function`` maps sums [..., len(columns)] to scores [...], NaN for 0 / 0. With ``may_be_empty`` NaN is not an error: it
     means that there was nothing to score, for example because no answer has a placeholder.
     """
 
@@ -123,7 +123,7 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
 
 
 class _Counts(NamedTuple):
-    """Numbers of n-grams for n = 1, 2, …, each [rows, orders]: in the answer, in the reference, in both."""
+    """How many n-grams (n = 1, 2, …) the answer, the reference and both have, each [rows, orders]."""
 
     answer: np.ndarray
     reference: np.ndarray

@@ -1,12 +1,12 @@
 """The uncertainty of scores and of differences between systems, and the agreement between judges.
 
-Scores get a bootstrap over clusters of near-duplicate questions. Rows of a cluster are drawn together: as independent
-rows they would make every interval too narrow. All systems get the same draws, so differences are paired and the
-difficulty of a row cancels out. Intervals are percentiles of the samples (Efron and Tibshirani 1993, chapter 13; for BLEU
+Intervals come from a bootstrap over clusters of near-duplicate questions. Rows of a cluster are drawn together: treating
+them as independent would make every interval too narrow. All systems get the same draws, so differences are paired and the
+difficulty of a row cancels out. The ends are percentiles of the samples (Efron and Tibshirani 1993, chapter 13; for BLEU
 Koehn 2004). Seeds are fixed, so equal input gives equal intervals.
 
-For multiple comparisons the intervals of the intents hold jointly (Bonferroni, ``comparisons``), and slices are called
-weak by adjusted p-values (``holm``). Each interval in a table of scores is a 95 % interval of its own.
+Multiple comparisons are corrected for: the intervals of the intents are simultaneous (Bonferroni, ``comparisons``), and
+slices are called weak by adjusted p-values (``holm``). Each interval in a table of scores is a 95 % interval of its own.
 """
 
 from collections.abc import Collection, Hashable, Sequence
@@ -35,8 +35,9 @@ class Interval:
 class Difference:
     """A score of system a minus that of system b on the same rows, with the 95 % interval.
 
-    For one of several comparisons, the interval is so wide that all of them hold jointly with 95 % (Bonferroni).
-    ``share_above_zero`` is the share of samples in which a has the higher score, whether higher is better or worse.
+    If it is one of several comparisons, the interval is widened so that all of them hold simultaneously at 95 %
+    (Bonferroni). ``share_above_zero`` is the share of samples in which a has the higher score, whether higher is better or
+    worse.
     """
 
     difference: float
@@ -52,9 +53,9 @@ def intervals(
 ) -> dict[str, Interval | None]:
     """The scores of a system with their intervals, by the names of METRICS.
 
-    ``stats`` has the columns of row_statistics, ``clusters`` the cluster of each row. None where corpus_scores is None, and
-    where so few rows have something to score that a sample has none. Raises PipelineError as corpus_scores does, and when a
-    row has no cluster or there are fewer than two clusters.
+    ``stats`` has the columns of row_statistics, ``clusters`` the cluster of each row. A score is None where corpus_scores
+    gives None, and where so few rows have anything to score that some sample has nothing. Raises PipelineError as
+    corpus_scores does, and when a row has no cluster or there are fewer than two clusters.
     """
     results: dict[str, Interval | None] = {}
     for name, sampled in _sampled_scores(stats, clusters, samples, seed, METRICS).items():
@@ -74,8 +75,9 @@ def paired_bootstrap(
 ) -> dict[str, Difference | None]:
     """The differences a - b with their intervals, by the names of ``metrics``.
 
-    The arguments are as for intervals, with a column ``row_id``; None where a or b has no interval. This is one of
-    ``comparisons`` that are to hold jointly. Raises PipelineError also when a and b are not the same rows in the same order.
+    The arguments are as for intervals, with a column ``row_id``; None where a or b has no interval. ``comparisons`` is the
+    number of comparisons, this one included, that are to hold simultaneously. Raises PipelineError also when a and b are not
+    the same rows in the same order.
     """
     if stats_a["row_id"].tolist() != stats_b["row_id"].tolist():
         raise PipelineError(
@@ -103,9 +105,9 @@ POWER = 0.8
 def detectable_difference(difference: Difference, comparisons: int = 1) -> float | None:
     """The smallest true difference that this number of test clusters can show, in the metric's unit.
 
-    Its interval excludes zero with probability POWER: it is (z of the interval's ends + z of POWER) standard errors (Bloom
-    1995). The standard error is derived from the width of the interval, which was one of ``comparisons``. None if the
-    systems do not differ in any sample, so that the spread is unknown.
+    If the true difference is that large, its interval excludes zero with probability POWER. It equals (z of the interval's
+    ends + z of POWER) standard errors (Bloom 1995). The standard error is derived from the width of the interval, which was
+    one of ``comparisons``. None if the systems do not differ in any sample, so that the spread is unknown.
     """
     half = (difference.high - difference.low) / 2
     if half == 0:
@@ -205,7 +207,7 @@ def krippendorff_alpha(
     if level == "nominal":
         apart = 1.0 - np.eye(len(totals))
     else:
-        # Between two categories lie half of each and all of those between them.
+        # The distance counts half of the values in the two categories and all of those in between.
         middle = np.cumsum(totals) - totals / 2
         apart = (middle[:, None] - middle[None, :]) ** 2
     by_chance = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)

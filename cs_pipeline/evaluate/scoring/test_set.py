@@ -60,7 +60,7 @@ class FrozenTestSet:
     ) -> pd.DataFrame:
         """Row statistics of one system's ``answers`` to all test rows.
 
-        ``retrieved`` are the texts in each prompt, None without any; ``reported`` are columns of CALLER_COLUMNS that only
+        ``retrieved`` are the texts in each prompt, None without any; ``reported`` holds those of CALLER_COLUMNS that only
         the system knows.
         """
         frame = row_statistics(self.questions_with_context, answers, self.references)
@@ -70,7 +70,7 @@ class FrozenTestSet:
     def score_without_references(
         self, answers: list[str], stopped: Any = np.nan, retrieved: Sequence[Sequence[RetrievedText]] | None = None
     ) -> pd.DataFrame:
-        """The scores that do not compare the words of ``answers`` with the references, so the references have them too.
+        """The scores that do not compare the words of ``answers`` with the references, so the references can be scored too.
 
         ``stopped`` is 1 or 0 for each answer, or NaN if no model wrote them. ``fabricates`` is 1 for an answer with a
         fabricated fact.
@@ -103,7 +103,7 @@ def answer_test_set(
     retrieved: Sequence[Sequence[RetrievedText]],
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, list[Answer], GenerationRun]:
-    """The row statistics of ``model``'s answers to all test rows, given these ``retrieved`` texts; the answers; the run.
+    """Answers all test rows with ``model`` and these ``retrieved`` texts; returns row statistics, the answers and the run.
 
     ``report`` gets progress lines that call the model ``system``.
     """
