@@ -1,7 +1,7 @@
 """Tests how a model handles customers who write differently from the test rows.
 
 ``make_cases`` makes the questions: from test rows by rule (``variations.py``, and two requests in one) and from
-``robustness.yaml`` (contradictory, out of scope, empty, very long, another language, for a person, prompt injection,
+``robustness.yaml`` (contradictory, out of scope, empty, very long, another language, asking for a person, prompt injection,
 other customers' data). ``score_robustness_cases`` scores a model's answers to them, one row per case;
 ``robustness_by_group`` aggregates these rows, with Wilson intervals (Wilson 1927).
 
@@ -125,8 +125,8 @@ def score_robustness_cases(
     """ROBUSTNESS_COLUMNS, one row per case.
 
     ``plain_answers`` are the same model's answers to the unchanged test rows, by row_id; ``intents_of`` predicts the intents
-    of answers. ``system_line`` is the first line of the recipe's prompt; ``given`` is each case's text with everything else
-    that the model was given, None if that is nothing.
+    of answers. ``system_line`` is the first line of the recipe's prompt; ``given`` holds each case's text with everything
+    else that the model was given, None if there was nothing else.
     """
     given = [case.text for case in cases] if given is None else given
     plain = [plain_answers.get(case.row_id or "") for case in cases]
@@ -163,8 +163,8 @@ _MET_BY = {
     "refuse": ("refused", "redirected"),
     "hand over": ("handed_over",),
 }
-"""By expectation, the columns of which one must be 1. Refusing and redirecting count for each other: a polite refusal says
-what the desk is for, and a redirection also says no."""
+"""By expectation, the columns of which one must be 1. Refusing and redirecting are accepted for each other: a polite refusal
+says what the desk is for, and a redirection also says no."""
 
 _SHARES = (
     *("as_expected", "same_intent", "plain_same_intent", "redirected", "refused", "handed_over"),
@@ -173,12 +173,12 @@ _SHARES = (
 
 
 def robustness_by_group(table: pd.DataFrame) -> pd.DataFrame:
-    """Aggregates a table of ``score_robustness_cases``: one row for each group, and "all", and measure.
+    """Aggregates a table of ``score_robustness_cases``: one row for each measure of each group and of "all".
 
     Columns: ``group``, ``measure``, ``count`` and ``rows`` (of cases where the measure has a value), ``value``, ``low`` and
     ``high``. The measures are shares of the columns of 0 and 1, with Wilson's 95 % interval, and ``chrf_drop``: the mean
     loss of chrF points compared with the answers to the unchanged questions, with the 95 % interval of a bootstrap over
-    rows; its ``count`` is the number of answers that lost.
+    rows; its ``count`` is the number of answers that lost points.
     """
     found = []
     for group, rows in [*table.groupby("group", sort=False), ("all", table)]:

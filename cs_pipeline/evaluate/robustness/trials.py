@@ -89,7 +89,7 @@ def score_trial(
 
 
 def predict_intents(model: SupportModel, classifier: Path, texts: list[str]) -> list[str | None]:
-    """The intents that the prompts of ``model`` name for ``texts``, None for each if its recipe does not route."""
+    """The intents named in the prompts of ``model`` for ``texts``; all None if its recipe does not route."""
     if model.recipe.prompt.route != "intent":
         return [None] * len(texts)
     return list(TextClassifier.load(classifier).predict(texts)[0])
