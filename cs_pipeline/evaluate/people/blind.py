@@ -1,7 +1,7 @@
 """Blind samples: people rate answers without knowing which system gave them.
 
 ``export_blind_sheet`` writes ``<name>.csv`` for the raters (columns id, question, answer and an empty score) and
-``<name>.key.json``, which says which system gave each answer and is not sent along. ``import_blind_sheet`` turns a
+``<name>.key.json``, which says which system gave each answer and is not given to the raters. ``import_blind_sheet`` turns a
 filled-in sheet into rows of RATING.
 """
 
@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.people.sheet import read_sheet, write_sheet
 
 SHEET_COLUMNS = ("id", "question", "answer", "score")
 _MAX_FAULTS_SHOWN = 20
-"""How many faults of a sheet a message lists at most."""
+"""The most faults of a sheet that one message lists."""
 
 
 def export_blind_sheet(
@@ -29,9 +29,9 @@ def export_blind_sheet(
 ) -> int:
     """Writes ``sheet`` and its key with the answers of ``systems`` to ``questions`` test questions; returns their number.
 
-    ``answers`` has the columns row_id, system, question and answer. ``systems`` maps the systems to rate to the names, with
-    versions, that the ratings will have. Questions are drawn by ``seed``; their order, and that of the answers to each, is
-    random. Raises PipelineError when the sheet already exists or there is nothing to rate.
+    ``answers`` has the columns row_id, system, question and answer. ``systems`` maps each system to be rated to the name,
+    with its version, that the ratings will carry. Questions are drawn by ``seed``; their order, and that of the answers to
+    each, is random. Raises PipelineError when the sheet already exists or there is nothing to rate.
     """
     key = key_path(sheet)
     if sheet.exists() or key.exists():

@@ -23,8 +23,8 @@ NEGATIVE, POSITIVE = (1, 2), (3, 4, 5)
 """Which scores count as negative and as positive."""
 
 PRIOR = 0.5
-"""Wins added to both sides of each pair that was compared. They shrink strengths, and make that of a system that never lost
-finite."""
+"""Wins added to both sides of each pair that was compared. They shrink the strengths, and keep the strength of a system that
+never lost finite."""
 
 _MAX_STEPS, _TOLERANCE = 20_000, 1e-9
 
@@ -163,9 +163,9 @@ def bradley_terry(votes: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd
     ``high``.
 
     ``strength`` is the log strength of Bradley and Terry, 0 on average in the group: the difference of two is the log-odds
-    that the first is preferred. A tie is half a win for each; PRIOR wins are added. Systems of different groups were never
-    compared, not even through others, so their strengths are not comparable. The 95 % interval comes from a bootstrap over
-    questions.
+    that the first is preferred. A tie counts as half a win for each; PRIOR wins are added. Systems of different groups were
+    never compared, not even through others, so their strengths are not comparable. The 95 % interval comes from a bootstrap
+    over questions.
     """
     names = sorted({*votes["system_a"], *votes["system_b"]})
     if not names:

@@ -87,7 +87,7 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
 def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) -> tuple[int, int]:
     """Adds the scores of a filled-in ``sheet`` to the feedback; returns how many are new and how many were known.
 
-    Raises PipelineError as ``import_blind_sheet`` does, and when ``rater`` gave the same answers other scores before.
+    Raises PipelineError as ``import_blind_sheet`` does, and when ``rater`` gave the same answers different scores before.
     """
     rows = import_blind_sheet(sheet, key or key_path(sheet), rater, datetime.now(UTC)).to_pylist()
     with Feedback(lake) as feedback:

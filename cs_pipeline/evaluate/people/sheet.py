@@ -1,7 +1,7 @@
 """CSV files that people open in a spreadsheet and send back.
 
-A cell that a spreadsheet would read as a formula is written with an apostrophe before it (CSV injection, CWE-1236).
-Reading removes it again, so cells survive the round trip unchanged.
+A cell that a spreadsheet would read as a formula gets a leading apostrophe (CSV injection, CWE-1236). Reading removes it
+again, so cells survive the round trip unchanged.
 """
 
 import csv
@@ -37,7 +37,7 @@ def read_sheet(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
     PipelineError when the file cannot be read as a table or lacks a column.
     """
     try:
-        # Text that is not UTF-8 is only in columns whose content does not matter.
+        # Only columns whose content does not matter can hold text that is not UTF-8.
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}.", "Name a CSV file that this user may read.") from error
