@@ -34,7 +34,7 @@ MIN_KAPPA = 0.6
 """Agreement with people above which a judge may gate: "substantial" begins there (Landis and Koch 1977)."""
 
 MIN_SHARED_PAIRS = 30
-"""With fewer pairs judged by people too, kappa says nothing."""
+"""If people judged fewer of the same pairs than this, kappa says nothing."""
 
 _COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
 _PARALLEL_CALLS = 4
@@ -117,10 +117,10 @@ def judge_pairs(
 ) -> pd.DataFrame:
     """The verdicts of the judge at ``endpoint`` on ``pairs``, in their order. This sends the texts to the endpoint.
 
-    ``cache`` is a file of verdicts by the hash of the request, without any text. What it holds is not asked again, so an
-    interrupted call continues where it stopped. A reply that is not a verdict leaves its pair out, is reported, and is
-    asked again next time. Raises PipelineError as Endpoint.ask does, which keeps the verdicts given so far, and when no
-    pair gets a verdict.
+    ``cache`` is a file of verdicts by the hash of the request, without any text. Requests whose verdict it holds are not
+    sent again, so an interrupted call continues where it stopped. If a reply is not a verdict, this is reported, its pair is
+    left out, and the request is sent again next time. Raises PipelineError as Endpoint.ask does (the verdicts given so far
+    are kept), and when no pair gets a verdict.
     """
     requests = [(pair, order) for pair in pairs for order in ("ab", "ba")]
     keys = [digest(_INSTRUCTION, endpoint.url, endpoint.model, *_messages(*request)) for request in requests]
@@ -249,7 +249,7 @@ def _wins(results: pd.Series) -> JudgeTally:
 
 @contextmanager
 def _cached_verdicts(cache: Path) -> Iterator[tuple[dict[str, str], Callable[[str, str], None]]]:
-    """The verdicts in ``cache`` by key, and a function that adds one; only one process at a time has them."""
+    """The verdicts in ``cache`` by key, and a function that adds one; only one process at a time can use them."""
     with locked(cache.with_name(f".{cache.name}.lock")), cache.open("ab+") as file:
         file.seek(0)
         content = file.read()
