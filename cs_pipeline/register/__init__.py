@@ -1,1 +1,1 @@
-"""Model versions in MLflow and the decision which one is champion."""
+"""Model versions in MLflow, and the decision about which one is champion."""

@@ -70,7 +70,7 @@ def append_entry(
 
 
 def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
-    """Sets the aliases to what the history says, which also repairs a crash between the two.
+    """Makes the aliases match the history, which also repairs them after a crash between the two writes.
 
     A champion alias that was moved by hand in MLflow is recorded in the history instead. The caller holds ``history_lock``.
     """
@@ -101,7 +101,7 @@ def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
 
 
 def withdrawn_versions(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Versions that lost the alias by hand and never got it back, each with the entry that took it away."""
+    """Versions that a person took the alias from and that never got it back, each with the entry that took it away."""
     gone: dict[int, dict[str, Any]] = {}
     for entry in history:
         if entry["promote"]:

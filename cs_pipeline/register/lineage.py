@@ -77,7 +77,7 @@ def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
         ]
     return {
         "version": number,
-        "aliases": list(client.get_model_version(MODEL, str(number)).aliases),  # a search gives no aliases
+        "aliases": list(client.get_model_version(MODEL, str(number)).aliases),  # search results have no aliases
         "recipe": version.tags["cs.recipe"],
         "mlflow_run": version.run_id,
         "tags": dict(sorted(version.tags.items())),

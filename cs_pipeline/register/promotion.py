@@ -1,4 +1,4 @@
-"""Promotion: figures (evaluate/decision.py) or a person decide which version is champion. The history records it first."""
+"""Figures (evaluate/decision.py) or a person choose the champion. The history records it before the alias moves."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, champion_number,
 class Outcome:
     """The champion after all candidates were judged, and the new entries of the history.
 
-    ``waiting`` says for each version that could not be judged why, and what to do.
+    ``waiting`` says, for each version that could not be judged, why not and what to do.
     """
 
     champion: int | None
@@ -117,8 +117,8 @@ def _candidates(
 ) -> tuple[list[tuple[int, EvaluationResults]], list[str]]:
     """The versions whose adapter was evaluated, with the results, oldest first. ``versions`` maps each number to its tags.
 
-    Also returns a message for each recipe whose evaluation cannot be read. It names the recipe's newest version; there is
-    none if that is the ``champion``.
+    Also returns a message for each recipe whose evaluation cannot be read. It names the recipe's newest version; there is no
+    message if that version is the ``champion``.
     """
     by_fingerprint = {tags.get(FINGERPRINT): number for number, tags in versions.items()}
     newest = {tags.get("cs.recipe"): number for number, tags in sorted(versions.items())}

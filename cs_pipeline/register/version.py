@@ -85,7 +85,7 @@ def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Chec
             client.create_registered_model(MODEL, description="Answers customers' questions. Made by cs_pipeline.")
         number = int(client.create_model_version(MODEL, logged, run, tags=tags, description=recipe.description).version)
     if _has_seen_forgotten_rows(adapter, lake):
-        # Forgetting marks existing versions; this one did not exist yet, but its training had read those rows.
+        # Forgetting rows marks only existing versions. This one did not exist then, but it was trained on those rows.
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
     client.set_model_version_tag(MODEL, str(number), EVALUATED, results.fingerprint)
     client.set_terminated(run, "FINISHED")
@@ -187,7 +187,7 @@ def version_of(recipe_name: str, lake: DataLake) -> int:
 def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
     """Answers of a registered version, loaded from MLflow as any user would load it.
 
-    A version of an earlier release, whose logged code imports modules that have moved since, runs with the present code.
+    A version of an earlier release, whose logged code imports modules that have moved since, runs with the current code.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
