@@ -273,7 +273,7 @@ class Recipe(Section):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over every key that affects the result; description, checkpoint interval and packing do not."""
+        """A hash (16 hex digits) of all keys that affect the result: not description, checkpoint interval or packing."""
         ignored: Any = {"description": True, "trainer": {"checkpoint_seconds", "packing"}}
         return digest(self.model_dump(mode="json", exclude=ignored))
 
@@ -307,7 +307,7 @@ def load_recipe(name: str) -> Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The recipe that a training wrote beside its adapter, in this release or an earlier one.
+    """The recipe that a training run saved beside its adapter, in this release or an earlier one.
 
     Raises PipelineError naming the file and the key if anything is wrong with it.
     """
@@ -339,7 +339,7 @@ RENAMED_KEYS = {
     "trainer.patience": "early_stopping_patience",
     "generation.batch_size": "per_device_eval_batch_size",
 }
-"""Keys of earlier releases, with their section, and their present names."""
+"""Keys of earlier releases, with their section, and their current names."""
 
 
 def _renamed_keys(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
