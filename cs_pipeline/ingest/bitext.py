@@ -53,7 +53,7 @@ def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
 def row_ids(rows: pa.Table) -> list[str]:
     """16 hex digits per row of the schema ``BITEXT_SCHEMA``: a hash of its five fields and the number of equal rows before.
 
-    So ids are unique in the table and do not depend on the source.
+    This makes ids unique in the table and independent of the source.
     """
     seen: Counter[str] = Counter()
     ids = []

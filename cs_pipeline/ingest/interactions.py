@@ -93,11 +93,11 @@ def ingest_lock(lake: DataLake) -> Iterator[None]:
 
 def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
     """Writes ``company_interactions/<day>`` (INTERACTION) and ``company_quarantine/<day>`` (QUARANTINED), both readable by
-    their owner only, and beside the first the counts of each file, which are returned too.
+    their owner only. Returns the counts of each file, which are also stored beside the first.
 
     Turns are in file order; those of a conversation are numbered from 0 within its file. Records of conversations that are
-    forgotten, or whose customer is, are counted and redacted in the kept copies. A delivery that a later one of the same
-    name superseded is not read, so fixing an export fixes its day.
+    forgotten, or whose customer is, are counted and redacted in the kept copies. A delivery superseded by a later one of the
+    same name is not read, so fixing an export fixes its day.
 
     Raises PipelineError if raw deliveries of the day were already deleted, or one is missing.
     """

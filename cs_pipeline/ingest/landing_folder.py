@@ -107,7 +107,7 @@ class LocalFolder:
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
-        """The content of ``entry``. Raises ChangedError, also on exit, if it is not what was listed, GoneError,
+        """The content of ``entry``. Raises ChangedError (also on exit) if it changed since it was listed, GoneError,
         UnreadableError.
         """
         try:

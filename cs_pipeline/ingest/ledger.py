@@ -151,8 +151,8 @@ class Ledger(Database):
     ) -> Delivery:
         """Records that this content of ``size`` bytes was read under ``name``; returns its delivery.
 
-        Content read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that is back counts
-        as not ingested, because its day may have been ingested without it.
+        Content read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that comes back
+        counts as not ingested, because its day may have been ingested without it.
         """
         with self._transaction():
             if sha256 in self.superseded():
