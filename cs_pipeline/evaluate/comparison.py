@@ -73,7 +73,7 @@ def compare_held_out(
 def judgement(metric: str, low: float, high: float) -> str:
     """better or worse if the 95 % interval of a difference, ``low`` to ``high``, lies on one side of zero, else unclear.
 
-    Empty for a metric without a better direction, such as the length ratio.
+    Empty for a metric where neither higher nor lower is better, such as the length ratio.
     """
     sign = {"higher": 1, "lower": -1, "none": 0}[METRICS[metric].better]
     if sign == 0:

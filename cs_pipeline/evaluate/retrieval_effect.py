@@ -31,11 +31,11 @@ RETRIEVAL_METRICS = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
 class RetrievalEffect:
     """The raw measurements on the test rows.
 
-    ``found`` texts were retrieved, ``left_out`` of them did not fit into a prompt. ``without`` are the row statistics of the
-    same model without them, which took ``seconds``. ``known`` are the answers of the system ``known_answer``, empty where
-    none was found. ``rows`` are the rows of ``groundedness`` by system: both are compared with the texts that the tuned
-    model read, so the other system's share shows how much any answer has in common with these texts. ``misled`` is the table
-    of ``score_misleading_cases``.
+    ``found`` is the number of retrieved texts, ``left_out`` how many of them did not fit into a prompt. ``without`` holds
+    the row statistics of the same model without the texts, which took ``seconds``. ``known`` holds the answers of the system
+    ``known_answer``, empty where none was found. ``rows`` are the rows of ``groundedness`` by system: both are compared with
+    the texts that the tuned model read, so the other system's share shows how much any answer has in common with these
+    texts. ``misled`` is the table of ``score_misleading_cases``.
     """
 
     found: int

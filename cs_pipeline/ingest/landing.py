@@ -37,7 +37,7 @@ SETTLE_TIME = timedelta(seconds=5)
 """A file counts as complete if scans at least this far apart found it unchanged."""
 
 EDIT_DELAY = timedelta(minutes=10)
-"""How long an agent's edit waits for others to land with it: every file that lands makes its day be ingested again."""
+"""How long an agent's edit waits for others to land with it: every file that lands causes its day to be ingested again."""
 
 _MIN_RENAME_DELAY = 1.0
 """A file renamed at least this many seconds after its last write counts as complete when it was renamed.

@@ -130,7 +130,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(successes: float, of: int) -> tuple[float, float] | None:
-    """The ends of the 95 % interval of a share of independent cases (Wilson 1927), 0 to 1; None for no cases."""
+    """The ends of the 95 % interval of a share of independent cases (Wilson 1927), 0 to 1; None without cases."""
     if of == 0:
         return None
     z = NormalDist().inv_cdf(0.975)
@@ -227,7 +227,7 @@ def _value_counts(units: Sequence[Hashable], values: Sequence[float | str]) -> n
 def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
     """Cohen's kappa of two judges' categories for the same cases (Cohen 1960), unweighted.
 
-    None without cases, and when both judges use only one and the same category, so that chance explains all agreement.
+    None without cases, and when both judges always use the same single category, so that chance explains all agreement.
     """
     from sklearn.metrics import cohen_kappa_score
 
