@@ -99,8 +99,8 @@ def _objections(results: EvaluationResults, champion_forgotten: bool) -> Iterato
     modes = results.placeholders
     if modes.get("champion", modes["tuned"]) != modes["tuned"]:
         yield (
-            f"its placeholder mode is '{modes['tuned']}' and the champion's is '{modes['champion']}', so their figures do"
-            " not compare; you can promote it yourself: cs-pipeline rollback --to VERSION"
+            f"its placeholder mode is '{modes['tuned']}' and the champion's is '{modes['champion']}', so their figures"
+            " cannot be compared; you can promote it yourself: cs-pipeline rollback --to VERSION"
         )
     for rival, differences in against_rivals(results.differences).items():
         name, found = _RIVALS[rival], differences.get(DECISIVE_METRIC)

@@ -86,7 +86,7 @@ def roll_back(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, An
     is given.
     """
     if not why.strip():
-        raise PipelineError("No reason is given.", 'Give the reason for the history: --why "…"')
+        raise PipelineError("No reason was given.", 'Give the reason for the history: --why "…"')
     client = open_store(lake)
     with history_lock(lake):
         sync_aliases(client, lake, by)

@@ -288,7 +288,7 @@ def test_refused_rollbacks_change_nothing(champion_two: World) -> None:
         (2, "no", "Version 2 is already champion"),
         (1, "no", "Version 1 was trained on rows that are to be forgotten"),
         (None, "no", "Version 1 was trained on rows that are to be forgotten"),
-        (1, " ", "No reason is given"),
+        (1, " ", "No reason was given"),
     ):
         with pytest.raises(PipelineError, match=message):
             roll_back(champion_two.lake, to, why, "a person")

@@ -40,7 +40,7 @@ class Endpoint:
                 "Set it to an address such as https://example.com/v1, without a key in it.",
             )
         if not self.model:
-            raise PipelineError("CS_JUDGE_MODEL is not set.", "Name the model at the endpoint that is to judge.")
+            raise PipelineError("CS_JUDGE_MODEL is not set.", "Set it to the name of the judge model at the endpoint.")
         if not re.fullmatch(r"[!-~]*", self.key):  # the HTTP library's own error would show the key
             raise PipelineError("CS_JUDGE_KEY contains characters that no key has.", "Set it to the key alone.")
         if self.key and parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:

@@ -203,10 +203,10 @@ def may_gate(agreement: PeopleAgreement) -> tuple[bool, str]:
     if agreement.pairs < MIN_SHARED_PAIRS:
         return (
             False,
-            f"people voted on {agreement.pairs} of the judged pairs; {MIN_SHARED_PAIRS} are needed to know the judge",
+            f"people voted on {agreement.pairs} of the judged pairs; {MIN_SHARED_PAIRS} are needed to assess the judge",
         )
     if agreement.kappa is None:
-        return False, "judge and people gave all pairs one verdict, which says nothing about their agreement"
+        return False, "the judge and people gave every pair the same verdict, which says nothing about their agreement"
     kappa = (
         f"{agreement.kappa:.2f} (95 % interval {agreement.low:.2f} to {agreement.high:.2f}, {agreement.pairs} pairs)"
     )

@@ -66,7 +66,7 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
     judgements depend only on sheet and rater, so a sheet that is imported twice counts once.
     """
     if not rater.strip() or at.tzinfo is None:
-        raise PipelineError("The rater needs a name, and the time a time zone.", "Give both.")
+        raise PipelineError("The rater's name or the time zone is missing.", "Give both.")
     if not key.exists():
         raise PipelineError(
             f"{key} is missing.", "It was written beside the sheet and says which system gave each answer."

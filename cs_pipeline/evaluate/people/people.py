@@ -283,7 +283,7 @@ def log_strengths(wins: np.ndarray) -> np.ndarray:
             return np.log(new)
         strengths = new
     raise PipelineError(
-        "The votes determine no strengths: one side won all of them.",
+        "Strengths cannot be estimated: one side won every vote.",
         "Collect votes on more pairs; until then look at the win rates.",
     )
 

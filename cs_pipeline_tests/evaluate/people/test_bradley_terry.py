@@ -47,7 +47,7 @@ def test_two_competitors_have_the_odds_of_their_wins() -> None:
     ids=["never lost", "never compared", "two that never lost to the others"],
 )
 def test_wins_without_a_maximum_are_refused(wins: list[list[float]]) -> None:
-    with pytest.raises(PipelineError, match="determine no strengths"):
+    with pytest.raises(PipelineError, match="Strengths cannot be estimated"):
         log_strengths(np.array(wins, float))
 
 
