@@ -64,7 +64,7 @@ def runs(lake: DataLake) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def training(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
-    from trl.trainer import sft_trainer
+    from cs_pipeline.train.trainer import loss
 
     frozen: list[dict[str, str]] = []
     trained_names: set[str] = set()
@@ -73,7 +73,7 @@ def training(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Traini
         frozen_parameters = ((n, p) for n, p in model.named_parameters() if not p.requires_grad)
         return {n: hashlib.sha256(p.detach().cpu().numpy().tobytes()).hexdigest() for n, p in frozen_parameters}
 
-    class Watched(sft_trainer.SFTTrainer):
+    class Watched(loss.AnswerLossTrainer):
         def train(self, *args: Any, **kwargs: Any) -> Any:
             model: Any = self.model
             frozen.append(weights(model))
@@ -87,7 +87,7 @@ def training(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Traini
     lines: list[str] = []
     with own_world(lake.root) as patch:
         patch.setenv("CS_RECIPES", str(RECIPES))
-        patch.setattr(sft_trainer, "SFTTrainer", Watched)
+        patch.setattr(loss, "AnswerLossTrainer", Watched)
         recipe = load_recipe("tiny")
         assert isinstance(recipe.base, EmbeddedBase)
         base_files = files(build_embedded(recipe.base, lake, lines.append))

@@ -260,7 +260,9 @@ def test_a_new_champion_takes_over_and_one_that_does_not_load_leaves_the_old_one
         make_champion(own_versions, 2)
         wait_for(lambda: service.registry.champion == 2)
         assert (old.served.name, ask(service, QUESTIONS[0]).served.name) == ("1", "2")
-        weights = get_version(open_store(own_versions), 1).folder / "adapter" / "adapter_model.safetensors"
+        # MLflow's address is one per process, and the module's other service may have set it to the lake that was copied.
+        folder = get_version(open_store(own_versions), 1).folder / "adapter"
+        weights = own_versions.path(*folder.parts[folder.parts.index("register") :], "adapter_model.safetensors")
         wait_for(lambda: not service.pool.usage()["1"]["users"])
         service.pool._unload("1", only_idle=True)
         weights.write_bytes(weights.read_bytes()[:-1])
