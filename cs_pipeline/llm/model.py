@@ -109,8 +109,8 @@ def _is_complete(file: Path) -> bool:
 
 
 MIN_BFLOAT16_SIZE = 512
-"""Hidden size from which a CPU with bfloat16 instructions computes in bfloat16. In narrower models such as the embedded one,
-conversions and fixed costs take longer than the faster products save."""
+"""Hidden size from which a CPU with bfloat16 instructions computes in bfloat16. SmolLM2-135M with 576 gains much
+(bench/processor.py). Narrower models such as the embedded one have not been compared and stay in float32."""
 
 
 def compute_dtype(config: dict[str, Any] | None = None) -> "torch.dtype":
@@ -119,7 +119,7 @@ def compute_dtype(config: dict[str, Any] | None = None) -> "torch.dtype":
     import torch
 
     if not torch.cuda.is_available():
-        # oneDNN says whether its products are fast in bfloat16; the rest of torch computes in it on any CPU.
+        # Every CPU can compute in bfloat16, but without these instructions it is slower than float32.
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         wide = config is None or hidden_size(config) >= MIN_BFLOAT16_SIZE
         return torch.bfloat16 if fast and wide else torch.float32

@@ -25,7 +25,8 @@ from cs_pipeline.train.plan.estimate import (
 
 _MEMORY_ERROR = 0.15
 """Relative error of the memory estimate. Compared with the peak of real steps on a CPU (Llama and phi, 12 layers of width
-512, five settings) it was off by -11 % to +6 %; it has not been compared on a GPU."""
+512, five settings) it was off by -11 % to +6 %; it has not been compared on a GPU,
+nor since the loss on a CPU is computed in chunks and 4-bit bases keep their other weights in bfloat16."""
 _PROCESS_BYTES = {"cpu": 1_200_000_000, "cuda": 1_000_000_000}
 """Memory of the libraries in a training process (measured on a CPU), and of a CUDA context with its libraries (assumed)."""
 _TOKENS_PER_ROW = 170
