@@ -51,9 +51,15 @@ def test_a_plain_function_becomes_a_check_of_the_assets_partition(blocking: bool
         return CheckOutcome(partition == "friday", {"day": partition}, "wait")
 
     check = data_check(day, is_friday, blocking=blocking)
-    result = dg.materialize(
-        [day, check], partition_key="monday", resources={"lake": LakeResource()}, raise_on_error=False
-    )
+    # Definitions are loaded with the state of the instance entered last, which must still be there.
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(
+            [day, check],
+            partition_key="monday",
+            resources={"lake": LakeResource()},
+            instance=instance,
+            raise_on_error=False,
+        )
     (evaluation,) = result.get_asset_check_evaluations()
     assert (evaluation.check_name, evaluation.passed, evaluation.blocking) == ("is_friday", False, blocking)
     assert (evaluation.description, evaluation.metadata["day"].value) == ("wait", "monday")
