@@ -17,12 +17,12 @@ from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
 
 MAX_CANDIDATES = 20
-"""The number of known answers that are compared. With 10, 20 or 50, ROUGE-L was 41.2, 41.1 and 41.3 on the test rows, and
-the cost grows quadratically."""
+"""The number of known answers that are compared. With 10, 20 or 50, ROUGE-L was 41.2, 41.1 and 41.3 on the validation rows,
+and the cost grows quadratically."""
 
 MIN_RELATIVE_SIMILARITY = 0.8
 """Minimum similarity of a candidate's question, relative to the nearest one. If only one known question is close, its answer
-is used alone. On the test rows, where all questions of an intent ask for the same, ROUGE-L is 41.6 without it."""
+is used alone. On the validation rows, where all questions of an intent ask for the same, ROUGE-L is 41.6 without it."""
 
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
