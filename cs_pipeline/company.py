@@ -61,7 +61,7 @@ class OwnPattern(Section):
 class RetrainSettings(Section):
     """When retraining is due."""
 
-    new_rows: int = Field(200, ge=1, description="usable rows since the champion was trained")
+    new_rows: int = Field(200, ge=1, description="usable rows since the last training that are enough")
     days: int = Field(30, ge=1, description="age of the champion from which a single new row is enough")
 
 
