@@ -66,7 +66,7 @@ IN_PROMPT = "known answer"
 RATING = pa.schema(_columns("rating"))
 """One human judgement."""
 
-BITEXT_VIEW = pa.schema(_columns("bitext_view"))
+BITEXT_PREDICTIONS = pa.schema(_columns("bitext_predictions"))
 """What is computed once per Bitext row."""
 
 SLICE_SCORE = pa.schema(_columns("slice_score"))

@@ -20,7 +20,7 @@ from cs_pipeline.ingest.sources import BITEXT, LICENCE, SOURCES, hub_file
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the rows came from: ``address`` is a URL, a path or the generator's module; ``sha256`` is the file's."""
+    """The source of the rows: ``address`` is a URL, a path or the generator's module; ``sha256`` is the file's hash."""
 
     kind: Literal["sample", "download", "hub", "file"]
     address: str
@@ -30,68 +30,69 @@ class Provenance:
 
 
 def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
-    """The rows of ``source`` (see ``SOURCES``) with the schema ``CONVERSATION`` and raw text, and where they came from.
+    """The raw rows of ``source`` (see ``SOURCES``) with the schema ``CONVERSATION``, and their provenance.
 
-    Downloads are kept in ``cache`` and verified each time. Columns that later stages fill are null. Equal rows have equal
-    ``row_id`` whatever their source. Raises PipelineError if the source is unknown or unavailable.
+    Downloads are cached in ``cache`` and verified each time. Columns that later stages fill are null. Equal rows of two
+    sources have the same ``row_id``. Raises PipelineError if the source is unknown or unavailable.
     """
     if source == "sample":
-        return _sample()
+        return _load_sample()
     if source == "download":
-        return _remote(BITEXT, "download", cache)
+        return _load_remote(BITEXT, "download", cache)
     if source.startswith("hub@"):
-        return _remote(hub_file(source.removeprefix("hub@")), "hub", cache)
+        return _load_remote(hub_file(source.removeprefix("hub@")), "hub", cache)
     path = Path(source).expanduser().absolute()
     if not source.strip() or not path.exists():
         raise PipelineError(
             f"The source of the Bitext rows is '{source}', which is neither a known source nor an existing file ({path}).",
             f"Set it to {SOURCES}.",
         )
-    return _file(path, "file", str(path))
+    return _load_file(path, "file", str(path))
 
 
 def row_ids(rows: pa.Table) -> list[str]:
-    """16 hex digits per row of the schema ``BITEXT_SCHEMA``: a hash of its five fields and the number of equal rows before.
+    """The ids of ``rows`` (schema ``BITEXT_SCHEMA``), 16 hex digits each.
 
-    This makes ids unique in the table and independent of the source.
+    An id is a hash of the row's five fields and of the number of equal rows before it. Ids are therefore unique in the table
+    and the same for every source.
     """
     seen: Counter[str] = Counter()
     ids = []
     for fields in zip(*(rows.column(name).to_pylist() for name in BITEXT_COLUMNS), strict=True):
-        # No text holds a NUL (such files are refused), so different rows never give the same key.
+        # No text contains a NUL, because such files are refused. So different rows never have the same key.
         key = "\0".join(("bitext", *fields))
         ids.append(hashlib.sha256(f"{key}\0{seen[key]}".encode()).hexdigest()[:16])
         seen[key] += 1
     return ids
 
 
-def _sample() -> tuple[pa.Table, Provenance]:
+def _load_sample() -> tuple[pa.Table, Provenance]:
     rows = pa.Table.from_pandas(sample_rows(), BITEXT_SCHEMA, preserve_index=False).replace_schema_metadata()
     sha256 = hashlib.sha256(csv_bytes(rows)).hexdigest()
     provenance = Provenance("sample", "cs_pipeline.ingest.sample", sha256, rows.num_rows, "MIT")
-    return _conversations(rows, sha256), provenance
+    return _conversation_table(rows, sha256), provenance
 
 
-def _remote(remote: RemoteFile, kind: Literal["download", "hub"], cache: Path) -> tuple[pa.Table, Provenance]:
+def _load_remote(remote: RemoteFile, kind: Literal["download", "hub"], cache: Path) -> tuple[pa.Table, Provenance]:
     name = Path(remote.url).name
     path = download(remote, cache / remote.origin / quote(remote.revision, safe="") / name)
-    return _file(path, kind, remote.url)
+    return _load_file(path, kind, remote.url)
 
 
-def _file(path: Path, kind: Literal["download", "hub", "file"], address: str) -> tuple[pa.Table, Provenance]:
+def _load_file(path: Path, kind: Literal["download", "hub", "file"], address: str) -> tuple[pa.Table, Provenance]:
     rows = read_bitext_file(path)
     sha256 = file_sha256(path)
     licence = LICENCE if sha256 == BITEXT.sha256 else "not stated"
-    return _conversations(rows, sha256), Provenance(kind, address, sha256, rows.num_rows, licence)
+    return _conversation_table(rows, sha256), Provenance(kind, address, sha256, rows.num_rows, licence)
 
 
-def _conversations(rows: pa.Table, sha256: str) -> pa.Table:
+def _conversation_table(rows: pa.Table, sha256: str) -> pa.Table:
     count = rows.num_rows
-    known = {name: rows.column(name).combine_chunks() for name in BITEXT_COLUMNS} | {
+    values = {name: rows.column(name).combine_chunks() for name in BITEXT_COLUMNS} | {
         "row_id": pa.array(row_ids(rows), pa.string()),
         "source": pa.repeat("bitext", count),
         "source_file_sha256": pa.repeat(sha256, count),
         "source_row": pa.array(range(count), pa.int64()),
     }
-    columns = [known.get(field.name, pa.nulls(count, field.type)) for field in CONVERSATION]
+    columns = [values.get(field.name, pa.nulls(count, field.type)) for field in CONVERSATION]
     return pa.table(columns, schema=CONVERSATION)

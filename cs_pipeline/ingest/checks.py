@@ -16,7 +16,7 @@ def row_ids_unique(lake: DataLake) -> CheckOutcome:
 
 
 def schema_agreed(lake: DataLake) -> CheckOutcome:
-    """The table has the columns and types that every later step reads, and no null row_id."""
+    """The table has the columns and types that later steps read, and no null row_id."""
     from cs_pipeline.core.schema import CONVERSATION, check_schema
 
     try:
@@ -42,7 +42,7 @@ def few_bad_records(lake: DataLake, day: str) -> CheckOutcome:
 
 
 def records_reconcile(lake: DataLake, day: str) -> CheckOutcome:
-    """Every record of the day's files is kept, quarantined or forgotten, and the tables have as many rows as counted."""
+    """Every record of the day's files is kept, quarantined or forgotten, and the tables have the counted number of rows."""
     from cs_pipeline.ingest.interactions import day_facts
 
     files = day_facts(lake, date.fromisoformat(day))
@@ -54,6 +54,6 @@ def records_reconcile(lake: DataLake, day: str) -> CheckOutcome:
         "turns": lake.read("ingest", f"company_interactions/{day}", ["turn"]).num_rows,
         "quarantine_rows": lake.read("ingest", f"company_quarantine/{day}", ["source_row"]).num_rows,
     }
-    reconciled = facts["records"] == facts["kept"] + facts["quarantined"] + facts["forgotten"]
-    written = facts["turns"] == sum(file.turns for file in files) and facts["quarantine_rows"] == facts["quarantined"]
-    return CheckOutcome(reconciled and written, facts)
+    records_match = facts["records"] == facts["kept"] + facts["quarantined"] + facts["forgotten"]
+    turns_match = facts["turns"] == sum(file.turns for file in files)
+    return CheckOutcome(records_match and turns_match and facts["quarantine_rows"] == facts["quarantined"], facts)

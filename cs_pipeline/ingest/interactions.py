@@ -35,8 +35,8 @@ _BATCH_ROWS = 20_000
 class FileFacts:
     """Counts for one file: ``records`` = ``kept`` + ``quarantined`` (by reason) + ``forgotten``.
 
-    ``turns`` counts those of the kept records, ``left_out`` their private comments and drafts. ``problem`` says what to do
-    if the file as a whole cannot be used.
+    ``turns`` counts the turns of the kept records, ``left_out`` their private comments and drafts. ``problem`` says why the
+    file as a whole cannot be used and what to do; it is None if the file can be used.
     """
 
     name: str
@@ -66,10 +66,10 @@ class _People:
 
 @dataclass
 class _Overview:
-    """What must be known about a whole file before its first row is written.
+    """Facts about a whole file, collected before its first row is written.
 
-    ``records`` is their number. ``people`` is for conversations with one record per turn: only the customer's own records
-    give the name with which an agent's turn greets the customer. ``forgotten`` holds conversations that must not come back.
+    ``records`` is the number of records. ``people`` is for conversations with one record per turn: the name with which an
+    agent greets the customer is only in the customer's own records. ``forgotten`` has the ids of forgotten conversations.
     """
 
     records: int = 0
@@ -79,7 +79,7 @@ class _Overview:
 
 @contextmanager
 def ingest_lock(lake: DataLake) -> Iterator[None]:
-    """Holds the lock for writing tables of raw turns, and removes temporary files of killed writers."""
+    """Holds the lock for writing tables of raw turns, and removes temporary files that killed writers left."""
     folders = [lake.path("ingest", name) for name in (TURNS, QUARANTINE)]
     for folder in folders:
         make_folder(folder)
@@ -93,13 +93,13 @@ def ingest_lock(lake: DataLake) -> Iterator[None]:
 
 def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
     """Writes ``company_interactions/<day>`` (INTERACTION) and ``company_quarantine/<day>`` (QUARANTINED), both readable by
-    their owner only. Returns the counts of each file, which are also stored beside the first.
+    their owner only. Returns the counts of each file, which are also stored beside the first table.
 
-    Turns are in file order; those of a conversation are numbered from 0 within its file. Records of conversations that are
-    forgotten, or whose customer is, are counted and redacted in the kept copies. A delivery superseded by a later one of the
-    same name is not read, so fixing an export fixes its day.
+    Turns are in file order. The turns of a conversation are numbered from 0 in each file. Records of forgotten conversations
+    and customers are counted, left out, and redacted in the kept copies. A delivery that was superseded by a later one of
+    the same name is not read, so a corrected export replaces the faulty one.
 
-    Raises PipelineError if raw deliveries of the day were already deleted, or one is missing.
+    Raises PipelineError if the raw rows of the day were deleted, or if a kept copy is missing.
     """
     with ingest_lock(lake), Ledger(lake) as ledger:
         superseded = ledger.superseded()
@@ -110,10 +110,10 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
                 "Nothing is lost: the cleaned rows of that day remain. Ingest other days.",
             )
         with (
-            _table(lake, TURNS, day, INTERACTION) as turns,
-            _table(lake, QUARANTINE, day, QUARANTINED) as quarantine,
+            _open_table(lake, TURNS, day, INTERACTION) as turns,
+            _open_table(lake, QUARANTINE, day, QUARANTINED) as quarantine,
         ):
-            files = [_ingest(lake, company, ledger, delivery, turns, quarantine) for delivery in deliveries]
+            files = [_ingest_delivery(lake, company, ledger, delivery, turns, quarantine) for delivery in deliveries]
         write_json(_facts_file(lake, day), [asdict(file) for file in files])
         for delivery in deliveries:
             _redact_forgotten(lake, company, ledger, delivery)
@@ -139,8 +139,8 @@ def day_facts(lake: DataLake, day: date) -> list[FileFacts]:
         ) from None
 
 
-def _ingest(
-    lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery, turns: "_Rows", quarantine: "_Rows"
+def _ingest_delivery(
+    lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery, turns: "_Writer", quarantine: "_Writer"
 ) -> FileFacts:
     path = kept_copy(lake, delivery.sha256)
     try:
@@ -150,7 +150,7 @@ def _ingest(
             format = recognise(delivery.name, path, company)
         except PipelineError as error:
             problem = str(error)
-        overview = _overview(read(format, path, company), ledger)
+        overview = _read_overview(read(format, path, company), ledger)
         kept = turn_count = forgotten = left_out = end = 0
         reasons: Counter[str] = Counter()
         turns_so_far: Counter[str] = Counter()
@@ -196,7 +196,7 @@ def _ingest(
     )
 
 
-def _overview(items: Iterator[Record | BadRecord], ledger: Ledger) -> _Overview:
+def _read_overview(items: Iterator[Record | BadRecord], ledger: Ledger) -> _Overview:
     overview = _Overview()
     tombstones = ledger.tombstones()
     for item in items:
@@ -218,12 +218,12 @@ def _people_of(record: Record, people: dict[str, _People]) -> tuple[str | None, 
     return (record.subject, record.known) if found is None else (found.subject, list(found.known))
 
 
-class _Rows:
+class _Writer:
     """Writes rows into a table in batches."""
 
-    def __init__(self, path: Path, schema: pa.Schema, what: str) -> None:
+    def __init__(self, path: Path, schema: pa.Schema, name: str) -> None:
         self.writer = pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
-        self.schema, self.what = schema, what
+        self.schema, self.name = schema, name
         self.rows: list[tuple[Any, ...]] = []
 
     def add(self, *row: Any) -> None:
@@ -235,18 +235,18 @@ class _Rows:
         columns = zip(*self.rows, strict=True) if self.rows else ([] for _ in self.schema)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema, strict=True)]
         table = pa.table(arrays, schema=self.schema)
-        check_schema(table, self.schema, self.what)
+        check_schema(table, self.schema, self.name)
         self.writer.write_table(table)
         self.rows.clear()
 
 
 @contextmanager
-def _table(lake: DataLake, name: str, day: date, schema: pa.Schema) -> Iterator[_Rows]:
+def _open_table(lake: DataLake, name: str, day: date, schema: pa.Schema) -> Iterator[_Writer]:
     with atomic_file(lake.table("ingest", f"{name}/{day}"), PRIVATE) as temporary:
-        rows = _Rows(temporary, schema, f"ingest/{name}/{day}")
-        with rows.writer:
-            yield rows
-            rows.write()
+        table = _Writer(temporary, schema, f"ingest/{name}/{day}")
+        with table.writer:
+            yield table
+            table.write()
 
 
 def _facts_file(lake: DataLake, day: date) -> Path:
@@ -254,19 +254,19 @@ def _facts_file(lake: DataLake, day: date) -> Path:
 
 
 def find_records(
-    lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery, forgotten: Tombstones, raw_id: str = ""
+    lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery, tombstones: Tombstones, raw_id: str = ""
 ) -> set[int]:
-    """The indices of the records of ``delivery`` in conversations that are ``forgotten`` or whose customer is.
+    """The indices of the records of ``delivery`` that belong to conversations or customers with ``tombstones``.
 
-    A customer's conversations are found whole: the agent's turns are about the customer too. Unusable records are found by
-    ``raw_id``, the customer's id as it is written in the file.
+    All records of such a conversation count, because the agent's turns are about the customer too. An unusable record counts
+    if it contains ``raw_id``, the customer's id as written in the file.
     """
     path = kept_copy(lake, delivery.sha256)
     format = format_of(delivery.name, path)
     found = {
         item.conversation_id
         for item in read(format, path, company)
-        if isinstance(item, Record) and _is_forgotten(item, ledger, forgotten)
+        if isinstance(item, Record) and _is_forgotten(item, ledger, tombstones)
     }
     raw_id = raw_id.strip().casefold()
     return {
@@ -280,10 +280,10 @@ def find_records(
     }
 
 
-def _is_forgotten(record: Record, ledger: Ledger, forgotten: Tombstones) -> bool:
-    """Whether the record's conversation or customer, by any of the customer's ids, is forgotten."""
+def _is_forgotten(record: Record, ledger: Ledger, tombstones: Tombstones) -> bool:
+    """Whether the record's conversation, or its customer under any id, has a tombstone."""
     ids = [value for placeholder, value in record.known if placeholder in (CUSTOMER_EMAIL, CUSTOMER_ID)]
     ids += [] if record.subject is None else [record.subject]
-    return (bool(forgotten.subjects) and any(ledger.hash_subject(id) in forgotten.subjects for id in ids)) or (
-        bool(forgotten.rows) and ledger.hash_row(record.conversation_id) in forgotten.rows
+    return (bool(tombstones.subjects) and any(ledger.hash_subject(id) in tombstones.subjects for id in ids)) or (
+        bool(tombstones.rows) and ledger.hash_row(record.conversation_id) in tombstones.rows
     )

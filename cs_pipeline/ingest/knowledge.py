@@ -1,7 +1,6 @@
-"""Help articles: the files below ``knowledge/`` in the landing folder, as they are now.
+"""Help articles: the current files below ``knowledge/`` in the landing folder.
 
-Unlike deliveries, which are ingested once, articles are read in place: changing or deleting a file there changes or removes
-the article.
+Deliveries are ingested once, but articles are read in place: changing or deleting a file changes or removes its article.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ _TYPES = {".md": "Markdown", ".markdown": "Markdown", ".html": "HTML", ".htm": "
 
 @dataclass(frozen=True)
 class ArticleFile:
-    """A file below ``knowledge/``, with its path there. ``problem`` says why it cannot be read, and what to do."""
+    """A file below ``knowledge/``; ``path`` is relative to it. ``problem`` says why it cannot be read, and what to do."""
 
     path: str
     folder: Folder
@@ -28,7 +27,7 @@ class ArticleFile:
 
     @property
     def identity(self) -> str:
-        """Changes whenever the content changes."""
+        """A string that changes whenever the content changes."""
         return self.entry.identity
 
     def read(self) -> bytes:
@@ -41,18 +40,18 @@ class ArticleFile:
 
 
 def list_articles(lake: DataLake, company: Company) -> list[ArticleFile]:
-    """The files that are below ``knowledge/`` now, sorted by path, without hidden and unfinished ones.
+    """The current files below ``knowledge/``, sorted by path, without hidden and unfinished ones.
 
     Raises PipelineError if the landing folder cannot be listed.
     """
     landing = landing_folder(lake, company)
-    if not any(entry.folder and entry.name == KNOWLEDGE_FOLDER for entry in landing.entries()):
+    if not any(entry.is_folder and entry.name == KNOWLEDGE_FOLDER for entry in landing.entries()):
         return []
     return sorted(_files_below(landing.subfolder(KNOWLEDGE_FOLDER), ""), key=lambda file: file.path)
 
 
 def land_articles(files: Sequence[Path], lake: DataLake, company: Company) -> list[str]:
-    """Copies ``files`` atomically into ``knowledge/``, replacing those of the same names.
+    """Copies each of ``files`` atomically into ``knowledge/``, where it replaces any file of the same name.
 
     Returns the type of each article. If one of the files is not an article, raises PipelineError and copies none.
     """
@@ -77,11 +76,11 @@ def _files_below(folder: Folder, prefix: str) -> Iterator[ArticleFile]:
         path = f"{prefix}{entry.name}"
         if is_unfinished(entry.name):
             continue
-        if entry.folder:
+        if entry.is_folder:
             yield from _files_below(folder.subfolder(entry.name), f"{path}/")
         else:
             shown = path if path.isprintable() else ascii(path)
-            yield ArticleFile(shown, folder, entry, entry.problem or _problem(entry.name, entry.bytes))
+            yield ArticleFile(shown, folder, entry, entry.problem or _problem(entry.name, entry.size))
 
 
 def _problem(name: str, size: int) -> str | None:

@@ -1,5 +1,6 @@
-"""Deliveries. Each file in the landing folder is ingested once, when it is complete. An unpacked copy, readable by its owner
-only, is kept for ``retention_days``.
+"""Deliveries: each file in the landing folder is ingested once, when it is complete.
+
+An unpacked copy, readable by its owner only, is kept for ``retention_days``.
 """
 
 import gzip
@@ -37,7 +38,7 @@ SETTLE_TIME = timedelta(seconds=5)
 """A file counts as complete if scans at least this far apart found it unchanged."""
 
 EDIT_DELAY = timedelta(minutes=10)
-"""How long an agent's edit waits for others to land with it: every file that lands causes its day to be ingested again."""
+"""How long an agent's edit waits for others to land with it. Every file that lands causes its day to be ingested again."""
 
 _MIN_RENAME_DELAY = 1.0
 """A file renamed at least this many seconds after its last write counts as complete when it was renamed.
@@ -46,18 +47,19 @@ Renaming changes a file's ctime but not its mtime; writing sets both to the same
 during a pause in writing looks the same, so a shorter delay proves nothing.
 """
 
-_LONG_AGO = "1970-01-01T00:00:00+00:00"  # the ``since`` of files that are known to be complete
+_LONG_AGO = "1970-01-01T00:00:00+00:00"  # ``since`` of files that are known to be complete
 _CHUNK = 1 << 20
 _GZIP = b"\x1f\x8b"
 
 
 @dataclass(frozen=True)
 class LandingScan:
-    """What one scan found.
+    """The result of one scan.
 
-    ``taken``: new deliveries. ``duplicates``: for each, the file's name and that of the delivery with the same content.
-    ``waiting``: names of files seen for the first time, still being written, or beyond the limit of one scan. ``refused``:
-    for each, the file's name and why it was refused, with what to do.
+    - ``taken``: the new deliveries.
+    - ``duplicates``: pairs of a file's name and the name of the earlier delivery with the same content.
+    - ``waiting``: the names of files seen for the first time, still being written, or beyond the limit of one scan.
+    - ``refused``: pairs of a file's name and the reason, with what to do.
     """
 
     taken: list[Delivery]
@@ -68,25 +70,25 @@ class LandingScan:
 
 @dataclass(frozen=True)
 class LandedFile:
-    """A file that was copied to the landing folder, what it was recognised as, and its size in bytes."""
+    """A file that was copied to the landing folder, with the recognised format and the size in bytes."""
 
     name: str
     format: str
-    bytes: int
+    size: int
 
 
 def kept_copy(lake: DataLake, sha256: str) -> Path:
-    """The unpacked copy of the delivery whose file had this hash when it landed. Only its owner can read it (mode 0600)."""
-    return _kept(lake) / sha256
+    """The unpacked copy of the delivery whose file, as it landed, has this hash. Only its owner can read it (mode 0600)."""
+    return _kept_folder(lake) / sha256
 
 
 def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan:
     """Scans the landing folder once and takes complete files, oldest first, at most ``company.files_per_tick`` of them.
 
     A file is complete if it is unchanged since a scan at least ``SETTLE_TIME`` before ``now``, if it was renamed into
-    place, or if its store lists only complete objects. While a process on this machine has it open for writing, it is not.
-    The file is copied first; then one transaction adds it to the ledger. If a scan is killed, the next one finishes its
-    work. Of two concurrent scans, the second waits for the first.
+    place, or if its store lists only complete objects. It is not complete while a process on this machine has it open for
+    writing. A file is first copied, and then added to the ledger in one transaction. If a scan is killed, the next one
+    finishes its work. Of two concurrent scans, the second waits for the first.
 
     Raises PipelineError if the landing folder cannot be listed or the lake cannot be written.
     """
@@ -107,24 +109,24 @@ def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan
             except UnreadableError as error:
                 found.refused.append((entry.name, f"cannot be read: {error}; fix its permissions or land it again"))
                 continue
-            known, held = ledger.delivery(content.sha256), ledger.content_of(entry.name)
-            if known:  # its kept copy is left alone: rows may have been redacted, or it has expired
+            known, previous = ledger.delivery(content.sha256), ledger.content_of(entry.name)
+            if known:  # do not touch its kept copy: it may have expired, or rows of it may be redacted
                 _incoming(lake).unlink()
             else:
                 with atomic_file(kept_copy(lake, content.sha256), PRIVATE) as temporary:
                     _incoming(lake).replace(temporary)
             delivery = ledger.add_delivery(
-                entry.name, entry.identity, content.sha256, content.bytes, content.damage, now
+                entry.name, entry.identity, content.sha256, content.size, content.damage, now
             )
             if not known:
                 found.taken.append(delivery)
-            elif held != content.sha256:
+            elif previous != content.sha256:
                 found.duplicates.append((entry.name, delivery.name))
     return found
 
 
 def process_landing(lake: DataLake, company: Company, now: datetime) -> list[str]:
-    """Takes landed files, deletes expired deliveries, and lands the agents' edits for the next scan; says what it did."""
+    """Takes landed files, deletes expired deliveries, and lands the agents' edits for the next scan. Returns log lines."""
     found = scan_landing(lake, company, now)
     expired = expire(lake, company, now.date())
     edits = land_edits(lake, company, now)
@@ -136,16 +138,16 @@ def process_landing(lake: DataLake, company: Company, now: datetime) -> list[str
         notes.append(f"{edits} edits of agents landed")
     if expired:
         notes.append(f"{len(expired)} deliveries deleted after {company.retention_days} days")
-    if lost := [delivery.name for delivery in expired if delivery.ingested_at is None]:
-        notes.append(f"deleted without being ingested: {', '.join(lost)}; land them again")
+    if never_ingested := [delivery.name for delivery in expired if delivery.ingested_at is None]:
+        notes.append(f"deleted without being ingested: {', '.join(never_ingested)}; land them again")
     return notes
 
 
 def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[LandedFile]:
-    """Copies ``files`` to the landing folder, each atomically, once all of them are recognised.
+    """Copies ``files`` to the landing folder, each atomically, if all of them are recognised.
 
-    Raises PipelineError and copies none if one is not an export that the pipeline can read, or has the name of a file still
-    waiting there. Raises PipelineError, possibly after copying some, if the landing folder cannot be written.
+    If one is not an export that the pipeline can read, or has the name of a file that is still waiting there, raises
+    PipelineError and copies none. If the landing folder cannot be written, raises PipelineError; some may be copied already.
     """
     names = {file.name for file in files}
     if len(names) < len(files):
@@ -154,16 +156,16 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
     with _landing_lock(lake), Ledger(lake) as ledger:
         _remove_leftovers(lake, ledger)
         seen = ledger.sightings()
-        waiting = {entry.name: entry for entry in folder.entries() if not _is_known(entry, seen)}
+        waiting = {entry.name: entry for entry in folder.entries() if not _was_read(entry, seen)}
         landed = []
         for file in files:
-            format, content = _recognised(file, _incoming(lake), company)
+            format, content = _recognise(file, _incoming(lake), company)
             if file.name in waiting and not _has_content(folder, waiting[file.name], content):
                 raise PipelineError(
                     f"Another {file.name} is in the landing folder and has not been read yet.",
                     "Land this one after that; it then supersedes the other. Or give it another name.",
                 )
-            landed.append(LandedFile(file.name, format, content.bytes))
+            landed.append(LandedFile(file.name, format, content.size))
         for file in files:
             folder.put(file, file.name)
         ledger.replace_sightings(_sighting(entry, _LONG_AGO) for entry in folder.entries() if entry.name in names)
@@ -173,12 +175,12 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
 def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
     """Deletes the raw rows of deliveries older than ``company.retention_days``: kept copies and the tables of their days.
 
-    Returns these deliveries as they were before. Each day's counts remain, because they contain no rows.
+    Returns these deliveries in their state before. The counts of each day are kept, because they contain no rows.
     """
-    first = today - timedelta(days=company.retention_days)
+    oldest_kept = today - timedelta(days=company.retention_days)
     with _landing_lock(lake), Ledger(lake) as ledger:
-        old = [delivery for delivery in ledger.deliveries() if delivery.day < first and delivery.expired_at is None]
-        # The files go first: once the ledger calls a delivery expired, it is not checked again.
+        old = [one for one in ledger.deliveries() if one.day < oldest_kept and one.expired_at is None]
+        # Delete the files first: a delivery that the ledger marks as expired is not checked again.
         for delivery in old:
             kept_copy(lake, delivery.sha256).unlink(missing_ok=True)
             for table in ("company_interactions", "company_quarantine"):
@@ -189,11 +191,11 @@ def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
 
 
 def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
-    """Lands the waiting edits (what agents sent instead of a draft) as one JSON Lines file of tickets; returns how many.
+    """Lands the waiting edits (answers that agents sent instead of a draft) as one JSON Lines file of tickets.
 
-    If it is interrupted, the next call lands the same file again. It has the same name and content, so it is the same
-    delivery. Also removes the files of earlier calls that have been read, and deletes the texts of edits landed more than
-    ``company.retention_days`` ago. Raises PipelineError if the landing folder or the feedback store cannot be written.
+    Returns the number of edits. If it is interrupted, the next call lands a file with the same name and content, which is
+    the same delivery. Also removes the files of earlier calls that have been read, and deletes the texts of edits landed
+    over ``company.retention_days`` ago. Raises PipelineError if the landing folder or the feedback store cannot be written.
     """
     folder = landing_folder(lake, company)
     with Feedback(lake) as feedback:
@@ -220,31 +222,32 @@ def _edits_file(batch: int) -> str:
 
 
 def _ticket(edit: AgentEdit) -> dict[str, object]:
-    """The edit as a Zendesk ticket. It states each speaker's role, so the settings of company.yaml do not matter."""
-    # Without a name, each edit gets its own customer: a shared one would look like a customer flooding the desk.
+    """The edit as a Zendesk ticket, which has each speaker's role, so it does not depend on company.yaml."""
+    # An edit without a customer gets one of its own: a shared one would look like a customer who floods the desk.
     requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}
     requester |= {"email": edit.customer} if "@" in edit.customer else {}
     agent = {"id": "agent", "role": "agent"}
-    comments = [{"author": who, "plain_body": text} for who, text in ((requester, edit.ticket), (agent, edit.sent))]
+    messages = ((requester, edit.ticket), (agent, edit.sent))
+    comments = [{"author": author, "plain_body": text} for author, text in messages]
     return {"id": edit.id, "requester": requester, "comments": comments}
 
 
 @dataclass(frozen=True)
 class _Content:
-    """Hash and size of a file as it landed. ``damage`` says why its unpacked copy is incomplete, or is None."""
+    """Hash and size of a file as it landed. ``damage`` says why its unpacked copy is incomplete, None if it is complete."""
 
     sha256: str
-    bytes: int
+    size: int
     damage: str | None
 
 
-class _Hashed(io.RawIOBase):
-    """A file whose hash and size are computed while it is read."""
+class _HashingReader(io.RawIOBase):
+    """Computes the hash and size of a file while it is read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
         self._sha256 = hashlib.sha256()
-        self._bytes = 0
+        self._size = 0
 
     def readable(self) -> bool:
         return True
@@ -256,35 +259,35 @@ class _Hashed(io.RawIOBase):
             raise UnreadableError(error_reason(error)) from error
         buffer[: len(piece)] = piece
         self._sha256.update(piece)
-        self._bytes += len(piece)
+        self._size += len(piece)
         return len(piece)
 
     def content(self, damage: str | None) -> _Content:
         """Reads the rest of the file; returns its hash and size, with ``damage``."""
         while self.read(_CHUNK):
             pass
-        return _Content(self._sha256.hexdigest(), self._bytes, damage)
+        return _Content(self._sha256.hexdigest(), self._size, damage)
 
 
 def _landing_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    make_folder(_kept(lake))
-    _kept(lake).chmod(0o700)
+    make_folder(_kept_folder(lake))
+    _kept_folder(lake).chmod(0o700)
     return locked(lake.path("ingest", ".landing.lock"))
 
 
-def _kept(lake: DataLake) -> Path:
+def _kept_folder(lake: DataLake) -> Path:
     return lake.path("ingest", "landed")
 
 
 def _incoming(lake: DataLake) -> Path:
     """The copy of the file being read, before its hash is known."""
-    return _kept(lake) / ".incoming"
+    return _kept_folder(lake) / ".incoming"
 
 
 def _remove_leftovers(lake: DataLake, ledger: Ledger) -> None:
-    """Removes copies that killed processes left and the ledger does not list. Their files are read again."""
+    """Removes copies that killed processes left and that the ledger does not list. Their files are read again."""
     known = {delivery.sha256 for delivery in ledger.deliveries() if not delivery.expired_at}
-    for path in _kept(lake).iterdir():
+    for path in _kept_folder(lake).iterdir():
         if path.name.strip(".").split(".")[0] not in known:
             path.unlink()
 
@@ -292,22 +295,23 @@ def _remove_leftovers(lake: DataLake, ledger: Ledger) -> None:
 def _entries_to_read(
     entries: Iterable[Entry], before: Mapping[str, Sighting], company: Company, now: datetime, found: LandingScan
 ) -> Iterator[Entry]:
-    """The entries to read now; adds those that wait or are refused to ``found``."""
-    read = 0
+    """The entries to read now. Adds those that wait or are refused to ``found``."""
+    count = 0
     for entry in entries:
-        if is_unfinished(entry.name) or _is_known(entry, before) or (entry.folder and entry.name == KNOWLEDGE_FOLDER):
+        is_knowledge = entry.is_folder and entry.name == KNOWLEDGE_FOLDER
+        if is_knowledge or is_unfinished(entry.name) or _was_read(entry, before):
             continue
         if problem := _problem(entry, company):
             shown = entry.name if entry.name.isprintable() else ascii(entry.name)
             found.refused.append((shown, problem))
-        elif read == company.files_per_tick or not _is_complete(entry, before, now):
+        elif count == company.files_per_tick or not _is_complete(entry, before, now):
             found.waiting.append(entry.name)
         else:
-            read += 1
+            count += 1
             yield entry
 
 
-def _is_known(entry: Entry, seen: Mapping[str, Sighting]) -> bool:
+def _was_read(entry: Entry, seen: Mapping[str, Sighting]) -> bool:
     last = seen.get(entry.name)
     return last is not None and last.sha256 is not None and last.identity == entry.identity
 
@@ -316,14 +320,14 @@ def _is_complete(entry: Entry, before: Mapping[str, Sighting], now: datetime) ->
     last = before.get(entry.name)
     if last and last.identity == entry.identity and abs(now - datetime.fromisoformat(last.since)) >= SETTLE_TIME:
         return True
-    if entry.complete or entry.after_write >= _MIN_RENAME_DELAY:
+    if entry.complete or entry.rename_delay >= _MIN_RENAME_DELAY:
         return True
-    # A new file may reuse the inode of a deleted one, but then its last change is a write.
-    return entry.after_write > 0 and entry.inode in {s.inode for s in before.values() if is_unfinished(s.name)}
+    # A renamed unfinished file keeps its inode. A new file may reuse an inode, but its last change is a write.
+    return entry.rename_delay > 0 and entry.inode in {s.inode for s in before.values() if is_unfinished(s.name)}
 
 
 def _problem(entry: Entry, company: Company) -> str | None:
-    if entry.problem or entry.bytes <= company.file_bytes:
+    if entry.problem or entry.size <= company.file_bytes:
         return entry.problem
     return (
         f"has {entry.bytes:,} bytes, more than the {company.file_bytes:,} allowed: split it, or raise file_bytes "
@@ -335,15 +339,15 @@ def _sighting(entry: Entry, since: str) -> Sighting:
     return Sighting(entry.name, entry.identity, entry.inode, since)
 
 
-def _fetch(folder: Folder, entry: Entry, to: Path, limit: int) -> _Content:
+def _fetch(folder: Folder, entry: Entry, target: Path, limit: int) -> _Content:
     """Copies ``entry`` to ``to``, at most ``limit`` bytes, and unpacks it if its content is gzip, whatever its name."""
-    with atomic_file(to, PRIVATE) as temporary, folder.open(entry) as file, temporary.open("wb") as copy:
-        hashed = _Hashed(file)
+    with atomic_file(target, PRIVATE) as temporary, folder.open(entry) as file, temporary.open("wb") as copy:
+        hashed = _HashingReader(file)
         raw = io.BufferedReader(hashed, _CHUNK)
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
         damage = None
         try:
-            # Not read(), which would lose what it has unpacked when it reaches the broken part.
+            # Not read(), which loses all unpacked bytes when it reaches the damaged part.
             while damage is None and (piece := stream.read1(_CHUNK)):
                 room = limit - copy.tell()
                 copy.write(piece[:room])
@@ -359,12 +363,12 @@ def _fetch(folder: Folder, entry: Entry, to: Path, limit: int) -> _Content:
 def _has_content(folder: Folder, entry: Entry, content: _Content) -> bool:
     try:
         with folder.open(entry) as file:
-            return _Hashed(file).content(None).sha256 == content.sha256
+            return _HashingReader(file).content(None).sha256 == content.sha256
     except (GoneError, ChangedError, UnreadableError):
         return False
 
 
-def _recognised(file: Path, incoming: Path, company: Company) -> tuple[str, _Content]:
+def _recognise(file: Path, incoming: Path, company: Company) -> tuple[str, _Content]:
     """The format of ``file`` and its content. Raises PipelineError if it would be refused or cannot be read."""
     from cs_pipeline.ingest.exports import KINDS, recognise
 

@@ -32,22 +32,23 @@ _FOLDER = "is a folder: put its files into the landing folder itself"
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
+    """A file or folder in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970,
+    ``size`` in bytes.
 
-    ``complete``: the store lists objects only once they are complete. ``after_write`` is how many seconds after its last
-    write the file was renamed, linked or had its permissions changed. ``problem`` says why it can never be delivered, and
-    what to do; a ``folder`` has one, because only articles may be in folders.
+    ``complete``: the store lists objects only once they are complete. ``rename_delay`` is the time in seconds from the last
+    write to the last renaming, linking or change of permissions. ``problem`` says why the entry can never be delivered, and
+    what to do. A folder has a problem, because only articles may be in folders.
     """
 
     name: str
     identity: str = ""
     modified: float = 0.0
-    bytes: int = 0
+    size: int = 0
     inode: str | None = None
     complete: bool = False
-    after_write: float = 0.0
+    rename_delay: float = 0.0
     problem: str | None = None
-    folder: bool = False
+    is_folder: bool = False
 
 
 class GoneError(Exception):
@@ -80,13 +81,13 @@ class LocalFolder:
         return [entry for name in names if (entry := self.entry(name))]
 
     def entry(self, name: str) -> Entry | None:
-        """The entry of that name, if there is one."""
+        """The entry of that name; None if there is none."""
         try:
             status = (self.folder / name).lstat()
         except FileNotFoundError:
             return None
         if stat.S_ISDIR(status.st_mode):
-            return Entry(name, problem=_FOLDER, folder=True)
+            return Entry(name, problem=_FOLDER, is_folder=True)
         if stat.S_ISLNK(status.st_mode):
             return Entry(name, problem="is a symbolic link, and links are not followed: put the file itself there")
         if not stat.S_ISREG(status.st_mode):
@@ -95,9 +96,9 @@ class LocalFolder:
             name,
             identity=_identity(status),
             modified=status.st_mtime,
-            bytes=status.st_size,
+            size=status.st_size,
             inode=str(status.st_ino),
-            after_write=(status.st_ctime_ns - status.st_mtime_ns) / 1e9,
+            rename_delay=(status.st_ctime_ns - status.st_mtime_ns) / 1e9,
             problem=problem_of_name(name),
         )
 
@@ -107,11 +108,11 @@ class LocalFolder:
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
-        """The content of ``entry``. Raises ChangedError (also on exit) if it changed since it was listed, GoneError,
-        UnreadableError.
+        """The content of ``entry``. Raises GoneError, UnreadableError, and ChangedError if it changed since it was listed;
+        this is checked on entry and on exit.
         """
         try:
-            # If a link or pipe now has this name, do not follow it or block on it.
+            # The name may belong to a link or pipe by now: do not follow the link or wait for the pipe.
             descriptor = os.open(self.folder / entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             raise GoneError(entry.name) from None
@@ -131,21 +132,21 @@ class LocalFolder:
 
     def put(self, file: Path, name: str) -> None:
         """Copies ``file`` in atomically as ``name``, with its modification time."""
-        hidden = self.folder / f".{name}.landing"
+        temporary = self.folder / f".{name}.landing"
         try:
-            # A killed process may have left it, or it is a link, which must not be written through.
-            hidden.unlink(missing_ok=True)
-            descriptor = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
+            # It may be left from a killed process, or be a link, through which nothing must be written.
+            temporary.unlink(missing_ok=True)
+            descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
             try:
                 with os.fdopen(descriptor, "wb") as copy, file.open("rb") as source:
                     shutil.copyfileobj(source, copy)
                     copy.flush()
-                    written = os.fstat(source.fileno()).st_mtime_ns
-                    os.utime(descriptor, ns=(written, written))
+                    modified = os.fstat(source.fileno()).st_mtime_ns
+                    os.utime(descriptor, ns=(modified, modified))
                     os.fsync(descriptor)
-                hidden.rename(self.folder / name)
+                temporary.rename(self.folder / name)
             finally:
-                hidden.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
         except OSError as error:
             raise PipelineError(
                 f"{file} cannot be copied to {self.folder}: {error_reason(error)}.",
@@ -194,9 +195,9 @@ class RemoteFolder:
 
     def subfolder(self, name: str) -> "RemoteFolder":
         """The subfolder of that name."""
-        below = copy.copy(self)
-        below.name, below._folder = f"{self.name}/{name}", f"{self._folder}/{name}"
-        return below
+        subfolder = copy.copy(self)
+        subfolder.name, subfolder._folder = f"{self.name}/{name}", f"{self._folder}/{name}"
+        return subfolder
 
     def _entry(self, info: Mapping[str, Any]) -> Entry | None:
         path = str(info["name"]).rstrip("/")
@@ -204,28 +205,28 @@ class RemoteFolder:
         if path.strip("/") == self._folder.strip("/"):  # the object that represents the folder itself
             return None
         if info["type"] == "directory":
-            return Entry(name, problem=_FOLDER, folder=True)
+            return Entry(name, problem=_FOLDER, is_folder=True)
         if info["type"] != "file" or info["size"] is None:
             return Entry(name, problem="is not a regular file of known size: put a regular file there")
         return Entry(
             name,
             identity=_remote_identity(info),
             modified=_modified(info),
-            bytes=int(info["size"]),
+            size=int(info["size"]),
             complete=self._complete,
             problem=problem_of_name(name),
         )
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
-        """The content of ``entry``. Raises ChangedError if it changes while being read, GoneError, UnreadableError."""
+        """The content of ``entry``. Raises GoneError, UnreadableError, and ChangedError if it changes while it is read."""
         path = f"{self._folder}/{entry.name}"
-        with _readable(path):
+        with _translated_errors(path):
             before = self._info(path)
             file = self._files.open(path, "rb")
         with file:
             yield file
-        with _readable(path):
+        with _translated_errors(path):
             if self._info(path) != before:
                 raise ChangedError(entry.name)
 
@@ -259,7 +260,7 @@ Folder = LocalFolder | RemoteFolder
 
 
 def landing_folder(lake: DataLake, company: Company) -> Folder:
-    """The landing folder of the settings; the lake's own is created. Raises PipelineError for an unsupported address."""
+    """The folder that company.yaml names, else the lake's own, which is created. Raises PipelineError for a bad address."""
     if "://" in company.landing:
         scheme, _, path = company.landing.partition("://")
         return LocalFolder(Path(path)) if scheme in ("file", "local") else RemoteFolder(company.landing)
@@ -269,19 +270,19 @@ def landing_folder(lake: DataLake, company: Company) -> Folder:
 
 
 def is_unfinished(name: str) -> bool:
-    """Whether the name is hidden or one that programs give to files they are still writing."""
+    """Whether a file of that name is hidden, or a temporary file of a program that is still writing it."""
     return name.startswith(".") or name.lower().endswith(_UNFINISHED)
 
 
 def problem_of_name(name: str) -> str | None:
-    """Why a file of that name is refused, and what to do; None for a good name."""
+    """Why a file of that name is refused, and what to do; None if the name is valid."""
     if name.isprintable() and not set(name) & set("/\\"):
         return None
     return "has a name with invisible characters or path separators: rename it"
 
 
 @contextmanager
-def _readable(path: str) -> Iterator[None]:
+def _translated_errors(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
@@ -298,7 +299,7 @@ def _store_error(what: str, error: Exception) -> PipelineError:
 
 
 def error_reason(error: Exception) -> str:
-    """Why a file or its store could not be used; passwords in addresses are removed."""
+    """The reason of ``error``, without passwords in addresses."""
     return without_secret(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
@@ -321,12 +322,12 @@ def _modified(info: Mapping[str, Any]) -> float:
 def _is_being_written(descriptor: int) -> bool:
     """Whether a process on this machine has the file open for writing: the kernel then refuses a lease (fcntl(2)).
 
-    False if that cannot be known: a file of another user, a writer on another machine, a kernel other than Linux.
+    False if the kernel cannot tell: for another user's file, a writer on another machine, or a system other than Linux.
     """
     if not hasattr(fcntl, "F_SETLEASE"):
         return False
     try:
-        # If the lease is broken right away, a signal is sent; the default, SIGIO, would end this process.
+        # Breaking the lease sends a signal. The default, SIGIO, would end this process.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:

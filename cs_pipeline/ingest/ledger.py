@@ -1,6 +1,6 @@
-"""The ledger of deliveries: what was delivered when and under which names, and who and what was forgotten or released.
+"""The ledger: deliveries with their names and days, forgotten customers and rows, and released rows.
 
-An SQLite file beside the tables of ingest, readable by its owner only: it holds the key with which people's ids are hashed.
+It is an SQLite file beside the tables of ingest. Only its owner can read it, because it contains the key for hashing ids.
 """
 
 import hmac
@@ -41,15 +41,15 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class Delivery:
-    """A file that was delivered. ``sha256`` and ``bytes`` are those of the file as it landed; ``day`` and times are in UTC.
+    """A file that was delivered. ``sha256`` and ``size`` (in bytes) are those of the file as it landed; times are in UTC.
 
-    ``supersedes`` is the previous delivery under its name, ``ingested_by`` the run that first ingested it. ``damage`` says
-    why its kept copy is incomplete, None if it is complete.
+    ``supersedes`` is the hash of the previous delivery under its name, ``ingested_by`` the run that first ingested it.
+    ``damage`` says why its kept copy is incomplete, None if it is complete.
     """
 
     sha256: str
     name: str
-    bytes: int
+    size: int
     day: date
     taken_at: str
     supersedes: str | None
@@ -61,9 +61,10 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a scan found under a name: the content's ``identity``, determined without reading it, and since when (UTC).
+    """A file in the landing folder, as a scan found it. ``since`` is the time (UTC) of the first scan with this content.
 
-    ``inode`` is None in a remote store. ``sha256`` is that of the delivery with this content, None until it is read.
+    ``identity`` stands for the content, and is determined without reading it. ``inode`` is None in a remote store.
+    ``sha256`` is that of the delivery with this content, None until it is read.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Tombstones:
-    """Hashed ids of forgotten customers and rows, which must not come back."""
+    """Hashed ids of forgotten customers and rows. They stay out of all later tables."""
 
     subjects: frozenset[str]
     rows: frozenset[str]
@@ -88,8 +89,8 @@ class Ledger(Database):
         super().__init__(lake.path("ingest", "ledger.db"), _TABLES, _SCHEMA_VERSION, _IF_DAMAGED)
         if not (found := self._select("SELECT key FROM secret")):
             with self._transaction():
-                made = "INSERT INTO secret SELECT ? WHERE NOT EXISTS (SELECT * FROM secret)"
-                self._db.execute(made, (secrets.token_bytes(32),))
+                insert = "INSERT INTO secret SELECT ? WHERE NOT EXISTS (SELECT * FROM secret)"
+                self._db.execute(insert, (secrets.token_bytes(32),))
             found = self._select("SELECT key FROM secret")
         self.key: bytes = found[0][0]
 
@@ -100,7 +101,7 @@ class Ledger(Database):
         return self._hash("subject", raw.strip().casefold())
 
     def hash_row(self, *parts: str) -> str:
-        """16 hex digits for a row with these parts. The hash is keyed so that nobody can find raw text by guessing."""
+        """16 hex digits for a row with these parts. The hash is keyed, so nobody can check a guess of the raw text."""
         return self._hash("row", *parts)
 
     def _hash(self, *parts: str) -> str:
@@ -110,9 +111,9 @@ class Ledger(Database):
     # Sightings in the landing folder
 
     def update_sightings(self, present: Iterable[Sighting]) -> dict[str, Sighting]:
-        """Stores what is in the landing folder now; returns, by name, what the previous scan stored.
+        """Stores the current content of the landing folder. Returns the sightings of the previous scan by name.
 
-        Content that was there before keeps its ``since`` and ``sha256``.
+        Unchanged content keeps its ``since`` and ``sha256``.
         """
         with self._transaction():
             before = {row[0]: Sighting(*row) for row in self._db.execute("SELECT * FROM sightings")}
@@ -128,11 +129,11 @@ class Ledger(Database):
         return before
 
     def sightings(self) -> dict[str, Sighting]:
-        """What the last scan found, by name."""
+        """The sightings of the last scan by name."""
         return {row[0]: Sighting(*row) for row in self._select("SELECT * FROM sightings")}
 
     def replace_sightings(self, present: Iterable[Sighting]) -> None:
-        """Stores these sightings instead of earlier ones of the same names, except for content that was already read."""
+        """Replaces the sightings of the same names, except those of content that was already read."""
         with self._transaction():
             self._db.executemany(
                 "INSERT INTO sightings VALUES (?, ?, ?, ?, NULL) ON CONFLICT (name) DO UPDATE SET "
@@ -142,17 +143,17 @@ class Ledger(Database):
             )
 
     def content_of(self, name: str) -> str | None:
-        """The sha256 of the delivery last read under ``name``."""
+        """The sha256 of the delivery last read under ``name``, None if there is none."""
         found = self._select("SELECT sha256 FROM names WHERE name = ?", name)
         return found[0][0] if found else None
 
     def add_delivery(
         self, name: str, identity: str, sha256: str, size: int, damage: str | None, now: datetime
     ) -> Delivery:
-        """Records that this content of ``size`` bytes was read under ``name``; returns its delivery.
+        """Records that this content of ``size`` bytes was read under ``name``. Returns its delivery.
 
-        Content read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that comes back
-        counts as not ingested, because its day may have been ingested without it.
+        Content that is read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that comes
+        back counts as not ingested, because its day may have been ingested without it.
         """
         with self._transaction():
             if sha256 in self.superseded():
@@ -180,12 +181,12 @@ class Ledger(Database):
         return self._deliveries("WHERE day = ?", day.isoformat())
 
     def delivery(self, sha256: str) -> Delivery | None:
-        """The delivery whose file, as it landed, has this hash, if there is one."""
+        """The delivery whose file, as it landed, has this hash; None if there is none."""
         found = self._deliveries("WHERE sha256 = ?", sha256)
         return found[0] if found else None
 
     def superseded(self) -> set[str]:
-        """The sha256 of deliveries all of whose names now have other content."""
+        """The sha256 of the deliveries whose content is no longer under any name."""
         return {row[0] for row in self._select("SELECT sha256 FROM deliveries EXCEPT SELECT sha256 FROM names")}
 
     def pending_days(self) -> list[date]:
@@ -196,18 +197,18 @@ class Ledger(Database):
         )
 
     def mark_ingested(self, day: date, sha256s: Iterable[str], by: str) -> None:
-        """Records that the run ``by`` ingested these deliveries of ``day``, unless an earlier run did; resets attempts."""
-        wanted = [(_iso(datetime.now(UTC)), by, day.isoformat(), sha256) for sha256 in sha256s]
+        """Records that the run ``by`` ingested these deliveries of ``day``, unless an earlier run did. Resets attempts."""
+        updates = [(_iso(datetime.now(UTC)), by, day.isoformat(), sha256) for sha256 in sha256s]
         with self._transaction():
             marked = self._db.executemany(
                 "UPDATE deliveries SET ingested_at = coalesce(ingested_at, ?), ingested_by = coalesce(ingested_by, ?) "
                 "WHERE day = ? AND sha256 = ?",
-                wanted,
+                updates,
             ).rowcount
-            if wanted and marked != len(wanted):
+            if updates and marked != len(updates):
                 raise PipelineError(
-                    f"{self.path} holds {marked} of the {len(wanted)} deliveries that were ingested for {day}.",
-                    "This is a bug in the step that read them, or the ledger was replaced meanwhile; ingest again.",
+                    f"{self.path} holds {marked} of the {len(updates)} deliveries that were ingested for {day}.",
+                    "If the ledger was replaced meanwhile, ingest the day again; otherwise this is a bug.",
                 )
             self._db.execute("DELETE FROM attempts WHERE day = ?", (day.isoformat(),))
 
@@ -220,12 +221,12 @@ class Ledger(Database):
             )
 
     def attempts(self, day: date) -> int:
-        """How often ingesting ``day`` was tried since it last succeeded."""
+        """The number of attempts to ingest ``day`` since the last success."""
         found = self._select("SELECT count FROM attempts WHERE day = ?", day.isoformat())
         return int(found[0][0]) if found else 0
 
     def count_attempt(self, day: date) -> int:
-        """Adds an attempt to ingest ``day``; returns its number, from 1."""
+        """Adds an attempt to ingest ``day``. Returns its number, from 1."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO attempts VALUES (?, 1) ON CONFLICT (day) DO UPDATE SET count = count + 1",
@@ -243,7 +244,7 @@ class Ledger(Database):
         )
 
     def add_tombstone(self, kind: Literal["subject", "row"], id: str, why: str) -> None:
-        """Records permanently that this hashed id is forgotten; the first reason is kept."""
+        """Records permanently that this hashed id is forgotten. The first reason is kept."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO tombstones VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -255,7 +256,7 @@ class Ledger(Database):
         return {row[0] for row in self._select("SELECT row_id FROM releases")}
 
     def release(self, row_id: str, by: str, why: str) -> None:
-        """Records who allowed a flagged row into training, and why; the first release is kept."""
+        """Records who allowed a flagged row into training, and why. The first release is kept."""
         with self._transaction():
             self._db.execute(
                 "INSERT INTO releases VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",

@@ -1,4 +1,4 @@
-"""The project's own sample rows in the Bitext schema, generated from the grammar in ``sample.yaml``."""
+"""The project's own sample rows in the Bitext schema. They are generated from the grammar in ``sample.yaml``."""
 
 import random
 import re
@@ -11,8 +11,8 @@ import yaml
 
 from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS
 
-# Shares of the questions. In Bitext, 8 % repeat an earlier question with another answer; the same request in another
-# style (a greeting, a typing error) makes near-duplicates.
+# Shares of the questions. In Bitext, 8 % repeat an earlier question with another answer. The same request in another
+# style (a greeting, a typing error) is a near-duplicate.
 _SAME_QUESTION, _SAME_REQUEST = 0.08, 0.12
 _GREETING, _EXPANDED, _COLLOQUIAL, _RUDE, _TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
 _FORM_WEIGHTS = {"frames": 65, "questions": 25, "keywords": 10}
@@ -23,9 +23,9 @@ _SECOND_PERSON = {"I": "you", "am": "are", "me": "you", "my": "your", "your": "o
 
 
 def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
-    """``rows`` support questions with their answers, deterministic in ``seed`` and ordered by intent like Bitext's.
+    """``rows`` support questions with their answers, ordered by intent as in Bitext. A ``seed`` always gives the same rows.
 
-    All columns (``BITEXT_COLUMNS``) are strings. The 27 intents have equal shares, give or take one row; no pair of
+    All columns (``BITEXT_COLUMNS``) are strings. The 27 intents have equal shares, give or take one row. No pair of
     question and answer occurs twice.
     """
     text = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
@@ -33,8 +33,8 @@ def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
     writer = _Writer(grammar, set(re.findall("[a-z]+", text.lower())), random.Random(seed))
     intents = sorted(grammar["intents"].items())
     table = []
-    for position, (intent, entry) in enumerate(intents):
-        share = rows // len(intents) + (position < rows % len(intents))
+    for index, (intent, entry) in enumerate(intents):
+        share = rows // len(intents) + (index < rows % len(intents))
         for question, response in writer.conversations(entry["cases"], share):
             table.append(("".join(sorted(question.flags)), question.text, entry["category"], intent, response))
     return pd.DataFrame(table, columns=list(BITEXT_COLUMNS), dtype="str")
@@ -42,7 +42,10 @@ def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Question:
-    """A question, and what its answer needs: what the customer wants done, the slots named, the suitable answers."""
+    """A question, and what its answer needs.
+
+    ``doing`` is the request ("cancelling your order"), ``named`` are the phrases for its slots, ``answers`` suit it.
+    """
 
     text: str
     flags: frozenset[str]
@@ -53,7 +56,7 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Draws from ``grammar``; ``words`` are all its words, which a typing error must not produce."""
+    """Writes rows with the ``grammar``. ``words`` are all its words; a typing error must not produce one of them."""
 
     grammar: dict
     words: set[str]

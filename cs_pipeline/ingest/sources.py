@@ -1,4 +1,4 @@
-"""The sources of the Bitext rows, and the addresses and hashes of the official file."""
+"""The sources of the Bitext rows, with the addresses and the hash of the official file."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from cs_pipeline.core.errors import PipelineError
 SOURCES = """\
 'sample' (rows that the project generates), 'download' (the whole file from Bitext's repository), \
 'hub@REVISION' (that file from the Hugging Face Hub), or the path of a csv, csv.gz or parquet file"""
-"""The choices of the source setting, as shown to users."""
+"""The valid values of the source setting, as shown to users."""
 
 LICENCE = "CDLA-Sharing-1.0"
 HUB_REPO = "bitext/Bitext-customer-support-llm-chatbot-training-dataset"

@@ -1,1 +1,1 @@
-"""Clean rows, clusters, the frozen split, the intent classifier."""
+"""Cleans rows, splits them by clusters of near-duplicates, and trains the intent classifiers."""

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_ACCURACY = 0.9
-"""Below this, the intent classifier is too inaccurate to route questions or rate answers. It reaches 0.998 on Bitext."""
+"""Minimum accuracy of the intent classifier, which routes questions and rates answers. It reaches 0.998 on Bitext."""
 
 _SHARE_TOLERANCE = 0.05
 
@@ -34,7 +34,7 @@ def placeholders_balanced(lake: DataLake) -> CheckOutcome:
 
 
 def split_disjoint_and_stratified(lake: DataLake) -> CheckOutcome:
-    """No cluster in two splits, no repeated row, every intent in every split, shares within 5 points of SPLIT_SHARES."""
+    """Clusters are in one split, no row is repeated, every split has every intent, shares are within 5 % of SPLIT_SHARES."""
     import pyarrow.compute as pc
 
     from cs_pipeline.prepare.splits.split import SPLIT_SHARES, split_counts
@@ -47,8 +47,8 @@ def split_disjoint_and_stratified(lake: DataLake) -> CheckOutcome:
         "repeated_rows": table.num_rows - pc.count_distinct(table.column("row_id")).as_py(),
         "intents_missing_from_a_split": counts.index[(counts == 0).any(axis=1)].tolist(),
     }
-    close = all(abs(shares[split] - share) < _SHARE_TOLERANCE for split, share in SPLIT_SHARES.items())
-    return CheckOutcome(close and not any(faults.values()), faults | shares)
+    shares_match = all(abs(shares[split] - share) < _SHARE_TOLERANCE for split, share in SPLIT_SHARES.items())
+    return CheckOutcome(shares_match and not any(faults.values()), faults | shares)
 
 
 def classifier_accuracy(lake: DataLake) -> CheckOutcome:
@@ -75,10 +75,10 @@ def conversations_reconcile(lake: DataLake) -> CheckOutcome:
     from cs_pipeline.prepare.splits.conversations import join_counts
 
     counts = join_counts(lake)
-    kept, aside = (
+    rows_kept, rows_set_aside = (
         lake.read("prepare", name, ["row_id"]).num_rows for name in ("conversations", "conversations_set_aside")
     )
-    total = kept + aside + counts["superseded"] + counts["forgotten"]
+    total = rows_kept + rows_set_aside + counts["superseded"] + counts["forgotten"]
     return CheckOutcome(counts["bitext"] + counts["company"] == total, counts)
 
 
@@ -96,7 +96,7 @@ def no_cluster_in_two_splits(lake: DataLake) -> CheckOutcome:
 
 
 def no_leakage(lake: DataLake) -> CheckOutcome:
-    """No validation or test question is a near-duplicate of a training question, compared again without the clusters."""
+    """No validation or test question is a near-duplicate of a training question. The search does not use the clusters."""
     from cs_pipeline.prepare.splits.leakage import find_leaks
 
     pairs = find_leaks(lake.read("prepare", "conversations"))

@@ -1,4 +1,4 @@
-"""The two intent classifiers, trained on Bitext's training split: one of questions, and one of answers."""
+"""Two intent classifiers, trained on Bitext's training split: one for questions and one for answers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, writ
 from cs_pipeline.text.classifier import TextClassifier
 
 INTENTS, ANSWERS = "intent_classifier", "answer_classifier"
-"""Folders in prepare for the classifier of questions and the classifier of answers."""
+"""The folders of the classifier for questions and the classifier for answers, in prepare."""
 
 
 @dataclass(frozen=True)
 class TrainedClassifier:
-    """The classifier of questions: its ``folder``, its ``version`` (a hash of its files), and how good it is.
+    """The classifier for questions. ``version`` is a hash of its files, ``intents`` the number of its labels.
 
-    ``test_accuracy`` is the share of the ``test_rows`` whose intent it predicts right.
+    ``test_accuracy`` is the share of the ``test_rows`` whose intent it predicts correctly.
     """
 
     folder: Path
@@ -27,7 +27,7 @@ class TrainedClassifier:
 
 
 def train_classifiers(lake: DataLake) -> TrainedClassifier:
-    """Trains both classifiers on the training split of ``bitext_splits``; writes their folders and the test accuracy."""
+    """Trains both classifiers on the training split of ``bitext_splits``. Writes their folders and the test accuracy."""
     rows = lake.read("prepare", "bitext_splits", ["instruction", "response", "intent", "split"]).to_pandas()
     train, test = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
     intents = train["intent"].tolist()
@@ -43,15 +43,17 @@ def train_classifiers(lake: DataLake) -> TrainedClassifier:
 
 
 def load_classifier(lake: DataLake, name: str) -> TextClassifier:
-    """The classifier in the folder ``name``. Raises PipelineError when it has not been trained yet."""
+    """The classifier in the folder ``name``. Raises PipelineError if it has not been trained yet."""
     folder = lake.path("prepare", name)
     if not folder.exists():
-        raise PipelineError(f"{folder} does not exist.", "Materialise 'intent_classifier' first, or run make demo.")
+        raise PipelineError(
+            f"The classifier {folder} does not exist.", "Materialise 'intent_classifier' first, or run make demo."
+        )
     return TextClassifier.load(folder)
 
 
 def classifier_quality(lake: DataLake) -> dict[str, Any]:
-    """What ``train_classifiers`` measured on the test split: ``test_accuracy`` (0 to 1) and ``test_rows``."""
+    """The results of ``train_classifiers`` on the test split: ``test_accuracy`` (0 to 1) and ``test_rows``."""
     quality: dict[str, Any] = read_json(_quality_file(lake))
     return quality
 

@@ -42,7 +42,7 @@ def test_a_new_file_is_delivered_when_two_scans_found_it_unchanged(lake: DataLak
     assert delivery == Delivery(
         sha256=file_sha256(path),
         name="tickets.csv",
-        bytes=len(CSV),
+        size=len(CSV),
         day=DAY,
         taken_at="2026-03-14T12:01:00+00:00",
         supersedes=None,
@@ -151,7 +151,7 @@ def test_a_file_open_for_writing_waits_even_if_unchanged(lake: DataLake) -> None
             assert next(scanning) == LandingScan([], [], ["tickets.csv"], [])
         export.write(CSV)
     assert next(scanning).waiting, "it has changed"
-    assert next(scanning).taken[0].bytes == len(CSV)
+    assert next(scanning).taken[0].size == len(CSV)
 
 
 def test_the_signal_of_a_broken_lease_ends_no_process() -> None:

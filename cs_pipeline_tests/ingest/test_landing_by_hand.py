@@ -23,7 +23,7 @@ def export(folder: Path, name: str, data: bytes = CSV) -> Path:
 def test_landed_files_are_recognised_and_delivered_at_once(lake: DataLake, tmp_path: Path) -> None:
     files = [export(tmp_path, "a.csv"), export(tmp_path, "b.csv.gz", packed(CSV.upper()))]
     landed = land_files(files, lake, COMPANY)
-    assert [(one.name, one.bytes) for one in landed] == [
+    assert [(one.name, one.size) for one in landed] == [
         ("a.csv", len(CSV)),
         ("b.csv.gz", len(packed(CSV.upper()))),
     ]

@@ -16,7 +16,7 @@ def taken(lake: DataLake, name: str, data: bytes, company: Company = COMPANY) ->
     """The delivery of a file with this content, and its kept copy."""
     path = moved(lake, name, data)
     [delivery] = scan_landing(lake, company, NOW).taken
-    assert (delivery.sha256, delivery.bytes) == (file_sha256(path), len(data)), "as it landed"
+    assert (delivery.sha256, delivery.size) == (file_sha256(path), len(data)), "as it landed"
     return delivery, kept_copy(lake, delivery.sha256).read_bytes()
 
 

@@ -139,7 +139,7 @@ def test_a_delivery_has_all_its_fields(lake: DataLake) -> None:
         assert taken == Delivery(
             sha256="A",
             name="a.csv",
-            bytes=11,
+            size=11,
             day=date(2026, 3, 15),
             taken_at="2026-03-15T02:30:00+00:00",
             supersedes=None,

@@ -1,6 +1,6 @@
 """Exports of conversations, read record by record: tables, transcripts, and the JSON of the help desks in ``KINDS``.
 
-Whatever the bytes are, every record of a file is either read, or bad with a reason and its position.
+A file may contain any bytes: each of its records is read, or reported as bad with a reason and its position.
 """
 
 from dataclasses import replace
@@ -27,10 +27,10 @@ KINDS: tuple[ExportKind, ...] = tuple(
         "helpscout",
     )
 )
-"""The help desks whose JSON is read, in the order in which they are tried. A new one is a module here and its name above."""
+"""The help desks whose JSON is read, in the order in which they are tried. To add one, add a module and its name above."""
 
 _RECORDS_TO_INSPECT = 1_000
-"""How many records at the start of a file ``recognise`` looks at."""
+"""The number of records at the start of a file that ``recognise`` looks at."""
 
 _LAYOUT_BY_SUFFIX = {
     ".csv": Layout.CSV,
@@ -43,9 +43,9 @@ _LAYOUT_BY_SUFFIX = {
 
 
 def format_of(name: str, path: Path) -> Format | None:
-    """How to read the unpacked file at ``path``, delivered as ``name``; None if the suffix is not a known one.
+    """The format of the unpacked file at ``path``, delivered as ``name``; None if its suffix is unknown.
 
-    Redacting records does not change it.
+    Redacting records does not change the format.
     """
     suffix = PurePath(name.lower().removesuffix(".gz")).suffix
     layout = _LAYOUT_BY_SUFFIX.get(suffix)
@@ -55,10 +55,10 @@ def format_of(name: str, path: Path) -> Format | None:
 
 
 def recognise(name: str, path: Path, company: Company) -> Format | None:
-    """Like ``format_of``, but ``content`` also says what the first records are, such as "Zendesk tickets".
+    """Like ``format_of``, but ``content`` also describes the first records, for example "Zendesk tickets".
 
-    Raises PipelineError, which says what to do, if the file cannot be used: its columns are unknown, it holds no turns of
-    conversations, or it is not readable Parquet.
+    Raises PipelineError if the file cannot be used: its columns are unknown, it contains no turns of conversations, or it is
+    not readable Parquet.
     """
     format = format_of(name, path)
     if format is None or path.stat().st_size == 0:

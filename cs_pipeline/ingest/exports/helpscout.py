@@ -1,4 +1,4 @@
-"""Help Scout conversations, as its Inbox API and its webhooks give them.
+"""Help Scout conversations, as returned by its Inbox API and sent by its webhooks.
 
 The keys used are ``id``, ``number``, ``primaryCustomer`` or ``customer`` (id, email, first or firstName, last or
 lastName), and for each of ``threads`` or ``_embedded.threads``: ``type``, ``state``, ``body`` or ``text`` (HTML),
@@ -28,10 +28,10 @@ from cs_pipeline.ingest.exports.records import (
     make_record,
 )
 
-_BY_TYPE: Mapping[str, Role] = {"customer": "customer", "message": "agent", "reply": "agent"}
-_BY_AUTHOR: Mapping[str, Role] = {"customer": "customer", "user": "agent", "team": "agent", "system": "automatic"}
+_THREAD_ROLES: Mapping[str, Role] = {"customer": "customer", "message": "agent", "reply": "agent"}
+_AUTHOR_ROLES: Mapping[str, Role] = {"customer": "customer", "user": "agent", "team": "agent", "system": "automatic"}
 _EVENTS = frozenset({"lineitem", "forwardparent"})
-"""Threads that record what happened to the conversation. They are not messages."""
+"""Threads that record an event of the conversation. They are not messages."""
 
 
 def _is_conversation(element: JsonObject) -> bool:
@@ -44,47 +44,47 @@ def _is_conversation(element: JsonObject) -> bool:
 
 
 def _record_of_conversation(location: Location, conversation: JsonObject, people: dict[str, JsonObject]) -> Record:
-    number = as_id(conversation.get("id"), "id") or as_id(conversation.get("number"), "number")
-    if number is None:
+    conversation_id = as_id(conversation.get("id"), "id") or as_id(conversation.get("number"), "number")
+    if conversation_id is None:
         raise UnusableError("has no id")
     embedded = conversation.get("_embedded")
     threads = embedded.get("threads") if isinstance(embedded, dict) else None
     if threads is None:
         threads = conversation.get("threads")
     if not isinstance(threads, list):
-        # In lists of conversations without threads, this is the number of threads.
+        # In lists of conversations without their threads, ``threads`` is a number.
         raise UnusableError("has no threads: export the conversations with them")
-    in_order = in_time_order(as_objects(threads, "threads"), "createdAt")
-    messages = [thread for thread in in_order if _type(thread) not in _EVENTS]
-    seen = [
+    ordered = in_time_order(as_objects(threads, "threads"), "createdAt")
+    messages = [thread for thread in ordered if _type(thread) not in _EVENTS]
+    public = [
         thread for thread in messages if _type(thread) != "note" and thread.get("state", "published") == "published"
     ]
-    if messages and not seen:
+    if messages and not public:
         raise UnusableError("has no public comment")
-    customer = _person(conversation.get("primaryCustomer")) or _person(conversation.get("customer"))
+    customer = _as_person(conversation.get("primaryCustomer")) or _as_person(conversation.get("customer"))
     turns: list[Turn] = []
     known: list[tuple[str, str | None]] = []
-    for thread in seen:
-        author = _person(thread.get("createdBy")) or _person(thread.get("author"))
+    for thread in public:
+        author = _as_person(thread.get("createdBy")) or _as_person(thread.get("author"))
         role = _role(thread, author)
         turns.append(Turn(role, plain_text(as_text(thread.get("body") or thread.get("text"), "thread"))))
         if role == "customer":
             customer = customer or author
-            known.extend(_known(author))
+            known.extend(_known_values(author))
         else:
             known.append((AGENT_NAME, _name(author)))
     email = as_text(customer.get("email"), "customer's e-mail").strip() or None
     subject = email or as_id(customer.get("id"), "customer's id")
-    numbers = (distinctive_id(as_id(conversation.get(key), key)) for key in ("id", "number"))
-    known = [*_known(customer), *((TICKET, number) for number in numbers), *known]
-    return make_record(location, number, turns, subject, known, left_out=len(messages) - len(seen))
+    ids = (distinctive_id(as_id(conversation.get(key), key)) for key in ("id", "number"))
+    known = [*_known_values(customer), *((TICKET, id) for id in ids), *known]
+    return make_record(location, conversation_id, turns, subject, known, left_out=len(messages) - len(public))
 
 
 def _role(thread: JsonObject, author: JsonObject) -> Role:
     source = thread.get("source")
     if isinstance(source, dict) and source.get("type") in ("workflows", "notification"):
         return "automatic"
-    role = _BY_AUTHOR.get(_type(author)) or _BY_TYPE.get(_type(thread))
+    role = _AUTHOR_ROLES.get(_type(author)) or _THREAD_ROLES.get(_type(thread))
     if role is None:
         raise UnusableError("has a thread without author")
     return role
@@ -94,7 +94,7 @@ def _type(element: JsonObject) -> str:
     return as_text(element.get("type"), "type")
 
 
-def _known(customer: JsonObject) -> list[tuple[str, str | None]]:
+def _known_values(customer: JsonObject) -> list[tuple[str, str | None]]:
     email, phone = as_text(customer.get("email"), "customer's e-mail"), as_id(customer.get("phone"), "customer's phone")
     return known_of_customer(_name(customer), email, phone, as_id(customer.get("id"), "customer's id"))
 
@@ -104,7 +104,7 @@ def _name(person: JsonObject) -> str:
     return " ".join(as_text(part, "person's name") for part in parts if part)
 
 
-def _person(value: object) -> JsonObject:
+def _as_person(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 

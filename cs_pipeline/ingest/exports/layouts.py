@@ -1,6 +1,6 @@
-"""How a file stores its records: lines, rows of CSV, elements of JSON lists. Finds the span of each, valid or not.
+"""Finds the span of each record of a file, valid or not: a line, a row of CSV, or an element of a JSON list.
 
-Where a record begins and ends depends on the bytes alone: not on company.yaml, and not on what other records say.
+The spans depend on the bytes alone, not on company.yaml or on the content of other records.
 """
 
 import csv
@@ -24,7 +24,7 @@ _REDACTED_REST = re.compile(rb"[ \r\n]*+\t++[ \t\r\n]*+")
 
 
 class Layout(StrEnum):
-    """How a file stores its records; JSON is one document with a list of them."""
+    """How a file stores its records. ``DOCUMENT`` is one JSON document with a list of them."""
 
     CSV = "CSV"
     LINES = "JSON Lines"
@@ -35,7 +35,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True)
 class Format:
-    """How to read a file; ``content`` describes it to users, ``kinds`` are those that its JSON objects may be of."""
+    """How to read a file. ``content`` describes it to users; ``kinds`` are the exports that it may be, if it is JSON."""
 
     layout: Layout
     content: str
@@ -45,12 +45,12 @@ class Format:
         return self.content
 
     def kind_of(self, element: JsonObject) -> ExportKind | None:
-        """The kind of which the JSON object is a record; None for a row of a table."""
+        """The kind of export that the JSON object is a record of; None if it is a row of a table."""
         return next((kind for kind in self.kinds if kind.is_record(element)), None)
 
 
 class Piece(NamedTuple):
-    """The span of a record, what is wrong with it, and the fields of a CSV row."""
+    """The span of a record. ``problem`` says why it is invalid; ``fields`` are those of a CSV row."""
 
     start: int
     end: int
@@ -59,7 +59,7 @@ class Piece(NamedTuple):
 
 
 def pieces(format: Format, source: ExportBytes) -> Iterator[Piece]:
-    """The records of any layout except Parquet, in order. A record's index is its position in this sequence, from 0."""
+    """The records of a file that is not Parquet, in order. A record's index is its position in this sequence, from 0."""
     if format.layout is Layout.CSV:
         return csv_rows(source, csv_header(source)[1])
     return elements(source, format.kinds) if format.layout is Layout.DOCUMENT else _lines(source)
@@ -84,39 +84,39 @@ def csv_header(source: ExportBytes) -> tuple[list[str], str]:
 def csv_rows(source: ExportBytes, delimiter: str) -> Iterator[Piece]:
     """Each row of RFC 4180 without its line break, header and blank lines too.
 
-    If the quotes of a row do not match, the line on which it begins is a piece with a problem, and the next line begins
-    another row. So every line is in exactly one piece, and a quote that is never closed costs only its own line.
+    If the quotes of a row do not match, its first line is a piece with a problem, and the next line begins another row. So
+    every line is in exactly one piece, and a quote that is never closed affects only its own line.
     """
     # This limit is global to the process; the default is 128 KB.
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
     begin = source.begin
     while begin < len(source.data):
-        feed = _Feed(source, begin)
+        feed = _LineFeeder(source, begin)
         for fields in _valid_rows(feed, delimiter):
             yield Piece(feed.start, _without_line_break(source, feed.start, feed.end), fields=fields)
-            feed.start = feed.first = feed.end
-        if feed.first == feed.start:
+            feed.start = feed.first_line_end = feed.end
+        if feed.first_line_end == feed.start:
             return
-        problem = TOO_LONG if feed.first - feed.start > MAX_RECORD_BYTES else _UNMATCHED_QUOTES
-        yield Piece(feed.start, _without_line_break(source, feed.start, feed.first), problem)
-        begin = feed.first
+        problem = TOO_LONG if feed.first_line_end - feed.start > MAX_RECORD_BYTES else _UNMATCHED_QUOTES
+        yield Piece(feed.start, _without_line_break(source, feed.start, feed.first_line_end), problem)
+        begin = feed.first_line_end
 
 
-class _Feed:
-    """Feeds lines to csv.reader. The current row spans ``start`` to ``end``; its first line ends at ``first``."""
+class _LineFeeder:
+    """Feeds lines to csv.reader. The current row spans ``start`` to ``end``."""
 
     def __init__(self, source: ExportBytes, begin: int) -> None:
         self.source = source
         self.lines = source.lines(begin, len(source.data))
-        self.start = self.first = self.end = begin
+        self.start = self.first_line_end = self.end = begin
 
-    def __iter__(self) -> "_Feed":
+    def __iter__(self) -> "_LineFeeder":
         return self
 
     def __next__(self) -> str:
         start, end = next(self.lines)
-        if self.first == self.start:
-            self.first = end
+        if self.first_line_end == self.start:
+            self.first_line_end = end
         if end - self.start > MAX_RECORD_BYTES:
             raise _TooLongError
         self.end = end
@@ -127,8 +127,8 @@ class _TooLongError(Exception):
     pass
 
 
-def _valid_rows(feed: _Feed, delimiter: str) -> Iterator[list[str]]:
-    """Rows up to the end of the file or the first invalid row."""
+def _valid_rows(feed: _LineFeeder, delimiter: str) -> Iterator[list[str]]:
+    """The rows before the first invalid row."""
     try:
         yield from csv.reader(feed, delimiter=delimiter, strict=True)
     except (csv.Error, _TooLongError):
@@ -136,45 +136,45 @@ def _valid_rows(feed: _Feed, delimiter: str) -> Iterator[list[str]]:
 
 
 def is_document(source: ExportBytes, kinds: Sequence[ExportKind]) -> bool:
-    """Whether JSON is one list, or an object with a list of some kind's records; otherwise it is one object per line."""
-    return _first_list(source, _list_of(*(kind.list_key for kind in kinds))) is not None
+    """Whether the JSON is one list, or an object with a list of the records of one of ``kinds``, not one object per line."""
+    return _first_list(source, _list_start(*(kind.list_key for kind in kinds))) is not None
 
 
 def elements(source: ExportBytes, kinds: Sequence[ExportKind]) -> Iterator[Piece]:
     """Each element of a JSON document's lists of records.
 
-    Where the structure breaks, because the file was truncated or brackets do not match, the rest is one piece.
+    If the file is truncated or its brackets do not match, the rest of it is one piece.
     """
-    any_list = _list_of(*(kind.list_key for kind in kinds))
+    list_start = _list_start(*(kind.list_key for kind in kinds))
     after = end = len(source.data)
-    if (start := _first_list(source, any_list)) is not None:
+    if (start := _first_list(source, list_start)) is not None:
         after = yield from _array(source, start)
         if source.data[source.skip_blanks(source.begin, end)] == ord("["):
             if not source.is_blank(after, end):
                 yield Piece(source.skip_blanks(after, end), end, _AFTER_THE_END)
             return
-    while (found := any_list.search(source.data, after)) is not None:
+    while (found := list_start.search(source.data, after)) is not None:
         after = yield from _array(source, found.end())
 
 
 def people(source: ExportBytes, key: str) -> Iterator[Piece]:
-    """Each element of the list at ``key`` that a JSON document may have beside its records."""
+    """Each element of the list under ``key``, which a JSON document may have beside its records."""
     start = source.skip_blanks(source.begin, len(source.data))
-    if source.data[start : start + 1] == b"{" and (found := _list_of(key).search(source.data, start)) is not None:
+    if source.data[start : start + 1] == b"{" and (found := _list_start(key).search(source.data, start)) is not None:
         yield from _array(source, found.end())
 
 
-def _list_of(*keys: str) -> re.Pattern[bytes]:
-    """Matches where a list begins under one of these keys. Inside a text, its quotes would be escaped."""
+def _list_start(*keys: str) -> re.Pattern[bytes]:
+    """A pattern of the start of a list under one of ``keys``. It cannot match inside a string, where quotes are escaped."""
     return re.compile(rb'"(?:%s)"\s*+:\s*+\[' % b"|".join(re.escape(key.encode()) for key in keys))
 
 
-def _first_list(source: ExportBytes, any_list: re.Pattern[bytes]) -> int | None:
-    """Where the content of a document's first list of records begins; None for JSON with one object per line."""
+def _first_list(source: ExportBytes, list_start: re.Pattern[bytes]) -> int | None:
+    """The start of the content of a document's first list of records; None for JSON with one object per line."""
     start = source.skip_blanks(source.begin, len(source.data))
     if source.data[start : start + 1] == b"[":
         found = start + 1
-    elif source.data[start : start + 1] == b"{" and (begin := _shallow_list(source, start, any_list)) is not None:
+    elif source.data[start : start + 1] == b"{" and (begin := _shallow_list(source, start, list_start)) is not None:
         found = begin
     else:
         return None
@@ -183,15 +183,15 @@ def _first_list(source: ExportBytes, any_list: re.Pattern[bytes]) -> int | None:
     return None if redacted else found
 
 
-def _shallow_list(source: ExportBytes, start: int, any_list: re.Pattern[bytes]) -> int | None:
-    """Where a list of records begins in the object at ``start`` or in an object directly inside it."""
+def _shallow_list(source: ExportBytes, start: int, list_start: re.Pattern[bytes]) -> int | None:
+    """The start of a list of records in the object at ``start`` or in an object directly inside it."""
     depth = 0
     for token in _TOKEN.finditer(source.data, start):
         first = source.data[token.start()]
         if first in b"[{":
             depth += 1
         elif first == ord('"'):
-            if depth <= 2 and (found := any_list.match(source.data, token.start())) is not None:
+            if depth <= 2 and (found := list_start.match(source.data, token.start())) is not None:
                 return found.end()
         elif first in b"]}":
             depth -= 1
@@ -201,7 +201,7 @@ def _shallow_list(source: ExportBytes, start: int, any_list: re.Pattern[bytes]) 
 
 
 def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
-    """The elements of the list whose content begins at ``start``; returns where it ends."""
+    """The elements of the list whose content begins at ``start``. Returns the end of the list."""
     depth = 0
     for token in _TOKEN.finditer(source.data, start):
         first = source.data[token.start()]
@@ -223,7 +223,7 @@ def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
         else:
             break
     end = len(source.data)
-    # Tabs are a redacted rest: there may be no room for the bracket that would close the list.
+    # Tabs mark a redacted rest, which may have been too short to hold a closing bracket.
     redacted = _REDACTED_REST.fullmatch(source.data, start) is not None
     yield Piece(source.skip_blanks(start, end), end, None if redacted else _TRUNCATED)
     return end

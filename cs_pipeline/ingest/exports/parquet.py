@@ -17,13 +17,16 @@ _INVALID = "is not valid Parquet from here on"
 _BATCH_ROWS = 1_000
 
 _ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
-"""Raised by Arrow for broken pages and for values that Python cannot represent."""
+"""Raised by Arrow for damaged pages and for values that Python cannot represent."""
 
 
 def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
-    """The rows, except those that are null in every column that matters. A broken row group is bad from there on."""
+    """The records of the rows. Rows that are null in every column that is read are skipped.
+
+    If a page is damaged, the rest of its row group is one bad record.
+    """
     try:
-        file = _opened(path)
+        file = _open(path)
     except _ERRORS:
         yield BadRecord(0, None, _INVALID, "")
         return
@@ -32,20 +35,20 @@ def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
         return
     names = file.schema_arrow.names
     columns = columns_of(names, company)
-    wanted = names if columns is None else [name for name in columns.model_dump().values() if name is not None]
+    columns_to_read = names if columns is None else [name for name in columns.model_dump().values() if name is not None]
     first = 0
     for group in range(file.num_row_groups):
         index, end = first, first + file.metadata.row_group(group).num_rows
         try:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=wanted):
+            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns_to_read):
                 for row in _rows(batch):
-                    if (item := _item(index, row, columns, company)) is not None:
+                    if (item := _to_record(index, row, columns, company)) is not None:
                         yield item
                     index += 1
-            broken = index < end  # a broken page can end a column early without an error
+            damaged = index < end  # a damaged page can end a column early without an error
         except _ERRORS:
-            broken = True
-        if broken:
+            damaged = True
+        if damaged:
             yield BadRecord(index, None, _INVALID, "")
         first = end
 
@@ -53,7 +56,7 @@ def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
 def parquet_columns(path: Path) -> list[str] | None:
     """The names of the columns; None if the file is not Parquet."""
     try:
-        return _opened(path).schema_arrow.names
+        return _open(path).schema_arrow.names
     except _ERRORS:
         return None
 
@@ -61,36 +64,36 @@ def parquet_columns(path: Path) -> list[str] | None:
 def redact_parquet(path: Path, indices: set[int]) -> None:
     """Sets the rows at ``indices`` to null in every column. Rows that cannot be read become null too."""
     try:
-        file = _opened(path)
+        file = _open(path)
     except _ERRORS:
         with atomic_file(path, PRIVATE) as temporary:
             temporary.write_bytes(b" " * path.stat().st_size)
         return
-    schema = pa.schema([pa.field(field.name, _plain(field.type)) for field in file.schema_arrow])
+    schema = pa.schema([pa.field(field.name, _without_dictionary(field.type)) for field in file.schema_arrow])
     with atomic_file(path, PRIVATE) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         first = 0
         for group in range(file.num_row_groups):
             index, end = first, first + file.metadata.row_group(group).num_rows
             try:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
-                    kept = [None if index + row in indices else row for row in range(batch.num_rows)]
-                    taken = pa.Table.from_batches([batch]).take(pa.array(kept, pa.int64()))
-                    # A dictionary would keep values that no row uses any more.
-                    columns = [column.cast(field.type) for column, field in zip(taken.columns, schema, strict=True)]
+                    rows_to_take = [None if index + row in indices else row for row in range(batch.num_rows)]
+                    redacted = pa.Table.from_batches([batch]).take(pa.array(rows_to_take, pa.int64()))
+                    # A dictionary would still contain the redacted values.
+                    columns = [column.cast(field.type) for column, field in zip(redacted.columns, schema, strict=True)]
                     writer.write_table(pa.table(columns, schema=schema))
                     index += batch.num_rows
             except _ERRORS:
-                pass  # rows that could not be read, or that a broken page left out, become null
+                pass  # the rows that could not be read become null
             for start in range(index, end, _BATCH_ROWS):
                 writer.write_table(schema.empty_table().take(pa.nulls(min(_BATCH_ROWS, end - start), pa.int64())))
             first = end
 
 
-def _opened(path: Path) -> pq.ParquetFile:
+def _open(path: Path) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def _item(
+def _to_record(
     index: int, row: dict[str, Any] | str, columns: Columns | None, company: Company
 ) -> Record | BadRecord | None:
     if isinstance(row, str):
@@ -108,7 +111,7 @@ def _item(
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """The rows as Python values; for a row that Python cannot represent, the reason."""
+    """The rows as Python values. A row that Python cannot represent is replaced by the reason."""
     try:
         yield from batch.to_pylist()
     except _ERRORS:
@@ -119,5 +122,5 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
                 yield "holds a value that cannot be read"
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+def _without_dictionary(data_type: pa.DataType) -> pa.DataType:
+    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type

@@ -19,17 +19,17 @@ from cs_pipeline.ingest.exports.tables import (
     record_of_row,
 )
 
-REDACTED_HEADER = ',;\t"\r\n '
-"""The characters that redaction keeps of a table's first row, so that the delimiter is still recognised."""
+KEPT_HEADER_CHARACTERS = ',;\t"\r\n '
+"""Redaction keeps these characters of a table's first row, so that the delimiter is still recognised."""
 
 _Interpreter = Callable[[Location, Piece], Record | None]
-"""Makes the record of a piece, None if it holds none. Raises UnusableError."""
+"""Turns a piece into a record, or None if it contains none. Raises UnusableError."""
 
 
 def read(format: Format | None, path: Path, company: Company) -> Iterator[Record | BadRecord]:
     """Streams the records of the unpacked file at ``path``, in order. If ``format`` is None, the file is one bad record.
 
-    Blank lines, JSON's null, rows of nulls and redacted records are skipped, but count in the index of those after them.
+    Blank lines, JSON's null, rows of nulls and redacted records are skipped, but each has an index.
     """
     source = ExportBytes.of(path)
     if source.size == 0:
@@ -57,7 +57,7 @@ def first_objects(format: Format, path: Path, limit: int) -> Iterator[dict[str, 
 
 
 def valid_object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
-    """The JSON object of a piece, None if it holds none or is not valid."""
+    """The JSON object of a piece; None if it is null or invalid."""
     try:
         return _object(source, piece)
     except UnusableError:
@@ -107,11 +107,11 @@ def _row_interpreter(source: ExportBytes, company: Company) -> _Interpreter:
             return None
         text = source.text(piece.start, piece.end)  # raises UnusableError if it is not valid
         fields = piece.fields or []
-        # A redacted row. It keeps its quotes, so that unmatched quotes before it still end where they did.
+        # Skip a redacted row, which may be blanks in quotes (see redaction._filler).
         if len(fields) == 1 and not fields[0].strip():
             return None
         if columns is None:
-            if is_first and not text.strip(REDACTED_HEADER):
+            if is_first and not text.strip(KEPT_HEADER_CHARACTERS):
                 return None
             raise UnusableError(UNKNOWN_COLUMNS)
         if len(fields) != len(header):
@@ -167,7 +167,7 @@ def _object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Parsers differ in which of two values they keep.
+    # Of a repeated key, some parsers keep the first value and others the last.
     found = dict(pairs)
     if len(found) < len(pairs):
         raise UnusableError("a key is repeated in one of its objects")

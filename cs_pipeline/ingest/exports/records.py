@@ -1,4 +1,4 @@
-"""What a file of conversations is read into, and what a module must define to add a kind of export."""
+"""Records of exports, and the interface of a kind of export."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ from cs_pipeline.company import Company
 Role = Literal["customer", "agent", "automatic"]
 JsonObject = Mapping[str, Any]
 
-# Names of the catalogue, cs_pipeline/text/placeholders.yaml.
+# Names from the catalogue of placeholders, cs_pipeline/text/placeholders.yaml.
 CUSTOMER_NAME = "Client Name"
 CUSTOMER_EMAIL = "Customer Email"
 CUSTOMER_PHONE = "Customer Phone Number"
@@ -20,7 +20,7 @@ TICKET = "Ticket Number"
 AGENT_NAME = "Person Name"
 
 _MIN_ID_LENGTH = 5
-"""Shorter ids stay in the text: a customer number 7 occurs in too many sentences that mean something else."""
+"""Shorter ids are not replaced in texts: a 7 rarely means the customer with the number 7."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -29,7 +29,7 @@ Location = tuple[int, int | None, int | None]
 
 
 class UnusableError(Exception):
-    """Why a record cannot be used. Reasons are counted and shown in the UI, so they never quote the record."""
+    """A record cannot be used. The message is the reason. It is shown in the UI, so it never quotes the record."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Record:
     """One record of a file: a row, a ticket, a conversation, a line of a transcript.
 
     ``index`` counts from 0 and includes a table's header and blank lines. ``offset`` and ``length`` are in bytes of the
-    file, None in Parquet. ``subject`` is the customer's e-mail address, else the customer's id. ``known`` holds values that
-    the export's own fields give for people, each with the placeholder that replaces it. ``left_out`` counts what the
-    customer never saw: private comments, notes, drafts.
+    file, None in Parquet. ``subject`` is the customer's e-mail address, else the customer's id. ``known`` has personal data
+    from the export's own fields: pairs of a placeholder and the value that it replaces. ``left_out`` counts messages that
+    the customer never saw: private comments, notes, drafts.
     """
 
     index: int
@@ -74,13 +74,13 @@ class BadRecord:
 class ExportKind:
     """The JSON export of a help desk. Its module defines one as ``KIND`` and is listed in ``exports.KINDS``.
 
-    ``name`` is shown to users. ``list_key`` is the key of the list that holds the records if the file is one JSON document.
-    ``is_record`` says whether a JSON object is a record of this kind, by keys that no other kind has. ``to_record`` makes
-    the record from its location, the object and ``people_key``'s people by id; it raises UnusableError.
+    ``name`` is shown to users. ``list_key`` is the key of the list of records if the file is one JSON document.
+    ``is_record`` recognises a JSON object of this kind by keys that no other kind has. ``to_record`` gets a record's
+    location, its JSON object, and the people of the list ``people_key`` by id. It raises UnusableError.
 
-    ``people_key`` is the key of a list beside the records that says who is who, such as Zendesk's ``users``, each with an
-    ``id``. ``customer_id`` gives the id of a record's customer in that list: redaction removes the people who are the
-    customer only of redacted records.
+    ``people_key`` is the key of a list of people beside the records, such as Zendesk's ``users``. Each has an ``id``.
+    ``customer_id`` returns the id of a record's customer in that list. Redaction uses it to remove people who are the
+    customer of redacted records only.
     """
 
     name: str
@@ -101,7 +101,7 @@ def make_record(
 ) -> Record:
     """The record without empty turns and without empty or repeated values of ``known``.
 
-    Raises UnusableError if it has no text, or text that no table can hold.
+    Raises UnusableError if it has no text, or text that cannot be stored in a table.
     """
     turns = [turn for turn in turns if turn.text.strip()]
     if not turns:
@@ -116,22 +116,22 @@ def make_record(
     return Record(*location, conversation_id, turns, subject, values, left_out)
 
 
-def as_text(value: object, what: str) -> str:
+def as_text(value: object, field_name: str) -> str:
     """A field's text; null becomes the empty string. Raises UnusableError for anything else."""
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UnusableError(f"its {what} is not text")
+        raise UnusableError(f"its {field_name} is not text")
     return value
 
 
-def as_id(value: object, what: str) -> str | None:
+def as_id(value: object, field_name: str) -> str | None:
     """A field's id, given as a number or text; None if it is missing. Raises UnusableError for anything else."""
     # A table column with missing values holds its integers as floats.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
-        raise UnusableError(f"its {what} is not an id")
+        raise UnusableError(f"its {field_name} is not an id")
     return None if value is None else str(value).strip() or None
 
 
@@ -145,12 +145,12 @@ def known_of_customer(name: str, email: str | None, phone: str | None, id: str |
     return [(CUSTOMER_NAME, name), (CUSTOMER_EMAIL, email), (CUSTOMER_PHONE, phone), (CUSTOMER_ID, distinctive_id(id))]
 
 
-def as_objects(value: object, what: str) -> list[dict[str, Any]]:
+def as_objects(value: object, field_name: str) -> list[dict[str, Any]]:
     """A field's list of objects; null becomes the empty list. Raises UnusableError for anything else."""
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise UnusableError(f"its {what} are not a list of objects")
+        raise UnusableError(f"its {field_name} are not a list of objects")
     return value
 
 
@@ -172,7 +172,7 @@ _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 
 @lru_cache(maxsize=1024)
 def role_of(speaker: str, company: Company) -> Role:
-    """The speaker's role, by ``agents`` and ``automatic`` of company.yaml; everybody else is a customer."""
+    """The speaker's role according to ``agents`` and ``automatic`` in company.yaml. All other speakers are customers."""
     words = _words(speaker)
     if any(_words(name) in words for name in company.automatic):
         return "automatic"
@@ -181,7 +181,7 @@ def role_of(speaker: str, company: Company) -> Role:
 
 @lru_cache(maxsize=1024)
 def person_name(speaker: str, company: Company) -> str | None:
-    """The speaker's name without words for a role: "Tom" of "Tom (Support)"; an e-mail address stays as it is."""
+    """The speaker's name without words for a role: "Tom" for "Tom (Support)". An e-mail address is not changed."""
     if "@" in speaker:
         return speaker
     roles = {*_words(" ".join((*company.agents, *company.automatic))).split(), *_ROLE_WORDS}

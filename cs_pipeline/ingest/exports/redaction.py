@@ -7,7 +7,7 @@ from typing import BinaryIO
 from cs_pipeline.core.lake import PRIVATE, atomic_file
 from cs_pipeline.ingest.exports.layouts import Format, Layout, Piece, people, pieces
 from cs_pipeline.ingest.exports.parquet import redact_parquet
-from cs_pipeline.ingest.exports.reading import REDACTED_HEADER, id_in
+from cs_pipeline.ingest.exports.reading import KEPT_HEADER_CHARACTERS, id_in
 from cs_pipeline.ingest.exports.source import ExportBytes
 
 _CHUNK = 2**20
@@ -16,9 +16,9 @@ _CHUNK = 2**20
 def redact(format: Format | None, path: Path, indices: set[int]) -> None:
     """Removes the records at ``indices`` from the unpacked file at ``path``, which is replaced atomically (mode 0600).
 
-    Their text is overwritten and they are no longer read; every other record keeps its index and offset. People who are
-    listed beside the records, and are the customer only of redacted ones, are removed too. In Parquet, rows that cannot
-    be read become null.
+    Their text is overwritten, and they are no longer read. All other records keep their index and offset. People in a list
+    beside the records are removed too if they are the customer of redacted records only. In Parquet, rows that cannot be
+    read become null.
     """
     if format is not None and format.layout is Layout.PARQUET:
         redact_parquet(path, indices)
@@ -39,7 +39,7 @@ def redact(format: Format | None, path: Path, indices: set[int]) -> None:
 
 
 def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: int) -> bytes:
-    """What overwrites a record of ``length`` bytes so that all others are read as before."""
+    """The ``length`` bytes that overwrite a record. All other records are read as before."""
     layout = None if format is None else format.layout
     width = len(" ".encode(source.encoding))
     characters = length // width
@@ -47,15 +47,15 @@ def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: in
     if layout is Layout.CSV and piece.start == source.begin and piece.problem is None:
         # The delimiter is recognised by the first row.
         raw = source.raw(piece.start, piece.end)
-        kept = {character.encode(source.encoding) for character in REDACTED_HEADER}
+        characters_kept = {character.encode(source.encoding) for character in KEPT_HEADER_CHARACTERS}
         units = (raw[start : start + width] for start in range(0, len(raw), width))
-        filler = b"".join(unit if unit in kept else " ".encode(source.encoding) for unit in units)
+        filler = b"".join(unit if unit in characters_kept else " ".encode(source.encoding) for unit in units)
         return filler[: characters * width].ljust(length)
     if layout is Layout.CSV and characters > 2 and source.data.find(b'"', piece.start, piece.end) >= 0:
-        # An unmatched quote before this row still meets another quote that does not match, and so ends where it did.
+        # Without quotes here, an unmatched quote before this row could match one after it, and join the rows between.
         text = f'"{text[2:]}"'
     elif layout is Layout.LINES or (layout is Layout.DOCUMENT and piece.end == len(source.data)):
-        # Tabs distinguish a redacted line, or the redacted rest of a truncated list, from one that was blank before.
+        # Tabs distinguish a redacted line, or the redacted rest of a truncated list, from blanks in the original file.
         text = "\t" * characters
     elif layout is Layout.DOCUMENT and characters >= len("null"):
         text = "null".ljust(characters)
@@ -63,17 +63,17 @@ def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: in
 
 
 def _people_of_redacted(format: Format, source: ExportBytes, indices: set[int]) -> Iterator[Piece]:
-    """The listed people who are the customer only of redacted records."""
+    """People in the lists beside the records who are the customer of redacted records only."""
     if format.layout is not Layout.DOCUMENT:
         return
     for kind in format.kinds:
         if kind.people_key is not None:
-            redacted: set[str | None] = set()
-            kept: set[str | None] = {None}
+            customers_redacted: set[str | None] = set()
+            customers_kept: set[str | None] = {None}
             for index, piece in enumerate(pieces(format, source)):
-                (redacted if index in indices else kept).add(id_in(source, piece, kind.customer_id))
+                (customers_redacted if index in indices else customers_kept).add(id_in(source, piece, kind.customer_id))
             for piece in people(source, kind.people_key):
-                if id_in(source, piece) in redacted - kept:
+                if id_in(source, piece) in customers_redacted - customers_kept:
                     yield piece
 
 

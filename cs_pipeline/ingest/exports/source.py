@@ -1,4 +1,4 @@
-"""The bytes of a kept copy as UTF-8: spans, lines, text, and their offsets in the file."""
+"""The content of a file as UTF-8: its lines and texts, and their offsets in the file."""
 
 import codecs
 import mmap
@@ -13,7 +13,7 @@ MAX_RECORD_BYTES = 4 * 2**20
 TOO_LONG = "is longer than 4 MB"
 
 EXCERPT_LENGTH = 500
-"""Characters kept of a record that cannot be used."""
+"""The number of characters that are stored of a record that cannot be used."""
 
 _LINE = re.compile(rb"[^\r\n]*+(?:\r\n|\r|\n|\Z)")
 _BLANK = re.compile(rb"[ \t\r\n]*+")
@@ -23,7 +23,8 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class ExportBytes:
     """A file's content. UTF-8 is memory-mapped; UTF-16, recognised by its byte order mark, is converted in memory.
 
-    ``data`` is UTF-8, as far as the file is valid, and starts at ``begin``; spans (start, end) are positions in it.
+    ``data`` is the content as UTF-8, where the file is valid. It starts at ``begin``, after any byte order mark. Spans
+    (start, end) are positions in ``data``.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
@@ -35,7 +36,7 @@ class ExportBytes:
             self.data = _as_utf8(data, self.encoding)
         elif data[:3] == codecs.BOM_UTF8:
             self.begin = 3
-        # A position in data, and the offset in the file that it corresponds to.
+        # A position in data and its offset in the file.
         self._last = (0, 0 if self.encoding == "utf-8" else 2)
 
     @classmethod
@@ -97,20 +98,20 @@ class ExportBytes:
         start = self.skip_blanks(start, end)
         while end > start:
             tail = self.data[max(start, end - EXCERPT_LENGTH) : end]
-            kept = len(tail.rstrip(b" \t\r\n"))
-            end -= len(tail) - kept
-            if kept:
+            length = len(tail.rstrip(b" \t\r\n"))
+            end -= len(tail) - length
+            if length:
                 break
         return start, end
 
 
 def _as_utf8(data: bytes | mmap.mmap, encoding: str) -> bytearray:
-    # A lone surrogate becomes bytes that are not UTF-8, so its record is later reported as not UTF-8.
+    # A lone surrogate becomes bytes that are not valid UTF-8, so its record is reported as such later.
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     text = bytearray()
     for start in range(2, len(data), 2**20):
         text += decoder.decode(data[start : start + 2**20]).encode("utf-8", "surrogatepass")
-    # So does an incomplete character at the end, unless it is the space that redaction leaves.
+    # An incomplete character at the end is made invalid as well, unless it is the space that redaction leaves.
     if decoder.getstate()[0] not in (b"", b" "):
         text += "\ud800".encode("utf-8", "surrogatepass")
     return text

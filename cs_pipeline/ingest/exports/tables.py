@@ -1,4 +1,4 @@
-"""Records that are not a help desk's: rows of CSV, JSON Lines and Parquet, and lines of plain transcripts.
+"""Records of tables (rows of CSV, JSON Lines and Parquet) and of plain transcripts (lines).
 
 A row is a question and its answer, or one turn of a conversation. A line of a transcript is one turn, written as
 ``speaker<tab>text<tab>conversation``, the same with ``|``, or ``[conversation] Speaker: text``.
@@ -45,46 +45,48 @@ _BRACKETED = re.compile(r"\s*\[([^\]]+)\]\s*([^:]{1,80}?)\s*:(.*)", re.DOTALL)
 _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\s*[ap]m)?", re.IGNORECASE)
 
 
-def columns_of(found: Sequence[str], company: Company) -> Columns | None:
-    """What the columns ``found`` hold: company.yaml's mapping if all its columns exist, else by common names.
+def columns_of(column_names: Sequence[str], company: Company) -> Columns | None:
+    """The meaning of a table's columns: the mapping of company.yaml if they fit it, else according to common names.
 
-    None if neither applies or a name occurs twice.
+    None if they are neither a question and answer nor a turn, or are ambiguous.
     """
-    if company.columns is not None and all(found.count(name) == 1 for name in _mapped_columns(company)):
+    if company.columns is not None and all(column_names.count(name) == 1 for name in _mapped_columns(company)):
         return company.columns
-    by_name = {what: [name for name in found if _normalised(name) in names] for what, names in _COMMON_NAMES.items()}
-    if any(len(names) > 1 for names in by_name.values()):
+    by_field = {
+        field: [name for name in column_names if _normalised(name) in common] for field, common in _COMMON_NAMES.items()
+    }
+    if any(len(names) > 1 for names in by_field.values()):
         return None
-    named = {what: names[0] for what, names in by_name.items() if names}
-    pair, turn = {"question", "answer"} <= named.keys(), {"text", "speaker", "conversation"} <= named.keys()
-    if pair == turn:
+    columns = {field: names[0] for field, names in by_field.items() if names}
+    has_pair = {"question", "answer"} <= columns.keys()
+    if has_pair == ({"text", "speaker", "conversation"} <= columns.keys()):
         return None
-    ignored = {"text", "speaker"} if pair else {"question", "answer"}
-    return Columns.model_validate({what: name for what, name in named.items() if what not in ignored})
+    ignored = {"text", "speaker"} if has_pair else {"question", "answer"}
+    return Columns.model_validate({field: name for field, name in columns.items() if field not in ignored})
 
 
 def columns_of_object(element: Mapping[str, object], company: Company) -> Columns | None:
-    """Like ``columns_of``, for a row of JSON, which may lack keys that company.yaml names."""
+    """Like ``columns_of``, for a row of JSON, which may lack some of the keys that company.yaml names."""
     columns = company.columns
     if columns is not None and (columns.question or columns.text) in element:
         return columns
     return columns_of(list(element), company)
 
 
-def unknown_columns(name: str, found: Sequence[str], company: Company) -> PipelineError:
+def unknown_columns(name: str, columns: Sequence[str], company: Company) -> PipelineError:
     """The error for a table with unknown columns.
 
-    It shows them only if all look like column names: otherwise the first row may hold a customer's data.
+    It quotes them only if all look like column names, because a first row without names may contain a customer's data.
     """
-    if not found or not all(_COLUMN_NAME.fullmatch(column) for column in found):
+    if not columns or not all(_COLUMN_NAME.fullmatch(column) for column in columns):
         return PipelineError(
             f"{name}: its first row does not look like column names.",
             "Put the column names into the first row: question and answer, or text, speaker and conversation.",
         )
-    missing = [column for column in _mapped_columns(company) if column not in found]
+    missing = [column for column in _mapped_columns(company) if column not in columns]
     lacks = f", but not {', '.join(missing)} of company.yaml" if missing else ""
     return PipelineError(
-        f"{name}: it is unknown which columns hold the question and the answer; it has {', '.join(found)}{lacks}.",
+        f"{name}: it is unknown which columns hold the question and the answer; it has {', '.join(columns)}{lacks}.",
         "Name them in company.yaml in the lake, either for one question and answer per row:\n"
         "    columns:\n      question: NAME\n      answer: NAME\n"
         "  or for one turn per row:\n"
@@ -118,8 +120,8 @@ def record_of_row(location: Location, row: Mapping[str, object], columns: Column
         if answer.strip() and not question.strip():
             raise UnusableError("has no question")
         turns = [Turn("customer", question), *([Turn("agent", answer)] if answer.strip() else [])]
-        # A hash of content and customer, not of the position: the same row in another delivery is the same conversation,
-        # and an equal row of another customer is not.
+        # A hash of content and customer, not of the position. So the same row in another delivery is the same conversation,
+        # but an equal row of another customer is not.
         conversation = conversation or digest(question, answer, email or customer)
     return make_record(location, conversation, turns, email or customer, known)
 
@@ -136,7 +138,7 @@ def record_of_line(location: Location, line: str, company: Company) -> Record | 
         raise UnusableError("has no speaker")
     if not conversation:
         raise UnusableError("has no conversation id")
-    # Chat logs have the time there; it would make each minute a conversation of its own.
+    # Chat logs have the time there, which would make every minute a conversation.
     if _TIME.fullmatch(conversation):
         raise UnusableError("has a time where its conversation id should be")
     role = role_of(speaker, company)

@@ -1,9 +1,9 @@
-"""Zendesk tickets: the account's JSON export (one ticket per line), or responses of its Ticketing API with the comments.
+"""Zendesk tickets: an account's JSON export (one ticket per line), or responses of the Ticketing API with the comments.
 
 The keys used are ``id``, ``requester`` or ``requester_id``, ``submitter``, ``assignee``, ``collaborators`` (users with id,
 name, email, phone and role, or only their ids), and for each of ``comments``: ``author`` or ``author_id``, ``public``,
 ``plain_body``, else ``body``, else ``html_body``, ``created_at``, ``via.channel``. A list ``users`` beside the tickets
-says who is who. https://developer.zendesk.com/api-reference/ticketing/tickets/ticket_comments/
+describes the people. https://developer.zendesk.com/api-reference/ticketing/tickets/ticket_comments/
 """
 
 from collections import ChainMap
@@ -41,11 +41,11 @@ def _is_ticket(element: JsonObject) -> bool:
 
 
 def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, JsonObject]) -> Record:
-    """The requester is the customer. Other users have the role that Zendesk states; without one, those in copy are
-    customers and the rest agents.
+    """The requester is the customer. Other users have their role in Zendesk. Users without a role are customers if they are
+    in copy, else agents.
     """
-    number = as_id(ticket.get("id"), "id")
-    if number is None:
+    ticket_id = as_id(ticket.get("id"), "id")
+    if ticket_id is None:
         raise UnusableError("has no id")
     if "comments" not in ticket:
         raise UnusableError("has no comments: export the tickets with them")
@@ -76,13 +76,13 @@ def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, J
     customer = people.get(requester or "", {})
     email = as_text(customer.get("email"), "requester's e-mail").strip() or None
     name, phone = as_text(customer.get("name"), "requester's name"), as_id(customer.get("phone"), "requester's phone")
-    known = [*known_of_customer(name, email, phone, requester), (TICKET, distinctive_id(number))]
+    known = [*known_of_customer(name, email, phone, requester), (TICKET, distinctive_id(ticket_id))]
     for author, role in authors.items():
         user = people.get(author, {})
         known.append((CUSTOMER_NAME if role == "customer" else AGENT_NAME, as_text(user.get("name"), "author's name")))
         if role == "customer":
             known.append((CUSTOMER_EMAIL, as_text(user.get("email"), "author's e-mail")))
-    return make_record(location, number, turns, email or requester, known, left_out=len(comments) - len(turns))
+    return make_record(location, ticket_id, turns, email or requester, known, left_out=len(comments) - len(turns))
 
 
 def _role(
@@ -100,9 +100,9 @@ def _role(
         raise UnusableError("has a comment without author")
     if author == requester:
         return "customer"
-    stated = people.get(author, {}).get("role")
-    if stated in ("end-user", "agent", "admin"):
-        return "customer" if stated == "end-user" else "agent"
+    zendesk_role = people.get(author, {}).get("role")
+    if zendesk_role in ("end-user", "agent", "admin"):
+        return "customer" if zendesk_role == "end-user" else "agent"
     return "customer" if author in in_copy else "agent"
 
 
@@ -118,7 +118,7 @@ def _add_person(people: MutableMapping[str, JsonObject], person: object) -> None
 
 
 def _id_of(element: JsonObject, role: str) -> str | None:
-    """The id of the user in that role. Exports give either the whole user or only the id."""
+    """The id of the user in that role. Exports contain either the whole user or only the id."""
     person = element.get(role)
     found = person.get("id") if isinstance(person, dict) else None
     return as_id(found if found is not None else element.get(f"{role}_id"), f"{role}'s id")

@@ -1,1 +1,1 @@
-"""From a company's raw conversations to training rows."""
+"""Turns a company's raw conversations into training rows."""

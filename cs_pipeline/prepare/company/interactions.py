@@ -1,4 +1,4 @@
-"""A day's raw turns become training rows: paired, personal data replaced, intents predicted, suspected poison flagged.
+"""Turns a day's raw turns into training rows: pairs them, replaces personal data, predicts intents, flags possible poison.
 
 Flagged rows are not trained on until a person has released them.
 """
@@ -62,25 +62,25 @@ class CleanedDay:
 def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = None) -> CleanedDay:
     """Writes the tables ``clean_interactions/<day>``, ``…_set_aside/<day>``, ``…_flagged/<day>``, and the counts as JSON.
 
-    None of them holds personal data that PersonalData finds. Each row has the intent that the intent classifier predicts,
-    and that intent's category. If anything in a conversation was forgotten, all of it is left out, because its rows
-    quote each other. With a ``run_id`` the ledger records that this run has ingested the day's deliveries.
+    Personal data that PersonalData finds is replaced in all of them. Each row has the intent that the intent classifier
+    predicts, and its category. If anything in a conversation was forgotten, the whole conversation is left out, because its
+    rows quote each other. With a ``run_id``, the ledger records that this run ingested the day's deliveries.
 
-    Raises PipelineError when the day was not ingested or there are no classifiers yet.
+    Raises PipelineError if the day was not ingested or the classifiers are not trained.
     """
     questions, answers = (load_classifier(lake, name) for name in (INTENTS, ANSWERS))
     categories = _categories(lake)
     personal = PersonalData(company.phone_regions, company.own_patterns)
-    tally: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     placeholders: Counter[str] = Counter()
     drafts: list[_Draft] = []
     with Ledger(lake) as ledger:
         tombstones, superseded = ledger.tombstones(), ledger.superseded()
         for conversation in raw_conversations(lake, company, day, ledger):
-            tally["customer_messages"] += len(conversation.rows)
-            tally["automatic_replies"] += conversation.automatic
+            counts["customer_messages"] += len(conversation.rows)
+            counts["automatic_replies"] += conversation.automatic
             if _is_forgotten(conversation, tombstones):
-                tally["forgotten"] += len(conversation.rows)
+                counts["forgotten"] += len(conversation.rows)
                 continue
             cleaner = _Cleaner(personal, conversation)
             drafts += map(cleaner.draft, conversation.rows)
@@ -93,16 +93,16 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
         draft.category, draft.intent, draft.intent_confidence = categories[intent], intent, confidence
     _flag(usable, _predict(answers, [draft.response for draft in usable]), superseded, company.rows_per_subject)
     kept = [draft for draft in usable if draft.reason is None]
-    suspect = [draft for draft in usable if draft.reason is not None]
+    flagged = [draft for draft in usable if draft.reason is not None]
     cleaned = CleanedDay(
         _table(kept, day, CONVERSATION),
         _table(aside, day, SET_ASIDE),
-        _table(suspect, day, SET_ASIDE),
+        _table(flagged, day, SET_ASIDE),
         {
-            **{name: tally[name] for name in ("customer_messages", "forgotten", "automatic_replies")},
+            **{name: counts[name] for name in ("customer_messages", "forgotten", "automatic_replies")},
             "kept": len(kept),
             "set_aside": _by_reason(aside),
-            "flagged": _by_reason(suspect),
+            "flagged": _by_reason(flagged),
             "placeholders": dict(placeholders.most_common()),
         },
     )
@@ -118,7 +118,7 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
 
 @dataclass(frozen=True)
 class FlaggedRow:
-    """A flagged row, as a person reviews it."""
+    """A flagged row, as shown to the person who reviews it."""
 
     row_id: str
     day: date
@@ -145,7 +145,7 @@ def flagged_rows(lake: DataLake) -> list[FlaggedRow]:
 def release_row(lake: DataLake, row_id: str, by: str, why: str) -> None:
     """Allows training on a flagged row from the next run of ``conversations`` on.
 
-    Raises PipelineError when no flagged row has this id.
+    Raises PipelineError if no flagged row has this id.
     """
     if row_id not in {row.row_id for row in flagged_rows(lake)}:
         raise PipelineError(
@@ -157,9 +157,9 @@ def release_row(lake: DataLake, row_id: str, by: str, why: str) -> None:
 
 @dataclass(slots=True)
 class _Draft:
-    """An unfinished row, with the columns of CONVERSATION that are known so far and the ``reason`` of SET_ASIDE.
+    """A row in progress: the columns of CONVERSATION that are known so far, and the ``reason`` of SET_ASIDE.
 
-    ``delivered`` is its text before cleaning if that looks like poison, else empty.
+    ``delivered`` is the text before cleaning if it looks like poison, else empty.
     """
 
     row_id: str
@@ -178,7 +178,7 @@ class _Draft:
 
 
 class _Cleaner:
-    """Replaces the personal data in a conversation's messages, each once, even if it is the context of other rows."""
+    """Cleans the rows of a conversation. A message that is also the context of other rows is cleaned once."""
 
     def __init__(self, personal: PersonalData, conversation: RawConversation) -> None:
         self.placeholders: Counter[str] = Counter()
@@ -187,18 +187,18 @@ class _Cleaner:
         self._texts: dict[tuple[int, ...], tuple[str | None, bool]] = {}
 
     def draft(self, row: RawRow) -> _Draft:
-        """The row with its clean text, and the reason if it cannot be used."""
+        """The row with its clean text, or with the reason why it cannot be used."""
         pair, context = row.pair, None
-        question, in_question = self._text(pair.question)
-        answer, in_answer = self._text(pair.answer) if pair.answer else (None, False)
+        question, question_suspect = self._text(pair.question)
+        answer, answer_suspect = self._text(pair.answer) if pair.answer else (None, False)
         reason = pair.reason or _too_long(question, answer)
         delivered = ""
         if reason is None and question is not None and answer is not None:
-            regular = normalize_pair(question, answer)
-            question, answer, reason = regular.question, regular.answer, regular.reason
+            normalized = normalize_pair(question, answer)
+            question, answer, reason = normalized.question, normalized.answer, normalized.reason
         if reason is None and pair.answer:
-            context, in_context = self._context(pair.context)
-            if in_question or in_answer or in_context:
+            context, context_suspect = self._context(pair.context)
+            if question_suspect or answer_suspect or context_suspect:
                 messages = [*pair.context, pair.question, pair.answer]
                 delivered = "\n\n".join(message.text for message in messages)
         return _Draft(
@@ -229,17 +229,17 @@ class _Cleaner:
     def _context(self, messages: Sequence[TicketMessage]) -> tuple[str | None, bool]:
         """The usable messages directly before a question, as JSON, and whether one of them looks like poison."""
         turns: list[tuple[str, str]] = []
-        suspicious = False
+        any_suspect = False
         for message in reversed(messages):
-            text, in_text = self._text(message)
+            text, text_suspect = self._text(message)
             if text is not None and message.role == "customer":
                 text = normalize_line(text)
             text = repair(text) if text and len(text) <= _MAX_CHARACTERS[message.role] else None
             if not text:
                 break
             turns.insert(0, (message.role, canonical(text)[0]))
-            suspicious = suspicious or in_text
-        return json.dumps(turns, ensure_ascii=False) if turns else None, suspicious
+            any_suspect = any_suspect or text_suspect
+        return json.dumps(turns, ensure_ascii=False) if turns else None, any_suspect
 
 
 def _is_forgotten(conversation: RawConversation, tombstones: Tombstones) -> bool:
@@ -254,10 +254,10 @@ def _too_long(question: str | None, answer: str | None) -> str | None:
 
 
 def _flag(drafts: list[_Draft], answers: list[tuple[str, float]], superseded: set[str], rows_per_subject: int) -> None:
-    """Sets the reason of the drafts that look like poison.
+    """Sets the reason of the drafts that look like poison. ``answers`` are the predictions for the drafts' answers.
 
-    A row that was delivered twice on the day counts once, and rows of superseded deliveries are counted separately from the
-    rows that replaced them.
+    A row that was delivered twice on the day counts once. Rows of superseded deliveries are counted separately from the rows
+    that replaced them.
     """
     suspects: dict[tuple[bool, str], Suspect] = {}
     for draft, (intent, confidence) in zip(drafts, answers, strict=True):
@@ -290,9 +290,9 @@ def _predict(classifier: TextClassifier, texts: list[str | None]) -> list[tuple[
 
 
 def _table(drafts: list[_Draft], day: date, schema: pa.Schema) -> pa.Table:
-    same = {"source": "company", "delivered_on": day, "flags": "", "cluster_id": None, "split": None}
+    constants = {"source": "company", "delivered_on": day, "flags": "", "cluster_id": None, "split": None}
     columns = {
-        name: [same[name]] * len(drafts) if name in same else [getattr(draft, name) for draft in drafts]
+        name: [constants[name]] * len(drafts) if name in constants else [getattr(draft, name) for draft in drafts]
         for name in schema.names
     }
     return pa.table(columns, schema=schema)

@@ -1,4 +1,4 @@
-"""The turns of a conversation become pairs: a message of the customer, and the reply of a person at the company."""
+"""Pairs up the turns of a conversation: a message of the customer, and the reply of a person at the company."""
 
 import re
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ EARLIER_MESSAGES = 3
 
 @dataclass(frozen=True)
 class TicketMessage:
-    """Consecutive turns of one speaker role: ``text`` without quoted mail and signatures, ``raw`` as delivered.
+    """Consecutive turns of one role. ``text`` is without quoted mail and signatures, ``raw`` as delivered.
 
-    ``turns`` are the indexes, from 0, of the turns that it is made of.
+    ``turns`` are the indexes of its turns, from 0.
     """
 
     role: Literal["customer", "agent"]
@@ -48,8 +48,8 @@ class Paired:
 def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] = ()) -> Paired:
     """Pairs up ``turns``, each a role (customer, agent, automatic) and its raw text, in their order.
 
-    Consecutive turns of one role are one message. Automatic replies, recognised by role, by their words or by a pattern of
-    ``automatic``, do not count as answers. One from the customer's mailbox becomes a pair of its own without an answer.
+    Consecutive turns of one role are one message. Automatic replies are recognised by role, by their words or by a pattern
+    of ``automatic``. They are not answers. One from the customer's mailbox is a pair of its own, without an answer.
     """
     messages: list[TicketMessage] = []
     pairs: list[QuestionAnswer] = []
@@ -66,10 +66,10 @@ def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] 
         if messages and messages[-1].role == message.role:
             message = _merge(messages.pop(), message)
         messages.append(message)
-    for number, question in enumerate(messages):
+    for index, question in enumerate(messages):
         if question.role == "customer":
-            answer = messages[number + 1] if number + 1 < len(messages) else None
-            context = tuple([message for message in messages[:number] if message.text][-EARLIER_MESSAGES:])
+            answer = messages[index + 1] if index + 1 < len(messages) else None
+            context = tuple([message for message in messages[:index] if message.text][-EARLIER_MESSAGES:])
             pairs.append(QuestionAnswer(question, answer, context, _reason(question, answer)))
     return Paired(sorted(pairs, key=lambda pair: pair.question.turns), removed)
 

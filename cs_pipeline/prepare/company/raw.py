@@ -1,4 +1,4 @@
-"""A day's customer messages as they were delivered, each with its answer and the records that it is made of."""
+"""A day's customer messages as delivered, each with its answer and its source records."""
 
 import re
 from collections import Counter
@@ -35,9 +35,9 @@ class RawRow:
 
 @dataclass(frozen=True)
 class RawConversation:
-    """The rows of a conversation of the file with the sha256 ``file``, and its number of ``automatic`` replies.
+    """A conversation of the file with the sha256 ``file``, and its number of ``automatic`` replies.
 
-    ``id`` is hashed. ``known`` are (placeholder, value) pairs: what the file's own fields say about the people in it.
+    ``id`` is hashed. ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export.
     """
 
     file: str
@@ -50,7 +50,7 @@ class RawConversation:
 def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledger) -> Iterator[RawConversation]:
     """The conversations of ``day`` in the order of their first turns. They contain personal data.
 
-    Raises PipelineError when the day was not ingested.
+    Raises PipelineError if the day was not ingested.
     """
     automatic = [re.compile(expression, re.I) for expression in company.automatic_replies]
     for turns in _conversations(lake.read("ingest", f"{TURNS}/{day}")):
@@ -72,7 +72,7 @@ def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledge
 
 
 def _conversations(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """The turns of each conversation of each file, in order; in the table they need not be contiguous."""
+    """The turns of each conversation of each file, in order. They need not be contiguous in the table."""
     number = np.zeros(table.num_rows, dtype=np.int64)
     for name in ("source_file_sha256", "conversation_id"):
         codes = pc.dictionary_encode(table.column(name).combine_chunks())

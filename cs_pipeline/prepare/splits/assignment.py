@@ -1,4 +1,4 @@
-"""Assigns every row of both sources to a cluster and a split. Rows keep those of the previous run where possible."""
+"""Assigns every row of both sources to a cluster and a split. Where possible, rows keep those of the previous run."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from cs_pipeline.prepare.splits.lsh import BandIndex
 from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SPLITS, SPLITS, assign_splits
 
 MAX_HELD_OUT = 75
-"""Company rows per intent in the validation and in the test split. More make evaluation slower, but hardly more precise."""
+"""Maximum company rows per intent in validation and in test. More slow evaluation down but hardly make it more precise."""
 
 DELIVERED_AGAIN = "delivered again"
 SPLIT_FULL = (
@@ -22,7 +22,7 @@ SPLIT_FULL = (
 """Reasons for setting a row aside, besides those of ``split``."""
 
 BATCH = 20_000
-"""How many rows are compared with each other at a time."""
+"""The number of rows that are compared with each other at a time."""
 
 _TRAIN = SPLITS.index("train")
 _PENDING, _ASIDE = -1, -2
@@ -31,8 +31,8 @@ _PENDING, _ASIDE = -1, -2
 class ClusterAssignment:
     """Assigns company rows to clusters and splits. Bitext's rows already have theirs.
 
-    ``rows`` are Bitext's, then the company's in the order of ``days``. ``split`` is, for each row, the index of its split in
-    SPLITS, or a negative number if it has none. ``index`` covers the rows that have been compared.
+    ``rows`` has Bitext's rows, then the company's in the order of ``days``. ``split`` has the index in SPLITS of each row's
+    split, or a negative number if it has none. ``index`` covers the rows that have been compared.
     """
 
     def __init__(self, bitext: pa.Table, days: Mapping[str, pa.Table]) -> None:
@@ -56,15 +56,15 @@ class ClusterAssignment:
 
     @property
     def new_rows(self) -> np.ndarray:
-        """The numbers of the rows that have no split and had none in the previous run."""
+        """The numbers of the rows without a split in this and in the previous run."""
         return np.flatnonzero((self.split == _PENDING) & (self._former_split < 0))
 
     def restore(self, before: pa.Table, aside: pa.Table, index: BandIndex | None, unchanged: set[str]) -> None:
         """Gives company rows the cluster and split that they have in ``before``, the rows of the previous run.
 
-        ``aside`` holds the rows that were set aside in that run. If no row of ``before`` is gone or changed, those from
-        unchanged sources are set aside again. ``unchanged`` names the sources ("bitext" or a day) with unchanged content.
-        ``index`` is the index of ``before``, or None if it does not match.
+        ``aside`` has the rows that were set aside in that run. Those from unchanged sources are set aside again, unless a
+        row of ``before`` is gone or has changed. ``unchanged`` names the sources ("bitext" or a day) whose content is
+        unchanged. ``index`` is the index of ``before``, or None if it does not match.
         """
         before_rows = _positions(self.rows.column("row_id"), before.column("row_id"))
         before_rows[self.split == _ASIDE] = -1
@@ -81,7 +81,7 @@ class ClusterAssignment:
         returning = known_rows[known_rows >= self._company_start]
         splits = _split_numbers(before)[before_rows[returning]]
         self._cluster[returning] = before.column("cluster_id").take(pa.array(before_rows[returning])).to_pylist()
-        # If Bitext and its question are unchanged, a returning row keeps its split. The others are compared again.
+        # A returning row keeps its split if Bitext and the row's question are unchanged. Other rows are compared again.
         keeps_split = same_text[returning] if "bitext" in unchanged else np.zeros(len(returning), bool)
         self.split[returning[keeps_split]] = splits[keeps_split]
         self._former_split[returning[~keeps_split]] = splits[~keeps_split]
@@ -105,7 +105,7 @@ class ClusterAssignment:
     def assign(self) -> None:
         """Gives every pending row a cluster and split, or sets it aside.
 
-        Rows with a former split come first, then the new ones, both day by day.
+        Rows with a former split come first, then new rows, both day by day.
         """
         assigned = np.flatnonzero(self.split >= 0)
         self._add_to_index(assigned)
@@ -152,11 +152,11 @@ class ClusterAssignment:
         self._assign_components(rows, component, similar, returning)
 
     def _assign_components(self, rows: np.ndarray, component: np.ndarray, similar: np.ndarray, returning: bool) -> None:
-        """Each component joins the split in which one of its rows has a near-duplicate, or becomes a new cluster.
+        """Adds each component to the split in which one of its rows has a near-duplicate, or makes it a new cluster.
 
-        A component with near-duplicates in training and in a held-out split joins training. Its rows that are
-        near-duplicates of held-out rows are set aside: only those would leak. If the held-out splits that it could join are
-        full, its rows that are near-duplicates of them are set aside, and the rest becomes a new cluster.
+        A component with near-duplicates in training and in a held-out split joins training. Only its near-duplicates of
+        held-out rows would leak, so they are set aside. If all splits that it could join are full, its near-duplicates of
+        their rows are set aside, and the rest becomes a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, number in enumerate(component.tolist()):
@@ -191,7 +191,7 @@ class ClusterAssignment:
                     self._set_split(rows[i], SPLITS.index(split), cluster, intents[i])
 
     def _new_cluster_id(self, members: Sequence[str]) -> str:
-        """An unused id. A cluster is named after a member, which may have left it since, so the id may already be taken."""
+        """An unused id. A cluster is named after one of its rows. The row may have left it, so the name may be taken."""
         cluster = "c" + min(members)
         while cluster in self._cluster_ids:
             cluster += "+"

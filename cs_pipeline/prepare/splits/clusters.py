@@ -1,9 +1,9 @@
 """Clusters of near-duplicate questions: Jaccard similarity of at least 0.8 between their sets of 4-character shingles.
 
 MinHash with banding (Broder 1997; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", chapter 3) proposes pairs,
-and the exact similarity decides. With 72 bands of 7 hashes, a pair at 0.8 is proposed with probability
-1 - (1 - 0.8^7)^72 = 1 - 4e-8, so almost no pair is missed. A pair at 0.3 is proposed with
-probability 0.02, so shared boilerplate costs little.
+and the exact similarity decides. With 72 bands of 7 hashes, a pair with similarity 0.8 is proposed with probability
+1 - (1 - 0.8^7)^72 = 1 - 4e-8, so almost no pair is missed. A pair with similarity 0.3 is proposed with probability 0.02, so
+shared boilerplate costs little.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,14 +17,14 @@ JACCARD = 0.8
 SHINGLE = 4
 BANDS, _HASHES_PER_BAND = 72, 7
 _MAX_NEIGHBOURS = 16  # a row is compared with this many neighbours at a time
-_SIGNATURE_BITS = 512  # a question has some fifty shingles
+_SIGNATURE_BITS = 512  # a question has about fifty shingles
 _MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], dtype=np.uint64
 )
 
 
 def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndarray:
-    """Pairs of rows of one intent with near-duplicate questions, enough to connect every cluster: shape [pairs, 2].
+    """Pairs of rows that are near-duplicates with the same intent, enough to connect every cluster: shape [pairs, 2].
 
     Case is ignored. A question shorter than a shingle counts as one shingle.
     """
@@ -51,8 +51,10 @@ def components(pairs: np.ndarray, rows: int) -> np.ndarray:
 class Shingles:
     """Texts as sets of their 4-character shingles.
 
-    ``sets``: ones of shape [texts, shingles]. ``hashes``: 64 bits per shingle. ``sizes``: the number of shingles of each
-    text. ``signatures``: shape [texts, 8]; each shingle sets one of the 512 bits, and several may share a bit.
+    - ``sets``, of shape [texts, shingles]: 1 where the text has the shingle.
+    - ``hashes``: 64 bits for each shingle.
+    - ``sizes``: the number of shingles of each text.
+    - ``signatures``, of shape [texts, 8]: each shingle sets one of 512 bits, and several may share a bit.
     """
 
     sets: csr_array
@@ -81,7 +83,7 @@ class Shingles:
         return cls(sets, hashes, sizes, np.packbits(bits, axis=1).view(np.uint64))
 
     def band_keys(self, groups: np.ndarray) -> Iterator[np.ndarray]:
-        """For each band, one key per text: equal for texts of the same group number whose minimum hashes are equal."""
+        """For each band, one key per text. It is equal for texts of the same group with the same minimum hashes."""
         seeds = np.random.default_rng(0).integers(1, 2**63, size=(BANDS, _HASHES_PER_BAND), dtype=np.uint64)
         for band in range(BANDS):
             keys = _mix(groups.astype(np.uint64) + np.uint64(band))
@@ -110,7 +112,7 @@ def shingle_set(text: str) -> frozenset[str]:
 def may_be_near_duplicates(
     sizes: np.ndarray, other_sizes: np.ndarray, signatures: np.ndarray, other_signatures: np.ndarray
 ) -> np.ndarray:
-    """False where texts with these sizes and signatures, paired by row, cannot be near-duplicates: shape [pairs]."""
+    """False where two texts with these sizes and signatures cannot be near-duplicates: shape [pairs]."""
     # Sets of sizes s and t at Jaccard J differ in (s + t)(1 - J)/(1 + J) shingles; each differing bit needs at least one.
     differing = np.bitwise_count(signatures ^ other_signatures).sum(axis=1, dtype=np.int64)
     return (1 + JACCARD) * differing <= (1 - JACCARD) * (sizes + other_sizes) + 1e-9
@@ -119,7 +121,7 @@ def may_be_near_duplicates(
 def connecting_pairs(shingles: Shingles, band_keys: Iterable[np.ndarray]) -> np.ndarray:
     """Near-duplicate pairs among texts that share a band key, enough to connect every cluster: shape [pairs, 2].
 
-    The texts of a bucket are compared with their neighbours at growing distance until all are connected, so the cost grows
+    Texts with equal keys are compared with their neighbours at growing distance until all are connected. So the cost grows
     almost linearly with the number of variants of one question. Memory is always linear in the number of texts.
     """
     found = [np.zeros((0, 2), dtype=np.int64)]
@@ -128,16 +130,16 @@ def connecting_pairs(shingles: Shingles, band_keys: Iterable[np.ndarray]) -> np.
         order = np.argsort(keys, kind="stable")
         _, start, bucket, size = np.unique(keys[order], return_index=True, return_inverse=True, return_counts=True)
         end = (start + size)[bucket]
-        places = np.arange(len(order))
+        positions = np.arange(len(order))
         distances = np.array([1])
         while True:
             clusters = cluster[order]
             unconnected = np.minimum.reduceat(clusters, start) < np.maximum.reduceat(clusters, start)
-            places = places[unconnected[bucket[places]] & (places + distances[0] < end[places])]
-            if not len(places):
+            positions = positions[unconnected[bucket[positions]] & (positions + distances[0] < end[positions])]
+            if not len(positions):
                 break
-            pairs = np.stack(np.broadcast_arrays(places[:, None], places[:, None] + distances), axis=2)
-            pairs = pairs[pairs[..., 1] < end[places, None]]
+            pairs = np.stack(np.broadcast_arrays(positions[:, None], positions[:, None] + distances), axis=2)
+            pairs = pairs[pairs[..., 1] < end[positions, None]]
             pairs = order[pairs[clusters[pairs[:, 0]] != clusters[pairs[:, 1]]]]
             pairs = pairs[shingles.are_near_duplicates(pairs)]
             if len(pairs):

@@ -1,8 +1,8 @@
-"""Both sources in one table: company rows join the clusters of their near-duplicates, and no row ever changes splits.
+"""Joins both sources in one table: company rows join the clusters of near-duplicates, and no row ever changes splits.
 
-A row is compared with earlier rows through an index of band keys that is kept next to the table, so the cost grows with
-the number of new rows; only the table itself is rewritten. Days are joined in order, so joining them all at once gives the
-same clusters and splits as joining each day as it arrives.
+Rows are compared with earlier rows through an index of band keys next to the table. So the cost grows with the number of new
+rows; only the table itself is rewritten as a whole. Days are joined in order, so joining them all at once gives the same
+clusters and splits as joining each day when it arrives.
 """
 
 from collections import Counter
@@ -38,9 +38,8 @@ _TABLES = ("conversations", "conversations_set_aside")
 class JoinedConversations:
     """``rows`` with cluster and split, Bitext's first, then the company's by day; rows ``set_aside`` with their reason.
 
-    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; ``new`` is the number of rows
-    that had no split before.
-    ``reused``: the sources were the same as last time, and nothing was written.
+    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; ``new`` rows had no split before.
+    ``reused``: the sources are those of the previous run, and nothing was written.
     """
 
     rows: pa.Table
@@ -55,8 +54,8 @@ def join_conversations(lake: DataLake) -> JoinedConversations:
     Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. Company rows are compared
     across intents, because their intents are only predictions. Rows of superseded deliveries and forgotten rows are left
     out. A company row keeps its cluster and split unless Bitext's rows now contradict them. Rows delivered again, exact
-    duplicates and rows that fit no split are set aside; the latter two are examined again when another row is gone or has
-    changed.
+    duplicates and rows that fit no split are set aside. Duplicates and rows that fit no split are examined again when
+    another row is gone or has changed.
     """
     with locked(lake.path("prepare", ".conversations.lock")):
         return _join(lake)
@@ -71,12 +70,12 @@ def _join(lake: DataLake) -> JoinedConversations:
         return JoinedConversations(rows, aside, before.counts, reused=True)
     days, left_out = {}, Counter[str]()
     for day in sources.days:
-        days[day], out = sources.read(lake, day)
-        left_out.update(out)
+        days[day], excluded_counts = sources.read(lake, day)
+        left_out.update(excluded_counts)
     assignment = ClusterAssignment(bitext, days)
     if before is not None:
-        same = {name for name, version in sources.versions.items() if before.versions.get(name) == version}
-        assignment.restore(before.rows, before.set_aside, before.index, same)
+        unchanged = {name for name, version in sources.versions.items() if before.versions.get(name) == version}
+        assignment.restore(before.rows, before.set_aside, before.index, unchanged)
     new = len(assignment.new_rows)
     assignment.assign()
     rows, aside = assignment.tables()
@@ -122,7 +121,7 @@ def usable_rows(lake: DataLake) -> set[str]:
 
 @dataclass(frozen=True)
 class _Sources:
-    """What to join. ``versions`` are hashes of the content of "bitext", of each day, and of the ids to leave out."""
+    """The rows to join. ``versions`` are hashes of the content of "bitext", of each day, and of the ids to leave out."""
 
     days: list[str]
     released: Set[str]
@@ -151,14 +150,14 @@ class _Sources:
         return sources
 
     def read(self, lake: DataLake, day: str) -> tuple[pa.Table, Counter[str]]:
-        """The rows of ``day``, and how many were left out, by reason."""
+        """The rows of ``day``, and the number of rows left out, by reason."""
         rows = pa.concat_tables([lake.read("prepare", f"clean_interactions/{day}"), self._released(lake, day)])
         superseded = _is_in(rows, "source_file_sha256", self.superseded)
         forgotten = _is_in(rows, "subject_id", self.forgotten_subjects)
         for column in ("row_id", "conversation_id"):
             forgotten |= _is_in(rows, column, self.forgotten_rows)
-        out = Counter(superseded=int((superseded & ~forgotten).sum()), forgotten=int(forgotten.sum()))
-        return rows.filter(pa.array(~(superseded | forgotten))) if out.total() else rows, out
+        excluded = Counter(superseded=int((superseded & ~forgotten).sum()), forgotten=int(forgotten.sum()))
+        return rows.filter(pa.array(~(superseded | forgotten))) if excluded.total() else rows, excluded
 
     def _released(self, lake: DataLake, day: str) -> pa.Table:
         name = f"clean_interactions_flagged/{day}"
@@ -170,7 +169,7 @@ class _Sources:
 
 @dataclass(frozen=True)
 class _EarlierJoin:
-    """What the last run wrote. If its index does not match its tables, ``versions`` and ``counts`` are empty."""
+    """The output of the previous run. If its index does not match its tables, ``versions`` and ``counts`` are empty."""
 
     rows: pa.Table
     set_aside: pa.Table

@@ -1,4 +1,4 @@
-"""Leakage: near-duplicates across the splits, searched for again without clusters, MinHash or index."""
+"""Searches for leakage, which is near-duplicates across the splits, without clusters, MinHash or index."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,9 @@ from scipy.sparse import coo_array, csr_array
 from cs_pipeline.prepare.splits.clusters import JACCARD, SHINGLE
 
 MAX_COMPANY_ROWS = 200_000
-"""Company training rows, besides those of its latest day, that are compared with the held-out rows."""
+"""The maximum number of company training rows, besides those of the latest day, that are compared with held-out rows."""
 
-_BLOCK = 20_000  # training rows that are compared at a time
+_BLOCK = 20_000  # training rows compared at a time
 _SPARE = 6  # shingles looked up in addition to the number that a near-duplicate may lack
 _FILTER = 1 << 20  # slots of the filter that discards most shingles before the exact look-up
 _SIGNATURE_BITS = 512
@@ -21,13 +21,13 @@ _SIGNATURE_BITS = 512
 def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     """Near-duplicate pairs (row_id of a validation or test row, row_id of a training row).
 
-    Bitext's rows are compared with each other inside an intent only. The search is exact: a near-duplicate of a question
+    Two rows of Bitext are compared only if they have the same intent. The search is exact: a near-duplicate of a question
     with n shingles lacks at most n/5 of them, so it contains at least six of any n/5 + 6 of them. The rarest are looked up
-    (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that have enough of them, and whose signatures differ in few
-    enough bits, are compared in full.
+    (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that contain enough of these, and whose signatures differ in few
+    bits, are compared in full.
 
     If the company has more than MAX_COMPANY_ROWS training rows, those of the latest day and a sample of that size are
-    compared. Every row belonged to the latest day at some point.
+    compared. Each row was once one of the latest day.
     """
     train = pc.equal(conversations.column("split"), "train").to_numpy()
     compared = train & _selected(conversations, train)
@@ -45,7 +45,7 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
 
 
 def _selected(conversations: pa.Table, train: np.ndarray) -> np.ndarray:
-    """A mask of the rows to compare, if they are training rows: Bitext's, the latest day's, and a sample of the others."""
+    """A mask of the training rows to compare: Bitext's, the latest day's, and a sample of the others. Ignore other rows."""
     company = pc.not_equal(conversations.column("source"), "bitext").to_numpy()
     rows = np.flatnonzero(train & company)
     if len(rows) <= MAX_COMPANY_ROWS:
@@ -59,7 +59,7 @@ def _selected(conversations: pa.Table, train: np.ndarray) -> np.ndarray:
 
 
 class _HeldOut:
-    """The validation and test rows, each with its rarest shingles; ``groups`` are numbers of intents, or -1 for any."""
+    """The validation and test rows, each with its rarest shingles. ``groups`` are numbers of intents, or -1 for any."""
 
     def __init__(self, rows: pa.Table, groups: np.ndarray, training: pa.Table) -> None:
         self.groups = groups
@@ -92,37 +92,42 @@ class _HeldOut:
         of_candidate = np.isin(owner, candidates)
         owner, shingles = _distinct(np.searchsorted(candidates, owner[of_candidate]), shingles[of_candidate])
         total = self.sizes[i] + np.bincount(owner, minlength=len(candidates))[j]
-        both = self.sets[i].multiply(_incidence(owner, shingles, self.vocabulary, len(candidates))[j]).sum(axis=1)
-        similar = both >= JACCARD * (total - both)
+        shared_count = (
+            self.sets[i].multiply(_incidence(owner, shingles, self.vocabulary, len(candidates))[j]).sum(axis=1)
+        )
+        similar = shared_count >= JACCARD * (total - shared_count)
         training_ids = rows.column("row_id").take(candidates[j[similar]]).to_pylist()
         return list(zip((self.ids[row] for row in i[similar]), training_ids, strict=True))
 
 
 def _rarity_rank(owner: np.ndarray, shingles: np.ndarray, training: pa.Table) -> np.ndarray:
-    """The rank of each shingle among its owner's, the rarest in a sample of ``training`` first; owners are contiguous."""
+    """The rank of each shingle among those of its text: the rarest in a sample of ``training`` has rank 0.
+
+    The shingles of a text must be contiguous.
+    """
     step = 1 + training.num_rows // _BLOCK
     sample = training.column("instruction").take(np.arange(0, training.num_rows, step)).to_pylist()
     seen, times = np.unique(_shingles(sample)[1], return_counts=True)
-    place = np.minimum(np.searchsorted(seen, shingles), len(seen) - 1)
-    order = np.lexsort((shingles, np.where(seen[place] == shingles, times[place], 0), owner))
+    position = np.minimum(np.searchsorted(seen, shingles), len(seen) - 1)
+    order = np.lexsort((shingles, np.where(seen[position] == shingles, times[position], 0), owner))
     rank = np.empty(len(owner), np.int64)
     rank[order] = np.arange(len(owner)) - np.searchsorted(owner, owner)
     return rank
 
 
 def _incidence(owner: np.ndarray, shingles: np.ndarray, vocabulary: np.ndarray, rows: int) -> csr_array:
-    """Ones where a row has a shingle of the ``vocabulary``, which is ascending: shape [rows, vocabulary]."""
+    """1 where a row has a shingle of the ascending ``vocabulary``: shape [rows, vocabulary]."""
     slots = np.zeros(_FILTER, bool)
     slots[_hash(vocabulary) % _FILTER] = True
     maybe = slots[_hash(shingles) % _FILTER]
     owner, shingles = owner[maybe], shingles[maybe]
-    place = np.minimum(np.searchsorted(vocabulary, shingles), len(vocabulary) - 1)
-    known = vocabulary[place] == shingles
-    return _ones(owner[known], place[known], (rows, len(vocabulary)))
+    position = np.minimum(np.searchsorted(vocabulary, shingles), len(vocabulary) - 1)
+    known = vocabulary[position] == shingles
+    return _ones(owner[known], position[known], (rows, len(vocabulary)))
 
 
 def _signatures(owner: np.ndarray, shingles: np.ndarray, texts: int) -> np.ndarray:
-    """Each shingle sets one bit, and several may share a bit: shape [texts, words]."""
+    """Bits of shape [texts, words]. Each shingle sets one bit, and several may share a bit."""
     bits = np.zeros((texts, _SIGNATURE_BITS), bool)
     bits[owner, _hash(shingles) % _SIGNATURE_BITS] = True
     return np.packbits(bits, axis=1).view(np.uint64)

@@ -1,6 +1,6 @@
 """An index of questions by MinHash band keys (locality-sensitive hashing).
 
-It finds the near-duplicates of a few questions among very many.
+It finds the near-duplicates of a few questions among very many questions.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ _MAX_PAIRS = 1_000_000  # compared at a time
 class BandIndex:
     """Hashes of the questions of a table, one array per property. Rows that were not added are zeros. Case is ignored.
 
-    ``keys`` (shape [BANDS, rows]), ``signatures`` ([rows, 8]) and ``sizes`` ([rows]) are those of ``clusters.Shingles``;
-    ``texts`` ([rows]) are hashes of whole questions, so that equal questions are found without reading them.
+    ``keys`` (shape [BANDS, rows]), ``signatures`` ([rows, 8]) and ``sizes`` ([rows]) are those of ``clusters.Shingles``.
+    ``texts`` ([rows]) are hashes of whole questions, so equal questions are found without reading them.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -48,12 +48,12 @@ class BandIndex:
         }
 
     def assign(self, rows: np.ndarray, arrays: Mapping[str, np.ndarray]) -> None:
-        """Sets ``rows`` to the ``arrays`` that ``select`` returned, of this index or another one."""
+        """Sets ``rows`` to the ``arrays`` that ``select`` returned, for this index or another one."""
         self.keys[:, rows], self.signatures[rows] = arrays["keys"], arrays["signatures"]
         self.sizes[rows], self.texts[rows] = arrays["sizes"], arrays["texts"]
 
     def add(self, rows: np.ndarray, questions: Sequence[str]) -> None:
-        """Computes the arrays of ``rows`` from their ``questions``, at least one."""
+        """Computes the arrays of ``rows`` from their ``questions``; there must be at least one."""
         number: dict[str, int] = {}
         numbers = np.array([number.setdefault(question.lower(), len(number)) for question in questions], np.int64)
         hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in number]
@@ -64,7 +64,7 @@ class BandIndex:
             self.keys[band, rows] = (keys >> np.uint64(32)).astype(np.uint32)[numbers]
 
     def same_question(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
-        """The rows of the mask ``among`` with the same question as one of ``rows``; ascending."""
+        """The rows of the mask ``among`` with the same question as one of ``rows``, ascending."""
         return _rows_with_key(self.texts, self.texts[rows], among)
 
     def near_duplicates(self, rows: np.ndarray, group: np.ndarray, questions: Sequence[str]) -> np.ndarray:
@@ -77,7 +77,7 @@ class BandIndex:
         grouped = group >= 0
         for keys in self.keys:
             others = _rows_with_key(keys, keys[rows], grouped)
-            # Among equal questions of a group, the first represents all.
+            # The first of equal questions in a group represents all of them.
             others = others[np.sort(np.unique(_group_key(self.texts[others], group[others]), return_index=True)[1])]
             other_keys = _group_key(keys[others], group[others])
             order = np.argsort(other_keys, kind="stable")
@@ -87,10 +87,10 @@ class BandIndex:
             at, end = start[row, of_group], end[row, of_group]
             width = 1
             while len(row):
-                # Each open search compares its next candidates in the bucket; those that have found one drop out.
-                places = at[:, None] + np.arange(width)
-                inside = places < end[:, None]
-                search, other = np.nonzero(inside)[0], others[order[places[inside]]]
+                # Each open search compares its next candidates in the bucket. A search ends when it has found one.
+                positions = at[:, None] + np.arange(width)
+                inside = positions < end[:, None]
+                search, other = np.nonzero(inside)[0], others[order[positions[inside]]]
                 ours = rows[row[search]]
                 likely = may_be_near_duplicates(
                     self.sizes[ours], self.sizes[other], self.signatures[ours], self.signatures[other]

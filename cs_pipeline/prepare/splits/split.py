@@ -1,4 +1,4 @@
-"""The frozen split: clusters of near-duplicate questions are assigned to train, validation and test and stay there."""
+"""The frozen split: each cluster of near-duplicate questions is assigned to train, validation or test, and stays there."""
 
 import hashlib
 import math
@@ -38,25 +38,25 @@ class Split:
 def split_bitext(lake: DataLake) -> Split:
     """Splits ``clean_bitext`` and writes ``bitext_splits`` and ``bitext_splits_set_aside``.
 
-    Rows that are in ``bitext_splits`` already keep their cluster and split.
+    Rows that are already in ``bitext_splits`` keep their cluster and split.
     """
     exists = lake.table("prepare", "bitext_splits").exists()
     before = lake.read("prepare", "bitext_splits") if exists else None
-    made = split(lake.read("prepare", "clean_bitext"), before)
-    lake.write("prepare", "bitext_splits", made.rows, CONVERSATION)
-    lake.write("prepare", "bitext_splits_set_aside", made.set_aside, SET_ASIDE)
-    return made
+    result = split(lake.read("prepare", "clean_bitext"), before)
+    lake.write("prepare", "bitext_splits", result.rows, CONVERSATION)
+    lake.write("prepare", "bitext_splits_set_aside", result.set_aside, SET_ASIDE)
+    return result
 
 
 def split(table: pa.Table, before: pa.Table | None) -> Split:
     """Assigns the clusters of ``table`` to splits, stratified by intent.
 
-    ``before`` is the table from an earlier run. A row that is in it keeps its cluster and split, and new near-duplicates of
-    such a row join its cluster. The other new clusters fill the splits up to SPLIT_SHARES. If no row is in it, the result
-    depends on the rows alone and not on their order.
+    ``before`` is the table of an earlier run. Its rows keep their cluster and split, and their new near-duplicates join
+    them. The other new clusters fill the splits up to SPLIT_SHARES. Without earlier rows, the result depends on the rows
+    alone and not on their order.
 
-    A new row that is a near-duplicate of rows in two splits is set aside, because it would leak in either. So is an intent
-    with too few clusters for three splits.
+    A new row that is a near-duplicate of rows in two splits is set aside, because it would leak in either. All rows of an
+    intent are set aside if it has too few clusters for three splits.
     """
     frame = table.to_pandas().sort_values("row_id", ignore_index=True)
     reasons = pd.Series([None] * len(frame), dtype=object)
@@ -79,14 +79,14 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
 
 def _is_duplicate(frame: pd.DataFrame, before: pa.Table | None) -> "pd.Series[bool]":
     keys = frame["instruction"].str.lower() + "\x1f" + frame["response"]
-    # Of equal rows, the one that already has a split is kept, else the first by id, so the file's order does not matter.
+    # Of equal rows, keep the one that already has a split, else the first by id, so the file's order does not matter.
     known = frame["row_id"].isin([] if before is None else before.column("row_id").to_pylist())
     order = (~known).argsort(kind="stable")
     return keys.iloc[order].duplicated().sort_index()
 
 
 def _earlier_assignments(frame: pd.DataFrame, before: pa.Table | None) -> dict[str, tuple[str, str]]:
-    """row_id → (cluster, split) of the rows that an earlier run has assigned."""
+    """row_id → (cluster, split) of the rows that an earlier run assigned."""
     if before is None:
         return {}
     old = before.select(["row_id", "cluster_id", "split"]).to_pandas()
@@ -95,7 +95,7 @@ def _earlier_assignments(frame: pd.DataFrame, before: pa.Table | None) -> dict[s
 
 
 def _assign_intent(intent: str, rows: pd.DataFrame, assigned: dict[str, tuple[str, str]]) -> dict[int, str]:
-    """Adds the cluster and split of an intent's rows to ``assigned``; returns index → reason of the others."""
+    """Adds the cluster and split of an intent's rows to ``assigned``. Returns index → reason of the rows set aside."""
     groups: dict[int, list[tuple[int, str]]] = defaultdict(list)
     for index, row, component in zip(rows.index, rows["row_id"], rows["component"], strict=True):
         groups[component].append((index, row))
@@ -125,15 +125,15 @@ def _assign_intent(intent: str, rows: pd.DataFrame, assigned: dict[str, tuple[st
 def assign_splits(
     intent: str, sizes: dict[str, int], row_counts: Mapping[str, int], max_held_out: float = math.inf
 ) -> dict[str, str]:
-    """The split of each new cluster of ``intent``: cluster → split.
+    """Assigns new clusters of ``intent`` to splits: cluster → split.
 
-    ``sizes`` are the clusters' rows, ``row_counts`` the rows that each split already has. Validation and test get
-    at most ``max_held_out`` rows each.
+    ``sizes`` are the numbers of rows of the clusters, ``row_counts`` those that the splits already have. Validation and
+    test get at most ``max_held_out`` rows each.
 
-    Clusters are taken in the order of a seeded hash of their id, so their order in a file does not matter. Test and then
-    validation take each cluster that fits into what they lack, but leave one cluster for every later split without rows.
-    If none fits and the split has no rows, it takes the smallest. Training takes the rest. If there are fewer clusters than
-    splits without rows, training gets the first and test the next.
+    Clusters are taken in the order of a seeded hash of their id, so their order in a file does not matter. First test and
+    then validation take every cluster that is not larger than the number of rows they lack. They leave one cluster for every
+    later split without rows. If none is small enough and the split has no rows, it takes the smallest. Training takes the
+    rest. If there are fewer clusters than splits without rows, training gets the first and test the next.
     """
     total = sum(sizes.values()) + sum(row_counts.values())
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{_SEED}:{intent}:{cluster}".encode()).digest())
@@ -154,7 +154,7 @@ def assign_splits(
 
 
 def split_counts(table: pa.Table) -> pd.DataFrame:
-    """Rows of each intent (index) in each split (columns train, validation, test)."""
+    """The number of rows of each intent (index) in each split (columns train, validation, test)."""
     frame = table.select(["intent", "split"]).to_pandas()
     counts = pd.crosstab(frame["intent"], frame["split"])
     return counts.reindex(columns=list(SPLITS), fill_value=0).astype(np.int64)

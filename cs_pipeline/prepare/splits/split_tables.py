@@ -1,6 +1,6 @@
-"""The three splits as training, evaluation and retrieval read them: ``<split>_split``, and the leakage report.
+"""The tables ``<split>_split``, which training, evaluation and retrieval read, and the leakage report.
 
-Each split can be built alone. It is a function of the table ``conversations``, the intent classifier and ``bitext_view``.
+Each split can be built alone. It depends on ``conversations``, the intent classifier and ``bitext_predictions`` only.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, write_json
-from cs_pipeline.core.schema import BITEXT_VIEW, SPLIT_ROW
+from cs_pipeline.core.schema import BITEXT_PREDICTIONS, SPLIT_ROW
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
@@ -29,40 +29,39 @@ def write_split(lake: DataLake, split: str) -> tuple[pa.Table, dict[str, Any] | 
     """
     rows, report = lake.read("prepare", "conversations"), None
     if split == "train":
-        table = training_split(rows, bitext_view(lake))
+        table = training_split(rows, bitext_predictions(lake))
     else:
         table = held_out_split(rows, split, load_classifier(lake, INTENTS))
     if split == "test":
-        table, report = add_similarity(table, rows, bitext_view(lake))
+        table, report = add_similarity(table, rows, bitext_predictions(lake))
         write_json(lake.path("prepare", "leakage.json"), report)
     lake.write("prepare", f"{split}_split", table, SPLIT_ROW)
     return table, report
 
 
-def training_split(conversations: pa.Table, view: pa.Table) -> pa.Table:
-    """The training rows. Bitext's rows take their predicted intent from ``view``, company rows have one already.
+def training_split(conversations: pa.Table, predictions: pa.Table) -> pa.Table:
+    """The training rows. Bitext's rows get their predicted intent from ``predictions``; company rows already have one.
 
-    All predictions are those of a classifier that was not trained on the row: the intent classifier is trained on Bitext's
-    training rows only, and it made the predictions of the company rows.
+    Each prediction was made by a classifier that was not trained on the row. The classifier of the company rows was trained
+    on Bitext's rows only.
     """
     bitext, company = _rows_by_source(conversations, "train")
-    at = pc.index_in(bitext.column("row_id"), value_set=view.column("row_id"))
-    intents, confidence = (view.column(name).take(at) for name in ("predicted_intent", "predicted_confidence"))
-    return _with_predictions(bitext, company, intents, confidence)
+    rows = predictions.take(pc.index_in(bitext.column("row_id"), value_set=predictions.column("row_id")))
+    return _with_predictions(bitext, company, rows.column("predicted_intent"), rows.column("predicted_confidence"))
 
 
 def held_out_split(conversations: pa.Table, split: str, classifier: TextClassifier) -> pa.Table:
-    """The validation or test rows, Bitext's with the predictions of ``classifier``."""
+    """The validation or test rows. Bitext's rows get the predictions of ``classifier``."""
     bitext, company = _rows_by_source(conversations, split)
     intents, confidence = classifier.predict(bitext.column("instruction").to_pylist())
     return _with_predictions(bitext, company, pa.array(intents, pa.string()), pa.array(confidence, pa.float32()))
 
 
-def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+def add_similarity(test: pa.Table, conversations: pa.Table, predictions: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
     """The ``test`` rows with their cosine to the nearest training question, and the leakage report.
 
-    The report has the cosines of Bitext's test rows in this split (by clusters) and in a random split: the share of rows in
-    each of ten bins from 0 to 1, the median, and the number of rows.
+    The report compares the cosines of Bitext's test rows in this split, which is by clusters, and in a random split. For
+    both it has the share of rows in each of ten bins from 0 to 1, the median, and the number of rows.
     """
     sources = zip(_rows_by_source(conversations, "train"), MAX_TRAINING_QUESTIONS.values(), strict=True)
     compared = [question for rows, limit in sources for question in _sample(rows, limit)]
@@ -74,7 +73,7 @@ def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> t
         "training_questions_compared": len(compared),
     }
     of_bitext = cosines[pc.equal(test.column("source"), "bitext").to_numpy()]
-    random_split = view.column("random_split_similarity").drop_null().to_numpy()
+    random_split = predictions.column("random_split_similarity").drop_null().to_numpy()
     for name, values in (("cluster_split", of_bitext), ("random_split", random_split)):
         report[name] = {
             "shares": [round(float(share), 4) for share in np.histogram(values, _BINS)[0] / len(values)],
@@ -84,36 +83,36 @@ def add_similarity(test: pa.Table, conversations: pa.Table, view: pa.Table) -> t
     return table, report
 
 
-def bitext_view(lake: DataLake) -> pa.Table:
-    """The table ``bitext_predictions`` with the schema BITEXT_VIEW, rebuilt when ``bitext_splits`` has changed."""
+def bitext_predictions(lake: DataLake) -> pa.Table:
+    """The table ``bitext_predictions`` with the schema BITEXT_PREDICTIONS, rebuilt when ``bitext_splits`` has changed."""
     path = lake.table("prepare", "bitext_splits")
     made_of = {b"made_of": digest(file_sha256(path), CODE_VERSIONS["train_split"]).encode()}
     if lake.table("prepare", "bitext_predictions").exists():
-        kept = lake.read("prepare", "bitext_predictions")
-        if kept.schema.metadata == made_of:
-            return kept
+        stored = lake.read("prepare", "bitext_predictions")
+        if stored.schema.metadata == made_of:
+            return stored
     rows = lake.read("prepare", "bitext_splits", ["row_id", "instruction", "intent", "cluster_id", "split"])
     train = rows.filter(pc.equal(rows.column("split"), "train"))
     questions, intents, clusters = (train.column(name).to_pylist() for name in ("instruction", "intent", "cluster_id"))
     predicted, confidence = out_of_fold(questions, intents, clusters)
     test_share = pc.sum(pc.equal(rows.column("split"), "test")).as_py() / rows.num_rows
     held_out, similarity = naive_split_similarity(rows.column("instruction").to_pylist(), test_share)
-    at = np.flatnonzero(pc.equal(rows.column("split"), "train").to_numpy())
-    view = pa.table(
+    positions = np.flatnonzero(pc.equal(rows.column("split"), "train").to_numpy())
+    predictions = pa.table(
         [
             rows.column("row_id"),
-            _scatter(at, pa.array(predicted, pa.string()), rows.num_rows),
-            _scatter(at, pa.array(confidence, pa.float32()), rows.num_rows),
+            _scatter(positions, pa.array(predicted, pa.string()), rows.num_rows),
+            _scatter(positions, pa.array(confidence, pa.float32()), rows.num_rows),
             _scatter(held_out, pa.array(similarity, pa.float32()), rows.num_rows),
         ],
-        schema=BITEXT_VIEW.with_metadata(made_of),
+        schema=BITEXT_PREDICTIONS.with_metadata(made_of),
     )
-    lake.write("prepare", "bitext_predictions", view, BITEXT_VIEW)
-    return view
+    lake.write("prepare", "bitext_predictions", predictions, BITEXT_PREDICTIONS)
+    return predictions
 
 
 def _rows_by_source(conversations: pa.Table, split: str) -> tuple[pa.Table, pa.Table]:
-    """The rows of ``split``: Bitext's and the company's."""
+    """Bitext's rows of ``split``, and the company's."""
     rows = conversations.filter(pc.equal(conversations.column("split"), split))
     bitext = pc.equal(rows.column("source"), "bitext")
     return rows.filter(bitext), rows.filter(pc.invert(bitext))
@@ -132,7 +131,7 @@ def _with_predictions(
 
 
 def _sample(rows: pa.Table, limit: int) -> list[str]:
-    """The questions of at most ``limit`` rows: those with the smallest ids, which are hashes, so the sample is stable."""
+    """The questions of the at most ``limit`` rows with the smallest ids. Ids are hashes, so this is a stable sample."""
     if rows.num_rows > limit:
         rows = rows.select(["row_id", "instruction"])
         rows = rows.take(pc.select_k_unstable(rows, limit, [("row_id", "ascending")]))
@@ -140,10 +139,10 @@ def _sample(rows: pa.Table, limit: int) -> list[str]:
     return questions
 
 
-def _scatter(at: np.ndarray, values: pa.Array, rows: int) -> pa.Array:
-    """An array of length ``rows`` with ``values`` at the positions ``at`` and nulls elsewhere."""
+def _scatter(positions: np.ndarray, values: pa.Array, rows: int) -> pa.Array:
+    """An array of length ``rows`` with ``values`` at ``positions`` and nulls elsewhere."""
     order = np.full(rows, -1)
-    order[at] = np.arange(len(at))
+    order[positions] = np.arange(len(positions))
     return values.take(pa.array(order, mask=order < 0))
 
 

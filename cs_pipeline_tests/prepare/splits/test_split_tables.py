@@ -13,7 +13,7 @@ from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier, train_classifiers
 from cs_pipeline.prepare.splits import split_tables
 from cs_pipeline.prepare.splits.split import SPLITS, split
-from cs_pipeline.prepare.splits.split_tables import bitext_view, write_split
+from cs_pipeline.prepare.splits.split_tables import bitext_predictions, write_split
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 from cs_pipeline_tests.prepare import conversations
 
@@ -163,17 +163,17 @@ def test_test_questions_are_compared_with_a_limited_number_of_training_questions
 
 
 def test_what_is_computed_of_bitext_is_computed_once(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
-    view = bitext_view(bitext_only)
+    view = bitext_predictions(bitext_only)
     lake = DataLake(tmp_path)
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
-    assert bitext_view(lake).equals(view)
+    assert bitext_predictions(lake).equals(view)
     path = lake.table("prepare", "bitext_predictions")
     made = path.stat().st_mtime_ns, file_sha256(path)
-    assert bitext_view(lake).equals(view)
+    assert bitext_predictions(lake).equals(view)
     assert (path.stat().st_mtime_ns, file_sha256(path)) == made
     fewer = splits.slice(100)
     lake.write("prepare", "bitext_splits", fewer, CONVERSATION)
-    again = bitext_view(lake)
+    again = bitext_predictions(lake)
     assert again.column("row_id").equals(fewer.column("row_id"))
     train = pc.equal(fewer.column("split"), "train").to_pylist()
     for name in ("predicted_intent", "predicted_confidence"):
