@@ -3,10 +3,10 @@ SHELL := /bin/bash
 -include .env
 export
 export DAGSTER_HOME ?= $(CURDIR)/dagster_home
-# uv does not read pip's settings; wheels kept in a local folder for pip are for uv too.
+# uv does not read pip's settings; this passes pip's local folder of wheels on to uv.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONUNBUFFERED := 1
-# Containers often set it; every process would then compile torch and transformers again, ten seconds of work.
+# Containers often set it; every process would then compile the Python files of torch and transformers again (ten seconds).
 unexport PYTHONDONTWRITEBYTECODE
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
@@ -21,7 +21,7 @@ demo: .venv/ready ## the main job: every asset, from raw rows to a champion
 test: .venv/ready ## the whole test suite
 	$(BIN)/pytest
 
-dev: .venv/ready ## Dagster UI and daemon on port 3000, MLflow UI on port 5000; Ctrl-C stops all
+dev: .venv/ready ## Dagster UI and daemon on port 3000, MLflow UI on 5000, chat and API on 8000; Ctrl-C stops all
 	@$(BIN)/cs-pipeline dev
 
 check: .venv/ready ## lint, format, import layers, dependencies, types
@@ -35,12 +35,12 @@ format: .venv/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: .uv/bin/uv ## pin again what pyproject.toml allows
+lock: .uv/bin/uv ## pin the newest versions that pyproject.toml allows
 	$(UV) pip compile -q --upgrade --extra dev --python-version 3.11 --no-annotate --no-header \
 	  --no-emit-index-url --no-emit-find-links pyproject.toml <(printf "hatchling\nuv\n") | sed 's/+cpu$$//' > constraints.txt
 
 .venv/ready: pyproject.toml constraints.txt | $(UV)
-	@echo "Making the environment in .venv (a minute or so) ..."
+	@echo "Creating the environment in .venv (about a minute) ..."
 	@$(UV) venv -q --clear .venv
 	@$(UV) pip install -q --python .venv -c constraints.txt --build-constraint constraints.txt -e '.[dev]'
 	@touch $@
@@ -48,6 +48,6 @@ lock: .uv/bin/uv ## pin again what pyproject.toml allows
 .uv/bin/uv:
 	@python3 -m venv .uv && .uv/bin/pip install -q "$$(grep '^uv==' constraints.txt)"
 
-clean: ## the environment and caches; the lake and the Dagster instance stay
+clean: ## remove the environment and caches; the lake and the Dagster instance stay
 	rm -rf .venv .uv .mypy_cache .pytest_cache .ruff_cache
 	find cs_pipeline cs_pipeline_tests -name __pycache__ -prune -exec rm -rf {} +
