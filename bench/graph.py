@@ -2,7 +2,7 @@
 
     python -m bench.graph [--recipe smoke] [--rounds 5] [--write]
 
-It materialises the whole job on the sample rows in a new lake: once from scratch, then ``--rounds`` times with nothing left
+It runs the full pipeline on the sample rows in a new lake: once from scratch, then ``--rounds`` times with nothing left
 to do. The function of each asset and check is timed inside the measured run; the rest of the run's wall time is Dagster's,
 including its event log and metadata. Training has its own process and counts as the asset's function.
 """

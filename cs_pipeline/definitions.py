@@ -1,4 +1,4 @@
-"""The entry that Dagster loads."""
+"""The module that Dagster loads."""
 
 from cs_pipeline.defs import build_definitions
 

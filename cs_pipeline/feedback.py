@@ -51,7 +51,7 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; ``settings`` are what shaped the answer."""
+    """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; ``settings`` shaped the answer."""
 
     system: str
     answer: str
@@ -60,7 +60,7 @@ class GivenAnswer:
 
 @dataclass(frozen=True)
 class AgentEdit:
-    """What an agent ``sent`` in reply to a ``ticket``. ``customer`` is an id, an e-mail address or empty."""
+    """The text that an agent ``sent`` in reply to a ``ticket``. ``customer`` is an id, an e-mail address or empty."""
 
     id: str
     ticket: str
@@ -72,8 +72,8 @@ class AgentEdit:
 class Feedback(Database):
     """The feedback of ``lake``, created on first use. Each method is one transaction, synced to disk when it returns.
 
-    The client creates the ``id`` of a judgement or edit and sends it with every retry: the same content is stored once,
-    different content is refused. Raises PipelineError for that, for invalid values, and when the file cannot be used.
+    The client creates the ``id`` of a judgement or edit and sends it with every retry, so that the content is stored once.
+    Raises PipelineError for an id with different content, for invalid values, and if the database cannot be used.
     """
 
     def __init__(self, lake: DataLake) -> None:
@@ -83,7 +83,7 @@ class Feedback(Database):
     # Written by the chat page
 
     def rate(self, id: str, rater: str, asked: AskedQuestion, given: GivenAnswer, score: int) -> None:
-        """``score`` is from 1 to 5."""
+        """Stores a rating. ``score`` is from 1 to 5."""
         if score not in range(1, 6):
             raise PipelineError(f"A rating of {score} is not possible.", "Give a whole number from 1 to 5.")
         self._judge(id, "rating", rater, asked, [given], score, None)
@@ -92,7 +92,7 @@ class Feedback(Database):
         self._judge(id, "thumb", rater, asked, [given], int(up), None)
 
     def vote(self, id: str, rater: str, asked: AskedQuestion, given: Sequence[GivenAnswer], winner: int | None) -> None:
-        """``winner`` is the index of the best answer in the order shown; None is a tie."""
+        """Stores a vote. ``winner`` is the index of the best answer in the order shown; None is a tie."""
         if not 2 <= len(given) <= len(VOTE_LETTERS) or winner not in (None, *range(len(given))):
             raise PipelineError(
                 f"A vote for answer {winner} of {len(given)} is not possible.", "Vote for one of two or more answers."
@@ -109,10 +109,10 @@ class Feedback(Database):
         picked: int | None = None,
         customer: str = "",
     ) -> None:
-        """What the agent sent. ``picked`` is the index of the draft it began with; None if it was written from scratch."""
+        """Stores what the agent sent. ``picked`` is the index of the draft that was edited; None if none was used."""
         if not (ticket.strip() and sent.strip()) or picked not in (None, *range(len(drafts))):
             raise PipelineError(
-                "An edit needs a ticket, the text that was sent, and one of its drafts.", "Provide all of them."
+                "An edit needs a ticket, the sent text, and the draft it began with, if any.", "Provide all of them."
             )
         given = _json([[draft.system, draft.answer, dict(draft.settings)] for draft in drafts])
         content = [*map(_valid_utf8, (agent, ticket, sent)), given, picked, _valid_utf8(customer.strip())]
@@ -126,7 +126,7 @@ class Feedback(Database):
         return [_judgement(row) for row in found]
 
     def replace_with_clean(self, judgements: Iterable[Mapping[str, Any]]) -> None:
-        """Replaces the raw judgements of the same ids."""
+        """Overwrites the raw judgements that have the same ids."""
         with self._transaction():
             self._db.executemany(
                 "UPDATE judgements SET rater = ?, question_id = ?, question = ?, context = ?, answers = ?, settings = ?, "
@@ -155,9 +155,9 @@ class Feedback(Database):
     # Edits, for the landing folder
 
     def next_batch(self, before: datetime) -> tuple[int, list[AgentEdit]] | None:
-        """The number and the content of the next file of edits; the same until ``mark_landed`` is called.
+        """The number and the content of the next file of edits. They stay the same until ``mark_landed`` is called.
 
-        None if no edit is waiting, or the oldest one is not older than ``before``.
+        None if no edit is waiting, or if the oldest one is not older than ``before``.
         """
         with self._transaction():
             batch = self._select("SELECT min(batch) FROM edits WHERE landed_at IS NULL")[0][0]
@@ -262,7 +262,7 @@ def _judgement(row: tuple[Any, ...]) -> dict[str, Any]:
 
 
 def _valid_utf8(text: str) -> str:
-    """``text`` with lone surrogates replaced by "?"; JSON can contain them, UTF-8 cannot."""
+    """``text`` with lone surrogates replaced by "?". JSON can contain them; UTF-8 cannot."""
     return text.encode("utf-8", "replace").decode()
 
 

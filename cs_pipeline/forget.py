@@ -1,7 +1,7 @@
-"""Forgetting a customer or a conversation: removes them from every table and kept file, and blocks later deliveries.
+"""Forgets a customer or a conversation: removes them from every table and kept copy, and from later deliveries.
 
-Tombstones are written first, so nothing can bring the rows back. After an interruption the same call does the rest. Every
-table is replaced atomically.
+Tombstones are written first, so nothing can bring the rows back. Every table is replaced atomically. After an
+interruption, the same call does the rest.
 """
 
 from collections.abc import Iterable, Iterator
@@ -38,8 +38,8 @@ class Affected:
 
     ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the texts of those rows, which systems may
     have copied in answers to other questions. ``records`` are the record indices in the kept copy of each delivery,
-    ``tables`` the number of rows in each table, ``feedback`` the ids of judgements and of agents' edits. ``reports`` quote
-    rows, ``handovers`` are conversations that were handed over, ``versions`` are the models trained on one of the rows.
+    ``tables`` the affected rows per table, ``feedback`` the ids of judgements and of agents' edits. ``reports`` quote rows,
+    ``handovers`` are conversations that were handed over, ``versions`` are the models trained on one of the rows.
     """
 
     subjects: frozenset[str]
@@ -69,8 +69,8 @@ class Affected:
 def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     """Finds everything that belongs to ``subject`` (a customer id or e-mail address as in the export) or ``row`` (a row id).
 
-    A row is removed with its whole conversation, because later rows quote it. Raises PipelineError unless exactly one of
-    the two is given, and if the lake contains nothing of it.
+    A row is removed with its whole conversation, because later rows quote it. Raises PipelineError if both or neither are
+    given, or if the lake contains nothing of them.
     """
     if bool(subject) == bool(row):
         raise PipelineError("Give either a subject or a row.", "cs-pipeline forget --subject ID, or --row ROW_ID.")
@@ -164,11 +164,11 @@ def _judgement_ids(lake: DataLake, subject: str, rows: frozenset[str]) -> frozen
     with Feedback(lake) as feedback:
         raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)
     mentioning = {
-        one["id"]
-        for one in raw
-        if _mentions(subject, one["question"], one["context"] or "", one["settings"], *one["answers"])
+        each["id"]
+        for each in raw
+        if _mentions(subject, each["question"], each["context"] or "", each["settings"], *each["answers"])
     }
-    return frozenset(mentioning | {one["id"] for one in [*raw, *clean] if rows & {one["id"], one["question_id"]}})
+    return frozenset(mentioning | {each["id"] for each in [*raw, *clean] if rows & {each["id"], each["question_id"]}})
 
 
 def _mentions(subject: str, *texts: str) -> bool:
@@ -177,7 +177,7 @@ def _mentions(subject: str, *texts: str) -> bool:
 
 
 def _company_tables(lake: DataLake) -> Iterator[Path]:
-    """Every table that may contain rows of a company, derived ones last."""
+    """Every table that may contain company rows, derived tables last."""
     for folder in ("ingest/company_interactions", "ingest/company_quarantine"):
         yield from sorted((lake.root / folder).glob("*.parquet"))
     for folder in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
@@ -240,7 +240,7 @@ def _row_ids(path: Path, subjects: frozenset[str], conversations: frozenset[str]
 
 
 def _conversation_ids(lake: DataLake, row: str) -> frozenset[str]:
-    """The hashed conversation id of a row, from whichever table still contains it."""
+    """The hashed conversation id of a row, from the first table that still contains it; empty if none does."""
     for path in _company_tables(lake):
         if {"row_id", "conversation_id"} <= set(pq.read_schema(path).names):
             table = pq.read_table(path, columns=["conversation_id"], filters=[("row_id", "=", row)])
@@ -251,7 +251,10 @@ def _conversation_ids(lake: DataLake, row: str) -> frozenset[str]:
 
 
 def _conversations_of_records(lake: DataLake, ledger: Ledger, records: dict[Delivery, set[int]]) -> frozenset[str]:
-    """The hashed ids of the conversations of ``records``. A row has one customer id, but an export may use several."""
+    """The hashed ids of the conversations of ``records``.
+
+    A search by the subject's hash would miss some: an export may use several ids of a customer, and a row has only one.
+    """
     ids: set[str] = set()
     for delivery, indices in records.items():
         path = lake.table("ingest", f"{TURNS}/{delivery.day}")

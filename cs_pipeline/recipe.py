@@ -38,7 +38,7 @@ class EmbeddedBase(Section):
     seed: int = 0
 
     def llama_config(self) -> dict[str, Any]:
-        """Its shape, as keys of transformers' LlamaConfig."""
+        """The model's shape, as keys of transformers' LlamaConfig."""
         heads = max(1, self.hidden_size // 32)
         return {
             "hidden_size": self.hidden_size,
@@ -151,7 +151,7 @@ class MixtureSettings(Section):
         False, description="also train on the validation split, except for the rows that measure the validation loss"
     )
     out_of_scope: int = Field(
-        0, ge=0, description="how often each question of train/out_of_scope.yaml is repeated: the bot declines politely"
+        0, ge=0, description="how often each question of train/out_of_scope.yaml is repeated, to teach polite refusals"
     )
     retold: float = Field(
         0.0,
@@ -214,7 +214,7 @@ class GenerationSettings(Section):
 
 
 class Recipe(Section):
-    """One training run."""
+    """The settings of one training run."""
 
     name: str
     description: str
@@ -273,13 +273,13 @@ class Recipe(Section):
 
     @property
     def fingerprint(self) -> str:
-        """A hash (16 hex digits) of all keys that affect the result: not description, checkpoint interval or packing."""
+        """A hash (16 hex digits) of all keys that affect the result. Description, checkpoint interval and packing do not."""
         ignored: Any = {"description": True, "trainer": {"checkpoint_seconds", "packing"}}
         return digest(self.model_dump(mode="json", exclude=ignored))
 
 
 def recipes_folder() -> Path:
-    """``CS_RECIPES``, else the package's own recipes."""
+    """The folder in ``CS_RECIPES``, else that of the package's own recipes."""
     return Path(os.environ.get("CS_RECIPES") or Path(__file__).parent / "recipes")
 
 

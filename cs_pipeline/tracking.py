@@ -59,7 +59,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it logs every table that it creates
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # hides a line per created table
     uri = store_uri(lake)
     configured = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
@@ -85,7 +85,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
 
 def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     """The id of the run of ``fingerprint``, or None."""
-    # The oldest one, because a stalled server may complete a request late and create a second run.
+    # The oldest, because a stalled server may complete a request late and so create a second run.
     runs = client.search_runs(
         [_experiment_id(client)],
         f"tags.`{FINGERPRINT}` = '{fingerprint}'",
@@ -96,7 +96,7 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
 
 
 def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, recipe: str) -> str:
-    """The id of the run of ``fingerprint``, created if needed. There is only one, even if several processes ask at once."""
+    """The id of the run of ``fingerprint``, created if needed. Processes that ask at the same time get the same run."""
     with _store_lock(lake):
         found = find_run(client, fingerprint)
         if found:
@@ -134,7 +134,9 @@ def get_version(client: "MlflowClient", number: int) -> Version:
     import mlflow
 
     version = client.get_model_version(MODEL, str(number))
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"models:/{MODEL}/{number}"))
+    # MLflow would look up a models:/ URI in the store that this process opened last, whatever registry_uri it is given.
+    uri = client.get_model_version_download_uri(MODEL, str(number))
+    folder = Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=client.tracking_uri))
     return Version(
         number, version.tags[FINGERPRINT], version.tags["cs.recipe"], str(version.run_id), folder / "artifacts"
     )
@@ -154,8 +156,8 @@ SEND_EVERY = 3.0
 class Spool:
     """The metrics of a training run on disk, one JSON line per step, so that training does not depend on MLflow.
 
-    A resumed training repeats the steps since its last checkpoint. Values that a step has already written are kept and
-    not written again, so every metric has one value per step, in the spool and in MLflow.
+    A resumed training repeats the steps since its last checkpoint. Values that are already in the spool stay and are not
+    written again, so every metric has one value per step, in the spool and in MLflow.
     """
 
     def __init__(self, path: Path) -> None:
@@ -173,32 +175,32 @@ class Spool:
     @cached_property
     def _written(self) -> set[tuple[int, str]]:
         """Step and name of every value in the spool. A partial last line, as a full disk leaves it, is cut off."""
-        whole = self._whole()
+        content = self._complete_lines()
         if self.path.exists():
-            os.truncate(self.path, len(whole))
-        return {(line["step"], name) for line in map(json.loads, whole.splitlines()) for name in line["metrics"]}
+            os.truncate(self.path, len(content))
+        return {(line["step"], name) for line in map(json.loads, content.splitlines()) for name in line["metrics"]}
 
     def replay(self, client: "MlflowClient", run_id: str) -> int:
         """Sends the values that ``run_id`` has not received yet and returns their number. MLflow ignores repeated values.
 
-        A different run than last time, for example in another store, receives everything.
+        A run that is not the one of the last call, for example in another store, receives all values.
         """
         from mlflow.entities import Metric
 
-        mark = self.path.with_suffix(".sent")
-        before = read_json(mark) if mark.exists() else {}
-        sent = before["bytes"] if before.get("run") == run_id else 0
-        whole = self._whole()
-        lines = [json.loads(line) for line in whole[sent:].splitlines()]
+        progress_file = self.path.with_suffix(".sent")
+        progress = read_json(progress_file) if progress_file.exists() else {}
+        sent = progress["bytes"] if progress.get("run") == run_id else 0
+        content = self._complete_lines()
+        lines = [json.loads(line) for line in content[sent:].splitlines()]
         batch = [Metric(k, v, line["time"], line["step"]) for line in lines for k, v in line["metrics"].items()]
         for start in range(0, len(batch), 1000):  # the limit of log_batch
             client.log_batch(run_id, metrics=batch[start : start + 1000])
         if batch:
-            write_json(mark, {"bytes": len(whole), "run": run_id})
+            write_json(progress_file, {"bytes": len(content), "run": run_id})
         return len(batch)
 
-    def _whole(self) -> bytes:
-        """The spool up to its last complete line."""
+    def _complete_lines(self) -> bytes:
+        """The content of the spool up to the end of its last complete line."""
         content = self.path.read_bytes() if self.path.exists() else b""
         return content[: content.rfind(b"\n") + 1]
 
@@ -219,7 +221,7 @@ def stream_metrics(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) 
                 client = open_store(lake)
                 spool.replay(client, get_or_create_run(client, lake, fingerprint, recipe))
             except Exception as error:
-                # Whatever is wrong with the store, the spool keeps all values, and registering sends them.
+                # Whatever the error, the spool keeps all values, and registering the model sends them.
                 if not reported:
                     reported = True
                     print(without_secret(f"MLflow does not accept metrics; they are sent later. {error}"), flush=True)  # noqa: T201
@@ -236,5 +238,5 @@ def stream_metrics(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) 
 
 
 def _store_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """Only one thread or process on this lake checks for something in the store and then creates it."""
+    """The lock to hold while checking for something in the store and then creating it."""
     return locked(lake.path("register", ".mlflow.lock"))

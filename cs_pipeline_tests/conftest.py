@@ -160,7 +160,7 @@ def prepared(made_once: MadeOnce, small_csv: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def champion_lake(made_once: MadeOnce, small_csv: Path) -> Path:
-    """A lake after the whole job, with version 1 as champion; tests read it, and change copies (``copy_lake``)."""
+    """A lake after the full pipeline, with version 1 as champion; tests read it, and change copies (``copy_lake``)."""
 
     def make(folder: Path) -> None:
         assert run_job(folder / "lake", small_csv).success

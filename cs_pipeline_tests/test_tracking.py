@@ -22,6 +22,7 @@ from cs_pipeline.tracking import (
     find_run,
     find_versions,
     get_or_create_run,
+    get_version,
     open_store,
     store_uri,
 )
@@ -52,6 +53,20 @@ def test_an_open_store_is_not_used_for_another_lake(stored: DataLake, lake: Data
     open_store(stored)
     assert "MLFLOW_TRACKING_URI" not in os.environ
     assert store_uri(lake) == f"sqlite:///{lake.root}/register/mlflow.db"
+
+
+def test_a_version_is_read_from_the_store_of_its_client(
+    stored: DataLake, client: "MlflowClient", lake: DataLake, run: str
+) -> None:
+    folder = stored.path("register", "logged model")
+    folder.mkdir(parents=True)
+    client.create_registered_model(MODEL)
+    try:
+        client.create_model_version(MODEL, folder.as_uri(), run, tags={FINGERPRINT: "f", "cs.recipe": "tiny"})
+        open_store(lake)  # MLflow's global address now names the other lake's store
+        assert get_version(client, 1).folder == folder / "artifacts"
+    finally:
+        client.delete_registered_model(MODEL)
 
 
 def test_the_environment_variable_names_another_store(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:

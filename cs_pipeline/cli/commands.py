@@ -38,15 +38,15 @@ def main() -> None:
     except PipelineError as error:
         Console(stderr=True, highlight=False).print(f"[bold red]Error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
-    except SystemExit as end:
-        if end.code == _INTERRUPTED:
+    except SystemExit as error:
+        if error.code == _INTERRUPTED:
             Console(stderr=True).print("Stopped. Finished steps are kept; run the same command again to continue.")
         raise
 
 
 @app.command()
 def demo(recipe: RecipeOption = "embedded") -> None:
-    """Run the whole job: materialise every asset, from the raw rows to the champion."""
+    """Run the full pipeline: materialise every asset, from the raw rows to the champion."""
     from cs_pipeline.cli.demo import run_demo
 
     run_demo(recipe, DataLake.default(), console)
@@ -74,7 +74,7 @@ def report(recipe: RecipeOption = "embedded") -> None:
     lake = DataLake.default()
     path = lake.path("evaluate", "evaluation_report", f"{recipe}.md")
     if not path.exists():
-        raise PipelineError(f"{path} does not exist.", f"Run the whole job first: cs-pipeline demo --recipe {recipe}")
+        raise PipelineError(f"{path} does not exist.", f"Run the full pipeline: cs-pipeline demo --recipe {recipe}")
     console.print(Markdown(path.read_text()))
     console.print(f"\nThe full report: {path.with_suffix('.html')}", soft_wrap=True)
     leaderboard = lake.path("evaluate", "leaderboard.html")
@@ -87,7 +87,7 @@ def ask(
     question: Annotated[str, typer.Argument(help="a customer's question")],
     version: Annotated[int | None, typer.Option(help="a version of cs-support; default: the champion")] = None,
 ) -> None:
-    """Ask the champion a question."""
+    """Ask the champion or another version a question."""
     lake = DataLake.default()
     if not question.strip():
         raise PipelineError("The question is empty.", 'Ask something: cs-pipeline ask "where is my refund?"')
@@ -97,7 +97,7 @@ def ask(
     client = open_store(lake)
     number = version if version is not None else champion_number(client)
     if number is None:
-        raise PipelineError("There is no champion yet.", "Run the whole job first: make demo")
+        raise PipelineError("There is no champion yet.", "Run the full pipeline first: make demo")
     versions = [int(v.version) for v in find_versions(client)]
     if number not in versions:
         raise PipelineError(f"cs-support has no version {number}.", f"Choose one of: {', '.join(map(str, versions))}.")
@@ -118,7 +118,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="anything but localhost requires CS_SERVE_KEY")] = None,
     port: Annotated[int | None, typer.Option(help="default: CS_SERVE_PORT, else 8000")] = None,
 ) -> None:
-    """Serve the chat page and the API on the champion until Ctrl-C. CS_SERVE_… in the environment has more settings."""
+    """Serve the chat page and the API on the champion until Ctrl-C. Environment variables CS_SERVE_… set the rest."""
     from cs_pipeline.cli.dev import port_holder
     from cs_pipeline.serve.settings import load_settings
 
@@ -152,7 +152,7 @@ def land(
         console.print("[dim]While make dev runs, the sensor changed_articles picks them up within a minute.[/]")
         return
     for landed in land_files(files, lake, company):
-        console.print(f"{landed.name}: {landed.format}, {landed.bytes:,} bytes", markup=False)
+        console.print(f"{landed.name}: {landed.format}, {landed.size:,} bytes", markup=False)
     console.print("[dim]While make dev runs, the sensor landed_files picks them up within a minute.[/]")
 
 
@@ -186,7 +186,7 @@ def release(rows: Annotated[list[str], typer.Argument(help="row ids from 'quaran
 def ratings_export(
     sheet: Annotated[Path, typer.Argument(help="the CSV file to write")], recipe: RecipeOption = "embedded"
 ) -> None:
-    """Write answers from the recipe's last evaluation as a rating sheet, with a key file that says who answered."""
+    """Write answers from the recipe's last evaluation as a rating sheet, and a key file that says who wrote each."""
     from cs_pipeline.evaluate.people.ratings import export_samples
 
     count = export_samples(recipe, DataLake.default(), sheet)
@@ -261,7 +261,7 @@ def forget(
     row: Annotated[str, typer.Option(help="a row id; its whole conversation is removed")] = "",
     yes: Annotated[bool, typer.Option("--yes", help="do not ask for confirmation")] = False,
 ) -> None:
-    """Remove a customer or a conversation from every table and kept file, for good."""
+    """Remove a customer or a conversation from every table and every kept copy of a delivery, for good."""
     from cs_pipeline.forget import find_affected, forget_records
 
     lake = DataLake.default()

@@ -1,4 +1,4 @@
-"""Runs the job that the Dagster UI launches, in this process, and prints a summary."""
+"""Runs the Dagster job ``support_model`` in this process and prints a summary."""
 
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ _EXAMPLES = 3
 def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
     """Materialises every asset for the recipe in the Dagster instance and prints a summary.
 
-    Raises PipelineError with the message of the first failure when an asset or a blocking check fails, KeyboardInterrupt
-    after Ctrl-C.
+    If an asset or a blocking check fails, it raises PipelineError with the message of the first failure. After Ctrl-C it
+    raises KeyboardInterrupt.
     """
     recipe = load_recipe(recipe_name)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for their developers
@@ -74,7 +74,7 @@ def _print_summary(result: "ExecuteInProcessResult", recipe: str, lake: DataLake
 
 
 def _examples(recipe: str, lake: DataLake) -> list[dict[str, str]]:
-    """Test questions of different intents with the answers of base and tuned; always the same for the same rows."""
+    """Test questions of different intents with the answers of base and tuned. The same rows give the same examples."""
     columns = ["row_id", "intent", "system", "question", "answer"]
     answers = pd.read_parquet(evaluation_folder(recipe, lake) / "answers.parquet", columns=columns)
     wide = answers.pivot_table(
@@ -91,9 +91,9 @@ def _metadata(result: "ExecuteInProcessResult", asset: str) -> dict[str, Any]:
 
 
 def _was_interrupted(result: "ExecuteInProcessResult") -> bool:
-    """Whether the job ended by Ctrl-C, which Dagster reports as a failure."""
-    ends: list[Any] = [event.event_specific_data for event in result.all_events if event.is_run_failure]
-    return any(end.failure_reason.value == "UNEXPECTED_TERMINATION" for end in ends)
+    """Whether Ctrl-C ended the job. Dagster reports that as a failure of the run."""
+    failures: list[Any] = [event.event_specific_data for event in result.all_events if event.is_run_failure]
+    return any(failure.failure_reason.value == "UNEXPECTED_TERMINATION" for failure in failures)
 
 
 def _failure(result: "ExecuteInProcessResult") -> PipelineError:

@@ -1,4 +1,4 @@
-"""Dagster's UI and daemon, MLflow's UI and the chat on one instance and store, started and stopped together."""
+"""Starts and stops Dagster's UI and daemon, MLflow's UI and the chat together, on one Dagster instance and MLflow store."""
 
 import http.client
 import os
@@ -41,11 +41,11 @@ class Service:
 def serve_dev(
     project: Path, lake: DataLake, dagster_port: int = 3000, mlflow_port: int = 5000, chat_port: int = 8000
 ) -> int:
-    """Serves all three on localhost until Ctrl-C, SIGTERM or SIGHUP. Call it in the main thread, which gets the signals.
+    """Serves Dagster, MLflow and the chat on localhost until Ctrl-C, SIGTERM or SIGHUP. Call it in the main thread.
 
-    ``project`` is the folder with workspace.yaml. If ``MLFLOW_TRACKING_URI`` names a server, that one is used instead.
-    Returns the exit code: 0 after a signal, 1 after a service ended by itself; nothing is left running either way.
-    Before anything starts it raises PipelineError for a port in use, a relative DAGSTER_HOME or a store that does not open.
+    ``project`` is the folder with workspace.yaml. If ``MLFLOW_TRACKING_URI`` names a server, no MLflow server is started.
+    Returns the exit code: 0 after a signal, 1 if a service ended by itself. All services are stopped in both cases.
+    Raises PipelineError before it starts any if a port is in use, DAGSTER_HOME is relative or the store does not open.
     """
     services = [_dagster(dagster_home(project), lake, dagster_port)]
     uri = tracking.store_uri(lake)
@@ -61,7 +61,7 @@ def serve_dev(
                 "Stop that process first; if it is another make dev, use that one.",
             )
     if not remote:
-        tracking.open_store(lake)  # creates the store; otherwise its server and a first run might both try to
+        tracking.open_store(lake)  # creates the store now: later its server and a first run might both try to
 
     addresses = [f"{service.name}: {service.address}" for service in services]
     if remote:
@@ -79,7 +79,7 @@ def serve_dev(
 def dagster_home(project: Path) -> Path:
     """The folder of the Dagster instance, created if missing: ``DAGSTER_HOME``, else ``dagster_home/`` in ``project``.
 
-    Raises PipelineError for a relative path and for a folder that cannot be created.
+    Raises PipelineError for a relative path, or if the folder cannot be created.
     """
     home = Path(os.environ.get("DAGSTER_HOME") or project.absolute() / "dagster_home")
     require_absolute_home(home)
@@ -146,7 +146,7 @@ def _chat(lake: DataLake, port: int) -> Service:
 
 
 def _start(service: Service, project: Path) -> subprocess.Popen[bytes]:
-    # In its own session it does not get the terminal's Ctrl-C, and its process group includes everything that it starts.
+    # In a session of its own the service does not get the terminal's Ctrl-C, and its process group holds all its children.
     name, *arguments = service.command
     return subprocess.Popen(
         [str(Path(sys.executable).with_name(name)), *arguments],
@@ -191,9 +191,9 @@ def _is_ready(service: Service) -> bool:
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Ends the services, then the rest of their process groups: the runs, which record that they were interrupted.
+    """Ends the services, then the other processes of their groups: the runs, which record that they were interrupted.
 
-    A killed run would count as started for days, and since only one run may execute at a time it would block all others.
+    Dagster would count a killed run as started for days. Only one run may execute at a time, so it would block all others.
     """
     for process in processes:
         process.terminate()
@@ -208,13 +208,13 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + _TERMINATION_TIMEOUT
-    while not condition() and time.monotonic() < end:
+    deadline = time.monotonic() + _TERMINATION_TIMEOUT
+    while not condition() and time.monotonic() < deadline:
         time.sleep(_POLL_INTERVAL)
 
 
 def _members(group: int) -> list[int]:
-    """The running processes of a group."""
+    """The ids of the running processes in the process group ``group``."""
     import psutil
 
     found = []
@@ -229,15 +229,15 @@ def _members(group: int) -> list[int]:
 def _stop_signals() -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and SIGHUP during the block instead of acting on them.
 
-    They are handled even if the parent process ignores them: child processes such as Dagster would ignore them too.
+    A signal that this process inherited as ignored is collected too: otherwise the services would also ignore it.
     """
     received: list[int] = []
     names = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(name, lambda number, _frame: received.append(number)) for name in names]
+    previous = [signal.signal(name, lambda number, _frame: received.append(number)) for name in names]
     try:
         yield received
     finally:
-        for name, handler in zip(names, before, strict=True):
+        for name, handler in zip(names, previous, strict=True):
             signal.signal(name, handler)
 
 

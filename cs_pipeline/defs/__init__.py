@@ -1,4 +1,4 @@
-"""Dagster definitions: assets, checks, jobs, sensors, schedules and resources, all thin over the stages."""
+"""Dagster definitions: assets, checks, jobs, sensors, schedules and resources. The logic is in the stages."""
 
 from datetime import timedelta
 

@@ -76,7 +76,7 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
     with Ledger(lake.lake) as ledger:
         days = ledger.pending_days()
         if days and not lake.lake.path("prepare", "intent_classifier").exists():
-            notes.append("they are ingested once there is an intent classifier: make demo")
+            notes.append("ingestion waits for the intent classifier: run the full pipeline with make demo")
             days = []
         running = {run.tags.get("dagster/partition") for run in _unfinished_runs(context.instance, ingest_company.name)}
         for day in days:
@@ -115,7 +115,7 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     if changes is None:
         return dg.SkipReason(f"nothing new: {len(files)} files" if files else "no articles")
     if not lake.lake.table("prepare", "train_split").exists():
-        return dg.SkipReason(f"{changes}; they are read with the whole job: make demo")
+        return dg.SkipReason(f"{changes}; run the full pipeline first: make demo")
     if _unfinished_runs(context.instance, read_articles.name):
         return dg.SkipReason(f"{changes}; articles are being read")
     state = digest(files)
@@ -140,33 +140,33 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     description="Trains, evaluates and perhaps promotes a new model when enough new rows have landed.",
 )
 def retrain_when_due(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
-    """Requests a run if ``check_retraining`` says so, once for the same data."""
-    return _retraining(context.instance, lake.lake, once=True)
+    """Requests a run if retraining is due (``check_retraining``), but only once for the same data."""
+    return _request_retraining(context.instance, lake.lake, once=True)
 
 
 @dg.schedule(
     job=support_model,
     cron_schedule="0 3 * * 1",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="The same decision on Monday nights, which also gives a failed training another chance.",
+    description="Checks on Monday nights whether retraining is due. This also repeats a failed training.",
 )
 def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
-    """Requests a run if ``check_retraining`` says so."""
-    return _retraining(context.instance, lake.lake, once=False)
+    """Requests a run if retraining is due (``check_retraining``)."""
+    return _request_retraining(context.instance, lake.lake, once=False)
 
 
 def _unfinished_runs(instance: dg.DagsterInstance, job: str) -> Sequence[dg.DagsterRun]:
     return instance.get_runs(dg.RunsFilter(job_name=job, statuses=_UNFINISHED))
 
 
-def _retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> dg.RunRequest | dg.SkipReason:
+def _request_retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> dg.RunRequest | dg.SkipReason:
     from cs_pipeline.train.retraining import check_retraining
 
     recipe = os.environ.get("CS_RECIPE") or "embedded"
     if _unfinished_runs(instance, support_model.name):
         return dg.SkipReason("support_model is running; one training at a time")
     if not lake.path("prepare", "bitext_splits.parquet").exists():
-        return dg.SkipReason("there is no champion yet; run the whole job first: make demo")
+        return dg.SkipReason("there is no champion yet; run the full pipeline first: make demo")
     state, decision = check_retraining(load_recipe(recipe), lake)
     if not decision.due:
         return dg.SkipReason(f"not due: {decision.reason}")

@@ -34,7 +34,7 @@ def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mate
             **tuned,
             "rows": results.rows,
             "clusters": results.clusters,
-            "champion_version": results.champion_version or "none, or this one",
+            "champion_version": results.champion_version or "none, or the evaluated version",
             "differences": dg.MetadataValue.json(results.model_dump(mode="json")["differences"]),
             "dagster/uri": evaluation_folder(recipe.name, lake.lake).as_uri(),
         },
@@ -55,12 +55,7 @@ def human_ratings(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     return table_result(lake.lake.table("evaluate", RATINGS_TABLE), found.rows, metadata)
 
 
-@dg.asset(
-    group_name="evaluate",
-    kinds={"html"},
-    partitions_def=RECIPES,
-    deps=[evaluation, human_ratings, "adapter"],
-)
+@dg.asset(group_name="evaluate", kinds={"html"}, partitions_def=RECIPES, deps=[evaluation, human_ratings, "adapter"])
 def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """One HTML file with plots and examples, including the worst ones; the metadata has its summary."""
     from cs_pipeline.core.lake import file_sha256

@@ -17,7 +17,7 @@ bitext_dataset = dg.AssetSpec(
     "bitext_dataset",
     group_name="ingest",
     kinds={"csv"},
-    description="The Bitext customer-support dataset as published by Bitext: where the lineage begins.",
+    description="The Bitext customer-support dataset as published by Bitext. The lineage begins here.",
     metadata={
         "url": dg.MetadataValue.url(BITEXT.url),
         "revision": BITEXT.revision,
@@ -80,15 +80,15 @@ def company_interactions(context: dg.AssetExecutionContext, lake: LakeResource) 
     rows = []
     for file in files:
         reasons.update(file.quarantined)
-        counted = (file.records, file.kept, sum(file.quarantined.values()), file.forgotten)
-        rows.append((file.name, file.format, *counted))
+        quarantined = sum(file.quarantined.values())
+        rows.append((file.name, file.format, file.records, file.kept, quarantined, file.forgotten))
         context.log.info(
-            f"{file.name}: {file.format}, {file.records:,} records, {file.kept:,} kept, {counted[2]:,} quarantined"
+            f"{file.name}: {file.format}, {file.records:,} records, {file.kept:,} kept, {quarantined:,} quarantined"
         )
         if file.problem:
             context.log.warning(file.problem)
     path = lake.lake.table("ingest", f"company_interactions/{day}")
-    # No preview and no texts: what the UI shows is stored for good and visible to all its users.
+    # No preview and no texts: Dagster keeps metadata permanently and shows it to everyone who can open its UI.
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": sum(file.turns for file in files),

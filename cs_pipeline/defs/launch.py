@@ -16,7 +16,7 @@ from cs_pipeline.core.lake import DataLake, make_folder
 from cs_pipeline.core.yaml_file import read_yaml
 
 _MAX_RETRIES = 2
-"""How often a training is started again after it was killed without giving a reason."""
+"""How often a training is started again after it was killed, so that it could not report a reason."""
 
 _JOB_SETTINGS = ("CS_RECIPES", "MLFLOW_TRACKING_URI")
 """The settings that a cluster job gets besides CS_LAKE. No secrets: anyone who sees a job sees its environment."""
@@ -65,7 +65,7 @@ class _Training:
 
 
 class Launcher(dg.ConfigurableResource):
-    """How a training is started. The environment sets what the run's configuration leaves open."""
+    """How a training is started. Environment variables apply to what the run's configuration does not set."""
 
     kind: str | None = Field(
         default=None, description="local, torchrun, ray or kubernetes; default: CS_LAUNCHER, else local"
@@ -89,16 +89,16 @@ class Launcher(dg.ConfigurableResource):
     def run(self, context: dg.AssetExecutionContext, lake: DataLake, *options: str) -> None:
         """Runs ``python -m cs_pipeline.train`` with ``options`` for the partition's recipe, and waits until it ends.
 
-        The process creates a file in the lake when it starts. If it fails, it writes the reason into it, which becomes the
-        description of the failure. If it is killed, the file stays empty, and the training is started again.
+        The process creates a file in the lake when it starts. If it fails, it writes the reason into the file, and the step
+        fails with that reason. If it is killed, the file stays empty, and the training is started again.
         """
         training = _Training(
-            context,
-            lake,
-            options,
-            _number(self.processes, "CS_PROCESSES"),
-            _number(self.gpus, "CS_GPUS"),
-            self.pod or os.environ.get("CS_POD"),
+            context=context,
+            lake=lake,
+            options=options,
+            processes=_number_setting(self.processes, "CS_PROCESSES"),
+            gpus=_number_setting(self.gpus, "CS_GPUS"),
+            pod=self.pod or os.environ.get("CS_POD"),
         )
         start, failure = LAUNCHERS[self._kind()], training.file("failure")
         make_folder(failure.parent)
@@ -108,7 +108,7 @@ class Launcher(dg.ConfigurableResource):
         except PipelineError:
             raise
         except Exception as error:
-            raise self._outcome(context, failure, error) from error
+            raise self._exception(context, failure, error) from error
         finally:
             failure.unlink(missing_ok=True)
 
@@ -118,10 +118,10 @@ class Launcher(dg.ConfigurableResource):
             raise PipelineError(f"There is no launcher '{kind}'.", f"Set CS_LAUNCHER to one of {', '.join(LAUNCHERS)}.")
         return kind
 
-    def _outcome(self, context: dg.AssetExecutionContext, failure: Path, error: Exception) -> Exception:
-        """What to raise for a training that ended with ``error``."""
+    def _exception(self, context: dg.AssetExecutionContext, failure: Path, error: Exception) -> Exception:
+        """The exception to raise for a training that ended with ``error``."""
         if not failure.exists():
-            where = "" if self.is_local else " The job must see the lake under the same path."
+            where = "" if self.is_local else " The job needs the lake under the same path as here."
             return dg.Failure(f"The training did not start: {error}{where}", allow_retries=False)
         reason = failure.read_text()
         if reason:
@@ -152,11 +152,11 @@ def _torchrun(training: _Training) -> None:
     _subprocess(training, processes, {"OMP_NUM_THREADS": threads})
 
 
-def _subprocess(training: _Training, processes: int, settings: dict[str, str]) -> None:
+def _subprocess(training: _Training, processes: int, environment: dict[str, str]) -> None:
     dg.PipesSubprocessClient(termination_timeout_seconds=_TERMINATION_SECONDS).run(
         context=training.context,
         command=training.command(sys.executable, processes),
-        env=training.environment() | settings,
+        env=training.environment() | environment,
     )
 
 
@@ -165,7 +165,7 @@ def _ray(training: _Training) -> None:
         from dagster_ray import PipesRayJobClient
     except ImportError as error:
         raise _missing_extra("ray") from error
-    # dagster-ray's own reader follows the job's log over one connection and loses everything after that breaks.
+    # dagster-ray's own reader follows the job's log over one connection; if that breaks, it loses all later messages.
     reader = dg.PipesFileMessageReader(str(training.file("messages")))
     PipesRayJobClient(message_reader=reader).run(
         context=training.context,
@@ -214,7 +214,7 @@ def filled_pod(path: Path, command: list[str], gpus: int) -> tuple[dict[str, Any
     return pod.get("metadata") or {}, spec
 
 
-def _number(given: int | None, name: str) -> int | None:
+def _number_setting(given: int | None, name: str) -> int | None:
     value = os.environ.get(name)
     if given is not None or not value:
         return given

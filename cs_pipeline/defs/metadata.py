@@ -1,4 +1,4 @@
-"""How tables, files and checks appear in the Dagster UI, the same for every asset."""
+"""How tables, files and checks appear in the Dagster UI."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
@@ -27,12 +27,12 @@ def table_result(
 ) -> dg.MaterializeResult:
     """The result of an asset that is a Parquet file: row count, schema, URI, preview, and its hash as data version.
 
-    ``lineage`` maps a column to the (asset, column) pairs that it is made of.
+    ``lineage`` maps a column to the (asset, column) pairs that it is derived from.
     """
     sha256 = file_sha256(path)
     columns = [name for name in table.column_names if table.column(name).null_count < table.num_rows]
     preview = table.select(columns).slice(0, _PREVIEW_ROWS).to_pylist()
-    shown = {
+    entries = {
         "dagster/row_count": table.num_rows,
         "dagster/column_schema": column_schema(table.schema),
         "dagster/uri": path.as_uri(),
@@ -41,8 +41,8 @@ def table_result(
         **metadata,
     }
     if lineage:
-        shown["dagster/column_lineage"] = column_lineage(lineage)
-    return dg.MaterializeResult(metadata=shown, data_version=dg.DataVersion(sha256[:16]))
+        entries["dagster/column_lineage"] = column_lineage(lineage)
+    return dg.MaterializeResult(metadata=entries, data_version=dg.DataVersion(sha256[:16]))
 
 
 def column_schema(schema: "pa.Schema") -> dg.TableSchema:
@@ -56,7 +56,7 @@ def column_schema(schema: "pa.Schema") -> dg.TableSchema:
 
 
 def column_lineage(lineage: Mapping[str, Sequence[tuple[str, str]]]) -> dg.TableColumnLineage:
-    """``lineage`` maps a column to the (asset, column) pairs that it is made of."""
+    """Dagster's form of ``lineage``, which maps a column to the (asset, column) pairs that it is derived from."""
     return dg.TableColumnLineage(
         {
             column: [dg.TableColumnDep(asset_key=dg.AssetKey(asset), column_name=name) for asset, name in sources]
@@ -90,9 +90,9 @@ def rows_by_reason(lake: DataLake, name: str) -> dg.MetadataValue:
 def data_check(
     asset: dg.AssetsDefinition, check: Callable[..., CheckOutcome], *, name: str | None = None, blocking: bool = True
 ) -> dg.AssetChecksDefinition:
-    """The plain function ``check`` of the lake (and of the partition, if ``asset`` has any) as a check of ``asset``.
+    """An asset check of ``asset`` that calls ``check`` with the lake and, if ``asset`` is partitioned, the partition.
 
-    Its docstring is the description. A check that does not block only warns.
+    The docstring of ``check`` becomes the description. A check that does not block only warns.
     """
     severity = dg.AssetCheckSeverity.ERROR if blocking else dg.AssetCheckSeverity.WARN
 
@@ -112,6 +112,6 @@ def cell(value: Any) -> str:
     text = " ".join(str(value).split())
     text = text if len(text) <= _MAX_CELL_CHARACTERS else f"{text[:_MAX_CELL_CHARACTERS]}…"
     text = escape(text, quote=False)
-    for sign in "\\|`*_[]":
-        text = text.replace(sign, f"\\{sign}")
+    for character in "\\|`*_[]":
+        text = text.replace(character, f"\\{character}")
     return text

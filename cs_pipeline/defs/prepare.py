@@ -44,20 +44,20 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 
     from cs_pipeline.prepare.splits.split import split_bitext, split_counts
 
-    made = split_bitext(lake.lake)
-    rows_per_split = split_counts(made.rows).sum()
-    clusters = pc.count_distinct(made.rows.column("cluster_id")).as_py()
+    split = split_bitext(lake.lake)
+    rows_per_split = split_counts(split.rows).sum()
+    clusters = pc.count_distinct(split.rows.column("cluster_id")).as_py()
     context.log.info(
-        f"{clusters:,} clusters; " + ", ".join(f"{split} {rows:,}" for split, rows in rows_per_split.items())
+        f"{clusters:,} clusters; " + ", ".join(f"{name} {rows:,}" for name, rows in rows_per_split.items())
     )
     return table_result(
         lake.lake.table("prepare", "bitext_splits"),
-        made.rows,
+        split.rows,
         {
-            "rows_in": made.rows.num_rows + made.set_aside.num_rows,
-            "rows_set_aside": made.set_aside.num_rows,
+            "rows_in": split.rows.num_rows + split.set_aside.num_rows,
+            "rows_set_aside": split.set_aside.num_rows,
             "clusters": clusters,
-            **{f"rows_{split}": int(rows) for split, rows in rows_per_split.items()},
+            **{f"rows_{name}": int(rows) for name, rows in rows_per_split.items()},
             "set_aside": rows_by_reason(lake.lake, "bitext_splits_set_aside"),
         },
         lineage={
@@ -71,7 +71,7 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """TF-IDF and logistic regression on the training questions: predicts the intents of tickets and routes questions.
 
-    A second classifier, of the training answers, is kept next to it. It detects company answers that belong to another
+    A second classifier, trained on the answers, is stored next to it. It detects company answers that belong to another
     question.
     """
     from cs_pipeline.prepare.intent_classifier import train_classifiers
@@ -151,14 +151,14 @@ def _split_asset(split: str, use: str) -> dg.AssetsDefinition:
                 f"{leakage['cluster_split']['median']:.2f}, in a random split {leakage['random_split']['median']:.2f}"
             )
             metadata["similarity_to_training"] = dg.MetadataValue.md(_histogram(leakage))
-        same = {
+        unchanged = {
             name: [("conversations", name)] for name in ("instruction", "response", "intent", "cluster_id", "split")
         }
         return table_result(
             lake.lake.table("prepare", f"{split}_split"),
             table,
             metadata,
-            lineage=same | {"predicted_intent": [("conversations", "instruction")]},
+            lineage=unchanged | {"predicted_intent": [("conversations", "instruction")]},
         )
 
     return split_table
@@ -178,16 +178,8 @@ def _histogram(leakage: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| median | {ours['median']:.2f} | | {random['median']:.2f} | |"])
 
 
-ASSETS = [
-    clean_bitext,
-    bitext_splits,
-    intent_classifier,
-    clean_interactions,
-    conversations,
-    train_split,
-    validation_split,
-    test_split,
-]
+ASSETS = [clean_bitext, bitext_splits, intent_classifier, clean_interactions, conversations]
+ASSETS += [train_split, validation_split, test_split]
 CHECKS = [
     data_check(clean_bitext, checks.clean_bitext_reconciles, name="counts_reconcile"),
     data_check(clean_bitext, checks.placeholders_balanced),

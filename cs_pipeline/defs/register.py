@@ -12,10 +12,10 @@ from cs_pipeline.recipe import load_recipe
 if TYPE_CHECKING:
     from cs_pipeline.register.lineage import Check
 
-_PROBE = "where is my refund?"
+_QUESTION = "where is my refund?"
 
 ALL_JUDGED = dg.AssetCheckSpec(
-    "all_judged", asset="champion", description="Every version was evaluated against the current champion."
+    "all_judged", asset="champion", description="No version waits for an evaluation against the current champion."
 )
 
 
@@ -45,12 +45,7 @@ def model_version(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     )
 
 
-@dg.asset(
-    group_name="register",
-    kinds={"mlflow"},
-    deps=[model_version],
-    check_specs=[ALL_JUDGED],
-)
+@dg.asset(group_name="register", kinds={"mlflow"}, deps=[model_version], check_specs=[ALL_JUDGED])
 def champion(
     context: dg.AssetExecutionContext, lake: LakeResource
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
@@ -89,13 +84,16 @@ def champion(
 
 @dg.asset_check(asset=model_version, blocking=True)
 def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """The version, loaded from MLflow as any client would load it, answers a question."""
+    """The version, loaded from MLflow as any client loads it, answers a question.
+
+    If neither its files nor the libraries have changed since an earlier check, the answer from then counts.
+    """
     from cs_pipeline.register.version import probe_version, version_of
 
     number = version_of(context.op_execution_context.partition_key, lake.lake)
-    answer = probe_version(number, _PROBE, lake.lake)
+    answer = probe_version(number, _QUESTION, lake.lake)
     return dg.AssetCheckResult(
-        passed=bool(answer.strip()), metadata={"version": number, "question": _PROBE, "answer": answer or "(empty)"}
+        passed=bool(answer.strip()), metadata={"version": number, "question": _QUESTION, "answer": answer or "(empty)"}
     )
 
 

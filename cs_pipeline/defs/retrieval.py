@@ -15,22 +15,22 @@ def knowledge_base(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.
     from cs_pipeline.company import load_company
     from cs_pipeline.retrieval.passages import read_knowledge
 
-    made = read_knowledge(lake.lake, load_company(lake.lake))
+    knowledge = read_knowledge(lake.lake, load_company(lake.lake))
     context.log.info(
-        f"{made.passages.num_rows:,} passages of {made.files:,} files, {made.read:,} of them new or changed; "
-        f"{made.set_aside.num_rows:,} passages set aside, {len(made.refused):,} files refused"
+        f"{knowledge.passages.num_rows:,} passages of {knowledge.files:,} files, {knowledge.read:,} of them new or changed; "
+        f"{knowledge.set_aside.num_rows:,} passages set aside, {len(knowledge.refused):,} files refused"
     )
     return table_result(
         lake.lake.table("prepare", "knowledge_base"),
-        made.passages,
+        knowledge.passages,
         {
-            "files": made.files,
-            "files_read_again": made.read,
-            "files_refused": len(made.refused),
-            "refused": markdown_table(["file", "reason"], sorted(made.refused.items())[:50]),
-            "passages_set_aside": made.set_aside.num_rows,
-            "set_aside": count_table(Counter(made.set_aside.column("reason").to_pylist())),
-            "placeholders": count_table(made.personal),
+            "files": knowledge.files,
+            "files_read_again": knowledge.read,
+            "files_refused": len(knowledge.refused),
+            "refused": markdown_table(["file", "reason"], sorted(knowledge.refused.items())[:50]),
+            "passages_set_aside": knowledge.set_aside.num_rows,
+            "set_aside": count_table(Counter(knowledge.set_aside.column("reason").to_pylist())),
+            "placeholders": count_table(knowledge.personal),
         },
     )
 
@@ -48,19 +48,19 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
     from cs_pipeline.core.schema import ANSWER
     from cs_pipeline.retrieval.index import build_index, retrieval_folder
 
-    made = build_index(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "")
+    index = build_index(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "")
     context.log.info(
-        f"{made.answers:,} answers and {made.passages:,} passages; {made.vectorised:,} of their texts are new or changed"
+        f"{index.answers:,} answers and {index.passages:,} passages; {index.vectorised:,} of their texts are new or changed"
     )
     return dg.MaterializeResult(
         metadata={
-            "dagster/row_count": made.answers + made.passages,
+            "dagster/row_count": index.answers + index.passages,
             "dagster/column_schema": column_schema(ANSWER),
             "dagster/uri": retrieval_folder(lake.lake).as_uri(),
-            "answers": made.answers,
-            "passages": made.passages,
-            "texts_vectorised": made.vectorised,
-            "vectorizer": made.vectorizer,
+            "answers": index.answers,
+            "passages": index.passages,
+            "texts_vectorised": index.vectorised,
+            "vectorizer": index.vectorizer,
             "dagster/column_lineage": column_lineage(
                 {
                     column: [("train_split", name)]
@@ -68,7 +68,7 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
                 }
             ),
         },
-        data_version=dg.DataVersion(made.version),
+        data_version=dg.DataVersion(index.version),
     )
 
 
@@ -87,13 +87,13 @@ def articles_usable(lake: LakeResource) -> dg.AssetCheckResult:
     from cs_pipeline.retrieval.passages import refused_files
 
     refused = refused_files(lake.lake)
-    aside = lake.lake.read("prepare", "knowledge_base_set_aside", ["path", "reason"]).to_pylist()
+    set_aside = lake.lake.read("prepare", "knowledge_base_set_aside", ["path", "reason"]).to_pylist()
     problems = [f"{path}: {why}" for path, why in sorted(refused.items())]
-    problems += sorted({f"{row['path']}: {row['reason']}" for row in aside})
+    problems += sorted({f"{row['path']}: {row['reason']}" for row in set_aside})
     return dg.AssetCheckResult(
         passed=not problems,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"files_refused": len(refused), "passages_set_aside": len(aside)},
+        metadata={"files_refused": len(refused), "passages_set_aside": len(set_aside)},
         description="; ".join(problems[:20]) or None,
     )
 

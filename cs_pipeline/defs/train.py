@@ -13,7 +13,7 @@ from cs_pipeline.recipe import load_recipe
     group_name="train",
     kinds={"huggingface"},
     partitions_def=RECIPES,
-    # The classifier is not read here, but its blocking check stops a training on rows that cannot be learnt.
+    # The classifier is not used here. Its blocking check stops the run if the rows cannot be learnt.
     deps=["bitext_splits", "intent_classifier"],
     pool="gpu",
 )
@@ -23,7 +23,7 @@ def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: 
     from cs_pipeline.train.plan.machine_fit import check_machine, raise_on_problems, this_machine
 
     recipe = load_recipe(context.partition_key)
-    if launcher.is_local:  # before the download; the memory of another machine is unknown here
+    if launcher.is_local:  # before the download; the resources of a cluster are unknown here
         raise_on_problems(check_machine(recipe, lake.lake, this_machine()))
     if needs_training(recipe, lake.lake):
         launcher.run(context, lake.lake, "--base-only")
@@ -69,7 +69,7 @@ class AdapterConfig(dg.Config):
 def adapter(
     context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, launcher: Launcher
 ) -> dg.MaterializeResult:
-    """The recipe's (Q)LoRA fine-tune, trained once for the same input."""
+    """The recipe's (Q)LoRA fine-tune. The same input is not trained on twice."""
     from cs_pipeline.train.adapter import current_adapter, find_adapter
 
     trained = None if config.force else find_adapter(load_recipe(context.partition_key), lake.lake)
@@ -95,8 +95,8 @@ def adapter(
 def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The validation loss is lower after training than before.
 
-    A training that starts from the champion starts close to its minimum. There a higher loss is a warning: promotion
-    compares the two, and the champion stays.
+    A training that continues from the champion starts close to the minimum. There a higher loss only warns: promotion
+    compares the new version with the champion, and keeps the champion.
     """
     from cs_pipeline.train.adapter import current_adapter
 

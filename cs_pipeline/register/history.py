@@ -19,11 +19,11 @@ EntryKind = Literal["decision", "rollback", "moved by hand"]
 _PROMOTED_BY = "cs.promoted_by"
 """Tag of a version: the entry that made it champion, set after the alias has moved."""
 
-_EMPTY = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", "slices", "intents", "thresholds"))
+_NO_FIGURES = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", "slices", "intents", "thresholds"))
 
 
 def history_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """Hold it from reading the history to appending to it. The lock of a killed process is released."""
+    """The lock to hold from reading the history until appending to it. It is released if its process is killed."""
     return locked(_path(lake))
 
 
@@ -55,13 +55,13 @@ def append_entry(
         "promote": promote,
         "reason": reason,
         "decided_by": decided_by,
-        **_EMPTY,
+        **_NO_FIGURES,
         **figures,
     }
     with _path(lake).open("ab+") as file:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        if end and file.read(1) != b"\n":  # cut off by a crash
+        if end and file.read(1) != b"\n":  # a crash cut off the last line
             file.truncate(_path(lake).read_bytes().rfind(b"\n") + 1)
         file.write(json.dumps(entry, allow_nan=False).encode() + b"\n")
         file.flush()
@@ -76,21 +76,20 @@ def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
     """
     history = read_history(lake)
     tags = {int(v.version): v.tags for v in find_versions(client)}
-    now = champion_number(client)
-    place = max((i for i, entry in enumerate(history) if entry["promote"]), default=None)
-    last = {"version": None, "champion_before": None} if place is None else history[place]
-    mark = digest(place, last)
-    # If the alias had followed the last promotion, a different champion now means that it was moved by hand, even if it
-    # was moved back.
-    followed = last["version"] not in tags or tags[last["version"]].get(_PROMOTED_BY) == mark
-    if now != last["version"] and (followed or now != last["champion_before"]):
+    champion = champion_number(client)
+    index = max((i for i, entry in enumerate(history) if entry["promote"]), default=None)
+    promotion = {"version": None, "champion_before": None} if index is None else history[index]
+    promoted, promotion_id = promotion["version"], digest(index, promotion)
+    # The tag is set after the alias has moved. A different champion after that was set by hand, even if it is the old one.
+    alias_moved = promoted not in tags or tags[promoted].get(_PROMOTED_BY) == promotion_id
+    if champion != promoted and (alias_moved or champion != promotion["champion_before"]):
         reason, who = "the alias was moved by hand in MLflow", f"a person; seen by {seen_by}"
-        append_entry(lake, "moved by hand", now, last["version"], promote=True, reason=reason, decided_by=who)
+        append_entry(lake, "moved by hand", champion, promoted, promote=True, reason=reason, decided_by=who)
         sync_aliases(client, lake, seen_by)
         return
-    if not followed:
-        client.set_registered_model_alias(MODEL, CHAMPION, str(last["version"]))
-        client.set_model_version_tag(MODEL, str(last["version"]), _PROMOTED_BY, mark)
+    if not alias_moved:
+        client.set_registered_model_alias(MODEL, CHAMPION, str(promoted))
+        client.set_model_version_tag(MODEL, str(promoted), _PROMOTED_BY, promotion_id)
     if not history or history[-1]["version"] not in tags:
         return
     newest = history[-1]
@@ -101,20 +100,20 @@ def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
 
 
 def withdrawn_versions(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Versions that a person took the alias from and that never got it back, each with the entry that took it away."""
-    gone: dict[int, dict[str, Any]] = {}
+    """Versions that lost the alias by a person's decision and did not get it back, each with the entry of that decision."""
+    withdrawn: dict[int, dict[str, Any]] = {}
     for entry in history:
         if entry["promote"]:
-            gone.pop(entry["version"], None)
+            withdrawn.pop(entry["version"], None)
         if entry["kind"] != "decision" and entry["champion_before"] is not None:
-            gone[entry["champion_before"]] = entry
-    return gone
+            withdrawn[entry["champion_before"]] = entry
+    return withdrawn
 
 
-def previous_champion(history: list[dict[str, Any]], now: int | None) -> int | None:
-    """The latest champion other than ``now`` that was not withdrawn since, or None."""
+def previous_champion(history: list[dict[str, Any]], current: int | None) -> int | None:
+    """The latest champion other than ``current`` that has not been withdrawn since, or None."""
     champions = (entry["version"] for entry in reversed(history) if entry["promote"])
-    return next((number for number in champions if number not in (None, now, *withdrawn_versions(history))), None)
+    return next((number for number in champions if number not in (None, current, *withdrawn_versions(history))), None)
 
 
 def history_table(lake: DataLake) -> list[dict[str, str]]:

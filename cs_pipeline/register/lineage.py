@@ -33,11 +33,11 @@ def collect_lineage(adapter: Adapter, lake: DataLake, dagster_run: str, checks: 
     seen = seen_rows(adapter.folder)
     per_file = seen.group_by(["source", "source_file_sha256"]).aggregate([("row_id", "count_distinct")]).to_pylist()
     with Ledger(lake) as ledger:
-        known = {delivery.sha256: delivery for delivery in ledger.deliveries()}
+        deliveries = {delivery.sha256: delivery for delivery in ledger.deliveries()}
     files = []
     for entry in sorted(per_file, key=lambda e: (e["source"], e["source_file_sha256"])):
         sha256 = entry["source_file_sha256"]
-        delivery = known.get(sha256)
+        delivery = deliveries.get(sha256)
         files.append(
             {
                 "source": entry["source"],
@@ -51,7 +51,7 @@ def collect_lineage(adapter: Adapter, lake: DataLake, dagster_run: str, checks: 
     return {
         "bitext": read_json(lake.path("ingest", "bitext_conversations.json")),
         "files": files,
-        "sides": _sides(lake),
+        "sides": _rows_per_split(lake),
         "data": adapter.manifest["data"],
         "base": adapter.manifest["base"],
         "git_commit": adapter.manifest["git_commit"],
@@ -61,7 +61,7 @@ def collect_lineage(adapter: Adapter, lake: DataLake, dagster_run: str, checks: 
 
 
 def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
-    """Version ``number`` with its tags, lineage and every decision about it. Raises PipelineError if there is none."""
+    """Version ``number`` with its tags, lineage and every decision about it. Raises PipelineError if it does not exist."""
     client = open_store(lake)
     version = next((v for v in find_versions(client) if int(v.version) == number), None)
     if version is None:
@@ -73,7 +73,7 @@ def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
         expired = {delivery.sha256 for delivery in ledger.deliveries() if delivery.expired_at}
     for file in lineage["files"]:
         file["since"] = [
-            word for word, ids in (("superseded", superseded), ("deleted", expired)) if file["sha256"] in ids
+            change for change, ids in (("superseded", superseded), ("deleted", expired)) if file["sha256"] in ids
         ]
     return {
         "version": number,
@@ -86,13 +86,13 @@ def trace_lineage(number: int, lake: DataLake) -> dict[str, Any]:
     }
 
 
-def _sides(lake: DataLake) -> dict[str, dict[str, int]]:
-    """Rows of each source in each split."""
-    sides = {}
-    for side in ("train", "validation", "test"):
-        sources = lake.read("prepare", f"{side}_split", ["source"]).column("source")
-        sides[side] = {entry["values"]: entry["counts"] for entry in pc.value_counts(sources).to_pylist()}
-    return sides
+def _rows_per_split(lake: DataLake) -> dict[str, dict[str, int]]:
+    """The number of rows of each source in each split."""
+    rows = {}
+    for split in ("train", "validation", "test"):
+        sources = lake.read("prepare", f"{split}_split", ["source"]).column("source")
+        rows[split] = {entry["values"]: entry["counts"] for entry in pc.value_counts(sources).to_pylist()}
+    return rows
 
 
 def tree(found: dict[str, Any]) -> "Tree":
@@ -106,12 +106,12 @@ def tree(found: dict[str, Any]) -> "Tree":
     aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
     root = Tree(Text(f"{MODEL} version {found['version']}{aliases}, recipe {found['recipe']}"))
     base = found["base"]
-    of_base = node(root, f"base: {base['name']}, {base['revision'] or base['sha256'][:12]}")
+    base_node = node(root, f"base: {base['name']}, {base['revision'] or base['sha256'][:12]}")
     for key, value in base.get("origin", {}).items():  # a base from a package
-        node(of_base, f"{key}: {value}")
+        node(base_node, f"{key}: {value}")
     rows = node(root, "rows")
-    for side, sources in found["sides"].items():
-        node(rows, f"{side}: " + ", ".join(f"{count:,} {source}" for source, count in sorted(sources.items())))
+    for split, sources in found["sides"].items():
+        node(rows, f"{split}: " + ", ".join(f"{count:,} {source}" for source, count in sorted(sources.items())))
     files = node(root, "trained on rows from")
     for file in found["files"]:
         name = file["name"] or found["bitext"]["address"]

@@ -1,4 +1,4 @@
-"""Figures (evaluate/decision.py) or a person choose the champion. The history records it before the alias moves."""
+"""Figures (evaluate/decision.py) or a person choose the champion. The history records the choice, then the alias moves."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, champion_number,
 class Outcome:
     """The champion after all candidates were judged, and the new entries of the history.
 
-    ``waiting`` says, for each version that could not be judged, why not and what to do.
+    ``waiting`` has a message for each version that could not be judged: the reason, and what to do.
     """
 
     champion: int | None
@@ -82,8 +82,8 @@ def roll_back(lake: DataLake, to: int | None, why: str, by: str) -> dict[str, An
     """Makes version ``to`` champion, by default the previous champion, and returns the entry of the history.
 
     The version that loses the alias is never promoted by its figures again; only another rollback makes it champion. Raises
-    PipelineError if there is no such version, it was trained on rows to be forgotten, it is already champion, or no reason
-    is given.
+    PipelineError if no reason is given, or if ``to`` does not exist, is already champion, or was trained on rows to be
+    forgotten.
     """
     if not why.strip():
         raise PipelineError("No reason was given.", 'Give the reason for the history: --why "…"')
@@ -138,7 +138,7 @@ def _candidates(
 
 
 def _refusal(tags: dict[str, str], withdrawal: dict[str, Any] | None) -> Decision | None:
-    """The decision against a version that is refused regardless of its figures, or None."""
+    """The decision not to promote a version that is refused regardless of its figures, or None."""
     if FORGOTTEN in tags:
         return Decision(False, "it was trained on rows that are to be forgotten")
     if withdrawal is not None:

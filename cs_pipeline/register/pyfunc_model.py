@@ -1,4 +1,4 @@
-"""The model as MLflow runs it, logged as code: loading a version executes this file and unpickles nothing."""
+"""The model that MLflow runs. It is logged as code: loading a version executes this file and unpickles nothing."""
 
 from pathlib import Path
 from typing import Any

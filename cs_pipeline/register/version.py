@@ -29,16 +29,18 @@ from cs_pipeline.tracking import (
 )
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter, metrics_spool, seen_rows
 
-_SERVING = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
+_LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
+"""The libraries that a version needs to answer."""
 EVALUATED = "cs.evaluation"
 """Tag of a version: the fingerprint of the evaluation whose figures its run shows."""
 
 _PROBED = "cs.probed"
+"""Tag of a version: its last answer to a probe, with a hash of the question and the libraries."""
 
 
 @dataclass(frozen=True)
 class Registered:
-    """The version of an adapter, its run, and whether it existed before."""
+    """The version of an adapter and its run. ``reused`` says whether the version existed before."""
 
     version: int
     run_id: str
@@ -47,10 +49,10 @@ class Registered:
 
 
 def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Check], report_file: Path) -> Registered:
-    """The version of the recipe's current adapter, created once, with the figures and report of its last evaluation.
+    """Registers the recipe's current adapter once, and logs the figures and report of its last evaluation.
 
-    ``checks`` are those of ``dagster_run``; the lineage is kept as JSON with the MLflow run. Raises PipelineError when the
-    adapter or its evaluation is missing, or the store does not answer.
+    ``checks`` are those of ``dagster_run``. The lineage is stored as JSON with the MLflow run. Raises PipelineError if the
+    adapter or its evaluation is missing, or if the store does not answer.
     """
     adapter = current_adapter(recipe.name, lake)
     results = read_evaluation(recipe.name, lake)
@@ -85,7 +87,7 @@ def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Chec
             client.create_registered_model(MODEL, description="Answers customers' questions. Made by cs_pipeline.")
         number = int(client.create_model_version(MODEL, logged, run, tags=tags, description=recipe.description).version)
     if _has_seen_forgotten_rows(adapter, lake):
-        # Forgetting rows marks only existing versions. This one did not exist then, but it was trained on those rows.
+        # Forgetting marks existing versions only. This one is newer, but its adapter was trained on the forgotten rows.
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
     client.set_model_version_tag(MODEL, str(number), EVALUATED, results.fingerprint)
     client.set_terminated(run, "FINISHED")
@@ -148,7 +150,7 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
                 python_model=str(Path(__file__).parent / "pyfunc_model.py"),
                 artifacts=artifacts,
                 model_config=config,
-                pip_requirements=_libraries(),
+                pip_requirements=_pinned_libraries(),
             )
     return str(logged.model_uri)
 
@@ -157,11 +159,11 @@ def _has_seen_forgotten_rows(adapter: Adapter, lake: DataLake) -> bool:
     if not adapter.manifest["company"]["rows"]:
         return False
     with Ledger(lake) as ledger:
-        buried = ledger.tombstones()
+        tombstones = ledger.tombstones()
     seen = seen_rows(adapter.folder)
     return any(
         not ids.isdisjoint(seen.column(name).to_pylist())
-        for name, ids in (("row_id", buried.rows), ("subject_id", buried.subjects))
+        for name, ids in (("row_id", tombstones.rows), ("subject_id", tombstones.subjects))
     )
 
 
@@ -185,9 +187,9 @@ def version_of(recipe_name: str, lake: DataLake) -> int:
 
 
 def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
-    """Answers of a registered version, loaded from MLflow as any user would load it.
+    """The answers of a registered version, which is loaded from MLflow as any client loads it.
 
-    A version of an earlier release, whose logged code imports modules that have moved since, runs with the current code.
+    The logged code of an earlier release may import modules that have moved since. Then the current code is used.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -199,12 +201,12 @@ def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
     except MlflowException as error:
         if not isinstance(error.__cause__, ImportError):
             raise
-        model = _load_with_present_code(client, number, lake)
+        model = _load_with_current_code(client, number, lake)
     answers: list[str] = model.predict(questions)
     return answers
 
 
-def _load_with_present_code(client: Any, number: int, lake: DataLake) -> Any:
+def _load_with_current_code(client: Any, number: int, lake: DataLake) -> Any:
     from mlflow.pyfunc.model import PythonModelContext
 
     from cs_pipeline.register.pyfunc_model import CsSupport
@@ -218,11 +220,11 @@ def _load_with_present_code(client: Any, number: int, lake: DataLake) -> Any:
 def probe_version(number: int, question: str, lake: DataLake) -> str:
     """The answer of a registered version to ``question``, loaded from MLflow.
 
-    If neither its files nor the libraries have changed since it last answered, the version is not loaded again: its answer
-    is kept in a tag. Raises PipelineError when one of its files was changed.
+    The answer is stored in a tag and returned from there as long as the question and the libraries stay the same. Raises
+    PipelineError if one of the version's files was changed.
     """
     client = open_store(lake)
-    asked = digest(question, _libraries())
+    asked = digest(question, _pinned_libraries())
     known = json.loads(client.get_model_version(MODEL, str(number)).tags.get(_PROBED, "{}"))
     if known.get("asked") == asked:
         folder = get_version(client, number).folder
@@ -233,5 +235,5 @@ def probe_version(number: int, question: str, lake: DataLake) -> str:
     return answer
 
 
-def _libraries() -> list[str]:
-    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _SERVING]
+def _pinned_libraries() -> list[str]:
+    return [f"{name}=={importlib.metadata.version(name).split('+')[0]}" for name in _LIBRARIES]

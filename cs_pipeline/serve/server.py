@@ -1,4 +1,4 @@
-"""The server: builds the app, runs it, and on shutdown first finishes running answers."""
+"""Builds the app and runs the server. On shutdown it first finishes the running answers."""
 
 import asyncio
 import logging
@@ -40,7 +40,7 @@ def build_app(settings: ServeSettings, lake: DataLake) -> FastAPI:
         metrics.count_answer(generation)
         if settings.log_text:
             name = generation.served.name
-            logger.info("version %s was asked %r and wrote %r", name, generation.question, generation.written)
+            logger.info("version %s was asked %r and wrote %r", name, generation.question, generation.text_so_far)
 
     memory = memory_limit(settings.memory_gb)
     service = ModelService(lake, memory, settings.queue, settings.seconds, settings.poll_seconds, observe)
@@ -80,7 +80,7 @@ def build_app(settings: ServeSettings, lake: DataLake) -> FastAPI:
 
 
 class Server(uvicorn.Server):
-    """uvicorn waits for open connections on shutdown. This one first closes those of idle pages."""
+    """A uvicorn server that closes the connections of idle pages on shutdown. uvicorn itself would wait for them."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         app: Any = self.config.app

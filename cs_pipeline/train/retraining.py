@@ -47,7 +47,7 @@ def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> Retraini
     It is never due on equal data: without new rows only a marked champion causes one, and forgetting changed the data.
     """
     if state.champion is None:
-        return RetrainingDecision(False, "there is no champion yet; run the whole job first: make demo")
+        return RetrainingDecision(False, "there is no champion yet; run the full pipeline first: make demo")
     champion = f"champion {state.champion}"
     if state.champion_marked:
         return RetrainingDecision(True, f"{champion} has seen rows that must be forgotten")

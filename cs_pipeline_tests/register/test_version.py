@@ -322,7 +322,7 @@ def test_a_version_that_has_answered_is_verified_and_not_loaded_again(
         probe_version(1, QUESTION, lake)
         assert asked == []
         assert probe_version(1, "and my order?", lake) == "another answer"
-        monkeypatch.setattr("cs_pipeline.register.version._SERVING", ("torch",))
+        monkeypatch.setattr("cs_pipeline.register.version._LIBRARIES", ("torch",))
         probe_version(1, "and my order?", lake)
         assert asked == ["and my order?"] * 2, "other libraries may give another answer"
         (get_version(client, 1).folder / "adapter" / "metrics.json").write_text("{}")

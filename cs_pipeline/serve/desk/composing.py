@@ -1,4 +1,4 @@
-"""Turns a model's raw output into sentences for the customer, one by one, while it is being generated."""
+"""Turns a model's raw output into sentences for the customer while it is being generated."""
 
 import re
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ _MAX_SENTENCE_CHARACTERS = 600
 class AnswerContext:
     """What an answer depends on apart from the model's output.
 
-    ``values`` fill its placeholders, by canonical name. ``known_text`` is all text that its personal data may come from.
-    With ``private``, it only asks for details that the ``intent`` needs.
+    ``values`` fill its placeholders, by canonical name. Its personal data may only come from ``known_text``. If ``private``
+    is set, it only asks for details that the ``intent`` needs.
     """
 
     tone: Tone
@@ -33,7 +33,7 @@ class AnswerContext:
 class Composer:
     """Takes pieces of a raw answer and returns final sentences: screened, in the right tone, and filled.
 
-    ``withheld`` becomes true at the first sentence that no customer may read. Nothing is returned after that.
+    ``withheld`` becomes true at the first sentence that no customer may read. No sentence is returned from there on.
     """
 
     def __init__(self, screening: Screening, context: AnswerContext) -> None:
@@ -96,16 +96,17 @@ class SentenceSplitter:
     def feed(self, piece: str) -> Iterator[str]:
         """The sentences that ``piece`` completes: their end is certain, and no placeholder in them is open."""
         self._pending += piece
-        while end := self._end():
+        while end := self._sentence_end():
             yield self._pending[:end]
             self._pending = self._pending[end:]
 
     def rest(self) -> str:
-        """What is left when no more pieces come."""
+        """The text after the last complete sentence. Call it when no more pieces come."""
         rest, self._pending = self._pending, ""
         return rest
 
-    def _end(self) -> int:
+    def _sentence_end(self) -> int:
+        """The length of the first sentence in the pending text, or 0 if its end is not certain yet."""
         for match in _SENTENCE_END.finditer(self._pending):
             # The white space may continue in the next piece, and a placeholder may contain a full stop.
             if match.end() < len(self._pending) and not _OPEN_PLACEHOLDER.search(self._pending, 0, match.end()):

@@ -90,7 +90,7 @@ class CitedSource:
 
 @dataclass(frozen=True)
 class Reply:
-    """What the customer reads, and where it comes from.
+    """The text for the customer, and how it came about.
 
     ``served`` is the requested version. ``author`` is "model" if that version wrote ``text`` or its beginning, and "desk" if
     the desk replied without it (a handover, an off-topic question). ``intent`` and ``confidence`` (0 to 1) are None without
@@ -169,24 +169,25 @@ class Desk:
 
     def reply(self, request: DeskRequest, cancelled: threading.Event | None = None) -> Reply:
         """The complete reply. Raises the same errors as ``stream``."""
-        return self._reply_stream(request, cancelled, whole=True).complete()
+        return self._reply_stream(request, cancelled, streaming=False).complete()
 
     def stream(self, request: DeskRequest, cancelled: threading.Event | None = None) -> ReplyStream:
         """The reply in pieces. A ``Refusal`` (see ``models.jobs``) is raised here, before the first piece.
 
         Set ``cancelled`` when nobody is waiting any more; the reply then ends with what has been generated so far.
         """
-        return self._reply_stream(request, cancelled, whole=False)
+        return self._reply_stream(request, cancelled, streaming=True)
 
     def draft(self, request: DeskRequest, cancelled: threading.Event | None = None) -> Reply:
-        """The model's own answer, for an employee. It is screened, put into the requested tone and its placeholders are
-        filled, but it is never replaced by a handover or a fixed reply. ``handover`` says why a person would take over.
-        Raises the same errors as ``stream``.
+        """The model's own answer, for an employee: screened, in the requested tone, and with filled placeholders.
+
+        No handover or fixed reply replaces it. Its ``handover`` says why a person would take over. Raises the same errors
+        as ``stream``.
         """
         case = self._case(request)
         generation = self._start(case, cancelled)
         reason = handover_reason(case.text, case.earlier) or self._reason_from_intent(case, generation)
-        pieces = self._answer(case, generation, whole=True, reason=reason, draft=True)
+        pieces = self._answer(case, generation, streaming=False, reason=reason, draft=True)
         return ReplyStream(case.served, pieces).complete()
 
     def look_up(self, text: str) -> tuple[CitedSource, ...]:
@@ -195,10 +196,10 @@ class Desk:
         return _cite(self._service.live_index.look_up(question, _LOOK_UP_LIMITS), self._company.values)
 
     def close(self) -> None:
-        """Stops the background thread. Handovers that are not delivered yet stay in the queue."""
+        """Stops the delivery of handovers. Those not delivered yet stay in the queue."""
         self._queue.close()
 
-    def _reply_stream(self, request: DeskRequest, cancelled: threading.Event | None, *, whole: bool) -> ReplyStream:
+    def _reply_stream(self, request: DeskRequest, cancelled: threading.Event | None, *, streaming: bool) -> ReplyStream:
         case = self._case(request)
         if reason := handover_reason(case.text, case.earlier):
             return self._fixed_reply(case, self._hand_over(case, reason), reason)
@@ -211,7 +212,7 @@ class Desk:
         if reason := self._reason_from_intent(case, generation):
             generation.cancel()
             return self._fixed_reply(case, self._hand_over(case, reason, generation), reason, generation)
-        return ReplyStream(case.served, self._answer(case, generation, whole=whole))
+        return ReplyStream(case.served, self._answer(case, generation, streaming=streaming))
 
     def _case(self, request: DeskRequest) -> _Case:
         served = self._service.served(request.model)
@@ -259,7 +260,7 @@ class Desk:
         case: _Case,
         generation: Generation,
         *,
-        whole: bool,
+        streaming: bool,
         reason: HandoverReason | None = None,
         draft: bool = False,
     ) -> Generator[str, None, Reply]:
@@ -270,7 +271,7 @@ class Desk:
         composer = Composer(self._screening, context)
         sent: list[str] = []
         try:
-            for piece in [generation.text()] if whole else generation:
+            for piece in generation if streaming else [generation.text()]:
                 for sentence in composer.feed(piece):
                     sent.append(sentence)
                     yield sentence
@@ -294,16 +295,16 @@ class Desk:
             sent.append(self._in_tone(case, NOT_UNDERSTOOD))
             yield sent[-1]
         return Reply(
-            "".join(sent),
-            case.served,
-            author,
-            generation.intent,
-            generation.confidence,
-            reason,
-            "stop" if composer.withheld else generation.finish,
-            generation.tokens,
-            generation.prompt_tokens,
-            _cite(generation.retrieved or (), self._company.values) if author == "model" else (),
+            text="".join(sent),
+            served=case.served,
+            author=author,
+            intent=generation.intent,
+            confidence=generation.confidence,
+            handover=reason,
+            finish="stop" if composer.withheld else generation.finish,
+            tokens=generation.tokens,
+            prompt_tokens=generation.prompt_tokens,
+            sources=_cite(generation.retrieved or (), self._company.values) if author == "model" else (),
         )
 
     def _fixed_reply(
@@ -313,7 +314,7 @@ class Desk:
         reason: HandoverReason | None = None,
         generation: Generation | None = None,
     ) -> ReplyStream:
-        """The desk's own reply. Of a ``generation``, it uses only the intent and the confidence."""
+        """A reply with the desk's own ``text``. Only the intent and the confidence of ``generation`` are used."""
         intent, confidence = (generation.intent, generation.confidence) if generation else (None, None)
         reply_text = self._in_tone(case, text)
 

@@ -1,4 +1,4 @@
-"""Fills the placeholders of an answer. Those without a value are put into words, and no placeholder is shown raw."""
+"""Fills the placeholders of an answer. A placeholder without a value is replaced by words; none is shown as it is."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def canonical_values(values: Mapping[str, str]) -> dict[str, str]:
 
 
 def fill_placeholders(text: str, values: Mapping[str, str]) -> str:
-    """``text`` with its placeholders filled from ``values`` (as from ``canonical_values``), and the others in words.
+    """``text`` with its placeholders filled from ``values`` (from ``canonical_values``), or replaced by words.
 
     "Your order {{Order Number}} has left" becomes "Your order has left" if the number is unknown, "Hi {{Client Name}},"
     becomes "Hi,", and "your {{Order Number}}" becomes "your order number A-1" if it is known. A placeholder that is not in

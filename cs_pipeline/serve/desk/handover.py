@@ -1,8 +1,9 @@
-"""When a person takes over from the model, and what the customer and that person are given.
+"""Decides when a person takes over from the model, and writes the message to the customer and the summary for that person.
 
-On messages that were not used to write the rules (``cs_pipeline_tests/serve/desk/messages.yaml``, by the same author, so the
-figures are an upper bound) they handed over, on the first try, 13 of 16 that need a person and none of 54 others. Of 4,000
-Bitext questions they handed over 1 that does not ask for a person, and 86 of 125 that do; the intent finds the rest.
+In their first test, on 70 messages that were not used to write the rules (``cs_pipeline_tests/serve/desk/messages.yaml``),
+they handed over 13 of the 16 that need a person and none of the 54 others. The messages are by the author of the rules, so
+these figures are an upper bound. Of 4,000 Bitext questions, the rules handed over 86 of the 125 that ask for a person (the
+intent finds the rest) and 1 of the others.
 """
 
 import re
@@ -31,7 +32,7 @@ class HandoverReason(StrEnum):
 
 @dataclass(frozen=True)
 class Handover:
-    """What the person who takes over gets. It contains personal data.
+    """The record for the person who takes over. It contains personal data.
 
     ``follows`` is the reference of an earlier handover of the same conversation, or empty. ``values`` are the details that
     the customer gave, by placeholder. ``conversation`` is the unmasked conversation.
@@ -51,7 +52,7 @@ class Handover:
 
 
 def handover_reason(text: str, earlier: Context) -> HandoverReason | None:
-    """Why a person should take over after the customer's message ``text``, judged by words alone, or None."""
+    """Why a person should take over after the customer's message ``text``, by its words alone, or None."""
     if _ASKS_FOR_PERSON.search(text):
         return HandoverReason.ASKED
     if _SENSITIVE.search(text):
@@ -64,7 +65,7 @@ def handover_reason(text: str, earlier: Context) -> HandoverReason | None:
 def handover_message(reason: HandoverReason, earlier: Context, values: Mapping[str, str]) -> tuple[str, str, str]:
     """The message to the customer, the reference of the new handover, and the reference that it follows, or "".
 
-    If a person already has the conversation, the message says so.
+    If the conversation was handed over before, the message says so.
     """
     reference = f"H-{secrets.token_hex(4).upper()}"
     before = [found[0] for speaker, message in earlier if speaker == "agent" for found in _REFERENCE.finditer(message)]
@@ -102,8 +103,10 @@ def _shortened(text: str) -> str:
 
 
 def _has_failed(text: str, earlier: Context) -> bool:
-    """Whether the customer complains of repeating the request, complains twice that nothing helps, or asks the same three
-    times; or the last two answers only asked back or said what this desk is for.
+    """Whether the answers have not helped.
+
+    They have not if the customer complains of repeating the request, complains twice that nothing helps or asks the same
+    three times, or if the last two answers only asked back or said what this desk is for.
     """
     if _REPEATED.search(text):
         return True

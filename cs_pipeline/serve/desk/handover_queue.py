@@ -1,9 +1,9 @@
 """The queue of handovers: one file each in the lake, delivered to the company's webhook if it has one.
 
-``serve/handovers/H-….json`` is waiting. What the webhook has accepted moves to ``serve/handovers/delivered/`` and is kept as
-long as raw deliveries (``retention_days``). Without a webhook, whoever processes the queue removes the files. A file is
-written before the customer is told, and sent until the webhook answers 2xx, also after a restart. So a webhook may get one
-twice, with the same ``Idempotency-Key`` header.
+A waiting handover is ``serve/handovers/H-….json``. Once the webhook has accepted it, it moves to ``delivered/`` and is kept
+as long as raw deliveries (``retention_days``). Without a webhook, whoever processes the queue removes the files. A file is
+written before the customer is told. It is sent until the webhook answers 2xx, also after a restart, so a webhook may get a
+handover twice, with the same ``Idempotency-Key`` header.
 """
 
 import json
@@ -35,7 +35,7 @@ class HandoverQueue:
         self._folder = lake.path("serve", "handovers")
         self._delivered = self._folder / "delivered"
         self._webhook = company.handover.webhook
-        self._keep_seconds = company.retention_days * 86_400
+        self._retention_seconds = company.retention_days * 86_400
         self._wake = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._deliver, name="handovers", daemon=True)
@@ -44,13 +44,13 @@ class HandoverQueue:
             self._thread.start()
 
     def put(self, handover: Handover) -> None:
-        """Returns once the handover is on disk. Raises PipelineError when the lake cannot be written."""
+        """Stores ``handover``, which is on disk when this returns. Raises PipelineError if the lake cannot be written."""
         with atomic_file(self._folder / f"{handover.reference}.json", PRIVATE) as temporary:
             temporary.write_text(json.dumps(asdict(handover), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         self._wake.set()
 
     def close(self) -> None:
-        """Ends the thread after its current attempt. What is waiting is delivered after the next start."""
+        """Ends the thread after its current attempt. Waiting handovers are delivered after the next start."""
         self._closed.set()
         self._wake.set()
         if self._thread.is_alive():
@@ -61,23 +61,24 @@ class HandoverQueue:
         while not self._closed.is_set():
             self._wake.clear()
             # Every file is tried: one that the webhook refuses must not block the others.
-            failed = [path for path in self._folder.glob("H-*.json") if not (self._closed.is_set() or self._sent(path))]
+            failed = [path for path in self._folder.glob("H-*.json") if not (self._closed.is_set() or self._send(path))]
             self._delete_expired()
             self._wake.wait(pause if failed else None)
             pause = min(2 * pause, MAX_PAUSE) if failed else FIRST_PAUSE
 
-    def _sent(self, path: Path) -> bool:
+    def _send(self, path: Path) -> bool:
+        """Tries to deliver the handover in ``path``. Returns whether it no longer waits."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": path.stem}
         try:
             # A redirect is not a delivery: following it would send a GET without the handover.
-            answer = requests.post(
+            reply = requests.post(
                 self._webhook, data=path.read_bytes(), headers=headers, timeout=WEBHOOK_TIMEOUT, allow_redirects=False
             )
-            if answer.status_code // 100 != 2:
-                logger.warning("Handover %s not delivered yet: the webhook answered %d.", path.stem, answer.status_code)
+            if reply.status_code // 100 != 2:
+                logger.warning("Handover %s not delivered yet: the webhook answered %d.", path.stem, reply.status_code)
                 return False
             path.rename(self._delivered / path.name)
-        except FileNotFoundError:  # somebody has taken it away
+        except FileNotFoundError:  # whoever processes the queue removed it
             return True
         except OSError as error:  # the base class of all errors of requests
             # Without the error's text: it contains the address, which may contain a key.
@@ -88,5 +89,5 @@ class HandoverQueue:
     def _delete_expired(self) -> None:
         for path in self._delivered.glob("H-*.json"):
             with suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - self._keep_seconds:
+                if path.stat().st_mtime < time.time() - self._retention_seconds:
                     path.unlink()

@@ -1,9 +1,10 @@
 """Which messages this desk answers, and its reply to all others, which never reach a model.
 
-The rules look at words. On messages that were not used to write them (by the same author, so the figures are an upper
-bound: ``cs_pipeline_tests/serve/desk/messages.yaml``) they kept back, on the first try, 9 of 12 off-topic questions, 5 of 7
-about other customers, 7 of 8 prompt injections, all of 5 without content, and 1 of 22 that should be answered ("is the game
-in stock"), which a classifier that knows the shop would have kept. Of 4,000 Bitext questions they kept back none.
+The rules look at words. In their first test, on messages that were not used to write them (by the same author, so the
+figures are an upper bound: ``cs_pipeline_tests/serve/desk/messages.yaml``), they held back 9 of 12 off-topic questions, 5 of
+7 about other customers, 7 of 8 prompt injections and all 5 without content. Of 22 that should be answered they held back one
+("is the game in stock"), which a classifier that knows the shop would have let through. Of 4,000 Bitext questions they held
+back none.
 """
 
 import re
@@ -22,7 +23,7 @@ class OutOfScope(StrEnum):
     NO_CONTENT = f"How can I help you? I can answer questions about {_TOPICS}."
     """There is nothing to answer: a greeting, a punctuation mark, a random key."""
     PROMPT_INJECTION = f"I can only help with questions about {_TOPICS}. What can I do for you?"
-    """The message instructs a language model, or contains what only the program may write."""
+    """The message gives instructions to a language model, or contains a control token."""
     OTHER_CUSTOMER = (
         "I can only share a customer's details with that customer, so I cannot help with that. If it is about your own "
         "order or account, please tell me what you need."
@@ -49,16 +50,16 @@ def out_of_scope(text: str, raw: str, *, opening: bool) -> OutOfScope | None:
 
 
 def is_off_topic(text: str, confidence: float | None) -> bool:
-    """Whether ``text`` is about something else, by its words, unless the classifier is sure of its intent."""
+    """Whether the words of ``text`` are about something else. False if the classifier is sure of its intent."""
     if confidence is not None and confidence >= SURE_OF_INTENT:
         return False
     return bool(_OFF_TOPIC.search(text)) and not _OWN_TOPIC.search(text)
 
 
 SURE_OF_INTENT = 0.8
-"""At this confidence of the intent or above, a question is for this desk, whatever its words: a shop may sell games.
+"""A question whose intent has this confidence or more is for this desk, whatever its words: a shop may sell games.
 
-A classifier trained on 6,000 Bitext questions was below it for 3 % of 4,000 others, and for all 46 off-topic questions.
+A classifier trained on 6,000 Bitext questions was less sure for 3 % of 4,000 others, and for all of 46 off-topic questions.
 """
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))

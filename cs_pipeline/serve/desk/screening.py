@@ -40,12 +40,12 @@ class Screening:
         self._personal = PersonalData(company.phone_regions, company.own_patterns)
 
     def customer_details(self, texts: Iterable[str]) -> dict[str, str]:
-        """What a customer's ``texts``, oldest first, say about the customer, by placeholder. The latest text wins."""
+        """The customer's details in ``texts`` (oldest first), by placeholder. The latest text wins."""
         details: dict[str, str] = {}
         for text in texts:
             found = [(name, text[start:end]) for start, end, name in self._personal.find(text, "customer")]
-            # Within one text the first is more likely meant: "order 4412345678, not 4412345679".
-            details |= {n: value for n, value in reversed(found) if _is_own(n) and len(value) <= MAX_VALUE_CHARACTERS}
+            # Within one text the first value is more likely meant: "order 4412345678, not 4412345679".
+            details |= {n: v for n, v in reversed(found) if _is_customers(n) and len(v) <= MAX_VALUE_CHARACTERS}
         return details
 
     def mask(self, text: str, speaker: Speaker) -> str:
@@ -55,7 +55,7 @@ class Screening:
     def mask_unknown(self, sentence: str, known: str) -> str:
         """An answer's ``sentence`` with placeholders for personal data that is not in ``known``.
 
-        The model must have invented it, or learnt it from another customer's conversation.
+        The model invented such data, or learnt it from another customer's conversation.
         """
         parts, end = [], 0
         known = _bare(known)
@@ -66,7 +66,8 @@ class Screening:
         return "".join([*parts, sentence[end:]])
 
 
-def _is_own(name: str) -> bool:
+def _is_customers(name: str) -> bool:
+    """Whether the placeholder ``name`` stands for a detail of the customer."""
     entry = catalogue().get(name)
     return (entry is not None and entry.determiner == "customer") or name.startswith("Client ")
 

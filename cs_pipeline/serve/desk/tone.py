@@ -1,4 +1,4 @@
-"""The tone of an answer: neutral, friendly or strictly professional. Rules set it, whatever the prompt says.
+"""The tone of an answer: neutral, friendly or strictly professional. Rules set it, not the prompt.
 
 The rules work on single sentences, so they also apply to an answer that is still being generated, from any model:
 
@@ -30,15 +30,15 @@ class Tone(StrEnum):
 def apply_tone(text: str, tone: Tone) -> str:
     """``text`` (one sentence or a few) in ``tone``. Facts, names, labels and line breaks stay as they are."""
     parts = _LABEL.split(text)
-    for place in range(0, len(parts), 2):  # the odd parts are labels
+    for index in range(0, len(parts), 2):  # the odd parts are labels
         for pattern, words in _RULES[tone]:
-            parts[place] = pattern.sub(lambda match, words=words: _capitalize(match.expand(words), match), parts[place])
+            parts[index] = pattern.sub(lambda match, words=words: _capitalize(match.expand(words), match), parts[index])
     result = "".join(parts)
     return result[:1].upper() + result[1:] if text[:1].isupper() else result
 
 
 def salutation(first: str, tone: Tone, values: Mapping[str, str]) -> str:
-    """What goes before ``first``, the first sentence of a conversation; empty if that already greets.
+    """The salutation before ``first``, the first sentence of the first answer; empty if that already greets.
 
     The customer's name comes from ``values``, by canonical name.
     """

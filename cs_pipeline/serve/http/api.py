@@ -1,4 +1,4 @@
-"""The native routes: asking the desk, and the state of the server and its models."""
+"""The native routes: questions to the desk, and the state of the server and its models."""
 
 import asyncio
 import threading
@@ -107,7 +107,7 @@ class ModelList(BaseModel):
 
 
 async def wait_for_reply(request: Request, reply: Callable[[threading.Event], _T]) -> _T:
-    """Runs ``reply`` in a thread. Its event is set as soon as the client hangs up."""
+    """Runs ``reply`` in a thread and returns its result. The event that it gets is set when the client hangs up."""
     hung_up = threading.Event()
 
     async def watch() -> None:
@@ -115,29 +115,29 @@ async def wait_for_reply(request: Request, reply: Callable[[threading.Event], _T
             pass
         hung_up.set()
 
-    watching = asyncio.create_task(watch())
+    watch_task = asyncio.create_task(watch())
     try:
         return await run_in_threadpool(reply, hung_up)
     finally:
-        watching.cancel()
+        watch_task.cancel()
 
 
 def native_routes(service: ModelService, desk: Desk, metrics: Metrics) -> APIRouter:
-    """The routes of this API."""
+    """The router with the native routes."""
     router = APIRouter()
 
     @router.post("/chat", tags=["chat"], responses=error_docs(400, 404, 422, 429, 500, 503))
     async def chat(body: ChatRequest, request: Request) -> ChatResponse:
         """Answers a customer's question."""
         asked = DeskRequest(
-            body.user_input,
-            tuple((turn.speaker, turn.text) for turn in body.earlier),
-            body.model_name,
-            body.tone,
-            Sampling(body.temperature, body.top_p, body.max_tokens, body.seed),
-            body.values,
-            body.private,
-            body.context,
+            text=body.user_input,
+            earlier=tuple((turn.speaker, turn.text) for turn in body.earlier),
+            model=body.model_name,
+            tone=body.tone,
+            sampling=Sampling(body.temperature, body.top_p, body.max_tokens, body.seed),
+            values=body.values,
+            private=body.private,
+            context=body.context,
         )
         reply = await wait_for_reply(request, lambda hung_up: desk.reply(asked, hung_up))
         return ChatResponse(
@@ -160,7 +160,7 @@ def native_routes(service: ModelService, desk: Desk, metrics: Metrics) -> APIRou
         return ModelList(
             champion=service.registry.champion,
             trouble=service.registry.problem(),
-            weights_bytes=service.pool.bytes,
+            weights_bytes=service.pool.weight_bytes,
             models=[
                 ModelInfo(
                     **{**asdict(model.served), "name": model.name}, aliases=list(model.aliases), loaded=model.loaded

@@ -1,4 +1,4 @@
-"""How errors look over HTTP: a status, and one body shape for all of them, which is OpenAI's."""
+"""Turns errors into HTTP responses. All have a status and a body in the format of OpenAI's errors."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ _DESCRIPTIONS = {
 
 
 def error_to_response(error: PipelineError) -> JSONResponse:
-    """The response for one of this project's errors."""
+    """The response to a PipelineError."""
     message = f"{error.what} {error.fix}"
     match error:
         case Busy():
@@ -73,7 +73,7 @@ async def _pipeline_error(request: Request, error: PipelineError) -> Response:
 
 
 async def _invalid_request(request: Request, error: RequestValidationError) -> Response:
-    """Names each wrong field and the reason. Never repeats the value: it is a customer's, and may not even be text."""
+    """Names each wrong field and the reason, but not the value, which may be a customer's text or no valid text at all."""
     faults = [(_field(fault["loc"]), fault["msg"].removeprefix("Value error, ")) for fault in error.errors()]
     message = "; ".join(f"{field}: {why}" if field else why for field, why in faults)
     status = 400 if request.url.path.startswith("/v1/") else 422  # OpenAI's clients expect 400
@@ -101,4 +101,4 @@ ERROR_HANDLERS: dict[int | type[Exception], Any] = {
     HTTPException: _http_error,
     Exception: _unexpected_error,
 }
-"""Turn every error that a route raises into an ``ErrorBody``."""
+"""The handlers that turn every error of a route into an ``ErrorBody``."""

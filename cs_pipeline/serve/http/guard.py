@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from cs_pipeline.serve.http.error_handlers import error_response
 
 MAX_BODY_BYTES = 512 * 1024
-"""Limit for a request body. A page that compares long chats sends a tenth of it."""
+"""Limit for a request body. The largest requests of the page take about a tenth of it."""
 
 _KEYLESS_PATHS = frozenset({"/health", "/ready"})
 """Load balancers ask for these without a key."""
@@ -74,7 +74,7 @@ class SizeGuard:
         async def guarded_send(message: Message) -> None:
             nonlocal response_started
             if refused:
-                return  # the app's reaction to the cut body would be misleading
+                return  # the app would answer to an incomplete body
             response_started = True
             await send(message)
 

@@ -40,7 +40,7 @@ class Metrics:
 
 
 class ServiceCollector(Collector):
-    """Gauges that are read when Prometheus asks: queue, memory, champion."""
+    """Gauges that are computed when Prometheus asks for them: queue, memory, champion."""
 
     def __init__(self, service: ModelService) -> None:
         self._service = service
@@ -50,7 +50,7 @@ class ServiceCollector(Collector):
         failing = registry.failure is not None
         for name, meaning, value in (
             ("cs_questions_inside", "Questions queued or being answered.", self._service.inside),
-            ("cs_weights_bytes", "Memory of all weights in bytes.", pool.bytes),
+            ("cs_weights_bytes", "Memory of all weights in bytes.", pool.weight_bytes),
             ("cs_champion_version", "The version that answers as champion; 0 if none.", registry.champion or 0),
             ("cs_champion_fails_to_load", "1 if the version with the champion alias does not load.", failing),
             ("cs_registry_up", "1 if the registry answers.", registry.unreachable is None),
@@ -84,9 +84,9 @@ class RequestMetrics:
         try:
             await self._app(scope, receive, recording_send)
         finally:
-            took = time.monotonic() - started
+            seconds = time.monotonic() - started
             # The route's pattern, not the path: a path may contain what somebody typed.
             route = getattr(scope.get("route"), "path", "other") or "page"
             self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(took)
-            logger.info("%s %s %d %.0f ms", scope["method"], route, status, 1000 * took)
+            self._metrics.request_seconds.labels(route).observe(seconds)
+            logger.info("%s %s %d %.0f ms", scope["method"], route, status, 1000 * seconds)

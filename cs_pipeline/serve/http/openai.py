@@ -102,18 +102,18 @@ class ChatCompletionRequest(BaseModel):
         return self
 
     def to_desk_request(self) -> DeskRequest:
-        """The same request in the desk's terms."""
+        """This request as the desk takes it."""
         *earlier, last = self.messages
-        context = [message.text for message in earlier if message.role not in _SPEAKERS]
+        context = "\n".join(message.text for message in earlier if message.role not in _SPEAKERS)
         sampling = Sampling(
-            self.temperature or 0.0,
-            1.0 if self.top_p is None else self.top_p,
-            self.max_completion_tokens or self.max_tokens,
-            self.seed,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            max_tokens=self.max_completion_tokens or self.max_tokens,
+            seed=self.seed,
         )
         turns = tuple((_SPEAKERS[m.role], m.text) for m in earlier if m.role in _SPEAKERS)
         return DeskRequest(
-            last.text, turns, self.model, self.tone, sampling, self.values, self.private, "\n".join(context)
+            last.text, turns, self.model, self.tone, sampling, self.values, private=self.private, context=context
         )
 
 
@@ -132,7 +132,7 @@ class EventStream(StreamingResponse):
 
 
 def openai_routes(service: ModelService, desk: Desk) -> APIRouter:
-    """The routes under ``/v1``."""
+    """The router with the routes under ``/v1``."""
     router = APIRouter(prefix="/v1", tags=["OpenAI-compatible"])
 
     @router.get("/models")

@@ -1,4 +1,4 @@
-"""Generation for one micro-batch. Each row has its own temperature, top-p, seed and limits, and leaves when it ends."""
+"""Generates the answers of one micro-batch. Each row has its own temperature, top-p, seed and limits, and its own end."""
 
 import random
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ _MIN_TEMPERATURE = 0.01
 
 
 class RowStopping(StoppingCriteria):
-    """Gives each row's new token to its job, and reports which rows have left the batch."""
+    """Gives each row's new token to its job, and reports which rows have ended."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
         self._jobs = jobs
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """``input_ids``: shape [rows, tokens], the new token last. Returns True for each row that has ended."""
+        """``input_ids``: shape [rows, tokens], the new token last. Returns a mask of the ended rows, shape [rows]."""
         for job, token in zip(self._jobs, input_ids[:, -1].tolist(), strict=True):
             if job.done.is_set():
                 continue
@@ -34,7 +34,7 @@ class RowStopping(StoppingCriteria):
 
 
 class RowSampler(LogitsProcessor):
-    """Samples a token for each row with a temperature, and masks all others so that greedy decoding picks it.
+    """Samples a token for each row with a temperature, and masks its other tokens so that greedy decoding picks it.
 
     Each row draws from its own seed, so the other rows of the batch do not affect it. Nucleus sampling as in Holtzman et
     al. 2020 (arXiv 1904.09751): the fewest tokens whose probabilities sum to ``top_p``.
@@ -57,10 +57,10 @@ class RowSampler(LogitsProcessor):
         # The dtype is explicit: while another thread loads a model, torch's default dtype is that model's.
         draws = [[generator.random()] for generator in self._generators]
         drawn = torch.tensor(draws, dtype=torch.float32, device=scores.device) * cumulative[:, -1:]
-        place = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[-1] - 1)
+        position = torch.searchsorted(cumulative, drawn, right=True).clamp(max=scores.shape[-1] - 1)
         scores = scores.clone()
         scores[self._rows] = -torch.inf
-        scores[self._rows, order.gather(1, place).squeeze(1)] = 0.0
+        scores[self._rows, order.gather(1, position).squeeze(1)] = 0.0
         return scores
 
 

@@ -1,4 +1,4 @@
-"""One loaded model and its thread, which answers waiting questions in micro-batches, one adapter per batch."""
+"""A loaded model and its thread, which answers waiting questions in micro-batches. All rows of a batch use one adapter."""
 
 import logging
 import threading
@@ -24,15 +24,15 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._closing = False
-        self._change = threading.Condition()
+        self._condition = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     def submit(self, job: Job) -> None:
         """Adds ``job`` to the queue."""
-        with self._change:
+        with self._condition:
             self._waiting.append(job)
-            self._change.notify()
+            self._condition.notify()
 
     def attach(self, folder: str, name: str) -> None:
         """Loads the adapter in ``folder`` next to the loaded ones, between two batches."""
@@ -43,30 +43,30 @@ class Engine:
         self._call(lambda: self._detach(name))
 
     def close(self) -> None:
-        """Answers what is queued, ends the thread, and releases the model."""
-        with self._change:
+        """Answers the queued jobs, ends the thread, and releases the model."""
+        with self._condition:
             self._closing = True
-            self._change.notify()
+            self._condition.notify()
         self._thread.join()
         del self.model, self._peft
 
     @property
-    def bytes(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of memory that the weights take, adapters included."""
         return sum(t.nbytes for t in (*self.model.parameters(), *self.model.buffers()))
 
     def _call(self, function: Callable[[], object]) -> None:
         """Runs ``function`` in the engine's thread, between two batches."""
         done: Future[object] = Future()
-        with self._change:
+        with self._condition:
             self._calls.append((function, done))
-            self._change.notify()
+            self._condition.notify()
         done.result()
 
     def _work(self) -> None:
         while True:
-            with self._change:
-                self._change.wait_for(lambda: self._calls or self._waiting or self._closing)
+            with self._condition:
+                self._condition.wait_for(lambda: self._calls or self._waiting or self._closing)
                 call = self._calls.popleft() if self._calls else None
                 batch = [] if call else self._next_batch()
             if call:
@@ -104,7 +104,7 @@ class Engine:
             self.batches += 1
             decode(self.model, batch)
         except Exception as error:
-            # Only the type of the error is passed on: its text might quote the question.
+            # The client gets only the type of the error: its text might quote the question.
             kind = type(error).__name__
             logger.exception("a batch of %d answers failed: %s", len(batch), kind)
             failure = PipelineError(f"The model failed while answering ({kind}).", "See the server's log.")
@@ -115,25 +115,25 @@ class Engine:
     def _activate(self, adapter: str | None) -> None:
         """Switches to ``adapter``, or to the bare base.
 
-        In float32 the adapter is merged into the weights and unmerged when another one is needed: unmerged, it would double
-        the time per token of a small model. Merging and unmerging changes a weight by 1e-7 through rounding. In 16-bit
-        weights the error would be larger, so there adapters stay unmerged.
+        In float32 on a CPU, the adapter is merged into the weights until another one is needed: unmerged, it would double
+        the time per token of a small model. The rounding of a merge and unmerge changes a weight by 1e-7. In 16-bit weights
+        the error would be larger, so there adapters stay unmerged.
         """
         if self._peft is None or adapter == self._active:
             return
-        if self._active is not None and self._merges:
+        if self._active is not None and self._should_merge:
             self._peft.unmerge_adapter()
         if adapter is None:
             self._peft.base_model.disable_adapter_layers()
         else:
             self._peft.base_model.enable_adapter_layers()
             self._peft.set_adapter(adapter, inference_mode=True)
-            if self._merges:
+            if self._should_merge:
                 self._peft.merge_adapter([adapter])
         self._active = adapter
 
     @property
-    def _merges(self) -> bool:
+    def _should_merge(self) -> bool:
         return self.model.dtype.itemsize == 4 and self.model.device.type == "cpu"
 
     def _attach(self, folder: str, name: str) -> None:

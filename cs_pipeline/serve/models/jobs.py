@@ -1,4 +1,4 @@
-"""Questions to a model in memory: how each is answered, the answer as it grows, and why a question may be refused."""
+"""Jobs (questions to a model in memory, with their settings and growing answers), and the reasons to refuse a question."""
 
 import threading
 import time
@@ -15,8 +15,7 @@ Finish = Literal["stop", "length", "cancelled", "time"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. ``temperature`` 0 is greedy. ``max_tokens`` is capped at the recipe's limit, and None is that
-    limit."""
+    """How tokens are chosen. ``temperature`` 0 is greedy. ``max_tokens`` is capped at the recipe's limit, its default."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -26,7 +25,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """What an engine needs to answer as one version: the adapter (None for the base) and at most ``max_rows`` per batch."""
+    """A version on its engine: chat format, stop tokens, adapter (None for the base), and the ``max_rows`` of a batch."""
 
     chat: ChatFormat
     stops: frozenset[int]

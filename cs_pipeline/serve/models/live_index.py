@@ -38,9 +38,9 @@ class LiveIndex:
             return self._index
 
     def look_up(self, question: str, wanted: RetrievalSettings) -> list[RetrievedText]:
-        """Known answers and passages for ``question``, as many as ``wanted`` says, in placeholder mode ``keep``.
+        """Known answers and passages for ``question``, in placeholder mode ``keep``; empty without an index.
 
-        Empty without an index.
+        ``wanted`` sets how many of each kind.
         """
         index = self.index()
         if index is None:
@@ -48,7 +48,7 @@ class LiveIndex:
         return [*index.answers([question], wanted.answers)[0], *index.passages([question], wanted.passages)[0]]
 
     def retrieve_for(self, recipe: Recipe, question: str, intent: str | None) -> list[RetrievedText]:
-        """The texts in the prompt of a model of ``recipe`` for ``question``; empty if the recipe does not retrieve.
+        """The texts that a model of ``recipe`` gets in its prompt with ``question``; empty if the recipe does not retrieve.
 
         Raises NotReady when the index is missing or damaged.
         """

@@ -53,7 +53,7 @@ WeightsKey = tuple[str, ...]
 
 @dataclass(eq=False)
 class LoadedModel:
-    """A version in memory. ``users`` counts the calls of ``hold`` not yet released: by running answers and by an alias."""
+    """A version in memory. ``users`` counts who holds it: the running answers, and the registry if it is champion."""
 
     served: ServedModel
     recipe: Recipe
@@ -69,7 +69,7 @@ class ModelPool:
     """All models in memory, with at most ``limit`` bytes of weights. Thread-safe."""
 
     def __init__(self, lake: DataLake, limit: int) -> None:
-        # Imported before any loading thread starts: text/personal.py hides them while another thread loads presidio.
+        # Imported before any thread loads a model: text/personal.py hides these libraries while it loads presidio.
         import torch  # noqa: F401
         import transformers  # noqa: F401
 
@@ -100,16 +100,16 @@ class ModelPool:
     def usage(self) -> dict[str, dict[str, int]]:
         """The models in memory by name: their ``users``, and the ``bytes`` of their weights, shared ones included."""
         with self._lock:
-            return {name: {"users": m.users, "bytes": m.engine.bytes} for name, m in self._loaded.items()}
+            return {name: {"users": m.users, "bytes": m.engine.weight_bytes} for name, m in self._loaded.items()}
 
     @property
-    def bytes(self) -> int:
+    def weight_bytes(self) -> int:
         """Bytes of memory that all weights take."""
         with self._lock:
-            return sum(engine.bytes for engine in self._engines.values())
+            return sum(engine.weight_bytes for engine in self._engines.values())
 
     def close(self) -> None:
-        """Answers what is queued, then unloads everything."""
+        """Answers the queued questions, then unloads all models."""
         with _LOAD_LOCK:
             for name in list(self._loaded):
                 self._unload(name)
@@ -165,7 +165,7 @@ class ModelPool:
         with self._lock:
             self._loaded[served.name] = loaded
         took = time.monotonic() - started
-        logger.info("model %s loaded in %.1f s; weights take %.2f GB", served.name, took, self.bytes / 1e9)
+        logger.info("model %s loaded in %.1f s; weights take %.2f GB", served.name, took, self.weight_bytes / 1e9)
         return loaded
 
     def _folder(self, version: int) -> Path:
@@ -176,21 +176,20 @@ class ModelPool:
 
     def _classifier(self, recipe: Recipe, adapter: Path) -> TextClassifier | None:
         """The version's own intent classifier if its recipe routes by intent, else the lake's, if there is one."""
-        own, lakes = adapter / "intent_classifier", self._lake.path("prepare", "intent_classifier")
         if recipe.prompt.route == "intent":
-            return TextClassifier.load(own)
-        return TextClassifier.load(lakes) if lakes.exists() else None
+            return TextClassifier.load(adapter / "intent_classifier")
+        shared = self._lake.path("prepare", "intent_classifier")
+        return TextClassifier.load(shared) if shared.exists() else None
 
     def _make_room(self, needed: int) -> None:
         """Evicts the least recently used models until ``needed`` bytes fit. Raises NotReady when they cannot."""
-        while self.bytes + needed > self._limit:
+        while (used := self.weight_bytes) + needed > self._limit:
             with self._lock:
                 idle = [name for name, loaded in self._loaded.items() if not loaded.users]
                 oldest = min(idle, key=lambda name: self._loaded[name].last_used, default=None)
             if oldest is None:
                 raise NotReady(
-                    f"The model takes {needed / 1e9:.2f} GB, and {self.bytes / 1e9:.2f} of {self._limit / 1e9:.2f} GB "
-                    "are in use.",
+                    f"The model takes {needed / 1e9:.2f} GB; {used / 1e9:.2f} of {self._limit / 1e9:.2f} GB are in use.",
                     "Try again when other answers are finished, or give the server more memory (CS_SERVE_MEMORY_GB).",
                     RETRY_AFTER,
                 )
@@ -224,7 +223,7 @@ def _load_weights(folder: Path, quantization: str) -> Any:
 
 
 def _expected_bytes(folder: Path, quantization: str) -> int:
-    """Bytes of memory that the weights in ``folder`` will take, computed from the shapes in their files."""
+    """Bytes of memory that the weights in ``folder`` will take, from the shapes in their files."""
     import math
 
     import torch

@@ -1,4 +1,4 @@
-"""The known models: MLflow's versions and aliases, polled every few seconds, and the champion that answers now."""
+"""The models that can be requested, from MLflow's versions and aliases, and the champion that answers now."""
 
 import logging
 import re
@@ -32,7 +32,7 @@ class RegistryState:
 class ModelRegistry:
     """Model names, and the version behind ``champion``.
 
-    A thread polls the alias every ``seconds``. A new champion loads while the old one still answers, and takes over once it
+    A thread polls the store every ``seconds``. A new champion loads while the old one still answers, and takes over once it
     is loaded. If it does not load, the old one stays and the load is retried later.
     """
 
@@ -54,37 +54,37 @@ class ModelRegistry:
     @property
     def champion(self) -> int | None:
         """The version that answers as champion, or None. It can lag behind the alias."""
-        held = self._champion
-        return None if held is None else held.served.version
+        champion = self._champion
+        return None if champion is None else champion.served.version
 
     def resolve(self, name: str) -> ServedModel:
         """The model called ``name``: ``champion``, ``challenger``, ``cs-support`` or a number, each also with ``:base``.
 
         Raises UnknownModel, and NotReady when no champion is loaded.
         """
-        found = _NAME.fullmatch(name)
+        match = _NAME.fullmatch(name)
         state = self.state
-        if found is None:
+        if match is None:
             raise UnknownModel(self.names())
-        if found["model"] in (CHAMPION, MODEL):
-            held = self._champion
-            if held is None:
+        if match["model"] in (CHAMPION, MODEL):
+            champion = self._champion
+            if champion is None:
                 raise self._no_champion()
-            version = held.served
+            version = champion.served
         else:
-            number = int(found["model"]) if found["model"].isdecimal() else state.aliases.get(found["model"])
+            number = int(match["model"]) if match["model"].isdecimal() else state.aliases.get(match["model"])
             if number not in state.versions:
                 raise UnknownModel(self.names())
             version = state.versions[number]
-        return replace(version, name=f"{version.version}:base", base=True) if found["base"] else version
+        return replace(version, name=f"{version.version}:base", base=True) if match["base"] else version
 
     def names(self) -> list[str]:
         """All valid model names: aliases first, then versions, newest first."""
         state = self.state
         champion = [] if self._champion is None else [MODEL, CHAMPION]
         challenger = [CHALLENGER] if CHALLENGER in state.aliases else []
-        own = [*champion, *challenger, *map(str, sorted(state.versions, reverse=True))]
-        return [name for model in own for name in (model, f"{model}:base")]
+        tuned = [*champion, *challenger, *map(str, sorted(state.versions, reverse=True))]
+        return [name for model in tuned for name in (model, f"{model}:base")]
 
     def problem(self) -> str | None:
         """Why the version with the champion alias does not answer, or None."""
@@ -103,7 +103,7 @@ class ModelRegistry:
             return NotReady(problem, "Try again in a moment; the server's log has more.", RETRY_AFTER)
         if CHAMPION in self.state.aliases:
             return NotReady("The champion is still loading.", "Try again in a moment.", 5)
-        return NotReady("There is no champion yet.", "Run the whole job first: make demo", RETRY_AFTER)
+        return NotReady("There is no champion yet.", "Run the full pipeline first: make demo", RETRY_AFTER)
 
     def _watch(self) -> None:
         while True:
@@ -111,7 +111,7 @@ class ModelRegistry:
                 self._poll()
                 self.unreachable = None
             except Exception as error:
-                # Whatever is wrong with the store, its last answer is good enough to keep serving.
+                # Whatever the error, the server continues with the store's last answer.
                 if self.unreachable is None or not self.state.versions:
                     logger.warning("the registry does not answer: %s", error)
                 self.unreachable = f"The registry does not answer: {error}"

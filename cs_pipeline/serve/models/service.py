@@ -1,4 +1,4 @@
-"""The entry point to the models: takes a model name and a question, and returns an answer while it is being generated."""
+"""The entry point to the models: takes a model name and a question, and returns the answer as it is generated."""
 
 import math
 import threading
@@ -58,10 +58,10 @@ class Generation:
             raise self.job.error
         if self.job.finish == "time" and not self.job.tokens:
             raise Busy(math.ceil(time.monotonic() - self.started))
-        return self.written
+        return self.text_so_far
 
     @property
-    def written(self) -> str:
+    def text_so_far(self) -> str:
         """The text so far, without waiting."""
         return self.job.variant.chat.decode(self.job.tokens.copy())
 
@@ -92,7 +92,7 @@ class Generation:
 
     def _stable_text(self) -> str:
         """The text that later tokens cannot change: incomplete characters and escapes at its end are held back."""
-        text = self.written.rstrip("\N{REPLACEMENT CHARACTER}")
+        text = self.text_so_far.rstrip("\N{REPLACEMENT CHARACTER}")
         escape = text.rfind(ESCAPE, -8)
         return (text if escape < 0 else text[:escape]).rstrip()
 
@@ -108,9 +108,10 @@ class ListedModel:
 
 
 class ModelService:
-    """Registry, models in memory and batching behind one call. Thread-safe; each caller waits in its own thread.
+    """The registry, the models in memory and their queues. Thread-safe; each caller waits in its own thread.
 
-    It holds at most ``queue`` questions, each for at most ``seconds``. ``observe`` is called with each answer that ended.
+    At most ``queue`` questions wait or are being answered, each for at most ``seconds``. ``observe`` is called with each
+    answer that has ended.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class ModelService:
         return self._inside
 
     def close(self) -> None:
-        """Answers what is queued, then stops."""
+        """Answers the queued questions, then unloads all models."""
         self.registry.close()
         self.pool.close()
 

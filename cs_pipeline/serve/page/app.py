@@ -1,4 +1,4 @@
-"""The page at ``/``: four tabs on the desk, in the server's own process. It loads nothing from other hosts."""
+"""The page at ``/``. Its four tabs call the desk in the same process, and it loads nothing from other hosts."""
 
 import os
 from collections.abc import Callable
@@ -27,14 +27,14 @@ _GRADIO_PATHS = (
     *("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/static/", "/assets/"),
     *("/gradio_api/queue/", "/gradio_api/run/", "/gradio_api/heartbeat/", "/gradio_api/cancel", "/gradio_api/reset"),
 )
-"""The routes of Gradio that the page needs. All others are closed, such as uploads and files by path."""
+"""The routes of Gradio that the page needs. All others, such as uploads and files by path, answer 404."""
 
 
 def mount_page(app: FastAPI, desk: Desk, service: ModelService, lake: DataLake) -> Callable[[], None]:
     """Mounts the page at ``/`` of ``app``, after its existing routes, and the reports at ``/reports/{version}``.
 
-    Returns a function that disconnects open pages. Call it in the event loop on shutdown, which would otherwise wait for
-    them.
+    Returns a function that disconnects open pages. Call it in the event loop before the shutdown, which would otherwise
+    wait for them.
     """
     # By default Gradio aggregates all events with pandas after each one, for its own monitoring page, which is closed here.
     os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", str(10**9))
@@ -109,7 +109,7 @@ def _blocks(desk: Desk, service: ModelService, lake: DataLake) -> gr.Blocks:
                 assist = AssistTab(desk, service, lake, browser)
         blocks.load(_known_browser, browser, browser, show_progress="hidden")
         blocks.load(
-            chat.refreshed, [chat.model, chat.kept], [chat.model, chat.warning, chat.history], show_progress="hidden"
+            chat.refreshed, [chat.model, chat.saved], [chat.model, chat.warning, chat.history], show_progress="hidden"
         )
         comparing.select(compare.refreshed, compare.models, compare.models, show_progress="hidden")
         assisting.select(assist.refreshed, assist.models, assist.models, show_progress="hidden")

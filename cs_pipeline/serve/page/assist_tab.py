@@ -1,4 +1,4 @@
-"""The *Agent assist* tab: drafts answers to a ticket. The agent picks one, edits it, sends it, and the result is kept."""
+"""The *Agent assist* tab drafts answers to a ticket. The agent picks one, edits and sends it, and the edit is stored."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ _DRAFT_DEFAULTS = ((Tone.NEUTRAL, 0.0), (Tone.FRIENDLY, 0.0), (Tone.NEUTRAL, 0.8
 
 @dataclass(frozen=True)
 class _Ticket:
-    """A ticket with its drafts. ``id`` is the id of the edit that comes of it."""
+    """A ticket with its drafts. The agent's edit is stored under ``id``."""
 
     id: str
     text: str

@@ -39,11 +39,11 @@ from cs_pipeline.serve.page.transcript import (
     turn_of,
 )
 
-_MAX_KEPT_CHATS = 20
-"""Chats that a browser keeps."""
+_MAX_SAVED_CHATS = 20
+"""Number of chats that a browser keeps."""
 
 _UPDATE_INTERVAL = 0.05
-"""Seconds between two updates of a growing answer. More would not be visible, and each costs a message."""
+"""Seconds between two updates of a growing answer. Nobody would see more of them, and each costs a message."""
 
 
 class ChatTab:
@@ -55,7 +55,7 @@ class ChatTab:
         self._chat = gr.State(new_chat)
         # A fixed secret: with a new one at each start, chats would be unreadable after a restart. The number in the key is
         # the version of Conversation's fields.
-        self.kept = gr.BrowserState([], storage_key="cs-support-chats-1", secret="cs-support")
+        self.saved = gr.BrowserState([], storage_key="cs-support-chats-1", secret="cs-support")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=320):
                 self.warning = gr.HTML(visible=False, js_on_load=None)
@@ -99,7 +99,7 @@ class ChatTab:
                     context = gr.Textbox("", label="Context", lines=2, placeholder="The parcel left on Monday.")
                     details = gr.Textbox("", label="Details", lines=2, placeholder="Order Number: 12345")
                 self.history = gr.Dropdown(label="Earlier chats (kept in this browser)", choices=[], elem_id="history")
-                forget = gr.Button("Delete earlier chats", size="sm")
+                delete = gr.Button("Delete earlier chats", size="sm")
         exported = gr.Textbox(visible=False)
         conversation = [self._messages, self._chat]
 
@@ -112,13 +112,13 @@ class ChatTab:
             changed,
             show_progress="hidden",
             concurrency_limit=None,
-        ).then(self._keep, [self._chat, self.kept], [self.kept, self.history], show_progress="hidden")
+        ).then(self._save, [self._chat, self.saved], [self.saved, self.history], show_progress="hidden")
         self._stop.click(self._cancel, None, None, queue=False)
         self._messages.like(self._thumb, [self._chat, rater], self._chat, show_progress="hidden")
         self.model.change(self.warn, self.model, self.warning, show_progress="hidden")
         gr.on([new.click, self._messages.clear], self._new, None, [*conversation, self.history], show_progress="hidden")
-        self.history.input(self._open, [self.history, self.kept], conversation, show_progress="hidden")
-        forget.click(self._forget, None, [self.kept, self.history], show_progress="hidden")
+        self.history.input(self._open, [self.history, self.saved], conversation, show_progress="hidden")
+        delete.click(self._delete_chats, None, [self.saved, self.history], show_progress="hidden")
         for button, write, name, kind in (
             (json_file, as_json, "chat.json", "application/json"),
             (text_file, transcript_text, "chat.txt", "text/plain"),
@@ -133,11 +133,11 @@ class ChatTab:
         models = self._service.models()
         return gr.HTML(warning, visible=any(model.served.embedded for model in models if model.name == name))
 
-    def refreshed(self, model: str | None, kept: list[Conversation]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
+    def refreshed(self, model: str | None, saved: list[Conversation]) -> tuple[gr.Dropdown, gr.HTML, gr.Dropdown]:
         """The current choices of models and earlier chats, and the warning for the chosen model."""
         choices = model_choices(self._service)
         chosen = valid_choice(choices, model)
-        return gr.Dropdown(choices, value=chosen), self.warn(chosen), _history(kept)
+        return gr.Dropdown(choices, value=chosen), self.warn(chosen), _history(saved)
 
     def _answer(
         self,
@@ -201,11 +201,11 @@ class ChatTab:
             cancelled.set()
 
     def _thumb(self, chat: Conversation, rater: str, like: gr.LikeData) -> Conversation:
-        place = like.index // 2 if isinstance(like.index, int) else len(chat["turns"])
-        if place >= len(chat["turns"]) or not isinstance(like.liked, bool):
+        index = like.index // 2 if isinstance(like.index, int) else len(chat["turns"])
+        if index >= len(chat["turns"]) or not isinstance(like.liked, bool):
             return chat
-        turn, up = chat["turns"][place], like.liked
-        asked = AskedQuestion(turn["question"], earlier(chat["turns"][:place]))
+        turn, up = chat["turns"][index], like.liked
+        asked = AskedQuestion(turn["question"], earlier(chat["turns"][:index]))
         given = GivenAnswer(turn["system"], turn["answer"], turn["settings"])
         try:
             with Feedback(self._lake) as feedback:
@@ -216,22 +216,22 @@ class ChatTab:
         turn["thumb"] = up
         return chat
 
-    def _keep(self, chat: Conversation, kept: list[Conversation]) -> tuple[list[Conversation], gr.Dropdown]:
-        others = [other for other in kept if other["id"] != chat["id"]]
-        now = [chat, *others][:_MAX_KEPT_CHATS] if chat["turns"] else others
-        return now, _history(now)
+    def _save(self, chat: Conversation, saved: list[Conversation]) -> tuple[list[Conversation], gr.Dropdown]:
+        others = [other for other in saved if other["id"] != chat["id"]]
+        chats = [chat, *others][:_MAX_SAVED_CHATS] if chat["turns"] else others
+        return chats, _history(chats)
 
     def _new(self) -> tuple[list[dict[str, str]], Conversation, gr.Dropdown]:
         return [], new_chat(), gr.Dropdown(value=None)
 
-    def _open(self, id: str | None, kept: list[Conversation]) -> tuple[Any, Conversation]:
-        chat = next((chat for chat in kept if chat["id"] == id), new_chat())
+    def _open(self, id: str | None, saved: list[Conversation]) -> tuple[Any, Conversation]:
+        chat = next((chat for chat in saved if chat["id"] == id), new_chat())
         thumbs = [{True: "Like", False: "Dislike", None: None}[turn["thumb"]] for turn in chat["turns"]]
         return gr.update(value=chatbot_messages(chat["turns"]), feedback_value=thumbs), chat
 
-    def _forget(self) -> tuple[list[Conversation], gr.Dropdown]:
+    def _delete_chats(self) -> tuple[list[Conversation], gr.Dropdown]:
         return [], _history([])
 
 
-def _history(kept: list[Conversation]) -> gr.Dropdown:
-    return gr.Dropdown([(title(chat), chat["id"]) for chat in kept], value=None)
+def _history(saved: list[Conversation]) -> gr.Dropdown:
+    return gr.Dropdown([(title(chat), chat["id"]) for chat in saved], value=None)

@@ -1,4 +1,4 @@
-"""The *Compare* tab: two or three models answer one question, and are rated before their names are shown."""
+"""The *Compare* tab: two or three models answer a question. People rate the answers before they see the models' names."""
 
 import random
 from collections.abc import Sequence
@@ -113,13 +113,13 @@ class CompareTab:
             self._vote: gr.Radio([*letters, _TIE], value=None, interactive=True),
             self._save: gr.Button(interactive=True),
         }
-        for place, (column, answer, score) in enumerate(
+        for index, (column, answer, score) in enumerate(
             zip(self._columns, self._answers, self._scores, strict=True),
         ):
-            updates[column] = gr.Column(visible=place < len(letters))
+            updates[column] = gr.Column(visible=index < len(letters))
             updates[score] = gr.Radio(value=None, interactive=True)
-            if place < len(letters):
-                updates[answer] = HTML.answer(f"Answer {letters[place]}", comparison.given[place].answer)
+            if index < len(letters):
+                updates[answer] = HTML.answer(f"Answer {letters[index]}", comparison.given[index].answer)
         return updates
 
     def _compare(self, question: str, models: list[str], tone: Tone, sampling: Sampling) -> BlindComparison:
@@ -145,12 +145,12 @@ class CompareTab:
             for letter, answer, score in zip(_LETTERS, comparison.given, given, strict=False):
                 feedback.rate(f"{comparison.id}-{letter}", rater, comparison.asked, answer, score)
             feedback.vote(f"{comparison.id}-vote", rater, comparison.asked, comparison.given, winner)
-        named: Updates = {
+        answers: Updates = {
             card: HTML.answer(f"Answer {letter}: {answer.system} · {answer.settings['recipe']}", answer.answer)
             for card, letter, answer in zip(self._answers, _LETTERS, comparison.given, strict=False)
         }
         return {
-            **named,
+            **answers,
             self._note: '<p class="saved">Saved. Thank you.</p>',
             self._save: gr.Button(interactive=False),
         }

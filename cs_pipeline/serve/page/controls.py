@@ -1,4 +1,4 @@
-"""Parts shared by the tabs: templates, JavaScript, model choices, common inputs, and error messages."""
+"""What the tabs share: templates, JavaScript, model choices, inputs, and error messages."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -58,12 +58,12 @@ def valid_choice(choices: Sequence[tuple[str, _T]], chosen: _T | None) -> _T | N
 
 
 def tone_choice(first: Tone = Tone.NEUTRAL) -> gr.Dropdown:
-    """The tone of an answer."""
+    """The dropdown for the tone of an answer."""
     return gr.Dropdown([tone.value for tone in Tone], value=first.value, label="Tone", filterable=False)
 
 
 def temperature_choice(value: float = 0.0) -> gr.Slider:
-    """The sampling temperature of an answer."""
+    """The slider for the sampling temperature of an answer."""
     return gr.Slider(0, 1.5, value, step=0.05, label="Temperature", info="0: always the likeliest word")
 
 
@@ -89,21 +89,21 @@ def show_error(error: PipelineError) -> None:
 
 
 def shows_errors(handler: Callable[_P, _T]) -> Callable[_P, Any]:
-    """Wraps an event handler: it shows any PipelineError and leaves the outputs unchanged."""
+    """Wraps an event handler so that a PipelineError is shown and leaves the outputs unchanged."""
 
     @wraps(handler)
-    def showing(*args: _P.args, **kwargs: _P.kwargs) -> Any:
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> Any:
         try:
             return handler(*args, **kwargs)
         except PipelineError as error:
             show_error(error)
             return gr.skip()
 
-    return showing
+    return wrapped
 
 
 def _label(model: ListedModel) -> str:
-    own, _, _ = model.name.partition(":")
+    name, _, _ = model.name.partition(":")
     if model.served.base:
-        return f"base of {f'version {own}' if own.isdecimal() else own}"
-    return f"version {own} · {model.served.recipe}" if own.isdecimal() else f"{own} (version {model.served.version})"
+        return f"base of {f'version {name}' if name.isdecimal() else name}"
+    return f"version {name} · {model.served.recipe}" if name.isdecimal() else f"{name} (version {model.served.version})"

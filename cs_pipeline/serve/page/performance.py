@@ -46,26 +46,24 @@ def performance(version: int, lake: DataLake) -> Performance:
     run = client.get_run(registered.run_id)
     figures: dict[str, float] = run.data.metrics
     return Performance(
-        version,
-        registered.tags["cs.recipe"],
-        logged_scores(figures),
-        logged_pictures(figures),
-        logged_loss(figures, client.get_metric_history(registered.run_id, "loss")),
-        sorted(run.data.params.items()),
-        _report_path(registered) in _report_artifacts(client, registered),
+        version=version,
+        recipe=registered.tags["cs.recipe"],
+        scores=logged_scores(figures),
+        pictures=logged_pictures(figures),
+        loss=logged_loss(figures, client.get_metric_history(registered.run_id, "loss")),
+        settings=sorted(run.data.params.items()),
+        has_report=_report_path(registered) in _report_artifacts(client, registered),
     )
 
 
 def report_file(version: int, lake: DataLake) -> Path | None:
     """A local copy of the evaluation report of ``version``, or None if it has none. Raises UnknownModel."""
-    import mlflow
-
     client = open_store(lake)
     registered = _registered(client, version)
     path = _report_path(registered)
     if path not in _report_artifacts(client, registered):
         return None
-    return Path(mlflow.artifacts.download_artifacts(run_id=registered.run_id, artifact_path=path))
+    return Path(client.download_artifacts(registered.run_id, path))
 
 
 def _report_path(registered: Any) -> str:
@@ -100,9 +98,9 @@ class PerformanceTab:
 
     def _figures(self, version: int | None, request: gr.Request) -> str:
         if version is None:
-            return "<p>There is no version yet. Run the whole job first: <code>make demo</code></p>"
+            return "<p>There is no version yet. Run the full pipeline first: <code>make demo</code></p>"
         try:
-            shown, board = performance(version, self._lake), leaderboard_rows(self._lake)
+            results, board = performance(version, self._lake), leaderboard_rows(self._lake)
         except PipelineError as error:
             show_error(error)
             return "<p>The results cannot be shown.</p>"
@@ -110,5 +108,5 @@ class PerformanceTab:
         store = store_uri(self._lake)
         mlflow = store if store.startswith(("http://", "https://")) else f"http://{host}:{_MLFLOW_PORT}"
         return TEMPLATES.get_template("performance.html.jinja").render(
-            shown=shown, board=board, dagster=f"http://{host}:{_DAGSTER_PORT}", mlflow=without_secret(mlflow)
+            results=results, board=board, dagster=f"http://{host}:{_DAGSTER_PORT}", mlflow=without_secret(mlflow)
         )

@@ -1,4 +1,4 @@
-"""A chat as plain data that survives a reload, with the forms in which it is shown, sent to the model, and exported."""
+"""A chat as JSON data, which survives a reload, and its forms for the page, the model and the export."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def new_chat() -> Conversation:
 
 
 def given_answer(request: DeskRequest, reply: Reply) -> GivenAnswer:
-    """The answer as feedback stores it: with how it was requested, who wrote it, and how it ended."""
+    """The answer as feedback stores it: with the request's settings, its author, and why it ended."""
     settings = {
         "model": request.model,
         "recipe": reply.served.recipe,
@@ -69,7 +69,7 @@ def draft_answers(desk: Desk, requests: Sequence[DeskRequest]) -> tuple[list[Rep
 
 
 def turn_of(request: DeskRequest, reply: Reply) -> ChatTurn:
-    """What the chat keeps of a question and its answer."""
+    """The turn that the chat stores for ``request`` and its ``reply``."""
     given = given_answer(request, reply)
     return {
         "question": request.text,
@@ -85,7 +85,7 @@ def turn_of(request: DeskRequest, reply: Reply) -> ChatTurn:
 
 
 def earlier(turns: Sequence[ChatTurn]) -> Context:
-    """The turns as the model gets them."""
+    """The turns as the messages that a model gets before the question."""
     return [message for turn in turns for message in (("customer", turn["question"]), ("agent", turn["answer"]))]
 
 
@@ -106,12 +106,12 @@ def chatbot_messages(turns: Sequence[ChatTurn]) -> list[dict[str, str]]:
 
 def question_message(question: str) -> dict[str, str]:
     """A question as a chatbot message."""
-    return {"role": "user", "content": HTML.said(question)}
+    return {"role": "user", "content": HTML.message_text(question)}
 
 
 def answer_message(answer: str, notes: str = "") -> dict[str, str]:
     """An answer, or its beginning, as a chatbot message. ``notes`` are HTML below it."""
-    return {"role": "assistant", "content": HTML.said(answer or "…") + notes}
+    return {"role": "assistant", "content": HTML.message_text(answer or "…") + notes}
 
 
 def as_json(chat: Conversation) -> str:
@@ -120,7 +120,7 @@ def as_json(chat: Conversation) -> str:
 
 
 def transcript_text(chat: Conversation) -> str:
-    """The chat as readable text: who said what."""
+    """The chat as plain text, with the author before each message."""
     lines = [
         line
         for turn in chat["turns"]

@@ -54,7 +54,7 @@ def test_versions_and_bases_share_weights_and_answer_as_they_were_evaluated(
         assert torch.allclose(was, now, rtol=0, atol=1e-6), "merged adapters are unmerged again"
     usage = service.pool.usage()
     assert {"1", "2", "1:base"} <= set(usage)
-    assert {entry["bytes"] for entry in usage.values()} == {service.pool.bytes}, "all share one base"
+    assert {entry["bytes"] for entry in usage.values()} == {service.pool.weight_bytes}, "all share one base"
 
 
 def test_names_resolve_to_versions_and_bases(service: ModelService) -> None:
@@ -218,9 +218,9 @@ def test_a_model_failure_ends_only_its_batch_and_does_not_quote_the_question(ser
 
 def test_the_least_recently_used_model_is_evicted_when_memory_is_short(two_versions: Path) -> None:
     with running_service(DataLake(two_versions)) as service:
-        alone = service.pool.bytes
+        alone = service.pool.weight_bytes
         assert ask(service, QUESTIONS[0], "2").text()
-        both = service.pool.bytes
+        both = service.pool.weight_bytes
     assert 0 < both - alone < alone
     with running_service(DataLake(two_versions), memory=alone + 1) as service:
         with pytest.raises(NotReady, match="are in use"):
@@ -234,7 +234,7 @@ def test_the_least_recently_used_model_is_evicted_when_memory_is_short(two_versi
         assert set(service.pool.usage()) == {"1"}, (
             "the champion is in use; the base was least recently used, then version 2"
         )
-        assert service.pool.bytes == alone
+        assert service.pool.weight_bytes == alone
         assert ask(service, QUESTIONS[0], "2").text()
         with busy_engine(service, "2"), pytest.raises(NotReady, match="are in use"):
             service.pool._make_room(1000)

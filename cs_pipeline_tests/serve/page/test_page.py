@@ -27,7 +27,8 @@ HTML = (
 )
 WATCH = """() => {
   window.seen = [];
-  const look = () => document.querySelectorAll("#conversation .bot .said").forEach(said => window.seen.push(said.innerText));
+  const shown = () => document.querySelectorAll("#conversation .bot .message-text");
+  const look = () => shown().forEach(text => window.seen.push(text.innerText));
   new MutationObserver(look).observe(document.querySelector("#conversation"), {childList: true, subtree: true});
 }"""
 """Records every state of an answer."""
@@ -84,7 +85,7 @@ def ask(page: Page, question: str) -> Locator:
     page.fill("#question textarea", question)
     page.press("#question textarea", "Enter")
     page.locator("#conversation .notes").nth(known).wait_for()
-    return page.locator("#conversation .bot .said").nth(known)
+    return page.locator("#conversation .bot .message-text").nth(known)
 
 
 def choose(page: Page, dropdown: str, option: str) -> None:
@@ -113,14 +114,14 @@ def test_a_chat_gives_the_same_answer_as_the_api(page: Page, serving: Serving) -
     page.press("#question textarea", "Tab")
     expect(page.locator("#send")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.locator("#conversation .user .said").nth(1)).to_have_text("one\ntwo", use_inner_text=True)
+    expect(page.locator("#conversation .user .message-text").nth(1)).to_have_text("one\ntwo", use_inner_text=True)
 
 
 def test_html_in_a_message_is_shown_as_text(page: Page) -> None:
     ask(page, HTML)
-    expect(page.locator("#conversation .user .said")).to_have_text(HTML, use_inner_text=True)
+    expect(page.locator("#conversation .user .message-text")).to_have_text(HTML, use_inner_text=True)
     assert page.evaluate("window.hurt") is None
-    assert page.locator("#conversation .said *").count() == 0
+    assert page.locator("#conversation .message-text *").count() == 0
 
 
 def test_an_answer_appears_while_it_is_generated(page: Page, serving: Serving) -> None:
@@ -164,7 +165,7 @@ def test_a_changed_article_changes_the_next_answer_without_training(page: Page, 
     shown = page.locator("#conversation .sources")
     expect(shown.locator("a")).to_have_attribute("href", "https://shop.example/help/password")
     shown.locator("summary").click()
-    expect(shown.locator(".said")).to_contain_text("30 minutes")
+    expect(shown.locator(".message-text")).to_contain_text("30 minutes")
 
     article.write_text("# A new password\n\nThe link lives 60 minutes. <script>window.hurt = 1</script>\n")
     (source,) = sources()
@@ -215,11 +216,11 @@ def test_a_chat_can_be_exported_and_survives_a_reload(page: Page, tmp_path: Path
     assert (tmp_path / "text").read_text() == f"Customer: {SURE}\nVersion 1: {answer}\n"
 
     page.click("#new")
-    expect(page.locator("#conversation .said")).to_have_count(0)
+    expect(page.locator("#conversation .message-text")).to_have_count(0)
     page.reload()
     expect(page.locator("#chat-model input")).to_have_value(re.compile("champion"))
     choose(page, "history", SURE)
-    expect(page.locator("#conversation .bot .said")).to_have_text(answer)
+    expect(page.locator("#conversation .bot .message-text")).to_have_text(answer)
 
 
 def test_a_thumb_is_stored(page: Page, serving: Serving) -> None:
@@ -274,7 +275,7 @@ def test_the_answer_that_an_agent_sent_is_stored(page: Page, serving: Serving) -
     page.click("#draft")
     expect(page.locator("#use-2")).to_be_enabled()
     expect(page.locator(".about")).to_contain_text("Mood: angry")
-    draft = page.locator("#draft-2 .said").inner_text()
+    draft = page.locator("#draft-2 .message-text").inner_text()
     page.click("#use-2")
     expect(page.locator("#answer textarea")).to_have_value(draft)
     sent = f"{draft} Yours, the desk"

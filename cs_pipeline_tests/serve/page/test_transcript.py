@@ -31,9 +31,13 @@ CHAT: Conversation = {"id": "one", "turns": [TURN, {**TURN, "question": "and whe
 
 def test_messages_are_escaped_and_show_their_author() -> None:
     question, answer = chatbot_messages([TURN])
-    assert question == {"role": "user", "content": '<div class="said">where is &lt;b&gt;it&lt;/b&gt;?\nmy parcel</div>'}
+    assert question == {
+        "role": "user",
+        "content": '<div class="message-text">where is &lt;b&gt;it&lt;/b&gt;?\nmy parcel</div>',
+    }
     assert answer["content"] == (
-        '<div class="said">On its way &amp; soon there.</div><div class="notes">version 3 · intent track_order (93%)</div>'
+        '<div class="message-text">On its way &amp; soon there.</div>'
+        '<div class="notes">version 3 · intent track_order (93%)</div>'
     )
 
 
@@ -47,7 +51,10 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
     more["settings"] = {"author": "desk", "finish": "length"}
     content = chatbot_messages([more])[1]["content"]
     link = '<a href="https://shop.example/a?b=&#34;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
-    assert f'<li><details><summary>{link}</summary><div class="said">&lt;p&gt;30 days</div></details></li>' in content
+    assert (
+        f'<li><details><summary>{link}</summary><div class="message-text">&lt;p&gt;30 days</div></details></li>'
+        in content
+    )
     assert "<summary>Fees (javascript:alert(1))</summary>" in content, "only web addresses become links"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
