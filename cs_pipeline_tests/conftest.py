@@ -1,4 +1,4 @@
-"""What every test has: its own lake, no network, and none of the settings of the person who runs it."""
+"""Shared fixtures. Every test has its own lake, no network, and none of the user's settings."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ LONG = frozenset(
     f"test_{name}.py"
     for name in ("company", "families", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev")
 )
-"""Files whose few tests take minutes. If one of them started last, a single worker would be busy at the end."""
+"""Files whose few tests take minutes. Started last, they would keep one worker busy after all others have finished."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def own_world(lake: Path) -> Iterator[pytest.MonkeyPatch]:
-    """The environment without the user's settings: ``CS_LAKE`` is ``lake``, models are kept beside it, no hub."""
+    """An environment without the user's settings and the hub: ``CS_LAKE`` is ``lake``, and ``CS_MODELS`` is beside it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("CS_", "MLFLOW_", "HF_", "DAGSTER_")):

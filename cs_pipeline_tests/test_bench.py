@@ -1,4 +1,4 @@
-"""The benchmarks at a size that a test can pay: that they run, that their checks hold, and that these can fail."""
+"""The benchmarks at a small size: they run, their checks hold, and the checks can fail."""
 
 import time
 from collections.abc import Iterator
@@ -92,7 +92,7 @@ def test_the_bench_of_the_processor(tmp_path: Path) -> None:
 
 
 def test_the_bench_of_the_graph(tmp_path: Path) -> None:
-    """The time inside the functions of assets and checks is theirs, the time around them the graph's."""
+    """Time inside the functions of assets and checks is not overhead; all other time of the run is."""
     recipes = dg.StaticPartitionsDefinition(["one"])
 
     @dg.asset(partitions_def=recipes)

@@ -1,4 +1,4 @@
-"""The feedback store: everything is stored exactly once, whatever is killed, and readable by the owner alone."""
+"""The feedback store: everything is stored exactly once, even after kills, and only the owner can read it."""
 
 import os
 import random
@@ -114,7 +114,7 @@ COUNT = 150
 
 
 def write(lake: DataLake, writer: int, begin: int, acknowledge: int) -> None:
-    """Does what a server does for one client, from rating number ``begin`` on; reports each number that is on the disk."""
+    """Stores ratings from number ``begin`` on, like a server for one client, and reports each number that is on disk."""
     for number in range(begin, COUNT):
         with Feedback(lake) as feedback:
             feedback.rate(f"{writer} {number}", f"rater {writer}", ASKED, TUNED, 1 + number % 5)

@@ -1,6 +1,6 @@
-"""The layout of the package: how its parts depend on one another, how large they are, what their names are.
+"""The layout of the package: its dependencies, file sizes and names.
 
-import-linter (``make check``) verifies the layers; this file verifies what it has no contract for.
+import-linter (``make check``) verifies the layers. This file verifies the rules that import-linter cannot express.
 """
 
 import ast
@@ -59,23 +59,23 @@ def test_files_have_a_readable_size() -> None:
 
 
 def test_no_two_public_classes_or_functions_share_a_name() -> None:
-    places = defaultdict(list)
+    paths = defaultdict(list)
     for path, text in FILES.items():
         for node in ast.parse(text).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                places[node.name].append(str(path))
-    public = {name for name in places if not name.startswith("_") and name != "main"}
-    assert not {name: places[name] for name in public if len(places[name]) > 1}
+                paths[node.name].append(str(path))
+    public = {name for name in paths if not name.startswith("_") and name != "main"}
+    assert not {name: paths[name] for name in public if len(paths[name]) > 1}
 
 
-def test_every_package_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     assert not [str(path) for path, text in FILES.items() if not ast.get_docstring(ast.parse(text))]
 
 
 ARCHAIC = re.compile(r"\b(?:mend(?:s|ed)?|anew|alike to|hangs on|liken(?:s|ed)?)\b", re.IGNORECASE)
 
 
-def test_the_text_uses_todays_words() -> None:
+def test_no_text_contains_archaic_words() -> None:
     project = PACKAGE.parent
     texts = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.jinja"), *project.glob("*.md"), *(project / "docs").glob("*.md")]
     found = [(str(path), match[0]) for path in texts for match in ARCHAIC.finditer(path.read_text())]

@@ -1,4 +1,4 @@
-"""What README and docs say is there."""
+"""Everything that README and docs name exists."""
 
 import re
 import subprocess
@@ -37,7 +37,7 @@ def tree() -> list[str]:
 
 
 def test_the_tree_shows_every_folder_and_only_existing_ones() -> None:
-    """To folder depth: the folders with code or docs at the top, and every package; files are not listed."""
+    """The tree must show all folders at the top and every package. It may leave out files and other folders."""
     folders = {f"{parent}/" for path in tracked() for parent in Path(path).parents if str(parent) != "."}
     shown = set(tree())
     assert shown <= folders
@@ -50,7 +50,7 @@ def test_the_readme_is_short() -> None:
     assert README.count("\n") <= 200
 
 
-def test_every_line_of_the_tree_says_what_it_is() -> None:
+def test_every_line_of_the_tree_has_a_comment() -> None:
     block = README.split("## The tree")[1].split("```")[1]
     assert not [line for line in block.strip("\n").splitlines() if len(line.split("#")) < 2]
 
@@ -62,16 +62,16 @@ def test_commands_exist() -> None:
     assert set(re.findall(r"\.venv/bin/cs-pipeline ([a-z]+)", README)) <= names
 
 
-def test_recipes_that_are_named_are_there() -> None:
+def test_named_recipes_exist() -> None:
     named = set(re.findall(r"^\| `(\w+)`(?: \(the demo\))? \|", README.split("## Which model")[1], re.M))
     assert {"embedded", "smoke"} < named < {path.stem for path in (PROJECT / "cs_pipeline" / "recipes").glob("*.yaml")}
 
 
-def test_links_lead_somewhere() -> None:
+def test_link_targets_exist() -> None:
     for page in DOCS:
         for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_no_figure_was_forgotten() -> None:
+def test_every_placeholder_for_a_figure_is_filled() -> None:
     assert not [page for page in DOCS if re.search(r"@[A-Z]+@", page.read_text())]

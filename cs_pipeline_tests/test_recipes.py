@@ -197,7 +197,7 @@ def test_a_description_says_what_is_published_and_what_is_our_own(name: str) -> 
 
 
 def published(fast: str) -> str:
-    """The recipe with published settings that a fast recipe was derived from."""
+    """The recipe with published settings from which the fast recipe ``fast`` is derived."""
     name = fast.removesuffix("_fast")
     return name if name in NAMES else f"{name}_config1"
 
@@ -211,7 +211,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 
 def row(name: str) -> str:
-    """The recipe's line in the table: what the YAML says, and the estimates."""
+    """The recipe's row in the table: its YAML keys, and the estimates."""
     recipe = load_recipe(name)
     if isinstance(recipe.base, EmbeddedBase):
         return f"| `{name}` | embedded | | | {recipe.method} | any machine | |"

@@ -103,7 +103,7 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
 
 
 def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Service, lake: DataLake) -> None:
-    """The same job for both recipes; what the earlier run made for one of them is not made again."""
+    """The same job for both recipes. Results of the earlier run of one recipe are reused."""
     before = set(service.runs("support_model"))
     trained = current_adapter("tiny", lake).fingerprint
     answer = service.query(

@@ -70,7 +70,7 @@ def test_a_partial_line_is_left_for_later(client: "MlflowClient", run: str, spoo
 
 
 def test_repeated_steps_do_not_write_their_metrics_again(client: "MlflowClient", run: str, spool: Spool) -> None:
-    """As after a kill: a new process resumes at an earlier step, and the spool ends with a partial line."""
+    """After a kill, a new process resumes at an earlier step, and the spool ends with a partial line."""
     for step in range(5):
         spool.append(step, {"loss": 1 / (step + 1)})
     assert spool.replay(client, run) == 5
@@ -86,7 +86,7 @@ def test_repeated_steps_do_not_write_their_metrics_again(client: "MlflowClient",
 
 
 def test_another_store_receives_everything(client: "MlflowClient", stored: DataLake, run: str, spool: Spool) -> None:
-    """As when live metrics went to one server and the model is registered on another."""
+    """Live metrics may go to one server, and the model may be registered on another."""
     spool.append(1, {"loss": 1.0})
     assert spool.replay(client, run) == 1
     other = get_or_create_run(client, stored, "a run of another store", "tiny")

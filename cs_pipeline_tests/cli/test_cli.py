@@ -22,7 +22,7 @@ from cs_pipeline_tests.conftest import RECIPES, own_world
 COMMAND = Path(sys.executable).with_name("cs-pipeline")
 PROJECT = Path(__file__).parents[2]
 TIMEOUT = 400
-"""Seconds, for what takes one second on an idle machine."""
+"""Seconds. On an idle machine a command takes about one."""
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -68,7 +68,7 @@ class Workspace:
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    """Kills whatever a test has left running."""
+    """Kills the process and its children, if they still run."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -83,7 +83,7 @@ def make_workspace(folder: Path, **settings: str) -> Workspace:
 
 @dataclass(frozen=True)
 class WrongInput:
-    """A wrong input: the command, its environment variables, and what the error must name."""
+    """A wrong input: the command, its environment variables, and texts that the error and its fix must contain."""
 
     arguments: tuple[str, ...]
     settings: dict[str, str]
@@ -166,19 +166,19 @@ FILES_LEFT = {
     "no champion": ["register/.mlflow.lock", "register/mlflow.db"],
     **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), UNRELATED_FILES),
 }
-"""What may be in the lake afterwards: an empty store, and the empty tables of ratings and articles, which depend on no other
-table. Where training refuses, everything before it has been materialised and stays."""
+"""The files in the lake after the error: an empty store, or the empty tables of ratings and articles, which need no other
+table. "training refuses" is not listed: all earlier assets have been materialised and stay."""
 
 
 @pytest.fixture(scope="module")
 def ended(
     inputs: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Workspace, Finished]]:
-    """All wrong commands, two at a time: they mostly wait for an interpreter to start."""
+    """The results of all wrong commands. Two run at a time, because each mostly waits for its interpreter to start."""
 
     def run(name: str) -> tuple[Workspace, Finished]:
-        places = {"inputs": inputs, "small_csv": small_csv}
-        settings = {key: value.format(**places) for key, value in WRONG[name].settings.items()}
+        folders = {"inputs": inputs, "small_csv": small_csv}
+        settings = {key: value.format(**folders) for key, value in WRONG[name].settings.items()}
         workspace = make_workspace(tmp_path_factory.mktemp("workspace"), **settings)
         return workspace, workspace.run(*WRONG[name].arguments)
 
@@ -206,16 +206,16 @@ def test_a_wrong_input_is_reported_once_with_a_fix(ended: dict[str, tuple[Worksp
 def stopped(
     champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Workspace, Finished]:
-    """Ctrl-C during the training of the adapter; the base is from an earlier run."""
+    """A demo that was stopped with Ctrl-C while it trained the adapter. Its base is copied from an earlier run."""
     workspace = make_workspace(tmp_path_factory.mktemp("stopped"), CS_BITEXT=str(small_csv))
     shutil.copytree(champion_lake / "train" / "base_model", workspace.lake.path("train", "base_model"))
     process = workspace.start("demo", "--recipe", "tiny")
     try:
-        give_up = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         spools = workspace.lake.path("train", "adapter", "tiny")
         while not list(spools.glob("*.jsonl")):  # until the loss before the first step was written
             assert process.poll() is None, process.communicate()
-            assert time.monotonic() < give_up
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         children = psutil.Process(process.pid).children(recursive=True)
         assert any("cs_pipeline.train" in child.cmdline() for child in children)
@@ -230,7 +230,7 @@ def stopped(
 
 @pytest.fixture(scope="module")
 def resumed(stopped: tuple[Workspace, Finished]) -> tuple[Workspace, Finished]:
-    """The same command again after that."""
+    """The same command, run again after it was stopped."""
     workspace, _ = stopped
     return workspace, workspace.run("demo", "--recipe", "tiny")
 

@@ -21,7 +21,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 
 TIMEOUT = 180
-"""Seconds, for what takes a few seconds on an idle machine."""
+"""Seconds. On an idle machine each step takes a few."""
 
 DEFINITIONS = """
 import time
@@ -65,9 +65,9 @@ class Dev:
         self.descendants: dict[int, psutil.Process] = {}
 
     def wait_for(self, condition: Callable[[], object]) -> None:
-        end = time.monotonic() + TIMEOUT
+        deadline = time.monotonic() + TIMEOUT
         while not condition():
-            assert time.monotonic() < end, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.2)
             self.remember()

@@ -1,4 +1,4 @@
-"""The graph as a whole: its assets, checks and jobs, that it loads fast, and that every asset can be run alone."""
+"""The complete graph: its assets, checks and jobs. It loads fast, and every asset can be materialised alone."""
 
 import json
 import logging
@@ -169,7 +169,7 @@ def test_loading_the_definitions_imports_no_heavy_library(loaded: dict[str, obje
 
 
 def test_loading_the_definitions_is_fast(loaded: dict[str, float]) -> None:
-    # Processor seconds of the best run: other processes on the machine do not count.
+    # CPU seconds of the best run, so that other processes on the machine do not count.
     assert loaded["seconds"] < 2
 
 

@@ -30,7 +30,7 @@ def lake(prepared: Path, lake: DataLake) -> DataLake:
 
 
 class Daemon:
-    """Evaluates the sensor as Dagster's daemon does, which keeps its cursor."""
+    """Evaluates the sensor and keeps its cursor, as Dagster's daemon does."""
 
     def __init__(self, instance: dg.DagsterInstance) -> None:
         self.instance = instance
@@ -119,7 +119,7 @@ def test_articles_that_no_run_could_read_are_reported_after_a_few_attempts(
     assert daemon.tick() == "nothing new: 1 files"
 
 
-def test_runs_are_requested_one_at_a_time_and_only_after_the_whole_job(
+def test_runs_are_requested_one_at_a_time_and_only_after_the_full_pipeline(
     instance: dg.DagsterInstance, lake: DataLake
 ) -> None:
     daemon = Daemon(instance)

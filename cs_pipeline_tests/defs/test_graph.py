@@ -51,7 +51,7 @@ def run_ids(lake: DataLake) -> set[str]:
 
 
 def stamps(lake: DataLake) -> dict[str, int]:
-    """When each file of the trained folders was last written."""
+    """The modification time of each file in the folders of trained models."""
     folders = (lake.root / name for name in TRAINED)
     files = (path for folder in folders for path in folder.glob("*/*/*") if path.is_file())
     return {str(path.relative_to(lake.root)): path.stat().st_mtime_ns for path in files}
@@ -162,7 +162,7 @@ def test_other_rows_give_a_second_version_even_if_the_training_is_killed_once(
 
 
 def test_a_failed_blocking_check_stops_the_later_steps(copied: DataLake, small_csv: Path, tmp_path: Path) -> None:
-    """Random intents: no classifier can learn them, and no model must be trained on them."""
+    """No classifier can learn random intents, so no model may be trained on them."""
     rows = pd.read_csv(small_csv)
     rows["intent"] = np.random.default_rng(0).permutation(rows["intent"])
     broken = tmp_path / "broken.csv"

@@ -74,7 +74,7 @@ def test_the_runs_configuration_overrides_the_environment(monkeypatch: pytest.Mo
 
 @pytest.fixture
 def kubeconfig(settings: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where the Kubernetes client looks for its cluster; the file does not exist."""
+    """The path of the Kubernetes client's configuration. The file does not exist."""
     pytest.importorskip("dagster_k8s", reason="the extra 'kubernetes' is not installed")
     settings.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     # The client reads KUBECONFIG when it is imported.

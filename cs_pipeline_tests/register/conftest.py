@@ -38,7 +38,7 @@ def compared(
     intent: Difference | None = None,
     **known: Any,
 ) -> EvaluationResults:
-    """Results beside a champion, or none; ``company`` and ``intent`` are the differences from it there."""
+    """Results with differences from the base and the champion; ``company`` and ``intent`` are those of parts."""
 
     def by_system(champion: Differences | None) -> dict[str, Differences]:
         return {"base": to_base} | ({"champion": champion} if champion is not None else {})
@@ -76,7 +76,7 @@ class World:
         to_champion: Differences | None = None,
         at: str = "",
     ) -> None:
-        """``at`` tells one evaluation of a recipe beside one champion from another."""
+        """Writes an evaluation. ``at`` distinguishes evaluations of the same recipe beside the same champion."""
         about: dict[str, Any] = {
             "recipe": recipe,
             "fingerprint": f"{recipe} beside {champion}{at}",
@@ -86,7 +86,7 @@ class World:
         write_evaluation(compared(to_base, to_champion, **about), evaluation_file(recipe, self.lake))
 
     def judge(self) -> Outcome:
-        """Every judgement leaves what stood in the history before as it was, byte for byte."""
+        """Judges all candidates, and checks that the earlier entries of the history are unchanged, byte for byte."""
         before = self.path.read_bytes() if self.path.exists() else b""
         outcome = judge_candidates(self.lake, "a test")
         after = self.path.read_bytes()
@@ -102,14 +102,14 @@ class World:
         return [(entry["version"], entry["promote"]) for entry in read_history(self.lake)]
 
     def append(self, **entry: Any) -> None:
-        """What a run has written that was ended before it moved the alias."""
+        """Appends an entry like a run that is killed before it moves the alias."""
         with self.path.open("a") as file:
             file.write(json.dumps({"time": "2026-01-01T00:00:00Z", "kind": "decision", "recipe": None, **entry}) + "\n")
 
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with a new store in it, to be copied: making its tables takes seconds."""
+    """A lake with a new store, to be copied: creating its tables takes seconds."""
     from cs_pipeline_tests.conftest import own_world
 
     lake = DataLake(tmp_path_factory.mktemp("store") / "lake")

@@ -1,6 +1,6 @@
-"""How often luck promotes: figures of simulated models through the real bootstrap and the real decision.
+"""How often a model is promoted by luck: simulated models, with the real bootstrap and the real decision.
 
-The bootstrap draws 200 samples here instead of 1,000 (2,000 instead of 10,000 in an intent), for the time it takes.
+To save time, the bootstrap draws 200 samples here instead of 1,000 (2,000 instead of 10,000 for an intent).
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ INTENTS = 8
 class Simulation:
     """Test rows of two sources in clusters of one to three, and models that answer them.
 
-    A row is hard or easy for all models alike; on top of that each model has luck of its own with each cluster, so rows of
-    one cluster are no independent witnesses.
+    A row is equally hard for all models. In addition, each model has its own luck with each cluster, so the rows of a
+    cluster are not independent.
     """
 
     def __init__(self, seed: int) -> None:
@@ -96,7 +96,7 @@ def test_of_200_equal_models_at_most_five_percent_are_promoted() -> None:
     for seed in range(200):
         simulation = Simulation(seed)
         promoted += decide_promotion(simulation.results(simulation.model(), simulation.model())).promote
-    # The interval leaves out 2.5 % on the better side, 5 of 200, and the other gates can only take from them.
+    # 2.5 % of the intervals, 5 of 200, lie on the better side by chance. The other gates can only reduce that number.
     assert 0 < promoted <= 10
 
 
@@ -105,7 +105,7 @@ def test_a_better_model_is_promoted() -> None:
     for seed in range(20):
         simulation = Simulation(seed)
         promoted += decide_promotion(simulation.results(simulation.model(bits=0.46), simulation.model())).promote
-    # Equal in all else, it is stopped where it is unlucky in one of the twelve figures that may not be worse.
+    # The models are equal in everything else. Some are unlucky in one of the twelve figures that may not be worse.
     assert promoted >= 12
 
 

@@ -41,7 +41,7 @@ SETTINGS = "columns: {question: question, answer: answer, customer_email: email}
 
 
 def ingest(lake: DataLake) -> None:
-    """Does what the sensor and its job do with landed files."""
+    """Takes and ingests landed files, like the sensor and its job."""
     company = load_company(lake)
     scan_landing(lake, company, datetime.now(UTC))
     with Ledger(lake) as ledger:

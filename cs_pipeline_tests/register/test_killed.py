@@ -1,4 +1,4 @@
-"""Killed with SIGKILL at any point of a promotion or a rollback: one champion, as the history says, and nothing lost."""
+"""SIGKILL at any point of a promotion or a rollback leaves one champion, the one in the history, and loses nothing."""
 
 import shutil
 import sqlite3
@@ -27,7 +27,7 @@ Action = Callable[[DataLake], Any]
 
 
 def alias_and_entries(lake: DataLake) -> tuple[int | None, int]:
-    """The champion and how many entries there are, without opening the store."""
+    """The champion and the number of entries, read without opening the store."""
     with sqlite3.connect(lake.path("register", "mlflow.db")) as database:
         query = "SELECT version FROM registered_model_aliases WHERE name = ? AND alias = 'champion'"
         row = database.execute(query, (MODEL,)).fetchone()
@@ -59,7 +59,7 @@ def promote(lake: DataLake) -> None:
 
 
 def roll_back_once(lake: DataLake) -> None:
-    """As a person would: again, where the history does not say that it was done."""
+    """Rolls back unless the history has a rollback already, as a person would after a kill."""
     if read_history(lake)[-1]["kind"] != "rollback":
         roll_back(lake, None, "no", "a person")
 
@@ -92,7 +92,7 @@ def test_killed_at_any_point(
 ) -> None:
     before(champion_two)
     start = champion_two.path.read_bytes()
-    # The store of each lake is first opened by the child, for an open connection does not survive a fork.
+    # Each lake's store is first opened in the child, because an open connection does not survive a fork.
     watched = DataLake(shutil.copytree(champion_two.lake.root, tmp_path / "watched"))
     points = kill_points(lambda: action(watched), watched.path("register"), TRACED)
     assert len(points) > len(between)

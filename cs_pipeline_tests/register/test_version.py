@@ -1,4 +1,4 @@
-"""A registered version, read back over MLflow's own client and run as its users run it."""
+"""A registered version, read back with MLflow's own client and run as its users run it."""
 
 import json
 import os
@@ -216,8 +216,8 @@ def test_a_missing_adapter_or_evaluation_is_refused(champion_lake: Path, lake: D
         version_of("tiny", lake)
 
 
-def in_the_store(lake: DataLake) -> dict[str, str]:
-    """What a user of the registry sets, and nothing of this project."""
+def user_environment(lake: DataLake) -> dict[str, str]:
+    """The environment of a user of the registry, without any settings of this project."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("CS_")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {**environment, "MLFLOW_TRACKING_URI": store_uri(lake), "PATH": path}
@@ -259,9 +259,9 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``mlflow models serve``, just started; it and all its children are ended afterwards."""
+    """``mlflow models serve``, just started. It and its children are ended after the tests."""
     with own_world(champion_lake):
-        running = Server(in_the_store(DataLake(champion_lake)), tmp_path_factory.mktemp("serve"))
+        running = Server(user_environment(DataLake(champion_lake)), tmp_path_factory.mktemp("serve"))
     try:
         yield running
     finally:
@@ -276,7 +276,7 @@ def test_a_fresh_process_loads_the_champion_and_it_answers(
         f"print(json.dumps(model.predict([{QUESTION!r}, 'i forgot my password'])))"
     )
     command = [sys.executable, "-c", code]  # while the server starts
-    out = subprocess.check_output(command, env=in_the_store(registered), cwd=tmp_path, text=True, timeout=300)
+    out = subprocess.check_output(command, env=user_environment(registered), cwd=tmp_path, text=True, timeout=300)
     answers = json.loads(out.splitlines()[-1])
     assert len(answers) == 2
     assert all(isinstance(answer, str) and answer for answer in answers)
@@ -311,7 +311,7 @@ def test_a_version_that_has_answered_is_verified_and_not_loaded_again(
     client = open_store(lake)
     with own_world(lake.root):
         before = client.get_model_version(MODEL, "1").tags["cs.probed"]
-        assert probe_version(1, QUESTION, lake) == json.loads(before)["answer"], "the job has asked it that"
+        assert probe_version(1, QUESTION, lake) == json.loads(before)["answer"], "the job has asked this question"
         asked: list[str] = []
 
         def ask(number: int, questions: list[str], lake: DataLake) -> list[str]:

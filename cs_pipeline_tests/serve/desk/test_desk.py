@@ -1,4 +1,4 @@
-"""The desk on real models: who answers, what a person gets, and what a stream holds back."""
+"""The desk with real models: who answers, the handover to a person, and the text that a stream withholds."""
 
 import copy
 import threading
@@ -160,7 +160,7 @@ def test_off_topic_questions_get_a_fixed_reply_in_the_requested_tone(desk: Desk)
 
 
 class Scripted(ModelService):
-    """A model with a scripted output, to test what the desk does with it."""
+    """A model service with a scripted output."""
 
     def __init__(self, *script: Any) -> None:
         self.run = ScriptedGeneration(*script)

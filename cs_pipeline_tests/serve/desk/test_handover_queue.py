@@ -1,4 +1,4 @@
-"""The handover queue: on disk before the customer is told, and delivered to the webhook whatever happens."""
+"""The handover queue: a handover is on disk before the customer is told, and reaches the webhook despite failures."""
 
 import json
 import os
@@ -37,7 +37,7 @@ RECORD = Handover(
 
 
 class Webhook:
-    """A real server that answers with the given statuses in turn, and then with the last one. 0 means no answer at all."""
+    """A real server that answers with the given statuses in turn, then always with the last one. 0 means no answer."""
 
     def __init__(self, *statuses: int) -> None:
         self.taken: list[tuple[str, Any]] = []

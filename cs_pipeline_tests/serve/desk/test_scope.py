@@ -1,4 +1,4 @@
-"""How often the rules that replace a model are right, on labelled messages and on questions that they should leave alone."""
+"""How often the rules that replace a model are right, on labelled messages and on questions that a model should answer."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -21,7 +21,7 @@ MESSAGES = [
 
 
 def outcome(text: str) -> str:
-    """What the desk does with the first message of a conversation, judged by its words alone."""
+    """What the desk does with ``text`` as a first message, by its words alone."""
     if handover_reason(text, ()):
         return "person"
     why = out_of_scope(text, text, opening=True) or (OutOfScope.OFF_TOPIC if is_off_topic(text, None) else None)

@@ -216,7 +216,7 @@ def test_a_body_of_a_megabyte_is_refused_with_or_without_a_content_length(servin
 
 
 def test_a_client_that_hangs_up_cancels_its_answer(serving: Serving) -> None:
-    """The connection is closed while the answer, which is slowed down, is still being generated."""
+    """The answer is slowed down, and the connection is closed while it is being generated."""
     before = serving.metric('cs_answers_total{finish="cancelled"')
     body = json.dumps({"user_input": SURE, "model_name": "2"}).encode()
     head = b"POST /chat HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"

@@ -31,7 +31,7 @@ WATCH = """() => {
   const look = () => shown().forEach(text => window.seen.push(text.innerText));
   new MutationObserver(look).observe(document.querySelector("#conversation"), {childList: true, subtree: true});
 }"""
-"""Records every state of an answer."""
+"""Records every text that an answer has while it grows."""
 
 TABS = ("Chat", "Compare", "Performance", "Agent assist")
 
@@ -125,7 +125,7 @@ def test_html_in_a_message_is_shown_as_text(page: Page) -> None:
 
 
 def test_an_answer_appears_while_it_is_generated(page: Page, serving: Serving) -> None:
-    # A text without a full stop comes in pieces of 600 characters, and each of its tokens is one or more.
+    # A text without a full stop is shown in pieces of 600 characters, and a token has at least one character.
     number = add_version(serving.lake, serving.lake.path("talkative"), 1.0, max_new_tokens=900)
     serving.wait_for_version(number)
     page.reload()
