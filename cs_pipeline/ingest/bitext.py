@@ -51,10 +51,9 @@ def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
 
 
 def row_ids(rows: pa.Table) -> list[str]:
-    """The ids of ``rows`` (schema ``BITEXT_SCHEMA``), 16 hex digits each.
+    """The ids of ``rows`` (schema ``BITEXT_SCHEMA``), 16 hex digits each, unique in the table and equal for every source.
 
-    An id is a hash of the row's five fields and of the number of equal rows before it. Ids are therefore unique in the table
-    and the same for every source.
+    An id is a hash of the row's five fields and of the number of equal rows before it.
     """
     seen: Counter[str] = Counter()
     ids = []

@@ -1,6 +1,5 @@
-"""Deliveries: each file in the landing folder is ingested once, when it is complete.
-
-An unpacked copy, readable by its owner only, is kept for ``retention_days``.
+"""Deliveries: each file in the landing folder is ingested once, when it is complete. An unpacked copy, which only its owner
+can read, is kept for ``retention_days``.
 """
 
 import gzip
@@ -57,7 +56,7 @@ class LandingScan:
     """The result of one scan.
 
     - ``taken``: the new deliveries.
-    - ``duplicates``: pairs of a file's name and the name of the earlier delivery with the same content.
+    - ``duplicates``: pairs of a file's name and the name of the delivery with the same content.
     - ``waiting``: the names of files seen for the first time, still being written, or beyond the limit of one scan.
     - ``refused``: pairs of a file's name and the reason, with what to do.
     """

@@ -32,8 +32,7 @@ _FOLDER = "is a folder: put its files into the landing folder itself"
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970,
-    ``size`` in bytes.
+    """A file or folder in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
 
     ``complete``: the store lists objects only once they are complete. ``rename_delay`` is the time in seconds from the last
     write to the last renaming, linking or change of permissions. ``problem`` says why the entry can never be delivered, and
@@ -43,7 +42,7 @@ class Entry:
     name: str
     identity: str = ""
     modified: float = 0.0
-    size: int = 0
+    size: int = 0  # bytes
     inode: str | None = None
     complete: bool = False
     rename_delay: float = 0.0

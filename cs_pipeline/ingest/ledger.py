@@ -61,9 +61,9 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Sighting:
-    """A file in the landing folder, as a scan found it. ``since`` is the time (UTC) of the first scan with this content.
+    """A file in the landing folder. ``since`` is the time (UTC) of the first scan that found it with this content.
 
-    ``identity`` stands for the content, and is determined without reading it. ``inode`` is None in a remote store.
+    ``identity`` is determined without reading the content, and changes with it. ``inode`` is None in a remote store.
     ``sha256`` is that of the delivery with this content, None until it is read.
     """
 

@@ -42,10 +42,7 @@ def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Question:
-    """A question, and what its answer needs.
-
-    ``doing`` is the request ("cancelling your order"), ``named`` are the phrases for its slots, ``answers`` suit it.
-    """
+    """A question with its request (``doing``), the phrases for its slots (``named``), and the ``answers`` that suit it."""
 
     text: str
     flags: frozenset[str]

@@ -46,9 +46,7 @@ def load_classifier(lake: DataLake, name: str) -> TextClassifier:
     """The classifier in the folder ``name``. Raises PipelineError if it has not been trained yet."""
     folder = lake.path("prepare", name)
     if not folder.exists():
-        raise PipelineError(
-            f"The classifier {folder} does not exist.", "Materialise 'intent_classifier' first, or run make demo."
-        )
+        raise PipelineError(f"{folder} does not exist.", "Materialise 'intent_classifier' first, or run make demo.")
     return TextClassifier.load(folder)
 
 

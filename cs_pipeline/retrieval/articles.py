@@ -1,6 +1,6 @@
 """Reads help articles: title, address, headings with their paragraphs, and text that is invisible to readers.
 
-Markdown is rendered to HTML, and all HTML is parsed the same way. Nothing is downloaded, no entity resolved, no script run.
+Markdown is rendered to HTML, and all HTML is parsed alike. Nothing is downloaded or run, and no entity is resolved.
 """
 
 import re
@@ -46,7 +46,7 @@ class ArticleError(Exception):
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph or a list item, and the heading above it, empty if there is none."""
+    """A paragraph or list item. ``heading`` is the heading above it, empty if there is none."""
 
     heading: str
     text: str
@@ -54,7 +54,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Article:
-    """``address`` is the URL given in the file, if any. ``invisible`` is text that a reader of the page does not see."""
+    """A help article. ``address`` is the URL stated in the file. Readers of the page do not see the ``invisible`` texts."""
 
     title: str
     address: str | None
@@ -142,45 +142,45 @@ class _Block:
 
 
 def _blocks(root: "HtmlElement") -> Iterator[_Block]:
-    """The blocks of text below ``root``, in order. Not recursive, because a page may be nested deeply."""
+    """The blocks of text below ``root``, in order. It is not recursive, because a page may be nested deeply."""
     from lxml import etree
 
     pieces: list[str] = []
     heading = False
     invisible: HtmlElement | None = None
 
-    def end(*, invisible: bool = False) -> Iterator[_Block]:
+    def finish_block(*, invisible: bool = False) -> Iterator[_Block]:
         text = "\n".join(line for line in (" ".join(line.split()) for line in "".join(pieces).split("\n")) if line)
         pieces.clear()
         if text.strip("- "):
             yield _Block(text, heading, invisible)
 
-    walk = etree.iterwalk(root, events=("start", "end"))
-    for event, element in walk:
+    events = etree.iterwalk(root, events=("start", "end"))
+    for event, element in events:
         tag = element.tag
         if event == "start":
             if tag in _SKIPPED_TAGS or element.get("role") == "navigation":
-                walk.skip_subtree()
+                events.skip_subtree()
                 continue
             if invisible is None and _is_invisible(element):
-                yield from end()
+                yield from finish_block()
                 invisible = element
             if tag in _BLOCKS:
-                yield from end(invisible=invisible is not None)
+                yield from finish_block(invisible=invisible is not None)
                 heading = tag in _HEADINGS
             pieces.append({"li": "- ", "br": "\n", "td": " ", "th": " "}.get(tag, ""))
             # Line breaks of the source are spaces, except in preformatted text.
             pieces.append(element.text or "" if tag == "pre" else _collapse_spaces(element.text))
         else:
             if tag in _BLOCKS:
-                yield from end(invisible=invisible is not None)
+                yield from finish_block(invisible=invisible is not None)
                 heading = False
             if element is invisible:
-                yield from end(invisible=True)
+                yield from finish_block(invisible=True)
                 invisible = None
             if element is not root:
                 pieces.append(_collapse_spaces(element.tail))
-    yield from end()
+    yield from finish_block()
 
 
 def _collapse_spaces(text: str | None) -> str:

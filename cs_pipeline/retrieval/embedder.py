@@ -19,9 +19,9 @@ _BATCH_SIZE = 64
 
 
 class Embedder:
-    """The model ``name``: ORG/MODEL@REVISION or a folder. ``sha256`` is the hash of its files.
+    """The model ``name``, which is ORG/MODEL@REVISION or a folder. ``sha256`` is the hash of its files.
 
-    Raises PipelineError if it is missing or the download fails. Pickles and code of a model are never loaded.
+    Raises PipelineError if the model is missing or its download fails. A model's pickles and code are never loaded.
     """
 
     def __init__(self, name: str) -> None:
@@ -76,7 +76,7 @@ def _download(repo: str, revision: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        # Subfolders of the repository hold formats of other tools.
+        # The subfolders of a repository contain the model in the formats of other tools.
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES, ignore_patterns=["*/*"]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise PipelineError(

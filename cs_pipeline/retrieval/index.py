@@ -1,7 +1,7 @@
 """The retrieval index: known answers and passages of help articles, searched by similarity to a question.
 
-Its known answers come from the training split only. On disk it is a folder of Parquet files, NumPy arrays and a manifest
-with the hash of every file. It contains no pickles.
+The known answers are from the training split only. On disk, the index is a folder of Parquet files, NumPy arrays and a
+manifest with the hash of every file. It contains no pickles.
 """
 
 import shutil
@@ -33,8 +33,8 @@ SCHEMAS = {"answers": ANSWER, "passages": PASSAGE}
 class IndexSummary:
     """The index that was built.
 
-    ``answers`` and ``passages`` count its rows, ``vectorised`` the texts whose vectors had to be computed. ``vectorizer`` is
-    the name of the embedding model, or "characters" for character TF-IDF.
+    ``answers`` and ``passages`` are its numbers of rows, ``vectorised`` is the number of texts whose vectors were computed.
+    ``vectorizer`` is the name of the embedding model, or "characters" for character TF-IDF.
     """
 
     version: str
@@ -50,7 +50,7 @@ def retrieval_folder(lake: DataLake) -> Path:
 
 
 def index_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """A lock on the lake's index: while it is held, other threads and processes wait to build or load the index."""
+    """The lock on the lake's index. Threads and processes hold it while they build or load the index."""
     return _locked(retrieval_folder(lake))
 
 
@@ -82,7 +82,7 @@ class RetrievalIndex:
     ) -> list[list[RetrievedText]]:
         """For each question, the answers to the ``count`` most similar known questions, most similar first.
 
-        For question i, the rows of cluster ``excluded_clusters[i]`` are left out. Rows with similarity 0 are not returned.
+        Rows of the cluster ``excluded_clusters[i]`` are left out for question i. Rows with similarity 0 are not returned.
         """
         excluded = None if excluded_clusters is None else self._rows_of_clusters(excluded_clusters)
         return list(self._search("answers", questions, count, excluded))
@@ -96,7 +96,7 @@ class RetrievalIndex:
     ) -> Iterator[list[RetrievedText]]:
         table = self._tables[name]
         for found in self._searches[name].nearest(questions, count, excluded):
-            # Not take(), which copies the table's chunks: 28 ms for a million rows.
+            # Not take(), which copies the table's chunks and takes 28 ms for a million rows.
             rows = [table.slice(number, 1).to_pylist()[0] for number, _ in found]
             yield [
                 RetrievedText(
@@ -120,10 +120,10 @@ class RetrievalIndex:
 
 
 def build_index(lake: DataLake, embedder: str = "") -> IndexSummary:
-    """Builds the lake's index from ``train_split`` and ``knowledge_base``, unless the existing one is up to date.
+    """Builds the lake's index from ``train_split`` and ``knowledge_base``, unless the existing index is up to date.
 
-    ``embedder`` names an embedding model; if empty, texts are compared by character TF-IDF. Raises PipelineError if a table
-    or the model is missing.
+    ``embedder`` is the name of an embedding model. If it is empty, texts are compared by character TF-IDF. Raises
+    PipelineError if a table or the model is missing.
     """
     with index_lock(lake):
         rows = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response", "intent"])
@@ -144,15 +144,15 @@ def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         return
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
-    gone = pc.is_in(tables["answers"].column("row_id"), value_set=pa.array(row_ids, pa.string()))
-    tables["answers"] = tables["answers"].filter(pc.invert(gone))
+    is_forgotten = pc.is_in(tables["answers"].column("row_id"), value_set=pa.array(row_ids, pa.string()))
+    tables["answers"] = tables["answers"].filter(pc.invert(is_forgotten))
     write_index(folder, tables, _embedder(manifest))
 
 
 def differences(lake: DataLake) -> dict[str, int]:
-    """Counts rows that are only in the index or only in its sources, and index rows that leak from a held-out split.
+    """Counts rows that are only in the index or only in its sources, and rows that leak from a held-out split.
 
-    A row leaks if a held-out split contains it or another row of its cluster.
+    A row of the index leaks if a held-out split contains it or another row of its cluster.
     """
     folder = retrieval_folder(lake)
     with index_lock(lake):
@@ -210,7 +210,7 @@ def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | 
 
 
 class _PreviousIndex:
-    """The index to replace. It is empty if that index is missing or damaged, or compares texts by another ``method``."""
+    """The index to replace. Empty if it is missing or damaged, or if it compares texts by another ``method``."""
 
     def __init__(self, manifest: dict[str, Any], tables: dict[str, pa.Table], vectors: dict[str, Vectors]) -> None:
         self.manifest, self._tables, self._vectors = manifest, tables, vectors
@@ -230,12 +230,12 @@ class _PreviousIndex:
         return name in self._tables and self._tables[name].equals(table)
 
     def vectors(self, name: str, texts: list[str], embedder: Embedder | None) -> tuple[Vectors, int]:
-        """The vectors of ``texts``, and how many of them had to be computed."""
+        """The vectors of ``texts``, and how many of them were computed."""
         if name not in self._tables:
             return (SentenceVectors.of(texts, embedder) if embedder else CharacterVectors.of(texts)), len(texts)
         known = pa.array(_texts(name, self._tables[name]), pa.string())
-        at = pc.index_in(pa.array(texts, pa.string()), value_set=known)
-        order = pc.fill_null(at, -1).to_numpy().astype(np.int64)
+        positions = pc.index_in(pa.array(texts, pa.string()), value_set=known)
+        order = pc.fill_null(positions, -1).to_numpy().astype(np.int64)
         new = np.flatnonzero(order < 0)
         order[new] = len(known) + np.arange(len(new))
         return self._vectors[name].extended([texts[row] for row in new], order), len(new)

@@ -45,10 +45,10 @@ _MAX_PLACEHOLDER_CHARACTERS = 100
 
 @dataclass(frozen=True)
 class KnowledgeBase:
-    """The passages for answers, those ``set_aside``, and the ``refused`` files by path with their reasons.
+    """The passages for answers, the passages ``set_aside``, and the ``refused`` files by path with their reasons.
 
-    ``files`` is the number of files, ``read`` the number of new or changed ones among them. ``personal`` counts the
-    placeholders that replaced personal data.
+    ``files`` is the number of files, ``read`` the number of new or changed files. ``personal`` counts the placeholders that
+    replaced personal data.
     """
 
     passages: pa.Table
@@ -60,13 +60,13 @@ class KnowledgeBase:
 
 
 def known_files(lake: DataLake) -> dict[str, str]:
-    """The identity of each file behind the tables, by path; empty for a file that could not be read yet."""
+    """The identity of each file that the tables were made from, by path; empty for a file that could not be read yet."""
     files: dict[str, str] = _state(lake).get("files", {})
     return files
 
 
 def find_changes(lake: DataLake, company: Company) -> tuple[dict[str, str], str | None]:
-    """The identity of each file now below ``landing/knowledge/``, by path, and how they differ from the tables' files."""
+    """The identity of each current file below ``landing/knowledge/``, by path, and a summary of the changes, if any."""
     files = {listed.path: listed.identity for listed in list_articles(lake, company)}
     known = known_files(lake)
     if files == known:
@@ -76,7 +76,7 @@ def find_changes(lake: DataLake, company: Company) -> tuple[dict[str, str], str 
 
 
 def read_knowledge(lake: DataLake, company: Company) -> KnowledgeBase:
-    """Writes the tables ``knowledge_base`` and ``knowledge_base_set_aside`` from the files now below ``landing/knowledge/``.
+    """Writes ``knowledge_base`` and ``knowledge_base_set_aside`` from the current files below ``landing/knowledge/``.
 
     Raises PipelineError if the landing folder cannot be listed or the lake cannot be written.
     """
@@ -88,11 +88,11 @@ def read_knowledge(lake: DataLake, company: Company) -> KnowledgeBase:
     )
     previous = _PreviousTables.of(lake, code)
     splitter = _Splitter(company)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
+    rows_by_table: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
     refused: dict[str, str] = {}
     files: dict[str, str] = {}
     versions: dict[str, str] = {}
-    read = 0
+    read_count = 0
     for file in list_articles(lake, company):
         files[file.path] = file.identity
         try:
@@ -114,19 +114,20 @@ def read_knowledge(lake: DataLake, company: Company) -> KnowledgeBase:
             except ArticleError as error:
                 refused[file.path] = str(error)
                 continue
-            read += 1
+            read_count += 1
         versions[file.path] = version
         for name in _TABLES:
-            found[name] += rows[name]
+            rows_by_table[name] += rows[name]
     tables = [
-        pa.Table.from_pylist(found[name], schema=schema)
+        pa.Table.from_pylist(rows_by_table[name], schema=schema)
         for name, schema in zip(_TABLES, (PASSAGE, PASSAGE_SET_ASIDE), strict=True)
     ]
     state = {"code": code, "files": files, "versions": versions, "refused": refused}
     if not previous.is_same(state, tables):
-        sha256s = [lake.write("prepare", name, t, t.schema) for name, t in zip(_TABLES, tables, strict=True)]
+        named = zip(_TABLES, tables, strict=True)
+        sha256s = [lake.write("prepare", name, table, table.schema) for name, table in named]
         write_json(lake.path("prepare", "knowledge_base.json"), state | {"tables": sha256s})
-    return KnowledgeBase(tables[0], tables[1], refused, len(files), read, splitter.personal)
+    return KnowledgeBase(tables[0], tables[1], refused, len(files), read_count, splitter.personal)
 
 
 def refused_files(lake: DataLake) -> dict[str, str]:
@@ -148,7 +149,7 @@ def _state(lake: DataLake) -> dict[str, Any]:
 
 
 class _PreviousTables:
-    """The tables of the previous run; empty if they were modified or made by another version of the code."""
+    """The tables of the previous run. Empty if they were modified or written by another version of the code."""
 
     def __init__(self, state: dict[str, Any], tables: dict[str, pa.Table]) -> None:
         self._state, self._tables = state, tables
@@ -175,7 +176,7 @@ class _PreviousTables:
 
 
 class _Splitter:
-    """Splits articles into passages and counts the personal data that it replaces. The recognisers load on first use."""
+    """Splits articles into passages, and counts the personal data that it replaces. Recognisers are loaded at first use."""
 
     def __init__(self, company: Company) -> None:
         self.personal: Counter[str] = Counter()
@@ -186,27 +187,27 @@ class _Splitter:
         """The article's rows for each table."""
         title = self._clean(article.title) or path
         raw = list(_passages(article.title, article.paragraphs))
-        reasons = [article_reasons(f"{article.title}\n{text}") for text in raw]
-        # A phrase that spans two passages is only found in the whole article.
-        spanning = set(article_reasons("\n".join([article.title, *raw]))).difference(*reasons)
-        pieces = [(text, [*these, *sorted(spanning)]) for text, these in zip(raw, reasons, strict=True)]
+        reasons_by_passage = [article_reasons(f"{article.title}\n{text}") for text in raw]
+        # A phrase that spans two passages is found in the whole article only.
+        spanning = set(article_reasons("\n".join([article.title, *raw]))).difference(*reasons_by_passage)
+        pieces = [(text, [*these, *sorted(spanning)]) for text, these in zip(raw, reasons_by_passage, strict=True)]
         pieces += [(text, [INVISIBLE, *article_reasons(text)]) for text in article.invisible]
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
         seen: Counter[str] = Counter()
-        for place, (text, why) in enumerate(pieces):
+        for position, (text, own_reasons) in enumerate(pieces):
             clean = self._clean(text)
             row = {
                 "passage_id": digest(path, text, seen[text]),
                 "path": path,
-                "place": place,
+                "place": position,
                 "title": title,
                 "text": clean or text,
                 "address": article.address or path,
                 "version": version,
             }
             seen[text] += 1
-            why = [*why, BROKEN_BRACES] if clean is None else why
-            rows[_TABLES[bool(why)]].append({**row, "reason": "; ".join(why)} if why else row)
+            own_reasons = [*own_reasons, BROKEN_BRACES] if clean is None else own_reasons
+            rows[_TABLES[bool(own_reasons)]].append({**row, "reason": "; ".join(own_reasons)} if own_reasons else row)
         return rows
 
     def _clean(self, text: str) -> str | None:

@@ -1,9 +1,9 @@
 """Retrieves the texts that go before a question in the prompt, in the same way for training, evaluation and serving.
 
-They are known answers to similar questions and passages of help articles. Of several known answers, the most typical one
-comes first (``rank_by_consensus``): a mistake in one answer is rarely repeated in the others. On Bitext's 1,207 test rows
-it has, word for word, ROUGE-L 41.4, placeholder F1 70.9 and the right intent in 99.8 %; the answer to the nearest question
-has 38.3, 69.0 and 97.8 %.
+The texts are known answers to similar questions, and passages of help articles. The most typical known answer comes first
+(``rank_by_consensus``), because a mistake in one answer is rarely repeated in the others. On Bitext's 1,207 test rows this
+answer, copied word for word, has ROUGE-L 41.4, placeholder F1 70.9 and the right intent in 99.8 %. The answer to the nearest
+question has 38.3, 69.0 and 97.8 %.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ and the cost grows quadratically."""
 
 MIN_RELATIVE_SIMILARITY = 0.8
 """Minimum similarity of a candidate's question, relative to the nearest one. If only one known question is close, its answer
-is used alone. On the validation rows, where all questions of an intent ask for the same, ROUGE-L is 41.6 without it."""
+is used alone. Without this limit ROUGE-L is 41.6 on the validation rows: there all questions of an intent ask the same."""
 
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
@@ -41,19 +41,18 @@ def retrieve(
     """For each question its known answers, most typical first, then its passages, most similar first.
 
     Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions; they are ignored if
-    the prompt does not route. Texts are in placeholder ``mode``, with example values drawn by the retrieved text's own id,
-    because it was written for another customer. For training, ``clusters`` are those of the questions; their own rows are
-    excluded.
+    the prompt does not route. Placeholders are in ``mode``. Example values are drawn by the id of the retrieved text,
+    because it was written for another customer. In training, rows of the questions' own ``clusters`` are excluded.
     """
-    wanted = prompt.retrieve
-    if index is None or wanted is None:
+    settings = prompt.retrieve
+    if index is None or settings is None:
         return [[] for _ in questions]
     answers: list[list[RetrievedText]] = [[] for _ in questions]
-    if wanted.answers:
+    if settings.answers:
         routed = intents if prompt.route == "intent" else [None] * len(questions)
-        candidates = index.answers(questions, max(MAX_CANDIDATES, wanted.answers), clusters)
-        answers = [rank_by_consensus(*pair, wanted.answers) for pair in zip(candidates, routed, strict=True)]
-    passages = index.passages(questions, wanted.passages) if wanted.passages else [[] for _ in questions]
+        candidates = index.answers(questions, max(MAX_CANDIDATES, settings.answers), clusters)
+        answers = [rank_by_consensus(*pair, settings.answers) for pair in zip(candidates, routed, strict=True)]
+    passages = index.passages(questions, settings.passages) if settings.passages else [[] for _ in questions]
     return [
         [replace(text, text=apply(text.text, mode, "agent", text.id)) for text in (*known, *articles)]
         for known, articles in zip(answers, passages, strict=True)
@@ -63,23 +62,23 @@ def retrieve(
 def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, count: int) -> list[RetrievedText]:
     """The best ``count`` of the nearest known answers: the most typical ones first, then the others by similarity.
 
-    Only candidates with the ``intent`` are compared, if there are any. An answer's score is the sum of its Dice coefficients
+    If any candidates have the ``intent``, only these are compared. An answer's score is the sum of its Dice coefficients
     with the other answers over words and word bigrams, weighted by the similarities of both questions.
     """
-    near = [one for one in candidates if one.similarity >= MIN_RELATIVE_SIMILARITY * candidates[0].similarity]
-    compared = [one for one in near if one.intent == intent] or near
-    words = [_words_and_bigrams(one.text) for one in compared]
+    min_similarity = MIN_RELATIVE_SIMILARITY * candidates[0].similarity if candidates else 0
+    near = [candidate for candidate in candidates if candidate.similarity >= min_similarity]
+    compared = [candidate for candidate in near if candidate.intent == intent] or near
+    words = [_words_and_bigrams(candidate.text) for candidate in compared]
     scores = [0.0] * len(compared)
     for a, b in combinations(range(len(compared)), 2):
         dice = len(words[a] & words[b]) / max(1, len(words[a]) + len(words[b]))
         weighted = compared[a].similarity * compared[b].similarity * dice
         scores[a] += weighted
         scores[b] += weighted
-    order = sorted(
-        range(len(compared)), key=scores.__getitem__, reverse=True
-    )  # stable: of equals the nearest comes first
-    others = [one for one in candidates if one not in compared]
-    return [*(compared[place] for place in order), *others][:count]
+    # The sort is stable, so the nearest of equally typical answers comes first.
+    order = sorted(range(len(compared)), key=scores.__getitem__, reverse=True)
+    others = [candidate for candidate in candidates if candidate not in compared]
+    return [*(compared[index] for index in order), *others][:count]
 
 
 def _words_and_bigrams(text: str) -> frozenset[str | tuple[str, str]]:

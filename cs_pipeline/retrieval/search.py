@@ -1,4 +1,4 @@
-"""Nearest-neighbour search: exact among few rows; among many, an approximate shortlist that is then compared exactly."""
+"""Nearest-neighbour search: exact for few rows; for many, an approximate shortlist that is then compared exactly."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ from cs_pipeline.retrieval.vectors import Vectors
 MAX_EXACT_ROWS = 50_000
 """Up to this many rows the search is exact. It takes 2 ms of CPU time per question."""
 SHORTLIST = 300
-"""Rows of the shortlist, which are then compared exactly. Of a million synthetic questions, it held the nearest one for 299
-of 300, a shortlist of 100 for 293."""
+"""The number of rows on the shortlist. Among a million synthetic questions, it had the nearest one for 299 of 300 questions,
+and a shortlist of 100 for 293."""
 
 _BATCH_ROWS = 20_000
 _TRAINING_ROWS = 20_000
@@ -20,14 +20,14 @@ _TRAINING_ROWS = 20_000
 
 
 class Search:
-    """Searches the rows of one table. ``codes`` is faiss's index, None if the table is small enough for exact search."""
+    """Searches the rows of one table. ``codes`` is a faiss index, None if the table is small enough for exact search."""
 
     def __init__(self, vectors: Vectors, codes: Any = None) -> None:
         self._vectors, self._codes = vectors, codes
 
     @classmethod
     def load(cls, folder: Path, name: str, vectors: Vectors) -> "Search":
-        """The search with the codes that ``write_codes`` wrote, if it did."""
+        """The search with the codes that ``write_codes`` wrote, if there are any."""
         path = _codes_file(folder, name)
         if not path.exists():
             return cls(vectors)
@@ -38,7 +38,7 @@ class Search:
     def nearest(
         self, questions: Sequence[str], count: int, excluded: Sequence[np.ndarray] | None
     ) -> Iterator[list[tuple[int, float]]]:
-        """For each question the ``count`` nearest rows with a cosine above 0, as pairs of row and cosine, best first.
+        """For each question, the ``count`` nearest rows with a cosine above 0: pairs of row and cosine, nearest first.
 
         ``excluded`` are the rows to leave out, one array per question.
         """
@@ -53,22 +53,22 @@ class Search:
             if excluded is not None:
                 similarities[excluded] = 0
             return _best(np.arange(total), similarities, count)
-        length = max(SHORTLIST, count)
+        shortlist = max(SHORTLIST, count)
         while True:
-            rows = self._codes.search(self._vectors.dense_query(query), length)[1][0]
+            rows = self._codes.search(self._vectors.dense_query(query), shortlist)[1][0]
             rows = rows[rows >= 0]
             if excluded is not None:
                 rows = rows[~np.isin(rows, excluded)]
-            if len(rows) >= min(count, SHORTLIST) or length >= total:
+            if len(rows) >= min(count, SHORTLIST) or shortlist >= total:
                 return _best(rows, self._vectors.similarities_of(query, rows), count)
-            length = min(total, 10 * length)  # a large cluster was excluded
+            shortlist = min(total, 10 * shortlist)  # too few are left: a large cluster was excluded
 
 
 def write_codes(folder: Path, name: str, vectors: Vectors) -> None:
     """Writes ``name``.faiss if there are too many rows for exact search: product quantisation to 4 bits per 4 dimensions.
 
     A search scans all codes in registers (André et al. 2017, Quick ADC; faiss's fast scan). Methods that visit only part of
-    the rows missed more: of 200,000 questions inverted lists missed 8 % of the nearest, HNSW 6 %.
+    the rows miss more: among 200,000 questions, inverted lists missed 8 % of the nearest and HNSW 6 %.
     """
     total = len(vectors)
     if total <= MAX_EXACT_ROWS:
@@ -90,10 +90,10 @@ def _codes_file(folder: Path, name: str) -> Path:
 
 
 def _best(rows: np.ndarray, similarities: np.ndarray, count: int) -> list[tuple[int, float]]:
-    """The ``count`` rows with the largest similarities above 0, largest first; of equal ones the first row."""
+    """The ``count`` rows with the largest similarities above 0, largest first. Equal ones are in the order of rows."""
     if count < len(similarities):
         threshold = np.partition(similarities, -count)[-count]
         kept = np.flatnonzero((similarities >= threshold) & (similarities > 0))
         rows, similarities = rows[kept], similarities[kept]
     order = np.lexsort((rows, -similarities))[:count]
-    return [(int(rows[at]), min(1.0, float(similarities[at]))) for at in order if similarities[at] > 0]
+    return [(int(rows[index]), min(1.0, float(similarities[index]))) for index in order if similarities[index] > 0]

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 CHARACTER_NGRAMS: dict[str, Any] = {"analyzer": "char_wb", "ngram_range": (3, 5)}
-"""The features of a text, here and in the retrieval index: character n-grams of 3 to 5 inside words."""
+"""The features of a text, here and in the retrieval index: n-grams of 3 to 5 characters inside words."""
 
 _BATCH_ROWS = 512
 
 
 def nearest(questions: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """For each question the position of the most similar of ``others`` and their cosine: two arrays of shape [questions].
+    """For each question, the position of the most similar of ``others`` and their cosine: two arrays of shape [questions].
 
     The TF-IDF weights are fitted on ``others``.
     """
@@ -24,7 +24,7 @@ def nearest(questions: Sequence[str], others: Sequence[str]) -> tuple[np.ndarray
 
 
 def count_near(questions: Sequence[str], others: Sequence[str], cosine: float) -> np.ndarray:
-    """For each question how many of ``others`` have at least this ``cosine``, computed as in ``nearest``: [questions]."""
+    """For each question, the number of ``others`` with at least this ``cosine``, computed as in ``nearest``: [questions]."""
     counts = [(block >= cosine).sum(axis=1) for block in _cosines(questions, others)]
     return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
 
@@ -40,7 +40,7 @@ def _cosines(questions: Sequence[str], others: Sequence[str]) -> Iterator[np.nda
 
 
 def naive_split_similarity(questions: Sequence[str], test_share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that a random split, which ignores clusters, would put into the test set, and their cosines to the rest."""
+    """The test rows of a random split, which ignores clusters, and their cosines to the nearest of the other rows."""
     order = np.random.default_rng(seed).permutation(len(questions))
     held_out = order[: max(1, round(test_share * len(questions)))]
     rest = order[len(held_out) :]

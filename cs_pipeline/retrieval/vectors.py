@@ -1,4 +1,4 @@
-"""Texts as vectors that are compared by cosine: character TF-IDF, or embeddings of a sentence-embedding model."""
+"""Vectors of texts, compared by cosine: character TF-IDF, or embeddings of a sentence-embedding model."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from cs_pipeline.retrieval.embedder import Embedder
 
 FEATURES = 1 << 20
-"""N-grams are hashed to this many columns, so a text has the same counts whatever the other texts are."""
+"""N-grams are hashed to this number of columns, so a text's counts do not depend on other texts."""
 
 _SKETCH_WIDTH = 256
 _BATCH_ROWS = 20_000
 
 
 class Vectors(Protocol):
-    """The vectors of a table's texts, row by row. ``arrays`` is what is stored on disk."""
+    """The vectors of a table's texts, row by row. ``arrays`` are stored on disk."""
 
     arrays: dict[str, np.ndarray]
 
     def __len__(self) -> int: ...
 
     def extended(self, texts: Sequence[str], order: np.ndarray) -> "Vectors":
-        """These rows followed by those of new ``texts``, then taken in ``order``."""
+        """Appends the rows of new ``texts`` to these rows, and takes the rows in ``order``."""
         ...
 
     def queries(self, questions: Sequence[str]) -> Any:
@@ -47,12 +47,12 @@ class Vectors(Protocol):
         ...
 
     def dense_query(self, query: Any) -> np.ndarray:
-        """The same for a question: [1, width]."""
+        """The short dense vector of a question: [1, width]."""
         ...
 
 
 class CharacterVectors:
-    """TF-IDF of character n-grams. Only counts are stored, because they depend on their own text alone."""
+    """TF-IDF of character n-grams. Only the counts are stored, because they do not depend on other texts."""
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         from scipy.sparse import csr_matrix
@@ -153,7 +153,7 @@ def _arrays(counts: "csr_matrix") -> dict[str, np.ndarray]:
 def _inverse_document_frequency(counts: "csr_matrix") -> np.ndarray:
     """The inverse document frequency of each n-gram in these texts, smoothed as in scikit-learn: [FEATURES].
 
-    0 for n-grams that no text contains: like words outside a vocabulary, they do not count in a question.
+    0 for n-grams that no text contains, so they do not count in a question, like words outside a vocabulary.
     """
     texts_with = np.bincount(counts.indices, minlength=FEATURES)
     idf = np.log((1 + counts.shape[0]) / (1 + texts_with)) + 1
@@ -166,7 +166,7 @@ def _tf_idf(counts: "csr_matrix", idf: np.ndarray) -> "csr_matrix":
 
     values = (np.log(counts.data, dtype=np.float32) + 1) * idf[counts.indices]
     row_of = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    # Summed in order, so that a text's length is the same to the last bit whatever the other texts are.
+    # Sum in order, so that a text's length does not depend on other texts, not even in the last bit.
     lengths = np.sqrt(np.bincount(row_of, values.astype(np.float64) ** 2, counts.shape[0]))
     lengths[lengths == 0] = 1
     return csr_matrix(((values / lengths[row_of]).astype(np.float32), counts.indices, counts.indptr), counts.shape)

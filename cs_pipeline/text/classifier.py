@@ -1,4 +1,4 @@
-"""A text classifier that trains in seconds: TF-IDF and multinomial logistic regression, saved without pickle."""
+"""A text classifier that trains in seconds: TF-IDF and multinomial logistic regression. It is saved without pickle."""
 
 import json
 from collections.abc import Sequence
@@ -84,9 +84,9 @@ class TextClassifier:
 def out_of_fold(
     texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str], folds: int = 3
 ) -> tuple[list[str], np.ndarray]:
-    """For each text the label and probability from a classifier that was trained without the text's cluster.
+    """For each text, the label and probability from a classifier that was trained without the text's cluster.
 
-    The intent in the prompt of a training row must be as fallible as the intent that a live question is given.
+    The predicted intent in a training row's prompt is therefore wrong as often as that of a live question.
     """
     from sklearn.model_selection import GroupKFold
 

@@ -1,4 +1,4 @@
-"""Normalises raw rows: whitespace, Unicode, braces, placeholder names. Rows that cannot be fixed are set aside."""
+"""Normalises raw rows: whitespace, Unicode, braces, placeholder names. Rows that cannot be repaired are set aside."""
 
 import re
 import unicodedata
@@ -22,7 +22,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe]")
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The ``rows`` kept, the rows ``set_aside`` with reasons, and a count of each placeholder missing in the catalogue."""
+    """The ``rows`` kept, the rows ``set_aside`` with reasons, and a count of each placeholder not in the catalogue."""
 
     rows: pa.Table
     set_aside: pa.Table
@@ -31,7 +31,7 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class NormalizedPair:
-    """A question and its answer as normalised text, and the names of placeholders that the catalogue does not know.
+    """A normalised question and its answer, with the names of ``unknown`` placeholders, which are not in the catalogue.
 
     ``reason`` says why the pair cannot be used, None if it can.
     """
@@ -43,7 +43,7 @@ class NormalizedPair:
 
 
 def clean(table: pa.Table) -> Cleaned:
-    """Normalises the text of a ``table`` of CONVERSATION rows; every row is either kept or set aside."""
+    """Normalises the texts of a ``table`` of CONVERSATION rows. Every row is either kept or set aside."""
     frame = table.to_pandas(types_mapper=pd.ArrowDtype)
     unknown: Counter[str] = Counter()
     reasons = []
@@ -66,15 +66,15 @@ def clean(table: pa.Table) -> Cleaned:
 
 
 def normalize_pair(question: str, answer: str) -> NormalizedPair:
-    """The question on one line, the answer with its line breaks; placeholders repaired and in their canonical spelling."""
+    """Normalises a question to one line, and an answer with its line breaks. Placeholders get their canonical spelling."""
     question, answer = normalize_line(question), normalize_text(answer)
-    fixed = repair(question), repair(answer)
+    repaired = repair(question), repair(answer)
     names: list[str] = []
-    if fixed[0] is not None and fixed[1] is not None:
-        question, in_question = canonical(fixed[0])
-        answer, in_answer = canonical(fixed[1])
+    if repaired[0] is not None and repaired[1] is not None:
+        question, in_question = canonical(repaired[0])
+        answer, in_answer = canonical(repaired[1])
         names = [*in_question, *in_answer]
-    return NormalizedPair(question, answer, names, _reason(question, answer, broken=None in fixed))
+    return NormalizedPair(question, answer, names, _reason(question, answer, broken=None in repaired))
 
 
 def normalize_text(text: str) -> str:
@@ -87,7 +87,7 @@ def normalize_text(text: str) -> str:
 
 
 def normalize_line(text: str) -> str:
-    """As ``normalize_text``, on one line."""
+    """Like ``normalize_text``, but on one line."""
     return " ".join(normalize_text(text).split())
 
 
@@ -97,14 +97,14 @@ def to_table(frame: pd.DataFrame, schema: pa.Schema) -> pa.Table:
 
 
 def _reason(question: str, answer: str, *, broken: bool) -> str | None:
-    for what, text, (shortest, longest) in (
+    for name, text, (shortest, longest) in (
         ("question", question, INSTRUCTION_CHARACTERS),
         ("answer", answer, RESPONSE_CHARACTERS),
     ):
         if not text:
-            return f"empty {what}"
+            return f"empty {name}"
         if len(text) < shortest:
-            return f"{what} shorter than {shortest} characters"
+            return f"{name} shorter than {shortest} characters"
         if len(text) > longest:
-            return f"{what} longer than {longest} characters"
+            return f"{name} longer than {longest} characters"
     return "braces that cannot be repaired" if broken else None

@@ -1,11 +1,11 @@
-"""What an answer does instead of answering: it redirects, asks back, refuses or hands over to a person.
+"""Recognises answers that redirect, ask back, refuse, or hand over to a person.
 
-The rules look at the answer's sentences alone, not at the question; ``conduct.yaml`` holds their patterns. Measured on
-answers labelled by hand that were not used to write the rules (``cs_pipeline_tests/text/conduct.yaml``; rules and labels
-are by the same author, so these counts are an upper bound), before any adjustment: they found 12 of 12 that redirect, 11 of
-12 that ask back, 12 of 12 that refuse and 10 of 12 that hand over, and took one of 20 others for a refusal. Of Bitext's
-2,414 real validation and test answers they classify 0.2 % as redirecting, 2.5 % as asking back, 0.1 % as refusing and
-2.6 % as handing over; the last include two thirds of the answers to customers who ask for a person.
+The rules use only the answer, not the question. Their patterns are in ``conduct.yaml``. They were measured on answers with
+labels by hand (``cs_pipeline_tests/text/conduct.yaml``) that were not used to write them. Without any adjustment they found
+12 of 12 answers that redirect, 11 of 12 that ask back, 12 of 12 that refuse and 10 of 12 that hand over, and took one of 20
+others for a refusal. These counts are an upper bound, because rules and labels are by the same author. Of Bitext's 2,414
+real validation and test answers, they classify 0.2 % as redirecting, 2.5 % as asking back, 0.1 % as refusing and 2.6 % as
+handing over. The last group includes two thirds of the answers to customers who ask for a person.
 """
 
 import re
@@ -24,10 +24,10 @@ _MIN_LISTED = 3
 
 @dataclass(frozen=True)
 class Conduct:
-    """What one answer does. An answer may do several of these; an ordinary answer does none."""
+    """The conduct of one answer. Several fields may be true; in an ordinary answer none is."""
 
     redirects: bool
-    """Says what the support desk is for, or that the request is out of scope."""
+    """Says what the support desk can help with, or that the request is out of scope."""
     asks_back: bool
     """Says that the request is not understood, or asks what the customer wants."""
     refuses: bool
@@ -37,7 +37,7 @@ class Conduct:
 
 
 def conduct(answer: str) -> Conduct:
-    """What ``answer`` does, judged by its words."""
+    """Classifies ``answer`` by its words."""
     return Conduct(
         redirects=any(map(_redirects, _sentences(answer))),
         asks_back=bool(_ASKS_BACK.search(answer)),
@@ -47,7 +47,7 @@ def conduct(answer: str) -> Conduct:
 
 
 def refused_part(answer: str) -> str:
-    """The sentences of ``answer`` that refuse. An instruction that is only quoted in them was not followed."""
+    """The sentences of ``answer`` that refuse. An instruction that is only quoted there was not followed."""
     return " ".join(sentence for sentence in _sentences(answer) if _REFUSES.search(sentence))
 
 

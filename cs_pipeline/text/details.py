@@ -1,9 +1,9 @@
-"""Details that an answer asks a customer for: order numbers, addresses, names. ``details.yaml`` holds the words.
+"""Details that an answer asks a customer for, such as order numbers, addresses and names. ``details.yaml`` has the words.
 
-One set of patterns answers two questions. The desk must not let a model ask for private details that the request does not
-require, so ``private_details`` counts vague wordings ("your account details") and requests to confirm. The error counts of
-the evaluation must not blame good answers, so ``specific_details`` counts neither: on the 2,414 real answers of
-``evaluate/scoring/answer_errors.py`` that keeps the share of answers that ask needlessly at 0.66 % instead of 1.24 %.
+The patterns are used in two ways. The support desk must not let a model ask for private details that the request does not
+require. So ``private_details`` includes vague wordings ("your account details") and requests to confirm. The evaluation
+must not count good answers as errors. So ``specific_details`` includes neither. Of the 2,414 real answers of
+``evaluate/scoring/answer_errors.py``, 0.66 % then ask for details needlessly, instead of 1.24 %.
 """
 
 import re
@@ -21,14 +21,14 @@ _PRIVATE, _VAGUE, _IMPERSONAL = (
     {name: any_of(rf"\{{\{{{name}\}}\}}|\b<NAME>s?\b", {"NAME": block}) for name, block in _RULES[key].items()}
     for key in ("private", "vague", "impersonal")
 )
-# "about the order number {{Order Number}}" names a number and does not ask for it.
+# "about the order number {{Order Number}}" states a number and does not ask for it.
 _NAMED = re.compile(r"\w+ \w+ #?\{\{[^{}\n]*\}\}")
 
 
 def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
-    """At most two of an answer's ``missing`` placeholders whose values are worth asking the customer for.
+    """At most two of an answer's ``missing`` placeholders, for which the answer may ask the customer.
 
-    ``private``: only those that the ``intent`` requires.
+    If ``private`` is true, only those that the ``intent`` requires.
     """
     candidates = _RULES["required"].get(intent, ()) if private else _RULES["askable"]
     return [name for name in missing if name in candidates][:2]
@@ -42,7 +42,7 @@ def request(names: Sequence[str]) -> str:
 def private_details(sentence: str) -> frozenset[str]:
     """The private details that ``sentence`` asks the customer to give or confirm, by their names in ``details.yaml``.
 
-    Asking to type one into a form on the website does not count.
+    A request to type a detail into a form on the website does not count.
     """
     return _asked_for(sentence, _ASKS_OR_CONFIRMS, _PRIVATE | _VAGUE)
 
@@ -53,9 +53,9 @@ def specific_details(answer: str) -> frozenset[str]:
 
 
 def narrowed(sentence: str, intent: str | None, known: Collection[str]) -> str:
-    """``sentence``, reduced to the private details that the ``intent`` requires and that are not ``known``.
+    """``sentence`` with a request for only those private details that the ``intent`` requires and that are not ``known``.
 
-    Empty if it asks for nothing else.
+    Empty if it asks for none of these.
     """
     asked = private_details(sentence)
     needed = [name for name in _RULES["required"].get(intent, ()) if name in asked and name not in known]

@@ -1,12 +1,11 @@
-"""The facts that a text states: numbers, amounts, addresses, phones, dates, hours, durations and codes.
+"""Finds the facts in a text: numbers, amounts, e-mail and web addresses, phone numbers, dates, times, durations and codes.
 
-A fact is something that a customer could act on and that is right or wrong. ``facts.yaml`` holds the patterns. These are
-not facts:
+A fact is right or wrong, and a customer could act on it. The patterns are in ``facts.yaml``. These are not facts:
 
 - placeholders; ``24/7``, "24 hours a day", "7 days a week", "365 days a year";
 - the numbers of a list, at the start of a line or inside one, and references to them ("step 3", "steps 3-4", "option 2",
   "address line 1");
-- how many steps, options, ways, questions … an answer is about to list ("in 3 easy steps");
+- the number of steps, options, ways, questions … that follow ("in 3 easy steps");
 - ratings ("5 stars", "on a scale of 1 to 10"), a key to press, lengths of input ("16-digit", "8 characters", "the last 4
   digits"), 100 %;
 - names that contain one or two digits (2FA, 3D, MP3, Windows 11), Black Friday, Cyber Monday;
@@ -35,9 +34,9 @@ _MIN_PHONE_DIGITS = 7
 
 
 class Fact(NamedTuple):
-    """A fact in a text: its kind, its position, its words, and the ``values`` that must be known for it to be grounded.
+    """A fact in a text: its position and words. It is grounded if all its ``values`` are known.
 
-    Kinds: email, url, amount, date, time, duration, phone, code, number.
+    The kinds are email, url, amount, date, time, duration, phone, code and number.
     """
 
     kind: str
@@ -51,19 +50,19 @@ def facts(text: str) -> list[Fact]:
     """The facts of ``text``, in order."""
     if not _HINT.search(text):
         return []
-    # NUL characters keep the positions.
+    # Replacing by NUL characters keeps the positions of the rest.
     rest = _NOT_FACT.sub(lambda match: "\0" * len(match[0]), text)
     return list(_found(rest)) if _HINT.search(rest) else []
 
 
-@lru_cache(maxsize=20_000)  # questions are the same for all systems
+@lru_cache(maxsize=20_000)  # all systems answer the same questions
 def values(text: str) -> frozenset[str]:
-    """Everything in ``text`` that a fact may repeat: the values of its facts and all its numbers, in digits or words."""
+    """All values in ``text`` that a fact may repeat: those of its facts, and all numbers in digits or words."""
     return frozenset(value for fact in _found(text) for value in fact.values) | _numbers(text)
 
 
 def is_known(fact: Fact, known: frozenset[str]) -> bool:
-    """Whether everything that ``fact`` states is among the ``known`` values. For a code, its digits are enough."""
+    """Whether all values of ``fact`` are ``known``. For a code, its digits are enough."""
     if fact.kind == "code":
         return any(code in known or re.sub(r"\D", "", code) in known for code in fact.values)
     return fact.values <= known

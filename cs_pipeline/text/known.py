@@ -14,11 +14,11 @@ _PARTS = {
     "Client Name": ("Client First Name", "Client Last Name", "Customer Email"),
     "Person Name": ("Person Name", "Person Name", "Customer Support Email"),
 }
-"""For the placeholder of a full name: those of a first name, a last name, and an e-mail address in the name field."""
+"""By the placeholder of a full name: those of a first name, a last name, and an e-mail address in the field of the name."""
 
 
 def find_known(text: str, known: KnownValues) -> Iterator[tuple[int, int, str]]:
-    """Start, end and placeholder of each ``known`` value that occurs in ``text`` as whole words, longest values first.
+    """Start, end and placeholder of each ``known`` value that occurs in ``text`` as whole words. Longest values come first.
 
     Case and accents are ignored. Parts of names are found too. Matches overlap if one value contains another.
     """
@@ -49,19 +49,20 @@ def _wanted(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
         value = unicodedata.normalize("NFC", " ".join(raw.split()))
         if len(value) < 2 or (value.isdecimal() and len(value) < 4) or _is_not_a_name(value):
             continue
-        parts = _PARTS.get(placeholder)
-        if parts is None or "@" in value:
-            wanted.setdefault(_folded(value), (parts[2] if parts else placeholder, None))
+        placeholders = _PARTS.get(placeholder)
+        if placeholders is None or "@" in value:
+            wanted.setdefault(_folded(value), (placeholders[2] if placeholders else placeholder, None))
             continue
+        first_name, last_name, _ = placeholders
         last, _, first = value.rpartition(",")
         names = [name for name in f"{first} {last}".split() if not _is_not_a_name(name)]
         if not names:
             continue
-        whole = placeholder if len(names) > 1 else parts[0]
+        full_name = placeholder if len(names) > 1 else first_name
         for name in (value, " ".join(names)):
-            wanted.setdefault(_folded(name), (whole, name if _is_also_a_word(name) else None))
-        for place, word in enumerate(names):
-            part = parts[1] if place == len(names) - 1 and place else parts[0]
+            wanted.setdefault(_folded(name), (full_name, name if _is_also_a_word(name) else None))
+        for index, word in enumerate(names):
+            part = last_name if 0 < index == len(names) - 1 else first_name
             for piece in (word.strip(".,"), *re.findall(r"[^\W\d_]+", word)):
                 if len(piece) >= 3 and not _is_not_a_name(piece):
                     wanted.setdefault(_folded(piece), (part, piece if _is_also_a_word(piece) else None))
@@ -80,7 +81,7 @@ def _is_also_a_word(name: str) -> bool:
 
 
 def _is_name_here(text: str, start: int, end: int, name: str) -> bool:
-    """Whether a word that may be a name is used as one here: spelt and capitalised like it, and not starting a sentence."""
+    """Whether an ambiguous word is a name here: it has the spelling and case of ``name`` and does not start a sentence."""
     return text[start:end] == name and text[:start].rstrip(" ")[-1:] not in ("", *".!?\n")
 
 

@@ -4,16 +4,16 @@ It finds
 
 - values from the fields of the export (``known``), and the first and last name of a known full name;
 - matches of the company's own patterns (``company.yaml``), which take precedence over every rule below except links;
-- whole links with a token, an id or a query;
-- e-mail and IP addresses, IBANs and cards (with their checksums), phone numbers of the company's regions and, if written
-  with +, of any country, by the recognisers of Presidio;
+- links with a token, an id or a query, as a whole;
+- with Presidio's recognisers: e-mail and IP addresses, IBANs and card numbers (by their checksums), and phone numbers, in
+  the national format of the company's regions or with + for any country;
 - numbers that a word introduces ("order 4412345678", "Rechnung: 2024-0031"), all other numbers of at least nine digits, and
   codes of letters and at least six digits;
 - lines of a postal address: a street with a number, a postcode with a town;
 - names introduced by a greeting, a signature, a title or a phrase ("Hi Jane,", "my name is Jane Doe", "I spoke to Jane").
 
-It does not find names elsewhere in a sentence that no field gives, names in lower case except after "my name is", addresses
-without a number or a postcode, or values that are spelt out ("jane at example dot org"): that would take a language model.
+It does not find unknown names elsewhere in a sentence, names in lower case except after "my name is", addresses without a
+number or a postcode, or values that are spelt out ("jane at example dot org"). That would need a language model.
 
 It expects the output of ``clean.normalize_text``: an invisible character inside a value would hide it.
 """
@@ -32,14 +32,14 @@ from cs_pipeline.text.placeholders import Speaker
 
 
 class PersonalData:
-    """Replaces personal data. Creating one takes a second or two, because it loads Presidio and spaCy.
+    """Replaces personal data. The constructor takes a second or two, because it loads Presidio and spaCy.
 
-    ``phone_regions`` are the countries whose national phone numbers are found ("DE"). ``patterns`` are the company's own:
+    ``phone_regions`` are the countries ("DE") whose national phone numbers are found. ``patterns`` are the company's own:
     pairs of a placeholder and the regular expression whose matches it replaces.
     """
 
     def __init__(self, phone_regions: Sequence[str], patterns: Sequence[tuple[str, str]]) -> None:
-        with _hidden("torch", "transformers"):
+        with _hidden_modules("torch", "transformers"):
             from presidio_analyzer import Pattern
             from presidio_analyzer.predefined_recognizers import (
                 CreditCardRecognizer,
@@ -51,7 +51,7 @@ class PersonalData:
 
         class Email(EmailRecognizer):
             def validate_result(self, pattern_text: str) -> None:
-                """Skips the check of the public suffix list: an address in an internal network is personal too."""
+                """Does not check the public suffix list, because an address in an internal network is personal too."""
 
         self._email = Email()
         self._card = CreditCardRecognizer(
@@ -65,11 +65,11 @@ class PersonalData:
     def replace(
         self, text: str, known: Sequence[tuple[str, str]] = (), speaker: Speaker = "customer"
     ) -> tuple[str, Counter[str]]:
-        """``text`` with placeholders for its personal data, and how many of each were inserted.
+        """``text`` with placeholders for its personal data, and the number of each placeholder inserted.
 
         ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export. ``speaker`` is
-        the author of the text; it decides whether an address or number counts as the customer's or the support desk's.
-        Placeholders in the text stay as they are. A second call on the result replaces nothing.
+        the author of the text. It decides whether an address or number is the customer's or the support desk's.
+        Placeholders in the text are not changed. A second call on the result replaces nothing.
         """
         counts: Counter[str] = Counter()
         while found := self.find(text, speaker, known):
@@ -82,7 +82,7 @@ class PersonalData:
         return text, counts
 
     def find(self, text: str, speaker: Speaker, known: Sequence[tuple[str, str]] = ()) -> list[tuple[int, int, str]]:
-        """Start, end and placeholder of what the first pass of ``replace`` would replace in ``text``, in order."""
+        """Start, end and placeholder of each span that the first pass of ``replace`` would replace, in order."""
         known = tuple(known)
         scan = _Scan(text, speaker)
         if "/" in text:
@@ -105,7 +105,7 @@ class PersonalData:
 
     def _find_emails(self, scan: "_Scan", known: KnownValues) -> None:
         for at in re.finditer("@", scan.rest):
-            # The recogniser takes quadratic time in the length of its input.
+            # The recogniser's time is quadratic in the length of its input.
             first = max(0, at.start() - 130)
             for result in self._email.analyze(scan.rest[first : at.end() + 256], []):
                 start, end = first + result.start, first + result.end
@@ -118,7 +118,7 @@ class PersonalData:
     def _find_ibans(self, scan: "_Scan") -> None:
         for match in words.IBAN.finditer(scan.rest):
             candidate = match[0].upper()
-            # A word after an IBAN looks like another group of it.
+            # A word after an IBAN looks like another group, so remove groups from the end.
             while len(candidate) >= 15:
                 if results := self._iban.analyze(candidate, []):
                     scan.take(match.start(), match.start() + results[0].end, "IBAN")
@@ -141,13 +141,13 @@ class PersonalData:
                 scan.take(result.start, result.end, "Card Number")
         if not words.DIGITS[3].search(scan.rest):
             return
-        plain = words.DATE_OR_AMOUNT.sub(lambda found: " " * len(found[0]), scan.rest)
-        for match in words.INTRODUCED.finditer(plain):
+        without_dates = words.DATE_OR_AMOUNT.sub(lambda found: " " * len(found[0]), scan.rest)
+        for match in words.INTRODUCED.finditer(without_dates):
             digits, value = _digits(match["value"]), match["value"]
             if digits >= 5 or (digits >= 3 and match["label"]) or (digits >= 4 and digits < len(value)):
                 scan.take(*match.span("value"), words.MEANING[normal(match["what"])])
-        if words.DIGITS[5].search(plain):
-            for match in words.NUMBER.finditer(plain):
+        if words.DIGITS[5].search(without_dates):
+            for match in words.NUMBER.finditer(without_dates):
                 self._take_number(scan, *match.span())
 
     def _take_number(self, scan: "_Scan", start: int, end: int) -> None:
@@ -156,7 +156,7 @@ class PersonalData:
         if any(map(str.isalpha, value)):
             scan.take(start, end, "Reference Number" if meaning in ("", "Phone") else meaning)
         elif meaning not in ("", "Phone") and value[0] not in "+(":
-            # A short number may be a quantity, unless it is close to the word that names it, or follows "(" or "#".
+            # A short number may be a quantity, unless it is close to its cue word, or follows "(" or "#".
             if digits >= 7 or gap <= 24 or scan.rest[start - 1 : start] in ("(", "#"):
                 scan.take(start, end, meaning)
         elif digits < 7:
@@ -171,10 +171,10 @@ class PersonalData:
 
 
 @contextmanager
-def _hidden(*modules: str) -> Iterator[None]:
+def _hidden_modules(*modules: str) -> Iterator[None]:
     """Hides ``modules`` from imports. Presidio imports these if they are installed, but does not need them.
 
-    With them, loading it takes five times as much time and memory.
+    Without them, loading it takes a fifth of the time and memory.
     """
     absent: dict[str, Any] = {name: None for name in modules if name not in sys.modules}
     sys.modules.update(absent)
@@ -186,7 +186,7 @@ def _hidden(*modules: str) -> Iterator[None]:
 
 
 class _Scan:
-    """A text being searched. Spans that were found are NUL characters in ``rest``, so that no rule finds them again."""
+    """A text that is searched. In ``rest``, found spans are NUL characters, so that no other rule finds them."""
 
     def __init__(self, text: str, speaker: Speaker) -> None:
         self.text, self.speaker = text, speaker
@@ -234,7 +234,7 @@ def _find_names(scan: _Scan) -> None:
             continue
         for match in expression.finditer(scan.rest):
             lower = owner == "own" and normal(match["phrase"]) in words.OWN_NAMES
-            end, count = _name(match["name"], lower=lower)
+            end, count = _leading_name(match["name"], lower=lower)
             if not count:
                 continue
             is_client = (owner == "own") == (scan.speaker == "customer") and owner != "other"
@@ -247,7 +247,7 @@ def _find_names(scan: _Scan) -> None:
             scan.take(match.start("name"), match.start("name") + end, placeholder)
 
 
-def _name(text: str, *, lower: bool) -> tuple[int, int]:
+def _leading_name(text: str, *, lower: bool) -> tuple[int, int]:
     """The end of the name at the start of ``text`` and its number of words: 0 and 0 if there is no name.
 
     With ``lower``, the first two words may be in lower case.
@@ -274,10 +274,10 @@ def _phone_of(scan: _Scan, start: int) -> str:
 
 
 def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
-    """The kind of the number between ``start`` and ``end``, as the nearest cue word names it, and that word's distance.
+    """The kind of the number between ``start`` and ``end`` according to the nearest cue word, and that word's distance.
 
-    Cue words precede their number more often than they follow it, so twelve characters are added to the distance of one that
-    follows. Without a cue word, the kind is empty.
+    A cue word usually precedes its number, so twelve characters are added to the distance of a word that follows. Without a
+    cue word, the kind is empty.
     """
     before = words.SENTENCE_END.split(text[max(0, start - 60) : start])[-1]
     after = words.SENTENCE_END.split(text[end : end + 40])[0]
@@ -286,7 +286,7 @@ def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
         near.append((len(before) - precede[-1].end(), precede[-1][0]))
     if follows := words.CUE.search(after):
         near.append((follows.start() + 12, follows[0]))
-    # "It is about my order. 4412345678": bare digits belong to the previous sentence; separators suggest a phone.
+    # "It is about my order. 4412345678": bare digits may belong to the sentence before. Separators suggest a phone.
     if not near and end - start >= 7 and text[start:end].isdecimal():
         near = [(start - cue.end(), cue[0]) for cue in words.CUE.finditer(text, max(0, start - 120), start)]
     gap, word = min(near, default=(0, ""))

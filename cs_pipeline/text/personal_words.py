@@ -11,7 +11,7 @@ from cs_pipeline.core.yaml_file import any_of, read_yaml
 
 
 def normal(words: str) -> str:
-    """``words`` as the file spells them: lower case, single spaces, straight apostrophes."""
+    """``words`` with the spelling of personal.yaml: lower case, single spaces, straight apostrophes."""
     return " ".join(words.lower().replace("’", "'").split())
 
 
@@ -21,7 +21,7 @@ def word_set(text: str) -> frozenset[str]:
 
 
 def _any(words: Iterable[str]) -> str:
-    """A pattern of any of ``words``, longest first."""
+    """A pattern that matches any of ``words``, longest first."""
     ordered = sorted(words, key=lambda word: (-len(word), word))
     return "|".join(re.escape(word).replace(r"\ ", r"[ \t]+").replace("'", "['’]") for word in ordered)
 
@@ -30,7 +30,7 @@ _PUNCTUATION = str.maketrans({"’": "'"} | dict.fromkeys(",.:;!?()–\n", " "))
 _RULES = read_yaml(Path(__file__).with_name("personal.yaml"))
 
 MEANING: dict[str, str] = {word: name for name, words in _RULES["numbers"].items() for word in words}
-"""What a number is, by the word that introduces it: a placeholder, or "Phone"."""
+"""The kind of a number by the word that introduces it: a placeholder, or "Phone"."""
 DESK_ADDRESSES = frozenset(_RULES["desk_addresses"])
 OWN_NAMES = frozenset(_RULES["own_names"])
 NOT_NAMES = frozenset(word.lower() for key in ("not_names", "closings", "greetings", "titles") for word in _RULES[key])
@@ -74,7 +74,7 @@ LINK, VERSION, INTRODUCED, DATE_OR_AMOUNT, SENTENCE_END, DESK_IS_MEANT, CUSTOMER
     )
 )
 ADDRESSES = [(re.compile(quick), any_of(block, _WORDS, re.NOFLAG)) for quick, block in _RULES["addresses"]]
-"""Patterns of address lines, each with a faster pattern to try first, which matches whenever it does."""
+"""Pairs of a fast pattern and the pattern of an address line. The second can only match if the first does."""
 
 
 def _name_pattern(phrases: list[str], block: str) -> re.Pattern[str]:
@@ -89,4 +89,4 @@ NAMES = [
     ([word_set(phrase) for phrase in phrases], _name_pattern(phrases, block), owner)
     for owner, phrases, block in _NAME_RULES
 ]
-"""The words of each phrase that introduces a name, the pattern of phrase and name, and the owner as in the file."""
+"""For each rule of the file: the words of each introducing phrase, the pattern of phrase and name, and the name's owner."""

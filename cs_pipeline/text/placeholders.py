@@ -1,7 +1,7 @@
 """Placeholders such as ``{{Order Number}}``: their catalogue, their spellings, and the text that replaces them.
 
 The catalogue is ``placeholders.yaml``, whose comments explain each key. A placeholder is a name in double braces on one
-line. A placeholder that is not in the catalogue is never guessed: it stays in the text in every mode.
+line. An unknown placeholder, which is not in the catalogue, stays in the text in every mode.
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def catalogue() -> Catalogue:
 
 
 def load_catalogue(path: Path) -> Catalogue:
-    """Reads a catalogue. Raises PipelineError naming the file and the entry that is wrong or duplicated."""
+    """Reads a catalogue. Raises PipelineError with the file and the entry if an entry is invalid or duplicated."""
     try:
         content = TypeAdapter(_File).validate_python(read_yaml(path))
     except ValidationError as error:
@@ -120,7 +120,7 @@ def canonical(text: str) -> tuple[str, list[str]]:
 
 
 def is_balanced(text: str) -> bool:
-    """Whether every ``{{`` and ``}}`` belongs to a complete placeholder and no known name is in single braces.
+    """Whether all ``{{`` and ``}}`` belong to complete placeholders, and no known name is in single braces.
 
     Other single braces are plain text.
     """
@@ -131,12 +131,12 @@ def is_balanced(text: str) -> bool:
 
 
 def repair(text: str) -> str | None:
-    """``text`` with its broken placeholders fixed, None if their meaning is ambiguous.
+    """``text`` with these placeholders repaired, None if others are broken. Balanced text is unchanged.
 
-    Balanced text is returned unchanged. It fixes: a name with too few or too many braces or with spaces inside them
-    (``{Order Number}}``, ``{{{Order Number}}}``, ``{{ Order Number }}``); a known name in single braces; a known name
-    after ``{{`` that is never closed; and a label around a placeholder, ``{{Switch to {{Account Type}}}}``, which loses
-    its outer braces.
+    - a name with too few or too many braces, or with spaces inside them: ``{Order Number}}``, ``{{ Order Number }}``;
+    - a known name in single braces;
+    - a known name after ``{{`` that is never closed;
+    - a label around a placeholder, which loses its outer braces: ``{{Switch to {{Account Type}}}}``.
     """
     if is_balanced(text):
         return text
@@ -145,15 +145,15 @@ def repair(text: str) -> str | None:
 
 
 def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> str:
-    """``text`` in the given ``mode``. Its placeholders must be balanced. Unknown placeholders stay in every mode.
+    """``text`` with its placeholders shown in ``mode``. They must be balanced. Unknown placeholders stay in every mode.
 
     - keep: canonical spelling.
     - generic: the phrase, with the possessive that fits the speaker ("my order number" in a question, "your order
-      number" in an answer) unless the text has a determiner or quotes there. If the words before it already name the
+      number" in an answer), unless there is a determiner or a quote before it. If the words before it already name the
       value ("order number {{Order Number}}", "our website at {{Website URL}}"), the placeholder is removed instead.
-    - strip: removed, with its quotes, with others joined to it by "or", "and" or a comma, and with a preposition or
-      article that would be left without a noun; spaces and punctuation are fixed.
-    - realistic: an example value. A ``row_id`` always gives the same value for a placeholder, in question and answer.
+    - strip: removed, with its quotes, with placeholders joined to it by "or", "and" or a comma, and with a preposition or
+      article that would be left without a noun. Spaces and punctuation are corrected.
+    - realistic: an example value. For the same ``row_id``, it is the same in the question and the answer.
     """
     text, _ = canonical(text)
     match mode:
@@ -168,16 +168,16 @@ def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> st
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """``text`` with its placeholders filled from ``values``; those without a value stay.
+    """``text`` with its placeholders replaced by ``values``. Placeholders without a value stay.
 
-    Any spelling of a name matches. A value is plain text: braces in it are not interpreted.
+    The names may have any spelling. A value is plain text: braces in it are not interpreted.
     """
     by_name = {catalogue().name_of(name) or name: value for name, value in values.items()}
     return _PLACEHOLDER.sub(lambda match: by_name.get(catalogue().name_of(match[1]) or match[1], match[0]), text)
 
 
 def _key(spelling: str) -> str:
-    """Equal for two spellings of a name that differ in case, separators, CamelCase or a plural s."""
+    """A key that is equal for spellings that differ only in case, separators, CamelCase or a plural s."""
     words = re.split(r"[\s_-]+|(?<=[a-z])(?=[A-Z])", spelling.strip())
     return "".join(re.sub(r"(?<=[^su])s$", "", word.lower()) for word in words)
 
@@ -304,13 +304,13 @@ def _unquoted(match: re.Match[str]) -> str:
 
 @lru_cache
 def _already_named(name: str) -> re.Pattern[str]:
-    """Matches text that ends with words that name the placeholder's value; matches nothing if it has no such words."""
+    """A pattern of text that ends with one of the placeholder's ``named_by`` words. Without any, it never matches."""
     words = "|".join(map(re.escape, catalogue()[name].named_by))
     return re.compile(rf"\b(?:{words})s?(?: (?:at|of|on))?[ :#,]*\Z" if words else r"(?!)", re.I)
 
 
 def _cut(before: str, after: str) -> tuple[str, str]:
-    """The text on both sides of a removed placeholder, with dangling words, articles, spaces and punctuation fixed."""
+    """The text before and after a removed placeholder, with dangling words, articles, spaces and punctuation corrected."""
     before, after = before.rstrip("#$"), re.sub(r"^['’]s\b", "", after)
     if not _NOUN_FOLLOWS.match(after):
         near = _LEFT_ALONE.sub("", before[-_NEAR:])

@@ -1,8 +1,8 @@
-"""Rows that may have been written to influence the model instead of to reach the support desk.
+"""Flags rows that may have been written to influence the model, and not for the support desk.
 
 Anyone who writes to the desk writes into the training data. A row is flagged for control tokens of chat templates, hidden
 text, prompt injection, repeated copies from one customer, too many rows from one customer, or an answer to another
-question. None of these proves anything, so nothing is deleted: a flagged row waits until a person releases it.
+question. None of these is a proof, so nothing is deleted: a flagged row waits until a person releases it.
 """
 
 import re
@@ -22,8 +22,8 @@ NEAR_EQUAL = 0.8
 CONFIDENT = 0.8
 """The two classifiers contradict each other only if the confidence of both is at least this.
 
-With 16,000 Bitext rows to train on and 8,000 others to judge, the answer of a row of another intent was flagged in 93 % of
-the cases, the right answer in 0.09 %.
+The classifiers were trained on 16,000 Bitext rows and tested on 8,000 others. An answer taken from a row of another intent
+was flagged in 93 % of the cases, the right answer in 0.09 %.
 """
 
 CONTROL_TOKEN = "a control token of a chat template"
@@ -42,7 +42,7 @@ class Suspect:
 
     ``delivered`` is all its text as delivered (question, answer, earlier turns), because cleaning removes some of the
     evidence. ``question`` is cleaned. ``subject`` is the customer's hashed id, None if the file names no customer. The
-    intents are the predictions of the classifiers of questions and of answers, with their confidences.
+    intents and their confidences are predictions of the classifiers for questions and for answers.
     """
 
     delivered: str
@@ -55,15 +55,15 @@ class Suspect:
 
 
 def row_reasons(rows: Sequence[Suspect], rows_per_subject: int) -> list[str | None]:
-    """For each of a day's ``rows`` why it must be reviewed before it may be trained on, None if there is no reason.
+    """For each of a day's ``rows``, the reason for a review before training, None if there is none.
 
     A customer's rows beyond the first ``rows_per_subject`` are flagged too. A reason never quotes the row.
     """
     too_many = f"beyond the {rows_per_subject} rows of one customer and day that may train"
     counts: Counter[str] = Counter()
-    places: dict[str, list[int]] = defaultdict(list)
-    found: list[list[str]] = []
-    for place, row in enumerate(rows):
+    indices_by_subject: dict[str, list[int]] = defaultdict(list)
+    reasons_by_row: list[list[str]] = []
+    for index, row in enumerate(rows):
         reasons = text_reasons(row.delivered)
         confident = min(row.intent_confidence, row.answer_confidence) >= CONFIDENT
         if confident and row.intent != row.answer_intent:
@@ -73,55 +73,55 @@ def row_reasons(rows: Sequence[Suspect], rows_per_subject: int) -> list[str | No
             if counts[row.subject] > rows_per_subject:
                 reasons.append(too_many)
             else:
-                places[row.subject].append(place)
-        found.append(reasons)
-    for of_subject in places.values():
-        for place in _copies(rows, of_subject):
-            found[place].append(REPEATED)
-    return ["; ".join(reasons) or None for reasons in found]
+                indices_by_subject[row.subject].append(index)
+        reasons_by_row.append(reasons)
+    for indices in indices_by_subject.values():
+        for index in _copies(rows, indices):
+            reasons_by_row[index].append(REPEATED)
+    return ["; ".join(reasons) or None for reasons in reasons_by_row]
 
 
 def text_reasons(text: str) -> list[str]:
-    """The reasons against training on ``text`` that are visible in the text alone, as it was delivered."""
-    found = []
+    """The reasons for a review that ``text`` alone gives. It must be the text as delivered."""
+    reasons = []
     if has_control_token(text):
-        found.append(CONTROL_TOKEN)
+        reasons.append(CONTROL_TOKEN)
     if not text.isascii():
         if _HIDDEN.search(text):
-            found.append(HIDDEN)
+            reasons.append(HIDDEN)
         if _OVERRIDE.search(text) or (_EMBEDDING.search(text) and not _RIGHT_TO_LEFT.search(text)):
-            found.append(DIRECTION)
+            reasons.append(DIRECTION)
         if _has_look_alikes(text):
-            found.append(LOOK_ALIKE)
+            reasons.append(LOOK_ALIKE)
     if _INJECTION.search(_letters(text)):
-        found.append(PROMPT_INJECTION)
-    return found
+        reasons.append(PROMPT_INJECTION)
+    return reasons
 
 
 def article_reasons(text: str) -> list[str]:
     """The reasons against using ``text`` of a help article in answers.
 
-    Articles instruct customers, so instructions to the answerer are checked more strictly than in a customer's message,
-    which may well ask to ignore the message above.
+    Instructions to whoever answers are checked more strictly than in a customer's message, which may ask to ignore the
+    message above. An article is written for customers only.
     """
     return [*text_reasons(text), *([COMMAND] if _COMMAND.search(text) else [])]
 
 
-def _copies(rows: Sequence[Suspect], places: list[int]) -> list[int]:
-    """Those of ``places`` whose questions are near-equal to those of at least ``MIN_COPIES`` - 1 others."""
-    if len(places) < MIN_COPIES:
+def _copies(rows: Sequence[Suspect], indices: list[int]) -> list[int]:
+    """Those of ``indices`` whose questions are near-equal to at least ``MIN_COPIES`` - 1 others."""
+    if len(indices) < MIN_COPIES:
         return []
     groups: list[tuple[frozenset[str], list[int]]] = []
-    for place in places:
-        shingles = _shingles(rows[place].question)
+    for index in indices:
+        shingles = _shingles(rows[index].question)
         for representative, members in groups:
             shared = len(shingles & representative)
             if shared >= NEAR_EQUAL * (len(shingles) + len(representative) - shared):
-                members.append(place)
+                members.append(index)
                 break
         else:
-            groups.append((shingles, [place]))
-    return [place for _, members in groups if len(members) >= MIN_COPIES for place in members]
+            groups.append((shingles, [index]))
+    return [index for _, members in groups if len(members) >= MIN_COPIES for index in members]
 
 
 def _shingles(text: str) -> frozenset[str]:
@@ -129,15 +129,15 @@ def _shingles(text: str) -> frozenset[str]:
     return frozenset(padded[start : start + 4] for start in range(len(padded) - 3))
 
 
-# Joiners between letters of alphabets that do not use them, unlike Persian and emoji. Runs of tags and variation selectors
-# can encode ASCII invisibly; the flags of some regions use up to seven tags.
+# Joiners between letters of alphabets that need none, unlike Persian and emoji. Runs of tags and variation selectors can
+# encode ASCII invisibly; the flags of some regions use up to seven tags.
 _JOINED = r"[A-Za-zÀ-ɏͰ-ӿ\d]"
 _HIDDEN = re.compile(
     rf"(?<={_JOINED})[\u200b-\u200d\u2060-\u2064\ufeff\u180e]+(?={_JOINED})"
     r"|[\U000e0000-\U000e007f]{8,}|[\ufe00-\ufe0f]{2,}|[\U000e0100-\U000e01ef]{2,}"
 )
 _OVERRIDE = re.compile("[\u202d\u202e]")
-# Address books put an embedding mark before a phone number, which is copied with it.
+# Not before a phone number: address books put an embedding mark there, and it is copied along.
 _EMBEDDING = re.compile("[\u202a\u202b\u2066-\u2068](?![+(\\d])")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 
@@ -155,14 +155,14 @@ _LEET = str.maketrans({"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t
 
 def _has_look_alikes(text: str) -> bool:
     """Whether a Latin word contains look-alike letters of an alphabet that the text does not use otherwise."""
-    mixed = False
+    is_mixed = False
     for word in _WORD.findall(text):
         if not _OTHER.search(word):
             continue
         if _OTHER.search(word.translate(_LOOK_ALIKES)):
             return False
-        mixed = mixed or bool(_LATIN.search(word))
-    return mixed
+        is_mixed = is_mixed or bool(_LATIN.search(word))
+    return is_mixed
 
 
 def _letters(text: str) -> str:
@@ -173,6 +173,6 @@ def _letters(text: str) -> str:
 
 
 _RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
-# Searched in lower case: ignoring case takes four times as long.
+# Texts are in lower case when this is searched: ignoring case takes four times as long.
 _INJECTION = any_of(re.sub(r"(?<=\S) +", "", _RULES["injections"]), _RULES["words"], re.NOFLAG)
 _COMMAND = any_of(_RULES["commands"], _RULES["words"])

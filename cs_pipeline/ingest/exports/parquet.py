@@ -21,10 +21,7 @@ _ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
-    """The records of the rows. Rows that are null in every column that is read are skipped.
-
-    If a page is damaged, the rest of its row group is one bad record.
-    """
+    """The records of the rows, without rows of nulls. After a damaged page, the rest of its row group is one bad record."""
     try:
         file = _open(path)
     except _ERRORS:

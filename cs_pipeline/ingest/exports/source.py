@@ -23,8 +23,7 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class ExportBytes:
     """A file's content. UTF-8 is memory-mapped; UTF-16, recognised by its byte order mark, is converted in memory.
 
-    ``data`` is the content as UTF-8, where the file is valid. It starts at ``begin``, after any byte order mark. Spans
-    (start, end) are positions in ``data``.
+    ``data`` is UTF-8, where the file is valid. Its text starts at ``begin``. Spans (start, end) are positions in ``data``.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:

@@ -51,10 +51,9 @@ def components(pairs: np.ndarray, rows: int) -> np.ndarray:
 class Shingles:
     """Texts as sets of their 4-character shingles.
 
-    - ``sets``, of shape [texts, shingles]: 1 where the text has the shingle.
-    - ``hashes``: 64 bits for each shingle.
-    - ``sizes``: the number of shingles of each text.
-    - ``signatures``, of shape [texts, 8]: each shingle sets one of 512 bits, and several may share a bit.
+    ``sets``, of shape [texts, shingles], is 1 where a text has a shingle. ``hashes`` are 64 bits per shingle, ``sizes`` the
+    numbers of shingles per text. In ``signatures``, of shape [texts, 8], each shingle sets one of 512 bits, which it may
+    share with others.
     """
 
     sets: csr_array

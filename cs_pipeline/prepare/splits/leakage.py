@@ -45,7 +45,7 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
 
 
 def _selected(conversations: pa.Table, train: np.ndarray) -> np.ndarray:
-    """A mask of the training rows to compare: Bitext's, the latest day's, and a sample of the others. Ignore other rows."""
+    """For training rows, whether to compare them: Bitext's, the latest day's, and a sample of the others. Shape [rows]."""
     company = pc.not_equal(conversations.column("source"), "bitext").to_numpy()
     rows = np.flatnonzero(train & company)
     if len(rows) <= MAX_COMPANY_ROWS:
@@ -92,19 +92,14 @@ class _HeldOut:
         of_candidate = np.isin(owner, candidates)
         owner, shingles = _distinct(np.searchsorted(candidates, owner[of_candidate]), shingles[of_candidate])
         total = self.sizes[i] + np.bincount(owner, minlength=len(candidates))[j]
-        shared_count = (
-            self.sets[i].multiply(_incidence(owner, shingles, self.vocabulary, len(candidates))[j]).sum(axis=1)
-        )
-        similar = shared_count >= JACCARD * (total - shared_count)
+        common = self.sets[i].multiply(_incidence(owner, shingles, self.vocabulary, len(candidates))[j]).sum(axis=1)
+        similar = common >= JACCARD * (total - common)
         training_ids = rows.column("row_id").take(candidates[j[similar]]).to_pylist()
         return list(zip((self.ids[row] for row in i[similar]), training_ids, strict=True))
 
 
 def _rarity_rank(owner: np.ndarray, shingles: np.ndarray, training: pa.Table) -> np.ndarray:
-    """The rank of each shingle among those of its text: the rarest in a sample of ``training`` has rank 0.
-
-    The shingles of a text must be contiguous.
-    """
+    """Each shingle's rank among those of its text, rarest in a sample of ``training`` first. Owners must be contiguous."""
     step = 1 + training.num_rows // _BLOCK
     sample = training.column("instruction").take(np.arange(0, training.num_rows, step)).to_pylist()
     seen, times = np.unique(_shingles(sample)[1], return_counts=True)
