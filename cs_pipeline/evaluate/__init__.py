@@ -1,1 +1,1 @@
-"""How good a model is on the frozen test rows, and the report about it."""
+"""Evaluates models on the frozen test rows and writes the reports."""

@@ -31,7 +31,7 @@ def tuned_better_than_base(lake: DataLake, recipe_name: str) -> CheckOutcome:
 
 
 def judgements_reconcile(lake: DataLake) -> CheckOutcome:
-    """The table ``human_ratings`` has every cleaned judgement exactly once, and nothing else."""
+    """The table ``human_ratings`` contains every cleaned judgement exactly once, and nothing else."""
     from cs_pipeline.feedback import Feedback
 
     with Feedback(lake) as feedback:

@@ -24,7 +24,7 @@ MIN_INTENT_ROWS = 20
 """An intent with fewer test rows is not compared."""
 
 _REFERENCE_SYSTEMS = ("base", "champion")
-_INTENT_SAMPLE_FACTOR = 10  # simultaneous intervals end far out in the tails, which takes more samples
+_INTENT_SAMPLE_FACTOR = 10  # the ends of simultaneous intervals are far out in the tails and need more samples
 
 
 class _Figures(TypedDict):
@@ -38,8 +38,8 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
     ``test`` has the columns source, intent and cluster_id. ``stats`` holds the row statistics of each system, including
     ``tuned``, on the same rows in the same order.
 
-    By intent, only the difference in ``right_intent`` from the base and from the champion is computed. These are
-    simultaneous 95 % intervals (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError as
+    By intent, only the differences in ``right_intent`` from the base and from the champion are computed. Their 95 %
+    intervals are simultaneous (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError as
     intervals and paired_bootstrap do.
     """
     figures = _figures(test, stats, np.ones(len(test), bool), samples)
@@ -60,7 +60,7 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
 def compare_held_out(
     test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], intents: Sequence[str], samples: int = 1000
 ) -> HeldOutResults | None:
-    """Scores and differences on the rows of these ``intents``, None if there are no intents.
+    """Scores and differences on the rows of ``intents``; None if ``intents`` is empty.
 
     The other arguments are as for ``compare``.
     """
@@ -71,9 +71,9 @@ def compare_held_out(
 
 
 def judgement(metric: str, low: float, high: float) -> str:
-    """better or worse if the 95 % interval of a difference, ``low`` to ``high``, lies on one side of zero, else unclear.
+    """Judges a difference by its 95 % interval, ``low`` to ``high``: "better", "worse", or "unclear" if it contains zero.
 
-    Empty for a metric where neither higher nor lower is better, such as the length ratio.
+    Returns "" for a metric where neither higher nor lower is better, such as the length ratio.
     """
     sign = {"higher": 1, "lower": -1, "none": 0}[METRICS[metric].better]
     if sign == 0:

@@ -1,4 +1,4 @@
-"""Whether a candidate may become champion: one pure function of an evaluation's results.
+"""Decides whether a candidate may become champion, in one pure function of an evaluation's results.
 
 The report and the promotion both call it, so they always agree.
 """
@@ -13,19 +13,19 @@ from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference
 
 DECISIVE_METRIC = "bits_per_character"
-"""The metric in which a candidate must be better: comparable across tokenizers, and steadier than scores of answers."""
+"""The metric in which a candidate must be better: comparable across tokenizers, and less noisy than scores of answers."""
 
 GUARDED_METRICS = ("right_intent", "placeholder_recall", "stop_rate", "safe")
-"""Metrics in which it must not be worse.
+"""Metrics in which a candidate must not be worse.
 
-Each is tested on its own, on all rows and on the rows of each source. In a simulation with two sources, about one in four
-models that clearly needed fewer bits, and were equal in all of these metrics, was stopped by chance. This errs on the safe
-side: the next new rows start another training run.
+Each is tested on its own, on all rows and on the rows of each source. In a simulation with two sources, chance stopped about
+one in four models that clearly needed fewer bits and were equal in all of these metrics. This errs on the safe side: the
+next new rows start another training run.
 """
 
 MAX_INTENT_LOSS = 10.0
-"""How many percentage points of right answers an intent may lose against the champion before this stops a promotion. A loss
-against the base never stops one: a base that answers every question with the same intent is always right in that intent.
+"""How many percentage points of right answers an intent may lose against the champion. A larger loss stops a promotion.
+A loss against the base does not: a base that answers every question with the same intent is always right in that intent.
 
 The whole interval must lie beyond the limit, and the intervals hold jointly for all intents (Bonferroni). With 27 intents
 and separate 95 % intervals, up to one in eight candidates that are equally good in every intent would be stopped by chance.
@@ -34,7 +34,7 @@ and a loss of 40 points in nine of ten; 20 rows detect a loss of 50 points in si
 """
 
 TOLERATED_LOSS = {"bits_per_character": 0.005, "right_intent": 2.0, "placeholder_recall": 2.0}
-"""What a candidate may lose against the champion before it counts as worse, in the metric's own unit.
+"""The largest loss against the champion that does not count as worse, in the metric's own unit.
 
 The interval reflects the choice of test rows, not the randomness of training: two training runs of ``embedded`` on Bitext's
 rows needed 0.490 and 0.492 bits per character, and 52 and 47 % of their answers had the right intent. Without this
@@ -84,14 +84,14 @@ def decide_promotion(results: EvaluationResults, champion_forgotten: bool = Fals
     objection = next(_objections(results, champion_forgotten), None)
     if objection is not None:
         return Decision(False, objection)
-    figures = {rival: _figures(found[DECISIVE_METRIC]) for rival, found in against_rivals(results.differences).items()}
+    rivals = against_rivals(results.differences)
     if champion_forgotten:
-        better_than = f"its base ({figures['base']}), no more than the champion, which is to be forgotten,"
-    else:
-        better_than = " and ".join(f"{_RIVALS[rival]} ({text})" for rival, text in figures.items())
-    return Decision(
-        True, f"it needs fewer bits per character than {better_than} and is not worse in any guarded metric"
-    )
+        rivals.pop("champion", None)
+    beaten = [f"{_RIVALS[rival]} ({_figures(found[DECISIVE_METRIC])})" for rival, found in rivals.items()]
+    reason = f"it needs fewer bits per character than {' and '.join(beaten)} and is not worse in any guarded metric"
+    if champion_forgotten:
+        reason += "; it need not be better than the champion, which was trained on rows that are to be forgotten"
+    return Decision(True, reason)
 
 
 def _objections(results: EvaluationResults, champion_forgotten: bool) -> Iterator[str]:
@@ -103,14 +103,14 @@ def _objections(results: EvaluationResults, champion_forgotten: bool) -> Iterato
             " cannot be compared; you can promote it yourself: cs-pipeline rollback --to VERSION"
         )
     for rival, differences in against_rivals(results.differences).items():
-        name, found = _RIVALS[rival], differences.get(DECISIVE_METRIC)
-        verdict = found and judgement(DECISIVE_METRIC, found.low, found.high)
-        if found is None:
+        name, difference = _RIVALS[rival], differences.get(DECISIVE_METRIC)
+        verdict = difference and judgement(DECISIVE_METRIC, difference.low, difference.high)
+        if difference is None:
             yield f"{DECISIVE_METRIC} could not be measured against {name}"
         elif verdict == "worse":
-            yield f"it needs more bits per character than {name} ({_figures(found)})"
+            yield f"it needs more bits per character than {name} ({_figures(difference)})"
         elif verdict == "unclear" and not (rival == "champion" and champion_forgotten):
-            yield f"it does not clearly need fewer bits per character than {name} ({_figures(found)})"
+            yield f"it does not clearly need fewer bits per character than {name} ({_figures(difference)})"
         for metric, loss in _losses(differences, GUARDED_METRICS, TOLERATED_LOSS if rival == "champion" else {}):
             yield f"its {metric} is worse than that of {name} ({_figures(loss)})"
     judge = results.judge
@@ -125,10 +125,10 @@ def _objections(results: EvaluationResults, champion_forgotten: bool) -> Iterato
         differences = part.differences.get("champion", {})  # empty with too few rows
         for metric, loss in _losses(differences, (DECISIVE_METRIC, *GUARDED_METRICS), TOLERATED_LOSS):
             yield f"on the {source} rows its {metric} is worse than that of the champion ({_figures(loss)})"
-    for intent, of_intent in results.intents.items():
-        right = of_intent.differences.get("champion", {}).get("right_intent")
-        if right is not None and right.high < -MAX_INTENT_LOSS:
-            yield f"on '{intent}' far fewer of its answers have the right intent than of the champion's ({_figures(right)})"
+    for intent, intent_results in results.intents.items():
+        change = intent_results.differences.get("champion", {}).get("right_intent")
+        if change is not None and change.high < -MAX_INTENT_LOSS:
+            yield f"on '{intent}' far fewer of its answers have the right intent than of the champion's ({_figures(change)})"
 
 
 def against_rivals(differences: Mapping[str, _T]) -> dict[str, _T]:
@@ -139,17 +139,17 @@ def against_rivals(differences: Mapping[str, _T]) -> dict[str, _T]:
 def _losses(
     differences: Differences, metrics: Iterable[str], tolerated: Mapping[str, float]
 ) -> Iterator[tuple[str, Difference]]:
-    """Those of ``metrics`` whose whole interval is worse than tolerated, with the difference.
+    """Yields the ``metrics`` whose whole interval is worse than tolerated, each with its difference.
 
     A metric without a figure is left out, for example placeholder recall if the recipe strips placeholders.
     """
     for metric in metrics:
-        if (found := differences.get(metric)) is not None:
-            gain = found.high if METRICS[metric].better == "higher" else -found.low
-            if gain < -tolerated.get(metric, 0.0):
-                yield metric, found
+        if (difference := differences.get(metric)) is not None:
+            largest_gain = difference.high if METRICS[metric].better == "higher" else -difference.low
+            if largest_gain < -tolerated.get(metric, 0.0):
+                yield metric, difference
 
 
 def _figures(difference: Difference | None) -> str:
-    assert difference is not None  # an objection was raised otherwise
+    assert difference is not None  # _objections stops a candidate without this difference
     return f"{difference.difference:+.3f}, 95 % interval {difference.low:+.3f} to {difference.high:+.3f}"

@@ -1,4 +1,4 @@
-"""Base, tuned, champion and the cheap baselines on the same frozen test rows."""
+"""Evaluates the base, the tuned model, the champion and free baselines on the same frozen test rows."""
 
 import time
 from collections.abc import Callable
@@ -52,7 +52,7 @@ alarm."""
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results, and whether they are those of an earlier evaluation with the same input."""
+    """The results. ``reused`` means that they come from an earlier evaluation of the same input."""
 
     results: EvaluationResults
     reused: bool
@@ -83,34 +83,34 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         CODE_VERSIONS["evaluation"],
     )
     folder = evaluation_folder(recipe.name, lake)
-    if (known := _earlier_results(recipe.name, lake, key)) is not None:
-        report(f"Equal input was evaluated before: {folder}")
-        return Evaluation(known, reused=True)
-    if endpoint is not None:  # fail before the work if the judge does not answer
+    if (earlier := _earlier_results(recipe.name, lake, key)) is not None:
+        report(f"The same input was evaluated before. The results are reused: {folder}")
+        return Evaluation(earlier, reused=True)
+    if endpoint is not None:  # fail early if the judge does not answer
         with endpoint.client() as client:
             endpoint.ask(client, [{"role": "user", "content": "Reply with the word TIE."}])
-    rows = FrozenTestSet(recipe, lake)
+    test_set = FrozenTestSet(recipe, lake)
     stats, seconds, all_trials = {}, {}, {}
     retrieval: RetrievalEffect | None = None
     for system, model in models.items():
         started = time.monotonic()
-        stats[system], all_trials[system], effect = _evaluate_model(system, *model, rows, lake, report)
+        stats[system], all_trials[system], effect = _evaluate_model(system, *model, test_set, lake, report)
         seconds[system] = time.monotonic() - started
         if effect is not None:
             retrieval = effect
             stats[WITHOUT_RETRIEVAL], seconds[WITHOUT_RETRIEVAL] = effect.without, effect.seconds
-    for system, answers in _baselines(rows, retrieval).items():
+    for system, answers in _baselines(test_set, retrieval).items():
         started = time.monotonic()
-        stats[system] = rows.score(answers())
+        stats[system] = test_set.score(answers())
         seconds[system] = time.monotonic() - started
-    test, tuned = rows.test, stats["tuned"]
-    near = near_train_rows(rows.questions, rows.train["instruction"].tolist())
-    weak = weaknesses(test, tuned, near, rows.train["intent"].tolist())
-    references = rows.score_without_references(rows.references).assign(rows=1)
+    test, train = test_set.test, test_set.train
+    near = near_train_rows(test_set.questions, train["instruction"].tolist())
+    weak = weaknesses(test, stats["tuned"], near, train["intent"].tolist())
+    references = test_set.score_without_references(test_set.references).assign(rows=1)
     verdicts, judged_pairs = None, None
     if endpoint is not None:
         by_model = {system: stats[system]["answer"].tolist() for system in models}
-        verdicts, judged_pairs = judge_models(endpoint, rows, by_model, lake, report)
+        verdicts, judged_pairs = judge_models(endpoint, test_set, by_model, lake, report)
     results = EvaluationResults(
         fingerprint=key,
         code_version=CODE_VERSIONS["evaluation"],
@@ -122,12 +122,12 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         data=DataVersions(**data),
         rows=len(test),
         clusters=test["cluster_id"].nunique(),
-        answer_classifier_accuracy=rows.answer_classifier_accuracy,
+        answer_classifier_accuracy=test_set.answer_classifier_accuracy,
         **dict(compare(test, stats)),
         held_out=compare_held_out(test, stats, recipe.held_out_intents),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),
         weak=weak,
-        naive=naive_scores(pd.concat([rows.train, test], ignore_index=True)),
+        naive=naive_scores(pd.concat([train, test], ignore_index=True)),
         robustness={s: robustness_by_group(trials.robustness).to_dict("records") for s, trials in all_trials.items()},
         retrieval=retrieval and retrieval_results(test, stats, retrieval),
         probe={system: trials.probe["right"].tolist() for system, trials in all_trials.items()},
@@ -136,20 +136,20 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         judge=verdicts,
         seconds=seconds,
     )
-    about = test[["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]].assign(
-        near_train_rows=near, question=rows.questions_with_context, reference=rows.references
-    )
-    long = pd.concat([about.assign(system=s, **frame) for s, frame in stats.items()])
-    categories = dict(zip(rows.train["intent"], rows.train["category"], strict=True))
+    row_columns = test[
+        ["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]
+    ].assign(near_train_rows=near, question=test_set.questions_with_context, reference=test_set.references)
+    all_answers = pd.concat([row_columns.assign(system=s, **frame) for s, frame in stats.items()])
+    categories = dict(zip(train["intent"], train["category"], strict=True))
     with evaluations_lock(lake), atomic_folder(folder) as temporary:
-        _write(long, temporary / "answers.parquet")
-        _write(about.assign(**references), temporary / "references.parquet")
+        _write_answers(all_answers, temporary / "answers.parquet")
+        _write_answers(row_columns.assign(**references), temporary / "references.parquet")
         for name in ("robustness", "probe"):
             frames = [getattr(trials, name).assign(system=system) for system, trials in all_trials.items()]
             pd.concat(frames).to_parquet(temporary / f"{name}.parquet", index=False)
         if retrieval is not None:
             retrieval.misled.to_parquet(temporary / "misled.parquet", index=False)
-            grounded = [frame.assign(row_id=test["row_id"], system=system) for system, frame in retrieval.rows.items()]
+            grounded = [rows.assign(row_id=test["row_id"], system=s) for s, rows in retrieval.grounding.items()]
             pd.concat(grounded).to_parquet(temporary / "grounding.parquet", index=False)
         if judged_pairs is not None:
             judged_pairs.to_parquet(temporary / "judge.parquet", index=False)
@@ -167,11 +167,11 @@ def _earlier_results(recipe_name: str, lake: DataLake, fingerprint: str) -> Eval
     return results if results.fingerprint == fingerprint else None
 
 
-def _write(rows: pd.DataFrame, path: Path) -> None:
+def _write_answers(rows: pd.DataFrame, path: Path) -> None:
     table = pa.Table.from_pandas(rows, preserve_index=False)
-    place = table.schema.get_field_index("fabricated_facts")  # if all are empty, the type is unknown
-    facts = table.column(place).cast(pa.list_(pa.string()))
-    pq.write_table(table.set_column(place, "fabricated_facts", facts), path)
+    column = table.schema.get_field_index("fabricated_facts")  # if all lists are empty, their type cannot be inferred
+    facts = table.column(column).cast(pa.list_(pa.string()))
+    pq.write_table(table.set_column(column, "fabricated_facts", facts), path)
 
 
 _Model: TypeAlias = tuple[Recipe, Path, Path | None, Path]
@@ -186,19 +186,20 @@ def _models(recipe: Recipe, adapter: Adapter, base: Path, champion: Version | No
     }
     if champion is not None:
         folder = champion.folder / "adapter"
-        trained_as = read_recipe(folder / "recipe.yaml")
-        base = base_of_version(trained_as, champion.folder)
-        models["champion"] = (trained_as, base, folder, folder / "intent_classifier")
+        champion_recipe = read_recipe(folder / "recipe.yaml")
+        base = base_of_version(champion_recipe, champion.folder)
+        models["champion"] = (champion_recipe, base, folder, folder / "intent_classifier")
     return models
 
 
-def _baselines(rows: FrozenTestSet, retrieval: RetrievalEffect | None) -> dict[str, Callable[[], list[str]]]:
-    known = retrieval.known if retrieval else []
+def _baselines(test_set: FrozenTestSet, retrieval: RetrievalEffect | None) -> dict[str, Callable[[], list[str]]]:
+    """By baseline, a function that returns its answers to the test rows."""
+    known_answers = retrieval.known_answers if retrieval else []
     return {
-        **({KNOWN_ANSWER: lambda: known} if any(known) else {}),
-        "nearest": lambda: nearest_answers(rows.train, rows.questions),
-        "central": lambda: central_answers(rows.train, rows.predicted_intents),
-        "random": lambda: random_answers(rows.train, rows.questions),
+        **({KNOWN_ANSWER: lambda: known_answers} if any(known_answers) else {}),
+        "nearest": lambda: nearest_answers(test_set.train, test_set.questions),
+        "central": lambda: central_answers(test_set.train, test_set.predicted_intents),
+        "random": lambda: random_answers(test_set.train, test_set.questions),
     }
 
 
@@ -208,16 +209,16 @@ def _evaluate_model(
     base: Path,
     adapter: Path | None,
     classifier: Path,
-    rows: FrozenTestSet,
+    test_set: FrozenTestSet,
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None]:
-    """Row statistics and trials, and the effect of retrieval for a tuned model whose recipe retrieves."""
+    """Row statistics, trials and, for a tuned model whose recipe retrieves, the effect of retrieval."""
     model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
-    found = retrieve(index, recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents)
-    statistics, answers, run = answer_test_set(system, model, rows, found, report)
+    retrieved = retrieve(index, recipe.prompt, recipe.placeholders, test_set.questions, test_set.predicted_intents)
+    stats, answers, run = answer_test_set(system, model, test_set, retrieved, report)
     report(f"{system}: odd and hostile questions, general knowledge, latency")
-    trials = run_trials(model, classifier, index, rows, statistics, run)
+    trials = run_trials(model, classifier, index, test_set, stats, run)
     if system != "tuned" or index is None:
-        return statistics, trials, None
-    return statistics, trials, measure_retrieval_effect(model, classifier, rows, found, answers, statistics, report)
+        return stats, trials, None
+    return stats, trials, measure_retrieval_effect(model, classifier, test_set, retrieved, answers, stats, report)

@@ -1,4 +1,4 @@
-"""The results of an evaluation: one typed record, ``evaluation.json``, with its only writer and its only reader."""
+"""The results of an evaluation as one typed record, and the functions that write and read it (``evaluation.json``)."""
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 FORMAT_VERSION = 1
-"""Increase it when a key of ``evaluation.json`` changes: a file of another version is rejected, not guessed at."""
+"""Increase it when a key of ``evaluation.json`` changes. A file of another version is rejected."""
 
 WITHOUT_RETRIEVAL = "without_retrieval"
 KNOWN_ANSWER = "known_answer"
@@ -109,7 +109,7 @@ class SimilarityQuarter(_Record):
 
 
 class RetrievalResults(_Record):
-    """What retrieval does to the tuned model (see ``retrieval_effect.py``)."""
+    """The effect of retrieval on the tuned model (see ``retrieval_effect.py``)."""
 
     found: int
     left_out: int
@@ -120,7 +120,7 @@ class RetrievalResults(_Record):
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How the order of the answers sways the judge, as shares from 0 to 1 of ``pairs`` pairs.
+    """How the order of the answers sways the judge on ``pairs`` pairs, as shares from 0 to 1.
 
     ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of the verdicts other
     than ties that went to the answer shown first, with Wilson's 95 % interval: 0.5 means no bias. It is None if all verdicts
@@ -171,7 +171,7 @@ class JudgeResults(_Record):
 
 @dataclass(frozen=True)
 class TimedRun(GenerationRun):
-    """The run over all test rows, and the seconds of answers generated one at a time."""
+    """The run over all test rows. ``alone`` holds the seconds of answers that were generated one at a time."""
 
     alone: list[float]
 
@@ -204,7 +204,7 @@ class Weakness:
 
     @property
     def advice(self) -> str:
-        """What to do about it, in a sentence."""
+        """What to do about it, with the figures that this is based on."""
         name = self.slice if self.kind == "intent" else f"{self.kind.replace('_', ' ')} {self.slice}"
         rows = "" if self.train_rows is None else f"{self.train_rows:,} training rows; "
         near = f"similar training questions per question: {self.near:g} here, {self.near_rest:g} elsewhere"
@@ -219,7 +219,7 @@ class EvaluationResults(ComparisonResults):
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
     need no reference, ``naive`` those of the nearest answer on a random split. ``robustness`` and ``probe`` (1 where a
-    general question was answered right) are the trials.
+    question of general knowledge was answered correctly) are the results of the trials.
     """
 
     format_version: int = FORMAT_VERSION
@@ -253,7 +253,7 @@ def evaluation_folder(recipe_name: str, lake: DataLake) -> Path:
 
 
 def evaluation_file(recipe_name: str, lake: DataLake) -> Path:
-    """The stored results."""
+    """The path of the stored results."""
     return evaluation_folder(recipe_name, lake) / "evaluation.json"
 
 
@@ -268,8 +268,8 @@ def read_evaluation(recipe_name: str, lake: DataLake) -> EvaluationResults:
     Raises PipelineError when there is none, when the file has another format version, and when it is damaged.
     """
     path = evaluation_file(recipe_name, lake)
-    # Repeating only 'evaluation' is not enough: the base and the adapter of another release must be made again too.
-    fix = f"Run the whole job for this recipe: cs-pipeline demo --recipe {recipe_name}"
+    # Repeating only 'evaluation' is not enough: the base and the adapter of another release must be rebuilt too.
+    fix = f"Run the full pipeline for this recipe: cs-pipeline demo --recipe {recipe_name}"
     try:
         stored = read_json(path)
         if not isinstance(stored, dict) or stored.get("format_version") != FORMAT_VERSION:
@@ -286,5 +286,5 @@ def read_evaluation(recipe_name: str, lake: DataLake) -> EvaluationResults:
 
 
 def evaluations_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """While it is held, no run replaces an evaluation or writes the leaderboard."""
+    """A lock. While it is held, no other run replaces an evaluation or writes the leaderboard."""
     return locked(lake.path("evaluate", ".evaluations.lock"))

@@ -1,7 +1,7 @@
-"""Measures how retrieved texts change the answers of a model.
+"""Measures how retrieved texts change a model's answers.
 
-It compares the answers with and without the texts, on all rows and by similarity, and measures how much of them is copied
-or grounded, and how misleading texts change them.
+It compares the answers with and without the texts, on all rows and by similarity. It also measures which share of the
+answers is copied or grounded, and how the model reacts to misleading texts.
 """
 
 import time
@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
@@ -19,63 +18,65 @@ from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.scoring.groundedness import groundedness, groundedness_shares
 from cs_pipeline.evaluate.scoring.statistics import paired_bootstrap
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
-from cs_pipeline.evaluate.slices import slice_parts
+from cs_pipeline.evaluate.slices import SlicePart, slice_parts
 from cs_pipeline.llm.model import Answer, SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
 
 RETRIEVAL_METRICS = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
-"""The metrics that compare the tuned model with itself without retrieved texts, and with answers that are only looked up."""
+"""The metrics in which the tuned model is compared with itself without retrieved texts, and with looked-up answers."""
 
 
 @dataclass(frozen=True)
 class RetrievalEffect:
     """The raw measurements on the test rows.
 
-    ``found`` is the number of retrieved texts, ``left_out`` how many of them did not fit into a prompt. ``without`` holds
-    the row statistics of the same model without the texts, which took ``seconds``. ``known`` holds the answers of the system
-    ``known_answer``, empty where none was found. ``rows`` are the rows of ``groundedness`` by system: both are compared with
-    the texts that the tuned model read, so the other system's share shows how much any answer has in common with these
-    texts. ``misled`` is the table of ``score_misleading_cases``.
+    - ``found``, ``left_out``: the number of retrieved texts, and of those that did not fit into a prompt
+    - ``without``: row statistics of the same model without the texts; answering and scoring took ``seconds``
+    - ``known_answers``: the answers of the system ``known_answer``, "" where none was retrieved
+    - ``grounding``: by system, the table of ``groundedness`` for the answers with and without the texts. Both are compared
+      with the texts in the prompts, because even answers without the texts share stock phrases with them.
+    - ``misled``: the table of ``score_misleading_cases``
     """
 
     found: int
     left_out: int
     without: pd.DataFrame
     seconds: float
-    known: list[str]
-    rows: dict[str, pd.DataFrame]
+    known_answers: list[str]
+    grounding: dict[str, pd.DataFrame]
     misled: pd.DataFrame
 
 
 def measure_retrieval_effect(
     model: SupportModel,
     classifier: Path,
-    rows: FrozenTestSet,
-    found: Sequence[Sequence[RetrievedText]],
+    test_set: FrozenTestSet,
+    retrieved: Sequence[Sequence[RetrievedText]],
     answers: Sequence[Answer],
-    statistics: pd.DataFrame,
+    stats: pd.DataFrame,
     report: Callable[[str], None],
 ) -> RetrievalEffect:
-    """Asks ``model`` the test questions without the texts ``found`` for them, and some with misleading texts.
+    """Asks ``model`` the test questions without the ``retrieved`` texts, and some of them with misleading texts.
 
-    ``answers`` and their row ``statistics`` are those with the texts.
+    ``answers`` and their row statistics ``stats`` are those with the retrieved texts.
     """
     started = time.monotonic()
-    without, others, _ = answer_test_set(WITHOUT_RETRIEVAL, model, rows, [()] * len(rows.questions), report)
+    no_texts = [()] * len(test_set.questions)
+    without, bare_answers, _ = answer_test_set(WITHOUT_RETRIEVAL, model, test_set, no_texts, report)
     seconds = time.monotonic() - started
     report("tuned: misleading retrieved texts")
-    read = [answer.retrieved for answer in answers]
+    found, in_prompts = sum(map(len, retrieved)), [answer.retrieved for answer in answers]
     return RetrievalEffect(
-        sum(map(len, found)),
-        sum(map(len, found)) - sum(map(len, read)),
-        without,
-        seconds,
-        [next((one.text for one in texts if one.kind == "answer"), "") for texts in found],
-        {
-            system: groundedness(rows.questions_with_context, [answer.text for answer in given], read)
-            for system, given in (("tuned", answers), (WITHOUT_RETRIEVAL, others))
+        found=found,
+        left_out=found - sum(map(len, in_prompts)),
+        without=without,
+        seconds=seconds,
+        known_answers=[next((text.text for text in texts if text.kind == "answer"), "") for texts in retrieved],
+        grounding={
+            system: groundedness(test_set.questions_with_context, [answer.text for answer in given], in_prompts)
+            for system, given in (("tuned", answers), (WITHOUT_RETRIEVAL, bare_answers))
         },
-        score_misleading_cases(model, classifier, rows, found, statistics),
+        misled=score_misleading_cases(model, classifier, test_set, retrieved, stats),
     )
 
 
@@ -87,9 +88,9 @@ def retrieval_results(
     return RetrievalResults(
         found=effect.found,
         left_out=effect.left_out,
-        shares={system: groundedness_shares(rows, clusters, samples) for system, rows in effect.rows.items()},
+        shares={system: groundedness_shares(rows, clusters, samples) for system, rows in effect.grounding.items()},
         quarters=[
-            _quarter(test, stats, part.name, part.member, samples)
+            _quarter(test, stats, part, samples)
             for part in slice_parts(test, stats["tuned"]["reference_words"].tolist())
             if part.kind == "similarity"
         ],
@@ -97,13 +98,11 @@ def retrieval_results(
     )
 
 
-def _quarter(
-    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], name: str, member: np.ndarray, samples: int
-) -> SimilarityQuarter:
-    clusters = test["cluster_id"][member].tolist()
+def _quarter(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], part: SlicePart, samples: int) -> SimilarityQuarter:
+    clusters = test["cluster_id"][part.mask].tolist()
     differences = {}
     if len(set(clusters)) >= MIN_CLUSTERS:
-        for other in (name for name in (WITHOUT_RETRIEVAL, KNOWN_ANSWER, "nearest") if name in stats):
-            pair = stats["tuned"][member], stats[other][member]
+        for other in (system for system in (WITHOUT_RETRIEVAL, KNOWN_ANSWER, "nearest") if system in stats):
+            pair = stats["tuned"][part.mask], stats[other][part.mask]
             differences[other] = paired_bootstrap(*pair, clusters, samples, metrics=RETRIEVAL_METRICS)
-    return SimilarityQuarter(quarter=name, rows=int(member.sum()), differences=differences)
+    return SimilarityQuarter(quarter=part.name, rows=int(part.mask.sum()), differences=differences)

@@ -1,9 +1,9 @@
-"""Every score on parts of the test rows, the parts on which a system is weak, and the intents that need examples.
+"""All scores on slices of the test rows, the slices on which a system is weak, and the intents that need examples.
 
 All functions take the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and
 row statistics of systems on the same rows in the same order.
 
-Each interval of the table is a 95 % interval on its own. A slice is called weak where its difference from all other rows is
+Each interval of the table is a 95 % interval of its own. A slice is called weak if its difference from all other rows is
 significant after correction for all slices and metrics that are tested together (Holm).
 """
 
@@ -41,10 +41,10 @@ FLAGS = {
     "W": "rude",
     "Z": "typos",
 }
-"""What the letters of ``flags`` mean, by Bitext's description of its data; other letters are shown as they are."""
+"""The meaning of the letters in ``flags``, by Bitext's description of its data. Other letters are shown as they are."""
 
 MIN_NEAR_SIMILARITY = 0.6
-"""Training questions count as near from this cosine on: in 12,000 Bitext rows, 90 % of them had the question's intent."""
+"""The smallest cosine of a near training question: in 12,000 Bitext rows, 90 % of these had the question's intent."""
 
 _WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
 """The metrics that can make a slice weak: what is answered, in which words, and how surprising the reference is."""
@@ -57,11 +57,11 @@ _WEAK_INTENT_COLUMNS = (
 
 @dataclass(frozen=True)
 class SlicePart:
-    """A slice of the test rows; ``member`` [test rows] is True for the rows in it."""
+    """A slice of the test rows; ``mask`` [test rows] is True for the rows in it."""
 
     kind: str
     name: str
-    member: np.ndarray
+    mask: np.ndarray
 
 
 def near_train_rows(questions: Sequence[str], train_questions: Sequence[str]) -> np.ndarray:
@@ -83,10 +83,10 @@ def slice_parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[Slic
     for letter in sorted(set("".join(flags))):
         found.append(SlicePart("flag", FLAGS.get(letter, letter), np.char.find(flags, letter) >= 0))
     similarity = test["nearest_train_similarity"].to_numpy(float)
-    found += [SlicePart("similarity", name, member) for name, member in _quarters(similarity, 2)]
+    found += [SlicePart("similarity", name, mask) for name, mask in _quarters(similarity, 2)]
     words = np.asarray(reference_words, float)
-    found += [SlicePart("answer_length", f"{name} words", member) for name, member in _quarters(words, 0)]
-    return [part for part in found if part.kind == "all" or 0 < part.member.sum() < len(test)]
+    found += [SlicePart("answer_length", f"{name} words", mask) for name, mask in _quarters(words, 0)]
+    return [part for part in found if part.kind == "all" or 0 < part.mask.sum() < len(test)]
 
 
 def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pa.Table:
@@ -97,13 +97,13 @@ def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples:
     clusters = test["cluster_id"].to_numpy(object)
     rows: list[tuple[Any, ...]] = []
     for part in slice_parts(test, next(iter(stats.values()))["reference_words"].tolist()):
-        within = clusters[part.member].tolist()
+        within = clusters[part.mask].tolist()
         figures: dict[tuple[str, str], np.ndarray] = {}
         if len(set(within)) >= MIN_CLUSTERS:
-            sums = _sums(values[part.member], within, samples, seed).reshape(1 + samples, len(stats), len(columns))
-            for place, system in enumerate(stats):
+            sums = _sums(values[part.mask], within, samples, seed).reshape(1 + samples, len(stats), len(columns))
+            for i, system in enumerate(stats):
                 for metric in measured[system]:
-                    scores = metric.scores(sums[:, place, [columns[name] for name in metric.columns]])
+                    scores = metric.scores(sums[:, i, [columns[name] for name in metric.columns]])
                     if scores is not None:
                         figures[system, metric.name] = scores
         ends = _ends(figures)
@@ -125,7 +125,7 @@ def weaknesses(
 
     ``near_rows`` [test rows] is from near_train_rows, ``train_intents`` the intent of each training row. Each of right
     intent, chrF and bits per character that the system has is tested, one-sided, on every slice where the slice and the rest
-    both have at least MIN_CLUSTERS clusters. If no slice is really worse, the chance that any is returned is 5 %.
+    both have at least MIN_CLUSTERS clusters. If no slice is truly worse, the chance that any is returned is at most 5 %.
 
     The standard error of the difference (rest minus slice) comes from the bootstrap, but is never smaller than that of the
     same number of clusters drawn from all rows: a slice whose rows all fail in the same way has no spread of its own. The
@@ -142,38 +142,38 @@ def weaknesses(
     columns = _columns(metrics)
     values = _values(test, stats, columns)
     overall = _sums(values, clusters.tolist(), samples, seed)
-    by_slice = np.hstack([values * part.member[:, None] for part in compared])
+    by_slice = np.hstack([values * part.mask[:, None] for part in compared])
     of_slices = _sums(by_slice, clusters.tolist(), samples, seed).reshape(1 + samples, len(compared), len(columns))
     trained = Counter(train_intents)
     found = []
-    for place, part in enumerate(compared):
-        size = len(set(clusters[part.member]))
+    for i, part in enumerate(compared):
+        size = len(set(clusters[part.mask]))
         for metric in metrics:
             used = [columns[name] for name in metric.columns]
             inside, outside, all_rows = (
                 _finite(metric, sums[:, used], sums[:, columns["rows"]])
-                for sums in (of_slices[:, place], overall - of_slices[:, place], overall)
+                for sums in (of_slices[:, i], overall - of_slices[:, i], overall)
             )
             loss = (outside - inside) * (1 if metric.better == "higher" else -1)
-            common = np.nanstd(all_rows[1:]) * (len(set(clusters)) / size) ** 0.5
-            error = max(float(np.nanstd(loss[1:])), float(common))
+            minimum = np.nanstd(all_rows[1:]) * (len(set(clusters)) / size) ** 0.5
+            error = max(float(np.nanstd(loss[1:])), float(minimum))
             weakness = Weakness(
                 kind=part.kind,
                 slice=part.name,
-                rows=int(part.member.sum()),
+                rows=int(part.mask.sum()),
                 clusters=size,
                 metric=metric.name,
                 score=float(inside[0]),
                 rest=float(outside[0]),
                 p=float(student.sf(loss[0] / error, size - 1)) if error else 1.0,  # no spread at all: no difference
                 train_rows=trained[part.name] if part.kind == "intent" else None,
-                near=float(np.median(near_rows[part.member])),
-                near_rest=float(np.median(near_rows[~part.member])),
+                near=float(np.median(near_rows[part.mask])),
+                near_rest=float(np.median(near_rows[~part.mask])),
             )
             found.append(weakness)
     adjusted = zip(found, holm([weakness.p for weakness in found]), strict=True)
-    sure = [replace(weakness, p=p) for weakness, p in adjusted if p < 0.05]
-    return sorted(sure, key=lambda weakness: (-weakness.shortfall, weakness.kind, weakness.slice))
+    significant = [replace(weakness, p=p) for weakness, p in adjusted if p < 0.05]
+    return sorted(significant, key=lambda weakness: (-weakness.shortfall, weakness.kind, weakness.slice))
 
 
 def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping[str, str]) -> int:
@@ -197,7 +197,7 @@ def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping
 def _columns(metrics: Iterable[Metric]) -> dict[str, int]:
     """The position of each input column of ``metrics``, and of the number of rows."""
     names = {"rows"}.union(*(metric.columns for metric in metrics))
-    return {name: place for place, name in enumerate(sorted(names))}
+    return {name: i for i, name in enumerate(sorted(names))}
 
 
 def _values(test: pd.DataFrame, stats: pd.DataFrame, columns: Iterable[str]) -> np.ndarray:
@@ -210,12 +210,12 @@ def _values(test: pd.DataFrame, stats: pd.DataFrame, columns: Iterable[str]) -> 
 
 
 def _sums(values: np.ndarray, clusters: Sequence[str], samples: int, seed: int) -> np.ndarray:
-    """Sums [1 + samples, columns]: of all rows, then of each sample."""
+    """Sums [1 + samples, columns]: first of all rows, then of each bootstrap sample."""
     return np.vstack([values.sum(axis=0), sampled_sums(values, clusters, samples, seed)])
 
 
 def _ends(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, float]]:
-    """By key, the score and the ends of its 95 % interval, from scores [1 + samples]."""
+    """By key, the score and the ends of its 95 % interval. ``figures`` holds scores [1 + samples] by key."""
     if not figures:
         return {}
     scores = np.array(list(figures.values()))
@@ -231,16 +231,16 @@ def _finite(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _has_figures(part: SlicePart, clusters: np.ndarray) -> bool:
     """Whether the slice and the rest each have enough clusters."""
-    return min(len(set(clusters[part.member])), len(set(clusters[~part.member]))) >= MIN_CLUSTERS
+    return min(len(set(clusters[part.mask])), len(set(clusters[~part.mask]))) >= MIN_CLUSTERS
 
 
 def _quarters(values: np.ndarray, digits: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and members of the quarters of ``values``, the lowest first; equal values stay together, and NaN is in none."""
+    """Names and masks of the quarters of ``values``, the lowest first. Equal values stay together; NaN is in none."""
     known = values[np.isfinite(values)]
     if not len(known):
         return
     edges = np.unique(np.quantile(known, [0.25, 0.5, 0.75]))
     quarter = np.where(np.isfinite(values), np.searchsorted(edges, values, side="left"), -1)
     for number in sorted(set(quarter.tolist()) - {-1}):
-        member = quarter == number
-        yield f"{number + 1}: {values[member].min():.{digits}f} to {values[member].max():.{digits}f}", member
+        mask = quarter == number
+        yield f"{number + 1}: {values[mask].min():.{digits}f} to {values[mask].max():.{digits}f}", mask

@@ -1,4 +1,4 @@
-"""Figures of all rows, of the rows of a source and of an intent: each is what the bootstrap says of these rows alone."""
+"""The figures on all rows, by source and by intent are those of a bootstrap over these rows alone."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def rows_of(company: int = 40) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def stats() -> dict[str, pd.DataFrame]:
-    """Systems that know all or, as a baseline, only texts."""
+    """Row statistics of three models and a baseline, which has no likelihoods and does not report whether it stopped."""
     random = np.random.default_rng(0)
     references = [f"word{i} and {{{{Order Number}}}} and more" for i in range(120)]
     found = {}
@@ -46,11 +46,11 @@ def test_a_slice_has_the_figures_of_its_rows_alone(stats: dict[str, pd.DataFrame
     assert found.scores["tuned"] == intervals(stats["tuned"], test["cluster_id"].tolist(), SAMPLES)
     assert set(found.differences) == {"base", "champion", "nearest"}
     assert list(found.slices) == ["bitext", "company"]
-    for source, place, rows in (("bitext", slice(0, 80), 80), ("company", slice(80, 120), 40)):
+    for source, part, rows in (("bitext", slice(0, 80), 80), ("company", slice(80, 120), 40)):
         part = found.slices[source]
         assert (part.rows, part.clusters, part.gates) == (rows, rows // 2, True)
-        those = {system: frame[place] for system, frame in stats.items()}
-        clusters = test["cluster_id"][place].tolist()
+        those = {system: frame[part] for system, frame in stats.items()}
+        clusters = test["cluster_id"][part].tolist()
         for system in stats:
             assert part.scores[system] == intervals(those[system], clusters, SAMPLES)
         for other in ("base", "champion", "nearest"):

@@ -1,4 +1,4 @@
-"""May it become champion: the decision as a table."""
+"""The promotion decision as a table of cases."""
 
 import pytest
 
@@ -90,7 +90,7 @@ def test_decisions(to_base: Differences, to_champion: Differences | None, promot
         (BETTER, SAME | {"chrf": FEWER}, True, "is not worse in any guarded metric"),
     ],
 )
-def test_no_source_pays_for_the_other(
+def test_a_gain_on_bitext_does_not_offset_a_loss_on_company_rows(
     to_champion: Differences, company: Differences | None, promote: bool, reason: str
 ) -> None:
     decision = decide_promotion(compared(BETTER, to_champion, company))
@@ -98,7 +98,7 @@ def test_no_source_pays_for_the_other(
     assert reason in decision.reason
 
 
-def test_the_older_source_does_not_pay_for_the_other_either() -> None:
+def test_a_gain_on_company_rows_does_not_offset_a_loss_on_bitext() -> None:
     found = compared(BETTER, BETTER, BETTER)
     found.slices["bitext"].differences["champion"] = BETTER | {"bits_per_character": MORE}
     assert "on the bitext rows its bits_per_character is worse" in decide_promotion(found).reason
@@ -106,7 +106,7 @@ def test_the_older_source_does_not_pay_for_the_other_either() -> None:
 
 @pytest.mark.parametrize("champion_forgotten", [False, True])
 def test_models_of_two_placeholder_modes_are_not_compared(champion_forgotten: bool) -> None:
-    """Each mode has reference texts of its own, so whatever differs may be the texts."""
+    """Each mode has its own reference texts, so a difference may come from the texts."""
     found = compared(BETTER, BETTER)
     found.placeholders["champion"] = PlaceholderMode.GENERIC
     decision = decide_promotion(found, champion_forgotten)
@@ -158,9 +158,9 @@ def test_a_loss_against_the_base_in_one_intent_stops_nothing() -> None:
 @pytest.mark.parametrize(
     ("to_champion", "promote", "reason"),
     [
-        (SAME, True, "no more than the champion, which is to be forgotten"),
-        (SAME | {"bits_per_character": UNCLEAR}, True, "is to be forgotten"),
-        (BETTER, True, "is to be forgotten"),
+        (SAME, True, "it need not be better than the champion"),
+        (SAME | {"bits_per_character": UNCLEAR}, True, "trained on rows that are to be forgotten"),
+        (BETTER, True, "trained on rows that are to be forgotten"),
         (SAME | {"bits_per_character": MORE}, False, "it needs more bits per character than the champion"),
         (SAME | {"right_intent": POINTS_FEWER}, False, "its right_intent is worse than that of the champion"),
     ],

@@ -1,4 +1,4 @@
-"""Who is judged on what, with real models: the tuned one, its base, a champion, and answers that cost nothing."""
+"""Evaluations of real tiny models: tuned, base, champion and the free baselines."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ WITHOUT_CHAMPION = ["tuned", "base", "nearest", "central", "random"]
 
 @pytest.fixture
 def evaluated(champion_lake: Path, lake: DataLake) -> DataLake:
-    """A copy of the session's lake up to the evaluation, without a store: nobody is champion in it."""
+    """A copy of the session's lake up to the evaluation. It has no store and so no champion."""
     for stage in ("prepare", "train", "evaluate"):
         shutil.copytree(champion_lake / stage, lake.root / stage)
     return lake
@@ -48,7 +48,7 @@ def score(results: EvaluationResults, system: str, metric: str) -> float:
 
 
 def version_of(lake: DataLake, recipe: Recipe, folder: Path, number: int = 4) -> Version:
-    """The current adapter of ``lake`` laid out in ``folder`` as the registry hands it out."""
+    """The current adapter of ``lake``, laid out in ``folder`` like a version of the registry."""
     adapter = current_adapter(recipe.name, lake)
     shutil.copytree(adapter.folder, folder / "adapter")
     shutil.copytree(find_base(recipe, lake).path, folder / "base")
@@ -56,7 +56,7 @@ def version_of(lake: DataLake, recipe: Recipe, folder: Path, number: int = 4) ->
 
 
 def as_another(version: Version) -> Version:
-    """The same weights under another fingerprint, as another recipe would have made them."""
+    """The same weights under another fingerprint, as if another recipe had been trained."""
     manifest = read_manifest(version.folder / "adapter", "adapter")
     del manifest["files"]
     write_manifest(version.folder / "adapter", {**manifest, "fingerprint": "f" * 16})
@@ -168,7 +168,9 @@ def test_equal_input_is_not_evaluated_again(evaluated: DataLake, tiny: Recipe) -
     assert again.reused
     assert again.results == read_evaluation("tiny", evaluated)
     assert (evaluation_folder("tiny", evaluated) / "answers.parquet").stat() == before
-    assert lines == [f"Equal input was evaluated before: {evaluation_folder('tiny', evaluated)}"]
+    assert lines == [
+        f"The same input was evaluated before. The results are reused: {evaluation_folder('tiny', evaluated)}"
+    ]
 
 
 def test_a_champion_is_not_compared_with_itself(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
@@ -177,7 +179,7 @@ def test_a_champion_is_not_compared_with_itself(evaluated: DataLake, tiny: Recip
 
 
 def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
-    """Here it has the same weights: what differs then is the way of judging."""
+    """The champion has the same weights, so any difference would come from the evaluation itself."""
     another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
     alone = read_evaluation("tiny", evaluated)
     beside = evaluate(tiny, evaluated, another, print)
@@ -209,15 +211,15 @@ def test_a_champion_with_changed_files_is_refused(evaluated: DataLake, tiny: Rec
 
 
 def test_other_test_rows_are_evaluated_again_and_the_references_score_best(evaluated: DataLake, tiny: Recipe) -> None:
-    """Test rows that stand in the training split: their nearest question's answer is the reference itself."""
+    """The test rows are training rows, so the answer of the nearest question is the reference itself."""
     before = read_evaluation("tiny", evaluated)
     train = evaluated.read("prepare", "train_split").to_pandas().drop_duplicates("instruction")
     known = train.groupby("intent").head(2).assign(split="test", nearest_train_similarity=1.0)
     table = pa.Table.from_pandas(known, schema=SPLIT_ROW, preserve_index=False)
     evaluated.write("prepare", "test_split", table, SPLIT_ROW)
-    judged = evaluate(tiny, evaluated, None, print)
-    results = judged.results
-    assert not judged.reused
+    again = evaluate(tiny, evaluated, None, print)
+    results = again.results
+    assert not again.reused
     assert results.fingerprint != before.fingerprint
     assert (results.rows, before.rows) == (54, 54)
     rows = answers(evaluated)
@@ -238,8 +240,8 @@ def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluat
     table = evaluated.read("prepare", "test_split")
     earlier = [["customer", "hello, my order {{Order Number}} is late"], ["agent", "I am sorry, what may I do?"]]
     rows = [
-        {**row, "source": "company", "context": json.dumps(earlier)} if place % 2 else row
-        for place, row in enumerate(table.to_pylist())
+        {**row, "source": "company", "context": json.dumps(earlier)} if i % 2 else row
+        for i, row in enumerate(table.to_pylist())
     ]
     evaluated.write("prepare", "test_split", pa.Table.from_pylist(rows, SPLIT_ROW), SPLIT_ROW)
     results = evaluate(tiny, evaluated, None, print).results

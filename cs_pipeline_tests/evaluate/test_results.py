@@ -1,4 +1,4 @@
-"""evaluation.json: what is written is read back, and a file that cannot be understood is refused."""
+"""evaluation.json is read back as it was written. A file that cannot be understood is refused."""
 
 import json
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_a_missing_evaluation_names_the_file_and_the_command(lake: DataLake) -> 
     with pytest.raises(PipelineError) as error:
         read_evaluation("tiny", lake)
     assert str(evaluation_file("tiny", lake)) in error.value.what
-    assert error.value.fix == "Run the whole job for this recipe: cs-pipeline demo --recipe tiny"
+    assert error.value.fix == "Run the full pipeline for this recipe: cs-pipeline demo --recipe tiny"
 
 
 def as_json(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -87,7 +87,7 @@ def test_a_file_that_cannot_be_understood_is_refused_with_what_to_do(
         read_evaluation("one", lake)
     assert str(path) in error.value.what
     assert reason in error.value.what
-    assert error.value.fix == "Run the whole job for this recipe: cs-pipeline demo --recipe one"
+    assert error.value.fix == "Run the full pipeline for this recipe: cs-pipeline demo --recipe one"
 
 
 def test_a_figure_that_is_not_a_number_is_not_written(lake: DataLake) -> None:

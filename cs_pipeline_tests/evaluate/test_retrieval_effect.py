@@ -1,4 +1,4 @@
-"""A recipe that retrieves, trained and judged: with and without found texts, and what is asked later is what was trained."""
+"""A recipe that retrieves, trained and evaluated with and without texts. Training and evaluation use the same prompts."""
 
 import json
 from pathlib import Path

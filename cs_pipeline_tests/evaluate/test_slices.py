@@ -40,7 +40,7 @@ def made_rows(seed: int) -> pd.DataFrame:
 
 
 def answered(test: pd.DataFrame, seed: int = 0, **given: Any) -> pd.DataFrame:
-    """Answers that have about seven of ten words of their references, which are the same for every seed."""
+    """Answers with about seven of ten words of their references. The references are the same for every seed."""
     words, rng = np.random.default_rng(1), np.random.default_rng((seed, 1))
     references = [words.choice(WORDS, words.integers(10, 40)) for _ in range(len(test))]
     answers = [" ".join(np.where(rng.random(len(text)) < 0.7, text, rng.choice(WORDS))) for text in references]
@@ -61,7 +61,7 @@ def stats(test_frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_each_kind_of_slice_has_its_rows(test_frame: pd.DataFrame, stats: pd.DataFrame) -> None:
-    found = {(part.kind, part.name): part.member for part in slice_parts(test_frame, stats["reference_words"].tolist())}
+    found = {(part.kind, part.name): part.mask for part in slice_parts(test_frame, stats["reference_words"].tolist())}
     by_kind: dict[str, list[str]] = {}
     for kind, name in found:
         by_kind.setdefault(kind, []).append(name)
@@ -101,7 +101,7 @@ def test_each_score_is_that_of_the_slice_alone(test_frame: pd.DataFrame, stats: 
     found = slice_parts(test_frame, stats["reference_words"].tolist())
     assert len(rows) == table.num_rows == len(found) * len(systems) * len(METRICS)
     for part in found:
-        clusters = test_frame["cluster_id"][part.member].tolist()
+        clusters = test_frame["cluster_id"][part.mask].tolist()
         for system, frame in systems.items():
             figures = {metric: rows[part.kind, part.name, system, metric] for metric in METRICS}
             assert {(r["rows"], r["clusters"]) for r in figures.values()} == {(len(clusters), len(set(clusters)))}
@@ -109,7 +109,7 @@ def test_each_score_is_that_of_the_slice_alone(test_frame: pd.DataFrame, stats: 
                 assert part.name == "company"
                 assert all(r[end] is None for r in figures.values() for end in ("score", "low", "high"))
                 continue
-            expected = intervals(frame[part.member], clusters, samples=100, seed=3)
+            expected = intervals(frame[part.mask], clusters, samples=100, seed=3)
             for metric, row in figures.items():
                 interval = expected[metric]
                 ends = (None,) * 3 if interval is None else (interval.score, interval.low, interval.high)
@@ -143,7 +143,7 @@ def test_a_weak_intent_is_named_first_with_advice(test_frame: pd.DataFrame, tmp_
 
 
 def test_equal_slices_are_rarely_called_weak() -> None:
-    """Answers that no slice makes better or worse: in about 5 of 100 such evaluations anything may be named."""
+    """The answers are equally good in all slices. In about 5 of 100 such evaluations a slice may be called weak."""
     unread = pd.DataFrame(dict.fromkeys({c for m in METRICS.values() for c in m.columns}, np.nan), index=range(ROWS))
     named = 0
     for seed in range(100):

@@ -26,7 +26,7 @@ _SENT_HEADERS = frozenset(
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A model at an endpoint; ``url`` ends before ``/chat/completions``. Raises PipelineError when it is unsafe to use."""
+    """A model at ``url`` (without ``/chat/completions``). Raises PipelineError when the address or the key is unsafe."""
 
     url: str
     model: str
@@ -42,7 +42,7 @@ class Endpoint:
         if not self.model:
             raise PipelineError("CS_JUDGE_MODEL is not set.", "Set it to the name of the judge model at the endpoint.")
         if not re.fullmatch(r"[!-~]*", self.key):  # the HTTP library's own error would show the key
-            raise PipelineError("CS_JUDGE_KEY contains characters that no key has.", "Set it to the key alone.")
+            raise PipelineError("CS_JUDGE_KEY contains a space or a non-ASCII character.", "Set it to the key alone.")
         if self.key and parts.scheme == "http" and parts.hostname not in _LOCAL_HOSTS:
             raise PipelineError(
                 f"The key would be sent unencrypted to {parts.hostname}.",
@@ -84,12 +84,12 @@ class Endpoint:
             content = None
         if not isinstance(content, str):
             raise PipelineError(
-                f"{self.url} did not answer with a chat completion.", "Check that CS_JUDGE_URL ends as in …/v1."
+                f"{self.url} did not answer with a chat completion.", "Check CS_JUDGE_URL: it usually ends in /v1."
             )
         return content
 
     def _set_headers(self, request: Any) -> None:
-        """Drops what the library adds from ``OPENAI_*`` variables and about this machine; adds the key."""
+        """Removes headers that the library sets from ``OPENAI_*`` variables and about this machine, and adds the key."""
         for name in set(request.headers) - _SENT_HEADERS:
             del request.headers[name]
         if self.key:
@@ -99,8 +99,8 @@ class Endpoint:
         status, answer = error.status_code, f"the endpoint answered {error.status_code} {error.response.reason_phrase}"
         if status in (408, 409, 429) or status >= 500:
             pause = error.response.headers.get("Retry-After", "")
-            waits = f" and asks to wait {int(pause):,} s" if pause.isdecimal() else f" in {JUDGE_ATTEMPTS} attempts"
-            return PipelineError(f"{self.url}: {answer}{waits}.", "Run again later: verdicts given so far are kept.")
+            detail = f" and asks to wait {int(pause):,} s" if pause.isdecimal() else f" in {JUDGE_ATTEMPTS} attempts"
+            return PipelineError(f"{self.url}: {answer}{detail}.", "Run again later: verdicts given so far are kept.")
         if status in (401, 403):
             hint = "Check CS_JUDGE_KEY, and that it may use the model."
         elif status == 404:
@@ -113,7 +113,7 @@ class Endpoint:
 
 
 def endpoint_from_environment() -> Endpoint | None:
-    """The endpoint that the user has configured, None without one. Raises PipelineError when it cannot be used."""
+    """The endpoint that the user has configured, or None. Raises PipelineError when it cannot be used."""
     url = os.environ.get("CS_JUDGE_URL", "").strip()
     if not url:
         return None

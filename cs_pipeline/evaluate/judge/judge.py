@@ -1,9 +1,9 @@
 """A language model as judge: it compares pairs of answers, each pair in both orders.
 
 ``judge_pairs`` returns one row per pair: pair_id, question_id, system_a, system_b, ``first`` and ``second`` (the verdict
-with a shown first and with b shown first: a, b or tie) and ``result``. When the two verdicts contradict each other the
+with a shown first and with b shown first: a, b or tie) and ``result``. If the two verdicts contradict each other, the
 result is a tie and counts towards the judge's position bias. Verdicts are compared with those of people on the same
-pairs; a judge may decide about a promotion only above MIN_KAPPA.
+pairs. A judge may stop a promotion only if its agreement with people is above MIN_KAPPA.
 """
 
 import json
@@ -28,13 +28,13 @@ from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_lines
 from cs_pipeline.feedback import TIE
 
 JUDGED_QUESTIONS = 100
-"""Test questions to judge, drawn by the hash of their row ids; each costs two calls per system it is compared with."""
+"""The number of test questions to judge, drawn by the hash of their row ids. Each takes two calls per compared system."""
 
 MIN_KAPPA = 0.6
-"""Agreement with people above which a judge may gate: "substantial" begins there (Landis and Koch 1977)."""
+"""A judge may stop promotions if kappa with people is above this, which is "substantial" (Landis and Koch 1977)."""
 
 MIN_SHARED_PAIRS = 30
-"""If people judged fewer of the same pairs than this, kappa says nothing."""
+"""With fewer pairs that people judged too, kappa is too uncertain to be used."""
 
 _COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
 _PARALLEL_CALLS = 4
@@ -49,7 +49,7 @@ Reply with one word: A, B, or TIE if neither is better."""
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Two answers to one question. ``context`` holds the earlier turns as in CONVERSATION, None without any."""
+    """Two answers to one question. ``context`` holds the earlier turns as JSON, as in CONVERSATION; None without any."""
 
     question_id: str
     question: str
@@ -72,41 +72,40 @@ def judge_models(
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[JudgeResults, pd.DataFrame]:
-    """The judge's part of ``evaluation.json``, and the table of ``judge_pairs`` for the test rows.
+    """Compares the tuned model's answers to test questions with those of each other model.
 
-    ``answers`` holds each model's answers to all test rows, ``tuned`` among them. For each other model it counts how many
-    answers of the tuned model ``won`` and ``lost``, the ``ties``, and the ``share`` it won of those decided, with Wilson's
-    95 % interval, which treats questions as independent. ``may_gate`` says whether people agree with the judge enough.
-    Raises PipelineError as judge_pairs does.
+    ``answers`` holds each model's answers to all test rows, ``tuned`` among them. Returns the judge's part of
+    ``evaluation.json`` and the table of ``judge_pairs``. Wilson's intervals treat the questions as independent. Raises
+    PipelineError as judge_pairs does.
     """
     row_ids = test_set.test["row_id"]
-    drawn = sorted(range(len(row_ids)), key=lambda place: digest(row_ids.iloc[place]))[:JUDGED_QUESTIONS]
+    drawn = sorted(range(len(row_ids)), key=lambda i: digest(row_ids.iloc[i]))[:JUDGED_QUESTIONS]
     others = sorted(set(answers) - {"tuned"})
     model_pairs = [
         AnswerPair(
-            question_id=row_ids.iloc[place],
-            question=test_set.questions[place],
-            context=json.dumps(test_set.contexts[place]) if test_set.contexts[place] else None,
+            question_id=row_ids.iloc[i],
+            question=test_set.questions[i],
+            context=json.dumps(test_set.contexts[i]) if test_set.contexts[i] else None,
             system_a=other,
             system_b="tuned",
-            answer_a=answers[other][place],
-            answer_b=answers["tuned"][place],
+            answer_a=answers[other][i],
+            answer_b=answers["tuned"][i],
         )
         for other in others
-        for place in drawn
+        for i in drawn
     ]
     ratings = lake.table("evaluate", "human_ratings")
     by_people = majority_verdicts(vote_pairs(lake.read("evaluate", "human_ratings"))) if ratings.exists() else {}
     judged = judge_pairs([*model_pairs, *by_people], endpoint, lake.path("evaluate", "judge.jsonl"), report)
     of_models = judged[judged["pair_id"].isin([pair.id for pair in model_pairs])]
     agreement = agreement_with_people(judged, by_people)
-    gates, why = may_gate(agreement)
+    allowed, why = may_gate(agreement)
     results = JudgeResults(
         model=endpoint.model,
-        against={other: _wins(of_models[of_models["system_a"] == other]["result"]) for other in others},
+        against={other: _tally(of_models[of_models["system_a"] == other]["result"]) for other in others},
         position=position_bias(of_models),
         people=agreement,
-        may_gate=gates,
+        may_gate=allowed,
         why=why,
     )
     return results, of_models
@@ -117,19 +116,19 @@ def judge_pairs(
 ) -> pd.DataFrame:
     """The verdicts of the judge at ``endpoint`` on ``pairs``, in their order. This sends the texts to the endpoint.
 
-    ``cache`` is a file of verdicts by the hash of the request, without any text. Requests whose verdict it holds are not
-    sent again, so an interrupted call continues where it stopped. If a reply is not a verdict, this is reported, its pair is
-    left out, and the request is sent again next time. Raises PipelineError as Endpoint.ask does (the verdicts given so far
+    ``cache`` is a file of verdicts by the hash of the request, without any text. A request whose verdict is in it is not
+    sent again, so an interrupted call continues where it stopped. A reply that is not a verdict is reported and its pair
+    left out; the request is sent again next time. Raises PipelineError as Endpoint.ask does (the verdicts given so far
     are kept), and when no pair gets a verdict.
     """
     requests = [(pair, order) for pair in pairs for order in ("ab", "ba")]
     keys = [digest(_INSTRUCTION, endpoint.url, endpoint.model, *_messages(*request)) for request in requests]
-    with _cached_verdicts(cache) as (known, keep), endpoint.client() as client:
-        todo = {key: _messages(*request) for key, request in zip(keys, requests, strict=True) if key not in known}
+    with _cached_verdicts(cache) as (verdicts, add), endpoint.client() as client:
+        todo = {key: _messages(*request) for key, request in zip(keys, requests, strict=True) if key not in verdicts}
 
         def ask(key: str) -> None:
             if (verdict := _verdict(endpoint.ask(client, todo[key]))) is not None:
-                keep(key, verdict)
+                add(key, verdict)
 
         progress = progress_lines(report, "judge", "verdicts", len(todo))
         pool = ThreadPoolExecutor(_PARALLEL_CALLS)
@@ -139,12 +138,12 @@ def judge_pairs(
                 progress(done)
         finally:
             pool.shutdown(cancel_futures=True)
-        if unreadable := sum(key not in known for key in todo):
+        if unreadable := sum(key not in verdicts for key in todo):
             report(f"judge: {unreadable} of {len(todo)} replies were not a verdict; their pairs are left out")
         rows = []
         for pair, in_order, reversed_order in zip(pairs, keys[::2], keys[1::2], strict=True):
-            if in_order in known and reversed_order in known:
-                first, second = known[in_order], {"a": "b", "b": "a", TIE: TIE}[known[reversed_order]]
+            if in_order in verdicts and reversed_order in verdicts:
+                first, second = verdicts[in_order], {"a": "b", "b": "a", TIE: TIE}[verdicts[reversed_order]]
                 result = first if first == second else TIE
                 rows.append((pair.id, pair.question_id, pair.system_a, pair.system_b, first, second, result))
     if pairs and not rows:
@@ -156,7 +155,7 @@ def judge_pairs(
 
 
 def position_bias(judged: pd.DataFrame) -> PositionBias:
-    """How much the position of an answer sways the judge; ``judged`` comes from judge_pairs and has at least one row."""
+    """How much the position of an answer sways the judge. ``judged`` is the table of judge_pairs with at least one row."""
     first = int((judged["first"] == "a").sum() + (judged["second"] == "b").sum())
     decided = int((judged["first"] != TIE).sum() + (judged["second"] != TIE).sum())
     low, high = wilson(first, decided) or (None, None)
@@ -165,9 +164,9 @@ def position_bias(judged: pd.DataFrame) -> PositionBias:
 
 
 def majority_verdicts(votes: pd.DataFrame) -> dict[AnswerPair, str]:
-    """The pairs of answers that people voted on (``vote_pairs``), with the verdict of most of them: a, b or tie.
+    """The pairs of answers in the table of ``vote_pairs``, each with the verdict of most people: a, b or tie.
 
-    Where two verdicts have the most votes, it is a tie.
+    If several verdicts have the most votes, the result is a tie.
     """
     by_pair: dict[AnswerPair, list[str]] = {}
     for row in votes.to_dict("records"):
@@ -180,7 +179,7 @@ def majority_verdicts(votes: pd.DataFrame) -> dict[AnswerPair, str]:
 def agreement_with_people(
     judged: pd.DataFrame, people: Mapping[AnswerPair, str], samples: int = 1000, seed: int = 0
 ) -> PeopleAgreement:
-    """How far ``judged`` (judge_pairs) and ``people`` (majority_verdicts) agree on the pairs that both have."""
+    """How well ``judged`` (judge_pairs) and ``people`` (majority_verdicts) agree on the pairs that both have."""
     verdicts = {pair.id: result for pair, result in people.items()}
     both = judged[judged["pair_id"].isin(list(verdicts))]
     ours, theirs = both["result"].to_numpy(str), both["pair_id"].map(verdicts).to_numpy(str)
@@ -199,14 +198,14 @@ def agreement_with_people(
 
 
 def may_gate(agreement: PeopleAgreement) -> tuple[bool, str]:
-    """Whether the judge's verdicts may decide about a promotion, and why."""
+    """Whether the judge's verdicts may stop a promotion, and the reason."""
     if agreement.pairs < MIN_SHARED_PAIRS:
         return (
             False,
             f"people voted on {agreement.pairs} of the judged pairs; {MIN_SHARED_PAIRS} are needed to assess the judge",
         )
     if agreement.kappa is None:
-        return False, "the judge and people gave every pair the same verdict, which says nothing about their agreement"
+        return False, "the judge and the people gave every pair the same verdict, so kappa is undefined"
     kappa = (
         f"{agreement.kappa:.2f} (95 % interval {agreement.low:.2f} to {agreement.high:.2f}, {agreement.pairs} pairs)"
     )
@@ -229,7 +228,7 @@ def _messages(pair: AnswerPair, order: str) -> list[dict[str, str]]:
 
 
 def _verdict(reply: str) -> str | None:
-    """a, b or tie, in the order shown; None for any other reply. Reasoning before the reply does not count."""
+    """a, b or tie, in the order shown; None for any other reply. Reasoning up to ``</think>`` is ignored."""
     word = re.sub(r"[\s*_.\"'`]+", " ", reply.rpartition("</think>")[2]).strip().lower()
     return word.removeprefix("answer ") if word in ("a", "b", TIE, "answer a", "answer b") else None
 
@@ -240,7 +239,8 @@ def _majority(verdicts: Sequence[str]) -> str:
     return most[0] if len(most) == 1 else TIE
 
 
-def _wins(results: pd.Series) -> JudgeTally:
+def _tally(results: pd.Series) -> JudgeTally:
+    """Counts the wins of the tuned model, which is system b."""
     won, lost = int((results == "b").sum()), int((results == "a").sum())
     low, high = wilson(won, won + lost) or (None, None)
     share = won / (won + lost) if won + lost else None
@@ -249,19 +249,19 @@ def _wins(results: pd.Series) -> JudgeTally:
 
 @contextmanager
 def _cached_verdicts(cache: Path) -> Iterator[tuple[dict[str, str], Callable[[str, str], None]]]:
-    """The verdicts in ``cache`` by key, and a function that adds one; only one process at a time can use them."""
+    """The verdicts in ``cache`` by key, and a function that adds one. The cache is locked for other processes."""
     with locked(cache.with_name(f".{cache.name}.lock")), cache.open("ab+") as file:
         file.seek(0)
         content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))  # a full disk or a killed process leaves half a line
-        known = {line["key"]: line["verdict"] for line in map(json.loads, whole.splitlines())}
-        writing = threading.Lock()
+        complete_lines = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(complete_lines))  # a full disk or a killed process may have left an incomplete line
+        verdicts = {line["key"]: line["verdict"] for line in map(json.loads, complete_lines.splitlines())}
+        lock = threading.Lock()
 
-        def keep(key: str, verdict: str) -> None:
-            with writing:
+        def add(key: str, verdict: str) -> None:
+            with lock:
                 file.write(json.dumps({"key": key, "verdict": verdict}).encode() + b"\n")
                 file.flush()
-                known[key] = verdict
+                verdicts[key] = verdict
 
-        yield known, keep
+        yield verdicts, add

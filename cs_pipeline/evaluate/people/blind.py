@@ -1,7 +1,7 @@
 """Blind samples: people rate answers without knowing which system gave them.
 
-``export_blind_sheet`` writes ``<name>.csv`` for the raters (columns id, question, answer and an empty score) and
-``<name>.key.json``, which says which system gave each answer and is not given to the raters. ``import_blind_sheet`` turns a
+``export_blind_sheet`` writes ``<name>.csv`` for the raters (columns id, question, answer and an empty score) and its key,
+``<name>.key.json``, which holds the system of each answer. Raters do not get the key. ``import_blind_sheet`` turns a
 filled-in sheet into rows of RATING.
 """
 
@@ -21,17 +21,17 @@ from cs_pipeline.evaluate.people.sheet import read_sheet, write_sheet
 
 SHEET_COLUMNS = ("id", "question", "answer", "score")
 _MAX_FAULTS_SHOWN = 20
-"""The most faults of a sheet that one message lists."""
+"""A message lists at most this many faults of a sheet."""
 
 
 def export_blind_sheet(
     answers: pd.DataFrame, systems: Mapping[str, str], sheet: Path, questions: int = 50, seed: int = 0
 ) -> int:
-    """Writes ``sheet`` and its key with the answers of ``systems`` to ``questions`` test questions; returns their number.
+    """Writes ``sheet`` and its key: answers of ``systems`` to ``questions`` test questions. Returns the number of answers.
 
-    ``answers`` has the columns row_id, system, question and answer. ``systems`` maps each system to be rated to the name,
-    with its version, that the ratings will carry. Questions are drawn by ``seed``; their order, and that of the answers to
-    each, is random. Raises PipelineError when the sheet already exists or there is nothing to rate.
+    ``answers`` has the columns row_id, system, question and answer. ``systems`` maps each system to be rated to its name in
+    the ratings, which includes the version. Questions are drawn by ``seed``; their order, and that of the answers to each,
+    is random. Raises PipelineError when the sheet already exists or there is nothing to rate.
     """
     key = key_path(sheet)
     if sheet.exists() or key.exists():
@@ -47,29 +47,28 @@ def export_blind_sheet(
     samples: dict[str, dict[str, Any]] = {}
     for row in rows:
         of_row = offered[offered["row_id"] == row].to_dict("records")
-        for place in rng.permutation(len(of_row)):
-            one = of_row[place]
-            # The letter keeps spreadsheets from reading it as a number.
-            name = f"s{digest(seed, row, one['system'], one['answer'])}"
-            sample = {"question_id": row, "question": one["question"], "answer": one["answer"]}
-            samples[name] = sample | {"system": systems[one["system"]]}
+        for i in rng.permutation(len(of_row)):
+            question, answer, system = (of_row[i][column] for column in ("question", "answer", "system"))
+            # Because of the letter, spreadsheets do not read the id as a number.
+            sample_id = f"s{digest(seed, row, system, answer)}"
+            samples[sample_id] = {"question_id": row, "question": question, "answer": answer, "system": systems[system]}
     write_json(key, samples)
-    write_sheet(sheet, SHEET_COLUMNS, ([name, one["question"], one["answer"], None] for name, one in samples.items()))
+    write_sheet(sheet, SHEET_COLUMNS, ([name, s["question"], s["answer"], None] for name, s in samples.items()))
     return len(samples)
 
 
 def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:
-    """The scores of a filled-in ``sheet`` as a RATING table, given by ``rater`` at ``at`` (with a time zone).
+    """The scores that ``rater`` gave in a filled-in ``sheet``, as a RATING table. ``at`` is the time, with a time zone.
 
     Rows are matched by id alone, because spreadsheets may change the texts. Raises PipelineError, with the faults by line,
     when an id is unknown, repeated or missing, or a score is not 1 to 5; nothing is imported then. The ids of the
     judgements depend only on sheet and rater, so a sheet that is imported twice counts once.
     """
     if not rater.strip() or at.tzinfo is None:
-        raise PipelineError("The rater's name or the time zone is missing.", "Give both.")
+        raise PipelineError("The rater's name is empty, or the time has no time zone.", "Give both.")
     if not key.exists():
         raise PipelineError(
-            f"{key} is missing.", "It was written beside the sheet and says which system gave each answer."
+            f"{key} is missing.", "Give the file that was exported with the sheet: it holds the system of each answer."
         )
     samples: dict[str, dict[str, Any]] = read_json(key)
     faults, scores = [], {}
@@ -114,5 +113,5 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
 
 
 def key_path(sheet: Path) -> Path:
-    """The key that is exported with ``sheet``."""
+    """The path of the key that is exported with ``sheet``."""
     return sheet.with_suffix(".key.json")

@@ -1,8 +1,8 @@
-"""What people think of the answers: statistics of their ratings, thumbs and votes for the report.
+"""Statistics of people's ratings, thumbs and votes on the answers, for the report.
 
-From judgements (schema RATING) come counts and shares per system, win rates of pairs, Bradley-Terry strengths and the
-agreement between raters. If a person judged the same thing several times, the last judgement counts. Intervals of shares
-are Wilson's and treat judgements as independent; those of strengths come from a bootstrap over questions.
+They are computed from judgements (schema RATING): counts and shares per system, win rates of pairs, Bradley-Terry strengths
+and the agreement between raters. If a person judged the same answers several times, the last judgement counts. Intervals of
+shares are Wilson's and treat judgements as independent; those of strengths come from a bootstrap over questions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,11 +20,11 @@ from cs_pipeline.evaluate.scoring.statistics import krippendorff_alpha, wilson
 from cs_pipeline.feedback import TIE, VOTE_LETTERS
 
 NEGATIVE, POSITIVE = (1, 2), (3, 4, 5)
-"""Which scores count as negative and as positive."""
+"""The scores that count as negative and as positive."""
 
 PRIOR = 0.5
-"""Wins added to both sides of each pair that was compared. They shrink the strengths, and keep the strength of a system that
-never lost finite."""
+"""Wins added to both sides of each pair that was compared. They shrink the strengths, and keep a strength finite if
+the system never lost."""
 
 _MAX_STEPS, _TOLERANCE = 20_000, 1e-9
 
@@ -47,7 +47,7 @@ class RaterAgreement:
 class Opinions:
     """Rows of ``rating_counts``, ``win_rates`` and ``bradley_terry``, and the agreement between raters.
 
-    ``groups`` are the systems that were compared with one another, the strongest first; ``judgements`` is their number.
+    ``judgements`` counts all judgements. Each of ``groups`` holds systems that were compared, the strongest first.
     """
 
     judgements: int
@@ -58,7 +58,7 @@ class Opinions:
 
 
 def read_opinions(lake: DataLake) -> Opinions | None:
-    """What people said about all versions; None while ``human_ratings`` is missing or empty."""
+    """The statistics of all judgements of all versions; None while ``human_ratings`` is missing or empty."""
     if not lake.table("evaluate", "human_ratings").exists():
         return None
     ratings = lake.read("evaluate", "human_ratings")
@@ -84,22 +84,22 @@ def rating_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     for row in table.to_pylist():
         if (fault := _fault(row)) is not None:
             raise PipelineError(
-                f"The judgement '{row['id']}' cannot be used: {fault}.", "Fix or remove it where it comes from."
+                f"The judgement '{row['id']}' cannot be used: {fault}.", "Correct or remove it in its source."
             )
     return table
 
 
 def rating_counts(ratings: pa.Table) -> pd.DataFrame:
-    """One row per system, by name: ``n1`` … ``n5``, ``ratings``, ``mean``, ``up``, ``down``, and the shares below.
+    """One row per system, sorted by name: ``n1`` … ``n5``, ``ratings``, ``mean``, ``up``, ``down``, and the shares below.
 
     ``negative`` (1 and 2), ``positive`` (3 to 5) and ``thumbs_up`` are shares from 0 to 1, with ``_low`` and ``_high`` of
     Wilson's 95 % interval; NaN without any rating or thumb.
     """
     rows = []
     latest = _latest(ratings)
-    for system, given in sorted(_by_system(latest).items()):
-        scores = [row["score"] for row in given if row["kind"] == "rating"]
-        thumbs = [row["score"] for row in given if row["kind"] == "thumb"]
+    for system, judgements in sorted(_by_system(latest).items()):
+        scores = [row["score"] for row in judgements if row["kind"] == "rating"]
+        thumbs = [row["score"] for row in judgements if row["kind"] == "thumb"]
         if scores or thumbs:
             rows.append(
                 {"system": system}
@@ -118,25 +118,25 @@ def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
     answer_a, answer_b and ``result`` (a, b or tie).
 
     Systems are in alphabetical order, however they were shown. In a vote among more than two answers the winner beats each
-    of the others, which are not compared with one another; a tie is a tie of all pairs. Two answers of the same system are
-    not a pair.
+    of the others, and the others are not compared with one another. A tie is a tie of all pairs. Two answers of the same
+    system are not a pair.
     """
     columns = ("question_id", "question", "context", "rater")
     rows = []
     for vote in _latest(ratings):
         if vote["kind"] != "vote":
             continue
-        best = None if vote["winner"] == TIE else VOTE_LETTERS.index(vote["winner"])
-        shown = sorted(range(len(vote["systems"])), key=lambda place: (vote["systems"][place], vote["answers"][place]))
+        winner = None if vote["winner"] == TIE else VOTE_LETTERS.index(vote["winner"])
+        shown = sorted(range(len(vote["systems"])), key=lambda i: (vote["systems"][i], vote["answers"][i]))
         for number, a in enumerate(shown):
             for b in shown[number + 1 :]:
-                if vote["systems"][a] == vote["systems"][b] or (best is not None and best not in (a, b)):
+                if vote["systems"][a] == vote["systems"][b] or (winner is not None and winner not in (a, b)):
                     continue
                 rows.append(
                     {column: vote[column] for column in columns}
                     | {"system_a": vote["systems"][a], "system_b": vote["systems"][b]}
                     | {"answer_a": vote["answers"][a], "answer_b": vote["answers"][b]}
-                    | {"result": TIE if best is None else "a" if best == a else "b"}
+                    | {"result": TIE if winner is None else "a" if winner == a else "b"}
                 )
     names = (*columns, "system_a", "system_b", "answer_a", "answer_b", "result")
     return pd.DataFrame(rows, columns=names)
@@ -170,9 +170,9 @@ def bradley_terry(votes: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd
     names = sorted({*votes["system_a"], *votes["system_b"]})
     if not names:
         return pd.DataFrame(columns=["system", "group", "votes", "strength", "low", "high"])
-    place = {name: number for number, name in enumerate(names)}
+    index = {name: number for number, name in enumerate(names)}
     question = pd.factorize(votes["question_id"])[0]
-    a, b = votes["system_a"].map(place).to_numpy(int), votes["system_b"].map(place).to_numpy(int)
+    a, b = votes["system_a"].map(index).to_numpy(int), votes["system_b"].map(index).to_numpy(int)
     won = votes["result"].map({"a": 1.0, TIE: 0.5, "b": 0.0}).to_numpy(float)
     by_question = np.zeros((question.max() + 1, len(names), len(names)))
     np.add.at(by_question, (question, a, b), won)
@@ -198,7 +198,7 @@ def bradley_terry(votes: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd
 
 
 def rater_agreement(ratings: pa.Table) -> RaterAgreement:
-    """How far raters agree on the scores of the same answers, and on the better of the same two answers."""
+    """How well raters agree on the scores of the same answers, and on the better of the same two answers."""
     scored = [row for row in _latest(ratings) if row["kind"] == "rating"]
     answers = [digest(row["question_id"], row["systems"], row["answers"]) for row in scored]
     votes = vote_pairs(ratings)
@@ -218,29 +218,29 @@ def _fault(row: Mapping[str, Any]) -> str | None:
     if row["source"] not in ("page", "import"):
         return f"its source is '{row['source']}', not page or import"
     if count != len(row["answers"]) or None in (*row["systems"], *row["answers"]):
-        return f"it has {count} systems and {len(row['answers'])} answers"
+        return f"its {count} systems and {len(row['answers'])} answers do not match, or one of them is missing"
     if row["kind"] == "vote":
         if not 2 <= count <= len(VOTE_LETTERS) or score is not None:
-            return "a vote compares at least two answers and has no score"
+            return f"a vote compares 2 to {len(VOTE_LETTERS)} answers and has no score"
         if winner != TIE and (winner is None or len(winner) != 1 or winner not in VOTE_LETTERS[:count]):
-            return f"the winner of {count} answers is '{winner}'"
+            return f"its winner is '{winner}', which is neither one of its {count} answers nor '{TIE}'"
         return None
     scores = {"rating": range(1, 6), "thumb": range(2)}.get(row["kind"])
     if scores is None:
         return f"its kind is '{row['kind']}', not rating, thumb or vote"
     if count != 1 or winner is not None:
         return f"a {row['kind']} is about one answer and has no winner"
-    return None if score in scores else f"the score of a {row['kind']} is {score}"
+    return None if score in scores else f"the score of a {row['kind']} is {score}, not {scores[0]} to {scores[-1]}"
 
 
 def _latest(ratings: pa.Table) -> list[dict[str, Any]]:
-    """The last judgement of each person on the same thing, in the order of the table."""
+    """The last judgement of each person on the same answers, in the order of the table."""
     latest: dict[str, dict[str, Any]] = {}
     for row in sorted(ratings.to_pylist(), key=lambda row: row["at"]):
         answers = sorted(zip(row["systems"], row["answers"], strict=True))
         latest[digest(row["rater"], row["kind"], row["question_id"], answers)] = row
-    kept = {row["id"] for row in latest.values()}
-    return [row for row in ratings.to_pylist() if row["id"] in kept]
+    ids = {row["id"] for row in latest.values()}
+    return [row for row in ratings.to_pylist() if row["id"] in ids]
 
 
 def _by_system(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -251,9 +251,9 @@ def _by_system(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]
     return by_system
 
 
-def _share(name: str, part: float, of: int) -> dict[str, float]:
-    low, high = wilson(part, of) or (np.nan, np.nan)
-    return {name: part / of if of else np.nan, f"{name}_low": low, f"{name}_high": high}
+def _share(name: str, count: float, total: int) -> dict[str, float]:
+    low, high = wilson(count, total) or (np.nan, np.nan)
+    return {name: count / total if total else np.nan, f"{name}_low": low, f"{name}_high": high}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -265,9 +265,9 @@ def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def log_strengths(wins: np.ndarray) -> np.ndarray:
     """Log strengths [..., n] from ``wins`` [..., n, n]: how often the first beat the second, counting a tie as half a win.
 
-    The difference of two is the log-odds that the first wins; they sum to 0. Computed by minorisation-maximisation (Hunter
-    2004, MM algorithms for generalized Bradley-Terry models) for competitors of one connected group. Raises PipelineError
-    when there is no maximum because one or several competitors never lost to the others, or never won.
+    The difference of two strengths is the log-odds that the first wins. The strengths sum to 0. They are computed by
+    minorisation-maximisation (Hunter 2004, MM algorithms for generalized Bradley-Terry models) for competitors of one
+    connected group. Raises PipelineError when there is no maximum because some never lost to the others, or never won.
     """
     compared = wins + np.swapaxes(wins, -1, -2)
     won = wins.sum(axis=-1)
@@ -289,9 +289,9 @@ def log_strengths(wins: np.ndarray) -> np.ndarray:
 
 
 def connected_groups(compared: np.ndarray) -> np.ndarray:
-    """The group, numbered from 0, of each of n competitors: those compared with one another, directly or through others.
+    """The group [n] of each competitor, numbered from 0. Members of a group were compared, directly or through others.
 
-    ``compared`` [n, n] says how often two were compared. Strengths of different groups are not comparable.
+    ``compared`` [n, n] is how often two were compared. Strengths of different groups are not comparable.
     """
     from scipy.sparse.csgraph import connected_components
 

@@ -1,6 +1,6 @@
 """Collects people's judgements in the table ``human_ratings``, and exports samples for raters who work elsewhere.
 
-The judgements come from the page, still raw, and from imported sheets; the table has RATING rows without personal data.
+Judgements come from the page (raw) and from imported sheets. The table has RATING rows without personal data.
 """
 
 import json
@@ -33,8 +33,8 @@ RATINGS_TABLE = "human_ratings"
 
 @dataclass(frozen=True)
 class CollectedRatings:
-    """The table; how many judgements were ``forgotten``; the placeholders that ``replaced`` personal data in this run, by
-    name."""
+    """The table, the number of judgements ``forgotten``, and how often each placeholder ``replaced`` personal data in this
+    run."""
 
     rows: pa.Table
     forgotten: int
@@ -42,7 +42,7 @@ class CollectedRatings:
 
 
 def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
-    """Writes ``human_ratings`` (RATING): all judgements ever given, except those that are to be forgotten.
+    """Writes ``human_ratings`` (RATING): all judgements ever given, except the forgotten ones.
 
     New judgements are cleaned first, and the clean version replaces the raw one in the feedback database.
     """
@@ -63,7 +63,7 @@ def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
 def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
     """Writes a blind ``sheet`` of the recipe's last evaluation: tuned, base, and the champion if it was evaluated too.
 
-    The key names them as the registry does, "version 3" and "version 3:base". Returns the number of answers. Raises
+    The key uses the names of the registry, "version 3" and "version 3:base". Returns the number of answers. Raises
     PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet already exists.
     """
     results = read_evaluation(recipe_name, lake)
@@ -85,7 +85,7 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
 
 
 def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) -> tuple[int, int]:
-    """Adds the scores of a filled-in ``sheet`` to the feedback; returns how many are new and how many were known.
+    """Adds the scores of a filled-in ``sheet`` to the feedback. Returns how many are new and how many were there already.
 
     Raises PipelineError as ``import_blind_sheet`` does, and when ``rater`` gave the same answers different scores before.
     """
@@ -120,7 +120,7 @@ class _Cleaner:
         return text
 
     def _values(self, settings: Any) -> Any:
-        """Settings may quote the customer: in a context, or as the value of a placeholder."""
+        """``settings`` cleaned too: they may quote the customer, in a context or as the value of a placeholder."""
         if isinstance(settings, dict):
             return {name: self._values(value) for name, value in settings.items()}
         if isinstance(settings, list):

@@ -31,13 +31,13 @@ def write_sheet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]
 
 
 def read_sheet(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """The cells of ``columns``, each row with the number of its first line, from 1; empty rows are skipped.
+    """The rows, each with the number of its first line (from 1) and the cells of ``columns``. Empty rows are skipped.
 
-    The delimiter may be a comma, a semicolon or a tab, as spreadsheets write them in different countries. Raises
+    The delimiter may be a comma, a semicolon or a tab, because it depends on the spreadsheet's country settings. Raises
     PipelineError when the file cannot be read as a table or lacks a column.
     """
     try:
-        # Only columns whose content does not matter can hold text that is not UTF-8.
+        # A spreadsheet may save another encoding. This damages the texts, but not the ids and scores, which are ASCII.
         text = path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error}.", "Name a CSV file that this user may read.") from error

@@ -41,9 +41,9 @@ _MEASURED = (
 class Leaderboard:
     """``rows`` has LEADERBOARD_SCHEMA, fewest bits per character first within each placeholder mode.
 
-    By recipe, ``results`` are those of its evaluation and ``behind`` its difference in RANKED_BY from the first of its
-    placeholder mode. ``not_comparable`` gives the reason for each recipe that cannot be compared; ``not_evaluated`` lists
-    the others.
+    ``results`` and ``behind`` are by recipe: its evaluation, and its difference in RANKED_BY from the first recipe of its
+    placeholder mode. ``not_comparable`` gives the reason for each recipe that cannot be compared, and ``not_evaluated``
+    lists the recipes without an evaluation.
     """
 
     rows: pa.Table
@@ -56,8 +56,8 @@ class Leaderboard:
 def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
     """The leaderboard of ``recipes`` from their last evaluations; the caller holds ``evaluations_lock``.
 
-    Figures are comparable on the same test rows, evaluated by the same code, with the same reference texts. Each placeholder
-    mode has its own reference texts, and so its own ranking.
+    Figures are comparable if test rows, code and reference texts are the same. Each placeholder mode has its own reference
+    texts, and so its own ranking.
     """
     current = {split: file_sha256(lake.table("prepare", f"{split}_split")) for split in ("train", "test")}
     rows: list[dict[str, Any]] = []
@@ -75,9 +75,9 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
             not_comparable[name] = error.what
     order = list(PlaceholderMode)
     rows.sort(key=lambda row: (order.index(row["placeholders"]), row[RANKED_BY], row["recipe"]))
-    first: dict[str, str] = {}
+    best_of_mode: dict[str, str] = {}
     for row in rows:
-        name, best = row["recipe"], first.setdefault(row["placeholders"], row["recipe"])
+        name, best = row["recipe"], best_of_mode.setdefault(row["placeholders"], row["recipe"])
         if name != best:
             behind[name] = difference = _difference(name, best, lake)
             row |= zip(BEHIND_FIRST, (difference.difference, difference.low, difference.high), strict=True)
@@ -107,7 +107,7 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
         notes.append("its newer adapter is not evaluated yet")
     if manifest["data"]["train_split"] != current["train"]:
         notes.append("trained on rows that differ from the current ones")
-    known = {
+    settings = {
         "recipe": name,
         "note": "; ".join(notes),
         "placeholders": recipe.placeholders.value,
@@ -124,11 +124,11 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
         "adapter_mib": weights_bytes(folder) / 2**20,
         "evaluation_seconds": results.seconds["tuned"],
     }
-    return known | {name: metrics[name] for name in _MEASURED} | _figures(results)
+    return settings | {column: metrics[column] for column in _MEASURED} | _figures(results)
 
 
 def _figures(results: EvaluationResults) -> dict[str, float | None]:
-    found: dict[str, float | None] = {}
+    figures: dict[str, float | None] = {}
     for metric in LEADERBOARD_METRICS:
         tuned, base = (results.scores[system][metric] for system in ("tuned", "base"))
         minus = results.differences["base"][metric]
@@ -137,18 +137,18 @@ def _figures(results: EvaluationResults) -> dict[str, float | None]:
             base and base.score,
             *((minus.difference, minus.low, minus.high) if minus else (None,) * 3),
         )
-        found |= dict(zip((metric + suffix for suffix in METRIC_SUFFIXES), values, strict=True))
-    return found
+        figures |= dict(zip((metric + suffix for suffix in METRIC_SUFFIXES), values, strict=True))
+    return figures
 
 
 def _difference(name: str, best: str, lake: DataLake) -> Difference:
-    ours, theirs = (_tuned(recipe, lake) for recipe in (name, best))
+    ours, theirs = (_tuned_rows(recipe, lake) for recipe in (name, best))
     difference = paired_bootstrap(ours, theirs, ours["cluster_id"].tolist(), metrics=(RANKED_BY,))[RANKED_BY]
-    assert difference is not None  # both have the score that ranks them
+    assert difference is not None  # both recipes were ranked by this metric
     return difference
 
 
-def _tuned(recipe: str, lake: DataLake) -> pd.DataFrame:
+def _tuned_rows(recipe: str, lake: DataLake) -> pd.DataFrame:
     columns = ["row_id", "cluster_id", *METRICS[RANKED_BY].columns]
     path = evaluation_folder(recipe, lake) / "answers.parquet"
     return pd.read_parquet(path, columns=columns, filters=[("system", "==", "tuned")])

@@ -45,7 +45,7 @@ class ModeRanking:
 def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardReport:
     """Writes ``evaluate/leaderboard.parquet`` and ``leaderboard.html`` from the last evaluations of ``recipes``.
 
-    Concurrent runs write it one after the other, each from all evaluations that exist by then, so the last one is complete.
+    Concurrent runs write it in turn, each from all evaluations that exist by then, so the last board is complete.
     """
     path = lake.path("evaluate", "leaderboard.html")
     with evaluations_lock(lake):
@@ -74,7 +74,7 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardRepo
 
 
 def _pictures(board: Leaderboard, mode: str, rows: list[_Row]) -> list[Picture]:
-    """For each pictured metric the scores of the tuned models, then the differences from their bases."""
+    """Plots of the tuned models' scores, one per pictured metric, then plots of the differences from their bases."""
     results = {row["recipe"]: board.results[row["recipe"]] for row in rows}
     scores = {
         m: [score_mark(name, "tuned", m, r.scores["tuned"][m]) for name, r in results.items()] for m in PICTURED_METRICS
@@ -91,7 +91,7 @@ def _pictures(board: Leaderboard, mode: str, rows: list[_Row]) -> list[Picture]:
 
 
 def _abbreviated(number: int) -> str:
-    """A number of weights with three digits."""
+    """``number`` with three significant digits and a unit."""
     for unit, word in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number / unit:.3g} {word}"
@@ -123,7 +123,7 @@ _COST: dict[str, Callable[[_Row], str]] = {
     "Adapter": lambda row: f"{row['adapter_mib']:,.1f} MiB",
     "Evaluation": lambda row: f"{row['evaluation_seconds']:,.0f} s",
 }
-"""Columns by title, and the text of a cell."""
+"""The columns of the two tables: by title, a function that gives the text of a row's cell."""
 
 
 def _texts(columns: dict[str, Callable[[_Row], str]], rows: list[_Row]) -> dict[str, list[str]]:

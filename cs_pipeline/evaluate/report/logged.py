@@ -20,7 +20,7 @@ _LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss
 
 @dataclass(frozen=True)
 class LoggedScore:
-    """A metric on the test rows as text: with its 95 % interval, the base's score, and a verdict on the difference."""
+    """A metric on the test rows as text, with its 95 % interval, the base's score, and the judgement of the difference."""
 
     label: str
     note: str
@@ -42,7 +42,7 @@ def logged_pictures(figures: dict[str, float]) -> list[Picture]:
 
 
 def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:
-    """An SVG of the training loss, given MLflow's history of the metric; empty without the losses before and after."""
+    """An SVG of the training loss, "" if ``figures`` lacks the losses before and after. ``losses`` is MLflow's history."""
     if any(name not in figures for name in _LOSSES):
         return ""
     steps, before, after = (figures[name] for name in _LOSSES)
@@ -52,9 +52,9 @@ def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:
 
 
 def leaderboard_rows(lake: DataLake) -> list[dict[str, str]]:
-    """All recipes evaluated on the current test rows, as texts: recipe, placeholders, and each metric with its interval.
+    """The leaderboard as texts, by column title: recipe, placeholders, each metric with its interval, behind the first.
 
-    Empty if none was evaluated yet.
+    Empty if no recipe was evaluated yet.
     """
     if not lake.table("evaluate", "leaderboard").exists():
         return []
@@ -87,12 +87,12 @@ def _score(name: str, figures: dict[str, float]) -> LoggedScore:
 
 
 def _picture(name: str, figures: dict[str, float]) -> Picture:
-    """The version's score with its interval, and its base's without, because the run has none for the base."""
+    """The version's score with its interval, and the base's score without one: the run has no interval for the base."""
     ends = [figures.get(f"test.{name}{end}") for end in ("", ".low", ".high")]
     base = figures.get(f"test.base.{name}")
-    known = None if None in ends else tuple(ends)
+    interval = None if None in ends else tuple(ends)
     marks = [
-        Mark("tuned", "tuned", known, figure(name, ends[0])),  # type: ignore[arg-type]
+        Mark("tuned", "tuned", interval, figure(name, ends[0])),  # type: ignore[arg-type]
         Mark("base", "base", None if base is None else (base, base, base), figure(name, base)),
     ]
     metric = METRICS[name]

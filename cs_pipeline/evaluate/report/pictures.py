@@ -34,9 +34,8 @@ class Picture:
 class HeatRow:
     """A row of a heat map: an intent or a slice with its number of test ``rows``.
 
-    ``cells`` lists, by metric, the value of each system and its warmth, or None for a system without a value. The warmth is
-    the value as a percentage of the top of the scale, which is 100 for ``right_intent`` and the map's highest value for
-    ``rougeL``.
+    ``cells`` lists, by metric, the value of each system and its warmth, or None for a system without a value. Warmth is the
+    value in percent of the scale's top, which is 100 for ``right_intent`` and the map's highest value for ``rougeL``.
     """
 
     name: str
@@ -44,11 +43,11 @@ class HeatRow:
     cells: dict[str, list[tuple[float, float] | None]]
 
 
-def score_mark(label: str, role: str, metric: str, score: Interval | None) -> Mark:
-    """The mark for a score with its interval, in the colour of ``role``."""
+def score_mark(label: str, colour_key: str, metric: str, score: Interval | None) -> Mark:
+    """The mark for a score with its interval, in the colour of ``colour_key``."""
     if score is None:
-        return Mark(label, role, None, NO_FIGURE)
-    return Mark(label, role, (score.score, score.low, score.high), figure(metric, score.score))
+        return Mark(label, colour_key, None, NO_FIGURE)
+    return Mark(label, colour_key, (score.score, score.low, score.high), figure(metric, score.score))
 
 
 def difference_mark(label: str, metric: str, difference: Difference | None) -> Mark:
@@ -56,26 +55,26 @@ def difference_mark(label: str, metric: str, difference: Difference | None) -> M
     if difference is None:
         return Mark(label, "unclear", None, NO_FIGURE)
     ends = (difference.difference, difference.low, difference.high)
-    role = judgement(metric, difference.low, difference.high)
-    return Mark(label, role, ends, figure(metric, difference.difference, signed=True))
+    colour_key = judgement(metric, difference.low, difference.high)
+    return Mark(label, colour_key, ends, figure(metric, difference.difference, signed=True))
 
 
 def score_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
     """One plot per metric: the score of each system with its 95 % interval."""
-    return _pictures("95 % intervals", lambda m: [score_mark(s, s, m, results.scores[s][m]) for s in systems])
+    return _interval_pictures("95 % intervals", lambda m: [score_mark(s, s, m, results.scores[s][m]) for s in systems])
 
 
 def difference_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
     """One plot per metric: the tuned model minus each other system, with the 95 % interval of the difference."""
     others = [system for system in systems if system != "tuned"]
-    return _pictures(
+    return _interval_pictures(
         "tuned minus each other system", lambda m: [difference_mark(s, m, results.differences[s][m]) for s in others]
     )
 
 
-def _pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
+def _interval_pictures(shown: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
     return [
-        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {what}"))
+        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {shown}"))
         for m in _PICTURED_METRICS
     ]
 
@@ -106,8 +105,8 @@ def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
     for metric in _SIMILARITY_METRICS:
         lines = [Line(name, *map(list, zip(*line, strict=True))) for (m, name), line in points.items() if m == metric]
         if lines:
-            about = f"{METRICS[metric].label} by similarity to the nearest training question"
-            svg = lines_picture(lines, "cosine to the nearest training question", about)
+            alt_text = f"{METRICS[metric].label} by similarity to the nearest training question"
+            svg = lines_picture(lines, "cosine to the nearest training question", alt_text)
             pictures.append(Picture(METRICS[metric].label, BETTER[METRICS[metric].better], svg))
     return pictures
 
@@ -135,7 +134,7 @@ def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow
 
 
 def _heat_rows(scores: pd.DataFrame, names: Iterable[str], systems: Sequence[str]) -> list[HeatRow]:
-    """``scores`` has a row per name and system, with the columns ``rows`` and those of the two metrics."""
+    """``scores`` has one row per name and system, with the columns ``rows``, ``right_intent`` and ``rougeL``."""
     rows = []
     for name in names:
         of_name = scores[scores["name"] == name].set_index("system")

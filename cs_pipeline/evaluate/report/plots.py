@@ -1,6 +1,6 @@
 """The report's plots, as SVG inside its HTML: text stays text, and colours come from the page's style.
 
-Nothing here knows metrics or systems. One unit of a plot is one CSS pixel.
+This module knows no metrics or systems. One unit of a plot is one CSS pixel.
 """
 
 import base64
@@ -17,39 +17,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ROLES = (
+_COLOUR_KEYS = (
     *("muted", "rule", "better", "worse", "unclear"),
     *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval", "known_answer"),
 )
-_COLOURS = {role: f"#0000{number:02x}" for number, role in enumerate(_ROLES, start=1)}
-"""The colour drawn for each role; the finished SVG uses the page's custom property instead, so that dark mode works."""
+_COLOURS = {key: f"#0000{number:02x}" for number, key in enumerate(_COLOUR_KEYS, start=1)}
+"""A stand-in colour for each key. ``_svg`` replaces it by the page's custom property of that name, so dark mode works."""
 
-_WIDTH = 352  # one of three columns of the page, and all of a phone's
+_WIDTH = 352  # one of the page's three columns, or the whole screen of a phone
 _CHARACTER = 6.0  # about the width of a character
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A line of an interval plot: its label, a centre with its ends (None without a figure), and the text beside it."""
+    """A line of an interval plot. ``interval`` is (centre, low, high), None without a figure; ``text`` stands beside it."""
 
     label: str
-    role: str
+    colour_key: str
     interval: tuple[float, float, float] | None
     text: str
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve with the ends of an interval at each point."""
+    """A curve with an interval at each point."""
 
-    role: str
+    colour_key: str
     x: list[float]
     y: list[float]
     low: list[float]
     high: list[float]
 
 
-def interval_picture(marks: Sequence[Mark], about: str) -> str:
+def interval_picture(marks: Sequence[Mark], alt_text: str) -> str:
     """A dot with its interval for each mark, from top to bottom, on an axis that includes zero, with the text beside it."""
     row, foot, right = 22, 26, 64
     left = max(72.0, _CHARACTER * max(len(mark.label) for mark in marks) + 14)
@@ -62,33 +62,33 @@ def interval_picture(marks: Sequence[Mark], about: str) -> str:
         axes.text(1 + (right - 1) / inside, y, mark.text, **beside)
         if mark.interval:
             centre, low, high = mark.interval
-            axes.hlines(y, low, high, color=_COLOURS[mark.role], linewidth=2.5, alpha=0.55)
-            axes.plot(centre, y, "o", color=_COLOURS[mark.role], markersize=6.5)
+            axes.hlines(y, low, high, color=_COLOURS[mark.colour_key], linewidth=2.5, alpha=0.55)
+            axes.plot(centre, y, "o", color=_COLOURS[mark.colour_key], markersize=6.5)
     axes.set_ylim(len(marks) - 0.5, -0.5)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x", color=_COLOURS["rule"], linewidth=0.8)
     axes.locator_params(axis="x", nbins=4 if inside > 160 else 3)
-    return _svg(figure, about)
+    return _svg(figure, alt_text)
 
 
-def lines_picture(lines: Sequence[Line], x_label: str, about: str) -> str:
+def lines_picture(lines: Sequence[Line], x_label: str, alt_text: str) -> str:
     """Curves on one axis, with a bar for the interval of each point."""
     figure, axes = _axes(236, left=34, right=6, bottom=42, top=6)
     span = max((max(line.x) - min(line.x) for line in lines), default=0)
     for number, line in enumerate(lines):
-        # Side by side, so that the bars of one bin do not cover each other.
+        # Shifted a little, so that the bars of one bin do not cover each other.
         x = np.array(line.x) + (number - (len(lines) - 1) / 2) * span * 0.012
-        axes.vlines(x, line.low, line.high, color=_COLOURS[line.role], linewidth=2, alpha=0.45)
-        axes.plot(x, line.y, "o-", color=_COLOURS[line.role], linewidth=1.4, markersize=5)
+        axes.vlines(x, line.low, line.high, color=_COLOURS[line.colour_key], linewidth=2, alpha=0.45)
+        axes.plot(x, line.y, "o-", color=_COLOURS[line.colour_key], linewidth=1.4, markersize=5)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
     axes.locator_params(nbins=6)
-    return _svg(figure, about)
+    return _svg(figure, alt_text)
 
 
-def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, after: float, about: str) -> str:
+def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, after: float, alt_text: str) -> str:
     """The training loss by step with its running mean, and the validation loss before and after ``steps``.
 
     ``curve`` has points ``{"step", "loss"}``, none if the training was too short to log one.
@@ -107,19 +107,19 @@ def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, a
     axes.set_ylabel("loss, nats per token")
     axes.grid(axis="y", color=_COLOURS["rule"], linewidth=0.8)
     axes.locator_params(nbins=6)
-    return _svg(figure, about)
+    return _svg(figure, alt_text)
 
 
 def as_image(svg: str) -> str:
-    """A plot as a data URL, for places that the page's style does not reach: light colours on white."""
+    """A plot as a data URL, for places that the page's style does not reach. It has light colours on white."""
     light = re.search(r":root \{(.*?)\}", (Path(__file__).parent / "page.css").read_text(), re.S)
     assert light is not None
     style = f"<style>svg {{{light[1]} background: #fff; font: 11.5px sans-serif}} text {{fill: var(--ink)}}</style>"
-    box = re.search(r'viewBox="0 0 (\S+) (\S+)"', svg)
-    assert box is not None
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{box[1]}" height="{box[2]}" '
-    whole = svg.replace("<svg ", head, 1).replace(">", f">{style}", 1)
-    return f"data:image/svg+xml;base64,{base64.b64encode(whole.encode()).decode()}"
+    view_box = re.search(r'viewBox="0 0 (\S+) (\S+)"', svg)
+    assert view_box is not None
+    opening = f'<svg xmlns="http://www.w3.org/2000/svg" width="{view_box[1]}" height="{view_box[2]}" '
+    standalone = svg.replace("<svg ", opening, 1).replace(">", f">{style}", 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(standalone.encode()).decode()}"
 
 
 def _axes(
@@ -143,24 +143,24 @@ def _axes(
     return figure, axes
 
 
-def _svg(figure: "Figure", about: str) -> str:
-    """The figure as an ``<svg>`` element. Equal figures give equal bytes, and none refers to an outside address."""
+def _svg(figure: "Figure", alt_text: str) -> str:
+    """The figure as an ``<svg>`` element without references to other addresses. Equal figures give equal bytes."""
     import matplotlib
     from markupsafe import escape
 
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": about}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt_text}):
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=no_metadata)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    box = re.search(r'viewBox="[^"]*"', svg)
-    assert box is not None
-    svg = f'<svg {box[0]} role="img" aria-label="{escape(about)}">' + svg[svg.index(">") + 1 :]
-    # Ids of groups repeat between plots; ids that something refers to are hashes and do not.
+    view_box = re.search(r'viewBox="[^"]*"', svg)
+    assert view_box is not None
+    svg = f'<svg {view_box[0]} role="img" aria-label="{escape(alt_text)}">' + svg[svg.index(">") + 1 :]
+    # Ids of groups repeat between plots. Ids that are referred to are hashes and do not repeat.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would apply to the whole page
     svg = re.sub(r"font-(?:size|family): [^;\"]*;? ?", "", svg)  # the page sets font and size
-    for role, colour in _COLOURS.items():
-        svg = svg.replace(colour, f"var(--{role})")
+    for key, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{key})")
     return svg

@@ -1,4 +1,4 @@
-"""Renders the pages in one style. Text from the data is escaped in HTML and Markdown; metrics have fixed digits."""
+"""Renders the pages in one style. Text from the data is escaped in HTML and Markdown. Each metric has a fixed precision."""
 
 import re
 from pathlib import Path
@@ -11,10 +11,10 @@ from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 
 NO_FIGURE = "–"
-"""Stands for a figure that a system does not have."""
+"""Shown in place of a figure that a system does not have."""
 
 BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": "best at 1"}
-"""What the pages say about the better direction, by ``Metric.better``."""
+"""The pages' words for the better direction, by ``Metric.better``."""
 
 _EXCERPT_CHARACTERS = 280
 _DIGITS = {"bits_per_character": 3, "perplexity": 2, "length_ratio": 2, "rubric": 2, "heuristic": 2}
@@ -34,7 +34,7 @@ def interval_text(metric: str, value: Interval | Difference, signed: bool = Fals
 
 
 def page_template(name: str) -> Template:
-    """The template ``name`` of this folder. In HTML every value is escaped; a missing value is an error."""
+    """The template ``name`` of this folder. In HTML every value is escaped. A missing value is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(["html.jinja"]),
@@ -71,5 +71,5 @@ def _marked(text: str) -> Markup:
     """``text`` escaped, with its placeholders marked."""
     parts = re.split(r"(\{\{[^{}\n]+\}\})", text)
     return Markup("").join(
-        Markup("<mark>{}</mark>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
+        Markup("<mark>{}</mark>").format(part) if i % 2 else escape(part) for i, part in enumerate(parts)
     )

@@ -113,10 +113,10 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
 def _retrieval_facts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     if (retrieve := recipe.prompt.retrieve) is None:
         return []
-    found, left_out = metrics["found_texts"], metrics["found_texts_left_out"]
+    retrieved, left_out = metrics["found_texts"], metrics["found_texts_left_out"]
     return [
         ("Retrieved for each question", f"{retrieve.answers} known answers, {retrieve.passages} passages"),
-        ("Retrieved texts that did not fit", f"{left_out:,} of {found:,}"),
+        ("Retrieved texts that did not fit", f"{left_out:,} of {retrieved:,}"),
         ("Rows that repeat the known answer", f"{metrics['rows_retold']:,}"),
     ]
 
@@ -124,7 +124,7 @@ def _retrieval_facts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str,
 def versions(recipe: Recipe, results: EvaluationResults, adapter: Adapter) -> list[tuple[str, str]]:
     """Hashes, fingerprints and versions of everything that was evaluated, as pairs of label and text.
 
-    They are in full length; the page shortens them.
+    Hashes are complete; the page shortens them.
     """
     manifest = adapter.manifest
     data = manifest["data"] | results.data.model_dump(exclude_none=True)
@@ -176,13 +176,13 @@ def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
 def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[ErrorCount]:
     """The errors, the tuned model's most frequent first. The example is the first one in the order of ``_by_hash``."""
     by_system = {system: answers[answers["system"] == system] for system in systems}
-    found = []
+    counts = []
     for error, rule in ANSWER_ERRORS.items():
         wrong = by_system["tuned"][by_system["tuned"][error]]
         example = next(_by_hash(wrong)[["question", "answer"]].itertuples(index=False, name=None), None)
-        counts = [int(frame[error].sum()) for frame in by_system.values()]
-        found.append(ErrorCount(error, rule, counts, int(references[error].sum()), example))
-    return sorted(found, key=lambda count: -count.by_system[list(systems).index("tuned")])
+        wrong_by_system = [int(frame[error].sum()) for frame in by_system.values()]
+        counts.append(ErrorCount(error, rule, wrong_by_system, int(references[error].sum()), example))
+    return sorted(counts, key=lambda count: -count.by_system[list(systems).index("tuned")])
 
 
 def fabrications(answers: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -261,7 +261,7 @@ def misled_groups(misled: Iterable[GroupMeasure]) -> list[dict[str, Any]]:
 
 
 def forgotten_knowledge(probe: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """The questions that only the base answers right, each with the base's and the tuned model's answer."""
+    """The questions that only the base answers correctly, each with the base's and the tuned model's answer."""
     wide = probe.pivot(index="question", columns="system")
     rows = wide[(wide["right"]["base"] == 1) & (wide["right"]["tuned"] == 0)]
     return [(str(question), row["answer", "base"], row["answer", "tuned"]) for question, row in rows.iterrows()]

@@ -37,7 +37,7 @@ _CONCLUSION = {
     "mixed": "so which of the two is more useful depends on what matters",
     "no clear difference": "so nothing here shows a benefit of the training yet",
 }
-"""What follows from the comparison with the nearest question's answer."""
+"""The conclusion from the comparison with the nearest question's answer, by its summary."""
 
 _MAX_NAMED = 3
 """How many weak slices, intents or groups of odd questions a sentence names at most."""
@@ -47,7 +47,7 @@ _MIN_AS_EXPECTED = 0.9
 _MINIMUM = {"stop_rate": 98.0, "safe": 99.5, "placeholder_recall": 75.0, "placeholder_precision": 75.0}
 _MAXIMUM = {"placeholder_invented": 1.0, "fabricates": 1.0}
 _FITTING_LENGTH = (0.8, 1.25)
-"""A figure outside these limits is called weak. The limits are a judgement call and the same for every recipe."""
+"""Figures beyond these limits are called weak. The limits are a judgement call, the same for every recipe."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _slice(source: str, part: SliceResults) -> Statement:
 
 
 def _held_out(part: HeldOutResults) -> Statement:
-    """How the model does on intents that it was not trained on."""
+    """The comparison on the rows of intents that the model was not trained on."""
     found = _slice("", part)
     return Statement(
         "On intents held out", found.judgement, f"Not trained on: {_listed(part.intents)}. {found.sentence}"

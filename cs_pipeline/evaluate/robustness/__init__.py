@@ -1,1 +1,1 @@
-"""How a model answers unusual questions."""
+"""Tests of a model's answers to unusual questions."""

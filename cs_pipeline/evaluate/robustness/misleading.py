@@ -30,11 +30,11 @@ def score_misleading_cases(
     classifier: Path,
     test_set: FrozenTestSet,
     retrieved: Sequence[Sequence[RetrievedText]],
-    plain: pd.DataFrame,
+    test_answers: pd.DataFrame,
 ) -> pd.DataFrame:
     """The table of ``score_robustness_cases`` for ``model`` with misleading texts.
 
-    ``retrieved`` are the texts that were retrieved for each test row. ``classifier`` and ``plain`` are as in ``run_trials``.
+    ``retrieved`` holds the texts of each test row. ``classifier`` and ``test_answers`` are as in ``run_trials``.
     """
     row_ids = test_set.test["row_id"]
     misleading = make_misleading_cases(test_set.test, dict(zip(row_ids, retrieved, strict=True)))
@@ -42,7 +42,7 @@ def score_misleading_cases(
     questions = [case.text for case in cases]
     intents = predict_intents(model, classifier, questions)
     answers = answer_texts(model, questions, intents, [texts for _, texts in misleading])
-    return score_trial(model, test_set, cases, answers, plain)
+    return score_trial(model, test_set, cases, answers, test_answers)
 
 
 def make_misleading_cases(
@@ -53,14 +53,14 @@ def make_misleading_cases(
     ``retrieved`` holds the texts of each row by row_id. Rows without texts are skipped. The same rows and seed give the same
     cases.
     """
-    used = [row for row in spread_over_intents(rows, f"{seed} misled") if retrieved[row["row_id"]]][:CASES_PER_GROUP]
+    chosen = [row for row in spread_over_intents(rows, f"{seed} misled") if retrieved[row["row_id"]]][:CASES_PER_GROUP]
     rng = random.Random(digest(seed, "misled"))
     sentences = read_yaml(Path(__file__).with_suffix(".yaml"))
     denials, instructions = cycle(sentences["denials"]), cycle(sentences["instructions"])
     cases: list[MisleadingCase] = []
-    for row in used:
+    for row in chosen:
         own = list(retrieved[row["row_id"]])
-        of_other_intents = [other for other in used if other["intent"] != row["intent"]]
+        of_other_intents = [other for other in chosen if other["intent"] != row["intent"]]
 
         def case(group: str, canary: str | None = None, row: dict[str, Any] = row) -> RobustnessCase:
             text, intents = row["instruction"], (row["intent"],)

@@ -1,9 +1,9 @@
-"""Tests of a loaded model besides the test rows: unusual questions, general knowledge, the latency of single answers.
+"""Tests of a loaded model beyond the test rows: unusual questions, general knowledge, the latency of single answers.
 
 The robustness suite (``robustness.py``) shows how it handles unusual and hostile questions. The probe (``probe.yaml``, 24
-pieces of common knowledge) is asked of the base and the tuned model in the same way. If only the base answers a question
-right, the tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to measure
-the latency when only one customer is asking.
+questions of common knowledge) is asked of the base and the tuned model in the same way. If only the base answers a question
+correctly, the tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to
+measure the latency when only one customer is asking.
 
 A recipe that retrieves gets the texts that the index returns, as it would for a customer; ``misleading.py`` tries other
 texts.
@@ -28,13 +28,13 @@ from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.classifier import TextClassifier
 
 TIMED_QUESTIONS = 20
-"""Questions answered one at a time: few, because a large model takes seconds for each. p95 is then the second slowest."""
+"""Questions answered one at a time: few, because a large model takes seconds for each. p95 is about the second slowest."""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """``robustness`` has ROBUSTNESS_COLUMNS; ``probe`` has the columns question, answer and right (0 or 1); ``run`` is the
-    run over the test rows; ``latencies`` are the seconds of single answers."""
+    """``robustness`` has ROBUSTNESS_COLUMNS. ``probe`` has the columns question, answer and right (0 or 1). ``run`` is the
+    run over the test rows. ``latencies`` are the seconds of single answers."""
 
     robustness: pd.DataFrame
     probe: pd.DataFrame
@@ -47,13 +47,13 @@ def run_trials(
     classifier: Path,
     index: RetrievalIndex | None,
     test_set: FrozenTestSet,
-    plain: pd.DataFrame,
+    test_answers: pd.DataFrame,
     run: GenerationRun,
 ) -> Trials:
     """All trials of ``model`` except those with misleading texts.
 
-    ``classifier`` is the folder of the classifier that predicts the intents for its prompts, ``index`` what it retrieves
-    from, ``plain`` its answers to the test rows (columns row_id and answer) from ``run``.
+    ``classifier`` is the folder of the classifier that predicts the intents for its prompts, and ``index`` is where it
+    retrieves from. ``test_answers`` are its answers to the test rows (columns row_id and answer), from ``run``.
     """
     cases = make_cases(test_set.test)
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
@@ -61,10 +61,10 @@ def run_trials(
     right = [float(_contains(*pair)) for pair in zip(knowledge, probe.values(), strict=True)]
     answers = _ask(model, classifier, index, [case.text for case in cases])
     return Trials(
-        score_trial(model, test_set, cases, answers, plain),
+        score_trial(model, test_set, cases, answers, test_answers),
         pd.DataFrame({"question": list(probe), "answer": knowledge, "right": right}),
         run,
-        [_seconds(model, index, test_set, place) for place in range(min(TIMED_QUESTIONS, len(test_set.questions)))],
+        [_time_answer(model, index, test_set, i) for i in range(min(TIMED_QUESTIONS, len(test_set.questions)))],
     )
 
 
@@ -73,14 +73,14 @@ def score_trial(
     test_set: FrozenTestSet,
     cases: Sequence[RobustnessCase],
     answers: Sequence[Answer],
-    plain: pd.DataFrame,
+    test_answers: pd.DataFrame,
 ) -> pd.DataFrame:
-    """The table of ``score_robustness_cases`` for the ``answers`` of ``model``; ``plain`` as in ``run_trials``."""
+    """The table of ``score_robustness_cases`` for the ``answers`` of ``model``; ``test_answers`` as in ``run_trials``."""
     given = [with_retrieved_texts(case.text, answer.retrieved) for case, answer in zip(cases, answers, strict=True)]
     return score_robustness_cases(
         cases,
         [answer.text for answer in answers],
-        dict(zip(plain["row_id"], plain["answer"], strict=True)),
+        dict(zip(test_answers["row_id"], test_answers["answer"], strict=True)),
         test_set.classify_answers,
         model.recipe.prompt.system,
         test_set.mode,
@@ -89,7 +89,7 @@ def score_trial(
 
 
 def predict_intents(model: SupportModel, classifier: Path, texts: list[str]) -> list[str | None]:
-    """The intents named in the prompts of ``model`` for ``texts``; all None if its recipe does not route."""
+    """The intents that the prompts of ``model`` name for ``texts``; all None if its recipe does not route by intent."""
     if model.recipe.prompt.route != "intent":
         return [None] * len(texts)
     return list(TextClassifier.load(classifier).predict(texts)[0])
@@ -98,16 +98,16 @@ def predict_intents(model: SupportModel, classifier: Path, texts: list[str]) -> 
 def answer_texts(
     model: SupportModel, texts: list[str], intents: list[str | None], retrieved: Sequence[Sequence[RetrievedText]]
 ) -> list[Answer]:
-    """One answer per text, empty where a text is too long for the model: a customer would get nothing either."""
-    fitting = [place for place, pair in enumerate(zip(texts, intents, strict=True)) if model.has_room(*pair)]
+    """One answer per text. It is empty if the text is too long for the model: a customer would get no answer either."""
+    fitting = [i for i, pair in enumerate(zip(texts, intents, strict=True)) if model.has_room(*pair)]
     answers = model.answer(
         [texts[i] for i in fitting],
         [intents[i] for i in fitting],
         [()] * len(fitting),
         retrieved=[retrieved[i] for i in fitting],
     )
-    by_place = dict(zip(fitting, answers, strict=True))
-    return [by_place.get(place, Answer("", False, 0)) for place in range(len(texts))]
+    by_index = dict(zip(fitting, answers, strict=True))
+    return [by_index.get(i, Answer("", False, 0)) for i in range(len(texts))]
 
 
 def _ask(model: SupportModel, classifier: Path, index: RetrievalIndex | None, texts: list[str]) -> list[Answer]:
@@ -121,10 +121,10 @@ def _retrieve(
     return retrieve(index, model.recipe.prompt, model.recipe.placeholders, texts, intents)
 
 
-def _seconds(model: SupportModel, index: RetrievalIndex | None, test_set: FrozenTestSet, place: int) -> float:
+def _time_answer(model: SupportModel, index: RetrievalIndex | None, test_set: FrozenTestSet, i: int) -> float:
     started = time.monotonic()
-    question, intent = [test_set.questions[place]], [test_set.predicted_intents[place]]
-    model.answer(question, intent, [test_set.contexts[place]], retrieved=_retrieve(model, index, question, intent))
+    question, intent = [test_set.questions[i]], [test_set.predicted_intents[i]]
+    model.answer(question, intent, [test_set.contexts[i]], retrieved=_retrieve(model, index, question, intent))
     return time.monotonic() - started
 
 

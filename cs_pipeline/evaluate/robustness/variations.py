@@ -13,14 +13,14 @@ from pathlib import Path
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 
-_KEPT = r"\{\{[^{}\n]*\}\}|\S*[\d@]\S*"
-_KEPT_PART = re.compile(rf"({_KEPT})")
-_KEPT_OR_WORD = re.compile(rf"{_KEPT}|([A-Za-z]{{4,}})")
+_PROTECTED = r"\{\{[^{}\n]*\}\}|\S*[\d@]\S*"
+_PROTECTED_PART = re.compile(rf"({_PROTECTED})")
+_PROTECTED_OR_WORD = re.compile(rf"{_PROTECTED}|([A-Za-z]{{4,}})")
 
 
 def _change_between(text: str, change: Callable[[str], str]) -> str:
-    """``text`` with ``change`` applied to the parts between the placeholders and words that are kept."""
-    return "".join(part if index % 2 else change(part) for index, part in enumerate(_KEPT_PART.split(text)))
+    """``text`` with ``change`` applied to all parts but placeholders and words with a digit or an @."""
+    return "".join(part if index % 2 else change(part) for index, part in enumerate(_PROTECTED_PART.split(text)))
 
 
 _KEYBOARD_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
@@ -32,7 +32,7 @@ def _typos(text: str, rng: random.Random) -> str:
 
     An error swaps two neighbouring letters, or drops a letter, doubles it or replaces it by one on a neighbouring key.
     """
-    words = [match.span(1) for match in _KEPT_OR_WORD.finditer(text) if match[1]]
+    words = [match.span(1) for match in _PROTECTED_OR_WORD.finditer(text) if match[1]]
     if not words:
         return text
     chosen = {span for span in words if rng.random() < _TYPO_SHARE} or {rng.choice(words)}
@@ -43,7 +43,7 @@ def _typos(text: str, rng: random.Random) -> str:
 
 def _mistyped(word: str, rng: random.Random) -> str:
     index = rng.randrange(1, len(word) - 1)
-    kind = rng.choice(("swap", "lose", "double", "neighbour"))
+    kind = rng.choice(("swap", "drop", "double", "neighbour"))
     if kind == "swap" and word[index] != word[index + 1]:
         return word[:index] + word[index + 1] + word[index] + word[index + 2 :]
     if kind == "double":
@@ -79,7 +79,7 @@ _OPENINGS = [(any_of(opening, _FILE), template) for opening, template in _FILE["
 
 
 def _other_structure(text: str, rng: random.Random) -> str:
-    """Puts the request first if the question has a common opening, such as "how do I"; else adds a sentence around it."""
+    """Puts the request first if the question has a common opening, such as "how do I". Else adds a sentence to it."""
     stripped = text.strip().rstrip("?.! ")
     for pattern, template in _OPENINGS:
         if match := pattern.fullmatch(stripped):

@@ -1,26 +1,26 @@
 """Rules that detect errors in answers, one boolean column per error.
 
-``answer_errors`` returns one row per answer with a column for each of ANSWER_ERRORS; a system's error rate is the mean
-of its column. The reference answers are scored like another system: their rates show how often a rule is wrong.
-``AnswerNorms`` holds what is normal, learned from the training answers.
+``answer_errors`` returns one row per answer with a column for each of ANSWER_ERRORS. A system's error rate is the mean of
+its column. The reference answers are scored like another system: their rates show how often a rule is wrong.
+``AnswerNorms`` holds the norms that the rules compare with, learned from the training answers.
 
 Each rule was tested on the 2,414 real answers of Bitext's validation and test rows, with norms from its 21,680 training
-rows, and on 300 of them with errors planted by a program or, where no program can write the error, on answers written by
-hand (``cs_pipeline_tests/evaluate/scoring/planted.yaml``). In 2.1 % of the real answers some rule finds an error.
+rows. It was also tested on planted errors: in 300 of these answers by a program, or in answers written by hand if no program
+can write the error (``cs_pipeline_tests/evaluate/scoring/planted.yaml``). 2.1 % of the real answers are flagged.
 
-| error | found in real answers | found when planted |
+| error | real answers flagged | planted errors found |
 |---|---|---|
-| too_long | 0.33 % | 99.3 % of 300: followed by three other answers to the intent |
-| asks_needlessly | 0.66 % | all of 300: asks for a password, PIN or card |
-| repeats_itself | none | all of 300: followed by its longest sentence, by itself or by a loop |
+| too_long | 0.33 % | 99.3 % of 300: three other answers to the intent appended |
+| asks_needlessly | 0.66 % | all of 300: a request for a password, PIN or card appended |
+| repeats_itself | none | all of 300: its longest sentence, the answer itself or a loop of its words appended |
 | too_formal | 0.04 % | all of 12 by hand |
 | generic | 0.99 % | 21 of 24 by hand |
-| unfinished | 0.04 % | 97.7 % of 300: cut after any word; some cuts fall where a sentence may end |
+| unfinished | 0.04 % | 97.7 % of 300: cut after a random word, which may be the end of a sentence |
 | broken_placeholder | none | all of 300: one brace too few or too many |
 | off_topic | 0.08 % | all of 16 by hand: weather, cooking, politics, sport, code … |
 
-Most of the errors found in real answers are real: the answers ask for what the question already says, say nothing, or stop
-in the middle. The formality rule looks only at words, and the formal answers written by hand are extreme cases.
+Most of the flagged real answers are indeed wrong: they ask for what the question already says, say nothing, or stop in the
+middle. The rule for formality only looks for words, and the formal answers written by hand are extreme cases.
 """
 
 import re
@@ -47,21 +47,21 @@ ANSWER_ERRORS: dict[str, str] = _FILE["rules"]
 """The errors by name, with the rule for each."""
 
 _MIN_ROWS = 50
-"""An intent with fewer training answers takes the norms of all intents together."""
+"""An intent with fewer training answers uses the norms of all intents together."""
 
 
 @dataclass(frozen=True)
 class AnswerNorms:
-    """What is normal for training answers: their length, the details they ask for, their topic words and their centroids."""
+    """The norms of training answers: length, requested details, topic words and centroids."""
 
     max_words: dict[str, int]
-    """The normal length limit in words, by intent; "" is for all intents together."""
+    """The longest normal answer in words, by intent; "" is for all intents together."""
     usual_requests: dict[str, frozenset[str]]
     """The details that answers to an intent ask for, by intent; "" is for all intents together."""
     topic_weights: np.ndarray
     """How specific each word of the vectorizer is to an intent, 0 to 1: shape [words]."""
     min_topic_weight: float
-    """The smallest normal sum of topic weights over an answer's words."""
+    """The smallest normal sum of the topic weights of an answer's distinct words."""
     vectorizer: "TfidfVectorizer"
     centroids: np.ndarray
     """Mean TF-IDF vector of each intent's answers, of length 1: [intents, words]."""
@@ -70,27 +70,28 @@ class AnswerNorms:
 
     @classmethod
     def of(cls, answers: Sequence[str], intents: Sequence[str]) -> Self:
-        """The norms of training ``answers`` with their ``intents``; 21,680 answers take seconds."""
+        """The norms of training ``answers``; ``intents`` holds the intent of each. 21,680 answers take seconds."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         groups: dict[str, list[int]] = defaultdict(list)
-        for place, intent in enumerate(intents):
-            groups[intent].append(place)
+        for i, intent in enumerate(intents):
+            groups[intent].append(i)
         words = np.array([len(answer.split()) for answer in answers])
-        asks = [specific_details(answer) for answer in answers]
+        requests = [specific_details(answer) for answer in answers]
         with_norms: dict[str, Sequence[int]] = {"": range(len(answers))}
-        with_norms |= {intent: places for intent, places in groups.items() if len(places) >= _MIN_ROWS}
+        with_norms |= {intent: rows for intent, rows in groups.items() if len(rows) >= _MIN_ROWS}
         vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
-        vectors = vectorizer.fit_transform(map(_plain, answers))
-        rows = [np.array(places) for _, places in sorted(groups.items())]
-        centroids = np.stack([np.asarray(vectors[places].mean(axis=0)).ravel() for places in rows])
+        vectors = vectorizer.fit_transform(map(_without_placeholders, answers))
+        by_intent = [vectors[rows] for _, rows in sorted(groups.items())]
+        centroids = np.stack([np.asarray(of_intent.mean(axis=0)).ravel() for of_intent in by_intent])
         centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
-        used = np.stack([np.asarray((vectors[places] > 0).mean(axis=0)).ravel() for places in rows])
-        typically = np.median(used, axis=0)
-        topic_weights = np.where(typically <= _MAX_MEDIAN_SHARE, used.max(axis=0) - typically, 0)
+        # The share of each intent's answers that contain a word: [intents, words].
+        shares = np.stack([np.asarray((of_intent > 0).mean(axis=0)).ravel() for of_intent in by_intent])
+        median = np.median(shares, axis=0)
+        topic_weights = np.where(median <= _MAX_MEDIAN_SHARE, shares.max(axis=0) - median, 0)
         return cls(
-            max_words={name: _max_words(words[list(places)]) for name, places in with_norms.items()},
-            usual_requests={name: _usual_requests([asks[i] for i in places]) for name, places in with_norms.items()},
+            max_words={name: _max_words(words[list(rows)]) for name, rows in with_norms.items()},
+            usual_requests={name: _usual_requests([requests[i] for i in rows]) for name, rows in with_norms.items()},
             topic_weights=topic_weights,
             min_topic_weight=float(np.quantile((vectors > 0) @ topic_weights, 0.01)),
             vectorizer=vectorizer,
@@ -102,7 +103,7 @@ class AnswerNorms:
         """Each answer's summed topic weight, and its cosine to the nearest centroid: two arrays of shape [answers]."""
         if not answers:
             return np.zeros(0), np.zeros(0)
-        vectors = self.vectorizer.transform(map(_plain, answers))
+        vectors = self.vectorizer.transform(map(_without_placeholders, answers))
         return (vectors > 0) @ self.topic_weights, (vectors @ self.centroids.T).max(axis=1)
 
 
@@ -121,22 +122,22 @@ def answer_errors(
     """
     stock_answers = _stock_answers(answers, intents)
     topic_weights, cosines = norms.topics(answers)
-    given = zip(questions, answers, intents, right_intent, stopped, strict=True)
-    table = [
-        (
-            _is_too_long(norms, answer, intent),
-            bool(_needless_requests(norms, question, answer, intent)),
-            repeats_itself(answer),
-            is_too_formal(question, answer),
-            _words_only(answer) in stock_answers or weight < norms.min_topic_weight,
-            right == 0,
-            ended == 0 or not ends_properly(answer),
-            not is_balanced(answer),
-            cosine < norms.min_cosine,
-        )
-        for (question, answer, intent, right, ended), weight, cosine in zip(given, topic_weights, cosines, strict=True)
+    columns = (questions, answers, intents, right_intent, stopped, topic_weights, cosines)
+    rows = [
+        {
+            "too_long": _is_too_long(norms, answer, intent),
+            "asks_needlessly": bool(_needless_requests(norms, question, answer, intent)),
+            "repeats_itself": repeats_itself(answer),
+            "too_formal": is_too_formal(question, answer),
+            "generic": _words_only(answer) in stock_answers or weight < norms.min_topic_weight,
+            "wrong_intent": right == 0,
+            "unfinished": ended == 0 or not ends_properly(answer),
+            "broken_placeholder": not is_balanced(answer),
+            "off_topic": cosine < norms.min_cosine,
+        }
+        for question, answer, intent, right, ended, weight, cosine in zip(*columns, strict=True)
     ]
-    return pd.DataFrame(table, columns=list(ANSWER_ERRORS), dtype=bool)
+    return pd.DataFrame(rows, columns=list(ANSWER_ERRORS), dtype=bool)
 
 
 def _max_words(words: np.ndarray) -> int:
@@ -158,19 +159,19 @@ _ALREADY_SAID = {
 _MIN_USUAL_SHARE = 0.005
 
 
-def _usual_requests(asks: Sequence[frozenset[str]]) -> frozenset[str]:
-    counts = Counter(detail for details in asks for detail in details)
-    return frozenset(detail for detail, count in counts.items() if count >= _MIN_USUAL_SHARE * len(asks)) - _SECRETS
+def _usual_requests(requests: Sequence[frozenset[str]]) -> frozenset[str]:
+    counts = Counter(detail for details in requests for detail in details)
+    return frozenset(detail for detail, count in counts.items() if count >= _MIN_USUAL_SHARE * len(requests)) - _SECRETS
 
 
 def _needless_requests(norms: AnswerNorms, question: str, answer: str, intent: str) -> frozenset[str]:
-    asked = specific_details(answer)
-    if not asked:
-        return asked
+    requested = specific_details(answer)
+    if not requested:
+        return requested
     usual = norms.usual_requests.get(intent, norms.usual_requests[""])
     return frozenset(
         detail
-        for detail in asked
+        for detail in requested
         if detail not in usual or (detail in _ALREADY_SAID and _ALREADY_SAID[detail].search(question))
     )
 
@@ -182,9 +183,9 @@ _MIN_SENTENCE_WORDS, _MAX_LOOP_WORDS, _MAX_REPEATED_SHARE = 4, 8, 1 / 7
 
 
 def repeats_itself(answer: str) -> bool:
-    """Whether a sentence of four words or more appears twice, a sequence of up to eight words follows itself twice (one or
-    two words: three times), or more than a seventh of the four-word sequences are repeats."""
-    text = _plain(answer).lower()
+    """Whether a sentence of four words or more appears twice, or a sequence of up to eight words three times in a row (four
+    times if it has one or two words), or more than a seventh of the four-word sequences are repeats."""
+    text = _without_placeholders(answer).lower()
     sentences = [tuple(re.findall(r"\w+", part)) for part in _SENTENCE_END.split(text)]
     if any(count > 1 for words, count in Counter(sentences).items() if len(words) >= _MIN_SENTENCE_WORDS):
         return True
@@ -199,10 +200,10 @@ def repeats_itself(answer: str) -> bool:
 
 def _loops(words: Sequence[str], size: int) -> bool:
     needed = size * (3 if size <= 2 else 2)
-    run = 0
-    for place in range(size, len(words)):
-        run = run + 1 if words[place] == words[place - size] else 0
-        if run >= needed:
+    repeated = 0
+    for i in range(size, len(words)):
+        repeated = repeated + 1 if words[i] == words[i - size] else 0
+        if repeated >= needed:
             return True
     return False
 
@@ -224,21 +225,21 @@ def is_too_formal(question: str, answer: str) -> bool:
 # Generic.
 
 _MAX_MEDIAN_SHARE = 0.01
-"""A word is a topic word only if at most this share of the median intent's answers contain it."""
+"""A word is a topic word only if at most this share of answers contain it in the median intent."""
 _STOCK_INTENTS = 3
 
 
 def _stock_answers(answers: Sequence[str], intents: Sequence[str]) -> set[str]:
-    """The answers that are given to questions of three intents or more, as their words only."""
-    intents_of: dict[str, set[str]] = defaultdict(set)
+    """The ``_words_only`` of the answers that are given to questions of three intents or more."""
+    intents_by_answer: dict[str, set[str]] = defaultdict(set)
     for answer, intent in zip(answers, intents, strict=True):
-        intents_of[_words_only(answer)].add(intent)
-    return {words for words, found in intents_of.items() if len(found) >= _STOCK_INTENTS}
+        intents_by_answer[_words_only(answer)].add(intent)
+    return {words for words, found in intents_by_answer.items() if len(found) >= _STOCK_INTENTS}
 
 
 def _words_only(answer: str) -> str:
-    """Equal for answers that differ only in placeholders, numbers, case and punctuation."""
-    return " ".join(re.findall(r"[^\W\d_]+", _plain(answer).lower()))
+    """The words in lower case, without placeholders, numbers and punctuation."""
+    return " ".join(re.findall(r"[^\W\d_]+", _without_placeholders(answer).lower()))
 
 
 # Unfinished.
@@ -249,11 +250,11 @@ _END = re.compile(
 
 
 def ends_properly(answer: str) -> bool:
-    """Whether ``answer`` ends like a sentence, or with a placeholder, a web address or an emoji; a colon is not an end."""
+    """Whether ``answer`` ends like a sentence, or with a placeholder, a web address or an emoji. A colon is not an end."""
     return _END.search(answer) is not None
 
 
 @lru_cache(maxsize=20_000)
-def _plain(text: str) -> str:
-    """``text`` without its placeholders, whose names are not words of the answer."""
+def _without_placeholders(text: str) -> str:
+    """``text`` without its placeholders, because their names are not words of the answer."""
     return re.sub(r"\{\{[^{}\n]*\}\}", " ", text)

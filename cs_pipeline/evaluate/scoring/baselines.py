@@ -1,4 +1,4 @@
-"""Baseline answers looked up in the training rows without a model; a useful model beats them."""
+"""Baseline answers that are looked up in the training rows without a model. A useful model beats them."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from cs_pipeline.retrieval.similarity import nearest
 
 
 def random_answers(train: pd.DataFrame, questions: Sequence[str], seed: int = 0) -> list[str]:
-    """For each question the answer of a random training row; ``train`` has the columns instruction, response, intent."""
-    places = np.random.default_rng(seed).integers(0, len(train), size=len(questions))
-    return train["response"].iloc[places].tolist()
+    """For each question the answer of a random row of ``train``, which has the columns instruction, response, intent."""
+    drawn = np.random.default_rng(seed).integers(0, len(train), size=len(questions))
+    return train["response"].iloc[drawn].tolist()
 
 
 def central_answers(train: pd.DataFrame, intents: Sequence[str]) -> list[str]:
-    """For each predicted intent its most central training answer: the one nearest to the intent's mean TF-IDF vector."""
+    """For each predicted intent its most central training answer, the one nearest to the intent's mean TF-IDF vector."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     central: dict[str, str] = {}
@@ -30,8 +30,8 @@ def central_answers(train: pd.DataFrame, intents: Sequence[str]) -> list[str]:
 
 def nearest_answers(train: pd.DataFrame, questions: Sequence[str]) -> list[str]:
     """For each question the answer of the most similar training question, by character TF-IDF."""
-    places, _ = nearest(questions, train["instruction"].tolist())
-    return train["response"].iloc[places].tolist()
+    rows, _ = nearest(questions, train["instruction"].tolist())
+    return train["response"].iloc[rows].tolist()
 
 
 NAIVE_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")
@@ -43,8 +43,8 @@ _HELD_OUT_ROWS = 1000  # with half as many, the scores move by more than a point
 def naive_scores(conversations: pd.DataFrame, rows: int = _HELD_OUT_ROWS, seed: int = 0) -> dict[str, float | None]:
     """NAIVE_METRICS of the nearest question's answer on ``rows`` conversations held out at random, stratified by intent.
 
-    This is the random split that published results use, near-duplicates on both sides included. Raises PipelineError when
-    there are no rows to hold out.
+    Published results use such a random split, with near-duplicates on both sides. Raises PipelineError when there are no
+    rows to hold out.
     """
     held_out = stratified_sample(conversations["intent"].tolist(), rows, seed)
     test, train = conversations.iloc[held_out], conversations.drop(index=conversations.index[held_out])
@@ -60,6 +60,6 @@ def stratified_sample(labels: Sequence[str], rows: int, seed: int) -> np.ndarray
     numbers, names = pd.factorize(np.asarray(labels, dtype=object), sort=True)
     drawn = [np.zeros(0, np.int64)]
     for number in range(len(names)):
-        places = rng.permutation(np.flatnonzero(numbers == number))
-        drawn.append(places[: round(share * len(places))])
+        shuffled = rng.permutation(np.flatnonzero(numbers == number))
+        drawn.append(shuffled[: round(share * len(shuffled))])
     return np.sort(np.concatenate(drawn))

@@ -1,4 +1,4 @@
-"""What answers cost: pure functions from measurements of one system to the figures in the report.
+"""The cost of answers, as pure functions of the measurements of one system.
 
 Prices are per hour of the machine, in the user's currency.
 """
@@ -25,7 +25,7 @@ class GenerationRun:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a system costs. ``per_1000_answers`` is in the price's currency, None without a price.
+    """The cost of a system. ``per_1000_answers`` is in the price's currency, None without a price.
 
     ``p50`` and ``p95`` are the latencies of single answers in seconds, None when none was timed: a batch shows only
     throughput.
@@ -67,5 +67,5 @@ def cost(run: GenerationRun, latencies: Sequence[float], adapter_bytes: int, pri
 
 
 def weights_bytes(folder: Path) -> int:
-    """Bytes of the weights in an adapter folder: what a version adds to its base on disk and in memory."""
+    """The size of the weights in an adapter folder, in bytes. A version needs them in addition to its base."""
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,7 +1,7 @@
-"""Whether answers are faithful: no needed placeholder missing, none invented, no fact made up.
+"""Measures whether answers are faithful: no needed placeholder is missing, none is invented, and no fact is made up.
 
-``fidelity`` takes for each answer what the model was given (question, earlier turns, retrieved texts), the reference
-**with its placeholders** (as in the test split), the row id and the recipe's placeholder mode.
+For each answer ``fidelity`` needs the texts that the model was given (question, earlier turns, retrieved texts), the
+reference **with its placeholders** (as in the test split), the row id and the recipe's placeholder mode.
 
 What an answer needs depends on the mode:
 
@@ -31,9 +31,9 @@ from cs_pipeline.text.placeholders import PlaceholderMode, apply, catalogue, fin
 
 FIDELITY_COLUMNS = {
     "needed": "placeholders of the reference, or their replacements in the mode (distinct names)",
-    "present": "needed ones that the answer has",
+    "present": "needed placeholders that the answer has",
     "invented": "placeholders of the answer without any source",
-    "filled": "needed ones that are missing while the answer makes up a fact of their kind",
+    "filled": "needed placeholders in whose place the answer makes up a fact of their kind",
     "fabricated": "facts of the answer without any source",
     "fabricated_facts": "these facts, each as 'kind: words'",
 }
@@ -52,7 +52,7 @@ def fidelity(
     ``given`` holds texts in ``mode``, ``references`` texts with placeholders. A needed placeholder whose example values are
     not recognised as facts (a name, a city) can be missing but never counts as filled.
     """
-    rows = [_checked(*row, mode) for row in zip(given, answers, references, row_ids, strict=True)]
+    rows = [_row(*row, mode) for row in zip(given, answers, references, row_ids, strict=True)]
     return pd.DataFrame(rows, columns=list(FIDELITY_COLUMNS)).astype(
         dict.fromkeys(list(FIDELITY_COLUMNS)[:-1], "int64")
     )
@@ -71,28 +71,28 @@ def fabricated_facts(given: str, answer: str, mode: PlaceholderMode = Placeholde
     return unknown
 
 
-def _checked(given: str, answer: str, reference: str, row_id: str, mode: PlaceholderMode) -> tuple[object, ...]:
-    referred, written = placeholder_names(reference), placeholder_names(answer)
+def _row(given: str, answer: str, reference: str, row_id: str, mode: PlaceholderMode) -> tuple[object, ...]:
+    in_reference, in_answer = placeholder_names(reference), placeholder_names(answer)
     made_up = fabricated_facts(given, answer, mode)
     match mode:
         case PlaceholderMode.KEEP:
-            needed, missing = referred, referred - written
+            needed, missing = in_reference, in_reference - in_answer
         case PlaceholderMode.GENERIC:
-            needed = frozenset(name for name in referred if _has_phrase(name, _generic(reference)))
+            needed = frozenset(name for name in in_reference if _has_phrase(name, _generic(reference)))
             missing = frozenset(name for name in needed if not _has_phrase(name, answer))
         case PlaceholderMode.STRIP:
             needed = missing = frozenset()
         case PlaceholderMode.REALISTIC:
-            needed = referred & catalogue().keys()
+            needed = in_reference & catalogue().keys()
             missing = frozenset(name for name in needed if not _has_value(name, given, answer, row_id))
-    known = referred | placeholder_names(given)
+    known = in_reference | placeholder_names(given)
     allowed = known | catalogue().keys() if mode is PlaceholderMode.KEEP else known - catalogue().keys()
     kinds = {fact.kind for fact in made_up}
     filled = {name for name in missing if name in catalogue() and _kinds(name) & kinds}
     return (
         len(needed),
         len(needed - missing),
-        len(written - allowed),
+        len(in_answer - allowed),
         len(filled),
         len(made_up),
         [f"{fact.kind}: {fact.text}" for fact in made_up],
@@ -138,7 +138,7 @@ def _examples_in(answer: str, given: str) -> Iterator[re.Match[str]]:
 
 
 def _covers(example: re.Match[str], fact: Fact) -> bool:
-    """Whether ``example`` explains ``fact``; a bare "3" or "2 to 3" is a duration, not a price or date."""
+    """Whether ``fact`` overlaps ``example``. A bare "3" or "2 to 3" is an example of a duration, not of a price or date."""
     if _DURATION.fullmatch(example[0]) and fact.kind not in ("duration", "number"):
         return False
     return example.start() < fact.end and fact.start < example.end()
@@ -163,9 +163,9 @@ def _bounded(example: str) -> str:
 
 @lru_cache
 def _kinds(name: str) -> frozenset[str]:
-    """The kinds of facts that may take the place of the placeholder ``name``: those of its examples.
+    """The kinds of facts that may take the place of the placeholder ``name``: the kinds of its examples.
 
-    A plain number among the examples has a unit in real text: it is a duration, an amount with its currency, or a code.
+    An example that is a bare number would have a unit in real text: it is a duration, an amount or a code.
     """
     kinds: set[str] = set()
     for example in (example.replace("#", "7") for example in catalogue()[name].examples):

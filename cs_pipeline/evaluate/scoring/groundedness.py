@@ -1,8 +1,8 @@
 """How much of an answer comes from the texts retrieved for its question.
 
 Words are copied if they are part of at least COPIED_RUN consecutive words of one retrieved text. Facts are those of
-``text/facts.py`` and placeholders. A fact is grounded if the question, its earlier turns or a retrieved text contains it,
-and sourced if a retrieved text does, which is then shown as the answer's source.
+``text/facts.py`` and placeholders. A fact is grounded if the question, its earlier turns or a retrieved text contains it. It
+is sourced if a retrieved text contains it: that text is then shown as the answer's source.
 """
 
 import re
@@ -18,8 +18,7 @@ from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.text.facts import facts, is_known, values
 
 COPIED_RUN = 8
-"""The number of consecutive words: two answers to one intent share that many by chance only if both contain the same stock
-phrase."""
+"""The number of consecutive words. Two answers to one intent rarely share that many, except in stock phrases."""
 
 GROUNDEDNESS_COLUMNS = {
     "words": "words of the answer",
@@ -27,7 +26,7 @@ GROUNDEDNESS_COLUMNS = {
     "facts": "facts and placeholders of the answer",
     "grounded": "facts found in the question, its earlier turns or a retrieved text",
     "sourced": "facts found in a retrieved text",
-    "answers": "1",
+    "answers": "always 1, so that sums count the answers",
     "whole": "1 if all facts are grounded",
 }
 
@@ -37,7 +36,7 @@ _SHARES = {
     "sourced": ("sourced", "facts"),
     "whole": ("whole", "answers"),
 }
-"""Each share is the quotient of the sums of two columns."""
+"""The two columns of each share, which is the sum of the first divided by the sum of the second."""
 
 _MOSTLY_COPIED = 0.5
 
@@ -50,11 +49,11 @@ def groundedness(
     for question, answer, texts in zip(questions, answers, retrieved, strict=True):
         sources = [text.text for text in texts]
         copied = _copied(answer, sources)
-        found = [_facts_found(answer, source) for source in sources]
-        sourced = np.any(found, axis=0) if found else np.zeros(len(_facts_found(answer, "")), bool)
+        by_source = [_facts_found(answer, source) for source in sources]
+        sourced = np.any(by_source, axis=0) if by_source else np.zeros(len(_facts_found(answer, "")), bool)
         grounded = sourced | _facts_found(answer, question)
-        whole = int(grounded.all())
-        rows.append((len(copied), copied.sum(), len(grounded), grounded.sum(), sourced.sum(), 1, whole))
+        fully_grounded = int(grounded.all())
+        rows.append((len(copied), copied.sum(), len(grounded), grounded.sum(), sourced.sum(), 1, fully_grounded))
     return pd.DataFrame(rows, columns=list(GROUNDEDNESS_COLUMNS), dtype="int64")
 
 
@@ -76,19 +75,19 @@ def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
 def groundedness_shares(
     rows: pd.DataFrame, clusters: Sequence[str], samples: int = 1000
 ) -> dict[str, dict[str, float] | None]:
-    """``copied``, ``grounded``, ``sourced`` and ``whole`` in percent, from ``rows`` of ``groundedness``, each with
-    the 95 % interval of a bootstrap over clusters.
+    """The shares ``copied``, ``grounded``, ``sourced`` and ``whole`` of the table ``rows`` of ``groundedness``, in percent,
+    each with the 95 % interval of a bootstrap over clusters.
 
-    None where all rows, or a sample of them, have no words or facts at all.
+    None if all rows, or a bootstrap sample of them, have no words or facts at all.
     """
     drawn = pd.DataFrame(sampled_sums(rows.to_numpy(float), clusters, samples), columns=list(rows))
     figures: dict[str, dict[str, float] | None] = {}
-    for name, (part, whole) in _SHARES.items():
-        if not drawn[whole].all():
+    for name, (part, total) in _SHARES.items():
+        if not drawn[total].all():
             figures[name] = None
             continue
-        low, high = np.percentile(100 * drawn[part] / drawn[whole], [2.5, 97.5]).tolist()
-        figures[name] = {"score": 100 * float(rows[part].sum() / rows[whole].sum()), "low": low, "high": high}
+        low, high = np.percentile(100 * drawn[part] / drawn[total], [2.5, 97.5]).tolist()
+        figures[name] = {"score": 100 * float(rows[part].sum() / rows[total].sum()), "low": low, "high": high}
     return figures
 
 

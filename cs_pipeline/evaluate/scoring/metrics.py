@@ -1,4 +1,4 @@
-"""Scores of answers against their references, computed from per-row statistics that add up.
+"""Scores of answers against their references, computed from statistics of the rows.
 
 Every score of a system is a function of sums over its rows. A bootstrap can therefore reweight rows without reading the
 texts again, and the scores still equal those of rouge-score and sacreBLEU for the same texts.
@@ -27,7 +27,7 @@ CALLER_COLUMNS = (
     *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
     *("needed", "present", "filled", "fabricates", *ANSWER_ERRORS, "rubric", "heuristic"),
 )
-"""Columns of row_statistics that the caller fills: what the model reports, and the results of the other scoring rules."""
+"""Columns of row_statistics that the caller fills: figures that the model reports, and the results of other rules."""
 
 BLEU_ORDERS = 4
 CHRF_ORDERS = 6
@@ -64,11 +64,11 @@ class Metric:
         values = self.values(stats)
         if np.isnan(values).all(axis=0).any():
             return False
-        for column, broken in zip(self.columns, (~np.isfinite(values)).sum(axis=0), strict=True):
-            if broken:
+        for column, missing in zip(self.columns, (~np.isfinite(values)).sum(axis=0), strict=True):
+            if missing:
                 raise PipelineError(
-                    f"{self.label} cannot be computed: '{column}' is not a number in {broken} of {len(stats)} rows.",
-                    "A system is scored on all test rows or not at all: evaluate it again, and look at its log.",
+                    f"{self.label} cannot be computed: '{column}' is not a number in {missing} of {len(stats)} rows.",
+                    "A system is scored on all test rows or not at all. Look at its log and evaluate it again.",
                 )
         return True
 
@@ -85,12 +85,12 @@ class Metric:
             return None
         raise PipelineError(
             f"{self.label} is not a finite number, although none of its inputs is missing.",
-            f"Look at the row statistics behind it: {', '.join(self.columns)}. They sum to 0 or are far too large.",
+            f"Look at its row statistics ({', '.join(self.columns)}): they sum to 0 or are far too large.",
         )
 
 
 def corpus_scores(stats: pd.DataFrame, metrics: Collection[str] | None = None) -> dict[str, float | None]:
-    """The scores of a system over all rows of its row statistics, by metric name; of all METRICS without ``metrics``.
+    """The scores of a system over all rows of its row statistics, by metric name; all METRICS if ``metrics`` is None.
 
     None where the system lacks the inputs (a baseline has no likelihood) or there is nothing to score. Raises
     PipelineError when an input is missing in only some rows, or when a score is not a number.
@@ -181,7 +181,7 @@ def _stemmer() -> SimpleNamespace:
 
 @lru_cache(maxsize=2**15)
 def _rouge_words(text: str) -> tuple[str, ...]:
-    """The tokens rouge-score counts in a text; cached because all systems have the same references."""
+    """The tokens that rouge-score counts in a text; cached because all systems have the same references."""
     from rouge_score.tokenize import tokenize
 
     return tuple(tokenize(text, _stemmer()))

@@ -32,7 +32,7 @@ _DIRECTION = any_of(_FILE["DIRECTION"], _FILE)
 _LIST_ITEM = re.compile(r"^[ \t]*(?:\d{1,2}[.)]|[-*•])\s+\S", re.M)
 _SHOUTING = re.compile(r"(?:\b[A-Z]{3,}\b[ ,!']*){4,}|!{2,}|\?{2,}|\?!")
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_FULL_SCORE_EASE = 40.0
+_FULL_SCORE_READING_EASE = 40.0
 _ENGLISH = frozenset(_FILE["ENGLISH"].split())
 _OTHER_LANGUAGES = frozenset(_FILE["OTHER_LANGUAGES"].split()) - frozenset({"a", "an", "is", "u"})  # also English
 
@@ -102,7 +102,7 @@ def _readability(_: str, answer: str) -> float:
     if not words:
         return 0.0
     ease = 206.835 - 1.015 * len(words) / len(sentences) - 84.6 * sum(map(_syllables, words)) / len(words)
-    return min(max(ease / _FULL_SCORE_EASE, 0.0), 1.0)
+    return min(max(ease / _FULL_SCORE_READING_EASE, 0.0), 1.0)
 
 
 def _closing(_: str, answer: str) -> float:

@@ -54,8 +54,8 @@ def intervals(
     """The scores of a system with their intervals, by the names of METRICS.
 
     ``stats`` has the columns of row_statistics, ``clusters`` the cluster of each row. A score is None where corpus_scores
-    gives None, and where so few rows have anything to score that some sample has nothing. Raises PipelineError as
-    corpus_scores does, and when a row has no cluster or there are fewer than two clusters.
+    gives None, and where some sample has nothing to score because few rows have. Raises PipelineError as corpus_scores does,
+    and when a row has no cluster or there are fewer than two clusters.
     """
     results: dict[str, Interval | None] = {}
     for name, sampled in _sampled_scores(stats, clusters, samples, seed, METRICS).items():
@@ -75,9 +75,9 @@ def paired_bootstrap(
 ) -> dict[str, Difference | None]:
     """The differences a - b with their intervals, by the names of ``metrics``.
 
-    The arguments are as for intervals, with a column ``row_id``; None where a or b has no interval. ``comparisons`` is the
-    number of comparisons, this one included, that are to hold simultaneously. Raises PipelineError also when a and b are not
-    the same rows in the same order.
+    The arguments are as for intervals, with a column ``row_id``. None where a or b has no interval. ``comparisons`` is the
+    number of comparisons, this one included, whose intervals are simultaneous. Raises PipelineError also when a and b are
+    not the same rows in the same order.
     """
     if stats_a["row_id"].tolist() != stats_b["row_id"].tolist():
         raise PipelineError(
@@ -107,7 +107,7 @@ def detectable_difference(difference: Difference, comparisons: int = 1) -> float
 
     If the true difference is that large, its interval excludes zero with probability POWER. It equals (z of the interval's
     ends + z of POWER) standard errors (Bloom 1995). The standard error is derived from the width of the interval, which was
-    one of ``comparisons``. None if the systems do not differ in any sample, so that the spread is unknown.
+    one of ``comparisons``. None if the systems do not differ in any sample, because the standard error is then unknown.
     """
     half = (difference.high - difference.low) / 2
     if half == 0:
@@ -129,17 +129,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def wilson(successes: float, of: int) -> tuple[float, float] | None:
+def wilson(successes: float, cases: int) -> tuple[float, float] | None:
     """The ends of the 95 % interval of a share of independent cases (Wilson 1927), 0 to 1; None without cases."""
-    if of == 0:
+    if cases == 0:
         return None
     z = NormalDist().inv_cdf(0.975)
-    share = successes / of
-    centre = share + z**2 / (2 * of)
-    half = z * (share * (1 - share) / of + z**2 / (4 * of**2)) ** 0.5
-    low, high = (centre - half) / (1 + z**2 / of), (centre + half) / (1 + z**2 / of)
+    share = successes / cases
+    centre = share + z**2 / (2 * cases)
+    half = z * (share * (1 - share) / cases + z**2 / (4 * cases**2)) ** 0.5
+    low, high = (centre - half) / (1 + z**2 / cases), (centre + half) / (1 + z**2 / cases)
     # For a share of 0 or 1 one end equals the share exactly; avoid rounding errors there.
-    return 0.0 if successes == 0 else low, 1.0 if successes == of else high
+    return 0.0 if successes == 0 else low, 1.0 if successes == cases else high
 
 
 def sampled_sums(values: np.ndarray, clusters: Sequence[str], samples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -163,11 +163,12 @@ def _sampled_scores(
     stats: pd.DataFrame, clusters: Sequence[str], samples: int, seed: int, metrics: Collection[str]
 ) -> dict[str, tuple[float, np.ndarray] | None]:
     """The score on all rows, and the scores [samples] of the bootstrap samples, by metric."""
-    point = corpus_scores(stats, metrics)
-    columns = sorted({column for name in point if point[name] is not None for column in METRICS[name].columns})
+    on_all_rows = corpus_scores(stats, metrics)
+    scored = [METRICS[name] for name, score in on_all_rows.items() if score is not None]
+    columns = sorted({column for metric in scored for column in metric.columns})
     drawn = pd.DataFrame(sampled_sums(stats[columns].to_numpy(float), clusters, samples, seed), columns=columns)
-    results: dict[str, tuple[float, np.ndarray] | None] = dict.fromkeys(point)
-    for name, score in point.items():
+    results: dict[str, tuple[float, np.ndarray] | None] = dict.fromkeys(on_all_rows)
+    for name, score in on_all_rows.items():
         if score is not None:
             scores = METRICS[name].scores(METRICS[name].values(drawn))
             results[name] = None if scores is None else (score, scores)
@@ -193,7 +194,7 @@ def krippendorff_alpha(
 ) -> float | None:
     """Krippendorff's alpha: 1 is full agreement, 0 is chance. ``values[i]`` is one judge's value for ``units[i]``.
 
-    Units with a single value are ignored; it does not matter which judge gave a value. With ``ordinal`` the distance of two
+    Units with a single value are ignored. It does not matter which judge gave a value. With ``ordinal`` the distance of two
     values is the number of judgements between them. None if no unit has two values or all values are equal. Source:
     Krippendorff (2011), Computing Krippendorff's Alpha-Reliability.
     """
@@ -202,17 +203,17 @@ def krippendorff_alpha(
     counts, sizes = counts[sizes[:, 0] > 1], sizes[sizes[:, 0] > 1]
     if not len(counts):
         return None
-    together = counts.T @ (counts / (sizes - 1)) - np.diag((counts / (sizes - 1)).sum(axis=0))
-    totals = together.sum(axis=1)
+    coincidences = counts.T @ (counts / (sizes - 1)) - np.diag((counts / (sizes - 1)).sum(axis=0))
+    totals = coincidences.sum(axis=1)
     if level == "nominal":
-        apart = 1.0 - np.eye(len(totals))
+        distances = 1.0 - np.eye(len(totals))
     else:
         # The distance counts half of the values in the two categories and all of those in between.
         middle = np.cumsum(totals) - totals / 2
-        apart = (middle[:, None] - middle[None, :]) ** 2
+        distances = (middle[:, None] - middle[None, :]) ** 2
     by_chance = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
-    expected = float((by_chance * apart).sum())
-    return 1 - float((together * apart).sum()) / expected if expected else None
+    expected = float((by_chance * distances).sum())
+    return 1 - float((coincidences * distances).sum()) / expected if expected else None
 
 
 def _value_counts(units: Sequence[Hashable], values: Sequence[float | str]) -> np.ndarray:

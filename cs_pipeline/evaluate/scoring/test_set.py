@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_REPORTS = 5
 
 
 class FrozenTestSet:
-    """The test rows and the training rows, with a classifier of answers by intent that was trained on the latter."""
+    """The test and training rows, with a classifier of answers by intent and norms, both learned from training answers."""
 
     def __init__(self, recipe: Recipe, lake: DataLake) -> None:
         def read(split: str) -> pd.DataFrame:
@@ -60,7 +60,7 @@ class FrozenTestSet:
     ) -> pd.DataFrame:
         """Row statistics of one system's ``answers`` to all test rows.
 
-        ``retrieved`` are the texts in each prompt, None without any; ``reported`` holds those of CALLER_COLUMNS that only
+        ``retrieved`` holds the texts in each prompt, None without any. ``reported`` holds those of CALLER_COLUMNS that only
         the system knows.
         """
         frame = row_statistics(self.questions_with_context, answers, self.references)
@@ -70,22 +70,22 @@ class FrozenTestSet:
     def score_without_references(
         self, answers: list[str], stopped: Any = np.nan, retrieved: Sequence[Sequence[RetrievedText]] | None = None
     ) -> pd.DataFrame:
-        """The scores that do not compare the words of ``answers`` with the references, so the references can be scored too.
+        """The scores that do not compare the wording of ``answers`` with the references. The references can be scored too.
 
         ``stopped`` is 1 or 0 for each answer, or NaN if no model wrote them. ``fabricates`` is 1 for an answer with a
         fabricated fact.
         """
         right = self._right_intents(answers)
         row_ids, intents = self.test["row_id"].tolist(), self.test["intent"].tolist()
-        stops = np.broadcast_to(np.asarray(stopped, float), len(answers))
+        stopped_rows = np.broadcast_to(np.asarray(stopped, float), len(answers))
         given = self.questions_with_context
         if retrieved is not None:
             given = [with_retrieved_texts(*row) for row in zip(given, retrieved, strict=True)]
-        faithful = fidelity(given, answers, self.test["with_placeholders"].tolist(), row_ids, self.mode)
+        facts = fidelity(given, answers, self.test["with_placeholders"].tolist(), row_ids, self.mode)
         questions = self.questions_with_context
-        wrong = answer_errors(self._norms, questions, answers, intents, right.tolist(), stops.tolist())
-        return pd.concat([faithful, wrong, rubric(questions, answers)], axis=1).assign(
-            fabricates=(faithful["fabricated"] > 0).astype(float), right_intent=right
+        errors = answer_errors(self._norms, questions, answers, intents, right.tolist(), stopped_rows.tolist())
+        return pd.concat([facts, errors, rubric(questions, answers)], axis=1).assign(
+            fabricates=(facts["fabricated"] > 0).astype(float), right_intent=right
         )
 
     def classify_answers(self, answers: list[str]) -> list[str]:
@@ -103,9 +103,9 @@ def answer_test_set(
     retrieved: Sequence[Sequence[RetrievedText]],
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, list[Answer], GenerationRun]:
-    """Answers all test rows with ``model`` and these ``retrieved`` texts; returns row statistics, the answers and the run.
+    """Answers all test rows with ``model`` and these ``retrieved`` texts. Returns row statistics, the answers and the run.
 
-    ``report`` gets progress lines that call the model ``system``.
+    ``report`` gets progress lines that begin with ``system``.
     """
     inputs = test_set.questions, test_set.predicted_intents, test_set.contexts
     started = time.monotonic()
@@ -124,8 +124,8 @@ def answer_test_set(
     return statistics, answers, run
 
 
-def progress_lines(report: Callable[[str], None], who: str, what: str, total: int) -> Callable[[int], None]:
-    """A function that takes the number done and reports it with rate and time left, every five seconds and at the end."""
+def progress_lines(report: Callable[[str], None], label: str, unit: str, total: int) -> Callable[[int], None]:
+    """A function of the number done, which reports it with rate and time left every five seconds and at the end."""
     started = reported = time.monotonic()
 
     def progress(done: int) -> None:
@@ -134,7 +134,7 @@ def progress_lines(report: Callable[[str], None], who: str, what: str, total: in
         if now - reported > _SECONDS_BETWEEN_REPORTS or done == total:
             reported = now
             rate = done / max(now - started, 1e-9)
-            report(f"{who}: {done}/{total} {what}, {rate:.1f} per second, {(total - done) / rate:.0f} s left")
+            report(f"{label}: {done}/{total} {unit}, {rate:.1f} per second, {(total - done) / rate:.0f} s left")
 
     return progress
 

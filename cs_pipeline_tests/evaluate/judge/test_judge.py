@@ -331,7 +331,7 @@ def test_without_settings_there_is_no_endpoint(monkeypatch: pytest.MonkeyPatch) 
         (f"https://:{KEY}@judge.example/v1", "", "not the address"),
         (f"https://judge.example/v1?key={KEY}", "", "not the address"),
         ("http://judge.example/v1", KEY, "unencrypted to judge.example"),
-        ("https://judge.example/v1", f"{KEY}\nX-Other: 1", "contains characters"),
+        ("https://judge.example/v1", f"{KEY}\nX-Other: 1", "contains a space or a non-ASCII character"),
     ],
 )
 def test_an_unsafe_endpoint_is_refused_without_showing_the_key(url: str, key: str, what: str) -> None:
@@ -364,7 +364,7 @@ def test_the_majority_of_votes_counts() -> None:
             False,
             "people voted on 29 of the judged pairs; 30 are needed",
         ),
-        (PeopleAgreement(None, None, None, 100), False, "which says nothing about their agreement"),
+        (PeopleAgreement(None, None, None, 100), False, "so kappa is undefined"),
         (PeopleAgreement(MIN_KAPPA, 0.5, 0.7, 100), False, "not above 0.6"),
         (PeopleAgreement(0.61, 0.5, 0.7, 100), True, "kappa with people is 0.61"),
     ],

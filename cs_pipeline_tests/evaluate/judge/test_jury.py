@@ -1,4 +1,4 @@
-"""A judge in an evaluation: a local HTTP server that prefers length judges the session's tiny champion."""
+"""A judge in an evaluation: a local HTTP server that prefers longer answers judges the session's tiny champion."""
 
 import json
 import shutil

@@ -122,7 +122,7 @@ def test_what_cannot_be_rated_or_imported_is_reported(sheet: Path, answers: pd.D
     assert not (tmp_path / "none.csv").exists()
     with pytest.raises(PipelineError, match="is missing"):
         import_blind_sheet(sheet, tmp_path / "none.key.json", "Anna", AT)
-    with pytest.raises(PipelineError, match="name or the time zone is missing"):
+    with pytest.raises(PipelineError, match="name is empty, or the time has no time zone"):
         import_blind_sheet(sheet, sheet.with_suffix(".key.json"), " ", AT)
-    with pytest.raises(PipelineError, match="name or the time zone is missing"):
+    with pytest.raises(PipelineError, match="name is empty, or the time has no time zone"):
         import_blind_sheet(sheet, sheet.with_suffix(".key.json"), "Anna", AT.replace(tzinfo=None))

@@ -1,4 +1,4 @@
-"""Judgements of people: into the table without personal data, and from there into the report."""
+"""People's judgements get into the table without personal data, and from there into the report."""
 
 import csv
 import json

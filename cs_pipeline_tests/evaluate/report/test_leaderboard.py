@@ -1,4 +1,4 @@
-"""A sweep over two recipes through the real job, and what its leaderboard says; then who compares with whom."""
+"""The leaderboard of a sweep over two recipes through the real job, and which recipes it can compare."""
 
 import re
 import shutil
@@ -39,7 +39,7 @@ OF_A_RECIPE = ["base_model", "adapter", "evaluation", "evaluation_report", "lead
 def sweep(
     champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DataLake, dg.ExecuteInProcessResult]:
-    """The session's lake, where ``tiny`` was trained, after the same job has run for a second recipe; and that run."""
+    """The session's lake with ``tiny``, after the same job has run for a second recipe, and the result of that run."""
     lake = copy_lake(champion_lake, tmp_path_factory.mktemp("sweep") / "lake")
     result = run_job(lake.root, small_csv, OF_A_RECIPE, "tiny_lora")
     assert result.success
@@ -48,7 +48,7 @@ def sweep(
 
 @pytest.fixture
 def swept(sweep: tuple[DataLake, dg.ExecuteInProcessResult], lake: DataLake) -> DataLake:
-    """A copy to be changed, without a store."""
+    """A copy without the store, for tests that change it."""
     for stage in ("prepare", "train", "evaluate"):
         shutil.copytree(sweep[0].path(stage), lake.path(stage))
     return lake
@@ -59,15 +59,15 @@ def rows_of(board: LeaderboardReport) -> dict[str, dict[str, Any]]:
 
 
 def under_another_name(lake: DataLake, recipe: str, name: str, **changes: Any) -> None:
-    """Adapter and evaluation of ``recipe`` once more as those of ``name``, the recipe they were made by changed."""
+    """Copies adapter and evaluation of ``recipe`` to ``name``, with ``changes`` in the adapter's recipe."""
     shutil.copytree(lake.path("train", "adapter", recipe), lake.path("train", "adapter", name))
     shutil.copy(lake.path("train", "adapter", f"{recipe}.json"), lake.path("train", "adapter", f"{name}.json"))
     shutil.copytree(evaluation_folder(recipe, lake), evaluation_folder(name, lake))
     results = read_evaluation(recipe, lake).model_copy(update={"recipe": name})
     write_evaluation(results, evaluation_file(name, lake))
     folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
-    made_by = yaml.safe_load((folder / "recipe.yaml").read_text())
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(made_by | {"name": name} | changes))
+    content = yaml.safe_load((folder / "recipe.yaml").read_text())
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(content | {"name": name} | changes))
     facts = {key: value for key, value in read_json(folder / "manifest.json").items() if key != "files"}
     write_manifest(folder, facts)
 
@@ -161,7 +161,7 @@ def test_dagster_shows_table_columns_and_plot(sweep: tuple[DataLake, dg.ExecuteI
 
 
 def test_the_page_is_complete_and_self_contained(swept: DataLake) -> None:
-    board = write_leaderboard([*RECIPES, "never_judged"], swept)
+    board = write_leaderboard([*RECIPES, "never_evaluated"], swept)
     html = board.path.read_text()
     page = Page(html)
     tags = [tag for tag, _ in page.elements]
@@ -175,7 +175,7 @@ def test_the_page_is_complete_and_self_contained(swept: DataLake) -> None:
     assert all((board.path.parent / report).exists() for report in reports)
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     assert {link[1:] for link in links if link.startswith("#")} <= ids
-    assert "Not evaluated yet: never_judged." in page.text
+    assert "Not evaluated yet: never_evaluated." in page.text
     settings, cost = html.split('<h2 id="settings">')[1].split('<h2 id="cost">')
     for row in rows_of(board).values():
         for metric in LEADERBOARD_METRICS:
@@ -234,14 +234,14 @@ def test_training_rows_that_have_changed_are_noted(swept: DataLake) -> None:
     assert {row["note"] for row in rows.values()} == {"trained on rows that differ from the current ones"}
 
 
-def judged_on_other_rows(lake: DataLake) -> str:
+def evaluated_on_other_rows(lake: DataLake) -> str:
     results = read_evaluation("tiny", lake)
     data = results.data.model_copy(update={"test_split": "0" * 64})
     write_evaluation(results.model_copy(update={"data": data}), evaluation_file("tiny", lake))
     return f"evaluated on {results.rows} test rows that differ from the current ones"
 
 
-def judged_by_other_code(lake: DataLake) -> str:
+def evaluated_by_other_code(lake: DataLake) -> str:
     results = read_evaluation("tiny", lake)
     write_evaluation(results.model_copy(update={"code_version": "0"}), evaluation_file("tiny", lake))
     return "evaluated by an earlier version of the code"
@@ -276,8 +276,8 @@ def trained_by_other_code(lake: DataLake) -> str:
 @pytest.mark.parametrize(
     "change",
     [
-        judged_on_other_rows,
-        judged_by_other_code,
+        evaluated_on_other_rows,
+        evaluated_by_other_code,
         written_by_another_release,
         adapter_touched,
         adapter_gone,
@@ -296,14 +296,14 @@ def test_a_recipe_that_is_not_comparable_is_named_with_the_reason(swept: DataLak
 
 
 def test_a_sweep_that_has_not_begun_is_an_empty_board(swept: DataLake) -> None:
-    board = write_leaderboard(["never_judged"], swept)
+    board = write_leaderboard(["never_evaluated"], swept)
     assert pq.read_table(swept.table("evaluate", "leaderboard")).equals(LEADERBOARD_SCHEMA.empty_table())
-    assert board.leaderboard.not_evaluated == ["never_judged"]
+    assert board.leaderboard.not_evaluated == ["never_evaluated"]
     assert "No recipe has been evaluated on the current test rows yet." in board.path.read_text()
 
 
 def test_a_board_waits_for_an_evaluation_that_is_being_written(swept: DataLake) -> None:
-    """Two runs of a sweep at once: whoever is last has seen what both have judged."""
+    """Of two concurrent runs of a sweep, the last one must see the evaluations of both."""
     folder = evaluation_folder("tiny_lora", swept)
     boards: list[LeaderboardReport] = []
     writer = threading.Thread(target=lambda: boards.append(write_leaderboard(RECIPES, swept)))

@@ -1,4 +1,4 @@
-"""The report as a page: nothing from outside, text stays text, equal bytes, and what there is no report of."""
+"""The report page: it is self-contained, escaped and reproducible. An evaluation that does not fit is refused."""
 
 import re
 from collections import Counter
@@ -18,7 +18,7 @@ from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
 
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> str:
-    """The page of 40 rows and all systems but a champion."""
+    """The page of 40 rows and all systems except a champion."""
     lake = DataLake(tmp_path_factory.mktemp("report"))
     evaluated(lake, recipe)
     return write_report(recipe, lake).path.read_text()

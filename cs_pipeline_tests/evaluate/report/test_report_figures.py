@@ -121,9 +121,9 @@ def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe
     assert re.findall(r"<td>([^<]+)", cells[0])[:-1] == [f"{mean:.2f}" for mean in means]
     heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
     kept = pd.read_parquet(folder / "slices.parquet").set_index(["slice", "system", "metric"])["score"]
-    for place, name in enumerate(("right_intent", "rougeL")):
+    for i, name in enumerate(("right_intent", "rougeL")):
         quarter = next(slice_ for slice_, _, _ in kept.index if slice_.startswith("2: 0."))
-        row = re.findall(rf"similarity {quarter}</th>.*?</tr>", heat, flags=re.S)[place]
+        row = re.findall(rf"similarity {quarter}</th>.*?</tr>", heat, flags=re.S)[i]
         assert re.findall(r">([\d.]+)</td>", row) == [figure(name, kept[quarter, system, name]) for system in systems]
 
 
@@ -136,11 +136,11 @@ def test_a_missing_value_is_a_gap_in_the_heat_map(lake: DataLake, recipe: Recipe
     html = write_report(recipe, lake).path.read_text()
     heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
     rows = re.findall(r"answer length [^<]*</th>.*?</tr>", heat, flags=re.S)
-    place = re.findall(r'scope="col">([^<]+)', heat)[2:].index("base")
+    column = re.findall(r'scope="col">([^<]+)', heat)[2:].index("base")
     for number, row in enumerate(rows):
         cells = re.findall(r"<td[^>]*>([^<]+)</td>", row)
         gaps = [column for column, cell in enumerate(cells) if cell == NO_FIGURE]
-        assert gaps == ([place] if number >= len(rows) / 2 else []), "a gap in the second map alone"
+        assert gaps == ([column] if number >= len(rows) / 2 else []), "a gap in the second map alone"
     assert len(rows) > 1
 
 

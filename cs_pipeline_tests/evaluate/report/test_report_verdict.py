@@ -1,4 +1,4 @@
-"""What the report says of the figures: better or worse, what is weak, and what may be promoted."""
+"""The report's verdict: better or worse, weak spots, and the promotion decision."""
 
 import pandas as pd
 import pytest

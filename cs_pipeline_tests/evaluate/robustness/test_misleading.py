@@ -1,4 +1,4 @@
-"""Retrieved texts that mislead: the cases, and the scores of models that obey or ignore the question."""
+"""Misleading retrieved texts: the cases, and the scores of models that obey them or ignore the question."""
 
 import pandas as pd
 import pytest
@@ -21,10 +21,10 @@ def rows() -> pd.DataFrame:
     intents = ["get_refund", "track_order", "get_invoice"]
     return pd.DataFrame(
         {
-            "row_id": [f"row {place}" for place in range(60)],
-            "instruction": [f"question {place}" for place in range(60)],
-            "response": [f"answer {place} of {intents[place % 3]}" for place in range(60)],
-            "intent": [intents[place % 3] for place in range(60)],
+            "row_id": [f"row {i}" for i in range(60)],
+            "instruction": [f"question {i}" for i in range(60)],
+            "response": [f"answer {i} of {intents[i % 3]}" for i in range(60)],
+            "intent": [intents[i % 3] for i in range(60)],
         }
     )
 

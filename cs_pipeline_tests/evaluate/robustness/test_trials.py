@@ -1,4 +1,4 @@
-"""What models are tried on besides the test rows, read from the evaluation of the session's tiny champion."""
+"""The trials besides the test rows, read from the evaluation of the session's tiny champion."""
 
 from pathlib import Path
 

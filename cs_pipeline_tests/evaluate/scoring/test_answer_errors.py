@@ -65,8 +65,8 @@ def sentences(answer: str) -> list[str]:
     return re.split(r"(?<=[.!?])\s+", answer)
 
 
-def same_intent(rows: pd.DataFrame, place: int, rng: random.Random) -> str:
-    return rng.choice(rows.loc[rows["intent"] == rows["intent"][3000 + place], "response"].tolist())
+def same_intent(rows: pd.DataFrame, i: int, rng: random.Random) -> str:
+    return rng.choice(rows.loc[rows["intent"] == rows["intent"][3000 + i], "response"].tolist())
 
 
 def looped(answer: str, rng: random.Random) -> str:
@@ -76,10 +76,10 @@ def looped(answer: str, rng: random.Random) -> str:
     return " ".join([*words[: start + size], *loop, "."])
 
 
-def planted(error: str, place: int, answer: str, rows: pd.DataFrame, rng: random.Random) -> str:
+def planted(error: str, i: int, answer: str, rows: pd.DataFrame, rng: random.Random) -> str:
     match error:
         case "too_long":
-            return "\n".join([answer, *(same_intent(rows, place, rng) for _ in range(3))])
+            return "\n".join([answer, *(same_intent(rows, i, rng) for _ in range(3))])
         case "asks_needlessly":
             return f"{answer} {rng.choice(ASKED_FOR)}"
         case "repeats_itself":
@@ -110,7 +110,7 @@ def test_planted_errors_are_found(error: str, least: float, judge: Judge, good: 
         answers = PLANTED[error]
     else:
         rng = random.Random(0)
-        answers = [planted(error, place, answer, rows, rng) for place, answer in enumerate(good[:200])]
+        answers = [planted(error, i, answer, rows, rng) for i, answer in enumerate(good[:200])]
     assert judge(answers)[error].mean() >= least
 
 

@@ -68,7 +68,7 @@ PUBLISHED = {"rouge1": 56.7, "rouge2": 28.2, "rougeL": 39.3, "bleu": 28.2, "chrf
 def test_intents_are_held_out_in_proportion() -> None:
     labels = ["a"] * 600 + ["b"] * 300 + ["c"] * 99 + ["d"]
     drawn = stratified_sample(labels, 100, seed=0)
-    assert Counter(labels[place] for place in drawn) == {"a": 60, "b": 30, "c": 10}
+    assert Counter(labels[i] for i in drawn) == {"a": 60, "b": 30, "c": 10}
     assert len(set(drawn.tolist())) == len(drawn)
     np.testing.assert_array_equal(drawn, stratified_sample(labels, 100, seed=0))
     assert not np.array_equal(drawn, stratified_sample(labels, 100, seed=1))
@@ -77,7 +77,7 @@ def test_intents_are_held_out_in_proportion() -> None:
 
 def test_no_row_is_answered_with_itself() -> None:
     rows = sample_rows(400).drop_duplicates("instruction")
-    alone = rows.assign(response=[f"answer{place}" for place in range(len(rows))])
+    alone = rows.assign(response=[f"answer{i}" for i in range(len(rows))])
     scores = naive_scores(alone, rows=40)
     assert set(scores) == set(PUBLISHED)
     assert scores["rouge1"] == 0, "each answer is a unique word that only its own row has"

@@ -1,4 +1,4 @@
-"""How much of an answer comes from retrieved texts: planted copies and facts, counted by hand."""
+"""The share of answers that comes from retrieved texts, on planted copies and facts that were counted by hand."""
 
 import pandas as pd
 import pytest
@@ -16,9 +16,7 @@ QUESTION = "can i return order {{Order Number}} of 3 May?"
 
 
 def found(*texts: str) -> list[RetrievedText]:
-    return [
-        RetrievedText("answer", str(place), text, "a question", None, None, 0.9) for place, text in enumerate(texts)
-    ]
+    return [RetrievedText("answer", str(i), text, "a question", None, None, 0.9) for i, text in enumerate(texts)]
 
 
 def judged(answer: str, *texts: str) -> dict[str, int]:
@@ -71,12 +69,10 @@ def test_facts_are_grounded_in_the_question_or_a_retrieved_text(
 
 def test_shares_are_quotients_of_sums_with_intervals() -> None:
     rows = pd.DataFrame([[10, 5, 2, 1, 1, 1, 0], [30, 5, 2, 2, 0, 1, 1]] * 20, columns=list(GROUNDEDNESS_COLUMNS))
-    figures = groundedness_shares(rows, [str(place) for place in range(40)], samples=200)
+    figures = groundedness_shares(rows, [str(i) for i in range(40)], samples=200)
     for name, score in (("copied", 25), ("grounded", 75), ("sourced", 25), ("whole", 50)):
         found_share = figures[name]
         assert found_share is not None
         assert found_share["score"] == pytest.approx(score)
         assert found_share["low"] < score < found_share["high"]
-    assert (
-        groundedness_shares(rows.assign(facts=0), [str(place) for place in range(40)], samples=20)["grounded"] is None
-    )
+    assert groundedness_shares(rows.assign(facts=0), [str(i) for i in range(40)], samples=20)["grounded"] is None

@@ -1,4 +1,4 @@
-"""Each part of the rubric agrees with hand labels, and the whole is the weighted sum of its parts."""
+"""Each part of the rubric agrees with hand labels, and the rubric is the weighted sum of its parts."""
 
 from pathlib import Path
 from typing import Any

@@ -312,8 +312,8 @@ def test_alpha_of_the_published_example() -> None:
 def test_alpha_depends_on_neither_order_nor_names() -> None:
     units, values = judgements(KRIPPENDORFF)
     shuffled = np.random.default_rng(0).permutation(len(units))
-    names = [f"unit {units[place]}" for place in shuffled]
-    stretched = [10 * values[place] ** 2 for place in shuffled]  # the ranks stay the same
+    names = [f"unit {units[i]}" for i in shuffled]
+    stretched = [10 * values[i] ** 2 for i in shuffled]  # the ranks stay the same
     expected = krippendorff_alpha(units, values, "ordinal")
     assert krippendorff_alpha(names, stretched, "ordinal") == pytest.approx(expected)
 
