@@ -1,4 +1,4 @@
-"""Feedback on answers: ratings, thumbs, votes, and what agents sent instead of a draft.
+"""Feedback on answers: ratings, thumbs, votes, and the texts that agents sent instead of a draft.
 
 An SQLite database in the lake's ``serve/``. The chat page writes it; the stages read it and delete from it. Judgements
 contain raw text until ``human_ratings`` is materialised, edits until they have been landed and their retention is over.
@@ -114,16 +114,16 @@ class Feedback(Database):
             raise PipelineError(
                 "An edit needs a ticket, the sent text, and the draft it began with, if any.", "Provide all of them."
             )
-        given = _json([[draft.system, draft.answer, dict(draft.settings)] for draft in drafts])
-        content = [*map(_valid_utf8, (agent, ticket, sent)), given, picked, _valid_utf8(customer.strip())]
+        drafts_json = _json([[draft.system, draft.answer, dict(draft.settings)] for draft in drafts])
+        content = [*map(_valid_utf8, (agent, ticket, sent)), drafts_json, picked, _valid_utf8(customer.strip())]
         self._add("edits", id, ("agent", "ticket", "sent", "drafts", "picked", "customer"), content)
 
     # Judgements, for human_ratings
 
     def judgements(self, *, raw: bool) -> list[dict[str, Any]]:
         """The judgements whose texts are still raw, or those that are clean, with the columns of schema.RATING."""
-        found = self._select(f"SELECT {', '.join(_COLUMNS)} FROM judgements WHERE clean = ? ORDER BY number", not raw)
-        return [_judgement(row) for row in found]
+        rows = self._select(f"SELECT {', '.join(_COLUMNS)} FROM judgements WHERE clean = ? ORDER BY number", not raw)
+        return [_judgement(row) for row in rows]
 
     def replace_with_clean(self, judgements: Iterable[Mapping[str, Any]]) -> None:
         """Overwrites the raw judgements that have the same ids."""
@@ -256,9 +256,9 @@ class Feedback(Database):
 
 
 def _judgement(row: tuple[Any, ...]) -> dict[str, Any]:
-    found = dict(zip(_COLUMNS, row, strict=True))
-    lists = {name: json.loads(found[name]) for name in ("systems", "answers")}
-    return found | lists | {"at": datetime.fromisoformat(found["at"])}
+    judgement = dict(zip(_COLUMNS, row, strict=True))
+    lists = {name: json.loads(judgement[name]) for name in ("systems", "answers")}
+    return judgement | lists | {"at": datetime.fromisoformat(judgement["at"])}
 
 
 def _valid_utf8(text: str) -> str:

@@ -100,9 +100,9 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     ]
     versions = _trained_versions(lake, rows, subjects)
     answers = _training_answers(lake, rows)
-    found = Affected(subjects, conversations, rows, answers, records, {}, feedback, [], handovers, versions)
+    affected = Affected(subjects, conversations, rows, answers, records, {}, feedback, [], handovers, versions)
     tables = {
-        path: count for path in _company_tables(lake) if (count := int(_affected_rows(path, lake, found)[1].sum()))
+        path: count for path in _company_tables(lake) if (count := int(_affected_rows(path, lake, affected)[1].sum()))
     }
     is_evaluated = any(path.is_relative_to(lake.path("evaluate")) for path in tables)
     reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if is_evaluated else []
@@ -112,35 +112,35 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
             f"{lake.root} contains nothing of this {'customer' if subject else 'row'}.",
             "Give the customer's id or e-mail address as in the export, or a row's id as in the column row_id.",
         )
-    return replace(found, tables=tables, reports=reports)
+    return replace(affected, tables=tables, reports=reports)
 
 
-def forget_records(lake: DataLake, found: Affected, why: str) -> None:
-    """Removes ``found`` for good. After an interruption call ``find_affected`` and this function again."""
+def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
+    """Removes ``affected`` for good. After an interruption call ``find_affected`` and this function again."""
     with Ledger(lake) as ledger:
-        for subject in sorted(found.subjects):
+        for subject in sorted(affected.subjects):
             ledger.add_tombstone("subject", subject, why)
-        for row in sorted(found.rows | found.conversations):
+        for row in sorted(affected.rows | affected.conversations):
             ledger.add_tombstone("row", row, why)
     client = open_store(lake)
-    for number in found.versions:
+    for number in affected.versions:
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, why)
     # Reports, then derived tables, then their sources: after an interruption the rest can still be found.
-    for path in (*found.reports, *found.handovers):
+    for path in (*affected.reports, *affected.handovers):
         path.unlink(missing_ok=True)
     # The locks prevent a rebuild of the index from a table that still contains the rows.
     with ingest_lock(lake), retrieval.index_lock(lake):
-        retrieval.forget_rows(lake, sorted(found.rows))
-        for path in reversed([path for path in found.tables if path != _index_answers(lake)]):
-            table, mask = _affected_rows(path, lake, found)
+        retrieval.forget_rows(lake, sorted(affected.rows))
+        for path in reversed([path for path in affected.tables if path != _index_answers(lake)]):
+            table, mask = _affected_rows(path, lake, affected)
             private = path.is_relative_to(lake.path("ingest"))
             with atomic_file(path, PRIVATE if private else PUBLIC) as temporary:
                 pq.write_table(table.filter(pa.array(~mask)), temporary, compression="zstd", write_page_checksum=True)
-        for delivery, indices in found.records.items():
+        for delivery, indices in affected.records.items():
             path = kept_copy(lake, delivery.sha256)
             redact(format_of(delivery.name, path), path, indices)
     with Feedback(lake) as feedback:
-        feedback.forget(found.feedback)
+        feedback.forget(affected.feedback)
 
 
 def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: frozenset[str]) -> frozenset[str]:
@@ -196,22 +196,22 @@ def _index_answers(lake: DataLake) -> Path:
     return retrieval.retrieval_folder(lake) / "answers.parquet"
 
 
-def _affected_rows(path: Path, lake: DataLake, found: Affected) -> tuple[pa.Table, np.ndarray]:
+def _affected_rows(path: Path, lake: DataLake, affected: Affected) -> tuple[pa.Table, np.ndarray]:
     """The table and a mask of its affected rows: by record index for tables of ingest, by ids for all others."""
     with pa.OSFile(str(path)) as file:
         table = pq.read_table(file, page_checksum_verification=True)
     mask = np.zeros(table.num_rows, dtype=bool)
     if path.is_relative_to(lake.path("ingest")):
         source_rows = table.column("source_row").to_numpy()
-        for delivery, indices in found.records.items():
+        for delivery, indices in affected.records.items():
             from_delivery = pc.equal(table.column("source_file_sha256"), delivery.sha256).to_numpy()
             mask |= from_delivery & np.isin(source_rows, list(indices))
         return table, mask
     for column in _ID_COLUMNS & set(table.column_names):
-        mask |= _is_in(table, column, found.rows)
+        mask |= _is_in(table, column, affected.rows)
     if path.is_relative_to(lake.path("evaluate")) and {"row_id", "answer"} <= set(table.column_names):
         # A question is removed for all systems if one of them gave a forgotten answer, so that they stay comparable.
-        copied = mostly_copied(table.column("answer").to_pylist(), sorted(found.answers))
+        copied = mostly_copied(table.column("answer").to_pylist(), sorted(affected.answers))
         mask |= _is_in(table, "row_id", table.column("row_id").filter(pa.array(copied)).to_pylist())
     return table, mask
 

@@ -120,7 +120,7 @@ class RetrievalSettings(Section):
 
 
 class PromptSettings(Section):
-    """What surrounds the customer's question in the prompt."""
+    """The parts of the prompt around the customer's question."""
 
     template: str = Field("model", description="model: the base's own chat template; else a file in llm/templates/")
     system: str = ""
@@ -158,7 +158,7 @@ class MixtureSettings(Section):
         ge=0,
         le=1,
         description="share of training rows whose target is the first known answer in their prompt, word for word, "
-        "instead of the row's own answer: it teaches the model to copy from what was retrieved",
+        "instead of the row's own answer: it teaches the model to copy retrieved answers",
     )
 
 
@@ -265,7 +265,7 @@ class Recipe(Section):
 
     @property
     def method(self) -> str:
-        """The usual name of what is trained: all weights, LoRA, QLoRA, QDoRA, rsLoRA …"""
+        """The usual name of the training method: all weights, LoRA, QLoRA, QDoRA, rsLoRA …"""
         if self.lora is None:
             return "all weights"
         scaled = "rs" if self.lora.use_rslora else ""

@@ -98,9 +98,9 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
 def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, recipe: str) -> str:
     """The id of the run of ``fingerprint``, created if needed. Processes that ask at the same time get the same run."""
     with _store_lock(lake):
-        found = find_run(client, fingerprint)
-        if found:
-            return found
+        run_id = find_run(client, fingerprint)
+        if run_id:
+            return run_id
         tags = {FINGERPRINT: fingerprint, "cs.recipe": recipe}
         run = client.create_run(_experiment_id(client), tags=tags, run_name=f"{recipe}-{fingerprint[:6]}")
         return str(run.info.run_id)
@@ -134,7 +134,7 @@ def get_version(client: "MlflowClient", number: int) -> Version:
     import mlflow
 
     version = client.get_model_version(MODEL, str(number))
-    # MLflow would look up a models:/ URI in the store that this process opened last, whatever registry_uri it is given.
+    # MLflow would look up a models:/ URI in the store that this process opened last, even with a registry_uri.
     uri = client.get_model_version_download_uri(MODEL, str(number))
     folder = Path(mlflow.artifacts.download_artifacts(uri, tracking_uri=client.tracking_uri))
     return Version(

@@ -247,11 +247,11 @@ def lineage(
     """Show the data, code and runs behind a model version, and every decision about it."""
     from cs_pipeline.register.lineage import trace_lineage, tree
 
-    found = trace_lineage(version, DataLake.default())
+    traced = trace_lineage(version, DataLake.default())
     if as_json:
-        console.print_json(data=found)
+        console.print_json(data=traced)
     else:
-        console.print(tree(found))
+        console.print(tree(traced))
 
 
 @app.command()
@@ -265,12 +265,12 @@ def forget(
     from cs_pipeline.forget import find_affected, forget_records
 
     lake = DataLake.default()
-    found = find_affected(lake, subject, row)
-    for line in found.summary():
+    affected = find_affected(lake, subject, row)
+    for line in affected.summary():
         console.print(line, markup=False)
     if not yes:
         typer.confirm("Remove all this for good?", abort=True)
-    forget_records(lake, found, why)
+    forget_records(lake, affected, why)
     console.print("Forgotten. Marked versions will not be promoted, and retraining is due.")
 
 

@@ -217,12 +217,12 @@ def _members(group: int) -> list[int]:
     """The ids of the running processes in the process group ``group``."""
     import psutil
 
-    found = []
+    members = []
     for process in psutil.process_iter():
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-    return found
+                members.append(process.pid)
+    return members
 
 
 @contextmanager

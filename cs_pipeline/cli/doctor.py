@@ -248,26 +248,30 @@ def _mlflow(lake: DataLake) -> _Outcome:
 
 
 def _ports() -> _Outcome:
-    held = [f"{port} by {holder}" for port in (3000, 5000, 8000) if (holder := port_holder(port))]
-    if held:
-        return "note", f"In use: {', '.join(held)}", "If make dev is running, nothing. Else stop these programs first."
+    in_use = [f"{port} by {holder}" for port in (3000, 5000, 8000) if (holder := port_holder(port))]
+    if in_use:
+        return (
+            "note",
+            f"In use: {', '.join(in_use)}",
+            "If it is make dev, nothing. Otherwise stop these programs first.",
+        )
     return "ok", "3000, 5000 and 8000 are free for make dev", None
 
 
 def _hub() -> _Outcome:
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    shown = without_secret(endpoint)
+    address = without_secret(endpoint)
     only = "only recipes with a base from the hub and the Bitext source 'hub' need it"
     if is_hub_offline():
-        return "note", f"HF_HUB_OFFLINE forbids contacting {shown}; {only}", "Unset HF_HUB_OFFLINE to use the hub."
+        return "note", f"HF_HUB_OFFLINE forbids contacting {address}; {only}", "Unset HF_HUB_OFFLINE to use the hub."
     fix = "Check the network, the proxy and HF_ENDPOINT."
     try:
         response = requests.head(endpoint, timeout=(3, 5))
     except requests.RequestException as error:
-        return "note", f"{shown} cannot be reached ({type(error).__name__}); {only}", fix
+        return "note", f"{address} cannot be reached ({type(error).__name__}); {only}", fix
     if response.status_code >= 400:
-        return "note", f"{shown} answers {response.status_code} {response.reason}; {only}", fix
-    return "ok", f"{shown} answers", None
+        return "note", f"{address} answers {response.status_code} {response.reason}; {only}", fix
+    return "ok", f"{address} answers", None
 
 
 def _packages() -> _Outcome:

@@ -48,11 +48,11 @@ def human_ratings(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     from cs_pipeline.company import load_company
     from cs_pipeline.evaluate.people.ratings import RATINGS_TABLE, write_human_ratings
 
-    found = write_human_ratings(lake.lake, load_company(lake.lake))
-    context.log.info(f"{found.rows.num_rows:,} judgements, {found.forgotten:,} forgotten")
-    given = Counter(f"{row['kind']}, {row['source']}" for row in found.rows.select(["kind", "source"]).to_pylist())
-    metadata = {"forgotten": found.forgotten, "given": count_table(given), "replaced": count_table(found.replaced)}
-    return table_result(lake.lake.table("evaluate", RATINGS_TABLE), found.rows, metadata)
+    ratings = write_human_ratings(lake.lake, load_company(lake.lake))
+    context.log.info(f"{ratings.rows.num_rows:,} judgements, {ratings.forgotten:,} forgotten")
+    counts = Counter(f"{row['kind']}, {row['source']}" for row in ratings.rows.select(["kind", "source"]).to_pylist())
+    metadata = {"forgotten": ratings.forgotten, "given": count_table(counts), "replaced": count_table(ratings.replaced)}
+    return table_result(lake.lake.table("evaluate", RATINGS_TABLE), ratings.rows, metadata)
 
 
 @dg.asset(group_name="evaluate", kinds={"html"}, partitions_def=RECIPES, deps=[evaluation, human_ratings, "adapter"])

@@ -65,7 +65,7 @@ class _Training:
 
 
 class Launcher(dg.ConfigurableResource):
-    """How a training is started. Environment variables apply to what the run's configuration does not set."""
+    """How a training is started. Environment variables replace fields that the run's configuration leaves out."""
 
     kind: str | None = Field(
         default=None, description="local, torchrun, ray or kubernetes; default: CS_LAUNCHER, else local"

@@ -77,8 +77,8 @@ def training_rows_alone(lake: LakeResource) -> dg.AssetCheckResult:
     """The index holds exactly the training rows and all passages, and no row of a cluster in another split."""
     from cs_pipeline.retrieval.index import differences
 
-    found = differences(lake.lake)
-    return dg.AssetCheckResult(passed=not any(found.values()), metadata=found)
+    counts = differences(lake.lake)
+    return dg.AssetCheckResult(passed=not any(counts.values()), metadata=counts)
 
 
 @dg.asset_check(asset=knowledge_base)

@@ -95,7 +95,7 @@ def _rows_per_split(lake: DataLake) -> dict[str, dict[str, int]]:
     return rows
 
 
-def tree(found: dict[str, Any]) -> "Tree":
+def tree(lineage: dict[str, Any]) -> "Tree":
     """The result of ``trace_lineage`` for the terminal."""
     from rich.text import Text
     from rich.tree import Tree
@@ -103,30 +103,30 @@ def tree(found: dict[str, Any]) -> "Tree":
     def node(parent: Tree, text: str) -> Tree:
         return parent.add(Text(text))  # file names may contain what rich would take for markup
 
-    aliases = f" ({', '.join(found['aliases'])})" if found["aliases"] else ""
-    root = Tree(Text(f"{MODEL} version {found['version']}{aliases}, recipe {found['recipe']}"))
-    base = found["base"]
+    aliases = f" ({', '.join(lineage['aliases'])})" if lineage["aliases"] else ""
+    root = Tree(Text(f"{MODEL} version {lineage['version']}{aliases}, recipe {lineage['recipe']}"))
+    base = lineage["base"]
     base_node = node(root, f"base: {base['name']}, {base['revision'] or base['sha256'][:12]}")
     for key, value in base.get("origin", {}).items():  # a base from a package
         node(base_node, f"{key}: {value}")
     rows = node(root, "rows")
-    for split, sources in found["sides"].items():
+    for split, sources in lineage["sides"].items():
         node(rows, f"{split}: " + ", ".join(f"{count:,} {source}" for source, count in sorted(sources.items())))
     files = node(root, "trained on rows from")
-    for file in found["files"]:
-        name = file["name"] or found["bitext"]["address"]
+    for file in lineage["files"]:
+        name = file["name"] or lineage["bitext"]["address"]
         day = f", delivered {file['day']}, Dagster run {file['run'] or 'unknown'}" if file["day"] else ""
         since = f" [{', '.join(file['since'])} since]" if file["since"] else ""
         node(files, f"{name}, sha256 {file['sha256'][:12]}…: {file['rows']:,} rows{day}{since}")
-    checks = found["checks"]
+    checks = lineage["checks"]
     failed = [f"{check['asset']}.{check['name']}" for check in checks if not check["passed"]]
     node(
         root,
         f"checks: {len(checks) - len(failed)} of {len(checks)} passed" + (f"; {', '.join(failed)}" if failed else ""),
     )
-    node(root, f"Dagster run {found['run']}, MLflow run {found['mlflow_run']}, git commit {found['git_commit']}")
+    node(root, f"Dagster run {lineage['run']}, MLflow run {lineage['mlflow_run']}, git commit {lineage['git_commit']}")
     decisions = node(root, "decisions")
-    for entry in found["history"]:
+    for entry in lineage["history"]:
         word = "promoted" if entry["promote"] else "not promoted"
         node(decisions, f"{entry['time']} {word} by {entry['decided_by']}: {entry['reason']}")
     return root

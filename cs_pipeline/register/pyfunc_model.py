@@ -44,8 +44,8 @@ class CsSupport(PythonModel):
         intents: list[str | None] = [None] * len(questions)
         if self._classifier is not None:
             intents = list(self._classifier.predict(questions)[0])
-        found = retrieve(self._index, self._recipe.prompt, self._recipe.placeholders, questions, intents)
-        return [a.text for a in self._model.answer(questions, intents, [()] * len(questions), retrieved=found)]
+        texts = retrieve(self._index, self._recipe.prompt, self._recipe.placeholders, questions, intents)
+        return [a.text for a in self._model.answer(questions, intents, [()] * len(questions), retrieved=texts)]
 
 
 mlflow.models.set_model(CsSupport())

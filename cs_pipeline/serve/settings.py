@@ -60,7 +60,7 @@ class ServeSettings(BaseModel):
 
 
 def load_settings(host: str | None = None, port: int | None = None) -> ServeSettings:
-    """The settings; the arguments take precedence over the environment. Raises PipelineError naming what is wrong."""
+    """The settings; the arguments take precedence over the environment. Raises PipelineError that names each wrong one."""
     variables = {name: os.environ.get(f"{_PREFIX}{name.upper()}") for name in ServeSettings.model_fields}
     values = {name: value for name, value in variables.items() if value}
     options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}

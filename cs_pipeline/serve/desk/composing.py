@@ -16,7 +16,7 @@ _MAX_SENTENCE_CHARACTERS = 600
 
 @dataclass(frozen=True)
 class AnswerContext:
-    """What an answer depends on apart from the model's output.
+    """The inputs of an answer besides the model's output.
 
     ``values`` fill its placeholders, by canonical name. Its personal data may only come from ``known_text``. If ``private``
     is set, it only asks for details that the ``intent`` needs.

@@ -222,9 +222,9 @@ class Desk:
         text, context = visible_text(request.text), visible_text(request.context)
         earlier = [(speaker, visible_text(message)) for speaker, message in request.earlier]
         by_customer = [message for speaker, message in earlier if speaker == "customer"]
-        found = self._screening.customer_details([context, *by_customer, text])
-        given = {**found, **canonical_values(request.values)}
-        details = {name: strip_markup(value) for name, value in given.items() if is_fit_for_customers(value, value)}
+        in_text = self._screening.customer_details([context, *by_customer, text])
+        unchecked = {**in_text, **canonical_values(request.values)}
+        details = {name: strip_markup(v) for name, v in unchecked.items() if is_fit_for_customers(v, v)}
         values = {**self._company.values, **details}
         known_text = "\n".join([*values.values(), context, *(message for _, message in earlier), text])
         return _Case(request, text, context, earlier, details, values, known_text, served)

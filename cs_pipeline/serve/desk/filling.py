@@ -11,8 +11,8 @@ MAX_VALUE_CHARACTERS = 200
 
 def canonical_values(values: Mapping[str, str]) -> dict[str, str]:
     """``values`` by canonical name, as plain text on one line without braces. Empty ones are left out."""
-    plain = {name: " ".join(re.sub(r"[{}]", "", v).split())[:MAX_VALUE_CHARACTERS] for name, v in values.items()}
-    return {canonical(f"{{{{{name}}}}}")[0].strip("{}"): value for name, value in plain.items() if value}
+    cleaned = {name: " ".join(re.sub(r"[{}]", "", v).split())[:MAX_VALUE_CHARACTERS] for name, v in values.items()}
+    return {canonical(f"{{{{{name}}}}}")[0].strip("{}"): value for name, value in cleaned.items() if value}
 
 
 def fill_placeholders(text: str, values: Mapping[str, str]) -> str:

@@ -68,15 +68,16 @@ def handover_message(reason: HandoverReason, earlier: Context, values: Mapping[s
     If the conversation was handed over before, the message says so.
     """
     reference = f"H-{secrets.token_hex(4).upper()}"
-    before = [found[0] for speaker, message in earlier if speaker == "agent" for found in _REFERENCE.finditer(message)]
-    if before:
-        text = _MESSAGES["again"].format(reference=before[-1])
+    by_agent = [message for speaker, message in earlier if speaker == "agent"]
+    previous = [match[0] for message in by_agent for match in _REFERENCE.finditer(message)]
+    if previous:
+        text = _MESSAGES["again"].format(reference=previous[-1])
     else:
         text = f"{_MESSAGES[reason.name.lower()]} {_MESSAGES['first'].format(reference=reference)}"
     phone, hours = values.get("Customer Support Phone Number"), values.get("Customer Support Hours")
     if phone:
         text += f" If it is urgent, please call {phone}{f' ({hours})' if hours else ''}."
-    return text, reference, before[-1] if before else ""
+    return text, reference, previous[-1] if previous else ""
 
 
 def summarize(

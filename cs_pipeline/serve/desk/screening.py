@@ -21,7 +21,7 @@ def visible_text(text: str) -> str:
 
 
 def strip_markup(sentence: str) -> str:
-    """``sentence`` without HTML tags and images. No answer needs them, and a page must not load what a model names."""
+    """``sentence`` without HTML tags and images. No answer needs them, and a page must not load addresses from a model."""
     return _MARKUP.sub("", sentence) if "<" in sentence or "![" in sentence else sentence
 
 

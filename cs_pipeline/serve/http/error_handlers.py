@@ -81,8 +81,8 @@ async def _invalid_request(request: Request, error: RequestValidationError) -> R
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    known = [str(part) for part in location if part != "body"]
-    return ".".join(known).encode("utf-8", "backslashreplace").decode()[:200]
+    path = [str(part) for part in location if part != "body"]
+    return ".".join(path).encode("utf-8", "backslashreplace").decode()[:200]
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -66,7 +66,7 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream includes in addition to the text."""
+    """The optional parts of a stream."""
 
     include_usage: StrictBool = False
 

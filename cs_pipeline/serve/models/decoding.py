@@ -50,10 +50,10 @@ class RowSampler(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores``: shape [rows, vocabulary], in float32."""
         probabilities, order = (scores[self._rows] / self._temperature).softmax(dim=-1).sort(dim=-1, descending=True)
-        before = probabilities.cumsum(dim=-1) - probabilities
-        kept = probabilities.masked_fill(before >= self._top_p, 0.0)
-        kept[:, 0] = probabilities[:, 0]
-        cumulative = kept.cumsum(dim=-1)
+        preceding = probabilities.cumsum(dim=-1) - probabilities
+        nucleus = probabilities.masked_fill(preceding >= self._top_p, 0.0)
+        nucleus[:, 0] = probabilities[:, 0]
+        cumulative = nucleus.cumsum(dim=-1)
         # The dtype is explicit: while another thread loads a model, torch's default dtype is that model's.
         draws = [[generator.random()] for generator in self._generators]
         drawn = torch.tensor(draws, dtype=torch.float32, device=scores.device) * cumulative[:, -1:]

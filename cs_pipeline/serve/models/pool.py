@@ -85,11 +85,11 @@ class ModelPool:
 
         Raises NotReady when it does not load or there is no memory for it now.
         """
-        found = self._hold_if_loaded(served.name)
-        if found is None:
+        loaded = self._hold_if_loaded(served.name)
+        if loaded is None:
             with _LOAD_LOCK:
-                found = self._hold_if_loaded(served.name) or self._load(served)
-        return found
+                loaded = self._hold_if_loaded(served.name) or self._load(served)
+        return loaded
 
     def release(self, loaded: LoadedModel) -> None:
         """Undoes one ``hold``."""
@@ -116,11 +116,11 @@ class ModelPool:
 
     def _hold_if_loaded(self, name: str) -> LoadedModel | None:
         with self._lock:
-            found = self._loaded.get(name)
-            if found is not None:
-                found.users += 1
-                found.last_used = time.monotonic()
-            return found
+            loaded = self._loaded.get(name)
+            if loaded is not None:
+                loaded.users += 1
+                loaded.last_used = time.monotonic()
+            return loaded
 
     def _load(self, served: ServedModel) -> LoadedModel:
         try:
@@ -164,8 +164,8 @@ class ModelPool:
             raise
         with self._lock:
             self._loaded[served.name] = loaded
-        took = time.monotonic() - started
-        logger.info("model %s loaded in %.1f s; weights take %.2f GB", served.name, took, self.weight_bytes / 1e9)
+        seconds = time.monotonic() - started
+        logger.info("model %s loaded in %.1f s; weights take %.2f GB", served.name, seconds, self.weight_bytes / 1e9)
         return loaded
 
     def _folder(self, version: int) -> Path:

@@ -27,7 +27,7 @@ MAX_CONTEXT_TOKENS = 8192
 class Generation:
     """An answer while it is being generated. Iterate it once for its pieces, or wait for ``text()``.
 
-    The pieces joined are the model's raw answer, with unfilled placeholders. ``question`` is what the model was asked.
+    The pieces joined are the model's raw answer, with unfilled placeholders. ``question`` is the text that the model got.
     ``intent`` and ``confidence`` come from the version's own intent classifier, or from the lake's if the version has none;
     they are None without either. ``retrieved`` holds the texts in the prompt, and is None if the recipe does not retrieve.
     """
@@ -199,8 +199,8 @@ class ModelService:
         max_tokens = min(sampling.max_tokens or recipe.generation.max_new_tokens, recipe.generation.max_new_tokens)
         positions = getattr(loaded.engine.model.config, "max_position_embeddings", MAX_CONTEXT_TOKENS)  # T5 has none
         room = min(positions, MAX_CONTEXT_TOKENS) - recipe.generation.max_new_tokens
-        found = self.live_index.retrieve_for(recipe, question, intent)
-        fitted = fit_prompt(encode, earlier, found, min(recipe.trainer.max_length, room))
+        texts = self.live_index.retrieve_for(recipe, question, intent)
+        fitted = fit_prompt(encode, earlier, texts, min(recipe.trainer.max_length, room))
         prompt = fitted.encoded
         if len(prompt) > room:
             raise TooLong(len(prompt), room)

@@ -155,12 +155,12 @@ class ChatTab:
         if not question.strip():
             yield {}
             return
-        before = chatbot_messages(chat["turns"])
+        messages = chatbot_messages(chat["turns"])
         session, cancelled = str(http_request.session_hash), threading.Event()
         self._running[session] = cancelled
         idle: Updates = {self._send: gr.Button(interactive=True), self._stop: gr.Button(interactive=False)}
         yield {
-            self._messages: [*before, question_message(question), answer_message("")],
+            self._messages: [*messages, question_message(question), answer_message("")],
             self._question: "",
             self._send: gr.Button(interactive=False),
             self._stop: gr.Button(interactive=True),
@@ -182,12 +182,12 @@ class ChatTab:
                 answer += piece
                 if time.monotonic() - last_update >= _UPDATE_INTERVAL:
                     last_update = time.monotonic()
-                    yield {self._messages: [*before, question_message(question), answer_message(answer)]}
+                    yield {self._messages: [*messages, question_message(question), answer_message(answer)]}
             turns = [*chat["turns"], turn_of(request, stream.reply)]
             done: Conversation = {"id": chat["id"] or uuid4().hex, "turns": turns}
             yield {self._messages: chatbot_messages(turns), self._chat: done, **idle}
         except Exception as error:
-            yield {self._messages: before, self._question: question, **idle}
+            yield {self._messages: messages, self._question: question, **idle}
             if not isinstance(error, PipelineError):
                 raise
             show_error(error)

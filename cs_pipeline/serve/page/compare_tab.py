@@ -137,12 +137,12 @@ class CompareTab:
 
     @shows_errors
     def _judge(self, comparison: BlindComparison, rater: str, vote: str | None, *scores: int | None) -> Updates:
-        given = [score for score in scores[: len(comparison.given)] if score is not None]
-        if vote is None or len(given) < len(comparison.given):
+        rated = [score for score in scores[: len(comparison.given)] if score is not None]
+        if vote is None or len(rated) < len(comparison.given):
             raise PipelineError("Not every answer is rated yet.", "Rate each from 1 to 5, and choose the best one.")
         winner = None if vote == _TIE else _LETTERS.index(vote)
         with Feedback(self._lake) as feedback:
-            for letter, answer, score in zip(_LETTERS, comparison.given, given, strict=False):
+            for letter, answer, score in zip(_LETTERS, comparison.given, rated, strict=False):
                 feedback.rate(f"{comparison.id}-{letter}", rater, comparison.asked, answer, score)
             feedback.vote(f"{comparison.id}-vote", rater, comparison.asked, comparison.given, winner)
         answers: Updates = {

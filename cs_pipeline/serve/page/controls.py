@@ -1,4 +1,4 @@
-"""What the tabs share: templates, JavaScript, model choices, inputs, and error messages."""
+"""Shared by all tabs: templates, JavaScript, model choices, inputs, and error messages."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
