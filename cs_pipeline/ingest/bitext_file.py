@@ -42,7 +42,7 @@ def read_bitext_file(path: Path) -> pa.Table:
             if suffix is None:
                 raise PipelineError(
                     f"{path} does not end in .csv, .csv.gz or .parquet.",
-                    "Give a file of one of these types. If this file is of one, rename it.",
+                    "Give a file of one of these types. If this is one with another suffix, rename it.",
                 )
             data = file.read()
     except FileNotFoundError:

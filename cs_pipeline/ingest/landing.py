@@ -378,8 +378,8 @@ def _recognise(file: Path, incoming: Path, company: Company) -> tuple[str, _Cont
     if is_unfinished(file.name):
         raise PipelineError(f"{file} has the name of a hidden or unfinished file.", "Rename it once it is finished.")
     if problem := problem_of_name(file.name) or _problem(entry, company):
-        what, _, fix = problem.partition(": ")
-        raise PipelineError(f"{file} {what}.", f"{fix.capitalize()}.")
+        fault, _, fix = problem.partition(": ")
+        raise PipelineError(f"{file} {fault}.", f"{fix.capitalize()}.")
     try:
         content = _fetch(folder, entry, incoming, company.file_bytes)
         if content.damage:

@@ -292,9 +292,9 @@ def _translated_errors(path: str) -> Iterator[None]:
         raise UnreadableError(error_reason(error)) from error
 
 
-def _store_error(what: str, error: Exception) -> PipelineError:
+def _store_error(failure: str, error: Exception) -> PipelineError:
     fix = "Check the address in company.yaml, the credentials in the environment, and the network."
-    return PipelineError(f"{what}: {error_reason(error)}.", fix)
+    return PipelineError(f"{failure}: {error_reason(error)}.", fix)
 
 
 def error_reason(error: Exception) -> str:

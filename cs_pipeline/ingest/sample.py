@@ -132,9 +132,9 @@ class _Writer:
         match = self.rng.choice(long_words)
         word = match[0]
         while word.lower() in self.words:
-            at = self.rng.randrange(1, len(match[0]) - 1)
-            a, b = match[0][at], match[0][at + 1]
-            word = match[0][:at] + self.rng.choice([b + a, b, a + a + b]) + match[0][at + 2 :]
+            index = self.rng.randrange(1, len(match[0]) - 1)
+            a, b = match[0][index], match[0][index + 1]
+            word = match[0][:index] + self.rng.choice([b + a, b, a + a + b]) + match[0][index + 2 :]
         return text[: match.start()] + word + text[match.end() :]
 
     def answer(self, question: _Question) -> str:

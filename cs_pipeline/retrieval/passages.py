@@ -190,7 +190,7 @@ class _Splitter:
         reasons_by_passage = [article_reasons(f"{article.title}\n{text}") for text in raw]
         # A phrase that spans two passages is found in the whole article only.
         spanning = set(article_reasons("\n".join([article.title, *raw]))).difference(*reasons_by_passage)
-        pieces = [(text, [*these, *sorted(spanning)]) for text, these in zip(raw, reasons_by_passage, strict=True)]
+        pieces = [(text, [*reasons, *sorted(spanning)]) for text, reasons in zip(raw, reasons_by_passage, strict=True)]
         pieces += [(text, [INVISIBLE, *article_reasons(text)]) for text in article.invisible]
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
         seen: Counter[str] = Counter()
@@ -245,11 +245,9 @@ def _passages(title: str, paragraphs: list[Paragraph]) -> Iterator[str]:
 def _parts(text: str, limit: int) -> Iterator[str]:
     """``text`` in parts of at most ``limit`` characters, split after sentences if possible, else after words."""
     while len(text) > limit:
-        ends = (
-            [at.end() for at in sign.finditer(text[: limit + _MAX_PLACEHOLDER_CHARACTERS]) if at.end() <= limit]
-            for sign in _SPLIT_POINTS
-        )
-        end = next((places[-1] for places in ends if places), limit)
+        window = text[: limit + _MAX_PLACEHOLDER_CHARACTERS]
+        ends = ([match.end() for match in point.finditer(window) if match.end() <= limit] for point in _SPLIT_POINTS)
+        end = next((positions[-1] for positions in ends if positions), limit)
         yield text[:end].strip()
         text = text[end:].strip()
     if text:

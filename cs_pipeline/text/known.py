@@ -23,7 +23,7 @@ def find_known(text: str, known: KnownValues) -> Iterator[tuple[int, int, str]]:
     Case and accents are ignored. Parts of names are found too. Matches overlap if one value contains another.
     """
     folded = _folded(text) if known else ""
-    for placeholder, value, spelling in _wanted(known):
+    for placeholder, value, spelling in _search_values(known):
         end = 0
         while (start := folded.find(value, end)) >= 0:
             end = start + len(value)
@@ -34,24 +34,24 @@ def find_known(text: str, known: KnownValues) -> Iterator[tuple[int, int, str]]:
 def known_placeholder(value: str, known: KnownValues) -> str | None:
     """The placeholder for ``value``, None if it is not a known value."""
     folded = _folded(value)
-    return next((placeholder for placeholder, wanted, _ in _wanted(known) if wanted == folded), None)
+    return next((placeholder for placeholder, wanted, _ in _search_values(known) if wanted == folded), None)
 
 
 @lru_cache(maxsize=1024)
-def _wanted(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
+def _search_values(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
     """Placeholder, folded value and required spelling (None: any) of each value to search for, longest first.
 
     Leaves out values that a text may contain by chance: single characters, numbers of fewer than four digits, and default
     entries of a name field ("Customer", "n/a").
     """
-    wanted: dict[str, tuple[str, str | None]] = {}
+    values: dict[str, tuple[str, str | None]] = {}
     for placeholder, raw in known:
         value = unicodedata.normalize("NFC", " ".join(raw.split()))
         if len(value) < 2 or (value.isdecimal() and len(value) < 4) or _is_not_a_name(value):
             continue
         placeholders = _PARTS.get(placeholder)
         if placeholders is None or "@" in value:
-            wanted.setdefault(_folded(value), (placeholders[2] if placeholders else placeholder, None))
+            values.setdefault(_folded(value), (placeholders[2] if placeholders else placeholder, None))
             continue
         first_name, last_name, _ = placeholders
         last, _, first = value.rpartition(",")
@@ -60,13 +60,13 @@ def _wanted(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
             continue
         full_name = placeholder if len(names) > 1 else first_name
         for name in (value, " ".join(names)):
-            wanted.setdefault(_folded(name), (full_name, name if _is_also_a_word(name) else None))
+            values.setdefault(_folded(name), (full_name, name if _is_also_a_word(name) else None))
         for index, word in enumerate(names):
             part = last_name if 0 < index == len(names) - 1 else first_name
             for piece in (word.strip(".,"), *re.findall(r"[^\W\d_]+", word)):
                 if len(piece) >= 3 and not _is_not_a_name(piece):
-                    wanted.setdefault(_folded(piece), (part, piece if _is_also_a_word(piece) else None))
-    ordered = sorted(wanted.items(), key=lambda item: (-len(item[0]), item[0]))
+                    values.setdefault(_folded(piece), (part, piece if _is_also_a_word(piece) else None))
+    ordered = sorted(values.items(), key=lambda item: (-len(item[0]), item[0]))
     return tuple((placeholder, value, spelling) for value, (placeholder, spelling) in ordered)
 
 

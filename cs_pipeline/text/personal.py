@@ -104,13 +104,13 @@ class PersonalData:
         return scan.spans()
 
     def _find_emails(self, scan: "_Scan", known: KnownValues) -> None:
-        for at in re.finditer("@", scan.rest):
+        for at_sign in re.finditer("@", scan.rest):
             # The recogniser's time is quadratic in the length of its input.
-            first = max(0, at.start() - 130)
-            for result in self._email.analyze(scan.rest[first : at.end() + 256], []):
+            first = max(0, at_sign.start() - 130)
+            for result in self._email.analyze(scan.rest[first : at_sign.end() + 256], []):
                 start, end = first + result.start, first + result.end
-                if start < at.start() < end:
-                    owner = _owner(scan, start, scan.text[start : at.start()].lower() in words.DESK_ADDRESSES)
+                if start < at_sign.start() < end:
+                    owner = _owner(scan, start, scan.text[start : at_sign.start()].lower() in words.DESK_ADDRESSES)
                     placeholder = "Customer Email" if owner == "customer" else "Customer Support Email"
                     scan.take(start, end, known_placeholder(scan.text[start:end], known) or placeholder)
                     break
@@ -281,15 +281,15 @@ def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
     """
     before = words.SENTENCE_END.split(text[max(0, start - 60) : start])[-1]
     after = words.SENTENCE_END.split(text[end : end + 40])[0]
-    near: list[tuple[int, str]] = []
+    cues: list[tuple[int, str]] = []
     if precede := list(words.CUE.finditer(before)):
-        near.append((len(before) - precede[-1].end(), precede[-1][0]))
+        cues.append((len(before) - precede[-1].end(), precede[-1][0]))
     if follows := words.CUE.search(after):
-        near.append((follows.start() + 12, follows[0]))
+        cues.append((follows.start() + 12, follows[0]))
     # "It is about my order. 4412345678": bare digits may belong to the sentence before. Separators suggest a phone.
-    if not near and end - start >= 7 and text[start:end].isdecimal():
-        near = [(start - cue.end(), cue[0]) for cue in words.CUE.finditer(text, max(0, start - 120), start)]
-    gap, word = min(near, default=(0, ""))
+    if not cues and end - start >= 7 and text[start:end].isdecimal():
+        cues = [(start - cue.end(), cue[0]) for cue in words.CUE.finditer(text, max(0, start - 120), start)]
+    gap, word = min(cues, default=(0, ""))
     return words.MEANING.get(normal(word), ""), gap
 
 

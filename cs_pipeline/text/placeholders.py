@@ -79,8 +79,8 @@ def load_catalogue(path: Path) -> Catalogue:
     except ValidationError as error:
         raise PipelineError(f"{path}: {error}", "Fix the entry that the message names.") from None
     labels = {name: Placeholder(phrase=name, examples=(name,), spellings=also) for name, also in content.labels.items()}
-    if both := content.values.keys() & labels.keys():
-        raise PipelineError(f"{path}: '{min(both)}' is both a value and a label.", "Keep one of the two.")
+    if duplicates := content.values.keys() & labels.keys():
+        raise PipelineError(f"{path}: '{min(duplicates)}' is both a value and a label.", "Keep one of the two.")
     entries = content.values | labels
     names: dict[str, str] = {}
     for name, entry in entries.items():
@@ -126,7 +126,7 @@ def is_balanced(text: str) -> bool:
     """
     if "{" not in text and "}" not in text:
         return True
-    rest = _WHOLE.sub("", text)
+    rest = _COMPLETE.sub("", text)
     return "{{" not in rest and "}}" not in rest and not any(map(catalogue().name_of, _SINGLE.findall(rest)))
 
 
@@ -185,13 +185,13 @@ def _key(spelling: str) -> str:
 # A name: on one line, without braces, without a space at either end.
 _NAME = r"[^{}\s](?:[^{}\n]*[^{}\s])?"
 _PLACEHOLDER = re.compile(rf"\{{\{{[^\S\n]*({_NAME})[^\S\n]*\}}\}}")
-_WHOLE = re.compile(rf"(?<!\{{)\{{\{{{_NAME}\}}\}}(?!\}})")
+_COMPLETE = re.compile(rf"(?<!\{{)\{{\{{{_NAME}\}}\}}(?!\}})")
 _SINGLE = re.compile(rf"(?<!\{{)\{{[^\S\n]*({_NAME})[^\S\n]*\}}(?!\}})")
 
 # The characters of a label; JSON or code in braces is not fixed.
 _WORDS = r"[\w &/'’.-]*"
 _BROKEN = re.compile(
-    rf"(?<!\{{)\{{\{{[^\S\n]*(?P<whole>{_NAME})[^\S\n]*\}}\}}(?!\}})"
+    rf"(?<!\{{)\{{\{{[^\S\n]*(?P<complete>{_NAME})[^\S\n]*\}}\}}(?!\}})"
     rf"|\{{\{{(?P<label>{_WORDS}\{{\{{{_WORDS}\}}\}}{_WORDS})\}}\}}"
     rf"|(?P<open>\{{+)[^\S\n]*(?P<name>[^\W\d]{_WORDS})(?P<close>\}}+)"
     r"|\{\{(?P<unclosed>[^{}\n]+)(?=[{\n]|\Z)"
@@ -199,8 +199,8 @@ _BROKEN = re.compile(
 
 
 def _fix(match: re.Match[str]) -> str:
-    if match["whole"]:
-        return f"{{{{{match['whole']}}}}}"
+    if match["complete"]:
+        return f"{{{{{match['complete']}}}}}"
     if match["label"]:
         return _BROKEN.sub(_fix, match["label"]).strip()
     if match["name"]:
@@ -260,41 +260,41 @@ _NEAR = 80  # characters before a placeholder that are searched: more than any o
 
 
 def _generic(text: str, speaker: Speaker) -> str:
-    done, rest = "", text
+    output, rest = "", text
     while match := _PLACEHOLDER.search(rest):
-        done, rest = done + rest[: match.start()], rest[match.end() :]
+        output, rest = output + rest[: match.start()], rest[match.end() :]
         entry = catalogue().get(match[1])
         if entry is None:
-            done += match[0]
+            output += match[0]
             continue
-        done, words = done.rstrip("#$"), entry.phrase
+        output, words = output.rstrip("#$"), entry.phrase
         if entry.modifier is not None and _NOUN_FOLLOWS.match(rest):
             words = entry.modifier
-        elif not _DETERMINED.search(done[-_NEAR:]):
+        elif not _DETERMINED.search(output[-_NEAR:]):
             words = f"{_POSSESSIVES[speaker].get(entry.determiner, '')} {words}".lstrip()
             if entry.lead:
-                done = re.sub(r"(?:at|between|from|within) \Z", "", done)
-                words = words if done.endswith(f"{entry.lead} ") else f"{entry.lead} {words}"
-        if not words or _already_named(match[1]).search(done[-_NEAR:]):
-            done, rest = _cut(done, rest)
-        elif _SENTENCE_START.search(done[-_NEAR:]):
-            done += words[0].upper() + words[1:]
+                output = re.sub(r"(?:at|between|from|within) \Z", "", output)
+                words = words if output.endswith(f"{entry.lead} ") else f"{entry.lead} {words}"
+        if not words or _already_named(match[1]).search(output[-_NEAR:]):
+            output, rest = _cut(output, rest)
+        elif _SENTENCE_START.search(output[-_NEAR:]):
+            output += words[0].upper() + words[1:]
         else:
-            done += words
-    return done + rest
+            output += words
+    return output + rest
 
 
 def _stripped(text: str) -> str:
-    done, rest = "", _QUOTED.sub(_unquoted, text)
+    output, rest = "", _QUOTED.sub(_unquoted, text)
     while match := _PLACEHOLDER.search(rest):
-        done, rest = done + rest[: match.start()], rest[match.end() :]
+        output, rest = output + rest[: match.start()], rest[match.end() :]
         if match[1] not in catalogue():
-            done += match[0]
+            output += match[0]
             continue
         while (joined := _JOINED.match(rest)) and joined[1] in catalogue():
             rest = rest[joined.end() :]
-        done, rest = _cut(done, rest)
-    return done + rest
+        output, rest = _cut(output, rest)
+    return output + rest
 
 
 def _unquoted(match: re.Match[str]) -> str:

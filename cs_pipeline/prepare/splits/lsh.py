@@ -84,11 +84,11 @@ class BandIndex:
             wanted = _group_key(keys[rows][:, None], np.arange(3))
             start, end = (np.searchsorted(other_keys[order], wanted, side) for side in ("left", "right"))
             row, of_group = np.nonzero((start < end) & (found < 0))
-            at, end = start[row, of_group], end[row, of_group]
+            begin, end = start[row, of_group], end[row, of_group]
             width = 1
             while len(row):
                 # Each open search compares its next candidates in the bucket. A search ends when it has found one.
-                positions = at[:, None] + np.arange(width)
+                positions = begin[:, None] + np.arange(width)
                 inside = positions < end[:, None]
                 search, other = np.nonzero(inside)[0], others[order[positions[inside]]]
                 ours = rows[row[search]]
@@ -100,9 +100,9 @@ class BandIndex:
                         a, b = sets(int(rows[row[number]])), sets(candidate)
                         if len(a & b) >= JACCARD * len(a | b):
                             found[row[number], of_group[number]] = candidate
-                at = at + width
-                open_searches = (found[row, of_group] < 0) & (at < end)
-                row, of_group, at, end = (array[open_searches] for array in (row, of_group, at, end))
+                begin = begin + width
+                open_searches = (found[row, of_group] < 0) & (begin < end)
+                row, of_group, begin, end = (array[open_searches] for array in (row, of_group, begin, end))
                 width = max(1, min(2 * width, _MAX_PAIRS // max(1, len(row))))
         return found
 
