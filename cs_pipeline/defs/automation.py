@@ -16,7 +16,7 @@ from cs_pipeline.defs.retrieval import knowledge_base, retrieval_index
 from cs_pipeline.recipe import load_recipe
 
 MAX_ATTEMPTS = 3
-"""Runs that are started for one day's deliveries, or for one state of the articles, before a person has to step in."""
+"""Number of runs for one day's deliveries, or for one state of the articles, before a person has to fix the cause."""
 
 _UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,

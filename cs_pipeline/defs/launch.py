@@ -16,13 +16,13 @@ from cs_pipeline.core.lake import DataLake, make_folder
 from cs_pipeline.core.yaml_file import read_yaml
 
 _MAX_RETRIES = 2
-"""How often a training is started again after it was killed, so that it could not report a reason."""
+"""How often a training is started again after it was killed before it could report a reason."""
 
 _JOB_SETTINGS = ("CS_RECIPES", "MLFLOW_TRACKING_URI")
 """The settings that a cluster job gets besides CS_LAKE. No secrets: anyone who sees a job sees its environment."""
 
 _TERMINATION_SECONDS = 60
-"""How long a training may take to end after Ctrl-C; torchrun kills its processes after 30."""
+"""Seconds that a training may take to end after Ctrl-C. torchrun kills its processes after 30."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def champion(
 def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The version, loaded from MLflow as any client loads it, answers a question.
 
-    If neither its files nor the libraries have changed since an earlier check, the answer from then counts.
+    If neither its files nor the libraries have changed since the last check, the answer of that check is used.
     """
     from cs_pipeline.register.version import probe_version, version_of
 

@@ -69,7 +69,7 @@ class AdapterConfig(dg.Config):
 def adapter(
     context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, launcher: Launcher
 ) -> dg.MaterializeResult:
-    """The recipe's (Q)LoRA fine-tune. The same input is not trained on twice."""
+    """The recipe's (Q)LoRA fine-tune. It is reused if it was already trained on the same input."""
     from cs_pipeline.train.adapter import current_adapter, find_adapter
 
     trained = None if config.force else find_adapter(load_recipe(context.partition_key), lake.lake)
@@ -95,8 +95,8 @@ def adapter(
 def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The validation loss is lower after training than before.
 
-    A training that continues from the champion starts close to the minimum. There a higher loss only warns: promotion
-    compares the new version with the champion, and keeps the champion.
+    A training that continues from the champion starts close to the minimum. There a higher loss is only a warning:
+    promotion compares the new version with the champion, and keeps the champion.
     """
     from cs_pipeline.train.adapter import current_adapter
 

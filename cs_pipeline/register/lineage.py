@@ -101,7 +101,7 @@ def tree(lineage: dict[str, Any]) -> "Tree":
     from rich.tree import Tree
 
     def node(parent: Tree, text: str) -> Tree:
-        return parent.add(Text(text))  # file names may contain what rich would take for markup
+        return parent.add(Text(text))  # file names may contain rich's markup
 
     aliases = f" ({', '.join(lineage['aliases'])})" if lineage["aliases"] else ""
     root = Tree(Text(f"{MODEL} version {lineage['version']}{aliases}, recipe {lineage['recipe']}"))

@@ -1,4 +1,4 @@
-"""Figures (evaluate/decision.py) or a person choose the champion. The history records the choice, then the alias moves."""
+"""Figures (evaluate/decision.py) or a person choose the champion. The history records the choice before the alias moves."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

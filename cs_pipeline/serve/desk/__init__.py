@@ -1,1 +1,1 @@
-"""Rules that stand between a customer and a model."""
+"""The desk: rules between a customer and a model."""

@@ -174,7 +174,7 @@ class Desk:
     def stream(self, request: DeskRequest, cancelled: threading.Event | None = None) -> ReplyStream:
         """The reply in pieces. A ``Refusal`` (see ``models.jobs``) is raised here, before the first piece.
 
-        Set ``cancelled`` when nobody is waiting any more; the reply then ends with what has been generated so far.
+        Set ``cancelled`` when nobody is waiting any more; the reply then ends with the text generated so far.
         """
         return self._reply_stream(request, cancelled, streaming=True)
 

@@ -67,7 +67,7 @@ class HandoverQueue:
             pause = min(2 * pause, MAX_PAUSE) if failed else FIRST_PAUSE
 
     def _send(self, path: Path) -> bool:
-        """Tries to deliver the handover in ``path``. Returns whether it no longer waits."""
+        """Tries to deliver the handover in ``path``. Returns False if it must be sent again."""
         headers = {"Content-Type": "application/json", "Idempotency-Key": path.stem}
         try:
             # A redirect is not a delivery: following it would send a GET without the handover.

@@ -1,4 +1,4 @@
-"""Which messages this desk answers, and its reply to all others, which never reach a model.
+"""Decides which messages this desk answers. All others get a fixed reply instead of a model's answer.
 
 The rules look at words. In their first test, on messages that were not used to write them (by the same author, so the
 figures are an upper bound: ``cs_pipeline_tests/serve/desk/messages.yaml``), they held back 9 of 12 off-topic questions, 5 of

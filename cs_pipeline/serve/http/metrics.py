@@ -85,7 +85,7 @@ class RequestMetrics:
             await self._app(scope, receive, recording_send)
         finally:
             seconds = time.monotonic() - started
-            # The route's pattern, not the path: a path may contain what somebody typed.
+            # The route's pattern, not the path: a path may contain a user's text.
             route = getattr(scope.get("route"), "path", "other") or "page"
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(seconds)

@@ -158,7 +158,7 @@ class ModelService:
     ) -> Generation:
         """Queues ``question`` for ``model``, loading it if needed, and returns before there is an answer.
 
-        The prompt holds what the recipe retrieves, and the latest of the ``earlier`` turns that fit into the recipe's
+        The prompt holds the texts that the recipe retrieves, and the latest of the ``earlier`` turns that fit into its
         ``max_length``. Set ``cancelled`` when nobody is waiting any more (the client hung up, a stop button was pressed).
         Raises UnknownModel, NotReady, TooLong, Busy.
         """

@@ -43,7 +43,7 @@ _MAX_SAVED_CHATS = 20
 """Number of chats that a browser keeps."""
 
 _UPDATE_INTERVAL = 0.05
-"""Seconds between two updates of a growing answer. Nobody would see more of them, and each costs a message."""
+"""Seconds between two updates of a growing answer. Shorter ones would not be visible, and each update costs a message."""
 
 
 class ChatTab:
