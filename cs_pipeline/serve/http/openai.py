@@ -44,7 +44,7 @@ _IGNORED_VALUES: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
 }
-"""Unsupported fields, with the values that are accepted because they change nothing. So is null; other values are refused."""
+"""Unsupported fields, with the values that are accepted because they have no effect. So is null; others are refused."""
 
 
 class ContentPart(BaseModel):
