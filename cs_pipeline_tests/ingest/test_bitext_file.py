@@ -202,11 +202,11 @@ def test_a_row_with_a_wrong_number_of_fields_is_located(tmp_path: Path) -> None:
 def test_broken_parquet_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({name: [f"{n} {name}" for n in range(2000)] for name in BITEXT_COLUMNS}), path)
-    whole = path.read_bytes()
-    for data in (whole[: len(whole) // 2], b"PAR1" + whole[-8:], b"flags,instruction\n"):
+    content = path.read_bytes()
+    for data in (content[: len(content) // 2], b"PAR1" + content[-8:], b"flags,instruction\n"):
         path.write_bytes(data)
         assert "is not a valid Parquet file" in refusal(path).what
-    path.write_bytes(b"\xff" * 4000 + whole[4000:])
+    path.write_bytes(b"\xff" * 4000 + content[4000:])
     assert "is not a valid Parquet file" in refusal(path).what
 
 

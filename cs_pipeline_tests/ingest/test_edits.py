@@ -1,4 +1,4 @@
-"""What agents sent lands as the company's conversations: exactly once, even after a kill, and without personal data."""
+"""Agents' edits land as the company's conversations: exactly once, even after a kill, and without personal data."""
 
 import json
 import os

@@ -63,22 +63,22 @@ def test_if_one_file_is_not_an_article_none_is_landed(lake: DataLake, refunds: P
     table, empty = tmp_path / "tickets.csv", tmp_path / "empty.md"
     table.write_text("question,answer\n")
     empty.touch()
-    for bad, said in (
+    for bad, message in (
         (table, "is not an article"),
         (empty, "is empty"),
         (tmp_path / "gone.md", "is missing or not a file"),
     ):
-        with pytest.raises(PipelineError, match=said):
+        with pytest.raises(PipelineError, match=message):
             land_articles([refunds, bad], lake, Company())
     assert list_articles(lake, Company()) == []
 
 
 def test_the_command_lands_articles(lake: DataLake, refunds: Path) -> None:
     lake.root.mkdir()
-    place = lake.root / "elsewhere" / "knowledge"
-    place.mkdir(parents=True)
-    company_file(lake).write_text(f"landing: {place.parent}\n")
+    folder = lake.root / "elsewhere" / "knowledge"
+    folder.mkdir(parents=True)
+    company_file(lake).write_text(f"landing: {folder.parent}\n")
     result = CliRunner().invoke(app, ["land", "--knowledge", str(refunds)])
     assert result.exit_code == 0, result.output
     assert "knowledge/refunds.md: Markdown" in result.output
-    assert (place / "refunds.md").read_bytes() == refunds.read_bytes()
+    assert (folder / "refunds.md").read_bytes() == refunds.read_bytes()

@@ -1,4 +1,4 @@
-"""What is delivered from the landing folder, and when: complete files, each once, oldest first."""
+"""Deliveries from the landing folder: complete files, each once, oldest first."""
 
 import os
 import random

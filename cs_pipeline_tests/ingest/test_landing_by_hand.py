@@ -1,4 +1,4 @@
-"""Landing by command: what is copied to the landing folder, and what is refused before anything is copied."""
+"""Landing by command: files are copied to the landing folder, or all are refused before any is copied."""
 
 from pathlib import Path
 
@@ -28,10 +28,10 @@ def test_landed_files_are_recognised_and_delivered_at_once(lake: DataLake, tmp_p
         ("b.csv.gz", len(packed(CSV.upper()))),
     ]
     assert all(isinstance(one, LandedFile) and "csv" in one.format.lower() for one in landed)
-    place = lake.root / "landing"
-    assert {path.name for path in place.iterdir()} == {"a.csv", "b.csv.gz"}
+    landing = lake.root / "landing"
+    assert {path.name for path in landing.iterdir()} == {"a.csv", "b.csv.gz"}
     for file in files:
-        copy = place / file.name
+        copy = landing / file.name
         assert copy.read_bytes() == file.read_bytes()
         assert copy.stat().st_mtime_ns == file.stat().st_mtime_ns
         assert copy.stat().st_mode & 0o777 == 0o600

@@ -96,11 +96,11 @@ def test_the_next_landing_lands_what_a_killed_one_did_not(folder: Path) -> None:
     scan_landing(start, COMPANY, NOW)
 
     def check(lake: DataLake) -> None:
-        place = lake.root / "landing"
+        landing = lake.root / "landing"
         for file in files:
-            assert not (place / file.name).exists() or (place / file.name).read_bytes() == file.read_bytes()
+            assert not (landing / file.name).exists() or (landing / file.name).read_bytes() == file.read_bytes()
         land_files(files, lake, COMPANY)
-        assert {path.name for path in place.iterdir()} == {"a.csv", "b.csv.gz"}
+        assert {path.name for path in landing.iterdir()} == {"a.csv", "b.csv.gz"}
         assert kept(lake) == {}
         found = scan_landing(lake, COMPANY, LATER)
         assert sorted(delivery.name for delivery in found.taken) == ["a.csv", "b.csv.gz"]

@@ -1,4 +1,4 @@
-"""Compressed files: kept unpacked, the valid part of a damaged one too, and never more than is allowed."""
+"""Compressed files are kept unpacked, up to the size limit. Of a damaged file, the valid part is kept."""
 
 import random
 import zlib
@@ -49,8 +49,8 @@ def test_the_smallest_files_are_deliveries(lake: DataLake, data: bytes) -> None:
 
 @pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999999])
 def test_the_valid_part_of_a_truncated_gzip_is_kept(lake: DataLake, share: float) -> None:
-    whole = packed(MANY)
-    part = whole[: int(len(whole) * share)]
+    content = packed(MANY)
+    part = content[: int(len(content) * share)]
     delivery, copy = taken(lake, "tickets.csv.gz", part)
     assert copy == zlib.decompressobj(31).decompress(part), "all that can be unpacked"
     assert MANY.startswith(copy)

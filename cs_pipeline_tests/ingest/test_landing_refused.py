@@ -1,4 +1,4 @@
-"""What is refused in the landing folder, and why; and unusual names that are accepted."""
+"""Files that are refused in the landing folder, with the reason, and unusual names that are accepted."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Landing places elsewhere: an object store, a server that refuses, any other folder."""
+"""Landing folders outside the lake: in an object store, on a server, and elsewhere on this machine."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -120,8 +120,8 @@ def test_an_unsupported_address_is_reported(lake: DataLake, landing: str) -> Non
 
 
 def test_the_landing_folder_can_be_any_folder(lake: DataLake, tmp_path: Path) -> None:
-    place = tmp_path / "elsewhere" / "of exports"
-    place.mkdir(parents=True)
-    for number, landing in enumerate([str(place), "../elsewhere/of exports", f"file://{place}"]):
-        moved(lake, "aside.csv", str(number).encode()).rename(place / f"{number}.csv")
+    folder = tmp_path / "elsewhere" / "of exports"
+    folder.mkdir(parents=True)
+    for number, landing in enumerate([str(folder), "../elsewhere/of exports", f"file://{folder}"]):
+        moved(lake, "aside.csv", str(number).encode()).rename(folder / f"{number}.csv")
         assert names(scan_landing(lake, Company(landing=landing), NOW).taken) == [f"{number}.csv"]

@@ -200,9 +200,9 @@ def test_every_intent_has_several_answers_of_good_length(rows: pd.DataFrame) -> 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_text_is_a_row_of_bitext(bitext_csv: Path, seed: int) -> None:
-    def plain(texts: "pd.Series[str]") -> set[str]:
+    def normalised(texts: "pd.Series[str]") -> set[str]:
         return set(texts.str.casefold().str.replace(r"[^a-z0-9{}]+", " ", regex=True).str.strip())
 
     real, own = pd.read_csv(bitext_csv), sample_rows(seed=seed)
     for column in ("instruction", "response"):
-        assert not plain(own[column]) & plain(real[column])
+        assert not normalised(own[column]) & normalised(real[column])

@@ -1,4 +1,4 @@
-"""Tables of conversations, and near-duplicates computed the plain way, for the tests of this folder."""
+"""Helpers for the tests of prepare: tables of conversations, and near-duplicates by direct comparison."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,19 @@ from cs_pipeline.core.schema import CONVERSATION
 
 def conversations(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A table with the schema CONVERSATION of ``rows``; every field but the texts has a default."""
-    whole = [
+    complete = [
         {
             "row_id": hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()[:16],
             "source": "bitext",
             "source_file_sha256": "0" * 64,
-            "source_row": place,
+            "source_row": index,
             "category": "ORDER",
             "intent": "track_order",
             **row,
         }
-        for place, row in enumerate(rows)
+        for index, row in enumerate(rows)
     ]
-    return pa.Table.from_pylist(whole, schema=CONVERSATION)
+    return pa.Table.from_pylist(complete, schema=CONVERSATION)
 
 
 def shingle_set(text: str) -> frozenset[str]:

@@ -43,18 +43,18 @@ def test_embeddings_are_means_over_tokens_of_length_one(model: Path) -> None:
     assert vectors.shape == (3, 16)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-    tokenizer, whole = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+    tokenizer, library_model = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
     for text, vector in zip(TEXTS, vectors, strict=True):  # alone, without padding
         with torch.inference_mode():
-            mean = whole(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0).numpy()
+            mean = library_model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0].mean(0).numpy()
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
     assert Embedder(str(model)).embed([]).shape == (0, 16)
 
 
 def test_an_index_with_embeddings_searches_excludes_clusters_and_reuses_vectors(model: Path, tmp_path: Path) -> None:
     folder, tables = tmp_path / "index", {"answers": FEW, "passages": HELP}
-    made = write_index(folder, tables, Embedder(str(model)))
-    assert (made.vectorised, made.vectorizer) == (6, str(model))
+    summary = write_index(folder, tables, Embedder(str(model)))
+    assert (summary.vectorised, summary.vectorizer) == (6, str(model))
     index = RetrievalIndex.load(folder)
     [found, others] = index.answers(["where is my refund"] * 2, 4, excluded_clusters=[None, "a"])
     assert found[0].id == "row0"
@@ -63,7 +63,7 @@ def test_an_index_with_embeddings_searches_excludes_clusters_and_reuses_vectors(
     fewer = write_index(folder, tables | {"answers": FEW.slice(1)}, Embedder(str(model)))
     assert fewer.vectorised == 0
     assert write_index(folder, tables).vectorised == 6, "another vectorizer has other vectors"
-    assert write_index(folder, tables).version != made.version
+    assert write_index(folder, tables).version != summary.version
 
 
 def test_a_modified_model_is_refused(model: Path, tmp_path: Path) -> None:

@@ -30,28 +30,28 @@ from cs_pipeline.retrieval.similarity import nearest
 
 def answers(*rows: tuple[str, str, str]) -> pa.Table:
     """A table ANSWER of (cluster, question, answer)."""
-    whole = [
-        {"row_id": f"row{place}", "cluster_id": cluster, "question": question, "answer": answer, "intent": "i"}
-        for place, (cluster, question, answer) in enumerate(rows)
+    complete = [
+        {"row_id": f"row{number}", "cluster_id": cluster, "question": question, "answer": answer, "intent": "i"}
+        for number, (cluster, question, answer) in enumerate(rows)
     ]
-    return pa.Table.from_pylist(whole, schema=ANSWER)
+    return pa.Table.from_pylist(complete, schema=ANSWER)
 
 
 def passages(*rows: tuple[str, str]) -> pa.Table:
     """A table PASSAGE of (title, text), each of an article of its own."""
-    whole = [
+    complete = [
         {
-            "passage_id": f"passage{place}",
+            "passage_id": f"passage{number}",
             "path": f"{title}.md",
             "place": 0,
             "title": title,
             "text": text,
-            "address": f"https://help.example.com/{place}",
+            "address": f"https://help.example.com/{number}",
             "version": "0" * 64,
         }
-        for place, (title, text) in enumerate(rows)
+        for number, (title, text) in enumerate(rows)
     ]
-    return pa.Table.from_pylist(whole, schema=PASSAGE)
+    return pa.Table.from_pylist(complete, schema=PASSAGE)
 
 
 FEW = answers(
@@ -206,7 +206,7 @@ def test_a_changed_passage_changes_the_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["answers.parquet", "answers.windows.npy", "passages.counts.npy", "manifest.json"])
 def test_a_tampered_index_is_refused_and_rebuilt(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "index"
-    made = write_index(folder, {"answers": FEW, "passages": HELP})
+    summary = write_index(folder, {"answers": FEW, "passages": HELP})
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
@@ -215,7 +215,7 @@ def test_a_tampered_index_is_refused_and_rebuilt(tmp_path: Path, name: str) -> N
     assert "materialise 'retrieval_index' again" in raised.value.fix
     assert "refund" not in str(raised.value)
     again = write_index(folder, {"answers": FEW, "passages": HELP})
-    assert (again.version, again.vectorised) == (made.version, 6), "nothing of the tampered index is reused"
+    assert (again.version, again.vectorised) == (summary.version, 6), "nothing of the tampered index is reused"
     RetrievalIndex.load(folder)
 
 
@@ -249,8 +249,8 @@ def test_many_rows_are_searched_with_a_shortlist(tmp_path: Path, monkeypatch: py
     questions = list(dict.fromkeys(sample_rows()["instruction"]))[:2_500]
     # For one of three questions a cluster larger than the shortlist is excluded.
     rows = [
-        (f"cluster{max(0, place - 1_200)}", question, f"answer {place}")
-        for place, question in enumerate(questions[100:])
+        (f"cluster{max(0, number - 1_200)}", question, f"answer {number}")
+        for number, question in enumerate(questions[100:])
     ]
     tables = {"answers": answers(*rows), "passages": HELP}
     asked = questions[:100]
@@ -279,7 +279,7 @@ def test_an_excluded_cluster_larger_than_the_shortlist_hides_no_other(
     monkeypatch.setattr(search, "MAX_EXACT_ROWS", 500)
     monkeypatch.setattr(search, "_TRAINING_ROWS", 500)
     excluded = [("big", f"where is my refund {number}", "soon") for number in range(search.SHORTLIST + 50)]
-    others = [(f"c{place}", question, "later") for place, question in enumerate(sample_rows()["instruction"][:400])]
+    others = [(f"c{number}", question, "later") for number, question in enumerate(sample_rows()["instruction"][:400])]
     write_index(tmp_path / "index", {"answers": answers(*excluded, *others), "passages": HELP})
     [found] = RetrievalIndex.load(tmp_path / "index").answers(["where is my refund"], 2, ["big"])
     assert [one.text for one in found] == ["later", "later"]
@@ -287,7 +287,7 @@ def test_an_excluded_cluster_larger_than_the_shortlist_hides_no_other(
 
 def test_of_equal_similarities_the_first_row_is_taken() -> None:
     values = np.array([0.5, 0.9, 0.5, 0.0, 0.9, 0.5])
-    places = np.arange(6)
-    assert _best(places, values, 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]
-    assert _best(places[::-1], values[::-1], 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]
-    assert len(_best(places, values, 9)) == 5
+    rows = np.arange(6)
+    assert _best(rows, values, 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]
+    assert _best(rows[::-1], values[::-1], 3) == [(1, 0.9), (4, 0.9), (0, 0.5)]
+    assert len(_best(rows, values, 9)) == 5

@@ -1,4 +1,4 @@
-"""Which known answer goes into the prompt: the most typical one of about equally similar questions."""
+"""The choice of the known answer for the prompt: the most typical one among those of about equally similar questions."""
 
 from itertools import permutations
 

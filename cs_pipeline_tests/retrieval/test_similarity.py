@@ -19,18 +19,18 @@ def test_the_nearest_question_is_that_of_a_full_comparison(questions: list[str])
     from sklearn.metrics.pairwise import cosine_similarity
 
     asked, others = questions[:700], questions[700:]
-    places, cosines = nearest(asked, others)
+    positions, cosines = nearest(asked, others)
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit(others)
     truth = cosine_similarity(vectorizer.transform(asked), vectorizer.transform(others))
-    assert places.shape == cosines.shape == (700,)
+    assert positions.shape == cosines.shape == (700,)
     np.testing.assert_allclose(cosines, truth.max(axis=1), atol=1e-6)
-    np.testing.assert_allclose(truth[np.arange(700), places], truth.max(axis=1), atol=1e-6)
+    np.testing.assert_allclose(truth[np.arange(700), positions], truth.max(axis=1), atol=1e-6)
 
 
 def test_every_question_is_nearest_to_itself(questions: list[str]) -> None:
     order = np.random.default_rng(0).permutation(len(questions))
-    places, cosines = nearest(questions, [questions[i] for i in order])
-    assert order[places].tolist() == list(range(len(questions)))
+    positions, cosines = nearest(questions, [questions[i] for i in order])
+    assert order[positions].tolist() == list(range(len(questions)))
     np.testing.assert_allclose(cosines, 1, atol=1e-6)
     assert cosines.max() <= 1
 
@@ -41,8 +41,8 @@ def test_questions_without_common_ngrams_have_similarity_zero() -> None:
 
 
 def test_no_questions_give_empty_arrays(questions: list[str]) -> None:
-    places, cosines = nearest([], questions)
-    assert places.shape == cosines.shape == (0,)
+    positions, cosines = nearest([], questions)
+    assert positions.shape == cosines.shape == (0,)
 
 
 def test_a_random_split_holds_out_the_given_share(questions: list[str]) -> None:

@@ -47,8 +47,8 @@ def test_typos_are_tolerated(fitted: TextClassifier, questions: Texts) -> None:
     texts, labels = zip(*random.sample(list(zip(*questions, strict=True)), 200), strict=True)
     misspelt = []
     for text in texts:
-        place = random.randrange(len(text))
-        misspelt.append(text[:place] + random.choice("qxz") + text[place + 1 :])
+        index = random.randrange(len(text))
+        misspelt.append(text[:index] + random.choice("qxz") + text[index + 1 :])
     assert accuracy(fitted.predict(misspelt)[0], list(labels)) > 0.95
 
 
@@ -112,7 +112,7 @@ def test_out_of_fold_training_does_not_see_the_row() -> None:
 def test_out_of_fold_training_does_not_see_the_cluster() -> None:
     random = Random(0)
     texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=40)) for _ in range(300)]
-    clusters = [f"c{place}" for place in range(300)]
+    clusters = [f"c{index}" for index in range(300)]
     labels = [random.choice("abcd") for _ in texts]
     twice = [*texts, *(f"{text}!" for text in texts)]
     by_row, _ = out_of_fold(twice, labels * 2, twice)

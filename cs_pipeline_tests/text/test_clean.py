@@ -42,7 +42,7 @@ pieces = st.sampled_from(
 texts = st.one_of(st.lists(pieces, max_size=12).map("".join), st.text(max_size=12))
 
 
-def one(instruction: str | None = QUESTION, response: str | None = ANSWER, **fields: str | None) -> Cleaned:
+def clean_row(instruction: str | None = QUESTION, response: str | None = ANSWER, **fields: str | None) -> Cleaned:
     return clean(conversations([{"instruction": instruction, "response": response, **fields}]))
 
 
@@ -119,7 +119,7 @@ def test_normalized_text_is_in_normal_form(raw: str) -> None:
 def test_rows_that_cannot_be_used_are_set_aside_with_a_reason(
     fields: dict[str, str | None], reason: str | None
 ) -> None:
-    cleaned = one(**fields)
+    cleaned = clean_row(**fields)
     if reason is None:
         assert (cleaned.rows.num_rows, cleaned.set_aside.num_rows) == (1, 0)
     else:
@@ -188,10 +188,10 @@ maybe = st.one_of(st.none(), texts, *[texts.map(lambda text: f"{ANSWER}{text} or
 @settings(deadline=None, max_examples=80)
 @given(st.lists(st.fixed_dictionaries({"instruction": maybe, "response": maybe}), max_size=6))
 def test_every_row_is_kept_or_set_aside_and_clean_rows_do_not_change(rows: list[dict[str, str | None]]) -> None:
-    table = conversations([row | {"row_id": str(place)} for place, row in enumerate(rows)])
+    table = conversations([row | {"row_id": str(index)} for index, row in enumerate(rows)])
     cleaned = clean(table)
     kept, aside = cleaned.rows.column("row_id").to_pylist(), cleaned.set_aside.column("row_id").to_pylist()
-    assert sorted([*kept, *aside], key=int) == [str(place) for place in range(len(rows))]
+    assert sorted([*kept, *aside], key=int) == [str(index) for index in range(len(rows))]
     assert kept == sorted(kept, key=int)
     assert cleaned.set_aside.drop_columns("reason") == table.take(pa.array(map(int, aside), pa.int64()))
     for text in cleaned.rows.column("response").to_pylist():

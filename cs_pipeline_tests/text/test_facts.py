@@ -1,4 +1,4 @@
-"""Which parts of an answer are facts, and which only look like facts."""
+"""The parts of an answer that are facts, and the parts that only look like facts."""
 
 import pytest
 from hypothesis import given, settings

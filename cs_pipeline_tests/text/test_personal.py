@@ -105,7 +105,7 @@ def test_international_phone_numbers_are_found(personal: PersonalData) -> None:
         ("nobody at support@shop.example answers", "nobody at {{Customer Support Email}} answers"),
         ("your address shop@brand.example bounced", "your address {{Customer Support Email}} bounced"),
         ("jane@intranet.lan and <mailto:j.d+x@a-b.io>", "{{Customer Email}} and <mailto:{{Customer Email}}>"),
-        # Numbers: what they are is said by words and by joints
+        # Numbers: words and separators show their kind
         ("Where is order 4412345678? call me at 212 555 0147",
          "Where is order {{Order Number}}? call me at {{Customer Phone Number}}"),
         ("order 212-555-0147", "order {{Order Number}}"),
@@ -144,7 +144,7 @@ def test_international_phone_numbers_are_found(personal: PersonalData) -> None:
         ("10 Downing Street\nLondon SW1A 2AA", "{{Postal Address}}"),
         ("Gartenstraße 12, 10115 Berlin", "{{Postal Address}}"),
         ("PO Box 1234, postcode 8000", "{{Postal Address}}"),
-        # Names by what announces them
+        # Names after a word or phrase that introduces them
         ("Hi Marco, thanks", "Hi {{Person Name}}, thanks"),
         ("my name is jane doe and i am cross", "my name is {{Client Name}} and i am cross"),
         ("I spoke to Ms. Weber yesterday", "I spoke to Ms. {{Person Name}} yesterday"),
@@ -398,19 +398,19 @@ def test_torch_is_not_loaded_but_can_be_later() -> None:
 # Real texts
 
 
-def touched(personal: PersonalData, rows: pd.DataFrame) -> list[tuple[str, Counter[str]]]:
+def texts_with_personal_data(personal: PersonalData, rows: pd.DataFrame) -> list[tuple[str, Counter[str]]]:
     """The texts of ``rows`` in which something is replaced, with the placeholders."""
     columns: list[tuple[Speaker, str]] = [("customer", "instruction"), ("agent", "response")]
-    done = [(text, personal.replace(text, (), speaker)[1]) for speaker, column in columns for text in rows[column]]
-    return [(text, met) for text, met in done if met]
+    results = [(text, personal.replace(text, (), speaker)[1]) for speaker, column in columns for text in rows[column]]
+    return [(text, counts) for text, counts in results if counts]
 
 
 def test_sample_rows_contain_no_personal_data(personal: PersonalData) -> None:
-    assert touched(personal, sample_rows(810)) == []
+    assert texts_with_personal_data(personal, sample_rows(810)) == []
 
 
 def test_order_numbers_that_look_like_phones_in_real_questions(personal: PersonalData, bitext_csv: Path) -> None:
-    """Real sentences, some misspelt, with a number that could be a phone number in place of the placeholder."""
+    """Real sentences, some misspelt, with a number that looks like a phone number in place of the placeholder."""
     rng = random.Random(3)
     questions = [text for text in pd.read_csv(bitext_csv)["instruction"] if text.count("{{Order Number}}") == 1]
     placed: Counter[str] = Counter()
@@ -425,8 +425,10 @@ def test_order_numbers_that_look_like_phones_in_real_questions(personal: Persona
 
 def test_in_bitext_almost_only_numbers_are_replaced(personal: PersonalData, bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv)
-    found = touched(personal, rows)
-    numbers = [(text, met) for text, met in found if set(met) <= {"Order Number", "Invoice Number", "Tracking Number"}]
+    found = texts_with_personal_data(personal, rows)
+    numbers = [
+        (text, counts) for text, counts in found if set(counts) <= {"Order Number", "Invoice Number", "Tracking Number"}
+    ]
     assert len(numbers) > 900, "Bitext has order numbers and invoice numbers in its questions"
     assert all(re.search(r"\d{5}", text) for text, _ in numbers)
     assert (len(found) - len(numbers)) / (2 * len(rows)) < 0.002

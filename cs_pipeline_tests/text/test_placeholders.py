@@ -47,11 +47,13 @@ def balanced_texts(draw: st.DrawFn) -> str:
         lambda s: st.sampled_from([s, s.upper(), s.lower(), s.replace(" ", "_")])
     )
     names = st.one_of(known, st.sampled_from(["Warp Drive", "x/y"]))
-    plain = [
+    other_texts = [
         *("order number", "with the", "your", "a", "at", "or", "and", "my order is late", "website", "into your"),
         *(".", ",", "?", ":", "'", '"', "(", ")", "#", "$", "**", "1.", "\n", "\n\n", "  ", "{ ", " }", "'s", "é"),
     ]
-    pieces = draw(st.lists(st.one_of(names.map(lambda name: f"{{{{{name}}}}}"), st.sampled_from(plain)), max_size=12))
+    pieces = draw(
+        st.lists(st.one_of(names.map(lambda name: f"{{{name}}}}}"), st.sampled_from(other_texts)), max_size=12)
+    )
     return draw(st.sampled_from(["", " "])).join(pieces)
 
 
@@ -361,8 +363,8 @@ def test_repair_changes_ten_texts_of_bitext(bitext_csv: Path) -> None:
 def test_all_modes_work_on_bitext(bitext_csv: Path, mode: PlaceholderMode) -> None:
     for row, (speaker, text) in enumerate(bitext_texts(bitext_csv)):
         fixed = repair(text) or ""
-        done = apply(fixed, mode, speaker, str(row))
-        assert find(done) == canonical(fixed)[1]
-        assert done.count("\n") == text.count("\n")
-        assert is_balanced(done)
-        assert ('""' in done or "''" in done) <= ('""' in text or "''" in text), "quotes around nothing"
+        shown = apply(fixed, mode, speaker, str(row))
+        assert find(shown) == canonical(fixed)[1]
+        assert shown.count("\n") == text.count("\n")
+        assert is_balanced(shown)
+        assert ('""' in shown or "''" in shown) <= ('""' in text or "''" in text), "quotes around nothing"

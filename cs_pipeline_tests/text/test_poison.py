@@ -1,4 +1,4 @@
-"""Which rows are flagged as poison, and that ordinary rows are not."""
+"""Rows that are flagged as poison, and ordinary rows that are not."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Which answers no customer may read, and harmless ones that look similar."""
+"""Answers that no customer may read, and harmless answers that look similar."""
 
 from pathlib import Path
 

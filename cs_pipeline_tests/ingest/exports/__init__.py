@@ -1,4 +1,4 @@
-"""Tests of exports, and their helpers."""
+"""Tests of exports, and helpers that read a file."""
 
 from pathlib import Path
 
@@ -20,5 +20,5 @@ def records(path: Path, company: Company | None = None) -> list[Record]:
     return [item for item in read_all(path, company) if isinstance(item, Record)]
 
 
-def bads(path: Path, company: Company | None = None) -> list[BadRecord]:
+def bad_records(path: Path, company: Company | None = None) -> list[BadRecord]:
     return [item for item in read_all(path, company) if isinstance(item, BadRecord)]

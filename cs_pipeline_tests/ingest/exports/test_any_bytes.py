@@ -1,4 +1,4 @@
-"""What holds for every file, valid or not: nothing crashes, nothing is lost, redacting one record moves no other."""
+"""Properties of every file, valid or not: reading never fails, nothing is lost, and redacting a record moves no other."""
 
 import json
 from collections.abc import Callable
@@ -73,7 +73,7 @@ headed = st.builds(
 )
 
 
-def in_place(items: list[Record | BadRecord]) -> dict[int, Record | BadRecord]:
+def by_index(items: list[Record | BadRecord]) -> dict[int, Record | BadRecord]:
     found = {item.index: item for item in items}
     assert len(found) == len(items)
     assert list(found) == sorted(found)
@@ -92,17 +92,17 @@ def test_redacting_one_record_leaves_all_others(tmp_path: Path, name: str, data:
     if wide:
         data = b"\xff\xfe" + data.decode(errors="replace").encode("utf-16-le") + data[:1]
     path = written(tmp_path, name, data)
-    before = in_place(read_all(path))
-    for place in before:
+    before = by_index(read_all(path))
+    for index in before:
         path.write_bytes(data)
-        redact(format_of(name, path), path, {place})
-        after = in_place(read_all(path))
+        redact(format_of(name, path), path, {index})
+        after = by_index(read_all(path))
         # An empty file, and a list that ends where an element should follow, have nothing to redact.
-        item = before[place]
+        item = before[index]
         if isinstance(item, Record) or item.excerpt.strip("\ufffd"):
-            assert place not in after
-        assert {key: value for key, value in before.items() if key != place} == {
-            key: value for key, value in after.items() if key != place
+            assert index not in after
+        assert {key: value for key, value in before.items() if key != index} == {
+            key: value for key, value in after.items() if key != index
         }
         assert path.stat().st_size == len(data)
         assert path.stat().st_mode & 0o777 == 0o600
@@ -115,8 +115,8 @@ def test_redacting_one_record_leaves_all_others(tmp_path: Path, name: str, data:
 @often
 def test_everything_but_blanks_is_in_some_record(tmp_path: Path, name: str, data: bytes) -> None:
     path = written(tmp_path, name, data)
-    places = {item.index for item in read_all(path)}
-    redact(format_of(name, path), path, places)
+    indices = {item.index for item in read_all(path)}
+    redact(format_of(name, path), path, indices)
     assert all(isinstance(item, BadRecord) and item.excerpt == "" for item in read_all(path))
     if name in ("a.jsonl", "a.txt", "a.xyz"):
         rest = path.read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"null", b"").replace(b"\0", b"")
@@ -171,10 +171,10 @@ def test_parquet_may_be_damaged_anywhere(tmp_path: Path, data: bytes, at: float,
     table = pa.table({"question": [f"q{n}" for n in range(rows)], "answer": ["a"] * rows})
     path = tmp_path / "a.parquet"
     pq.write_table(table, path, row_group_size=7, write_page_checksum=True)
-    whole = path.read_bytes()
-    place = int(at * len(whole))
-    path.write_bytes(whole[:place] + data + whole[place + len(data) :])
-    found = in_place(read_all(path))
+    content = path.read_bytes()
+    start = int(at * len(content))
+    path.write_bytes(content[:start] + data + content[start + len(data) :])
+    found = by_index(read_all(path))
     assert found
     for item in found.values():
         if isinstance(item, Record):

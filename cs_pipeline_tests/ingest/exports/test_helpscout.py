@@ -6,7 +6,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.ingest.exports import Turn, recognise
-from cs_pipeline_tests.ingest.exports import bads, records, written
+from cs_pipeline_tests.ingest.exports import bad_records, records, written
 
 VERA = {"id": 256120, "type": "customer", "first": "Vera", "last": "Bean", "email": "vera@example.org"}
 MILO = {"id": 4004, "type": "user", "first": "Milo", "last": "Grant", "email": "milo@shop.example"}
@@ -115,5 +115,5 @@ def test_conversations_of_webhooks_are_read(tmp_path: Path) -> None:
 )
 def test_an_unusable_conversation_is_bad_with_a_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     path = written(tmp_path, "export.json", json.dumps([conversation(), conversation(**change)]).encode())
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [(1, reason)]
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [(1, reason)]
     assert len(records(path)) == 1

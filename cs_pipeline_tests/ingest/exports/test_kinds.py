@@ -25,7 +25,7 @@ from cs_pipeline.ingest.exports.records import (
 )
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import kept_copy, land_files, scan_landing
-from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
+from cs_pipeline_tests.ingest.exports import bad_records, read_all, records, written
 
 
 def chat_record(location: Location, chat: JsonObject, people: dict[str, JsonObject]) -> Record:
@@ -72,7 +72,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_registration_its_records_are_bad(tmp_path: Path) -> None:
-    assert [bad.reason for bad in bads(written(tmp_path, "chats.json", export(chat(12345, 1))))] == [
+    assert [bad.reason for bad in bad_records(written(tmp_path, "chats.json", export(chat(12345, 1))))] == [
         "its columns are not known"
     ]
 

@@ -14,7 +14,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.exports import BadRecord, Record, Turn, read, recognise
 from cs_pipeline.ingest.exports.layouts import csv_rows
 from cs_pipeline.ingest.exports.source import MAX_RECORD_BYTES, ExportBytes
-from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
+from cs_pipeline_tests.ingest.exports import bad_records, read_all, records, written
 
 PAIRS = [
     ["where is it?", "On its way.", "Größe, Øre"],
@@ -130,7 +130,7 @@ def test_a_bad_csv_row_affects_no_other_row(tmp_path: Path, row: bytes, reason: 
 def test_an_unclosed_quote_affects_only_its_line(tmp_path: Path) -> None:
     data = b'question,answer\na,b\nc,"open\n"d,e",f\ng,h\n"i",j\nk,"l\n'
     path = written(tmp_path, "rows.csv", data)
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [
         (2, "its quotes do not match"),
         (6, "its quotes do not match"),
     ]
@@ -160,7 +160,7 @@ def test_unknown_columns_are_named_with_a_fix(tmp_path: Path) -> None:
     assert "rows.csv: it is unknown" in caught.value.what
     assert "it has Frage, order no., answer." in caught.value.what
     assert "columns:\n      question: NAME" in caught.value.fix
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [
         (0, "its columns are not known"),
         (1, "its columns are not known"),
     ]
@@ -231,7 +231,7 @@ def test_json_rows_may_lack_mapped_keys(tmp_path: Path) -> None:
     company = Company(columns=Columns(question="q", answer="a", customer_email="mail"))
     path = written(tmp_path, "rows.jsonl", b'{"q": "x"}\n{"q": "y", "a": "z", "mail": "j@x.org"}\n{"a": "z"}\n')
     assert [record.subject for record in records(path, company)] == [None, "j@x.org"]
-    assert [bad.reason for bad in bads(path, company)] == ["its columns are not known"]
+    assert [bad.reason for bad in bad_records(path, company)] == ["its columns are not known"]
     assert str(recognise("rows.jsonl", path, company)) == "JSON Lines"
     with pytest.raises(PipelineError, match="it has q"):
         recognise("rows.jsonl", path, Company())
@@ -249,7 +249,10 @@ def test_a_wrong_bracket_affects_only_its_element_if_brackets_balance(tmp_path: 
     good = b'{"question": "q", "answer": "a"}'
     path = written(tmp_path, "rows.json", b"[" + good + b', {"question": "x"], ' + good + b", {}}, " + good + b"]")
     assert [record.index for record in records(path)] == [0, 2]
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [(1, "is not JSON"), (3, "the JSON breaks off here")]
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [
+        (1, "is not JSON"),
+        (3, "the JSON breaks off here"),
+    ]
 
 
 def parquet(folder: Path, **columns: Any) -> Path:
@@ -270,17 +273,20 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert (found[0].offset, found[0].length, found[0].subject) == (None, None, "12345")
     assert isinstance(found[2], Record)
     assert found[2].turns == [Turn("customer", "größer"), Turn("agent", "gut")]
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [(2, "has no question"), (4, "holds a NUL character")]
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [
+        (2, "has no question"),
+        (4, "holds a NUL character"),
+    ]
 
 
 def test_parquet_columns_of_other_types_are_bad(tmp_path: Path) -> None:
     path = parquet(tmp_path, question=["a", "b"], answer=[1, 2])
-    assert {bad.reason for bad in bads(path)} == {"its answer is not text"}
+    assert {bad.reason for bad in bad_records(path)} == {"its answer is not text"}
 
 
 def test_a_file_that_is_not_parquet_is_bad(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.parquet", b"PAR1 but no more")
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [(0, "is not valid Parquet from here on")]
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [(0, "is not valid Parquet from here on")]
     with pytest.raises(PipelineError, match="is not a valid Parquet"):
         recognise("rows.parquet", path, Company())
 
@@ -300,14 +306,14 @@ def test_a_broken_row_group_affects_no_other_row_group(tmp_path: Path) -> None:
     data[data.index(b"question 15") + 3] ^= 1
     path.write_bytes(data)
     assert [record.index for record in records(path)] == [*range(10), *range(20, 30)]
-    assert [(bad.index, bad.reason) for bad in bads(path)] == [(10, "is not valid Parquet from here on")]
+    assert [(bad.index, bad.reason) for bad in bad_records(path)] == [(10, "is not valid Parquet from here on")]
 
 
 def test_parquet_larger_than_allowed_when_unpacked_is_bad(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"question": ["a" * 1_000_000] * 10, "answer": ["b"] * 10}), path, compression="zstd")
     assert path.stat().st_size < 20_000
-    assert [bad.reason for bad in bads(path, Company(file_bytes=1_000_000))] == [
+    assert [bad.reason for bad in bad_records(path, Company(file_bytes=1_000_000))] == [
         "is larger, when unpacked, than file_bytes in company.yaml"
     ]
 

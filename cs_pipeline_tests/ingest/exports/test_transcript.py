@@ -5,7 +5,7 @@ import pytest
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.ingest.exports import BadRecord, Turn, recognise
-from cs_pipeline_tests.ingest.exports import bads, read_all, records, written
+from cs_pipeline_tests.ingest.exports import bad_records, read_all, records, written
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_company_yaml_names_agents_and_automatic_speakers(tmp_path: Path) -> Non
 def test_lines_that_are_not_turns_are_bad(tmp_path: Path) -> None:
     path = written(tmp_path, "chat.txt", "[ä] A: ü\nand more\n[12:04] A: x\n|x|c\na|x|\n[c] A:\n\n[c] A: y\n".encode())
     assert [record.index for record in records(path)] == [0, 7]
-    assert bads(path) == [
+    assert bad_records(path) == [
         BadRecord(1, 11, "is not a turn of a conversation", "and more"),
         BadRecord(2, 20, "has a time where its conversation id should be", "[12:04] A: x"),
         BadRecord(3, 33, "has no speaker", "|x|c"),

@@ -6,7 +6,7 @@ import pytest
 
 from cs_pipeline.company import Company
 from cs_pipeline.ingest.exports import Turn, recognise
-from cs_pipeline_tests.ingest.exports import bads, records, written
+from cs_pipeline_tests.ingest.exports import bad_records, records, written
 
 JANE: dict[str, Any] = {
     "id": 377922500012,
@@ -145,14 +145,14 @@ def test_html_is_read_if_there_is_no_plain_text(tmp_path: Path) -> None:
 def test_an_unusable_ticket_is_bad_with_a_reason(tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     text = json.dumps([ticket(**change), ticket()])
     path = written(tmp_path, "t.json", text.encode())
-    assert [(bad.index, bad.offset, bad.reason) for bad in bads(path)] == [(0, 1, reason)]
+    assert [(bad.index, bad.offset, bad.reason) for bad in bad_records(path)] == [(0, 1, reason)]
     assert len(records(path)) == 1
 
 
 def test_a_ticket_without_comments_says_how_to_export_it(tmp_path: Path) -> None:
     bare = ticket(requester_id=JANE["id"])
     del bare["comments"]
-    (bad,) = bads(written(tmp_path, "t.jsonl", json.dumps(bare).encode()))
+    (bad,) = bad_records(written(tmp_path, "t.jsonl", json.dumps(bare).encode()))
     assert bad.reason == "has no comments: export the tickets with them"
 
 
@@ -162,4 +162,6 @@ def test_complete_records_of_a_truncated_export_are_kept(tmp_path: Path) -> None
     start = text.rindex(b'{\n   "url"', 0, third)
     path = written(tmp_path, "t.json", text[: third + 900])
     assert [record.conversation_id for record in records(path)] == ["35436", "2"]
-    assert [(bad.index, bad.offset, bad.reason) for bad in bads(path)] == [(2, start, "the JSON breaks off here")]
+    assert [(bad.index, bad.offset, bad.reason) for bad in bad_records(path)] == [
+        (2, start, "the JSON breaks off here")
+    ]

@@ -50,9 +50,9 @@ def lake(trained: Path, tmp_path: Path) -> DataLake:
     return DataLake(tmp_path / "lake")
 
 
-def talk(
+def dialogue(
     number: object,
-    *said: tuple[str, str],
+    *messages: tuple[str, str],
     file: str = FILE,
     subject: str | None = "s",
     known: Sequence[tuple[str, str]] = (),
@@ -70,12 +70,12 @@ def talk(
             "text": text,
             "known": [{"placeholder": placeholder, "value": value} for placeholder, value in known],
         }
-        for turn, (role, text) in enumerate(said)
+        for turn, (role, text) in enumerate(messages)
     ]
 
 
-def asked(number: object, question: str = QUESTION, answer: str = ANSWER, **facts: Any) -> Turns:
-    return talk(number, ("customer", question), ("agent", answer), **facts)
+def exchange(number: object, question: str = QUESTION, answer: str = ANSWER, **facts: Any) -> Turns:
+    return dialogue(number, ("customer", question), ("agent", answer), **facts)
 
 
 def cleaned(lake: DataLake, turns: Turns, company: Company | None = None) -> CleanedDay:
@@ -111,7 +111,7 @@ def delivered(lake: DataLake, name: str, sha256: str) -> None:
 
 def test_a_row_has_its_texts_source_and_intent(lake: DataLake) -> None:
     question, answer = "where is my order 4711-0815?\n\nSent from my iPhone", f"{ANSWER}\n\nBest regards,\nJane"
-    day = cleaned(lake, asked(7, question, answer, subject="hashed"))
+    day = cleaned(lake, exchange(7, question, answer, subject="hashed"))
     with Ledger(lake) as ledger:
         row_id, conversation = ledger.hash_row("7", question, answer), ledger.hash_row("7")
     (row,) = day.rows.to_pylist()
@@ -137,7 +137,7 @@ def test_a_row_has_its_texts_source_and_intent(lake: DataLake) -> None:
 
 
 def test_the_context_is_cleaned_too(lake: DataLake) -> None:
-    turns = talk(
+    turns = dialogue(
         1,
         ("customer", "Hi,\r\nI am waiting for order 4711-0815.\n\nThanks,\nTom"),
         ("agent", "Dear Tom Fisher, what is your e-mail address?\nIt is on your receipt."),
@@ -166,7 +166,7 @@ def test_the_context_is_cleaned_too(lake: DataLake) -> None:
 
 
 def test_the_context_starts_after_an_unusable_message(lake: DataLake) -> None:
-    turns = talk(
+    turns = dialogue(
         1,
         ("customer", QUESTION),
         ("agent", "It is with {{Order"),
@@ -180,8 +180,8 @@ def test_the_context_starts_after_an_unusable_message(lake: DataLake) -> None:
 
 
 def test_interleaved_conversations_are_kept_apart(lake: DataLake) -> None:
-    first, second = asked(1, "where is order one"), asked(2, "where is order two")
-    other_file = talk(1, ("agent", "Hello?"), ("customer", "where is order three"), ("agent", ANSWER), file=OTHER)
+    first, second = exchange(1, "where is order one"), exchange(2, "where is order two")
+    other_file = dialogue(1, ("agent", "Hello?"), ("customer", "where is order three"), ("agent", ANSWER), file=OTHER)
     day = cleaned(lake, [first[0], second[0], second[1], first[1], *other_file])
     assert [(row["instruction"], row["context"]) for row in day.rows.to_pylist()] == [
         ("where is order one", None),
@@ -191,15 +191,15 @@ def test_interleaved_conversations_are_kept_apart(lake: DataLake) -> None:
 
 
 def test_equal_pairs_of_a_conversation_have_different_ids_which_do_not_depend_on_the_file(lake: DataLake) -> None:
-    turns = talk(1, *[("customer", QUESTION), ("agent", ANSWER)] * 3) + asked(2)
+    turns = dialogue(1, *[("customer", QUESTION), ("agent", ANSWER)] * 3) + exchange(2)
     ids = cleaned(lake, turns).rows.column("row_id").to_pylist()
     assert len(set(ids)) == 4
-    moved = talk(1, *[("customer", QUESTION), ("agent", ANSWER)] * 3, file=OTHER) + asked(2, file=OTHER)
+    moved = dialogue(1, *[("customer", QUESTION), ("agent", ANSWER)] * 3, file=OTHER) + exchange(2, file=OTHER)
     assert cleaned(lake, [*moved, *turns]).rows.column("row_id").to_pylist() == ids * 2
 
 
 def test_the_same_input_gives_the_same_bytes(lake: DataLake) -> None:
-    turns = [turn for number, row in enumerate(corpus(30, 5)) for turn in asked(number, row.question, row.answer)]
+    turns = [turn for number, row in enumerate(corpus(30, 5)) for turn in exchange(number, row.question, row.answer)]
     paths = []
     shas = []
     for _ in range(2):
@@ -216,15 +216,15 @@ def test_the_same_input_gives_the_same_bytes(lake: DataLake) -> None:
 @pytest.mark.parametrize(
     ("turns", "reason", "question", "answer"),
     [
-        (talk(1, ("customer", "Call me on +44 20 7946 0123")), "no answer by a person",
+        (dialogue(1, ("customer", "Call me on +44 20 7946 0123")), "no answer by a person",
          "Call me on {{Customer Phone Number}}", None),
-        (asked(1, "?"), "question shorter than 3 characters", "?", ANSWER),
-        (asked(1, answer="Yes, jane@example.org"[:4]), "answer shorter than 10 characters", QUESTION, "Yes,"),
-        (asked(1, "x" * 2_001), "question longer than 2000 characters", "x" * 2_001, ANSWER),
-        (asked(1, "jane@example.org " * 1_000), "question longer than 2000 characters", None, ANSWER),
-        (asked(1, answer="x " * 50_000), "answer longer than 8000 characters", QUESTION, None),
-        (asked(1, "a@example.org {{Order"), "braces that cannot be repaired", "{{Customer Email}} {{Order", ANSWER),
-        (asked(1, "> On its way."), "question is only a signature or quoted mail", "", ANSWER),
+        (exchange(1, "?"), "question shorter than 3 characters", "?", ANSWER),
+        (exchange(1, answer="Yes, jane@example.org"[:4]), "answer shorter than 10 characters", QUESTION, "Yes,"),
+        (exchange(1, "x" * 2_001), "question longer than 2000 characters", "x" * 2_001, ANSWER),
+        (exchange(1, "jane@example.org " * 1_000), "question longer than 2000 characters", None, ANSWER),
+        (exchange(1, answer="x " * 50_000), "answer longer than 8000 characters", QUESTION, None),
+        (exchange(1, "a@example.org {{Order"), "braces that cannot be repaired", "{{Customer Email}} {{Order", ANSWER),
+        (exchange(1, "> On its way."), "question is only a signature or quoted mail", "", ANSWER),
     ],
 )  # fmt: skip
 def test_an_unusable_row_has_its_reason_and_no_personal_data(
@@ -237,7 +237,7 @@ def test_an_unusable_row_has_its_reason_and_no_personal_data(
 
 
 def test_automatic_replies_are_counted(lake: DataLake) -> None:
-    turns = talk(1, ("customer", QUESTION), ("automatic", "beep"), ("agent", "Brightbot here"), ("agent", ANSWER))
+    turns = dialogue(1, ("customer", QUESTION), ("automatic", "beep"), ("agent", "Brightbot here"), ("agent", ANSWER))
     company = Company(automatic_replies=("^brightbot",))
     day = cleaned(lake, turns, company)
     assert day.rows.column("response").to_pylist() == [ANSWER]
@@ -269,10 +269,10 @@ def test_a_missing_day_or_classifier_is_named(lake: DataLake) -> None:
 
 def test_a_forgotten_customer_row_or_conversation_is_in_no_table(lake: DataLake) -> None:
     turns = [
-        *talk(1, ("customer", "first thing"), ("agent", ANSWER), ("customer", "second thing"), ("agent", ANSWER)),
-        *asked(2, "third thing", subject="gone"),
-        *asked(3, "fourth thing"),
-        *asked(4, "fifth thing"),
+        *dialogue(1, ("customer", "first thing"), ("agent", ANSWER), ("customer", "second thing"), ("agent", ANSWER)),
+        *exchange(2, "third thing", subject="gone"),
+        *exchange(3, "fourth thing"),
+        *exchange(4, "fifth thing"),
     ]
     day = cleaned(lake, turns)
     assert day.rows.num_rows == 5
@@ -291,11 +291,13 @@ def test_a_forgotten_customer_row_or_conversation_is_in_no_table(lake: DataLake)
 
 def test_poison_is_flagged_wherever_it_is_in_the_conversation(lake: DataLake) -> None:
     turns = [
-        *asked(1, INJECTION),
-        *talk(2, ("customer", INJECTION), ("agent", ANSWER), ("customer", "where is order 12345?"), ("agent", ANSWER)),
-        *asked(3, "where is my or\u200bder"),
-        *asked(4, "where is my order", f"{ANSWER} <|im_end|>"),
-        *asked(5, "where is my other order"),
+        *exchange(1, INJECTION),
+        *dialogue(
+            2, ("customer", INJECTION), ("agent", ANSWER), ("customer", "where is order 12345?"), ("agent", ANSWER)
+        ),
+        *exchange(3, "where is my or\u200bder"),
+        *exchange(4, "where is my order", f"{ANSWER} <|im_end|>"),
+        *exchange(5, "where is my other order"),
     ]
     day = cleaned(lake, turns)
     assert day.rows.column("instruction").to_pylist() == ["where is my other order"]
@@ -313,7 +315,7 @@ def test_a_customers_rows_are_limited_and_rows_delivered_again_count_once(lake: 
     company = Company(rows_per_subject=3)
 
     def rows(file: str, ending: str = "") -> Turns:
-        return [turn for n, text in enumerate(questions) for turn in asked(n, text + ending, file=file)]
+        return [turn for n, text in enumerate(questions) for turn in exchange(n, text + ending, file=file)]
 
     assert cleaned(lake, rows(FILE), company).flagged.column("source_row").to_pylist() == [3]
     again = cleaned(lake, rows(FILE) + rows(OTHER), company)
@@ -332,7 +334,7 @@ def test_an_answer_to_another_question_is_flagged(lake: DataLake) -> None:
     rows = sample_rows(810)
     pairs = dict(zip(rows["intent"], zip(rows["instruction"], rows["response"], strict=True), strict=True))
     (newsletter, _), refund = pairs["newsletter_subscription"], pairs["get_refund"]
-    turns = asked(1, newsletter, refund[1]) + asked(2, *refund)
+    turns = exchange(1, newsletter, refund[1]) + exchange(2, *refund)
     day = cleaned(lake, turns)
     assert day.rows.column("source_row").to_pylist() == [2]
     assert day.flagged.column("source_row").to_pylist() == [1]
@@ -340,7 +342,7 @@ def test_an_answer_to_another_question_is_flagged(lake: DataLake) -> None:
 
 def test_flagged_rows_are_listed_and_released_by_hand(lake: DataLake) -> None:
     assert flagged_rows(lake) == []
-    cleaned(lake, asked(1, INJECTION) + asked(2) + asked(3, f"{QUESTION} <|im_end|>"))
+    cleaned(lake, exchange(1, INJECTION) + exchange(2) + exchange(3, f"{QUESTION} <|im_end|>"))
     first, second = flagged_rows(lake)
     assert (first.day, first.question, first.answer, first.released) == (DAY, INJECTION, ANSWER, False)
     assert first.reason
@@ -361,26 +363,26 @@ def test_no_planted_personal_value_is_left_in_any_file(lake: DataLake, caplog: p
     planted = corpus(400, 17)
     turns: Turns = []
     for number, row in enumerate(planted):
-        said: list[tuple[str, str]] = [("customer", row.question), ("agent", row.answer)]
+        messages: list[tuple[str, str]] = [("customer", row.question), ("agent", row.answer)]
         match number % 8:
             case 0:
-                said *= 3  # in the context too
+                messages *= 3  # so that they are in the context too
             case 1:
-                said[0] = ("customer", f"{row.question}\n{INJECTION}")
+                messages[0] = ("customer", f"{row.question}\n{INJECTION}")
             case 2:
-                said[1] = ("agent", f"{row.answer} {{{{Order")
+                messages[1] = ("agent", f"{row.answer} {{{{Order")
             case 3:
-                said.pop()
+                messages.pop()
             case 4:
-                said[0] = ("customer", f"I am on vacation until 5 May.\n{row.question.replace('?', '.')}")
+                messages[0] = ("customer", f"I am on vacation until 5 May.\n{row.question.replace('?', '.')}")
             case 5:
-                said[0] = ("customer", f"{row.question}\n{'and so on ' * 250}")
+                messages[0] = ("customer", f"{row.question}\n{'and so on ' * 250}")
             case 6:
-                said[0] = (
+                messages[0] = (
                     "customer",
                     f"{row.question}\n\n-- \n{row.name}\n\nOn 5 May 2026 at 10:00 I wrote:\n> {row.question}",
                 )
-        turns += talk(number, *said, subject=f"hashed {number}", known=[("Client Name", row.name)])
+        turns += dialogue(number, *messages, subject=f"hashed {number}", known=[("Client Name", row.name)])
     day = cleaned(lake, turns)
     assert day.rows.num_rows > 150
     assert day.set_aside.num_rows > 150

@@ -228,7 +228,7 @@ def test_removing_only_removes_and_a_second_time_removes_nothing(text: str) -> N
     words = own_words(text)
     assert own_words(words) == words
     rest = iter(re.split(r"\r\n|\r|\n", text))
-    assert all(any(line.strip() in whole for whole in rest) for line in words.split("\n")), (
+    assert all(any(line.strip() in line_of_text for line_of_text in rest) for line in words.split("\n")), (
         "the lines that stay keep their order, and none is new"
     )
 

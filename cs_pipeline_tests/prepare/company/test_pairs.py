@@ -10,7 +10,7 @@ Turns = list[tuple[str, str]]
 RECEIPT = ("agent", "Your request (#4711) has been received and is being reviewed.")
 
 
-def said(turns: Turns) -> list[tuple[str, str | None, str | None]]:
+def texts_and_reasons(turns: Turns) -> list[tuple[str, str | None, str | None]]:
     """Question, answer and reason of each pair."""
     return [(p.question.text, p.answer.text if p.answer else None, p.reason) for p in pair(turns).pairs]
 
@@ -58,14 +58,14 @@ def test_an_automatic_reply_is_not_an_answer() -> None:
         ("agent", "On its way."),
         RECEIPT,
     ]
-    assert said(turns) == [("Where is it?", "On its way.", None)]
+    assert texts_and_reasons(turns) == [("Where is it?", "On its way.", None)]
     assert pair(turns).automatic == 3
     assert pair(turns).pairs[0].answer == TicketMessage("agent", "On its way.", "On its way.", (3,))
 
 
 def test_questions_before_and_after_an_automatic_reply_are_one() -> None:
     turns = [("customer", "Where is it?"), RECEIPT, ("customer", "Hello?"), ("agent", "On its way.")]
-    assert said(turns) == [("Where is it?\nHello?", "On its way.", None)]
+    assert texts_and_reasons(turns) == [("Where is it?\nHello?", "On its way.", None)]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_questions_before_and_after_an_automatic_reply_are_one() -> None:
     ],
 )
 def test_an_unusable_pair_has_its_reason(turns: Turns, expected: tuple[str, str | None, str]) -> None:
-    assert said(turns) == [expected]
+    assert texts_and_reasons(turns) == [expected]
 
 
 def test_a_customers_out_of_office_reply_is_neither_answer_nor_question() -> None:
@@ -100,7 +100,7 @@ def test_a_customers_out_of_office_reply_is_neither_answer_nor_question() -> Non
         ("customer", "The red one."),
         ("agent", "On its way."),
     ]
-    assert said(turns) == [
+    assert texts_and_reasons(turns) == [
         ("Where is it?", "Which one?\nAre you there?", None),
         ("I am on vacation until Monday.", None, "automatic reply"),
         ("The red one.", "On its way.", None),
@@ -129,21 +129,21 @@ conversations = st.lists(st.tuples(st.sampled_from(["customer", "agent", "automa
 @given(conversations)
 def test_every_customer_turn_is_in_one_pair_and_every_answer_follows_its_question(turns: Turns) -> None:
     found = pair(turns)
-    asked = [place for p in found.pairs for place in p.question.turns]
-    assert sorted(asked) == [place for place, (role, _) in enumerate(turns) if role == "customer"]
+    asked = [turn for p in found.pairs for turn in p.question.turns]
+    assert sorted(asked) == [turn for turn, (role, _) in enumerate(turns) if role == "customer"]
     for p in found.pairs:
-        _holds(p, turns)
-    answered = [place for p in found.pairs if p.answer for place in p.answer.turns]
+        _assert_consistent(p, turns)
+    answered = [turn for p in found.pairs if p.answer for turn in p.answer.turns]
     assert len(answered) == len(set(answered))
 
 
-def _holds(p: QuestionAnswer, turns: Turns) -> None:
-    assert p.question.raw == "\n".join(turns[place][1] for place in p.question.turns)
+def _assert_consistent(p: QuestionAnswer, turns: Turns) -> None:
+    assert p.question.raw == "\n".join(turns[turn][1] for turn in p.question.turns)
     assert len(p.context) <= EARLIER_MESSAGES
     assert all(message.text and message.turns[-1] < p.question.turns[-1] for message in p.context)
     if p.answer:
         assert p.question.turns[-1] < p.answer.turns[0]
-        assert {turns[place][0] for place in p.answer.turns} == {"agent"}
+        assert {turns[turn][0] for turn in p.answer.turns} == {"agent"}
         between = turns[p.question.turns[-1] + 1 : p.answer.turns[0]]
         assert all(role == "automatic" or text in (RECEIPT[1], "I am on vacation.") for role, text in between)
     if p.reason is None:

@@ -32,7 +32,7 @@ def partition(questions: Sequence[str], intents: Sequence[str]) -> set[frozenset
     return {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
 
 
-def alike_pairs(questions: Sequence[str], intents: Sequence[str]) -> set[tuple[int, int]]:
+def all_near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> set[tuple[int, int]]:
     """All near-duplicates, every row compared with every other."""
     sets = [shingle_set(question) for question in questions]
     return {
@@ -59,12 +59,12 @@ def variants(number: int, seed: int) -> tuple[list[str], list[str]]:
     questions = [" ".join(random.sample(WORDS, 6)) for _ in range(number // 4)]
     while len(questions) < number:
         text = random.choice(questions)
-        place = random.randrange(len(text))
+        index = random.randrange(len(text))
         match random.randrange(5):
             case 0:
-                text = text[:place] + random.choice("abcxyz ?") + text[place + 1 :]
+                text = text[:index] + random.choice("abcxyz ?") + text[index + 1 :]
             case 1:
-                text = text[:place] + text[place + 1 :]
+                text = text[:index] + text[index + 1 :]
             case 2:
                 text = f"{text} {random.choice(WORDS)}"
             case 3:
@@ -79,7 +79,7 @@ def variants(number: int, seed: int) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("seed", range(3))
 def test_clusters_are_the_same_as_from_comparing_all_pairs(seed: int) -> None:
     questions, intents = variants(400, seed)
-    truth = alike_pairs(questions, intents)
+    truth = all_near_duplicates(questions, intents)
     sets = [shingle_set(question) for question in questions]
     near = [len(sets[i] & sets[j]) / len(sets[i] | sets[j]) for i, j in combinations(range(400), 2)]
     assert sum(0.75 <= s < 0.8 for s in near) > 30, "the test needs pairs just below the limit"
@@ -92,7 +92,7 @@ def test_clusters_are_the_same_as_from_comparing_all_pairs(seed: int) -> None:
 @given(st.lists(st.tuples(st.text("abcAé \U0001f642", max_size=9), st.sampled_from("xy")), max_size=25))
 def test_clusters_of_arbitrary_texts(rows: list[tuple[str, str]]) -> None:
     questions, intents = [text for text, _ in rows], [intent for _, intent in rows]
-    assert partition(questions, intents) == joined(alike_pairs(questions, intents), len(rows))
+    assert partition(questions, intents) == joined(all_near_duplicates(questions, intents), len(rows))
 
 
 def test_all_rows_of_a_bucket_are_compared_with_each_other() -> None:
@@ -100,7 +100,7 @@ def test_all_rows_of_a_bucket_are_compared_with_each_other() -> None:
     rows = len(questions)
     numbers = components(connecting_pairs(Shingles.of(questions), [np.zeros(rows, dtype=np.uint64)]), rows)
     ours = {frozenset(np.flatnonzero(numbers == number).tolist()) for number in set(numbers.tolist())}
-    assert ours == joined(alike_pairs(questions, ["a"] * rows), rows)
+    assert ours == joined(all_near_duplicates(questions, ["a"] * rows), rows)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
@@ -157,4 +157,4 @@ def test_bitext_clusters_of_two_intents_are_the_same_as_from_comparing_all_pairs
         assert len(rows) > 800
         questions = [frame["instruction"][row] for row in rows]
         ours = {frozenset(np.flatnonzero(numbers[rows] == n).tolist()) for n in set(numbers[rows].tolist())}
-        assert ours == joined(alike_pairs(questions, [intent] * len(rows)), len(rows))
+        assert ours == joined(all_near_duplicates(questions, [intent] * len(rows)), len(rows))

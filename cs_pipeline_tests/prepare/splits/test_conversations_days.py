@@ -49,8 +49,8 @@ def varied(random: Random, texts: Sequence[str], count: int, first: int = 0) -> 
     for number in range(first, first + count):
         text = words(random) if random.random() < 0.2 else random.choice(pool)
         for _ in range(random.choice([0, 1, 1, 2, 3])):
-            place = random.randrange(len(text))
-            text = text[:place] + random.choice("xyz ?") + text[place + random.choice([0, 1]) :]
+            index = random.randrange(len(text))
+            text = text[:index] + random.choice("xyz ?") + text[index + random.choice([0, 1]) :]
         pool.append(text)
         answer = f"answer {random.randrange(3)}"
         rows.append(company(number, text, answer, intent=f"intent {random.randrange(4)}"))
@@ -146,7 +146,7 @@ def test_an_index_that_does_not_match_its_table_is_rebuilt(lost: str, lake: Data
         lake.table("prepare", "conversations_set_aside").unlink()
         lake.table("prepare", "conversations").unlink()
     joined = join_conversations(lake)
-    whole = content(lake)
+    expected = content(lake)
     assert_sound(lake, joined)
     land(lake, *last)
     assert_sound(lake, join_conversations(lake))
@@ -155,7 +155,7 @@ def test_an_index_that_does_not_match_its_table_is_rebuilt(lost: str, lake: Data
         lake.table("prepare", path).unlink()
     lake.table("prepare", f"clean_interactions/{last[0]}").unlink()
     join_conversations(lake)
-    assert content(lake) == whole
+    assert content(lake) == expected
 
 
 def test_forgotten_and_superseded_rows_are_left_out(lake: DataLake) -> None:

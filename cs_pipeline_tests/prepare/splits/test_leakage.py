@@ -25,8 +25,8 @@ def random_rows(seed: int) -> list[dict[str, Any]]:
     rows = []
     for number in range(250):
         text = random.choice(pool)
-        place = random.randrange(len(text) + 1)
-        text = text[:place] + random.choice(["", "", "x", "Y ", "\U0001f642"]) + text[place:]
+        index = random.randrange(len(text) + 1)
+        text = text[:index] + random.choice(["", "", "x", "Y ", "\U0001f642"]) + text[index:]
         pool.append(text)
         row = {"row_id": str(number), "source": random.choice(["bitext", "company"]), "instruction": text}
         name = random.choice(["train", "train", "validation", "test"])
@@ -58,11 +58,11 @@ def test_if_there_are_too_many_rows_the_latest_day_and_a_sample_are_compared(mon
     question = {"instruction": "where is my order, please", "intent": "a"}
     rows = [{**question, "row_id": "held out", "source": "company", "split": "test", "delivered_on": date(2026, 11, 1)}]
     rows += [{**question, "row_id": f"bitext {i}", "source": "bitext", "split": "train"} for i in range(20)]
-    for place in range(40):
-        day = date(2026, 11, 1 + place // 30)
-        rows.append({**question, "row_id": f"{place:03}", "source": "company", "split": "train", "delivered_on": day})
+    for index in range(40):
+        day = date(2026, 11, 1 + index // 30)
+        rows.append({**question, "row_id": f"{index:03}", "source": "company", "split": "train", "delivered_on": day})
     Random(0).shuffle(rows)
-    expected = [f"bitext {i}" for i in range(20)] + [f"{place:03}" for place in (*range(10), *range(30, 40))]
+    expected = [f"bitext {i}" for i in range(20)] + [f"{index:03}" for index in (*range(10), *range(30, 40))]
     assert sorted(found for _, found in find_leaks(conversations(rows))) == sorted(expected)
     monkeypatch.setattr(leakage, "MAX_COMPANY_ROWS", 40)
     assert len(find_leaks(conversations(rows))) == 60

@@ -13,8 +13,8 @@ def questions(seed: int, number: int = 300) -> list[str]:
     texts = ["", "where is it", "i would like to cancel the order that i made", "a refund of the last invoice please"]
     while len(texts) < number:
         text = random.choice(texts)
-        place = random.randrange(len(text) + 1)
-        text = text[:place] + random.choice(["", "x", " y", "Zz"]) + text[place + random.choice([0, 0, 1]) :]
+        row_number = random.randrange(len(text) + 1)
+        text = text[:row_number] + random.choice(["", "x", " y", "Zz"]) + text[row_number + random.choice([0, 0, 1]) :]
         texts.append(random.choice([text, text, text.upper()]))
     return texts
 
@@ -22,7 +22,7 @@ def questions(seed: int, number: int = 300) -> list[str]:
 def indexed(texts: list[str]) -> BandIndex:
     index = BandIndex.empty(len(texts))
     for part in np.array_split(np.arange(len(texts)), 2):
-        index.add(part, [texts[place] for place in part])
+        index.add(part, [texts[row_number] for row_number in part])
     return index
 
 
@@ -31,9 +31,9 @@ def assert_finds_all(index: BandIndex, texts: list[str], rows: np.ndarray, group
     found = index.near_duplicates(rows, group, texts)
     sets = [shingle_set(text) for text in texts]
     for row, places in zip(rows.tolist(), found.tolist(), strict=True):
-        for number, place in enumerate(places):
+        for number, row_number in enumerate(places):
             others = [i for i in range(len(texts)) if group[i] == number and are_near_duplicates(sets[row], sets[i])]
-            assert place in others if others else place == -1
+            assert row_number in others if others else row_number == -1
 
 
 @pytest.mark.parametrize("seed", range(3))

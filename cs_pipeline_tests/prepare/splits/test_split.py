@@ -44,30 +44,30 @@ def assignments(table: pa.Table) -> dict[str, tuple[str, str]]:
     return {row: (cluster, name) for row, cluster, name in zip(*columns, strict=True)}
 
 
-def reasons(done: Split) -> dict[str, str]:
+def reasons(result: Split) -> dict[str, str]:
     """instruction → reason."""
-    aside = done.set_aside
+    aside = result.set_aside
     return dict(zip(aside.column("instruction").to_pylist(), aside.column("reason").to_pylist(), strict=True))
 
 
-def assert_sound(table: pa.Table, done: Split) -> None:
+def assert_sound(table: pa.Table, result: Split) -> None:
     """Rows are complete and disjoint, only cluster and split changed, clusters are whole, every intent is in every split."""
-    check_schema(done.rows, CONVERSATION, "rows")
-    check_schema(done.set_aside, SET_ASIDE, "set aside")
-    kept, aside = done.rows.column("row_id").to_pylist(), done.set_aside.column("row_id").to_pylist()
+    check_schema(result.rows, CONVERSATION, "rows")
+    check_schema(result.set_aside, SET_ASIDE, "set aside")
+    kept, aside = result.rows.column("row_id").to_pylist(), result.set_aside.column("row_id").to_pylist()
     assert len(kept) + len(aside) == len({*kept, *aside}) == table.num_rows
     assert {*kept, *aside} == set(table.column("row_id").to_pylist())
-    for part in (done.rows, done.set_aside):
+    for part in (result.rows, result.set_aside):
         raw = {row["row_id"]: row for row in table.to_pylist()}
         for row in part.to_pylist():
             changed = {name for name in CONVERSATION.names if row[name] != raw[row["row_id"]][name]}
             assert changed <= {"cluster_id", "split"}
-    assert done.set_aside.column("split").null_count == done.set_aside.num_rows
+    assert result.set_aside.column("split").null_count == result.set_aside.num_rows
     split_of_cluster: dict[str, str] = {}
-    for cluster, name in assignments(done.rows).values():
+    for cluster, name in assignments(result.rows).values():
         assert name in SPLITS
         assert split_of_cluster.setdefault(cluster, name) == name
-    assert (split_counts(done.rows) > 0).all(axis=None)
+    assert (split_counts(result.rows) > 0).all(axis=None)
 
 
 def assert_no_leak(table: pa.Table) -> None:
@@ -82,18 +82,18 @@ def assert_no_leak(table: pa.Table) -> None:
 def test_a_first_split_is_sound_and_stratified() -> None:
     rows = random_rows()
     table = conversations(rows)
-    done = split(table, before=None)
-    assert done.set_aside.num_rows == 0
-    assert_sound(table, done)
-    assert_no_leak(done.rows)
-    assert done.rows.column("source_row").to_pylist() == list(range(len(rows))), "the order of the file is kept"
-    counts = split_counts(done.rows)
+    result = split(table, before=None)
+    assert result.set_aside.num_rows == 0
+    assert_sound(table, result)
+    assert_no_leak(result.rows)
+    assert result.rows.column("source_row").to_pylist() == list(range(len(rows))), "the order of the file is kept"
+    counts = split_counts(result.rows)
     assert counts.columns.tolist() == ["train", "validation", "test"]
     assert counts.index.tolist() == ["intent 0", "intent 1", "intent 2"]
     for name in ("test", "validation"):
         assert (abs(counts[name] - 0.05 * counts.sum(axis=1)) <= 1).all()
     clusters = Counter(row["response"].rsplit(" ", 1)[0] for row in rows)
-    assert sorted(Counter(cluster for cluster, _ in assignments(done.rows).values()).values()) == sorted(
+    assert sorted(Counter(cluster for cluster, _ in assignments(result.rows).values()).values()) == sorted(
         clusters.values()
     )
 
@@ -107,12 +107,12 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
 
 def test_the_order_of_the_file_does_not_matter() -> None:
     # The same content has the same row_id wherever it is; two of these rows are duplicates of others.
-    rows = [{"row_id": f"{place:04}", **row} for place, row in enumerate(random_rows())]
-    rows += [{**rows[place], "row_id": f"{place:04}-again", "flags": "Q"} for place in (3, 30)]
-    done = split(conversations(rows), before=None)
+    rows = [{"row_id": f"{index:04}", **row} for index, row in enumerate(random_rows())]
+    rows += [{**rows[index], "row_id": f"{index:04}-again", "flags": "Q"} for index in (3, 30)]
+    result = split(conversations(rows), before=None)
     moved = split(conversations(list(reversed(rows))), before=None)
-    assert assignments(moved.rows) == assignments(done.rows)
-    assert moved.set_aside.num_rows == done.set_aside.num_rows == 2
+    assert assignments(moved.rows) == assignments(result.rows)
+    assert moved.set_aside.num_rows == result.set_aside.num_rows == 2
 
 
 def test_the_split_is_the_same_in_every_release() -> None:
@@ -133,8 +133,8 @@ def test_a_second_run_changes_nothing() -> None:
 def test_rows_keep_their_split_when_others_come_and_go(seed: int, first: set[int]) -> None:
     rows = random_rows(seed, intents=2, clusters=30)
     table = conversations(rows)
-    some = table.take(sorted(place for place in first if place < len(rows)))
-    others = table.take([place for place in range(len(rows)) if place % 3])
+    some = table.take(sorted(index for index in first if index < len(rows)))
+    others = table.take([index for index in range(len(rows)) if index % 3])
     before = split(some, before=None)
     now = split(others, before=before.rows)
     assert_no_leak(now.rows)
@@ -157,15 +157,15 @@ def test_a_new_variant_joins_its_cluster_and_the_rest_fills_the_shares() -> None
     before = split(table, before=None).rows
     variants = [{**row, "instruction": f"{row['instruction']}!", "response": "another answer"} for row in rows[:50]]
     more = conversations([*rows, *variants, *random_rows(seed=1)])
-    done = split(more, before)
-    assert_sound(more, done)
-    assert_no_leak(done.rows)
-    now = assignments(done.rows)
+    result = split(more, before)
+    assert_sound(more, result)
+    assert_no_leak(result.rows)
+    now = assignments(result.rows)
     assert now.items() >= assignments(before).items()
     ids = more.column("row_id").to_pylist()
-    for place, variant in enumerate(ids[len(rows) : len(rows) + 50]):
-        assert now[variant] == now[ids[place]]
-    counts = split_counts(done.rows)
+    for index, variant in enumerate(ids[len(rows) : len(rows) + 50]):
+        assert now[variant] == now[ids[index]]
+    counts = split_counts(result.rows)
     for name in ("test", "validation"):
         assert (abs(counts[name] - 0.05 * counts.sum(axis=1)) <= 4).all(), "off by the largest cluster at most"
 
@@ -190,19 +190,19 @@ def a_table_before(left: str, right: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(("left", "right"), [("train", "test"), ("validation", "test"), ("test", "train")])
 def test_a_new_row_between_two_splits_is_set_aside(left: str, right: str) -> None:
     before = a_table_before(left, right)
-    done = split(conversations([*before, {"instruction": BETWEEN, "response": "an answer"}]), conversations(before))
-    assert reasons(done) == {BETWEEN: NEAR_TWO_SPLITS}
-    assert assignments(done.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
+    result = split(conversations([*before, {"instruction": BETWEEN, "response": "an answer"}]), conversations(before))
+    assert reasons(result) == {BETWEEN: NEAR_TWO_SPLITS}
+    assert assignments(result.rows) == {row["row_id"]: (row["cluster_id"], row["split"]) for row in before}
 
 
 @pytest.mark.parametrize("name", sorted(SPLITS))
 def test_a_new_row_between_two_clusters_of_one_split_joins_that_split(name: str) -> None:
     before = a_table_before(name, name)
     new = {"row_id": "new", "instruction": BETWEEN, "response": "an answer"}
-    done = split(conversations([*before, new]), conversations(before))
-    assert done.set_aside.num_rows == 0
-    assert assignments(done.rows)["new"] == ("left", name)
-    assert assignments(done.rows)["already " + SAME] == ("right", name)
+    result = split(conversations([*before, new]), conversations(before))
+    assert result.set_aside.num_rows == 0
+    assert assignments(result.rows)["new"] == ("left", name)
+    assert assignments(result.rows)["already " + SAME] == ("right", name)
 
 
 @pytest.mark.parametrize("different", [1, 2])
@@ -212,11 +212,11 @@ def test_an_intent_with_too_few_questions_is_set_aside(different: int) -> None:
         {"instruction": f"{text}{'?' * i}", "response": f"{i}", "intent": "rare"} for text in texts for i in range(4)
     ]
     table = conversations([*random_rows(), *few])
-    done = split(table, before=None)
-    assert_sound(table, done)
-    assert set(reasons(done).values()) == {TOO_FEW}
-    assert set(done.set_aside.column("intent").to_pylist()) == {"rare"}
-    assert done.set_aside.num_rows == len(few)
+    result = split(table, before=None)
+    assert_sound(table, result)
+    assert set(reasons(result).values()) == {TOO_FEW}
+    assert set(result.set_aside.column("intent").to_pylist()) == {"rare"}
+    assert result.set_aside.num_rows == len(few)
 
 
 def test_three_clusters_are_enough_even_if_one_is_large() -> None:
@@ -232,11 +232,11 @@ def test_an_intent_that_has_lost_a_split_is_set_aside() -> None:
     before = split(table, before=None).rows
     frame = pd.DataFrame({"intent": before.column("intent").to_pylist(), "split": before.column("split").to_pylist()})
     lost = (frame["intent"] == "intent 1") & (frame["split"] == "test")
-    done = split(before.filter(pa.array(~lost)), before)
-    assert set(done.set_aside.column("intent").to_pylist()) == {"intent 1"}
-    assert set(reasons(done).values()) == {TOO_FEW}
-    assert split_counts(done.rows).index.tolist() == ["intent 0", "intent 2"]
-    assert done.rows.num_rows == (frame["intent"] != "intent 1").sum()
+    result = split(before.filter(pa.array(~lost)), before)
+    assert set(result.set_aside.column("intent").to_pylist()) == {"intent 1"}
+    assert set(reasons(result).values()) == {TOO_FEW}
+    assert split_counts(result.rows).index.tolist() == ["intent 0", "intent 2"]
+    assert result.rows.num_rows == (frame["intent"] != "intent 1").sum()
 
 
 def test_exact_duplicates_are_set_aside() -> None:
@@ -247,21 +247,21 @@ def test_exact_duplicates_are_set_aside() -> None:
         {**rows[1], "response": "another answer"},
     ]
     table = conversations([*rows, *again])
-    done = split(table, before=None)
-    assert_sound(table, done)
-    assert done.set_aside.column("reason").to_pylist() == [DUPLICATE] * 2
-    kept = [(row["instruction"].lower(), row["response"]) for row in done.rows.to_pylist()]
+    result = split(table, before=None)
+    assert_sound(table, result)
+    assert result.set_aside.column("reason").to_pylist() == [DUPLICATE] * 2
+    kept = [(row["instruction"].lower(), row["response"]) for row in result.rows.to_pylist()]
     assert len(kept) == len(set(kept)) == len(rows) + 1
 
 
 @pytest.mark.parametrize("new_id", ["0", "z"])
 def test_of_duplicates_the_one_that_has_a_split_stays(new_id: str) -> None:
-    rows = [{"row_id": f"m{place}", **row} for place, row in enumerate(random_rows())]
+    rows = [{"row_id": f"m{index}", **row} for index, row in enumerate(random_rows())]
     before = split(conversations(rows), before=None).rows
     copies = [{**row, "row_id": f"{new_id}{row['row_id']}"} for row in rows]
-    done = split(conversations([*copies, *rows]), before)
-    assert assignments(done.rows) == assignments(before)
-    assert done.set_aside.num_rows == len(rows)
+    result = split(conversations([*copies, *rows]), before)
+    assert assignments(result.rows) == assignments(before)
+    assert result.set_aside.num_rows == len(rows)
 
 
 def test_rows_of_another_source_do_not_depend_on_the_earlier_split() -> None:
@@ -270,9 +270,9 @@ def test_rows_of_another_source_do_not_depend_on_the_earlier_split() -> None:
 
 
 def test_an_empty_table_is_split() -> None:
-    done = split(CONVERSATION.empty_table(), before=None)
-    assert done.rows.num_rows == done.set_aside.num_rows == 0
-    check_schema(done.rows, CONVERSATION, "rows")
+    result = split(CONVERSATION.empty_table(), before=None)
+    assert result.rows.num_rows == result.set_aside.num_rows == 0
+    check_schema(result.rows, CONVERSATION, "rows")
 
 
 # assign_splits()
@@ -337,7 +337,7 @@ def test_the_bitext_split_has_no_near_duplicates_across_splits(split_bitext: Spl
     pairs = 0
     for _, rows in frame.groupby("intent"):
         sets = [shingle_set(question) for question in rows["instruction"]]
-        number = {window: place for place, window in enumerate(sorted(set().union(*sets)))}
+        number = {window: index for index, window in enumerate(sorted(set().union(*sets)))}
         ends = np.cumsum([0, *map(len, sets)])
         columns = [number[window] for windows in sets for window in windows]
         matrix = csr_array((np.ones(len(columns), dtype=np.int32), columns, ends), shape=(len(sets), len(number)))

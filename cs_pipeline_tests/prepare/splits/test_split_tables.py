@@ -162,15 +162,15 @@ def test_test_questions_are_compared_with_a_limited_number_of_training_questions
     np.testing.assert_allclose(test.column("nearest_train_similarity").to_numpy(), cosines, rtol=1e-6)
 
 
-def test_what_is_computed_of_bitext_is_computed_once(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
+def test_predictions_of_bitext_rows_are_computed_once(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
     view = bitext_predictions(bitext_only)
     lake = DataLake(tmp_path)
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
     assert bitext_predictions(lake).equals(view)
     path = lake.table("prepare", "bitext_predictions")
-    made = path.stat().st_mtime_ns, file_sha256(path)
+    written = path.stat().st_mtime_ns, file_sha256(path)
     assert bitext_predictions(lake).equals(view)
-    assert (path.stat().st_mtime_ns, file_sha256(path)) == made
+    assert (path.stat().st_mtime_ns, file_sha256(path)) == written
     fewer = splits.slice(100)
     lake.write("prepare", "bitext_splits", fewer, CONVERSATION)
     again = bitext_predictions(lake)
