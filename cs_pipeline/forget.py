@@ -5,7 +5,7 @@ interruption, the same call does the rest.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +38,8 @@ class Affected:
 
     ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the texts of those rows, which systems may
     have copied in answers to other questions. ``records`` are the record indices in the kept copy of each delivery,
-    ``tables`` the affected rows per table, ``feedback`` the ids of judgements and of agents' edits. ``reports`` quote rows,
-    ``handovers`` are conversations that were handed over, ``versions`` are the models trained on one of the rows.
+    ``feedback`` the ids of judgements and of agents' edits. ``handovers`` are conversations that were handed over, ``versions``
+    the models trained on one of the rows. ``tables`` has the number of affected rows per table. ``reports`` quote rows.
     """
 
     subjects: frozenset[str]
@@ -47,11 +47,11 @@ class Affected:
     rows: frozenset[str]
     answers: frozenset[str]
     records: dict[Delivery, set[int]]
-    tables: dict[Path, int]
     feedback: frozenset[str]
-    reports: list[Path]
     handovers: list[Path]
     versions: list[int]
+    tables: dict[Path, int] = field(default_factory=dict)
+    reports: list[Path] = field(default_factory=list)
 
     def summary(self) -> list[str]:
         """Lines for the user: what will be removed, and what the pipeline does not touch."""
@@ -100,7 +100,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     ]
     versions = _trained_versions(lake, rows, subjects)
     answers = _training_answers(lake, rows)
-    affected = Affected(subjects, conversations, rows, answers, records, {}, feedback, [], handovers, versions)
+    affected = Affected(subjects, conversations, rows, answers, records, feedback, handovers, versions)
     tables = {
         path: count for path in _company_tables(lake) if (count := int(_affected_rows(path, lake, affected)[1].sum()))
     }
