@@ -38,8 +38,8 @@ class Affected:
 
     ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the texts of those rows, which systems may
     have copied in answers to other questions. ``records`` are the record indices in the kept copy of each delivery,
-    ``feedback`` the ids of judgements and of agents' edits. ``handovers`` are conversations that were handed over, ``versions``
-    the models trained on one of the rows. ``tables`` has the number of affected rows per table. ``reports`` quote rows.
+    ``feedback`` the ids of judgements and of agents' edits. ``handovers`` are conversations that were handed over,
+    ``versions`` are models trained on one of the rows. ``tables`` has the affected rows per table. ``reports`` quote rows.
     """
 
     subjects: frozenset[str]
