@@ -57,7 +57,7 @@ class LiveIndex:
         index = self.index()
         if index is None:
             raise NotReady(
-                "This model needs the retrieval index, which is missing.",
+                "This model needs the retrieval index, which is missing or damaged.",
                 "Materialise 'retrieval_index'.",
                 _RETRY_AFTER,
             )

@@ -140,6 +140,6 @@ class AssistTab:
         with Feedback(self._lake) as feedback:
             feedback.agent_edit(ticket.id, agent, ticket.text, answer, ticket.drafts, picked, customer)
         return {
-            self._note: '<p class="saved">Saved. It will join the company\'s conversations and be cleaned like them.</p>',
+            self._note: '<p class="saved">Saved. Without personal data, it will join the company\'s conversations.</p>',
             self._sent: gr.Button(interactive=False),
         }
