@@ -1,1 +1,1 @@
-"""Benchmarks: side by side, in one run (README.md)."""
+"""Benchmarks that run their arms in turn, in one run; see README.md."""

@@ -1,10 +1,10 @@
-"""Generation in batches ordered by length, in batches in the order of the questions, and one by one.
+"""Generation in batches ordered by length, in unordered batches, and one by one.
 
     python -m bench.answers [--recipe embedded] [--questions 256] [--rounds 3] [--write]
 
 It uses the recipe's trained model in the lake (CS_LAKE, by default the project's), so run ``make demo`` first. Decoding is
 greedy, and a batch takes as long as its longest answer. In float32 all three arms must give the same texts. In half
-precision sums over a batch are rounded differently, and the number of differing answers is reported.
+precision, rounding depends on the batch, so the number of differing answers is reported instead.
 """
 
 from collections.abc import Callable
@@ -27,9 +27,9 @@ def measure(
 ) -> dict[str, Any]:
     """Runs the arms on the first test questions of ``lake``. Raises AssertionError if their texts differ in float32."""
     rows = lake.read("prepare", "test_split").slice(0, questions)
-    # The split is ordered by intent; customers are not.
+    # Shuffled, because the split is ordered by intent and customers' questions are not.
     rows = rows.take(np.random.default_rng(0).permutation(rows.num_rows)).to_pydict()
-    asked, intents = rows["instruction"], rows["predicted_intent"]
+    texts, intents = rows["instruction"], rows["predicted_intent"]
 
     def model(batch_size: int) -> SupportModel:
         generation = recipe.generation.model_copy(update={"per_device_eval_batch_size": batch_size})
@@ -38,25 +38,25 @@ def measure(
     batched, single = model(BATCH), model(1)
 
     def answer(model: SupportModel, start: int, end: int) -> list[Answer]:
-        return model.answer(asked[start:end], intents[start:end], [()] * len(asked[start:end]))
+        return model.answer(texts[start:end], intents[start:end], [()] * len(texts[start:end]))
 
     def unordered() -> list[Answer]:
-        parts = (answer(batched, start, start + BATCH) for start in range(0, len(asked), BATCH))
+        parts = (answer(batched, start, start + BATCH) for start in range(0, len(texts), BATCH))
         return [one for part in parts for one in part]
 
     arms: dict[str, Callable[[], list[Answer]]] = {
-        "ordered": lambda: answer(batched, 0, len(asked)),
+        "ordered": lambda: answer(batched, 0, len(texts)),
         "unordered": unordered,
-        "one by one": lambda: answer(single, 0, len(asked)),
+        "one by one": lambda: answer(single, 0, len(texts)),
     }
     ran = in_turn(arms, rounds)
-    texts = {name: [one.text for one in arm.computed[-1]] for name, arm in ran.items()}
-    differ = sum(len(set(same)) > 1 for same in zip(*texts.values(), strict=True))
-    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(asked)} answers depend on the batch"
+    answers = {name: [one.text for one in arm.computed[-1]] for name, arm in ran.items()}
+    differ = sum(len(set(of_arms)) > 1 for of_arms in zip(*answers.values(), strict=True))
+    assert not differ or compute_dtype().itemsize < 4, f"{differ} of {len(texts)} answers depend on the batch"
     tokens = sum(one.tokens for one in ran["ordered"].computed[-1])
     return {
         "recipe": recipe.name,
-        "questions": len(asked),
+        "questions": len(texts),
         "batch": BATCH,
         "tokens": tokens,
         "texts_that_differ": differ,
@@ -79,15 +79,15 @@ def main() -> None:
     lake = DataLake.default()
     folder = current_adapter(given.recipe, lake).folder
     recipe = read_recipe(folder / "recipe.yaml")
-    about = machine("peft", "torch", "transformers")
+    conditions = machine("peft", "torch", "transformers")
     base = Path(find_base(recipe, lake).path)
-    result = about | measure(recipe, base, folder, lake, given.questions, given.rounds)
+    result = conditions | measure(recipe, base, folder, lake, given.questions, given.rounds)
     table = Table("answers", "median s", "tokens/s", "times as long", title=f"{result['questions']} questions")
-    times = {"unordered": result["unordered_to_ordered"], "one by one": result["one_by_one_to_ordered"]}
+    ratios = {"unordered": result["unordered_to_ordered"], "one by one": result["one_by_one_to_ordered"]}
     for name, arm in result["arms"].items():
-        ratios = times.get(name)
-        shown = f"{ratios['clock']:.2f} (processor {ratios['processor']:.2f})" if ratios else "1"
-        table.add_row(name, f"{arm['median']:.1f}", f"{arm['tokens_per_second']:,.0f}", shown)
+        of_arm = ratios.get(name)
+        times = f"{of_arm['clock']:.2f} (CPU time {of_arm['processor']:.2f})" if of_arm else "1"
+        table.add_row(name, f"{arm['median']:.1f}", f"{arm['tokens_per_second']:,.0f}", times)
     report("answers", result, table, given.write)
 
 

@@ -1,4 +1,4 @@
-"""Base models with random weights in the shape of published models: speed does not depend on the values of the weights."""
+"""Base models in the shape of published ones, with random weights: speed does not depend on the values of the weights."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def published_shape(repo: str) -> dict[str, Any]:
-    """The shape in the config.json of ``repo``."""
+    """The config.json of ``repo``, as far as it describes the model's shape."""
     shape: dict[str, Any] = read_yaml(SHAPES_FILE)[repo]["config"]
     return shape
 
@@ -20,9 +20,10 @@ def published_shape(repo: str) -> dict[str, Any]:
 def random_base(
     folder: Path, shape: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", dtype: "torch.dtype | None" = None
 ) -> Path:
-    """Saves a causal model of ``shape`` with ``tokenizer`` in ``folder``; the model may have more embeddings than tokens.
+    """Saves a causal model of ``shape`` with ``tokenizer`` in ``folder``.
 
-    ``dtype`` is the type of the weights; None: the type this machine computes in.
+    The model may have more embeddings than the tokenizer has tokens. ``dtype`` is the type of the weights; None: the type
+    that this machine computes in.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,9 +1,9 @@
 """Model FLOPs utilisation (MFU) of a training run.
 
-Chowdhery et al. 2022 (PaLM, arXiv 2204.02311, appendix B): the operations that the model needs for its training tokens,
-divided by the operations that the hardware could have done in that time. Padding and recomputation by gradient checkpointing
-do not count. Only operations on weights are counted (``train/plan/estimate.py``); attention scores add about one percent at
-a few hundred tokens per row.
+MFU is the number of operations that the model needs for its training tokens, divided by the number that the hardware could
+have done in that time (Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B). Padding and recomputation by gradient
+checkpointing do not count. Only operations on weights are counted (``train/plan/estimate.py``); attention scores would add
+about one percent at a few hundred tokens per row.
 """
 
 from typing import Any
@@ -23,10 +23,11 @@ PEAK = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""Dense bfloat16 operations per second with float32 accumulation, by a part of CUDA's device name; the first match counts.
+"""Dense bfloat16 operations per second with float32 accumulation. The keys are parts of CUDA's device names; the first match
+counts.
 
-From NVIDIA's data sheets (which show twice as much where they count structured sparsity); the two GeForce cards are from
-the Ada and the GA102 architecture white papers.
+The figures are from NVIDIA's data sheets (which show twice as much where they count structured sparsity), those of the two
+GeForce cards from the white papers on the Ada and GA102 architectures.
 """
 
 
@@ -40,6 +41,6 @@ def utilisation(recipe: Recipe, shape: dict[str, Any], tokens_per_second: float,
     """MFU at ``tokens_per_second``, padding excluded; None if the peak is unknown."""
     if peak is None:
         return None
-    plain = recipe.trainer.model_copy(update={"gradient_checkpointing": False})
-    needed = estimate(recipe.model_copy(update={"trainer": plain}), shape, 2, "cuda").operations
+    trainer = recipe.trainer.model_copy(update={"gradient_checkpointing": False})
+    needed = estimate(recipe.model_copy(update={"trainer": trainer}), shape, 2, "cuda").operations
     return needed * tokens_per_second / peak

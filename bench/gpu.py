@@ -4,9 +4,9 @@
     python -m bench.gpu --toy
 
 The model has the published shape and random weights, and the rows are generated: nothing is downloaded. Each training arm
-changes one thing of the previous arm; all arms train on the same tokens and start at the same loss. The benchmark also
-measures the memory of TRL's fused loss against full logits, and generation in batches against one by one. ``--toy`` runs
-everything at a size for a CPU; that shows that it works and says nothing about speed.
+changes one setting of the previous arm; all arms train on the same tokens and start at the same loss. The benchmark also
+compares TRL's fused loss with full logits, in memory and time, and generation in batches with generation one by one.
+``--toy`` runs everything on a CPU, at a small size: a test of the benchmark, not a measurement.
 """
 
 import gc
@@ -38,14 +38,14 @@ PLAIN = "plain TRL, published settings"
 STEPS: dict[str, dict[str, Any]] = {
     "ours, published settings": {},
     "… without gradient checkpointing": {"gradient_checkpointing": False},
-    "… four rows at once, not one": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
-    "… in bfloat16, not NF4": {"quantization": "none"},
+    "… micro-batches of four rows instead of one": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+    "… in bfloat16 instead of NF4": {"quantization": "none"},
     "… packed": {"packing": True},
-    "… 32 rows a step, not four": {"per_device_train_batch_size": 32},
+    "… 32 rows per step instead of four": {"per_device_train_batch_size": 32},
 }
-"""What each training arm changes compared with the previous one."""
+"""The settings that each training arm changes, compared with the previous one."""
 
-TOY = {
+TOY_SHAPE = {
     "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -55,12 +55,12 @@ TOY = {
     "vocab_size": 600,
     "tie_word_embeddings": False,
 }
-CLOSE = 0.02
-"""Maximum relative difference of the loss before training: NF4 rounds the weights."""
+MAX_LOSS_DIFFERENCE = 0.02
+"""Maximum relative difference of the arms' losses before training: NF4 rounds the weights."""
 
 
 class Bench:
-    """A lake of sample rows, a base with random weights, and the arms; all files are in ``folder``."""
+    """A lake with sample rows, a base with random weights, and the arms. All files are in ``folder``."""
 
     def __init__(self, folder: Path, shape: dict[str, Any], rows: int) -> None:
         self.folder, self.shape = folder, shape
@@ -71,7 +71,7 @@ class Bench:
         self.runs = 0
 
     def recipe(self, **changes: Any) -> Recipe:
-        """The published settings with ``changes``; 8-bit AdamW needs a GPU."""
+        """The published settings with ``changes``. Without a GPU, plain AdamW replaces 8-bit AdamW."""
         trainer = {
             "num_train_epochs": 1,
             "learning_rate": 3e-4,
@@ -97,11 +97,11 @@ class Bench:
     def recipes(self) -> dict[str, Recipe]:
         """The recipe of each arm. Plain TRL has the same recipe as ours with the published settings."""
         changes: dict[str, Any] = {}
-        found = {PLAIN: self.recipe()}
+        recipes = {PLAIN: self.recipe()}
         for name, change in STEPS.items():
             changes |= change
-            found[name] = self.recipe(**changes)
-        return found
+            recipes[name] = self.recipe(**changes)
+        return recipes
 
     def ours(self, recipe: Recipe) -> dict[str, Any]:
         """The figures of a training run with ``recipe``."""
@@ -128,7 +128,7 @@ class Bench:
             examples = training_rows(recipe, self.lake, chat, split).examples
             splits[split] = Dataset.from_list([{"input_ids": e.input_ids, "labels": e.labels} for e in examples])
         model = load_base(self.base, recipe.quantization)
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer turns it on
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)  # the trainer enables it
         trainer = SFTTrainer(
             model=model,
             processing_class=chat.tokenizer,
@@ -176,20 +176,20 @@ class Bench:
         recipes = self.recipes()
 
         def arm(name: str) -> dict[str, Any]:
-            _forget_peak()
+            _reset_peak()
             return (self.plain if name == PLAIN else self.ours)(recipes[name])
 
-        ran = in_turn({name: partial(arm, name) for name in recipes}, rounds, warm=0)
+        ran = in_turn({name: partial(arm, name) for name in recipes}, rounds, warmup_rounds=0)
         figures = {name: arm.computed for name, arm in ran.items()}
         tokens = {round(run["tokens_per_second"] * run["seconds"]) for runs in figures.values() for run in runs}
         assert max(tokens) - min(tokens) <= 1, f"the arms trained on different numbers of tokens: {tokens}"
         losses = [run["validation_loss_before"] for runs in figures.values() for run in runs]
-        assert max(losses) / min(losses) - 1 < CLOSE, f"the arms start at different losses: {losses}"
+        assert max(losses) / min(losses) - 1 < MAX_LOSS_DIFFERENCE, f"the arms start at different losses: {losses}"
         peak = peak_of(_device())
-        told: dict[str, Any] = {}
+        arms: dict[str, Any] = {}
         for name, runs in figures.items():
             rate = statistics.median(run["tokens_per_second"] for run in runs)
-            told[name] = {
+            arms[name] = {
                 "tokens_per_second": rate,
                 "of_all_rounds": [run["tokens_per_second"] for run in runs],
                 "utilisation": utilisation(recipes[name], self.shape, rate, peak),
@@ -201,7 +201,7 @@ class Bench:
                 "real_token_share": runs[-1]["real_token_share"],
                 "packed": runs[-1]["packing"],
             }
-        return {"tokens": tokens.pop(), "peak_operations_per_second": peak, "arms": told}
+        return {"tokens": tokens.pop(), "peak_operations_per_second": peak, "arms": arms}
 
     def loss(self, rows: int, length: int, rounds: int) -> dict[str, Any]:
         """Memory and time of a forward and backward pass with TRL's fused loss and with full logits."""
@@ -213,7 +213,7 @@ class Bench:
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(self.shape["vocab_size"], (rows, length), generator=random).to(model.device)
 
-        def whole() -> Any:
+        def full() -> Any:
             logits = model(input_ids=ids).logits[:, :-1].float()
             return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
@@ -221,39 +221,39 @@ class Bench:
             return model(input_ids=ids, labels=ids, fused_lm_head=True).loss
 
         def step(loss_of: Callable[[], Any]) -> dict[str, float]:
-            _forget_peak()
+            _reset_peak()
             with torch.autocast(ids.device.type, torch.bfloat16, enabled=_on_gpu()):
                 loss = loss_of()
             loss.backward()
             model.zero_grad()
             return {"loss": loss.item(), "peak_memory_gib": _peak_gib()}
 
-        arms = in_turn({"whole logits": lambda: step(whole), "fused": lambda: step(fused)}, rounds)
+        arms = in_turn({"full logits": lambda: step(full), "fused": lambda: step(fused)}, rounds)
         losses = {name: arm.computed[-1]["loss"] for name, arm in arms.items()}
-        assert abs(losses["fused"] / losses["whole logits"] - 1) < 1e-3, f"the losses differ: {losses}"
+        assert abs(losses["fused"] / losses["full logits"] - 1) < 1e-3, f"the losses differ: {losses}"
         return {
             "rows": rows,
             "length": length,
             "arms": {name: arm.facts() | arm.computed[-1] for name, arm in arms.items()},
-            "whole_to_fused": ratio(arms["whole logits"], arms["fused"]),
+            "full_to_fused": ratio(arms["full logits"], arms["fused"]),
         }
 
 
 def measure(folder: Path, shape: dict[str, Any], rows: int, rounds: int) -> dict[str, Any]:
-    """Runs all parts. Raises AssertionError if two arms do not compute the same."""
+    """Runs all parts. Raises AssertionError if the results of two arms differ too much."""
     import datasets
 
     quiet_libraries()
     datasets.disable_progress_bars()
     bench = Bench(folder, shape, rows)
     toy = not _on_gpu()
-    fast = bench.recipes()[list(STEPS)[-1]]
+    fastest = bench.recipes()[list(STEPS)[-1]]
     return {
         "device": _device(),
-        "optimizer": fast.trainer.optim,
+        "optimizer": fastest.trainer.optim,
         "training": bench.training(rounds),
         "loss": bench.loss(*((2, 32) if toy else (8, 512)), rounds),
-        "answers": answers.measure(fast, bench.base, None, bench.lake, 8 if toy else 64, rounds),
+        "answers": answers.measure(fastest, bench.base, None, bench.lake, 8 if toy else 64, rounds),
     }
 
 
@@ -269,7 +269,7 @@ def _device() -> str:
     return torch.cuda.get_device_name() if _on_gpu() else "CPU"
 
 
-def _forget_peak() -> None:
+def _reset_peak() -> None:
     import torch
 
     gc.collect()
@@ -290,24 +290,26 @@ def tables(result: dict[str, Any]) -> list[Table]:
     training = Table(
         "training", "tokens/s", "times the previous one", "utilisation", "peak GiB", title=result["device"]
     )
-    before = None
+    previous = None
     for name, arm in result["training"]["arms"].items():
         rate, share = arm["tokens_per_second"], arm["utilisation"]
         if "packed" in name and not arm["packed"]:
-            name += " (not: FlashAttention does not run here)"
-        times = "" if before is None else f"{rate / before:.2f}"
-        used = "not known" if share is None else f"{share:.1%}"
+            name += " (padded, because FlashAttention is not available)"
+        times = "" if previous is None else f"{rate / previous:.2f}"
+        used = "unknown" if share is None else f"{share:.1%}"
         training.add_row(name, f"{rate:,.0f}", times, used, f"{arm['peak_memory_gib']:.1f}")
-        before = rate
+        previous = rate
     loss = Table(
         "loss", "median s", "peak GiB", title=f"{result['loss']['rows']} rows of {result['loss']['length']} tokens"
     )
     for name, arm in result["loss"]["arms"].items():
         loss.add_row(name, f"{arm['median']:.3f}", f"{arm['peak_memory_gib']:.2f}")
-    written = Table("answers", "median s", "tokens/s", title=f"{result['answers']['texts_that_differ']} texts differ")
+    generation = Table(
+        "answers", "median s", "tokens/s", title=f"{result['answers']['texts_that_differ']} texts differ"
+    )
     for name, arm in result["answers"]["arms"].items():
-        written.add_row(name, f"{arm['median']:.2f}", f"{arm['tokens_per_second']:,.0f}")
-    return [training, loss, written]
+        generation.add_row(name, f"{arm['median']:.2f}", f"{arm['tokens_per_second']:,.0f}")
+    return [training, loss, generation]
 
 
 def main() -> None:
@@ -315,17 +317,17 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("--model", default="microsoft/Phi-3-mini-4k-instruct")
     parser.add_argument("--rows", type=int, default=320)
-    parser.add_argument("--toy", action="store_true", help="a size for a CPU")
+    parser.add_argument("--toy", action="store_true", help="a small size that also runs on a CPU")
     given = parser.parse_args()
     if not (given.toy or _on_gpu()):
-        parser.error("there is no CUDA GPU here; --toy shows on a CPU that it works")
+        parser.error("this machine has no CUDA GPU; --toy tests the benchmark on a CPU")
     if given.toy and given.write:
-        parser.error("--toy measures nothing that is worth keeping")
+        parser.error("--toy measures no speed, so its result is not saved; leave out --write")
     packages = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
-    about = machine(*packages) | {"model": "toy" if given.toy else given.model}
-    shape, rows = (TOY, 40) if given.toy else (published_shape(given.model), given.rows)
+    conditions = machine(*packages) | {"model": "toy" if given.toy else given.model}
+    shape, rows = (TOY_SHAPE, 40) if given.toy else (published_shape(given.model), given.rows)
     with tempfile.TemporaryDirectory(prefix="bench-gpu-") as folder:
-        result = about | measure(Path(folder), shape, rows, 1 if given.toy else given.rounds)
+        result = conditions | measure(Path(folder), shape, rows, 1 if given.toy else given.rounds)
     *first, last = tables(result)
     for table in first:
         Console().print(table)

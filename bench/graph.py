@@ -1,10 +1,10 @@
-"""The overhead of the Dagster graph per step, over the functions that it calls, in process.
+"""The overhead per step of running the assets' functions in the Dagster graph, in process.
 
     python -m bench.graph [--recipe smoke] [--rounds 5] [--write]
 
-It runs the full pipeline on the sample rows in a new lake: once from scratch, then ``--rounds`` times with nothing left
-to do. The function of each asset and check is timed inside the measured run; the rest of the run's wall time is Dagster's,
-including its event log and metadata. Training has its own process and counts as the asset's function.
+It runs the full pipeline on the sample rows in a new lake: once from scratch, then ``--rounds`` times with everything up to
+date. The function of each asset and check is timed inside the run; the rest of the run's wall-clock time is Dagster's
+overhead, including its event log and metadata. Training has its own process and counts as the asset's function.
 """
 
 import functools
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench.side_by_side import arguments, machine, report
 
-MOST = 0.15
+MAX_OVERHEAD = 0.15
 """Maximum overhead of the graph, in seconds per step."""
 
 
@@ -35,19 +35,19 @@ class Stopwatch:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        started, used = time.perf_counter(), time.process_time()
+        started, cpu_started = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             self.seconds += time.perf_counter() - started
-            self.processor += time.process_time() - used
+            self.processor += time.process_time() - cpu_started
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """``function``, timed. A generator is timed while it runs, not while it waits."""
         if inspect.isgeneratorfunction(function):
 
             @functools.wraps(function)
-            def steps(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            def generate(*args: Any, **kwargs: Any) -> Iterator[Any]:
                 results = function(*args, **kwargs)
                 while True:
                     with self.running():
@@ -56,41 +56,41 @@ class Stopwatch:
                         return
                     yield result
 
-            return steps
+            return generate
 
         @functools.wraps(function)
-        def whole(*args: Any, **kwargs: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             with self.running():
                 return function(*args, **kwargs)
 
-        return whole
+        return call
 
 
 @contextmanager
-def watched(job: dg.JobDefinition) -> Iterator[Stopwatch]:
-    """Times the functions of all assets and checks of ``job``."""
+def time_functions(job: dg.JobDefinition) -> Iterator[Stopwatch]:
+    """Times the functions of all assets and checks of ``job`` within the context."""
     stopwatch = Stopwatch()
     operations: list[Any] = list(job.graph.node_defs)
-    plain = [operation._compute_fn for operation in operations]
-    for operation, compute in zip(operations, plain, strict=True):
-        operation._compute_fn = compute._replace(decorated_fn=stopwatch.timed(compute.decorated_fn))
+    originals = [operation._compute_fn for operation in operations]
+    for operation, original in zip(operations, originals, strict=True):
+        operation._compute_fn = original._replace(decorated_fn=stopwatch.timed(original.decorated_fn))
     try:
         yield stopwatch
     finally:
-        for operation, compute in zip(operations, plain, strict=True):
-            operation._compute_fn = compute
+        for operation, original in zip(operations, originals, strict=True):
+            operation._compute_fn = original
 
 
 def measure(job: dg.JobDefinition, recipe: str, home: Path, rounds: int) -> dict[str, Any]:
-    """Runs ``job`` for the partition ``recipe`` once, then ``rounds`` times again, on a Dagster instance in ``home``."""
+    """Runs ``job`` for the partition ``recipe`` once, then ``rounds`` more times, on a Dagster instance in ``home``."""
     home.mkdir(parents=True)
     runs = []
     with dg.DagsterInstance.local_temp(str(home), {"telemetry": {"enabled": False}}) as instance:
         for _ in range(rounds + 1):
-            with watched(job) as stopwatch:
-                started, used = time.perf_counter(), time.process_time()
+            with time_functions(job) as stopwatch:
+                started, cpu_started = time.perf_counter(), time.process_time()
                 result = job.execute_in_process(instance=instance, partition_key=recipe)
-                wall, processor = time.perf_counter() - started, time.process_time() - used
+                wall, processor = time.perf_counter() - started, time.process_time() - cpu_started
             steps = sum(event.is_step_success for event in result.all_events)
             runs.append(
                 {
@@ -109,7 +109,7 @@ def measure(job: dg.JobDefinition, recipe: str, home: Path, rounds: int) -> dict
             name: statistics.median(run[name] for run in runs[1:])
             for name in ("above_per_step", "processor_above_per_step")
         },
-        "most": MOST,
+        "most": MAX_OVERHEAD,
     }
 
 
@@ -120,21 +120,19 @@ def main() -> None:
     given = parser.parse_args()
     from cs_pipeline.definitions import defs
 
-    about = machine("dagster", "dagster-webserver")
+    conditions = machine("dagster", "dagster-webserver")
     with tempfile.TemporaryDirectory(prefix="bench-graph-") as folder:
         os.environ |= {"CS_LAKE": str(Path(folder, "lake")), "CS_BITEXT": "sample"}
         job = defs.resolve_job_def("support_model")
-        result = about | measure(job, given.recipe, Path(folder, "dagster"), given.rounds)
-    title = "the graph above its functions, per step"
+        result = conditions | measure(job, given.recipe, Path(folder, "dagster"), given.rounds)
+    title = f"overhead of the graph per step; at most {MAX_OVERHEAD} s"
     table = Table("run", "steps", "wall s", "functions s", "overhead s", "CPU overhead s", title=title)
     for name, run in [("first", result["first"]), *((f"again {i + 1}", run) for i, run in enumerate(result["again"]))]:
-        told = (run[key] for key in ("above_per_step", "processor_above_per_step"))
-        spent = (run[key] for key in ("wall", "functions"))
-        table.add_row(
-            name, str(run["steps"]), *(f"{value:.2f}" for value in spent), *(f"{value:.3f}" for value in told)
-        )
-    median = (result[key] for key in ("above_per_step", "processor_above_per_step"))
-    table.add_row("median again", f"at most {MOST}", "", "", *(f"{value:.3f}" for value in median))
+        times = (f"{run[key]:.2f}" for key in ("wall", "functions"))
+        overheads = (f"{run[key]:.3f}" for key in ("above_per_step", "processor_above_per_step"))
+        table.add_row(name, str(run["steps"]), *times, *overheads)
+    medians = (f"{result[key]:.3f}" for key in ("above_per_step", "processor_above_per_step"))
+    table.add_row("median again", "", "", "", *medians)
     report("graph", result, table, given.write)
 
 

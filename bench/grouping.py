@@ -2,10 +2,10 @@
 
     python -m bench.grouping [FILE] [--rows 1500] [--epochs 2] [--rounds 3] [--write]
 
-FILE holds rows in the Bitext schema; without it the sample rows are used, whose lengths differ less. Both arms fine-tune all
+FILE is a CSV in the Bitext schema; without it the sample rows are used, whose lengths differ less. Both arms fine-tune all
 weights of the embedded base with the recipes' trainer, collator and loss; only the assignment of rows to micro-batches
-differs. Before training, both must give the same loss for the same rows and weights. From random weights they end
-differently: 3.90 grouped and 3.12 random after 3 epochs at the base's own learning rate.
+differs. Before training, both must give the same loss for the same rows and weights. If training starts from random weights,
+the losses differ: 3.90 grouped and 3.12 random after 3 epochs at the base's own learning rate.
 """
 
 import tempfile
@@ -26,9 +26,9 @@ from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
 from cs_pipeline.train.trainer.batches import Batches, data_loader
 
-BATCH, LONGEST, RATE = 16, 512, 1e-3
-CLOSE = 0.03
-"""Maximum relative difference of the validation loss: the arms see the same rows in a different order."""
+BATCH, MAX_TOKENS, LEARNING_RATE = 16, 512, 1e-3
+MAX_LOSS_DIFFERENCE = 0.03
+"""Maximum relative difference of the arms' validation losses after training: they see the rows in a different order."""
 
 
 class RandomBatches(Batches):
@@ -50,7 +50,9 @@ class Bench:
         tenth = len(rows) // 10
         texts = transcripts(rows["instruction"][tenth:].tolist(), rows["response"][tenth:].tolist())
         self.tokenizer = _tokenizer(texts, base.vocab_size)
-        self.validation, self.train = (encode(part, self.tokenizer, LONGEST) for part in (rows[:tenth], rows[tenth:]))
+        self.validation, self.train = (
+            encode(part, self.tokenizer, MAX_TOKENS) for part in (rows[:tenth], rows[tenth:])
+        )
         self.tokens = sum(map(len, self.train))
         self._base, _ = _train(self.tokenizer, _blocks(self.tokenizer, texts, base), base, lambda line: None)
 
@@ -81,8 +83,8 @@ class Bench:
                 tokens += supervised
         return nll / tokens
 
-    def trained(self, kind: str) -> Any:
-        """Trains the model on batches of ``kind`` and returns it."""
+    def trained_model(self, kind: str) -> Any:
+        """The model after training on batches of ``kind``."""
         from datasets import Dataset
         from transformers import PrinterCallback
         from trl.trainer.sft_config import SFTConfig
@@ -98,7 +100,7 @@ class Bench:
                 output_dir=str(self.folder / "trainer"),
                 num_train_epochs=self.epochs,
                 warmup_steps=20,
-                learning_rate=RATE,
+                learning_rate=LEARNING_RATE,
                 per_device_train_batch_size=BATCH,
                 activation_checkpointing=False,
                 max_length=None,
@@ -118,7 +120,7 @@ class Bench:
 
 
 def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, folder: Path) -> dict[str, Any]:
-    """Runs both arms. Raises AssertionError if they do not compute the same."""
+    """Runs both arms. Raises AssertionError if their losses differ too much, or do not fall."""
     from cs_pipeline.llm.model import quiet_libraries
 
     quiet_libraries()
@@ -126,11 +128,12 @@ def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, fo
     start = bench.model()
     before = {kind: bench.loss(start, kind, bench.validation) for kind in KINDS}
     assert abs(before["grouped"] - before["random"]) < 1e-4, f"different losses for the same rows: {before}"
-    arms = in_turn({kind: partial(bench.trained, kind) for kind in KINDS}, rounds)
+    arms = in_turn({kind: partial(bench.trained_model, kind) for kind in KINDS}, rounds)
     after = {kind: bench.loss(arm.computed[-1], "grouped", bench.validation) for kind, arm in arms.items()}
-    assert abs(after["grouped"] / after["random"] - 1) < CLOSE, f"the arms end at different losses: {after}"
-    assert max(after.values()) < before["grouped"], f"nothing was learned: {before}, {after}"
-    padded = {kind: sum(b["input_ids"].numel() for b in bench.collated(kind, bench.train)) for kind in KINDS}
+    difference = abs(after["grouped"] / after["random"] - 1)
+    assert difference < MAX_LOSS_DIFFERENCE, f"the arms end at different losses: {after}"
+    assert max(after.values()) < before["grouped"], f"the validation loss did not fall: {before}, {after}"
+    computed = {kind: sum(b["input_ids"].numel() for b in bench.collated(kind, bench.train)) for kind in KINDS}
     return {
         "rows": len(rows),
         "epochs": epochs,
@@ -139,7 +142,7 @@ def measure(rows: pd.DataFrame, epochs: int, rounds: int, base: EmbeddedBase, fo
             kind: arm.facts()
             | {
                 "tokens_per_second": epochs * bench.tokens / arm.median,
-                "real_token_share": bench.tokens / padded[kind],
+                "real_token_share": bench.tokens / computed[kind],
                 "validation_loss": after[kind],
             }
             for kind, arm in arms.items()
@@ -156,10 +159,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--epochs", type=int, default=2)
     given = parser.parse_args()
-    about = machine("torch", "transformers", "trl") | {"file": given.file and given.file.name}
+    conditions = machine("torch", "transformers", "trl") | {"file": given.file and given.file.name}
     rows = read_rows(given.file, given.rows)
     with tempfile.TemporaryDirectory(prefix="bench-grouping-") as folder:
-        result = about | measure(rows, given.epochs, given.rounds, EmbeddedBase(source="embedded"), Path(folder))
+        result = conditions | measure(rows, given.epochs, given.rounds, EmbeddedBase(source="embedded"), Path(folder))
     table = Table(
         "batches", "tokens/s", "real tokens", "loss after", title=f"{given.epochs} epochs of {given.rows:,} rows"
     )
@@ -168,7 +171,7 @@ def main() -> None:
             kind, f"{arm['tokens_per_second']:,.0f}", f"{arm['real_token_share']:.1%}", f"{arm['validation_loss']:.3f}"
         )
     times = result["times_as_fast"]
-    table.add_row("ratio", f"{times['clock']:.2f} (processor {times['processor']:.2f})", "", "")
+    table.add_row("ratio", f"{times['clock']:.2f} (CPU time {times['processor']:.2f})", "", "")
     report("grouping", result, table, given.write)
 
 

@@ -5,8 +5,8 @@
 It generates a company's raw conversations, one percent per day, prepares all but the last day, and then measures
 
 - landing: the last day is cleaned and joined to the existing rows; the splits are written and checked;
-- full rebuild: every table of prepare from the raw rows of both sources, in a lake without prepare. Cleaning a day
-  depends only on that day, so each day is cleaned once, its time is counted, and the cleaned days are carried over.
+- full rebuild: every table of the stage is built from the raw rows of both sources, in a new lake. Cleaning a day depends
+  only on that day, so each day is cleaned only once: its table is copied and its time is counted.
 
 Both must end with the same tables.
 """
@@ -45,10 +45,10 @@ from cs_pipeline.prepare.splits.split_tables import write_split
 from cs_pipeline.text.clean import clean
 
 DAYS = 100
-MOST = 0.05
+MAX_RATIO = 0.05
 """Maximum cost of landing one percent, as a share of a full rebuild."""
 
-# Additions to the questions, so that few are equal: the slots are filled with made-up words and digits.
+# Sentences added to the questions, so that few are equal: the slots are filled with made-up words and digits.
 DETAILS = [
     "It is about the {word} {word} in {word}.",
     "I bought the {word} {digit} weeks ago in your shop in {word}.",
@@ -60,41 +60,18 @@ DETAILS = [
 ]
 
 
-def made(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
+def generated_days(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
     """``rows`` raw conversations of one question and one answer, spread over DAYS days: (day, INTERACTION table)."""
     rng = random.Random(seed)
     sample = sample_rows(max(270, min(rows // 10, 60_000)), seed=1)
     pairs = list(zip(sample["instruction"], sample["response"], strict=True))
-    onsets = [
-        "b",
-        "br",
-        "d",
-        "f",
-        "fl",
-        "g",
-        "h",
-        "j",
-        "k",
-        "l",
-        "m",
-        "n",
-        "p",
-        "r",
-        "s",
-        "sh",
-        "st",
-        "t",
-        "tr",
-        "v",
-        "z",
-    ]
-    codas = ["", "l", "m", "n", "r", "s", "t"]
-    syllables = [onset + vowel + coda for onset in onsets for vowel in "aeiou" for coda in codas]
+    onsets = sorted([*"bdfghjklmnprstvz", "br", "fl", "sh", "st", "tr"])
+    syllables = [onset + vowel + coda for onset in onsets for vowel in "aeiou" for coda in ("", *"lmnrst")]
     words = ["".join(rng.choices(syllables, k=rng.choice([2, 3]))) for _ in range(50_000)]
     for number in range(DAYS):
         day = date(2026, 1, 1) + timedelta(days=number)
         turns = []
-        for place in range(rows * number // DAYS, rows * (number + 1) // DAYS):
+        for row in range(rows * number // DAYS, rows * (number + 1) // DAYS):
             question, answer = rng.choice(pairs)
             if rng.random() < 0.9:
                 detail = rng.choice(DETAILS)
@@ -105,9 +82,9 @@ def made(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
             subject = f"{rng.randrange(max(1, rows // 5)):016x}"
             conversation = {
                 "source_file_sha256": f"{number:064x}",
-                "source_row": place,
+                "source_row": row,
                 "delivered_on": day,
-                "conversation_id": str(place),
+                "conversation_id": str(row),
                 "subject_id": subject,
                 "known": [],
             }
@@ -117,7 +94,7 @@ def made(rows: int, seed: int = 0) -> Iterator[tuple[date, pa.Table]]:
 
 
 class Clock:
-    """Wall-clock and CPU seconds of each step; other work on the machine makes only the wall clock longer."""
+    """Wall-clock and CPU seconds of each step; other work on the machine increases only the first."""
 
     def __init__(self) -> None:
         self.steps: dict[str, np.ndarray] = {}
@@ -137,7 +114,7 @@ class Clock:
 
 
 def prepare_bitext(lake: DataLake, clock: Clock) -> None:
-    """Prepares the Bitext rows, from the raw rows on."""
+    """Cleans and splits the raw Bitext rows, and trains the classifiers."""
     raw = lake.read("ingest", "bitext_conversations")
     with clock("clean_bitext"):
         cleaned = clean(raw)
@@ -149,14 +126,14 @@ def prepare_bitext(lake: DataLake, clock: Clock) -> None:
 
 
 def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
-    """Materialises the partitions of clean_interactions."""
+    """Cleans the raw conversations of each day."""
     for day in days:
         with clock("clean_interactions"):
             clean_day(lake, Company(), day)
 
 
 def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
-    """Materialises conversations and what follows, checks for leaks, and returns the conversations."""
+    """Joins the rows of both sources, checks for leaks and writes the splits. Returns the table of conversations."""
     with clock("conversations"):
         rows = join_conversations(lake).rows
     with clock("no_leakage"):
@@ -173,7 +150,7 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     raw, _ = load_bitext("sample", folder)
     lake.write("ingest", "bitext_conversations", raw, CONVERSATION)
     days = []
-    for day, table in made(rows):
+    for day, table in generated_days(rows):
         lake.write("ingest", f"company_interactions/{day}", table, INTERACTION, mode=PRIVATE)
         days.append(day)
     before, landing, full = Clock(), Clock(), Clock()
@@ -189,13 +166,13 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
     full.steps["clean_interactions"] = before["clean_interactions"] + landing["clean_interactions"]
     for name in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
         shutil.copytree(lake.path("prepare", name), rebuilt.path("prepare", name))
-    at_once = join_and_split(rebuilt, full)
+    rebuilt_rows = join_and_split(rebuilt, full)
 
-    assert landed.equals(at_once), "the two arms end with other rows or places"
+    assert landed.equals(rebuilt_rows), "the tables of conversations differ between the two arms"
     splits: dict[str, set[str]] = {}
     for cluster, split in zip(landed.column("cluster_id").to_pylist(), landed.column("split").to_pylist(), strict=True):
         splits.setdefault(cluster, set()).add(split)
-    assert all(len(of_cluster) == 1 for of_cluster in splits.values()), "a cluster is in two splits"
+    assert all(len(of_cluster) == 1 for of_cluster in splits.values()), "a cluster is in more than one split"
     return {
         "rows": rows,
         "conversations": landed.num_rows,
@@ -203,17 +180,17 @@ def measure(rows: int, folder: Path) -> dict[str, Any]:
         "sides": {split: landed.column("split").to_pylist().count(split) for split in ("train", "validation", "test")},
         **{
             f"{kind}seconds": {
-                step: {"landing": float(of_landing[number]), "full_rebuild": float(of_full[number])}
+                step: {"landing": float(of_landing[clock]), "full_rebuild": float(of_full[clock])}
                 for step, of_landing, of_full in (
                     *((step, landing[step], seconds) for step, seconds in full.steps.items()),
                     ("together", landing.total, full.total),
                 )
             }
-            for number, kind in enumerate(("", "processor_"))
+            for clock, kind in enumerate(("", "processor_"))
         },
         "ratio": float(landing.total[0] / full.total[0]),
         "processor_ratio": float(landing.total[1] / full.total[1]),
-        "most": MOST,
+        "most": MAX_RATIO,
         "peak_memory_gb": _peak_memory() / 1e9,
     }
 
@@ -242,16 +219,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--write", action="store_true", help="save the result as bench/results/prepare.json")
     given = parser.parse_args()
-    about = machine()
+    conditions = machine()
     with tempfile.TemporaryDirectory(prefix="bench-prepare-") as folder:
-        result = about | measure(given.rows, Path(folder))
-    table = Table(
-        "seconds (of the processor)", "landing 1 %", "full rebuild", title=f"prepare at {result['rows']:,} rows"
-    )
+        result = conditions | measure(given.rows, Path(folder))
+    table = Table("seconds (CPU time)", "landing 1 %", "full rebuild", title=f"prepare at {result['rows']:,} rows")
     for step, seconds in result["seconds"].items():
         processor = result["processor_seconds"][step]
         table.add_row(step, *(f"{seconds[arm]:.2f} ({processor[arm]:.2f})" for arm in ("landing", "full_rebuild")))
-    table.add_row("ratio", f"{result['ratio']:.2%} ({result['processor_ratio']:.2%})", f"at most {MOST:.0%}")
+    table.add_row("ratio", f"{result['ratio']:.2%} ({result['processor_ratio']:.2%})", f"at most {MAX_RATIO:.0%}")
     console = Console()
     console.print(table)
     console.print(

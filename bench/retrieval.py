@@ -1,10 +1,10 @@
-"""The retrieval index and scikit-learn's plain sparse product: building, adding rows, and looking up a question.
+"""The retrieval index and scikit-learn's sparse product: building, adding rows, and searching for a question.
 
     python -m bench.retrieval [FILE] [--rows 24000] [--asked 300] [--rounds 3] [--write]
 
-FILE holds rows in the Bitext schema; without it, or for more rows than it has, questions are generated from the project's
-grammar and made-up words, so that no two are similar. ``--asked`` of them are held out and looked up one by one, as in
-serving. The true nearest row is the one that the plain product finds, or any row with the same cosine.
+FILE is a CSV in the Bitext schema; without it, questions are generated from the project's grammar and made-up words, so
+that no two are similar. ``--asked`` of them are held out and searched for one by one, as in serving. The true nearest row
+is the one that the sparse product finds, or any row with the same cosine.
 """
 
 import random
@@ -27,14 +27,14 @@ from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.retrieval.index import RetrievalIndex, write_index
 from cs_pipeline.retrieval.similarity import CHARACTER_NGRAMS
 
-LEAST = 0.99
+MIN_RECALL = 0.99
 """Minimum share of questions whose true nearest row is found."""
 
 
-def made_questions(count: int, seed: int = 0) -> list[str]:
-    """Generated questions with one to three of 50,000 made-up words, some of them far more frequent than others."""
+def generated_questions(count: int, seed: int = 0) -> list[str]:
+    """Sample questions with one to three of 50,000 made-up words, some of them far more frequent than others."""
     rng = random.Random(seed)
-    asked = list(dict.fromkeys(sample_rows(min(60_000, max(3_000, count)), seed=1)["instruction"]))
+    sample = list(dict.fromkeys(sample_rows(min(60_000, max(3_000, count)), seed=1)["instruction"]))
     syllables = [
         onset + vowel + coda for onset in ("", *"bdfghjklmnprstvz") for vowel in "aeiou" for coda in ("", *"lmnrst")
     ]
@@ -42,24 +42,24 @@ def made_questions(count: int, seed: int = 0) -> list[str]:
     weights = np.cumsum(1 / np.arange(10, 10 + len(words))).tolist()
 
     def one() -> str:
-        said = rng.choice(asked).split()
+        question = rng.choice(sample).split()
         for word in rng.choices(words, cum_weights=weights, k=rng.choice((1, 2, 2, 3))):
-            said.insert(rng.randrange(len(said) + 1), word)
-        return " ".join(said)
+            question.insert(rng.randrange(len(question) + 1), word)
+        return " ".join(question)
 
     return [one() for _ in range(count)]
 
 
 def read_questions(file: Path | None, count: int) -> list[str]:
-    """``count`` questions of ``file`` in random order, or as many generated ones."""
+    """Up to ``count`` questions of ``file`` in random order, or ``count`` generated ones."""
     if file is None:
-        return made_questions(count)
+        return generated_questions(count)
     questions = pd.read_csv(file, usecols=["instruction"], dtype=str, keep_default_na=False)["instruction"]
     return questions.sample(min(count, len(questions)), random_state=0).tolist()
 
 
-class Plain:
-    """Plain scikit-learn: TF-IDF of all questions, and a product with each query."""
+class SparseProduct:
+    """scikit-learn alone: the TF-IDF matrix of all questions, multiplied by the vector of each query."""
 
     def __init__(self, questions: Sequence[str]) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -77,7 +77,7 @@ class Plain:
 
 def table_of(questions: Sequence[str]) -> dict[str, pa.Table]:
     """The tables of an index of ``questions``; a row's id is its position."""
-    ids = pa.array([f"{place:07}" for place in range(len(questions))], pa.string())
+    ids = pa.array([f"{number:07}" for number in range(len(questions))], pa.string())
     texts = pa.array(questions, pa.string())
     return {
         "answers": pa.table([ids, ids, texts, texts, pa.array(["i"] * len(questions))], schema=ANSWER),
@@ -85,7 +85,7 @@ def table_of(questions: Sequence[str]) -> dict[str, pa.Table]:
     }
 
 
-def make(folder: Path, tables: dict[str, pa.Table]) -> RetrievalIndex:
+def build(folder: Path, tables: dict[str, pa.Table]) -> RetrievalIndex:
     """Builds the index from scratch and loads it."""
     shutil.rmtree(folder, ignore_errors=True)
     write_index(folder, tables)
@@ -99,59 +99,50 @@ def lookups(index: RetrievalIndex, asked: Sequence[str]) -> list[int]:
 
 
 def measure(questions: list[str], asked_count: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """Runs both arms. Raises AssertionError if ours finds fewer than LEAST of the true nearest rows."""
+    """Runs both arms. Raises AssertionError if the index finds less than MIN_RECALL of the true nearest rows."""
     asked, known = questions[:asked_count], questions[asked_count:]
-    tables = table_of(known)
-    # Building a large index is measured once, because it takes minutes.
-    makers: dict[str, Callable[[], Plain | RetrievalIndex]] = {
-        "plain": partial(Plain, known),
-        "index": partial(make, folder, tables),
+    builders: dict[str, Callable[[], SparseProduct | RetrievalIndex]] = {
+        "plain": partial(SparseProduct, known),
+        "index": partial(build, folder, table_of(known)),
     }
-    making = in_turn(
-        makers,
-        rounds if len(known) < 100_000 else 1,
-        warm=1 if len(known) < 100_000 else 0,
-    )
-    plain, index = making["plain"].computed[-1], making["index"].computed[-1]
-    assert isinstance(plain, Plain)
+    # Building a large index is measured once, because it takes minutes.
+    repeat = len(known) < 100_000
+    building = in_turn(builders, rounds if repeat else 1, warmup_rounds=int(repeat))
+    plain, index = building["plain"].computed[-1], building["index"].computed[-1]
+    assert isinstance(plain, SparseProduct)
     assert isinstance(index, RetrievalIndex)
     arms = in_turn({"plain": partial(plain.lookups, asked), "index": partial(lookups, index, asked)}, rounds)
     found = arms["index"].computed[-1]
-    best = [(cosines.max(), cosines[place]) for cosines, place in zip(map(plain.cosines, asked), found, strict=True)]
-    recall = float(
-        np.mean([place >= 0 and ours >= most - 1e-6 for place, (most, ours) in zip(found, best, strict=True)])
-    )
-    assert recall >= LEAST, f"the index finds the true nearest row of only {recall:.1%} of the questions"
+    pairs = [(cosines.max(), cosines[row]) for cosines, row in zip(map(plain.cosines, asked), found, strict=True)]
+    nearest = [best for best, _ in pairs]
+    hits = [row >= 0 and cosine >= best - 1e-6 for row, (best, cosine) in zip(found, pairs, strict=True)]
+    recall = float(np.mean(hits))
+    assert recall >= MIN_RECALL, f"the index finds the true nearest row of only {recall:.1%} of the questions"
     # One percent of the rows are new: existing rows must not be vectorised again.
     few = max(1, len(known) // 100)
-    started, used = time.perf_counter(), time.process_time()
+    started, cpu_started = time.perf_counter(), time.process_time()
     added = write_index(folder, table_of([*known[few:], *(f"{question} again" for question in known[:few])]))
-    adding = {"clock": time.perf_counter() - started, "processor": time.process_time() - used}
-    assert added.vectorised <= few, f"{added.vectorised} of {few} new rows were vectorised"
+    adding = {"clock": time.perf_counter() - started, "processor": time.process_time() - cpu_started}
+    assert added.vectorised <= few, f"{added.vectorised} rows were vectorised, but only {few} are new"
     return {
         "rows": len(known),
         "asked": len(asked),
-        "making": {name: arm.facts() for name, arm in making.items()},
-        "making_index_as_long": ratio(making["index"], making["plain"]),
+        "making": {name: arm.facts() for name, arm in building.items()},
+        "making_index_as_long": ratio(building["index"], building["plain"]),
         "adding_a_hundredth": adding,
         "looking_up": {
             name: arm.facts()
             | {
                 "milliseconds_each": 1000 * arm.median / len(asked),
-                "processor_milliseconds_each": each(arm.processor, len(asked)),
+                "processor_milliseconds_each": 1000 * float(np.median(arm.processor)) / len(asked),
             }
             for name, arm in arms.items()
         },
         "looking_up_times_as_fast": ratio(arms["plain"], arms["index"]),
         "recall_at_1": recall,
-        "median_cosine_of_the_nearest": float(np.median([most for most, _ in best])),
+        "median_cosine_of_the_nearest": float(np.median(nearest)),
         "index_bytes": sum(path.stat().st_size for path in folder.iterdir()),
     }
-
-
-def each(seconds: Sequence[float], count: int) -> float:
-    """Milliseconds per item of ``count`` items, in the median round."""
-    return 1000 * float(np.median(seconds)) / count
 
 
 def main() -> None:
@@ -161,22 +152,21 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=24_000)
     parser.add_argument("--asked", type=int, default=300)
     given = parser.parse_args()
-    about = machine("scikit-learn", "scipy", "faiss-cpu", "numpy") | {"file": given.file and given.file.name}
+    conditions = machine("scikit-learn", "scipy", "faiss-cpu", "numpy") | {"file": given.file and given.file.name}
     questions = read_questions(given.file, given.rows + given.asked)
     with tempfile.TemporaryDirectory(prefix="bench-retrieval-") as folder:
-        result = about | measure(questions, given.asked, given.rounds, Path(folder) / "index")
+        result = conditions | measure(questions, given.asked, given.rounds, Path(folder) / "index")
     table = Table("", "scikit-learn", "index", "ratio", title=f"{result['rows']:,} questions")
-    making, looking = result["making"], result["looking_up"]
+    building, searching = result["making"], result["looking_up"]
     table.add_row(
-        "making, s of the processor",
-        *(f"{np.median(making[name]['processor_seconds']):.1f}" for name in ("plain", "index")),
+        "build, CPU s",
+        *(f"{np.median(building[name]['processor_seconds']):.1f}" for name in ("plain", "index")),
         f"{result['making_index_as_long']['processor']:.2f}",
     )
-    table.add_row("a hundredth added, likewise", "", f"{result['adding_a_hundredth']['processor']:.1f}")
-    for what, key in (("a lookup, ms", "milliseconds_each"), ("of the processor", "processor_milliseconds_each")):
-        kind = "clock" if key == "milliseconds_each" else "processor"
-        shown = [f"{looking[name][key]:.2f}" for name in ("plain", "index")]
-        table.add_row(what, *shown, f"{result['looking_up_times_as_fast'][kind]:.1f}")
+    table.add_row("add 1 %, CPU s", "", f"{result['adding_a_hundredth']['processor']:.1f}")
+    for label, prefix, clock in (("search, ms", "", "clock"), ("search, CPU ms", "processor_", "processor")):
+        times = (f"{searching[name][f'{prefix}milliseconds_each']:.2f}" for name in ("plain", "index"))
+        table.add_row(label, *times, f"{result['looking_up_times_as_fast'][clock]:.1f}")
     table.add_row("true nearest found", "", f"{result['recall_at_1']:.1%}")
     report(f"retrieval_{given.rows}", result, table, given.write)
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: running arms in turn, ratios of medians, and the conditions of a measurement."""
+"""Shared by the benchmarks: running arms in turn, ratios of their times, and the conditions of a measurement."""
 
 import argparse
 import gc
@@ -26,10 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Arm(Generic[T]):
-    """The time that one arm took and the results it ``computed``, one entry per round.
+    """The times of one arm and the results that it ``computed``, one entry per round.
 
     ``seconds`` is wall-clock time. ``processor`` is the CPU time of all threads of this process; other work on the machine
-    makes only ``seconds`` longer.
+    increases only ``seconds``.
     """
 
     seconds: list[float]
@@ -46,37 +46,38 @@ class Arm(Generic[T]):
         return {"seconds": self.seconds, "median": self.median, "processor_seconds": self.processor}
 
 
-def in_turn(arms: dict[str, Callable[[], T]], rounds: int, warm: int = 1) -> dict[str, Arm[T]]:
+def in_turn(arms: dict[str, Callable[[], T]], rounds: int, warmup_rounds: int = 1) -> dict[str, Arm[T]]:
     """Runs all ``arms`` one after the other, ``rounds`` times; each round begins with a different arm.
 
-    A temporary slowdown of the machine therefore affects all arms. The first ``warm`` rounds fill caches and do not count.
+    A temporary slowdown of the machine therefore affects all arms. Before that, ``warmup_rounds`` fill caches and do not
+    count.
     """
     names = list(arms)
     ran: dict[str, Arm[T]] = {name: Arm([], [], []) for name in names}
-    for number in range(-warm, rounds):
-        for place in range(len(names)):
-            name = names[(number + place) % len(names)]
+    for number in range(-warmup_rounds, rounds):
+        for offset in range(len(names)):
+            name = names[(number + offset) % len(names)]
             gc.collect()
-            started, used = time.perf_counter(), time.process_time()
+            started, cpu_started = time.perf_counter(), time.process_time()
             computed = arms[name]()
-            took, worked = time.perf_counter() - started, time.process_time() - used
+            seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             if number >= 0:
-                ran[name].seconds.append(took)
-                ran[name].processor.append(worked)
+                ran[name].seconds.append(seconds)
+                ran[name].processor.append(cpu_seconds)
                 ran[name].computed.append(computed)
     return ran
 
 
-def ratio(above: Arm[T], below: Arm[T]) -> dict[str, float]:
-    """How many times as long ``above`` took as ``below``: the median over the rounds, by wall clock and CPU time."""
+def ratio(slower: Arm[T], faster: Arm[T]) -> dict[str, float]:
+    """How many times as long ``slower`` took as ``faster``: the median over the rounds, in wall-clock and CPU time."""
     return {
-        "clock": _median_ratio(above.seconds, below.seconds),
-        "processor": _median_ratio(above.processor, below.processor),
+        "clock": _median_ratio(slower.seconds, faster.seconds),
+        "processor": _median_ratio(slower.processor, faster.processor),
     }
 
 
-def _median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+def _median_ratio(slower: Sequence[float], faster: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def machine(*packages: str) -> dict[str, Any]:
@@ -103,8 +104,8 @@ def report(name: str, result: dict[str, Any], table: Table, write: bool) -> None
     """Prints ``table`` and the conditions of the measurement; with ``write``, saves ``result`` as results/``name``.json."""
     console = Console()
     console.print(table)
-    about = (result[key] for key in ("date", "machine", "load_before", "versions"))
-    console.print("{}, {}, load {}, {}".format(*about), soft_wrap=True, highlight=False)
+    conditions = (result[key] for key in ("date", "machine", "load_before", "versions"))
+    console.print("{}, {}, load {}, {}".format(*conditions), soft_wrap=True, highlight=False)
     if write:
         write_json(RESULTS / f"{name}.json", result)
 

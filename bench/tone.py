@@ -2,12 +2,11 @@
 
     python -m bench.tone [FILE] [--answers 500] [--write]
 
-FILE is a CSV in the Bitext schema; without it the answers are generated. Each answer takes the path of a model's answer
-(``serve/desk/composing.py``), as the first answer of a conversation. The measures are independent of the rules that apply
-the tones:
+FILE is a CSV in the Bitext schema; without it the answers are generated. Each answer is processed like a model's answer to
+the first message of a conversation (``serve/desk/composing.py``). The measures do not use the rules that apply the tones:
 
-- contractions: the share of the places where a contraction is possible that have one. A place is ``n't``, ``'m``, ``'re``,
-  ``'ve``, ``'ll`` or ``'d``, or a pair of words they stand for (``'s`` is left out, because it is also the genitive).
+- contractions: the share of possible contractions that are used. Counted are ``n't``, ``'m``, ``'re``, ``'ve``, ``'ll`` and
+  ``'d``, and the pairs of words that they stand for (``'s`` is left out, because it is also the genitive).
 - exclamation marks per answer.
 - greets, addresses: the share of answers that begin with "Hi" or "Hello", or with "Dear".
 - facts kept: the share of answers that state the facts of the neutral answer (``text/facts.py``) in the same order.
@@ -42,9 +41,10 @@ _LONG = re.compile(
 def measure(answers: Sequence[str]) -> dict[str, Any]:
     """The measures of the raw ``answers`` in each tone."""
     screening = Screening(Company())
-    read = {tone: [_composed(screening, answer, tone) for answer in answers] for tone in Tone}
-    stated = [[fact.text.lower() for fact in facts(text)] for text in read[Tone.NEUTRAL]]
-    return {"answers": len(answers), "tones": {tone.value: _figures(texts, stated) for tone, texts in read.items()}}
+    texts = {tone: [_composed(screening, answer, tone) for answer in answers] for tone in Tone}
+    neutral_facts = [_facts_of(text) for text in texts[Tone.NEUTRAL]]
+    figures = {tone.value: _figures(of_tone, neutral_facts) for tone, of_tone in texts.items()}
+    return {"answers": len(answers), "tones": figures}
 
 
 def _composed(screening: Screening, answer: str, tone: Tone) -> str:
@@ -52,12 +52,16 @@ def _composed(screening: Screening, answer: str, tone: Tone) -> str:
     return "".join([*composer.feed(answer), *composer.end(complete=True)])
 
 
-def _figures(texts: Sequence[str], stated: Sequence[list[str]]) -> dict[str, float]:
-    short = sum(len(_SHORT.findall(text)) for text in texts)
-    places = short + sum(len(_LONG.findall(text)) for text in texts)
-    kept = [[fact.text.lower() for fact in facts(text)] == before for text, before in zip(texts, stated, strict=True)]
+def _facts_of(text: str) -> list[str]:
+    return [fact.text.lower() for fact in facts(text)]
+
+
+def _figures(texts: Sequence[str], neutral_facts: Sequence[list[str]]) -> dict[str, float]:
+    contractions = sum(len(_SHORT.findall(text)) for text in texts)
+    possible = contractions + sum(len(_LONG.findall(text)) for text in texts)
+    kept = [_facts_of(text) == neutral for text, neutral in zip(texts, neutral_facts, strict=True)]
     return {
-        "contractions": short / places if places else float("nan"),
+        "contractions": contractions / possible if possible else float("nan"),
         "exclamation_marks": sum(text.count("!") for text in texts) / len(texts),
         "greets": sum(bool(re.match("(?:hi|hello)\\b", text, re.I)) for text in texts) / len(texts),
         "addresses": sum(text.startswith("Dear ") for text in texts) / len(texts),
@@ -69,16 +73,16 @@ def _figures(texts: Sequence[str], stated: Sequence[list[str]]) -> dict[str, flo
 def main() -> None:
     """Measures and prints; with --write, saves the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="keep the result in bench/results")
+    parser.add_argument("--write", action="store_true", help="save the result in bench/results")
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--answers", type=int, default=500)
     given = parser.parse_args()
-    about = machine("presidio-analyzer") | {"file": given.file and given.file.name}
-    result = about | measure(read_rows(given.file, given.answers)["response"].tolist())
+    conditions = machine("presidio-analyzer") | {"file": given.file and given.file.name}
+    result = conditions | measure(read_rows(given.file, given.answers)["response"].tolist())
     figures = ("contractions", "exclamation_marks", "greets", "addresses", "facts_kept", "courtesy")
     table = Table("tone", *(name.replace("_", " ") for name in figures), title=f"{result['answers']} answers")
-    for tone, found in result["tones"].items():
-        table.add_row(tone, *(f"{found[name]:.3f}" for name in figures))
+    for tone, of_tone in result["tones"].items():
+        table.add_row(tone, *(f"{of_tone[name]:.3f}" for name in figures))
     report("tone", result, table, given.write)
 
 

@@ -1,11 +1,11 @@
-"""How much models differ that were trained on the same rows with different seeds.
+"""The differences between models that were trained on the same rows with different seeds.
 
     python bench/training_noise.py FILE [--recipe embedded] [--seeds 5] [--write]
 
-FILE holds rows in the Bitext schema. The benchmark makes one recipe per seed, materialises each one up to its evaluation
-and prints the tuned model's figures. It compares the loss that promotion tolerates against the champion
-(``TOLERATED_LOSS``) with the difference of two such models: in about 95 of 100 pairs that is below 2 * sqrt(2) standard
-deviations.
+FILE is a CSV in the Bitext schema. The benchmark writes one recipe per seed, materialises all assets up to its evaluation
+and prints the scores of the tuned models. Promotion tolerates a small loss against the champion (``TOLERATED_LOSS``), which
+should be no less than the difference of two such models. In about 95 of 100 pairs this difference is below 2 * sqrt(2)
+standard deviations.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cs_pipeline.recipe import load_recipe
 
 
 def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) -> dict[str, list[float]]:
-    """The figures of ``TOLERATED_LOSS`` of the tuned model, one per seed; ``folder`` holds all files."""
+    """The tuned model's scores in the metrics of ``TOLERATED_LOSS``, one per seed. All files are in ``folder``."""
     spec = load_recipe(recipe).model_dump(mode="json", exclude={"name"})
     recipes = folder / "recipes"
     recipes.mkdir()
@@ -64,7 +64,7 @@ def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) 
 
 
 def main() -> None:
-    """Prints the figures; with ``--write``, saves them."""
+    """Measures and prints; with --write, saves the result."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("file", type=Path)
     parser.add_argument("--recipe", default="embedded")
@@ -74,7 +74,7 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments.file, arguments.recipe, arguments.seeds, Path(folder), console)
-    table = Table("figure", "mean", "standard deviation", "95 of 100 pairs within", "tolerated")
+    table = Table("metric", "mean", "standard deviation", "95 of 100 pairs within", "tolerated")
     for name, values in figures.items():
         deviation = float(np.std(values, ddof=1))
         shown = (np.mean(values), deviation, 2 * math.sqrt(2) * deviation, TOLERATED_LOSS[name])

@@ -16,17 +16,17 @@ def test_the_serving_benchmark_runs(two_versions: Path, monkeypatch: pytest.Monk
         load = serve.batches(server, asked, clients=4, rounds=1)
         assert (load["by_the_model"], load["texts_that_differ"]) == (1, 0)
         assert all(0 < facts["p50"] <= facts["p95"] for facts in load["arms"].values())
-        price = serve.layers(server, asked, lake, rounds=1)
-        assert price["questions"] == len(asked)
-        assert price["http_over_desk"] == price["milliseconds"]["HTTP"] - price["milliseconds"]["desk"]
+        layers = serve.layers(server, asked, lake, rounds=1)
+        assert layers["questions"] == len(asked)
+        assert layers["http_over_desk"] == layers["milliseconds"]["HTTP"] - layers["milliseconds"]["desk"]
         monkeypatch.setattr(serve, "SAMPLE_EVERY", 4)
-        monkeypatch.setattr(serve, "STEADY", 1e6)
-        memory = serve.steadiness(server, asked, clients=4, count=12)
+        monkeypatch.setattr(serve, "MAX_GROWTH", 1e6)
+        memory = serve.memory_growth(server, asked, clients=4, count=12)
         assert len(memory["mebibytes"]) == 4
-        result = {"batches": load, "layers": price, "memory": memory}
+        result = {"batches": load, "layers": layers, "memory": memory}
         assert serve.table_of(result).row_count == 9
-        monkeypatch.setattr(serve, "STEADY", -1e6)
+        monkeypatch.setattr(serve, "MAX_GROWTH", -1e6)
         with pytest.raises(AssertionError, match="a thousand requests add"):
-            serve.steadiness(server, asked, clients=4, count=12)
+            serve.memory_growth(server, asked, clients=4, count=12)
     finally:
         server.close()
