@@ -245,13 +245,13 @@ def lineage(
     version: Annotated[int, typer.Argument(help="a version of cs-support")], as_json: JsonOption = False
 ) -> None:
     """Show the data, code and runs behind a model version, and every decision about it."""
-    from cs_pipeline.register.lineage import trace_lineage, tree
+    from cs_pipeline.register.lineage import lineage_tree, trace_lineage
 
     traced = trace_lineage(version, DataLake.default())
     if as_json:
         console.print_json(data=traced)
     else:
-        console.print(tree(traced))
+        console.print(lineage_tree(traced))
 
 
 @app.command()

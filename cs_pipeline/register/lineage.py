@@ -95,7 +95,7 @@ def _rows_per_split(lake: DataLake) -> dict[str, dict[str, int]]:
     return rows
 
 
-def tree(lineage: dict[str, Any]) -> "Tree":
+def lineage_tree(lineage: dict[str, Any]) -> "Tree":
     """The result of ``trace_lineage`` for the terminal."""
     from rich.text import Text
     from rich.tree import Tree

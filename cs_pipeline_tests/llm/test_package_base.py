@@ -19,7 +19,7 @@ from cs_pipeline.llm.model import load_base, load_chat_format, missing_files, st
 from cs_pipeline.llm.package_base import cached_package_base
 from cs_pipeline.llm.tokenizer import load_tokenizer
 from cs_pipeline.recipe import PackageBase, Recipe, load_recipe
-from cs_pipeline.register.lineage import tree
+from cs_pipeline.register.lineage import lineage_tree
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline_tests.conftest import SHARED
 from cs_pipeline_tests.support.gguf_file import Source, package_of, write_gguf
@@ -156,7 +156,7 @@ def test_lineage_keeps_the_package_and_how_it_was_quantised(
     assert facts["origin"] == kept | {"quantisation": "GGUF, 20 tensors F32"}
     assert facts["sha256"] == find_base(recipe, lake).sha256
     found = dict.fromkeys(("version", "recipe", "run", "mlflow_run", "git_commit"), "x")
-    shown = tree({**found, "aliases": [], "base": facts, "sides": {}, "files": [], "checks": [], "history": []})
+    shown = lineage_tree({**found, "aliases": [], "base": facts, "sides": {}, "files": [], "checks": [], "history": []})
     (of_base, *_) = shown.children
     assert str(of_base.label) == "base: tiny-model/tiny.F32, 1.2"
     assert f"file_sha256: {spec.file_sha256}" in [str(child.label) for child in of_base.children]

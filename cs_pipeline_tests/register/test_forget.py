@@ -28,7 +28,7 @@ from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.splits.conversations import join_conversations
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.register.lineage import trace_lineage, tree
+from cs_pipeline.register.lineage import lineage_tree, trace_lineage
 from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_number, find_versions, get_version, open_store
@@ -117,7 +117,7 @@ def test_the_lineage_names_files_rows_runs_checks_and_decisions(lake: DataLake) 
     champion = champion_number(open_store(lake))
     assert trace_lineage(champion or 0, lake)["aliases"] == ["champion"]
     console = Console(width=200, record=True, file=StringIO())
-    console.print(tree(found))
+    console.print(lineage_tree(found))
     text = console.export_text()
     assert f"tickets.csv, sha256 {delivery.sha256[:12]}…: {company['rows']} rows, delivered {delivery.day}" in text
 

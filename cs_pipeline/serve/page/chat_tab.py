@@ -31,7 +31,7 @@ from cs_pipeline.serve.page.transcript import (
     answer_message,
     as_json,
     chatbot_messages,
-    earlier,
+    messages_of,
     new_chat,
     question_message,
     title,
@@ -168,7 +168,7 @@ class ChatTab:
         try:
             request = DeskRequest(
                 text=question,
-                earlier=earlier(chat["turns"]),
+                earlier=messages_of(chat["turns"]),
                 model=model or "champion",
                 tone=Tone(tone),
                 sampling=Sampling(temperature=temperature, top_p=top_p),
@@ -205,7 +205,7 @@ class ChatTab:
         if index >= len(chat["turns"]) or not isinstance(like.liked, bool):
             return chat
         turn, up = chat["turns"][index], like.liked
-        asked = AskedQuestion(turn["question"], earlier(chat["turns"][:index]))
+        asked = AskedQuestion(turn["question"], messages_of(chat["turns"][:index]))
         given = GivenAnswer(turn["system"], turn["answer"], turn["settings"])
         try:
             with Feedback(self._lake) as feedback:

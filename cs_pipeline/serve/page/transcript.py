@@ -84,7 +84,7 @@ def turn_of(request: DeskRequest, reply: Reply) -> ChatTurn:
     }
 
 
-def earlier(turns: Sequence[ChatTurn]) -> Context:
+def messages_of(turns: Sequence[ChatTurn]) -> Context:
     """The turns as the messages that a model gets before the question."""
     return [message for turn in turns for message in (("customer", turn["question"]), ("agent", turn["answer"]))]
 

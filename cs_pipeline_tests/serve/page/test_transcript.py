@@ -10,7 +10,7 @@ from cs_pipeline.serve.page.transcript import (
     Conversation,
     as_json,
     chatbot_messages,
-    earlier,
+    messages_of,
     title,
     transcript_text,
 )
@@ -63,7 +63,7 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
 
 
 def test_earlier_turns_name_their_speaker() -> None:
-    assert earlier([TURN]) == [("customer", TURN["question"]), ("agent", TURN["answer"])]
+    assert messages_of([TURN]) == [("customer", TURN["question"]), ("agent", TURN["answer"])]
 
 
 def test_exports_contain_the_chat() -> None:
