@@ -32,8 +32,8 @@ class Provenance:
 def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
     """The raw rows of ``source`` (see ``SOURCES``) with the schema ``CONVERSATION``, and their provenance.
 
-    Downloads are cached in ``cache`` and verified each time. Columns that later stages fill are null. Equal rows of two
-    sources have the same ``row_id``. Raises PipelineError if the source is unknown or unavailable.
+    Downloads are cached in ``cache`` and verified each time. Columns that later stages fill are null. Equal rows have
+    equal ``row_id`` in all sources. Raises PipelineError if the source is unknown or unavailable.
     """
     if source == "sample":
         return _load_sample()

@@ -130,7 +130,7 @@ def _redact_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery
 
 
 def day_facts(lake: DataLake, day: date) -> list[FileFacts]:
-    """What ``ingest_day`` returned for that day. Raises PipelineError if the day was not ingested."""
+    """The counts that ``ingest_day`` returned for ``day``. Raises PipelineError if the day was not ingested."""
     try:
         return [FileFacts(**facts) for facts in read_json(_facts_file(lake, day))]
     except FileNotFoundError:

@@ -339,7 +339,7 @@ def _sighting(entry: Entry, since: str) -> Sighting:
 
 
 def _fetch(folder: Folder, entry: Entry, target: Path, limit: int) -> _Content:
-    """Copies ``entry`` to ``to``, at most ``limit`` bytes, and unpacks it if its content is gzip, whatever its name."""
+    """Copies at most ``limit`` bytes of ``entry`` to ``target``, unpacked if the content is gzip, whatever its name."""
     with atomic_file(target, PRIVATE) as temporary, folder.open(entry) as file, temporary.open("wb") as copy:
         hashed = _HashingReader(file)
         raw = io.BufferedReader(hashed, _CHUNK)

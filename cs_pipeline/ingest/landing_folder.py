@@ -130,7 +130,7 @@ class LocalFolder:
             os.close(descriptor)
 
     def put(self, file: Path, name: str) -> None:
-        """Copies ``file`` in atomically as ``name``, with its modification time."""
+        """Copies ``file`` atomically into the folder as ``name``, with its modification time."""
         temporary = self.folder / f".{name}.landing"
         try:
             # It may be left from a killed process, or be a link, through which nothing must be written.
@@ -234,7 +234,7 @@ class RemoteFolder:
         return _remote_identity(self._files.info(path))
 
     def put(self, file: Path, name: str) -> None:
-        """Copies ``file`` in atomically as ``name``."""
+        """Copies ``file`` atomically into the folder as ``name``."""
         try:
             if self._complete:
                 self._files.put_file(str(file), f"{self._folder}/{name}")

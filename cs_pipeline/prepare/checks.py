@@ -34,7 +34,7 @@ def placeholders_balanced(lake: DataLake) -> CheckOutcome:
 
 
 def split_disjoint_and_stratified(lake: DataLake) -> CheckOutcome:
-    """Clusters are in one split, no row is repeated, every split has every intent, shares are within 5 % of SPLIT_SHARES."""
+    """No cluster in two splits, no repeated row, every intent in every split, shares within 5 points of SPLIT_SHARES."""
     import pyarrow.compute as pc
 
     from cs_pipeline.prepare.splits.split import SPLIT_SHARES, split_counts

@@ -2,7 +2,7 @@
 
 The keys used are ``id``, ``number``, ``primaryCustomer`` or ``customer`` (id, email, first or firstName, last or
 lastName), and for each of ``threads`` or ``_embedded.threads``: ``type``, ``state``, ``body`` or ``text`` (HTML),
-``createdBy`` or ``author`` (the same with type customer or user), ``createdAt``, ``source.type``.
+``createdBy`` or ``author`` (the same keys, with type customer or user), ``createdAt``, ``source.type``.
 https://developer.helpscout.com/mailbox-api/endpoints/conversations/threads/list/
 """
 

@@ -35,7 +35,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True)
 class Format:
-    """How to read a file. ``content`` describes it to users; ``kinds`` are the exports that it may be, if it is JSON."""
+    """How to read a file. ``content`` describes it to users; ``kinds`` are the exports that JSON objects may belong to."""
 
     layout: Layout
     content: str
@@ -66,13 +66,13 @@ def pieces(format: Format, source: ExportBytes) -> Iterator[Piece]:
 
 
 def _lines(source: ExportBytes) -> Iterator[Piece]:
-    """Each line without its line break, blank lines too."""
+    """Each line without its line break, including blank lines."""
     for start, end in source.lines(source.begin, len(source.data)):
         yield Piece(start, _without_line_break(source, start, end))
 
 
 def csv_header(source: ExportBytes) -> tuple[list[str], str]:
-    """The stripped fields of the first row, and the delimiter (comma, semicolon or tab) that gives most fields."""
+    """The stripped fields of the first row, and the delimiter (comma, semicolon or tab) that gives the most fields."""
     best: tuple[list[str], str] = ([], ",")
     for delimiter in ",;\t":
         first = next(csv_rows(source, delimiter), None)
@@ -82,7 +82,7 @@ def csv_header(source: ExportBytes) -> tuple[list[str], str]:
 
 
 def csv_rows(source: ExportBytes, delimiter: str) -> Iterator[Piece]:
-    """Each row of RFC 4180 without its line break, header and blank lines too.
+    """Each row of RFC 4180 without its line break, including the header and blank lines.
 
     If the quotes of a row do not match, its first line is a piece with a problem, and the next line begins another row. So
     every line is in exactly one piece, and a quote that is never closed affects only its own line.
@@ -136,7 +136,7 @@ def _valid_rows(feed: _LineFeeder, delimiter: str) -> Iterator[list[str]]:
 
 
 def is_document(source: ExportBytes, kinds: Sequence[ExportKind]) -> bool:
-    """Whether the JSON is one list, or an object with a list of the records of one of ``kinds``, not one object per line."""
+    """Whether JSON is one list, or an object with a list of records of one of ``kinds``, rather than one object per line."""
     return _first_list(source, _list_start(*(kind.list_key for kind in kinds))) is not None
 
 

@@ -45,19 +45,17 @@ _BRACKETED = re.compile(r"\s*\[([^\]]+)\]\s*([^:]{1,80}?)\s*:(.*)", re.DOTALL)
 _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\s*[ap]m)?", re.IGNORECASE)
 
 
-def columns_of(column_names: Sequence[str], company: Company) -> Columns | None:
+def columns_of(names: Sequence[str], company: Company) -> Columns | None:
     """The meaning of a table's columns: the mapping of company.yaml if they fit it, else according to common names.
 
     None if they are neither a question and answer nor a turn, or are ambiguous.
     """
-    if company.columns is not None and all(column_names.count(name) == 1 for name in _mapped_columns(company)):
+    if company.columns is not None and all(names.count(name) == 1 for name in _mapped_columns(company)):
         return company.columns
-    by_field = {
-        field: [name for name in column_names if _normalised(name) in common] for field, common in _COMMON_NAMES.items()
-    }
-    if any(len(names) > 1 for names in by_field.values()):
+    found = {field: [name for name in names if _normalised(name) in common] for field, common in _COMMON_NAMES.items()}
+    if any(len(matches) > 1 for matches in found.values()):
         return None
-    columns = {field: names[0] for field, names in by_field.items() if names}
+    columns = {field: matches[0] for field, matches in found.items() if matches}
     has_pair = {"question", "answer"} <= columns.keys()
     if has_pair == ({"text", "speaker", "conversation"} <= columns.keys()):
         return None

@@ -42,7 +42,7 @@ def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndar
 
 
 def components(pairs: np.ndarray, rows: int) -> np.ndarray:
-    """The number of the connected component of each of ``rows`` rows: shape [rows]."""
+    """The number of the connected component that each row belongs to: shape [rows]."""
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(rows, rows))
     return connected_components(graph, directed=False)[1]
 
@@ -68,7 +68,7 @@ class Shingles:
         owner = np.repeat(np.arange(len(padded)), [len(text) for text in padded])
         codes = np.frombuffer("".join(padded).encode("utf-32-le"), dtype=np.uint32)
         count = len(codes) - SHINGLE + 1
-        inside = owner[:count] == owner[SHINGLE - 1 :]  # the shingle does not run into the next text
+        inside = owner[:count] == owner[SHINGLE - 1 :]  # the shingle does not reach into the next text
         total = np.zeros(count, dtype=np.uint64)
         for offset, multiplier in enumerate(_MULTIPLIERS):
             total += codes[offset : offset + count] * multiplier
