@@ -17,7 +17,7 @@ from cs_pipeline.cli.dev import port_holder, require_absolute_home
 from cs_pipeline.core.download import is_hub_offline
 from cs_pipeline.core.errors import Finding, PipelineError, Status, without_secret
 from cs_pipeline.core.lake import DataLake, read_json, write_json
-from cs_pipeline.core.package import cached_models, can_fetch, models_folder
+from cs_pipeline.core.package import cached_models, fetch_program, models_folder
 from cs_pipeline.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def _hub() -> _Outcome:
 def _packages() -> _Outcome:
     cached = ", ".join(f"{name} {size / 1e9:.1f} GB" for name, size in cached_models()) or "no models from packages yet"
     what = f"{models_folder()}: {cached}"
-    if (program := can_fetch()) is None:
+    if (program := fetch_program()) is None:
         return "note", f"{what}; neither pip nor uv is installed", "Install uv, or pip into this environment."
     return "ok", f"{what}; {program} fetches them", None
 

@@ -1,1 +1,1 @@
-"""What every other package builds on: files, tables, hashes and errors. Nothing here knows about models or support."""
+"""The base of all other packages: files, tables, hashes, locks and errors, independent of models and customer support."""

@@ -15,18 +15,18 @@ _LOCK_TIMEOUT = 60.0
 
 
 class Database:
-    """The database at ``path``. Use it only in the thread that opens it; several threads and processes may each open it.
+    """The database at ``path``. Several threads and processes may open it, each with an instance of its own.
 
-    ``tables`` are the CREATE statements; their ``version`` is kept in SQLite's ``user_version``. Every transaction is
-    synced to disk or rolled back. Every method raises PipelineError, with the advice ``if_damaged``, when the file cannot
-    be read or written.
+    ``tables`` are the CREATE statements. Their ``version`` is stored in SQLite's ``user_version``. Every transaction is
+    synced to disk or rolled back. Every method raises PipelineError when the file cannot be read or written; the message
+    ends with the advice ``if_damaged``.
     """
 
     def __init__(self, path: Path, tables: Sequence[str], version: int, if_damaged: str) -> None:
         self.path, self._if_damaged = path, if_damaged
         make_folder(path.parent)
         with self._errors():
-            # Created here for the file mode, which SQLite then gives to the files that it puts beside it.
+            # Created here to set the file mode, which SQLite copies to the files that it creates beside it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
             self._db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, isolation_level=None)
             try:
@@ -45,7 +45,7 @@ class Database:
         # In WAL mode only FULL syncs at each commit. secure_delete overwrites deleted content with zeros.
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA secure_delete = ON")
-        # Without the lock two processes could both create the tables, and SQLite does not wait to change the journal mode.
+        # Without the lock, two processes could both create the tables. SQLite's own lock does not cover the journal mode.
         with locked(self.path.with_name(f".{self.path.stem}.lock")):
             found = self._select("PRAGMA user_version")[0][0]
             if found > version:

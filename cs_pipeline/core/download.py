@@ -50,10 +50,10 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
 
     The download is written to ``<target>.part`` first. If it is interrupted, it resumes where it stopped, in this call or
     in a later one. A call makes up to six attempts; the pause between them doubles, and is longer if the server asks for it.
-    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` nothing is requested from the hub. If two calls run at the
-    same time, the second waits for the first and then finds the file. ``report`` gets progress lines.
+    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` the hub is not contacted. If two calls run at the same time,
+    the second waits for the first and then finds the file. ``report`` gets progress lines.
 
-    Raises PipelineError when the download fails, and when the file is not the expected one; such a file is deleted.
+    Raises PipelineError when the download fails, and when the file is not the expected one; that file is deleted.
     """
     with locked(target.with_name(target.name + ".lock")):
         if target.exists():
@@ -79,7 +79,7 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
 
 
 class _InterruptedError(Exception):
-    """The download was interrupted, and another attempt may succeed. It should wait at least ``wait`` seconds."""
+    """The download was interrupted. Another attempt may succeed, after at least ``wait`` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -124,7 +124,7 @@ def _fetch_rest(
     try:
         with requests.get(remote.url, headers=headers, auth=authorise, stream=True, timeout=_TIMEOUT) as response:
             _check_status(remote, response)
-            if response.status_code == 416:  # the remote file ends before this offset, so it is not the expected one
+            if response.status_code == 416:  # the remote file is shorter than the part: the caller's check fails
                 return
             if response.status_code == 200:
                 received = 0
@@ -186,8 +186,8 @@ def is_hub_offline() -> bool:
 def _authorisation(remote: RemoteFile) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
     """A function for the argument ``auth`` of requests: it adds ``HF_TOKEN`` to a request to the hub.
 
-    For other hosts it adds nothing, but it is needed: without ``auth``, requests would send a password from ~/.netrc. On a
-    redirect to another host, requests removes the header.
+    For other hosts it adds nothing but is still needed, because without ``auth`` requests would send a password from
+    ~/.netrc. On a redirect to another host, requests removes the header.
     """
     token = ""
     if remote.origin == "hub":
@@ -199,7 +199,7 @@ def _authorisation(remote: RemoteFile) -> Callable[[requests.PreparedRequest], r
         token = os.environ.get("HF_TOKEN", "").strip()
         if not re.fullmatch(r"[!-~]*", token):  # refused here because the HTTP library's error would show the token
             raise PipelineError(
-                "HF_TOKEN contains characters that no token has.", "Set it to the token and nothing else."
+                "HF_TOKEN contains spaces or characters outside ASCII.", "Set it to the token and nothing else."
             )
 
     def authorise(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -233,7 +233,7 @@ def _git_blob(path: Path) -> str:
 
 
 class _Progress:
-    """Reports megabytes, rate and time left, every few seconds."""
+    """Reports megabytes, rate and remaining time, every few seconds."""
 
     def __init__(self, remote: RemoteFile, received: int, report: Callable[[str], None]) -> None:
         self.size, self.resumed_at, self.report = remote.size, received, report

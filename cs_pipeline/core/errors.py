@@ -1,4 +1,4 @@
-"""Errors and check results that are written for the user."""
+"""Errors and check results with messages for the user."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 
 class PipelineError(Exception):
-    """An error that the user can fix: ``what`` happened and where, and the ``fix``.
+    """An error that the user can fix. ``what`` says what happened and where, ``fix`` what to do.
 
     The command line prints it without a traceback; Dagster shows it as the failure message.
     """
@@ -23,7 +23,7 @@ Status: TypeAlias = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """The result of a data check: the ``facts`` it found, and the ``problem`` in words, with how to fix it."""
+    """The result of a data check: the ``facts`` that it found, and the ``problem`` in words, with its fix."""
 
     passed: bool
     facts: Mapping[str, Any]
@@ -32,7 +32,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check of the machine, with a fix unless it is ok. A problem stops the pipeline, a note does not."""
+    """The result of a check of the machine. It has a fix unless it is ok. A problem stops the pipeline, a note does not."""
 
     name: str
     status: Status

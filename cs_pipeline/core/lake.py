@@ -1,7 +1,7 @@
 """The data lake: where tables, models and reports are stored, and how they are written atomically.
 
-Layout: ``<root>/<stage>/<name>.parquet`` for tables, ``<root>/<stage>/<name>/`` for folders, with the stages of the
-package: ingest, prepare, train, evaluate, register.
+Layout: ``<root>/<stage>/<name>.parquet`` for tables, ``<root>/<stage>/<name>/`` for folders. The stages are those of the
+package: ingest, prepare, train, evaluate, register, serve.
 """
 
 import errno
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # importing pyarrow would slow down loading the definitions
 
 
 PUBLIC, PRIVATE = 0o644, 0o600
-"""File modes: readable by all, or by the owner alone for raw personal data."""
+"""File modes: readable by all, or only by the owner (for raw personal data)."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes left behind of an atomic folder at ``path``. Nobody else may be writing it."""
+    """Removes the temporary folders that killed processes left beside ``path``. Nobody else may be writing ``path``."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)
 
@@ -135,7 +135,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds an exclusive lock on the file ``path`` while the block runs; creates the file but never changes its content.
 
     Other threads and processes wait for it, and the operating system releases the lock of a process that dies. With
-    ``wait=False`` the block runs at once; it is given False where the lock is held elsewhere.
+    ``wait=False`` the block runs at once, and yields whether it has the lock.
     """
     make_folder(path.parent)
     with path.open("a") as file:

@@ -1,4 +1,4 @@
-"""The manifest of a folder of weights or of an index: its files and their hashes, written last, checked on load."""
+"""The manifest of a folder, such as an adapter or an index: its files and their hashes. Written last, checked on load."""
 
 from pathlib import Path
 from typing import Any

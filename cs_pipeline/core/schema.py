@@ -18,7 +18,7 @@ _TYPES = {
     # Values of the people in a conversation, each with the placeholder that replaces it.
     "known values": pa.list_(pa.struct({"placeholder": pa.string(), "value": pa.string()})),
 }
-"""Types that Arrow has no name for."""
+"""Types that have no alias in Arrow."""
 
 
 def _columns(table: str) -> list[pa.Field]:
@@ -43,7 +43,7 @@ QUARANTINED = pa.schema(_columns("quarantined"))
 """A record of a delivery that could not be used."""
 
 SET_ASIDE = CONVERSATION.append(_REASON)
-"""A row that a step left out, and the reason."""
+"""A row that a step set aside, and the reason."""
 
 SPLIT_ROW = pa.schema([*CONVERSATION, *_columns("split_row")])
 """A row of a split, with the prediction of an intent classifier that was not trained on it."""
@@ -67,7 +67,7 @@ RATING = pa.schema(_columns("rating"))
 """One human judgement."""
 
 BITEXT_PREDICTIONS = pa.schema(_columns("bitext_predictions"))
-"""What is computed once per Bitext row."""
+"""Predictions and similarities that are computed once per Bitext row."""
 
 SLICE_SCORE = pa.schema(_columns("slice_score"))
 """A score of a system on a slice of the test rows, with its 95 % interval."""
@@ -88,9 +88,9 @@ def leaderboard_schema(metrics: Sequence[str]) -> pa.Schema:
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
     """Raises PipelineError unless ``table`` has the columns and types of ``schema``, in order, and no forbidden nulls."""
     if table.schema.names != schema.names or table.schema.types != schema.types:
-        differs = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
+        different = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
         raise PipelineError(
-            f"{what} does not have the columns of its schema; these differ: {', '.join(differs) or 'their order'}.",
+            f"{what} does not have the columns of its schema; these differ: {', '.join(different) or 'their order'}.",
             "This is a bug in the step that made the table; its columns are in cs_pipeline/core/schema.yaml.",
         )
     for field in schema:

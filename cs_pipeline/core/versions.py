@@ -1,6 +1,6 @@
 """The code version of every asset.
 
-Dagster and the fingerprints of the stages both read it here, so Dagster marks as stale exactly what the stages would
+Dagster and the fingerprints of the stages both use it, so Dagster marks exactly those assets as stale that the stages would
 compute again.
 """
 

@@ -1,4 +1,4 @@
-"""YAML files: settings and recipes that people write, and the words and patterns of this package's rules."""
+"""Reads YAML files: settings and recipes that people write, and the words and patterns of this package's rules."""
 
 import re
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def any_of(
     block: str, words: Mapping[str, str] | None = None, flags: re.RegexFlag = re.IGNORECASE | re.MULTILINE
 ) -> re.Pattern[str]:
-    """One pattern that matches where any line of ``block`` does; ``block`` is a block of lines in a YAML file.
+    """One pattern that matches wherever a line of ``block`` matches. Each line is a regular expression.
 
     An indented line continues the line above it. ``<NAME>`` stands for the block ``words["NAME"]``, which may
     contain such names too.
@@ -43,7 +43,7 @@ def any_of(
 
 
 class Section(BaseModel):
-    """A section of a file that people write: immutable, and a key that it does not know is an error."""
+    """A section of a file that people write. It is immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -71,14 +71,14 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
 
 
 def test_the_models_from_packages_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "can_fetch", lambda: "uv")
+    monkeypatch.setattr(doctor, "fetch_program", lambda: "uv")
     assert doctor._packages() == ("ok", f"{models_folder()}: no models from packages yet; uv fetches them", None)
     model = models_folder() / "tiny-data-1.0-0123"
     model.mkdir(parents=True)
     with (model / "weights.bin").open("wb") as file:
         file.truncate(1_200_000_000)  # a sparse file
     assert doctor._packages()[1] == f"{models_folder()}: tiny-data-1.0-0123 1.2 GB; uv fetches them"
-    monkeypatch.setattr(doctor, "can_fetch", lambda: None)
+    monkeypatch.setattr(doctor, "fetch_program", lambda: None)
     status, what, fix = doctor._packages()
     assert status == "note"
     assert "neither pip nor uv" in what

