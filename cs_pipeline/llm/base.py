@@ -1,4 +1,4 @@
-"""Finds the base model of a recipe: from the hub, a package or a folder, or the embedded one, trained from scratch."""
+"""Finds a recipe's base model: from the hub, a package or a folder, or the embedded one that is trained from scratch."""
 
 import logging
 from collections.abc import Callable
@@ -19,15 +19,15 @@ from cs_pipeline.recipe import TEMPLATE_FOLDER, EmbeddedBase, HubBase, PackageBa
 logger = logging.getLogger(__name__)
 
 EMBEDDED_TEMPLATE = (TEMPLATE_FOLDER / "embedded_v1.jinja").read_text()
-"""The embedded base's chat template: it writes transcripts with an optional system message before them."""
+"""The embedded base's chat template: a transcript, with an optional system message before it."""
 
 
 @dataclass(frozen=True)
 class Base:
     """A base model on this disk. ``sha256`` identifies its content.
 
-    ``revision`` is the hub's, or the version of the package that it comes from; ``origin`` is what lineage keeps of that
-    package.
+    ``revision`` is the hub's revision or the version of the package, else None. ``origin`` describes the package for
+    lineage; None without a package.
     """
 
     source: str
@@ -38,13 +38,13 @@ class Base:
     origin: dict[str, str] | None = None
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the local path, for lineage; ``origin`` only if there is one."""
+        """All fields except the local path, for lineage; ``origin`` only if there is one."""
         facts = asdict(self)
         return {key: value for key, value in facts.items() if key != "path" and (key != "origin" or value)}
 
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
-    """The folder, existing or not, of the base trained by ``spec`` on the present ``bitext_splits``."""
+    """The folder of the base trained by ``spec`` on the current ``bitext_splits``. It need not exist."""
     text_format = (RETRIEVED_TEXT_FORMAT,) if spec.known_answers else ()
     return lake.path(
         "train",
@@ -59,9 +59,9 @@ def embedded_data(lake: DataLake) -> dict[str, str]:
 
 
 def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = logger.info) -> Base:
-    """The base of ``recipe``. One from the hub or a package is downloaded if necessary; the embedded one must exist.
+    """The base of ``recipe``. A base from the hub or a package is downloaded if necessary; an embedded one must exist.
 
-    Raises PipelineError if it is missing or changed, or cannot be downloaded.
+    Raises PipelineError if the base is missing or changed, or cannot be downloaded.
     """
     spec = recipe.base
     if not isinstance(spec, EmbeddedBase):
@@ -74,9 +74,9 @@ def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = lo
 
 
 def base_of_version(recipe: Recipe, folder: Path) -> Path:
-    """The path of the base of a registered version, whose ``adapter/`` and perhaps ``base/`` are in ``folder``.
+    """The path of the base of the registered version in ``folder``, which contains ``adapter/`` and an embedded ``base/``.
 
-    Raises PipelineError if adapter or base are not those that the version was made from.
+    Raises PipelineError if the adapter was changed, or if the base is not the one that the version was trained on.
     """
     trained_on = read_manifest(folder / "adapter", "model_version")["base"]
     if isinstance(recipe.base, EmbeddedBase):
@@ -93,7 +93,7 @@ def base_of_version(recipe: Recipe, folder: Path) -> Path:
 
 
 def needs_training(recipe: Recipe, lake: DataLake) -> bool:
-    """Whether the base is the embedded one and not yet trained on Bitext's present training rows."""
+    """Whether the recipe's base is embedded and not yet trained on the current ``bitext_splits``."""
     return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / MANIFEST_NAME).exists()
 
 
