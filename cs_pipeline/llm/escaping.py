@@ -1,7 +1,8 @@
 """Escapes text that a tokenizer cannot represent, so that nothing in a row is lost on its way through a model.
 
 T5 has no brace, no line break and no repeated space: ``{{Order Number}}`` would become ``<unk>Order Number<unk>``, and a
-list would become one line. What is frequent in answers gets a one-token sign; any other character becomes its code point.
+list would become one line. Double braces and line breaks, which are frequent, are replaced by a sign of one token. Any other
+character is replaced by its code point.
 """
 
 import re
@@ -14,7 +15,7 @@ ESCAPE = "\N{PRIME}"
 """``′1f642;`` stands for U+1F642. The tokenizers of all supported families have the prime, and support texts rarely do."""
 
 SIGNS = {"{{": "«", "}}": "»", "\n": "| "}
-"""Replacements for what a tokenizer cannot represent. The space keeps the next word's tokens the same as elsewhere."""
+"""The signs for frequent texts. After a line break's sign there is a space, so the next word keeps its usual tokens."""
 
 _PRINTABLE = [chr(code) for code in range(0x20, 0x7F)]
 
@@ -24,7 +25,7 @@ class Escaping:
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
-        self._known: dict[str, bool] = {}
+        self._kept: dict[str, bool] = {}
         signs = {text: sign for text, sign in SIGNS.items() if not self._keeps(text) and self._keeps(sign.strip())}
         self._signs = signs
         self._meanings = {sign.strip(): text for text, sign in signs.items()}
@@ -35,11 +36,13 @@ class Escaping:
         self._to_escape = re.compile(
             rf"(?P<sign>{'|'.join(map(re.escape, signs)) or '(?!)'})|(?P<code>{'|'.join(by_code)})|[^\x20-\x7e]"
         )
-        written = [re.escape(sign).replace(r"\ ", " ?") for sign in signs.values()]  # the last may have lost its space
-        self._to_unescape = re.compile("|".join([rf"{ESCAPE}(?P<code>[0-9a-f]{{1,6}});", *written]))
+        by_sign = [
+            re.escape(sign).replace(r"\ ", " ?") for sign in signs.values()
+        ]  # the text's last may lack its space
+        self._to_unescape = re.compile("|".join([rf"{ESCAPE}(?P<code>[0-9a-f]{{1,6}});", *by_sign]))
 
     def escape(self, text: str) -> str:
-        """``text`` in characters that survive the tokenizer. ``unescape`` reverses it."""
+        """``text`` in characters that the tokenizer can represent. ``unescape`` reverses it."""
         return self._to_escape.sub(self._escape_one, text)
 
     def unescape(self, text: str) -> str:
@@ -66,13 +69,13 @@ class Escaping:
 
     def _keeps(self, text: str) -> bool:
         """Whether the tokenizer returns ``text`` unchanged between two letters."""
-        if text not in self._known:
-            between = f"a{text}a"
+        if text not in self._kept:
+            probe = f"a{text}a"
             try:
-                ids = self._tokenizer(between, add_special_tokens=False)["input_ids"]
+                ids = self._tokenizer(probe, add_special_tokens=False)["input_ids"]
             except UnicodeEncodeError:  # half of a surrogate pair
-                self._known[text] = False
+                self._kept[text] = False
                 return False
-            back = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            self._known[text] = back == between
-        return self._known[text]
+            decoded = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            self._kept[text] = decoded == probe
+        return self._kept[text]
