@@ -1,6 +1,6 @@
 """The supported model families, by the ``model_type`` of config.json.
 
-Prompts do not depend on this table: they follow from a base's tokenizer and chat template (``prompt.py``).
+Prompts do not depend on this table, only on a base's tokenizer and chat template (``prompt.py``).
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,9 @@ Architecture = Literal["causal", "encoder-decoder"]
 
 @dataclass(frozen=True)
 class Family:
-    """What training and serving need to know about a family.
+    """A model family. ``name`` is the ``model_type`` of config.json.
 
-    ``name`` is the ``model_type`` of config.json. ``attention`` are the names of the linear layers for query, key, value
-    and output; empty if they are unknown.
+    ``attention`` are the names of the linear layers for query, key, value and output; empty if they are unknown.
     """
 
     name: str
@@ -39,11 +38,11 @@ FAMILIES = {
 
 
 def hidden_size(config: dict[str, Any]) -> int:
-    """The width of the model with this config.json, under the name that its family uses."""
+    """The hidden size of the model with this config.json, whatever its family calls it."""
     return max(config.get(name, 0) for name in ("hidden_size", "n_embd", "d_model"))
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family of the base with this config.json. Families outside the table can be trained too."""
+    """The family of the base with this config.json. For a family outside the table, the names of its layers are unknown."""
     architecture: Architecture = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
     return FAMILIES.get(config["model_type"]) or Family(config["model_type"], architecture, ())
