@@ -1,8 +1,8 @@
 """Downloads base models from the Hugging Face hub at a pinned revision, with resume and verification.
 
-Files are kept in the hub library's own cache (``HF_HUB_CACHE``), so this project and other tools share downloads. The
-project downloads them itself because the library restarts an interrupted file from the beginning, and a shard has five
-gigabytes. It only ever requests safetensors and text files: no pickle, no code.
+Files are kept in the hub library's own cache (``HF_HUB_CACHE``), so this project and other tools share downloads. They are
+not downloaded with the library because it restarts an interrupted file from the beginning, and one file can have five
+gigabytes. Only safetensors and text files are requested: no pickle, no code.
 """
 
 import os
@@ -22,15 +22,15 @@ from cs_pipeline.recipe import HubBase
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-_TEXTS = (".json", ".txt", ".jinja", ".model")
-"""Files of the tokenizer and the configuration; ``.model`` is sentencepiece's vocabulary."""
+_TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
+"""Suffixes of the tokenizer's and the configuration's files; ``.model`` is sentencepiece's vocabulary."""
 SPARE_BYTES = 500_000_000
-"""Bytes that a download leaves free: a full disk breaks databases."""
+"""Bytes that a download leaves free, because a full disk breaks databases."""
 
 
 @dataclass(frozen=True)
 class _CacheEntry:
-    """A repository in the cache: file contents by hash, and for each revision a folder of links to them."""
+    """A repository in the cache: ``blobs`` holds file contents by hash, ``snapshot`` a revision's links to them."""
 
     blobs: Path
     snapshot: Path
@@ -44,7 +44,7 @@ def cached_base(spec: HubBase) -> Path | None:
     folder = _cache_entry(spec).snapshot
     if missing_files(folder):
         return None
-    try:  # another tool that began a download has cached the list of the repository's files
+    try:  # this list exists if another tool began the download, which may be incomplete
         listed = [file.path for file in get_cached_repo_tree(spec.repo, revision=spec.revision)]
     except CachedRepoTreeNotFoundError:
         return folder  # downloaded by this module: weights come last, so a folder with weights is complete
@@ -65,10 +65,10 @@ def fetch_base(spec: HubBase, report: Callable[[str], None]) -> Path:
     title, entry = _title(spec), _cache_entry(spec)
     token = os.environ.get("HF_TOKEN") or False
     with _hub_errors(spec):
-        # Folders in the repository contain formats of other tools.
+        # Not recursive: folders in the repository contain formats of other tools.
         tree = HfApi(token=token).list_repo_tree(spec.repo, revision=spec.revision)
         files = {file.path: file for file in tree if isinstance(file, RepoFile)}
-        # Anybody can list files; only requesting one shows whether the licence must be accepted first.
+        # Anybody can list the files of a gated model; only requesting one shows whether this account has access.
         get_hf_file_metadata(hf_hub_url(spec.repo, "config.json", revision=spec.revision), token=token)
     for name in filter(_is_text, files):
         _get(spec, files[name], entry, report)
@@ -104,7 +104,7 @@ def _get(spec: HubBase, file: "RepoFile", entry: _CacheEntry, report: Callable[[
     if not blob.exists() or blob.stat().st_size != _size(file):
         url = hf_hub_url(spec.repo, file.path, revision=spec.revision)
         sha256 = file.lfs.sha256 if file.lfs else None
-        git_blob = None if file.lfs else file.blob_id  # git itself only stores the sha256 of a large file
+        git_blob = None if file.lfs else file.blob_id  # the blob of a large file is only a pointer with its sha256
         try:
             download(RemoteFile("hub", spec.revision, url, _size(file), git_blob, sha256), blob, report=report)
         except PipelineError as error:
@@ -117,7 +117,7 @@ def _get(spec: HubBase, file: "RepoFile", entry: _CacheEntry, report: Callable[[
             ) from error
     if not link.exists():
         make_folder(link.parent)
-        link.unlink(missing_ok=True)  # a link whose target was deleted
+        link.unlink(missing_ok=True)  # it may be a link whose target was deleted
         link.symlink_to(os.path.relpath(blob, link.parent))
 
 
@@ -201,4 +201,4 @@ def _bytes_present(file: "RepoFile", entry: _CacheEntry) -> int:
 
 
 def _is_text(name: str) -> bool:
-    return "/" not in name and name.endswith(_TEXTS)
+    return "/" not in name and name.endswith(_TEXT_SUFFIXES)
