@@ -50,8 +50,8 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
 
     The download is written to ``<target>.part`` first. If it is interrupted, it resumes where it stopped, in this call or
     in a later one. A call makes up to six attempts; the pause between them doubles, and is longer if the server asks for it.
-    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` the hub is not contacted. If two calls run at the same time,
-    the second waits for the first and then finds the file. ``report`` gets progress lines.
+    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` the hub is not contacted. Of two simultaneous calls, the
+    second waits for the first and then finds the file. ``report`` gets progress lines.
 
     Raises PipelineError when the download fails, and when the file is not the expected one; that file is deleted.
     """
