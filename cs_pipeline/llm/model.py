@@ -35,18 +35,18 @@ TOKENS_PER_PASS = 16_384
 """Maximum tokens in one forward pass that measures likelihoods."""
 
 PROMPTS_PER_PASS = 32_768
-"""Maximum tokens, padding included, of the prompts answered together: a question of 8,000 tokens would pad each of
-127 short ones to its own length."""
+"""Maximum tokens, padding included, of the prompts answered together. Without it, one question of 8,000 tokens would pad 127
+short ones to its own length."""
 
 LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
-"""Maximum logits in such a pass, 4 bytes each: 128 MiB on a CPU, 2 GiB on a GPU."""
+"""Maximum logits in a forward pass that measures likelihoods, 4 bytes each: 128 MiB on a CPU, 2 GiB on a GPU."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote. ``stopped`` is False if it was cut off at the recipe's ``max_new_tokens``.
+    """A generated answer. ``stopped`` is False if it was cut off at the recipe's ``max_new_tokens``.
 
-    ``turns_dropped`` of the oldest turns did not fit into the prompt; ``retrieved`` are the texts that were in it.
+    ``turns_dropped`` is the number of oldest turns that did not fit into the prompt; ``retrieved`` are the texts in it.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Negative log-likelihood of a given answer: ``nll`` in nats, summed over its ``tokens`` including the stop token."""
+    """Negative log-likelihood ``nll`` of a given answer, in nats, summed over its ``tokens`` including the stop token."""
 
     nll: float
     tokens: int
@@ -66,7 +66,7 @@ class Likelihood:
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = f"{WEIGHTS}.index.json"
-"""Maps each weight to its shard, where the weights are too large for one file."""
+"""Maps each weight to its file, if the weights are split into several files."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json")
 
 
@@ -77,9 +77,9 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """What is missing for ``folder`` to be a complete model, for messages; empty if it is complete.
+    """The files that ``folder`` lacks to be a complete model, in words for a message; empty if it is complete.
 
-    Weight files are checked by their length, not read.
+    The weights are not read; only the length of their files is checked.
     """
     if not folder.is_dir():
         return ["everything: it is not a folder"]
@@ -97,7 +97,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def _is_complete(file: Path) -> bool:
-    """A safetensors file begins with the length of a JSON header, which says where each tensor ends."""
+    """Whether a safetensors file has its full length. It begins with a JSON header that says where each tensor ends."""
     try:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -109,13 +109,16 @@ def _is_complete(file: Path) -> bool:
 
 
 MIN_BFLOAT16_SIZE = 512
-"""Hidden size from which a CPU with bfloat16 instructions computes in bfloat16. SmolLM2-135M with 576 gains much
-(bench/processor.py). Narrower models such as the embedded one have not been compared and stay in float32."""
+"""Hidden size from which a CPU with bfloat16 instructions computes in bfloat16. SmolLM2-135M, with 576, is much faster in it
+(bench/processor.py). Narrower models such as the embedded one have not been measured and stay in float32."""
 
 
 def compute_dtype(config: dict[str, Any] | None = None) -> "torch.dtype":
-    """bfloat16 on GPUs that support it, float16 on older GPUs. On a CPU with bfloat16 instructions (AMX or AVX512-BF16),
-    bfloat16 for a model whose ``config`` is not narrow; None means a large model. On other CPUs float32."""
+    """The type that this machine computes in, for the model with ``config``; None means a large model.
+
+    On GPUs bfloat16, or float16 if they do not support it. On a CPU with bfloat16 instructions (AMX or AVX512-BF16)
+    bfloat16 if the hidden size is at least MIN_BFLOAT16_SIZE. Otherwise float32.
+    """
     import torch
 
     if not torch.cuda.is_available():
@@ -153,7 +156,7 @@ def load_base(folder: Path, quantization: str, dtype: "torch.dtype | None" = Non
     model = auto.from_pretrained(
         folder,
         dtype=dtype,
-        # Of several training processes, each has set its own GPU as the current device.
+        # If several processes train, each has set its own GPU as the current device.
         device_map={"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"},
         use_safetensors=True,
         local_files_only=True,
@@ -161,8 +164,8 @@ def load_base(folder: Path, quantization: str, dtype: "torch.dtype | None" = Non
     )
     for module in model.modules():
         if getattr(module, "support_avx512bf16_for_cpu", False):
-            # On such a CPU, bitsandbytes 0.50 repacks 4-bit weights in the first evaluation. It cannot train on them
-            # afterwards, and it fails if a layer's width is not a multiple of 64.
+            # On a CPU with AVX512-BF16, bitsandbytes 0.50 repacks 4-bit weights in the first evaluation. Afterwards they
+            # cannot be trained on, and repacking fails if a layer's width is not a multiple of 64.
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010  (not every module has the attribute)
     return model
 
@@ -174,15 +177,15 @@ def load_chat_format(recipe: Recipe, base: Path, adapter: Path | None) -> ChatFo
     if adapter is None and (template := recipe.prompt.template_text()) is not None:
         tokenizer.chat_template = template
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides padding, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token  # any token works, because the attention mask hides padding
     return ChatFormat(tokenizer, base_family(base).architecture)
 
 
 class SupportModel:
-    """A model that answers customers' questions as its recipe says.
+    """A model that answers customers' questions, with the prompts and settings of its recipe.
 
-    ``adapter`` is None for the base alone, which gets the same prompts. On a CPU, NF4 weights are dequantized once, with
-    their rounded values: it has no 4-bit arithmetic and would dequantize them again for every token.
+    ``adapter`` is None for the base alone, which gets the same prompts. On a CPU, NF4 weights are dequantized once and keep
+    their rounded values: a CPU has no 4-bit arithmetic and would dequantize them again for every token.
     """
 
     def __init__(self, recipe: Recipe, base: Path, adapter: Path | None) -> None:
@@ -197,11 +200,11 @@ class SupportModel:
         import torch
 
         recipe, adapter, on_gpu = self.recipe, self._adapter, torch.cuda.is_available()
-        whole = adapter is not None and recipe.lora is None
-        model = load_base(adapter if adapter is not None and whole else self._base, recipe.quantization, dtype)
+        folder = adapter if adapter is not None and recipe.lora is None else self._base
+        model = load_base(folder, recipe.quantization, dtype)
         if recipe.quantization == "nf4" and not on_gpu:
             model = model.dequantize()
-        if adapter is not None and not whole:
+        if adapter is not None and recipe.lora is not None:
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, adapter)
@@ -214,8 +217,8 @@ class SupportModel:
         """The model that measures likelihoods: on a CPU in float32, because small differences decide about a promotion."""
         import torch
 
-        rounded = self.model.device.type == "cpu" and self.model.dtype != torch.float32
-        return self._load(torch.float32) if rounded else self.model
+        needs_copy = self.model.device.type == "cpu" and self.model.dtype != torch.float32
+        return self._load(torch.float32) if needs_copy else self.model
 
     def answer(
         self,
@@ -228,8 +231,8 @@ class SupportModel:
         """Greedy answers to ``questions``, in the same order.
 
         Each question comes with the classifier's intent, its earlier turns and, unless ``retrieved`` is None, its retrieved
-        texts. What would make a prompt longer than the longest training row is dropped: retrieved texts first, then the
-        oldest turns. Questions of similar length are answered together; ``progress`` gets the number done so far. Raises
+        texts. If a prompt is longer than ``trainer.max_length``, retrieved texts are dropped first, then the oldest turns.
+        Questions of similar length are answered together; ``progress`` gets the number of answers so far. Raises
         PipelineError if a question is too long for the model.
         """
         import torch
@@ -251,7 +254,7 @@ class SupportModel:
                     eos_token_id=sorted(self.stop_ids),
                     pad_token_id=self.chat.tokenizer.pad_token_id,
                 )
-            # A decoder continues its start token, a causal model the prompt.
+            # The output begins with the decoder's start token, or with a causal model's prompt.
             begin = 1 if self.chat.architecture == "encoder-decoder" else inputs["input_ids"].shape[1]
             for i, ids in zip(batch, output[:, begin:].tolist(), strict=True):
                 answers[i] = self._answer(ids, fitted[i])
@@ -266,9 +269,9 @@ class SupportModel:
         references: Sequence[str],
         retrieved: Sequence[Sequence[RetrievedText]] | None = None,
     ) -> list[Likelihood]:
-        """The likelihood of each reference answer after the prompt that a training row with it would have.
+        """The likelihood of each reference answer after its prompt, which is the same as in a training row.
 
-        On a CPU they are computed in float32, in a second copy of the model if the answers are generated in bfloat16.
+        On a CPU it is computed in float32, with a second copy of the model if answers are generated in bfloat16.
         """
         import torch
 
@@ -284,10 +287,10 @@ class SupportModel:
                 if self.chat.architecture == "encoder-decoder":
                     mask = self._tensor([[1] * len(rows[j].input_ids) for j in batch], 0)
                     logits = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
-                else:  # padding on the right, where causal attention never looks, needs no mask
+                else:  # no mask: causal attention never looks at padding on the right
                     logits, labels = model(input_ids=ids, use_cache=False).logits[:, :-1], labels[:, 1:]
-                # Flattened: if the last dimension is not the vocabulary, torch sums 32,000 probabilities on a CPU one by one
-                # in float32 and loses a thousandth of a nat per row.
+                # Flattened, because only if the vocabulary is the last dimension does torch sum accurately on a CPU.
+                # Otherwise it adds 32,000 probabilities one by one in float32, an error of a thousandth of a nat per row.
                 losses = torch.nn.functional.cross_entropy(
                     logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
                 ).view(labels.shape)
@@ -318,7 +321,7 @@ class SupportModel:
         return len(self._prompt(question, intent, (), ()).encoded) <= self._max_prompt_tokens()
 
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
-        """Raises PipelineError if a prompt is too long. It is not truncated, because the answer continues its end."""
+        """Raises PipelineError if a prompt is too long. Prompts are not truncated: the end of the prompt is the question."""
         limit = self._max_prompt_tokens()
         for i, prompt in enumerate(prompts):
             if len(prompt) > limit:
@@ -353,23 +356,23 @@ def _batches(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[in
     A row longer than ``tokens`` gets a batch of its own.
     """
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: (lengths[place], place)):
-        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[place] > tokens):
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[i] > tokens):
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(i)
     if batch:
         yield batch
 
 
 def stop_ids_of(model: Any) -> set[int]:
-    """The stop tokens in the base's own generation config: Phi-3's chat turns end with any of three."""
+    """The stop tokens in the base's own generation config; Phi-3, for example, has three."""
     ids = model.generation_config.eos_token_id
     return set() if ids is None else {ids} if isinstance(ids, int) else set(ids)
 
 
 def peak_memory_gib() -> float:
-    """Peak GPU memory since the process began or the counter was reset; without a GPU, that of the process."""
+    """Peak GPU memory in GiB since the process began or the counter was reset; without a GPU, the process's peak memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -383,7 +386,7 @@ def nats_to_bits(nll: float) -> float:
 
 
 def quiet_libraries() -> None:
-    """Turns off the libraries' progress bars and hints to developers, which would break up this project's own log lines."""
+    """Turns off the libraries' progress bars and hints to developers, which would interrupt this project's log lines."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
