@@ -1,11 +1,11 @@
-"""Base models in a GGUF file inside a package of the Python package index, converted once to what transformers loads.
+"""Base models in a GGUF file inside a package of the Python package index, converted once to a folder for transformers.
 
 GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: quantised weights, the vocabulary and
-the chat template in one file. The converted folder lies in the cache of models, with a manifest.
+the chat template in one file. The converted folder is in the cache of models, with a manifest.
 
-The weights are written in float32. A weight of Q4_1 is ``d * q + m`` with ``q`` of 4 bits and ``d`` and ``m`` in float16: 11
-bits times 4 bits plus 11 bits, which float32 holds as every GGUF reader computes it. bfloat16 with its 8 bits would round a
-second time. They are cast when they are loaded, to what the machine computes in.
+The weights are stored in float32. A weight of Q4_1 is ``d * q + m`` with ``q`` of 4 bits and ``d`` and ``m`` in float16. Every
+GGUF reader computes it in float32; bfloat16, with 8 bits of precision, would round it a second time. When the model is loaded,
+the weights are cast to the type that the machine computes in.
 """
 
 import io
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CONVERSION_VERSION = "1"
-"""Raise it when the conversion of the same file gives another folder: bases, and what was trained on them, are then new."""
+"""Raise it when the conversion of the same file gives a different folder: its base and adapters are then rebuilt."""
 _CONTROL, _USER_DEFINED = 3, 4
 """Values of ``tokenizer.ggml.token_type``."""
 _FLOAT32_BYTES = 4
@@ -36,8 +36,8 @@ _FLOAT32_BYTES = 4
 def fetch_package_base(spec: PackageBase, report: Callable[[str], None]) -> Path:
     """The folder with the converted model of ``spec``. Its package is fetched and its file converted if necessary.
 
-    Raises PipelineError if the package cannot be fetched or is another one, if the file cannot be converted, if a converted
-    file was changed, or if the disk is too full.
+    Raises PipelineError if the package cannot be fetched or its hash differs, if the file cannot be converted, if a
+    converted file was changed, or if the disk is too full.
     """
     folder = _converted_folder(spec)
     if not (folder / MANIFEST_NAME).exists():
@@ -62,7 +62,7 @@ def base_hash(spec: PackageBase) -> str:
 
 
 def base_origin(spec: PackageBase, folder: Path) -> dict[str, str]:
-    """Where the base in ``folder`` comes from, for lineage: its package and hashes, and how it was quantised."""
+    """The origin of the base in ``folder``, for lineage: its package and hashes, and how it was quantised."""
     origin = {"package": spec.package, "version": spec.version, "wheel_sha256": spec.wheel_sha256}
     origin |= {"file": spec.file, "file_sha256": spec.file_sha256, "licence": spec.licence}
     origin |= {"quantised_from": spec.quantised_from} if spec.quantised_from else {}
@@ -71,7 +71,7 @@ def base_origin(spec: PackageBase, folder: Path) -> dict[str, str]:
 
 
 def _converted_folder(spec: PackageBase) -> Path:
-    # The wheel's hash too, so that a recipe with a wrong one never finds the model.
+    # The wheel's hash is included, so a recipe with a wrong hash never finds the model.
     return models_folder() / f"{Path(spec.file).stem}-{digest(base_hash(spec), spec.wheel_sha256)}"
 
 
@@ -116,12 +116,12 @@ def _convert(gguf: Path, spec: PackageBase, folder: Path, report: Callable[[str]
 
 
 def _model(gguf: Path) -> Any:
-    """The model in ``gguf``, its weights in float32 and without any sign of their quantisation."""
+    """The model in ``gguf`` with its weights in float32 and no quantisation in its config."""
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        with redirect_stderr(io.StringIO()):  # a progress bar that cannot be turned off
+        with redirect_stderr(io.StringIO()):  # hides a progress bar that cannot be turned off
             loaded = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
             )
@@ -129,7 +129,7 @@ def _model(gguf: Path) -> Any:
         raise PipelineError(
             f"transformers cannot read {gguf.name}: {str(error).splitlines()[0]}.", "Use another file or package."
         ) from error
-    # A model that was loaded from quantised weights refuses to be saved, even when its weights are ordinary again.
+    # transformers refuses to save a model that was loaded from quantised weights, even after they were dequantised.
     config = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     with torch.device("meta"):
         model = type(loaded)(type(loaded.config)(**config | {"dtype": "float32"}))
@@ -139,23 +139,23 @@ def _model(gguf: Path) -> Any:
 
 
 def _tokenizer(facts: dict[str, Any], file: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer in a GGUF file. transformers' own conversion ignores ``tokenizer.ggml.pre``: digits stay together."""
+    """The tokenizer in a GGUF file. transformers' own conversion ignores ``tokenizer.ggml.pre``, so it splits no digits."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     by_bytes: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits: Any = pre_tokenizers.Digits(individual_digits=True)
-    known = {"gpt-2": by_bytes, "smollm": pre_tokenizers.Sequence([digits, by_bytes])}
-    kind, before = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or before not in known:
+    supported = {"gpt-2": by_bytes, "smollm": pre_tokenizers.Sequence([digits, by_bytes])}
+    kind, pre_tokenizer = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
+    if kind != "gpt2" or pre_tokenizer not in supported:
         raise PipelineError(
-            f"{file} has a tokenizer of the kind {kind} with the pre-tokenizer {before}, which is not known here.",
-            f"Use a file with a tokenizer of the kind gpt2 and the pre-tokenizer {' or '.join(known)}.",
+            f"{file} has a tokenizer of the kind {kind} with the pre-tokenizer {pre_tokenizer}, which is not supported.",
+            f"Use a file with a tokenizer of the kind gpt2 and the pre-tokenizer {' or '.join(supported)}.",
         )
     tokens: list[str] = facts["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    tokenizer.pre_tokenizer = known[before]
+    tokenizer.pre_tokenizer = supported[pre_tokenizer]
     tokenizer.decoder = decoders.ByteLevel()
     for token, type_ in zip(tokens, facts["tokenizer.ggml.token_type"], strict=True):
         if type_ in (_CONTROL, _USER_DEFINED):
