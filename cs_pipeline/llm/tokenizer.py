@@ -1,8 +1,8 @@
-"""Loads tokenizers exactly as they were published, and proves it on texts.
+"""Loads tokenizers exactly as they were published, and compares their ids with the published ones.
 
-transformers rebuilds some tokenizers from their vocabulary instead of reading ``tokenizer.json``. What only that file says
-is then lost: SmolLM2 no longer splits digits, and after ``</s>`` TinyLlama writes a line break as another token. A model
-that gets other ids than in its training answers worse, and nothing reports it.
+transformers rebuilds some tokenizers from their vocabulary and ignores the other settings in ``tokenizer.json``. SmolLM2 then
+no longer splits digits, and TinyLlama encodes a line break after ``</s>`` as another token. A model that gets other ids than
+in its training gives worse answers, without any error.
 """
 
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """The tokenizer in ``folder``, padding on the left: from its tokenizer.json if it has one, else as its class says."""
+    """The tokenizer in ``folder``, with padding on the left. It is read from tokenizer.json if there is one."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     loader = PreTrainedTokenizerFast if (folder / TOKENIZER_FILE).exists() else AutoTokenizer
@@ -28,8 +28,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 def check_token_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, texts: Iterable[str]) -> int:
     """Compares the ids of ``tokenizer`` with those of the tokenizer.json in ``folder``, read by the library tokenizers.
 
-    Returns the number of texts; 0 if there is no such file. Raises PipelineError if a text gets other ids; the message
-    leaves out the text, which a person may have written.
+    Returns the number of texts; 0 if there is no such file. Raises PipelineError if a text gets other ids; the message does
+    not quote the text, which may contain personal data.
     """
     if not (folder / TOKENIZER_FILE).exists():
         return 0
@@ -43,8 +43,8 @@ def check_token_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, texts: I
     if differing:
         raise PipelineError(
             f"The tokenizer of this base gives other token ids than {folder / TOKENIZER_FILE} for {differing:,} of "
-            f"{len(texts):,} training texts: the model would be trained on text that it never saw.",
-            "Write the tokenizer into the base's folder with save_pretrained, so that all its tokens are in that file; or "
+            f"{len(texts):,} training texts: the model would be trained on other tokens than the base was.",
+            "Save the tokenizer in the base's folder with save_pretrained, so that all its tokens are in that file; or "
             "report this base.",
         )
     return len(texts)
