@@ -58,12 +58,12 @@ class Example:
 
     @property
     def input_ids(self) -> list[int]:
-        """The model's input; an encoder-decoder's is the prompt alone."""
+        """The model's input; for an encoder-decoder only the prompt."""
         return self.prompt if self.architecture == "encoder-decoder" else [*self.prompt, *self.answer]
 
     @property
     def labels(self) -> list[int]:
-        """The targets of the loss: the answer. For a causal model, IGNORE_INDEX stands in for each prompt token."""
+        """The targets of the loss: the answer, and for a causal model IGNORE_INDEX at each prompt token before it."""
         return (
             self.answer
             if self.architecture == "encoder-decoder"
@@ -72,7 +72,7 @@ class Example:
 
 
 def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
-    """Parses the column ``context``. Raises PipelineError where it does not follow the schema."""
+    """Parses the column ``context``. Raises PipelineError if it does not follow the schema."""
     if context is None:
         return []
     try:
@@ -81,7 +81,7 @@ def earlier_turns(context: str | None) -> list[tuple[Speaker, str]]:
     except (ValueError, TypeError):
         valid = False
     if not valid:
-        # The message does not quote the text: a customer wrote it.
+        # The message does not quote the text, because a customer wrote it.
         raise PipelineError(
             "A row's context is not a list of [speaker, text] with the speakers customer and agent.",
             "The step that wrote the table has a bug; cs_pipeline/core/schema.yaml describes the column.",
@@ -97,7 +97,7 @@ def user_message(question: str, retrieved: Sequence[RetrievedText]) -> str:
     """The customer's message, with the ``retrieved`` texts before the question.
 
     They are in the customer's turn and not in the system message, because every template has that turn, and because no
-    model should mistake the words of an article or of another customer for instructions.
+    model should mistake an article or another customer's words for instructions.
     """
     if not retrieved:
         return question
@@ -110,7 +110,7 @@ def chat_messages(
 ) -> list[dict[str, str]]:
     """The messages before an answer: a system message if there is one, the earlier turns, retrieved texts and question.
 
-    ``intent`` comes from the classifier; it is required, and only used, where the recipe routes by intent. Many templates
+    ``intent`` comes from the classifier; it is required, and only used, if the recipe routes by intent. Many templates
     require that customer and agent alternate and that the customer begins. So consecutive turns of one speaker become one
     message, and an agent's turns before the customer's first are dropped.
     """
@@ -133,7 +133,7 @@ Encoded = TypeVar("Encoded", bound=Sized)
 
 @dataclass(frozen=True)
 class FittedPrompt(Generic[Encoded]):
-    """A prompt shortened to fit. It contains the ``retrieved`` texts, and lacks the ``turns_dropped`` oldest turns."""
+    """A shortened prompt. It contains the ``retrieved`` texts and lacks the ``turns_dropped`` oldest turns."""
 
     encoded: Encoded
     retrieved: tuple[RetrievedText, ...]
@@ -148,20 +148,20 @@ def fit_prompt(
 ) -> FittedPrompt[Encoded]:
     """``encode`` applied to as many ``retrieved`` texts and ``earlier`` turns as fit into ``max_tokens``.
 
-    Retrieved texts are dropped first: each time the last text of one kind, of the kind whose last text is less similar.
-    Then the oldest turns are dropped: what this customer said matters more than what others were told. When nothing is left
-    to drop, the result can still be too long.
+    Retrieved texts are dropped first, one at a time: of the last answer and the last passage, the one that is less similar.
+    Then the oldest turns are dropped, because the customer's own conversation matters more than retrieved texts. The result
+    can still be too long when nothing is left to drop.
     """
-    # No text counts for less than a later one of its kind, so that each kind loses its last text first.
-    worth = [
+    # A text ranks at least as high as the later ones of its kind, so each kind loses its last text first.
+    ranks = [
         max(one.similarity for one in retrieved[i:] if one.kind == retrieved[i].kind) for i in range(len(retrieved))
     ]
-    worst_first = sorted(range(len(retrieved)), key=lambda i: (worth[i], -i))
+    lowest_first = sorted(range(len(retrieved)), key=lambda i: (ranks[i], -i))
     for dropped in range(len(retrieved)):
-        kept = [retrieved[i] for i in sorted(worst_first[dropped:])]
-        encoded = encode(earlier, kept)
+        remaining = [retrieved[i] for i in sorted(lowest_first[dropped:])]
+        encoded = encode(earlier, remaining)
         if len(encoded) <= max_tokens:
-            return FittedPrompt(encoded, tuple(kept), 0)
+            return FittedPrompt(encoded, tuple(remaining), 0)
     for dropped in range(len(earlier)):
         encoded = encode(earlier[dropped:], ())
         if len(encoded) <= max_tokens:
@@ -173,7 +173,7 @@ class ChatFormat:
     """The chat format of a base model: its tokenizer, its chat template, and the token that ends an answer.
 
     ``stop_id`` is the token that the template writes after an answer (Phi-3's ``<|end|>``, Llama-3's ``<|eot_id|>``,
-    ChatML's ``<|im_end|>``). Training teaches this token even if the tokenizer's eos token is another. ``stop_ids`` also
+    ChatML's ``<|im_end|>``). Training teaches this token, even if the tokenizer has a different eos token. ``stop_ids`` also
     contains the eos token, which a base may generate instead.
     """
 
@@ -196,13 +196,13 @@ class ChatFormat:
                 "The chat template of this base writes no control token after an answer, so the model cannot learn to stop.",
                 "Set prompt.template in the recipe to a template of this project.",
             )
-        place, stop = min(ends, key=lambda end: (end[0], -len(end[1])))
-        self._before_answer, self._after_answer = before, after[:place]
+        position, stop = min(ends, key=lambda end: (end[0], -len(end[1])))
+        self._before_answer, self._after_answer = before, after[:position]
         self.stop_id: int = tokenizer.get_vocab()[stop]
         self.stop_ids = {self.stop_id, tokenizer.eos_token_id} - {None}
 
     def render(self, turns: Sequence[dict[str, str]]) -> str:
-        """The text of ``turns`` in the chat template, up to where the answer begins.
+        """The text of ``turns`` in the chat template, up to the point where the answer begins.
 
         The text of each turn is escaped first, so a customer cannot write a control token.
         """
@@ -217,10 +217,10 @@ class ChatFormat:
         prompt_text = self.render(turns)
         prompt = self._ids(prompt_text)
         answer_text = self._before_answer + self._escape(answer) + self._after_answer
-        # Tokenized behind the prompt: on its own, sentencepiece would begin the text with a space.
+        # Tokenized together with the prompt, because sentencepiece would put a space before an answer on its own.
         together = self._ids(prompt_text + answer_text) if self.architecture == "causal" else []
-        continues = together[: len(prompt)] == prompt
-        ids = together[len(prompt) :] if continues else self._ids(answer_text)
+        starts_with_prompt = together[: len(prompt)] == prompt
+        ids = together[len(prompt) :] if starts_with_prompt else self._ids(answer_text)
         return Example(prompt, [*ids, self.stop_id], self.architecture)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -229,12 +229,12 @@ class ChatFormat:
         return self.escaping.unescape(str(text)).strip()
 
     def as_decoded(self, text: str) -> str:
-        """What ``decode`` should return for the answer ``text``: turn markers and control tokens are broken up."""
+        """The text that ``decode`` should return for the answer ``text``: with markers and control tokens broken up."""
         return self.escaping.unescape(self._escape(text)).strip()
 
     def _escape(self, text: str) -> str:
         """``text`` in characters that the tokenizer knows, with a space before the last character of every marker."""
-        text = "\n" + self.escaping.escape(text)  # some markers only count at the beginning of a line
+        text = "\n" + self.escaping.escape(text)  # because some markers include the line break before them
         for marker in self._markers:
             if marker in text:
                 text = text.replace(marker, f"{marker[:-1]} {marker[-1]}")
@@ -263,7 +263,7 @@ class ChatFormat:
             return False
 
     def _text_around_answer(self) -> tuple[str, str]:
-        """What the template writes between a prompt and its answer, and after the answer."""
+        """The texts that the template writes between a prompt and its answer, and after the answer."""
         question = [_message("user", "question")]
         prompt = self._render(question)
         conversation = self._render([*question, _message("assistant", "ANSWER")], answered=True)
@@ -277,7 +277,7 @@ class ChatFormat:
 
 
 _TEMPLATE_ARGUMENTS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""Turns off Qwen3's reasoning, and keeps Llama-3.2's prompt from changing daily: the date is its template's own default.
+"""Turns off Qwen3's reasoning, and sets the date in Llama-3.2's prompt to its template's default instead of today.
 
 Templates ignore arguments that they do not know.
 """
@@ -287,13 +287,13 @@ _DECLARED_MARKERS = re.compile(r"\{#- markers: (\[.+\]) -#\}")
 
 
 def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
-    # Some vocabularies add runs of spaces as tokens; those control nothing.
+    # Some vocabularies also have runs of spaces as added tokens; these are not control tokens.
     return {str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()}
 
 
 def _markers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """What the text of a turn must not contain, longest first: control tokens, and turn markers that a template writes as
-    plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``. Templates of this project declare theirs.
+    """The markers that the text of a turn must not contain, longest first: control tokens, and turn markers that a template
+    writes as plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``. This project's templates declare theirs.
     """
     template = str(tokenizer.chat_template)
     declared = [marker for found in _DECLARED_MARKERS.findall(template) for marker in json.loads(found)]
