@@ -3,9 +3,9 @@
 GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: quantised weights, the vocabulary and
 the chat template in one file. The converted folder is in the cache of models, with a manifest.
 
-The weights are stored in float32. A weight of Q4_1 is ``d * q + m`` with ``q`` of 4 bits and ``d`` and ``m`` in float16. Every
-GGUF reader computes it in float32; bfloat16, with 8 bits of precision, would round it a second time. When the model is loaded,
-the weights are cast to the type that the machine computes in.
+The weights are stored in float32. A weight of Q4_1 is ``d * q + m`` with ``q`` of 4 bits and ``d`` and ``m`` in float16.
+Every GGUF reader computes it in float32; bfloat16, with 8 bits of precision, would round it a second time. When the model is
+loaded, the weights are cast to the type that the machine computes in.
 """
 
 import io

@@ -123,7 +123,7 @@ def test_a_changed_conversion_is_refused(spec: PackageBase) -> None:
 def test_an_unknown_tokenizer_is_refused(tmp_path: Path, index: Index) -> None:
     write_gguf(tmp_path / "other.gguf", pre_tokenizer="tekken")
     spec = package_of(tmp_path / "other.gguf", tmp_path / "index")
-    with pytest.raises(PipelineError, match="pre-tokenizer tekken, which is not known here"):
+    with pytest.raises(PipelineError, match="pre-tokenizer tekken, which is not supported"):
         find_pretrained_base(spec)
     assert cached_package_base(spec) is None
 
