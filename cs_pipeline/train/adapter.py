@@ -1,4 +1,4 @@
-"""Trains adapters: each is a folder with a manifest, and equal input is not trained again."""
+"""Trains adapters. Each is a folder with a manifest; equal input is not trained again."""
 
 import importlib.metadata
 import shutil
@@ -78,7 +78,7 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
 
 
 def _inputs(recipe: Recipe, lake: DataLake) -> tuple[Base, dict[str, str], WarmStart, str]:
-    """What a training started now would use (base, data versions, warm start), and the fingerprint of its adapter."""
+    """Base, data versions and warm start of a training that starts now, and the fingerprint of its adapter."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
     warm_start = find_warm_start(recipe, base, lake)
     return base, data, warm_start, adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
@@ -100,7 +100,7 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
 
 
 def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
-    """The adapter already trained on equal input, which becomes the recipe's current one, or None.
+    """The adapter that was already trained on equal input, or None. It becomes the recipe's current adapter.
 
     Raises PipelineError if one of its files has changed, if the base is missing, or if the champion does not fit.
     """
@@ -108,7 +108,7 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     if warm_start.champion is not None:
         same_parent = adapter_fingerprint(recipe, base, data, warm_start.champion.parent)
         if same_parent == warm_start.champion.fingerprint:
-            # The champion already is this recipe trained on this data; starting from it would train on equal data again.
+            # The champion was trained with this recipe on this data; starting from it would train on the same data again.
             fingerprint = same_parent
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     if not (folder / MANIFEST_NAME).exists():
@@ -169,7 +169,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
         write_json(temporary / "metrics.json", metrics)
         if recipe.prompt.route == "intent":
-            # Serving must route questions as training did, so the classifier travels with the adapter.
+            # Serving must route questions as training did, so the classifier is copied into the adapter.
             shutil.copytree(lake.path("prepare", "intent_classifier"), temporary / "intent_classifier")
         write_manifest(temporary, {**facts, "company": _company_rows(seen)})
     _make_current(recipe, fingerprint, lake)
@@ -177,7 +177,7 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
 
 
 def train_as_worker(recipe: Recipe, lake: DataLake) -> None:
-    """Takes part in a training whose first process is in ``train_adapter``: runs the same steps, and writes nothing."""
+    """Runs the steps of ``train_adapter`` in the other processes of a training. Writes nothing."""
     base, _, warm_start, fingerprint = _inputs(recipe, lake)
     work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
     champion = None if warm_start.champion is None else warm_start.champion.folder
@@ -190,7 +190,7 @@ def train_as_worker(recipe: Recipe, lake: DataLake) -> None:
 def seen_rows(folder: Path) -> pa.Table:
     """The rows that the adapter in ``folder`` was trained on, once each, with the schema SEEN_ROW.
 
-    Includes the rows of adapters that it was warm-started from. Raises PipelineError if the list cannot be read.
+    They include the rows of the adapters that it was warm-started from. Raises PipelineError if the list cannot be read.
     """
     try:
         with pa.OSFile(str(folder / SEEN_ROWS_FILE)) as file:
@@ -203,19 +203,19 @@ def seen_rows(folder: Path) -> pa.Table:
 
 
 def _all_seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
-    """The rows trained on, and the other rows seen by the champion from which the training started."""
+    """The ``own`` rows of a training, and the other rows seen by the champion that it started from."""
     if champion is None:
         return own
-    through = seen_rows(champion.folder)
-    through = through.filter(pc.invert(pc.is_in(through.column("row_id"), own.column("row_id").combine_chunks())))
+    inherited = seen_rows(champion.folder)
+    inherited = inherited.filter(pc.invert(pc.is_in(inherited.column("row_id"), own.column("row_id").combine_chunks())))
     # Rows that the champion inherited keep the fingerprint of the adapter that was trained on them.
-    names = [name or champion.fingerprint for name in through.column("through").to_pylist()]
-    through = through.drop_columns("through").append_column(SEEN_ROW.field("through"), pa.array(names, pa.string()))
-    return pa.concat_tables([own, through])
+    through = pa.array([name or champion.fingerprint for name in inherited.column("through").to_pylist()], pa.string())
+    inherited = inherited.drop_columns("through").append_column(SEEN_ROW.field("through"), through)
+    return pa.concat_tables([own, inherited])
 
 
 def _company_rows(seen: pa.Table) -> dict[str, Any]:
-    """The number of company rows seen, in all and from each landed file."""
+    """The number of company rows seen, in total and by landed file."""
     company = seen.filter(pc.equal(seen.column("source"), "company"))
     files = Counter(company.column("source_file_sha256").to_pylist())
     return {"rows": company.num_rows, "files": [{"sha256": sha256, "rows": files[sha256]} for sha256 in sorted(files)]}
@@ -223,14 +223,14 @@ def _company_rows(seen: pa.Table) -> dict[str, Any]:
 
 def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    # Including those of trainings on older data: nobody resumes them, and they may contain rows to be forgotten.
+    # Also those of trainings on older data: nobody resumes them, and they may contain rows to be forgotten.
     for work in lake.path("train", "adapter", recipe.name).glob(_work(Path("*")).name):
         remove_working_folder(work)
 
 
 @contextmanager
 def _locked_folders(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """For this process only: a temporary folder that becomes ``folder``, and the working folder of its training."""
+    """A temporary folder that becomes ``folder``, and the working folder of its training, locked for this process."""
     with working_folder(_work(folder)) as work:
         remove_leftovers(folder)
         with atomic_folder(folder) as temporary:
@@ -238,7 +238,7 @@ def _locked_folders(folder: Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _work(folder: Path) -> Path:
-    """The working folder of the training of the adapter in ``folder``: its checkpoints."""
+    """The working folder, with the checkpoints, of the training of the adapter in ``folder``."""
     return folder.with_name(folder.name + ".work")
 
 
