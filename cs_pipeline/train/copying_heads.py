@@ -1,40 +1,42 @@
 """Initializes an embedded base with attention heads that copy, so that it can use the known answers in its prompts.
 
-To copy, a model looks for an earlier occurrence of its last tokens and continues with what followed them there (induction
-heads, Olsson et al. 2022, arXiv 2209.11895). That takes two layers: heads of the first give each position the tokens before
-it; heads of the second attend to positions whose preceding tokens match the last ones. A model of a million parameters does
-not discover this in its few steps. Initialized like this, it repeats 8 of 10 random tokens that it has read once, and
-training continues from there.
+To copy, a model looks for an earlier occurrence of its last tokens and repeats the token that followed them there (induction
+heads, Olsson et al. 2022, arXiv 2209.11895). This takes two layers. Heads of the first layer store at each position the
+tokens before it. Heads of the second layer attend to positions whose stored tokens match the last tokens. A model of a
+million parameters does not learn this in its few steps. With this initialization, before any training, it repeats 8 of 10
+random tokens that it has read once.
 """
 
 from typing import Any
 
 COPYING_HEADS = 2
-"""Heads per layer that take part; in the first layer one looks one token back and the other two tokens back."""
+"""Copying heads per layer. In the first layer, one attends to the previous token and the other to the one before that."""
 
 ROPE_THETA = 1e8
-"""So large that more than half of a head's rotary pairs rotate by less than half a radian over the length of a prompt."""
+"""Base of the rotary frequencies. At this size, more than half of a head's rotary pairs rotate by less than half a radian
+over the length of a prompt."""
 
 _FAST_PAIRS, _BIAS_NORM = 4, 6.0
-"""Fastest rotary pairs that look back, and the norm of their biases: 0.9 of the attention is on one position."""
+"""The number of rotary pairs, the fastest ones, with which a head of the first layer finds its position, and the size of
+their biases. With these, 0.9 of the attention is on one position."""
 _MATCH_DIMENSIONS = 10
-"""Dimensions for comparing tokens, with the previous one and with the one before that; they use the slow rotary pairs."""
+"""Dimensions in which each of the two previous tokens is compared. They use the slow rotary pairs."""
 _PREVIOUS_SCALE, _MATCH_SCALE, _COPY_SCALE = 0.04, 2.0, 0.1
-"""Scales found by experiment: of the previous tokens (embeddings have 0.02), of the comparison, and of what is copied."""
+"""Scales of the stored tokens (embeddings have 0.02), of the comparison and of the copied token, found by experiment."""
 
 
 def init_copying_heads(model: Any) -> None:
-    """Sets weights in the first two layers of a new Llama with biases, ROPE_THETA and two or more heads of 32 dimensions.
+    """Sets weights in the first two layers of a new Llama with attention biases, ROPE_THETA and at least two heads.
 
-    Random numbers come from torch's generator.
+    Each head has 32 dimensions. Random numbers come from torch's generator.
     """
     import torch
 
     width, size = model.config.hidden_size, model.config.head_dim
     half = size // 2
-    # Orthonormal directions: two sets store the previous tokens and are unused by the embedding, which has the others.
+    # Orthonormal directions: two sets store the previous tokens, and the embedding is limited to the others.
     directions = torch.linalg.qr(torch.randn(width, width))[0]
-    before = directions[:, :_MATCH_DIMENSIONS], directions[:, _MATCH_DIMENSIONS : 2 * _MATCH_DIMENSIONS]
+    previous = directions[:, :_MATCH_DIMENSIONS], directions[:, _MATCH_DIMENSIONS : 2 * _MATCH_DIMENSIONS]
     own = directions[:, 2 * _MATCH_DIMENSIONS :]
     compared = own[:, :_MATCH_DIMENSIONS]
     # Rotary embeddings rotate dimensions i and i + half together, the first pairs fastest.
@@ -44,28 +46,28 @@ def init_copying_heads(model: Any) -> None:
     with torch.no_grad():
         embedding = model.model.embed_tokens.weight
         embedding.copy_(embedding @ own @ own.T)
-        for head, directions_before in enumerate(before):
+        for head, stored in enumerate(previous):
             query, key, value, out = _head_weights(first, head, size)
-            # A query bias and the same key bias, rotated by n positions, have their largest product n positions back.
+            # If the key bias is the query bias rotated by n positions, their product is largest n positions back.
             for weight in (query, key):
                 weight.mul_(0.1)
-            turned = frequencies * (head + 1)
+            angles = frequencies * (head + 1)
             start = head * size
             first.q_proj.bias[start : start + _FAST_PAIRS] = _BIAS_NORM
-            first.k_proj.bias[start : start + _FAST_PAIRS] = _BIAS_NORM * turned.cos()
-            first.k_proj.bias[start + half : start + half + _FAST_PAIRS] = _BIAS_NORM * turned.sin()
+            first.k_proj.bias[start : start + _FAST_PAIRS] = _BIAS_NORM * angles.cos()
+            first.k_proj.bias[start + half : start + half + _FAST_PAIRS] = _BIAS_NORM * angles.sin()
             value[:_MATCH_DIMENSIONS] = compared.T
             out.zero_()
-            out[:, :_MATCH_DIMENSIONS] = _PREVIOUS_SCALE * directions_before
+            out[:, :_MATCH_DIMENSIONS] = _PREVIOUS_SCALE * stored
         for head in range(COPYING_HEADS):
             query, key, value, out = _head_weights(second, head, size)
             for weight in (query, key):
                 weight.mul_(0.1)
             scale = _MATCH_SCALE**0.5
             query[slow] += scale * compared.T
-            key[slow] += scale * before[0].T
-            query[slow + half] += scale * before[0].T
-            key[slow + half] += scale * before[1].T
+            key[slow] += scale * previous[0].T
+            query[slow + half] += scale * previous[0].T
+            key[slow + half] += scale * previous[1].T
             copied = own[:, (head * size + torch.arange(size)) % own.shape[1]]
             value.copy_(copied.T)
             out.copy_(_COPY_SCALE * copied)
