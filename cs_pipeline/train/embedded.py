@@ -2,7 +2,7 @@
 
 With it, the whole pipeline runs without a GPU and without a network. Its answers are not fit for customers. It is never
 trained on company rows, so new deliveries do not retrain it and forgotten rows are not in it. If the recipe retrieves known
-answers, the base is trained on prompts that contain them: so small a model learns to copy in its first steps or never.
+answers, the base is already trained on prompts that contain them: so small a model does not learn to copy later.
 """
 
 import math
@@ -40,7 +40,7 @@ MARKERS = ("<|pad|>", "<|customer|>", "<|agent|>", "<|end|>")
 def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], None]) -> Path:
     """Trains the base, unless one from the same ``spec`` and rows exists; returns its folder.
 
-    ``report`` gets lines of progress: step, loss in bits per token, tokens per second and time left.
+    ``report`` gets lines with step, loss in bits per token, tokens per second and remaining time.
     """
     folder = embedded_folder(spec, lake)
     if (folder / MANIFEST_NAME).exists():
@@ -73,7 +73,7 @@ def transcripts(questions: Sequence[str], answers: Sequence[str]) -> list[str]:
     return [f"<|customer|>{q}<|agent|>{a}<|end|>" for q, a in pairs]
 
 
-def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
+def _tokenizer(texts: list[str], vocab_size: int) -> "PreTrainedTokenizerFast":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -81,13 +81,13 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         special_tokens=list(MARKERS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    plain = (text.replace("<|customer|>", "").replace("<|end|>", "").split("<|agent|>") for text in texts)
-    tokenizer.train_from_iterator((part for parts in plain for part in parts), trainer)
+    pairs = (text.replace("<|customer|>", "").replace("<|end|>", "").split("<|agent|>") for text in texts)
+    tokenizer.train_from_iterator((part for pair in pairs for part in pair), trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|pad|>",
@@ -102,7 +102,7 @@ def _tokenizer(texts: list[str], vocabulary: int) -> "PreTrainedTokenizerFast":
 def _blocks(
     tokenizer: "PreTrainedTokenizerFast", texts: list[str], spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless batches of tokens and labels, both [blocks, block_size], cut from the shuffled transcripts.
+    """Endless batches of tokens and labels, both [blocks, block_size], cut from the shuffled ``texts``.
 
     Raises PipelineError if the text is shorter than a block.
     """
@@ -127,41 +127,39 @@ def _blocks(
 
 
 COPIED_SHARE = 0.5
-"""Share of examples whose target is the known answer. With it, a base of 400 steps copied 62 % of the known answer's words
-instead of 6 %, and its loss on real answers fell too (0.72 bits per character instead of 0.75)."""
+"""Share of examples whose target is the known answer. After 400 steps, a base copied 62 % of the known answer's words,
+instead of 6 % without such examples. Its loss on real answers was lower too (0.72 instead of 0.75 bits per character)."""
 
 
 def _example_batches(
     tokenizer: "PreTrainedTokenizerFast", table: pa.Table, spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless batches of tokens and labels, both [examples, length of the longest], one row per training example.
+    """Endless batches of tokens and labels, both [examples, length of the longest], one example per row of ``table``.
 
     The prompt contains the most typical answers to similar questions from other clusters. For COPIED_SHARE of the rows, the
     target is the first of these answers, word for word, so that the model learns to use them. Rows of similar length are
     batched together.
 
-    Raises PipelineError if fewer examples than fill a batch have at most ``block_size`` tokens.
+    Raises PipelineError if the examples of at most ``block_size`` tokens do not fill a batch.
     """
     chat = ChatFormat(tokenizer, "causal")
     random = np.random.default_rng(spec.seed)
-    drawn = table.take(
-        pa.array(random.permutation(table.num_rows)[: spec.max_steps * spec.per_device_train_batch_size])
-    )
-    rows = drawn.to_pylist()
+    drawn = random.permutation(table.num_rows)[: spec.max_steps * spec.per_device_train_batch_size]
+    rows = table.take(pa.array(drawn)).to_pylist()
     prompt = PromptSettings(route="intent", retrieve=RetrievalSettings(answers=spec.known_answers, passages=0))
     with tempfile.TemporaryDirectory() as folder:
         known = table.select(["row_id", "cluster_id", "instruction", "response", "intent"]).rename_columns(ANSWER.names)
         write_index(Path(folder, "index"), {"answers": known.cast(ANSWER), "passages": PASSAGE.empty_table()})
         index = RetrievalIndex.load(Path(folder, "index"))
         questions, intents, clusters = ([row[name] for row in rows] for name in ("instruction", "intent", "cluster_id"))
-        found = retrieve(index, prompt, PlaceholderMode.KEEP, questions, intents, clusters)
+        retrieved = retrieve(index, prompt, PlaceholderMode.KEEP, questions, intents, clusters)
     copied = random.random(len(rows)) < COPIED_SHARE
     examples = [
         chat.encode_example(
             chat_messages(row["instruction"], prompt, row["intent"], (), texts),
             texts[0].text if copy and texts else row["response"],
         )
-        for row, texts, copy in zip(rows, found, copied, strict=True)
+        for row, texts, copy in zip(rows, retrieved, copied, strict=True)
     ]
     examples = [example for example in examples if len(example) <= spec.block_size]
     if len(examples) < spec.per_device_train_batch_size:
@@ -207,7 +205,7 @@ def _train(
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.max_steps)),
     )
     curve: list[dict[str, float]] = []
-    first = next(batches)  # before the clock starts, because it prepares the data
+    first = next(batches)  # before the clock starts, because the data are prepared here
     started = reported = time.monotonic()
     for step, batch in zip(range(1, spec.max_steps + 1), chain([first], batches), strict=False):
         tokens, labels = (torch.from_numpy(array).to(device) for array in batch)
