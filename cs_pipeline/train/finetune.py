@@ -1,4 +1,4 @@
-"""Fine-tunes a recipe's model. Training resumes after an interruption, and halves the micro-batch when memory runs out."""
+"""Fine-tunes a recipe's model; resumes interrupted training, and halves the micro-batch when memory runs out."""
 
 import gc
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def fine_tune(
     """Fine-tunes ``base``, from the adapter in ``warm_start`` if given, and writes weights and tokenizer to ``folder``.
 
     Checkpoints are written to ``work``. When called again with the same arguments, training resumes from the newest one. A
-    micro-batch that does not fit into memory is halved; the number of rows per step stays the same. Returns the figures and
+    micro-batch that does not fit into memory is halved; the number of rows per step stays the same. Returns the metrics and
     the table of training rows (schema SEEN_ROW). Raises PipelineError if the tokenizer gives other ids than its file, every
     row is longer than the recipe allows, the loss would cover the wrong tokens, ``warm_start`` does not match the model, a
     single row does not fit into memory, training diverges, or the process is told to stop.
@@ -84,7 +84,7 @@ def fine_tune(
         except DivergedError:
             training.checkpoints.discard()  # resuming from one would diverge again
             raise
-        # Not in the except block: there, the exception still references the failed attempt.
+        # After the except block, because within it the exception still references the failed attempt's tensors.
         gc.collect()
         torch.cuda.empty_cache()
     save_peft_model(model, recipe, folder)
@@ -106,7 +106,7 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class _RunHistory:
-    """What one training run has gone through so far, over all its restarts.
+    """The history of one training run over all its restarts.
 
     ``micro`` is the micro-batch size of each process. The sizes in ``too_large`` ran out of memory. ``resumed_from`` lists
     the steps of the checkpoints from which the run was resumed.
@@ -134,14 +134,14 @@ class _Training:
         return Checkpoints(self.work, self.report)
 
     def attempt(self, history: _RunHistory) -> tuple[dict[str, Any], Any]:
-        """Trains to the end, from the newest checkpoint if any; returns the figures, and the model with its best weights."""
+        """Trains to the end, from the newest checkpoint if any; returns the metrics, and the model with its best weights."""
         from transformers import set_seed
 
         from cs_pipeline.train.trainer.resumable import read_trainer_state
         from cs_pipeline.train.trainer.schedule import best_step, is_finished
 
         t = self.recipe.trainer
-        # Only the first process looks for checkpoints and sets broken ones aside; it tells the others the step.
+        # Only the first process looks for checkpoints and sets broken ones aside. It sends the step to the others.
         step = int(sum_over_processes((self.checkpoints.newest() or 0) if rank() == 0 else 0)[0])
         checkpoint = self.checkpoints.at(step) if step else None
         if step:
@@ -201,7 +201,9 @@ class _Training:
             inputs=inputs,
             model=model,
             processing_class=self.chat.tokenizer,
-            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # the rows come from the inputs
+            train_dataset=Dataset.from_dict(
+                {"input_ids": [[0]], "labels": [[0]]}
+            ),  # unused: the rows are in ``inputs``
             data_collator=classes.collate,
             callbacks=[
                 ScheduleCallback(t, request),
@@ -230,7 +232,7 @@ class _Training:
                 **classes.extra,
             ),
         )
-        trainer.remove_callback(PrinterCallback)  # ProgressCallback reports the same in a readable form
+        trainer.remove_callback(PrinterCallback)  # ProgressCallback reports the same as readable lines
         return trainer
 
     def _figures(self, trainer: "ResumableTrainer", history: _RunHistory, hardware: Hardware) -> dict[str, Any]:
@@ -277,8 +279,8 @@ def _load_history(recipe: Recipe, work: Path) -> _RunHistory:
 def _halve_micro_batch(recipe: Recipe, history: _RunHistory, work: Path, report: Callable[[str], None]) -> _RunHistory:
     """Halves the micro-batch in ``history``, and records the result in ``work``.
 
-    Raises PipelineError if the micro-batch was a single row. With several processes, it always raises one after recording:
-    all of them must be restarted.
+    Raises PipelineError if the micro-batch was a single row. With several processes, it always raises one after recording,
+    because all of them must be restarted.
     """
     micro = history.micro
     if micro == 1:
@@ -297,6 +299,6 @@ def _halve_micro_batch(recipe: Recipe, history: _RunHistory, work: Path, report:
     if world_size() > 1:
         raise PipelineError(
             f"{micro} rows at once do not fit into the memory of process {rank()}, and the others are waiting for it.",
-            f"Start the same training again: it continues with {micro // 2} at once.",
+            f"Start the same training again: it continues with micro-batches of {micro // 2} rows.",
         ) from None
     return smaller
