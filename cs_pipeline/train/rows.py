@@ -1,4 +1,4 @@
-"""Turns the split's rows into the token ids that a recipe trains on, in its mixture, placeholder mode and prompt."""
+"""Turns rows of a split into training examples: in the recipe's mixture, placeholder mode and prompt, as token ids."""
 
 import hashlib
 from collections import Counter
@@ -31,7 +31,7 @@ from cs_pipeline.text.placeholders import Speaker, apply
 from cs_pipeline.train.supervision import SupervisionCheck
 
 VALIDATION_ROWS = 256
-"""Rows of the validation split that measure the validation loss: the first by id, which is as good as random."""
+"""Rows of the validation split that measure the validation loss: the first by id, because ids are hashes."""
 
 OUT_OF_SCOPE = "out_of_scope"
 """The ``source`` of the rows in OUT_OF_SCOPE_FILE."""
@@ -43,13 +43,13 @@ _COLUMNS = [*_SEEN_COLUMNS, "cluster_id", "context", "instruction", "response", 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The ``examples`` in the table's order, each repeated as the mixture says, and counts of what happened to the rows.
+    """The ``examples`` in the table's order, each repeated as often as the mixture requires, and counts.
 
     ``seen`` has the schema SEEN_ROW and lists each row once: those in ``examples``, and those whose answers are in the
-    prompts. ``too_long`` rows did not fit into the recipe's ``max_length`` and were dropped; ``shortened`` rows fit after
-    their oldest turns were dropped. Of the ``retrieved`` texts, ``retrieved_dropped`` did not fit. ``retold`` rows have the
-    first retrieved answer as their target. ``escaped`` rows contain text that the tokenizer cannot represent;
-    ``escaped_share`` is the share of all characters that became code points.
+    prompts. The counts are: ``too_long`` rows, dropped because they did not fit into the recipe's ``max_length``;
+    ``shortened`` rows, which fit after their oldest turns were dropped; ``retrieved`` texts, of which ``retrieved_dropped``
+    did not fit; ``retold`` rows, which have the first retrieved answer as their target; ``escaped`` rows, with text that the
+    tokenizer cannot represent. ``escaped_share`` is the share of all characters that became code points.
     """
 
     examples: list[Example]
@@ -64,10 +64,10 @@ class TrainingRows:
 
 
 def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) -> TrainingRows:
-    """The rows of ``split`` (train or validation) as the recipe trains on them.
+    """The rows of ``split`` (train or validation) as training examples of the recipe.
 
     Raises PipelineError if the loss would not cover exactly the answer and its stop token, if the tokenizer cannot
-    represent the texts, or if no row is left.
+    represent the texts, or if no row fits.
     """
     table = select_rows(recipe, lake, split, _COLUMNS)
     sources = table.column("source").to_pylist()
@@ -76,9 +76,9 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) 
     rows, intents = table.to_pylist(), table.column("predicted_intent").to_pylist()
     texts = [_row_texts(row, recipe) for row in rows]
     questions = [text.question for text in texts]
-    # Without a row's own cluster: the model would learn to copy an answer that no customer's question will ever find.
+    # Without a row's own cluster: it contains nearly the target, and nothing so similar is retrieved for new questions.
     clusters = table.column("cluster_id").to_pylist()
-    found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
+    texts_found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
     in_prompts: set[str] = set()
@@ -86,7 +86,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) 
     share = recipe.mixture.retold if split == "train" else 0
     retells = np.random.default_rng((recipe.trainer.seed, 1)).random(len(texts)) < share
     check = SupervisionCheck(chat)
-    for row, text, retrieved, count, retell in zip(rows, texts, found, times.values(), retells, strict=True):
+    for row, text, retrieved, count, retell in zip(rows, texts, texts_found, times.values(), retells, strict=True):
         check.count_escapes(
             text.question, text.answer, *(turn for _, turn in text.earlier), *(one.text for one in retrieved)
         )
@@ -94,7 +94,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) 
         if retell and fitted.retrieved and fitted.retrieved[0].kind == "answer":
             copied = replace(text, answer=fitted.retrieved[0].text)
             refitted = _fit(copied, row["predicted_intent"], retrieved, recipe, chat)
-            # A longer answer can push the known answer out of the prompt again.
+            # With a longer target, the known answer may no longer fit into the prompt.
             if copied != text and refitted.retrieved[:1] == fitted.retrieved[:1]:
                 text, fitted, retold = copied, refitted, retold + 1
         if len(fitted.encoded) > recipe.trainer.max_length:
@@ -120,7 +120,7 @@ def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) 
 
 
 def _seen_in_prompts(row_ids: set[str], lake: DataLake) -> pa.Table:
-    """The training rows ``row_ids``, whose answers are in other rows' prompts, with the schema SEEN_ROW."""
+    """The training rows ``row_ids``, seen only as answers in other rows' prompts, with the schema SEEN_ROW."""
     if not row_ids:
         return SEEN_ROW.empty_table()
     rows = lake.read("prepare", "train_split", _SEEN_COLUMNS)
@@ -130,18 +130,18 @@ def _seen_in_prompts(row_ids: set[str], lake: DataLake) -> pa.Table:
 
 
 def sample_mixture(sources: Sequence[str], recipe: Recipe) -> list[int]:
-    """Indices of ``sources`` (bitext, company or out_of_scope), ascending, each as often as the row is trained on."""
+    """Indices of ``sources`` (bitext, company or out_of_scope), ascending, each as often as its row is trained on."""
     random = np.random.default_rng(recipe.trainer.seed)
     times = np.ones(len(sources), dtype=np.int64)
     times[np.asarray(sources) == OUT_OF_SCOPE] = recipe.mixture.out_of_scope
     company = np.flatnonzero(np.asarray(sources) == "company")
-    whole, fraction = divmod(recipe.mixture.company_weight, 1)
-    times[company] = int(whole)
+    repeats, fraction = divmod(recipe.mixture.company_weight, 1)
+    times[company] = int(repeats)
     times[random.choice(company, round(fraction * len(company)), replace=False)] += 1
-    places = np.repeat(np.arange(len(sources)), times)
-    if recipe.train_rows is not None and recipe.train_rows < len(places):
-        places = np.sort(random.choice(places, recipe.train_rows, replace=False))
-    return places.tolist()
+    indices = np.repeat(np.arange(len(sources)), times)
+    if recipe.train_rows is not None and recipe.train_rows < len(indices):
+        indices = np.sort(random.choice(indices, recipe.train_rows, replace=False))
+    return indices.tolist()
 
 
 @dataclass(frozen=True)
@@ -173,9 +173,9 @@ def _fit(
 
 
 def select_rows(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
-    """The ``columns`` of the rows of ``split`` that the recipe uses; of ``validation`` those that measure the loss.
+    """The ``columns`` of the recipe's training rows, or of the rows that measure its validation loss.
 
-    Raises PipelineError if the recipe holds out an intent that no row has.
+    ``split`` is train or validation. Raises PipelineError if the recipe holds out an intent that no row has.
     """
     if split == "validation":
         return _loss_rows(_without_held_out(recipe, lake, "validation", columns)).select(columns)
