@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_ESCAPED_SHARE = 0.01
-"""Maximum share of characters that may become code points: with more, a model learns to spell instead of to answer."""
+"""Maximum share of characters that may become code points. With more, a model would learn to spell instead of to answer."""
 
 ROWS_COMPARED = 1000
 """Rows whose token ids are compared with those of the published tokenizer."""
@@ -23,7 +23,7 @@ _SHOWN_CHARACTERS = 8
 def check_tokenizer(chat: ChatFormat, base: Path, rows: "pa.Table") -> int:
     """Compares the token ids of up to ROWS_COMPARED ``rows``, evenly spread, with those of the base's tokenizer.json.
 
-    ``rows`` has the columns instruction and response. Each is compared in the chat template, so control tokens are too.
+    ``rows`` has the columns instruction and response. They are compared in the chat template, with its control tokens.
     Returns the number of rows compared, 0 if the base has no such file. Raises PipelineError if ids differ.
     """
     pairs = rows.select(["instruction", "response"]).to_pylist()[:: max(1, -(-rows.num_rows // ROWS_COMPARED))]
@@ -32,7 +32,7 @@ def check_tokenizer(chat: ChatFormat, base: Path, rows: "pa.Table") -> int:
 
 
 class SupervisionCheck:
-    """Counts, row by row, the characters that the tokenizer lacks and the answers that do not survive it."""
+    """Counts, row by row, the characters that the tokenizer lacks, and the answers that change when they are decoded."""
 
     def __init__(self, chat: ChatFormat) -> None:
         self._chat = chat
@@ -58,9 +58,9 @@ class SupervisionCheck:
         self.escaped_rows += any(escaping.escape(text) != text for text in texts)
 
     def check_labels(self, row_id: str, example: Example, answer: str) -> None:
-        """Decodes what the loss will cover and compares it with ``answer``.
+        """Decodes the tokens that the loss covers and compares them with ``answer``.
 
-        Raises PipelineError if the loss covers anything but one answer with the stop token at its end and nowhere else.
+        Raises PipelineError unless they are at the end of the example and contain the stop token only as their last one.
         """
         supervised = [label for label in example.labels if label != IGNORE_INDEX]
         first, stop = len(example.labels) - len(supervised), self._chat.stop_id
@@ -72,7 +72,7 @@ class SupervisionCheck:
             or supervised[-1] != stop
             or stop in supervised[:-1]
         ):
-            # The message does not quote the text: a person may have written it.
+            # The message does not quote the text, because a customer may have written it.
             raise PipelineError(
                 f"Row {row_id}: the loss would cover other tokens than the answer and its stop token.",
                 "This is a bug in the prompt code or in this base's tokenizer: use another base.",
@@ -84,7 +84,7 @@ class SupervisionCheck:
             self._lost.update((Counter(expected) - Counter(decoded)).keys() or {"�"})
 
     def raise_on_loss(self) -> None:
-        """Raises PipelineError if the model would learn broken answers; the message has counts and single characters."""
+        """Raises PipelineError if the tokenizer changes answers, or lacks too many characters."""
         fix = "Use a base whose tokenizer has them; those of Qwen3, SmolLM2, Llama and Mistral can represent any text."
         if self._answers_lost:
             raise PipelineError(
@@ -101,5 +101,5 @@ class SupervisionCheck:
 
 
 def _shown(characters: Counter[str]) -> str:
-    """The most frequent characters as code points: single characters only, because a customer may have written them."""
+    """The most frequent characters as code points. Texts are not shown, because a customer may have written them."""
     return ", ".join(f"U+{ord(character):04X}" for character, _ in characters.most_common(_SHOWN_CHARACTERS))
