@@ -1,4 +1,4 @@
-"""Decides where a training starts: from the base, or from the champion's adapter."""
+"""Decides which weights training starts from: the base, or the champion's adapter."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ class ChampionAdapter:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """The champion to continue from, or None for the base; ``why`` is the sentence for log and manifest."""
+    """The champion to continue from, or None for the base. ``why`` is the reason, for log and manifest."""
 
     champion: ChampionAdapter | None
     why: str
@@ -43,13 +43,13 @@ class WarmStart:
         return None if self.champion is None else self.champion.fingerprint
 
     def facts(self) -> dict[str, Any]:
-        """What the manifest stores."""
+        """The entry in the adapter's manifest."""
         version = None if self.champion is None else self.champion.version
         return {"why": self.why, "version": version, "fingerprint": self.fingerprint}
 
 
 def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
-    """Where a training of ``recipe`` starts now; the champion is found by its alias.
+    """The start of a training of ``recipe`` with the current champion, which is found by its alias.
 
     Raises PipelineError if the champion has another base or another LoRA, because its weights would not fit.
     """
@@ -59,13 +59,13 @@ def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
     if version is None:
         return WarmStart(None, "from the base, because there is no champion yet")
     if FORGOTTEN in open_store(lake).get_model_version(MODEL, str(version.version)).tags:
-        # An adapter that continued from it would have seen those rows too.
+        # An adapter that continues from it has seen those rows too.
         return WarmStart(
             None, f"from the base, because champion {version.version} has seen rows that must be forgotten"
         )
     folder = version.folder / "adapter"
-    found = ChampionAdapter(version.version, folder, read_manifest(folder, "model_version"))
-    its_base, its_recipe = found.manifest["base"], read_recipe(folder / "recipe.yaml")
+    champion = ChampionAdapter(version.version, folder, read_manifest(folder, "model_version"))
+    its_base, its_recipe = champion.manifest["base"], read_recipe(folder / "recipe.yaml")
     differences = []
     if its_base["sha256"] != base.sha256:
         differences.append(f"its base is {its_base['name']} ({its_base['sha256']}), not {base.name} ({base.sha256})")
@@ -77,7 +77,7 @@ def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
             its, wanted = getattr(its_recipe.lora, key), getattr(recipe.lora, key)
             if its != wanted:
                 differences.append(f"its lora.{key} is {its}, not {wanted}")
-    if "start" not in found.manifest:
+    if "start" not in champion.manifest:
         differences.append("it does not record which rows it has seen")
     if differences:
         raise PipelineError(
@@ -85,4 +85,4 @@ def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
             f"'{its_recipe.name}', does not fit: {'; '.join(differences)}.",
             "Set 'start: base' in the recipe, or give it the base and the lora of the champion's recipe.",
         )
-    return WarmStart(found, f"from champion {version.version}, adapter {found.fingerprint}")
+    return WarmStart(champion, f"from champion {version.version}, adapter {champion.fingerprint}")
