@@ -19,10 +19,10 @@ _DAY_SECONDS = 86_400
 
 @dataclass(frozen=True)
 class RetrainingState:
-    """What the decision depends on. ``data`` is a hash of the usable rows.
+    """The inputs of the decision. ``data`` is a hash of the usable rows.
 
-    ``new_rows`` are usable rows that were not available to the last training, whether or not its model became champion.
-    If they were counted from the champion's training, a training that did not win would be repeated for every new row.
+    ``new_rows`` counts the usable rows that were not available to the last training, whether or not its model became
+    champion. If it counted from the champion's training, every new row would start a training after one that did not win.
     """
 
     champion: int | None
@@ -44,7 +44,7 @@ def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> Retraini
     """A retraining is due if there are enough new rows, if there is one and the champion is old, or if the champion has
     seen rows that must be forgotten.
 
-    It is never due on equal data: without new rows only a marked champion causes one, and forgetting changed the data.
+    It is never due on the same data: without new rows only a marked champion is replaced, and forgetting changes the data.
     """
     if state.champion is None:
         return RetrainingDecision(False, "there is no champion yet; run the full pipeline first: make demo")
@@ -65,9 +65,9 @@ def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> Retraini
 def check_retraining(
     recipe: Recipe, lake: DataLake, now: float | None = None
 ) -> tuple[RetrainingState, RetrainingDecision]:
-    """The state of lake and registry, and the decision; a changed one is appended to ``train/retraining.jsonl``.
+    """The state of lake and registry, and the decision. If it changed, it is appended to ``train/retraining.jsonl``.
 
-    ``now`` is in seconds since 1970.
+    ``now`` is in seconds since 1970; None: the current time.
     """
     client = open_store(lake)
     number = champion_number(client)
