@@ -1,1 +1,1 @@
-"""The base model and the (Q)LoRA adapter."""
+"""Trains the embedded base model and the (Q)LoRA adapter."""
