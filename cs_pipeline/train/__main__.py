@@ -20,7 +20,9 @@ from cs_pipeline.train.trainer.distributed import ProcessGroup, rank
 from cs_pipeline.train.trainer.stopping import StoppedError
 
 FAILURE_FILE = "CS_FAILURE_FILE"
-"""Names a file that is created when the training starts and gets the reason of a failure; empty after a kill."""
+"""Variable with the path of a file that is created when training starts, and gets the reason if it fails.
+
+The file stays empty if the process is killed."""
 
 
 def main() -> int:
@@ -47,7 +49,7 @@ def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
         _train(load_recipe(arguments.recipe), DataLake.default(), arguments, group, report)
         group.leave()
     except KeyboardInterrupt:
-        return 130  # no message: whoever pressed Ctrl-C knows, and nothing half-written is left
+        return 130  # no message: the user pressed Ctrl-C, and nothing half-written is left
     except StoppedError as stopped:
         report(str(stopped))
         return 143  # not a failure: a machine shutting down sends this signal, and training resumes elsewhere
