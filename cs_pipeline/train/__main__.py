@@ -20,9 +20,7 @@ from cs_pipeline.train.trainer.distributed import ProcessGroup, rank
 from cs_pipeline.train.trainer.stopping import StoppedError
 
 FAILURE_FILE = "CS_FAILURE_FILE"
-"""Variable with the path of a file that is created when training starts, and gets the reason if it fails.
-
-The file stays empty if the process is killed."""
+"""Names a file that is created when training starts and gets the reason if it fails; after a kill it is empty."""
 
 
 def main() -> int:
