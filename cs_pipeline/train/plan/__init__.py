@@ -1,1 +1,1 @@
-"""What a training run needs, before it starts."""
+"""Estimates what a training run needs, before it starts."""
