@@ -1,8 +1,8 @@
 """Estimates what a training needs before it starts: download size, peak memory and floating-point operations.
 
 Only the base's config.json is needed. Weights are counted on transformers' own model, built without memory on torch's
-``meta`` device. What autograd keeps for the backward pass is measured: a hook counts it in a forward pass of a few tokens
-through real but narrower layers, and the result is scaled up. So the estimate follows the families and the libraries.
+``meta`` device. The activations that autograd saves for the backward pass are measured: a hook counts them in a forward pass
+of a few tokens through real but narrower layers, and the result is scaled up. So no formula per model family is needed.
 
 Operations follow Kaplan et al. 2020 (arXiv 2001.08361, section 2.1): per weight and token 2 in the forward pass, 2 in the
 backward pass for the gradients of activations, and 2 more for the gradient of a trained weight.
@@ -34,7 +34,7 @@ _OPTIMIZER_BYTES = {"adamw_torch": 8, "paged_adamw_8bit": 2}
 _LOGIT_TOKENS = 4096
 """Maximum tokens whose logits TRL's loss for causal models keeps at once (trl/kernels/chunked_logprob.py)."""
 _NARROWING = 8
-"""Factor by which the layers are narrowed for measuring what autograd keeps."""
+"""Factor by which the layers are narrowed to measure the saved activations."""
 _WIDTHS = ("hidden_size", "intermediate_size", "head_dim", "n_embd", "n_inner", "rotary_dim", "d_model", "d_ff", "d_kv")
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "num_decoder_layers")
 _SHORT, _LONG = 32, 64
@@ -42,7 +42,10 @@ _SHORT, _LONG = 32, 64
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a training step: weights and optimizer state, and what a micro-batch adds."""
+    """Bytes at the peak of a training step. ``trained`` are trained weights with gradients and optimizer state.
+
+    ``activations`` and ``logits`` are those of one micro-batch.
+    """
 
     weights: float
     trained: float
@@ -77,7 +80,7 @@ def config_of(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[str
 
 
 def download_bytes(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> int | None:
-    """Bytes of weights, or of the package, to download; None if that is not known without asking hub or index."""
+    """Bytes of weights, or of the package, to download; None if this is not known without asking hub or index."""
     if isinstance(base, EmbeddedBase | PathBase) or cached_folder(base) is not None:
         return 0
     published = _published(base)
@@ -90,7 +93,7 @@ def cached_folder(base: HubBase | PackageBase) -> Path | None:
 
 
 def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[str, Any] | None:
-    """The entry of ``base`` in shapes.yaml: of the repository, or of the package with its version."""
+    """The entry of ``base`` in shapes.yaml, by its repository, or by its package and version."""
     name = base.repo if isinstance(base, HubBase) else ""
     name = f"{base.package}=={base.version}" if isinstance(base, PackageBase) else name
     entry: dict[str, Any] | None = read_yaml(SHAPES_FILE).get(name)
@@ -98,9 +101,9 @@ def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[st
 
 
 def estimate(recipe: Recipe, config: dict[str, Any], compute: int, device: str) -> TrainingEstimate:
-    """What a training of ``recipe`` needs with a base of this ``config``, computing in numbers of ``compute`` bytes.
+    """What training ``recipe`` needs with a base of this ``config``, computing in numbers of ``compute`` bytes.
 
-    ``device`` is "cpu" or "cuda". The memory is that of a micro-batch full of rows of ``trainer.max_length`` tokens.
+    ``device`` is "cpu" or "cuda". Memory is for a full micro-batch of rows of ``trainer.max_length`` tokens.
     """
     import torch
 
@@ -118,7 +121,7 @@ def estimate(recipe: Recipe, config: dict[str, Any], compute: int, device: str) 
     trained = parameters if recipe.lora is None else sum(_adapter(recipe, config, layers))
 
     if recipe.lora is None:
-        # All weights are trained in float32 and counted there; computing in 16 bits needs a copy (torch.autocast).
+        # All weights are trained in float32 and counted as such; computing in 16 bits needs a copy (torch.autocast).
         weights = parameters * compute if compute < FLOAT32_BYTES else 0.0
     elif recipe.quantization == "nf4":
         largest = max(m.weight.numel() for m in layers)
@@ -127,14 +130,14 @@ def estimate(recipe: Recipe, config: dict[str, Any], compute: int, device: str) 
         weights = parameters * compute
     tokens = trainer.per_device_train_batch_size * trainer.max_length
     fused = compute < FLOAT32_BYTES and device == "cpu"
-    layer, rest = _kept(recipe, config, compute, fused, trainer.max_length)
+    layer, rest = _saved_bytes(recipe, config, compute, fused, trainer.max_length)
     depth = max(config.get(name, 0) for name in _DEPTHS)
-    # With checkpointing only the input of each layer is kept, and one layer at a time is computed again.
-    kept = (depth * width * compute + layer if trainer.gradient_checkpointing else depth * layer) + rest
-    # When the backward pass begins, the gradients of one layer's activations are in memory beside them.
-    activations = tokens * (kept + layer)
-    at_once = _LOGIT_TOKENS if device == "cuda" and family_of(config).architecture == "causal" else CHUNK_TOKENS
-    logits = min(tokens, at_once) * vocabulary * 2 * FLOAT32_BYTES
+    # With checkpointing only the input of each layer is saved, and one layer at a time is computed again.
+    saved = (depth * width * compute + layer if trainer.gradient_checkpointing else depth * layer) + rest
+    # When the backward pass begins, the gradients of one layer's activations are in memory too.
+    activations = tokens * (saved + layer)
+    chunk = _LOGIT_TOKENS if device == "cuda" and family_of(config).architecture == "causal" else CHUNK_TOKENS
+    logits = min(tokens, chunk) * vocabulary * 2 * FLOAT32_BYTES
     passes = 6 if recipe.lora is None else 4
     used = in_layers + head.weight.numel()
     operations = used * (passes + (2 if trainer.gradient_checkpointing else 0)) + (6 * trained if recipe.lora else 0)
@@ -168,8 +171,8 @@ def _targets(recipe: Recipe, config: dict[str, Any]) -> str | list[str]:
     return list(family_of(config).attention if names == "attention" else names)
 
 
-def _kept(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, length: int) -> tuple[float, float]:
-    """Bytes per token that autograd keeps of one layer, and of everything outside the layers, in rows of ``length`` tokens.
+def _saved_bytes(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, length: int) -> tuple[float, float]:
+    """Bytes per token that autograd saves in one layer, and outside the layers, for rows of ``length`` tokens.
 
     For an encoder-decoder, whose two sides share the tokens of a row, "one layer" is one of the encoder and one of the
     decoder.
@@ -180,13 +183,13 @@ def _kept(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, len
         model = _narrow(recipe, config, compute, fused, depth)
 
         def of_a_row(tokens: int) -> float:
-            # The difference between two rows and one excludes what is kept once, such as autocast's copies of weights.
+            # The difference between two rows and one excludes what is saved once, such as autocast's copies of weights.
             return _count(model, config, compute, 2, tokens) - _count(model, config, compute, 1, tokens)
 
         return of_a_row(_SHORT) / _SHORT, of_a_row(_LONG) / _LONG
 
     one, two = per_token(1), per_token(2)
-    # What grows with the row length (attention weights, if they are kept at all) does not depend on the layer widths.
+    # The part that grows with the row length (attention weights, if they are saved) does not depend on the layers' width.
     growth = max((two[1] - one[1] - two[0] + one[0]) / (_LONG - _SHORT), 0.0)
     layer = (two[0] - one[0] - growth * _SHORT) * factor + growth * length
     return layer, max((2 * one[0] - two[0]) * factor, 0.0)
@@ -220,7 +223,7 @@ def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, d
 
 
 def _count(model: Any, config: dict[str, Any], compute: int, rows: int, tokens: int) -> float:
-    """Bytes of all distinct tensors, except weights, that autograd keeps from a forward pass."""
+    """Bytes of all distinct tensors, except weights, that autograd saves in a forward pass."""
     import torch
 
     ids = torch.zeros((rows, tokens), dtype=torch.long)
@@ -233,23 +236,23 @@ def _count(model: Any, config: dict[str, Any], compute: int, rows: int, tokens: 
     else:
         inputs["use_cache"] = False
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept: dict[int, Any] = {}
+    saved: dict[int, Any] = {}
 
-    def keep(tensor: Any) -> Any:
+    def record(tensor: Any) -> Any:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage  # referenced, so that its address is not reused
+            saved[storage.data_ptr()] = storage  # a reference, so that its address is not reused
         return tensor
 
     with (
         torch.random.fork_rng(devices=[]),
         torch.autocast("cpu", torch.bfloat16, enabled=compute == 2),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
     ):
         model(**inputs)
-    return float(sum(storage.nbytes() for storage in kept.values()))
+    return float(sum(storage.nbytes() for storage in saved.values()))
 
 
 def _narrowing(config: dict[str, Any]) -> int:
-    """Small models are measured at their real width."""
+    """The factor by which layers are narrowed; 1 for small models, which are measured at their real width."""
     return _NARROWING if hidden_size(config) >= 512 else 1
