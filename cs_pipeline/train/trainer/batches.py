@@ -1,7 +1,7 @@
 """Decides which rows go into which step: grouped by length, reproducible, and independent of the number of processes.
 
-The sampler of transformers draws from torch's global generator, so a resumed training or another process would continue in
-another order. It also repeats rows to fill the last step of an epoch when several processes share it.
+The sampler of transformers draws from torch's global generator, so the order would change when a training is resumed or
+another process takes part. With several processes it also repeats rows to fill the last step of an epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 _POOL_STEPS = 50
-"""Steps whose rows are drawn together and then sorted by length; fewer if an epoch would have less than four pools."""
+"""Steps in a pool: their rows are drawn together and sorted by length. Fewer if an epoch would have less than four pools."""
 
 
 class Batches:
     """A batch sampler: one process's micro-batches of an epoch, as indices of ``lengths`` (tokens per row).
 
-    The ``rows`` of a step over all processes depend only on lengths, seed and epoch; the last step of an epoch may have
-    fewer. Each of ``processes`` gets rows of similar length, in micro-batches of at most ``micro`` rows. A micro-batch for
-    which no row is left has the index ``len(lengths)``, for which ``data_loader`` has a row without labels.
+    A step has ``rows`` rows over all processes, the last one of an epoch perhaps fewer. They depend only on lengths, seed
+    and epoch. Each of ``processes`` gets rows of similar length, in micro-batches of at most ``micro`` rows. A micro-batch
+    for which no row is left has the index ``len(lengths)``: ``data_loader`` adds a row without labels there.
     """
 
     def __init__(self, lengths: Sequence[int], rows: int, micro: int, seed: int, rank: int, processes: int) -> None:
@@ -36,8 +36,8 @@ class Batches:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self._lengths), self._rows)
-        return whole * self._micro_batches(self._rows) + self._micro_batches(rest)
+        full_steps, rest = divmod(len(self._lengths), self._rows)
+        return full_steps * self._micro_batches(self._rows) + self._micro_batches(rest)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
@@ -48,18 +48,18 @@ class Batches:
     def steps(self) -> list[np.ndarray]:
         """The rows of each step of the epoch, longest first.
 
-        The step with the longest row comes first, so that a lack of memory shows at once.
+        The step with the longest row comes first, so that training runs out of memory at once or never.
         """
         random = np.random.default_rng((self._seed, self._epoch))
         rows = random.permutation(len(self._lengths))
         pool = self._rows * max(1, min(len(rows) // (self._rows * 4), _POOL_STEPS))
         pools = (rows[i : i + pool] for i in range(0, len(rows), pool))
-        grouped = np.concatenate([places[np.argsort(-self._lengths[places], kind="stable")] for places in pools])
+        grouped = np.concatenate([drawn[np.argsort(-self._lengths[drawn], kind="stable")] for drawn in pools])
         steps = [grouped[i : i + self._rows] for i in range(0, len(grouped), self._rows)]
-        whole, rest = steps[: len(rows) // self._rows], steps[len(rows) // self._rows :]
-        whole = [whole[i] for i in random.permutation(len(whole))]
-        longest = max(range(len(whole)), key=lambda i: self._lengths[whole[i][0]], default=0)
-        return whole[longest : longest + 1] + whole[:longest] + whole[longest + 1 :] + rest
+        full, rest = steps[: len(rows) // self._rows], steps[len(rows) // self._rows :]
+        full = [full[i] for i in random.permutation(len(full))]
+        longest = max(range(len(full)), key=lambda i: self._lengths[full[i][0]], default=0)
+        return full[longest : longest + 1] + full[:longest] + full[longest + 1 :] + rest
 
     def _micro_batches(self, rows: int) -> int:
         """Micro-batches per process in a step of ``rows`` rows."""
