@@ -1,1 +1,1 @@
-"""One training run: batches, schedule, checkpoints, processes."""
+"""The parts of a training run: batches, loss, schedule, checkpoints and processes."""
