@@ -17,13 +17,13 @@ from cs_pipeline.core.lake import atomic_folder, locked
 from cs_pipeline.core.manifest import read_manifest, write_manifest
 
 _KEPT = 2
-"""Checkpoints to keep: the newest, and the one before it in case the newest gets damaged."""
+"""Checkpoints to keep: the newest, and the previous one in case the newest is damaged."""
 
 _LOCK = ".lock"
 
 
 class Checkpoints:
-    """Folders such as ``step-00000120`` in ``folder``, which only this process writes.
+    """The checkpoints in ``folder``, each in a folder such as ``step-00000120``. Only this process writes there.
 
     ``report`` gets a line for each checkpoint that is set aside as broken.
     """
@@ -33,13 +33,13 @@ class Checkpoints:
         self._report = report
 
     def at(self, step: int) -> Path:
-        """The folder, existing or not, of the checkpoint of ``step``."""
+        """The folder of the checkpoint of ``step``. It need not exist."""
         return self.folder / f"step-{step:08}"
 
     def newest(self) -> int | None:
-        """The step of the newest checkpoint that is complete along with that of its best step; None if there is none.
+        """The step of the newest complete checkpoint; None if there is none. That of its best step must be complete too.
 
-        Every file is compared with its hash. A broken checkpoint is renamed to ``broken-…``, and the one before it is tried.
+        Every file is compared with its hash. A broken checkpoint is renamed to ``broken-…``, and the previous one is tried.
         """
         for leftover in self.folder.glob(".step-*"):  # left by a process that was killed while writing
             shutil.rmtree(leftover)
@@ -52,18 +52,18 @@ class Checkpoints:
 
     @contextmanager
     def writing(self, step: int, best: int | None) -> Iterator[Path]:
-        """A folder for the files of the checkpoint of ``step``, which exists, complete and synced, after the block.
+        """Yields a temporary folder, which becomes the checkpoint of ``step`` after the block, complete and synced.
 
         ``best`` is the step of the lowest validation loss so far. Afterwards only the last two checkpoints and that of
-        ``best`` are kept. Raises PipelineError if it cannot be written; existing checkpoints are kept.
+        ``best`` are kept. Raises PipelineError if the checkpoint cannot be written; existing ones are then kept.
         """
         try:
             with atomic_folder(self.at(step)) as temporary:
                 yield temporary
                 write_manifest(temporary, {"step": step, "best": best})
         except (OSError, SafetensorError, PipelineError) as error:
-            before = self._oldest_first()
-            kept = f"that of step {_step(before[-1]):,} is kept" if before else "there is no earlier one"
+            existing = self._oldest_first()
+            kept = f"that of step {_step(existing[-1]):,} is kept" if existing else "there is no earlier one"
             raise PipelineError(
                 f"The checkpoint of step {step:,} cannot be written to {self.folder}: {error.__cause__ or error}; {kept}.",
                 "Free disk space, or point CS_LAKE at a larger disk, and start the same training again: it resumes.",
@@ -100,9 +100,9 @@ def _step(path: Path) -> int:
 
 @contextmanager
 def working_folder(folder: Path) -> Iterator[Path]:
-    """Locks ``folder``, in which a training keeps what it needs to resume, for this process.
+    """Locks ``folder``, which holds the checkpoints of a training, for this process.
 
-    An empty folder is removed afterwards; otherwise ``remove_working_folder`` removes it when the training is finished.
+    An empty folder is removed after the block; otherwise ``remove_working_folder`` removes it when the training is finished.
     Raises PipelineError while another process trains the same adapter.
     """
     with locked(folder / _LOCK, wait=False) as held:
@@ -119,15 +119,15 @@ def working_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_working_folder(folder: Path) -> None:
-    """Removes the working folder of a finished training, unless another process has restarted that training."""
+    """Removes the working folder of a finished training, unless another process is using it."""
     if not folder.exists():
         return
     with locked(folder / _LOCK, wait=False) as held:
         if not held:
             return
         # Renamed first, so that a half-deleted folder does not look like a training to resume.
-        gone = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))
-    shutil.rmtree(gone)
+        renamed = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))
+    shutil.rmtree(renamed)
 
 
 def write_state(path: Path, state: Any) -> None:
