@@ -1,7 +1,7 @@
-"""Processes that train together: the rank of this one, its part of a step, and communication between them.
+"""Processes that train together: the rank of this process, its share of a step, and communication with the others.
 
-``torchrun`` and ``accelerate launch`` start them and set RANK, LOCAL_RANK and WORLD_SIZE. Without these variables a process
-is alone, and the functions here cost nothing.
+``torchrun`` and ``accelerate launch`` start them and set RANK, LOCAL_RANK and WORLD_SIZE. Without these variables there is
+only one process, and nothing is communicated.
 """
 
 import os
@@ -20,7 +20,7 @@ _PREPARATION_TIMEOUT = timedelta(days=7)
 
 
 def rank() -> int:
-    """The number of this process, from 0. Only the first process reports and writes."""
+    """The number of this process, from 0. Only process 0, the first, reports and writes."""
     return int(os.environ.get("RANK", 0))
 
 
@@ -30,7 +30,7 @@ def world_size() -> int:
 
 
 def micro_batch_rows(settings: TrainerSettings, processes: int) -> int:
-    """Rows of a micro-batch in each of ``processes``, so that the rows of a step stay those of the recipe.
+    """Rows of a micro-batch in each of ``processes``: the recipe's, or fewer if a step has fewer rows per process.
 
     Raises PipelineError if a step has fewer rows than there are processes.
     """
@@ -54,7 +54,7 @@ class ProcessGroup:
     def join(self) -> None:
         """Connects to the other processes. Raises PipelineError if there are more of them than GPUs."""
         if world_size() == 1:
-            # With several GPUs, transformers would use all of them, each with a whole micro-batch: a different recipe.
+            # Otherwise transformers would use all GPUs, each with a whole micro-batch, and a step would have more rows.
             os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
             return
         import torch
@@ -78,7 +78,7 @@ class ProcessGroup:
         self._joined = True
 
     def broadcast(self, decide: Callable[[], str]) -> str:
-        """Calls ``decide`` in the first process and returns its result in all of them, however long it takes."""
+        """Calls ``decide`` in the first process and returns its result in all processes. It may take long."""
         if rank() > 0:
             self._store.wait(["decided"], _PREPARATION_TIMEOUT)
             return str(self._store.get("decided").decode())
@@ -88,7 +88,7 @@ class ProcessGroup:
         return decision
 
     def lost_another(self, error: Exception) -> bool:
-        """Whether ``error`` only means that another process ended. That one has reported why, unless it was killed."""
+        """Whether ``error`` only means that another process ended. That process has reported why, unless it was killed."""
         if not self._joined:
             return False
         from torch.distributed import DistError
