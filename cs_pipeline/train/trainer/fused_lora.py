@@ -1,8 +1,8 @@
-"""A LoRA layer as one matrix product, for processors that compute in bfloat16.
+"""A LoRA layer as one matrix product, for CPUs that compute in bfloat16.
 
-PEFT adds ``B(A(x))`` to the base layer's output, after both were rounded to bfloat16. That takes seven passes over the
-activations, and a young adapter's small contribution is lost in the rounding. Here base weight and ``B`` stand side by side
-in one matrix, so that the product is rounded once: ``y = [x, A x] [W, s B]^T`` (LoRA, arXiv 2106.09685).
+PEFT adds ``B(A(x))`` to the base layer's output, after both were rounded to bfloat16. This takes seven passes over the
+activations, and rounding loses the small contribution of an adapter that has just begun to train. Here base weight and ``B``
+are concatenated into one matrix, so the result is rounded once: ``y = [x, A x] [W, s B]^T`` (LoRA, arXiv 2106.09685).
 """
 
 from types import MethodType
@@ -12,9 +12,9 @@ import torch
 
 
 def fuse_lora(model: Any) -> None:
-    """Computes every plain LoRA layer of ``model`` in one product; layers with dropout or DoRA stay as they are.
+    """Makes every plain LoRA layer of ``model`` compute one product. Layers with a bias, dropout or DoRA stay as they are.
 
-    The trained weights stay PEFT's own parameters, in their precision.
+    The trained weights remain PEFT's own parameters, in their precision.
     """
     from peft.tuners.lora import LoraLayer
 
