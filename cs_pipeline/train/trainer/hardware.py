@@ -1,7 +1,7 @@
-"""Chooses what the hardware allows: number format, attention implementation and packing.
+"""Chooses number format, attention implementation and packing by the hardware.
 
 None of this is part of an adapter's fingerprint. The rows of each step, their order and the loss depend on the recipe only;
-hardware makes the same computation faster or slower.
+the hardware only makes the same computation faster or slower.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _FLASH_ATTENTION = "flash_attention_2"
 
 @dataclass(frozen=True)
 class Hardware:
-    """How a training computes on this machine. ``padding_reason`` says why rows are padded; None means they are packed.
+    """How training computes on this machine. ``padding_reason`` says why rows are padded; None means they are packed.
 
     Packing concatenates the rows of a micro-batch into one sequence without padding. Each row has its own positions from 0,
     and attention does not cross its borders.
@@ -32,7 +32,7 @@ class Hardware:
         return self.padding_reason is None
 
     def apply_to(self, model: Any) -> None:
-        """Sets the attention implementation of ``model``, and how it computes its adapter if it has one."""
+        """Sets the attention implementation of ``model``, and on a CPU with bfloat16 fuses its LoRA layers."""
         import torch
 
         if self.attention != model.config._attn_implementation:
@@ -57,7 +57,7 @@ class Hardware:
         }
 
     def facts(self) -> dict[str, str | bool]:
-        """What ``metrics.json`` stores."""
+        """The entries in ``metrics.json``."""
         return {
             "compute": self.compute,
             "attention": self.attention,
@@ -66,7 +66,7 @@ class Hardware:
         }
 
     def summary(self) -> str:
-        """The same as a sentence for the log."""
+        """A line for the log."""
         rows = "rows packed without padding" if self.packing else f"rows grouped by length ({self.padding_reason})"
         checkpointing = "on" if self.checkpointing else "off"
         return f"computes in {self.compute}, attention {self.attention}, {rows}, gradient checkpointing {checkpointing}"
@@ -84,8 +84,8 @@ def _padding_reason(recipe: Recipe, model: Any) -> str | None:
     """Why rows are padded; None if they can be packed."""
     if not recipe.trainer.packing:
         return "as the recipe says"
-    # Only models that pass all arguments on to their attention tell it where rows end. GPT-J does not, so its rows would
-    # attend to one another. Encoder-decoders such as T5 have no FlashAttention at all.
+    # Only models that pass all arguments on to their attention can tell it where rows end. GPT-J does not, so its rows
+    # would attend to one another. Encoder-decoders such as T5 have no FlashAttention at all.
     if not (model._supports_flash_attn and model._supports_attention_backend):
         return f"{model.config.model_type} cannot keep packed rows apart"
     import torch
@@ -93,5 +93,5 @@ def _padding_reason(recipe: Recipe, model: Any) -> str | None:
 
     if not is_flash_attn_2_available():
         return "FlashAttention is not installed"
-    # It needs an Ampere GPU or newer, and so does bfloat16.
+    # FlashAttention 2 needs an Ampere GPU or newer.
     return None if torch.cuda.get_device_capability() >= (8, 0) else "this GPU is too old for FlashAttention"
