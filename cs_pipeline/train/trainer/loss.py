@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: the answers' negative log-likelihood, without the logits of any other position."""
+"""The loss of a micro-batch: the answers' negative log-likelihood. Logits are computed only where an answer token is."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ class AnswerLossTrainer(Trainer):
     """A Trainer whose loss is the sum over the answer tokens, divided by the answer tokens of the whole step.
 
     transformers passes ``num_items_in_batch`` to every model whose ``forward`` takes any keyword, and relies on the model
-    to divide by it. T5 ignores it, so that its gradient grows with the number of accumulated micro-batches.
+    to divide by it. T5 ignores it, so its gradient would grow with the number of accumulated micro-batches.
 
-    Raises PipelineError if the model does more to its logits than its output layer does.
+    Raises PipelineError if the model changes its logits after its output layer.
     """
 
     loss_is_scaled_for_ga = True
@@ -36,7 +36,7 @@ class AnswerLossTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: "torch.Tensor | int | None" = None,
     ) -> Any:
-        """The loss in nats per token, a scalar. Of several processes, DDP averages the gradients; the factor undoes it."""
+        """The loss in nats per token, a scalar. It is multiplied by the number of processes, as DDP averages gradients."""
         nll, count = answer_nll(model, inputs)
         if num_items_in_batch is None:
             return nll / max(count, 1)
@@ -51,13 +51,13 @@ def answer_nll(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
     """
     inner, labels = _inner(model), inputs["labels"]
     causal = not inner.config.is_encoder_decoder
-    given = {name: value for name, value in inputs.items() if name != "labels"}
+    arguments = {name: value for name, value in inputs.items() if name != "labels"}
     if not causal:
-        given["decoder_input_ids"] = inner.prepare_decoder_input_ids_from_labels(labels)
-    elif "position_ids" not in given:
-        given.pop("attention_mask", None)  # causal attention never looks at padding on the right
+        arguments["decoder_input_ids"] = inner.prepare_decoder_input_ids_from_labels(labels)
+    elif "position_ids" not in arguments:
+        arguments.pop("attention_mask", None)  # causal attention never looks at padding on the right
     with _without_head(inner) as head:
-        hidden = model(**given, use_cache=False).logits
+        hidden = model(**arguments, use_cache=False).logits
     if causal:
         hidden, labels = hidden[:, :-1], labels[:, 1:]
     answers = labels != IGNORE_INDEX
@@ -68,22 +68,22 @@ def answer_nll(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
 
 
 def _check_output_layer(model: Any) -> None:
-    """Compares the model's own logits with those of its output layer alone; Gemma's, for instance, are capped afterwards."""
+    """Compares the model's logits with the output of its last layer. Gemma, for example, caps its logits afterwards."""
     inner = _inner(model)
     ids = torch.arange(8, device=inner.device)[None]
-    given = {"input_ids": ids} | ({"decoder_input_ids": ids} if inner.config.is_encoder_decoder else {})
+    arguments = {"input_ids": ids} | ({"decoder_input_ids": ids} if inner.config.is_encoder_decoder else {})
     was_training = inner.training
     inner.eval()
     with torch.no_grad():
-        expected = inner(**given, use_cache=False).logits
+        expected = inner(**arguments, use_cache=False).logits
         with _without_head(inner) as head:
-            hidden = inner(**given, use_cache=False).logits
+            hidden = inner(**arguments, use_cache=False).logits
         same = torch.allclose(head(hidden), expected, rtol=1e-2, atol=1e-2)
     inner.train(was_training)
     if not same:
         raise PipelineError(
-            f"A model of the family {inner.config.model_type} changes the logits after its output layer, which the loss "
-            "on a CPU does not do.",
+            f"Models of the family {inner.config.model_type} change the logits after their output layer, and the loss on a "
+            "CPU does not support that.",
             "Train it on a GPU, or choose a base of another family.",
         )
 
@@ -96,7 +96,7 @@ def _inner(model: Any) -> Any:
 
 @contextmanager
 def _without_head(model: Any) -> Iterator[Any]:
-    """Lets ``model`` return the inputs of its output layer as ``logits``; yields that layer."""
+    """Makes ``model`` return the inputs of its output layer as ``logits`` during the block; yields that layer."""
     head = model.get_output_embeddings()
     head.forward = lambda hidden: hidden
     try:
@@ -116,30 +116,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         _, train_weight, train_bias, _ = ctx.needs_input_grad
-        kept, product = hidden.dtype, weight.to(dtype)
-        grads = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight, dtype=torch.float32) if train_weight else None
-        of_bias = torch.zeros_like(bias, dtype=torch.float32) if train_bias else None
+        cast_weight = weight.to(dtype)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if train_weight else None
+        bias_grad = torch.zeros_like(bias, dtype=torch.float32) if train_bias else None
         nll = torch.zeros((), device=hidden.device)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(targets), CHUNK_TOKENS):
                 rows = slice(start, start + CHUNK_TOKENS)
-                inputs, wanted = hidden[rows].to(dtype), targets[rows, None]
-                logits = (inputs @ product.T).float()
+                inputs, target = hidden[rows].to(dtype), targets[rows, None]
+                logits = (inputs @ cast_weight.T).float()
                 if bias is not None:
                     logits += bias
                 total = logits.logsumexp(dim=1, keepdim=True)
-                nll += (total - logits.gather(1, wanted)).sum()
+                nll += (total - logits.gather(1, target)).sum()
                 # The gradient of the logits: the probabilities, less one at the target.
-                slope = logits.sub_(total).exp_()
-                slope.scatter_add_(1, wanted, slope.new_full(wanted.shape, -1.0))
-                if of_bias is not None:
-                    of_bias += slope.sum(dim=0)
-                slope = slope.to(dtype)
-                grads[rows] = (slope @ product).to(kept)
-                if of_weight is not None:
-                    of_weight += slope.T @ inputs
-        ctx.grads = grads, of_weight, of_bias
+                logits_grad = logits.sub_(total).exp_()
+                logits_grad.scatter_add_(1, target, logits_grad.new_full(target.shape, -1.0))
+                if bias_grad is not None:
+                    bias_grad += logits_grad.sum(dim=0)
+                logits_grad = logits_grad.to(dtype)
+                hidden_grad[rows] = (logits_grad @ cast_weight).to(hidden.dtype)
+                if weight_grad is not None:
+                    weight_grad += logits_grad.T @ inputs
+        ctx.grads = hidden_grad, weight_grad, bias_grad
         return nll
 
     @staticmethod
