@@ -16,14 +16,14 @@ from cs_pipeline.recipe import LoraSettings, Recipe
 def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any:
     """The base with the recipe's LoRA layers, either new or loaded from the adapter in ``warm_start``.
 
-    If the recipe trains all weights: the base itself, or the whole model in ``warm_start``. Raises PipelineError if the
-    adapter does not fit, or if the base has no layer that the recipe names.
+    If the recipe trains all weights, it is the base itself, or the model in ``warm_start``. Raises PipelineError if the
+    adapter does not fit, or if the base lacks a layer that the recipe names.
     """
     import torch
     from peft import get_peft_model, prepare_model_for_kbit_training
 
     if recipe.lora is None:
-        # Trained weights are in float32: in lower precision, small updates would round to zero.
+        # Trained weights are in float32, because in lower precision small updates would round to zero.
         model = load_base(warm_start or base, recipe.quantization, torch.float32)
         model.config.use_cache = False
         return model
@@ -42,8 +42,7 @@ def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any
 def train_in_float32(model: Any) -> None:
     """Converts the trained weights to float32.
 
-    TRL keeps the adapter of a 4-bit base in bfloat16, which is slow on a CPU and in which AdamW's small updates round to
-    zero.
+    TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small updates round to zero. On a CPU that is also slow.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -51,7 +50,7 @@ def train_in_float32(model: Any) -> None:
 
 
 def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
-    """Writes the adapter, or all weights, to ``folder`` as safetensors, without any path of this machine."""
+    """Writes the adapter, or all weights, to ``folder`` as safetensors. The files contain no path of this machine."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card contains paths of this machine
     config = folder / ("config.json" if recipe.lora is None else "adapter_config.json")
@@ -64,7 +63,7 @@ def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainerClasses:
-    """The Trainer and argument classes for an architecture, with ``extra`` arguments and the data collator."""
+    """The Trainer class, the class of its arguments with ``extra`` ones, and the data collator."""
 
     trainer: type[Any]
     arguments: type[Any]
@@ -75,11 +74,11 @@ class TrainerClasses:
 def trainer_classes(chat: ChatFormat, packing: bool) -> TrainerClasses:
     """TRL's SFTTrainer for a causal model on a GPU, where its kernels compute the loss; else our AnswerLossTrainer.
 
-    TRL does not support encoder-decoders, and on a CPU it computes the gradients of the logits in float32.
+    TRL does not support encoder-decoders, and on a CPU it computes the gradients of the logits in float32, which is slow.
 
     With ``packing``, the collator joins the rows of a causal model into one sequence with separate positions. Both
-    collators pad labels with IGNORE_INDEX by position and not by token, so stop tokens count even if they are also the
-    padding token.
+    collators decide by position, not by token, which labels are padding. So stop tokens count in the loss even if they are
+    also the padding token.
     """
     import torch
     from transformers import TrainingArguments
@@ -101,7 +100,7 @@ def trainer_classes(chat: ChatFormat, packing: bool) -> TrainerClasses:
 
 
 def _collate_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Inputs and labels, each padded on the right to its own length: a decoder sees no padding before an answer."""
+    """Pads inputs and labels on the right, each to its longest row, so a decoder sees no padding before an answer."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -114,7 +113,7 @@ def _collate_pairs(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _targets(lora: LoraSettings, base: Path, model: Any) -> str | list[str]:
-    """The names of the layers that get an adapter, checked: peft ignores missing ones unless all are missing."""
+    """The names of the layers that get an adapter. They are checked here, because peft ignores a missing one."""
     if lora.target_modules == "all-linear":
         return "all-linear"
     names = base_family(base).attention if lora.target_modules == "attention" else lora.target_modules
@@ -133,7 +132,7 @@ def _targets(lora: LoraSettings, base: Path, model: Any) -> str | list[str]:
 
 
 def lora_config(lora: LoraSettings, targets: str | list[str], model: Any) -> Any:
-    """PEFT's LoraConfig for ``model`` with an adapter on the layers ``targets``."""
+    """PEFT's LoraConfig for adapters on the layers ``targets`` of ``model``."""
     from peft import LoraConfig
 
     return LoraConfig(
