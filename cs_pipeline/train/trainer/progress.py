@@ -16,7 +16,7 @@ Collate = Callable[[list[dict[str, Any]]], Any]
 
 
 _METRICS = {"loss": "loss", "learning_rate": "learning_rate", "grad_norm": "grad_norm", "eval_loss": "validation_loss"}
-"""Keys of transformers' log that become metrics, and the names of the metrics."""
+"""Keys of transformers' log that become metrics, and the metrics' names."""
 
 
 class DivergedError(PipelineError):
@@ -24,7 +24,7 @@ class DivergedError(PipelineError):
 
 
 class Meter:
-    """Counts tokens and seconds of a training's steps in this process; ``before`` holds those before an interruption.
+    """Counts tokens and seconds of training steps in this process. ``before`` holds the counts before an interruption.
 
     ``real`` counts tokens of text, ``padded`` all computed tokens. Time for validating and saving does not count.
     """
@@ -56,18 +56,18 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Tokens of text per second in all processes, which have similar parts of every step."""
+        """Tokens of text per second in all processes, estimated from this one: they have similar shares of every step."""
         return self._real * world_size() / (time.monotonic() - self._started - self._excluded)
 
     def totals(self) -> dict[str, float]:
-        """real, padded and seconds of the whole training so far."""
+        """``real``, ``padded`` and ``seconds`` of the training so far, including those before an interruption."""
         seconds = time.monotonic() - self._started - self._excluded
-        here = {"real": self._real, "padded": self._padded, "seconds": seconds}
-        return {name: self.before[name] + here[name] for name in here}
+        counts = {"real": self._real, "padded": self._padded, "seconds": seconds}
+        return {name: self.before[name] + counts[name] for name in counts}
 
 
 class ProgressCallback(TrainerCallback):
-    """Reports step, rate and time left, and passes metrics to ``on_metrics``.
+    """Reports step, rate and remaining time, and passes metrics to ``on_metrics``.
 
     Raises DivergedError if a loss is not finite.
     """
@@ -86,12 +86,12 @@ class ProgressCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._meter.start()
         self._first, self._started = state.global_step, 0.0
-        for entry in state.log_history:  # after a power failure, the spool may lack entries that the checkpoint has
-            self._pass_on(entry["step"], entry)
+        for entry in state.log_history:  # after a power failure, the spool may lack entries that are in the checkpoint
+            self._send_metrics(entry["step"], entry)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self._started:
-            # Rate and time left are those of this process, which may have started from a checkpoint.
+            # Rate and remaining time are measured from the first step of this process, not of the training.
             self._started = self._reported = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -110,9 +110,9 @@ class ProgressCallback(TrainerCallback):
             self._loss = f" loss {logs['loss']:.3f},"
             if state.global_step == state.max_steps:
                 self._report_step(state)
-        self._pass_on(state.global_step, logs)
+        self._send_metrics(state.global_step, logs)
 
-    def _pass_on(self, step: int, logs: dict[str, float]) -> None:
+    def _send_metrics(self, step: int, logs: dict[str, float]) -> None:
         metrics = {name: logs[key] for key, name in _METRICS.items() if key in logs}
         if metrics:
             self._on_metrics(step, metrics)
