@@ -35,11 +35,10 @@ class TrainingInputs:
 
 
 class ResumableTrainer(Trainer):
-    """Adds this project's order of rows, atomic checkpoints and validation loss per token.
+    """A mixin that adds this project's order of rows, atomic checkpoints and validation loss per token to a Trainer class.
 
-    Combine it with the Trainer class that the model needs. A checkpoint contains everything that the next step depends on:
-    trained weights, optimizer, scheduler, loss scale, history, and the random states and running loss of each process. The
-    position in the data follows from the step.
+    A checkpoint contains everything that the next step depends on: trained weights, optimizer, scheduler, loss scale,
+    history, and the random states and running loss of each process. The position in the data follows from the step.
     """
 
     def __init__(self, *args: Any, inputs: TrainingInputs, **kwargs: Any) -> None:
@@ -57,7 +56,7 @@ class ResumableTrainer(Trainer):
         assert model is not None
         model.eval()
         nll, tokens = 0.0, 0
-        # A data loader draws a random number; how often the loss is measured must not affect the training.
+        # Forked, because a data loader draws a random number, and measuring the loss must not affect the training.
         with torch.random.fork_rng(devices=[]):
             for batch in data_loader(inputs.validation, inputs.validation_batches, self.data_collator):
                 count = int((batch["labels"] != IGNORE_INDEX).sum())
@@ -74,7 +73,7 @@ class ResumableTrainer(Trainer):
         return metrics
 
     def measured(self) -> dict[str, float]:
-        """real, padded and seconds of all steps, including those before an interruption."""
+        """The meter's totals of all steps, including those before an interruption."""
         return self._inputs.meter.totals()
 
     def load_weights(self, checkpoint: Path) -> None:
@@ -91,13 +90,13 @@ class ResumableTrainer(Trainer):
                 parameter.copy_(saved[name])
 
     def restore(self, checkpoint: Path) -> None:
-        """Loads weights, history and meter of ``checkpoint``, as if this process had just done its last step."""
+        """Loads weights, history and meter of ``checkpoint``, as if this process had just completed that step."""
         self.load_weights(checkpoint)
         self.state = read_trainer_state(checkpoint)
         if (own := _own_state(checkpoint)) is not None:
             self._inputs.meter.before = own["meter"]
 
-    # Called by transformers to save and load
+    # transformers calls the methods below to save and load checkpoints.
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         started = time.monotonic()
@@ -144,10 +143,10 @@ class ResumableTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Loaded together with the optimizer."""
+        """Does nothing: the scaler is loaded together with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restores the state of this process. Of all states, transformers loads this one last before the first step."""
+        """Restores the state of this process. This is the last method that transformers calls before the first step."""
         own = _own_state(Path(str(checkpoint)))
         if own is None:
             return
@@ -158,7 +157,7 @@ class ResumableTrainer(Trainer):
 
 
 def read_trainer_state(checkpoint: Path) -> TrainerState:
-    """The step of ``checkpoint`` and what was logged up to it."""
+    """The trainer's state in ``checkpoint``: its step and the log up to it."""
     return TrainerState.load_from_json(str(checkpoint / _HISTORY))
 
 
