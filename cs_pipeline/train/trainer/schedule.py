@@ -1,4 +1,4 @@
-"""Decides after which steps a training validates, saves a checkpoint and ends."""
+"""Decides after which steps to validate, to save a checkpoint and to end the training."""
 
 import math
 import time
@@ -17,7 +17,7 @@ def validation_steps(settings: TrainerSettings, steps: int) -> set[int]:
 
 
 def validated(state: TrainerState) -> list[tuple[int, float]]:
-    """(step, loss) of each validation so far, oldest first, without the one before the first step."""
+    """(step, loss) of each validation so far, oldest first, except the one before the first step."""
     return [
         (int(entry["step"]), entry["eval_loss"])
         for entry in state.log_history
@@ -27,8 +27,8 @@ def validated(state: TrainerState) -> list[tuple[int, float]]:
 
 def best_step(state: TrainerState) -> int | None:
     """The first step with the lowest validation loss so far; None before the first validation."""
-    found = validated(state)
-    return min(found, key=lambda pair: pair[1])[0] if found else None
+    losses = validated(state)
+    return min(losses, key=lambda pair: pair[1])[0] if losses else None
 
 
 def is_finished(settings: TrainerSettings, state: TrainerState) -> bool:
@@ -41,7 +41,7 @@ def is_finished(settings: TrainerSettings, state: TrainerState) -> bool:
 
 
 class ScheduleCallback(TrainerCallback):
-    """Triggers validation, checkpoints and the end, by the recipe, the clock and requests to stop."""
+    """Triggers validation, checkpoints and the end of training, by the recipe, the clock and requests to stop."""
 
     def __init__(self, settings: TrainerSettings, request: StopRequest) -> None:
         self._settings, self._request = settings, request
@@ -53,7 +53,7 @@ class ScheduleCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         control.should_evaluate = state.global_step in validation_steps(self._settings, state.max_steps)
         control.should_log |= last
-        # All processes must do the same: the clock of the first one counts, and a stop request to any of them.
+        # All processes must do the same, so only the first one's clock counts, and a stop request to any one is for all.
         save = rank() == 0 and not last and time.monotonic() - self._saved >= self._settings.checkpoint_seconds
         action = max_over_processes(2 if self._request.signal else int(save))
         control.should_save = action > 0
@@ -63,7 +63,7 @@ class ScheduleCallback(TrainerCallback):
         if not state.global_step:
             return
         control.should_training_stop |= is_finished(self._settings, state)
-        # The weights of the last step are in memory at the end; those of a better earlier step must be saved.
+        # The best weights must be saved, unless they are those of the last step, which are in memory at the end.
         control.should_save |= best_step(state) == state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
