@@ -1,4 +1,4 @@
-"""Handles requests to stop: SIGTERM and Ctrl-C are recorded, and the training ends at its next step."""
+"""Handles requests to stop: SIGTERM and Ctrl-C are recorded, and the training ends after its current step."""
 
 import signal
 import threading
@@ -11,42 +11,42 @@ from types import FrameType
 from cs_pipeline.core.errors import PipelineError
 
 _REPEAT_SECONDS = 3.0
-"""A second signal within this time counts as the first: Ctrl-C reaches the whole terminal, and Dagster passes it on too."""
+"""A second signal within this time is ignored: Ctrl-C reaches all processes of a terminal, and Dagster passes it on too."""
 
 
 class StoppedError(PipelineError):
-    """The training saved a checkpoint and stopped because it was asked to."""
+    """The training saved a checkpoint and stopped, because a signal asked for it."""
 
 
 @dataclass
 class StopRequest:
-    """``signal`` is the name of the signal that asked to stop, None if there was none."""
+    """A request to stop. ``signal`` is the name of the signal, None if there was none."""
 
     signal: str | None = None
 
 
 @contextmanager
 def catch_stop_signals(request: StopRequest) -> Iterator[None]:
-    """Records SIGTERM and SIGINT in ``request`` during the block; another signal later ends the process as usual.
+    """Records SIGTERM and SIGINT in ``request`` during the block; a second signal ends the process as usual.
 
-    Does nothing outside the main thread, which alone receives signals.
+    Does nothing outside the main thread, because only that receives signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    at = 0.0
+    recorded_at = 0.0
 
     def record(number: int, frame: FrameType | None) -> None:
-        nonlocal at
+        nonlocal recorded_at
         if request.signal is None:
-            request.signal, at = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - at > _REPEAT_SECONDS:
-            signal.signal(number, before[signal.Signals(number)])
+            request.signal, recorded_at = signal.Signals(number).name, time.monotonic()
+        elif time.monotonic() - recorded_at > _REPEAT_SECONDS:
+            signal.signal(number, previous[signal.Signals(number)])
             signal.raise_signal(number)
 
-    before = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
