@@ -1,8 +1,7 @@
 """Escapes text that a tokenizer cannot represent, so that nothing in a row is lost on its way through a model.
 
 T5 has no brace, no line break and no repeated space: ``{{Order Number}}`` would become ``<unk>Order Number<unk>``, and a
-list would become one line. Double braces and line breaks, which are frequent, are replaced by a sign of one token. Any other
-character is replaced by its code point.
+list would become one line. Double braces and line breaks are frequent and become a one-token sign; others a code point.
 """
 
 import re
@@ -15,7 +14,7 @@ ESCAPE = "\N{PRIME}"
 """``′1f642;`` stands for U+1F642. The tokenizers of all supported families have the prime, and support texts rarely do."""
 
 SIGNS = {"{{": "«", "}}": "»", "\n": "| "}
-"""The signs for frequent texts. After a line break's sign there is a space, so the next word keeps its usual tokens."""
+"""The signs for frequent characters. The space after a line break's sign gives the next word its usual tokens."""
 
 _PRINTABLE = [chr(code) for code in range(0x20, 0x7F)]
 
@@ -36,9 +35,7 @@ class Escaping:
         self._to_escape = re.compile(
             rf"(?P<sign>{'|'.join(map(re.escape, signs)) or '(?!)'})|(?P<code>{'|'.join(by_code)})|[^\x20-\x7e]"
         )
-        by_sign = [
-            re.escape(sign).replace(r"\ ", " ?") for sign in signs.values()
-        ]  # the text's last may lack its space
+        by_sign = [re.escape(sign).replace(r"\ ", " ?") for sign in signs.values()]  # the last may have lost its space
         self._to_unescape = re.compile("|".join([rf"{ESCAPE}(?P<code>[0-9a-f]{{1,6}});", *by_sign]))
 
     def escape(self, text: str) -> str:
