@@ -201,9 +201,7 @@ class _Training:
             inputs=inputs,
             model=model,
             processing_class=self.chat.tokenizer,
-            train_dataset=Dataset.from_dict(
-                {"input_ids": [[0]], "labels": [[0]]}
-            ),  # unused: the rows are in ``inputs``
+            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # unused: ``inputs`` has the rows
             data_collator=classes.collate,
             callbacks=[
                 ScheduleCallback(t, request),
