@@ -35,8 +35,7 @@ TOKENS_PER_PASS = 16_384
 """Maximum tokens in one forward pass that measures likelihoods."""
 
 PROMPTS_PER_PASS = 32_768
-"""Maximum tokens, padding included, of the prompts answered together. Without it, one question of 8,000 tokens would pad 127
-short ones to its own length."""
+"""Maximum tokens, with padding, of prompts answered together: one of 8,000 tokens would pad 127 short ones to its length."""
 
 LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
 """Maximum logits in a forward pass that measures likelihoods, 4 bytes each: 128 MiB on a CPU, 2 GiB on a GPU."""
@@ -116,8 +115,8 @@ MIN_BFLOAT16_SIZE = 512
 def compute_dtype(config: dict[str, Any] | None = None) -> "torch.dtype":
     """The type that this machine computes in, for the model with ``config``; None means a large model.
 
-    On GPUs bfloat16, or float16 if they do not support it. On a CPU with bfloat16 instructions (AMX or AVX512-BF16)
-    bfloat16 if the hidden size is at least MIN_BFLOAT16_SIZE. Otherwise float32.
+    On a GPU bfloat16, or float16 if it is too old. On a CPU float32, or bfloat16 if the CPU has instructions for it (AMX or
+    AVX512-BF16) and the hidden size is at least MIN_BFLOAT16_SIZE.
     """
     import torch
 
