@@ -42,10 +42,7 @@ _SHORT, _LONG = 32, 64
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a training step. ``trained`` are trained weights with gradients and optimizer state.
-
-    ``activations`` and ``logits`` are those of one micro-batch.
-    """
+    """Bytes at the peak of a step: base, trained weights with gradients and optimizer state, and one micro-batch's."""
 
     weights: float
     trained: float
@@ -174,8 +171,7 @@ def _targets(recipe: Recipe, config: dict[str, Any]) -> str | list[str]:
 def _saved_bytes(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, length: int) -> tuple[float, float]:
     """Bytes per token that autograd saves in one layer, and outside the layers, for rows of ``length`` tokens.
 
-    For an encoder-decoder, whose two sides share the tokens of a row, "one layer" is one of the encoder and one of the
-    decoder.
+    For an encoder-decoder, whose sides share a row's tokens, "one layer" is one of the encoder and one of the decoder.
     """
     factor = _narrowing(config)
 
