@@ -13,12 +13,10 @@ COPYING_HEADS = 2
 """Copying heads per layer. In the first layer, one attends to the previous token and the other to the one before that."""
 
 ROPE_THETA = 1e8
-"""Base of the rotary frequencies. At this size, more than half of a head's rotary pairs rotate by less than half a radian
-over the length of a prompt."""
+"""Base of the rotary frequencies: so large that over half of a head's pairs rotate less than half a radian in a prompt."""
 
 _FAST_PAIRS, _BIAS_NORM = 4, 6.0
-"""The number of rotary pairs, the fastest ones, with which a head of the first layer finds its position, and the size of
-their biases. With these, 0.9 of the attention is on one position."""
+"""The number of rotary pairs (the fastest) that select a position, and their biases: it gets 0.9 of the attention."""
 _MATCH_DIMENSIONS = 10
 """Dimensions in which each of the two previous tokens is compared. They use the slow rotary pairs."""
 _PREVIOUS_SCALE, _MATCH_SCALE, _COPY_SCALE = 0.04, 2.0, 0.1
