@@ -119,10 +119,10 @@ def test_any_changed_byte_of_the_rows_is_detected(lake: DataLake) -> None:
     path = lake.table("prepare", "rows")
     content = path.read_bytes()
     footer = int.from_bytes(content[-8:-4], "little") + 8
-    for place in range(4, len(content) - footer):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    for offset in range(4, len(content) - footer):
+        path.write_bytes(content[:offset] + bytes([content[offset] ^ 1]) + content[offset + 1 :])
         with suppress(PipelineError):  # some bytes of a page header have no effect
-            assert lake.read("prepare", "rows") == table, f"byte {place} changed the rows"
+            assert lake.read("prepare", "rows") == table, f"byte {offset} changed the rows"
 
 
 def test_the_error_for_a_missing_column_names_it(lake: DataLake) -> None:

@@ -178,8 +178,8 @@ def test_after_a_kill_the_next_fetch_starts_again(wanted: PackageFiles, index: I
 
 
 def test_two_processes_at_once_fetch_once(wanted: PackageFiles, index: Index, settings: dict[str, str]) -> None:
-    both = [start(wanted, settings) for _ in range(2)]
-    answers = [json.loads(process.communicate(timeout=120)[0]) for process in both]
+    processes = [start(wanted, settings) for _ in range(2)]
+    answers = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
     assert [answer["path"] for answer in answers] == [str(wanted.folder)] * 2
     assert sorted(len(answer["lines"]) for answer in answers) == [0, 1]
     assert sum(path.endswith(".whl") for path in index.asked) == 1

@@ -71,13 +71,13 @@ def test_a_wide_model_answers_in_bfloat16_and_is_measured_in_float32(
 ) -> None:
     import torch
 
-    given = parts.questions, parts.intents, parts.contexts
-    expected = parts.model().likelihoods(*given, parts.references)
+    arguments = parts.questions, parts.intents, parts.contexts
+    expected = parts.model().likelihoods(*arguments, parts.references)
     computes_in_bfloat16(monkeypatch)
     model = parts.model()
     assert model.model.dtype == torch.bfloat16
-    assert all(answer.tokens for answer in model.answer(*given))
-    assert model.likelihoods(*given, parts.references) == expected
+    assert all(answer.tokens for answer in model.answer(*arguments))
+    assert model.likelihoods(*arguments, parts.references) == expected
 
 
 def test_answers_are_in_the_order_of_the_questions_for_any_batch_size(parts: ChampionParts, talkative: Path) -> None:
@@ -110,16 +110,16 @@ def test_the_intent_is_part_of_the_question(parts: ChampionParts) -> None:
 
 def test_earlier_turns_are_part_of_the_question(parts: ChampionParts, talkative: Path) -> None:
     model = SupportModel(parts.recipe, talkative, None)
-    given = parts.questions[:2], parts.intents[:2]
-    alone, after = (model.answer(*given, [(), context]) for context in ((), EARLIER))
+    arguments = parts.questions[:2], parts.intents[:2]
+    alone, after = (model.answer(*arguments, [(), context]) for context in ((), EARLIER))
     assert alone[0] == after[0]
     assert alone[1] != after[1]
     tuned = parts.model()
-    alone_, after_ = (tuned.likelihoods(*given, [(), context], parts.references[:2]) for context in ((), EARLIER))
+    alone_, after_ = (tuned.likelihoods(*arguments, [(), context], parts.references[:2]) for context in ((), EARLIER))
     assert alone_[0] == pytest.approx(after_[0])
     assert alone_[1].nll != pytest.approx(after_[1].nll)
     with pytest.raises(ValueError, match="zip"):
-        model.answer(*given, [()])
+        model.answer(*arguments, [()])
 
 
 def test_if_there_are_too_many_earlier_turns_the_latest_are_used(parts: ChampionParts, talkative: Path) -> None:
@@ -132,9 +132,9 @@ def test_if_there_are_too_many_earlier_turns_the_latest_are_used(parts: Champion
         return SupportModel(parts.recipe.model_copy(update={"trainer": trainer}), talkative, None)
 
     usual, tight = model(640), model(16)
-    shortened, whole = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
-    assert (shortened.turns_dropped, whole.turns_dropped) == (1, 0)
-    assert replace(shortened, turns_dropped=0) == whole
+    shortened, complete = usual.answer(question, intent, [long])[0], usual.answer(question, intent, [EARLIER[1:]])[0]
+    assert (shortened.turns_dropped, complete.turns_dropped) == (1, 0)
+    assert replace(shortened, turns_dropped=0) == complete
     assert usual.likelihoods(question, intent, [long], reference) == usual.likelihoods(
         question, intent, [EARLIER[1:]], reference
     )
@@ -195,10 +195,12 @@ def test_the_base_gets_the_same_prompts(parts: ChampionParts, tmp_path: Path) ->
         SupportModel(parts.recipe, parts.base, None),
         parts.model(),
     )
-    given = parts.questions, parts.intents, parts.contexts, parts.references
-    assert zero.likelihoods(*given) == base.likelihoods(*given)
-    assert zero.answer(*given[:3]) == base.answer(*given[:3])
-    better = sum(one.nll for one in tuned.likelihoods(*given)) / sum(one.nll for one in base.likelihoods(*given))
+    arguments = parts.questions, parts.intents, parts.contexts, parts.references
+    assert zero.likelihoods(*arguments) == base.likelihoods(*arguments)
+    assert zero.answer(*arguments[:3]) == base.answer(*arguments[:3])
+    better = sum(one.nll for one in tuned.likelihoods(*arguments)) / sum(
+        one.nll for one in base.likelihoods(*arguments)
+    )
     assert better < 1
 
 

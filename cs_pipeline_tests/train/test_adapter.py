@@ -265,14 +265,14 @@ def test_a_missing_adapter_is_reported(training: Training, lake: DataLake) -> No
 
 def test_long_rows_are_dropped_and_counted(training: Training) -> None:
     chat = load_chat_format(training.recipe, Path(find_base(training.recipe, training.lake).path), None)
-    whole = training_rows(training.recipe, training.lake, chat, "validation")
-    lengths = sorted(map(len, whole.examples))
+    all_rows = training_rows(training.recipe, training.lake, chat, "validation")
+    lengths = sorted(map(len, all_rows.examples))
     limit = lengths[len(lengths) // 2]
     shorter = training.recipe.trainer.model_copy(update={"max_length": limit})
     half = training_rows(training.recipe.model_copy(update={"trainer": shorter}), training.lake, chat, "validation")
-    assert whole.too_long == 0
+    assert all_rows.too_long == 0
     assert half.too_long == sum(length > limit for length in lengths) > 0
-    assert half.examples == [example for example in whole.examples if len(example) <= limit]
+    assert half.examples == [example for example in all_rows.examples if len(example) <= limit]
     none = training.recipe.trainer.model_copy(update={"max_length": 16})
     with pytest.raises(PipelineError, match="No row of the validation split fits into 16 tokens"):
         training_rows(training.recipe.model_copy(update={"trainer": none}), training.lake, chat, "validation")

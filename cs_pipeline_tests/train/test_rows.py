@@ -172,12 +172,12 @@ def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
         row["context"] = context and json.dumps(context)
     rows[3]["instruction"] *= 20
     write_split(lake, "train", rows)
-    whole = training_rows(recipe, lake, chat, "train")
-    trainer = recipe.trainer.model_copy(update={"max_length": len(whole.examples[1])})
+    full = training_rows(recipe, lake, chat, "train")
+    trainer = recipe.trainer.model_copy(update={"max_length": len(full.examples[1])})
     short = training_rows(recipe.model_copy(update={"trainer": trainer}), lake, chat, "train")
     assert (short.shortened, short.too_long) == (1, 1)
     assert short.seen.column("row_id").to_pylist() == [row["row_id"] for row in rows[:3]]
-    assert short.examples[:2] == whole.examples[:2]
+    assert short.examples[:2] == full.examples[:2]
     assert prompts(short, chat)[2] == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
 
 
@@ -233,8 +233,8 @@ def test_validation_rows_join_training_except_those_that_measure_the_loss(
     more = [row for row in joined if row["cluster_id"].startswith("cluster ")]
     assert more
     assert not clusters & {row["cluster_id"] for row in more}
-    whole = split_lake.read("prepare", "validation_split").to_pylist()
-    assert len(more) == sum(row["cluster_id"] not in clusters for row in whole)
+    full = split_lake.read("prepare", "validation_split").to_pylist()
+    assert len(more) == sum(row["cluster_id"] not in clusters for row in full)
 
 
 def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: Recipe, split_lake: DataLake) -> None:

@@ -133,11 +133,11 @@ WIDE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", WIDE)
 def test_narrow_layers_predict_what_wide_layers_keep(family: str, compute: int, fused: bool) -> None:
     config, tokens, rows, dropout = WIDE[family], 160, 2, 0.0 if fused else 0.05
-    mine = recipe(
+    small_recipe = recipe(
         lora={"r": 16, "lora_alpha": 32, "lora_dropout": dropout},
         trainer={"per_device_train_batch_size": rows, "max_length": tokens},
     )
-    layer, rest = module._saved_bytes(mine, config, compute, fused, tokens)
+    layer, rest = module._saved_bytes(small_recipe, config, compute, fused, tokens)
     model = module._model(config).to(torch.bfloat16 if compute == 2 else torch.float32).train()
     model = get_peft_model(model, LoraConfig(r=16, lora_alpha=32, lora_dropout=dropout, target_modules="all-linear"))
     for parameter in model.parameters():

@@ -274,7 +274,7 @@ def test_an_optimizer_resumes_as_if_uninterrupted(tmp_path: Path, kind: str) -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     eight_bit = PagedAdamW8bit if device == "cuda" else AdamW8bit
 
-    def made() -> tuple[torch.nn.Module, torch.optim.Optimizer, Any]:
+    def build() -> tuple[torch.nn.Module, torch.optim.Optimizer, Any]:
         torch.manual_seed(0)
         model = torch.nn.Linear(128, 64).to(device)  # bitsandbytes keeps smaller layers in 32 bits
         optimizer = (torch.optim.AdamW if kind == "adamw_torch" else eight_bit)(model.parameters(), lr=0.1)
@@ -287,18 +287,18 @@ def test_an_optimizer_resumes_as_if_uninterrupted(tmp_path: Path, kind: str) -> 
         optimizer.zero_grad()
         scheduler.step()
 
-    whole = made()
+    uninterrupted = build()
     for number in range(3):
-        step(*whole, number)
-    write_state(tmp_path / "state", [whole[1].state_dict(), whole[2].state_dict()])
-    other = made()
-    other[0].load_state_dict(whole[0].state_dict())
+        step(*uninterrupted, number)
+    write_state(tmp_path / "state", [uninterrupted[1].state_dict(), uninterrupted[2].state_dict()])
+    other = build()
+    other[0].load_state_dict(uninterrupted[0].state_dict())
     for part, state in zip(other[1:], read_state(tmp_path / "state"), strict=True):
         part.load_state_dict(state)
     for number in range(3, 6):
-        step(*whole, number)
+        step(*uninterrupted, number)
         step(*other, number)
-    for one, another in zip(whole[0].parameters(), other[0].parameters(), strict=True):
+    for one, another in zip(uninterrupted[0].parameters(), other[0].parameters(), strict=True):
         assert torch.equal(one, another)
 
 

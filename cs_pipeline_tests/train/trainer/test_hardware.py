@@ -47,8 +47,8 @@ def nll(model: Any, batch: dict[str, Any]) -> Any:
 
     labels = batch["labels"][:, 1:]
     with torch.inference_mode():
-        given = {name: value for name, value in batch.items() if name != "labels"}
-        logits = model(**given, use_cache=False).logits[:, :-1].float()
+        arguments = {name: value for name, value in batch.items() if name != "labels"}
+        logits = model(**arguments, use_cache=False).logits[:, :-1].float()
     each = torch.nn.functional.cross_entropy(
         logits.transpose(1, 2), labels, ignore_index=IGNORE_INDEX, reduction="none"
     )

@@ -131,6 +131,6 @@ def test_the_gradient_does_not_depend_on_how_a_step_is_divided(name: str, tmp_pa
         (first, *_) = trainer.state.log_history
         return float(first["grad_norm"])
 
-    whole = norm(8, 1)
-    assert whole > 0
-    assert [norm(4, 2), norm(1, 8)] == pytest.approx([whole, whole], rel=1e-4)
+    undivided = norm(8, 1)
+    assert undivided > 0
+    assert [norm(4, 2), norm(1, 8)] == pytest.approx([undivided, undivided], rel=1e-4)

@@ -177,7 +177,7 @@ def test_out_of_memory_in_the_middle_resumes_from_the_checkpoint(
 ) -> None:
     """Without dropout, whose random numbers depend on the batch size, the result is the same up to rounding."""
     lora = {"lora": little.recipe().lora.model_copy(update={"lora_dropout": 0.0})}  # type: ignore[union-attr]
-    whole = little.train(little.recipe().model_copy(update=lora), tmp_path / "whole")
+    uninterrupted = little.train(little.recipe().model_copy(update=lora), tmp_path / "uninterrupted")
     gone: list[bool] = []
 
     def most() -> int:
@@ -189,9 +189,9 @@ def test_out_of_memory_in_the_middle_resumes_from_the_checkpoint(
     f = outcome.figures
     assert (f["batch_size"], f["out_of_memory"], f["resumed_from"]) == (2, 1, [6])
     assert f["steps"] == STEPS
-    losses = [[point["loss"] for point in figures["loss"]] for figures in (f, whole.figures)]
+    losses = [[point["loss"] for point in figures["loss"]] for figures in (f, uninterrupted.figures)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert f["validation_loss_after"] == pytest.approx(whole.figures["validation_loss_after"], rel=1e-5)
+    assert f["validation_loss_after"] == pytest.approx(uninterrupted.figures["validation_loss_after"], rel=1e-5)
 
 
 def test_a_resumed_training_remembers_how_many_rows_fit(

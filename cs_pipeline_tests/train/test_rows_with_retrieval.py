@@ -128,8 +128,8 @@ def test_some_rows_copy_the_known_answer_and_its_row_is_recorded_as_seen(
     few = training_rows(half.model_copy(update={"train_rows": 5}), lake, chat, "train")
     through = dict(zip(few.seen.column("row_id").to_pylist(), few.seen.column("through").to_pylist(), strict=True))
     assert list(through.values()).count("") == 5
-    told = {known[answer]["row_id"] for prompt in prompts(few, chat) for answer in known if answer in prompt}
-    assert {row for row, name in through.items() if name == IN_PROMPT} == told - {
+    used_answers = {known[answer]["row_id"] for prompt in prompts(few, chat) for answer in known if answer in prompt}
+    assert {row for row, name in through.items() if name == IN_PROMPT} == used_answers - {
         row for row, name in through.items() if not name
     }
 
@@ -172,16 +172,16 @@ def test_retrieved_texts_are_in_the_placeholder_mode_of_the_recipe(lake: DataLak
 
 
 def test_texts_that_do_not_fit_are_dropped_and_counted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
-    whole = training_rows(with_length(recipe, 4096), lake, chat, "train")
-    assert (whole.retrieved_dropped, whole.too_long) == (0, 0)
-    assert whole.retrieved > 2 * ROWS
-    lengths = sorted(map(len, whole.examples))
+    unlimited = training_rows(with_length(recipe, 4096), lake, chat, "train")
+    assert (unlimited.retrieved_dropped, unlimited.too_long) == (0, 0)
+    assert unlimited.retrieved > 2 * ROWS
+    lengths = sorted(map(len, unlimited.examples))
     tight = training_rows(with_length(recipe, lengths[ROWS // 2]), lake, chat, "train")
     assert max(map(len, tight.examples)) <= lengths[ROWS // 2]
-    assert (len(tight.examples), tight.retrieved) == (ROWS, whole.retrieved)
-    gone = sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(whole, chat))
-    gone -= sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(tight, chat))
-    assert 0 < gone == tight.retrieved_dropped
+    assert (len(tight.examples), tight.retrieved) == (ROWS, unlimited.retrieved)
+    lost_texts = sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(unlimited, chat))
+    lost_texts -= sum(prompt.count("Article (") + prompt.count("Known answer:") for prompt in prompts(tight, chat))
+    assert 0 < lost_texts == tight.retrieved_dropped
     none = training_rows(
         recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})}), lake, chat, "train"
     )
