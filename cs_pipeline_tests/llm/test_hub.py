@@ -42,10 +42,10 @@ LEFT = {
 
 
 class Hub(ThreadingHTTPServer):
-    """``files`` at one revision. ``asked`` records requests, ``ranges`` those of the weights. ``mood`` is how it answers."""
+    """``files`` at one revision. ``asked`` records requests, ``ranges`` those of the weights. ``behaviour`` is how it answers."""
 
     files: dict[str, bytes]
-    mood: str
+    behaviour: str
     asked: list[str]
     ranges: list[str | None]
     tokens: set[str | None]
@@ -61,20 +61,20 @@ class Answer(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
-        path, mood = self.path.partition("?")[0], self.server.mood
+        path, behaviour = self.path.partition("?")[0], self.server.behaviour
         self.server.asked.append(path)
         self.server.tokens.add(self.headers.get("Authorization"))
         tree, files = f"/api/models/{REPO}/tree/{REVISION}", f"/{REPO}/resolve/{REVISION}/"
-        if mood == "no repository":
+        if behaviour == "no repository":
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        elif mood == "bad token":
+        elif behaviour == "bad token":
             self._send(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
-        elif path.startswith(f"/api/models/{REPO}/tree/") and (path != tree or mood == "no revision"):
+        elif path.startswith(f"/api/models/{REPO}/tree/") and (path != tree or behaviour == "no revision"):
             self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         elif path == tree:
             self._send(200, json.dumps(self._listing()).encode(), {"Content-Type": "application/json"})
-        elif path.startswith(files) and mood.startswith("gated"):
-            self._send(int(mood[-3:]), b"", {"X-Error-Code": "GatedRepo"})
+        elif path.startswith(files) and behaviour.startswith("gated"):
+            self._send(int(behaviour[-3:]), b"", {"X-Error-Code": "GatedRepo"})
         elif path.startswith(files):
             self._file(path.removeprefix(files))
         else:
@@ -90,27 +90,27 @@ class Answer(BaseHTTPRequestHandler):
                 continue
             entry: dict[str, Any] = {"type": "file", "path": name, "size": len(content), "oid": git_blob(content)}
             if name.endswith(".safetensors"):
-                size = 10**15 if self.server.mood == "huge" else len(content)
+                size = 10**15 if self.server.behaviour == "huge" else len(content)
                 entry |= {"size": size, "lfs": {"oid": sha256(content), "size": size, "pointerSize": 134}}
             entries.append(entry)
         return entries
 
     def _file(self, name: str) -> None:
-        content, mood = self.server.files[name], self.server.mood
+        content, behaviour = self.server.files[name], self.server.behaviour
         headers = {"ETag": f'"{git_blob(content)}"', "X-Repo-Commit": REVISION}
         if not name.endswith(".safetensors") or self.command == "HEAD":
             self._send(200, content, headers)
             return
         asked = self.headers.get("Range")
         self.server.ranges.append(asked)
-        if mood == "other content":
+        if behaviour == "other content":
             content = content[:-1] + bytes([content[-1] ^ 1])
         first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
         if asked:
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        cut = None if first or mood not in ("broken off", "stalls") else len(content) // 2
+        cut = None if first or behaviour not in ("broken off", "stalls") else len(content) // 2
         self._send(206 if asked else 200, content[first:], headers, cut)
-        if cut and mood == "stalls":
+        if cut and behaviour == "stalls":
             self.wfile.flush()
             self.server.stalled.wait(60)
 
@@ -142,7 +142,7 @@ def hub() -> Iterator[Hub]:
     server = Hub(("127.0.0.1", 0), Answer)
     weights: dict[str, Any] = {"a": np.arange(300_000, dtype=np.float32), "b": np.ones((3, 7), np.float16)}
     server.files = {name: f'{{"made for": "{name}"}}'.encode() for name in TEXTS} | {WEIGHTS: save(weights)} | LEFT
-    server.mood, server.asked, server.ranges, server.tokens = "open", [], [], set()
+    server.behaviour, server.asked, server.ranges, server.tokens = "open", [], [], set()
     server.stalled = threading.Event()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -226,14 +226,14 @@ def test_the_shards_in_the_index_are_downloaded(hub: Hub, tmp_path: Path) -> Non
 
 
 def test_a_broken_download_is_resumed_in_the_same_call(hub: Hub, tmp_path: Path) -> None:
-    hub.mood = "broken off"
+    hub.behaviour = "broken off"
     folder = Path(fetch(address(hub), tmp_path)["path"])
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert_resumed(hub)
 
 
 def test_a_killed_download_is_incomplete_and_resumed_by_the_next_call(hub: Hub, tmp_path: Path) -> None:
-    hub.mood = "stalls"
+    hub.behaviour = "stalls"
     process = start(address(hub), tmp_path)
     half, deadline = len(hub.files[WEIGHTS]) // 2, time.monotonic() + 60
     while sum(path.stat().st_size for path in tmp_path.rglob("*.part")) < half - 2**16:
@@ -245,7 +245,7 @@ def test_a_killed_download_is_incomplete_and_resumed_by_the_next_call(hub: Hub, 
     offline = fetch(address(hub), tmp_path, HF_HUB_OFFLINE="1")
     assert offline["what"].startswith(f"{WHAT} is not complete in {tmp_path}")
     assert "HF_HUB_OFFLINE forbids" in offline["what"]
-    hub.mood = "open"
+    hub.behaviour = "open"
     folder = Path(fetch(address(hub), tmp_path)["path"])
     assert (folder / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert_resumed(hub)
@@ -260,7 +260,7 @@ def assert_resumed(hub: Hub) -> None:
 
 
 def test_content_that_differs_from_the_listed_hash_is_refused(hub: Hub, tmp_path: Path) -> None:
-    hub.mood = "other content"
+    hub.behaviour = "other content"
     failed = fetch(address(hub), tmp_path)
     assert "returned a different file than expected" in failed["what"]
     assert sha256(hub.files[WEIGHTS]) in failed["what"]
@@ -268,7 +268,7 @@ def test_content_that_differs_from_the_listed_hash_is_refused(hub: Hub, tmp_path
 
 
 def test_a_full_disk_is_reported_before_the_weights_are_downloaded(hub: Hub, tmp_path: Path) -> None:
-    hub.mood = "huge"
+    hub.behaviour = "huge"
     failed = fetch(address(hub), tmp_path)
     assert failed["what"].startswith(f"{WHAT} needs 1,000,000.0 GB more in {tmp_path}")
     assert "HF_HOME" in failed["fix"]
@@ -276,7 +276,7 @@ def test_a_full_disk_is_reported_before_the_weights_are_downloaded(hub: Hub, tmp
 
 
 @pytest.mark.parametrize(
-    ("mood", "token", "what", "fix"),
+    ("behaviour", "token", "what", "fix"),
     [
         (
             "gated 401",
@@ -290,8 +290,8 @@ def test_a_full_disk_is_reported_before_the_weights_are_downloaded(hub: Hub, tmp
         ("bad token", TOKEN, "could not be downloaded: the hub answered 401", "Set HF_TOKEN to a valid token"),
     ],
 )
-def test_refusals_of_the_hub(hub: Hub, tmp_path: Path, mood: str, token: str, what: str, fix: str) -> None:
-    hub.mood = mood
+def test_refusals_of_the_hub(hub: Hub, tmp_path: Path, behaviour: str, token: str, what: str, fix: str) -> None:
+    hub.behaviour = behaviour
     failed = fetch(address(hub), tmp_path, HF_TOKEN=token)
     assert failed["what"].startswith(f"{WHAT} {what}")
     assert failed["fix"].startswith(fix)
