@@ -329,7 +329,7 @@ def _problem(entry: Entry, company: Company) -> str | None:
     if entry.problem or entry.size <= company.file_bytes:
         return entry.problem
     return (
-        f"has {entry.bytes:,} bytes, more than the {company.file_bytes:,} allowed: split it, or raise file_bytes "
+        f"has {entry.size:,} bytes, more than the {company.file_bytes:,} allowed: split it, or raise file_bytes "
         "in company.yaml"
     )
 

@@ -139,10 +139,10 @@ def test_unusable_files_are_refused_and_do_not_affect_others(lake: DataLake, tmp
     put(lake, "half.md.part", "x")
     put(lake, "bad\nname.md", "x")
     (tmp_path / "secret.md").write_text("secret")
-    knowledge = lake.root / "landing" / "knowledge"
-    (knowledge / "link.md").symlink_to(tmp_path / "secret.md")
-    (knowledge / "away").symlink_to(tmp_path)
-    os.mkfifo(knowledge / "pipe.md")
+    folder = lake.root / "landing" / "knowledge"
+    (folder / "link.md").symlink_to(tmp_path / "secret.md")
+    (folder / "away").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.md")
     knowledge = read(lake)
     assert column(knowledge.passages, "path") == ["good.md"]
     expected = ("'bad\\nname.md'", "away", "broken.txt", "empty.md", "large.txt", "link.md", "picture.png", "pipe.md")
