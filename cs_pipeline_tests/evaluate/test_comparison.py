@@ -46,15 +46,15 @@ def test_a_slice_has_the_figures_of_its_rows_alone(stats: dict[str, pd.DataFrame
     assert found.scores["tuned"] == intervals(stats["tuned"], test["cluster_id"].tolist(), SAMPLES)
     assert set(found.differences) == {"base", "champion", "nearest"}
     assert list(found.slices) == ["bitext", "company"]
-    for source, part, rows in (("bitext", slice(0, 80), 80), ("company", slice(80, 120), 40)):
+    for source, selected, rows in (("bitext", slice(0, 80), 80), ("company", slice(80, 120), 40)):
         part = found.slices[source]
         assert (part.rows, part.clusters, part.gates) == (rows, rows // 2, True)
-        those = {system: frame[part] for system, frame in stats.items()}
-        clusters = test["cluster_id"][part].tolist()
+        frames = {system: frame[selected] for system, frame in stats.items()}
+        clusters = test["cluster_id"][selected].tolist()
         for system in stats:
-            assert part.scores[system] == intervals(those[system], clusters, SAMPLES)
+            assert part.scores[system] == intervals(frames[system], clusters, SAMPLES)
         for other in ("base", "champion", "nearest"):
-            difference = paired_bootstrap(those["tuned"], those[other], clusters, SAMPLES)
+            difference = paired_bootstrap(frames["tuned"], frames[other], clusters, SAMPLES)
             assert part.differences[other] == difference
     assert found.slices["company"].scores != found.slices["bitext"].scores
 
