@@ -52,12 +52,12 @@ def fine_tune(
     row is longer than the recipe allows, the loss would cover the wrong tokens, ``warm_start`` does not match the model, a
     single row does not fit into memory, training diverges, or the process is told to stop.
     """
+    quiet_libraries()  # before accelerate imports bitsandbytes, which complains that optional kernels are missing
     import torch
     from accelerate.utils.memory import should_reduce_batch_size
 
     from cs_pipeline.train.trainer.progress import DivergedError
 
-    quiet_libraries()
     chat = load_chat_format(recipe, base, None)
     compared = check_tokenizer(chat, base, select_rows(recipe, lake, "train", ["instruction", "response"]))
     train, validation = (training_rows(recipe, lake, chat, side) for side in ("train", "validation"))
