@@ -226,6 +226,7 @@ class Recipe(Section):
     prompt: PromptSettings = PromptSettings()
     placeholders: PlaceholderMode = PlaceholderMode.KEEP
     train_rows: int | None = Field(None, ge=1, description="rows drawn from the mixture with the seed; null: all")
+    validation_rows: int = Field(256, ge=1, description="rows of the validation split that measure the validation loss")
     mixture: MixtureSettings = MixtureSettings()
     held_out_intents: tuple[str, ...] = Field(
         (), description="intents never trained on; the evaluation shows how the model answers them anyway"

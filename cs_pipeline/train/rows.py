@@ -30,9 +30,6 @@ from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import Speaker, apply
 from cs_pipeline.train.supervision import SupervisionCheck
 
-VALIDATION_ROWS = 256
-"""Rows of the validation split that measure the validation loss: the first by id, because ids are hashes."""
-
 OUT_OF_SCOPE = "out_of_scope"
 """The ``source`` of the rows in OUT_OF_SCOPE_FILE."""
 OUT_OF_SCOPE_FILE = Path(__file__).parent / "out_of_scope.yaml"
@@ -178,11 +175,11 @@ def select_rows(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) 
     ``split`` is train or validation. Raises PipelineError if the recipe holds out an intent that no row has.
     """
     if split == "validation":
-        return _loss_rows(_without_held_out(recipe, lake, "validation", columns)).select(columns)
+        return _loss_rows(recipe, _without_held_out(recipe, lake, "validation", columns)).select(columns)
     tables = [_without_held_out(recipe, lake, "train", columns).select(columns)]
     if recipe.mixture.validation:
         validation = _without_held_out(recipe, lake, "validation", [*columns, "cluster_id"])
-        loss_clusters = _loss_rows(validation).column("cluster_id").combine_chunks()
+        loss_clusters = _loss_rows(recipe, validation).column("cluster_id").combine_chunks()
         others = pc.invert(pc.is_in(validation.column("cluster_id"), loss_clusters))
         tables.append(validation.filter(others).select(columns))
     if recipe.mixture.out_of_scope:
@@ -202,8 +199,9 @@ def _without_held_out(recipe: Recipe, lake: DataLake, split: str, columns: list[
     return table.filter(pc.invert(pc.is_in(table.column("intent"), pa.array(recipe.held_out_intents))))
 
 
-def _loss_rows(validation: pa.Table) -> pa.Table:
-    return validation.take(pc.sort_indices(validation, [("row_id", "ascending")])[:VALIDATION_ROWS])
+def _loss_rows(recipe: Recipe, validation: pa.Table) -> pa.Table:
+    """The first rows by id, which are as good as random ones: ids are hashes."""
+    return validation.take(pc.sort_indices(validation, [("row_id", "ascending")])[: recipe.validation_rows])
 
 
 def _out_of_scope_rows(schema: pa.Schema) -> pa.Table:

@@ -17,7 +17,6 @@ from cs_pipeline.train.adapter import data_versions
 from cs_pipeline.train.rows import (
     OUT_OF_SCOPE,
     OUT_OF_SCOPE_FILE,
-    VALIDATION_ROWS,
     TrainingRows,
     sample_mixture,
     select_rows,
@@ -184,11 +183,12 @@ def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
 def test_validation_rows_are_chosen_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
     rows = [*company_rows(300), *bitext_rows(100)]
     write_split(lake, "validation", rows)
-    found = training_rows(weighted(recipe, 3, train_rows=2), lake, chat, "validation")
-    ids = sorted(row["row_id"] for row in rows)[:VALIDATION_ROWS]
+    few = weighted(recipe, 3, train_rows=2).model_copy(update={"validation_rows": 200})
+    found = training_rows(few, lake, chat, "validation")
+    ids = sorted(row["row_id"] for row in rows)[:200]
     assert found.seen.column("row_id").to_pylist() == ids
     assert set(found.seen.column("source").to_pylist()) == {"bitext", "company"}
-    assert len(found.examples) == VALIDATION_ROWS
+    assert len(found.examples) == 200
 
 
 # Which rows are used
@@ -225,7 +225,7 @@ def test_validation_rows_join_training_except_those_that_measure_the_loss(
     unrouted: Recipe, split_lake: DataLake
 ) -> None:
     for_loss = selected(unrouted, split_lake, "validation")
-    assert [row["row_id"] for row in for_loss] == [f"{i:016x}" for i in range(VALIDATION_ROWS)]
+    assert [row["row_id"] for row in for_loss] == [f"{i:016x}" for i in range(unrouted.validation_rows)]
     assert len(selected(unrouted, split_lake, "train")) == 10
     joined = selected(with_mixture(unrouted, validation=True), split_lake, "train")
     assert selected(with_mixture(unrouted, validation=True), split_lake, "validation") == for_loss
