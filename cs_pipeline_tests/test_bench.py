@@ -62,7 +62,7 @@ def test_arms_run_in_turn_and_their_times_are_compared() -> None:
 
         return run
 
-    arms = side_by_side.in_turn({"slow": arm("slow", 0.03), "fast": arm("fast", 0.01)}, rounds=2)
+    arms = side_by_side.in_turn({"slow": arm("slow", 0.3), "fast": arm("fast", 0.1)}, rounds=2)
     assert ran == ["fast", "slow", "slow", "fast", "fast", "slow"], (
         "a round to warm up, and each begins with another arm"
     )
