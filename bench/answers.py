@@ -3,7 +3,7 @@
     python -m bench.answers [--recipe embedded] [--questions 256] [--rounds 3] [--write]
 
 It uses the recipe's trained model in the lake (CS_LAKE, by default the project's), so run ``make demo`` first. Decoding is
-greedy, and a batch takes as long as its longest answer. In float32 all three arms must give the same texts. In half
+greedy, and an answer leaves its batch when it ends. In float32 all three arms must give the same texts. In half
 precision, rounding depends on the batch, so the number of differing answers is reported instead.
 """
 
