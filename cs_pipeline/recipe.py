@@ -213,6 +213,13 @@ class GenerationSettings(Section):
     per_device_eval_batch_size: int = Field(32, ge=1, description="questions answered together")
 
 
+class EvaluationSettings(Section):
+    """How much is tried besides the test rows, all of which are answered. Models that are compared get the same trials."""
+
+    robustness_cases: int = Field(40, ge=1, description="unusual or hostile questions of each kind, at most")
+    timed_answers: int = Field(20, ge=1, description="questions answered one at a time, to measure the latency")
+
+
 class Recipe(Section):
     """The settings of one training run."""
 
@@ -236,6 +243,7 @@ class Recipe(Section):
     )
     trainer: TrainerSettings
     generation: GenerationSettings
+    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
     def _keys_agree(self) -> "Recipe":
@@ -274,8 +282,11 @@ class Recipe(Section):
 
     @property
     def fingerprint(self) -> str:
-        """A hash (16 hex digits) of all keys that affect the result. Description, checkpoint interval and packing do not."""
-        ignored: Any = {"description": True, "trainer": {"checkpoint_seconds", "packing"}}
+        """A hash (16 hex digits) of all keys that affect the model and its answers.
+
+        Description, checkpoint interval, packing and the trials of an evaluation do not.
+        """
+        ignored: Any = {"description": True, "evaluation": True, "trainer": {"checkpoint_seconds", "packing"}}
         return digest(self.model_dump(mode="json", exclude=ignored))
 
 

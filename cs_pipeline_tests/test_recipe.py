@@ -320,6 +320,8 @@ OTHER: dict[str, Any] = {
     "trainer.early_stopping_patience": None,  # not without evaluations, below
     "trainer.checkpoint_seconds": None,  # changes nothing
     "trainer.packing": None,  # likewise
+    "evaluation.robustness_cases": None,  # changes no model
+    "evaluation.timed_answers": None,  # likewise
     "trainer.lr_scheduler_type": "linear",
     "trainer.optim": "paged_adamw_8bit",
     "trainer.gradient_checkpointing": True,

@@ -79,6 +79,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         data,
         champion and champion.fingerprint,
         recipe.fingerprint,
+        recipe.evaluation.model_dump(),
         judge,
         CODE_VERSIONS["evaluation"],
     )

@@ -288,7 +288,9 @@ class SupportModel:
                     mask = self._tensor([[1] * len(rows[j].input_ids) for j in batch], 0)
                     logits = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).logits
                 else:  # no mask: causal attention never looks at padding on the right
-                    logits, labels = model(input_ids=ids, use_cache=False).logits[:, :-1], labels[:, 1:]
+                    labels = labels[:, 1:]
+                    kept = (labels != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # positions with a label in any row
+                    logits, labels = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits, labels[:, kept]
                 # Flattened, because only if the vocabulary is the last dimension does torch sum accurately on a CPU.
                 # Otherwise it adds 32,000 probabilities one by one in float32, an error of a thousandth of a nat per row.
                 losses = torch.nn.functional.cross_entropy(

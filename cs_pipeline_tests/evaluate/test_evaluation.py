@@ -22,7 +22,7 @@ from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import EvaluationSettings, Recipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
 
@@ -182,9 +182,13 @@ def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: Recipe,
     """The champion has the same weights, so any difference would come from the evaluation itself."""
     another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
     alone = read_evaluation("tiny", evaluated)
-    beside = evaluate(tiny, evaluated, another, print)
+    fewer = tiny.model_copy(update={"evaluation": EvaluationSettings(robustness_cases=2, timed_answers=1)})
+    beside = evaluate(fewer, evaluated, another, print)
     assert not beside.reused
     results = beside.results
+    assert {len(run.alone) for run in results.runs.values()} == {1}
+    trials = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
+    assert trials.groupby(["system", "group"]).size().max() == 2
     assert results.champion_version == another.version
     assert results.placeholders == {"tuned": "keep", "base": "keep", "champion": "keep"}
     assert results.fingerprint != alone.fingerprint
@@ -197,7 +201,8 @@ def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: Recipe,
     assert results.differences["base"] == alone.differences["base"]
     wide = answers(evaluated).pivot_table(index="row_id", columns="system", values="answer", aggfunc="first")
     assert wide["champion"].tolist() == wide["tuned"].tolist()
-    assert evaluate(tiny, evaluated, another, print).reused
+    assert evaluate(fewer, evaluated, another, print).reused
+    assert not evaluate(tiny, evaluated, another, print).reused, "other trials"
 
 
 def test_a_champion_with_changed_files_is_refused(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe
     found = retrieve(
         open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents
     )
-    cases = make_misleading_cases(rows.test, dict(zip(rows.test["row_id"], found, strict=True)))
+    cases = make_misleading_cases(rows.test, dict(zip(rows.test["row_id"], found, strict=True)), 10)
     table = pd.read_parquet(folder / "misled.parquet")
     assert table["case_id"].tolist() == [case.case_id for case, _ in cases]
     retrieval = read_evaluation(recipe.name, judged).retrieval

@@ -15,7 +15,7 @@ import pandas as pd
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
-from cs_pipeline.evaluate.robustness.robustness import CASES_PER_GROUP, RobustnessCase, spread_over_intents
+from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, spread_over_intents
 from cs_pipeline.evaluate.robustness.trials import answer_texts, predict_intents, score_trial
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.model import SupportModel
@@ -37,7 +37,9 @@ def score_misleading_cases(
     ``retrieved`` holds the texts of each test row. ``classifier`` and ``test_answers`` are as in ``run_trials``.
     """
     row_ids = test_set.test["row_id"]
-    misleading = make_misleading_cases(test_set.test, dict(zip(row_ids, retrieved, strict=True)))
+    misleading = make_misleading_cases(
+        test_set.test, dict(zip(row_ids, retrieved, strict=True)), test_set.settings.robustness_cases
+    )
     cases = [case for case, _ in misleading]
     questions = [case.text for case in cases]
     intents = predict_intents(model, classifier, questions)
@@ -46,14 +48,14 @@ def score_misleading_cases(
 
 
 def make_misleading_cases(
-    rows: pd.DataFrame, retrieved: Mapping[str, Sequence[RetrievedText]], seed: int = 0
+    rows: pd.DataFrame, retrieved: Mapping[str, Sequence[RetrievedText]], per_group: int, seed: int = 0
 ) -> list[MisleadingCase]:
-    """One case of each group for up to CASES_PER_GROUP test ``rows``, which have the columns that ``make_cases`` needs.
+    """One case of each group for up to ``per_group`` test ``rows``, which have the columns that ``make_cases`` needs.
 
     ``retrieved`` holds the texts of each row by row_id. Rows without texts are skipped. The same rows and seed give the same
     cases.
     """
-    chosen = [row for row in spread_over_intents(rows, f"{seed} misled") if retrieved[row["row_id"]]][:CASES_PER_GROUP]
+    chosen = [row for row in spread_over_intents(rows, f"{seed} misled") if retrieved[row["row_id"]]][:per_group]
     rng = random.Random(digest(seed, "misled"))
     sentences = read_yaml(Path(__file__).with_suffix(".yaml"))
     denials, instructions = cycle(sentences["denials"]), cycle(sentences["instructions"])

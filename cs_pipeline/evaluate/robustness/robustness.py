@@ -30,9 +30,6 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 Expected = Literal["same intent", "redirect", "refuse", "hand over"]
 
-CASES_PER_GROUP = 40
-"""The number of cases that each rule makes, spread over the intents; fewer if it can change fewer rows."""
-
 ROBUSTNESS_COLUMNS = {
     "case_id": "hash of group, text and row",
     "group": "kind of case",
@@ -73,9 +70,13 @@ class RobustnessCase:
         return digest(self.group, self.text, self.row_id)
 
 
-def make_cases(rows: pd.DataFrame, seed: int = 0) -> list[RobustnessCase]:
+def make_cases(rows: pd.DataFrame, per_group: int, seed: int = 0) -> list[RobustnessCase]:
     """The cases made from test ``rows`` (row_id, instruction, response, intent, in the recipe's placeholder mode) and those
-    written by hand. The same rows in any order, with the same seed, give the same cases in the same order."""
+    written by hand.
+
+    There are at most ``per_group`` in a group, and those of a rule are spread over the intents. The same rows in any order,
+    with the same seed, give the same cases in the same order.
+    """
     made = []
     for group, rule in VARIATIONS.items():
         found = 0
@@ -86,17 +87,17 @@ def make_cases(rows: pd.DataFrame, seed: int = 0) -> list[RobustnessCase]:
                     RobustnessCase(group, text, "same intent", (row["intent"],), row["row_id"], row["response"])
                 )
                 found += 1
-            if found == CASES_PER_GROUP:
+            if found == per_group:
                 break
-    return [*made, *_several_requests(rows, seed), *handwritten_cases()]
+    return [*made, *_several_requests(rows, per_group, seed), *handwritten_cases(per_group)]
 
 
-@lru_cache(maxsize=1)
-def handwritten_cases() -> tuple[RobustnessCase, ...]:
-    """The cases of ``robustness.yaml``."""
+@lru_cache(maxsize=2)
+def handwritten_cases(per_group: int) -> tuple[RobustnessCase, ...]:
+    """The first ``per_group`` cases of each group in ``robustness.yaml``."""
     cases = []
     for group, content in read_yaml(Path(__file__).with_name("robustness.yaml")).items():
-        for case in content["cases"]:
+        for case in content["cases"][:per_group]:
             case = {"text": case} if isinstance(case, str) else case
             intents = (case["intent"],) if "intent" in case else ()
             expected: Expected = "same intent" if intents else content["expected"]
@@ -279,13 +280,13 @@ def spread_over_intents(rows: pd.DataFrame, salt: str) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in drawn.to_dict("records")]
 
 
-def _several_requests(rows: pd.DataFrame, seed: int) -> list[RobustnessCase]:
+def _several_requests(rows: pd.DataFrame, count: int, seed: int) -> list[RobustnessCase]:
     """Two requests of different intents in one text; answering either of them is enough."""
     drawn = spread_over_intents(rows, f"{seed} several requests")
     rng = random.Random(digest(seed, "several requests"))
     cases: list[RobustnessCase] = []
     for first, second in zip(drawn[0::2], drawn[1::2], strict=False):
-        if first["intent"] != second["intent"] and len(cases) < CASES_PER_GROUP:
+        if first["intent"] != second["intent"] and len(cases) < count:
             one, other = (re.sub(r"(?<![.?!])\Z", ".", row["instruction"].strip()) for row in (first, second))
             text = rng.choice(REQUEST_PAIRS).format(first=one, second=other)
             intents = (first["intent"], second["intent"])

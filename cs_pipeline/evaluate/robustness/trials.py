@@ -27,9 +27,6 @@ from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.classifier import TextClassifier
 
-TIMED_QUESTIONS = 20
-"""Questions answered one at a time: few, because a large model takes seconds for each. p95 is about the second slowest."""
-
 
 @dataclass(frozen=True)
 class Trials:
@@ -55,7 +52,8 @@ def run_trials(
     ``classifier`` is the folder of the classifier that predicts the intents for its prompts, and ``index`` is where it
     retrieves from. ``test_answers`` are its answers to the test rows (columns row_id and answer), from ``run``.
     """
-    cases = make_cases(test_set.test)
+    cases = make_cases(test_set.test, test_set.settings.robustness_cases)
+    timed = min(test_set.settings.timed_answers, len(test_set.questions))
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
     knowledge = [answer.text for answer in _ask(model, classifier, index, list(probe))]
     right = [float(_contains(*pair)) for pair in zip(knowledge, probe.values(), strict=True)]
@@ -64,7 +62,7 @@ def run_trials(
         score_trial(model, test_set, cases, answers, test_answers),
         pd.DataFrame({"question": list(probe), "answer": knowledge, "right": right}),
         run,
-        [_time_answer(model, index, test_set, i) for i in range(min(TIMED_QUESTIONS, len(test_set.questions)))],
+        [_time_answer(model, index, test_set, i) for i in range(timed)],
     )
 
 

@@ -43,7 +43,7 @@ class FrozenTestSet:
                 context=[[(who, apply(text, self.mode, who, row)) for who, text in turns] for turns, row in contexts],
             )
 
-        self.mode = recipe.placeholders
+        self.mode, self.settings = recipe.placeholders, recipe.evaluation
         self.train, self.test = read("train"), read("test")
         self.questions = self.test["instruction"].tolist()
         self.contexts: list[Context] = self.test["context"].tolist()

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.robustness.misleading import MisleadingCase, make_misleading_cases
-from cs_pipeline.evaluate.robustness.robustness import CASES_PER_GROUP, score_robustness_cases
+from cs_pipeline.evaluate.robustness.robustness import score_robustness_cases
 from cs_pipeline.llm.prompt import RetrievedText
 
+CASES = 40
 GROUPS = [
     "nothing found",
     "texts of another intent",
@@ -40,12 +41,12 @@ def group(cases: list[MisleadingCase], name: str) -> list[MisleadingCase]:
 
 
 def test_each_group_has_its_cases(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
-    cases = make_misleading_cases(rows, found)
+    cases = make_misleading_cases(rows, found, CASES)
     assert [case.group for case, _ in cases[:5]] == GROUPS
-    assert make_misleading_cases(rows.sample(frac=1, random_state=1), found) == cases
+    assert make_misleading_cases(rows.sample(frac=1, random_state=1), found, CASES) == cases
     intents = dict(zip(rows["row_id"], rows["intent"], strict=True))
     for name in GROUPS:
-        assert len(group(cases, name)) == CASES_PER_GROUP
+        assert len(group(cases, name)) == CASES
     for case, texts in cases:
         row = str(case.row_id)
         own = found[row]
@@ -70,13 +71,13 @@ def test_each_group_has_its_cases(rows: pd.DataFrame, found: dict[str, list[Retr
 
 
 def test_rows_without_retrieved_texts_are_skipped(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
-    assert make_misleading_cases(rows, {key: [] for key in found}) == []
+    assert make_misleading_cases(rows, {key: [] for key in found}, CASES) == []
     one = {row: texts if row == "row 7" else [] for row, texts in found.items()}
-    assert {case.row_id for case, _ in make_misleading_cases(rows, one)} == {"row 7"}
+    assert {case.row_id for case, _ in make_misleading_cases(rows, one, CASES)} == {"row 7"}
 
 
 def test_obeying_an_injected_instruction_is_counted(rows: pd.DataFrame, found: dict[str, list[RetrievedText]]) -> None:
-    cases = make_misleading_cases(rows, found)
+    cases = make_misleading_cases(rows, found, CASES)
     own = dict(zip(rows["row_id"], rows["response"], strict=True))
 
     def table(obeys: bool) -> pd.DataFrame:
@@ -87,5 +88,5 @@ def test_obeying_an_injected_instruction_is_counted(rows: pd.DataFrame, found: d
 
     good, bad = table(obeys=False), table(obeys=True)
     assert good["obeyed"].sum() == 0
-    assert bad["obeyed"].sum() == bad["obeyed"].notna().sum() == 2 * CASES_PER_GROUP
+    assert bad["obeyed"].sum() == bad["obeyed"].notna().sum() == 2 * CASES
     assert good["same_intent"].mean() == 1

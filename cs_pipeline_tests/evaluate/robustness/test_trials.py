@@ -9,7 +9,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.robustness.robustness import ROBUSTNESS_COLUMNS, make_cases, robustness_by_group
-from cs_pipeline.evaluate.robustness.trials import TIMED_QUESTIONS, _contains
+from cs_pipeline.evaluate.robustness.trials import _contains
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import Recipe
 
@@ -23,7 +23,7 @@ def evaluated(champion_lake: Path) -> DataLake:
 
 def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: Recipe) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
-    cases = make_cases(FrozenTestSet(tiny, evaluated).test)
+    cases = make_cases(FrozenTestSet(tiny, evaluated).test, tiny.evaluation.robustness_cases)
     assert list(table) == [*ROBUSTNESS_COLUMNS, "system"]
     measures = read_evaluation("tiny", evaluated).robustness
     assert set(measures) == {"tuned", "base"}
@@ -32,7 +32,7 @@ def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: 
         assert frame["answer"].str.len().gt(0).mean() > 0.5
         known = robustness_by_group(frame.drop(columns="system")).to_dict("records")
         assert [measure.count for measure in measures[str(system)]] == [row["count"] for row in known]
-        assert frame["plain_same_intent"].notna().sum() > 100, (
+        assert frame["plain_same_intent"].notna().sum() > 40, (
             "variations are compared with the answer to the unchanged question"
         )
 
@@ -68,6 +68,6 @@ def test_every_model_was_measured(evaluated: DataLake) -> None:
     for run in results.runs.values():
         assert run.answers == results.rows
         assert 0 < run.tokens <= 24 * run.answers
-        assert len(run.alone) == TIMED_QUESTIONS
+        assert len(run.alone) == 3
         assert 0 < min(run.alone) <= sum(run.alone) < 60
         assert 0.05 < run.peak_memory < 64

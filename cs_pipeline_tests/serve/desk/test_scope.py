@@ -38,7 +38,7 @@ def test_the_rules_on_messages_that_were_not_used_to_write_them() -> None:
 
 def test_the_rules_on_the_robustness_cases() -> None:
     done: dict[str, Counter[str]] = defaultdict(Counter)
-    for case in handwritten_cases():
+    for case in handwritten_cases(40):
         done[case.group][outcome(case.text)] += 1
     assert done["out of scope"]["off_topic"] >= 28
     assert done["empty"] == {"no_content": 14}
