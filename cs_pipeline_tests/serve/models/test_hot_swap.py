@@ -1,5 +1,6 @@
 """The champion changes during two hundred questions: none fails, and each answer names the version that wrote it."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import cycle
@@ -17,10 +18,17 @@ def is_champion(serving: Serving, version: int) -> bool:
 def test_no_question_fails_while_the_alias_moves_back_and_forth(serving: Serving) -> None:
     written = {name: serving.chat(SURE, model_name=name).json()["response"] for name in ("1", "2")}
     assert written["1"] != written["2"]
-    swaps, by = 0, set[str]()
-    with ThreadPoolExecutor(AT_ONCE + 50) as clients, serving.slowed("1", 0.02):
+    swaps, by, all_inside = 0, set[str](), threading.Event()
+    with (
+        ThreadPoolExecutor(AT_ONCE + 50) as clients,
+        serving.slowed("1", 0.02),
+        serving.before_each_token("1", all_inside.wait),
+    ):
         asked = [clients.submit(serving.chat, SURE) for _ in range(AT_ONCE + 50)]
-        wait_for(lambda: serving.metric("cs_questions_inside") >= AT_ONCE)
+        try:
+            wait_for(lambda: serving.metric("cs_questions_inside") >= AT_ONCE)
+        finally:
+            all_inside.set()  # on a busy machine, the first batch would otherwise end before so many have arrived
         for version in cycle((2, 1)):
             make_champion(serving.lake, version)
             wait_for(partial(is_champion, serving, version))
