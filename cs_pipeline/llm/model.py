@@ -37,6 +37,9 @@ TOKENS_PER_PASS = 16_384
 PROMPTS_PER_PASS = 32_768
 """Maximum tokens, with padding, of prompts answered together: one of 8,000 tokens would pad 127 short ones to its length."""
 
+_MAX_PADDING = 2
+"""Maximum ratio of a batch's tokens with padding to those without: a few long questions would multiply the work for all."""
+
 LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
 """Maximum logits in a forward pass that measures likelihoods, 4 bytes each: 128 MiB on a CPU, 2 GiB on a GPU."""
 
@@ -355,14 +358,17 @@ class SupportModel:
 def _batches(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
     """Indices of ``lengths``, shortest first, in batches of at most ``rows``, and at most ``tokens`` with padding.
 
-    A row longer than ``tokens`` gets a batch of its own.
+    A row that would make more than half of its batch padding begins a new one, and one longer than ``tokens`` has its own.
     """
     batch: list[int] = []
+    used = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == rows or (len(batch) + 1) * lengths[i] > tokens):
+        padded = (len(batch) + 1) * lengths[i]
+        if batch and (len(batch) == rows or padded > min(tokens, _MAX_PADDING * (used + lengths[i]))):
             yield batch
-            batch = []
+            batch, used = [], 0
         batch.append(i)
+        used += lengths[i]
     if batch:
         yield batch
 
