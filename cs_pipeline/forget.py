@@ -29,17 +29,18 @@ from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, o
 from cs_pipeline.train.adapter import seen_rows
 
 _ID_COLUMNS = frozenset({"row_id", "id", "question_id"})
-"""Columns with ids of rows, or of judgements and the questions that they rate."""
+"""The id of a row, and in ``human_ratings`` the ids of a judgement and of its question."""
 
 
 @dataclass(frozen=True)
 class Affected:
     """Everything in the lake that belongs to the customer or the conversation.
 
-    ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the texts of those rows, which systems may
-    have copied in answers to other questions. ``records`` are the record indices in the kept copy of each delivery,
+    ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the texts of those rows' answers: a system
+    may have copied them to answer other questions. ``records`` are the record indices in the kept copy of each delivery,
     ``feedback`` the ids of judgements and of agents' edits. ``handovers`` are conversations that were handed over,
-    ``versions`` are models trained on one of the rows. ``tables`` has the affected rows per table. ``reports`` quote rows.
+    ``versions`` are models trained on one of the rows. ``tables`` has the number of affected rows per table. ``reports``
+    are evaluation reports that may quote the rows.
     """
 
     subjects: frozenset[str]
@@ -70,7 +71,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     """Finds everything that belongs to ``subject`` (a customer id or e-mail address as in the export) or ``row`` (a row id).
 
     A row is removed with its whole conversation, because later rows quote it. Raises PipelineError if both or neither are
-    given, or if the lake contains nothing of them.
+    given, or if the lake contains nothing that belongs to it.
     """
     if bool(subject) == bool(row):
         raise PipelineError("Give either a subject or a row.", "cs-pipeline forget --subject ID, or --row ROW_ID.")
@@ -78,23 +79,24 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     with Ledger(lake) as ledger:
         subjects = frozenset([ledger.hash_subject(subject)] if subject else [])
         conversations = _conversation_ids(lake, row) if row else frozenset()
-        edits = _edit_ids(lake, ledger, subject, conversations)
-        conversations |= {ledger.hash_row(edit) for edit in edits}
-        forgotten = Tombstones(subjects, conversations)
+        edit_ids = _edit_ids(lake, ledger, subject, conversations)
+        # An edit is ingested as a conversation with the edit's id.
+        conversations |= {ledger.hash_row(edit_id) for edit_id in edit_ids}
+        to_forget = Tombstones(subjects, conversations)
         records = {
             delivery: indices
             for delivery in ledger.deliveries()
             if delivery.expired_at is None
-            and (indices := find_records(lake, company, ledger, delivery, forgotten, subject))
+            and (indices := find_records(lake, company, ledger, delivery, to_forget, subject))
         }
         conversations |= _conversations_of_records(lake, ledger, records)
         tombstones = ledger.tombstones()
     rows = frozenset([row] if row else []) | frozenset(
         row_id for path in _company_tables(lake) for row_id in _row_ids(path, subjects, conversations)
     )
-    judgements = _judgement_ids(lake, subject, rows)
-    rows |= judgements
-    feedback = edits | judgements
+    judgement_ids = _judgement_ids(lake, subject, rows)
+    rows |= judgement_ids  # a judgement is a row of human_ratings and needs a tombstone too
+    feedback = edit_ids | judgement_ids
     handovers = [
         path for path in sorted(lake.path("serve", "handovers").rglob("*.json")) if _mentions(subject, path.read_text())
     ]
@@ -109,7 +111,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     has_tombstone = bool(subjects & tombstones.subjects) or row in tombstones.rows
     if not (records or tables or feedback or handovers or versions or has_tombstone):
         raise PipelineError(
-            f"{lake.root} contains nothing of this {'customer' if subject else 'row'}.",
+            f"{lake.root} contains nothing that belongs to this {'customer' if subject else 'row'}.",
             "Give the customer's id or e-mail address as in the export, or a row's id as in the column row_id.",
         )
     return replace(affected, tables=tables, reports=reports)
@@ -144,7 +146,7 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
 
 
 def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: frozenset[str]) -> frozenset[str]:
-    """The ids of agents' edits that name or mention the subject, or that were landed as one of ``conversations``."""
+    """The ids of agents' edits whose customer is the subject, that mention it, or that became one of ``conversations``."""
     name = subject.strip().casefold()
     with Feedback(lake) as feedback:
         return frozenset(
@@ -157,9 +159,9 @@ def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: froze
 
 
 def _judgement_ids(lake: DataLake, subject: str, rows: frozenset[str]) -> frozenset[str]:
-    """The ids of judgements that are on one of ``rows``, have their own id in ``rows``, or are raw and mention the subject.
+    """The ids of judgements that have their own or their question's id in ``rows``, or that mention the subject.
 
-    Clean judgements no longer contain names.
+    Only raw judgements can mention it: personal data is replaced in clean ones.
     """
     with Feedback(lake) as feedback:
         raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)
@@ -253,7 +255,8 @@ def _conversation_ids(lake: DataLake, row: str) -> frozenset[str]:
 def _conversations_of_records(lake: DataLake, ledger: Ledger, records: dict[Delivery, set[int]]) -> frozenset[str]:
     """The hashed ids of the conversations of ``records``.
 
-    A search by the subject's hash would miss some: an export may use several ids of a customer, and a row has only one.
+    A search by the subject's hash would miss some: an export may have several ids for a customer, but a row has the hash of
+    only one of them.
     """
     ids: set[str] = set()
     for delivery, indices in records.items():

@@ -15,7 +15,7 @@ _TABLES = read_yaml(Path(__file__).with_suffix(".yaml"))
 _TYPES = {
     "UTC time": pa.timestamp("us", tz="UTC"),
     "list of strings": pa.list_(pa.string()),
-    # Values of the people in a conversation, each with the placeholder that replaces it.
+    # Names, addresses and ids of the people in a conversation, each with the placeholder that replaces it.
     "known values": pa.list_(pa.struct({"placeholder": pa.string(), "value": pa.string()})),
 }
 """Types that have no alias in Arrow."""
@@ -61,7 +61,7 @@ SEEN_ROW = pa.schema(_columns("seen_row"))
 """A row that an adapter was trained on, without its text."""
 
 IN_PROMPT = "known answer"
-"""``through`` of a row whose answer was only a known answer in another row's prompt."""
+"""In the column ``through``: the adapter saw this row's answer only as a known answer in another row's prompt."""
 
 RATING = pa.schema(_columns("rating"))
 """One human judgement."""
@@ -73,14 +73,18 @@ SLICE_SCORE = pa.schema(_columns("slice_score"))
 """A score of a system on a slice of the test rows, with its 95 % interval."""
 
 METRIC_SUFFIXES = ("", "_low", "_high", "_base", "_minus_base", "_minus_base_low", "_minus_base_high")
-"""A metric's columns are its name and these: the tuned score with its 95 % interval, the base's, and the difference."""
+"""Each suffix makes one column of a metric: the tuned score and its 95 % interval, the base's score, the difference and
+its interval."""
 
 BEHIND_FIRST = ("behind_first", "behind_first_low", "behind_first_high")
-"""The difference in the ranking metric from the first recipe of the same placeholder mode, with its 95 % interval."""
+"""How far a recipe is behind the best one with the same placeholder mode, in the ranking metric, with the 95 % interval."""
 
 
 def leaderboard_schema(metrics: Sequence[str]) -> pa.Schema:
-    """A recipe that was evaluated on the current test rows: settings, cost (seconds, GiB, MiB) and ``metrics``."""
+    """The leaderboard: a row per recipe that was evaluated on the current test rows.
+
+    Its columns are settings, cost (seconds, GiB, MiB) and ``metrics``.
+    """
     scores = [metric + suffix for metric in metrics for suffix in METRIC_SUFFIXES]
     return pa.schema([*_columns("leaderboard"), *(pa.field(name, pa.float64()) for name in (*scores, *BEHIND_FIRST))])
 

@@ -57,8 +57,8 @@ def champion(
     for entry in outcome.entries:
         verdict = "is champion" if entry["promote"] else "stays challenger"
         context.log.info(f"version {entry['version']} {verdict}: {entry['reason']}")
-    for reason in outcome.waiting:
-        context.log.warning(reason)
+    for message in outcome.waiting:
+        context.log.warning(message)
     if not outcome.entries:
         context.log.info(f"no new version to decide on; the champion is version {outcome.champion}")
     history = read_history(lake.lake)
@@ -86,7 +86,7 @@ def champion(
 def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The version, loaded from MLflow as any client loads it, answers a question.
 
-    If neither its files nor the libraries have changed since the last check, the answer of that check is used.
+    If neither its files nor the libraries have changed since the last check, that check's answer is reused.
     """
     from cs_pipeline.register.version import probe_version, version_of
 

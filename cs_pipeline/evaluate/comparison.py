@@ -23,7 +23,7 @@ MIN_CLUSTERS = 10
 MIN_INTENT_ROWS = 20
 """An intent with fewer test rows is not compared."""
 
-_REFERENCE_SYSTEMS = ("base", "champion")
+_COMPARED_BY_INTENT = ("base", "champion")
 _INTENT_SAMPLE_FACTOR = 10  # the ends of simultaneous intervals are far out in the tails and need more samples
 
 
@@ -33,14 +33,14 @@ class _Figures(TypedDict):
 
 
 def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000) -> ComparisonResults:
-    """The scores of every system, and the tuned model minus every other system, on all rows and by source.
+    """Scores every system, and subtracts every other system's score from the tuned model's: on all rows and by source.
 
     ``test`` has the columns source, intent and cluster_id. ``stats`` holds the row statistics of each system, including
     ``tuned``, on the same rows in the same order.
 
     By intent, only the differences in ``right_intent`` from the base and from the champion are computed. Their 95 %
-    intervals are simultaneous (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError as
-    intervals and paired_bootstrap do.
+    intervals are simultaneous (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError in the
+    same cases as ``intervals`` and ``paired_bootstrap``.
     """
     figures = _figures(test, stats, np.ones(len(test), bool), samples)
     return ComparisonResults(
@@ -85,7 +85,7 @@ def judgement(metric: str, low: float, high: float) -> str:
 
 def _slice(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int) -> SliceResults:
     clusters = test["cluster_id"][rows].nunique()
-    gates = clusters >= MIN_CLUSTERS
+    gates = clusters >= MIN_CLUSTERS  # enough for figures, which can stop a promotion
     figures = _figures(test, stats, rows, samples) if gates else _Figures(scores={}, differences={})
     return SliceResults(rows=int(rows.sum()), clusters=clusters, gates=gates, **figures)
 
@@ -119,7 +119,7 @@ def _by_intent(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: i
                 metrics=("right_intent",),
                 comparisons=len(compared),
             )
-            for other in _REFERENCE_SYSTEMS
+            for other in _COMPARED_BY_INTENT
             if other in stats
         }
         intents[str(intent)] = IntentResults(rows=int(size), differences=differences)

@@ -101,7 +101,10 @@ class Ledger(Database):
         return self._hash("subject", raw.strip().casefold())
 
     def hash_row(self, *parts: str) -> str:
-        """16 hex digits for a row with these parts. The hash is keyed, so nobody can check a guess of the raw text."""
+        """16 hex digits for a row, conversation, question or rater with these parts.
+
+        The hash is keyed, so nobody can check a guess of the raw text.
+        """
         return self._hash("row", *parts)
 
     def _hash(self, *parts: str) -> str:

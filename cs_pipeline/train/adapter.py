@@ -29,7 +29,7 @@ from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
-from cs_pipeline.train.warm_start import ChampionAdapter, WarmStart, find_warm_start
+from cs_pipeline.train.warm_start import ChampionAdapter, TrainingStart, find_training_start
 
 SEEN_ROWS_FILE = "rows.parquet"
 """The file in an adapter's folder that lists the rows it was trained on."""
@@ -77,11 +77,11 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
     return versions
 
 
-def _inputs(recipe: Recipe, lake: DataLake) -> tuple[Base, dict[str, str], WarmStart, str]:
-    """Base, data versions and warm start of a training that starts now, and the fingerprint of its adapter."""
+def _inputs(recipe: Recipe, lake: DataLake) -> tuple[Base, dict[str, str], TrainingStart, str]:
+    """Base, data versions and start of a training that begins now, and the fingerprint of its adapter."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
-    warm_start = find_warm_start(recipe, base, lake)
-    return base, data, warm_start, adapter_fingerprint(recipe, base, data, warm_start.fingerprint)
+    start = find_training_start(recipe, base, lake)
+    return base, data, start, adapter_fingerprint(recipe, base, data, start.fingerprint)
 
 
 def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
@@ -104,10 +104,10 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
 
     Raises PipelineError if one of its files has changed, if the base is missing, or if the champion does not fit.
     """
-    base, data, warm_start, fingerprint = _inputs(recipe, lake)
-    if warm_start.champion is not None:
-        same_parent = adapter_fingerprint(recipe, base, data, warm_start.champion.parent)
-        if same_parent == warm_start.champion.fingerprint:
+    base, data, start, fingerprint = _inputs(recipe, lake)
+    if start.champion is not None:
+        same_parent = adapter_fingerprint(recipe, base, data, start.champion.parent)
+        if same_parent == start.champion.fingerprint:
             # The champion was trained with this recipe on this data; starting from it would train on the same data again.
             fingerprint = same_parent
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
@@ -144,15 +144,15 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     and from there to MLflow while it trains. Raises PipelineError if the base is missing, the champion to start from does
     not fit, another process trains the same adapter, or ``fine_tune`` fails.
     """
-    base, data, warm_start, fingerprint = _inputs(recipe, lake)
-    report(f"training starts {warm_start.why}")
+    base, data, start, fingerprint = _inputs(recipe, lake)
+    report(f"training starts {start.why}")
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     facts = {
         "recipe": recipe.name,
         "fingerprint": fingerprint,
         "base": base.facts(),
         "data": data,
-        "start": warm_start.facts(),
+        "start": start.facts(),
         "seed": recipe.trainer.seed,
         "code_version": CODE_VERSIONS["adapter"],
         "git_commit": _git_commit(),
@@ -161,9 +161,9 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     spool = metrics_spool(recipe.name, fingerprint, lake)
     with _locked_folders(folder) as (temporary, work):
         with stream_metrics(spool, lake, fingerprint, recipe.name):
-            champion = None if warm_start.champion is None else warm_start.champion.folder
+            champion = None if start.champion is None else start.champion.folder
             metrics, own = fine_tune(recipe, lake, Path(base.path), champion, temporary, work, report, spool.append)
-        seen = _all_seen(own, warm_start.champion)
+        seen = _all_seen(own, start.champion)
         check_schema(seen, SEEN_ROW, SEEN_ROWS_FILE)
         pq.write_table(seen, temporary / SEEN_ROWS_FILE, compression="zstd")
         (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
@@ -178,9 +178,9 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
 
 def train_as_worker(recipe: Recipe, lake: DataLake) -> None:
     """Runs the steps of ``train_adapter`` in the other processes of a training. Writes nothing."""
-    base, _, warm_start, fingerprint = _inputs(recipe, lake)
+    base, _, start, fingerprint = _inputs(recipe, lake)
     work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
-    champion = None if warm_start.champion is None else warm_start.champion.folder
+    champion = None if start.champion is None else start.champion.folder
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
             recipe, lake, Path(base.path), champion, Path(folder), work, lambda line: None, lambda step, metrics: None

@@ -32,8 +32,8 @@ class ChampionAdapter:
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """The champion to continue from, or None for the base. ``why`` is the reason, for log and manifest."""
+class TrainingStart:
+    """Where training starts: from ``champion``, or from the base if it is None. ``why`` is for log and manifest."""
 
     champion: ChampionAdapter | None
     why: str
@@ -48,19 +48,20 @@ class WarmStart:
         return {"why": self.why, "version": version, "fingerprint": self.fingerprint}
 
 
-def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
-    """The start of a training of ``recipe`` with the current champion, which is found by its alias.
+def find_training_start(recipe: Recipe, base: Base, lake: DataLake) -> TrainingStart:
+    """Decides whether a training of ``recipe`` starts from ``base`` or from the current champion.
 
-    Raises PipelineError if the champion has another base or another LoRA, because its weights would not fit.
+    Raises PipelineError if it should start from the champion, but the champion's base or LoRA settings differ from the
+    recipe's, so that its weights would not fit.
     """
     if recipe.start == "base":
-        return WarmStart(None, "from the base, as the recipe says")
+        return TrainingStart(None, "from the base, as the recipe says")
     version = champion_version(lake)
     if version is None:
-        return WarmStart(None, "from the base, because there is no champion yet")
+        return TrainingStart(None, "from the base, because there is no champion yet")
     if FORGOTTEN in open_store(lake).get_model_version(MODEL, str(version.version)).tags:
-        # An adapter that continues from it has seen those rows too.
-        return WarmStart(
+        # An adapter that continued from this champion would also have seen the rows that must be forgotten.
+        return TrainingStart(
             None, f"from the base, because champion {version.version} has seen rows that must be forgotten"
         )
     folder = version.folder / "adapter"
@@ -85,4 +86,4 @@ def find_warm_start(recipe: Recipe, base: Base, lake: DataLake) -> WarmStart:
             f"'{its_recipe.name}', does not fit: {'; '.join(differences)}.",
             "Set 'start: base' in the recipe, or give it the base and the lora of the champion's recipe.",
         )
-    return WarmStart(champion, f"from champion {version.version}, adapter {champion.fingerprint}")
+    return TrainingStart(champion, f"from champion {version.version}, adapter {champion.fingerprint}")

@@ -315,8 +315,8 @@ def test_a_judgement_can_be_forgotten_by_its_id(lake: DataLake) -> None:
     [
         ({}, "Give either a subject or a row"),
         ({"subject": "jane@example.net", "row": "r"}, "Give either"),
-        ({"subject": "nobody@example.net"}, "nothing of this customer"),
-        ({"row": "0123456789abcdef"}, "nothing of this row"),
+        ({"subject": "nobody@example.net"}, "nothing that belongs to this customer"),
+        ({"row": "0123456789abcdef"}, "nothing that belongs to this row"),
     ],
 )
 def test_forgetting_nothing_is_an_error(lake: DataLake, given: dict[str, str], complaint: str) -> None:

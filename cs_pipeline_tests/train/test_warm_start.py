@@ -25,7 +25,7 @@ from cs_pipeline.tracking import (
     open_store,
 )
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, seen_rows, train_adapter
-from cs_pipeline.train.warm_start import WarmStart, find_warm_start
+from cs_pipeline.train.warm_start import TrainingStart, find_training_start
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, own_world
 from cs_pipeline_tests.train import FILES, add_to_split, company_rows
 
@@ -68,8 +68,8 @@ def make_champion(lake: DataLake, recipe: Recipe, adapter: Adapter) -> int:
     return int(number)
 
 
-def start_of(recipe: Recipe, lake: DataLake) -> WarmStart:
-    return find_warm_start(recipe, find_base(recipe, lake), lake)
+def start_of(recipe: Recipe, lake: DataLake) -> TrainingStart:
+    return find_training_start(recipe, find_base(recipe, lake), lake)
 
 
 def test_it_starts_where_the_champion_ended(warm_started: WarmStarted) -> None:
@@ -145,7 +145,7 @@ def test_without_a_champion_it_starts_from_the_base(warm_started: WarmStarted, t
     lake = copy_lake(warm_started.lake.root, tmp_path / "copy")
     open_store(lake).delete_registered_model_alias(MODEL, CHAMPION)
     assert champion_version(lake) is None
-    assert start_of(warm_started.recipe, lake) == WarmStart(None, "from the base, because there is no champion yet")
+    assert start_of(warm_started.recipe, lake) == TrainingStart(None, "from the base, because there is no champion yet")
     assert find_adapter(warm_started.recipe, lake) is None
 
 
@@ -153,7 +153,7 @@ def test_a_champion_marked_for_forgetting_is_not_used(warm_started: WarmStarted,
     lake = copy_lake(warm_started.lake.root, tmp_path / "copy")
     open_store(lake).set_model_version_tag(MODEL, "1", FORGOTTEN, "2026-11-01")
     start = start_of(warm_started.recipe, lake)
-    assert start == WarmStart(None, "from the base, because champion 1 has seen rows that must be forgotten")
+    assert start == TrainingStart(None, "from the base, because champion 1 has seen rows that must be forgotten")
     assert find_adapter(warm_started.recipe, lake) is None
 
 
@@ -163,7 +163,7 @@ def test_a_champion_that_does_not_fit_is_refused(warm_started: WarmStarted) -> N
     other = warm_started.recipe.model_copy(update={"name": "other", "lora": lora})
     base = find_base(warm_started.recipe, warm_started.lake)
     with pytest.raises(PipelineError) as raised:
-        find_warm_start(other, dataclasses.replace(base, name="another base", sha256="0123"), warm_started.lake)
+        find_training_start(other, dataclasses.replace(base, name="another base", sha256="0123"), warm_started.lake)
     assert (
         "'other' starts from the champion, but version 1, made with the recipe 'tiny', does not fit"
         in raised.value.what

@@ -1,6 +1,7 @@
 """Collects people's judgements in the table ``human_ratings``, and exports samples for raters who work elsewhere.
 
-Judgements come from the page (raw) and from imported sheets. The table has RATING rows without personal data.
+Judgements come from the chat page and from imported sheets. Those from the page are raw: they may contain personal data,
+which is replaced before they get into the table.
 """
 
 import json
@@ -33,8 +34,8 @@ RATINGS_TABLE = "human_ratings"
 
 @dataclass(frozen=True)
 class CollectedRatings:
-    """The table, the number of judgements ``forgotten``, and how often each placeholder ``replaced`` personal data in this
-    run."""
+    """The table and what this run did: ``forgotten`` judgements were removed, and personal data was ``replaced`` (a count
+    per placeholder)."""
 
     rows: pa.Table
     forgotten: int
@@ -61,9 +62,9 @@ def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
 
 
 def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
-    """Writes a blind ``sheet`` of the recipe's last evaluation: tuned, base, and the champion if it was evaluated too.
+    """Writes a blind ``sheet`` with answers from the recipe's last evaluation: tuned, base, and champion if it took part.
 
-    The key uses the names of the registry, "version 3" and "version 3:base". Returns the number of answers. Raises
+    The sheet's key names the systems "version 3", "version 3:base" and so on. Returns the number of answers. Raises
     PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet already exists.
     """
     results = read_evaluation(recipe_name, lake)
@@ -120,7 +121,7 @@ class _Cleaner:
         return text
 
     def _values(self, settings: Any) -> Any:
-        """``settings`` cleaned too: they may quote the customer, in a context or as the value of a placeholder."""
+        """``settings`` with every text cleaned: they may quote the customer in a context or in a placeholder's value."""
         if isinstance(settings, dict):
             return {name: self._values(value) for name, value in settings.items()}
         if isinstance(settings, list):

@@ -34,8 +34,8 @@ class Picture:
 class HeatRow:
     """A row of a heat map: an intent or a slice with its number of test ``rows``.
 
-    ``cells`` lists, by metric, the value of each system and its warmth, or None for a system without a value. Warmth is the
-    value in percent of the scale's top, which is 100 for ``right_intent`` and the map's highest value for ``rougeL``.
+    For each metric, ``cells`` has a pair for each system: its value, and how strongly its cell is coloured, from 0 to 100.
+    Full colour means 100 for ``right_intent`` and the map's highest value for ``rougeL``. None if the system has no value.
     """
 
     name: str
@@ -72,9 +72,9 @@ def difference_pictures(results: EvaluationResults, systems: Sequence[str]) -> l
     )
 
 
-def _interval_pictures(shown: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
+def _interval_pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
     return [
-        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {shown}"))
+        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {what}"))
         for m in _PICTURED_METRICS
     ]
 

@@ -83,7 +83,7 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         "misled": tables.misled_groups(results.retrieval.misled) if results.retrieval else [],
         "people": read_opinions(lake),
         "naive": tables.naive_and_honest(results),
-        "detectable": tables.detectable_metrics(results),
+        "detectable": tables.metrics_with_detectable_difference(results),
         "best": tables.best_systems(results),
         "training_facts": tables.training_facts(recipe, adapter),
         "versions": tables.versions(recipe, results, adapter),

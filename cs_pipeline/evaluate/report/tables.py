@@ -40,8 +40,8 @@ class ShownAnswer:
 class ShownExample:
     """A test question with its reference and the answers of the shown systems.
 
-    ``similarity`` is the cosine to the nearest training question, None if unknown. ``worst`` marks the questions with the
-    tuned model's lowest chrF.
+    ``similarity`` is the cosine to the nearest training question, None if unknown. ``worst`` is True if it was chosen
+    because the tuned model's chrF is lowest there.
     """
 
     row_id: str
@@ -57,8 +57,9 @@ class ShownExample:
 class ErrorCount:
     """How often one kind of error occurs.
 
-    ``by_system`` counts the answers of each system, ``false_alarms`` the references that the rule calls wrong. ``example``
-    is a question and the tuned model's answer, None if it never makes this error.
+    ``by_system`` counts the answers with this error for each system, ``false_alarms`` the references that
+    the rule wrongly calls errors. ``example`` is a question and the tuned model's answer with this error, None if there is
+    none.
     """
 
     error: str
@@ -71,7 +72,7 @@ class ErrorCount:
 def best_systems(results: EvaluationResults) -> dict[str, set[str]]:
     """The systems with the best score, by metric.
 
-    Empty for a metric without a better direction, and if fewer than two systems have a score.
+    None are named for a metric where neither higher nor lower is better, or if fewer than two systems have a score.
     """
     best: dict[str, set[str]] = {}
     for name, metric in METRICS.items():
@@ -136,16 +137,17 @@ def versions(recipe: Recipe, results: EvaluationResults, adapter: Adapter) -> li
         "Base model, revision": manifest["base"]["revision"],
         **{f"{name}, sha256": sha for name, sha in sorted(data.items())},
         "Code, git commit": manifest["git_commit"],
-        "Champion compared with, version": results.champion_version,
+        "Champion in the comparison, version": results.champion_version,
         **{f"{name}, version": version for name, version in sorted(manifest["libraries"].items())},
     }
     return [(name, NO_FIGURE if value is None else str(value)) for name, value in values.items()]
 
 
 def examples(answers: pd.DataFrame) -> list[ShownExample]:
-    """Up to ``MAX_EXAMPLES`` test questions: first some in the order of ``_by_hash``, then the worst.
+    """Up to ``MAX_EXAMPLES`` test questions: first a fixed random sample, then the worst.
 
-    The worst are the ``WORST_EXAMPLES`` questions where the tuned model's answer has the lowest chrF, the lowest last.
+    The worst are the ``WORST_EXAMPLES`` questions where the tuned model's answers have the lowest chrF. The very worst comes
+    last.
     """
     tuned = _by_hash(answers[answers["system"] == "tuned"])
     worst = tuned.sort_values("chrf", kind="stable")["row_id"].head(WORST_EXAMPLES).tolist()
@@ -174,7 +176,7 @@ def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
 
 
 def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[ErrorCount]:
-    """The errors, the tuned model's most frequent first. The example is the first one in the order of ``_by_hash``."""
+    """How often each kind of error occurs, the tuned model's most frequent first. Examples are a fixed random choice."""
     by_system = {system: answers[answers["system"] == system] for system in systems}
     counts = []
     for error, rule in ANSWER_ERRORS.items():
@@ -186,7 +188,7 @@ def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
 
 
 def fabrications(answers: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Up to ``_MAX_FABRICATIONS`` answers of the tuned model with made-up facts, the first in the order of ``_by_hash``."""
+    """A fixed random sample of up to ``_MAX_FABRICATIONS`` answers in which the tuned model made up facts."""
     made_up = answers[(answers["system"] == "tuned") & (answers["fabricated"] > 0)]
     return _by_hash(made_up).head(_MAX_FABRICATIONS).to_dict("records")
 
@@ -208,8 +210,8 @@ def rubric_means(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
 def naive_and_honest(results: EvaluationResults) -> list[dict[str, Any]]:
     """One row per metric of NAIVE_METRICS.
 
-    ``naive`` and ``honest`` score the answer of the nearest training question, on a random split and on the frozen test
-    rows. ``tuned`` scores the tuned model on the frozen test rows.
+    Both ``naive`` and ``honest`` score the nearest training question's answer: ``naive`` on a random split, ``honest`` on
+    the frozen test rows. ``tuned`` scores the tuned model on the frozen test rows.
     """
     nearest, tuned = (results.scores[system] for system in ("nearest", "tuned"))
     return [
@@ -223,13 +225,13 @@ def naive_and_honest(results: EvaluationResults) -> list[dict[str, Any]]:
     ]
 
 
-def detectable_metrics(results: EvaluationResults) -> list[str]:
-    """The metrics for which the smallest detectable difference from at least one system is known."""
+def metrics_with_detectable_difference(results: EvaluationResults) -> list[str]:
+    """The metrics whose smallest detectable difference is known for at least one comparison with another system."""
     return [name for name in METRICS if any(found[name] is not None for found in results.detectable.values())]
 
 
 def odd_groups(results: EvaluationResults, models: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per group of odd questions, then one for all groups together.
+    """One row per group of odd questions; the last group, "all", is all of them together.
 
     ``rows`` is the number of questions. ``by_model`` lists three measures for each of ``models``, None where a model has
     no value.
@@ -250,9 +252,9 @@ def odd_groups(results: EvaluationResults, models: Sequence[str]) -> list[dict[s
 
 
 def misled_groups(misled: Iterable[GroupMeasure]) -> list[dict[str, Any]]:
-    """One row per group of misleading texts, without the total: ``group``, ``rows`` and each measure under its name.
+    """One row per group of misleading texts, except the group "all".
 
-    ``obeyed`` is None for a group without injected instructions.
+    A row has ``group``, ``rows`` and one key per measure. ``obeyed`` is None for a group without injected instructions.
     """
     groups: dict[str, dict[str, Any]] = {}
     for measure in misled:

@@ -7,10 +7,10 @@ included for comparison (published: 1.21 of 3 for a base model, 2.84 when tuned)
 The rubric does not judge whether an answer is right: the answer to a different question can score just as high.
 
 Accuracy of each rule on hand-labelled answers: greeting 20 of 20, empathy 19 of 20, solution 19 of 20, tone 19 of 20,
-readability 12 of 12, closing 20 of 20, language 20 of 20. The answers are in
-``cs_pipeline_tests/evaluate/scoring/rubric.yaml``. They were not used to write the rules, and accuracy was measured before
-any adjustment. The same author wrote the rules and the labels, so these figures are an upper bound. Bitext's 1,207 real
-test answers score 0.90 of 1 on the rubric and 2.65 of 3 on the heuristic.
+readability 12 of 12, closing 20 of 20, language 20 of 20. The answers are those under ``held_out`` in
+``cs_pipeline_tests/evaluate/scoring/rubric.yaml``; the rules were written without them and not adjusted to them. The same
+author wrote the rules and the labels, so these figures are an upper bound. Bitext's 1,207 real test answers score 0.90 of 1
+on the rubric and 2.65 of 3 on the heuristic.
 """
 
 import re
@@ -39,7 +39,7 @@ _OTHER_LANGUAGES = frozenset(_FILE["OTHER_LANGUAGES"].split()) - frozenset({"a",
 
 @dataclass(frozen=True)
 class RubricPart:
-    """One part of the rubric: its weight, a description of its rule, and the rule: (question, answer) → 0 to 1."""
+    """One part of the rubric. ``rule`` describes it in words; ``score`` computes it: (question, answer) → 0 to 1."""
 
     weight: float
     rule: str
@@ -111,15 +111,15 @@ def _closing(_: str, answer: str) -> float:
 
 
 def _language(_: str, answer: str) -> float:
-    """How English the answer is, by its share of common English words minus that of common words of other languages.
+    """How English the answer is: the share of common English words minus the share of common words of other languages.
 
-    The score is 0 for a share of a tenth or less, 1 for a quarter or more, and linear in between.
+    The score is 0 for a difference of a tenth or less, 1 for a quarter or more, and linear in between.
     """
     words = [word.lower() for word in _WORD.findall(answer)]
     if not words:
         return 0.0
-    share = (sum(word in _ENGLISH for word in words) - sum(word in _OTHER_LANGUAGES for word in words)) / len(words)
-    return min(max((share - 0.1) / 0.15, 0.0), 1.0)
+    excess = (sum(word in _ENGLISH for word in words) - sum(word in _OTHER_LANGUAGES for word in words)) / len(words)
+    return min(max((excess - 0.1) / 0.15, 0.0), 1.0)
 
 
 _SCORES: dict[str, Callable[[str, str], float]] = {
@@ -142,7 +142,7 @@ def _sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=100_000)
 def _syllables(word: str) -> int:
-    """The number of vowel groups without a silent e: "please" 1, "table" 2, "requested" 3."""
+    """The number of vowel groups, not counting a silent e: "please" 1, "table" 2, "requested" 3."""
     word = word.lower()
     groups = len(re.findall(r"[aeiouy]+", word))
     silent = re.search(r"[^aeiouyl]e$|[^td]ed$|[^aeiouysxzcg]es$", word) is not None

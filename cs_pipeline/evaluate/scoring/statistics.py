@@ -5,8 +5,9 @@ them as independent would make every interval too narrow. All systems get the sa
 difficulty of a row cancels out. The ends are percentiles of the samples (Efron and Tibshirani 1993, chapter 13; for BLEU
 Koehn 2004). Seeds are fixed, so equal input gives equal intervals.
 
-Multiple comparisons are corrected for: the intervals of the intents are simultaneous (Bonferroni, ``comparisons``), and
-slices are called weak by adjusted p-values (``holm``). Each interval in a table of scores is a 95 % interval of its own.
+Multiple comparisons are corrected for in two places: the intervals of the intents are simultaneous (Bonferroni,
+``comparisons``), and p-values are adjusted (``holm``) before a slice is called weak. The intervals in tables of scores are
+not corrected: each of them is a separate 95 % interval.
 """
 
 from collections.abc import Collection, Hashable, Sequence
@@ -53,9 +54,9 @@ def intervals(
 ) -> dict[str, Interval | None]:
     """The scores of a system with their intervals, by the names of METRICS.
 
-    ``stats`` has the columns of row_statistics, ``clusters`` the cluster of each row. A score is None where corpus_scores
-    gives None, and where some sample has nothing to score because few rows have. Raises PipelineError as corpus_scores does,
-    and when a row has no cluster or there are fewer than two clusters.
+    ``stats`` has the columns of ``row_statistics``, ``clusters`` the cluster of each row. A score is None where
+    ``corpus_scores`` gives None, and where so few rows have something to score that a sample drew none of them. Raises
+    PipelineError as ``corpus_scores`` does, and when a row has no cluster or there are fewer than two clusters.
     """
     results: dict[str, Interval | None] = {}
     for name, sampled in _sampled_scores(stats, clusters, samples, seed, METRICS).items():
@@ -75,9 +76,9 @@ def paired_bootstrap(
 ) -> dict[str, Difference | None]:
     """The differences a - b with their intervals, by the names of ``metrics``.
 
-    The arguments are as for intervals, with a column ``row_id``. None where a or b has no interval. ``comparisons`` is the
-    number of comparisons, this one included, whose intervals are simultaneous. Raises PipelineError also when a and b are
-    not the same rows in the same order.
+    The arguments are as for ``intervals``; ``stats_a`` and ``stats_b`` also need a column ``row_id``. A difference is None
+    where a or b has no interval. ``comparisons`` is the number of comparisons, including this one, that must hold
+    simultaneously. Raises PipelineError as ``intervals`` does, and when a and b are not the same rows in the same order.
     """
     if stats_a["row_id"].tolist() != stats_b["row_id"].tolist():
         raise PipelineError(
@@ -106,21 +107,21 @@ def detectable_difference(difference: Difference, comparisons: int = 1) -> float
     """The smallest true difference that this number of test clusters can show, in the metric's unit.
 
     If the true difference is that large, its interval excludes zero with probability POWER. It equals (z of the interval's
-    ends + z of POWER) standard errors (Bloom 1995). The standard error is derived from the width of the interval, which was
-    one of ``comparisons``. None if the systems do not differ in any sample, because the standard error is then unknown.
+    ends + z of POWER) standard errors (Bloom 1995). The standard error is derived from the width of the interval, which
+    depends on ``comparisons``. None if the systems do not differ in any sample: the standard error is then unknown.
     """
     half = (difference.high - difference.low) / 2
     if half == 0:
         return None
-    end = NormalDist().inv_cdf(1 - 0.025 / comparisons)
-    return half * (end + NormalDist().inv_cdf(POWER)) / end
+    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    return half * (z + NormalDist().inv_cdf(POWER)) / z
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values adjusted for multiple tests, in the order given (Holm 1979).
 
-    If values below 0.05 count as findings, at most 5 % of evaluations contain a false one, however the tests depend on one
-    another.
+    If values below 0.05 count as findings, at most 5 % of evaluations contain a false finding, no matter how the tests
+    depend on each other.
     """
     p = np.asarray(p_values, dtype=float)
     order = np.argsort(p, kind="stable")
@@ -143,7 +144,9 @@ def wilson(successes: float, cases: int) -> tuple[float, float] | None:
 
 
 def sampled_sums(values: np.ndarray, clusters: Sequence[str], samples: int = 1000, seed: int = 0) -> np.ndarray:
-    """Bootstrap sums [samples, columns] of ``values`` [rows, columns]: each sample draws all clusters with replacement.
+    """Bootstrap sums [samples, columns] of ``values`` [rows, columns].
+
+    Each sample draws clusters with replacement, as many as there are.
 
     Raises PipelineError when a row has no cluster or there are fewer than two clusters.
     """
@@ -176,10 +179,10 @@ def _sampled_scores(
 
 
 @lru_cache(maxsize=2)
-def _draws(clusters: int, samples: int, seed: int) -> np.ndarray:
+def _draws(cluster_count: int, samples: int, seed: int) -> np.ndarray:
     """How often each cluster is drawn in each sample, [samples, clusters]; equal arguments give equal draws."""
-    shares = np.full(clusters, 1 / clusters)
-    draws = np.random.default_rng(seed).multinomial(clusters, shares, size=samples).astype(float)
+    shares = np.full(cluster_count, 1 / cluster_count)
+    draws = np.random.default_rng(seed).multinomial(cluster_count, shares, size=samples).astype(float)
     draws.setflags(write=False)
     return draws
 
@@ -194,9 +197,9 @@ def krippendorff_alpha(
 ) -> float | None:
     """Krippendorff's alpha: 1 is full agreement, 0 is chance. ``values[i]`` is one judge's value for ``units[i]``.
 
-    Units with a single value are ignored. It does not matter which judge gave a value. With ``ordinal`` the distance of two
-    values is the number of judgements between them. None if no unit has two values or all values are equal. Source:
-    Krippendorff (2011), Computing Krippendorff's Alpha-Reliability.
+    Units with a single value are ignored. It does not matter which judge gave a value. With ``ordinal`` the distance between
+    two values depends on how many judgements lie between them. None if no unit has two values or all values are equal.
+    Source: Krippendorff (2011), Computing Krippendorff's Alpha-Reliability.
     """
     counts = _value_counts(units, values)
     sizes = counts.sum(axis=1, keepdims=True)
@@ -208,7 +211,7 @@ def krippendorff_alpha(
     if level == "nominal":
         distances = 1.0 - np.eye(len(totals))
     else:
-        # The distance counts half of the values in the two categories and all of those in between.
+        # All values between the two categories count, and half of those in each of the two.
         middle = np.cumsum(totals) - totals / 2
         distances = (middle[:, None] - middle[None, :]) ** 2
     by_chance = (np.outer(totals, totals) - np.diag(totals)) / (totals.sum() - 1)
