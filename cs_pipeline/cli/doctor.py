@@ -32,7 +32,7 @@ _SERVICES_MEMORY = 1.2e9
 _MIN_DISK = 1e9
 """Bytes: a run of the embedded recipe adds some tens of MB. With less than 1 GB, databases and checkpoints soon fail."""
 _HUB_DISK = 10e9
-"""Bytes: a base model from the hub takes 0.3 to 5 GB, both in the hub's cache and in the lake."""
+"""Bytes: a base model from the hub takes 0.3 to 5 GB in the hub's cache, and the same again in the lake."""
 _MAX_NF4_ERROR = 0.2
 """Relative error of a layer's output. Rounding its weights to 16 values gives about 0.1, a broken library far more."""
 _REBUILD = "Rebuild the environment: make clean, then make demo."
@@ -140,7 +140,7 @@ def _torch() -> _Outcome:
     threads, cores = torch.get_num_threads(), _cores()
     what = f"{torch.__version__}, {threads} threads on {cores} cores"
     if threads > cores:
-        return "note", f"{what}; so many threads make training many times slower", f"Set OMP_NUM_THREADS={cores}."
+        return "note", f"{what}; this many threads make training far slower", f"Set OMP_NUM_THREADS={cores}."
     return "ok", what, None
 
 
@@ -253,7 +253,7 @@ def _ports() -> _Outcome:
         return (
             "note",
             f"In use: {', '.join(in_use)}",
-            "If it is make dev, nothing. Otherwise stop these programs first.",
+            "Nothing, if they belong to make dev. Otherwise stop them before you start make dev.",
         )
     return "ok", "3000, 5000 and 8000 are free for make dev", None
 

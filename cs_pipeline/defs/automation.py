@@ -63,7 +63,7 @@ read_articles = dg.define_asset_job(
     job=ingest_company,
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Takes landed files and ingests the days on which they were delivered.",
+    description="Picks up landed files and ingests each day's deliveries.",
 )
 def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
     """Scans the landing folder once and requests a run for each day whose deliveries are not ingested yet."""
@@ -100,7 +100,7 @@ def landed_files(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.
     job=read_articles,
     minimum_interval_seconds=15,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Follows help articles that are added, changed or deleted in landing/knowledge/.",
+    description="Picks up help articles that are added, changed or deleted in landing/knowledge/.",
 )
 def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.SensorResult | dg.SkipReason:
     """Compares the files with those that were read, and requests a run once two scans in a row see the same files.
@@ -148,7 +148,7 @@ def retrain_when_due(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     job=support_model,
     cron_schedule="0 3 * * 1",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Checks on Monday nights whether retraining is due. This also repeats a failed training.",
+    description="Checks on Monday nights whether retraining is due. This also repeats a failed training run.",
 )
 def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
     """Requests a run if retraining is due (``check_retraining``)."""

@@ -16,18 +16,18 @@ from cs_pipeline.core.lake import DataLake, make_folder
 from cs_pipeline.core.yaml_file import read_yaml
 
 _MAX_RETRIES = 2
-"""How often a training is started again after it was killed before it could report a reason."""
+"""How many times a training run is restarted if it is killed, that is, if it ends without reporting a reason."""
 
 _JOB_SETTINGS = ("CS_RECIPES", "MLFLOW_TRACKING_URI")
 """The settings that a cluster job gets besides CS_LAKE. No secrets: anyone who sees a job sees its environment."""
 
 _TERMINATION_SECONDS = 60
-"""Seconds that a training may take to end after Ctrl-C. torchrun kills its processes after 30."""
+"""Seconds that a training run may take to end after Ctrl-C. torchrun kills its processes after 30."""
 
 
 @dataclass(frozen=True)
 class _Training:
-    """A training to start; ``gpus`` and ``pod`` are for clusters."""
+    """A training run to start; ``gpus`` and ``pod`` are for clusters."""
 
     context: dg.AssetExecutionContext
     lake: DataLake
@@ -65,7 +65,7 @@ class _Training:
 
 
 class Launcher(dg.ConfigurableResource):
-    """How a training is started. Environment variables replace fields that the run's configuration leaves out."""
+    """How a training run is started. Fields that the run's configuration leaves out are read from environment variables."""
 
     kind: str | None = Field(
         default=None, description="local, torchrun, ray or kubernetes; default: CS_LAUNCHER, else local"
@@ -83,7 +83,7 @@ class Launcher(dg.ConfigurableResource):
 
     @property
     def is_local(self) -> bool:
-        """Whether trainings run on this machine."""
+        """Whether training runs on this machine."""
         return self._kind() in ("local", "torchrun")
 
     def run(self, context: dg.AssetExecutionContext, lake: DataLake, *options: str) -> None:
@@ -100,17 +100,17 @@ class Launcher(dg.ConfigurableResource):
             gpus=_number_setting(self.gpus, "CS_GPUS"),
             pod=self.pod or os.environ.get("CS_POD"),
         )
-        start, failure = LAUNCHERS[self._kind()], training.file("failure")
-        make_folder(failure.parent)
-        failure.unlink(missing_ok=True)
+        launch, failure_file = LAUNCHERS[self._kind()], training.file("failure")
+        make_folder(failure_file.parent)
+        failure_file.unlink(missing_ok=True)
         try:
-            start(training)
+            launch(training)
         except PipelineError:
             raise
         except Exception as error:
-            raise self._exception(context, failure, error) from error
+            raise self._exception(context, failure_file, error) from error
         finally:
-            failure.unlink(missing_ok=True)
+            failure_file.unlink(missing_ok=True)
 
     def _kind(self) -> str:
         kind = self.kind or os.environ.get("CS_LAUNCHER") or "local"
@@ -118,12 +118,12 @@ class Launcher(dg.ConfigurableResource):
             raise PipelineError(f"There is no launcher '{kind}'.", f"Set CS_LAUNCHER to one of {', '.join(LAUNCHERS)}.")
         return kind
 
-    def _exception(self, context: dg.AssetExecutionContext, failure: Path, error: Exception) -> Exception:
-        """The exception to raise for a training that ended with ``error``."""
-        if not failure.exists():
+    def _exception(self, context: dg.AssetExecutionContext, failure_file: Path, error: Exception) -> Exception:
+        """The exception to raise for a training run that ended with ``error``."""
+        if not failure_file.exists():
             where = "" if self.is_local else " The job needs the lake under the same path as here."
             return dg.Failure(f"The training did not start: {error}{where}", allow_retries=False)
-        reason = failure.read_text()
+        reason = failure_file.read_text()
         if reason:
             return dg.Failure(reason, allow_retries=False)
         context.log.warning(f"The training was killed or stopped ({error}); starting it again.")

@@ -18,9 +18,9 @@ DECISIVE_METRIC = "bits_per_character"
 GUARDED_METRICS = ("right_intent", "placeholder_recall", "stop_rate", "safe")
 """Metrics in which a candidate must not be worse.
 
-Each is tested on its own, on all rows and on the rows of each source. In a simulation with two sources, chance stopped about
-one in four models that clearly needed fewer bits and were equal in all of these metrics. This errs on the safe side: the
-next new rows start another training run.
+Each is tested on its own, on all rows and on the rows of each source. In a simulation with two sources, about
+one in four models were stopped by chance, although they clearly needed fewer bits and were truly as good as the champion in
+all of these metrics. This errs on the safe side: the next new rows start another training run.
 """
 
 MAX_INTENT_LOSS = 10.0
@@ -70,8 +70,8 @@ def decide_promotion(results: EvaluationResults, champion_forgotten: bool = Fals
     """Promotes a candidate that is better than its base and the champion, if there is one, and worse in no guarded metric.
 
     Better and worse mean that the 95 % interval lies on one side of zero. The candidate must be better on all rows together,
-    where each source counts by its number of rows. If a gain on any one source were enough, more candidates would pass by
-    luck. The candidate must not be worse than the champion by more than is tolerated, on all rows or on the rows of any
+    where each source is weighted by its number of rows. If a gain on any one source were enough, more candidates would pass
+    by luck. The candidate must not be worse than the champion by more than is tolerated, on all rows or on the rows of any
     source that has enough of them: a gain on one source does not make up for a loss on another. A model that is only as good
     as the champion, or the champion itself, is not promoted: customers would get different answers for no benefit.
 
@@ -87,7 +87,7 @@ def decide_promotion(results: EvaluationResults, champion_forgotten: bool = Fals
     rivals = against_rivals(results.differences)
     if champion_forgotten:
         rivals.pop("champion", None)
-    beaten = [f"{_RIVALS[rival]} ({_figures(found[DECISIVE_METRIC])})" for rival, found in rivals.items()]
+    beaten = [f"{_RIVALS[rival]} ({_figures(by_metric[DECISIVE_METRIC])})" for rival, by_metric in rivals.items()]
     reason = f"it needs fewer bits per character than {' and '.join(beaten)} and is not worse in any guarded metric"
     if champion_forgotten:
         reason += "; it need not be better than the champion, which was trained on rows that are to be forgotten"
@@ -128,7 +128,7 @@ def _objections(results: EvaluationResults, champion_forgotten: bool) -> Iterato
     for intent, intent_results in results.intents.items():
         change = intent_results.differences.get("champion", {}).get("right_intent")
         if change is not None and change.high < -MAX_INTENT_LOSS:
-            yield f"on '{intent}' far fewer of its answers have the right intent than of the champion's ({_figures(change)})"
+            yield f"on '{intent}' its answers have the right intent far less often than the champion's ({_figures(change)})"
 
 
 def against_rivals(differences: Mapping[str, _T]) -> dict[str, _T]:

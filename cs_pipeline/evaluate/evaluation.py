@@ -36,7 +36,7 @@ from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
-from cs_pipeline.evaluate.slices import near_train_rows, slice_scores, weaknesses, write_weak_intents
+from cs_pipeline.evaluate.slices import count_near_train_rows, slice_scores, weaknesses, write_weak_intents
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import Recipe, read_recipe
@@ -105,7 +105,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         stats[system] = test_set.score(answers())
         seconds[system] = time.monotonic() - started
     test, train = test_set.test, test_set.train
-    near = near_train_rows(test_set.questions, train["instruction"].tolist())
+    near = count_near_train_rows(test_set.questions, train["instruction"].tolist())
     weak = weaknesses(test, stats["tuned"], near, train["intent"].tolist())
     references = test_set.score_without_references(test_set.references).assign(rows=1)
     verdicts, judged_pairs = None, None

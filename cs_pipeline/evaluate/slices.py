@@ -3,8 +3,8 @@
 All functions take the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and
 row statistics of systems on the same rows in the same order.
 
-Each interval of the table is a 95 % interval of its own. A slice is called weak if its difference from all other rows is
-significant after correction for all slices and metrics that are tested together (Holm).
+The 95 % intervals in the table are not corrected for the number of slices. Weaknesses are: a slice is called weak if its
+difference from all other rows is significant after Holm's correction for all slices and metrics that are tested together.
 """
 
 from collections import Counter
@@ -44,10 +44,10 @@ FLAGS = {
 """The meaning of the letters in ``flags``, by Bitext's description of its data. Other letters are shown as they are."""
 
 MIN_NEAR_SIMILARITY = 0.6
-"""The smallest cosine of a near training question: in 12,000 Bitext rows, 90 % of these had the question's intent."""
+"""A training question is near from this cosine on. In 12,000 Bitext rows, 90 % of near questions had the same intent."""
 
 _WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
-"""The metrics that can make a slice weak: what is answered, in which words, and how surprising the reference is."""
+"""The metrics that can make a slice weak. They measure intent, wording, and how unexpected the reference is to the model."""
 
 _WEAK_INTENT_COLUMNS = (
     *("category", "intent", "metric", "score", "elsewhere", "p_holm"),
@@ -64,7 +64,7 @@ class SlicePart:
     mask: np.ndarray
 
 
-def near_train_rows(questions: Sequence[str], train_questions: Sequence[str]) -> np.ndarray:
+def count_near_train_rows(questions: Sequence[str], train_questions: Sequence[str]) -> np.ndarray:
     """How many training questions are near each test question (cosine MIN_NEAR_SIMILARITY or more): [questions]."""
     return count_near(questions, train_questions, MIN_NEAR_SIMILARITY)
 
@@ -90,7 +90,10 @@ def slice_parts(test: pd.DataFrame, reference_words: Sequence[int]) -> list[Slic
 
 
 def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000, seed: int = 0) -> pa.Table:
-    """All METRICS of all systems on all slices, with SLICE_SCORE. Raises PipelineError as corpus_scores does."""
+    """All METRICS of all systems on all slices (schema SLICE_SCORE).
+
+    Raises PipelineError when ``stats`` do not belong to the rows of ``test``, or when an input is missing in some of them.
+    """
     measured = {system: [m for m in METRICS.values() if m.has_inputs(frame)] for system, frame in stats.items()}
     columns = _columns(METRICS.values())
     values = np.hstack([_values(test, frame, columns) for frame in stats.values()])
@@ -106,9 +109,9 @@ def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples:
                     scores = metric.scores(sums[:, i, [columns[name] for name in metric.columns]])
                     if scores is not None:
                         figures[system, metric.name] = scores
-        ends = _ends(figures)
+        intervals = _with_intervals(figures)
         about = (part.kind, part.name, len(within), len(set(within)))
-        rows += [(*about, *key, *ends.get(key, (None, None, None))) for key in product(stats, METRICS)]
+        rows += [(*about, *key, *intervals.get(key, (None, None, None))) for key in product(stats, METRICS)]
     arrays = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), SLICE_SCORE, strict=True)]
     return pa.Table.from_arrays(arrays, schema=SLICE_SCORE)
 
@@ -116,27 +119,28 @@ def slice_scores(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples:
 def weaknesses(
     test: pd.DataFrame,
     stats: pd.DataFrame,
-    near_rows: np.ndarray,
+    near_counts: np.ndarray,
     train_intents: Sequence[str],
     samples: int = 1000,
     seed: int = 0,
 ) -> list[Weakness]:
     """The slices on which the system with the row statistics ``stats`` is significantly worse than elsewhere, worst first.
 
-    ``near_rows`` [test rows] is from near_train_rows, ``train_intents`` the intent of each training row. Each of right
-    intent, chrF and bits per character that the system has is tested, one-sided, on every slice where the slice and the rest
-    both have at least MIN_CLUSTERS clusters. If no slice is truly worse, the chance that any is returned is at most 5 %.
+    ``near_counts`` [test rows] is from count_near_train_rows, ``train_intents`` the intent of each training row. Right
+    intent, chrF and bits per character (if the system has them) are tested, one-sided, on every slice that has at least
+    MIN_CLUSTERS clusters inside and outside it. If no slice is truly worse, the chance that any is returned is at most 5 %.
 
     The standard error of the difference (rest minus slice) comes from the bootstrap, but is never smaller than that of the
     same number of clusters drawn from all rows: a slice whose rows all fail in the same way has no spread of its own. The
     distribution is Student's t; its degrees of freedom are the slice's number of clusters minus one. Raises PipelineError as
-    corpus_scores does.
+    slice_scores does.
     """
     from scipy.stats import t as student
 
     metrics = [METRICS[name] for name in _WEAKNESS_METRICS if METRICS[name].has_inputs(stats)]
     clusters = test["cluster_id"].to_numpy(object)
-    compared = [part for part in slice_parts(test, stats["reference_words"].tolist()) if _has_figures(part, clusters)]
+    parts = slice_parts(test, stats["reference_words"].tolist())
+    compared = [part for part in parts if _has_enough_clusters(part, clusters)]
     if not compared:
         return []
     columns = _columns(metrics)
@@ -144,14 +148,14 @@ def weaknesses(
     overall = _sums(values, clusters.tolist(), samples, seed)
     by_slice = np.hstack([values * part.mask[:, None] for part in compared])
     of_slices = _sums(by_slice, clusters.tolist(), samples, seed).reshape(1 + samples, len(compared), len(columns))
-    trained = Counter(train_intents)
+    train_counts = Counter(train_intents)
     found = []
     for i, part in enumerate(compared):
         size = len(set(clusters[part.mask]))
         for metric in metrics:
             used = [columns[name] for name in metric.columns]
             inside, outside, all_rows = (
-                _finite(metric, sums[:, used], sums[:, columns["rows"]])
+                _scores_or_nan(metric, sums[:, used], sums[:, columns["rows"]])
                 for sums in (of_slices[:, i], overall - of_slices[:, i], overall)
             )
             loss = (outside - inside) * (1 if metric.better == "higher" else -1)
@@ -166,9 +170,9 @@ def weaknesses(
                 score=float(inside[0]),
                 rest=float(outside[0]),
                 p=float(student.sf(loss[0] / error, size - 1)) if error else 1.0,  # no spread at all: no difference
-                train_rows=trained[part.name] if part.kind == "intent" else None,
-                near=float(np.median(near_rows[part.mask])),
-                near_rest=float(np.median(near_rows[~part.mask])),
+                train_rows=train_counts[part.name] if part.kind == "intent" else None,
+                near=float(np.median(near_counts[part.mask])),
+                near_rest=float(np.median(near_counts[~part.mask])),
             )
             found.append(weakness)
     adjusted = zip(found, holm([weakness.p for weakness in found]), strict=True)
@@ -214,7 +218,7 @@ def _sums(values: np.ndarray, clusters: Sequence[str], samples: int, seed: int) 
     return np.vstack([values.sum(axis=0), sampled_sums(values, clusters, samples, seed)])
 
 
-def _ends(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, float]]:
+def _with_intervals(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, float]]:
     """By key, the score and the ends of its 95 % interval. ``figures`` holds scores [1 + samples] by key."""
     if not figures:
         return {}
@@ -223,13 +227,13 @@ def _ends(figures: Mapping[Any, np.ndarray]) -> dict[Any, tuple[float, float, fl
     return dict(zip(figures, zip(scores[:, 0].tolist(), low.tolist(), high.tolist(), strict=True), strict=True))
 
 
-def _finite(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _scores_or_nan(metric: Metric, sums: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Scores of sums [1 + samples, columns]; NaN for a sample without a row of the slice."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(rows > 0, metric.function(sums), np.nan)
 
 
-def _has_figures(part: SlicePart, clusters: np.ndarray) -> bool:
+def _has_enough_clusters(part: SlicePart, clusters: np.ndarray) -> bool:
     """Whether the slice and the rest each have enough clusters."""
     return min(len(set(clusters[part.mask])), len(set(clusters[~part.mask]))) >= MIN_CLUSTERS
 

@@ -51,7 +51,7 @@ def load_bitext(source: str, cache: Path) -> tuple[pa.Table, Provenance]:
 
 
 def row_ids(rows: pa.Table) -> list[str]:
-    """The ids of ``rows`` (schema ``BITEXT_SCHEMA``), 16 hex digits each, unique in the table and equal for every source.
+    """The ids of ``rows`` (schema ``BITEXT_SCHEMA``), 16 hex digits each, unique in the table and the same for all sources.
 
     An id is a hash of the row's five fields and of the number of equal rows before it.
     """

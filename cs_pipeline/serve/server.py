@@ -1,4 +1,4 @@
-"""Builds the app and runs the server. On shutdown it first finishes the running answers."""
+"""Builds the app and runs the server. On shutdown it first finishes the answers that are in progress."""
 
 import asyncio
 import logging
@@ -49,7 +49,7 @@ def build_app(settings: ServeSettings, lake: DataLake) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Each running answer blocks one thread; the 40 others serve everything else.
+        # Each answer in progress blocks one thread; the 40 others serve everything else.
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.queue + 40
         yield
         await anyio.to_thread.run_sync(desk.close)
@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
 
 
 def uvicorn_server(settings: ServeSettings, lake: DataLake) -> Server:
-    """The server for ``build_app``. On shutdown it first finishes running answers.
+    """The server for ``build_app``. On shutdown it first finishes the answers that are in progress.
 
     Call it inside the event loop that will run the server; otherwise Gradio creates its own and never closes it.
     """
@@ -100,7 +100,7 @@ def uvicorn_server(settings: ServeSettings, lake: DataLake) -> Server:
             port=settings.port,
             ws="none",
             log_config=None,
-            access_log=False,  # uvicorn logs the path as typed; our own line has the route
+            access_log=False,  # it would log full paths, which may contain a user's text; our own line logs the route
             server_header=False,
             timeout_graceful_shutdown=int(settings.seconds) + 1,
         )

@@ -13,7 +13,7 @@ from cs_pipeline.evaluate.scoring.metrics import METRICS, row_statistics
 from cs_pipeline.evaluate.scoring.statistics import intervals
 from cs_pipeline.evaluate.slices import (
     MIN_NEAR_SIMILARITY,
-    near_train_rows,
+    count_near_train_rows,
     slice_parts,
     slice_scores,
     weaknesses,
@@ -175,5 +175,5 @@ def test_an_input_that_is_missing_in_some_rows_is_refused(test_frame: pd.DataFra
 def test_near_training_rows_are_counted() -> None:
     train = ["where is my order", "where is my order please", "cancel my subscription"]
     assert 0 < MIN_NEAR_SIMILARITY < 1
-    assert near_train_rows(["where is my order", "zzz"], train).tolist() == [2, 0]
-    assert near_train_rows([], train).tolist() == []
+    assert count_near_train_rows(["where is my order", "zzz"], train).tolist() == [2, 0]
+    assert count_near_train_rows([], train).tolist() == []

@@ -1,9 +1,9 @@
 """A language model as judge: it compares pairs of answers, each pair in both orders.
 
-``judge_pairs`` returns one row per pair: pair_id, question_id, system_a, system_b, ``first`` and ``second`` (the verdict
-with a shown first and with b shown first: a, b or tie) and ``result``. If the two verdicts contradict each other, the
-result is a tie and counts towards the judge's position bias. Verdicts are compared with those of people on the same
-pairs. A judge may stop a promotion only if its agreement with people is above MIN_KAPPA.
+``judge_pairs`` returns one row per pair: pair_id, question_id, system_a, system_b, ``first``, ``second`` and ``result``.
+``first`` is the verdict when answer a is shown first, ``second`` the verdict when answer b is; both are a, b or tie. If they
+differ, the result is a tie; ``position_bias`` measures how often that happens. Verdicts are compared with those of people on
+the same pairs. A judge may stop a promotion only if its agreement with people is above MIN_KAPPA.
 """
 
 import json
@@ -24,7 +24,7 @@ from cs_pipeline.evaluate.judge.endpoint import Endpoint
 from cs_pipeline.evaluate.people.people import vote_pairs
 from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias
 from cs_pipeline.evaluate.scoring.statistics import cohen_kappa, wilson
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_lines
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_reporter
 from cs_pipeline.feedback import TIE
 
 JUDGED_QUESTIONS = 100
@@ -49,7 +49,7 @@ Reply with one word: A, B, or TIE if neither is better."""
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Two answers to one question. ``context`` holds the earlier turns as JSON, as in CONVERSATION; None without any."""
+    """Two answers to one question. ``context`` holds the earlier turns as JSON, as in CONVERSATION, or None."""
 
     question_id: str
     question: str
@@ -95,20 +95,20 @@ def judge_models(
         for i in drawn
     ]
     ratings = lake.table("evaluate", "human_ratings")
-    by_people = majority_verdicts(vote_pairs(lake.read("evaluate", "human_ratings"))) if ratings.exists() else {}
-    judged = judge_pairs([*model_pairs, *by_people], endpoint, lake.path("evaluate", "judge.jsonl"), report)
-    of_models = judged[judged["pair_id"].isin([pair.id for pair in model_pairs])]
-    agreement = agreement_with_people(judged, by_people)
+    people_verdicts = majority_verdicts(vote_pairs(lake.read("evaluate", "human_ratings"))) if ratings.exists() else {}
+    judged = judge_pairs([*model_pairs, *people_verdicts], endpoint, lake.path("evaluate", "judge.jsonl"), report)
+    model_verdicts = judged[judged["pair_id"].isin([pair.id for pair in model_pairs])]
+    agreement = agreement_with_people(judged, people_verdicts)
     allowed, why = may_gate(agreement)
     results = JudgeResults(
         model=endpoint.model,
-        against={other: _tally(of_models[of_models["system_a"] == other]["result"]) for other in others},
-        position=position_bias(of_models),
+        against={other: _tally(model_verdicts[model_verdicts["system_a"] == other]["result"]) for other in others},
+        position=position_bias(model_verdicts),
         people=agreement,
         may_gate=allowed,
         why=why,
     )
-    return results, of_models
+    return results, model_verdicts
 
 
 def judge_pairs(
@@ -116,10 +116,10 @@ def judge_pairs(
 ) -> pd.DataFrame:
     """The verdicts of the judge at ``endpoint`` on ``pairs``, in their order. This sends the texts to the endpoint.
 
-    ``cache`` is a file of verdicts by the hash of the request, without any text. A request whose verdict is in it is not
-    sent again, so an interrupted call continues where it stopped. A reply that is not a verdict is reported and its pair
-    left out; the request is sent again next time. Raises PipelineError as Endpoint.ask does (the verdicts given so far
-    are kept), and when no pair gets a verdict.
+    ``cache`` is a file that stores each verdict under the hash of its request, but none of the texts. A request whose
+    verdict is in it is not sent again, so an interrupted call continues where it stopped. A reply that is not a verdict is
+    reported and its pair left out; the request is sent again next time. Raises PipelineError as Endpoint.ask does (the
+    verdicts given so far are kept), and when no pair gets a verdict.
     """
     requests = [(pair, order) for pair in pairs for order in ("ab", "ba")]
     keys = [digest(_INSTRUCTION, endpoint.url, endpoint.model, *_messages(*request)) for request in requests]
@@ -130,7 +130,7 @@ def judge_pairs(
             if (verdict := _verdict(endpoint.ask(client, todo[key]))) is not None:
                 add(key, verdict)
 
-        progress = progress_lines(report, "judge", "verdicts", len(todo))
+        progress = progress_reporter(report, "judge", "verdicts", len(todo))
         pool = ThreadPoolExecutor(_PARALLEL_CALLS)
         try:
             for done, future in enumerate(as_completed([pool.submit(ask, key) for key in todo]), 1):
@@ -156,11 +156,11 @@ def judge_pairs(
 
 def position_bias(judged: pd.DataFrame) -> PositionBias:
     """How much the position of an answer sways the judge. ``judged`` is the table of judge_pairs with at least one row."""
-    first = int((judged["first"] == "a").sum() + (judged["second"] == "b").sum())
+    shown_first = int((judged["first"] == "a").sum() + (judged["second"] == "b").sum())
     decided = int((judged["first"] != TIE).sum() + (judged["second"] != TIE).sum())
-    low, high = wilson(first, decided) or (None, None)
+    low, high = wilson(shown_first, decided) or (None, None)
     consistent = float((judged["first"] == judged["second"]).mean())
-    return PositionBias(len(judged), consistent, first / decided if decided else None, low, high)
+    return PositionBias(len(judged), consistent, shown_first / decided if decided else None, low, high)
 
 
 def majority_verdicts(votes: pd.DataFrame) -> dict[AnswerPair, str]:
@@ -216,7 +216,7 @@ def may_gate(agreement: PeopleAgreement) -> tuple[bool, str]:
 
 def _messages(pair: AnswerPair, order: str) -> list[dict[str, str]]:
     answers = {"a": pair.answer_a, "b": pair.answer_b}
-    # In JSON no text can fake its own end and pose as the other answer.
+    # As JSON, so that no answer can contain text that looks like the start of the other answer.
     material = {
         "earlier_turns": json.loads(pair.context) if pair.context else [],
         "question": pair.question,
@@ -228,7 +228,7 @@ def _messages(pair: AnswerPair, order: str) -> list[dict[str, str]]:
 
 
 def _verdict(reply: str) -> str | None:
-    """a, b or tie, in the order shown; None for any other reply. Reasoning up to ``</think>`` is ignored."""
+    """a, b or tie, where a is the answer shown first; None for any other reply. Reasoning up to ``</think>`` is ignored."""
     word = re.sub(r"[\s*_.\"'`]+", " ", reply.rpartition("</think>")[2]).strip().lower()
     return word.removeprefix("answer ") if word in ("a", "b", TIE, "answer a", "answer b") else None
 
@@ -249,7 +249,7 @@ def _tally(results: pd.Series) -> JudgeTally:
 
 @contextmanager
 def _cached_verdicts(cache: Path) -> Iterator[tuple[dict[str, str], Callable[[str, str], None]]]:
-    """The verdicts in ``cache`` by key, and a function that adds one. The cache is locked for other processes."""
+    """The verdicts in ``cache`` by key, and a function that adds one. The cache is locked against other processes."""
     with locked(cache.with_name(f".{cache.name}.lock")), cache.open("ab+") as file:
         file.seek(0)
         content = file.read()

@@ -6,14 +6,17 @@ reference **with its placeholders** (as in the test split), the row id and the r
 What an answer needs depends on the mode:
 
 - keep: the reference's placeholders, by their canonical names;
-- generic: the words that replace them in this mode (phrase, modifier, or words that already name the thing);
+- generic: for each of them the catalogue's ``phrase`` or ``modifier``, or a word of ``named_by``, which already names it;
 - strip: nothing;
-- realistic: a catalogue value for each; if the question contains the row's value, that one.
+- realistic: for each of them one of the catalogue's examples; if the model was given the row's own value, this value.
 
-A placeholder is invented if neither the question nor the reference, as the mode renders them, contains it. In mode keep,
-those in the catalogue are not invented; in the other modes a model never sees a placeholder. A fact (``text/facts.py``) is
-fabricated if nothing that the model was given contains it. In the mode realistic the catalogue's example values do not count
-as fabricated, unless the model was given one value, such as an order number, and writes another.
+A placeholder in an answer is invented if neither the reference nor any text that the model was given contains it. The
+catalogue's placeholders are an exception. In mode keep an answer may use them all. In the other modes it may use none: a
+model never sees them, because the mode replaces or removes them.
+
+A fact (``text/facts.py``) is fabricated if nothing that the model was given contains it. In mode realistic the catalogue's
+examples are not fabricated. But if the model was given one example, such as an order number, and writes another example of
+the same placeholder, that one is fabricated.
 
 Of Bitext's 24,094 real reference answers 107 (0.44 %) state a fact that their question does not, 186 facts in all: how
 long something takes (103), e-mail addresses (51, at example.com or company.com), web addresses (13), opening days and
@@ -33,7 +36,7 @@ FIDELITY_COLUMNS = {
     "needed": "placeholders of the reference, or their replacements in the mode (distinct names)",
     "present": "needed placeholders that the answer has",
     "invented": "placeholders of the answer without any source",
-    "filled": "needed placeholders in whose place the answer makes up a fact of their kind",
+    "filled": "needed placeholders that are missing while the answer makes up a fact of their kind",
     "fabricated": "facts of the answer without any source",
     "fabricated_facts": "these facts, each as 'kind: words'",
 }
@@ -59,7 +62,7 @@ def fidelity(
 
 
 def fabricated_facts(given: str, answer: str, mode: PlaceholderMode = PlaceholderMode.KEEP) -> list[Fact]:
-    """The facts of ``answer`` that are neither in ``given`` nor (mode realistic) in the catalogue."""
+    """The facts of ``answer`` that are neither in ``given`` nor, in mode realistic, allowed by the catalogue's examples."""
     stated = facts(answer)
     if not stated:
         return []
@@ -67,7 +70,7 @@ def fabricated_facts(given: str, answer: str, mode: PlaceholderMode = Placeholde
     unknown = [fact for fact in stated if not is_known(fact, known)]
     if mode is PlaceholderMode.REALISTIC and unknown:
         examples = list(_examples_in(answer, given))
-        unknown = [fact for fact in unknown if not any(_covers(example, fact) for example in examples)]
+        unknown = [fact for fact in unknown if not any(_allows(example, fact) for example in examples)]
     return unknown
 
 
@@ -112,12 +115,12 @@ def _generic(reference: str) -> str:
 
 def _has_phrase(name: str, text: str) -> bool:
     """Whether ``text`` has the words that replace the placeholder ``name`` in the mode generic."""
-    phrases = _phrases(name)
-    return phrases is not None and phrases.search(text) is not None
+    pattern = _phrase_pattern(name)
+    return pattern is not None and pattern.search(text) is not None
 
 
 @lru_cache
-def _phrases(name: str) -> re.Pattern[str] | None:
+def _phrase_pattern(name: str) -> re.Pattern[str] | None:
     entry = catalogue().get(name)
     if entry is None:
         return None
@@ -126,19 +129,22 @@ def _phrases(name: str) -> re.Pattern[str] | None:
 
 
 def _has_value(name: str, given: str, answer: str, row_id: str) -> bool:
-    own = apply(f"{{{{{name}}}}}", PlaceholderMode.REALISTIC, "agent", row_id)
-    return own in answer if own in given else _pattern(name).search(answer) is not None
+    row_value = apply(f"{{{{{name}}}}}", PlaceholderMode.REALISTIC, "agent", row_id)
+    return row_value in answer if row_value in given else _example_pattern(name).search(answer) is not None
 
 
 def _examples_in(answer: str, given: str) -> Iterator[re.Match[str]]:
     """The catalogue's values in ``answer``, except those of placeholders whose value the model was given."""
     for name in catalogue():
-        if _kinds(name) and not _pattern(name).search(given):
-            yield from _pattern(name).finditer(answer)
+        if _kinds(name) and not _example_pattern(name).search(given):
+            yield from _example_pattern(name).finditer(answer)
 
 
-def _covers(example: re.Match[str], fact: Fact) -> bool:
-    """Whether ``fact`` overlaps ``example``. A bare "3" or "2 to 3" is an example of a duration, not of a price or date."""
+def _allows(example: re.Match[str], fact: Fact) -> bool:
+    """Whether ``fact`` is not fabricated because it overlaps ``example``.
+
+    A bare "3" or "2 to 3" is an example of a duration, not of a price or date.
+    """
     if _DURATION.fullmatch(example[0]) and fact.kind not in ("duration", "number"):
         return False
     return example.start() < fact.end and fact.start < example.end()
@@ -149,7 +155,7 @@ _AMOUNT = re.compile(r"\d+\.\d\d")
 
 
 @lru_cache
-def _pattern(name: str) -> re.Pattern[str]:
+def _example_pattern(name: str) -> re.Pattern[str]:
     """Matches the example values of the placeholder ``name``, with any digits for ``#``."""
     examples = sorted(catalogue()[name].examples, key=len, reverse=True)
     return re.compile("|".join(map(_bounded, examples)))

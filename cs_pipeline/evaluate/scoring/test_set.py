@@ -27,7 +27,7 @@ _SECONDS_BETWEEN_REPORTS = 5
 
 
 class FrozenTestSet:
-    """The test and training rows, with a classifier of answers by intent and norms, both learned from training answers."""
+    """The test and training rows, with an intent classifier and norms that are both learned from training answers."""
 
     def __init__(self, recipe: Recipe, lake: DataLake) -> None:
         def read(split: str) -> pd.DataFrame:
@@ -60,8 +60,8 @@ class FrozenTestSet:
     ) -> pd.DataFrame:
         """Row statistics of one system's ``answers`` to all test rows.
 
-        ``retrieved`` holds the texts in each prompt, None without any. ``reported`` holds those of CALLER_COLUMNS that only
-        the system knows.
+        ``retrieved`` holds the retrieved texts in each prompt; None if the system retrieves nothing. ``reported`` holds the
+        columns that only the system can fill, for example ``nll`` and ``stopped``.
         """
         frame = row_statistics(self.questions_with_context, answers, self.references)
         scores = self.score_without_references(answers, reported.get("stopped", np.nan), retrieved)
@@ -70,19 +70,18 @@ class FrozenTestSet:
     def score_without_references(
         self, answers: list[str], stopped: Any = np.nan, retrieved: Sequence[Sequence[RetrievedText]] | None = None
     ) -> pd.DataFrame:
-        """The scores that do not compare the wording of ``answers`` with the references. The references can be scored too.
+        """The scores that do not compare the wording of ``answers`` with the references.
 
-        ``stopped`` is 1 or 0 for each answer, or NaN if no model wrote them. ``fabricates`` is 1 for an answer with a
-        fabricated fact.
+        The references themselves can therefore be passed as ``answers``. ``stopped`` is 1 or 0 for each answer, or NaN if no
+        model wrote them. The column ``fabricates`` is 1 for an answer with a fabricated fact.
         """
         right = self._right_intents(answers)
         row_ids, intents = self.test["row_id"].tolist(), self.test["intent"].tolist()
         stopped_rows = np.broadcast_to(np.asarray(stopped, float), len(answers))
-        given = self.questions_with_context
+        questions = given = self.questions_with_context
         if retrieved is not None:
-            given = [with_retrieved_texts(*row) for row in zip(given, retrieved, strict=True)]
+            given = [with_retrieved_texts(*row) for row in zip(questions, retrieved, strict=True)]
         facts = fidelity(given, answers, self.test["with_placeholders"].tolist(), row_ids, self.mode)
-        questions = self.questions_with_context
         errors = answer_errors(self._norms, questions, answers, intents, right.tolist(), stopped_rows.tolist())
         return pd.concat([facts, errors, rubric(questions, answers)], axis=1).assign(
             fabricates=(facts["fabricated"] > 0).astype(float), right_intent=right
@@ -109,7 +108,7 @@ def answer_test_set(
     """
     inputs = test_set.questions, test_set.predicted_intents, test_set.contexts
     started = time.monotonic()
-    answers = model.answer(*inputs, progress_lines(report, system, "answers", len(test_set.questions)), retrieved)
+    answers = model.answer(*inputs, progress_reporter(report, system, "answers", len(test_set.questions)), retrieved)
     seconds = time.monotonic() - started
     run = GenerationRun(len(answers), sum(answer.tokens for answer in answers), seconds, peak_memory_gib())
     likelihoods = model.likelihoods(*inputs, test_set.references, retrieved)
@@ -124,8 +123,11 @@ def answer_test_set(
     return statistics, answers, run
 
 
-def progress_lines(report: Callable[[str], None], label: str, unit: str, total: int) -> Callable[[int], None]:
-    """A function of the number done, which reports it with rate and time left every five seconds and at the end."""
+def progress_reporter(report: Callable[[str], None], label: str, unit: str, total: int) -> Callable[[int], None]:
+    """A function that takes the number done so far.
+
+    Every five seconds and at the end, it passes a line with this number, the rate and the time left to ``report``.
+    """
     started = reported = time.monotonic()
 
     def progress(done: int) -> None:
