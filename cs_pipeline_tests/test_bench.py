@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
-from bench import gpu, graph, grouping, prepare, processor, retrieval, side_by_side
+from bench import embedders, gpu, graph, grouping, prepare, processor, retrieval, side_by_side
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows
 from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
 from cs_pipeline.retrieval import search
+from cs_pipeline.retrieval.embedder import Embedder
+from cs_pipeline_tests.retrieval.test_embedder import tiny_model
 from cs_pipeline_tests.support.tiny import tiny_base
 
 
@@ -49,6 +52,31 @@ def test_the_bench_of_retrieval_refuses_an_index_that_does_not_find(
     monkeypatch.setattr(retrieval, "lookups", lambda index, asked: [0] * len(asked))
     with pytest.raises(AssertionError, match="true nearest"):
         retrieval.measure(read_rows(None, 200)["instruction"].tolist(), 20, 1, tmp_path / "index")
+
+
+def test_the_bench_of_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedders, "FEW", 5)
+    rows = embedders.read_split_rows(None, tmp_path).groupby("intent").head(25)
+    model = Embedder(str(tiny_model(tmp_path / "model", seed=0)))
+    result = embedders.measure(rows, model, 1, tmp_path)
+    answers, articles = result["answers"], result["articles"]
+    assert answers["known"] == (rows["split"] == "train").sum()
+    assert answers["asked"] < (rows["split"] == "validation").sum()
+    assert set(answers["figures"]) == {"all rows", "5 rows per intent", "most typical of all rows"}
+    for by_metric in (*answers["figures"]["all rows"].values(), *articles["figures"].values()):
+        for figures in by_metric.values():
+            for name in ("mixture", "sentences"):
+                difference, low, high = figures[f"{name} - characters"]
+                assert difference == pytest.approx(figures[name] - figures["characters"])
+                assert low - 1e-9 <= difference <= high + 1e-9
+    assert articles["figures"]["same_words"]["first"]["characters"] > 90
+    assert 0 < answers["weight"] < 1
+    assert 0 < articles["weight"] < 1
+    assert embedders.table_of(result).row_count == 2 * 11 + 6 + 2
+
+
+def test_a_mixture_is_chosen_among_true_mixtures() -> None:
+    assert embedders.best_weight(np.array([9, 1, 2, 5, 4, 3, 2, 1, 1, 1, 9])) == 0.3
 
 
 def test_arms_run_in_turn_and_their_times_are_compared() -> None:

@@ -39,7 +39,10 @@ class IndexConfig(dg.Config):
     """How texts are compared."""
 
     embedder: str = ""
-    """A sentence-embedding model, ORG/MODEL@REVISION of the hub or a folder; empty: CS_EMBEDDER, else character TF-IDF."""
+    """A sentence-embedding model to mix with character TF-IDF: all-MiniLM-L6-v2, ORG/MODEL@REVISION of the hub, or a folder.
+
+    Empty: CS_EMBEDDER, else character TF-IDF alone.
+    """
 
 
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=["train_split", knowledge_base])
@@ -48,10 +51,15 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
     from cs_pipeline.core.schema import ANSWER
     from cs_pipeline.retrieval.index import build_index, retrieval_folder
 
-    index = build_index(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "")
+    index = build_index(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "", context.log.info)
     context.log.info(
         f"{index.answers:,} answers and {index.passages:,} passages; {index.vectorised:,} of their texts are new or changed"
     )
+    if index.passages and index.vectorizer == "characters":
+        context.log.info(
+            "Customers often describe a matter in other words than its article. With CS_EMBEDDER=all-MiniLM-L6-v2, far "
+            "more of their questions find the right passage: see docs/retrieval.md"
+        )
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": index.answers + index.passages,

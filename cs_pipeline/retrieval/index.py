@@ -4,8 +4,9 @@ The known answers are from the training split only. On disk, the index is a fold
 manifest with the hash of every file. It contains no pickles.
 """
 
+import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,14 @@ from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.embedder import Embedder
 from cs_pipeline.retrieval.search import Search, write_codes
-from cs_pipeline.retrieval.vectors import CharacterVectors, SentenceVectors, Vectors
+from cs_pipeline.retrieval.vectors import CharacterVectors, MixedVectors, SentenceVectors, Vectors
+
+logger = logging.getLogger(__name__)
 
 SCHEMAS = {"answers": ANSWER, "passages": PASSAGE}
+
+SENTENCE_WEIGHTS = {"answers": 0.6, "passages": 0.9}
+"""The weight of an embedding model's cosine beside that of character TF-IDF, by table. ``bench/embedders.py`` chose them."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class IndexSummary:
     """The index that was built.
 
     ``answers`` and ``passages`` are its numbers of rows, ``vectorised`` is the number of texts whose vectors were computed.
-    ``vectorizer`` is the name of the embedding model, or "characters" for character TF-IDF.
+    ``vectorizer`` is the name of the embedding model that is mixed with characters, or "characters" without one.
     """
 
     version: str
@@ -119,34 +125,37 @@ class RetrievalIndex:
         return [order[starts[code] : starts[code + 1]] if code >= 0 else order[:0] for code in wanted]
 
 
-def build_index(lake: DataLake, embedder: str = "") -> IndexSummary:
+def build_index(lake: DataLake, embedder: str = "", report: Callable[[str], None] = logger.info) -> IndexSummary:
     """Builds the lake's index from ``train_split`` and ``knowledge_base``, unless the existing index is up to date.
 
-    ``embedder`` is the name of an embedding model. If it is empty, texts are compared by character TF-IDF. Raises
-    PipelineError if a table or the model is missing.
+    ``embedder`` is the name of an embedding model. If it is empty, texts are compared by character TF-IDF alone. ``report``
+    gets progress lines. Raises PipelineError if a table or the model is missing.
     """
     with index_lock(lake):
         rows = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response", "intent"])
         answers = rows.rename_columns(ANSWER.names).cast(ANSWER).sort_by("row_id")
         passages = lake.read("prepare", "knowledge_base").sort_by([("path", "ascending"), ("place", "ascending")])
-        model = Embedder(embedder) if embedder else None
+        model = Embedder(embedder, report) if embedder else None
         return write_index(retrieval_folder(lake), {"answers": answers, "passages": passages}, model)
 
 
 def forget_rows(lake: DataLake, row_ids: Sequence[str]) -> None:
-    """Rebuilds the lake's index without these rows, or deletes it if it is damaged. The caller must hold ``index_lock``."""
+    """Rebuilds the lake's index without these rows, or deletes it if it is damaged or its embedding model is missing.
+
+    The caller must hold ``index_lock``.
+    """
     folder = retrieval_folder(lake)
     make_folder(folder.parent)
     remove_leftovers(folder)  # these contain the rows too
     try:
-        manifest = _manifest(folder)
-    except PipelineError:  # missing or damaged
+        embedder = _embedder(_manifest(folder))
+    except PipelineError:
         shutil.rmtree(folder, ignore_errors=True)
         return
     tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
     is_forgotten = pc.is_in(tables["answers"].column("row_id"), value_set=pa.array(row_ids, pa.string()))
     tables["answers"] = tables["answers"].filter(pc.invert(is_forgotten))
-    write_index(folder, tables, _embedder(manifest))
+    write_index(folder, tables, embedder)
 
 
 def differences(lake: DataLake) -> dict[str, int]:
@@ -182,11 +191,13 @@ def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | 
     """
     for name, schema in SCHEMAS.items():
         check_schema(tables[name], schema, f"retrieval_index/{name}")
-    method = {
+    method: dict[str, Any] = {
         "code": CODE_VERSIONS["retrieval_index"],
         "embedder": embedder.name if embedder else None,
         "model": embedder and embedder.sha256,
     }
+    if embedder:
+        method["sentence_weights"] = SENTENCE_WEIGHTS
     previous = _PreviousIndex.of(folder, method)
     if all(previous.holds(name, table) for name, table in tables.items()):
         return _summary(previous.manifest, 0)
@@ -232,7 +243,8 @@ class _PreviousIndex:
     def vectors(self, name: str, texts: list[str], embedder: Embedder | None) -> tuple[Vectors, int]:
         """The vectors of ``texts``, and how many of them were computed."""
         if name not in self._tables:
-            return (SentenceVectors.of(texts, embedder) if embedder else CharacterVectors.of(texts)), len(texts)
+            made = MixedVectors.of(texts, embedder, SENTENCE_WEIGHTS[name]) if embedder else CharacterVectors.of(texts)
+            return made, len(texts)
         known = pa.array(_texts(name, self._tables[name]), pa.string())
         positions = pc.index_in(pa.array(texts, pa.string()), value_set=known)
         order = pc.fill_null(positions, -1).to_numpy().astype(np.int64)
@@ -275,13 +287,22 @@ def _embedder(manifest: dict[str, Any]) -> Embedder | None:
 
 def _load_vectors(folder: Path, manifest: dict[str, Any]) -> dict[str, Vectors]:
     embedder = _embedder(manifest)
+    weights = manifest["likeness"].get("sentence_weights")
+    if embedder and not weights:
+        raise PipelineError(
+            f"The retrieval index in {folder} was built by a version of this package that did not mix similarities.",
+            "Materialise 'retrieval_index' again.",
+        )
     found: dict[str, Vectors] = {}
     for name in SCHEMAS:
         arrays = {
             path.name.split(".")[1]: np.load(path, mmap_mode="r", allow_pickle=False)
             for path in sorted(folder.glob(f"{name}.*.npy"))
         }
-        found[name] = SentenceVectors(arrays, embedder) if embedder else CharacterVectors(arrays)
+        characters = CharacterVectors(arrays)
+        found[name] = (
+            MixedVectors(characters, SentenceVectors(arrays, embedder), weights[name]) if embedder else characters
+        )
     return found
 
 

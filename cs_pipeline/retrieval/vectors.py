@@ -1,4 +1,4 @@
-"""Vectors of texts, compared by cosine: character TF-IDF, or embeddings of a sentence-embedding model."""
+"""Vectors of texts, compared by cosine: character TF-IDF, embeddings of a sentence-embedding model, or both."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -111,7 +111,8 @@ class SentenceVectors:
         return len(self._vectors)
 
     def extended(self, texts: Sequence[str], order: np.ndarray) -> "SentenceVectors":
-        vectors = np.concatenate([self._vectors, self._embedder.embed(texts)])
+        # Without new texts, for example when rows are forgotten, the model is not loaded.
+        vectors = np.concatenate([self._vectors, self._embedder.embed(texts)]) if texts else self._vectors
         return SentenceVectors({"vectors": vectors[order]}, self._embedder)
 
     def queries(self, questions: Sequence[str]) -> np.ndarray:
@@ -128,6 +129,53 @@ class SentenceVectors:
 
     def dense_query(self, query: np.ndarray) -> np.ndarray:
         return query[None]
+
+
+class MixedVectors:
+    """Character TF-IDF and sentence embeddings of the same texts.
+
+    The similarity is the weighted mean of both cosines; ``sentence_weight`` is the weight of the embeddings' cosine.
+    Characters recognise names, codes and misspelt words; embeddings recognise the same matter in other words.
+    """
+
+    def __init__(self, characters: CharacterVectors, sentences: SentenceVectors, sentence_weight: float) -> None:
+        self.arrays = characters.arrays | sentences.arrays
+        self._characters, self._sentences, self._weight = characters, sentences, sentence_weight
+
+    @classmethod
+    def of(cls, texts: Sequence[str], embedder: "Embedder", sentence_weight: float) -> "MixedVectors":
+        return cls(CharacterVectors.of(texts), SentenceVectors.of(texts, embedder), sentence_weight)
+
+    def __len__(self) -> int:
+        return len(self._characters)
+
+    def extended(self, texts: Sequence[str], order: np.ndarray) -> "MixedVectors":
+        parts = self._characters.extended(texts, order), self._sentences.extended(texts, order)
+        return MixedVectors(*parts, self._weight)
+
+    def queries(self, questions: Sequence[str]) -> list[tuple["csr_matrix", np.ndarray]]:
+        return list(zip(self._characters.queries(questions), self._sentences.queries(questions), strict=True))
+
+    def similarities(self, query: tuple["csr_matrix", np.ndarray]) -> np.ndarray:
+        return self._mean(self._characters.similarities(query[0]), self._sentences.similarities(query[1]))
+
+    def similarities_of(self, query: tuple["csr_matrix", np.ndarray], rows: np.ndarray) -> np.ndarray:
+        return self._mean(
+            self._characters.similarities_of(query[0], rows), self._sentences.similarities_of(query[1], rows)
+        )
+
+    def dense(self, rows: np.ndarray) -> np.ndarray:
+        return self._joined(self._characters.dense(rows), self._sentences.dense(rows))
+
+    def dense_query(self, query: tuple["csr_matrix", np.ndarray]) -> np.ndarray:
+        return self._joined(self._characters.dense_query(query[0]), self._sentences.dense_query(query[1]))
+
+    def _mean(self, characters: np.ndarray, sentences: np.ndarray) -> np.ndarray:
+        return (1 - self._weight) * characters + self._weight * sentences
+
+    def _joined(self, characters: np.ndarray, sentences: np.ndarray) -> np.ndarray:
+        """Side by side, so scaled that the products of two such vectors are weighted means."""
+        return np.concatenate([(1 - self._weight) ** 0.5 * characters, self._weight**0.5 * sentences], axis=1)
 
 
 def _count(texts: Sequence[str]) -> "csr_matrix":
