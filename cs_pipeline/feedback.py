@@ -1,7 +1,7 @@
 """Feedback on answers: ratings, thumbs, votes, and the texts that agents sent instead of a draft.
 
 An SQLite database in the lake's ``serve/``. The chat page writes it; the stages read it and delete from it. Judgements
-contain raw text until ``human_ratings`` is materialised, edits until they have been landed and their retention is over.
+contain raw text until ``human_ratings`` is materialised. Edits contain it until they have landed and their retention ends.
 """
 
 import json
@@ -19,7 +19,7 @@ _TABLES_VERSION = 1
 
 TIE = "tie"
 VOTE_LETTERS = "abcdefghijklmnopqrstuvwxyz"
-"""The names of the answers of a vote, in the order shown."""
+"""The letters that name the answers in a vote, in the order shown."""
 
 _COLUMNS = (
     *("id", "at", "kind", "rater", "question_id", "question", "context", "systems", "answers", "score", "winner"),
@@ -28,7 +28,7 @@ _COLUMNS = (
 """The columns of schema.RATING, in its order."""
 
 _TABLES = (
-    # clean is 0 while the texts are raw; question_id is empty until then.
+    # While the texts are raw, clean is 0 and question_id is empty.
     """CREATE TABLE judgements (
         number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, at TEXT NOT NULL, kind TEXT NOT NULL, rater TEXT NOT NULL,
         question_id TEXT NOT NULL, question TEXT NOT NULL, context TEXT, systems TEXT NOT NULL, answers TEXT NOT NULL,
@@ -51,7 +51,7 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; ``settings`` shaped the answer."""
+    """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; it answered with these ``settings``."""
 
     system: str
     answer: str
@@ -73,7 +73,7 @@ class Feedback(Database):
     """The feedback of ``lake``, created on first use. Each method is one transaction, synced to disk when it returns.
 
     The client creates the ``id`` of a judgement or edit and sends it with every retry, so that the content is stored once.
-    Raises PipelineError for an id with different content, for invalid values, and if the database cannot be used.
+    Raises PipelineError if the id already has other content, for invalid values, and if the database cannot be used.
     """
 
     def __init__(self, lake: DataLake) -> None:
@@ -157,7 +157,7 @@ class Feedback(Database):
     def next_batch(self, before: datetime) -> tuple[int, list[AgentEdit]] | None:
         """The number and the content of the next file of edits. They stay the same until ``mark_landed`` is called.
 
-        None if no edit is waiting, or if the oldest one is not older than ``before``.
+        None if no edit is waiting, or if the oldest one is newer than ``before``.
         """
         with self._transaction():
             batch = self._select("SELECT min(batch) FROM edits WHERE landed_at IS NULL")[0][0]
@@ -242,7 +242,7 @@ class Feedback(Database):
         added = self._db.execute(sql, (id, *values, content)).rowcount
         if self._select(f"SELECT content FROM {table} WHERE id = ?", id)[0][0] != content:
             raise PipelineError(
-                f"There already is feedback with the id '{id[:64]}' and different content.",
+                f"There is already feedback with the id '{id[:64]}' and different content.",
                 "Feedback cannot be changed: send the new one under a new id.",
             )
         return added

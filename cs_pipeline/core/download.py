@@ -124,7 +124,7 @@ def _fetch_rest(
     try:
         with requests.get(remote.url, headers=headers, auth=authorise, stream=True, timeout=_TIMEOUT) as response:
             _check_status(remote, response)
-            if response.status_code == 416:  # the remote file is shorter than the part: the caller's check fails
+            if response.status_code == 416:  # not longer than the part, which ``download`` will reject
                 return
             if response.status_code == 200:
                 received = 0
@@ -186,8 +186,8 @@ def is_hub_offline() -> bool:
 def _authorisation(remote: RemoteFile) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
     """A function for the argument ``auth`` of requests: it adds ``HF_TOKEN`` to a request to the hub.
 
-    For other hosts it adds nothing but is still needed, because without ``auth`` requests would send a password from
-    ~/.netrc. On a redirect to another host, requests removes the header.
+    For other hosts it adds nothing but is still needed, because without ``auth`` the library would send a password
+    from ~/.netrc. On a redirect to another host, the library removes the header.
     """
     token = ""
     if remote.origin == "hub":

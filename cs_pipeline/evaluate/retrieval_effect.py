@@ -1,7 +1,7 @@
 """Measures how retrieved texts change a model's answers.
 
-It compares the answers with and without the texts, on all rows and by similarity. It also measures which share of the
-answers is copied or grounded, and how the model reacts to misleading texts.
+It compares the answers with and without the texts, on all test rows and by how similar they are to training rows. It also
+measures which share of the answers is copied or grounded, and how the model reacts to misleading texts.
 """
 
 import time
@@ -33,8 +33,8 @@ class RetrievalEffect:
     - ``found``, ``left_out``: the number of retrieved texts, and of those that did not fit into a prompt
     - ``without``: row statistics of the same model without the texts; answering and scoring took ``seconds``
     - ``known_answers``: the answers of the system ``known_answer``, "" where none was retrieved
-    - ``grounding``: by system, the table of ``groundedness`` for the answers with and without the texts. Both are compared
-      with the texts in the prompts, because even answers without the texts share stock phrases with them.
+    - ``grounding``: by system, the table of ``groundedness`` for the answers with and without the texts. Answers without
+      the texts are compared with the same texts, to show how much they have in common anyway.
     - ``misled``: the table of ``score_misleading_cases``
     """
 
@@ -83,7 +83,7 @@ def measure_retrieval_effect(
 def retrieval_results(
     test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], effect: RetrievalEffect, samples: int = 1000
 ) -> RetrievalResults:
-    """The figures of ``effect``, and the paired differences in RETRIEVAL_METRICS by quarter of similarity."""
+    """The figures of ``effect``, and the paired differences in RETRIEVAL_METRICS for each quarter of similarity."""
     clusters = test["cluster_id"].tolist()
     return RetrievalResults(
         found=effect.found,

@@ -32,7 +32,7 @@ def read_bitext_file(path: Path) -> pa.Table:
 
     The columns may be in any order; other columns are ignored. Text is kept exactly, including line breaks, spaces, "NA"
     and "null"; an empty field, or a null in Parquet, becomes the empty string. A CSV file is UTF-8 with or without a byte
-    order mark, with fields separated by commas and quoted with doubled quotes (RFC 4180).
+    order mark, with fields separated by commas; quotes inside a quoted field are doubled (RFC 4180).
 
     Raises PipelineError, naming the file and the byte, row or column, for any other file.
     """
@@ -67,7 +67,7 @@ def read_bitext_file(path: Path) -> pa.Table:
 def csv_bytes(rows: pa.Table) -> bytes:
     """Rows of the schema ``BITEXT_SCHEMA`` as CSV; equal rows give equal bytes."""
     text = io.StringIO(newline="")
-    # Quote everything: csv does not quote a lone carriage return, which would be read back as the end of the row.
+    # Quote everything: else csv.writer leaves a lone carriage return unquoted, which would be read as the end of the row.
     writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
     writer.writerow(BITEXT_COLUMNS)
     writer.writerows(zip(*(rows.column(name).to_pylist() for name in BITEXT_COLUMNS), strict=True))

@@ -108,7 +108,7 @@ def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan
             except UnreadableError as error:
                 found.refused.append((entry.name, f"cannot be read: {error}; fix its permissions or land it again"))
                 continue
-            known, previous = ledger.delivery(content.sha256), ledger.content_of(entry.name)
+            known, previous = ledger.delivery(content.sha256), ledger.sha256_of(entry.name)
             if known:  # do not touch its kept copy: it may have expired, or rows of it may be redacted
                 _incoming(lake).unlink()
             else:
@@ -202,7 +202,7 @@ def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
         ours = {_edits_file(batch) for batch in feedback.landed_batches()}
         with Ledger(lake) as ledger:
             for entry in folder.entries():
-                if entry.name in ours and ledger.content_of(entry.name) is not None:
+                if entry.name in ours and ledger.sha256_of(entry.name) is not None:
                     folder.remove(entry.name)
         if (found := feedback.next_batch(now - EDIT_DELAY)) is None:
             return 0

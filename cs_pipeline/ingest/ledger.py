@@ -27,7 +27,7 @@ _TABLES = (
         number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, name TEXT NOT NULL, bytes INTEGER NOT NULL,
         day TEXT NOT NULL, taken_at TEXT NOT NULL, supersedes TEXT REFERENCES deliveries (sha256),
         ingested_at TEXT, ingested_by TEXT, expired_at TEXT, damage TEXT)""",
-    # The content last seen under each name; a delivery that is no longer under any name is superseded.
+    # The content last read under each name; a delivery that is no longer listed here is superseded.
     "CREATE TABLE names (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES deliveries (sha256))",
     """CREATE TABLE sightings (
         name TEXT PRIMARY KEY, identity TEXT NOT NULL, inode TEXT, since TEXT NOT NULL, sha256 TEXT)""",
@@ -44,7 +44,7 @@ class Delivery:
     """A file that was delivered. ``sha256`` and ``size`` (in bytes) are those of the file as it landed; times are in UTC.
 
     ``supersedes`` is the hash of the previous delivery under its name, ``ingested_by`` the run that first ingested it.
-    ``damage`` says why its kept copy is incomplete, None if it is complete.
+    ``damage`` says why the copy in the lake is incomplete, None if it is complete.
     """
 
     sha256: str
@@ -63,8 +63,8 @@ class Delivery:
 class Sighting:
     """A file in the landing folder. ``since`` is the time (UTC) of the first scan that found it with this content.
 
-    ``identity`` is determined without reading the content, and changes with it. ``inode`` is None in a remote store.
-    ``sha256`` is that of the delivery with this content, None until it is read.
+    ``identity`` changes when the content changes, and is determined without reading it. ``inode`` is None in a remote store.
+    ``sha256`` is that of the delivery with this content, None until the content is read.
     """
 
     name: str
@@ -114,9 +114,9 @@ class Ledger(Database):
     # Sightings in the landing folder
 
     def update_sightings(self, present: Iterable[Sighting]) -> dict[str, Sighting]:
-        """Stores the current content of the landing folder. Returns the sightings of the previous scan by name.
+        """Stores which files are in the landing folder now. Returns the sightings of the previous scan by name.
 
-        Unchanged content keeps its ``since`` and ``sha256``.
+        A file with unchanged content keeps its ``since`` and ``sha256``.
         """
         with self._transaction():
             before = {row[0]: Sighting(*row) for row in self._db.execute("SELECT * FROM sightings")}
@@ -136,7 +136,7 @@ class Ledger(Database):
         return {row[0]: Sighting(*row) for row in self._select("SELECT * FROM sightings")}
 
     def replace_sightings(self, present: Iterable[Sighting]) -> None:
-        """Replaces the sightings of the same names, except those of content that was already read."""
+        """Adds these sightings or replaces those with the same names, except if their content was read and is unchanged."""
         with self._transaction():
             self._db.executemany(
                 "INSERT INTO sightings VALUES (?, ?, ?, ?, NULL) ON CONFLICT (name) DO UPDATE SET "
@@ -145,7 +145,7 @@ class Ledger(Database):
                 [(s.name, s.identity, s.inode, s.since) for s in present],
             )
 
-    def content_of(self, name: str) -> str | None:
+    def sha256_of(self, name: str) -> str | None:
         """The sha256 of the delivery last read under ``name``, None if there is none."""
         found = self._select("SELECT sha256 FROM names WHERE name = ?", name)
         return found[0][0] if found else None
@@ -166,7 +166,7 @@ class Ledger(Database):
             self._db.execute(
                 "INSERT INTO deliveries (sha256, name, bytes, day, taken_at, supersedes, damage) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (sha256) DO NOTHING",
-                (sha256, name, size, str(now.astimezone(UTC).date()), _iso(now), self.content_of(name), damage),
+                (sha256, name, size, str(now.astimezone(UTC).date()), _iso(now), self.sha256_of(name), damage),
             )
             self._db.execute("INSERT OR REPLACE INTO names VALUES (?, ?)", (name, sha256))
             self._db.execute(
@@ -189,7 +189,7 @@ class Ledger(Database):
         return found[0] if found else None
 
     def superseded(self) -> set[str]:
-        """The sha256 of the deliveries whose content is no longer under any name."""
+        """The sha256 of the deliveries that are no longer the latest content of any name."""
         return {row[0] for row in self._select("SELECT sha256 FROM deliveries EXCEPT SELECT sha256 FROM names")}
 
     def pending_days(self) -> list[date]:

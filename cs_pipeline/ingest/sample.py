@@ -11,8 +11,8 @@ import yaml
 
 from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS
 
-# Shares of the questions. In Bitext, 8 % repeat an earlier question with another answer. The same request in another
-# style (a greeting, a typing error) is a near-duplicate.
+# Shares of the questions. _SAME_QUESTION repeats an earlier question with another answer; in Bitext, 8 % do. _SAME_REQUEST
+# repeats an earlier request in another style (a greeting, a typing error), which gives a near-duplicate.
 _SAME_QUESTION, _SAME_REQUEST = 0.08, 0.12
 _GREETING, _EXPANDED, _COLLOQUIAL, _RUDE, _TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
 _FORM_WEIGHTS = {"frames": 65, "questions": 25, "keywords": 10}
@@ -23,7 +23,7 @@ _SECOND_PERSON = {"I": "you", "am": "are", "me": "you", "my": "your", "your": "o
 
 
 def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
-    """``rows`` support questions with their answers, ordered by intent as in Bitext. A ``seed`` always gives the same rows.
+    """``rows`` support questions with their answers, ordered by intent as in Bitext. The same ``seed`` gives the same rows.
 
     All columns (``BITEXT_COLUMNS``) are strings. The 27 intents have equal shares, give or take one row. No pair of
     question and answer occurs twice.
@@ -42,7 +42,8 @@ def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Question:
-    """A question with its request (``doing``), the phrases for its slots (``named``), and the ``answers`` that suit it."""
+    """A question, its request (``doing``, such as "cancelling your order"), the phrases in its slots (``named``), and the
+    ``answers`` that suit it."""
 
     text: str
     flags: frozenset[str]
@@ -153,7 +154,7 @@ class _Writer:
 
 
 def _forms(act: str) -> dict[str, str]:
-    """``cancel/cancelling <order>`` as the frames' slots ``do`` and ``doing``."""
+    """The phrases for the slots ``do`` and ``doing``, from an act such as ``cancel/cancelling <order>``."""
     verbs, rest = act.split(" ", 1)
     return dict(zip(["do", "doing"], [f"{verb} {rest}" for verb in verbs.split("/")], strict=True))
 
@@ -168,7 +169,7 @@ def _to_second_person(phrase: str) -> str:
 
 
 def _replace(text: str, phrases: dict[str, str]) -> str:
-    """``text`` with each whole phrase in ``phrases`` replaced, ignoring case; a first capital is kept."""
+    """``text`` with each whole phrase in ``phrases`` replaced, ignoring case; an initial capital is kept."""
 
     def new(match: re.Match[str]) -> str:
         phrase = lower[match[0].lower()]

@@ -24,7 +24,7 @@ EMBEDDED_TEMPLATE = (TEMPLATE_FOLDER / "embedded_v1.jinja").read_text()
 
 @dataclass(frozen=True)
 class Base:
-    """A base model on this disk. ``sha256`` identifies its content.
+    """A base model on the local disk. ``sha256`` identifies its content.
 
     ``revision`` is the hub's revision or the version of the package, else None. ``origin`` describes the package for
     lineage; None without a package.
@@ -44,7 +44,7 @@ class Base:
 
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
-    """The folder of the base trained by ``spec`` on the current ``bitext_splits``. It need not exist."""
+    """The folder for the base that is trained as ``spec`` says on the current ``bitext_splits``. It need not exist."""
     text_format = (RETRIEVED_TEXT_FORMAT,) if spec.known_answers else ()
     return lake.path(
         "train",
@@ -74,9 +74,10 @@ def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = lo
 
 
 def base_of_version(recipe: Recipe, folder: Path) -> Path:
-    """The path of the base of the registered version in ``folder``, which contains ``adapter/`` and an embedded ``base/``.
+    """The path of the base model that belongs to the registered version in ``folder``.
 
-    Raises PipelineError if the adapter was changed, or if the base is not the one that the version was trained on.
+    ``folder`` contains ``adapter/`` and, if the base is embedded, ``base/``. Raises PipelineError if the adapter was
+    changed, or if the base is not the one that the version was trained on.
     """
     trained_on = read_manifest(folder / "adapter", "model_version")["base"]
     if isinstance(recipe.base, EmbeddedBase):

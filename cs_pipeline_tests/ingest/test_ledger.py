@@ -171,8 +171,8 @@ def test_other_content_under_a_name_supersedes(lake: DataLake) -> None:
         assert ledger.superseded() == {"A"}
         assert deliver(ledger, "a.csv", "A3").supersedes == "A2"
         assert ledger.superseded() == {"A", "A2"}
-        assert ledger.content_of("a.csv") == "A3"
-        assert ledger.content_of("c.csv") is None
+        assert ledger.sha256_of("a.csv") == "A3"
+        assert ledger.sha256_of("c.csv") is None
 
 
 def test_content_that_comes_back_is_no_longer_superseded(lake: DataLake) -> None:

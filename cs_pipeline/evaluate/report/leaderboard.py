@@ -41,7 +41,7 @@ _MEASURED = (
 class Leaderboard:
     """``rows`` has LEADERBOARD_SCHEMA, fewest bits per character first within each placeholder mode.
 
-    ``results`` and ``behind`` are by recipe: its evaluation, and its difference in RANKED_BY from the first recipe of its
+    ``results`` holds the evaluation of each recipe, and ``behind`` its difference in RANKED_BY from the first recipe of its
     placeholder mode. ``not_comparable`` gives the reason for each recipe that cannot be compared, and ``not_evaluated``
     lists the recipes without an evaluation.
     """
@@ -54,7 +54,7 @@ class Leaderboard:
 
 
 def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
-    """The leaderboard of ``recipes`` from their last evaluations; the caller holds ``evaluations_lock``.
+    """The leaderboard of ``recipes`` from their last evaluations; the caller must hold ``evaluations_lock``.
 
     Figures are comparable if test rows, code and reference texts are the same. Each placeholder mode has its own reference
     texts, and so its own ranking.
@@ -131,11 +131,11 @@ def _figures(results: EvaluationResults) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     for metric in LEADERBOARD_METRICS:
         tuned, base = (results.scores[system][metric] for system in ("tuned", "base"))
-        minus = results.differences["base"][metric]
+        difference = results.differences["base"][metric]
         values = (
             *((tuned.score, tuned.low, tuned.high) if tuned else (None,) * 3),
             base and base.score,
-            *((minus.difference, minus.low, minus.high) if minus else (None,) * 3),
+            *((difference.difference, difference.low, difference.high) if difference else (None,) * 3),
         )
         figures |= dict(zip((metric + suffix for suffix in METRIC_SUFFIXES), values, strict=True))
     return figures

@@ -1,4 +1,4 @@
-"""The leaderboard as a table, as one HTML file with pictures, and as Markdown for the UI."""
+"""The leaderboard as a table, as one HTML file with pictures, and as Markdown for the Dagster UI."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ class ModeRanking:
 def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardReport:
     """Writes ``evaluate/leaderboard.parquet`` and ``leaderboard.html`` from the last evaluations of ``recipes``.
 
-    Concurrent runs write it in turn, each from all evaluations that exist by then, so the last board is complete.
+    Concurrent runs take turns, and each reads all evaluations that exist by then, so the last leaderboard is complete.
     """
     path = lake.path("evaluate", "leaderboard.html")
     with evaluations_lock(lake):
@@ -59,8 +59,8 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardRepo
             "metrics": LEADERBOARD_METRICS,
             "ranked_by": RANKED_BY,
             "names": [row["recipe"] for row in rows],
-            "settings": _texts(_SETTINGS, rows),
-            "cost": _texts(_COST, rows),
+            "settings": _cells(_SETTINGS, rows),
+            "cost": _cells(_COST, rows),
             "reported": {report.stem for report in lake.path("evaluate", "evaluation_report").glob("*.html")},
             "as_image": as_image,
         }
@@ -123,8 +123,8 @@ _COST: dict[str, Callable[[_Row], str]] = {
     "Adapter": lambda row: f"{row['adapter_mib']:,.1f} MiB",
     "Evaluation": lambda row: f"{row['evaluation_seconds']:,.0f} s",
 }
-"""The columns of the two tables: by title, a function that gives the text of a row's cell."""
+"""The columns of the tables "settings" and "cost": the title, and a function that writes a row's cell."""
 
 
-def _texts(columns: dict[str, Callable[[_Row], str]], rows: list[_Row]) -> dict[str, list[str]]:
+def _cells(columns: dict[str, Callable[[_Row], str]], rows: list[_Row]) -> dict[str, list[str]]:
     return {title: [text_of(row) for row in rows] for title, text_of in columns.items()}

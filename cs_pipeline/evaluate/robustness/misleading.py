@@ -16,7 +16,7 @@ import pandas as pd
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, spread_over_intents
-from cs_pipeline.evaluate.robustness.trials import answer_texts, predict_intents, score_trial
+from cs_pipeline.evaluate.robustness.trials import answer_each, predict_intents, score_answers_to_cases
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
@@ -43,8 +43,8 @@ def score_misleading_cases(
     cases = [case for case, _ in misleading]
     questions = [case.text for case in cases]
     intents = predict_intents(model, classifier, questions)
-    answers = answer_texts(model, questions, intents, [texts for _, texts in misleading])
-    return score_trial(model, test_set, cases, answers, test_answers)
+    answers = answer_each(model, questions, intents, [texts for _, texts in misleading])
+    return score_answers_to_cases(model, test_set, cases, answers, test_answers)
 
 
 def make_misleading_cases(

@@ -1,12 +1,12 @@
-"""Tests of a loaded model beyond the test rows: unusual questions, general knowledge, the latency of single answers.
+"""Tests of a loaded model beyond the test rows: unusual questions, general knowledge, and the latency of single answers.
 
-The robustness suite (``robustness.py``) shows how it handles unusual and hostile questions. The probe (``probe.yaml``, 24
-questions of common knowledge) is asked of the base and the tuned model in the same way. If only the base answers a question
-correctly, the tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to
-measure the latency when only one customer is asking.
+The robustness suite (``robustness.py``) shows how it handles unusual and hostile questions. The base and the tuned model are
+both asked the probe (``probe.yaml``, 24 questions of common knowledge). If only the base answers a question correctly, the
+tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to measure the latency
+when only one customer is asking.
 
-A recipe that retrieves gets the texts that the index returns, as it would for a customer; ``misleading.py`` tries other
-texts.
+If the recipe uses retrieval, the prompts contain the texts that the index returns, as they would for a customer.
+``misleading.py`` tries other texts.
 """
 
 import re
@@ -31,7 +31,7 @@ from cs_pipeline.text.classifier import TextClassifier
 @dataclass(frozen=True)
 class Trials:
     """``robustness`` has ROBUSTNESS_COLUMNS. ``probe`` has the columns question, answer and right (0 or 1). ``run`` is the
-    run over the test rows. ``latencies`` are the seconds of single answers."""
+    answering of the test rows. ``latencies`` are the seconds of single answers."""
 
     robustness: pd.DataFrame
     probe: pd.DataFrame
@@ -47,26 +47,26 @@ def run_trials(
     test_answers: pd.DataFrame,
     run: GenerationRun,
 ) -> Trials:
-    """All trials of ``model`` except those with misleading texts.
+    """Runs all trials of ``model`` except those with misleading texts.
 
-    ``classifier`` is the folder of the classifier that predicts the intents for its prompts, and ``index`` is where it
-    retrieves from. ``test_answers`` are its answers to the test rows (columns row_id and answer), from ``run``.
+    ``classifier`` is the folder of the classifier that predicts the intents for the prompts, and ``index`` provides the
+    retrieved texts. ``test_answers`` are the model's answers to the test rows (columns row_id and answer), from ``run``.
     """
     cases = make_cases(test_set.test, test_set.settings.robustness_cases)
     timed = min(test_set.settings.timed_answers, len(test_set.questions))
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
-    knowledge = [answer.text for answer in _ask(model, classifier, index, list(probe))]
-    right = [float(_contains(*pair)) for pair in zip(knowledge, probe.values(), strict=True)]
+    probe_answers = [answer.text for answer in _ask(model, classifier, index, list(probe))]
+    right = [float(_contains(*pair)) for pair in zip(probe_answers, probe.values(), strict=True)]
     answers = _ask(model, classifier, index, [case.text for case in cases])
     return Trials(
-        score_trial(model, test_set, cases, answers, test_answers),
-        pd.DataFrame({"question": list(probe), "answer": knowledge, "right": right}),
+        score_answers_to_cases(model, test_set, cases, answers, test_answers),
+        pd.DataFrame({"question": list(probe), "answer": probe_answers, "right": right}),
         run,
         [_time_answer(model, index, test_set, i) for i in range(timed)],
     )
 
 
-def score_trial(
+def score_answers_to_cases(
     model: SupportModel,
     test_set: FrozenTestSet,
     cases: Sequence[RobustnessCase],
@@ -87,13 +87,13 @@ def score_trial(
 
 
 def predict_intents(model: SupportModel, classifier: Path, texts: list[str]) -> list[str | None]:
-    """The intents that the prompts of ``model`` name for ``texts``; all None if its recipe does not route by intent."""
+    """The intent that the prompt for each text names; all None if the recipe of ``model`` does not route by intent."""
     if model.recipe.prompt.route != "intent":
         return [None] * len(texts)
     return list(TextClassifier.load(classifier).predict(texts)[0])
 
 
-def answer_texts(
+def answer_each(
     model: SupportModel, texts: list[str], intents: list[str | None], retrieved: Sequence[Sequence[RetrievedText]]
 ) -> list[Answer]:
     """One answer per text. It is empty if the text is too long for the model: a customer would get no answer either."""
@@ -110,7 +110,7 @@ def answer_texts(
 
 def _ask(model: SupportModel, classifier: Path, index: RetrievalIndex | None, texts: list[str]) -> list[Answer]:
     intents = predict_intents(model, classifier, texts)
-    return answer_texts(model, texts, intents, _retrieve(model, index, texts, intents))
+    return answer_each(model, texts, intents, _retrieve(model, index, texts, intents))
 
 
 def _retrieve(

@@ -50,7 +50,7 @@ class Metric:
     may_be_empty: bool = False
 
     def values(self, stats: pd.DataFrame) -> np.ndarray:
-        """The columns it is computed from, [rows, len(columns)]."""
+        """The columns that the score is computed from, [rows, len(columns)]."""
         # One by one: pandas takes ten times as long to look up several names at once.
         return np.column_stack([stats[column].to_numpy(float) for column in self.columns])
 
@@ -73,7 +73,7 @@ class Metric:
         return True
 
     def scores(self, sums: np.ndarray) -> np.ndarray | None:
-        """The scores [...] of sums [..., len(columns)]; None when any of them has nothing to score.
+        """The scores [...] for ``sums`` [..., len(columns)]; None if for any of them there is nothing to score.
 
         Raises PipelineError when a score is not a finite number for another reason.
         """
@@ -109,7 +109,7 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
     ``rouge1``, ``rouge2``, ``rougeL`` (F1 with Porter stemmer) and ``chrf`` (sacreBLEU's sentence score) are scores from 0
     to 100; the other columns are counts of words, n-grams and placeholders. Placeholders are counted as sets of names:
     repeats count once, and so do spellings that the catalogue maps to the same name. An invented placeholder is in
-    neither the reference, the question nor the catalogue. ``safe`` is 1 where is_safe.
+    neither the reference, the question nor the catalogue. ``safe`` is 1 where ``is_safe``.
 
     CALLER_COLUMNS are NaN. The caller fills those that the system reports, in all rows: ``nll`` (nats) with the
     ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the
@@ -194,7 +194,7 @@ def _rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.nd
     pairs = zip(answer_words, reference_words, strict=True)
     longest = np.array([LCSseq.similarity(answer, reference) for answer, reference in pairs], np.int64)
     match = np.column_stack([counts.match, longest])
-    # F1 of match / answer and match / reference; 0 where nothing matches, an empty text included.
+    # F1 of precision (match / answer) and recall (match / reference); 0 where nothing matches or a text is empty.
     size = (counts.answer + counts.reference)[:, [0, 1, 0]]
     return dict(zip(("rouge1", "rouge2", "rougeL"), (200 * match / np.maximum(size, 1)).T, strict=True))
 

@@ -81,7 +81,7 @@ def _records(source: ExportBytes, found: Iterable[Piece], interpret: _Interprete
     for index, piece in enumerate(found):
         if piece.problem is None and source.is_blank(piece.start, piece.end):
             continue
-        offset, length = source.span(piece.start, piece.end)
+        offset, length = source.offset_and_length(piece.start, piece.end)
         try:
             if piece.problem is not None:
                 raise UnusableError(piece.problem)

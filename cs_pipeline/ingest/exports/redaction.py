@@ -31,7 +31,7 @@ def redact(format: Format | None, path: Path, indices: set[int]) -> None:
         redacted.extend(_people_of_redacted(format, source, indices))
     with atomic_file(path, PRIVATE) as temporary, path.open("rb") as old, temporary.open("wb") as new:
         for piece in sorted(redacted, key=lambda piece: piece.start):
-            offset, length = source.span(piece.start, piece.end)
+            offset, length = source.offset_and_length(piece.start, piece.end)
             _copy(old, new, offset - old.tell())
             new.write(_filler(format, source, piece, length))
             old.seek(length, 1)

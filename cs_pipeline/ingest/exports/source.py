@@ -13,7 +13,7 @@ MAX_RECORD_BYTES = 4 * 2**20
 TOO_LONG = "is longer than 4 MB"
 
 EXCERPT_LENGTH = 500
-"""The number of characters that are stored of a record that cannot be used."""
+"""How many characters of an unusable record are stored."""
 
 _LINE = re.compile(rb"[^\r\n]*+(?:\r\n|\r|\n|\Z)")
 _BLANK = re.compile(rb"[ \t\r\n]*+")
@@ -23,7 +23,8 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class ExportBytes:
     """A file's content. UTF-8 is memory-mapped; UTF-16, recognised by its byte order mark, is converted in memory.
 
-    ``data`` is UTF-8, where the file is valid. Its text starts at ``begin``. Spans (start, end) are positions in ``data``.
+    ``data`` is UTF-8, except where the file is invalid. Its text starts at ``begin``. Spans (start, end) are positions in
+    ``data``.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
@@ -35,7 +36,7 @@ class ExportBytes:
             self.data = _as_utf8(data, self.encoding)
         elif data[:3] == codecs.BOM_UTF8:
             self.begin = 3
-        # A position in data and its offset in the file.
+        # The last position in data that was looked up, and its offset in the file.
         self._last = (0, 0 if self.encoding == "utf-8" else 2)
 
     @classmethod
@@ -47,8 +48,8 @@ class ExportBytes:
                 return cls(b"")
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def span(self, start: int, end: int) -> tuple[int, int]:
-        """Offset and length of the span in the file, in bytes."""
+    def offset_and_length(self, start: int, end: int) -> tuple[int, int]:
+        """Where the span is in the file, in bytes."""
         if self.encoding == "utf-8":
             return start, end - start
         position, offset = self._last if self._last[0] <= start else (0, 2)
@@ -110,7 +111,7 @@ def _as_utf8(data: bytes | mmap.mmap, encoding: str) -> bytearray:
     text = bytearray()
     for start in range(2, len(data), 2**20):
         text += decoder.decode(data[start : start + 2**20]).encode("utf-8", "surrogatepass")
-    # An incomplete character at the end is made invalid as well, unless it is the space that redaction leaves.
+    # An incomplete character at the end is made invalid as well, unless it is a space byte left by redaction.
     if decoder.getstate()[0] not in (b"", b" "):
         text += "\ud800".encode("utf-8", "surrogatepass")
     return text

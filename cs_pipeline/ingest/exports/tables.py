@@ -1,4 +1,4 @@
-"""Records of tables (rows of CSV, JSON Lines and Parquet) and of plain transcripts (lines).
+"""Makes records from the rows of tables (CSV, JSON Lines, Parquet) and from the lines of plain transcripts.
 
 A row is a question and its answer, or one turn of a conversation. A line of a transcript is one turn, written as
 ``speaker<tab>text<tab>conversation``, the same with ``|``, or ``[conversation] Speaker: text``.
@@ -46,9 +46,9 @@ _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\s*[ap]m)?", re.IGNORECASE)
 
 
 def columns_of(names: Sequence[str], company: Company) -> Columns | None:
-    """The meaning of a table's columns: the mapping of company.yaml if they fit it, else according to common names.
+    """Which column holds what: the mapping in company.yaml if the table has all its columns, else a guess by name.
 
-    None if they are neither a question and answer nor a turn, or are ambiguous.
+    None if the guess is ambiguous, or finds neither a question and its answer nor a turn.
     """
     if company.columns is not None and all(names.count(name) == 1 for name in _mapped_columns(company)):
         return company.columns
@@ -118,8 +118,8 @@ def record_of_row(location: Location, row: Mapping[str, object], columns: Column
         if answer.strip() and not question.strip():
             raise UnusableError("has no question")
         turns = [Turn("customer", question), *([Turn("agent", answer)] if answer.strip() else [])]
-        # A hash of content and customer, not of the position. So the same row in another delivery is the same conversation,
-        # but an equal row of another customer is not.
+        # A hash of content and customer, not of the position: the same row in another delivery is the same conversation, but
+        # an equal row from another customer is not.
         conversation = conversation or digest(question, answer, email or customer)
     return make_record(location, conversation, turns, email or customer, known)
 
@@ -136,7 +136,7 @@ def record_of_line(location: Location, line: str, company: Company) -> Record | 
         raise UnusableError("has no speaker")
     if not conversation:
         raise UnusableError("has no conversation id")
-    # Chat logs have the time there, which would make every minute a conversation.
+    # Some chat logs have the time in this place. Used as an id, it would make every minute a separate conversation.
     if _TIME.fullmatch(conversation):
         raise UnusableError("has a time where its conversation id should be")
     role = role_of(speaker, company)

@@ -15,7 +15,7 @@ _RULES = read_yaml(Path(__file__).with_name("mail.yaml"))
 _PATTERNS = {name: any_of(block, _RULES["words"]) for name, block in _RULES.items() if isinstance(block, str)}
 _QUOTED = re.compile(r"[ \t]*>(?!=)")
 _AMOUNTS = re.compile(r"[ \t]*>[ \t]*[\d$€£]")
-# Mail programs write the time or the address. "On 5 May your agent wrote:" may be written by the customer.
+# A mail program's "On … wrote:" has a time or an address. Without either, the customer may have written the line.
 _TIME_OR_ADDRESS = re.compile(r"\d[:h]\d\d|@")
 _REPLY_ABOVE = re.compile(r"\s*##-.{1,200}-##\s*")
 _DIVIDER = re.compile(r"[ \t]*[-_=*]{2,}[ \t]*")
@@ -27,7 +27,7 @@ _MAX_ROUNDS = 20
 
 @dataclass(frozen=True)
 class _Phrases:
-    """A pattern, and keywords: every text that matches contains one. Searching for keywords is 50 times faster."""
+    """A pattern, and keywords of which every matching text has at least one. Looking for them first is 50 times faster."""
 
     keywords: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -57,7 +57,7 @@ def own_words(text: str) -> str:
 
 
 def is_automatic(words: str, patterns: Iterable[re.Pattern[str]] = ()) -> bool:
-    """Whether ``words`` are an automatic reply: a receipt, absence note, help desk's notice, or match of ``patterns``."""
+    """Whether ``words`` is an automatic reply: a receipt, absence note, help desk's notice, or match of ``patterns``."""
     lower = words.lower()
     return (
         any(phrases.match(words, lower) for phrases in _AUTOMATIC)
@@ -85,13 +85,13 @@ def _without_history(text: str) -> str:
         elif _PATTERNS["separator"].fullmatch(line) or _is_header(lines, index):
             break
         elif _REPLY_ABOVE.fullmatch(line):
-            # Help desks put this line above their own text, which the customer's reply then quotes.
+            # A reply stands above this line, the help desk's mail below it. If nothing is above, the text below is kept.
             if any(map(str.strip, kept)):
                 break
             index += 1
         elif _QUOTED.match(line):
             end = _quote_end(lines, index)
-            if _is_list(lines[index:end], kept):
+            if _is_not_quoted(lines[index:end], kept):
                 kept += lines[index:end]
             index = end
         else:
@@ -121,7 +121,7 @@ def _is_header(lines: list[str], index: int) -> bool:
     return bool(sent or (date and subject))
 
 
-def _is_list(block: list[str], before: list[str]) -> bool:
+def _is_not_quoted(block: list[str], before: list[str]) -> bool:
     """Whether lines that begin with > are the writer's own text: amounts, or a list after a colon."""
     if all(map(_AMOUNTS.match, block)):
         return True
@@ -204,6 +204,6 @@ def _is_signature_line(line: str) -> bool:
 
 
 def _is_lone_name(lines: list[str], index: int) -> bool:
-    """Whether only a lower-case name is left from ``index`` on, "jane" or "jane doe"."""
+    """Whether only one or two words are left from ``index`` on: a name, even in lower case ("jane doe")."""
     words = " ".join(lines[index : index + 3]).split() if len(lines) - index <= 3 else []
     return 1 <= len(words) <= 2 and all(re.fullmatch(r"[^\W\d_]+", word) for word in words)
