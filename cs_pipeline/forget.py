@@ -20,7 +20,7 @@ from cs_pipeline.evaluate.scoring.groundedness import mostly_copied
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
-from cs_pipeline.ingest.interactions import TURNS, find_records, ingest_lock
+from cs_pipeline.ingest.interactions import TURNS, find_records_to_forget, ingest_lock
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
 from cs_pipeline.retrieval import index as retrieval
@@ -87,7 +87,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
             delivery: indices
             for delivery in ledger.deliveries()
             if delivery.expired_at is None
-            and (indices := find_records(lake, company, ledger, delivery, to_forget, subject))
+            and (indices := find_records_to_forget(lake, company, ledger, delivery, to_forget, subject))
         }
         conversations |= _conversations_of_records(lake, ledger, records)
         tombstones = ledger.tombstones()

@@ -67,7 +67,7 @@ def bitext_conversations(
 
 @dg.asset(group_name="ingest", kinds={"parquet"}, partitions_def=DAYS, tags={"contains": "personal-data"})
 def company_interactions(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """The raw turns in the company's files of a day. Unreadable records are quarantined with a reason.
+    """The raw turns in the files that the company delivered on a day. Unreadable records are quarantined with a reason.
 
     Contains personal data: the files are readable by their owner only and deleted after company.yaml's retention_days.
     """

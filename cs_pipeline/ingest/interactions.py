@@ -1,7 +1,7 @@
 """Reads a day's deliveries into tables: every usable turn, and every unusable record with its reason.
 
 The tables depend only on the ledger, the kept copies and the tombstones. So ingesting a day twice, or again after a crash at
-any point, gives the same tables, with each file in them once.
+any point, gives the same tables, and no file is in them twice.
 """
 
 from collections import Counter
@@ -58,7 +58,7 @@ class FileFacts:
 
 @dataclass
 class _People:
-    """The people of a conversation, collected from its records."""
+    """The customer of a conversation (``subject``) and the ``known`` values of its records, as in ``Record``."""
 
     subject: str | None = None
     known: dict[tuple[str, str], None] = field(default_factory=dict)
@@ -68,8 +68,8 @@ class _People:
 class _Overview:
     """Facts about a whole file, collected before its first row is written.
 
-    ``records`` is the number of records. ``people`` is for conversations with one record per turn: the name with which an
-    agent greets the customer is only in the customer's own records. ``forgotten`` has the ids of forgotten conversations.
+    ``records`` is the number of records. ``people`` is filled for conversations with one record per turn: an agent's turn
+    may name the customer, but only the customer's records give the name. ``forgotten`` has ids of forgotten conversations.
     """
 
     records: int = 0
@@ -123,7 +123,7 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
 def _redact_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery) -> None:
     tombstones = ledger.tombstones()
     if (tombstones.subjects or tombstones.rows) and (
-        indices := find_records(lake, company, ledger, delivery, tombstones)
+        indices := find_records_to_forget(lake, company, ledger, delivery, tombstones)
     ):
         path = kept_copy(lake, delivery.sha256)
         redact(format_of(delivery.name, path), path, indices)
@@ -187,7 +187,7 @@ def _ingest_delivery(
         raise PipelineError(
             f"{delivery.name} of {delivery.day} has {overview.records} records, but {kept} were kept, "
             f"{reasons.total()} quarantined and {forgotten} forgotten.",
-            "If rows of it were forgotten meanwhile, ingest the day again; otherwise this is a bug in its reader.",
+            "If some of its rows were forgotten meanwhile, ingest the day again; otherwise this is a bug in its reader.",
         )
     format_name = "unknown" if format is None else str(format)
     return FileFacts(
@@ -253,7 +253,7 @@ def _facts_file(lake: DataLake, day: date) -> Path:
     return lake.path("ingest", TURNS, f"{day}.json")
 
 
-def find_records(
+def find_records_to_forget(
     lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery, tombstones: Tombstones, raw_id: str = ""
 ) -> set[int]:
     """The indices of the records of ``delivery`` that belong to conversations or customers with ``tombstones``.

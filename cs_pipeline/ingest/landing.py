@@ -40,7 +40,7 @@ EDIT_DELAY = timedelta(minutes=10)
 """How long an agent's edit waits for others to land with it. Every file that lands causes its day to be ingested again."""
 
 _MIN_RENAME_DELAY = 1.0
-"""A file renamed at least this many seconds after its last write counts as complete when it was renamed.
+"""A file that was renamed at least this many seconds after its last write counts as complete.
 
 Renaming changes a file's ctime but not its mtime; writing sets both to the same instant (inode(7)). Changing permissions
 during a pause in writing looks the same, so a shorter delay proves nothing.
@@ -77,7 +77,7 @@ class LandedFile:
 
 
 def kept_copy(lake: DataLake, sha256: str) -> Path:
-    """The unpacked copy of the delivery whose file, as it landed, has this hash. Only its owner can read it (mode 0600)."""
+    """The unpacked copy of a delivery, readable by its owner only. ``sha256`` is the hash of the file as it landed."""
     return _kept_folder(lake) / sha256
 
 
@@ -162,7 +162,7 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
             if file.name in waiting and not _has_content(folder, waiting[file.name], content):
                 raise PipelineError(
                     f"Another {file.name} is in the landing folder and has not been read yet.",
-                    "Land this one after that; it then supersedes the other. Or give it another name.",
+                    "Land this one once the other has been read, to supersede it, or give it another name.",
                 )
             landed.append(LandedFile(file.name, format, content.size))
         for file in files:
@@ -174,7 +174,7 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
 def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
     """Deletes the raw rows of deliveries older than ``company.retention_days``: kept copies and the tables of their days.
 
-    Returns these deliveries in their state before. The counts of each day are kept, because they contain no rows.
+    Returns these deliveries as they were before. The counts of each day are kept, because they contain no rows.
     """
     oldest_kept = today - timedelta(days=company.retention_days)
     with _landing_lock(lake), Ledger(lake) as ledger:
@@ -192,9 +192,10 @@ def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
 def land_edits(lake: DataLake, company: Company, now: datetime) -> int:
     """Lands the waiting edits (answers that agents sent instead of a draft) as one JSON Lines file of tickets.
 
-    Returns the number of edits. If it is interrupted, the next call lands a file with the same name and content, which is
-    the same delivery. Also removes the files of earlier calls that have been read, and deletes the texts of edits landed
-    over ``company.retention_days`` ago. Raises PipelineError if the landing folder or the feedback store cannot be written.
+    Returns the number of edits. If a call is interrupted, the next one lands a file with the same name and content, which
+    counts as the same delivery. Also removes the files of earlier calls once they have been read, and deletes the texts of
+    edits that landed more than ``company.retention_days`` ago. Raises PipelineError if the landing folder or the feedback
+    store cannot be written.
     """
     folder = landing_folder(lake, company)
     with Feedback(lake) as feedback:
@@ -221,8 +222,8 @@ def _edits_file(batch: int) -> str:
 
 
 def _ticket(edit: AgentEdit) -> dict[str, object]:
-    """The edit as a Zendesk ticket, which has each speaker's role, so it does not depend on company.yaml."""
-    # An edit without a customer gets one of its own: a shared one would look like a customer who floods the desk.
+    """The edit as a Zendesk ticket. It states each speaker's role, so reading it does not depend on company.yaml."""
+    # Each edit without a customer gets its own customer id: a shared id would look like a customer who floods the desk.
     requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}
     requester |= {"email": edit.customer} if "@" in edit.customer else {}
     agent = {"id": "agent", "role": "agent"}
@@ -294,7 +295,7 @@ def _remove_leftovers(lake: DataLake, ledger: Ledger) -> None:
 def _entries_to_read(
     entries: Iterable[Entry], before: Mapping[str, Sighting], company: Company, now: datetime, found: LandingScan
 ) -> Iterator[Entry]:
-    """The entries to read now. Adds those that wait or are refused to ``found``."""
+    """The entries to read now. Adds to ``found`` the entries that must wait and those that are refused."""
     count = 0
     for entry in entries:
         is_knowledge = entry.is_folder and entry.name == KNOWLEDGE_FOLDER
@@ -321,7 +322,7 @@ def _is_complete(entry: Entry, before: Mapping[str, Sighting], now: datetime) ->
         return True
     if entry.complete or entry.rename_delay >= _MIN_RENAME_DELAY:
         return True
-    # A renamed unfinished file keeps its inode. A new file may reuse an inode, but its last change is a write.
+    # An unfinished file keeps its inode when it is renamed. A new file may reuse an inode, but its rename_delay is 0.
     return entry.rename_delay > 0 and entry.inode in {s.inode for s in before.values() if is_unfinished(s.name)}
 
 

@@ -19,24 +19,24 @@ from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import PRIVATE, DataLake, make_folder
 
 KNOWLEDGE_FOLDER = "knowledge"
-"""The folder of help articles, which are not deliveries."""
+"""The subfolder for help articles. Its files are not ingested as deliveries."""
 
 _UNFINISHED = (".part", ".tmp", ".crdownload", ".partial", ".filepart", "~")
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss", "r2", "memory"}
-# Metadata that changes with the content of a remote object, under the names that file systems use.
+# Keys under which file systems list metadata that changes when the content of an object changes.
 _TAGS = ("ETag", "etag", "generation")
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
 
-_FOLDER = "is a folder: put its files into the landing folder itself"
+_IS_FOLDER = "is a folder: put its files into the landing folder itself"
 
 
 @dataclass(frozen=True)
 class Entry:
     """A file or folder in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
 
-    ``complete``: the store lists objects only once they are complete. ``rename_delay`` is the time in seconds from the last
-    write to the last renaming, linking or change of permissions. ``problem`` says why the entry can never be delivered, and
-    what to do. A folder has a problem, because only articles may be in folders.
+    ``complete`` is true if the store lists objects only once they are complete; if it is false, the file may be complete or
+    not. ``rename_delay`` is the time in seconds from the last write to the last renaming, linking or change of permissions.
+    ``problem`` says why the entry can never be delivered, and what to do. Folders have one: only articles may be in folders.
     """
 
     name: str
@@ -86,7 +86,7 @@ class LocalFolder:
         except FileNotFoundError:
             return None
         if stat.S_ISDIR(status.st_mode):
-            return Entry(name, problem=_FOLDER, is_folder=True)
+            return Entry(name, problem=_IS_FOLDER, is_folder=True)
         if stat.S_ISLNK(status.st_mode):
             return Entry(name, problem="is a symbolic link, and links are not followed: put the file itself there")
         if not stat.S_ISREG(status.st_mode):
@@ -107,8 +107,8 @@ class LocalFolder:
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[IO[bytes]]:
-        """The content of ``entry``. Raises GoneError, UnreadableError, and ChangedError if it changed since it was listed;
-        this is checked on entry and on exit.
+        """The content of ``entry``. Raises GoneError, UnreadableError, and ChangedError if the content changed since it was
+        listed, which is checked before and after it is read.
         """
         try:
             # The name may belong to a link or pipe by now: do not follow the link or wait for the pipe.
@@ -133,7 +133,7 @@ class LocalFolder:
         """Copies ``file`` atomically into the folder as ``name``, with its modification time."""
         temporary = self.folder / f".{name}.landing"
         try:
-            # It may be left from a killed process, or be a link, through which nothing must be written.
+            # A killed process may have left this file, or it is a link, which must not be written through.
             temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
             try:
@@ -172,11 +172,11 @@ class RemoteFolder:
         self.name = without_secret(url)
         try:
             root = UPath(url)
-            self._files = root.fs
+            self._file_system = root.fs
         except (ImportError, ValueError) as error:
             raise PipelineError(
                 f"The landing folder {self.name} cannot be opened: {error}.",
-                "Install the library it names, or fix 'landing' in company.yaml.",
+                "Install the library named above, or fix 'landing' in company.yaml.",
             ) from error
         self._folder = root.path.rstrip("/")
         self._complete = root.protocol in _OBJECT_STORES
@@ -184,8 +184,8 @@ class RemoteFolder:
     def entries(self) -> list[Entry]:
         """All entries; none if the folder does not exist. Raises PipelineError if the store cannot list it."""
         try:
-            self._files.invalidate_cache()
-            found = self._files.ls(self._folder, detail=True)
+            self._file_system.invalidate_cache()
+            found = self._file_system.ls(self._folder, detail=True)
         except FileNotFoundError:  # object stores have no folders, only prefixes
             return []
         except Exception as error:  # each store has its own exceptions
@@ -204,7 +204,7 @@ class RemoteFolder:
         if path.strip("/") == self._folder.strip("/"):  # the object that represents the folder itself
             return None
         if info["type"] == "directory":
-            return Entry(name, problem=_FOLDER, is_folder=True)
+            return Entry(name, problem=_IS_FOLDER, is_folder=True)
         if info["type"] != "file" or info["size"] is None:
             return Entry(name, problem="is not a regular file of known size: put a regular file there")
         return Entry(
@@ -222,7 +222,7 @@ class RemoteFolder:
         path = f"{self._folder}/{entry.name}"
         with _translated_errors(path):
             before = self._info(path)
-            file = self._files.open(path, "rb")
+            file = self._file_system.open(path, "rb")
         with file:
             yield file
         with _translated_errors(path):
@@ -230,25 +230,25 @@ class RemoteFolder:
                 raise ChangedError(entry.name)
 
     def _info(self, path: str) -> str:
-        self._files.invalidate_cache(path)
-        return _remote_identity(self._files.info(path))
+        self._file_system.invalidate_cache(path)
+        return _remote_identity(self._file_system.info(path))
 
     def put(self, file: Path, name: str) -> None:
         """Copies ``file`` atomically into the folder as ``name``."""
         try:
             if self._complete:
-                self._files.put_file(str(file), f"{self._folder}/{name}")
+                self._file_system.put_file(str(file), f"{self._folder}/{name}")
             else:
-                self._files.makedirs(self._folder, exist_ok=True)
-                self._files.put_file(str(file), f"{self._folder}/.{name}.landing")
-                self._files.mv(f"{self._folder}/.{name}.landing", f"{self._folder}/{name}")
+                self._file_system.makedirs(self._folder, exist_ok=True)
+                self._file_system.put_file(str(file), f"{self._folder}/.{name}.landing")
+                self._file_system.mv(f"{self._folder}/.{name}.landing", f"{self._folder}/{name}")
         except Exception as error:  # each store has its own exceptions
             raise _store_error(f"{file} cannot be copied to {self.name}", error) from None
 
     def remove(self, name: str) -> None:
         """Deletes the object of that name, if it exists."""
         try:
-            self._files.rm_file(f"{self._folder}/{name}")
+            self._file_system.rm_file(f"{self._folder}/{name}")
         except FileNotFoundError:
             pass
         except Exception as error:  # each store has its own exceptions
@@ -298,7 +298,7 @@ def _store_error(failure: str, error: Exception) -> PipelineError:
 
 
 def error_reason(error: Exception) -> str:
-    """The reason of ``error``, without passwords in addresses."""
+    """The reason that ``error`` gives, without passwords in addresses."""
     return without_secret(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 

@@ -1,9 +1,9 @@
-"""Base models in a GGUF file inside a package of the Python package index, converted once to a folder for transformers.
+"""Base models that a Python package contains as a GGUF file. Each is converted once to a folder that transformers can load.
 
 GGUF (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is llama.cpp's format: quantised weights, the vocabulary and
-the chat template in one file. The converted folder is in the cache of models, with a manifest.
+the chat template in one file. The converted folder is in the model cache, with a manifest.
 
-The weights are stored in float32. A weight of Q4_1 is ``d * q + m`` with ``q`` of 4 bits and ``d`` and ``m`` in float16.
+The weights are stored in float32. A weight in Q4_1 is ``d * q + m``, where ``q`` has 4 bits and ``d`` and ``m`` are float16.
 Every GGUF reader computes it in float32; bfloat16, with 8 bits of precision, would round it a second time. When the model is
 loaded, the weights are cast to the type that the machine computes in.
 """
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CONVERSION_VERSION = "1"
-"""Raise it when the conversion of the same file gives a different folder: its base and adapters are then rebuilt."""
+"""Increase it when the same file is converted to a different folder: the base and its adapters are then rebuilt."""
 _CONTROL, _USER_DEFINED = 3, 4
 """Values of ``tokenizer.ggml.token_type``."""
 _FLOAT32_BYTES = 4
@@ -82,7 +82,7 @@ def _convert(gguf: Path, spec: PackageBase, folder: Path, report: Callable[[str]
     quiet_libraries()
     report(f"Converting {gguf.name} to safetensors in float32")
     reader = GGUFReader(gguf)
-    facts = {name: field.contents() for name, field in reader.fields.items()}
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
     needed = _FLOAT32_BYTES * sum(int(tensor.n_elements) for tensor in reader.tensors)
     free = shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -91,12 +91,12 @@ def _convert(gguf: Path, spec: PackageBase, folder: Path, report: Callable[[str]
             f"{free / 1e9:,.1f} GB are free.",
             "Free disk space, or set CS_MODELS to a folder on a larger disk.",
         )
-    tokenizer = _tokenizer(facts, gguf.name)
+    tokenizer = _tokenizer(metadata, gguf.name)
     model = _model(gguf)
     ids = {
-        "bos_token_id": facts.get("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": facts.get("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": facts.get("tokenizer.ggml.padding_token_id", facts.get("tokenizer.ggml.eos_token_id")),
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": metadata.get("tokenizer.ggml.padding_token_id", metadata.get("tokenizer.ggml.eos_token_id")),
     }
     model.config.update(ids | {"_name_or_path": ""})
     model.generation_config = type(model.generation_config)(**ids)
@@ -138,35 +138,35 @@ def _model(gguf: Path) -> Any:
     return model
 
 
-def _tokenizer(facts: dict[str, Any], file: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer in a GGUF file. transformers' own conversion ignores ``tokenizer.ggml.pre``, so it splits no digits."""
+def _tokenizer(metadata: dict[str, Any], file: str) -> "PreTrainedTokenizerFast":
+    """The tokenizer in a GGUF file. transformers' conversion ignores ``tokenizer.ggml.pre``: it does not split numbers."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     by_bytes: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits: Any = pre_tokenizers.Digits(individual_digits=True)
     supported = {"gpt-2": by_bytes, "smollm": pre_tokenizers.Sequence([digits, by_bytes])}
-    kind, pre_tokenizer = facts.get("tokenizer.ggml.model"), facts.get("tokenizer.ggml.pre")
+    kind, pre_tokenizer = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre_tokenizer not in supported:
         raise PipelineError(
             f"{file} has a tokenizer of the kind {kind} with the pre-tokenizer {pre_tokenizer}, which is not supported.",
             f"Use a file with a tokenizer of the kind gpt2 and the pre-tokenizer {' or '.join(supported)}.",
         )
-    tokens: list[str] = facts["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in facts["tokenizer.ggml.merges"]]
+    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+    merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer = supported[pre_tokenizer]
     tokenizer.decoder = decoders.ByteLevel()
-    for token, type_ in zip(tokens, facts["tokenizer.ggml.token_type"], strict=True):
+    for token, type_ in zip(tokens, metadata["tokenizer.ggml.token_type"], strict=True):
         if type_ in (_CONTROL, _USER_DEFINED):
             tokenizer.add_tokens([AddedToken(token, special=type_ == _CONTROL, normalized=False)])
     named = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {name: facts.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in named.items()}
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         clean_up_tokenization_spaces=False,
-        model_max_length=facts[f"{facts['general.architecture']}.context_length"],
+        model_max_length=metadata[f"{metadata['general.architecture']}.context_length"],
         **{name: tokens[i] for name, i in ids.items() if i is not None},
     )
-    wrapped.chat_template = facts.get("tokenizer.chat_template")
+    wrapped.chat_template = metadata.get("tokenizer.chat_template")
     return wrapped

@@ -33,7 +33,7 @@ _MAX_STEPS, _TOLERANCE = 20_000, 1e-9
 class RaterAgreement:
     """Krippendorff's alpha, ordinal for ratings and nominal for votes.
 
-    ``ratings`` and ``votes`` count the answers, and the pairs of answers, that at least two people judged.
+    ``ratings`` counts the answers, and ``votes`` the pairs of answers, that at least two people judged.
     """
 
     ratings_alpha: float | None
@@ -92,8 +92,8 @@ def rating_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
 def rating_counts(ratings: pa.Table) -> pd.DataFrame:
     """One row per system, sorted by name: ``n1`` … ``n5``, ``ratings``, ``mean``, ``up``, ``down``, and the shares below.
 
-    ``negative`` (1 and 2), ``positive`` (3 to 5) and ``thumbs_up`` are shares from 0 to 1, with ``_low`` and ``_high`` of
-    Wilson's 95 % interval; NaN without any rating or thumb.
+    ``negative`` (1 and 2), ``positive`` (3 to 5) and ``thumbs_up`` are shares from 0 to 1. Columns with ``_low`` and
+    ``_high`` added hold their 95 % intervals (Wilson). A share is NaN if there are no ratings or no thumbs.
     """
     rows = []
     latest = _latest(ratings)
@@ -118,7 +118,7 @@ def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
     answer_a, answer_b and ``result`` (a, b or tie).
 
     Systems are in alphabetical order, however they were shown. In a vote among more than two answers the winner beats each
-    of the others, and the others are not compared with one another. A tie is a tie of all pairs. Two answers of the same
+    of the others, and the others are not compared with one another. A tie is a tie in every pair. Two answers of the same
     system are not a pair.
     """
     columns = ("question_id", "question", "context", "rater")
@@ -144,7 +144,7 @@ def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
 
 def win_rates(votes: pd.DataFrame) -> pd.DataFrame:
     """One row per pair of systems in ``vote_pairs``: system_a, system_b, and the ``wins``, ``ties``, ``losses`` and ``rate``
-    of a.
+    of system_a.
 
     The rate ranges from 0 to 1 and counts a tie as half a win; ``rate_low`` and ``rate_high`` are Wilson's 95 % interval.
     """
@@ -198,7 +198,7 @@ def bradley_terry(votes: pd.DataFrame, samples: int = 1000, seed: int = 0) -> pd
 
 
 def rater_agreement(ratings: pa.Table) -> RaterAgreement:
-    """How well raters agree on the scores of the same answers, and on the better of the same two answers."""
+    """How well raters agree on the scores of the same answers, and on which of the same two answers is better."""
     scored = [row for row in _latest(ratings) if row["kind"] == "rating"]
     answers = [digest(row["question_id"], row["systems"], row["answers"]) for row in scored]
     votes = vote_pairs(ratings)

@@ -2,11 +2,11 @@
 
 ``answer_errors`` returns one row per answer with a column for each of ANSWER_ERRORS. A system's error rate is the mean of
 its column. The reference answers are scored like another system: their rates show how often a rule is wrong.
-``AnswerNorms`` holds the norms that the rules compare with, learned from the training answers.
+``AnswerNorms`` holds the norms that the rules compare answers with; they are learned from the training answers.
 
 Each rule was tested on the 2,414 real answers of Bitext's validation and test rows, with norms from its 21,680 training
-rows. It was also tested on planted errors: in 300 of these answers by a program, or in answers written by hand if no program
-can write the error (``cs_pipeline_tests/evaluate/scoring/planted.yaml``). 2.1 % of the real answers are flagged.
+rows. It was also tested on planted errors: a program planted them in 300 of these answers; errors that no program can plant
+are in answers written by hand (``cs_pipeline_tests/evaluate/scoring/planted.yaml``). 2.1 % of the real answers are flagged.
 
 | error | real answers flagged | planted errors found |
 |---|---|---|
@@ -78,20 +78,22 @@ class AnswerNorms:
             groups[intent].append(i)
         words = np.array([len(answer.split()) for answer in answers])
         requests = [specific_details(answer) for answer in answers]
-        with_norms: dict[str, Sequence[int]] = {"": range(len(answers))}
-        with_norms |= {intent: rows for intent, rows in groups.items() if len(rows) >= _MIN_ROWS}
+        rows_for_norms: dict[str, Sequence[int]] = {"": range(len(answers))}
+        rows_for_norms |= {intent: rows for intent, rows in groups.items() if len(rows) >= _MIN_ROWS}
         vectorizer = TfidfVectorizer(sublinear_tf=True, dtype=np.float32)
         vectors = vectorizer.fit_transform(map(_without_placeholders, answers))
         by_intent = [vectors[rows] for _, rows in sorted(groups.items())]
-        centroids = np.stack([np.asarray(of_intent.mean(axis=0)).ravel() for of_intent in by_intent])
+        centroids = np.stack([np.asarray(intent_vectors.mean(axis=0)).ravel() for intent_vectors in by_intent])
         centroids /= np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)
         # The share of each intent's answers that contain a word: [intents, words].
-        shares = np.stack([np.asarray((of_intent > 0).mean(axis=0)).ravel() for of_intent in by_intent])
+        shares = np.stack([np.asarray((intent_vectors > 0).mean(axis=0)).ravel() for intent_vectors in by_intent])
         median = np.median(shares, axis=0)
         topic_weights = np.where(median <= _MAX_MEDIAN_SHARE, shares.max(axis=0) - median, 0)
         return cls(
-            max_words={name: _max_words(words[list(rows)]) for name, rows in with_norms.items()},
-            usual_requests={name: _usual_requests([requests[i] for i in rows]) for name, rows in with_norms.items()},
+            max_words={name: _max_words(words[list(rows)]) for name, rows in rows_for_norms.items()},
+            usual_requests={
+                name: _usual_requests([requests[i] for i in rows]) for name, rows in rows_for_norms.items()
+            },
             topic_weights=topic_weights,
             min_topic_weight=float(np.quantile((vectors > 0) @ topic_weights, 0.01)),
             vectorizer=vectorizer,
@@ -117,8 +119,8 @@ def answer_errors(
 ) -> pd.DataFrame:
     """A column of booleans for each of ANSWER_ERRORS, one row per answer of one system.
 
-    ``questions`` include earlier turns, and ``intents`` are the true ones. ``right_intent`` and ``stopped`` are 1 or 0; NaN
-    means unknown and does not count as an error.
+    ``questions`` include earlier turns, and ``intents`` are the true ones. ``right_intent`` and ``stopped`` (0 if the answer
+    was cut off at the token limit) are 1 or 0; NaN means unknown and does not count as an error.
     """
     stock_answers = _stock_answers(answers, intents)
     topic_weights, cosines = norms.topics(answers)
@@ -183,8 +185,12 @@ _MIN_SENTENCE_WORDS, _MAX_LOOP_WORDS, _MAX_REPEATED_SHARE = 4, 8, 1 / 7
 
 
 def repeats_itself(answer: str) -> bool:
-    """Whether a sentence of four words or more appears twice, or a sequence of up to eight words three times in a row (four
-    times if it has one or two words), or more than a seventh of the four-word sequences are repeats."""
+    """Whether one of these is true:
+
+    - a sentence of four words or more appears twice;
+    - a sequence of three to eight words appears three times in a row, or one of one or two words four times;
+    - more than a seventh of the four-word sequences are repeats.
+    """
     text = _without_placeholders(answer).lower()
     sentences = [tuple(re.findall(r"\w+", part)) for part in _SENTENCE_END.split(text)]
     if any(count > 1 for words, count in Counter(sentences).items() if len(words) >= _MIN_SENTENCE_WORDS):
@@ -225,12 +231,12 @@ def is_too_formal(question: str, answer: str) -> bool:
 # Generic.
 
 _MAX_MEDIAN_SHARE = 0.01
-"""A word is a topic word only if at most this share of answers contain it in the median intent."""
+"""A word is a topic word only if, in the median intent, at most this share of the answers contain it."""
 _STOCK_INTENTS = 3
 
 
 def _stock_answers(answers: Sequence[str], intents: Sequence[str]) -> set[str]:
-    """The ``_words_only`` of the answers that are given to questions of three intents or more."""
+    """The answers that are given to questions of three intents or more, each as ``_words_only`` returns it."""
     intents_by_answer: dict[str, set[str]] = defaultdict(set)
     for answer, intent in zip(answers, intents, strict=True):
         intents_by_answer[_words_only(answer)].add(intent)

@@ -1,8 +1,8 @@
 """How much of an answer comes from the texts retrieved for its question.
 
-Words are copied if they are part of at least COPIED_RUN consecutive words of one retrieved text. Facts are those of
-``text/facts.py`` and placeholders. A fact is grounded if the question, its earlier turns or a retrieved text contains it. It
-is sourced if a retrieved text contains it: that text is then shown as the answer's source.
+Words are copied if they are part of at least COPIED_RUN consecutive words of one retrieved text. Facts are placeholders and
+what ``text/facts.py`` finds. A fact is grounded if the question, its earlier turns or a retrieved text contains it. It is
+sourced if a retrieved text contains it: that text is then shown as the answer's source.
 """
 
 import re
@@ -18,7 +18,7 @@ from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.text.facts import facts, is_known, values
 
 COPIED_RUN = 8
-"""The number of consecutive words. Two answers to one intent rarely share that many, except in stock phrases."""
+"""This many consecutive words count as copied. Two answers to one intent rarely share that many, except in stock phrases."""
 
 GROUNDEDNESS_COLUMNS = {
     "words": "words of the answer",
@@ -75,10 +75,10 @@ def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
 def groundedness_shares(
     rows: pd.DataFrame, clusters: Sequence[str], samples: int = 1000
 ) -> dict[str, dict[str, float] | None]:
-    """The shares ``copied``, ``grounded``, ``sourced`` and ``whole`` of the table ``rows`` of ``groundedness``, in percent,
-    each with the 95 % interval of a bootstrap over clusters.
+    """The shares ``copied``, ``grounded``, ``sourced`` and ``whole`` in percent, each with the 95 % interval of a bootstrap
+    over clusters. ``rows`` is a table that ``groundedness`` returned.
 
-    None if all rows, or a bootstrap sample of them, have no words or facts at all.
+    A share is None if all rows, or a bootstrap sample of them, have no words or facts at all.
     """
     drawn = pd.DataFrame(sampled_sums(rows.to_numpy(float), clusters, samples), columns=list(rows))
     figures: dict[str, dict[str, float] | None] = {}
@@ -108,5 +108,5 @@ def _in_runs(words: list[str], source: list[str]) -> np.ndarray:
 def _facts_found(answer: str, text: str) -> np.ndarray:
     """Which facts and placeholders of ``answer``, in that order, are in ``text``: [facts and placeholders]."""
     known, names = values(text), placeholder_names(text)
-    stated: list[Any] = [is_known(fact, known) for fact in facts(answer)]
-    return np.array([*stated, *(name in names for name in sorted(placeholder_names(answer)))], bool)
+    found: list[Any] = [is_known(fact, known) for fact in facts(answer)]
+    return np.array([*found, *(name in names for name in sorted(placeholder_names(answer)))], bool)

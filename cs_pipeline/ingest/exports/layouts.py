@@ -17,7 +17,7 @@ _UNMATCHED_QUOTES = "its quotes do not match"
 _TRUNCATED = "the JSON breaks off here"
 _AFTER_THE_END = "follows the end of the JSON"
 
-# A complete string; a quote alone opens a string that never ends.
+# A complete string, a bracket, a comma, or the opening quote of a string that never ends.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
 _TABS = re.compile(rb"\t++[\r\n]*+")
 _REDACTED_REST = re.compile(rb"[ \r\n]*+\t++[ \t\r\n]*+")
@@ -165,7 +165,7 @@ def people(source: ExportBytes, key: str) -> Iterator[Piece]:
 
 
 def _list_start(*keys: str) -> re.Pattern[bytes]:
-    """A pattern of the start of a list under one of ``keys``. It cannot match inside a string, where quotes are escaped."""
+    """A pattern for the start of a list under one of ``keys``. It cannot match inside a string, where quotes are escaped."""
     return re.compile(rb'"(?:%s)"\s*+:\s*+\[' % b"|".join(re.escape(key.encode()) for key in keys))
 
 
@@ -223,7 +223,7 @@ def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
         else:
             break
     end = len(source.data)
-    # Tabs mark a redacted rest, which may have been too short to hold a closing bracket.
+    # If the rest is tabs, it was redacted, and it may have been too short to keep a closing bracket.
     redacted = _REDACTED_REST.fullmatch(source.data, start) is not None
     yield Piece(source.skip_blanks(start, end), end, None if redacted else _TRUNCATED)
     return end

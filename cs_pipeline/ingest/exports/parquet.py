@@ -75,7 +75,7 @@ def redact_parquet(path: Path, indices: set[int]) -> None:
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group]):
                     rows_to_take = [None if index + row in indices else row for row in range(batch.num_rows)]
                     redacted = pa.Table.from_batches([batch]).take(pa.array(rows_to_take, pa.int64()))
-                    # A dictionary would still contain the redacted values.
+                    # A dictionary-encoded column would still contain the redacted values.
                     columns = [column.cast(field.type) for column, field in zip(redacted.columns, schema, strict=True)]
                     writer.write_table(pa.table(columns, schema=schema))
                     index += batch.num_rows

@@ -94,7 +94,7 @@ def _records(source: ExportBytes, found: Iterable[Piece], interpret: _Interprete
 
 
 def _refuse(location: Location, piece: Piece) -> Record | None:
-    raise UnusableError("its suffix is not one of a known format")
+    raise UnusableError("its suffix does not belong to a known format")
 
 
 def _row_interpreter(source: ExportBytes, company: Company) -> _Interpreter:
@@ -155,7 +155,7 @@ def _people_by_id(format: Format, source: ExportBytes, kind: ExportKind) -> dict
 def _object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
     """The JSON object of a piece; None for null. Raises UnusableError."""
     try:
-        # Deep nesting raises RecursionError, a number of thousands of digits ValueError.
+        # Deep nesting raises RecursionError; a number with thousands of digits raises ValueError.
         value = json.loads(source.text(piece.start, piece.end), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError):
         raise UnusableError("is not JSON") from None
@@ -167,7 +167,7 @@ def _object(source: ExportBytes, piece: Piece) -> dict[str, Any] | None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Of a repeated key, some parsers keep the first value and others the last.
+    # If a key is repeated, some parsers keep its first value and others its last.
     found = dict(pairs)
     if len(found) < len(pairs):
         raise UnusableError("a key is repeated in one of its objects")

@@ -1,4 +1,4 @@
-"""Assigns every row of both sources to a cluster and a split. Where possible, rows keep those of the previous run."""
+"""Assigns every row of both sources to a cluster and a split; where possible, to the same ones as in the previous run."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,13 +13,13 @@ from cs_pipeline.prepare.splits.lsh import BandIndex
 from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SPLITS, SPLITS, assign_splits
 
 MAX_HELD_OUT = 75
-"""Maximum company rows per intent in validation and in test. More slow evaluation down but hardly make it more precise."""
+"""Maximum company rows per intent in validation and in test. More would slow evaluation down and add little precision."""
 
 DELIVERED_AGAIN = "delivered again"
 SPLIT_FULL = (
     f"near-duplicate of a held-out question, and its side has {MAX_HELD_OUT} company rows of the intent already"
 )
-"""Reasons for setting a row aside, besides those of ``split``."""
+"""Reasons for setting a row aside, besides those in ``split.py``."""
 
 BATCH = 20_000
 """The number of rows that are compared with each other at a time."""
@@ -56,7 +56,7 @@ class ClusterAssignment:
 
     @property
     def new_rows(self) -> np.ndarray:
-        """The numbers of the rows without a split in this and in the previous run."""
+        """The numbers of the rows that have no split yet and had none in the previous run."""
         return np.flatnonzero((self.split == _PENDING) & (self._former_split < 0))
 
     def restore(self, before: pa.Table, aside: pa.Table, index: BandIndex | None, unchanged: set[str]) -> None:
@@ -66,21 +66,21 @@ class ClusterAssignment:
         row of ``before`` is gone or has changed. ``unchanged`` names the sources ("bitext" or a day) whose content is
         unchanged. ``index`` is the index of ``before``, or None if it does not match.
         """
-        before_rows = _positions(self.rows.column("row_id"), before.column("row_id"))
-        before_rows[self.split == _ASIDE] = -1
-        known = before_rows >= 0
+        old_positions = _positions(self.rows.column("row_id"), before.column("row_id"))
+        old_positions[self.split == _ASIDE] = -1
+        known = old_positions >= 0
         known_rows = np.flatnonzero(known)
-        texts = before.column("instruction").take(pa.array(before_rows[known_rows])).to_pylist()
+        texts = before.column("instruction").take(pa.array(old_positions[known_rows])).to_pylist()
         same_text = known.copy()
         same_text[known_rows] = [
             self._questions[row] == text for row, text in zip(known_rows.tolist(), texts, strict=True)
         ]
         if index is not None:
-            self.index.assign(same_text, index.select(before_rows[same_text]))
+            self.index.assign(same_text, index.select(old_positions[same_text]))
             self._indexed |= same_text
         returning = known_rows[known_rows >= self._company_start]
-        splits = _split_numbers(before)[before_rows[returning]]
-        self._cluster[returning] = before.column("cluster_id").take(pa.array(before_rows[returning])).to_pylist()
+        splits = _split_numbers(before)[old_positions[returning]]
+        self._cluster[returning] = before.column("cluster_id").take(pa.array(old_positions[returning])).to_pylist()
         # A returning row keeps its split if Bitext and the row's question are unchanged. Other rows are compared again.
         keeps_split = same_text[returning] if "bitext" in unchanged else np.zeros(len(returning), bool)
         self.split[returning[keeps_split]] = splits[keeps_split]
@@ -96,10 +96,10 @@ class ClusterAssignment:
             settled = np.zeros(self.rows.num_rows, bool)
             for source in unchanged & self._blocks.keys():
                 settled[slice(*self._blocks[source])] = True
-            aside_rows = _positions(self.rows.column("row_id"), aside.column("row_id"))
-            settled &= (self.split == _PENDING) & (aside_rows >= 0)
+            aside_positions = _positions(self.rows.column("row_id"), aside.column("row_id"))
+            settled &= (self.split == _PENDING) & (aside_positions >= 0)
             self._set_aside(
-                np.flatnonzero(settled), np.array(aside.column("reason").to_pylist(), object)[aside_rows[settled]]
+                np.flatnonzero(settled), np.array(aside.column("reason").to_pylist(), object)[aside_positions[settled]]
             )
 
     def assign(self) -> None:
@@ -139,7 +139,7 @@ class ClusterAssignment:
         _, first, node = np.unique(self.index.texts[rows], return_index=True, return_inverse=True)
         similar = self.index.near_duplicates(rows[first], self.split, self._questions)[node]
         former = np.flatnonzero(self._former_split[rows] >= 0)
-        # A row's former split counts like a near-duplicate there.
+        # A row's former split counts as if the row had a near-duplicate in it.
         similar[former, self._former_split[rows[former]]] = rows[former]
         conflicting = (similar >= 0).sum(axis=1) > 1
         self._set_aside(rows[conflicting], NEAR_TWO_SPLITS)
@@ -154,9 +154,9 @@ class ClusterAssignment:
     def _assign_components(self, rows: np.ndarray, component: np.ndarray, similar: np.ndarray, returning: bool) -> None:
         """Adds each component to the split in which one of its rows has a near-duplicate, or makes it a new cluster.
 
-        A component with near-duplicates in training and in a held-out split joins training. Only its near-duplicates of
-        held-out rows would leak, so they are set aside. If all splits that it could join are full, its near-duplicates of
-        their rows are set aside, and the rest becomes a new cluster.
+        A component with near-duplicates in training and in a held-out split joins training. Those of its rows that are
+        near-duplicates of held-out rows would leak and are set aside. If all splits that it could join are full, its rows
+        that have near-duplicates there are set aside, and the others become a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, number in enumerate(component.tolist()):
@@ -191,7 +191,7 @@ class ClusterAssignment:
                     self._set_split(rows[i], SPLITS.index(split), cluster, intents[i])
 
     def _new_cluster_id(self, members: Sequence[str]) -> str:
-        """An unused id. A cluster is named after one of its rows. The row may have left it, so the name may be taken."""
+        """An unused id, made from a row id. The id is taken if the row was once in another cluster with this id."""
         cluster = "c" + min(members)
         while cluster in self._cluster_ids:
             cluster += "+"
@@ -228,7 +228,7 @@ class ClusterAssignment:
         return rows[self.split[rows] == _PENDING]
 
     def _values(self, column: str, rows: np.ndarray) -> list[str]:
-        """The values of ``column`` in ``rows``, ascending."""
+        """The values of ``column`` in ``rows``, whose numbers must be ascending."""
         mask = np.zeros(self.rows.num_rows, bool)
         mask[rows] = True
         values: list[str] = self.rows.column(column).filter(pa.array(mask)).to_pylist()

@@ -321,4 +321,6 @@ def test_parquet_larger_than_allowed_when_unpacked_is_bad(tmp_path: Path) -> Non
 def test_an_unknown_suffix_is_one_bad_record(tmp_path: Path) -> None:
     path = written(tmp_path, "rows.xlsx", b"PK...")
     assert recognise("rows.xlsx", path, Company()) is None
-    assert list(read(None, path, Company())) == [BadRecord(0, 0, "its suffix is not one of a known format", "PK...")]
+    assert list(read(None, path, Company())) == [
+        BadRecord(0, 0, "its suffix does not belong to a known format", "PK...")
+    ]
