@@ -96,7 +96,7 @@ def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.
     """The validation loss is lower after training than before.
 
     A training that continues from the champion starts close to the minimum. There a higher loss is only a warning:
-    promotion compares the new version with the champion, and keeps the champion.
+    promotion keeps the champion unless the new version is better.
     """
     from cs_pipeline.train.adapter import current_adapter
 

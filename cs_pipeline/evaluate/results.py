@@ -45,7 +45,7 @@ class _Record(BaseModel):
 
 
 class SliceResults(_Record):
-    """Part of the test rows: its size, and figures by system if it has enough clusters for them (``gates``)."""
+    """Part of the test rows. ``gates``: whether it has enough clusters for figures by system, which can stop a promotion."""
 
     rows: int
     clusters: int
@@ -61,14 +61,14 @@ class HeldOutResults(SliceResults):
 
 
 class IntentResults(_Record):
-    """The rows of one intent, with the difference in ``right_intent`` from the base and the champion."""
+    """The number of rows of one intent, and the difference in ``right_intent`` from the base and the champion."""
 
     rows: int
     differences: dict[str, Differences]
 
 
 class ComparisonResults(_Record):
-    """All systems on the same test rows: all rows, by source and by intent.
+    """Compares all systems on the same test rows: on all of them, by source and by intent.
 
     ``detectable`` is the smallest true difference that this test set would show, by system and metric.
     """
@@ -101,7 +101,7 @@ class GroupMeasure(_Record):
 
 
 class SimilarityQuarter(_Record):
-    """The differences on a quarter of the test rows, by similarity to the nearest training question."""
+    """The differences on one of four groups of test rows, from least to most similar to the nearest training question."""
 
     quarter: str
     rows: int
@@ -109,7 +109,7 @@ class SimilarityQuarter(_Record):
 
 
 class RetrievalResults(_Record):
-    """The effect of retrieval on the tuned model (see ``retrieval_effect.py``)."""
+    """The effect of retrieval on the tuned model (see ``RetrievalEffect``)."""
 
     found: int
     left_out: int
@@ -122,9 +122,9 @@ class RetrievalResults(_Record):
 class PositionBias:
     """How the order of the answers sways the judge on ``pairs`` pairs, as shares from 0 to 1.
 
-    ``consistent`` is the share of pairs with the same verdict in both orders. ``first`` is the share of the verdicts other
-    than ties that went to the answer shown first, with Wilson's 95 % interval: 0.5 means no bias. It is None if all verdicts
-    were ties.
+    ``consistent`` is the share of pairs with the same verdict in both orders. Of the verdicts other than ties,
+    ``first`` is the share for the answer shown first, with Wilson's 95 % interval: 0.5 means no bias. It is None if there
+    are only ties.
     """
 
     pairs: int
@@ -136,7 +136,7 @@ class PositionBias:
 
 @dataclass(frozen=True)
 class PeopleAgreement:
-    """Cohen's kappa of the judge and the majority of people over a, b and tie, on ``pairs`` that both judged.
+    """Cohen's kappa between the judge's verdicts (a, b, tie) and those of most people, on the ``pairs`` that both judged.
 
     The 95 % interval is from a bootstrap over questions; None where kappa is not defined.
     """
@@ -218,8 +218,8 @@ class EvaluationResults(ComparisonResults):
 
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
-    need no reference, ``naive`` those of the nearest answer on a random split. ``robustness`` and ``probe`` (1 where a
-    question of general knowledge was answered correctly) are the results of the trials.
+    need no reference, ``naive`` the scores of the nearest training question's answer on a random split. ``robustness`` and
+    ``probe`` (1 where a question of general knowledge was answered correctly) are the results of ``run_trials``.
     """
 
     format_version: int = FORMAT_VERSION

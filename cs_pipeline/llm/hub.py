@@ -1,7 +1,7 @@
 """Downloads base models from the Hugging Face hub at a pinned revision, with resume and verification.
 
-Files are kept in the hub library's own cache (``HF_HUB_CACHE``), so this project and other tools share downloads. They are
-not downloaded with the library because it restarts an interrupted file from the beginning, and one file can have five
+Files are kept in the hub library's own cache (``HF_HUB_CACHE``), so this project and other tools share downloads. This
+module downloads them itself, because the library restarts an interrupted file from the beginning, and one file can be five
 gigabytes. Only safetensors and text files are requested: no pickle, no code.
 """
 
@@ -30,7 +30,7 @@ SPARE_BYTES = 500_000_000
 
 @dataclass(frozen=True)
 class _CacheEntry:
-    """A repository in the cache: ``blobs`` holds file contents by hash, ``snapshot`` a revision's links to them."""
+    """A repository in the cache: ``blobs`` holds file contents by hash; ``snapshot`` holds a revision's links to them."""
 
     blobs: Path
     snapshot: Path
@@ -44,7 +44,7 @@ def cached_base(spec: HubBase) -> Path | None:
     folder = _cache_entry(spec).snapshot
     if missing_files(folder):
         return None
-    try:  # this list exists if another tool began the download, which may be incomplete
+    try:  # exists only if another tool began the download, so text files may be missing
         listed = [file.path for file in get_cached_repo_tree(spec.repo, revision=spec.revision)]
     except CachedRepoTreeNotFoundError:
         return folder  # downloaded by this module: weights come last, so a folder with weights is complete
@@ -65,7 +65,7 @@ def fetch_base(spec: HubBase, report: Callable[[str], None]) -> Path:
     title, entry = _title(spec), _cache_entry(spec)
     token = os.environ.get("HF_TOKEN") or False
     with _hub_errors(spec):
-        # Not recursive: folders in the repository contain formats of other tools.
+        # Not recursive: the repository's folders contain formats for other tools.
         tree = HfApi(token=token).list_repo_tree(spec.repo, revision=spec.revision)
         files = {file.path: file for file in tree if isinstance(file, RepoFile)}
         # Anybody can list the files of a gated model; only requesting one shows whether this account has access.
@@ -109,11 +109,11 @@ def _get(spec: HubBase, file: "RepoFile", entry: _CacheEntry, report: Callable[[
             download(RemoteFile("hub", spec.revision, url, _size(file), git_blob, sha256), blob, report=report)
         except PipelineError as error:
             raise PipelineError(
-                f"{_title(spec)} could not be downloaded: {error.what}", _elsewhere(error.fix)
+                f"{_title(spec)} could not be downloaded: {error.what}", _or_without_hub(error.fix)
             ) from error
         except OSError as error:
             raise PipelineError(
-                f"{_title(spec)} could not be saved: {error}.", _elsewhere("Check the disk.")
+                f"{_title(spec)} could not be saved: {error}.", _or_without_hub("Check the disk.")
             ) from error
     if not link.exists():
         make_folder(link.parent)
@@ -147,7 +147,7 @@ def _hub_errors(spec: HubBase) -> Iterator[None]:
     except OfflineModeIsEnabled as error:
         raise PipelineError(
             f"{title} is not complete in {cache_folder()}, and HF_HUB_OFFLINE forbids downloading it.",
-            _elsewhere("Unset HF_HUB_OFFLINE, or copy the cache from a machine that has it."),
+            _or_without_hub("Unset HF_HUB_OFFLINE, or copy the cache from a machine that has it."),
         ) from error
     except GatedRepoError as error:
         with_token = "with that HF_TOKEN" if os.environ.get("HF_TOKEN") else "without HF_TOKEN"
@@ -168,13 +168,13 @@ def _hub_errors(spec: HubBase) -> Iterator[None]:
             ) from error
         raise PipelineError(
             f"{title} could not be downloaded: the hub cannot be reached or closed the connection ({type(error).__name__}).",
-            _elsewhere("Check the network and HF_HUB_OFFLINE and run again; the download resumes."),
+            _or_without_hub("Check the network and HF_HUB_OFFLINE and run again; the download resumes."),
         ) from error
 
 
-def _elsewhere(fix: str) -> str:
-    folder = "'base: {source: path, path: FOLDER}'"
-    return f"{fix} Or use a recipe with {folder}, or the recipe 'embedded', which needs no hub."
+def _or_without_hub(fix: str) -> str:
+    path_base = "'base: {source: path, path: FOLDER}'"
+    return f"{fix} Or use a recipe with {path_base}, or the recipe 'embedded', which needs no hub."
 
 
 def _title(spec: HubBase) -> str:

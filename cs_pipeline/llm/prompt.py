@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 IGNORE_INDEX = -100
-"""Label of tokens that do not count in the loss (``ignore_index`` of torch.nn.CrossEntropyLoss)."""
+"""Label for tokens that do not count in the loss (``ignore_index`` of torch.nn.CrossEntropyLoss)."""
 
 Context = Sequence[tuple[Speaker, str]]
 """The earlier turns of a conversation, oldest first, as (speaker, text)."""
@@ -96,7 +96,7 @@ RETRIEVED_TEXT_FORMAT = "2"
 def user_message(question: str, retrieved: Sequence[RetrievedText]) -> str:
     """The customer's message, with the ``retrieved`` texts before the question.
 
-    They are in the customer's turn and not in the system message, because every template has that turn, and because no
+    The texts are in the customer's turn and not in the system message, because every template has that turn, and because no
     model should mistake an article or another customer's words for instructions.
     """
     if not retrieved:
@@ -110,7 +110,7 @@ def chat_messages(
 ) -> list[dict[str, str]]:
     """The messages before an answer: a system message if there is one, the earlier turns, retrieved texts and question.
 
-    ``intent`` comes from the classifier; it is required, and only used, if the recipe routes by intent. Many templates
+    ``intent`` comes from the classifier; it is used, and required, only if the recipe routes by intent. Many templates
     require that customer and agent alternate and that the customer begins. So consecutive turns of one speaker become one
     message, and an agent's turns before the customer's first are dropped.
     """
@@ -133,7 +133,7 @@ Encoded = TypeVar("Encoded", bound=Sized)
 
 @dataclass(frozen=True)
 class FittedPrompt(Generic[Encoded]):
-    """A shortened prompt. It contains the ``retrieved`` texts and lacks the ``turns_dropped`` oldest turns."""
+    """A shortened prompt. ``retrieved`` are the texts that it still contains; ``turns_dropped`` counts the dropped turns."""
 
     encoded: Encoded
     retrieved: tuple[RetrievedText, ...]
@@ -148,7 +148,7 @@ def fit_prompt(
 ) -> FittedPrompt[Encoded]:
     """``encode`` applied to as many ``retrieved`` texts and ``earlier`` turns as fit into ``max_tokens``.
 
-    Retrieved texts are dropped first, one at a time: of the last answer and the last passage, the one that is less similar.
+    Retrieved texts are dropped first, one at a time: either the last answer or the last passage, whichever is less similar.
     Then the oldest turns are dropped, because the customer's own conversation matters more than retrieved texts. The result
     can still be too long when nothing is left to drop.
     """

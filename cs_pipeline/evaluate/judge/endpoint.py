@@ -1,4 +1,4 @@
-"""The model that judges, behind an OpenAI-compatible endpoint of the user's choice.
+"""The judge model, behind an OpenAI-compatible endpoint of the user's choice.
 
 Nothing is sent unless ``CS_JUDGE_URL`` and ``CS_JUDGE_MODEL`` are set. ``CS_JUDGE_KEY`` is optional and appears in no
 message, log or file.
@@ -65,8 +65,8 @@ class Endpoint:
     def ask(self, client: "OpenAI", messages: Sequence[dict[str, str]]) -> str:
         """The model's answer to ``messages`` at temperature 0.
 
-        Rate limits, server errors and lost connections are retried, after the pause that the endpoint asks for if that is
-        at most two minutes. Raises PipelineError when the endpoint refuses or all JUDGE_ATTEMPTS fail.
+        Rate limits, server errors and lost connections are retried. If the endpoint asks for a pause of at most two minutes,
+        the retry waits that long. Raises PipelineError when the endpoint refuses or all JUDGE_ATTEMPTS fail.
         """
         import openai
 
@@ -89,7 +89,7 @@ class Endpoint:
         return content
 
     def _set_headers(self, request: Any) -> None:
-        """Removes headers that the library sets from ``OPENAI_*`` variables and about this machine, and adds the key."""
+        """Adds the key, and removes the library's headers that describe this machine or come from ``OPENAI_*`` variables."""
         for name in set(request.headers) - _SENT_HEADERS:
             del request.headers[name]
         if self.key:

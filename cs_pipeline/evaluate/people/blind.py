@@ -1,7 +1,7 @@
 """Blind samples: people rate answers without knowing which system gave them.
 
 ``export_blind_sheet`` writes ``<name>.csv`` for the raters (columns id, question, answer and an empty score) and its key,
-``<name>.key.json``, which holds the system of each answer. Raters do not get the key. ``import_blind_sheet`` turns a
+``<name>.key.json``, which says which system gave each answer. Raters do not get the key. ``import_blind_sheet`` turns a
 filled-in sheet into rows of RATING.
 """
 
@@ -30,8 +30,8 @@ def export_blind_sheet(
     """Writes ``sheet`` and its key: answers of ``systems`` to ``questions`` test questions. Returns the number of answers.
 
     ``answers`` has the columns row_id, system, question and answer. ``systems`` maps each system to be rated to its name in
-    the ratings, which includes the version. Questions are drawn by ``seed``; their order, and that of the answers to each,
-    is random. Raises PipelineError when the sheet already exists or there is nothing to rate.
+    the ratings, which includes the version. ``seed`` decides which questions are drawn, their order, and the order of the
+    answers to each. Raises PipelineError when the sheet already exists or there is nothing to rate.
     """
     key = key_path(sheet)
     if sheet.exists() or key.exists():
@@ -46,10 +46,10 @@ def export_blind_sheet(
     rng = np.random.default_rng(seed)
     samples: dict[str, dict[str, Any]] = {}
     for row in rows:
-        of_row = offered[offered["row_id"] == row].to_dict("records")
-        for i in rng.permutation(len(of_row)):
-            question, answer, system = (of_row[i][column] for column in ("question", "answer", "system"))
-            # Because of the letter, spreadsheets do not read the id as a number.
+        row_answers = offered[offered["row_id"] == row].to_dict("records")
+        for i in rng.permutation(len(row_answers)):
+            question, answer, system = (row_answers[i][column] for column in ("question", "answer", "system"))
+            # The letter keeps spreadsheets from reading the id as a number.
             sample_id = f"s{digest(seed, row, system, answer)}"
             samples[sample_id] = {"question_id": row, "question": question, "answer": answer, "system": systems[system]}
     write_json(key, samples)

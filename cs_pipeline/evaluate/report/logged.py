@@ -1,4 +1,4 @@
-"""Formats the logged metrics of a version, and the leaderboard in the lake, as texts and plots for a page."""
+"""Formats a version's logged metrics, and the leaderboard in the lake, as texts and plots for a page."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ _LOSSES = ("train.steps", "train.validation_loss_before", "train.validation_loss
 
 @dataclass(frozen=True)
 class LoggedScore:
-    """A metric on the test rows as text, with its 95 % interval, the base's score, and the judgement of the difference."""
+    """A metric on the test rows as text, with its 95 % interval, the base's score, and how the two differ.
+
+    ``note`` says which direction is better, ``verdict`` whether the score is better or worse than the base's.
+    """
 
     label: str
     note: str
@@ -42,7 +45,7 @@ def logged_pictures(figures: dict[str, float]) -> list[Picture]:
 
 
 def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:
-    """An SVG of the training loss, "" if ``figures`` lacks the losses before and after. ``losses`` is MLflow's history."""
+    """An SVG of the training loss, "" if ``figures`` lacks the losses before and after. ``losses`` comes from MLflow."""
     if any(name not in figures for name in _LOSSES):
         return ""
     steps, before, after = (figures[name] for name in _LOSSES)
@@ -52,7 +55,7 @@ def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:
 
 
 def leaderboard_rows(lake: DataLake) -> list[dict[str, str]]:
-    """The leaderboard as texts, by column title: recipe, placeholders, each metric with its interval, behind the first.
+    """The leaderboard as texts, by column title: recipe, placeholders, metrics with intervals, distance to the first.
 
     Empty if no recipe was evaluated yet.
     """

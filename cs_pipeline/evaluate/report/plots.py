@@ -22,7 +22,7 @@ _COLOUR_KEYS = (
     *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval", "known_answer"),
 )
 _COLOURS = {key: f"#0000{number:02x}" for number, key in enumerate(_COLOUR_KEYS, start=1)}
-"""A stand-in colour for each key. ``_svg`` replaces it by the page's custom property of that name, so dark mode works."""
+"""A stand-in colour for each key. ``_svg`` replaces it by the page's CSS variable of that name, so dark mode works."""
 
 _WIDTH = 352  # one of the page's three columns, or the whole screen of a phone
 _CHARACTER = 6.0  # about the width of a character
@@ -30,7 +30,7 @@ _CHARACTER = 6.0  # about the width of a character
 
 @dataclass(frozen=True)
 class Mark:
-    """A line of an interval plot. ``interval`` is (centre, low, high), None without a figure; ``text`` stands beside it."""
+    """A row of an interval plot. ``interval`` is (centre, low, high), None if there is no value; ``text`` is beside it."""
 
     label: str
     colour_key: str
@@ -77,7 +77,7 @@ def lines_picture(lines: Sequence[Line], x_label: str, alt_text: str) -> str:
     figure, axes = _axes(236, left=34, right=6, bottom=42, top=6)
     span = max((max(line.x) - min(line.x) for line in lines), default=0)
     for number, line in enumerate(lines):
-        # Shifted a little, so that the bars of one bin do not cover each other.
+        # Shifted a little, so that bars at the same x do not cover each other.
         x = np.array(line.x) + (number - (len(lines) - 1) / 2) * span * 0.012
         axes.vlines(x, line.low, line.high, color=_COLOURS[line.colour_key], linewidth=2, alpha=0.45)
         axes.plot(x, line.y, "o-", color=_COLOURS[line.colour_key], linewidth=1.4, markersize=5)
@@ -89,9 +89,9 @@ def lines_picture(lines: Sequence[Line], x_label: str, alt_text: str) -> str:
 
 
 def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, after: float, alt_text: str) -> str:
-    """The training loss by step with its running mean, and the validation loss before and after ``steps``.
+    """The training loss by step with its running mean, and the validation loss ``before`` and ``after`` all ``steps``.
 
-    ``curve`` has points ``{"step", "loss"}``, none if the training was too short to log one.
+    ``curve`` is a list of ``{"step", "loss"}``, empty if the training was too short to log a loss.
     """
     figure, axes = _axes(250, left=56, right=12, bottom=42, top=10, width=460)
     x, loss = (np.array([point[key] for point in curve]) for key in ("step", "loss"))
@@ -157,7 +157,7 @@ def _svg(figure: "Figure", alt_text: str) -> str:
     view_box = re.search(r'viewBox="[^"]*"', svg)
     assert view_box is not None
     svg = f'<svg {view_box[0]} role="img" aria-label="{escape(alt_text)}">' + svg[svg.index(">") + 1 :]
-    # Ids of groups repeat between plots. Ids that are referred to are hashes and do not repeat.
+    # Group ids repeat between plots, so they are removed. Ids that other elements refer to are unique hashes.
     svg = re.sub(r'<g id="[^"]*"', "<g", svg).replace("xlink:href", "href")
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.S)  # it would apply to the whole page
     svg = re.sub(r"font-(?:size|family): [^;\"]*;? ?", "", svg)  # the page sets font and size

@@ -37,7 +37,7 @@ _CONCLUSION = {
     "mixed": "so which of the two is more useful depends on what matters",
     "no clear difference": "so nothing here shows a benefit of the training yet",
 }
-"""The conclusion from the comparison with the nearest question's answer, by its summary."""
+"""The conclusion drawn from the comparison with the nearest question's answer, by the summary of that comparison."""
 
 _MAX_NAMED = 3
 """How many weak slices, intents or groups of odd questions a sentence names at most."""
@@ -52,9 +52,9 @@ _FITTING_LENGTH = (0.8, 1.25)
 
 @dataclass(frozen=True)
 class Statement:
-    """One sentence of the verdict, its subject, and its one-word summary.
+    """A part of the verdict: its subject, a summary of a few words, and the text.
 
-    Brackets in the sentence hold the 95 % interval of a difference.
+    Brackets in the text hold the 95 % interval of a difference.
     """
 
     about: str
@@ -69,14 +69,14 @@ def verdict(results: EvaluationResults, intents: pd.DataFrame) -> list[Statement
     model's answers).
     """
     compared = [_comparison(system, results) for system in _COMPARED_METRICS if system in results.differences]
-    # The rows of a single source are all rows.
+    # A single source would repeat the comparison on all rows.
     slices = results.slices.items() if len(results.slices) > 1 else ()
     held_out = [_held_out(results.held_out)] if results.held_out else []
     return [*compared, *(_slice(*part) for part in slices), *held_out, _weak_spots(results.scores["tuned"], intents)]
 
 
 def promotable(results: EvaluationResults) -> Statement:
-    """The promotion decision by the figures alone. Forgotten rows and rollbacks can overrule it."""
+    """The promotion decision based on the figures alone. Forgotten rows and rollbacks can overrule it."""
     decision = decide_promotion(results)
     return Statement("Promotion", "yes, by its figures" if decision.promote else "no", f"{_capital(decision.reason)}.")
 

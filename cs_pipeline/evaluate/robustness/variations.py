@@ -18,7 +18,7 @@ _PROTECTED_PART = re.compile(rf"({_PROTECTED})")
 _PROTECTED_OR_WORD = re.compile(rf"{_PROTECTED}|([A-Za-z]{{4,}})")
 
 
-def _change_between(text: str, change: Callable[[str], str]) -> str:
+def _change_unprotected(text: str, change: Callable[[str], str]) -> str:
     """``text`` with ``change`` applied to all parts but placeholders and words with a digit or an @."""
     return "".join(part if index % 2 else change(part) for index, part in enumerate(_PROTECTED_PART.split(text)))
 
@@ -57,7 +57,7 @@ def _mistyped(word: str, rng: random.Random) -> str:
 
 
 def _capitals(text: str, _: random.Random) -> str:
-    return _change_between(text, str.upper)
+    return _change_unprotected(text, str.upper)
 
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
@@ -71,7 +71,7 @@ def _telegram(text: str, _: random.Random) -> str:
         words = [word for word in re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", part.lower()) if word not in _FUNCTION_WORDS]
         return f" {' '.join(words)} " if words else " "
 
-    shortened = " ".join(_change_between(text, shorten).split())
+    shortened = " ".join(_change_unprotected(text, shorten).split())
     return shortened if " " in shortened else text
 
 
@@ -94,7 +94,7 @@ _REPLACED = re.compile(rf"\b(?:{'|'.join(sorted(map(re.escape, _SYNONYMS), key=l
 
 def _other_words(text: str, _: random.Random) -> str:
     """Replaces every word or phrase that has a synonym in ``variations.yaml``."""
-    return _change_between(text, lambda part: _REPLACED.sub(lambda match: _SYNONYMS[match[0].lower()], part))
+    return _change_unprotected(text, lambda part: _REPLACED.sub(lambda match: _SYNONYMS[match[0].lower()], part))
 
 
 VARIATIONS: dict[str, Callable[[str, random.Random], str]] = {

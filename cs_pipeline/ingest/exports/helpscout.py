@@ -2,7 +2,7 @@
 
 The keys used are ``id``, ``number``, ``primaryCustomer`` or ``customer`` (id, email, first or firstName, last or
 lastName), and for each of ``threads`` or ``_embedded.threads``: ``type``, ``state``, ``body`` or ``text`` (HTML),
-``createdBy`` or ``author`` (the same keys, with type customer or user), ``createdAt``, ``source.type``.
+``createdBy`` or ``author`` (a person with the same keys and ``type``), ``createdAt``, ``source.type``.
 https://developer.helpscout.com/mailbox-api/endpoints/conversations/threads/list/
 """
 
@@ -52,7 +52,7 @@ def _record_of_conversation(location: Location, conversation: JsonObject, people
     if threads is None:
         threads = conversation.get("threads")
     if not isinstance(threads, list):
-        # In lists of conversations without their threads, ``threads`` is a number.
+        # Where the API leaves out the threads, ``threads`` is their count.
         raise UnusableError("has no threads: export the conversations with them")
     ordered = in_time_order(as_objects(threads, "threads"), "createdAt")
     messages = [thread for thread in ordered if _type(thread) not in _EVENTS]

@@ -32,7 +32,7 @@ from cs_pipeline.ingest.exports.records import (
 )
 
 _AUTOMATIC_CHANNELS = frozenset({"rule", "system", "answer_bot", "answer_bot_for_web_widget", "bot"})
-_SYSTEM = "-1"
+_SYSTEM_ID = "-1"
 """The author id of Zendesk's own messages."""
 
 
@@ -41,8 +41,8 @@ def _is_ticket(element: JsonObject) -> bool:
 
 
 def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, JsonObject]) -> Record:
-    """The requester is the customer. Other users have their role in Zendesk. Users without a role are customers if they are
-    in copy, else agents.
+    """The requester is the customer. Other users keep their Zendesk role; those without one are customers if they are in CC,
+    else agents.
     """
     ticket_id = as_id(ticket.get("id"), "id")
     if ticket_id is None:
@@ -59,7 +59,7 @@ def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, J
     for comment in comments:
         _add_person(people, comment.get("author"))
     requester = _id_of(ticket, "requester")
-    in_copy = {as_id(person.get("id"), "user's id") for person in copied} | _ids(
+    cc_ids = {as_id(person.get("id"), "user's id") for person in copied} | _ids(
         ticket, "collaborator_ids", "email_cc_ids"
     )
     turns: list[Turn] = []
@@ -67,7 +67,7 @@ def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, J
     for comment in comments:
         if comment.get("public") is not False:
             author = _id_of(comment, "author")
-            role = _role(comment, author, requester, in_copy, people)
+            role = _role(comment, author, requester, cc_ids, people)
             turns.append(Turn(role, _text(comment)))
             if author is not None:
                 authors[author] = role
@@ -89,12 +89,12 @@ def _role(
     comment: JsonObject,
     author: str | None,
     requester: str | None,
-    in_copy: Set[str | None],
+    cc_ids: Set[str | None],
     people: Mapping[str, JsonObject],
 ) -> Role:
     via = comment.get("via")
     channel = as_text(via.get("channel") if isinstance(via, dict) else via, "channel")
-    if author == _SYSTEM or channel in _AUTOMATIC_CHANNELS:
+    if author == _SYSTEM_ID or channel in _AUTOMATIC_CHANNELS:
         return "automatic"
     if author is None:
         raise UnusableError("has a comment without author")
@@ -103,7 +103,7 @@ def _role(
     zendesk_role = people.get(author, {}).get("role")
     if zendesk_role in ("end-user", "agent", "admin"):
         return "customer" if zendesk_role == "end-user" else "agent"
-    return "customer" if author in in_copy else "agent"
+    return "customer" if author in cc_ids else "agent"
 
 
 def _text(comment: JsonObject) -> str:

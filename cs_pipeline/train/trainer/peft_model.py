@@ -42,7 +42,7 @@ def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any
 def train_in_float32(model: Any) -> None:
     """Converts the trained weights to float32.
 
-    TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small updates round to zero. On a CPU that is also slow.
+    TRL keeps the adapter of a 4-bit base in bfloat16, where AdamW's small updates round to zero. It is also slow on a CPU.
     """
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -63,7 +63,7 @@ def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class TrainerClasses:
-    """The Trainer class, the class of its arguments with ``extra`` ones, and the data collator."""
+    """The Trainer class, the class of its arguments, ``extra`` arguments for that class, and the data collator."""
 
     trainer: type[Any]
     arguments: type[Any]
@@ -76,9 +76,9 @@ def trainer_classes(chat: ChatFormat, packing: bool) -> TrainerClasses:
 
     TRL does not support encoder-decoders, and on a CPU it computes the gradients of the logits in float32, which is slow.
 
-    With ``packing``, the collator joins the rows of a causal model into one sequence with separate positions. Both
-    collators decide by position, not by token, which labels are padding. So stop tokens count in the loss even if they are
-    also the padding token.
+    With ``packing``, the collator joins the rows of a causal model into one sequence, where positions restart at each row.
+    Both collators decide by position, not by token, which labels are padding. So stop tokens count in the loss even if they
+    are also the padding token.
     """
     import torch
     from transformers import TrainingArguments

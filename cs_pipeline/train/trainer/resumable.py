@@ -24,7 +24,7 @@ _WEIGHTS, _STATE, _HISTORY = "weights.safetensors", "state", "trainer_state.json
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """The rows of a training and their order, its checkpoints, and the meter of its tokens and seconds."""
+    """The rows to train on and their order, the checkpoints, and the meter that counts tokens and seconds."""
 
     train: list[Example]
     validation: list[Example]
@@ -56,13 +56,13 @@ class ResumableTrainer(Trainer):
         assert model is not None
         model.eval()
         nll, tokens = 0.0, 0
-        # Forked, because a data loader draws a random number, and measuring the loss must not affect the training.
+        # Forks the random state, because a data loader draws from it, and measuring the loss must not affect the training.
         with torch.random.fork_rng(devices=[]):
             for batch in data_loader(inputs.validation, inputs.validation_batches, self.data_collator):
                 count = int((batch["labels"] != IGNORE_INDEX).sum())
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss: Any = self.compute_loss(model, self._prepare_inputs(batch))
-                if count:  # a process without rows left gets a batch without answers
+                if count:  # a process that has run out of rows gets a batch without answers
                     nll += loss.item() * count
                     tokens += count
         all_nll, all_tokens = sum_over_processes(nll, tokens)
@@ -73,7 +73,7 @@ class ResumableTrainer(Trainer):
         return metrics
 
     def measured(self) -> dict[str, float]:
-        """The meter's totals of all steps, including those before an interruption."""
+        """The meter's totals for all steps, including those before an interruption."""
         return self._inputs.meter.totals()
 
     def load_weights(self, checkpoint: Path) -> None:
@@ -90,11 +90,11 @@ class ResumableTrainer(Trainer):
                 parameter.copy_(saved[name])
 
     def restore(self, checkpoint: Path) -> None:
-        """Loads weights, history and meter of ``checkpoint``, as if this process had just completed that step."""
+        """Loads weights, history and meter from ``checkpoint``, as if this process had just completed its last step."""
         self.load_weights(checkpoint)
         self.state = read_trainer_state(checkpoint)
-        if (own := _own_state(checkpoint)) is not None:
-            self._inputs.meter.before = own["meter"]
+        if (state := _process_state(checkpoint)) is not None:
+            self._inputs.meter.before = state["meter"]
 
     # transformers calls the methods below to save and load checkpoints.
 
@@ -146,25 +146,26 @@ class ResumableTrainer(Trainer):
         """Does nothing: the scaler is loaded together with the optimizer."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restores the state of this process. This is the last method that transformers calls before the first step."""
-        own = _own_state(Path(str(checkpoint)))
-        if own is None:
+        """Restores the random state, loss and meter of this process: this is called last before the first step."""
+        state = _process_state(Path(str(checkpoint)))
+        if state is None:
             return
-        _set_random_state(own["random"])
-        self._tr_loss.fill_(own["loss"])
-        self._globalstep_last_logged = own["logged"]
-        self._inputs.meter.before = own["meter"]
+        _set_random_state(state["random"])
+        self._tr_loss.fill_(state["loss"])
+        self._globalstep_last_logged = state["logged"]
+        self._inputs.meter.before = state["meter"]
 
 
 def read_trainer_state(checkpoint: Path) -> TrainerState:
-    """The trainer's state in ``checkpoint``: its step and the log up to it."""
+    """The trainer's state in ``checkpoint``: the step, and the log up to that step."""
     return TrainerState.load_from_json(str(checkpoint / _HISTORY))
 
 
-def _own_state(checkpoint: Path) -> dict[str, Any] | None:
+def _process_state(checkpoint: Path) -> dict[str, Any] | None:
     """The state of this process in ``checkpoint``; None if a different number of processes wrote it.
 
-    In that case dropout draws other random numbers; nothing else depends on the number of processes.
+    In that case dropout draws other random numbers, and meter and running loss restart at zero. Nothing else depends on the
+    number of processes.
     """
     states: list[dict[str, Any]] = read_state(checkpoint / _STATE)["processes"]
     return states[rank()] if len(states) == world_size() else None
@@ -174,12 +175,12 @@ def _trained_parameters(model: Any) -> list[tuple[str, torch.Tensor]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def _gather(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """The ``own`` values of all processes, by rank."""
+def _gather(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The ``state`` of every process, by rank."""
     if world_size() == 1:
-        return [own]
+        return [state]
     states: list[Any] = [None] * world_size()
-    torch.distributed.all_gather_object(states, own)
+    torch.distributed.all_gather_object(states, state)
     return states
 
 
