@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import dagster as dg
 import numpy as np
 import pytest
 
@@ -15,6 +16,9 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from cs_pipeline.core.package import models_folder
+from cs_pipeline.core.schema import PASSAGE
+from cs_pipeline.defs.resources import LakeResource
+from cs_pipeline.defs.retrieval import IndexConfig, retrieval_index
 from cs_pipeline.retrieval import embedder as module
 from cs_pipeline.retrieval.embedder import MINILM, Embedder
 from cs_pipeline.retrieval.index import SENTENCE_WEIGHTS, RetrievalIndex, forget_rows, retrieval_folder, write_index
@@ -174,6 +178,27 @@ def test_a_missing_or_pickled_model_is_refused(tmp_path: Path, model: Path, monk
         to.write_bytes(path.read_bytes())
     with pytest.raises(PipelineError, match=r"has no model\.safetensors"):
         Embedder(str(pickled))
+
+
+def test_the_asset_takes_the_model_from_its_configuration_or_the_environment(
+    model: Path, lake: DataLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = FEW.rename_columns(["row_id", "cluster_id", "instruction", "response", "intent"])
+    lake.write("prepare", "train_split", rows, rows.schema)
+    lake.write("prepare", "knowledge_base", HELP, PASSAGE)
+
+    def vectorizer(config: IndexConfig) -> object:
+        result = retrieval_index(dg.build_asset_context(), config, LakeResource(root=str(lake.root)))
+        assert isinstance(result, dg.MaterializeResult)
+        return (result.metadata or {})["vectorizer"]
+
+    assert vectorizer(IndexConfig()) == "characters"
+    monkeypatch.setenv("CS_EMBEDDER", str(model))
+    assert vectorizer(IndexConfig()) == str(model)
+    monkeypatch.setenv("CS_EMBEDDER", "nowhere")
+    assert vectorizer(IndexConfig(embedder=str(model))) == str(model)
+    with pytest.raises(PipelineError, match="The embedding model nowhere has no config"):
+        vectorizer(IndexConfig())
 
 
 def test_rows_are_forgotten_even_if_the_model_is_gone(model: Path, tmp_path: Path, lake: DataLake) -> None:
