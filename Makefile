@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 BIN := .venv/bin
 
-.PHONY: demo test dev check format lock clean
+.PHONY: demo test coverage dev check format lock clean
 .DELETE_ON_ERROR:
 
 demo: .venv/ready ## the main job: every asset, from raw rows to a champion
@@ -20,6 +20,9 @@ demo: .venv/ready ## the main job: every asset, from raw rows to a champion
 
 test: .venv/ready ## the whole test suite
 	$(BIN)/pytest
+
+coverage: .venv/ready ## the same with the share of lines that the tests run, which must not fall below the floor in pyproject.toml
+	$(BIN)/pytest --cov=cs_pipeline
 
 dev: .venv/ready ## Dagster UI and daemon on port 3000, MLflow UI on 5000, chat and API on 8000; Ctrl-C stops all
 	@$(BIN)/cs-pipeline dev
