@@ -42,7 +42,8 @@ LEFT = {
 
 
 class Hub(ThreadingHTTPServer):
-    """``files`` at one revision. ``asked`` records requests, ``ranges`` those of the weights. ``behaviour`` is how it answers."""
+    """``files`` at one revision. ``asked`` records requests, ``ranges`` those of the weights; ``behaviour`` is its way to
+    answer."""
 
     files: dict[str, bytes]
     behaviour: str

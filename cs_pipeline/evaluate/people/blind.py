@@ -64,7 +64,8 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
     when an id is unknown, repeated or missing, or a score is not 1 to 5; nothing is imported then. The ids of the
     judgements depend only on sheet and rater, so a sheet that is imported twice counts once.
     """
-    if not rater.strip() or at.tzinfo is None:
+    rater = rater.strip()
+    if not rater or at.tzinfo is None:
         raise PipelineError("The rater's name is empty, or the time has no time zone.", "Give both.")
     if not key.exists():
         raise PipelineError(
@@ -97,7 +98,7 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
             "id": digest("blind", rater, name, digest(samples[name])),
             "at": at,
             "kind": "rating",
-            "rater": rater.strip(),
+            "rater": rater,
             "question_id": samples[name]["question_id"],
             "question": samples[name]["question"],
             "context": None,

@@ -74,7 +74,7 @@ def test_scores_are_matched_by_id(sheet: Path, tmp_path: Path) -> None:
     assert one["question"].startswith("=question")
     assert one["answers"][0].endswith(one["question"].removeprefix("=question"))
     assert (one["rater"], one["at"], one["source"]) == ("Anna", AT, "import")
-    again = import_blind_sheet(back, sheet.with_suffix(".key.json"), "Anna", AT)
+    again = import_blind_sheet(back, sheet.with_suffix(".key.json"), " Anna ", AT)
     assert again.equals(table), "the same sheet has the same ids"
     other = import_blind_sheet(back, sheet.with_suffix(".key.json"), "Ben", AT)
     assert set(other.column("id").to_pylist()).isdisjoint(table.column("id").to_pylist())
