@@ -205,7 +205,7 @@ def published(fast: str) -> str:
 # The page
 
 
-GPU = Machine("a GPU", "cuda", 80e9, 2, 1e12, 120e12)
+GPU = Machine("a GPU", "cuda", 80e9, 2, 120e12)
 """The machine of the page's table; memory and disk do not affect the estimates."""
 PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 

@@ -49,15 +49,13 @@ MAX_RUN_HOURS = 48.0
 class Machine:
     """A machine to train on.
 
-    ``memory`` is available bytes, ``compute`` the bytes per number in a large model, ``disk`` the free bytes on the disk of
-    the hub's cache, which is assumed to hold the models from packages too, and ``rate`` operations per second.
+    ``memory`` is available bytes, ``compute`` the bytes per number in a large model, and ``rate`` operations per second.
     """
 
     name: str
     kind: str
     memory: float
     compute: int
-    disk: float
     rate: float
 
 
@@ -68,16 +66,14 @@ def this_machine() -> Machine:
 
     from cs_pipeline.llm.model import compute_dtype
 
-    cache = cache_folder()
-    disk = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
     compute = compute_dtype()
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
-        return Machine(gpu.name, "cuda", gpu.total_memory, compute.itemsize, disk, _rate("cuda", 4096))
+        return Machine(gpu.name, "cuda", gpu.total_memory, compute.itemsize, _rate("cuda", 4096))
     memory, container = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
     if container.exists() and (limit := container.read_text().strip()) != "max":
         memory = min(memory, int(limit))
-    return Machine("this CPU", "cpu", memory, compute.itemsize, disk, _rate("cpu", 1024))
+    return Machine("this CPU", "cpu", memory, compute.itemsize, _rate("cpu", 1024))
 
 
 def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:
@@ -85,7 +81,7 @@ def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Find
 
     If the base's config.json is not known without a download, a note replaces memory and time.
     """
-    findings = [_licence(recipe), _download(recipe, machine)]
+    findings = [_licence(recipe), _download(recipe)]
     config = config_of(recipe.base)
     if config is None:
         what = "The size of this base is not known before it is downloaded"
@@ -149,7 +145,7 @@ def _licence(recipe: Recipe) -> Finding:
     return Finding("base", "problem", f"{what}, gated, and HF_TOKEN is not set", fix)
 
 
-def _download(recipe: Recipe, machine: Machine) -> Finding:
+def _download(recipe: Recipe) -> Finding:
     size = download_bytes(recipe.base)
     if size is None:
         return Finding("download", "note", "its size is not known before the download", "Look at the model's page.")
@@ -161,10 +157,16 @@ def _download(recipe: Recipe, machine: Machine) -> Finding:
     else:
         needed, folder, variable = size, cache_folder(), "HF_HOME"
         what = f"{size / 1e9:,.1f} GB"
-    what += f" into {folder}, where {machine.disk / 1e9:,.1f} GB are free"
-    if needed + SPARE_BYTES > machine.disk:
+    free = _free_bytes(folder)
+    what += f" into {folder}, where {free / 1e9:,.1f} GB are free"
+    if needed + SPARE_BYTES > free:
         return Finding("download", "problem", what, f"Free disk space, or set {variable} to a folder on a larger disk.")
     return Finding("download", "ok", what)
+
+
+def _free_bytes(folder: Path) -> float:
+    """Free bytes on the disk of ``folder``, which need not exist yet."""
+    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
 def _memory(recipe: Recipe, config: dict[str, Any], needs: TrainingEstimate, machine: Machine) -> Finding:
