@@ -9,7 +9,7 @@ the losses differ: 3.90 grouped and 3.12 random after 3 epochs at the base's own
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.llm.prompt import IGNORE_INDEX, Example
 from cs_pipeline.recipe import EmbeddedBase
 from cs_pipeline.train.embedded import _blocks, _tokenizer, _train, transcripts
-from cs_pipeline.train.trainer.batches import Batches, data_loader
+from cs_pipeline.train.trainer.batches import Batches
 
 BATCH, MAX_TOKENS, LEARNING_RATE = 16, 512, 1e-3
 MAX_LOSS_DIFFERENCE = 0.03
@@ -32,7 +32,7 @@ MAX_LOSS_DIFFERENCE = 0.03
 
 
 class RandomBatches(Batches):
-    """Micro-batches of rows of any length, with the interface of ``Batches``."""
+    """Steps of rows of any length, with the interface of ``Batches``."""
 
     def steps(self) -> list[np.ndarray]:
         rows = np.random.default_rng((self._seed, self._epoch)).permutation(len(self._lengths))
@@ -40,6 +40,21 @@ class RandomBatches(Batches):
 
 
 KINDS: dict[str, type[Batches]] = {"grouped": Batches, "random": RandomBatches}
+
+
+class StepLoader:
+    """A data loader that yields each step as one batch."""
+
+    def __init__(self, examples: Sequence[Example], batches: Batches, collate: Callable[[Any], dict[str, Any]]) -> None:
+        self._rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
+        self._batches, self._collate = batches, collate
+        self.set_epoch = batches.set_epoch
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self._collate([self._rows[i] for i in step]) for step in self._batches.steps())
 
 
 class Bench:
@@ -57,7 +72,7 @@ class Bench:
         self._base, _ = _train(self.tokenizer, _blocks(self.tokenizer, texts, base), base, lambda line: None)
 
     def batches(self, kind: str, examples: Sequence[Example]) -> Batches:
-        return KINDS[kind]([len(example) for example in examples], BATCH, BATCH, 0, 0, 1)
+        return KINDS[kind]([len(example) for example in examples], BATCH, BATCH * MAX_TOKENS, 0, 0, 1)
 
     def model(self) -> Any:
         return deepcopy(self._base)
@@ -65,11 +80,8 @@ class Bench:
     def collated(self, kind: str, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-        return iter(
-            data_loader(
-                examples, self.batches(kind, examples), DataCollatorForLanguageModeling(self.tokenizer.pad_token_id)
-            )
-        )
+        collate = DataCollatorForLanguageModeling(self.tokenizer.pad_token_id)
+        return iter(StepLoader(examples, self.batches(kind, examples), collate))
 
     def loss(self, model: Any, kind: str, examples: Sequence[Example]) -> float:
         """Nats per answer token of ``examples`` in batches of ``kind``."""
@@ -114,7 +126,7 @@ class Bench:
             ),
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.get_train_dataloader = lambda: data_loader(self.train, self.batches(kind, self.train), collate)
+        trainer.get_train_dataloader = lambda: StepLoader(self.train, self.batches(kind, self.train), collate)
         trainer.train()
         return trainer.model.eval()
 

@@ -247,7 +247,7 @@ class SupportModel:
         self._check_lengths(prompts)
         answers: dict[int, Answer] = {}
         rows = self.recipe.generation.per_device_eval_batch_size
-        for batch in _batches(list(map(len, prompts)), rows, PROMPTS_PER_PASS):
+        for batch in batches_by_length(list(map(len, prompts)), rows, PROMPTS_PER_PASS):
             inputs = self.chat.tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
             with torch.inference_mode():
@@ -283,7 +283,7 @@ class SupportModel:
         model = self._exact
         results: dict[int, Likelihood] = {}
         max_tokens = min(TOKENS_PER_PASS, LOGITS_PER_PASS[self.model.device.type] // self.model.config.vocab_size)
-        for batch in _batches(list(map(len, rows)), len(rows), max_tokens):
+        for batch in batches_by_length(list(map(len, rows)), len(rows), max_tokens):
             ids = self._tensor([rows[j].input_ids for j in batch], 0)
             labels = self._tensor([rows[j].labels for j in batch], IGNORE_INDEX)
             with torch.inference_mode():
@@ -355,7 +355,7 @@ class SupportModel:
         return torch.tensor([row + [padding] * (width - len(row)) for row in rows], device=self.model.device)
 
 
-def _batches(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
+def batches_by_length(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
     """Indices of ``lengths``, shortest first, in batches of at most ``rows``, and at most ``tokens`` with padding.
 
     A row that would make more than half of its batch padding begins a new one, and one longer than ``tokens`` has its own.

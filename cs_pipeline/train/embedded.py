@@ -170,14 +170,14 @@ def _example_batches(
     batches = Batches(
         [len(example) for example in examples],
         spec.per_device_train_batch_size,
-        spec.per_device_train_batch_size,
+        spec.per_device_train_batch_size * spec.block_size,
         spec.seed,
         0,
         1,
     )
     for epoch in count():
         batches.set_epoch(epoch)
-        for indices in batches:
+        for indices in batches.steps():
             shape = len(indices), max(len(examples[i]) for i in indices)
             tokens, labels = np.full(shape, tokenizer.pad_token_id), np.full(shape, IGNORE_INDEX)
             for row, i in enumerate(indices):

@@ -108,8 +108,8 @@ def fine_tune(
 class _RunHistory:
     """The history of one training run over all its restarts.
 
-    ``micro`` is the micro-batch size of each process. The sizes in ``too_large`` ran out of memory. ``resumed_from`` lists
-    the steps of the checkpoints from which the run was resumed.
+    A micro-batch has at most ``micro`` times ``max_length`` tokens. The sizes in ``too_large`` ran out of memory.
+    ``resumed_from`` lists the steps of the checkpoints from which the run was resumed.
     """
 
     micro: int
@@ -187,7 +187,9 @@ class _Training:
         t, meter, classes = self.recipe.trainer, Meter(), trainer_classes(self.chat, hardware.packing)
 
         def batches(rows: TrainingRows, rows_per_step: int) -> Batches:
-            return Batches([len(e) for e in rows.examples], rows_per_step, micro, t.seed, rank(), world_size())
+            return Batches(
+                [len(e) for e in rows.examples], rows_per_step, micro * t.max_length, t.seed, rank(), world_size()
+            )
 
         inputs = TrainingInputs(
             self.train.examples,
@@ -216,8 +218,7 @@ class _Training:
                 warmup_steps=t.warmup_steps,
                 weight_decay=t.weight_decay,
                 optim=t.optim,
-                per_device_train_batch_size=micro,
-                gradient_accumulation_steps=-(-t.rows_per_step // (micro * world_size())),
+                per_device_train_batch_size=1,  # the sampler yields a whole step, and training_step divides it
                 ddp_find_unused_parameters=False,
                 eval_on_start=fresh,
                 logging_steps=10,
@@ -283,20 +284,20 @@ def _halve_micro_batch(recipe: Recipe, history: _RunHistory, work: Path, report:
     micro = history.micro
     if micro == 1:
         raise PipelineError(
-            "Even a single row does not fit into memory.",
+            f"Even a micro-batch of {recipe.trainer.max_length:,} tokens, one long row, does not fit into memory.",
             "Lower trainer.max_length, set gradient_checkpointing: true or quantization: nf4, or choose a smaller base.",
         ) from None
     smaller = replace(history, micro=micro // 2, too_large=[*history.too_large, micro])
     rows = recipe.trainer.rows_per_step
     report(
-        f"{micro} rows at once do not fit into memory; training continues with {micro // 2}, still {rows} per step. To "
-        f"start with that size, set trainer.per_device_train_batch_size: {micro // 2}, "
-        f"trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
+        f"Micro-batches of {micro * recipe.trainer.max_length:,} tokens do not fit into memory; training continues with "
+        f"half as many, still {rows} rows per step. To start with that size, set trainer.per_device_train_batch_size: "
+        f"{micro // 2}, trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
     )
     write_json(work / _HISTORY_FILE, asdict(smaller))
     if world_size() > 1:
         raise PipelineError(
-            f"{micro} rows at once do not fit into the memory of process {rank()}, and the others are waiting for it.",
-            f"Start the same training again: it continues with micro-batches of {micro // 2} rows.",
+            f"A micro-batch does not fit into the memory of process {rank()}, and the others are waiting for it.",
+            "Start the same training again: it continues with micro-batches half as large.",
         ) from None
     return smaller

@@ -11,7 +11,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.llm.model import Answer, SupportModel, _batches, load_base, load_chat_format
+from cs_pipeline.llm.model import Answer, SupportModel, batches_by_length, load_base, load_chat_format
 from cs_pipeline.llm.prompt import Context, chat_messages
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.train.adapter import current_adapter
@@ -98,10 +98,14 @@ def test_answers_are_in_the_order_of_the_questions_for_any_batch_size(parts: Cha
 
 
 def test_batches_are_limited_by_rows_tokens_and_padding() -> None:
-    assert list(_batches([5, 3, 4, 3], 3, 100)) == [[1, 3, 2], [0]], "the shortest first, at most three rows"
-    assert list(_batches([6, 7, 8, 30], 9, 16)) == [[0, 1], [2], [3]], "at most 16 tokens with padding, or one row"
-    assert list(_batches([10] * 5 + [400, 500], 9, 9_000)) == [[0, 1, 2, 3, 4], [5, 6]], "half of it would be padding"
-    assert list(_batches([], 3, 100)) == []
+    assert list(batches_by_length([5, 3, 4, 3], 3, 100)) == [[1, 3, 2], [0]], "the shortest first, at most three rows"
+    assert list(batches_by_length([6, 7, 8, 30], 9, 16)) == [[0, 1], [2], [3]], (
+        "at most 16 tokens with padding, or one row"
+    )
+    assert list(batches_by_length([10] * 5 + [400, 500], 9, 9_000)) == [[0, 1, 2, 3, 4], [5, 6]], (
+        "half of it would be padding"
+    )
+    assert list(batches_by_length([], 3, 100)) == []
 
 
 def test_the_intent_is_part_of_the_question(parts: ChampionParts) -> None:

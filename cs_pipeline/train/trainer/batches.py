@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cs_pipeline.llm.model import batches_by_length
 from cs_pipeline.llm.prompt import IGNORE_INDEX, Example
 
 if TYPE_CHECKING:
@@ -19,16 +20,16 @@ _POOL_STEPS = 50
 
 
 class Batches:
-    """A batch sampler: one process's micro-batches of an epoch, as indices of ``lengths`` (tokens per row).
+    """A batch sampler: one process's part of each step of an epoch, as indices of ``lengths`` (tokens per row).
 
-    A step has ``rows`` rows over all processes, the last one of an epoch perhaps fewer. They depend only on lengths, seed
-    and epoch. Each of ``processes`` gets rows of similar length, in micro-batches of at most ``micro`` rows. A micro-batch
-    for which no row is left has the index ``len(lengths)``: ``data_loader`` adds a row without labels there.
+    The ``rows`` of a step over all processes depend only on lengths, seed and epoch; the last step of an epoch may have
+    fewer. Each of ``processes`` gets rows of similar length, in micro-batches of at most ``tokens`` tokens with padding. A
+    process for which no row is left gets the index ``len(lengths)``, for which ``data_loader`` has a row without labels.
     """
 
-    def __init__(self, lengths: Sequence[int], rows: int, micro: int, seed: int, rank: int, processes: int) -> None:
+    def __init__(self, lengths: Sequence[int], rows: int, tokens: int, seed: int, rank: int, processes: int) -> None:
         self._lengths = np.asarray(lengths)
-        self._rows, self._micro, self._seed = rows, micro, seed
+        self._rows, self._tokens, self._seed = rows, tokens, seed
         self._rank, self._processes = rank, processes
         self._epoch = 0
 
@@ -36,14 +37,15 @@ class Batches:
         self._epoch = epoch
 
     def __len__(self) -> int:
-        full_steps, rest = divmod(len(self._lengths), self._rows)
-        return full_steps * self._micro_batches(self._rows) + self._micro_batches(rest)
+        """The number of steps."""
+        return -(-len(self._lengths) // self._rows)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        """The micro-batches of each step, longest rows first."""
         for step in self.steps():
-            parts = np.array_split(step, self._micro_batches(len(step)) * self._processes)
-            for part in parts[self._rank :: self._processes]:
-                yield part.tolist() or [len(self._lengths)]
+            rows = step[self._rank :: self._processes]
+            batches = batches_by_length(self._lengths[rows].tolist(), len(rows), self._tokens)
+            yield [rows[batch].tolist() for batch in batches][::-1] or [[len(self._lengths)]]
 
     def steps(self) -> list[np.ndarray]:
         """The rows of each step of the epoch, longest first.
@@ -61,15 +63,14 @@ class Batches:
         longest = max(range(len(full)), key=lambda i: self._lengths[full[i][0]], default=0)
         return full[longest : longest + 1] + full[:longest] + full[longest + 1 :] + rest
 
-    def _micro_batches(self, rows: int) -> int:
-        """Micro-batches per process in a step of ``rows`` rows."""
-        return -(-rows // (self._micro * self._processes))
-
 
 def data_loader(
     examples: Sequence[Example], batches: Batches, collate: Callable[[list[dict[str, Any]]], Any]
 ) -> "DataLoader":
-    """The ``examples`` in the order of ``batches``. The Trainer sets its epoch."""
+    """Steps in the order of ``batches``: dicts whose only key, ``micro_batches``, has a list of what ``collate`` returns.
+
+    The Trainer sets its epoch.
+    """
     import torch
     from torch.utils.data import DataLoader
 
@@ -77,6 +78,15 @@ def data_loader(
         def set_epoch(self, epoch: int) -> None:
             batches.set_epoch(epoch)
 
-    rows: Any = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
+    class Rows(torch.utils.data.Dataset[list[dict[str, Any]]]):
+        def __getitem__(self, indices: list[int]) -> list[dict[str, Any]]:
+            return [rows[i] for i in indices]
+
+    rows: list[dict[str, Any]] = [{"input_ids": e.input_ids, "labels": e.labels} for e in examples]
     rows.append({"input_ids": examples[0].input_ids[:1], "labels": [IGNORE_INDEX]})
-    return Loader(rows, batch_sampler=batches, collate_fn=collate, pin_memory=torch.cuda.is_available())
+    return Loader(
+        Rows(),
+        batch_sampler=batches,
+        collate_fn=lambda step: {"micro_batches": [collate(micro_batch) for micro_batch in step]},
+        pin_memory=torch.cuda.is_available(),
+    )

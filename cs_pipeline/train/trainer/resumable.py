@@ -2,6 +2,7 @@
 
 import random
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,21 @@ class ResumableTrainer(Trainer):
         inputs = self._inputs
         return data_loader(inputs.train, inputs.batches, inputs.meter.counted(self.data_collator))
 
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The gradient of one process's part of a step: the sum over its micro-batches. Returns the loss likewise.
+
+        Each loss is divided by the answer tokens of the whole step, so it does not matter how the step is divided.
+        """
+        micro_batches = inputs["micro_batches"]
+        own = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
+        answer_tokens = torch.tensor(int(sum_over_processes(own)[0]), device=self.args.device)
+        losses = []
+        for number, batch in enumerate(micro_batches, 1):
+            # Processes exchange gradients after the last one.
+            with nullcontext() if number == len(micro_batches) else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, batch, answer_tokens))
+        return torch.stack(losses).sum()
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The mean loss per token of the validation answers, in nats; it does not depend on the batch size."""
         started = time.monotonic()
@@ -58,7 +74,8 @@ class ResumableTrainer(Trainer):
         nll, tokens = 0.0, 0
         # Forks the random state, because a data loader draws from it, and measuring the loss must not affect the training.
         with torch.random.fork_rng(devices=[]):
-            for batch in data_loader(inputs.validation, inputs.validation_batches, self.data_collator):
+            (step,) = data_loader(inputs.validation, inputs.validation_batches, self.data_collator)
+            for batch in step["micro_batches"]:
                 count = int((batch["labels"] != IGNORE_INDEX).sum())
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss: Any = self.compute_loss(model, self._prepare_inputs(batch))

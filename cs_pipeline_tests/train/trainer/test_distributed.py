@@ -138,8 +138,8 @@ def test_the_figures_cover_both_processes(trained: dict[str, Trained]) -> None:
     one, two = (trained[name].adapter.metrics for name in ("one", "two"))
     tokens = [round(metrics["tokens_per_second"] * metrics["seconds"]) for metrics in (one, two)]
     assert tokens[0] == tokens[1] > 5_000
-    # Twice a process had no row left and computed one token of padding.
-    assert tokens[1] / two["real_token_share"] - tokens[0] / one["real_token_share"] == pytest.approx(2, abs=0.01)
+    # Each process has fewer rows to pad. Its padding includes one token for each step in which it had no row left.
+    assert one["real_token_share"] < two["real_token_share"] < 1
 
 
 def test_only_the_first_process_reports(trained: dict[str, Trained]) -> None:

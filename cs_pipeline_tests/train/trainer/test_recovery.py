@@ -20,8 +20,9 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.train import finetune
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
 from cs_pipeline.train.trainer.peft_model import build_peft_model
-from cs_pipeline_tests.support.little import STEPS, Outcome, SmallTraining
+from cs_pipeline_tests.support.little import RECIPE, STEPS, Outcome, SmallTraining
 
+MAX_LENGTH = RECIPE["trainer"]["max_length"]
 EACH_STEP = {"checkpoint_seconds": 0}
 
 
@@ -134,7 +135,10 @@ def test_no_pickle_is_read(little: SmallTraining, tmp_path: Path, monkeypatch: p
 
 
 def scarce(monkeypatch: pytest.MonkeyPatch, most: Callable[[], int]) -> list["weakref.ref[Any]"]:
-    """Lets training fail with more than ``most()`` rows at once; returns weak references to the models that were built."""
+    """Lets training fail with micro-batches of more than ``most()`` long rows.
+
+    Returns weak references to the models that were built.
+    """
     made: list[weakref.ref[Any]] = []
 
     def build(*args: Any) -> Any:
@@ -142,7 +146,7 @@ def scarce(monkeypatch: pytest.MonkeyPatch, most: Callable[[], int]) -> list["we
         model = build_peft_model(*args)
 
         def refuse(module: Any, positional: Any, named: dict[str, Any]) -> None:
-            if module.training and named["input_ids"].shape[0] > most():
+            if module.training and named["input_ids"].numel() > most() * MAX_LENGTH:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
         model.register_forward_pre_hook(refuse, with_kwargs=True)
@@ -167,8 +171,8 @@ def test_out_of_memory_halves_the_micro_batch_but_not_the_step(
     assert (f["batch_size"], f["effective_batch"], f["out_of_memory"], f["steps"]) == (2, 8, 1, STEPS)
     assert f["loss"][-1]["loss"] == pytest.approx(undisturbed.figures["loss"][-1]["loss"], rel=1e-2)  # other dropout
     (line,) = [line for line in outcome.lines if "do not fit into memory" in line]
-    assert "4 rows at once" in line
-    assert "continues with 2, still 8 per step" in line
+    assert f"Micro-batches of {4 * MAX_LENGTH} tokens" in line
+    assert "continues with half as many, still 8 rows per step" in line
     assert "trainer.per_device_train_batch_size: 2, trainer.gradient_accumulation_steps: 4" in line
 
 
@@ -209,7 +213,9 @@ def test_if_a_single_row_does_not_fit_the_error_says_what_to_change(
     little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scarce(monkeypatch, lambda: 0)
-    with pytest.raises(PipelineError, match="Even a single row does not fit into memory") as error:
+    with pytest.raises(
+        PipelineError, match=f"Even a micro-batch of {MAX_LENGTH} tokens, one long row, does not fit into memory"
+    ) as error:
         little.train(little.recipe(per_device_train_batch_size=2), tmp_path / "work")
     for key in ("max_length", "gradient_checkpointing", "nf4"):
         assert key in error.value.fix
