@@ -110,7 +110,7 @@ def test_only_the_owner_can_read_the_file_and_deleted_text_is_gone(lake: DataLak
         assert not any(b"jane@" in path.read_bytes() for path in folder.iterdir())
 
 
-COUNT = 150
+COUNT = 250
 
 
 def write(lake: DataLake, writer: int, begin: int, acknowledge: int) -> None:
