@@ -169,12 +169,12 @@ class TrainerSettings(Section):
     num_train_epochs: float | None = Field(None, gt=0)
     learning_rate: float = Field(gt=0)
     per_device_train_batch_size: int = Field(
-        ge=1, description="rows of max_length tokens in a micro-batch, which has room for more shorter ones"
+        ge=1, description="a micro-batch has room for this many rows of max_length tokens, or for more shorter ones"
     )
     gradient_accumulation_steps: int = Field(
         1,
         ge=1,
-        description="per_device_train_batch_size times as many rows make an optimizer step, over all processes",
+        description="an optimizer step has per_device_train_batch_size times this many rows, over all processes",
     )
     max_length: int = Field(ge=16, description="tokens of prompt and answer; longer rows are dropped and counted")
     warmup_steps: float = Field(0.03, ge=0, description="below 1: a share of all steps, as in transformers 5")

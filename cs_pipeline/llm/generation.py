@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 _FINISHED_SHARE = 1 / 8
-"""The share of finished rows from which they are removed. It copies the cache of the others, a tenth of a step's work."""
+"""Share of the batch from which finished rows are removed. Removing them copies the cache of the others."""
 
 
 def greedy_answers(

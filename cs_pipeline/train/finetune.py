@@ -278,8 +278,8 @@ def _load_history(recipe: Recipe, work: Path) -> _RunHistory:
 def _halve_micro_batch(recipe: Recipe, history: _RunHistory, work: Path, report: Callable[[str], None]) -> _RunHistory:
     """Halves the micro-batch in ``history``, and records the result in ``work``.
 
-    Raises PipelineError if the micro-batch was a single row. With several processes, it always raises one after recording,
-    because all of them must be restarted.
+    Raises PipelineError if the micro-batch had room for one long row only. With several processes, it always raises one
+    after recording, because all of them must be restarted.
     """
     micro = history.micro
     if micro == 1:

@@ -51,13 +51,13 @@ class ResumableTrainer(Trainer):
         return data_loader(inputs.train, inputs.batches, inputs.meter.counted(self.data_collator))
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The gradient of one process's part of a step: the sum over its micro-batches. Returns the loss likewise.
+        """Computes the gradient of this process's part of a step, one micro-batch at a time. Returns the sum of the losses.
 
-        Each loss is divided by the answer tokens of the whole step, so it does not matter how the step is divided.
+        Each is divided by the answer tokens of the whole step, so it does not matter how the step is divided.
         """
         micro_batches = inputs["micro_batches"]
-        own = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
-        answer_tokens = torch.tensor(int(sum_over_processes(own)[0]), device=self.args.device)
+        in_this_process = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)
+        answer_tokens = torch.tensor(int(sum_over_processes(in_this_process)[0]), device=self.args.device)
         losses = []
         for number, batch in enumerate(micro_batches, 1):
             # Processes exchange gradients after the last one.
