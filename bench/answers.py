@@ -17,13 +17,13 @@ from rich.table import Table
 from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.model import Answer, SupportModel, compute_dtype
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 
 BATCH = 32
 
 
 def measure(
-    recipe: Recipe, base: Path, adapter: Path | None, lake: DataLake, questions: int, rounds: int
+    recipe: FineTuneRecipe, base: Path, adapter: Path | None, lake: DataLake, questions: int, rounds: int
 ) -> dict[str, Any]:
     """Runs the arms on the first test questions of ``lake``. Raises AssertionError if their texts differ in float32."""
     rows = lake.read("prepare", "test_split").slice(0, questions)
@@ -73,12 +73,12 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=256)
     given = parser.parse_args()
     from cs_pipeline.llm.base import find_base
-    from cs_pipeline.recipe import read_recipe
+    from cs_pipeline.recipe import read_fine_tune_recipe
     from cs_pipeline.train.adapter import current_adapter
 
     lake = DataLake.default()
     folder = current_adapter(given.recipe, lake).folder
-    recipe = read_recipe(folder / "recipe.yaml")
+    recipe = read_fine_tune_recipe(folder / "recipe.yaml")
     conditions = machine("peft", "torch", "transformers")
     base = Path(find_base(recipe, lake).path)
     result = conditions | measure(recipe, base, folder, lake, given.questions, given.rounds)

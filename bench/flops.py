@@ -8,7 +8,7 @@ about one percent at a few hundred tokens per row.
 
 from typing import Any
 
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.plan.estimate import estimate
 
 PEAK = {
@@ -37,7 +37,9 @@ def peak_of(name: str) -> float | None:
     return next((peak for part, peak in PEAK.items() if f" {part} " in words), None)
 
 
-def utilisation(recipe: Recipe, shape: dict[str, Any], tokens_per_second: float, peak: float | None) -> float | None:
+def utilisation(
+    recipe: FineTuneRecipe, shape: dict[str, Any], tokens_per_second: float, peak: float | None
+) -> float | None:
     """MFU at ``tokens_per_second``, padding excluded; None if the peak is unknown."""
     if peak is None:
         return None

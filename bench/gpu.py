@@ -28,7 +28,7 @@ from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import compute_dtype, load_base, load_chat_format, quiet_libraries
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.plan.estimate import estimate
 from cs_pipeline.train.rows import training_rows
@@ -70,7 +70,7 @@ class Bench:
         self.base = random_base(folder / "base", shape, tokenizer)
         self.runs = 0
 
-    def recipe(self, **changes: Any) -> Recipe:
+    def recipe(self, **changes: Any) -> FineTuneRecipe:
         """The published settings with ``changes``. Without a GPU, plain AdamW replaces 8-bit AdamW."""
         trainer = {
             "num_train_epochs": 1,
@@ -82,7 +82,7 @@ class Bench:
             "gradient_checkpointing": True,
             "packing": False,
         }
-        return Recipe.model_validate(
+        return FineTuneRecipe.model_validate(
             {
                 "name": "bench",
                 "description": "For the benchmark.",
@@ -94,7 +94,7 @@ class Bench:
             }
         )
 
-    def recipes(self) -> dict[str, Recipe]:
+    def recipes(self) -> dict[str, FineTuneRecipe]:
         """The recipe of each arm. Plain TRL has the same recipe as ours with the published settings."""
         changes: dict[str, Any] = {}
         recipes = {PLAIN: self.recipe()}
@@ -103,7 +103,7 @@ class Bench:
             recipes[name] = self.recipe(**changes)
         return recipes
 
-    def ours(self, recipe: Recipe) -> dict[str, Any]:
+    def ours(self, recipe: FineTuneRecipe) -> dict[str, Any]:
         """The figures of a training run with ``recipe``."""
         self.runs += 1
         folder, work = (self.folder / f"{name}{self.runs}" for name in ("adapter", "work"))
@@ -111,7 +111,7 @@ class Bench:
         figures, _ = fine_tune(recipe, self.lake, self.base, None, folder, work, lambda _: None, lambda *_: None)
         return figures
 
-    def plain(self, recipe: Recipe) -> dict[str, Any]:
+    def plain(self, recipe: FineTuneRecipe) -> dict[str, Any]:
         """The same figures from TRL's own trainer with the published settings and the same tokens."""
         from datasets import Dataset
         from peft import LoraConfig, prepare_model_for_kbit_training

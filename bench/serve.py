@@ -156,7 +156,7 @@ def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int
     assert version is not None
     adapter = version.folder / "adapter"
     recipe = read_recipe(adapter / "recipe.yaml")
-    model = SupportModel(recipe, base_of_version(recipe, version.folder), adapter)
+    model = load_contender(recipe, base_of_version(recipe, version.folder), adapter)
     intents: dict[str, str | None] = dict.fromkeys(questions)
     if recipe.prompt.route == "intent":
         predicted, _ = TextClassifier.load(adapter / "intent_classifier").predict(questions)

@@ -3,14 +3,12 @@
     python bench/training_noise.py FILE [--recipe embedded] [--seeds 5] [--write]
 
 FILE is a CSV in the Bitext schema. The benchmark writes one recipe per seed, materialises all assets up to its evaluation
-and prints the scores of the tuned models. Promotion tolerates a small loss against the champion (``TOLERATED_LOSS``), which
-should be no less than the difference of two such models. In about 95 of 100 pairs this difference is below 2 * sqrt(2)
-standard deviations.
+and prints the scores of the tuned models. Promotion adds the standard deviation of a score to the uncertainty of its test
+rows (``TRAINING_NOISE`` in evaluate/decision.py).
 """
 
 import argparse
 import json
-import math
 import os
 import tempfile
 from datetime import UTC, datetime
@@ -24,14 +22,14 @@ from rich.console import Console
 from rich.table import Table
 
 from cs_pipeline.core.lake import DataLake, write_json
-from cs_pipeline.evaluate.decision import DECISIVE_METRIC, TOLERATED_LOSS
+from cs_pipeline.evaluate.decision import MARGINS
 from cs_pipeline.evaluate.results import read_evaluation
-from cs_pipeline.recipe import load_recipe
+from cs_pipeline.recipe import load_fine_tune_recipe
 
 
 def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) -> dict[str, list[float]]:
-    """The tuned model's scores in the metrics of ``TOLERATED_LOSS``, one per seed. All files are in ``folder``."""
-    spec = load_recipe(recipe).model_dump(mode="json", exclude={"name"})
+    """The tuned model's scores in the metrics that promotion reads, one per seed. All files are in ``folder``."""
+    spec = load_fine_tune_recipe(recipe).model_dump(mode="json", exclude={"name"})
     recipes = folder / "recipes"
     recipes.mkdir()
     for seed in range(seeds):
@@ -40,7 +38,7 @@ def measure(source: Path, recipe: str, seeds: int, folder: Path, note: Console) 
     os.environ |= {"CS_RECIPES": str(recipes), "CS_BITEXT": str(source.absolute()), "CS_LAKE": str(folder / "lake")}
     from cs_pipeline.definitions import defs  # reads the recipes
 
-    figures: dict[str, list[float]] = {name: [] for name in TOLERATED_LOSS}
+    figures: dict[str, list[float]] = {name: [] for name in MARGINS}
     lake = DataLake(folder / "lake")
     (folder / "dagster").mkdir()
     job = defs.resolve_job_def("support_model")
@@ -74,11 +72,10 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments.file, arguments.recipe, arguments.seeds, Path(folder), console)
-    table = Table("metric", "mean", "standard deviation", "95 of 100 pairs within", "tolerated")
+    table = Table("metric", "mean", "standard deviation", "margin")
     for name, values in figures.items():
         deviation = float(np.std(values, ddof=1))
-        shown = (np.mean(values), deviation, 2 * math.sqrt(2) * deviation, TOLERATED_LOSS[name])
-        table.add_row(name, *(f"{value:.4f}" if name == DECISIVE_METRIC else f"{value:.1f}" for value in shown))
+        table.add_row(name, *(f"{value:.2f}" for value in (np.mean(values), deviation, MARGINS[name])))
     console.print(table)
     if arguments.write:
         facts = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "cores": psutil.cpu_count(logical=False)}

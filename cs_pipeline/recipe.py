@@ -141,6 +141,10 @@ class PromptSettings(Section):
         return None if self.template == "model" else (TEMPLATE_FOLDER / f"{self.template}.jinja").read_text()
 
 
+LOOKUP_PROMPT = PromptSettings(route="intent", retrieve=RetrievalSettings(answers=1, passages=0))
+"""What a look-up retrieves: one known answer, of the routed intent if there is one. It has no other part of a prompt."""
+
+
 class MixtureSettings(Section):
     """How the rows of the different sources are mixed for training."""
 
@@ -227,17 +231,61 @@ class EvaluationSettings(Section):
 
 
 class Recipe(Section):
-    """The settings of one training run."""
+    """The keys that every recipe has. ``FineTuneRecipe`` trains a model, ``LookupRecipe`` looks answers up."""
 
     name: str
     description: str
+    prompt: PromptSettings = PromptSettings()
+    placeholders: PlaceholderMode = PlaceholderMode.KEEP
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def training_method(self) -> str:
+        """The usual name of the method: look-up, all weights, LoRA, QLoRA, QDoRA, rsLoRA …"""
+        raise NotImplementedError
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash (16 hex digits) of all keys that affect the model and its answers.
+
+        Description, checkpoint interval, packing and the trials of an evaluation do not.
+        """
+        ignored: Any = {"description": True, "evaluation": True, "trainer": {"checkpoint_seconds", "packing"}}
+        return digest(self.model_dump(mode="json", exclude=ignored))
+
+
+class LookupRecipe(Recipe):
+    """Answers with the usual known answer to similar questions, word for word. It costs nothing, and nothing is trained."""
+
+    method: Literal["lookup"]
+    prompt: PromptSettings = LOOKUP_PROMPT
+    handover_share: float = Field(
+        0.005,
+        ge=0,
+        lt=1,
+        description="share of the validation questions that are handed over to a person, because no known question is "
+        "similar enough; it sets the smallest similarity that is enough",
+    )
+
+    @model_validator(mode="after")
+    def _prompt_is_used(self) -> "LookupRecipe":
+        if self.prompt != LOOKUP_PROMPT.model_copy(update={"route": self.prompt.route}):
+            raise ValueError("a look-up has no prompt: of prompt's keys, only route can be changed")
+        return self
+
+    @property
+    def training_method(self) -> str:
+        return "look-up"
+
+
+class FineTuneRecipe(Recipe):
+    """One fine-tuning: the base, and how it is trained, prompted and evaluated."""
+
     base: Annotated[EmbeddedBase | HubBase | PackageBase | PathBase, Field(discriminator="source")]
     quantization: Literal["none", "nf4"] = Field(
         description="nf4: 4-bit NormalFloat with double quantisation (arXiv 2305.14314)"
     )
     lora: LoraSettings | None = Field(description="null: all weights are trained")
-    prompt: PromptSettings = PromptSettings()
-    placeholders: PlaceholderMode = PlaceholderMode.KEEP
     train_rows: int | None = Field(None, ge=1, description="rows drawn from the mixture with the seed; null: all")
     validation_rows: int = Field(256, ge=1, description="rows of the validation split that measure the validation loss")
     mixture: MixtureSettings = MixtureSettings()
@@ -249,10 +297,9 @@ class Recipe(Section):
     )
     trainer: TrainerSettings
     generation: GenerationSettings
-    evaluation: EvaluationSettings = EvaluationSettings()
 
     @model_validator(mode="after")
-    def _keys_agree(self) -> "Recipe":
+    def _keys_agree(self) -> "FineTuneRecipe":
         base, retrieve = self.base, self.prompt.retrieve
         answers = retrieve.answers if retrieve else 0
         if self.lora is None and self.quantization != "none":
@@ -279,21 +326,11 @@ class Recipe(Section):
         return self
 
     @property
-    def method(self) -> str:
-        """The usual name of the training method: all weights, LoRA, QLoRA, QDoRA, rsLoRA …"""
+    def training_method(self) -> str:
         if self.lora is None:
             return "all weights"
         scaled = "rs" if self.lora.use_rslora else ""
         return f"{'Q' if self.quantization == 'nf4' else ''}{scaled}{'DoRA' if self.lora.use_dora else 'LoRA'}"
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash (16 hex digits) of all keys that affect the model and its answers.
-
-        Description, checkpoint interval, packing and the trials of an evaluation do not.
-        """
-        ignored: Any = {"description": True, "evaluation": True, "trainer": {"checkpoint_seconds", "packing"}}
-        return digest(self.model_dump(mode="json", exclude=ignored))
 
 
 def recipes_folder() -> Path:
@@ -322,6 +359,24 @@ def load_recipe(name: str) -> Recipe:
     if renamed := [f"{key} is called {RENAMED_KEYS[key]} now" for key, _ in _renamed_keys(content)]:
         raise PipelineError(f"{path}: {'; '.join(renamed)}.", "Rename these keys and keep their values.")
     return _validated(path, {"name": name} | content)
+
+
+def load_fine_tune_recipe(name: str) -> FineTuneRecipe:
+    """The recipe ``name``, which must train a model. Raises PipelineError as ``load_recipe`` does, and if it trains none."""
+    return _trained(load_recipe(name))
+
+
+def read_fine_tune_recipe(path: Path) -> FineTuneRecipe:
+    """As ``read_recipe``, for a recipe that must train a model. Raises PipelineError also if it trains none."""
+    return _trained(read_recipe(path))
+
+
+def _trained(recipe: Recipe) -> FineTuneRecipe:
+    if not isinstance(recipe, FineTuneRecipe):
+        raise PipelineError(
+            f"The recipe '{recipe.name}' is a {recipe.training_method} and trains nothing.", "Name another."
+        )
+    return recipe
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -370,4 +425,5 @@ def _renamed_keys(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _validated(path: Path, content: dict[str, Any]) -> Recipe:
-    return Recipe.validated(content, path, "a recipe", "cs_pipeline/recipe.py")
+    kind = FineTuneRecipe if "method" not in content else LookupRecipe
+    return kind.validated(content, path, "a recipe", "cs_pipeline/recipe.py")

@@ -14,7 +14,7 @@ import pytest
 
 from cs_pipeline.company import load_company
 from cs_pipeline.core.lake import DataLake, locked
-from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, load_fine_tune_recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,9 +79,9 @@ def own_recipes(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def tiny(own_recipes: None) -> Recipe:
+def tiny(own_recipes: None) -> FineTuneRecipe:
     """The recipe of the lakes ``prepared`` and ``champion_lake``."""
-    return load_recipe("tiny")
+    return load_fine_tune_recipe("tiny")
 
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
@@ -189,7 +189,7 @@ def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
             article.write_text("# Returning things\n\nA return is free of charge. Take the parcel to any shop.\n")
             read_knowledge(lake, load_company(lake))
             build_index(lake)
-            recipe = load_recipe("tiny_rag")
+            recipe = load_fine_tune_recipe("tiny_rag")
             assert isinstance(recipe.base, EmbeddedBase)
             build_embedded(recipe.base, lake, print)
             train_adapter(recipe, lake, print)

@@ -12,7 +12,7 @@ import pytest
 from bench import embedders, gpu, graph, grouping, prepare, processor, retrieval, side_by_side
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows
-from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, load_fine_tune_recipe
 from cs_pipeline.retrieval import search
 from cs_pipeline.retrieval.embedder import Embedder
 from cs_pipeline_tests.retrieval.test_embedder import tiny_model
@@ -112,7 +112,7 @@ def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_bench_of_the_processor(tmp_path: Path) -> None:
-    recipe = load_recipe(processor.RECIPE)
+    recipe = load_fine_tune_recipe(processor.RECIPE)
     recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 4})})
     result = processor.measure(tiny_base(tmp_path / "base", "embedded"), recipe, None, rows=16, questions=4, rounds=1)
     assert set(result["arms"]) == {f"{work}, {arm}" for work in ("training", "answering") for arm in ("plain", "ours")}
@@ -163,7 +163,7 @@ def test_the_bench_for_a_gpu_runs_on_a_cpu(tmp_path: Path) -> None:
 
 
 def test_model_flop_utilisation(tmp_path: Path) -> None:
-    recipe = Recipe.model_validate(
+    recipe = FineTuneRecipe.model_validate(
         {
             "name": "mfu",
             "description": "For this test.",

@@ -11,12 +11,12 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.recipe import (
     RENAMED_KEYS,
     EmbeddedBase,
+    FineTuneRecipe,
     HubBase,
     PackageBase,
     PathBase,
-    Recipe,
-    load_recipe,
-    read_recipe,
+    load_fine_tune_recipe,
+    read_fine_tune_recipe,
     recipe_names,
     recipes_folder,
 )
@@ -75,7 +75,7 @@ def test_the_recipes_of_the_project_are_found() -> None:
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
-    recipe = load_recipe(file.stem)
+    recipe = load_fine_tune_recipe(file.stem)
     assert recipe.name == file.stem
     assert isinstance(recipe.base, EmbeddedBase | HubBase | PackageBase | PathBase)
     assert recipe.description.strip()
@@ -85,9 +85,9 @@ def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_written_recipe_is_read_back(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
-    recipe = load_recipe(file.stem)
+    recipe = load_fine_tune_recipe(file.stem)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    again = read_recipe(tmp_path / "recipe.yaml")
+    again = read_fine_tune_recipe(tmp_path / "recipe.yaml")
     assert again == recipe
     assert again.fingerprint == recipe.fingerprint
 
@@ -98,12 +98,12 @@ def test_a_folder_base_and_a_list_of_layers_are_read_back(folder: Path, tmp_path
         content["lora"]["target_modules"] = ["q_proj", "v_proj"]
 
     (folder / "mine.yaml").write_text(changed(change))
-    recipe = load_recipe("mine")
+    recipe = load_fine_tune_recipe("mine")
     assert recipe.base == PathBase(source="path", path=Path("/models/é"))
     assert recipe.lora
     assert recipe.lora.target_modules == ("q_proj", "v_proj")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+    assert read_fine_tune_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 def test_a_recipe_cannot_be_changed(folder: Path) -> None:
@@ -116,9 +116,9 @@ def test_a_recipe_cannot_be_changed(folder: Path) -> None:
 # Errors in a recipe
 
 
-def load_recipe_of(folder: Path, change: Change) -> Recipe:
+def load_recipe_of(folder: Path, change: Change) -> FineTuneRecipe:
     (folder / "mine.yaml").write_text(changed(change))
-    return load_recipe("mine")
+    return load_fine_tune_recipe("mine")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,10 @@ def test_a_wrong_key_is_reported_with_file_and_key(folder: Path, change: Change,
 )
 def test_a_broken_file_is_reported(folder: Path, content: bytes, complaint: str) -> None:
     (folder / "mine.yaml").write_bytes(content)
-    reads: list[Callable[[], Recipe]] = [lambda: load_recipe("mine"), lambda: read_recipe(folder / "mine.yaml")]
+    reads: list[Callable[[], FineTuneRecipe]] = [
+        lambda: load_fine_tune_recipe("mine"),
+        lambda: read_fine_tune_recipe(folder / "mine.yaml"),
+    ]
     for read in reads:
         with pytest.raises(PipelineError) as raised:
             read()
@@ -225,17 +228,17 @@ def test_a_broken_file_is_reported(folder: Path, content: bytes, complaint: str)
 
 def test_a_missing_recipe_is_reported_with_the_available_ones(folder: Path) -> None:
     with pytest.raises(PipelineError, match="no recipe 'mine'") as raised:
-        load_recipe("mine")
+        load_fine_tune_recipe("mine")
     assert raised.value.fix == "Choose one of: none."
     for name in ("b", "a"):
         (folder / f"{name}.yaml").write_text(changed(lambda content: None))
     for name in ("mine", "../recipes/a", "a.yaml", ""):
         with pytest.raises(PipelineError, match=f"no recipe '{name}'") as raised:
-            load_recipe(name)
+            load_fine_tune_recipe(name)
         assert str(folder) in raised.value.what
         assert raised.value.fix == "Choose one of: a, b."
     with pytest.raises(PipelineError, match=r"gone\.yaml cannot be read"):
-        read_recipe(folder / "gone.yaml")
+        read_fine_tune_recipe(folder / "gone.yaml")
 
 
 # Keys of earlier releases
@@ -252,10 +255,10 @@ def with_old_key(content: dict[str, Any], key: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("key", RENAMED_KEYS)
 def test_an_old_key_is_refused_with_its_new_name(folder: Path, key: str) -> None:
-    whole = Recipe.model_validate({**EMBEDDED, "name": "mine"}).model_dump(mode="json", exclude={"name"})
+    whole = FineTuneRecipe.model_validate({**EMBEDDED, "name": "mine"}).model_dump(mode="json", exclude={"name"})
     (folder / "mine.yaml").write_text(yaml.safe_dump(with_old_key(whole, key)))
     with pytest.raises(PipelineError) as raised:
-        load_recipe("mine")
+        load_fine_tune_recipe("mine")
     assert str(folder / "mine.yaml") in raised.value.what
     assert f"{key} is called {RENAMED_KEYS[key]} now" in raised.value.what
 
@@ -265,7 +268,7 @@ def test_a_recipe_written_by_an_earlier_release_is_read(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
-    recipe = load_recipe(file.stem)
+    recipe = load_fine_tune_recipe(file.stem)
     content = recipe.model_dump(mode="json")
     for key in RENAMED_KEYS:
         if (key.startswith("base.") and recipe.base.source != "embedded") or (
@@ -274,7 +277,7 @@ def test_a_recipe_written_by_an_earlier_release_is_read(
             continue
         content = with_old_key(content, key)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+    assert read_fine_tune_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 # The fingerprint
@@ -338,8 +341,8 @@ SOURCES = {
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_field_but_the_description_changes_the_fingerprint(source: str) -> None:
-    whole = Recipe.model_validate({**EMBEDDED, "name": "mine", "base": SOURCES[source]}).model_dump(mode="json")
-    recipe = Recipe.model_validate(whole)
+    whole = FineTuneRecipe.model_validate({**EMBEDDED, "name": "mine", "base": SOURCES[source]}).model_dump(mode="json")
+    recipe = FineTuneRecipe.model_validate(whole)
     fingerprints = {recipe.fingerprint}
     changes = 0
     for path, value in leaves(whole):
@@ -353,26 +356,26 @@ def test_every_field_but_the_description_changes_the_fingerprint(source: str) ->
             part = part[step]
         assert part[path[-1]] != other
         part[path[-1]] = other
-        fingerprints.add(Recipe.model_validate(content).fingerprint)
+        fingerprints.add(FineTuneRecipe.model_validate(content).fingerprint)
         changes += 1
     assert changes > 20
     assert len(fingerprints) == changes + 1
     held_out = {**deepcopy(whole), "held_out_intents": ["get_refund"]}
     if source == "embedded":
         with pytest.raises(ValidationError, match="must name the same"):
-            Recipe.model_validate(held_out)
+            FineTuneRecipe.model_validate(held_out)
         held_out["base"]["without_intents"] = ["get_refund"]
-    assert Recipe.model_validate(held_out).fingerprint not in fingerprints
+    assert FineTuneRecipe.model_validate(held_out).fingerprint not in fingerprints
     for wanted in ({"answers": 1, "passages": 0}, {"answers": 1, "passages": 2}, {"answers": 2, "passages": 0}):
         reading = deepcopy(whole)
         reading["prompt"]["retrieve"] = wanted
         if source == "embedded":
             reading["base"]["known_answers"] = wanted["answers"]
-        fingerprints.add(Recipe.model_validate(reading).fingerprint)
+        fingerprints.add(FineTuneRecipe.model_validate(reading).fingerprint)
     reading["mixture"]["retold"] = 0.5
-    fingerprints.add(Recipe.model_validate(reading).fingerprint)
+    fingerprints.add(FineTuneRecipe.model_validate(reading).fingerprint)
     assert len(fingerprints) == changes + 5
-    described = Recipe.model_validate({**whole, "description": "in other words"})
+    described = FineTuneRecipe.model_validate({**whole, "description": "in other words"})
     assert described != recipe
     assert described.fingerprint == recipe.fingerprint
 
@@ -383,10 +386,10 @@ def test_company_rows_count_once_by_default(folder: Path) -> None:
 
 
 def test_source_and_epochs_change_the_fingerprint() -> None:
-    recipes = [Recipe.model_validate({**EMBEDDED, "name": "mine", "base": base}) for base in SOURCES.values()]
+    recipes = [FineTuneRecipe.model_validate({**EMBEDDED, "name": "mine", "base": base}) for base in SOURCES.values()]
     for epochs in (1, 2):
         trainer = {**EMBEDDED["trainer"], "max_steps": None, "num_train_epochs": epochs}
-        recipes.append(Recipe.model_validate({**EMBEDDED, "name": "mine", "trainer": trainer}))
+        recipes.append(FineTuneRecipe.model_validate({**EMBEDDED, "name": "mine", "trainer": trainer}))
     assert len({recipe.fingerprint for recipe in recipes}) == len(SOURCES) + 2
 
 
@@ -397,9 +400,9 @@ def test_keys_that_need_other_keys_change_the_fingerprint_too() -> None:
         {**plain, "mixture": {**EMBEDDED["mixture"], "out_of_scope": 1}},
         {**plain, "trainer": {**plain["trainer"], "early_stopping_patience": 1}},
     ]
-    assert len({Recipe.model_validate(content).fingerprint for content in others}) == 3
+    assert len({FineTuneRecipe.model_validate(content).fingerprint for content in others}) == 3
     seldom = {**plain, "trainer": {**plain["trainer"], "checkpoint_seconds": 1e9}}
-    assert Recipe.model_validate(seldom).fingerprint == Recipe.model_validate(plain).fingerprint
+    assert FineTuneRecipe.model_validate(seldom).fingerprint == FineTuneRecipe.model_validate(plain).fingerprint
 
 
 def test_a_default_value_does_not_change_the_fingerprint(folder: Path) -> None:

@@ -20,7 +20,7 @@ from cs_pipeline.core.schema import PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import load_chat_format
 from cs_pipeline.llm.prompt import IGNORE_INDEX
-from cs_pipeline.recipe import EmbeddedBase, HubBase, PackageBase, PathBase, Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, HubBase, PackageBase, PathBase, load_fine_tune_recipe
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
@@ -68,7 +68,7 @@ TOKENIZER = {
 class Trained:
     """The result of a recipe: the adapter's folder, the base's folder, and the hashes of its files before training."""
 
-    recipe: Recipe
+    recipe: FineTuneRecipe
     folder: Path
     base: Path
     before: dict[str, str]
@@ -104,7 +104,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(params=NAMES)
 def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) -> Trained:
-    recipe = load_recipe(request.param)
+    recipe = load_fine_tune_recipe(request.param)
     family = FAMILIES.get(str(repository(recipe)), "embedded")
     base = bases(family)
     short = {
@@ -124,7 +124,7 @@ def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) ->
     return Trained(recipe, adapter.folder, base, before, small_lake)
 
 
-def repository(recipe: Recipe) -> str | None:
+def repository(recipe: FineTuneRecipe) -> str | None:
     """The hub's repository of the recipe's base, quantised or not; None for the embedded base."""
     match recipe.base:
         case HubBase(repo=repo) | PackageBase(quantised_from=repo):
@@ -177,7 +177,7 @@ def assert_labels_are_answer_and_stop_token(trained: Trained) -> None:
 
 
 def test_every_hub_base_has_a_tiny_model_and_one_definition() -> None:
-    recipes = [load_recipe(name) for name in NAMES]
+    recipes = [load_fine_tune_recipe(name) for name in NAMES]
     hubs = {recipe.base.repo: recipe.base for recipe in recipes if isinstance(recipe.base, HubBase)}
     assert hubs.keys() == FAMILIES.keys()
     assert {repo for repo, base in hubs.items() if base.gated} == {
@@ -188,10 +188,10 @@ def test_every_hub_base_has_a_tiny_model_and_one_definition() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_description_says_what_is_published_and_what_is_our_own(name: str) -> None:
-    recipe = load_recipe(name)
+    recipe = load_fine_tune_recipe(name)
     if name.endswith("_fast"):
         assert "Differs from the published settings" in recipe.description
-        assert load_recipe(published(name)).base == recipe.base
+        assert load_fine_tune_recipe(published(name)).base == recipe.base
     elif not isinstance(recipe.base, EmbeddedBase):
         assert "published" in recipe.description or "Our own settings" in recipe.description
 
@@ -212,9 +212,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 def row(name: str) -> str:
     """The recipe's row in the table: its YAML keys, and the estimates."""
-    recipe = load_recipe(name)
+    recipe = load_fine_tune_recipe(name)
     if isinstance(recipe.base, EmbeddedBase):
-        return f"| `{name}` | embedded | | | {recipe.method} | any machine | |"
+        return f"| `{name}` | embedded | | | {recipe.training_method} | any machine | |"
     if isinstance(recipe.base, HubBase):
         base = shape = recipe.base.repo
         licence = f"{recipe.base.licence}{', gated' if recipe.base.gated else ''}"
@@ -229,7 +229,7 @@ def row(name: str) -> str:
     time = f"{hours * 60:.0f} min" if hours < 1.5 else f"{hours:.1f} h"
     size = PUBLISHED[shape]["weights"] / 1e9
     return (
-        f"| `{name}` | {base} | {licence} | {size:.1f} GB | {recipe.method} "
+        f"| `{name}` | {base} | {licence} | {size:.1f} GB | {recipe.training_method} "
         f"| {required_memory(needs, GPU) / 1e9:.1f} GB | {time} |"
     )
 

@@ -21,11 +21,11 @@ CODE_VERSIONS: Final = {
     "retrieval_index": "1",
     "base_model": "4",
     "adapter": "5",
-    "evaluation": "7",
+    "evaluation": "8",
     "human_ratings": "1",
-    "evaluation_report": "1",
+    "evaluation_report": "2",
     "leaderboard": "3",
     "model_version": "1",
-    "champion": "2",
+    "champion": "3",
 }
 """Raise an asset's number when its code gives a different result for the same input, and say why in CHANGELOG.md."""

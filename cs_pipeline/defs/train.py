@@ -18,7 +18,10 @@ from cs_pipeline.recipe import load_recipe
     pool="gpu",
 )
 def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: Launcher) -> dg.MaterializeResult:
-    """The recipe's base model: from the hub at a pinned revision, a package, a folder, or the embedded one, trained here."""
+    """The recipe's base model: from the hub at a pinned revision, a package, a folder, or the embedded one, trained here.
+
+    A look-up has none.
+    """
     from cs_pipeline.llm.base import find_base, needs_training
     from cs_pipeline.train.plan.machine_fit import check_machine, raise_on_problems, this_machine
 
@@ -30,7 +33,8 @@ def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: 
     base = find_base(recipe, lake.lake, context.log.info)
     context.log.info(base.name)
     return dg.MaterializeResult(
-        metadata={**base.facts(), "dagster/uri": Path(base.path).as_uri()}, data_version=dg.DataVersion(base.sha256)
+        metadata={**base.facts(), **({"dagster/uri": Path(base.path).as_uri()} if base.path else {})},
+        data_version=dg.DataVersion(base.sha256),
     )
 
 
@@ -69,7 +73,7 @@ class AdapterConfig(dg.Config):
 def adapter(
     context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, launcher: Launcher
 ) -> dg.MaterializeResult:
-    """The recipe's (Q)LoRA fine-tune. It is reused if it was already trained on the same input."""
+    """The recipe's (Q)LoRA fine-tune, or the threshold of its look-up. It is reused if it was made from the same input."""
     from cs_pipeline.train.adapter import current_adapter, find_adapter
 
     trained = None if config.force else find_adapter(load_recipe(context.partition_key), lake.lake)
@@ -93,7 +97,7 @@ def adapter(
 
 @dg.asset_check(asset=adapter, blocking=True)
 def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
-    """The validation loss is lower after training than before.
+    """The validation loss is lower after training than before. A look-up is not trained.
 
     A training that continues from the champion starts close to the minimum. There a higher loss is only a warning:
     promotion keeps the champion unless the new version is better.
@@ -101,6 +105,8 @@ def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.
     from cs_pipeline.train.adapter import current_adapter
 
     trained = current_adapter(context.op_execution_context.partition_key, lake.lake)
+    if trained.is_lookup:
+        return dg.AssetCheckResult(passed=True, metadata={"training": "none"})
     before, after = (trained.metrics[f"validation_loss_{when}"] for when in ("before", "after"))
     from_base = trained.manifest["start"]["fingerprint"] is None
     return dg.AssetCheckResult(

@@ -7,26 +7,27 @@ from cs_pipeline.core.lake import DataLake
 
 
 def every_metric_a_number(lake: DataLake, recipe_name: str) -> CheckOutcome:
-    """The metrics that promotion reads have a value for the tuned model and its base, unless there was nothing to score."""
-    from cs_pipeline.evaluate.decision import DECISIVE_METRIC, GUARDED_METRICS
+    """The metrics that promotion reads have a value for the evaluated version, unless there was nothing to score."""
+    from cs_pipeline.evaluate.decision import MARGINS
     from cs_pipeline.evaluate.results import read_evaluation
     from cs_pipeline.evaluate.scoring.metrics import METRICS
 
     scores = read_evaluation(recipe_name, lake).scores
-    missing = [
-        f"{system}.{metric}"
-        for system in ("tuned", "base")
-        for metric in (DECISIVE_METRIC, *GUARDED_METRICS)
-        if scores[system].get(metric) is None and not METRICS[metric].may_be_empty
-    ]
+    missing = [metric for metric in MARGINS if scores["tuned"].get(metric) is None and not METRICS[metric].may_be_empty]
     return CheckOutcome(not missing, {"missing": missing})
 
 
 def tuned_better_than_base(lake: DataLake, recipe_name: str) -> CheckOutcome:
-    """The tuned model needs fewer bits per character than its base: the 95 % interval of the difference is below zero."""
+    """The tuned model needs fewer bits per character than its base: the 95 % interval of the difference is below zero.
+
+    A look-up has no base.
+    """
     from cs_pipeline.evaluate.results import read_evaluation
 
-    difference = read_evaluation(recipe_name, lake).differences["base"]["bits_per_character"]
+    differences = read_evaluation(recipe_name, lake).differences
+    if "base" not in differences:
+        return CheckOutcome(True, {"base": "none"})
+    difference = differences["base"]["bits_per_character"]
     return CheckOutcome(difference is not None and difference.high < 0, asdict(difference) if difference else {})
 
 

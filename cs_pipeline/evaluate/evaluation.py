@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256
+from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.comparison import compare, compare_held_out
 from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import judge_models
 from cs_pipeline.evaluate.results import (
-    KNOWN_ANSWER,
+    LOOKUP,
     WITHOUT_RETRIEVAL,
     DataVersions,
     EvaluationResults,
@@ -32,15 +33,22 @@ from cs_pipeline.evaluate.retrieval_effect import RetrievalEffect, measure_retri
 from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.robustness.trials import Trials, run_trials
 from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
-from cs_pipeline.evaluate.scoring.baselines import central_answers, naive_scores, nearest_answers, random_answers
+from cs_pipeline.evaluate.scoring.baselines import (
+    central_answers,
+    lookup_answers,
+    naive_scores,
+    nearest_answers,
+    random_answers,
+)
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
 from cs_pipeline.evaluate.slices import count_near_train_rows, slice_scores, weaknesses, write_weak_intents
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
-from cs_pipeline.recipe import Recipe, read_recipe
-from cs_pipeline.retrieval.index import index_version
+from cs_pipeline.recipe import FineTuneRecipe, Recipe, read_recipe
+from cs_pipeline.retrieval.index import RetrievalIndex, index_version, retrieval_folder
+from cs_pipeline.retrieval.lookup import load_contender
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
@@ -70,8 +78,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     base = base_of_adapter(adapter, recipe, lake)
     data = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "test_split")}
     models = _models(recipe, adapter, base, champion)
-    if any(model[0].prompt.retrieve is not None for model in models.values()):
-        data["retrieval_index"] = index_version(lake)
+    data["retrieval_index"] = index_version(lake)
     endpoint = endpoint_from_environment()
     judge = endpoint and (endpoint.url, endpoint.model)
     key = digest(
@@ -100,7 +107,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         if effect is not None:
             retrieval = effect
             stats[WITHOUT_RETRIEVAL], seconds[WITHOUT_RETRIEVAL] = effect.without, effect.seconds
-    for system, answers in _baselines(test_set, retrieval).items():
+    for system, answers in _baselines(test_set, RetrievalIndex.load(retrieval_folder(lake))).items():
         started = time.monotonic()
         stats[system] = test_set.score(answers())
         seconds[system] = time.monotonic() - started
@@ -119,13 +126,15 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         adapter_fingerprint=adapter.fingerprint,
         base=adapter.manifest["base"],
         champion_version=champion and champion.version,
+        champion_base=champion and read_manifest(champion.folder / "adapter", "model_version")["base"]["sha256"],
+        methods={system: model[0].training_method for system, model in models.items()},
         placeholders={system: model[0].placeholders for system, model in models.items()},
         data=DataVersions(**data),
         rows=len(test),
         clusters=test["cluster_id"].nunique(),
         answer_classifier_accuracy=test_set.answer_classifier_accuracy,
         **dict(compare(test, stats)),
-        held_out=compare_held_out(test, stats, recipe.held_out_intents),
+        held_out=compare_held_out(test, stats, recipe.held_out_intents if isinstance(recipe, FineTuneRecipe) else ()),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),
         weak=weak,
         naive=naive_scores(pd.concat([train, test], ignore_index=True)),
@@ -175,16 +184,15 @@ def _write_answers(rows: pd.DataFrame, path: Path) -> None:
     pq.write_table(table.set_column(column, "fabricated_facts", facts), path)
 
 
-_Model: TypeAlias = tuple[Recipe, Path, Path | None, Path]
-"""Recipe, base, adapter or None, and the folder of the classifier that predicts the intents for its prompts."""
+_Model: TypeAlias = tuple[Recipe, Path | None, Path | None, Path]
+"""Recipe, base (None for a look-up), adapter or None, and the folder of the classifier that predicts intents for it."""
 
 
-def _models(recipe: Recipe, adapter: Adapter, base: Path, champion: Version | None) -> dict[str, _Model]:
+def _models(recipe: Recipe, adapter: Adapter, base: Path | None, champion: Version | None) -> dict[str, _Model]:
     classifier = adapter.folder / "intent_classifier"
-    models: dict[str, _Model] = {
-        "tuned": (recipe, base, adapter.folder, classifier),
-        "base": (recipe, base, None, classifier),
-    }
+    models: dict[str, _Model] = {"tuned": (recipe, base, adapter.folder, classifier)}
+    if base is not None:
+        models["base"] = (recipe, base, None, classifier)
     if champion is not None:
         folder = champion.folder / "adapter"
         champion_recipe = read_recipe(folder / "recipe.yaml")
@@ -193,11 +201,10 @@ def _models(recipe: Recipe, adapter: Adapter, base: Path, champion: Version | No
     return models
 
 
-def _baselines(test_set: FrozenTestSet, retrieval: RetrievalEffect | None) -> dict[str, Callable[[], list[str]]]:
+def _baselines(test_set: FrozenTestSet, index: RetrievalIndex) -> dict[str, Callable[[], list[str]]]:
     """By baseline, a function that returns its answers to the test rows."""
-    known_answers = retrieval.known_answers if retrieval else []
     return {
-        **({KNOWN_ANSWER: lambda: known_answers} if any(known_answers) else {}),
+        LOOKUP: lambda: lookup_answers(index, test_set.mode, test_set.questions, test_set.predicted_intents),
         "nearest": lambda: nearest_answers(test_set.train, test_set.questions),
         "central": lambda: central_answers(test_set.train, test_set.predicted_intents),
         "random": lambda: random_answers(test_set.train, test_set.questions),
@@ -207,7 +214,7 @@ def _baselines(test_set: FrozenTestSet, retrieval: RetrievalEffect | None) -> di
 def _evaluate_model(
     system: str,
     recipe: Recipe,
-    base: Path,
+    base: Path | None,
     adapter: Path | None,
     classifier: Path,
     test_set: FrozenTestSet,
@@ -215,11 +222,11 @@ def _evaluate_model(
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None]:
     """Row statistics, trials and, for a tuned model whose recipe retrieves, the effect of retrieval."""
-    model, index = SupportModel(recipe, base, adapter), open_index(recipe, lake)
+    model, index = load_contender(recipe, base, adapter), open_index(recipe, lake)
     retrieved = retrieve(index, recipe.prompt, recipe.placeholders, test_set.questions, test_set.predicted_intents)
     stats, answers, run = answer_test_set(system, model, test_set, retrieved, report)
     report(f"{system}: odd and hostile questions, general knowledge, latency")
     trials = run_trials(model, classifier, index, test_set, stats, run)
-    if system != "tuned" or index is None:
+    if system != "tuned" or index is None or not isinstance(model, SupportModel):
         return stats, trials, None
     return stats, trials, measure_retrieval_effect(model, classifier, test_set, retrieved, answers, stats, report)

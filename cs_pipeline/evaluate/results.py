@@ -14,24 +14,26 @@ from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.text.placeholders import PlaceholderMode
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Increase it when a key of ``evaluation.json`` changes. A file of another version is rejected."""
 
 WITHOUT_RETRIEVAL = "without_retrieval"
-KNOWN_ANSWER = "known_answer"
+LOOKUP = "lookup"
+FREE_SYSTEMS = (LOOKUP, "nearest", "central")
+"""Systems that copy an answer of the training rows. They cost nothing, so a model must be worth more."""
 
 SYSTEMS = {
     "tuned": "tuned",
     "base": "its base model with the same prompt",
     "champion": "current champion",
     WITHOUT_RETRIEVAL: "the tuned model without retrieved texts",
-    KNOWN_ANSWER: "the known answer in the tuned model's prompt, word for word",
+    LOOKUP: "the usual known answer to similar questions, word for word",
     "nearest": "answer of the nearest training question",
     "central": "most central answer of the predicted intent",
     "random": "a random training answer",
 }
 """The systems that are compared, with their descriptions for the report. ``champion`` is present only when another version
-holds the alias, ``without_retrieval`` and ``known_answer`` only when the recipe retrieves."""
+holds the alias, ``without_retrieval`` only when the recipe retrieves, ``base`` unless the recipe is a look-up."""
 
 Scores: TypeAlias = dict[str, Interval | None]
 """By metric; None where the system has no such score."""
@@ -81,11 +83,11 @@ class ComparisonResults(_Record):
 
 
 class DataVersions(_Record):
-    """The sha256 of the splits, and the version of the index if a system retrieves."""
+    """The sha256 of the splits, and the version of the index."""
 
     train_split: str
     test_split: str
-    retrieval_index: str | None = None
+    retrieval_index: str
 
 
 class GroupMeasure(_Record):
@@ -216,6 +218,8 @@ class Weakness:
 class EvaluationResults(ComparisonResults):
     """Everything that ``evaluation.json`` holds. Dictionaries are by system unless their type says otherwise.
 
+    ``methods`` names how the evaluated model, its base and the champion were made (``Recipe.training_method``).
+    ``champion_base`` is the sha256 of the champion's base.
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
     need no reference, ``naive`` the scores of the nearest training question's answer on a random split. ``robustness`` and
@@ -229,6 +233,8 @@ class EvaluationResults(ComparisonResults):
     adapter_fingerprint: str
     base: dict[str, Any]
     champion_version: int | None
+    champion_base: str | None
+    methods: dict[str, str]
     placeholders: dict[str, PlaceholderMode]
     data: DataVersions
     rows: int

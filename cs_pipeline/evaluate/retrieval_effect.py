@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
-from cs_pipeline.evaluate.results import KNOWN_ANSWER, WITHOUT_RETRIEVAL, RetrievalResults, SimilarityQuarter
+from cs_pipeline.evaluate.results import LOOKUP, WITHOUT_RETRIEVAL, RetrievalResults, SimilarityQuarter
 from cs_pipeline.evaluate.robustness.misleading import score_misleading_cases
 from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.scoring.groundedness import groundedness, groundedness_shares
@@ -32,7 +32,6 @@ class RetrievalEffect:
 
     - ``found``, ``left_out``: the number of retrieved texts, and of those that did not fit into a prompt
     - ``without``: row statistics of the same model without the texts; answering and scoring took ``seconds``
-    - ``known_answers``: the answers of the system ``known_answer``, "" where none was retrieved
     - ``grounding``: by system, the table of ``groundedness`` for the answers with and without the texts. Answers without
       the texts are compared with the same texts, to show how much they have in common anyway.
     - ``misled``: the table of ``score_misleading_cases``
@@ -42,7 +41,6 @@ class RetrievalEffect:
     left_out: int
     without: pd.DataFrame
     seconds: float
-    known_answers: list[str]
     grounding: dict[str, pd.DataFrame]
     misled: pd.DataFrame
 
@@ -71,7 +69,6 @@ def measure_retrieval_effect(
         left_out=found - sum(map(len, in_prompts)),
         without=without,
         seconds=seconds,
-        known_answers=[next((text.text for text in texts if text.kind == "answer"), "") for texts in retrieved],
         grounding={
             system: groundedness(test_set.questions_with_context, [answer.text for answer in given], in_prompts)
             for system, given in (("tuned", answers), (WITHOUT_RETRIEVAL, bare_answers))
@@ -102,7 +99,7 @@ def _quarter(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], part: SliceP
     clusters = test["cluster_id"][part.mask].tolist()
     differences = {}
     if len(set(clusters)) >= MIN_CLUSTERS:
-        for other in (system for system in (WITHOUT_RETRIEVAL, KNOWN_ANSWER, "nearest") if system in stats):
+        for other in (system for system in (WITHOUT_RETRIEVAL, LOOKUP, "nearest") if system in stats):
             pair = stats["tuned"][part.mask], stats[other][part.mask]
             differences[other] = paired_bootstrap(*pair, clusters, samples, metrics=RETRIEVAL_METRICS)
     return SimilarityQuarter(quarter=part.name, rows=int(part.mask.sum()), differences=differences)

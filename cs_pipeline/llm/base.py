@@ -14,7 +14,7 @@ from cs_pipeline.llm.hub import fetch_base
 from cs_pipeline.llm.model import missing_files
 from cs_pipeline.llm.package_base import base_hash, base_origin, fetch_package_base
 from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
-from cs_pipeline.recipe import TEMPLATE_FOLDER, EmbeddedBase, HubBase, PackageBase, PathBase, Recipe
+from cs_pipeline.recipe import TEMPLATE_FOLDER, EmbeddedBase, FineTuneRecipe, HubBase, PackageBase, PathBase, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ class Base:
         return {key: value for key, value in facts.items() if key != "path" and (key != "origin" or value)}
 
 
+NO_BASE = Base("none", "none: a look-up needs no model", None, "none", "")
+
+
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
     """The folder for the base that is trained as ``spec`` says on the current ``bitext_splits``. It need not exist."""
     text_format = (RETRIEVED_TEXT_FORMAT,) if spec.known_answers else ()
@@ -59,10 +62,14 @@ def embedded_data(lake: DataLake) -> dict[str, str]:
 
 
 def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = logger.info) -> Base:
-    """The base of ``recipe``. A base from the hub or a package is downloaded if necessary; an embedded one must exist.
+    """The base of ``recipe``, NO_BASE for a look-up.
+
+    A base from the hub or a package is downloaded if necessary; an embedded one must exist.
 
     Raises PipelineError if the base is missing or changed, or cannot be downloaded.
     """
+    if not isinstance(recipe, FineTuneRecipe):
+        return NO_BASE
     spec = recipe.base
     if not isinstance(spec, EmbeddedBase):
         return find_pretrained_base(spec, report)
@@ -73,13 +80,15 @@ def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = lo
     )
 
 
-def base_of_version(recipe: Recipe, folder: Path) -> Path:
-    """The path of the base model that belongs to the registered version in ``folder``.
+def base_of_version(recipe: Recipe, folder: Path) -> Path | None:
+    """The path of the base model that belongs to the registered version in ``folder``; None for a look-up.
 
     ``folder`` contains ``adapter/`` and, if the base is embedded, ``base/``. Raises PipelineError if the adapter was
     changed, or if the base is not the one that the version was trained on.
     """
     trained_on = read_manifest(folder / "adapter", "model_version")["base"]
+    if not isinstance(recipe, FineTuneRecipe):
+        return None
     if isinstance(recipe.base, EmbeddedBase):
         base, sha256 = folder / "base", content_hash(read_manifest(folder / "base", "model_version"))
     else:  # pretrained models are not copied into the registry
@@ -95,7 +104,9 @@ def base_of_version(recipe: Recipe, folder: Path) -> Path:
 
 def needs_training(recipe: Recipe, lake: DataLake) -> bool:
     """Whether the recipe's base is embedded and not yet trained on the current ``bitext_splits``."""
-    return isinstance(recipe.base, EmbeddedBase) and not (embedded_folder(recipe.base, lake) / MANIFEST_NAME).exists()
+    if not isinstance(recipe, FineTuneRecipe) or not isinstance(recipe.base, EmbeddedBase):
+        return False
+    return not (embedded_folder(recipe.base, lake) / MANIFEST_NAME).exists()
 
 
 def find_pretrained_base(spec: HubBase | PackageBase | PathBase, report: Callable[[str], None] = logger.info) -> Base:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json
@@ -25,7 +25,7 @@ from cs_pipeline.llm.prompt import (
     fit_prompt,
 )
 from cs_pipeline.llm.tokenizer import load_tokenizer
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,26 @@ class Likelihood:
 
     nll: float
     tokens: int
+
+
+class Contender(Protocol):
+    """What can answer customers: a language model (``SupportModel``), or a look-up without one (``LookupModel``)."""
+
+    @property
+    def recipe(self) -> Recipe: ...
+
+    def has_room(self, question: str, intent: str | None) -> bool:
+        """Whether ``question`` with ``intent``, and an answer, fit into the model's context without earlier turns."""
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        intents: Sequence[str | None],
+        contexts: Sequence[Context],
+        progress: Callable[[int], None] = lambda done: None,
+        retrieved: Sequence[Sequence[RetrievedText]] | None = None,
+    ) -> list[Answer]:
+        """The answers to ``questions``, in the same order (see ``SupportModel.answer``)."""
 
 
 WEIGHTS = "model.safetensors"
@@ -172,7 +192,7 @@ def load_base(folder: Path, quantization: str, dtype: "torch.dtype | None" = Non
     return model
 
 
-def load_chat_format(recipe: Recipe, base: Path, adapter: Path | None) -> ChatFormat:
+def load_chat_format(recipe: FineTuneRecipe, base: Path, adapter: Path | None) -> ChatFormat:
     """The chat format with the tokenizer in ``adapter``, else with the base's tokenizer and the recipe's template."""
     quiet_libraries()
     tokenizer = load_tokenizer(adapter or base)
@@ -190,7 +210,7 @@ class SupportModel:
     their rounded values: a CPU has no 4-bit arithmetic and would dequantize them again for every token.
     """
 
-    def __init__(self, recipe: Recipe, base: Path, adapter: Path | None) -> None:
+    def __init__(self, recipe: FineTuneRecipe, base: Path, adapter: Path | None) -> None:
         self.recipe = recipe
         self.chat = load_chat_format(recipe, base, adapter)
         self._base, self._adapter = base, adapter

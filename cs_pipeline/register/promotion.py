@@ -5,7 +5,7 @@ from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, against_rivals, decide_promotion
+from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, decide_promotion, of_rivals
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_file, read_evaluation
 from cs_pipeline.recipe import recipe_names
 from cs_pipeline.register.history import (
@@ -13,6 +13,7 @@ from cs_pipeline.register.history import (
     history_lock,
     previous_champion,
     read_history,
+    recent_decisions,
     sync_aliases,
     withdrawn_versions,
 )
@@ -59,7 +60,8 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
                 )
                 continue
             if decision is None:
-                decision = decide_promotion(results, champion is not None and FORGOTTEN in versions[champion])
+                forgotten = champion is not None and FORGOTTEN in versions[champion]
+                decision = decide_promotion(results, recent_decisions(history), forgotten)
             entry = append_entry(
                 lake,
                 "decision",
@@ -150,6 +152,6 @@ def _figures(results: EvaluationResults) -> dict[str, Any]:
     """The figures that the decision was based on, as JSON values."""
     stored = results.model_dump(mode="json", include={"differences", "slices", "intents"})
     for part in (stored, *stored["slices"].values()):
-        part["differences"] = against_rivals(part["differences"])
+        part["differences"] = of_rivals(part["differences"])
         part.pop("scores", None)
     return stored

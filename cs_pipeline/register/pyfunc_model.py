@@ -8,9 +8,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import read_recipe
 from cs_pipeline.retrieval.index import RetrievalIndex
+from cs_pipeline.retrieval.lookup import load_contender
 from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.classifier import TextClassifier
 
@@ -25,7 +25,7 @@ class CsSupport(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         adapter = Path(context.artifacts["adapter"])
         recipe = read_recipe(adapter / "recipe.yaml")
-        self._model = SupportModel(recipe, base_of_version(recipe, adapter.parent), adapter)
+        self._model = load_contender(recipe, base_of_version(recipe, adapter.parent), adapter)
         routes = recipe.prompt.route == "intent"
         self._classifier = TextClassifier.load(adapter / "intent_classifier") if routes else None
         self._recipe = recipe

@@ -15,7 +15,7 @@ from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_file, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.recipe import EmbeddedBase, Recipe, read_recipe
+from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.register.lineage import LINEAGE_FILE, Check, collect_lineage
 from cs_pipeline.retrieval.index import retrieval_folder
 from cs_pipeline.tracking import (
@@ -102,7 +102,7 @@ def _log_results(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     settings = _flat(recipe.model_dump(mode="json", exclude={"description"}))
-    settings |= {"base.name": results.base["name"], "method": recipe.method}
+    settings |= {"base.name": results.base["name"], "method": recipe.training_method}
     params = [Param(k, str(v)) for k, v in settings.items()]
     now = int(time.time() * 1000)
     numbers = {f"train.{k}": v for k, v in adapter.metrics.items() if isinstance(v, int | float)}
@@ -113,7 +113,7 @@ def _log_results(
     for name in LEADERBOARD_METRICS:
         if score := results.scores["tuned"][name]:
             numbers |= {f"test.{name}.low": score.low, f"test.{name}.high": score.high}
-        if change := results.differences["base"][name]:
+        if change := results.differences.get("base", {}).get(name):
             numbers |= {f"test.minus_base.{name}.{key}": getattr(change, key) for key in ("difference", "low", "high")}
     metrics = [Metric(name, float(value), now, 0) for name, value in numbers.items()]
     client.log_batch(run, metrics=metrics, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -140,8 +140,9 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
     with tempfile.TemporaryDirectory() as temporary:
         # MLflow names the copies after the folders it is given.
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
-        if isinstance(recipe.base, EmbeddedBase):
-            artifacts["base"] = str(shutil.copytree(base_of_adapter(adapter, recipe, lake), Path(temporary, "base")))
+        base = base_of_adapter(adapter, recipe, lake)
+        if base is not None and adapter.manifest["base"]["source"] == "embedded":
+            artifacts["base"] = str(shutil.copytree(base, Path(temporary, "base")))
         # The index is not copied, so that answers follow the current articles.
         config = None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
         with mlflow.start_run(run_id=run):

@@ -83,6 +83,11 @@ class RetrievalIndex:
             tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
             return cls(manifest, tables, {name: Search.load(folder, name, vectors[name]) for name in SCHEMAS})
 
+    @property
+    def answer_count(self) -> int:
+        """The number of known answers."""
+        return int(self._tables["answers"].num_rows)
+
     def answers(
         self, questions: Sequence[str], count: int, excluded_clusters: Sequence[object] | None = None
     ) -> list[list[RetrievedText]]:

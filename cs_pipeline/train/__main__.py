@@ -15,7 +15,7 @@ from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, open_dagster_pipes
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.recipe import EmbeddedBase, Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, LookupRecipe, load_recipe
 from cs_pipeline.train.trainer.distributed import ProcessGroup, rank
 from cs_pipeline.train.trainer.stopping import StoppedError
 
@@ -44,7 +44,13 @@ def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
         if FAILURE_FILE in os.environ:
             Path(os.environ[FAILURE_FILE]).touch()
         group.join()
-        _train(load_recipe(arguments.recipe), DataLake.default(), arguments, group, report)
+        recipe = load_recipe(arguments.recipe)
+        if isinstance(recipe, FineTuneRecipe):
+            _train(recipe, DataLake.default(), arguments, group, report)
+        elif isinstance(recipe, LookupRecipe) and not rank():
+            from cs_pipeline.train.adapter import build_lookup
+
+            build_lookup(recipe, DataLake.default(), report, force=arguments.force)
         group.leave()
     except KeyboardInterrupt:
         return 130  # no message: the user pressed Ctrl-C, and nothing half-written is left
@@ -68,7 +74,11 @@ def _report_failure(reason: str) -> None:
 
 
 def _train(
-    recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, group: ProcessGroup, report: Callable[[str], None]
+    recipe: FineTuneRecipe,
+    lake: DataLake,
+    arguments: argparse.Namespace,
+    group: ProcessGroup,
+    report: Callable[[str], None],
 ) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings(
@@ -84,7 +94,9 @@ def _train(
             report(f"adapter {adapter.fingerprint} of {recipe.name}: {adapter.folder}")
 
 
-def _prepare(recipe: Recipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]) -> str:
+def _prepare(
+    recipe: FineTuneRecipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]
+) -> str:
     """Trains or downloads the base; returns "train" if the adapter must be trained, else "nothing"."""
     from cs_pipeline.llm.base import find_base
 

@@ -1,9 +1,15 @@
-"""Trains adapters. Each is a folder with a manifest; equal input is not trained again."""
+"""Trains adapters. Each is a folder with a manifest; equal input is not trained again.
+
+The adapter of a look-up has no weights. Its folder holds the look-up's settings, threshold and classifier, so that it is
+evaluated, registered and served like every other adapter.
+"""
 
 import importlib.metadata
+import logging
 import shutil
 import subprocess
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,15 +27,20 @@ from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256, 
 from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from cs_pipeline.core.schema import SEEN_ROW, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.llm.base import Base, find_base
+from cs_pipeline.llm.base import NO_BASE, Base, find_base
 from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
-from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe, read_recipe
 from cs_pipeline.retrieval.index import index_version
+from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.text.placeholders import apply
 from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
 from cs_pipeline.train.warm_start import ChampionAdapter, TrainingStart, find_training_start
+
+logger = logging.getLogger(__name__)
 
 SEEN_ROWS_FILE = "rows.parquet"
 """The file in an adapter's folder that lists the rows it was trained on."""
@@ -49,8 +60,13 @@ class Adapter:
     def fingerprint(self) -> str:
         return str(self.manifest["fingerprint"])
 
+    @property
+    def is_lookup(self) -> bool:
+        """Whether it has no weights: a look-up."""
+        return bool(self.manifest["base"]["source"] == NO_BASE.source)
 
-def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], warm_start: str | None) -> str:
+
+def adapter_fingerprint(recipe: FineTuneRecipe, base: Base, data: dict[str, str], warm_start: str | None) -> str:
     """16 hex digits over everything an adapter is made from; ``warm_start`` is the fingerprint of its parent, if any."""
     text_format = () if recipe.prompt.retrieve is None else (RETRIEVED_TEXT_FORMAT,)
     return digest(
@@ -65,19 +81,19 @@ def adapter_fingerprint(recipe: Recipe, base: Base, data: dict[str, str], warm_s
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
-    """The sha256 of each table and file that training reads, and the index version if the recipe retrieves."""
+    """The sha256 of each table and file that ``recipe`` is trained on, and the index version if it retrieves."""
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if recipe.prompt.route == "intent":
         folder = lake.path("prepare", "intent_classifier")
         versions["intent_classifier"] = digest({path.name: file_sha256(path) for path in sorted(folder.iterdir())})
     if recipe.prompt.retrieve is not None:
         versions["retrieval_index"] = index_version(lake)
-    if recipe.mixture.out_of_scope:
+    if isinstance(recipe, FineTuneRecipe) and recipe.mixture.out_of_scope:
         versions[OUT_OF_SCOPE] = file_sha256(OUT_OF_SCOPE_FILE)
     return versions
 
 
-def _inputs(recipe: Recipe, lake: DataLake) -> tuple[Base, dict[str, str], TrainingStart, str]:
+def _inputs(recipe: FineTuneRecipe, lake: DataLake) -> tuple[Base, dict[str, str], TrainingStart, str]:
     """Base, data versions and start of a training that begins now, and the fingerprint of its adapter."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
     start = find_training_start(recipe, base, lake)
@@ -102,14 +118,23 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
 def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     """The adapter that was already trained on equal input, or None. It becomes the recipe's current adapter.
 
-    Raises PipelineError if one of its files has changed, if the base is missing, or if the champion does not fit.
+    A look-up needs no training, so its adapter is made if there is none. Raises PipelineError if one of its files has
+    changed, if the base is missing, if the champion does not fit, and as ``build_lookup`` does.
     """
+    if isinstance(recipe, LookupRecipe):
+        return build_lookup(recipe, lake)
+    assert isinstance(recipe, FineTuneRecipe)
     base, data, start, fingerprint = _inputs(recipe, lake)
     if start.champion is not None:
         same_parent = adapter_fingerprint(recipe, base, data, start.champion.parent)
         if same_parent == start.champion.fingerprint:
             # The champion was trained with this recipe on this data; starting from it would train on the same data again.
             fingerprint = same_parent
+    return _find_stored(recipe, fingerprint, lake)
+
+
+def _find_stored(recipe: Recipe, fingerprint: str, lake: DataLake) -> Adapter | None:
+    """The adapter in the lake with this ``fingerprint``, or None. It becomes the recipe's current adapter."""
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     if not (folder / MANIFEST_NAME).exists():
         return None
@@ -118,26 +143,65 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     return adapter
 
 
-def base_of_adapter(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path:
-    """The path of the base that ``adapter`` was trained on.
+def build_lookup(
+    recipe: LookupRecipe, lake: DataLake, report: Callable[[str], None] = logger.info, *, force: bool = False
+) -> Adapter:
+    """The adapter of a look-up: chooses its threshold on the validation questions, and makes it the recipe's current one.
+
+    An adapter of equal input is reused unless ``force`` is set. It contains no known answers: those come from the current
+    retrieval index, so no version has to be withdrawn when a conversation is forgotten. Raises PipelineError if the index is
+    missing or damaged, or if there are no validation questions.
+    """
+    data = data_versions(recipe, lake)
+    fingerprint = digest(recipe.fingerprint, data, CODE_VERSIONS["adapter"])
+    if not force and (stored := _find_stored(recipe, fingerprint, lake)) is not None:
+        return stored
+    started = time.monotonic()
+    rows = lake.read("prepare", "validation_split", ["row_id", "instruction", "predicted_intent"]).to_pydict()
+    asked = zip(rows["instruction"], rows["row_id"], strict=True)
+    questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
+    index = open_index(recipe, lake)
+    assert index is not None  # a look-up retrieves
+    retrieved = retrieve(index, recipe.prompt, recipe.placeholders, questions, rows["predicted_intent"])
+    threshold = handover_threshold(retrieved, recipe.handover_share)
+    known = index.answer_count
+    report(
+        f"{known:,} known answers; similarity {threshold:.3f} or more is enough, chosen on {len(questions):,} questions"
+    )
+    metrics = {
+        "rows": known,
+        "validation_questions": len(questions),
+        "min_similarity": threshold,
+        "seconds": time.monotonic() - started,
+    }
+    folder = lake.path("train", "adapter", recipe.name, fingerprint)
+    with atomic_folder(folder) as temporary:
+        write_threshold(temporary, threshold)
+        start = TrainingStart(None, "a look-up is not trained")
+        facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None}
+        _finish(temporary, recipe, lake, SEEN_ROW.empty_table(), metrics, fingerprint, data, facts)
+    _make_current(recipe, fingerprint, lake)
+    return _verified(folder)
+
+
+def base_of_adapter(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path | None:
+    """The path of the base that ``adapter`` was trained on; None for a look-up.
 
     Raises PipelineError if ``recipe`` or its base has changed since, or if the base is missing.
     """
+    compared = [("recipe", recipe.fingerprint, read_recipe(adapter.folder / "recipe.yaml").fingerprint)]
     base = find_base(recipe, lake)
-    trained = read_recipe(adapter.folder / "recipe.yaml")
-    for what, now, then in (
-        ("recipe", recipe.fingerprint, trained.fingerprint),
-        ("base model", base.sha256, adapter.manifest["base"]["sha256"]),
-    ):
+    compared.append(("base model", base.sha256, adapter.manifest["base"]["sha256"]))
+    for what, now, then in compared:
         if now != then:
             raise PipelineError(
                 f"The {what} of '{recipe.name}' has changed since its adapter {adapter.fingerprint} was trained.",
                 f"Materialise 'adapter' for the partition '{recipe.name}' again.",
             )
-    return Path(base.path)
+    return None if base is NO_BASE else Path(base.path)
 
 
-def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
+def train_adapter(recipe: FineTuneRecipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
     """Trains the adapter of ``recipe`` and makes it the recipe's current one.
 
     An interrupted training with equal input is resumed. ``report`` gets log lines; metrics go to a spool beside the adapter
@@ -147,36 +211,52 @@ def train_adapter(recipe: Recipe, lake: DataLake, report: Callable[[str], None])
     base, data, start, fingerprint = _inputs(recipe, lake)
     report(f"training starts {start.why}")
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
-    facts = {
-        "recipe": recipe.name,
-        "fingerprint": fingerprint,
-        "base": base.facts(),
-        "data": data,
-        "start": start.facts(),
-        "seed": recipe.trainer.seed,
-        "code_version": CODE_VERSIONS["adapter"],
-        "git_commit": _git_commit(),
-        "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-    }
+    facts = {"base": base.facts(), "start": start.facts(), "seed": recipe.trainer.seed}
     spool = metrics_spool(recipe.name, fingerprint, lake)
     with _locked_folders(folder) as (temporary, work):
         with stream_metrics(spool, lake, fingerprint, recipe.name):
             champion = None if start.champion is None else start.champion.folder
             metrics, own = fine_tune(recipe, lake, Path(base.path), champion, temporary, work, report, spool.append)
         seen = _all_seen(own, start.champion)
-        check_schema(seen, SEEN_ROW, SEEN_ROWS_FILE)
-        pq.write_table(seen, temporary / SEEN_ROWS_FILE, compression="zstd")
-        (temporary / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-        write_json(temporary / "metrics.json", metrics)
-        if recipe.prompt.route == "intent":
-            # Serving must route questions as training did, so the classifier is copied into the adapter.
-            shutil.copytree(lake.path("prepare", "intent_classifier"), temporary / "intent_classifier")
-        write_manifest(temporary, {**facts, "company": _company_rows(seen)})
+        _finish(temporary, recipe, lake, seen, metrics, fingerprint, data, facts)
     _make_current(recipe, fingerprint, lake)
     return _verified(folder)
 
 
-def train_as_worker(recipe: Recipe, lake: DataLake) -> None:
+def _finish(
+    folder: Path,
+    recipe: Recipe,
+    lake: DataLake,
+    seen: pa.Table,
+    metrics: dict[str, Any],
+    fingerprint: str,
+    data: dict[str, str],
+    facts: dict[str, Any],
+) -> None:
+    """Writes what every adapter's folder has beside its own files, the manifest with ``facts`` last."""
+    check_schema(seen, SEEN_ROW, SEEN_ROWS_FILE)
+    pq.write_table(seen, folder / SEEN_ROWS_FILE, compression="zstd")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    write_json(folder / "metrics.json", metrics)
+    if recipe.prompt.route == "intent":
+        # Serving must route questions as training did, so the classifier is copied into the adapter.
+        shutil.copytree(lake.path("prepare", "intent_classifier"), folder / "intent_classifier")
+    write_manifest(
+        folder,
+        {
+            "recipe": recipe.name,
+            "fingerprint": fingerprint,
+            "data": data,
+            "code_version": CODE_VERSIONS["adapter"],
+            "git_commit": _git_commit(),
+            "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
+            "company": _company_rows(seen),
+            **facts,
+        },
+    )
+
+
+def train_as_worker(recipe: FineTuneRecipe, lake: DataLake) -> None:
     """Runs the steps of ``train_adapter`` in the other processes of a training. Writes nothing."""
     base, _, start, fingerprint = _inputs(recipe, lake)
     work = _work(lake.path("train", "adapter", recipe.name, fingerprint))

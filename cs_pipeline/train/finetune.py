@@ -15,7 +15,7 @@ from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.schema import IN_PROMPT
 from cs_pipeline.llm.model import load_chat_format, peak_memory_gib, quiet_libraries
 from cs_pipeline.llm.prompt import ChatFormat
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.rows import TrainingRows, select_rows, training_rows
 from cs_pipeline.train.supervision import check_tokenizer
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def fine_tune(
-    recipe: Recipe,
+    recipe: FineTuneRecipe,
     lake: DataLake,
     base: Path,
     warm_start: Path | None,
@@ -119,7 +119,7 @@ class _RunHistory:
 
 @dataclass(frozen=True)
 class _Training:
-    recipe: Recipe
+    recipe: FineTuneRecipe
     chat: ChatFormat
     base: Path
     warm_start: Path | None
@@ -268,14 +268,16 @@ class _Training:
 _HISTORY_FILE = "attempts.json"
 
 
-def _load_history(recipe: Recipe, work: Path) -> _RunHistory:
+def _load_history(recipe: FineTuneRecipe, work: Path) -> _RunHistory:
     """The history recorded in ``work``; without a record, a new one with the recipe's micro-batch."""
     if (work / _HISTORY_FILE).exists():
         return _RunHistory(**read_json(work / _HISTORY_FILE))
     return _RunHistory(micro_batch_rows(recipe.trainer, world_size()), [], [])
 
 
-def _halve_micro_batch(recipe: Recipe, history: _RunHistory, work: Path, report: Callable[[str], None]) -> _RunHistory:
+def _halve_micro_batch(
+    recipe: FineTuneRecipe, history: _RunHistory, work: Path, report: Callable[[str], None]
+) -> _RunHistory:
     """Halves the micro-batch in ``history``, and records the result in ``work``.
 
     Raises PipelineError if the micro-batch had room for one long row only. With several processes, it always raises one

@@ -25,7 +25,7 @@ from cs_pipeline.llm.prompt import (
     earlier_turns,
     fit_prompt,
 )
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import Speaker, apply
 from cs_pipeline.train.supervision import SupervisionCheck
@@ -60,7 +60,7 @@ class TrainingRows:
     escaped_share: float
 
 
-def training_rows(recipe: Recipe, lake: DataLake, chat: ChatFormat, split: str) -> TrainingRows:
+def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, split: str) -> TrainingRows:
     """The rows of ``split`` (train or validation) as training examples of the recipe.
 
     Raises PipelineError if the loss would not cover exactly the answer and its stop token, if the tokenizer cannot
@@ -126,7 +126,7 @@ def _seen_in_prompts(row_ids: set[str], lake: DataLake) -> pa.Table:
     return rows.append_column(SEEN_ROW.field("through"), through).cast(SEEN_ROW)
 
 
-def sample_mixture(sources: Sequence[str], recipe: Recipe) -> list[int]:
+def sample_mixture(sources: Sequence[str], recipe: FineTuneRecipe) -> list[int]:
     """Indices of ``sources`` (bitext, company or out_of_scope), ascending, each as often as its row is trained on."""
     random = np.random.default_rng(recipe.trainer.seed)
     times = np.ones(len(sources), dtype=np.int64)
@@ -150,7 +150,7 @@ class _RowTexts:
     earlier: Context
 
 
-def _row_texts(row: dict[str, Any], recipe: Recipe) -> _RowTexts:
+def _row_texts(row: dict[str, Any], recipe: FineTuneRecipe) -> _RowTexts:
     def text(raw: str, speaker: Speaker) -> str:
         return apply(raw, recipe.placeholders, speaker, row["row_id"])
 
@@ -159,7 +159,7 @@ def _row_texts(row: dict[str, Any], recipe: Recipe) -> _RowTexts:
 
 
 def _fit(
-    text: _RowTexts, intent: str | None, retrieved: Sequence[RetrievedText], recipe: Recipe, chat: ChatFormat
+    text: _RowTexts, intent: str | None, retrieved: Sequence[RetrievedText], recipe: FineTuneRecipe, chat: ChatFormat
 ) -> FittedPrompt[Example]:
     """The row as an example, with as many retrieved texts and earlier turns as fit into ``max_length``."""
 
@@ -169,7 +169,7 @@ def _fit(
     return fit_prompt(encode, text.earlier, retrieved, recipe.trainer.max_length)
 
 
-def select_rows(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
+def select_rows(recipe: FineTuneRecipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
     """The ``columns`` of the recipe's training rows, or of the rows that measure its validation loss.
 
     ``split`` is train or validation. Raises PipelineError if the recipe holds out an intent that no row has.
@@ -187,7 +187,7 @@ def select_rows(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) 
     return pa.concat_tables(tables)
 
 
-def _without_held_out(recipe: Recipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
+def _without_held_out(recipe: FineTuneRecipe, lake: DataLake, split: str, columns: list[str]) -> pa.Table:
     table = lake.read("prepare", f"{split}_split", list(dict.fromkeys([*columns, "intent", "row_id"])))
     if not recipe.held_out_intents:
         return table
@@ -199,7 +199,7 @@ def _without_held_out(recipe: Recipe, lake: DataLake, split: str, columns: list[
     return table.filter(pc.invert(pc.is_in(table.column("intent"), pa.array(recipe.held_out_intents))))
 
 
-def _loss_rows(recipe: Recipe, validation: pa.Table) -> pa.Table:
+def _loss_rows(recipe: FineTuneRecipe, validation: pa.Table) -> pa.Table:
     """The first rows by id, which are as good as random ones: ids are hashes."""
     return validation.take(pc.sort_indices(validation, [("row_id", "ascending")])[: recipe.validation_rows])
 

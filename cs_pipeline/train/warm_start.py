@@ -8,7 +8,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import Base
-from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.recipe import FineTuneRecipe, read_recipe
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version, open_store
 
 
@@ -48,7 +48,7 @@ class TrainingStart:
         return {"why": self.why, "version": version, "fingerprint": self.fingerprint}
 
 
-def find_training_start(recipe: Recipe, base: Base, lake: DataLake) -> TrainingStart:
+def find_training_start(recipe: FineTuneRecipe, base: Base, lake: DataLake) -> TrainingStart:
     """Decides whether a training of ``recipe`` starts from ``base`` or from the current champion.
 
     Raises PipelineError if it should start from the champion, but the champion's base or LoRA settings differ from the
@@ -67,12 +67,16 @@ def find_training_start(recipe: Recipe, base: Base, lake: DataLake) -> TrainingS
     folder = version.folder / "adapter"
     champion = ChampionAdapter(version.version, folder, read_manifest(folder, "model_version"))
     its_base, its_recipe = champion.manifest["base"], read_recipe(folder / "recipe.yaml")
+    if not isinstance(its_recipe, FineTuneRecipe):
+        return TrainingStart(None, f"from the base, because champion {version.version} is a {its_recipe.training_method}")
     differences = []
     if its_base["sha256"] != base.sha256:
         differences.append(f"its base is {its_base['name']} ({its_base['sha256']}), not {base.name} ({base.sha256})")
     if its_recipe.lora is None or recipe.lora is None:
         if its_recipe.lora != recipe.lora:
-            differences.append(f"it was trained with {its_recipe.method}, and this recipe trains {recipe.method}")
+            differences.append(
+                f"it was trained with {its_recipe.training_method}, and this recipe trains {recipe.training_method}"
+            )
     else:
         for key in ("r", "lora_alpha", "target_modules", "use_dora", "use_rslora"):
             its, wanted = getattr(its_recipe.lora, key), getattr(recipe.lora, key)

@@ -22,7 +22,7 @@ from cs_pipeline.evaluate.scoring.fidelity import FIDELITY_COLUMNS
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.recipe import EvaluationSettings, Recipe
+from cs_pipeline.recipe import EvaluationSettings, FineTuneRecipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
 
@@ -47,7 +47,7 @@ def score(results: EvaluationResults, system: str, metric: str) -> float:
     return found.score
 
 
-def version_of(lake: DataLake, recipe: Recipe, folder: Path, number: int = 4) -> Version:
+def version_of(lake: DataLake, recipe: FineTuneRecipe, folder: Path, number: int = 4) -> Version:
     """The current adapter of ``lake``, laid out in ``folder`` like a version of the registry."""
     adapter = current_adapter(recipe.name, lake)
     shutil.copytree(adapter.folder, folder / "adapter")
@@ -137,7 +137,7 @@ def test_every_figure_comes_from_the_tables_beside_it(evaluated: DataLake) -> No
     assert all(weak.p < 0.05 and weak.advice for weak in results.weak)
 
 
-def test_planted_errors_are_found(evaluated: DataLake, tiny: Recipe) -> None:
+def test_planted_errors_are_found(evaluated: DataLake, tiny: FineTuneRecipe) -> None:
     test_set = FrozenTestSet(tiny, evaluated)
     planted = {
         "none": "",
@@ -161,7 +161,7 @@ def test_planted_errors_are_found(evaluated: DataLake, tiny: Recipe) -> None:
     assert elsewhere["off_topic"].mean() > 0.9
 
 
-def test_equal_input_is_not_evaluated_again(evaluated: DataLake, tiny: Recipe) -> None:
+def test_equal_input_is_not_evaluated_again(evaluated: DataLake, tiny: FineTuneRecipe) -> None:
     before = (evaluation_folder("tiny", evaluated) / "answers.parquet").stat()
     lines: list[str] = []
     again = evaluate(tiny, evaluated, None, lines.append)
@@ -173,12 +173,12 @@ def test_equal_input_is_not_evaluated_again(evaluated: DataLake, tiny: Recipe) -
     ]
 
 
-def test_a_champion_is_not_compared_with_itself(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_a_champion_is_not_compared_with_itself(evaluated: DataLake, tiny: FineTuneRecipe, tmp_path: Path) -> None:
     itself = version_of(evaluated, tiny, tmp_path / "version")
     assert evaluate(tiny, evaluated, itself, print).reused  # as if there were no champion
 
 
-def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: FineTuneRecipe, tmp_path: Path) -> None:
     """The champion has the same weights, so any difference would come from the evaluation itself."""
     another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
     alone = read_evaluation("tiny", evaluated)
@@ -205,7 +205,7 @@ def test_another_champion_is_compared_with_it(evaluated: DataLake, tiny: Recipe,
     assert not evaluate(tiny, evaluated, another, print).reused, "other trials"
 
 
-def test_a_champion_with_changed_files_is_refused(evaluated: DataLake, tiny: Recipe, tmp_path: Path) -> None:
+def test_a_champion_with_changed_files_is_refused(evaluated: DataLake, tiny: FineTuneRecipe, tmp_path: Path) -> None:
     another = as_another(version_of(evaluated, tiny, tmp_path / "version"))
     weights = another.folder / "base" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"!")
@@ -215,7 +215,9 @@ def test_a_champion_with_changed_files_is_refused(evaluated: DataLake, tiny: Rec
     assert read_evaluation("tiny", evaluated) == before
 
 
-def test_other_test_rows_are_evaluated_again_and_the_references_score_best(evaluated: DataLake, tiny: Recipe) -> None:
+def test_other_test_rows_are_evaluated_again_and_the_references_score_best(
+    evaluated: DataLake, tiny: FineTuneRecipe
+) -> None:
     """The test rows are training rows, so the answer of the nearest question is the reference itself."""
     before = read_evaluation("tiny", evaluated)
     train = evaluated.read("prepare", "train_split").to_pandas().drop_duplicates("instruction")
@@ -240,7 +242,9 @@ def test_other_test_rows_are_evaluated_again_and_the_references_score_best(evalu
     assert score(results, "nearest", "placeholder_invented") == 0
 
 
-def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluated: DataLake, tiny: Recipe) -> None:
+def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(
+    evaluated: DataLake, tiny: FineTuneRecipe
+) -> None:
     before = answers(evaluated)
     table = evaluated.read("prepare", "test_split")
     earlier = [["customer", "hello, my order {{Order Number}} is late"], ["agent", "I am sorry, what may I do?"]]
@@ -272,7 +276,7 @@ def test_company_rows_are_asked_with_their_earlier_turns_and_are_a_slice(evaluat
     assert set(answers(evaluated)["source"]) == {"bitext", "company"}
 
 
-def test_an_adapter_of_another_base_or_recipe_is_not_evaluated(evaluated: DataLake, tiny: Recipe) -> None:
+def test_an_adapter_of_another_base_or_recipe_is_not_evaluated(evaluated: DataLake, tiny: FineTuneRecipe) -> None:
     edited = tiny.model_copy(update={"generation": tiny.generation.model_copy(update={"max_new_tokens": 9})})
     with pytest.raises(PipelineError, match="The recipe of 'tiny' has changed since its adapter"):
         evaluate(edited, evaluated, None, print)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.evaluate.checks import every_metric_a_number
-from cs_pipeline.evaluate.decision import DECISIVE_METRIC, GUARDED_METRICS
+from cs_pipeline.evaluate.decision import MARGINS
 from cs_pipeline.evaluate.results import (
     FORMAT_VERSION,
     EvaluationResults,
@@ -98,15 +98,14 @@ def test_a_figure_that_is_not_a_number_is_not_written(lake: DataLake) -> None:
 
 
 def test_the_check_names_each_metric_that_promotion_reads_and_that_has_no_value(lake: DataLake) -> None:
-    known = dict.fromkeys((DECISIVE_METRIC, *GUARDED_METRICS), Interval(1.0, 0.5, 1.5))
-    base = known | {"placeholder_recall": None}  # no reference has a placeholder
-    write_evaluation(results_of(scores={"tuned": known, "base": base}), evaluation_file("one", lake))
+    known = dict.fromkeys(MARGINS, Interval(1.0, 0.5, 1.5)) | {"placeholder_f1": None}  # no text has a placeholder
+    write_evaluation(results_of(scores={"tuned": known}), evaluation_file("one", lake))
     assert every_metric_a_number(lake, "one").passed
     tuned = known | {"stop_rate": None, "safe": None}
-    write_evaluation(results_of(scores={"tuned": tuned, "base": base}), evaluation_file("one", lake))
+    write_evaluation(results_of(scores={"tuned": tuned}), evaluation_file("one", lake))
     outcome = every_metric_a_number(lake, "one")
     assert not outcome.passed
-    assert outcome.facts["missing"] == ["tuned.stop_rate", "tuned.safe"]
+    assert outcome.facts["missing"] == ["stop_rate", "safe"]
 
 
 def test_results_cannot_be_changed_or_hold_unknown_parts() -> None:
@@ -114,4 +113,4 @@ def test_results_cannot_be_changed_or_hold_unknown_parts() -> None:
         full_results().rows = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="surplus"):
         full_results(surplus=1)
-    assert json.loads(full_results().model_dump_json())["data"]["retrieval_index"] is None
+    assert json.loads(full_results().model_dump_json())["champion_version"] is None

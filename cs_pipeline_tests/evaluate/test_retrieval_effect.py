@@ -10,22 +10,22 @@ from mlflow.pyfunc.model import PythonModelContext
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.evaluation import evaluate
-from cs_pipeline.evaluate.results import KNOWN_ANSWER, WITHOUT_RETRIEVAL, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.results import LOOKUP, WITHOUT_RETRIEVAL, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
 from cs_pipeline.evaluate.robustness.misleading import make_misleading_cases
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.llm.prompt import chat_messages
-from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe
 from cs_pipeline.retrieval.index import index_version, retrieval_folder
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.train.adapter import current_adapter
 
 
 @pytest.fixture
-def recipe(own_recipes: None) -> Recipe:
-    return load_recipe("tiny_rag")
+def recipe(own_recipes: None) -> FineTuneRecipe:
+    return load_fine_tune_recipe("tiny_rag")
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,15 @@ def judged(rag_lake: Path) -> DataLake:
 def rows(judged: DataLake) -> FrozenTestSet:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CS_RECIPES", str(Path(__file__).parents[1] / "recipes"))
-        return FrozenTestSet(load_recipe("tiny_rag"), judged)
+        return FrozenTestSet(load_fine_tune_recipe("tiny_rag"), judged)
 
 
 @pytest.fixture
-def model(judged: DataLake, recipe: Recipe) -> SupportModel:
+def model(judged: DataLake, recipe: FineTuneRecipe) -> SupportModel:
     return SupportModel(recipe, Path(find_base(recipe, judged).path), current_adapter(recipe.name, judged).folder)
 
 
-def test_the_training_records_the_index_and_the_texts_it_read(judged: DataLake, recipe: Recipe) -> None:
+def test_the_training_records_the_index_and_the_texts_it_read(judged: DataLake, recipe: FineTuneRecipe) -> None:
     adapter = current_adapter(recipe.name, judged)
     assert adapter.manifest["data"]["retrieval_index"] == index_version(judged)
     assert adapter.metrics["found_texts"] > adapter.metrics["rows_different"]
@@ -54,10 +54,10 @@ def test_the_training_records_the_index_and_the_texts_it_read(judged: DataLake, 
 
 
 def test_it_is_evaluated_with_and_without_retrieved_texts(
-    judged: DataLake, recipe: Recipe, rows: FrozenTestSet
+    judged: DataLake, recipe: FineTuneRecipe, rows: FrozenTestSet
 ) -> None:
     results = read_evaluation(recipe.name, judged)
-    assert set(results.scores) == {"tuned", WITHOUT_RETRIEVAL, KNOWN_ANSWER, "base", "nearest", "central", "random"}
+    assert set(results.scores) == {"tuned", WITHOUT_RETRIEVAL, LOOKUP, "base", "nearest", "central", "random"}
     assert set(results.runs) == {"tuned", "base"}
     assert results.data.retrieval_index == index_version(judged)
     for metric in ("bits_per_character", "right_intent", "placeholder_f1"):
@@ -76,7 +76,7 @@ def test_it_is_evaluated_with_and_without_retrieved_texts(
             assert set(differences) == set(RETRIEVAL_METRICS)
 
 
-def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: Recipe, rows: FrozenTestSet) -> None:
+def test_a_row_of_every_case_and_answer_is_kept(judged: DataLake, recipe: FineTuneRecipe, rows: FrozenTestSet) -> None:
     folder = evaluation_folder(recipe.name, judged)
     grounding = pd.read_parquet(folder / "grounding.parquet")
     assert grounding["row_id"].tolist() == 2 * rows.test["row_id"].tolist()
@@ -109,7 +109,7 @@ def test_the_page_shows_the_effect_of_retrieval(judged: DataLake) -> None:
 
 
 def test_evaluation_and_training_use_the_same_prompts(
-    judged: DataLake, recipe: Recipe, rows: FrozenTestSet, model: SupportModel
+    judged: DataLake, recipe: FineTuneRecipe, rows: FrozenTestSet, model: SupportModel
 ) -> None:
     index, asked_of = open_index(recipe, judged), (rows.questions[:8], rows.predicted_intents[:8])
     found = retrieve(index, recipe.prompt, recipe.placeholders, *asked_of)
@@ -126,7 +126,7 @@ def test_evaluation_and_training_use_the_same_prompts(
 
 
 def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
-    judged: DataLake, recipe: Recipe, rows: FrozenTestSet
+    judged: DataLake, recipe: FineTuneRecipe, rows: FrozenTestSet
 ) -> None:
     found = retrieve(
         open_index(recipe, judged), recipe.prompt, recipe.placeholders, rows.questions, rows.predicted_intents
@@ -139,12 +139,12 @@ def test_no_prompt_of_the_evaluation_holds_an_answer_of_a_test_row(
         assert all(clusters[one.id] != cluster for one in texts if one.kind == "answer")
 
 
-def test_equal_input_is_not_evaluated_again(judged: DataLake, recipe: Recipe) -> None:
+def test_equal_input_is_not_evaluated_again(judged: DataLake, recipe: FineTuneRecipe) -> None:
     assert evaluate(recipe, judged, None, print).reused
 
 
 def test_a_version_answers_with_the_index_at_its_path(
-    judged: DataLake, recipe: Recipe, rows: FrozenTestSet, model: SupportModel, tmp_path: Path
+    judged: DataLake, recipe: FineTuneRecipe, rows: FrozenTestSet, model: SupportModel, tmp_path: Path
 ) -> None:
     from cs_pipeline.register.pyfunc_model import CsSupport
 

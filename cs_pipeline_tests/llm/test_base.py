@@ -11,13 +11,13 @@ from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import CONVERSATION
 from cs_pipeline.llm.base import embedded_folder, find_base, find_pretrained_base, needs_training
-from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, PathBase
 from cs_pipeline.train.embedded import build_embedded
 from cs_pipeline_tests.train import add_to_split, company_rows
 
 
 @pytest.fixture
-def base_folder(champion_lake: Path, tiny: Recipe) -> Path:
+def base_folder(champion_lake: Path, tiny: FineTuneRecipe) -> Path:
     assert tiny.base.source == "embedded"
     return embedded_folder(tiny.base, DataLake(champion_lake))
 
@@ -61,12 +61,14 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         find_pretrained_base(PathBase(source="path", path=tmp_path / "nowhere"))
 
 
-def test_the_embedded_base_must_have_been_trained(lake: DataLake, prepared: Path, tiny: Recipe) -> None:
+def test_the_embedded_base_must_have_been_trained(lake: DataLake, prepared: Path, tiny: FineTuneRecipe) -> None:
     with pytest.raises(PipelineError, match="'base_model' was not finished there"):
         find_base(tiny, DataLake(prepared))
 
 
-def test_company_rows_do_not_change_the_embedded_base(lake: DataLake, champion_lake: Path, tiny: Recipe) -> None:
+def test_company_rows_do_not_change_the_embedded_base(
+    lake: DataLake, champion_lake: Path, tiny: FineTuneRecipe
+) -> None:
     shutil.copytree(champion_lake / "prepare", lake.root / "prepare")
     shutil.copytree(champion_lake / "train", lake.root / "train")
     before = find_base(tiny, lake)

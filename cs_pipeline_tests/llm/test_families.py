@@ -19,7 +19,7 @@ from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.families import family_of
 from cs_pipeline.llm.model import Answer, SupportModel, base_family, load_chat_format
 from cs_pipeline.llm.prompt import IGNORE_INDEX, Context, FittedPrompt
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline.train.trainer.peft_model import build_peft_model, save_peft_model, train_in_float32, trainer_classes
@@ -53,7 +53,7 @@ ADAPTER = WHOLE_MODEL - {"config.json", "generation_config.json", "model.safeten
 }
 
 
-def recipe_of(family: str, base: Path, **changed: Any) -> Recipe:
+def recipe_of(family: str, base: Path, **changed: Any) -> FineTuneRecipe:
     content: dict[str, Any] = {
         "name": family,
         "description": "Overfits eight rows.",
@@ -70,7 +70,7 @@ def recipe_of(family: str, base: Path, **changed: Any) -> Recipe:
         },
         "generation": {"max_new_tokens": 40, "per_device_eval_batch_size": 3},
     }
-    return Recipe.model_validate(content | changed)
+    return FineTuneRecipe.model_validate(content | changed)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Trained:
     """A family's base, its lake of eight rows, and the folder of the trained model (all weights)."""
 
     family: str
-    recipe: Recipe
+    recipe: FineTuneRecipe
     lake: DataLake
     base: Path
     folder: Path
@@ -287,7 +287,7 @@ def test_an_adapter_answers_with_the_loss_it_was_trained_to(
 
     folder = base(family)
     recipe = recipe_of(family, folder, prompt={"template": FAMILIES[family].template}, **changed)
-    assert recipe.method == method
+    assert recipe.training_method == method
     torch.manual_seed(0)
     model = build_peft_model(recipe, folder, None)
     train_in_float32(model)

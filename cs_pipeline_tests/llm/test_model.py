@@ -13,7 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import Answer, SupportModel, batches_by_length, load_base, load_chat_format
 from cs_pipeline.llm.prompt import Context, chat_messages
-from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.recipe import FineTuneRecipe, read_fine_tune_recipe
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline_tests.support.tiny import computes_in_bfloat16
 
@@ -24,7 +24,7 @@ EARLIER: Context = [("customer", "I have a question."), ("agent", "Please ask!")
 class ChampionParts:
     """The parts of the session's champion, and test rows to ask it."""
 
-    recipe: Recipe
+    recipe: FineTuneRecipe
     base: Path
     adapter: Path
     questions: list[str]
@@ -44,7 +44,7 @@ class ChampionParts:
 def parts(champion_lake: Path) -> ChampionParts:
     lake = DataLake(champion_lake)
     adapter = current_adapter("tiny", lake).folder
-    recipe = read_recipe(adapter / "recipe.yaml")
+    recipe = read_fine_tune_recipe(adapter / "recipe.yaml")
     rows = lake.read("prepare", "test_split").slice(0, 12).to_pydict()
     base = Path(find_base(recipe, lake).path)
     return ChampionParts(recipe, base, adapter, rows["instruction"], rows["predicted_intent"], rows["response"])

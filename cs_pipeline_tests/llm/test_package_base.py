@@ -18,7 +18,7 @@ from cs_pipeline.llm.base import base_of_version, find_base, find_pretrained_bas
 from cs_pipeline.llm.model import load_base, load_chat_format, missing_files, stop_ids_of
 from cs_pipeline.llm.package_base import cached_package_base
 from cs_pipeline.llm.tokenizer import load_tokenizer
-from cs_pipeline.recipe import PackageBase, Recipe, load_recipe
+from cs_pipeline.recipe import FineTuneRecipe, PackageBase, load_fine_tune_recipe
 from cs_pipeline.register.lineage import lineage_tree
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline_tests.conftest import SHARED
@@ -136,9 +136,9 @@ def test_a_disk_without_room_for_the_conversion(spec: PackageBase, monkeypatch: 
 
 
 @pytest.fixture
-def trained(spec: PackageBase, lake: DataLake) -> tuple[Recipe, Path]:
+def trained(spec: PackageBase, lake: DataLake) -> tuple[FineTuneRecipe, Path]:
     """The package recipe on the tiny model, trained two steps as version 1 would be."""
-    recipe = load_recipe("smollm2_135m_package")
+    recipe = load_fine_tune_recipe("smollm2_135m_package")
     trainer = recipe.trainer.model_copy(update={"max_steps": 2, "per_device_train_batch_size": 2})
     recipe = recipe.model_copy(update={"base": spec, "trainer": trainer})
     write_split(lake, "train", company_rows(8))
@@ -147,7 +147,7 @@ def trained(spec: PackageBase, lake: DataLake) -> tuple[Recipe, Path]:
 
 
 def test_lineage_keeps_the_package_and_how_it_was_quantised(
-    trained: tuple[Recipe, Path], spec: PackageBase, lake: DataLake, tmp_path: Path
+    trained: tuple[FineTuneRecipe, Path], spec: PackageBase, lake: DataLake, tmp_path: Path
 ) -> None:
     recipe, folder = trained
     facts: dict[str, Any] = read_manifest(folder, "adapter")["base"]
@@ -173,7 +173,7 @@ def test_lineage_keeps_the_package_and_how_it_was_quantised(
 def test_the_real_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """SmolLM2 from its package: the ids of the published tokenizer on 1,000 texts, and a model that knows English."""
     published = SHARED / "tokenizers" / "smollm2-135m-instruct" / "tokenizer.json"
-    recipe = load_recipe("smollm2_135m_package")
+    recipe = load_fine_tune_recipe("smollm2_135m_package")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     try:
         base = Path(find_base(recipe, DataLake(tmp_path)).path)

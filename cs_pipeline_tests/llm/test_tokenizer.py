@@ -10,7 +10,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.model import load_chat_format
 from cs_pipeline.llm.tokenizer import check_token_ids, load_tokenizer
-from cs_pipeline.recipe import PathBase, load_recipe
+from cs_pipeline.recipe import PathBase, load_fine_tune_recipe
 from cs_pipeline.train import finetune
 from cs_pipeline.train.adapter import train_adapter
 from cs_pipeline_tests.conftest import SHARED
@@ -74,7 +74,7 @@ def test_a_folder_without_the_file_has_nothing_to_compare_with(tmp_path: Path) -
 
 
 def test_no_step_is_trained_on_other_ids(lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("smollm2_135m")
+    recipe = load_fine_tune_recipe("smollm2_135m")
     recipe = recipe.model_copy(update={"base": PathBase(source="path", path=tiny_base(tmp_path / "base", "smollm2"))})
     write_split(lake, "train", company_rows(8))
     write_split(lake, "validation", company_rows(2))

@@ -8,47 +8,60 @@ from typing import Any
 import pytest
 
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.decision import MARGINS
 from cs_pipeline.evaluate.results import (
     Differences,
     EvaluationResults,
     IntentResults,
+    Scores,
     SliceResults,
     evaluation_file,
     write_evaluation,
 )
-from cs_pipeline.evaluate.scoring.statistics import Difference
+from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.promotion import Outcome, judge_candidates
 from cs_pipeline.tracking import FINGERPRINT, MODEL, champion_number, open_store
 from cs_pipeline_tests.support.results import difference, results_of
 
-POINTS_FEWER = difference(-9.0, -3.0)
-FEWER, MORE, UNCLEAR, EQUAL = (difference(*ends) for ends in ((-0.2, -0.1), (0.1, 0.2), (-0.1, 0.1), (0.0, 0.0)))
-BETTER: Differences = {
-    "bits_per_character": FEWER,
-    **dict.fromkeys(("right_intent", "placeholder_recall", "stop_rate", "safe"), MORE),
+MANY = {"rows": 1207, "clusters": 1200}
+"""About Bitext's test rows: enough for the margins."""
+EQUAL = difference(-0.1, 0.1, **MANY)
+SAME: Differences = {"bits_per_character": difference(-0.001, 0.001, **MANY), **dict.fromkeys(MARGINS, EQUAL)}
+BETTER: Differences = SAME | {"quality": difference(29.0, 31.0, **MANY)}
+SCORES: Scores = {
+    "quality": Interval(80.0, 79.0, 81.0),
+    "stop_rate": Interval(99.0, 98.0, 100.0),
+    "safe": Interval(100.0, 100.0, 100.0),
+    "fabricates": Interval(0.5, 0.0, 1.0),
+    "error_repeats_itself": Interval(1.0, 0.0, 2.0),
 }
-SAME: Differences = dict.fromkeys(BETTER, EQUAL)
 
 
 def compared(
-    to_base: Differences,
+    to_lookup: Differences,
     to_champion: Differences | None = None,
     company: Differences | None = None,
     intent: Difference | None = None,
     **known: Any,
 ) -> EvaluationResults:
-    """Results with differences from the base and the champion; ``company`` and ``intent`` are those of parts."""
+    """Results of a QLoRA model with differences from the free look-up and the champion, which is a QLoRA model too.
+
+    ``company`` and ``intent`` are the differences from the champion on the company's rows and on one intent.
+    """
 
     def by_system(champion: Differences | None) -> dict[str, Differences]:
-        return {"base": to_base} | ({"champion": champion} if champion is not None else {})
+        return {"lookup": to_lookup} | ({"champion": champion} if champion is not None else {})
 
     def part(champion: Differences | None, gates: bool = True) -> SliceResults:
         differences = by_system(champion) if gates else {}
         return SliceResults(rows=90, clusters=60 if gates else 3, gates=gates, scores={}, differences=differences)
 
+    models = ["tuned", *(["champion"] if to_champion is not None else [])]
     parts: dict[str, Any] = {
-        "placeholders": dict.fromkeys(["tuned", *(["champion"] if to_champion is not None else [])], "keep"),
+        "methods": dict.fromkeys(models, "QLoRA"),
+        "placeholders": dict.fromkeys(models, "keep"),
+        "scores": {"tuned": SCORES, "lookup": SCORES | {"stop_rate": None}},
         "differences": by_system(to_champion),
         "slices": {"bitext": part(to_champion), "company": part(company, gates=company is not None)},
         "intents": {"get_refund": IntentResults(rows=30, differences={"champion": {"right_intent": intent}})},
@@ -72,7 +85,7 @@ class World:
         self,
         recipe: str,
         champion: int | None,
-        to_base: Differences,
+        to_lookup: Differences,
         to_champion: Differences | None = None,
         at: str = "",
     ) -> None:
@@ -83,7 +96,7 @@ class World:
             "adapter_fingerprint": f"made by {recipe}",
             "champion_version": champion,
         }
-        write_evaluation(compared(to_base, to_champion, **about), evaluation_file(recipe, self.lake))
+        write_evaluation(compared(to_lookup, to_champion, **about), evaluation_file(recipe, self.lake))
 
     def judge(self) -> Outcome:
         """Judges all candidates, and checks that the earlier entries of the history are unchanged, byte for byte."""

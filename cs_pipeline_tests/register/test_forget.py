@@ -27,7 +27,7 @@ from cs_pipeline.ingest.landing import EDIT_DELAY, kept_copy, land_edits, land_f
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.splits.conversations import join_conversations
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.register.lineage import lineage_tree, trace_lineage
 from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
@@ -223,7 +223,9 @@ def test_an_evaluated_answer_that_copies_hers_is_removed_too(lake: DataLake, jan
     assert not any(hers in answer for answer in left.column("answer").to_pylist())
 
 
-def test_a_marked_version_is_not_promoted_and_makes_retraining_due(lake: DataLake, jane: str, tiny: Recipe) -> None:
+def test_a_marked_version_is_not_promoted_and_makes_retraining_due(
+    lake: DataLake, jane: str, tiny: FineTuneRecipe
+) -> None:
     forget_records(lake, find_affected(lake, subject=jane), "asked for")
     client = open_store(lake)
     client.set_registered_model_alias(MODEL, "champion", "1")

@@ -22,7 +22,7 @@ def test_nothing_to_judge(world: World) -> None:
     assert champion_version(world.lake) is None
 
 
-def test_a_model_better_than_its_base_becomes_the_first_champion(world: World) -> None:
+def test_a_model_better_than_the_free_lookup_becomes_the_first_champion(world: World) -> None:
     world.version("one")
     world.evaluated("one", None, BETTER)
     outcome = world.judge()
@@ -33,7 +33,7 @@ def test_a_model_better_than_its_base_becomes_the_first_champion(world: World) -
     better = {metric: difference and asdict(difference) for metric, difference in BETTER.items()}
     assert entry["thresholds"] == THRESHOLDS
     assert set(entry["slices"]) == {"bitext", "company"}
-    assert entry["slices"]["bitext"] == {"rows": 90, "clusters": 60, "gates": True, "differences": {"base": better}}
+    assert entry["slices"]["bitext"] == {"rows": 90, "clusters": 60, "gates": True, "differences": {"lookup": better}}
     assert set(entry["intents"]) == {"get_refund"}
     assert (entry["version"], entry["recipe"], entry["champion_before"], entry["decided_by"]) == (
         1,

@@ -26,7 +26,7 @@ from cs_pipeline.core.schema import SEEN_ROW, SPLIT_ROW
 from cs_pipeline.evaluate.evaluation import evaluate
 from cs_pipeline.evaluate.results import evaluation_file, read_evaluation
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.register.version import EVALUATED, ask_version, probe_version, register, version_of
 from cs_pipeline.tracking import FINGERPRINT, FORGOTTEN, MODEL, get_version, open_store, store_uri
 from cs_pipeline.train.adapter import Adapter, current_adapter, seen_rows
@@ -53,7 +53,7 @@ def the_run(lake: DataLake) -> Any:
     return run
 
 
-def test_one_run_holds_settings_and_figures(registered: DataLake, adapter: Adapter, tiny: Recipe) -> None:
+def test_one_run_holds_settings_and_figures(registered: DataLake, adapter: Adapter, tiny: FineTuneRecipe) -> None:
     run = the_run(registered)
     assert run.info.status == "FINISHED"
     assert run.data.tags[FINGERPRINT] == adapter.fingerprint
@@ -138,7 +138,7 @@ def test_the_logged_model_holds_the_adapter_and_no_pickle(registered: DataLake, 
     assert {line.partition("==")[0] for line in requirements} >= {"torch", "transformers", "peft", "mlflow"}
 
 
-def test_registering_again_gives_the_same_version(registered: DataLake, tiny: Recipe) -> None:
+def test_registering_again_gives_the_same_version(registered: DataLake, tiny: FineTuneRecipe) -> None:
     client, run = open_store(registered), the_run(registered)
     models = client.search_logged_models([run.info.experiment_id])
     report = registered.path("evaluate", "evaluation_report", "tiny.html")
@@ -150,7 +150,7 @@ def test_registering_again_gives_the_same_version(registered: DataLake, tiny: Re
 
 
 def test_a_new_evaluation_updates_the_figures_of_the_same_version(
-    champion_lake: Path, tmp_path: Path, tiny: Recipe
+    champion_lake: Path, tmp_path: Path, tiny: FineTuneRecipe
 ) -> None:
     lake = copy_lake(champion_lake, tmp_path / "copy")
     before = the_run(lake).data.metrics["test.chrf"]
@@ -183,7 +183,7 @@ def of_a_company(champion_lake: Path, tmp_path: Path) -> DataLake:
     return lake
 
 
-def test_a_version_records_the_company_rows_it_was_trained_on(of_a_company: DataLake, tiny: Recipe) -> None:
+def test_a_version_records_the_company_rows_it_was_trained_on(of_a_company: DataLake, tiny: FineTuneRecipe) -> None:
     report = of_a_company.path("evaluate", "evaluation_report", "tiny.html")
     assert register(tiny, of_a_company, "a run", [], report).version == 2
     tags = open_store(of_a_company).get_model_version(MODEL, "2").tags
@@ -198,7 +198,7 @@ def test_a_version_records_the_company_rows_it_was_trained_on(of_a_company: Data
     ("kind", "id", "marked"), [("row", "row 2", True), ("subject", "joe", True), ("row", "joe", False)]
 )
 def test_a_version_is_marked_if_its_rows_were_forgotten_during_training(
-    of_a_company: DataLake, tiny: Recipe, kind: Literal["row", "subject"], id: str, marked: bool
+    of_a_company: DataLake, tiny: FineTuneRecipe, kind: Literal["row", "subject"], id: str, marked: bool
 ) -> None:
     with Ledger(of_a_company) as ledger:
         ledger.add_tombstone(kind, id, "asked for")
@@ -208,7 +208,7 @@ def test_a_version_is_marked_if_its_rows_were_forgotten_during_training(
     assert FORGOTTEN not in client.get_model_version(MODEL, "1").tags
 
 
-def test_a_missing_adapter_or_evaluation_is_refused(champion_lake: Path, lake: DataLake, tiny: Recipe) -> None:
+def test_a_missing_adapter_or_evaluation_is_refused(champion_lake: Path, lake: DataLake, tiny: FineTuneRecipe) -> None:
     shutil.copytree(champion_lake / "train", lake.root / "train")
     with pytest.raises(PipelineError, match=r"evaluation\.json is missing"):
         register(tiny, lake, "a run", [], lake.root / "no_report.html")

@@ -1,4 +1,4 @@
-"""Recipe, base model and lake for a training of seconds, and an asset that launches it."""
+"""FineTuneRecipe, base model and lake for a training of seconds, and an asset that launches it."""
 
 from pathlib import Path
 from typing import Any

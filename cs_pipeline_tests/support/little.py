@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cs_pipeline.core.lake import DataLake, file_sha256
-from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_split
@@ -76,9 +76,9 @@ class SmallTraining:
         write_split(lake, "validation", [{**row, "response": OTHER_ANSWER} for row in validation])
         return cls(lake, tiny_base(folder / "base", "embedded"))
 
-    def recipe(self, **trainer: Any) -> Recipe:
+    def recipe(self, **trainer: Any) -> FineTuneRecipe:
         content = self.yaml(**trainer)
-        return Recipe.model_validate({"name": "little", **content})
+        return FineTuneRecipe.model_validate({"name": "little", **content})
 
     def yaml(self, **trainer: Any) -> dict[str, Any]:
         content = copy.deepcopy(RECIPE)
@@ -86,7 +86,7 @@ class SmallTraining:
         content["trainer"].update(trainer)
         return content
 
-    def train(self, recipe: Recipe, work: Path) -> Outcome:
+    def train(self, recipe: FineTuneRecipe, work: Path) -> Outcome:
         """Trains in this process. ``metrics`` are those passed on; a later value of a step replaces an earlier one."""
         work.mkdir(parents=True, exist_ok=True)
         folder = work.with_name(work.name + ".out")
@@ -101,8 +101,8 @@ class SmallTraining:
         return Outcome(file_sha256(folder / "adapter_model.safetensors"), figures, metrics, lines)
 
 
-def write_recipe(folder: Path, name: str, content: dict[str, Any]) -> Recipe:
+def write_recipe(folder: Path, name: str, content: dict[str, Any]) -> FineTuneRecipe:
     """Writes a recipe into ``folder``, which must be CS_RECIPES, and loads it."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    return load_recipe(name)
+    return load_fine_tune_recipe(name)

@@ -1,7 +1,8 @@
 """An evaluation to report on, its answers made up, and the page as a browser would see it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,6 @@ from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.evaluate.comparison import compare, compare_held_out
 from cs_pipeline.evaluate.evaluation import REFERENCE_FREE_METRICS
 from cs_pipeline.evaluate.results import (
-    KNOWN_ANSWER,
     SYSTEMS,
     WITHOUT_RETRIEVAL,
     EvaluationResults,
@@ -28,9 +28,19 @@ from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_error
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
+from cs_pipeline.evaluate.scoring.quality import answer_quality
 from cs_pipeline.evaluate.scoring.rubric import rubric
 from cs_pipeline.evaluate.slices import slice_scores
-from cs_pipeline.recipe import EmbeddedBase, GenerationSettings, LoraSettings, Recipe, TrainerSettings
+from cs_pipeline.llm.base import NO_BASE
+from cs_pipeline.recipe import (
+    EmbeddedBase,
+    FineTuneRecipe,
+    GenerationSettings,
+    LookupRecipe,
+    LoraSettings,
+    Recipe,
+    TrainerSettings,
+)
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline_tests.support.results import results_of
 
@@ -43,16 +53,19 @@ TOPICS = {
     "get_refund": "The refund of {{Refund Amount}} was sent to your card, it takes five working days to show.",
     "<i>odd</i> | intent": HOSTILE,
 }
+SHARE = {
+    **{"tuned": 0.7, "champion": 0.6, "base": 0.4, "lookup": 0.5},
+    **{"nearest": 0.45, "central": 0.3, "random": 0.2},
+}
+"""How much of the references each system answers: the longer kept, the better it is."""
+
 LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
 
 
-def systems_of(champion: bool) -> list[str]:
-    """The systems of a recipe that does not retrieve."""
-    return [
-        system
-        for system in SYSTEMS
-        if system not in (WITHOUT_RETRIEVAL, KNOWN_ANSWER) and (champion or system != "champion")
-    ]
+def systems_of(champion: bool, lookup: bool = False) -> list[str]:
+    """The systems of a fine-tune that does not retrieve, or of a look-up."""
+    absent = {WITHOUT_RETRIEVAL, *(() if champion else ("champion",)), *(("base",) if lookup else ())}
+    return [system for system in SYSTEMS if system not in absent]
 
 
 class Page(HTMLParser):
@@ -82,8 +95,8 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    return Recipe(
+def recipe() -> FineTuneRecipe:
+    return FineTuneRecipe(
         name="demo",
         description="Small & <b>quick</b>",
         base=EmbeddedBase(source="embedded"),
@@ -94,8 +107,13 @@ def recipe() -> Recipe:
     )
 
 
-def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """The test rows, and for each system its row statistics, the longer kept the better it is."""
+LOOKUP_RECIPE = LookupRecipe(name="copy", description="The usual known answer", method="lookup")
+
+
+def answers_of(
+    systems: list[str], rows: int, company: int, share: Mapping[str, float] | None = None
+) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The test rows, and for each system its row statistics: it keeps ``share`` of a reference, and of the intents."""
     intents = [list(TOPICS)[i % 3] for i in range(rows)]
     references = [f"{TOPICS[intent]} Case {i}, thank you for waiting." for i, intent in enumerate(intents)]
     about = pd.DataFrame(
@@ -111,8 +129,9 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
             "reference": references,
         }
     )
+    models = [system for system in systems if system in ("tuned", "base", "champion")]
     norms = AnswerNorms.of(references, intents)
-    share = {"tuned": 0.7, "champion": 0.6, "base": 0.4, "nearest": 0.9, "central": 0.8, "random": 0.2}
+    share = SHARE if share is None else share
     stats = {}
     for system in systems:
         answers = [
@@ -128,13 +147,15 @@ def answers_of(systems: list[str], rows: int, company: int) -> tuple[pd.DataFram
         kept = fidelity(asked, answers, references, ids, PlaceholderMode.KEEP)
         wrong = answer_errors(norms, asked, answers, intents, frame["right_intent"].tolist(), [1.0] * rows)
         frame = frame.assign(**kept, **wrong, **rubric(asked, answers), fabricates=(kept["fabricated"] > 0) * 1.0)
-        if system in LIKELIHOODS:
+        frame = frame.assign(quality=answer_quality(frame))
+        if system in models:
+            frame = frame.assign(stopped=1.0)
+        if system in models and system in LIKELIHOODS and not (system == "tuned" and "base" not in systems):
             lengths = [len(reference) for reference in references]
             frame = frame.assign(
                 nll=[LIKELIHOODS[system] * n * (0.5 + i / rows) for i, n in enumerate(lengths)],
                 answer_tokens=[n // 4 for n in lengths],
                 answer_chars=lengths,
-                stopped=1.0,
             )
         stats[system] = frame
     return about, stats
@@ -151,6 +172,9 @@ CURVE = [{"step": step, "loss": 2 - step / 100 + step % 3 / 10} for step in rang
 
 
 RUN = TimedRun(answers=200, tokens=30_000, seconds=60.0, peak_memory=3.0, alone=[0.5, 1.5, 2.5])
+
+
+LOOKUP_RUN = TimedRun(answers=200, tokens=0, seconds=2.0, peak_memory=0.5, alone=[0.004, 0.005, 0.0061])
 
 
 def odd(system: str) -> pd.DataFrame:
@@ -172,14 +196,17 @@ def evaluated(
     rows: int = 40,
     *,
     champion: bool = False,
+    champion_method: str = "LoRA",
+    share: Mapping[str, float] = {},
     company: int = 0,
     held_out: Sequence[str] = (),
     curve: Sequence[dict[str, float]] = CURVE,
 ) -> EvaluationResults:
     """Puts an adapter and its evaluation into the lake, and returns the results.
 
-    The last ``company`` of the ``rows`` come from a company.
+    The last ``company`` of the ``rows`` come from a company. ``share`` changes entries of SHARE.
     """
+    lookup = isinstance(recipe, LookupRecipe)
     fingerprint = "0123456789abcdef"
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     folder.mkdir(parents=True)
@@ -196,8 +223,11 @@ def evaluated(
         "trainable_parameters": 1000,
         "loss": curve,
     }
+    if lookup:
+        metrics = {"rows": 400, "validation_questions": 90, "min_similarity": 0.4321, "seconds": 0.25}
     write_json(folder / "metrics.json", metrics)
-    base = {"source": "embedded", "name": "embedded (828,288 parameters)", "revision": None, "sha256": "ba5e" * 4}
+    base: dict[str, Any] = {"source": "embedded", "name": "embedded (828,288 parameters)", "revision": None}
+    base = NO_BASE.facts() if lookup else base | {"sha256": "ba5e" * 4}
     manifest = {
         "fingerprint": fingerprint,
         "base": base,
@@ -207,8 +237,8 @@ def evaluated(
     }
     write_manifest(folder, manifest)
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    systems = systems_of(champion)
-    about, stats = answers_of(systems, rows, company)
+    systems = systems_of(champion, lookup)
+    about, stats = answers_of(systems, rows, company, {**SHARE, **share})
     models = [system for system in systems if system in ("tuned", "base", "champion")]
     results = results_of(
         **dict(compare(about, stats, samples=200)),
@@ -216,6 +246,8 @@ def evaluated(
         adapter_fingerprint=fingerprint,
         base=base,
         champion_version=7 if champion else None,
+        champion_base="ba5e" * 4 if champion else None,
+        methods={"tuned": recipe.training_method} | ({"champion": champion_method} if champion else {}),
         rows=rows,
         clusters=about["cluster_id"].nunique(),
         held_out=compare_held_out(about, stats, held_out, samples=200),
@@ -224,7 +256,7 @@ def evaluated(
         naive=dict.fromkeys(NAIVE_METRICS, 12.5),
         robustness={system: robustness_by_group(odd(system)).to_dict("records") for system in models},
         probe={system: [1.0, float(system != "tuned"), 0.0] for system in models},
-        runs=dict.fromkeys(models, RUN),
+        runs={system: LOOKUP_RUN if lookup and system == "tuned" else RUN for system in models},
         seconds=dict.fromkeys(stats, 1.5),
     )
     folder = evaluation_folder(recipe.name, lake)

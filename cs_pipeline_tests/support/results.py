@@ -6,9 +6,9 @@ from cs_pipeline.evaluate.results import DataVersions, EvaluationResults
 from cs_pipeline.evaluate.scoring.statistics import Difference
 
 
-def difference(low: float, high: float) -> Difference:
+def difference(low: float, high: float, rows: int = 90, clusters: int = 60) -> Difference:
     """A difference with these ends, in the middle of them."""
-    return Difference((low + high) / 2, low, high, share_above_zero=0.5, rows=90, clusters=60)
+    return Difference((low + high) / 2, low, high, share_above_zero=0.5, rows=rows, clusters=clusters)
 
 
 def results_of(**known: Any) -> EvaluationResults:
@@ -20,8 +20,10 @@ def results_of(**known: Any) -> EvaluationResults:
         "adapter_fingerprint": "0123456789abcdef",
         "base": {"name": "embedded (828,288 parameters)", "source": "embedded", "revision": None, "sha256": "ba5e" * 4},
         "champion_version": None,
+        "champion_base": None,
+        "methods": {"tuned": "QLoRA"},
         "placeholders": {"tuned": "keep"},
-        "data": DataVersions(train_split="11" * 32, test_split="33" * 32),
+        "data": DataVersions(train_split="11" * 32, test_split="33" * 32, retrieval_index="44" * 32),
         "rows": 90,
         "clusters": 60,
         "answer_classifier_accuracy": 0.98,

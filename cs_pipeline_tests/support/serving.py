@@ -13,7 +13,10 @@ import requests
 import uvicorn
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.serve.models.service import Generation, ModelService
+from cs_pipeline.serve.models.engine import Engine
+from cs_pipeline.serve.models.generation import Generation
+from cs_pipeline.serve.models.pool import LoadedLanguageModel
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.settings import ServeSettings
 
 PATIENCE = 120
@@ -45,6 +48,13 @@ def running_service(
         yield service
     finally:
         service.close()
+
+
+def engine_of(service: ModelService, name: str) -> Engine:
+    """The engine of the loaded model ``name``."""
+    loaded = service.pool._loaded[name]
+    assert isinstance(loaded, LoadedLanguageModel)
+    return loaded.engine
 
 
 class Serving:
@@ -99,7 +109,8 @@ class Serving:
         self.chat(model_name=name)  # loads it
         assert self._server is not None
         app: Any = self._server.config.app
-        handle = app.state.service.pool._loaded[name].engine.model.register_forward_pre_hook(lambda *_: hook() and None)
+        model = engine_of(app.state.service, name).model
+        handle = model.register_forward_pre_hook(lambda *_: hook() and None)
         try:
             yield
         finally:

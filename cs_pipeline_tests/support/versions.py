@@ -1,4 +1,4 @@
-"""More versions of the registered model, made in a second: copies of the champion with scaled adapter weights."""
+"""More versions of the registered model, made in seconds: copies of the champion with scaled weights, and look-ups."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,14 @@ from safetensors.numpy import load_file, save_file
 
 from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.core.manifest import MANIFEST_NAME, write_manifest
-from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open_store
+from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.recipe import LookupRecipe, read_recipe
+from cs_pipeline.register.version import _flat, _log_model
+from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.text.classifier import TextClassifier
+from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_or_create_run, get_version, open_store
+from cs_pipeline.train.adapter import build_lookup
 
 
 def add_version(
@@ -46,5 +53,32 @@ def add_version(
     return int(client.create_model_version(MODEL, model.as_uri(), run, tags=tags).version)
 
 
+def add_lookup(lake: DataLake) -> int:
+    """Registers a look-up in the known answers of ``lake`` without an evaluation, and returns the version number.
+
+    It hands over what is less similar than 70 % of the validation questions.
+    """
+    recipe = LookupRecipe(name="lookup", description="For tests.", method="lookup", handover_share=0.3)
+    adapter = build_lookup(recipe, lake)
+    client = open_store(lake)
+    run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
+    settings = _flat(recipe.model_dump(mode="json", exclude={"description"})) | {"method": recipe.training_method}
+    client.log_batch(run, params=[Param(key, str(value)) for key, value in settings.items()])
+    logged = _log_model(run, recipe, lake, adapter)
+    tags = {FINGERPRINT: adapter.fingerprint, "cs.recipe": recipe.name}
+    return int(client.create_model_version(MODEL, logged, run, tags=tags).version)
+
+
 def make_champion(lake: DataLake, version: int) -> None:
     open_store(lake).set_registered_model_alias(MODEL, CHAMPION, str(version))
+
+
+def known_answer(lake: DataLake, version: int, question: str) -> RetrievedText | None:
+    """What the look-up finds for ``question``, without the server."""
+    adapter = get_version(open_store(lake), version).folder / "adapter"
+    recipe = read_recipe(adapter / "recipe.yaml")
+    intents, _ = TextClassifier.load(adapter / "intent_classifier").predict([question])
+    index = open_index(recipe, lake)
+    texts = retrieve(index, recipe.prompt, recipe.placeholders, [question], intents)[0]
+    assert isinstance(recipe, LookupRecipe)
+    return LookupModel.load(recipe, adapter).find(texts)

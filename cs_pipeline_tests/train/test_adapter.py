@@ -16,7 +16,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import load_chat_format
-from cs_pipeline.recipe import EmbeddedBase, PathBase, Recipe, load_recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, PathBase, load_fine_tune_recipe
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, train_adapter
 from cs_pipeline.train.embedded import build_embedded
@@ -43,7 +43,7 @@ class Training:
     """A finished training in this process, with hashes of the base's weights before and after."""
 
     lake: DataLake
-    recipe: Recipe
+    recipe: FineTuneRecipe
     adapter: Adapter
     base_files: dict[str, str]
     frozen: list[dict[str, str]]
@@ -88,7 +88,7 @@ def training(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Traini
     with own_world(lake.root) as patch:
         patch.setenv("CS_RECIPES", str(RECIPES))
         patch.setattr(loss, "AnswerLossTrainer", Watched)
-        recipe = load_recipe("tiny")
+        recipe = load_fine_tune_recipe("tiny")
         assert isinstance(recipe.base, EmbeddedBase)
         base_files = files(build_embedded(recipe.base, lake, lines.append))
         adapter = train_adapter(recipe, lake, lines.append)

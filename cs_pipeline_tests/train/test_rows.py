@@ -11,7 +11,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.schema import SEEN_ROW
 from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat
-from cs_pipeline.recipe import MixtureSettings, Recipe
+from cs_pipeline.recipe import FineTuneRecipe, MixtureSettings
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.train.adapter import data_versions
 from cs_pipeline.train.rows import (
@@ -34,7 +34,7 @@ def chat() -> ChatFormat:
 
 
 @pytest.fixture
-def recipe(tiny: Recipe) -> Recipe:
+def recipe(tiny: FineTuneRecipe) -> FineTuneRecipe:
     """A recipe that uses all rows."""
     return tiny.model_copy(update={"train_rows": None})
 
@@ -55,7 +55,7 @@ def bitext_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def weighted(recipe: Recipe, weight: float, train_rows: int | None = None) -> Recipe:
+def weighted(recipe: FineTuneRecipe, weight: float, train_rows: int | None = None) -> FineTuneRecipe:
     return recipe.model_copy(update={"mixture": MixtureSettings(company_weight=weight), "train_rows": train_rows})
 
 
@@ -73,7 +73,9 @@ def prompts(rows: TrainingRows, chat: ChatFormat) -> list[str]:
     ("weight", "times"),
     [(0, {0: 12}), (0.5, {0: 6, 1: 6}), (1, {1: 12}), (2.25, {2: 9, 3: 3}), (3, {3: 12}), (0.1, {0: 11, 1: 1})],
 )
-def test_a_company_row_is_repeated_as_often_as_its_weight(recipe: Recipe, weight: float, times: dict[int, int]) -> None:
+def test_a_company_row_is_repeated_as_often_as_its_weight(
+    recipe: FineTuneRecipe, weight: float, times: dict[int, int]
+) -> None:
     sources = ["bitext"] * 20 + ["company"] * 12 + ["bitext"] * 10
     places = sample_mixture(sources, weighted(recipe, weight))
     counted = Counter(places)
@@ -83,7 +85,7 @@ def test_a_company_row_is_repeated_as_often_as_its_weight(recipe: Recipe, weight
     assert sample_mixture(sources, weighted(recipe, weight)) == places
 
 
-def test_the_seed_decides_which_company_rows_are_repeated_once_more(recipe: Recipe) -> None:
+def test_the_seed_decides_which_company_rows_are_repeated_once_more(recipe: FineTuneRecipe) -> None:
     sources = ["company"] * 40
     drawn = set()
     for seed in range(5):
@@ -92,7 +94,7 @@ def test_the_seed_decides_which_company_rows_are_repeated_once_more(recipe: Reci
     assert len(drawn) == 5
 
 
-def test_rows_are_drawn_from_the_mixture(recipe: Recipe) -> None:
+def test_rows_are_drawn_from_the_mixture(recipe: FineTuneRecipe) -> None:
     sources = ["bitext"] * 900 + ["company"] * 100
     for weight, share in ((0, 0), (1, 0.1), (9, 0.5)):
         places = sample_mixture(sources, weighted(recipe, weight, train_rows=500))
@@ -101,7 +103,7 @@ def test_rows_are_drawn_from_the_mixture(recipe: Recipe) -> None:
         assert max(Counter(i for i in places if sources[i] == "bitext").values()) == 1
 
 
-def test_without_company_rows_the_weight_changes_nothing(recipe: Recipe) -> None:
+def test_without_company_rows_the_weight_changes_nothing(recipe: FineTuneRecipe) -> None:
     sources = ["bitext"] * 50
     assert sample_mixture(sources, recipe) == list(range(50))
     assert sample_mixture(sources, weighted(recipe, 2.5)) == list(range(50))
@@ -111,7 +113,7 @@ def test_without_company_rows_the_weight_changes_nothing(recipe: Recipe) -> None
 # The rows
 
 
-def test_seen_rows_are_listed_once_without_text(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_seen_rows_are_listed_once_without_text(mixed: DataLake, recipe: FineTuneRecipe, chat: ChatFormat) -> None:
     rows = training_rows(weighted(recipe, 2), mixed, chat, "train")
     assert len(rows.examples) == BITEXT + 2 * COMPANY
     assert rows.examples[BITEXT] == rows.examples[BITEXT + 1] != rows.examples[BITEXT + 2]
@@ -124,7 +126,7 @@ def test_seen_rows_are_listed_once_without_text(mixed: DataLake, recipe: Recipe,
     assert Counter(files) == {"0" * 64: BITEXT, FILES[0]: COMPANY / 2, FILES[1]: COMPANY / 2}
 
 
-def test_unused_rows_are_not_listed_as_seen(mixed: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_unused_rows_are_not_listed_as_seen(mixed: DataLake, recipe: FineTuneRecipe, chat: ChatFormat) -> None:
     none = training_rows(weighted(recipe, 0), mixed, chat, "train")
     assert set(none.seen.column("source").to_pylist()) == {"bitext"}
     few = training_rows(weighted(recipe, 1, train_rows=5), mixed, chat, "train")
@@ -137,7 +139,7 @@ def test_unused_rows_are_not_listed_as_seen(mixed: DataLake, recipe: Recipe, cha
 
 
 def test_earlier_turns_are_in_the_placeholder_mode_of_the_recipe(
-    lake: DataLake, recipe: Recipe, chat: ChatFormat
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
 ) -> None:
     context = json.dumps([["customer", "about {{Order Number}}"], ["agent", "is {{Order Number}} right?"]])
     write_split(lake, "train", company_rows(1, context=context))
@@ -162,7 +164,7 @@ def test_earlier_turns_are_in_the_placeholder_mode_of_the_recipe(
 
 
 def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
-    lake: DataLake, recipe: Recipe, chat: ChatFormat
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
 ) -> None:
     answer = company_rows(4)[0]["response"]
     contexts = [None, EARLIER, [["customer", "word " * 200], *EARLIER[1:], ["customer", "Well:"]], EARLIER]
@@ -180,7 +182,9 @@ def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
     assert prompts(short, chat)[2] == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
 
 
-def test_validation_rows_are_chosen_by_id_and_not_weighted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_validation_rows_are_chosen_by_id_and_not_weighted(
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
+) -> None:
     rows = [*company_rows(300), *bitext_rows(100)]
     write_split(lake, "validation", rows)
     few = weighted(recipe, 3, train_rows=2).model_copy(update={"validation_rows": 200})
@@ -197,7 +201,7 @@ PAIRS: list[dict[str, str]] = yaml.safe_load(OUT_OF_SCOPE_FILE.read_text())
 
 
 @pytest.fixture
-def unrouted(recipe: Recipe) -> Recipe:
+def unrouted(recipe: FineTuneRecipe) -> FineTuneRecipe:
     return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"route": "none"})})
 
 
@@ -213,16 +217,16 @@ def split_lake(lake: DataLake) -> DataLake:
     return lake
 
 
-def selected(recipe: Recipe, lake: DataLake, split: str) -> list[dict[str, Any]]:
+def selected(recipe: FineTuneRecipe, lake: DataLake, split: str) -> list[dict[str, Any]]:
     return select_rows(recipe, lake, split, ["row_id", "cluster_id", "source", "instruction"]).to_pylist()
 
 
-def with_mixture(recipe: Recipe, **mixture: Any) -> Recipe:
+def with_mixture(recipe: FineTuneRecipe, **mixture: Any) -> FineTuneRecipe:
     return recipe.model_copy(update={"mixture": MixtureSettings(**mixture)})
 
 
 def test_validation_rows_join_training_except_those_that_measure_the_loss(
-    unrouted: Recipe, split_lake: DataLake
+    unrouted: FineTuneRecipe, split_lake: DataLake
 ) -> None:
     for_loss = selected(unrouted, split_lake, "validation")
     assert [row["row_id"] for row in for_loss] == [f"{i:016x}" for i in range(unrouted.validation_rows)]
@@ -237,7 +241,7 @@ def test_validation_rows_join_training_except_those_that_measure_the_loss(
     assert len(more) == sum(row["cluster_id"] not in clusters for row in full)
 
 
-def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: Recipe, split_lake: DataLake) -> None:
+def test_out_of_scope_questions_are_repeated_as_the_recipe_says(unrouted: FineTuneRecipe, split_lake: DataLake) -> None:
     mine = with_mixture(unrouted, out_of_scope=3)
     chat = ChatFormat(tiny_tokenizer("embedded"), "causal")
     rows = training_rows(mine, split_lake, chat, "train")
@@ -258,13 +262,13 @@ def test_out_of_scope_answers_differ_and_lead_back_to_the_desk() -> None:
     assert all(any(word in pair["answer"].lower() for word in desk) for pair in PAIRS)
 
 
-def test_out_of_scope_rows_exclude_routing_by_intent(tiny: Recipe) -> None:
+def test_out_of_scope_rows_exclude_routing_by_intent(tiny: FineTuneRecipe) -> None:
     content = tiny.model_dump()
     with pytest.raises(ValueError, match="exclude each other"):
-        Recipe.model_validate(content | {"mixture": {"out_of_scope": 1}})
+        FineTuneRecipe.model_validate(content | {"mixture": {"out_of_scope": 1}})
 
 
-def test_rows_of_held_out_intents_are_not_used(unrouted: Recipe, split_lake: DataLake) -> None:
+def test_rows_of_held_out_intents_are_not_used(unrouted: FineTuneRecipe, split_lake: DataLake) -> None:
     for split in ("train", "validation"):
         rows = split_lake.read("prepare", f"{split}_split").to_pylist()
         of_two = [{**row, "intent": ("track_order", "get_refund")[i % 2]} for i, row in enumerate(rows)]

@@ -12,7 +12,7 @@ from cs_pipeline.core.schema import IN_PROMPT, PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.base import Base
 from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat, RetrievedText, chat_messages
-from cs_pipeline.recipe import MixtureSettings, Recipe, RetrievalSettings, load_recipe
+from cs_pipeline.recipe import FineTuneRecipe, MixtureSettings, RetrievalSettings, load_fine_tune_recipe
 from cs_pipeline.retrieval.index import build_index, index_version
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
@@ -31,8 +31,8 @@ def chat() -> ChatFormat:
 
 
 @pytest.fixture
-def recipe(own_recipes: None) -> Recipe:
-    return load_recipe("tiny_rag").model_copy(update={"train_rows": None})
+def recipe(own_recipes: None) -> FineTuneRecipe:
+    return load_fine_tune_recipe("tiny_rag").model_copy(update={"train_rows": None})
 
 
 @pytest.fixture
@@ -77,12 +77,12 @@ def rows_of(lake: DataLake, split: str) -> list[dict[str, Any]]:
     return [{**row, "response": apply(row["response"], PlaceholderMode.KEEP, "agent", "")} for row in rows]
 
 
-def with_length(recipe: Recipe, tokens: int) -> Recipe:
+def with_length(recipe: FineTuneRecipe, tokens: int) -> FineTuneRecipe:
     return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update={"max_length": tokens})})
 
 
 def test_no_prompt_contains_an_answer_from_its_own_cluster_or_another_split(
-    lake: DataLake, recipe: Recipe, chat: ChatFormat
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
 ) -> None:
     five = {"retrieve": RetrievalSettings(answers=5, passages=0)}
     wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
@@ -109,7 +109,7 @@ def test_no_prompt_contains_an_answer_from_its_own_cluster_or_another_split(
 
 
 def test_some_rows_copy_the_known_answer_and_its_row_is_recorded_as_seen(
-    lake: DataLake, recipe: Recipe, chat: ChatFormat
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
 ) -> None:
     half = with_length(recipe.model_copy(update={"mixture": MixtureSettings(retold=0.5)}), 4096)
     rows = training_rows(half, lake, chat, "train")
@@ -134,14 +134,14 @@ def test_some_rows_copy_the_known_answer_and_its_row_is_recorded_as_seen(
     }
 
 
-def test_retold_rows_need_known_answers(recipe: Recipe) -> None:
+def test_retold_rows_need_known_answers(recipe: FineTuneRecipe) -> None:
     alone = recipe.model_dump() | {"mixture": {"retold": 0.5}, "prompt": {"retrieve": {"answers": 0, "passages": 1}}}
     alone["base"] |= {"known_answers": 0}
     with pytest.raises(ValidationError, match=r"mixture\.retold needs known answers"):
-        Recipe.model_validate(alone)
+        FineTuneRecipe.model_validate(alone)
 
 
-def test_training_and_serving_have_the_same_prompt(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_training_and_serving_have_the_same_prompt(lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat) -> None:
     """Token by token, in every placeholder mode, for questions that are not in the index."""
     for mode in PlaceholderMode:
         reading = recipe.model_copy(update={"placeholders": mode})
@@ -161,7 +161,7 @@ def _asked(example: Any, chat: ChatFormat) -> str:
     return text.rpartition("Question: ")[2].removesuffix("<|agent|>")
 
 
-def test_retrieved_texts_are_in_the_placeholder_mode_of_the_recipe(lake: DataLake, recipe: Recipe) -> None:
+def test_retrieved_texts_are_in_the_placeholder_mode_of_the_recipe(lake: DataLake, recipe: FineTuneRecipe) -> None:
     def article(mode: PlaceholderMode) -> RetrievedText:
         return retrieve(open_index(recipe, lake), recipe.prompt, mode, ["is a return free?"], [None])[0][-1]
 
@@ -171,7 +171,9 @@ def test_retrieved_texts_are_in_the_placeholder_mode_of_the_recipe(lake: DataLak
     assert article(PlaceholderMode.REALISTIC).text not in (ARTICLE, article(PlaceholderMode.GENERIC).text)
 
 
-def test_texts_that_do_not_fit_are_dropped_and_counted(lake: DataLake, recipe: Recipe, chat: ChatFormat) -> None:
+def test_texts_that_do_not_fit_are_dropped_and_counted(
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
+) -> None:
     unlimited = training_rows(with_length(recipe, 4096), lake, chat, "train")
     assert (unlimited.retrieved_dropped, unlimited.too_long) == (0, 0)
     assert unlimited.retrieved > 2 * ROWS
@@ -189,7 +191,9 @@ def test_texts_that_do_not_fit_are_dropped_and_counted(lake: DataLake, recipe: R
     assert not any("Known answer" in prompt for prompt in prompts(none, chat))
 
 
-def test_another_index_means_another_training_only_if_the_recipe_retrieves(lake: DataLake, recipe: Recipe) -> None:
+def test_another_index_means_another_training_only_if_the_recipe_retrieves(
+    lake: DataLake, recipe: FineTuneRecipe
+) -> None:
     lake.path("prepare", "intent_classifier").mkdir()
     blind = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})})
     base = Base("embedded", "a base", None, "0" * 16, "/nowhere")

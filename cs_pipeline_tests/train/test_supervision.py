@@ -9,7 +9,7 @@ from tokenizers import normalizers
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat, Example, chat_messages
-from cs_pipeline.recipe import PromptSettings, Recipe
+from cs_pipeline.recipe import FineTuneRecipe, PromptSettings
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline.train.supervision import SupervisionCheck
 from cs_pipeline_tests.support.tiny import FAMILIES, _trained, tiny_tokenizer
@@ -36,7 +36,7 @@ def rows(lake: DataLake) -> DataLake:
     return lake
 
 
-def test_a_tokenizer_that_needs_too_many_code_points_is_refused(rows: DataLake, tiny: Recipe) -> None:
+def test_a_tokenizer_that_needs_too_many_code_points_is_refused(rows: DataLake, tiny: FineTuneRecipe) -> None:
     with pytest.raises(PipelineError, match=r"lacks \d+\.\d% of the characters") as raised:
         training_rows(tiny, rows, losing(normalizers.Lowercase()), "train")
     assert "U+0049" in raised.value.what  # I: "I have looked"
@@ -44,14 +44,14 @@ def test_a_tokenizer_that_needs_too_many_code_points_is_refused(rows: DataLake, 
     assert "parcel" not in str(raised.value), "a customer may have written it"
 
 
-def test_a_tokenizer_that_loses_text_in_spite_of_escapes_is_refused(rows: DataLake, tiny: Recipe) -> None:
+def test_a_tokenizer_that_loses_text_in_spite_of_escapes_is_refused(rows: DataLake, tiny: FineTuneRecipe) -> None:
     with pytest.raises(PipelineError, match="does not reproduce 20 of 20 answers") as raised:
         training_rows(tiny, rows, losing(normalizers.Lowercase(), normalizers.Replace("\N{PRIME}", "")), "train")
     assert "U+0049" in raised.value.what
     assert "parcel" not in str(raised.value)
 
 
-def test_a_few_escaped_characters_are_counted(lake: DataLake, tiny: Recipe) -> None:
+def test_a_few_escaped_characters_are_counted(lake: DataLake, tiny: FineTuneRecipe) -> None:
     rare = company_rows(1, response="I am glad \N{SLIGHTLY SMILING FACE}")
     write_split(lake, "train", [*rare, *company_rows(20)[1:]])
     chat = losing(normalizers.Replace("\N{SLIGHTLY SMILING FACE}", ":)"))
@@ -61,7 +61,7 @@ def test_a_few_escaped_characters_are_counted(lake: DataLake, tiny: Recipe) -> N
     assert chat.decode(found.examples[0].answer[:-1]) == "I am glad \N{SLIGHTLY SMILING FACE}"
 
 
-def test_for_t5_rows_with_line_breaks_or_placeholders_are_escaped(lake: DataLake, tiny: Recipe) -> None:
+def test_for_t5_rows_with_line_breaks_or_placeholders_are_escaped(lake: DataLake, tiny: FineTuneRecipe) -> None:
     tokenizer = tiny_tokenizer("t5")
     tokenizer.chat_template = PromptSettings(template="t5_v1").template_text()
     write_split(lake, "train", [*company_rows(3, instruction="hello", context=None), *company_rows(5)[3:]])

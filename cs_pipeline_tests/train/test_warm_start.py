@@ -13,7 +13,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.recipe import MixtureSettings, Recipe, load_recipe
+from cs_pipeline.recipe import FineTuneRecipe, MixtureSettings, load_fine_tune_recipe
 from cs_pipeline.register.version import _log_model
 from cs_pipeline.tracking import (
     CHAMPION,
@@ -35,13 +35,13 @@ class WarmStarted:
     """A lake in which version 1 is champion, company rows have arrived, and a training has started from the champion."""
 
     lake: DataLake
-    recipe: Recipe
+    recipe: FineTuneRecipe
     first: Adapter
     second: Adapter
     lines: list[str]
 
 
-def from_champion(recipe: Recipe, **changes: Any) -> Recipe:
+def from_champion(recipe: FineTuneRecipe, **changes: Any) -> FineTuneRecipe:
     return recipe.model_copy(update={"start": "champion", **changes})
 
 
@@ -51,14 +51,14 @@ def warm_started(champion_lake: Path, tmp_path_factory: pytest.TempPathFactory) 
     lines: list[str] = []
     with own_world(lake.root) as patch:
         patch.setenv("CS_RECIPES", str(RECIPES))
-        recipe = from_champion(load_recipe("tiny"), mixture=MixtureSettings(company_weight=2))
+        recipe = from_champion(load_fine_tune_recipe("tiny"), mixture=MixtureSettings(company_weight=2))
         first = current_adapter("tiny", lake)
         add_to_split(lake, "train", company_rows(40))
         second = train_adapter(recipe, lake, lines.append)
     return WarmStarted(lake, recipe, first, second, lines)
 
 
-def make_champion(lake: DataLake, recipe: Recipe, adapter: Adapter) -> int:
+def make_champion(lake: DataLake, recipe: FineTuneRecipe, adapter: Adapter) -> int:
     """Registers ``adapter`` without an evaluation and makes it champion."""
     client = open_store(lake)
     run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
@@ -68,7 +68,7 @@ def make_champion(lake: DataLake, recipe: Recipe, adapter: Adapter) -> int:
     return int(number)
 
 
-def start_of(recipe: Recipe, lake: DataLake) -> TrainingStart:
+def start_of(recipe: FineTuneRecipe, lake: DataLake) -> TrainingStart:
     return find_training_start(recipe, find_base(recipe, lake), lake)
 
 

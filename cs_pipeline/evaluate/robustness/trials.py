@@ -21,7 +21,7 @@ from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, make_cases, score_robustness_cases
 from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, with_retrieved_texts
-from cs_pipeline.llm.model import Answer, SupportModel
+from cs_pipeline.llm.model import Answer, Contender
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import retrieve
@@ -40,7 +40,7 @@ class Trials:
 
 
 def run_trials(
-    model: SupportModel,
+    model: Contender,
     classifier: Path,
     index: RetrievalIndex | None,
     test_set: FrozenTestSet,
@@ -67,7 +67,7 @@ def run_trials(
 
 
 def score_answers_to_cases(
-    model: SupportModel,
+    model: Contender,
     test_set: FrozenTestSet,
     cases: Sequence[RobustnessCase],
     answers: Sequence[Answer],
@@ -86,7 +86,7 @@ def score_answers_to_cases(
     )
 
 
-def predict_intents(model: SupportModel, classifier: Path, texts: list[str]) -> list[str | None]:
+def predict_intents(model: Contender, classifier: Path, texts: list[str]) -> list[str | None]:
     """The intent that the prompt for each text names; all None if the recipe of ``model`` does not route by intent."""
     if model.recipe.prompt.route != "intent":
         return [None] * len(texts)
@@ -94,7 +94,7 @@ def predict_intents(model: SupportModel, classifier: Path, texts: list[str]) -> 
 
 
 def answer_each(
-    model: SupportModel, texts: list[str], intents: list[str | None], retrieved: Sequence[Sequence[RetrievedText]]
+    model: Contender, texts: list[str], intents: list[str | None], retrieved: Sequence[Sequence[RetrievedText]]
 ) -> list[Answer]:
     """One answer per text. It is empty if the text is too long for the model: a customer would get no answer either."""
     fitting = [i for i, pair in enumerate(zip(texts, intents, strict=True)) if model.has_room(*pair)]
@@ -108,18 +108,18 @@ def answer_each(
     return [by_index.get(i, Answer("", False, 0)) for i in range(len(texts))]
 
 
-def _ask(model: SupportModel, classifier: Path, index: RetrievalIndex | None, texts: list[str]) -> list[Answer]:
+def _ask(model: Contender, classifier: Path, index: RetrievalIndex | None, texts: list[str]) -> list[Answer]:
     intents = predict_intents(model, classifier, texts)
     return answer_each(model, texts, intents, _retrieve(model, index, texts, intents))
 
 
 def _retrieve(
-    model: SupportModel, index: RetrievalIndex | None, texts: Sequence[str], intents: Sequence[str | None]
+    model: Contender, index: RetrievalIndex | None, texts: Sequence[str], intents: Sequence[str | None]
 ) -> list[list[RetrievedText]]:
     return retrieve(index, model.recipe.prompt, model.recipe.placeholders, texts, intents)
 
 
-def _time_answer(model: SupportModel, index: RetrievalIndex | None, test_set: FrozenTestSet, i: int) -> float:
+def _time_answer(model: Contender, index: RetrievalIndex | None, test_set: FrozenTestSet, i: int) -> float:
     started = time.monotonic()
     question, intent = [test_set.questions[i]], [test_set.predicted_intents[i]]
     model.answer(question, intent, [test_set.contexts[i]], retrieved=_retrieve(model, index, question, intent))

@@ -6,7 +6,19 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
+from cs_pipeline.recipe import LOOKUP_PROMPT
+from cs_pipeline.retrieval.index import RetrievalIndex
+from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.retrieval.similarity import nearest
+from cs_pipeline.text.placeholders import PlaceholderMode
+
+
+def lookup_answers(
+    index: RetrievalIndex, mode: PlaceholderMode, questions: Sequence[str], intents: Sequence[str | None]
+) -> list[str]:
+    """For each question the usual known answer to similar questions of its intent; "" if no known question is similar."""
+    retrieved = retrieve(index, LOOKUP_PROMPT, mode, questions, intents)
+    return [texts[0].text if texts else "" for texts in retrieved]
 
 
 def random_answers(train: pd.DataFrame, questions: Sequence[str], seed: int = 0) -> list[str]:

@@ -25,7 +25,7 @@ from cs_pipeline.text.safety import is_safe
 
 CALLER_COLUMNS = (
     *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
-    *("needed", "present", "filled", "fabricates", *ANSWER_ERRORS, "rubric", "heuristic"),
+    *("needed", "present", "filled", "fabricates", *ANSWER_ERRORS, "rubric", "heuristic", "quality"),
 )
 """Columns of row_statistics that the caller fills: figures that the model reports, and the results of other rules."""
 
@@ -113,7 +113,7 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
 
     CALLER_COLUMNS are NaN. The caller fills those that the system reports, in all rows: ``nll`` (nats) with the
     ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the
-    columns of fidelity, answer_errors and rubric.
+    columns of fidelity, answer_errors, rubric and quality.
     """
     placeholders = _placeholder_statistics(questions, answers, references)
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]

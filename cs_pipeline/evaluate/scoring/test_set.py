@@ -16,8 +16,9 @@ from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_error
 from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
 from cs_pipeline.evaluate.scoring.metrics import row_statistics
+from cs_pipeline.evaluate.scoring.quality import answer_quality
 from cs_pipeline.evaluate.scoring.rubric import rubric
-from cs_pipeline.llm.model import Answer, SupportModel, peak_memory_gib
+from cs_pipeline.llm.model import Answer, Contender, SupportModel, peak_memory_gib
 from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.text.classifier import TextClassifier
@@ -65,7 +66,8 @@ class FrozenTestSet:
         """
         frame = row_statistics(self.questions_with_context, answers, self.references)
         scores = self.score_without_references(answers, reported.get("stopped", np.nan), retrieved)
-        return frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **reported, **scores)
+        frame = frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **reported, **scores)
+        return frame.assign(quality=answer_quality(frame))
 
     def score_without_references(
         self, answers: list[str], stopped: Any = np.nan, retrieved: Sequence[Sequence[RetrievedText]] | None = None
@@ -97,7 +99,7 @@ class FrozenTestSet:
 
 def answer_test_set(
     system: str,
-    model: SupportModel,
+    model: Contender,
     test_set: FrozenTestSet,
     retrieved: Sequence[Sequence[RetrievedText]],
     report: Callable[[str], None],
@@ -111,16 +113,16 @@ def answer_test_set(
     answers = model.answer(*inputs, progress_reporter(report, system, "answers", len(test_set.questions)), retrieved)
     seconds = time.monotonic() - started
     run = GenerationRun(len(answers), sum(answer.tokens for answer in answers), seconds, peak_memory_gib())
-    likelihoods = model.likelihoods(*inputs, test_set.references, retrieved)
-    statistics = test_set.score(
-        [answer.text for answer in answers],
-        [answer.retrieved for answer in answers],
-        nll=[likelihood.nll for likelihood in likelihoods],
-        answer_tokens=[likelihood.tokens for likelihood in likelihoods],
-        answer_chars=[len(reference) for reference in test_set.references],
-        stopped=[float(answer.stopped) for answer in answers],
-    )
-    return statistics, answers, run
+    reported: dict[str, Any] = {"stopped": [float(answer.stopped) for answer in answers]}
+    if isinstance(model, SupportModel):  # a look-up has no likelihood
+        likelihoods = model.likelihoods(*inputs, test_set.references, retrieved)
+        reported |= {
+            "nll": [likelihood.nll for likelihood in likelihoods],
+            "answer_tokens": [likelihood.tokens for likelihood in likelihoods],
+            "answer_chars": [len(reference) for reference in test_set.references],
+        }
+    texts, in_prompts = [answer.text for answer in answers], [answer.retrieved for answer in answers]
+    return test_set.score(texts, in_prompts, **reported), answers, run
 
 
 def progress_reporter(report: Callable[[str], None], label: str, unit: str, total: int) -> Callable[[int], None]:

@@ -20,7 +20,7 @@ from cs_pipeline.llm.families import family_of, hidden_size
 from cs_pipeline.llm.hub import cached_base
 from cs_pipeline.llm.model import quiet_libraries
 from cs_pipeline.llm.package_base import cached_package_base
-from cs_pipeline.recipe import EmbeddedBase, HubBase, PackageBase, PathBase, Recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, HubBase, PackageBase, PathBase
 from cs_pipeline.train.trainer.peft_model import lora_config, train_in_float32
 
 SHAPES_FILE = Path(__file__).parent / "shapes.yaml"
@@ -97,7 +97,7 @@ def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[st
     return entry
 
 
-def estimate(recipe: Recipe, config: dict[str, Any], compute: int, device: str) -> TrainingEstimate:
+def estimate(recipe: FineTuneRecipe, config: dict[str, Any], compute: int, device: str) -> TrainingEstimate:
     """What training ``recipe`` needs with a base of this ``config``, computing in numbers of ``compute`` bytes.
 
     ``device`` is "cpu" or "cuda". Memory is for a full micro-batch of rows of ``trainer.max_length`` tokens.
@@ -150,7 +150,7 @@ def _model(config: dict[str, Any]) -> Any:
     return auto.from_config(model_config)
 
 
-def _adapter(recipe: Recipe, config: dict[str, Any], layers: dict[Any, str]) -> Iterator[int]:
+def _adapter(recipe: FineTuneRecipe, config: dict[str, Any], layers: dict[Any, str]) -> Iterator[int]:
     """The number of adapter weights on each layer that gets an adapter."""
     lora = recipe.lora
     assert lora is not None
@@ -160,7 +160,7 @@ def _adapter(recipe: Recipe, config: dict[str, Any], layers: dict[Any, str]) -> 
             yield lora.r * (layer.in_features + layer.out_features) + (layer.out_features if lora.use_dora else 0)
 
 
-def _targets(recipe: Recipe, config: dict[str, Any]) -> str | list[str]:
+def _targets(recipe: FineTuneRecipe, config: dict[str, Any]) -> str | list[str]:
     assert recipe.lora is not None
     names = recipe.lora.target_modules
     if names == "all-linear":
@@ -168,7 +168,9 @@ def _targets(recipe: Recipe, config: dict[str, Any]) -> str | list[str]:
     return list(family_of(config).attention if names == "attention" else names)
 
 
-def _saved_bytes(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, length: int) -> tuple[float, float]:
+def _saved_bytes(
+    recipe: FineTuneRecipe, config: dict[str, Any], compute: int, fused: bool, length: int
+) -> tuple[float, float]:
     """Bytes per token that autograd saves in one layer, and outside the layers, for rows of ``length`` tokens.
 
     For an encoder-decoder, whose sides share a row's tokens, "one layer" is one of the encoder and one of the decoder.
@@ -191,7 +193,7 @@ def _saved_bytes(recipe: Recipe, config: dict[str, Any], compute: int, fused: bo
     return layer, max((2 * one[0] - two[0]) * factor, 0.0)
 
 
-def _narrow(recipe: Recipe, config: dict[str, Any], compute: int, fused: bool, depth: int) -> Any:
+def _narrow(recipe: FineTuneRecipe, config: dict[str, Any], compute: int, fused: bool, depth: int) -> Any:
     """A model of ``depth`` narrow layers with the recipe's adapter, in the number formats of a training."""
     import torch
     from peft import get_peft_model

@@ -13,7 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
 from cs_pipeline.llm.families import hidden_size
 from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder
-from cs_pipeline.recipe import HubBase, PackageBase, Recipe
+from cs_pipeline.recipe import FineTuneRecipe, HubBase, PackageBase, Recipe
 from cs_pipeline.train.plan.estimate import (
     FLOAT32_BYTES,
     TrainingEstimate,
@@ -81,6 +81,8 @@ def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Find
 
     If the base's config.json is not known without a download, a note replaces memory and time.
     """
+    if not isinstance(recipe, FineTuneRecipe):
+        return [Finding("training", "ok", f"a {recipe.training_method} needs no model and no training")]
     findings = [_licence(recipe), _download(recipe)]
     config = config_of(recipe.base)
     if config is None:
@@ -100,7 +102,7 @@ def raise_on_problems(findings: list[Finding]) -> None:
         )
 
 
-def estimate_on(recipe: Recipe, config: dict[str, Any], machine: Machine) -> TrainingEstimate:
+def estimate_on(recipe: FineTuneRecipe, config: dict[str, Any], machine: Machine) -> TrainingEstimate:
     """What training ``recipe`` needs on ``machine``."""
     from cs_pipeline.llm.model import MIN_BFLOAT16_SIZE
 
@@ -113,7 +115,7 @@ def required_memory(needs: TrainingEstimate, machine: Machine) -> float:
     return needs.memory.total + _PROCESS_BYTES[machine.kind]
 
 
-def training_hours(recipe: Recipe, rows: int, needs: TrainingEstimate, rate: float) -> float:
+def training_hours(recipe: FineTuneRecipe, rows: int, needs: TrainingEstimate, rate: float) -> float:
     """Hours of training on ``rows`` rows."""
     trainer = recipe.trainer
     if trainer.max_steps is not None:
@@ -127,7 +129,7 @@ def training_hours(recipe: Recipe, rows: int, needs: TrainingEstimate, rate: flo
     return seen * min(tokens, trainer.max_length) * needs.operations / (rate * _UTILIZATION) / 3600
 
 
-def _licence(recipe: Recipe) -> Finding:
+def _licence(recipe: FineTuneRecipe) -> Finding:
     base = recipe.base
     if isinstance(base, PackageBase):
         origin = f", quantised from {base.quantised_from}" if base.quantised_from else ""
@@ -145,7 +147,7 @@ def _licence(recipe: Recipe) -> Finding:
     return Finding("base", "problem", f"{what}, gated, and HF_TOKEN is not set", fix)
 
 
-def _download(recipe: Recipe) -> Finding:
+def _download(recipe: FineTuneRecipe) -> Finding:
     size = download_bytes(recipe.base)
     if size is None:
         return Finding("download", "note", "its size is not known before the download", "Look at the model's page.")
@@ -169,7 +171,7 @@ def _free_bytes(folder: Path) -> float:
     return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
 
 
-def _memory(recipe: Recipe, config: dict[str, Any], needs: TrainingEstimate, machine: Machine) -> Finding:
+def _memory(recipe: FineTuneRecipe, config: dict[str, Any], needs: TrainingEstimate, machine: Machine) -> Finding:
     required, available = required_memory(needs, machine), machine.memory
     parts = needs.memory
     what = (
@@ -183,7 +185,7 @@ def _memory(recipe: Recipe, config: dict[str, Any], needs: TrainingEstimate, mac
     return Finding("memory", status, what, _smaller(recipe, config, machine))
 
 
-def _smaller(recipe: Recipe, config: dict[str, Any], machine: Machine) -> str:
+def _smaller(recipe: FineTuneRecipe, config: dict[str, Any], machine: Machine) -> str:
     """The fewest changes, cheapest first, that make the recipe fit with a margin."""
     changes: dict[str, str] = {}
     for keys, changed in _changes(recipe):
@@ -193,10 +195,10 @@ def _smaller(recipe: Recipe, config: dict[str, Any], machine: Machine) -> str:
     return "No setting makes it fit: use a recipe with a smaller base, or a machine with more memory."
 
 
-def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
+def _changes(recipe: FineTuneRecipe) -> Iterator[tuple[dict[str, str], FineTuneRecipe]]:
     """Recipes that need less and less memory, each with the keys that changed in this step."""
 
-    def with_trainer(**values: Any) -> Recipe:
+    def with_trainer(**values: Any) -> FineTuneRecipe:
         return recipe.model_copy(update={"trainer": recipe.trainer.model_copy(update=values)})
 
     if not recipe.trainer.gradient_checkpointing:
@@ -221,7 +223,7 @@ def _changes(recipe: Recipe) -> Iterator[tuple[dict[str, str], Recipe]]:
         yield {"quantization": "nf4"}, recipe
 
 
-def _time(recipe: Recipe, lake: DataLake, needs: TrainingEstimate, machine: Machine) -> Finding:
+def _time(recipe: FineTuneRecipe, lake: DataLake, needs: TrainingEstimate, machine: Machine) -> Finding:
     hours = training_hours(recipe, _rows(lake), needs, machine.rate)
     shown = f"{hours * 60:,.0f} minutes" if hours < 2 else f"{hours:,.0f} hours"
     what = (

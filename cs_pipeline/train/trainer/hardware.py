@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cs_pipeline.llm.model import compute_dtype
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 
 _FLASH_ATTENTION = "flash_attention_2"
 """The name in transformers of FlashAttention 2 (arXiv 2307.08691), the package ``flash-attn``."""
@@ -72,7 +72,7 @@ class Hardware:
         return f"computes in {self.compute}, attention {self.attention}, {rows}, gradient checkpointing {checkpointing}"
 
 
-def choose_hardware(recipe: Recipe, model: Any) -> Hardware:
+def choose_hardware(recipe: FineTuneRecipe, model: Any) -> Hardware:
     """The fastest way to train ``model``, with or without an adapter, that recipe and machine allow."""
     compute = str(compute_dtype(model.config.to_dict())).removeprefix("torch.")
     reason = _padding_reason(recipe, model)
@@ -80,7 +80,7 @@ def choose_hardware(recipe: Recipe, model: Any) -> Hardware:
     return Hardware(compute, attention, reason, recipe.trainer.gradient_checkpointing)
 
 
-def _padding_reason(recipe: Recipe, model: Any) -> str | None:
+def _padding_reason(recipe: FineTuneRecipe, model: Any) -> str | None:
     """Why rows are padded; None if they can be packed."""
     if not recipe.trainer.packing:
         return "as the recipe says"

@@ -10,10 +10,10 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import atomic_file
 from cs_pipeline.llm.model import base_family, load_base
 from cs_pipeline.llm.prompt import IGNORE_INDEX, ChatFormat
-from cs_pipeline.recipe import LoraSettings, Recipe
+from cs_pipeline.recipe import FineTuneRecipe, LoraSettings
 
 
-def build_peft_model(recipe: Recipe, base: Path, warm_start: Path | None) -> Any:
+def build_peft_model(recipe: FineTuneRecipe, base: Path, warm_start: Path | None) -> Any:
     """The base with the recipe's LoRA layers, either new or loaded from the adapter in ``warm_start``.
 
     If the recipe trains all weights, it is the base itself, or the model in ``warm_start``. Raises PipelineError if the
@@ -49,7 +49,7 @@ def train_in_float32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def save_peft_model(model: Any, recipe: Recipe, folder: Path) -> None:
+def save_peft_model(model: Any, recipe: FineTuneRecipe, folder: Path) -> None:
     """Writes the adapter, or all weights, to ``folder`` as safetensors. The files contain no path of this machine."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's model card contains paths of this machine

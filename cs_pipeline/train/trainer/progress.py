@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerState
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.prompt import IGNORE_INDEX
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.trainer.distributed import world_size
 
 Collate = Callable[[list[dict[str, Any]]], Any]
@@ -74,7 +74,7 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: FineTuneRecipe,
         report: Callable[[str], None],
         on_metrics: Callable[[int, dict[str, float]], None],
         meter: Meter,

@@ -9,7 +9,7 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 
-from cs_pipeline.recipe import HubBase, PathBase, Recipe
+from cs_pipeline.recipe import FineTuneRecipe, HubBase, PathBase
 from cs_pipeline.train.plan import estimate as module
 from cs_pipeline.train.plan.estimate import NF4_BYTES, SHAPES_FILE, config_of, download_bytes, estimate
 from cs_pipeline.train.trainer.fused_lora import fuse_lora
@@ -34,7 +34,7 @@ PARAMETERS = {
 """As published by their makers or the hub. Without FLAN-T5-small, whose file contains the head twice; here it is tied."""
 
 
-def recipe(**changes: Any) -> Recipe:
+def recipe(**changes: Any) -> FineTuneRecipe:
     trainer = {
         "num_train_epochs": 1,
         "learning_rate": 1e-4,
@@ -50,7 +50,7 @@ def recipe(**changes: Any) -> Recipe:
         "trainer": trainer,
         "generation": {"max_new_tokens": 10},
     }
-    return Recipe.model_validate(content | changes)
+    return FineTuneRecipe.model_validate(content | changes)
 
 
 LLAMA: dict[str, Any] = PUBLISHED["meta-llama/Llama-2-7b-chat-hf"]["config"]

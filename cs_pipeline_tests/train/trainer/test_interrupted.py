@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cs_pipeline.core.lake import file_sha256, read_json
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.tracking import get_or_create_run, open_store
 from cs_pipeline.train.adapter import find_adapter, metrics_spool, train_adapter
 from cs_pipeline_tests.support.little import SmallTraining, write_recipe
@@ -25,7 +25,7 @@ def little(tmp_path: Path) -> SmallTraining:
 
 
 @pytest.fixture
-def recipe(little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+def recipe(little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FineTuneRecipe:
     monkeypatch.setenv("CS_RECIPES", str(tmp_path / "recipes"))
     content = little.yaml(num_train_epochs=8, evaluations=4, checkpoint_seconds=0)
     return write_recipe(tmp_path / "recipes", "little", content)
@@ -59,7 +59,7 @@ def saved(work: Path) -> int:
 
 
 def test_a_training_that_is_killed_and_then_stopped_can_be_finished(
-    little: SmallTraining, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    little: SmallTraining, recipe: FineTuneRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = little.train(recipe, tmp_path / "undisturbed")
     assert undisturbed.figures["steps"] == STEPS

@@ -16,7 +16,7 @@ import torch
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.model import SupportModel
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train import finetune
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
 from cs_pipeline.train.trainer.peft_model import build_peft_model
@@ -40,7 +40,9 @@ def undisturbed(little: SmallTraining, tmp_path_factory: pytest.TempPathFactory)
     return outcome
 
 
-def killed(little: SmallTraining, recipe: Recipe, work: Path, at: Callable[[str, tuple[Any, ...]], bool]) -> bool:
+def killed(
+    little: SmallTraining, recipe: FineTuneRecipe, work: Path, at: Callable[[str, tuple[Any, ...]], bool]
+) -> bool:
     """Trains in a forked process that kills itself before the first operation for which ``at(event, arguments)`` is true."""
     gc.freeze()  # keeps the child's garbage collector from copying the parent's memory pages
     pid = os.fork()

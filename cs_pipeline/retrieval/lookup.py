@@ -1,0 +1,85 @@
+"""Answers questions without a model: with the usual known answer to similar questions, word for word."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import read_json, write_json
+from cs_pipeline.llm.model import Answer, Contender, SupportModel
+from cs_pipeline.llm.prompt import Context, RetrievedText
+from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe
+
+HANDOVER_ANSWER = "I am not sure that I can help you with that, so I am passing your question on to a colleague."
+"""The answer when no known question is similar enough. At the desk a person really takes over."""
+
+_THRESHOLD_FILE = "lookup.json"
+
+
+class LookupModel:
+    """Copies the first known answer among the retrieved texts if its question has the cosine ``min_similarity`` or more."""
+
+    def __init__(self, recipe: LookupRecipe, min_similarity: float) -> None:
+        self.recipe = recipe
+        self.min_similarity = min_similarity
+
+    @classmethod
+    def load(cls, recipe: LookupRecipe, folder: Path) -> "LookupModel":
+        """The look-up that ``write_threshold`` wrote to ``folder``."""
+        return cls(recipe, float(read_json(folder / _THRESHOLD_FILE)["min_similarity"]))
+
+    def find(self, retrieved: Sequence[RetrievedText]) -> RetrievedText | None:
+        """The known answer to give, or None: a person should take over."""
+        known = next((text for text in retrieved if text.kind == "answer"), None)
+        return known if known is not None and known.similarity >= self.min_similarity else None
+
+    def has_room(self, question: str, intent: str | None) -> bool:
+        """Always True: a look-up has no context to fill."""
+        return True
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        intents: Sequence[str | None],
+        contexts: Sequence[Context],
+        progress: Callable[[int], None] = lambda done: None,
+        retrieved: Sequence[Sequence[RetrievedText]] | None = None,
+    ) -> list[Answer]:
+        """The known answers in ``retrieved``, one per question, or HANDOVER_ANSWER. The other arguments are not used."""
+        texts = [()] * len(questions) if retrieved is None else retrieved
+        found = [self.find(row) for row in texts]
+        progress(len(questions))
+        return [
+            Answer(HANDOVER_ANSWER, True, 0) if known is None else Answer(known.text, True, 0, retrieved=(known,))
+            for known in found
+        ]
+
+
+def load_contender(recipe: Recipe, base: Path | None, adapter: Path | None) -> Contender:
+    """The model or the look-up of ``recipe``. ``base`` is None for a look-up, ``adapter`` for the base of a model alone."""
+    if isinstance(recipe, LookupRecipe):
+        assert adapter is not None  # a look-up has no base that could answer
+        return LookupModel.load(recipe, adapter)
+    assert isinstance(recipe, FineTuneRecipe)
+    assert base is not None
+    return SupportModel(recipe, base, adapter)
+
+
+def handover_threshold(retrieved: Sequence[Sequence[RetrievedText]], share: float) -> float:
+    """The similarity below which about ``share`` of the questions with these ``retrieved`` texts are handed over.
+
+    A question without a known answer counts as similarity 0. Raises PipelineError when there are no questions.
+    """
+    if not retrieved:
+        raise PipelineError(
+            "There are no validation questions to choose the look-up's threshold with.",
+            "Materialise 'validation_split': it must have rows.",
+        )
+    best = [next((text.similarity for text in texts if text.kind == "answer"), 0.0) for texts in retrieved]
+    return float(np.quantile(best, share, method="lower"))
+
+
+def write_threshold(folder: Path, min_similarity: float) -> None:
+    """Writes what ``LookupModel.load`` reads."""
+    write_json(folder / _THRESHOLD_FILE, {"min_similarity": min_similarity})
