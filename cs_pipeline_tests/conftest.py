@@ -160,10 +160,18 @@ def prepared(made_once: MadeOnce, small_csv: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def champion_lake(made_once: MadeOnce, small_csv: Path) -> Path:
-    """A lake after the full pipeline, with version 1 as champion; tests read it, and change copies (``copy_lake``)."""
+    """A lake after the full pipeline, with version 1 as champion; tests read it, and change copies (``copy_lake``).
+
+    Its tiny model gives bad answers, which the promotion refuses. A person makes it champion.
+    """
 
     def make(folder: Path) -> None:
-        assert run_job(folder / "lake", small_csv).success
+        from cs_pipeline.register.promotion import roll_back
+
+        lake = folder / "lake"
+        assert run_job(lake, small_csv).success
+        with own_world(lake):
+            roll_back(DataLake(lake), 1, "the tests need a champion", "a test")
 
     return made_once("champion", make) / "lake"
 

@@ -78,7 +78,7 @@ def adapter(
 
     trained = None if config.force else find_adapter(load_recipe(context.partition_key), lake.lake)
     if trained:
-        context.log.info(f"This adapter was trained on the same input, and its files are unchanged: {trained.folder}")
+        context.log.info(f"Nothing to train: the adapter of this input is {trained.folder}")
     else:
         launcher.run(context, lake.lake, "--force")
         trained = current_adapter(context.partition_key, lake.lake)

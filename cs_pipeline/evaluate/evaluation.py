@@ -18,6 +18,7 @@ from cs_pipeline.evaluate.comparison import compare, compare_held_out
 from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import judge_models
 from cs_pipeline.evaluate.results import (
+    FREE_SYSTEMS,
     LOOKUP,
     WITHOUT_RETRIEVAL,
     DataVersions,
@@ -34,6 +35,7 @@ from cs_pipeline.evaluate.robustness.robustness import robustness_by_group
 from cs_pipeline.evaluate.robustness.trials import Trials, run_trials
 from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.baselines import (
+    as_sources,
     central_answers,
     lookup_answers,
     naive_scores,
@@ -109,7 +111,9 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
             stats[WITHOUT_RETRIEVAL], seconds[WITHOUT_RETRIEVAL] = effect.without, effect.seconds
     for system, answers in _baselines(test_set, RetrievalIndex.load(retrieval_folder(lake))).items():
         started = time.monotonic()
-        stats[system] = test_set.score(answers())
+        copied = answers()
+        # What is copied from a known answer is as little made up as what a model takes from its prompt.
+        stats[system] = test_set.score(copied, as_sources(copied) if system in FREE_SYSTEMS else None)
         seconds[system] = time.monotonic() - started
     test, train = test_set.test, test_set.train
     near = count_near_train_rows(test_set.questions, train["instruction"].tolist())
@@ -117,7 +121,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     references = test_set.score_without_references(test_set.references).assign(rows=1)
     verdicts, judged_pairs = None, None
     if endpoint is not None:
-        by_model = {system: stats[system]["answer"].tolist() for system in models}
+        by_model = {system: stats[system]["answer"].tolist() for system in (*models, LOOKUP)}
         verdicts, judged_pairs = judge_models(endpoint, test_set, by_model, lake, report)
     results = EvaluationResults(
         fingerprint=key,

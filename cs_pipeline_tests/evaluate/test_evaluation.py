@@ -26,7 +26,7 @@ from cs_pipeline.recipe import EvaluationSettings, FineTuneRecipe
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import current_adapter
 
-WITHOUT_CHAMPION = ["tuned", "base", "nearest", "central", "random"]
+WITHOUT_CHAMPION = ["tuned", "base", "lookup", "nearest", "central", "random"]
 
 
 @pytest.fixture

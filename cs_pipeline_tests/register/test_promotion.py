@@ -41,8 +41,8 @@ def test_a_model_better_than_the_free_lookup_becomes_the_first_champion(world: W
         None,
         "a test",
     )
-    assert entry["differences"] == {"base": better}
-    assert "fewer bits per character than its base" in entry["reason"]
+    assert entry["differences"] == {"lookup": better}
+    assert "the best free look-up (answer quality +30.0" in entry["reason"]
     assert world.aliases() == {"champion": 1}
 
 

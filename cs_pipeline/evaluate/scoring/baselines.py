@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.recipe import LOOKUP_PROMPT
 from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import retrieve
@@ -19,6 +20,11 @@ def lookup_answers(
     """For each question the usual known answer to similar questions of its intent; "" if no known question is similar."""
     retrieved = retrieve(index, LOOKUP_PROMPT, mode, questions, intents)
     return [texts[0].text if texts else "" for texts in retrieved]
+
+
+def as_sources(answers: Sequence[str]) -> list[list[RetrievedText]]:
+    """For each of the copied ``answers``, the known answer that it was copied from."""
+    return [[RetrievedText("answer", "", text, "", None, None, 1.0)] for text in answers]
 
 
 def random_answers(train: pd.DataFrame, questions: Sequence[str], seed: int = 0) -> list[str]:
