@@ -1,9 +1,10 @@
-"""Serving the champion: in micro-batches and one answer at a time; the overhead of HTTP; the growth of memory.
+"""Serving a fine-tune: in micro-batches and one answer at a time; the overhead of HTTP; the growth of memory.
 
     python -m bench.serve [--questions 96] [--clients 32] [--requests 2000] [--rounds 3] [--write]
 
-It serves the champion of the lake (CS_LAKE, by default the project's), so run ``make demo`` first. The server is a
-separate process with two apps: one as shipped, and one whose batches hold a single row. Both get the same questions from the
+It serves the champion of the lake (CS_LAKE, by default the project's), so run ``make demo`` first. A look-up has no batches:
+if one is champion, the newest fine-tune is measured. The server is a separate process with two apps: one as shipped, and one
+whose batches hold a single row. Both get the same questions from the
 same number of concurrent clients and must give the same answers in float32. To measure the overhead of each layer, a single
 client sends one question after the other to the bare model, the engine, the desk, and POST /chat.
 """
@@ -27,17 +28,18 @@ from rich.table import Table
 
 from bench.side_by_side import arguments, in_turn, machine, ratio, report
 from cs_pipeline.company import load_company
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel, compute_dtype
-from cs_pipeline.recipe import read_recipe
+from cs_pipeline.recipe import FineTuneRecipe, read_fine_tune_recipe, read_recipe
 from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.models.jobs import Sampling
-from cs_pipeline.serve.models.pool import memory_limit
+from cs_pipeline.serve.models.pool import LoadedLanguageModel, memory_limit
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.settings import ServeSettings
 from cs_pipeline.text.classifier import TextClassifier
-from cs_pipeline.tracking import champion_version
+from cs_pipeline.tracking import Version, champion_number, find_versions, get_version, open_store
 
 BATCHED, SINGLE = "micro-batched", "one at a time"
 LAYERS = ("model", "engine", "desk", "HTTP")
@@ -58,22 +60,36 @@ class TimedReply:
     seconds: float
 
 
+def measured_version(lake: DataLake) -> Version:
+    """The champion if it is a fine-tune, else the newest fine-tune. Raises PipelineError if there is none."""
+    client = open_store(lake)
+    champion = champion_number(client)
+    newest_first = [int(version.version) for version in reversed(find_versions(client))]
+    for number in sorted(newest_first, key=lambda number: number != champion):
+        version = get_version(client, number)
+        if isinstance(read_recipe(version.folder / "adapter" / "recipe.yaml"), FineTuneRecipe):
+            return version
+    raise PipelineError("No fine-tune is registered yet.", "Run the full pipeline first: make demo")
+
+
 class Server:
-    """The server process with both apps. ``urls`` maps the arms' names to their addresses."""
+    """The server process with both apps. ``urls`` maps the arms' names to their addresses; ``model`` is the measured one."""
 
     def __init__(self, lake: DataLake) -> None:
+        self.model = str(measured_version(lake).version)
         ports = [_free_port(), _free_port()]
         self.urls = {arm: f"http://127.0.0.1:{port}" for arm, port in zip((BATCHED, SINGLE), ports, strict=True)}
-        command = [sys.executable, "-c", f"from bench.serve import serve_both; serve_both({ports[0]}, {ports[1]})"]
+        call = f"serve_both('{self.model}', {ports[0]}, {ports[1]})"
+        command = [sys.executable, "-c", f"from bench.serve import serve_both; {call}"]
         self._process = subprocess.Popen(command, env=os.environ | {"CS_LAKE": str(lake.root)}, stdout=subprocess.PIPE)
         assert self._process.stdout is not None
         if self._process.stdout.readline() != b"ready\n":
             raise RuntimeError("the server did not start; its log above says why")
 
-    def ask(self, arm: str, question: str, model: str = "champion") -> TimedReply:
-        """Asks one question over HTTP, on a new connection."""
+    def ask(self, arm: str, question: str, *, base: bool = False) -> TimedReply:
+        """Asks the model, or its ``base``, one question over HTTP, on a new connection."""
         started = time.perf_counter()
-        body = {"user_input": question, "model_name": model}
+        body = {"user_input": question, "model_name": f"{self.model}:base" if base else self.model}
         response = requests.post(f"{self.urls[arm]}/chat", json=body, timeout=TIMEOUT)
         seconds = time.perf_counter() - started
         response.raise_for_status()
@@ -94,15 +110,15 @@ class Server:
         self._process.communicate()
 
 
-def serve_both(*ports: int) -> None:
-    """Runs the server process: the app as shipped, and one whose batches hold one row."""
+def serve_both(model: str, *ports: int) -> None:
+    """Runs the server process with ``model`` loaded: the app as shipped, and one whose batches hold one row."""
     from cs_pipeline.serve.server import uvicorn_server
 
     async def run() -> None:
         servers = [uvicorn_server(ServeSettings(port=port, seconds=TIMEOUT), DataLake.default()) for port in ports]
         tasks = [asyncio.create_task(server.serve()) for server in servers]
         apps: list[Any] = [server.config.app for server in servers]
-        _, single = [await _loaded_champion(app.state.service) for app in apps]
+        _, single = [await _loaded(app.state.service, model) for app in apps]
         single.variant = replace(single.variant, max_rows=1)
         print("ready", flush=True)  # noqa: T201
         await asyncio.gather(*tasks)
@@ -110,12 +126,12 @@ def serve_both(*ports: int) -> None:
     asyncio.run(run())
 
 
-async def _loaded_champion(service: ModelService) -> Any:
-    while service.registry.champion is None:
+async def _loaded(service: ModelService, model: str) -> LoadedLanguageModel:
+    while model not in service.registry.names():
         await asyncio.sleep(0.1)
-        if service.registry.failure:
-            raise RuntimeError(service.registry.problem())
-    return service.pool._loaded[str(service.registry.champion)]
+    loaded = service.pool.hold(service.served(model))
+    assert isinstance(loaded, LoadedLanguageModel)
+    return loaded
 
 
 def batches(server: Server, questions: Sequence[str], clients: int, rounds: int) -> dict[str, Any]:
@@ -152,24 +168,25 @@ def batches(server: Server, questions: Sequence[str], clients: int, rounds: int)
 
 def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int) -> dict[str, Any]:
     """Milliseconds per question through each of LAYERS, one question at a time. Each layer contains those before it."""
-    version = champion_version(lake)
-    assert version is not None
+    version = measured_version(lake)
     adapter = version.folder / "adapter"
-    recipe = read_recipe(adapter / "recipe.yaml")
-    model = load_contender(recipe, base_of_version(recipe, version.folder), adapter)
+    recipe = read_fine_tune_recipe(adapter / "recipe.yaml")
+    base = base_of_version(recipe, version.folder)
+    assert base is not None
+    model = SupportModel(recipe, base, adapter)
     intents: dict[str, str | None] = dict.fromkeys(questions)
     if recipe.prompt.route == "intent":
         predicted, _ = TextClassifier.load(adapter / "intent_classifier").predict(questions)
         intents = dict(zip(questions, predicted, strict=True))
     service = ModelService(lake, memory_limit(None), 10, TIMEOUT, 10, id)
-    asyncio.run(_loaded_champion(service))
+    asyncio.run(_loaded(service, server.model))
     desk = Desk(service, load_company(lake), lake)
     # The desk answers some questions without the model, which would make it look faster than the layers below.
-    asked = [q for q in questions if desk.reply(DeskRequest(q)).author == "model"]
+    asked = [q for q in questions if desk.reply(DeskRequest(q, model=server.model)).author == "model"]
     arms: dict[str, Callable[[], object]] = {
         "model": lambda: [model.answer([q], [intents[q]], [()]) for q in asked],
-        "engine": lambda: [service.start("champion", q, (), Sampling()).text() for q in asked],
-        "desk": lambda: [desk.reply(DeskRequest(q)) for q in asked],
+        "engine": lambda: [service.start(server.model, q, (), Sampling()).text() for q in asked],
+        "desk": lambda: [desk.reply(DeskRequest(q, model=server.model)) for q in asked],
         "HTTP": lambda: [server.ask(BATCHED, q) for q in asked],
     }
     ran = in_turn(arms, rounds)
@@ -180,13 +197,12 @@ def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int
 
 
 def memory_growth(server: Server, questions: Sequence[str], clients: int, count: int) -> dict[str, Any]:
-    """The server's memory over ``count`` requests to champion and base. Raises AssertionError if it keeps growing."""
+    """The server's memory over ``count`` requests to the model and its base. Raises AssertionError if it keeps growing."""
     sizes = [server.memory()]
-    models = ("champion", "champion:base")
     with ThreadPoolExecutor(clients) as pool:
         for start in range(0, count, SAMPLE_EVERY):
             numbers = range(start, min(start + SAMPLE_EVERY, count))
-            list(pool.map(lambda i: server.ask(BATCHED, questions[i % len(questions)], models[i % 2]), numbers))
+            list(pool.map(lambda i: server.ask(BATCHED, questions[i % len(questions)], base=i % 2 == 1), numbers))
             sizes.append(server.memory())
     later = sizes[len(sizes) // 2 :]
     growth = float(np.polyfit(range(len(later)), later, 1)[0]) * 1000 / SAMPLE_EVERY if len(later) > 1 else 0.0

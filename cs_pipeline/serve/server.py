@@ -20,8 +20,9 @@ from cs_pipeline.serve.http import api, openai
 from cs_pipeline.serve.http.error_handlers import ERROR_HANDLERS
 from cs_pipeline.serve.http.guard import KeyGuard, SizeGuard
 from cs_pipeline.serve.http.metrics import Metrics, RequestMetrics, ServiceCollector
+from cs_pipeline.serve.models.generation import Generation
 from cs_pipeline.serve.models.pool import memory_limit
-from cs_pipeline.serve.models.service import Generation, ModelService
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.app import mount_page
 from cs_pipeline.serve.settings import ServeSettings
 

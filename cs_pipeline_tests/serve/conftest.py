@@ -1,4 +1,4 @@
-"""Fixtures of the serving tests: a lake with two versions, and a server for it on a free port."""
+"""Fixtures of the serving tests: lakes with two versions, and a server for one of them on a free port."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline_tests.conftest import MadeOnce, copy_lake, own_world
 from cs_pipeline_tests.support.serving import Serving, running_service, wait_for
-from cs_pipeline_tests.support.versions import add_version
+from cs_pipeline_tests.support.versions import add_lookup, add_version, make_champion
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +27,19 @@ def two_versions(made_once: MadeOnce, champion_lake: Path) -> Path:
 def own_versions(two_versions: Path, tmp_path: Path) -> DataLake:
     """A copy of ``two_versions`` that the test may change."""
     return copy_lake(two_versions, tmp_path / "own")
+
+
+@pytest.fixture(scope="session")
+def lookup_lake(made_once: MadeOnce, champion_lake: Path) -> Path:
+    """A lake whose champion is version 2, a look-up; version 1 is a fine-tune. Read only: tests change copies."""
+
+    def make(folder: Path) -> None:
+        lake = copy_lake(champion_lake, folder / "lake")
+        lake.path("company.yaml").write_text("values: {Company Name: Brightmart}\n")
+        with own_world(lake.root):
+            make_champion(lake, add_lookup(lake))
+
+    return made_once("lookup", make) / "lake"
 
 
 @pytest.fixture(scope="module")

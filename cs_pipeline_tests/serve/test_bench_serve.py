@@ -30,3 +30,8 @@ def test_the_serving_benchmark_runs(two_versions: Path, monkeypatch: pytest.Monk
             serve.memory_growth(server, asked, clients=4, count=12)
     finally:
         server.close()
+
+
+def test_a_fine_tune_is_measured_even_if_a_look_up_is_champion(lookup_lake: Path, two_versions: Path) -> None:
+    assert serve.measured_version(DataLake(lookup_lake)).version == 1
+    assert serve.measured_version(DataLake(two_versions)).version == 1, "the champion, not the newest version"

@@ -1,8 +1,9 @@
 """The desk turns a customer's question into a reply that is fit for customers. The page and both APIs call it.
 
 First the question is cleaned (``screening``). Rules on its wording then decide whether a person takes over (``handover``) or
-the desk sends a fixed reply (``scope``). Otherwise a model answers (``models.service``): each sentence is screened, put into
-the requested tone, and its placeholders are filled (``composing``).
+the desk sends a fixed reply (``scope``). Otherwise a version answers (``models.service``): each sentence is screened, put
+into the requested tone, and its placeholders are filled (``composing``). A look-up may have no answer; then a person takes
+over as well.
 """
 
 import threading
@@ -22,9 +23,10 @@ from cs_pipeline.serve.desk.handover_queue import HandoverQueue
 from cs_pipeline.serve.desk.scope import SURE_OF_INTENT, OutOfScope, is_off_topic, out_of_scope
 from cs_pipeline.serve.desk.screening import Screening, is_fit_for_customers, strip_markup, visible_text
 from cs_pipeline.serve.desk.tone import Tone, apply_tone, salutation
+from cs_pipeline.serve.models.generation import Generation, KnownAnswer
 from cs_pipeline.serve.models.jobs import Finish, Sampling, TooLong
 from cs_pipeline.serve.models.pool import ServedModel
-from cs_pipeline.serve.models.service import Generation, ModelService
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.text.placeholders import PlaceholderMode, Speaker, apply
 
 _HUMAN_AGENT_INTENT = "contact_human_agent"
@@ -49,6 +51,9 @@ one above 0.2.
 """
 
 NOT_UNDERSTOOD = "I am not sure that I have understood you. Could you please describe in other words what you need?"
+
+NO_KNOWN_ANSWER = "No known answer is near this question, so a person has to write the answer."
+"""Shown to an employee instead of a draft."""
 
 Author = Literal["model", "desk"]
 
@@ -95,7 +100,8 @@ class Reply:
     ``served`` is the requested version. ``author`` is "model" if that version wrote ``text`` or its beginning, and "desk" if
     the desk replied without it (a handover, an off-topic question). ``intent`` and ``confidence`` (0 to 1) are None without
     a classifier. ``handover`` is the reason why a person takes over, or None. ``tokens`` counts the tokens that the model
-    generated. ``sources`` are the relevant texts among those retrieved for the model's prompt.
+    generated. ``sources`` are the relevant texts among those retrieved for the model's prompt, or the answer that a look-up
+    copied.
     """
 
     text: str
@@ -179,21 +185,24 @@ class Desk:
         return self._reply_stream(request, cancelled, streaming=True)
 
     def draft(self, request: DeskRequest, cancelled: threading.Event | None = None) -> Reply:
-        """The model's own answer, for an employee: screened, in the requested tone, and with filled placeholders.
+        """The version's own answer, for an employee: screened, in the requested tone, and with filled placeholders.
 
-        No handover or fixed reply replaces it. Its ``handover`` says why a person would take over. Raises the same errors
-        as ``stream``.
+        No handover or fixed reply replaces it. Its ``handover`` says why a person would take over. A look-up that finds no
+        answer says so. Raises the same errors as ``stream``.
         """
         case = self._case(request)
         generation = self._start(case, cancelled)
-        reason = handover_reason(case.text, case.earlier) or self._reason_from_intent(case, generation)
+        reason = handover_reason(case.text, case.earlier) or self._reason_from_answer(case, generation)
+        if generation.declined:
+            return Reply(NO_KNOWN_ANSWER, case.served, "desk", generation.intent, generation.confidence, reason)
         pieces = self._answer(case, generation, streaming=False, reason=reason, draft=True)
         return ReplyStream(case.served, pieces).complete()
 
     def look_up(self, text: str) -> tuple[CitedSource, ...]:
         """Earlier answers and passages of articles that are relevant to ``text``, for an employee to read."""
         question = apply(self._screening.mask(visible_text(text), "customer"), PlaceholderMode.KEEP, "customer", "")
-        return _cite(self._service.live_index.look_up(question, _LOOK_UP_LIMITS), self._company.values)
+        found = self._service.live_index.look_up(question, _LOOK_UP_LIMITS)
+        return _cite(_relevant(found), self._company.values)
 
     def close(self) -> None:
         """Stops the delivery of handovers. Those not delivered yet stay in the queue."""
@@ -209,7 +218,7 @@ class Desk:
         if is_off_topic(case.text, generation.confidence):
             generation.cancel()
             return self._fixed_reply(case, OutOfScope.OFF_TOPIC.value, generation=generation)
-        if reason := self._reason_from_intent(case, generation):
+        if reason := self._reason_from_answer(case, generation):
             generation.cancel()
             return self._fixed_reply(case, self._hand_over(case, reason, generation), reason, generation)
         return ReplyStream(case.served, self._answer(case, generation, streaming=streaming))
@@ -242,6 +251,11 @@ class Desk:
         if served.placeholders is PlaceholderMode.REALISTIC:
             return text
         return apply(self._screening.mask(text, speaker), served.placeholders, speaker, "")
+
+    def _reason_from_answer(self, case: _Case, generation: Generation) -> HandoverReason | None:
+        """The reason for a handover that follows from the intent, or from a look-up that found nothing, or None."""
+        reason = self._reason_from_intent(case, generation)
+        return HandoverReason.UNCLEAR if reason is None and generation.declined else reason
 
     def _reason_from_intent(self, case: _Case, generation: Generation) -> HandoverReason | None:
         """The reason for a handover that follows from the intent and its confidence, or None."""
@@ -304,7 +318,7 @@ class Desk:
             finish="stop" if composer.withheld else generation.finish,
             tokens=generation.tokens,
             prompt_tokens=generation.prompt_tokens,
-            sources=_cite(generation.retrieved or (), self._company.values) if author == "model" else (),
+            sources=_cite(_sources(generation), self._company.values) if author == "model" else (),
         )
 
     def _fixed_reply(
@@ -356,8 +370,14 @@ def _relevant(retrieved: Sequence[RetrievedText]) -> list[RetrievedText]:
     return [text for text in retrieved if text.similarity >= MIN_SIMILARITY[text.kind]]
 
 
+def _sources(generation: Generation) -> Sequence[RetrievedText]:
+    """The texts to cite. A copied answer is always cited: its look-up has its own limit of similarity."""
+    retrieved = generation.retrieved or ()
+    return retrieved if isinstance(generation, KnownAnswer) else _relevant(retrieved)
+
+
 def _cite(retrieved: Sequence[RetrievedText], values: Mapping[str, str]) -> tuple[CitedSource, ...]:
-    """The relevant texts among ``retrieved``. ``values`` are the company's, by canonical name."""
+    """``retrieved`` as it is shown. ``values`` are the company's, by canonical name."""
 
     def title(text: RetrievedText) -> str:
         # The title of an answer is a customer's question, so the company's values do not belong in it.
@@ -367,5 +387,5 @@ def _cite(retrieved: Sequence[RetrievedText], values: Mapping[str, str]) -> tupl
 
     return tuple(
         CitedSource(text.kind, title(text), text.address, fill_placeholders(text.text, values), text.similarity)
-        for text in _relevant(retrieved)
+        for text in retrieved
     )

@@ -10,7 +10,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cs_pipeline.serve.models.service import Generation, ModelService
+from cs_pipeline.serve.models.generation import Generation
+from cs_pipeline.serve.models.service import ModelService
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""The models in memory: loaded on demand, on a shared base where possible. The least recently used one is evicted."""
+"""The models in memory: loaded on demand, on a shared base where possible. The least recently used one is evicted.
+
+A look-up is loaded like a model, and takes no memory for weights.
+"""
 
 import gc
 import logging
@@ -13,7 +16,8 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import load_base, load_chat_format, stop_ids_of
-from cs_pipeline.recipe import Recipe, read_recipe
+from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe, read_recipe
+from cs_pipeline.retrieval.lookup import LookupModel
 from cs_pipeline.serve.models.engine import Engine
 from cs_pipeline.serve.models.jobs import NotReady, Variant
 from cs_pipeline.text.classifier import TextClassifier
@@ -35,8 +39,8 @@ threads at once leaves weights of one model on the meta device."""
 class ServedModel:
     """A model that can answer. ``name`` is unique: "3" for version 3, "3:base" for its base.
 
-    ``placeholders`` is the placeholder mode of its recipe. ``embedded`` marks the demo's very small model, whose answers are
-    not fit for customers.
+    ``placeholders`` is the placeholder mode of its recipe. A look-up has no base. ``embedded`` marks the demo's very small
+    model, whose answers are not fit for customers.
     """
 
     name: str
@@ -44,6 +48,7 @@ class ServedModel:
     base: bool
     recipe: str
     placeholders: PlaceholderMode
+    has_base: bool
     embedded: bool
 
 
@@ -57,12 +62,26 @@ class LoadedModel:
 
     served: ServedModel
     recipe: Recipe
+    classifier: TextClassifier | None
+    users: int = field(default=1, init=False)
+    last_used: float = field(default_factory=time.monotonic, init=False)
+
+
+@dataclass(eq=False)
+class LoadedLanguageModel(LoadedModel):
+    """A fine-tune, or the base of one."""
+
+    recipe: FineTuneRecipe
     weights: WeightsKey
     engine: Engine
     variant: Variant
-    classifier: TextClassifier | None
-    users: int = 1
-    last_used: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False)
+class LoadedLookup(LoadedModel):
+    """A look-up. It has no weights: its known answers are in the lake's retrieval index."""
+
+    lookup: LookupModel
 
 
 class ModelPool:
@@ -100,7 +119,7 @@ class ModelPool:
     def usage(self) -> dict[str, dict[str, int]]:
         """The models in memory by name: their ``users``, and the ``bytes`` of their weights, shared ones included."""
         with self._lock:
-            return {name: {"users": m.users, "bytes": m.engine.weight_bytes} for name, m in self._loaded.items()}
+            return {name: {"users": m.users, "bytes": _weight_bytes(m)} for name, m in self._loaded.items()}
 
     @property
     def weight_bytes(self) -> int:
@@ -135,9 +154,25 @@ class ModelPool:
     def _load_files(self, served: ServedModel) -> LoadedModel:
         started = time.monotonic()
         folder = self._folder(served.version)
-        adapter = folder / "adapter"
-        recipe = read_recipe(adapter / "recipe.yaml")
+        recipe = read_recipe(folder / "adapter" / "recipe.yaml")
         base = base_of_version(recipe, folder)  # verifies both manifests
+        loaded: LoadedModel
+        if isinstance(recipe, LookupRecipe):
+            lookup = LookupModel.load(recipe, folder / "adapter")
+            loaded = LoadedLookup(served, recipe, self._classifier(recipe, folder / "adapter"), lookup)
+        else:
+            assert isinstance(recipe, FineTuneRecipe)
+            assert base is not None
+            loaded = self._load_language_model(served, recipe, base, folder / "adapter")
+        with self._lock:
+            self._loaded[served.name] = loaded
+        seconds = time.monotonic() - started
+        logger.info("model %s loaded in %.1f s; weights take %.2f GB", served.name, seconds, self.weight_bytes / 1e9)
+        return loaded
+
+    def _load_language_model(
+        self, served: ServedModel, recipe: FineTuneRecipe, base: Path, adapter: Path
+    ) -> LoadedLanguageModel:
         manifest = read_manifest(adapter, "model_version")
         shared = served.base or recipe.lora is not None
         key = (manifest["base"]["sha256"], recipe.quantization) if shared else (manifest["fingerprint"],)
@@ -157,16 +192,11 @@ class ModelPool:
                 engine.attach(str(adapter), adapter_name)
             stops = frozenset(chat.stop_ids | stop_ids_of(engine.model))
             variant = Variant(chat, stops, adapter_name, recipe.generation.per_device_eval_batch_size)
-            loaded = LoadedModel(served, recipe, key, engine, variant, self._classifier(recipe, adapter))
+            return LoadedLanguageModel(served, recipe, self._classifier(recipe, adapter), key, engine, variant)
         except BaseException:
             if new_engine:
                 self._engines.pop(key).close()
             raise
-        with self._lock:
-            self._loaded[served.name] = loaded
-        seconds = time.monotonic() - started
-        logger.info("model %s loaded in %.1f s; weights take %.2f GB", served.name, seconds, self.weight_bytes / 1e9)
-        return loaded
 
     def _folder(self, version: int) -> Path:
         """The version's files, downloaded once if the store is remote."""
@@ -200,16 +230,27 @@ class ModelPool:
             if only_idle and self._loaded[name].users:
                 return  # a question has arrived in the meantime
             loaded = self._loaded.pop(name)
-            is_last = all(other.weights != loaded.weights for other in self._loaded.values())
+        if isinstance(loaded, LoadedLanguageModel):
+            self._unload_weights(loaded)
+        logger.info("model %s unloaded", name)
+        del loaded
+        _free_memory()
+
+    def _unload_weights(self, loaded: LoadedLanguageModel) -> None:
+        """Releases what ``loaded`` does not share with the models that remain."""
+        with self._lock:
+            others = [model.weights for model in self._loaded.values() if isinstance(model, LoadedLanguageModel)]
+            is_last = loaded.weights not in others
             if is_last:
                 del self._engines[loaded.weights]
         if is_last:
             loaded.engine.close()
         elif loaded.variant.adapter is not None:
             loaded.engine.detach(loaded.variant.adapter)
-        logger.info("model %s unloaded", name)
-        del loaded
-        _free_memory()
+
+
+def _weight_bytes(loaded: LoadedModel) -> int:
+    return loaded.engine.weight_bytes if isinstance(loaded, LoadedLanguageModel) else 0
 
 
 def _load_weights(folder: Path, quantization: str) -> Any:

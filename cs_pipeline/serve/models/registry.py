@@ -60,7 +60,7 @@ class ModelRegistry:
     def resolve(self, name: str) -> ServedModel:
         """The model called ``name``: ``champion``, ``challenger``, ``cs-support`` or a number, each also with ``:base``.
 
-        Raises UnknownModel, and NotReady when no champion is loaded.
+        Raises UnknownModel, also for the base of a look-up, and NotReady when no champion is loaded.
         """
         match = _NAME.fullmatch(name)
         state = self.state
@@ -76,15 +76,24 @@ class ModelRegistry:
             if number not in state.versions:
                 raise UnknownModel(self.names())
             version = state.versions[number]
-        return replace(version, name=f"{version.version}:base", base=True) if match["base"] else version
+        if not match["base"]:
+            return version
+        if not version.has_base:
+            raise UnknownModel(self.names())
+        return replace(version, name=f"{version.version}:base", base=True)
 
     def names(self) -> list[str]:
-        """All valid model names: aliases first, then versions, newest first."""
-        state = self.state
-        champion = [] if self._champion is None else [MODEL, CHAMPION]
-        challenger = [CHALLENGER] if CHALLENGER in state.aliases else []
-        tuned = [*champion, *challenger, *map(str, sorted(state.versions, reverse=True))]
-        return [name for model in tuned for name in (model, f"{model}:base")]
+        """All valid model names: aliases first, then versions, newest first. Each is followed by its base, if it has one."""
+        state, champion = self.state, self._champion
+        named = {} if champion is None else {MODEL: champion.served, CHAMPION: champion.served}
+        if challenger := state.versions.get(state.aliases.get(CHALLENGER, 0)):
+            named[CHALLENGER] = challenger
+        named |= {str(number): state.versions[number] for number in sorted(state.versions, reverse=True)}
+        return [
+            name
+            for model, served in named.items()
+            for name in ((model, f"{model}:base") if served.has_base else (model,))
+        ]
 
     def problem(self) -> str | None:
         """Why the version with the champion alias does not answer, or None."""
@@ -155,11 +164,13 @@ class ModelRegistry:
 def _describe(client: "MlflowClient", version: Any) -> ServedModel:
     """A version's facts from the store alone: its files may be on another machine."""
     settings = client.get_run(version.run_id).data.params
+    base = settings.get("base.source")  # a look-up has none
     return ServedModel(
         str(version.version),
         int(version.version),
         base=False,
         recipe=version.tags["cs.recipe"],
         placeholders=PlaceholderMode(settings["placeholders"]),
-        embedded=settings["base.source"] == "embedded",
+        has_base=base is not None,
+        embedded=base == "embedded",
     )

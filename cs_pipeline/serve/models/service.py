@@ -4,97 +4,21 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.escaping import ESCAPE
 from cs_pipeline.llm.prompt import Context, RetrievedText, chat_messages, fit_prompt
-from cs_pipeline.serve.models.jobs import Busy, Finish, Job, Refusal, Sampling, TooLong
+from cs_pipeline.serve.models.generation import Generation, KnownAnswer, WrittenAnswer
+from cs_pipeline.serve.models.jobs import Busy, Job, Refusal, Sampling, TooLong
 from cs_pipeline.serve.models.live_index import LiveIndex
-from cs_pipeline.serve.models.pool import LoadedModel, ModelPool, ServedModel
+from cs_pipeline.serve.models.pool import LoadedLanguageModel, LoadedLookup, LoadedModel, ModelPool, ServedModel
 from cs_pipeline.serve.models.registry import ModelRegistry
-
-STREAM_INTERVAL = 0.04
-"""Seconds between two updates of a streamed answer. 25 updates a second look continuous, and each one decodes the text."""
 
 MAX_CONTEXT_TOKENS = 8192
 """Limit for prompt and answer together, even for models with a longer context: the rows of a batch share the memory."""
-
-
-@dataclass(eq=False)
-class Generation:
-    """An answer while it is being generated. Iterate it once for its pieces, or wait for ``text()``.
-
-    The pieces joined are the model's raw answer, with unfilled placeholders. ``question`` is the text that the model got.
-    ``intent`` and ``confidence`` come from the version's own intent classifier, or from the lake's if the version has none;
-    they are None without either. ``retrieved`` holds the texts in the prompt, and is None if the recipe does not retrieve.
-    """
-
-    served: ServedModel
-    question: str
-    job: Job
-    intent: str | None
-    confidence: float | None
-    retrieved: tuple[RetrievedText, ...] | None
-    started: float = field(default_factory=time.monotonic)
-
-    def __iter__(self) -> Iterator[str]:
-        """Raises PipelineError when the model fails, and Busy when the deadline passed before a batch had room."""
-        sent = ""
-        while not self.job.done.wait(STREAM_INTERVAL):
-            text = self._stable_text()
-            if len(text) > len(sent):
-                yield text[len(sent) :]
-                sent = text
-        if rest := self.text()[len(sent) :]:
-            yield rest
-
-    def text(self) -> str:
-        """The whole answer. Cheaper than its pieces, and raises the same errors."""
-        self.job.done.wait()
-        if self.job.error is not None:
-            raise self.job.error
-        if self.job.finish == "time" and not self.job.tokens:
-            raise Busy(math.ceil(time.monotonic() - self.started))
-        return self.text_so_far
-
-    @property
-    def text_so_far(self) -> str:
-        """The text so far, without waiting."""
-        return self.job.variant.chat.decode(self.job.tokens.copy())
-
-    @property
-    def finish(self) -> Finish:
-        """Why the answer ended. Waits for the end."""
-        self.job.done.wait()
-        assert self.job.finish is not None
-        return self.job.finish
-
-    @property
-    def ended(self) -> str:
-        """``finish`` without waiting, or "error" if the model failed."""
-        return self.job.finish or "error"
-
-    @property
-    def prompt_tokens(self) -> int:
-        return len(self.job.prompt)
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens so far."""
-        return len(self.job.tokens)
-
-    def cancel(self) -> None:
-        """Stops the answer at its next token. Can be called from any thread, more than once."""
-        self.job.cancelled.set()
-
-    def _stable_text(self) -> str:
-        """The text that later tokens cannot change: incomplete characters and escapes at its end are held back."""
-        text = self.text_so_far.rstrip("\N{REPLACEMENT CHARACTER}")
-        escape = text.rfind(ESCAPE, -8)
-        return (text if escape < 0 else text[:escape]).rstrip()
 
 
 @dataclass(frozen=True)
@@ -160,7 +84,8 @@ class ModelService:
 
         The prompt holds the texts that the recipe retrieves, and the latest of the ``earlier`` turns that fit into its
         ``max_length``. Set ``cancelled`` when nobody is waiting any more (the client hung up, a stop button was pressed).
-        Raises UnknownModel, NotReady, TooLong, Busy.
+        A look-up waits in no queue and reads only the question: its answer is complete when this returns. Raises
+        UnknownModel, NotReady, TooLong, Busy.
         """
         self._enter()
         try:
@@ -187,36 +112,33 @@ class ModelService:
     def _start(
         self, loaded: LoadedModel, question: str, earlier: Context, sampling: Sampling, cancelled: threading.Event
     ) -> Generation:
-        recipe, chat = loaded.recipe, loaded.variant.chat
+        started = time.monotonic()
         intent, confidence = None, None
         if loaded.classifier is not None:
             intents, confidences = loaded.classifier.predict([question])
             intent, confidence = intents[0], float(confidences[0])
-
-        def encode(turns: Context, known: Sequence[RetrievedText]) -> list[int]:
-            return chat.encode_prompt(chat_messages(question, recipe.prompt, intent, turns, known))
-
-        max_tokens = min(sampling.max_tokens or recipe.generation.max_new_tokens, recipe.generation.max_new_tokens)
-        positions = getattr(loaded.engine.model.config, "max_position_embeddings", MAX_CONTEXT_TOKENS)  # T5 has none
-        room = min(positions, MAX_CONTEXT_TOKENS) - recipe.generation.max_new_tokens
-        texts = self.live_index.retrieve_for(recipe, question, intent)
-        fitted = fit_prompt(encode, earlier, texts, min(recipe.trainer.max_length, room))
-        prompt = fitted.encoded
-        if len(prompt) > room:
-            raise TooLong(len(prompt), room)
+        texts = self.live_index.retrieve_for(loaded.recipe, question, intent)
+        if isinstance(loaded, LoadedLookup):
+            known = loaded.lookup.find(texts)
+            found = () if known is None else (known,)
+            answer = KnownAnswer(loaded.served, question, intent, confidence, found, started, cancelled.is_set())
+            self._end(loaded, answer)
+            return answer
+        assert isinstance(loaded, LoadedLanguageModel)
+        prompt, retrieved = _fit(loaded, question, intent, earlier, texts)
+        limit = loaded.recipe.generation.max_new_tokens
+        max_tokens = min(sampling.max_tokens or limit, limit)
         job = Job(loaded.variant, prompt, sampling, max_tokens, time.monotonic() + self._seconds, cancelled)
-        retrieved = None if recipe.prompt.retrieve is None else fitted.retrieved
-        generation = Generation(loaded.served, question, job, intent, confidence, retrieved)
-
-        def on_end() -> None:
-            self.pool.release(loaded)
-            self._leave()
-            self._ended.append(time.monotonic())
-            self._observe(generation)
-
-        job.on_end = on_end
+        generation = WrittenAnswer(loaded.served, question, intent, confidence, retrieved, started, job)
+        job.on_end = partial(self._end, loaded, generation)
         loaded.engine.submit(job)
         return generation
+
+    def _end(self, loaded: LoadedModel, answer: Generation) -> None:
+        self.pool.release(loaded)
+        self._leave()
+        self._ended.append(time.monotonic())
+        self._observe(answer)
 
     def _enter(self) -> None:
         with self._lock:
@@ -234,3 +156,23 @@ class ModelService:
             return 1
         seconds_each = (self._ended[-1] - self._ended[0]) / (len(self._ended) - 1)
         return max(1, min(60, math.ceil(seconds_each * self._inside)))
+
+
+def _fit(
+    loaded: LoadedLanguageModel, question: str, intent: str | None, earlier: Context, texts: Sequence[RetrievedText]
+) -> tuple[list[int], tuple[RetrievedText, ...] | None]:
+    """The prompt as tokens, and the ``texts`` in it; None if the recipe does not retrieve.
+
+    Raises TooLong if no answer has room after it.
+    """
+    recipe, chat = loaded.recipe, loaded.variant.chat
+
+    def encode(turns: Context, known: Sequence[RetrievedText]) -> list[int]:
+        return chat.encode_prompt(chat_messages(question, recipe.prompt, intent, turns, known))
+
+    positions = getattr(loaded.engine.model.config, "max_position_embeddings", MAX_CONTEXT_TOKENS)  # T5 has none
+    room = min(positions, MAX_CONTEXT_TOKENS) - recipe.generation.max_new_tokens
+    fitted = fit_prompt(encode, earlier, texts, min(recipe.trainer.max_length, room))
+    if len(fitted.encoded) > room:
+        raise TooLong(len(fitted.encoded), room)
+    return fitted.encoded, None if recipe.prompt.retrieve is None else fitted.retrieved

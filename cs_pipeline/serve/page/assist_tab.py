@@ -126,7 +126,11 @@ class AssistTab:
                 card: HTML.draft(number, draft)
                 for number, (card, draft) in enumerate(zip(self._cards, drafts, strict=True), 1)
             },
-            **{button: gr.Button(interactive=True) for button in self._use_buttons},
+            **{
+                # A look-up without an answer leaves nothing to edit and send.
+                button: gr.Button(interactive=draft.settings["author"] == "model")
+                for button, draft in zip(self._use_buttons, drafts, strict=True)
+            },
         }
 
     def _use(self, number: int) -> Any:

@@ -16,6 +16,7 @@ from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import Updates, model_choices, shows_errors, temperature_choice, tone_choice
 from cs_pipeline.serve.page.transcript import HTML, draft_answers
+from cs_pipeline.tracking import CHAMPION
 
 _LETTERS = "ABC"
 _TIE = "No difference"
@@ -96,10 +97,15 @@ class CompareTab:
         )
 
     def refreshed(self, chosen: Sequence[str]) -> gr.Dropdown:
-        """The current model choices. The champion and its base are selected by default."""
+        """The current model choices. By default, the champion and its base are selected.
+
+        If it has no base, the challenger or the newest other version is selected instead.
+        """
         choices = model_choices(self._service)
         names = [name for _, name in choices]
-        default = [name for name in ("champion", "champion:base") if name in names]
+        champion = self._service.registry.champion
+        others = [m for m in self._service.models() if m.served.base or m.served.version != champion]
+        default = [CHAMPION, *[m.name for m in others if m.name in names][:1]]
         return gr.Dropdown(choices, value=[name for name in chosen if name in names] or default)
 
     @shows_errors

@@ -14,9 +14,10 @@ from cs_pipeline.serve.desk.desk import NOT_UNDERSTOOD, CitedSource, Desk, DeskR
 from cs_pipeline.serve.desk.handover import HandoverReason
 from cs_pipeline.serve.desk.scope import SURE_OF_INTENT, OutOfScope
 from cs_pipeline.serve.desk.tone import Tone
+from cs_pipeline.serve.models.generation import Generation
 from cs_pipeline.serve.models.jobs import Finish, Sampling, UnknownModel
 from cs_pipeline.serve.models.pool import ServedModel
-from cs_pipeline.serve.models.service import Generation, ModelService
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline_tests.support.desks import desk as desk  # the fixtures
 from cs_pipeline_tests.support.desks import lake as lake
 from cs_pipeline_tests.support.desks import waiting
@@ -177,6 +178,8 @@ class Scripted(ModelService):
 
 class ScriptedGeneration(Generation):
     finish: Finish = "stop"
+    ended = "stop"
+    text_so_far = ""
     tokens = 9
     prompt_tokens = 5
 

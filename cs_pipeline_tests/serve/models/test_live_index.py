@@ -6,7 +6,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import PASSAGE
-from cs_pipeline.recipe import PromptSettings, RetrievalSettings, load_recipe
+from cs_pipeline.recipe import PromptSettings, RetrievalSettings, load_fine_tune_recipe
 from cs_pipeline.retrieval.index import build_index, forget_rows, index_lock, retrieval_folder
 from cs_pipeline.serve.models.jobs import NotReady
 from cs_pipeline.serve.models.live_index import LiveIndex
@@ -39,7 +39,7 @@ def test_a_missing_or_damaged_index_is_reported(
     lake: DataLake, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))
-    without_retrieval = load_recipe("tiny")
+    without_retrieval = load_fine_tune_recipe("tiny")
     reads = without_retrieval.model_copy(
         update={"prompt": PromptSettings(retrieve=RetrievalSettings(answers=0, passages=1))}
     )

@@ -12,12 +12,13 @@ import torch
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
-from cs_pipeline.recipe import read_recipe
+from cs_pipeline.recipe import read_fine_tune_recipe
+from cs_pipeline.serve.models.generation import Generation
 from cs_pipeline.serve.models.jobs import Busy, NotReady, Sampling, TooLong, UnknownModel
-from cs_pipeline.serve.models.service import Generation, ModelService
+from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.tracking import get_version, open_store
-from cs_pipeline_tests.support.serving import running_service, wait_for
+from cs_pipeline_tests.support.serving import engine_of, running_service, wait_for
 from cs_pipeline_tests.support.versions import make_champion
 
 QUESTIONS = ["where is my refund?", "how do I cancel order {{Order Number}}", "I want a new password", "hello"]
@@ -31,8 +32,10 @@ def ask(service: ModelService, question: str, model: str = "champion", sampling:
 def expected(lake: Path, number: int, *, base: bool) -> list[str]:
     """The answers that the evaluation gets."""
     folder = get_version(open_store(DataLake(lake)), number).folder
-    recipe = read_recipe(folder / "adapter" / "recipe.yaml")
-    model = SupportModel(recipe, base_of_version(recipe, folder), None if base else folder / "adapter")
+    recipe = read_fine_tune_recipe(folder / "adapter" / "recipe.yaml")
+    weights = base_of_version(recipe, folder)
+    assert weights is not None
+    model = SupportModel(recipe, weights, None if base else folder / "adapter")
     intents = TextClassifier.load(folder / "adapter" / "intent_classifier").predict(QUESTIONS)[0]
     return [answer.text for answer in model.answer(QUESTIONS, intents, [()] * len(QUESTIONS))]
 
@@ -46,7 +49,7 @@ def test_versions_and_bases_share_weights_and_answer_as_they_were_evaluated(
         assert answers == expected(two_versions, number, base=base)
         assert {running[name, q].served.name for q in QUESTIONS} == {name}
     assert running["1", QUESTIONS[0]].text() != running["2", QUESTIONS[0]].text()
-    engine = service.pool._loaded["1"].engine
+    engine = engine_of(service, "1")
     before = [weights.clone() for weights in engine.model.parameters()]
     for name in ("1", "2", "1:base") * 5:
         assert ask(service, QUESTIONS[0], name).text() == running[name, QUESTIONS[0]].text()
@@ -92,7 +95,7 @@ def test_joined_pieces_equal_the_answer_and_arrive_while_it_is_generated(
     service: ModelService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "cs_pipeline.serve.models.service.STREAM_INTERVAL", 0.001
+        "cs_pipeline.serve.models.generation.STREAM_INTERVAL", 0.001
     )  # otherwise so small a model writes 24 tokens in one piece
     running = ask(service, QUESTIONS[0], sampling=DRAWN)
     pieces = list(running)
@@ -126,7 +129,7 @@ def busy_engine(service: ModelService, model: str = "champion") -> Iterator[None
     """The engine of ``model`` is busy inside the block, as while it loads an adapter."""
     loaded = service.pool.hold(service.served(model))
     go = threading.Event()
-    busy = threading.Thread(target=lambda: loaded.engine._call(go.wait))
+    busy = threading.Thread(target=lambda: engine_of(service, loaded.served.name)._call(go.wait))
     busy.start()
     try:
         yield
@@ -137,7 +140,7 @@ def busy_engine(service: ModelService, model: str = "champion") -> Iterator[None
 
 
 def test_waiting_questions_are_answered_in_one_batch_without_the_cancelled_ones(service: ModelService) -> None:
-    engine = service.pool._loaded["1"].engine
+    engine = engine_of(service, "1")
     with busy_engine(service):
         before = engine.batches
         running = [ask(service, question) for question in QUESTIONS * 3]
@@ -151,7 +154,7 @@ def test_waiting_questions_are_answered_in_one_batch_without_the_cancelled_ones(
 
 def test_a_cancelled_row_leaves_its_batch_and_the_others_stay(service: ModelService) -> None:
     """Each token takes 20 ms, so that the cancellation comes during the answers."""
-    engine = service.pool._loaded["1"].engine
+    engine = engine_of(service, "1")
     hook = engine.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
     try:
         with busy_engine(service):
@@ -167,7 +170,7 @@ def test_a_cancelled_row_leaves_its_batch_and_the_others_stay(service: ModelServ
 
 def test_the_deadline_ends_a_running_answer_and_a_waiting_one(two_versions: Path) -> None:
     with running_service(DataLake(two_versions), seconds=0.25) as service:
-        engine = service.pool._loaded["1"].engine
+        engine = engine_of(service, "1")
         hook = engine.model.register_forward_pre_hook(lambda *_: time.sleep(0.02))
         running = ask(service, QUESTIONS[0])
         assert running.finish == "time"
@@ -201,7 +204,7 @@ def test_a_full_queue_says_when_to_retry_and_recovers(two_versions: Path) -> Non
 
 
 def test_a_model_failure_ends_only_its_batch_and_does_not_quote_the_question(service: ModelService) -> None:
-    engine = service.pool._loaded["1"].engine
+    engine = engine_of(service, "1")
 
     def fail(*_: object) -> None:
         raise RuntimeError("quotes the question")
