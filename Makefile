@@ -15,8 +15,8 @@ BIN := .venv/bin
 .PHONY: demo test coverage dev check format lock clean
 .DELETE_ON_ERROR:
 
-demo: .venv/ready ## the main job: every asset, from raw rows to a champion
-	@$(BIN)/cs-pipeline demo
+demo: .venv/ready ## the main job: every asset, from raw rows to a champion; RECIPE=NAME for another recipe
+	@$(BIN)/cs-pipeline demo $(if $(RECIPE),--recipe $(RECIPE))
 
 test: .venv/ready ## the whole test suite
 	$(BIN)/pytest
