@@ -43,6 +43,7 @@ from cs_pipeline.evaluate.scoring.baselines import (
     random_answers,
 )
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
+from cs_pipeline.evaluate.scoring.groundedness import seen_share
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
 from cs_pipeline.evaluate.slices import count_near_train_rows, slice_scores, weaknesses, write_weak_intents
@@ -137,6 +138,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         rows=len(test),
         clusters=test["cluster_id"].nunique(),
         answer_classifier_accuracy=test_set.answer_classifier_accuracy,
+        answers_seen=seen_share(test_set.references, train["response"].tolist()),
         **dict(compare(test, stats)),
         held_out=compare_held_out(test, stats, recipe.held_out_intents if isinstance(recipe, FineTuneRecipe) else ()),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),

@@ -63,6 +63,26 @@ def mostly_copied(answers: Sequence[str], sources: Sequence[str]) -> np.ndarray:
     return np.array([words.any() and words.mean() >= _MOSTLY_COPIED for words in copied], bool)
 
 
+def seen_share(answers: Sequence[str], training_answers: Sequence[str]) -> float | None:
+    """The median over ``answers`` of the share of their runs of COPIED_RUN words that are in any training answer, 0 to 1.
+
+    A high share means that the answers are made of stock phrases, so that copying is a strong baseline. None if no answer
+    has that many words.
+    """
+    runs = [_runs(_words(answer)) for answer in answers]
+    wanted = set().union(*runs)
+    seen = set()
+    for answer in training_answers:
+        seen |= wanted & _runs(_words(answer))
+    shares = [len(own & seen) / len(own) for own in runs if own]
+    return float(np.median(shares)) if shares else None
+
+
+def _runs(words: Sequence[str]) -> set[tuple[str, ...]]:
+    """All runs of COPIED_RUN consecutive ``words``."""
+    return {tuple(words[start : start + COPIED_RUN]) for start in range(len(words) - COPIED_RUN + 1)}
+
+
 def _copied(answer: str, sources: Sequence[str]) -> np.ndarray:
     """Which words of ``answer`` are copied from one of ``sources``: [words]."""
     words = _words(answer)
@@ -97,7 +117,7 @@ def _words(text: str) -> list[str]:
 
 def _in_runs(words: list[str], source: list[str]) -> np.ndarray:
     """Which of ``words`` are part of COPIED_RUN consecutive words of ``source``: [words]."""
-    runs = {tuple(source[start : start + COPIED_RUN]) for start in range(len(source) - COPIED_RUN + 1)}
+    runs = _runs(source)
     inside = np.zeros(len(words), bool)
     for start in range(len(words) - COPIED_RUN + 1):
         if tuple(words[start : start + COPIED_RUN]) in runs:

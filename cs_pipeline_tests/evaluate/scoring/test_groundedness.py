@@ -8,6 +8,7 @@ from cs_pipeline.evaluate.scoring.groundedness import (
     GROUNDEDNESS_COLUMNS,
     groundedness,
     groundedness_shares,
+    seen_share,
 )
 from cs_pipeline.llm.prompt import RetrievedText
 
@@ -76,3 +77,14 @@ def test_shares_are_quotients_of_sums_with_intervals() -> None:
         assert found_share["score"] == pytest.approx(score)
         assert found_share["low"] < score < found_share["high"]
     assert groundedness_shares(rows.assign(facts=0), [str(i) for i in range(40)], samples=20)["grounded"] is None
+
+
+def test_the_seen_share_is_the_median_of_runs_in_any_training_answer() -> None:
+    words = [f"w{i}" for i in range(20)]
+    whole, half, new = " ".join(words[:11]), " ".join([*words[:9], "x", "y"]), "a b c d e f g h i"
+    training = [" ".join(words[:9]), " ".join(words[1:15])]
+    assert seen_share([whole], training) == 1.0  # its four runs are in two answers
+    assert seen_share([half], training) == 0.5
+    assert seen_share([new], training) == 0.0
+    assert seen_share([whole, half, new, "too short"], training) == 0.5
+    assert seen_share(["too short"], training) is None
