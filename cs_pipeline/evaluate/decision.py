@@ -185,7 +185,7 @@ def _row_error(difference: Difference, metric: str, margin: float) -> float:
 
 def _is_rate(metric: str) -> bool:
     """Whether the metric is the share of rows with some property."""
-    return METRICS[metric].columns == (METRICS[metric].columns[0], "rows") and metric != PRIMARY_METRIC
+    return METRICS[metric].columns[1] in ("rows", "labelled") and metric != PRIMARY_METRIC
 
 
 def _objections(

@@ -218,8 +218,8 @@ class Weakness:
 class EvaluationResults(ComparisonResults):
     """Everything that ``evaluation.json`` holds. Dictionaries are by system unless their type says otherwise.
 
-    ``answers_seen`` is the ``seen_share`` of the reference answers. ``methods`` names how the evaluated version, its base and
-    the champion were made (``Recipe.training_method``). ``champion_base`` is the sha256 of the champion's base.
+    ``answers_seen`` is the ``seen_share`` of the reference answers. ``methods`` names how the evaluated version, its base
+    and the champion were made (``Recipe.training_method``). ``champion_base`` is the sha256 of the champion's base.
 
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that

@@ -159,6 +159,8 @@ def weaknesses(
                 for sums in (of_slices[:, i], overall - of_slices[:, i], overall)
             )
             loss = (outside - inside) * (1 if metric.better == "higher" else -1)
+            if not np.isfinite(loss[0]):
+                continue  # nobody labelled an intent inside the slice, or outside it
             minimum = np.nanstd(all_rows[1:]) * (len(set(clusters)) / size) ** 0.5
             error = max(float(np.nanstd(loss[1:])), float(minimum))
             weakness = Weakness(

@@ -150,7 +150,9 @@ def test_equal_slices_are_rarely_called_weak() -> None:
         test = made_rows(seed)
         rng = np.random.default_rng((seed, 3))
         right, words = rng.random(ROWS) < 0.9, rng.integers(10, 200, ROWS)
-        stats = unread.assign(row_id=test["row_id"], rows=1, reference_words=words, right_intent=right.astype(float))
+        stats = unread.assign(
+            row_id=test["row_id"], rows=1, labelled=1, reference_words=words, right_intent=right.astype(float)
+        )
         named += bool(weaknesses(test, stats, np.zeros(ROWS), [], samples=100))
     assert named <= 8, f"{named} of 100; 9 and more would come about in 4 of 100 seeds if 5 % were the truth"
 

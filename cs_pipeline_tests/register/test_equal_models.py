@@ -67,7 +67,7 @@ class Simulation:
             **match,
         }
         stats = pd.DataFrame(dict.fromkeys(COLUMNS, np.nan) | known, index=range(self.rows)).astype(float)
-        return stats.assign(rows=1, row_id=[str(i) for i in range(self.rows)])
+        return stats.assign(rows=1, labelled=1, row_id=[str(i) for i in range(self.rows)])
 
     def results(self, tuned: pd.DataFrame, champion: pd.DataFrame, method: str = LOOK_UP) -> EvaluationResults:
         """Results of a look-up, so that only the champion is its rival."""

@@ -111,15 +111,16 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
     repeats count once, and so do spellings that the catalogue maps to the same name. An invented placeholder is in
     neither the reference, the question nor the catalogue. ``safe`` is 1 where ``is_safe``.
 
-    CALLER_COLUMNS are NaN. The caller fills those that the system reports, in all rows: ``nll`` (nats) with the
-    ``answer_tokens`` and ``answer_chars`` that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the
-    columns of fidelity, answer_errors, rubric and quality.
+    ``labelled`` is 1, as if a person had labelled the intent of every row. CALLER_COLUMNS are NaN. The caller fills those
+    that the system reports, in all rows: ``nll`` (nats) with the ``answer_tokens`` and ``answer_chars`` that it was summed
+    over, ``right_intent`` and ``stopped`` (0 or 1), and the columns of fidelity, answer_errors, rubric and quality.
     """
     placeholders = _placeholder_statistics(questions, answers, references)
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
     texts = pd.concat([_text_statistics(answers[c], references[c]) for c in chunks], ignore_index=True)
     safe = [int(is_safe(*row)) for row in zip(questions, answers, references, strict=True)]
-    return pd.concat([texts, placeholders], axis=1).assign(safe=safe, rows=1, **dict.fromkeys(CALLER_COLUMNS, np.nan))
+    counted = {"safe": safe, "rows": 1, "labelled": 1}
+    return pd.concat([texts, placeholders], axis=1).assign(**counted, **dict.fromkeys(CALLER_COLUMNS, np.nan))
 
 
 class _Counts(NamedTuple):

@@ -54,7 +54,10 @@ class FrozenTestSet:
         answers, intents = self.train["response"].tolist(), self.train["intent"].tolist()
         self._classifier = TextClassifier.fit(answers, intents, "words")
         self._norms = AnswerNorms.of(answers, intents)
-        self.answer_classifier_accuracy = float(self._right_intents(self.references).mean())
+        # The intents of company rows are predictions: agreeing with them proves nothing.
+        self.labelled = (self.test["source"] == "bitext").to_numpy()
+        right = self._right_intents(self.references)[self.labelled]
+        self.answer_classifier_accuracy = float(right.mean()) if len(right) else 0.0
 
     def score(
         self, answers: list[str], retrieved: Sequence[Sequence[RetrievedText]] | None = None, **reported: Any
@@ -62,11 +65,13 @@ class FrozenTestSet:
         """Row statistics of one system's ``answers`` to all test rows.
 
         ``retrieved`` holds the retrieved texts in each prompt; None if the system retrieves nothing. ``reported`` holds the
-        columns that only the system can fill, for example ``nll`` and ``stopped``.
+        columns that only the system can fill, for example ``nll`` and ``stopped``. ``labelled`` is 1 for rows whose intent a
+        person labelled; in the others ``right_intent`` is 0.
         """
         frame = row_statistics(self.questions_with_context, answers, self.references)
         scores = self.score_without_references(answers, reported.get("stopped", np.nan), retrieved)
         frame = frame.assign(row_id=self.test["row_id"].to_numpy(), answer=answers, **reported, **scores)
+        frame = frame.assign(labelled=self.labelled.astype(int), right_intent=frame["right_intent"] * self.labelled)
         return frame.assign(quality=answer_quality(frame))
 
     def score_without_references(
@@ -84,7 +89,8 @@ class FrozenTestSet:
         if retrieved is not None:
             given = [with_retrieved_texts(*row) for row in zip(questions, retrieved, strict=True)]
         facts = fidelity(given, answers, self.test["with_placeholders"].tolist(), row_ids, self.mode)
-        errors = answer_errors(self._norms, questions, answers, intents, right.tolist(), stopped_rows.tolist())
+        agrees = np.where(self.labelled, right, 1.0).tolist()
+        errors = answer_errors(self._norms, questions, answers, intents, agrees, stopped_rows.tolist())
         return pd.concat([facts, errors, rubric(questions, answers)], axis=1).assign(
             fabricates=(facts["fabricated"] > 0).astype(float), right_intent=right
         )

@@ -26,7 +26,7 @@ COLUMNS = sorted({column for metric in METRICS.values() for column in metric.col
 def simulated(**known: object) -> pd.DataFrame:
     """Row statistics of a system that reports only these columns."""
     stats = pd.DataFrame(dict.fromkeys(COLUMNS, np.nan) | known)
-    return stats.assign(rows=1, row_id=[f"row {i}" for i in range(len(stats))])
+    return stats.assign(rows=1, labelled=1, row_id=[f"row {i}" for i in range(len(stats))])
 
 
 def own_clusters(stats: pd.DataFrame) -> list[str]:
