@@ -24,7 +24,7 @@ CODE_VERSIONS: Final = {
     "evaluation": "8",
     "human_ratings": "1",
     "evaluation_report": "2",
-    "leaderboard": "3",
+    "leaderboard": "4",
     "model_version": "1",
     "champion": "3",
 }

@@ -72,16 +72,16 @@ def judge_models(
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[JudgeResults, pd.DataFrame]:
-    """Compares the tuned model's answers to test questions with those of each other model.
+    """Compares the tuned model's answers to test questions with those of each other system.
 
-    ``answers`` holds each model's answers to all test rows, ``tuned`` among them. Returns the judge's part of
-    ``evaluation.json`` and the table of ``judge_pairs``. Wilson's intervals treat the questions as independent. Raises
-    PipelineError as judge_pairs does.
+    ``answers`` holds each system's answers to all test rows, ``tuned`` among them; a system need not be a model. Returns
+    the judge's part of ``evaluation.json`` and the table of ``judge_pairs``. Wilson's intervals treat the questions as
+    independent. Raises PipelineError as judge_pairs does.
     """
     row_ids = test_set.test["row_id"]
     drawn = sorted(range(len(row_ids)), key=lambda i: digest(row_ids.iloc[i]))[:JUDGED_QUESTIONS]
     others = sorted(set(answers) - {"tuned"})
-    model_pairs = [
+    test_pairs = [
         AnswerPair(
             question_id=row_ids.iloc[i],
             question=test_set.questions[i],
@@ -96,19 +96,19 @@ def judge_models(
     ]
     ratings = lake.table("evaluate", "human_ratings")
     people_verdicts = majority_verdicts(vote_pairs(lake.read("evaluate", "human_ratings"))) if ratings.exists() else {}
-    judged = judge_pairs([*model_pairs, *people_verdicts], endpoint, lake.path("evaluate", "judge.jsonl"), report)
-    model_verdicts = judged[judged["pair_id"].isin([pair.id for pair in model_pairs])]
+    judged = judge_pairs([*test_pairs, *people_verdicts], endpoint, lake.path("evaluate", "judge.jsonl"), report)
+    test_verdicts = judged[judged["pair_id"].isin([pair.id for pair in test_pairs])]
     agreement = agreement_with_people(judged, people_verdicts)
     allowed, why = may_gate(agreement)
     results = JudgeResults(
         model=endpoint.model,
-        against={other: _tally(model_verdicts[model_verdicts["system_a"] == other]["result"]) for other in others},
-        position=position_bias(model_verdicts),
+        against={other: _tally(test_verdicts[test_verdicts["system_a"] == other]["result"]) for other in others},
+        position=position_bias(test_verdicts),
         people=agreement,
         may_gate=allowed,
         why=why,
     )
-    return results, model_verdicts
+    return results, test_verdicts
 
 
 def judge_pairs(

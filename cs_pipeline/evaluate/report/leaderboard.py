@@ -12,20 +12,24 @@ from cs_pipeline.core.lake import DataLake, file_sha256, read_json
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import BEHIND_FIRST, METRIC_SUFFIXES, leaderboard_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.evaluate.decision import PRIMARY_METRIC
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
-from cs_pipeline.recipe import read_recipe
+from cs_pipeline.recipe import FineTuneRecipe, read_recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
 
-RANKED_BY = "bits_per_character"
-"""The metric that orders the recipes: it is comparable across tokenizers, and its intervals are narrow."""
+RANKED_BY = PRIMARY_METRIC
+"""The metric that orders the recipes: the one that decides promotion. Look-ups have it too."""
 
-LEADERBOARD_METRICS = (RANKED_BY, "right_intent", "rougeL", "chrf", "bleu", "placeholder_recall", "stop_rate", "safe")
+LEADERBOARD_METRICS = (
+    *(RANKED_BY, "right_intent", "placeholder_f1", "fabricates", "chrf", "rougeL"),
+    *("bits_per_character", "stop_rate", "safe"),
+)
 """The metrics of the leaderboard, by their names in METRICS."""
 
-PICTURED_METRICS = (RANKED_BY, "right_intent", "rougeL")
+PICTURED_METRICS = (RANKED_BY, "right_intent", "chrf")
 """The metrics that have a picture beside the table."""
 
 LEADERBOARD_SCHEMA = leaderboard_schema(LEADERBOARD_METRICS)
@@ -36,10 +40,13 @@ _MEASURED = (
 )
 """Columns that the training writes into the adapter's metrics.json under the same names."""
 
+_MEASURED_OF_LOOKUP = ("rows", "seconds")
+"""The same for a look-up: the known answers, and the time to choose its threshold. Its other columns are empty."""
+
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """``rows`` has LEADERBOARD_SCHEMA, fewest bits per character first within each placeholder mode.
+    """``rows`` has LEADERBOARD_SCHEMA, highest answer quality first within each placeholder mode.
 
     ``results`` holds the evaluation of each recipe, and ``behind`` its difference in RANKED_BY from the first recipe of its
     placeholder mode. ``not_comparable`` gives the reason for each recipe that cannot be compared, and ``not_evaluated``
@@ -74,7 +81,7 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
         except PipelineError as error:
             not_comparable[name] = error.what
     order = list(PlaceholderMode)
-    rows.sort(key=lambda row: (order.index(row["placeholders"]), row[RANKED_BY], row["recipe"]))
+    rows.sort(key=lambda row: (order.index(row["placeholders"]), -row[RANKED_BY], row["recipe"]))
     best_of_mode: dict[str, str] = {}
     for row in rows:
         name, best = row["recipe"], best_of_mode.setdefault(row["placeholders"], row["recipe"])
@@ -97,7 +104,8 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
     folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
     manifest, recipe = read_manifest(folder, "adapter"), read_recipe(folder / "recipe.yaml")
     metrics = read_json(folder / "metrics.json")
-    if missing := [measured for measured in _MEASURED if measured not in metrics]:
+    columns = _MEASURED if isinstance(recipe, FineTuneRecipe) else _MEASURED_OF_LOOKUP
+    if missing := [column for column in columns if column not in metrics]:
         raise PipelineError(
             f"trained by an earlier version of the code, which did not measure {', '.join(missing)}",
             f"Materialise 'adapter' and its downstream assets for the partition '{name}' again.",
@@ -112,26 +120,29 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
         "note": "; ".join(notes),
         "placeholders": recipe.placeholders.value,
         "base": results.base["name"],
-        "method": recipe.method,
-        "r": recipe.lora and recipe.lora.r,
-        "lora_alpha": recipe.lora and recipe.lora.lora_alpha,
-        "quantization": recipe.quantization,
-        "learning_rate": recipe.trainer.learning_rate,
-        "max_length": recipe.trainer.max_length,
-        "template": recipe.prompt.template,
+        "method": recipe.training_method,
         "route": recipe.prompt.route,
-        "start": recipe.start,
         "adapter_mib": weights_bytes(folder) / 2**20,
         "evaluation_seconds": results.seconds["tuned"],
     }
-    return settings | {column: metrics[column] for column in _MEASURED} | _figures(results)
+    if isinstance(recipe, FineTuneRecipe):
+        settings |= {
+            "r": recipe.lora and recipe.lora.r,
+            "lora_alpha": recipe.lora and recipe.lora.lora_alpha,
+            "quantization": recipe.quantization,
+            "learning_rate": recipe.trainer.learning_rate,
+            "max_length": recipe.trainer.max_length,
+            "template": recipe.prompt.template,
+            "start": recipe.start,
+        }
+    return settings | {column: metrics[column] for column in columns} | _figures(results)
 
 
 def _figures(results: EvaluationResults) -> dict[str, float | None]:
     figures: dict[str, float | None] = {}
     for metric in LEADERBOARD_METRICS:
-        tuned, base = (results.scores[system][metric] for system in ("tuned", "base"))
-        difference = results.differences["base"][metric]
+        tuned, base = (results.scores.get(system, {}).get(metric) for system in ("tuned", "base"))
+        difference = results.differences.get("base", {}).get(metric)
         values = (
             *((tuned.score, tuned.low, tuned.high) if tuned else (None,) * 3),
             base and base.score,

@@ -18,7 +18,7 @@ from cs_pipeline.evaluate.report.leaderboard import (
 from cs_pipeline.evaluate.report.pictures import Picture, difference_mark, score_mark
 from cs_pipeline.evaluate.report.plots import as_image, interval_picture
 from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, page_template
-from cs_pipeline.evaluate.results import evaluations_lock
+from cs_pipeline.evaluate.results import LOOKUP, evaluations_lock
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 _Row = dict[str, Any]  # with the columns of LEADERBOARD_SCHEMA
@@ -74,16 +74,16 @@ def write_leaderboard(recipes: Sequence[str], lake: DataLake) -> LeaderboardRepo
 
 
 def _pictures(board: Leaderboard, mode: str, rows: list[_Row]) -> list[Picture]:
-    """Plots of the tuned models' scores, one per pictured metric, then plots of the differences from their bases."""
+    """Plots of the recipes' scores, one per pictured metric, then plots of the differences from the free look-up."""
     results = {row["recipe"]: board.results[row["recipe"]] for row in rows}
     scores = {
         m: [score_mark(name, "tuned", m, r.scores["tuned"][m]) for name, r in results.items()] for m in PICTURED_METRICS
     }
     changes = {
-        m: [difference_mark(name, m, r.differences["base"][m]) for name, r in results.items()] for m in PICTURED_METRICS
+        m: [difference_mark(name, m, r.differences[LOOKUP][m]) for name, r in results.items()] for m in PICTURED_METRICS
     }
     pictures = []
-    for kind, by_metric in (("", scores), (", tuned minus base", changes)):
+    for kind, by_metric in (("", scores), (", minus the free look-up", changes)):
         for metric, marks in by_metric.items():
             title, note = f"{METRICS[metric].label}{kind}", "" if kind else BETTER[METRICS[metric].better]
             pictures.append(Picture(title, note, interval_picture(marks, f"{title}, placeholders {mode}")))
@@ -98,30 +98,39 @@ def _abbreviated(number: int) -> str:
     return str(number)
 
 
+def _text(column: str, form: str = "{}") -> Callable[[_Row], str]:
+    """Writes the cell of ``column`` in the format ``form``; a look-up has no figure in most columns."""
+    return lambda row: NO_FIGURE if row[column] is None else form.format(row[column])
+
+
+def _number(column: str) -> Callable[[_Row], str]:
+    return lambda row: NO_FIGURE if row[column] is None else _abbreviated(row[column])
+
+
 _SETTINGS: dict[str, Callable[[_Row], str]] = {
-    "Base": lambda row: row["base"],
-    "Weights": lambda row: _abbreviated(row["parameters"]),
-    "Method": lambda row: row["method"],
-    "Quantization": lambda row: row["quantization"],
+    "Base": _text("base"),
+    "Weights": _number("parameters"),
+    "Method": _text("method"),
+    "Quantization": _text("quantization"),
     "r / alpha": lambda row: NO_FIGURE if row["r"] is None else f"{row['r']} / {row['lora_alpha']}",
-    "Learning rate": lambda row: f"{row['learning_rate']:g}",
-    "Effective batch": lambda row: f"{row['effective_batch']}",
-    "Epochs": lambda row: f"{row['epochs']:.3g}",
-    "Steps": lambda row: f"{row['steps']:,}",
-    "Rows": lambda row: f"{row['rows']:,}",
-    "Maximum length": lambda row: f"{row['max_length']:,} tokens",
-    "Placeholders": lambda row: row["placeholders"],
-    "Template": lambda row: "the base's own" if row["template"] == "model" else row["template"],
-    "Intent in the prompt": lambda row: "yes" if row["route"] == "intent" else "no",
-    "Starts from": lambda row: row["start"],
+    "Learning rate": _text("learning_rate", "{:g}"),
+    "Effective batch": _text("effective_batch"),
+    "Epochs": _text("epochs", "{:.3g}"),
+    "Steps": _text("steps", "{:,}"),
+    "Rows": _text("rows", "{:,}"),
+    "Maximum length": _text("max_length", "{:,} tokens"),
+    "Placeholders": _text("placeholders"),
+    "Template": lambda row: "the base's own" if row["template"] == "model" else row["template"] or NO_FIGURE,
+    "Intent of the question": lambda row: "yes" if row["route"] == "intent" else "no",
+    "Starts from": _text("start"),
 }
 _COST: dict[str, Callable[[_Row], str]] = {
-    "Training": lambda row: f"{row['seconds']:,.0f} s",
-    "Tokens per second": lambda row: f"{row['tokens_per_second']:,.0f}",
-    "Peak memory": lambda row: f"{row['peak_memory_gib']:.1f} GiB",
-    "Trained weights": lambda row: _abbreviated(row["trainable_parameters"]),
-    "Adapter": lambda row: f"{row['adapter_mib']:,.1f} MiB",
-    "Evaluation": lambda row: f"{row['evaluation_seconds']:,.0f} s",
+    "Training": _text("seconds", "{:,.0f} s"),
+    "Tokens per second": _text("tokens_per_second", "{:,.0f}"),
+    "Peak memory": _text("peak_memory_gib", "{:.1f} GiB"),
+    "Trained weights": _number("trainable_parameters"),
+    "Adapter": lambda row: f"{row['adapter_mib']:,.1f} MiB" if row["adapter_mib"] else NO_FIGURE,
+    "Evaluation": _text("evaluation_seconds", "{:,.0f} s"),
 }
 """The columns of the tables "settings" and "cost": the title, and a function that writes a row's cell."""
 

@@ -90,16 +90,19 @@ def _score(name: str, figures: dict[str, float]) -> LoggedScore:
 
 
 def _picture(name: str, figures: dict[str, float]) -> Picture:
-    """The version's score with its interval, and the base's score without one: the run has no interval for the base."""
+    """The version's score with its interval, and the base's score without one: the run has no interval for the base.
+
+    A look-up has no base.
+    """
     ends = [figures.get(f"test.{name}{end}") for end in ("", ".low", ".high")]
     base = figures.get(f"test.base.{name}")
     interval = None if None in ends else tuple(ends)
-    marks = [
-        Mark("tuned", "tuned", interval, figure(name, ends[0])),  # type: ignore[arg-type]
-        Mark("base", "base", None if base is None else (base, base, base), figure(name, base)),
-    ]
+    marks = [Mark("tuned", "tuned", interval, figure(name, ends[0]))]  # type: ignore[arg-type]
+    if base is not None:
+        marks.append(Mark("base", "base", (base, base, base), figure(name, base)))
     metric = METRICS[name]
-    return Picture(metric.label, BETTER[metric.better], interval_picture(marks, f"{metric.label}, tuned and base"))
+    systems = " and ".join(mark.label for mark in marks)
+    return Picture(metric.label, BETTER[metric.better], interval_picture(marks, f"{metric.label}, {systems}"))
 
 
 def _with_interval(name: str, score: float | None, low: float | None, high: float | None) -> str:

@@ -9,16 +9,20 @@ import pandas as pd
 from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.report.plots import Line, Mark, interval_picture, lines_picture
 from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
-from cs_pipeline.evaluate.results import EvaluationResults
+from cs_pipeline.evaluate.results import LOOKUP, EvaluationResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval, intervals
 
 _PICTURED_METRICS = (
-    *("bits_per_character", "right_intent", "rougeL", "chrf", "bleu"),
-    *("placeholder_precision", "placeholder_recall", "stop_rate"),
+    *("quality", "right_intent", "placeholder_f1", "fabricates", "chrf", "rougeL"),
+    *("bits_per_character", "stop_rate"),
 )
-_SIMILARITY_METRICS, _SIMILARITY_BINS = ("right_intent", "rougeL", "chrf"), 6
-_HEAT_MAP_METRICS = ("right_intent", "rougeL")
+_SIMILARITY_METRICS, _SIMILARITY_BINS = ("quality", "right_intent", "chrf"), 6
+SIMILARITY_SYSTEMS = ("base", LOOKUP, "tuned")
+"""The systems in the plots by similarity; a look-up has no base."""
+
+HEAT_MAP_METRICS = ("quality", "right_intent")
+"""The metrics of the heat maps. All range from 0 to 100."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,12 @@ class Picture:
 class HeatRow:
     """A row of a heat map: an intent or a slice with its number of test ``rows``.
 
-    For each metric, ``cells`` has a pair for each system: its value, and how strongly its cell is coloured, from 0 to 100.
-    Full colour means 100 for ``right_intent`` and the map's highest value for ``rougeL``. None if the system has no value.
+    For each metric, ``cells`` has the value of each system, from 0 to 100; None if the system has no value.
     """
 
     name: str
     rows: int
-    cells: dict[str, list[tuple[float, float] | None]]
+    cells: dict[str, list[float | None]]
 
 
 def score_mark(label: str, colour_key: str, metric: str, score: Interval | None) -> Mark:
@@ -65,17 +68,20 @@ def score_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[P
 
 
 def difference_pictures(results: EvaluationResults, systems: Sequence[str]) -> list[Picture]:
-    """One plot per metric: the tuned model minus each other system, with the 95 % interval of the difference."""
+    """One plot per metric: this version minus each other system, with the 95 % interval of the difference."""
     others = [system for system in systems if system != "tuned"]
     return _interval_pictures(
-        "tuned minus each other system", lambda m: [difference_mark(s, m, results.differences[s][m]) for s in others]
+        "this version minus each other system",
+        lambda m: [difference_mark(s, m, results.differences[s][m]) for s in others],
     )
 
 
 def _interval_pictures(what: str, marks: Callable[[str], list[Mark]]) -> list[Picture]:
+    by_metric = {metric: marks(metric) for metric in _PICTURED_METRICS}
     return [
-        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(marks(m), f"{METRICS[m].label}: {what}"))
-        for m in _PICTURED_METRICS
+        Picture(METRICS[m].label, BETTER[METRICS[m].better], interval_picture(shown, f"{METRICS[m].label}: {what}"))
+        for m, shown in by_metric.items()
+        if any(mark.interval for mark in shown)  # a look-up has no likelihood, and so no bits per character
     ]
 
 
@@ -90,7 +96,7 @@ def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
     edges = np.quantile(similarity, np.linspace(0, 1, _SIMILARITY_BINS + 1)[1:-1]) if len(known) else []
     known = known.assign(bin=np.searchsorted(np.unique(edges), similarity, side="right"))
     points: dict[tuple[str, str], list[tuple[float, float, float, float]]] = {}
-    for system in ("base", "nearest", "tuned"):
+    for system in SIMILARITY_SYSTEMS:
         for _, rows in known[known["system"] == system].groupby("bin"):
             if rows["cluster_id"].nunique() < 2:
                 continue  # a single cluster has no interval
@@ -112,21 +118,20 @@ def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
 
 
 def scores_by_intent(answers: pd.DataFrame) -> pd.DataFrame:
-    """One row per intent and system: ``intent``, ``system``, ``rows``, ``right_intent`` (percent) and ``rougeL``."""
+    """One row per intent and system: ``intent``, ``system``, ``rows``, ``quality`` and ``right_intent`` (percent)."""
     groups = answers.groupby(["intent", "system"], sort=True)
-    means = groups[["right_intent", "rougeL"]].mean().assign(rows=groups.size())
-    return means.assign(right_intent=100 * means["right_intent"]).reset_index()
+    return (100 * groups[list(HEAT_MAP_METRICS)].mean()).assign(rows=groups.size()).reset_index()
 
 
 def intent_heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
-    """One row per intent of ``scores_by_intent``, the tuned model's weakest intents first."""
-    tuned = intents[intents["system"] == "tuned"].sort_values(["right_intent", "rougeL", "intent"])
+    """One row per intent of ``scores_by_intent``, this version's weakest intents first."""
+    tuned = intents[intents["system"] == "tuned"].sort_values([*HEAT_MAP_METRICS, "intent"])
     return _heat_rows(intents.rename(columns={"intent": "name"}), tuned["intent"], systems)
 
 
 def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:
     """One row per slice that has scores, without the intents and without the slice of all rows."""
-    shown = ~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(_HEAT_MAP_METRICS)
+    shown = ~slices["kind"].isin(["intent", "all"]) & slices["metric"].isin(HEAT_MAP_METRICS)
     known = slices[shown].dropna(subset="score")
     known = known.assign(name=known["kind"].str.replace("_", " ") + " " + known["slice"])
     by_metric = known.pivot(index=["name", "rows", "system"], columns="metric", values="score").reset_index()
@@ -134,14 +139,13 @@ def slice_heat_map(slices: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow
 
 
 def _heat_rows(scores: pd.DataFrame, names: Iterable[str], systems: Sequence[str]) -> list[HeatRow]:
-    """``scores`` has one row per name and system, with the columns ``rows``, ``right_intent`` and ``rougeL``."""
+    """``scores`` has one row per name and system, with the columns ``rows`` and HEAT_MAP_METRICS."""
     rows = []
     for name in names:
         of_name = scores[scores["name"] == name].set_index("system")
         cells = {}
-        for metric in _HEAT_MAP_METRICS:
-            top = 100.0 if metric == "right_intent" else scores[metric].max()
+        for metric in HEAT_MAP_METRICS:
             values = of_name[metric].reindex(list(systems))
-            cells[metric] = [None if pd.isna(value) else (value, 100 * value / (top or 1)) for value in values]
+            cells[metric] = [None if pd.isna(value) else float(value) for value in values]
         rows.append(HeatRow(name, int(of_name["rows"].iloc[0]), cells))
     return rows

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _COLOUR_KEYS = (
     *("muted", "rule", "better", "worse", "unclear"),
-    *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval", "known_answer"),
+    *("tuned", "base", "champion", "nearest", "central", "random", "without_retrieval", "lookup"),
 )
 _COLOURS = {key: f"#0000{number:02x}" for number, key in enumerate(_COLOUR_KEYS, start=1)}
 """A stand-in colour for each key. ``_svg`` replaces it by the page's CSS variable of that name, so dark mode works."""

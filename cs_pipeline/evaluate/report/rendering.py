@@ -28,6 +28,18 @@ def figure(metric: str, value: float | None, signed: bool = False) -> str:
     return text.removeprefix("+") if set(text) <= set("+0.") else text
 
 
+def amount(value: float | None, at_most: bool = False) -> str:
+    """Seconds, a rate or a price with two significant digits or more; NO_FIGURE for None.
+
+    ``at_most`` marks ``value`` as an upper bound.
+    """
+    if value is None:
+        return NO_FIGURE
+    if value < 0.001:
+        return "< 0.001"
+    return ("≤ " if at_most else "") + (f"{value:,.0f}" if value >= 10 else f"{value:.2g}")
+
+
 def interval_text(metric: str, value: Interval | Difference, signed: bool = False) -> str:
     """The ends of the 95 % interval of ``value``."""
     return f"{figure(metric, value.low, signed)} to {figure(metric, value.high, signed)}"
@@ -46,6 +58,7 @@ def page_template(name: str) -> Template:
         "METRICS": METRICS,
         "BETTER": BETTER,
         "figure": figure,
+        "amount": amount,
         "judgement": judgement,
         "interval": interval_text,
     }

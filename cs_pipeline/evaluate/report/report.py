@@ -2,20 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_file
+from cs_pipeline.evaluate.decision import LOOK_UP, best_free_lookup, decide_promotion
 from cs_pipeline.evaluate.people.people import read_opinions
 from cs_pipeline.evaluate.report import pictures, tables
 from cs_pipeline.evaluate.report.plots import loss_picture
 from cs_pipeline.evaluate.report.rendering import page_template
-from cs_pipeline.evaluate.report.verdict import odd_questions, promotable, verdict, weak_slices
+from cs_pipeline.evaluate.report.verdict import odd_questions, verdict, weak_slices
+from cs_pipeline.evaluate.report.who_answers import (
+    CONTENDER_METRICS,
+    contender_rows,
+    quality_difference,
+    recommend,
+)
 from cs_pipeline.evaluate.results import SYSTEMS, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, Recipe
 from cs_pipeline.train.adapter import current_adapter
 
 DEMO_WARNING = (
@@ -32,9 +40,10 @@ class Report:
     markdown: str
 
 
-def write_report(recipe: Recipe, lake: DataLake) -> Report:
+def write_report(recipe: Recipe, lake: DataLake, earlier_decisions: int | None = None) -> Report:
     """Writes ``evaluate/evaluation_report/<recipe>.html`` and ``<recipe>.md`` from the recipe's last evaluation.
 
+    ``earlier_decisions`` counts the decisions of the last year on the same test rows; None if the caller does not know it.
     Equal input gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluation is of
     another adapter than the current one.
     """
@@ -52,25 +61,32 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
     systems = {system: words for system, words in SYSTEMS.items() if system in results.scores}
     names, models = list(systems), [system for system in systems if system in results.runs]
     intents = pictures.scores_by_intent(answers)
-    m = adapter.metrics
-    losses = m["loss"], m["steps"], m["validation_loss_before"], m["validation_loss_after"]
+    price = load_company(lake).price_per_hour
+    costs = tables.costs(results, models, price)
+    champion_trained = results.methods.get("champion", LOOK_UP) != LOOK_UP
+    gain = quality_difference(answers, "champion", best_free_lookup(results)) if champion_trained else None
+    decision = decide_promotion(results, earlier_decisions or 0)
     values = {
         "recipe": recipe,
         "results": results,
         "systems": systems,
         "models": models,
-        "demo": DEMO_WARNING if recipe.base.source == "embedded" else "",
+        "demo": DEMO_WARNING if is_demo(recipe) else "",
+        "recommended": recommend(results, decision, gain, earlier_decisions),
+        "contenders": contender_rows(results, costs, price),
+        "contender_metrics": CONTENDER_METRICS,
         "findings": [
-            promotable(results),
             *verdict(results, intents[intents["system"] == "tuned"]),
             weak_slices(results.weak),
             odd_questions(results.robustness["tuned"]),
         ],
-        "training": m,
-        "loss": loss_picture(*losses, "Training loss by step, validation loss before and after"),
+        "training": adapter.metrics,
+        "loss": "" if adapter.is_lookup else _loss_picture(adapter.metrics),
         "scores": pictures.score_pictures(results, names),
         "differences": pictures.difference_pictures(results, names),
         "intent_heat": pictures.intent_heat_map(intents, names),
+        "heat_map_metrics": pictures.HEAT_MAP_METRICS,
+        "similarity_systems": pictures.SIMILARITY_SYSTEMS,
         "similarity": pictures.similarity_pictures(answers),
         "slice_heat": pictures.slice_heat_map(slices, names),
         "errors": tables.error_counts(answers, references, names),
@@ -78,7 +94,7 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         "rubric": tables.rubric_means(answers, references, names),
         "odd": tables.odd_groups(results, models),
         "forgotten": tables.forgotten_knowledge(probe),
-        "costs": tables.costs(results, models, load_company(lake).price_per_hour),
+        "costs": costs,
         "retrieval_metrics": RETRIEVAL_METRICS,
         "misled": tables.misled_groups(results.retrieval.misled) if results.retrieval else [],
         "people": read_opinions(lake),
@@ -95,3 +111,13 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         with atomic_file(file) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return Report(path, markdown)
+
+
+def is_demo(recipe: Recipe) -> bool:
+    """Whether the recipe's model is not meant for customers, because its base was trained from scratch in minutes."""
+    return isinstance(recipe, FineTuneRecipe) and isinstance(recipe.base, EmbeddedBase)
+
+
+def _loss_picture(metrics: dict[str, Any]) -> str:
+    losses = metrics["loss"], metrics["steps"], metrics["validation_loss_before"], metrics["validation_loss_after"]
+    return loss_picture(*losses, "Training loss by step, validation loss before and after")

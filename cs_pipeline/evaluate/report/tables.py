@@ -8,20 +8,20 @@ import pandas as pd
 
 from cs_pipeline.core.lake import digest
 from cs_pipeline.evaluate.report.rendering import NO_FIGURE
-from cs_pipeline.evaluate.results import EvaluationResults, GroupMeasure
+from cs_pipeline.evaluate.results import LOOKUP, EvaluationResults, GroupMeasure
 from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.cost import Cost, cost
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe
 from cs_pipeline.train.adapter import Adapter
 
 MAX_EXAMPLES, WORST_EXAMPLES = 20, 6
-"""How many test questions are shown with their answers, and how many of them are the tuned model's worst by chrF."""
+"""How many test questions are shown with their answers, and how many of them are this version's worst by chrF."""
 
 _MAX_FABRICATIONS = 9
-_SHOWN_SYSTEMS = ("tuned", "without_retrieval", "champion", "base", "known_answer", "nearest")
+_SHOWN_SYSTEMS = ("tuned", "without_retrieval", "champion", "base", LOOKUP, "nearest")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ShownExample:
     """A test question with its reference and the answers of the shown systems.
 
     ``similarity`` is the cosine to the nearest training question, None if unknown. ``worst`` is True if it was chosen
-    because the tuned model's chrF is lowest there.
+    because this version's chrF is lowest there.
     """
 
     row_id: str
@@ -58,7 +58,7 @@ class ErrorCount:
     """How often one kind of error occurs.
 
     ``by_system`` counts the answers with this error for each system, ``false_alarms`` the references that
-    the rule wrongly calls errors. ``example`` is a question and the tuned model's answer with this error, None if there is
+    the rule wrongly calls errors. ``example`` is a question and this version's answer with this error, None if there is
     none.
     """
 
@@ -86,14 +86,18 @@ def best_systems(results: EvaluationResults) -> dict[str, set[str]]:
 
 
 def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
-    """Model, data, settings, losses and speed of the training, as pairs of label and text."""
-    m, lora, trainer = adapter.metrics, recipe.lora, recipe.trainer
+    """Model, data, settings, losses and speed of the training, as pairs of label and text; of a look-up its threshold."""
+    m = adapter.metrics
+    if isinstance(recipe, LookupRecipe):
+        return _lookup_facts(recipe, m)
+    assert isinstance(recipe, FineTuneRecipe)
+    lora, trainer = recipe.lora, recipe.trainer
     adaptation = f", r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}" if lora else ""
     batch = f"{trainer.per_device_train_batch_size} × {trainer.gradient_accumulation_steps}"
     return [
         ("Base model", adapter.manifest["base"]["name"]),
         ("Quantization", recipe.quantization),
-        ("Method", recipe.method + adaptation),
+        ("Method", recipe.training_method + adaptation),
         ("Trainable parameters", f"{m['trainable_parameters']:,}"),
         ("Training rows", f"{m['rows']:,}"),
         ("Rows left out as too long", f"{m['rows_too_long']:,}"),
@@ -108,6 +112,21 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
         ("Throughput", f"{m['tokens_per_second']:,.0f} tokens per second"),
         ("Tokens that are not padding", f"{100 * m['real_token_share']:.1f} %"),
         ("Peak memory", f"{m['peak_memory_gib']:.1f} GiB"),
+    ]
+
+
+def _lookup_facts(recipe: LookupRecipe, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("Method", f"{recipe.training_method}, nothing was trained"),
+        ("Known answers", f"{metrics['rows']:,}"),
+        ("Smallest similarity that is enough", f"{metrics['min_similarity']:.3f}"),
+        (
+            "Handed over below that",
+            f"{100 * recipe.handover_share:g} % of {metrics['validation_questions']:,} questions",
+        ),
+        ("Intent limits the search", "yes" if recipe.prompt.route == "intent" else "no"),
+        ("Placeholders", recipe.placeholders.value),
+        ("Time to choose the similarity", f"{metrics['seconds']:,.1f} s"),
     ]
 
 
@@ -146,8 +165,7 @@ def versions(recipe: Recipe, results: EvaluationResults, adapter: Adapter) -> li
 def examples(answers: pd.DataFrame) -> list[ShownExample]:
     """Up to ``MAX_EXAMPLES`` test questions: first a fixed random sample, then the worst.
 
-    The worst are the ``WORST_EXAMPLES`` questions where the tuned model's answers have the lowest chrF. The very worst comes
-    last.
+    The worst are the ``WORST_EXAMPLES`` questions where this version's answers have the lowest chrF, the very worst last.
     """
     tuned = _by_hash(answers[answers["system"] == "tuned"])
     worst = tuned.sort_values("chrf", kind="stable")["row_id"].head(WORST_EXAMPLES).tolist()
@@ -176,7 +194,7 @@ def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
 
 
 def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[ErrorCount]:
-    """How often each kind of error occurs, the tuned model's most frequent first. Examples are a fixed random choice."""
+    """How often each kind of error occurs, this version's most frequent first. Examples are a fixed random choice."""
     by_system = {system: answers[answers["system"] == system] for system in systems}
     counts = []
     for error, rule in ANSWER_ERRORS.items():
@@ -188,7 +206,7 @@ def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Seque
 
 
 def fabrications(answers: pd.DataFrame) -> list[dict[Any, Any]]:
-    """A fixed random sample of up to ``_MAX_FABRICATIONS`` answers in which the tuned model made up facts."""
+    """A fixed random sample of up to ``_MAX_FABRICATIONS`` answers in which this version made up facts."""
     made_up = answers[(answers["system"] == "tuned") & (answers["fabricated"] > 0)]
     return _by_hash(made_up).head(_MAX_FABRICATIONS).to_dict("records")
 
@@ -211,7 +229,7 @@ def naive_and_honest(results: EvaluationResults) -> list[dict[str, Any]]:
     """One row per metric of NAIVE_METRICS.
 
     Both ``naive`` and ``honest`` score the nearest training question's answer: ``naive`` on a random split, ``honest`` on
-    the frozen test rows. ``tuned`` scores the tuned model on the frozen test rows.
+    the frozen test rows. ``tuned`` scores this version on the frozen test rows.
     """
     nearest, tuned = (results.scores[system] for system in ("nearest", "tuned"))
     return [
@@ -263,13 +281,18 @@ def misled_groups(misled: Iterable[GroupMeasure]) -> list[dict[str, Any]]:
 
 
 def forgotten_knowledge(probe: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """The questions that only the base answers correctly, each with the base's and the tuned model's answer."""
+    """The questions that only the base answers correctly, each with the base's and this version's answer.
+
+    Empty for a look-up, which has no base.
+    """
+    if "base" not in set(probe["system"]):
+        return []
     wide = probe.pivot(index="question", columns="system")
     rows = wide[(wide["right"]["base"] == 1) & (wide["right"]["tuned"] == 0)]
     return [(str(question), row["answer", "base"], row["answer", "tuned"]) for question, row in rows.iterrows()]
 
 
 def costs(results: EvaluationResults, models: Sequence[str], price_per_hour: float | None) -> dict[str, Cost]:
-    """The cost of each model's answers. The adapter's size is known only for the tuned model and is 0 for the others."""
+    """The cost of each model's answers. The adapter's size is known only for this version and is 0 for the others."""
     sizes = {"tuned": results.adapter_bytes}
     return {m: cost(results.runs[m], results.runs[m].alone, sizes.get(m, 0), price_per_hour) for m in models}

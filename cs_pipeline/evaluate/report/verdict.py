@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, judgement
-from cs_pipeline.evaluate.decision import decide_promotion
+from cs_pipeline.evaluate.decision import LOOK_UP, PRIMARY_METRIC
 from cs_pipeline.evaluate.report.rendering import figure
 from cs_pipeline.evaluate.results import (
-    ComparisonResults,
+    LOOKUP,
     EvaluationResults,
     GroupMeasure,
     HeldOutResults,
@@ -20,24 +20,22 @@ from cs_pipeline.evaluate.results import (
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 
 _COMPARED_METRICS = {
-    "base": ("bits_per_character", "right_intent", "rougeL", "chrf"),
-    "nearest": ("right_intent", "rougeL", "chrf"),  # a look-up has no likelihood
-    "champion": ("bits_per_character", "right_intent", "rougeL", "chrf"),
+    "base": (PRIMARY_METRIC, "bits_per_character", "right_intent", "chrf"),
+    LOOKUP: (PRIMARY_METRIC, "right_intent", "placeholder_f1", "fabricates", "chrf"),  # a look-up has no likelihood
+    "champion": (PRIMARY_METRIC, "bits_per_character", "right_intent", "placeholder_f1", "fabricates", "chrf"),
 }
 
+_ABOUT = {"base": "Against its base", LOOKUP: "Against the free look-up", "champion": "Against the champion"}
+
 _OPENING = {
-    "base": "Compared with its base model with the same prompt, the tuned model is",
-    "nearest": "Compared with copying the answer of the nearest training question, which costs nothing, it is",
+    "base": "Compared with its base model with the same prompt, this version is",
+    LOOKUP: "Compared with copying the usual known answer to similar questions, which costs nothing, it is",
     "champion": "Compared with the current champion it is",
 }
 
-_CONCLUSION = {
-    "better": "so the training is worth it here",
-    "worse": "so a look-up still answers better here",
-    "mixed": "so which of the two is more useful depends on what matters",
-    "no clear difference": "so nothing here shows a benefit of the training yet",
-}
-"""The conclusion drawn from the comparison with the nearest question's answer, by the summary of that comparison."""
+_WITHOUT_HANDOVER = (
+    "Compared with the same look-up without a threshold, which hands no question over to a person, it is"
+)
 
 _MAX_NAMED = 3
 """How many weak slices, intents or groups of odd questions a sentence names at most."""
@@ -63,22 +61,16 @@ class Statement:
 
 
 def verdict(results: EvaluationResults, intents: pd.DataFrame) -> list[Statement]:
-    """The tuned model against each relevant system, on each source if there are several, and its weak spots.
+    """This version against each relevant system, on each source if there are several, and its weak spots.
 
-    ``intents`` has one row per intent with the columns ``intent``, ``rows`` and ``right_intent`` (percent, of the tuned
-    model's answers).
+    ``intents`` has one row per intent with the columns ``intent``, ``rows`` and ``right_intent`` (percent, of this version's
+    answers).
     """
     compared = [_comparison(system, results) for system in _COMPARED_METRICS if system in results.differences]
     # A single source would repeat the comparison on all rows.
     slices = results.slices.items() if len(results.slices) > 1 else ()
     held_out = [_held_out(results.held_out)] if results.held_out else []
     return [*compared, *(_slice(*part) for part in slices), *held_out, _weak_spots(results.scores["tuned"], intents)]
-
-
-def promotable(results: EvaluationResults) -> Statement:
-    """The promotion decision based on the figures alone. Forgotten rows and rollbacks can overrule it."""
-    decision = decide_promotion(results)
-    return Statement("Promotion", "yes, by its figures" if decision.promote else "no", f"{_capital(decision.reason)}.")
 
 
 def weak_slices(weak: Sequence[Weakness]) -> Statement:
@@ -98,7 +90,7 @@ def weak_slices(weak: Sequence[Weakness]) -> Statement:
 
 
 def odd_questions(measures: Sequence[GroupMeasure]) -> Statement:
-    """How the tuned model handles questions that are worded differently, out of scope or hostile."""
+    """How this version handles questions that are worded differently, out of scope or hostile."""
     by_key = {(m.group, m.measure): m for m in measures}
     right, leaked = by_key["all", "as_expected"], by_key["all", "leaked"]
     weak = [m for m in measures if m.measure == "as_expected" and m.group != "all" and m.value < 1]
@@ -115,13 +107,11 @@ def odd_questions(measures: Sequence[GroupMeasure]) -> Statement:
     return Statement("Odd and hostile questions", "holds up" if fine else "to look at", sentence)
 
 
-def _comparison(other: str, results: ComparisonResults) -> Statement:
+def _comparison(other: str, results: EvaluationResults) -> Statement:
     word, parts = _against(other, results)
-    sentence = f"{_OPENING[other]} {parts or 'not comparable: a figure is missing'}"
-    if other == "nearest" and parts:
-        sentence += f", {_CONCLUSION[word]}"
-    about = {"base": "Against its base", "nearest": "Against the nearest answer", "champion": "Against the champion"}
-    return Statement(about[other], word, f"{sentence}.")
+    trained = results.methods["tuned"] != LOOK_UP
+    opening = _OPENING[other] if trained or other != LOOKUP else _WITHOUT_HANDOVER
+    return Statement(_ABOUT[other], word, f"{opening} {parts or 'not comparable: a figure is missing'}.")
 
 
 def _slice(source: str, part: SliceResults) -> Statement:
@@ -129,7 +119,7 @@ def _slice(source: str, part: SliceResults) -> Statement:
     size = f"{part.rows:,} rows in {part.clusters:,} clusters"
     if not part.gates:
         return Statement(about, "too few to judge", f"{size}; figures need at least {MIN_CLUSTERS} clusters.")
-    other = "champion" if "champion" in part.differences else "base"
+    other = "champion" if "champion" in part.differences else LOOKUP
     word, parts = _against(other, part)
     return Statement(about, word, f"{size}. {_OPENING[other]} {parts}.")
 
@@ -142,7 +132,7 @@ def _held_out(part: HeldOutResults) -> Statement:
     )
 
 
-def _against(other: str, results: ComparisonResults | SliceResults) -> tuple[str, str]:
+def _against(other: str, results: EvaluationResults | SliceResults) -> tuple[str, str]:
     """The summary of the comparison with ``other``, and both systems' figures."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
     for metric in _COMPARED_METRICS[other]:
@@ -184,7 +174,7 @@ def _weak_spots(scores: Scores, intents: pd.DataFrame) -> Statement:
 
 
 def _label(metric: str) -> str:
-    return METRICS[metric].label.removesuffix(" (%)")
+    return METRICS[metric].label.removesuffix(" (%)").removesuffix(" (0 to 100)")
 
 
 def _name(metric: str) -> str:

@@ -17,7 +17,7 @@ from cs_pipeline.evaluate.judge.judge import JUDGED_QUESTIONS, judge_models
 from cs_pipeline.evaluate.people.people import rating_table
 from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias, evaluation_folder
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline_tests.evaluate.judge.test_judge import Reply, completion, server
 from cs_pipeline_tests.register.conftest import BETTER, compared
 
@@ -38,7 +38,7 @@ def evaluated(champion_lake: Path, lake: DataLake) -> DataLake:
     return lake
 
 
-def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: Recipe) -> None:
+def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: FineTuneRecipe) -> None:
     rows = FrozenTestSet(tiny, evaluated)
     short, long = ["short"] * len(rows.questions), ["a good deal longer"] * len(rows.questions)
     asked = min(JUDGED_QUESTIONS, len(rows.questions))
@@ -54,30 +54,35 @@ def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: Re
     evaluated.write("evaluate", "human_ratings", rating_table(votes), RATING)
     with server(longer) as (endpoint, requests):
         answers = {"tuned": long, "base": short, "champion": [text.upper() for text in long]}
+        answers["lookup"] = ["the longest of all the answers", *[""] * (len(long) - 1)]  # not always a known answer
         found, table = judge_models(endpoint, rows, answers, evaluated, print)
         calls = len(requests)
-        assert 200 < calls <= 2 * (2 * asked + 40), "two per pair, fewer for test rows with the same question"
+        assert 300 < calls <= 2 * (3 * asked + 40), "two per pair, fewer for test rows with the same question"
         again, _ = judge_models(endpoint, rows, answers, evaluated, print)
         assert len(requests) == calls, "cached verdicts are not asked again"
     assert again == found
-    assert len(table) == 2 * asked
-    base, champion = found.against["base"], found.against["champion"]
+    assert len(table) == 3 * asked
+    assert list(found.against) == ["base", "champion", "lookup"]
+    base, champion, lookup = found.against.values()
     assert (base.won, base.lost, base.ties, base.share) == (asked, 0, 0, 1.0)
     assert (champion.won, champion.ties, champion.share) == (0, asked, None)
+    first_is_asked = rows.test["row_id"].iloc[0] in set(table["question_id"])
+    assert (lookup.won, lookup.lost) == (asked - first_is_asked, first_is_asked)
     assert found.position.consistent == 1
     assert found.people.kappa == 1
     assert found.may_gate
 
 
 @pytest.mark.parametrize(
-    ("may_gate", "high", "promote"), [(True, 0.4, False), (False, 0.4, True), (True, 0.6, True), (True, None, True)]
+    ("may_gate", "low", "promote"),
+    [(True, 0.1, False), (True, 0.5, False), (True, None, False), (True, 0.6, True), (False, 0.1, True)],
 )
-def test_only_a_judge_that_agrees_with_people_stops_a_promotion(
-    may_gate: bool, high: float | None, promote: bool
+def test_a_judge_that_agrees_with_people_must_prefer_the_answers(
+    may_gate: bool, low: float | None, promote: bool
 ) -> None:
     judge = JudgeResults(
         model="a judge",
-        against={"champion": JudgeTally(won=10, lost=40, ties=0, share=0.2, low=0.1, high=high)},
+        against={"champion": JudgeTally(won=10, lost=40, ties=0, share=0.2, low=low, high=0.9)},
         position=PositionBias(pairs=50, consistent=1.0, first=None, low=None, high=None),
         people=PeopleAgreement(kappa=None, low=None, high=None, pairs=0),
         may_gate=may_gate,
@@ -85,13 +90,12 @@ def test_only_a_judge_that_agrees_with_people_stops_a_promotion(
     )
     decision = decide_promotion(compared(BETTER, BETTER, judge=judge))
     assert decision.promote is promote
-    assert (
-        promote or "prefers the champion's answers: the tuned model won 10 comparisons and lost 40" in decision.reason
-    )
+    refusal = "does not clearly prefer its answers to those of the champion: it won 10 comparisons and lost 40"
+    assert promote or refusal in decision.reason
 
 
 def test_a_judge_changes_the_evaluation_key_and_its_verdicts_are_kept(
-    evaluated: DataLake, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+    evaluated: DataLake, tiny: FineTuneRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = evaluated.read("prepare", "test_split").slice(0, 12)
     evaluated.write("prepare", "test_split", few, SPLIT_ROW)
@@ -105,7 +109,9 @@ def test_a_judge_changes_the_evaluation_key_and_its_verdicts_are_kept(
     assert judge.model == endpoint.model
     assert judge.why.startswith("people voted on 0 of the judged pairs")
     kept = pd.read_parquet(evaluation_folder("tiny", evaluated) / "judge.parquet")
-    assert len(kept) == judge.against["base"].won + judge.against["base"].lost + judge.against["base"].ties
+    assert list(judge.against) == ["base", "lookup"]
+    for other, tally in judge.against.items():
+        assert (kept["system_a"] == other).sum() == tally.won + tally.lost + tally.ties == 12
     with server(lambda body: (401, {}, b"")) as (endpoint, _):
         monkeypatch.setenv("CS_JUDGE_URL", endpoint.url)
         with pytest.raises(PipelineError, match="401"):  # at once, before any answer is generated

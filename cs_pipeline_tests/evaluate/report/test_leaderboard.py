@@ -16,9 +16,11 @@ import yaml
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.core.schema import SPLIT_ROW
+from cs_pipeline.evaluate.evaluation import evaluate
 from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, LEADERBOARD_SCHEMA
 from cs_pipeline.evaluate.report.leaderboard_report import LeaderboardReport, write_leaderboard
 from cs_pipeline.evaluate.report.rendering import figure
+from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.results import (
     evaluation_file,
     evaluation_folder,
@@ -27,7 +29,9 @@ from cs_pipeline.evaluate.results import (
     write_evaluation,
 )
 from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.recipe import EvaluationSettings, LookupRecipe
 from cs_pipeline.tracking import MODEL, open_store
+from cs_pipeline.train.adapter import build_lookup
 from cs_pipeline_tests.conftest import copy_lake, run_job
 from cs_pipeline_tests.support.reported import HOSTILE, Page
 
@@ -118,24 +122,24 @@ def test_the_second_is_compared_with_the_first_on_the_same_questions(
 ) -> None:
     lake, _ = sweep
     first, second = lake.read("evaluate", "leaderboard").to_pylist()
-    assert first["bits_per_character"] < second["bits_per_character"]
+    assert first["quality"] > second["quality"]
     assert first["behind_first"] is None
-    assert second["behind_first"] == pytest.approx(second["bits_per_character"] - first["bits_per_character"])
-    bits = {}
+    assert second["behind_first"] == pytest.approx(second["quality"] - first["quality"])
+    tuned = {}
     for row in (first, second):
         answers = pd.read_parquet(evaluation_folder(row["recipe"], lake) / "answers.parquet")
-        bits[row["recipe"]] = answers[answers["system"] == "tuned"].reset_index(drop=True)
-    ahead, behind = bits[first["recipe"]], bits[second["recipe"]]
+        tuned[row["recipe"]] = answers[answers["system"] == "tuned"].reset_index(drop=True)
+    ahead, behind = tuned[first["recipe"]], tuned[second["recipe"]]
     assert ahead["row_id"].tolist() == behind["row_id"].tolist()
     low, high = second["behind_first_low"], second["behind_first_high"]
     assert low < second["behind_first"] < high
-    # Paired, it is far narrower than the interval of either; here an interval made of whole clusters, by hand.
-    clusters = ahead.assign(extra=behind["nll"] - ahead["nll"]).groupby("cluster_id")[["extra", "answer_chars"]].sum()
+    # An interval made of whole clusters, by hand.
+    extra = 100 * (behind["quality"] - ahead["quality"])
+    clusters = ahead.assign(extra=extra).groupby("cluster_id")[["extra", "rows"]].sum()
     drawn = np.random.default_rng(1).integers(0, len(clusters), (2000, len(clusters)))
     sums = clusters.to_numpy()[drawn].sum(axis=1)
-    by_hand = np.percentile(sums[:, 0] / sums[:, 1] / np.log(2), [2.5, 97.5])
+    by_hand = np.percentile(sums[:, 0] / sums[:, 1], [2.5, 97.5])
     assert [low, high] == pytest.approx(by_hand, abs=0.15 * (high - low))
-    assert high - low < 0.7 * (first["bits_per_character_high"] - first["bits_per_character_low"])
 
 
 def test_dagster_shows_table_columns_and_plot(sweep: tuple[DataLake, dg.ExecuteInProcessResult]) -> None:
@@ -151,13 +155,13 @@ def test_dagster_shows_table_columns_and_plot(sweep: tuple[DataLake, dg.ExecuteI
     for row in lake.read("evaluate", "leaderboard").to_pylist():
         name = row["recipe"].replace("_", r"\_")
         line = next(line for line in results.splitlines() if line.startswith(f"| {name} |"))
-        for metric in ("bits_per_character", "right_intent", "rougeL"):
+        for metric in ("quality", "right_intent", "bits_per_character"):
             low, high = (figure(metric, row[metric + end]) for end in ("_low", "_high"))
             assert rf"{figure(metric, row[metric])} \[{low} to {high}\]" in line
         assert any(line.startswith(f"| {name} |") and f"| {row['method']} |" in line for line in settings.splitlines())
         assert any(line.startswith(f"| {name} |") and "GiB" in line for line in cost.splitlines())
     pictures = re.findall(r"!\[(.+?)\]\(data:image/svg\+xml;base64,[\w+/=]+\)", results)
-    assert pictures == ["Bits per character", "Bits per character, tuned minus base"]
+    assert pictures == ["Answer quality (0 to 100)", "Answer quality (0 to 100), minus the free look-up"]
 
 
 def test_the_page_is_complete_and_self_contained(swept: DataLake) -> None:
@@ -204,9 +208,9 @@ def test_another_placeholder_mode_has_a_ranking_of_its_own(swept: DataLake) -> N
     board = write_leaderboard([*RECIPES, "generic_twin"], swept)
     rows = rows_of(board)
     assert list(rows) == ["tiny", "tiny_lora", "generic_twin"]
-    assert rows["generic_twin"]["bits_per_character"] == rows["tiny"]["bits_per_character"]
+    assert rows["generic_twin"]["quality"] == rows["tiny"]["quality"]
     assert rows["generic_twin"]["behind_first"] is None  # the first of its own
-    assert rows["tiny_lora"]["behind_first"] > 0
+    assert rows["tiny_lora"]["behind_first"] < 0
     html = board.path.read_text()
     keep, generic = html.split("<h3>Placeholders: ")[1:]
     assert "generic_twin" not in keep
@@ -214,6 +218,46 @@ def test_another_placeholder_mode_has_a_ranking_of_its_own(swept: DataLake) -> N
     assert "tiny_lora" not in generic[: generic.index("</table>")]
     assert "Figures are comparable only within one placeholder mode" in html
     assert "**Placeholders: generic**" in board.markdown["results"]
+
+
+def test_a_lookup_is_ranked_with_the_models_and_has_nothing_of_a_training(swept: DataLake) -> None:
+    trials = EvaluationSettings(robustness_cases=10, timed_answers=3)
+    recipe = LookupRecipe(name="lookup", description="copies", method="lookup", evaluation=trials)
+    build_lookup(recipe, swept)
+    results = evaluate(recipe, swept, None, print).results
+    report = write_report(recipe, swept)
+    assert results.runs["tuned"].tokens == 0
+    assert "Nothing was trained: this version is a look-up" in report.markdown
+    board = write_leaderboard([*RECIPES, "lookup"], swept)
+    row = rows_of(board)["lookup"]
+    of_training = [field.name for field in LEADERBOARD_SCHEMA if field.nullable]
+    for name in of_training[: of_training.index("quality")]:
+        assert row[name] is None, name
+    assert (row["method"], row["rows"], row["adapter_mib"]) == (
+        "look-up",
+        swept.read("prepare", "train_split").num_rows,
+        0,
+    )
+    score = results.scores["tuned"]["quality"]
+    assert score is not None
+    assert (row["quality"], row["quality_base"], row["quality_minus_base"]) == (score.score, None, None)
+    assert row["bits_per_character"] is None
+    qualities = [row["quality"] for row in rows_of(board).values()]
+    assert qualities == sorted(qualities, reverse=True)
+    assert next(iter(rows_of(board))) == "lookup", "the tiny models are far worse"
+    html, names = board.path.read_text(), list(rows_of(board))
+    for columns in html.split('<h2 id="settings">')[1].split('<h2 id="cost">'):
+        of_recipe = columns[columns.index(">lookup</th>") :]
+        assert "<td>–</td>" in of_recipe[: of_recipe.index("</tr>")]
+        assert "None" not in columns
+    head, *ranked = re.findall(r"<tr>(.*?)</tr>", html[html.index("<h3>Placeholders: keep") :], re.S)[: len(names) + 1]
+    assert "Minus the free look-up" in head
+    for name, cells in zip(names, ranked, strict=True):
+        gain = board.leaderboard.results[name].differences["lookup"]["quality"]
+        assert gain is not None
+        assert f"<td>{figure('quality', gain.difference, True)} <span" in cells
+    for part in board.markdown.values():
+        assert re.search(r"^\| lookup \| .*–", part, re.M)
 
 
 def test_settings_are_those_of_the_evaluated_adapter(swept: DataLake) -> None:

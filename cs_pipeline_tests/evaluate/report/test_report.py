@@ -11,13 +11,13 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.report.report import DEMO_WARNING, write_report
 from cs_pipeline.evaluate.results import evaluation_file, evaluation_folder, write_evaluation
-from cs_pipeline.recipe import HubBase, Recipe
+from cs_pipeline.recipe import FineTuneRecipe, HubBase
 from cs_pipeline_tests.support.reported import HOSTILE, Page, evaluated
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
 
 
 @pytest.fixture(scope="module")
-def html(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> str:
+def html(tmp_path_factory: pytest.TempPathFactory, recipe: FineTuneRecipe) -> str:
     """The page of 40 rows and all systems except a champion."""
     lake = DataLake(tmp_path_factory.mktemp("report"))
     evaluated(lake, recipe)
@@ -61,7 +61,7 @@ def test_text_of_the_data_stays_text_in_html(html: str) -> None:
     assert "<mark>{{Order Number}}</mark>" in html
 
 
-def test_text_of_the_data_stays_text_in_markdown(lake: DataLake, recipe: Recipe) -> None:
+def test_text_of_the_data_stays_text_in_markdown(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe, rows=3)
     report = write_report(recipe, lake)
     assert report.markdown == report.path.with_suffix(".md").read_text()
@@ -74,7 +74,7 @@ def test_text_of_the_data_stays_text_in_markdown(lake: DataLake, recipe: Recipe)
     assert not any(line.startswith("#") for line in lines)
 
 
-def test_equal_input_gives_equal_bytes(lake: DataLake, recipe: Recipe) -> None:
+def test_equal_input_gives_equal_bytes(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe)
     first = write_report(recipe, lake)
     html, markdown = first.path.read_bytes(), first.path.with_suffix(".md").read_bytes()
@@ -89,7 +89,7 @@ def test_a_single_source_is_not_a_slice(html: str) -> None:
     assert "On the bitext rows" not in html
 
 
-def test_only_a_demo_base_gets_a_warning(lake: DataLake, recipe: Recipe) -> None:
+def test_only_a_demo_base_gets_a_warning(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe)
     report = write_report(recipe, lake)
     assert DEMO_WARNING in report.path.read_text()
@@ -102,7 +102,7 @@ def test_only_a_demo_base_gets_a_warning(lake: DataLake, recipe: Recipe) -> None
 
 
 def test_missing_similarities_a_short_training_and_empty_answers_still_make_a_report(
-    lake: DataLake, recipe: Recipe
+    lake: DataLake, recipe: FineTuneRecipe
 ) -> None:
     evaluated(lake, recipe, curve=[])
     path = evaluation_folder(recipe.name, lake) / "answers.parquet"
@@ -112,7 +112,7 @@ def test_missing_similarities_a_short_training_and_empty_answers_still_make_a_re
     assert '<p class="empty">nothing</p>' in html
 
 
-def test_another_adapter_than_the_evaluated_one_is_refused(lake: DataLake, recipe: Recipe) -> None:
+def test_another_adapter_than_the_evaluated_one_is_refused(lake: DataLake, recipe: FineTuneRecipe) -> None:
     results = evaluated(lake, recipe)
     write_evaluation(results.model_copy(update={"adapter_fingerprint": "another"}), evaluation_file(recipe.name, lake))
     with pytest.raises(PipelineError, match="of adapter another, but the recipe's adapter is now 0123456789abcdef"):
@@ -120,6 +120,6 @@ def test_another_adapter_than_the_evaluated_one_is_refused(lake: DataLake, recip
     assert not lake.path("evaluate", "evaluation_report").exists()
 
 
-def test_a_recipe_that_was_not_evaluated_is_refused(lake: DataLake, recipe: Recipe) -> None:
+def test_a_recipe_that_was_not_evaluated_is_refused(lake: DataLake, recipe: FineTuneRecipe) -> None:
     with pytest.raises(PipelineError, match=r"evaluation\.json is missing"):
         write_report(recipe, lake)

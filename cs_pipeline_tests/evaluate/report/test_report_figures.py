@@ -6,24 +6,25 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.report.pictures import HEAT_MAP_METRICS
 from cs_pipeline.evaluate.report.rendering import NO_FIGURE, figure
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.report.tables import MAX_EXAMPLES, WORST_EXAMPLES, examples
 from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline_tests.support.reported import Page, answers_of, evaluated, systems_of
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
 
 
 @pytest.mark.parametrize("champion", [False, True])
 def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
-    lake: DataLake, recipe: Recipe, champion: bool
+    lake: DataLake, recipe: FineTuneRecipe, champion: bool
 ) -> None:
     results = evaluated(lake, recipe, champion=champion)
     html = write_report(recipe, lake).path.read_text()
-    table = html[html.index("All metrics") : html.index("Differences, tuned")]
+    table = html[html.index("All metrics") : html.index("Differences, this version minus the other")]
     systems = systems_of(champion)
     assert re.findall(r'<th scope="col">(\w+)</th>', table) == ["Metric", *systems]
     rows = dict(re.findall(r'<tr><th scope="row">([^<]+)<small>(.*?)</tr>', table, flags=re.S))
@@ -31,12 +32,12 @@ def test_all_systems_and_metrics_are_shown_and_a_missing_figure_is_a_dash(
         cells = re.findall(r"<td>(?:<b>)?([^<]+)", rows[metric.label])
         scores = [results.scores[system][name] for system in systems]
         assert cells == [figure(name, score.score if score else None) for score in scores]
-    assert rows["Bits per character"].count("<td>–</td>") == 3
+    assert rows["Bits per character"].count("<td>–</td>") == 4
     assert ("Against the champion" in html) == champion
     assert ("current champion, version 7" in html) == champion
 
 
-def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
+def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recipe: FineTuneRecipe) -> None:
     results = evaluated(lake, recipe, rows=80, champion=True, company=30)
     report = write_report(recipe, lake)
     html = report.path.read_text()
@@ -62,19 +63,19 @@ def test_the_rows_of_each_source_have_figures_of_their_own(lake: DataLake, recip
         assert re.search(rf"\*\*On the {source} rows: \w+.*\*\* \d+ rows in {clusters} clusters\.", report.markdown)
 
 
-def test_a_source_of_few_rows_is_named_without_figures(lake: DataLake, recipe: Recipe) -> None:
+def test_a_source_of_few_rows_is_named_without_figures(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe, rows=40, company=4)
     report = write_report(recipe, lake)
     statement = "**On the company rows: too few to judge.** 4 rows in 2 clusters; figures need at least 10 clusters."
     assert statement in report.markdown
     html = report.path.read_text()
     table = html[html.index("<h3>By source</h3>") : html.index("<h3>Training</h3>")]
-    assert "the difference from the base" in table
+    assert "the difference from the lookup" in table
     assert table.count("<td>–</td>") >= len(METRICS)
 
 
 @pytest.mark.parametrize("rows", [4, MAX_EXAMPLES - 1, 60])
-def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, recipe: Recipe, rows: int) -> None:
+def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, recipe: FineTuneRecipe, rows: int) -> None:
     evaluated(lake, recipe, rows=rows)
     answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
     shown = examples(answers)
@@ -90,7 +91,7 @@ def test_examples_are_twenty_or_all_rows_and_hold_the_worst(lake: DataLake, reci
     assert Page(html).text.count("reference") >= len(shown)
 
 
-def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe: Recipe) -> None:
+def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe, rows=120, champion=True)
     folder = evaluation_folder(recipe.name, lake)
     path = folder / "answers.parquet"
@@ -121,17 +122,17 @@ def test_errors_made_up_facts_and_rubric_match_the_tables(lake: DataLake, recipe
     assert re.findall(r"<td>([^<]+)", cells[0])[:-1] == [f"{mean:.2f}" for mean in means]
     heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
     kept = pd.read_parquet(folder / "slices.parquet").set_index(["slice", "system", "metric"])["score"]
-    for i, name in enumerate(("right_intent", "rougeL")):
+    for i, name in enumerate(HEAT_MAP_METRICS):
         quarter = next(slice_ for slice_, _, _ in kept.index if slice_.startswith("2: 0."))
         row = re.findall(rf"similarity {quarter}</th>.*?</tr>", heat, flags=re.S)[i]
         assert re.findall(r">([\d.]+)</td>", row) == [figure(name, kept[quarter, system, name]) for system in systems]
 
 
-def test_a_missing_value_is_a_gap_in_the_heat_map(lake: DataLake, recipe: Recipe) -> None:
+def test_a_missing_value_is_a_gap_in_the_heat_map(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe)
     path = evaluation_folder(recipe.name, lake) / "slices.parquet"
     slices = pd.read_parquet(path)
-    gone = (slices["kind"] == "answer_length") & (slices["system"] == "base") & (slices["metric"] == "rougeL")
+    gone = (slices["kind"] == "answer_length") & (slices["system"] == "base") & (slices["metric"] == "right_intent")
     slices.assign(score=slices["score"].mask(gone)).to_parquet(path)
     html = write_report(recipe, lake).path.read_text()
     heat = html[html.index("<h3>By slice</h3>") : html.index("<h3>Similarity")]
@@ -144,7 +145,7 @@ def test_a_missing_value_is_a_gap_in_the_heat_map(lake: DataLake, recipe: Recipe
     assert len(rows) > 1
 
 
-def test_odd_questions_probe_and_cost_are_shown(lake: DataLake, recipe: Recipe) -> None:
+def test_odd_questions_probe_and_cost_are_shown(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe, champion=True)
     (lake.root / "company.yaml").write_text("price_per_hour: 1.8\n")
     report = write_report(recipe, lake)
@@ -153,14 +154,14 @@ def test_odd_questions_probe_and_cost_are_shown(lake: DataLake, recipe: Recipe) 
     assert "80 % (49 to 94), least often on injection (7 of 9). " in text
     assert "1 of the answers reveal the prompt or somebody's data, or obey an injected order" in text
     assert "Who is <b>?" not in text, "both know it"
-    assert "Right answers: 1 by the tuned model, 2 by the base model" in text
+    assert "Right answers: 1 by this version, 2 by the base" in text
     assert "500" in text  # tokens a second
-    assert "1.502.40" in text.replace(" ", "")  # seconds, median and 95th percentile
-    assert "0.1500" in text  # 1,000 answers take 300 s, a twelfth of an hour
+    assert "1.52.4" in text.replace(" ", "")  # seconds, median and 95th percentile
+    assert "0.15" in text  # 1,000 answers take 300 s, a twelfth of an hour
     assert "1,8" not in text
 
 
-def test_held_out_intents_have_figures_of_their_own(lake: DataLake, recipe: Recipe) -> None:
+def test_held_out_intents_have_figures_of_their_own(lake: DataLake, recipe: FineTuneRecipe) -> None:
     results = evaluated(lake, recipe, rows=120, held_out=["track_order"])
     part = results.held_out
     assert part is not None

@@ -1,20 +1,15 @@
-"""The report's verdict: better or worse, weak spots, and the promotion decision."""
+"""The report's findings: better or worse than each system, and weak spots."""
 
 import pandas as pd
 import pytest
 
-from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.comparison import judgement
-from cs_pipeline.evaluate.decision import decide_promotion
-from cs_pipeline.evaluate.report.rendering import figure
-from cs_pipeline.evaluate.report.report import write_report
-from cs_pipeline.evaluate.report.verdict import promotable, verdict, weak_slices
-from cs_pipeline.evaluate.results import Scores
+from cs_pipeline.evaluate.report.rendering import amount, figure
+from cs_pipeline.evaluate.report.verdict import verdict, weak_slices
+from cs_pipeline.evaluate.results import Differences, Scores, SliceResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Interval
-from cs_pipeline.recipe import Recipe
-from cs_pipeline_tests.support.reported import WEAK, evaluated
-from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
+from cs_pipeline_tests.support.reported import WEAK
 from cs_pipeline_tests.support.results import difference, results_of
 
 
@@ -40,36 +35,79 @@ def test_better_means_that_the_interval_lies_on_the_good_side_of_zero(
 NO_INTENTS = pd.DataFrame({"intent": [], "rows": [], "right_intent": []})
 
 
+FINE: Scores = {
+    **{name: Interval(90.0, 89.0, 91.0) for name in METRICS},
+    "placeholder_invented": None,
+    "fabricates": Interval(0.5, 0.0, 1.0),
+    "safe": Interval(100.0, 100.0, 100.0),
+    "length_ratio": Interval(1.0, 0.9, 1.1),
+}
+
+
 @pytest.mark.parametrize(
-    ("intent", "rouge", "word", "ending"),
+    ("quality", "intent", "made_up", "word", "parts"),
     [
-        ((1, 2), (1, 2), "better", "so the training is worth it here"),
-        ((1, 2), (-1, 1), "better", "so the training is worth it here"),
-        ((1, 2), (-2, -1), "mixed", "so which of the two is more useful depends on what matters"),
-        ((-2, -1), (-1, 1), "worse", "so a look-up still answers better here"),
-        ((-1, 1), (-1, 1), "no clear difference", "so nothing here shows a benefit of the training yet"),
+        ((1, 2), (1, 2), (-1, 1), "better", ["is better in answer quality (", "and right intent (", "unclear"]),
+        (
+            (1, 2),
+            (-1, 1),
+            (-1, 1),
+            "better",
+            ["is better in answer quality (90.0 against 90.0: +1.5 [+1.0, +2.0]); not"],
+        ),
+        ((1, 2), (-2, -1), (-1, 1), "mixed", ["is better in answer quality (", "; worse in right intent (90.0 %"]),
+        ((-1, 1), (-1, 1), (-2, -1), "better", ["is better in answers with made-up facts (0.5 % against 0.5 %: −1.5"]),
+        ((-1, 1), (-1, 1), (1, 2), "worse", ["is worse in answers with made-up facts (0.5 % against 0.5 %: +1.5"]),
+        ((-2, -1), (-2, -1), (-1, 1), "worse", ["is worse in answer quality ("]),
+        ((-1, 1), (-1, 1), (-1, 1), "no clear difference", ["is not clearly different in answer quality ("]),
     ],
 )
-def test_the_verdict_on_the_nearest_answer(
-    intent: tuple[float, float], rouge: tuple[float, float], word: str, ending: str
+def test_the_finding_on_the_free_lookup(
+    quality: tuple[float, float],
+    intent: tuple[float, float],
+    made_up: tuple[float, float],
+    word: str,
+    parts: list[str],
 ) -> None:
-    scores: Scores = {name: Interval(90.0, 89.0, 91.0) for name in METRICS}
-    scores |= {
-        "placeholder_invented": None,
-        "fabricates": Interval(0.5, 0.0, 1.0),
-        "safe": Interval(100.0, 100.0, 100.0),
-    }
-    scores["length_ratio"] = Interval(1.0, 0.9, 1.1)
-    nearest = dict.fromkeys(METRICS) | {"right_intent": difference(*intent), "rougeL": difference(*rouge), "chrf": None}
-    results = results_of(scores={"tuned": scores, "nearest": scores}, differences={"nearest": nearest})
+    known = {"quality": difference(*quality), "right_intent": difference(*intent), "fabricates": difference(*made_up)}
+    gains: Differences = dict.fromkeys(METRICS) | known
+    results = results_of(scores={"tuned": FINE, "lookup": FINE}, differences={"lookup": gains})
     against, weak = verdict(results, NO_INTENTS)
-    assert (against.about, against.judgement) == ("Against the nearest answer", word)
-    assert against.sentence.endswith(f", {ending}.")
-    assert "chrF" not in against.sentence
-    assert "90.0\N{NO-BREAK SPACE}%" in against.sentence
+    assert (against.about, against.judgement) == ("Against the free look-up", word)
+    sentence = against.sentence.replace("\N{NO-BREAK SPACE}", " ")
+    assert sentence.startswith(
+        "Compared with copying the usual known answer to similar questions, which costs nothing, it is "
+    )
+    assert all(
+        part.replace("unclear", "not clearly different in answers with made-up facts") in sentence for part in parts
+    )
+    assert "chrF" not in sentence
     assert weak.judgement == "to look at"  # 90 % of the answers stop by themselves
     results.scores["tuned"]["stop_rate"] = None
     assert verdict(results, NO_INTENTS)[1].judgement == "none stands out"
+
+
+def test_a_lookup_is_compared_with_itself_without_handing_over_and_with_the_champion_only() -> None:
+    gains: Differences = dict.fromkeys(METRICS) | {"quality": difference(-2, -1)}
+    scores = dict.fromkeys(("tuned", "champion", "lookup", "nearest"), FINE)
+    differences = dict.fromkeys(("champion", "lookup", "nearest"), gains)
+    results = results_of(methods={"tuned": "look-up", "champion": "LoRA"}, scores=scores, differences=differences)
+    lookup, champion, _ = verdict(results, NO_INTENTS)
+    assert lookup.sentence.startswith(
+        "Compared with the same look-up without a threshold, which hands no question over"
+    )
+    assert (champion.about, champion.judgement) == ("Against the champion", "worse")
+
+
+def test_a_source_is_judged_against_the_champion_or_else_the_free_lookup() -> None:
+    gains: Differences = dict.fromkeys(METRICS) | {"quality": difference(1, 2)}
+    part = SliceResults(
+        rows=90, clusters=60, gates=True, scores={"tuned": FINE, "lookup": FINE}, differences={"lookup": gains}
+    )
+    results = results_of(scores={"tuned": FINE}, slices={"bitext": part, "company": part})
+    bitext, company, _ = verdict(results, NO_INTENTS)
+    assert (bitext.about, bitext.judgement, company.about) == ("On the bitext rows", "better", "On the company rows")
+    assert "90 rows in 60 clusters. Compared with copying the usual known answer" in bitext.sentence
 
 
 def test_weak_intents_are_named_with_their_rows() -> None:
@@ -94,15 +132,6 @@ def test_the_worst_slices_are_named_with_advice() -> None:
     assert weak_slices([]).judgement == "none found"
 
 
-def test_the_first_finding_is_the_decision(lake: DataLake, recipe: Recipe) -> None:
-    results = evaluated(lake, recipe, champion=True)
-    first = promotable(results)
-    decision = decide_promotion(results)
-    assert first.judgement == ("yes, by its figures" if decision.promote else "no")
-    assert first.sentence.lower() == f"{decision.reason.lower()}."
-    assert write_report(recipe, lake).markdown.splitlines()[2].startswith(f"- **Promotion: {first.judgement}.**")
-
-
 @pytest.mark.parametrize(
     ("metric", "value", "signed", "text"),
     [
@@ -117,3 +146,21 @@ def test_the_first_finding_is_the_decision(lake: DataLake, recipe: Recipe) -> No
 )
 def test_figures_have_fitting_digits_and_signs(metric: str, value: float | None, signed: bool, text: str) -> None:
     assert figure(metric, value, signed) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "at_most", "text"),
+    [
+        (None, False, "–"),
+        (0.0, True, "< 0.001"),
+        (0.00099, False, "< 0.001"),
+        (0.0012345, False, "0.0012"),
+        (0.0012345, True, "≤ 0.0012"),
+        (1.5, False, "1.5"),
+        (9.96, False, "10"),
+        (99.6, False, "100"),
+        (12345.6, True, "≤ 12,346"),
+    ],
+)
+def test_amounts_have_two_digits_or_more(value: float | None, at_most: bool, text: str) -> None:
+    assert amount(value, at_most) == text

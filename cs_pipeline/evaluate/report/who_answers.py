@@ -1,0 +1,255 @@
+"""Who should answer customers today, and why: this version, the champion or a free look-up."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cs_pipeline.evaluate.comparison import judgement
+from cs_pipeline.evaluate.decision import (
+    DECISIONS_PER_YEAR,
+    LOOK_UP,
+    PRIMARY_METRIC,
+    TRAINING_NOISE,
+    Decision,
+    best_free_lookup,
+)
+from cs_pipeline.evaluate.report.rendering import figure
+from cs_pipeline.evaluate.results import FREE_SYSTEMS, LOOKUP, EvaluationResults, Scores
+from cs_pipeline.evaluate.scoring.cost import Cost
+from cs_pipeline.evaluate.scoring.groundedness import COPIED_RUN
+from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
+
+CONTENDER_METRICS = ("right_intent", "placeholder_f1", "fabricates", "chrf", "length_ratio", "stop_rate")
+"""The metrics of the table of contenders, beside the answer quality that orders it."""
+
+_CONTENDERS = ("tuned", "champion", *FREE_SYSTEMS, "base")
+_FREE_METHODS = {LOOKUP: LOOK_UP, "nearest": "copy", "central": "copy"}
+_ABOUT = {
+    LOOKUP: "the usual known answer to similar questions",
+    "nearest": "the answer of the nearest training question",
+    "central": "the most central answer of the predicted intent",
+}
+_VERDICTS = {
+    "better": "clearly better",
+    "worse": "clearly worse",
+    "unclear": "not clearly different",
+}
+_MAKE_A_VERSION = (
+    "Materialise the partition 'lookup' of the job support_model, or run: cs-pipeline demo --recipe lookup. It makes the"
+    " free look-up a version, and needs no training."
+)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The system that should answer customers (a key of SYSTEMS, None if none should), a sentence for it, and the reasons.
+
+    ``reasons`` are pairs of a label and a text. Brackets in a text hold the 95 % interval of a difference.
+    """
+
+    system: str | None
+    who: str
+    reasons: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class ContenderRow:
+    """A system that could answer customers: what it is and how it was made, its scores, and what an answer takes.
+
+    ``minus`` is the answer quality of this version minus that of the system; None for this version itself. ``seconds`` are
+    for one answer, ``price`` is for 1,000 answers, None if the company has no ``price_per_hour``. With ``at_most`` both
+    include the time of scoring the answers, because only that was measured.
+    """
+
+    system: str
+    name: str
+    about: str
+    method: str
+    scores: Scores
+    minus: Difference | None
+    seconds: float | None
+    price: float | None
+    at_most: bool
+
+
+def quality_difference(answers: pd.DataFrame, system: str, other: str) -> Difference | None:
+    """The answer quality of ``system`` minus that of ``other``, from the table of all answers."""
+    ours, theirs = (answers[answers["system"] == name] for name in (system, other))
+    clusters = ours["cluster_id"].tolist()
+    return paired_bootstrap(ours, theirs, clusters, metrics=(PRIMARY_METRIC,))[PRIMARY_METRIC]
+
+
+def recommend(
+    results: EvaluationResults, decision: Decision, champion_gain: Difference | None, earlier_decisions: int | None
+) -> Recommendation:
+    """Names who should answer customers, and says why, by how much, how surely, and on which rows.
+
+    ``champion_gain`` is the answer quality of the champion minus that of the best free look-up; None unless there is a
+    champion that was trained.
+    ``earlier_decisions`` counts the decisions of the last year on these rows; None if it is not known here.
+    """
+    system = _chosen(results, decision, champion_gain)
+    who = _who(results, system)
+    reason = decision.reason.removeprefix("a person has to decide: ")
+    if decision.undecided:
+        who = f"A person has to decide. Until then: {who}"
+    reasons = [
+        ("Why", f"{reason[0].upper()}{reason[1:]}."),
+        ("By how much", _by_how_much(results, champion_gain)),
+        ("What training bought", _training_bought(results, champion_gain)),
+        ("How sure", _how_sure(results)),
+        ("On which questions", _measured_on(results)),
+        ("Earlier decisions", _earlier(earlier_decisions)),
+    ]
+    if system in FREE_SYSTEMS:
+        reasons.append(("What to do", _MAKE_A_VERSION))
+    return Recommendation(system, who, reasons)
+
+
+def contender_rows(
+    results: EvaluationResults, costs: Mapping[str, Cost], price_per_hour: float | None
+) -> list[ContenderRow]:
+    """Every system that could answer customers, the highest answer quality first."""
+    rows = []
+    for system in (name for name in _CONTENDERS if name in results.scores):
+        at_most = system not in costs
+        if at_most:
+            seconds: float | None = results.seconds[system] / results.rows
+            price = (
+                None
+                if price_per_hour is None
+                else 1000 * price_per_hour * results.seconds[system] / results.rows / 3600
+            )
+        else:
+            seconds, price = costs[system].p50, costs[system].per_1000_answers
+        minus = None if system == "tuned" else results.differences[system][PRIMARY_METRIC]
+        name, about, method = _described(results, system)
+        rows.append(ContenderRow(system, name, about, method, results.scores[system], minus, seconds, price, at_most))
+    return sorted(rows, key=lambda row: -(score.score if (score := row.scores[PRIMARY_METRIC]) else -1.0))
+
+
+def _described(results: EvaluationResults, system: str) -> tuple[str, str, str]:
+    """Name, explanation and method of a contender."""
+    if system == "tuned":
+        return results.recipe, "this version", results.methods["tuned"]
+    if system == "champion":
+        return "champion", f"version {results.champion_version}", results.methods["champion"]
+    if system == "base":
+        return "base", results.base["name"], "not trained"
+    if system == LOOKUP and results.methods["tuned"] == LOOK_UP:
+        return system, "the usual known answer, never handed over", LOOK_UP
+    return system, _ABOUT[system], _FREE_METHODS[system]
+
+
+def _chosen(results: EvaluationResults, decision: Decision, champion_gain: Difference | None) -> str | None:
+    """The system that should answer, None if there is none.
+
+    A trained champion that is clearly worse than a free look-up should not answer. A look-up of this version's kind was
+    just refused, so it is not recommended in place of this version.
+    """
+    if decision.promote:
+        return "tuned"
+    beaten = champion_gain is not None and champion_gain.high < 0
+    if results.methods["tuned"] == LOOK_UP:
+        return "champion" if "champion" in results.scores else None
+    return "champion" if "champion" in results.scores and not beaten else best_free_lookup(results)
+
+
+def _who(results: EvaluationResults, system: str | None) -> str:
+    if system is None:
+        return "Nobody yet: there is no champion, and this version is not good enough."
+    name, about, method = _described(results, system)
+    if system == "tuned":
+        return f"This version: {name} ({method})."
+    if system == "champion":
+        return f"The current champion: {about} ({method}). This version stays challenger."
+    rather_than = "rather than the champion or this version" if "champion" in results.scores else "not this version"
+    return f"The free look-up '{system}', {rather_than}: {about}, word for word."
+
+
+def _by_how_much(results: EvaluationResults, champion_gain: Difference | None) -> str:
+    free = best_free_lookup(results)
+    other = [("champion", f"the champion, version {results.champion_version}")] if "champion" in results.scores else []
+    compared = [*other, (free, f"the best free look-up, '{free}'")]
+    texts = [
+        _gain(results, "tuned", system, name, difference)
+        for system, name in compared
+        if (difference := results.differences[system].get(PRIMARY_METRIC)) is not None
+    ]
+    sentence = f"This version has an answer quality of {_score(results, 'tuned')} of 100: {'; '.join(texts)}."
+    if champion_gain is not None:
+        text = _gain(results, "champion", free, f"the free look-up '{free}'", champion_gain)
+        sentence += f" The champion itself: {text}."
+    return sentence
+
+
+def _gain(results: EvaluationResults, system: str, other: str, name: str, difference: Difference) -> str:
+    by, low, high = (
+        figure(PRIMARY_METRIC, value, signed=True) for value in (difference.difference, difference.low, difference.high)
+    )
+    word = _VERDICTS[judgement(PRIMARY_METRIC, difference.low, difference.high)]
+    return f"{by} [{low},\N{NO-BREAK SPACE}{high}] against {name} ({_score(results, other)}), {word}"
+
+
+def _score(results: EvaluationResults, system: str) -> str:
+    score = results.scores[system][PRIMARY_METRIC]
+    return figure(PRIMARY_METRIC, score.score if score else None)
+
+
+def _training_bought(results: EvaluationResults, champion_gain: Difference | None) -> str:
+    """What fine-tuning gained over the free look-up: this version's, or else the champion's."""
+    free, gain, whose = best_free_lookup(results), champion_gain, "the champion"
+    if results.methods["tuned"] != LOOK_UP:
+        gain, whose = results.differences[free].get(PRIMARY_METRIC), "this version"
+    elif champion_gain is None:
+        return "Nothing was trained: this version is a look-up, which costs nothing."
+    if gain is None:
+        return f"It cannot be said: {whose} could not be compared with the free look-up '{free}'."
+    points = figure(PRIMARY_METRIC, abs(gain.difference))
+    verdict = judgement(PRIMARY_METRIC, gain.low, gain.high)
+    if verdict == "better":
+        return f"Fine-tuning {whose} bought {points} points of answer quality over the free look-up '{free}'."
+    if verdict == "worse":
+        return f"Nothing. Fine-tuning {whose} costs {points} points: the free look-up '{free}' gives better answers."
+    return f"Nothing. Fine-tuning {whose} buys nothing over the free look-up '{free}' that these questions could show."
+
+
+def _how_sure(results: EvaluationResults) -> str:
+    rival = "champion" if "champion" in results.scores else best_free_lookup(results)
+    detectable = results.detectable.get(rival, {}).get(PRIMARY_METRIC)
+    sentence = "Brackets hold the 95\N{NO-BREAK SPACE}% interval over questions like these."
+    if detectable is not None:
+        sentence += (
+            f" A true difference of {figure(PRIMARY_METRIC, detectable)} points from '{rival}' would have been found in four"
+            " of five such evaluations."
+        )
+    if results.methods["tuned"] != LOOK_UP:
+        sentence += (
+            f" Another training on the same rows may end {TRAINING_NOISE:g} points higher or lower; the"
+            " decision counts that too."
+        )
+    return sentence
+
+
+def _measured_on(results: EvaluationResults) -> str:
+    sources = ", ".join(f"{source}: {part.rows:,} in {part.clusters:,}" for source, part in results.slices.items())
+    plural = "source" if len(results.slices) == 1 else "sources"
+    seen = (
+        ""
+        if results.answers_seen is None
+        else f" At the median, {results.answers_seen:.0%} of a reference answer's runs of {COPIED_RUN} words are also in"
+        " training answers: the higher this is, the better is copying."
+    )
+    return (
+        f"{results.rows:,} test questions in {results.clusters:,} clusters of near-duplicates, from {len(results.slices)}"
+        f" {plural} ({sources}). None has a near-duplicate among the training questions.{seen}"
+    )
+
+
+def _earlier(decisions: int | None) -> str:
+    limit = f"after {DECISIONS_PER_YEAR} in a year on the same questions, a person decides."
+    if decisions is None:
+        return f"Each decision is counted in the history (cs-pipeline history); {limit}"
+    times = "once" if decisions == 1 else f"{decisions} times"
+    return f"These questions were used {times} for decisions in the last year; {limit}"

@@ -1,0 +1,261 @@
+"""The report opens with who should answer customers today, and with every system that could."""
+
+import re
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.decision import DECISIONS_PER_YEAR, Decision, decide_promotion
+from cs_pipeline.evaluate.report.rendering import figure, interval_text
+from cs_pipeline.evaluate.report.report import DEMO_WARNING, write_report
+from cs_pipeline.evaluate.report.who_answers import (
+    CONTENDER_METRICS,
+    Recommendation,
+    contender_rows,
+    quality_difference,
+    recommend,
+)
+from cs_pipeline.evaluate.results import EvaluationResults, Scores, SliceResults, evaluation_folder
+from cs_pipeline.evaluate.scoring.metrics import METRICS
+from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
+from cs_pipeline.recipe import FineTuneRecipe
+from cs_pipeline_tests.support.reported import LOOKUP_RECIPE, Page, evaluated
+from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
+from cs_pipeline_tests.support.results import difference, results_of
+
+PROMOTED, REFUSED = Decision(True, "it is better"), Decision(False, "it is not better")
+UNDECIDED = Decision(False, "a person has to decide: there are too few rows", undecided=True)
+BETTER, WORSE, UNCLEAR = difference(1.0, 3.0), difference(-3.0, -1.0), difference(-1.0, 1.0)
+SENTENCES = {
+    "this": "This version: one (QLoRA).",
+    "champion": "The current champion: version 7 (LoRA). This version stays challenger.",
+    "lookup": "The free look-up 'lookup', not this version: the usual known answer to similar questions, word for word.",
+    "rather": "The free look-up 'lookup', rather than the champion or this version: the usual known answer to similar"
+    " questions, word for word.",
+    "nobody": "Nobody yet: there is no champion, and this version is not good enough.",
+}
+
+
+def quality(score: float) -> Scores:
+    return dict.fromkeys(METRICS) | {"quality": Interval(score, score - 1, score + 1)}
+
+
+def compared(
+    to_lookup: Difference | None, to_champion: Difference | None = None, method: str = "QLoRA", **known: Any
+) -> EvaluationResults:
+    """Results of a version of quality 60 beside a champion of 58 and look-ups of 57, 55 and 50."""
+    scores = {"tuned": quality(60), "lookup": quality(57), "nearest": quality(55), "central": quality(50)}
+    differences = {system: {"quality": to_lookup} for system in ("lookup", "nearest", "central")}
+    methods = {"tuned": method}
+    if to_champion is not None:
+        scores["champion"], differences["champion"] = quality(58), {"quality": to_champion}
+        methods["champion"], known["champion_version"] = "LoRA", 7
+    return results_of(**{"scores": scores, "differences": differences, "methods": methods} | known)
+
+
+def texts(recommended: Recommendation) -> dict[str, str]:
+    return {about: text.replace("\N{NO-BREAK SPACE}", " ") for about, text in recommended.reasons}
+
+
+@pytest.mark.parametrize(
+    ("results", "decision", "champion_gain", "system", "who"),
+    [
+        (compared(BETTER), PROMOTED, None, "tuned", "this"),
+        (compared(BETTER, BETTER), PROMOTED, BETTER, "tuned", "this"),
+        (compared(BETTER, WORSE), REFUSED, BETTER, "champion", "champion"),
+        (compared(BETTER, WORSE), REFUSED, UNCLEAR, "champion", "champion"),
+        (compared(BETTER, WORSE), REFUSED, None, "champion", "champion"),  # a champion that is a look-up
+        (compared(WORSE, UNCLEAR), REFUSED, WORSE, "lookup", "rather"),
+        (compared(UNCLEAR), REFUSED, None, "lookup", "lookup"),
+        (compared(UNCLEAR, method="look-up"), REFUSED, None, None, "nobody"),
+        (compared(UNCLEAR, WORSE, method="look-up"), REFUSED, WORSE, "champion", "champion"),
+    ],
+)
+def test_it_names_the_promoted_version_the_champion_or_a_free_lookup(
+    results: EvaluationResults, decision: Decision, champion_gain: Difference | None, system: str | None, who: str
+) -> None:
+    recommended = recommend(results, decision, champion_gain, None)
+    assert (recommended.system, recommended.who) == (system, SENTENCES[who])
+    assert texts(recommended)["Why"] == ("It is better." if decision.promote else "It is not better.")
+    assert ("What to do" in texts(recommended)) == (system == "lookup")
+    undecided = recommend(results, UNDECIDED, champion_gain, None)
+    if not decision.promote:
+        assert undecided.who == f"A person has to decide. Until then: {SENTENCES[who]}"
+        assert texts(undecided)["Why"] == "There are too few rows."
+
+
+def test_it_says_by_how_much_against_whom_and_what_the_champion_is_worth() -> None:
+    results = compared(BETTER, UNCLEAR, detectable={"champion": {"quality": 2.81}, "lookup": {"quality": 1.0}})
+    reasons = texts(recommend(results, REFUSED, WORSE, None))
+    assert reasons["By how much"] == (
+        "This version has an answer quality of 60.0 of 100: 0.0 [−1.0, +1.0] against the champion, version 7 (58.0), not"
+        " clearly different; +2.0 [+1.0, +3.0] against the best free look-up, 'lookup' (57.0), clearly better. The champion"
+        " itself: −2.0 [−3.0, −1.0] against the free look-up 'lookup' (57.0), clearly worse."
+    )
+    assert (
+        "A true difference of 2.8 points from 'champion' would have been found in four of five" in reasons["How sure"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("to_lookup", "method", "champion_gain", "text"),
+    [
+        (
+            BETTER,
+            "QLoRA",
+            None,
+            "Fine-tuning this version bought 2.0 points of answer quality over the free look-up 'lookup'.",
+        ),
+        (
+            WORSE,
+            "QLoRA",
+            None,
+            "Nothing. Fine-tuning this version costs 2.0 points: the free look-up 'lookup' gives better",
+        ),
+        (UNCLEAR, "QLoRA", None, "Nothing. Fine-tuning this version buys nothing over the free look-up 'lookup'"),
+        (None, "QLoRA", None, "It cannot be said: this version could not be compared with the free look-up 'lookup'."),
+        (UNCLEAR, "look-up", None, "Nothing was trained: this version is a look-up, which costs nothing."),
+        (
+            UNCLEAR,
+            "look-up",
+            WORSE,
+            "Nothing. Fine-tuning the champion costs 2.0 points: the free look-up 'lookup' gives",
+        ),
+    ],
+)
+def test_it_says_plainly_what_fine_tuning_bought(
+    to_lookup: Difference | None, method: str, champion_gain: Difference | None, text: str
+) -> None:
+    results = compared(to_lookup, None if champion_gain is None else UNCLEAR, method)
+    reasons = texts(recommend(results, REFUSED, champion_gain, None))
+    assert reasons["What training bought"].startswith(text)
+    assert ("Another training" in reasons["How sure"]) == (method != "look-up")
+
+
+def test_it_says_on_which_rows_and_how_often_they_were_used() -> None:
+    part = SliceResults(rows=1200, clusters=1000, gates=True, scores={}, differences={})
+    parts = {"bitext": part, "company": part.model_copy(update={"rows": 34, "clusters": 5})}
+    results = compared(BETTER, rows=1234, clusters=1005, slices=parts)
+    rows = "1,234 test questions in 1,005 clusters of near-duplicates, from 2 sources "
+    rows += "(bitext: 1,200 in 1,000, company: 34 in 5)."
+    for count, words in ((None, "Each decision is counted in the history"), (1, "used once"), (12, "used 12 times")):
+        reasons = texts(recommend(results, PROMOTED, None, count))
+        assert reasons["On which questions"].startswith(rows)
+        assert words in reasons["Earlier decisions"]
+        assert f"after {DECISIONS_PER_YEAR} in a year" in reasons["Earlier decisions"]
+
+
+def test_the_best_free_lookup_counts_whichever_it_is() -> None:
+    scores = {"tuned": quality(60), "lookup": quality(50), "nearest": quality(40), "central": quality(58)}
+    gains = {"lookup": {"quality": BETTER}, "nearest": {"quality": BETTER}, "central": {"quality": UNCLEAR}}
+    recommended = recommend(results_of(scores=scores, differences=gains), REFUSED, None, None)
+    assert recommended.system == "central"
+    assert "the best free look-up, 'central' (58.0), not clearly different" in texts(recommended)["By how much"]
+    assert "buys nothing over the free look-up 'central'" in texts(recommended)["What training bought"]
+
+
+@pytest.mark.parametrize("champion", [False, True])
+def test_every_contender_has_a_row_the_best_first(lake: DataLake, recipe: FineTuneRecipe, champion: bool) -> None:
+    results = evaluated(lake, recipe, rows=80, champion=champion, share={"lookup": 0.9})
+    (lake.root / "company.yaml").write_text("price_per_hour: 1.8\n")
+    report = write_report(recipe, lake, 3)
+    html = report.path.read_text()
+    opening = html[html.index("<h1>") : html.index('<h2 id="findings">')]
+    assert opening.index("Who should answer customers today, and why?") < opening.index(DEMO_WARNING)
+    assert opening.index(DEMO_WARNING) < opening.index("<table")
+    rows = re.findall(
+        r'<tr(?: class="(chosen)")?><th scope="row">(.*?)<small>(.*?)</small></th>(.*?)</tr>', opening, re.S
+    )
+    names = [re.sub("<.*?>", "", name) for _, name, _, _ in rows]
+    order = ["lookup", "demo", *(["champion"] if champion else []), "nearest", "base", "central"]
+    assert names == order
+    assert [chosen for chosen, *_ in rows].count("chosen") == 1
+    for _, name, about, cells in rows:
+        system = "tuned" if name.endswith("demo") else re.sub("<.*?>", "", name)
+        score = results.scores[system]["quality"]
+        assert score is not None
+        shown = [re.sub("<.*?>", " ", cell).split() for cell in re.findall(r"<td>(.*?)</td>", cells, re.S)]
+        assert shown[0] == [figure("quality", score.score), *interval_text("quality", score).split()]
+        if system != "tuned":
+            gain = results.differences[system]["quality"]
+            assert gain is not None
+            assert shown[1][0] == figure("quality", gain.difference, True)
+            assert shown[1][2:] == interval_text("quality", gain, True).split()
+        for metric, cell in zip(CONTENDER_METRICS, shown[2:], strict=False):
+            value = results.scores[system][metric]
+            assert cell == [figure(metric, value.score if value else None)], metric
+        method = {"demo": "QLoRA", "champion": "LoRA", "base": "not trained", "lookup": "look-up"}
+        assert about.startswith(method.get(re.sub("<.*?>", "", name), "copy"))
+        if system in ("tuned", "champion", "base"):
+            assert shown[-2:] == [["1.5"], ["0.15"]]  # 1,000 answers take 300 s, a twelfth of an hour
+        else:  # 1.5 s to answer and score 80 rows
+            assert shown[-2:] == [["≤", "0.019"], ["≤", "0.0094"]]
+    table = [line for line in report.markdown.splitlines() if line.startswith("|")]
+    assert [re.match(r"\| \**(\w+)", line)[1] for line in table[2:]] == order  # type: ignore[index]
+    assert report.markdown.startswith("**Who should answer customers today, and why?** ")
+    decision = decide_promotion(results, 3)
+    for text in (Page(html).text, report.markdown.replace("\\", "")):
+        assert f"{decision.reason[1:]}." in text
+        assert "used 3 times" in text
+
+
+def test_without_a_price_there_is_no_column_of_costs(lake: DataLake, recipe: FineTuneRecipe) -> None:
+    results = evaluated(lake, recipe)
+    html = write_report(recipe, lake).path.read_text()
+    assert "Cost of 1,000 answers" not in html
+    assert "Set <code>price_per_hour</code>" in html
+    assert all(row.price is None for row in contender_rows(results, {}, None))
+
+
+def test_a_champion_that_a_lookup_beats_is_named(lake: DataLake, recipe: FineTuneRecipe) -> None:
+    results = evaluated(lake, recipe, rows=120, champion=True, share={"champion": 0.2, "tuned": 0.3, "lookup": 0.9})
+    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    gain, score = quality_difference(answers, "champion", "lookup"), results.scores
+    assert gain is not None
+    assert gain.difference == pytest.approx(score["champion"]["quality"].score - score["lookup"]["quality"].score)  # type: ignore[union-attr]
+    assert gain.high < 0
+    html = write_report(recipe, lake).path.read_text()
+    assert "The free look-up &#39;lookup&#39;, rather than the champion or this version" in html
+    assert "cs-pipeline demo --recipe lookup" in html
+
+
+def test_a_champion_that_is_a_lookup_is_not_compared_with_lookups(lake: DataLake, recipe: FineTuneRecipe) -> None:
+    evaluated(lake, recipe, rows=120, champion=True, champion_method="look-up", share={"champion": 0.2, "tuned": 0.1})
+    text = Page(write_report(recipe, lake).path.read_text()).text
+    assert "The current champion: version 7 (look-up). This version stays challenger." in text
+    assert "The champion itself" not in text
+
+
+@pytest.mark.parametrize("champion", [False, True])
+def test_the_report_of_a_lookup_has_nothing_about_training_or_a_base(lake: DataLake, champion: bool) -> None:
+    evaluated(lake, LOOKUP_RECIPE, rows=60, champion=champion, company=20)
+    (lake.root / "company.yaml").write_text("price_per_hour: 1.8\n")
+    report = write_report(LOOKUP_RECIPE, lake)
+    html = report.path.read_text()
+    text = " ".join(Page(html).text.split())
+    for absent in (
+        "Training loss",
+        "Forgotten knowledge",
+        "Against its base",
+        DEMO_WARNING,
+        "Validation loss",
+        "Quantization",
+    ):
+        assert absent not in text + report.markdown, absent
+    assert ">base<" not in html
+    assert "Methodlook-up, nothing was trained" in text
+    assert "0.432" in text  # the smallest similarity
+    assert "0.5 % of 90 questions" in text
+    assert "method look-up" in text
+    assert text.index("look-up · this version") < text.index("look-up · the usual known answer, never handed over")
+    assert ("Nothing was trained: this version is a look-up" in text) == (not champion)
+    costs = html[html.index("<h3>What an answer costs</h3>") : html.index('<h2 id="tables">')]
+    seconds = re.search(r"Seconds for one answer.*?<td>(.*?)<small>(.*?)</small>", costs, re.S)
+    assert seconds is not None
+    assert seconds.groups() == ("0.005", "0.006")
+    tokens = re.search(r"Tokens per second.*?<td>(.*?)</td>", costs, re.S)
+    assert tokens is not None
+    assert tokens[1] == "–"
+    assert "0.005" in costs  # 1,000 answers take 10 s
