@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import digest
@@ -266,6 +266,11 @@ class LookupRecipe(Recipe):
         description="share of the validation questions that are handed over to a person, because no known question is "
         "similar enough; it sets the smallest similarity that is enough",
     )
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _retrieves_one_answer(cls, prompt: Any) -> Any:
+        return {"retrieve": LOOKUP_PROMPT.retrieve, **prompt} if isinstance(prompt, dict) else prompt
 
     @model_validator(mode="after")
     def _prompt_is_used(self) -> "LookupRecipe":

@@ -26,7 +26,7 @@ SHARED = Path(__file__).parents[2] / "shared"
 """Real data and tokenizers that may lie beside the project. Without them, measurements on real rows are skipped."""
 
 RECIPES = Path(__file__).parent / "recipes"
-"""Recipes for tests: ``tiny``, ``tiny_lora`` to compare with it, and ``tiny_rag``, which retrieves."""
+"""Recipes for tests: ``tiny``, ``tiny_lora`` to compare with it, ``tiny_rag``, which retrieves, and ``tiny_lookup``."""
 
 os.environ["CS_RECIPES"] = str(RECIPES)  # the partitions are read when the definitions are loaded
 os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it once; another number of threads gives other sums

@@ -13,10 +13,14 @@ from cs_pipeline.recipe import (
     EmbeddedBase,
     FineTuneRecipe,
     HubBase,
+    LookupRecipe,
     PackageBase,
     PathBase,
+    Recipe,
     load_fine_tune_recipe,
+    load_recipe,
     read_fine_tune_recipe,
+    read_recipe,
     recipe_names,
     recipes_folder,
 )
@@ -24,6 +28,8 @@ from cs_pipeline_tests.conftest import RECIPES
 
 OWN = Path(__file__).parents[1] / "cs_pipeline" / "recipes"
 FILES = sorted([*OWN.glob("*.yaml"), *RECIPES.glob("*.yaml")])
+LOOKUPS = [file for file in FILES if "method" in yaml.safe_load(file.read_text())]
+TRAINED = [file for file in FILES if file not in LOOKUPS]
 EMBEDDED: dict[str, Any] = yaml.safe_load((OWN / "embedded.yaml").read_text())
 
 Change = Callable[[dict[str, Any]], object]
@@ -69,15 +75,21 @@ def package(content: dict[str, Any]) -> dict[str, Any]:
 def test_the_recipes_of_the_project_are_found() -> None:
     assert recipes_folder() == OWN
     assert recipe_names() == sorted(path.stem for path in OWN.glob("*.yaml"))
-    assert {"embedded", "smoke"} <= set(recipe_names())
+    assert {"embedded", "smoke", "lookup"} <= set(recipe_names())
+    assert {file.stem for file in LOOKUPS} == {"lookup", "tiny_lookup"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
-    recipe = load_fine_tune_recipe(file.stem)
+    recipe = load_recipe(file.stem)
     assert recipe.name == file.stem
-    assert isinstance(recipe.base, EmbeddedBase | HubBase | PackageBase | PathBase)
+    if file in LOOKUPS:
+        assert isinstance(recipe, LookupRecipe)
+    else:
+        assert isinstance(recipe, FineTuneRecipe)
+        assert isinstance(recipe.base, EmbeddedBase | HubBase | PackageBase | PathBase)
+        assert recipe == load_fine_tune_recipe(file.stem)
     assert recipe.description.strip()
     assert len(recipe.fingerprint) == 16
 
@@ -85,9 +97,10 @@ def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
 def test_a_written_recipe_is_read_back(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
-    recipe = load_fine_tune_recipe(file.stem)
+    recipe = load_recipe(file.stem)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
-    again = read_fine_tune_recipe(tmp_path / "recipe.yaml")
+    again = read_recipe(tmp_path / "recipe.yaml")
+    assert type(again) is type(recipe)
     assert again == recipe
     assert again.fingerprint == recipe.fingerprint
 
@@ -215,8 +228,10 @@ def test_a_wrong_key_is_reported_with_file_and_key(folder: Path, change: Change,
 )
 def test_a_broken_file_is_reported(folder: Path, content: bytes, complaint: str) -> None:
     (folder / "mine.yaml").write_bytes(content)
-    reads: list[Callable[[], FineTuneRecipe]] = [
+    reads: list[Callable[[], Recipe]] = [
+        lambda: load_recipe("mine"),
         lambda: load_fine_tune_recipe("mine"),
+        lambda: read_recipe(folder / "mine.yaml"),
         lambda: read_fine_tune_recipe(folder / "mine.yaml"),
     ]
     for read in reads:
@@ -241,6 +256,97 @@ def test_a_missing_recipe_is_reported_with_the_available_ones(folder: Path) -> N
         read_fine_tune_recipe(folder / "gone.yaml")
 
 
+# Look-ups
+
+LOOKUP: dict[str, Any] = {"description": "Copies.", "method": "lookup"}
+
+
+def lookup_of(folder: Path, content: dict[str, Any]) -> LookupRecipe:
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    recipe = load_recipe("mine")
+    assert isinstance(recipe, LookupRecipe)
+    return recipe
+
+
+def test_a_lookup_retrieves_one_known_answer_of_the_routed_intent(folder: Path) -> None:
+    recipe = lookup_of(folder, LOOKUP)
+    assert recipe.training_method == "look-up"
+    assert recipe.prompt.retrieve is not None
+    assert (recipe.prompt.retrieve.answers, recipe.prompt.retrieve.passages) == (1, 0)
+    assert recipe.prompt.route == "intent"
+    assert recipe.handover_share == 0.005
+    assert recipe.placeholders == "keep"
+    changed = lookup_of(folder, {**LOOKUP, "placeholders": "generic", "evaluation": {"robustness_cases": 2}})
+    assert (changed.placeholders, changed.evaluation.robustness_cases) == ("generic", 2)
+
+
+def test_the_route_of_a_lookup_can_be_changed_and_the_rest_of_its_prompt_spelt_out(folder: Path) -> None:
+    recipe = lookup_of(folder, {**LOOKUP, "prompt": {"route": "none"}})
+    assert recipe.prompt == lookup_of(folder, LOOKUP).prompt.model_copy(update={"route": "none"})
+    spelt_out = {"route": "intent", "retrieve": {"answers": 1, "passages": 0}, "system": "", "template": "model"}
+    assert lookup_of(folder, {**LOOKUP, "prompt": spelt_out}) == lookup_of(folder, LOOKUP)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"method": "guess"}, "'method' input should be 'lookup'"),
+        ({"method": None}, "'method' input should be 'lookup'"),
+        ({"description": None}, "'description'"),
+        ({"prompt": {"system": "Be brief."}}, "a look-up has no prompt: of prompt's keys, only route can be changed"),
+        ({"prompt": {"template": "t5_v1"}}, "only route can be changed"),
+        ({"prompt": {"retrieve": None}}, "only route can be changed"),
+        ({"prompt": {"retrieve": {"answers": 2, "passages": 0}}}, "only route can be changed"),
+        ({"prompt": {"retrieve": {"answers": 1, "passages": 1}}}, "only route can be changed"),
+        ({"prompt": {"route": "maybe"}}, "'prompt.route'"),
+        ({"handover_share": -0.01}, "'handover_share' input should be greater than or equal to 0"),
+        ({"handover_share": 1}, "'handover_share' input should be less than 1"),
+        ({"handover_share": "some"}, "'handover_share'"),
+        ({"handover_shares": 0.1}, "'handover_shares' is not a key of a recipe"),
+        ({"base": EMBEDDED["base"]}, "'base' is not a key of a recipe"),
+        ({"trainer": EMBEDDED["trainer"]}, "'trainer' is not a key of a recipe"),
+        ({"start": "champion"}, "'start' is not a key of a recipe"),
+    ],
+)
+def test_a_wrong_key_of_a_lookup_is_reported(folder: Path, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(PipelineError) as raised:
+        lookup_of(folder, LOOKUP | changes)
+    assert str(folder / "mine.yaml") in raised.value.what
+    assert complaint.lower() in raised.value.what.lower()
+    assert "pydantic" not in str(raised.value)
+
+
+def test_a_fine_tune_has_no_method(folder: Path) -> None:
+    with pytest.raises(PipelineError, match="'handover_share' is not a key of a recipe"):
+        load_recipe_of(folder, lambda content: content.update(handover_share=0.1))
+    with pytest.raises(PipelineError) as raised:
+        load_recipe_of(folder, lambda content: content.update(method="lookup"))
+    for key in ("base", "lora", "trainer", "generation"):
+        assert f"'{key}' is not a key of a recipe" in raised.value.what
+
+
+def test_a_lookup_is_refused_where_a_model_is_trained(folder: Path) -> None:
+    saved = folder / "saved.yaml"
+    saved.write_text(yaml.safe_dump(lookup_of(folder, LOOKUP).model_dump(mode="json")))
+    reads: list[Callable[[], FineTuneRecipe]] = [
+        lambda: load_fine_tune_recipe("mine"),
+        lambda: read_fine_tune_recipe(saved),
+    ]
+    for read in reads:
+        with pytest.raises(PipelineError, match="The recipe 'mine' is a look-up and trains nothing") as raised:
+            read()
+        assert raised.value.fix == "Name another."
+
+
+def test_what_affects_a_lookups_answers_changes_its_fingerprint(folder: Path) -> None:
+    plain = lookup_of(folder, LOOKUP)
+    same = [{"description": "In other words."}, {"evaluation": {"timed_answers": 1}}, {"handover_share": 0.005}]
+    assert {lookup_of(folder, LOOKUP | change).fingerprint for change in same} == {plain.fingerprint}
+    others = [{"prompt": {"route": "none"}}, {"placeholders": "strip"}, {"handover_share": 0.01}]
+    assert len({plain.fingerprint, *(lookup_of(folder, LOOKUP | change).fingerprint for change in others)}) == 4
+    assert plain.model_copy(update={"name": "yours"}).fingerprint != plain.fingerprint
+
+
 # Keys of earlier releases
 
 
@@ -263,7 +369,7 @@ def test_an_old_key_is_refused_with_its_new_name(folder: Path, key: str) -> None
     assert f"{key} is called {RENAMED_KEYS[key]} now" in raised.value.what
 
 
-@pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
+@pytest.mark.parametrize("file", TRAINED, ids=[file.stem for file in TRAINED])
 def test_a_recipe_written_by_an_earlier_release_is_read(
     file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

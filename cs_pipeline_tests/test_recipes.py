@@ -1,6 +1,6 @@
 """Every recipe of the project trains two real steps on a tiny model of its family, with its real tokenizer.
 
-Only the base and the length differ from the recipe: two steps of two rows.
+Only the base and the length differ from the recipe: two steps of two rows. Look-ups are built as they are.
 """
 
 import json
@@ -20,16 +20,29 @@ from cs_pipeline.core.schema import PASSAGE
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import load_chat_format
 from cs_pipeline.llm.prompt import IGNORE_INDEX
-from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, HubBase, PackageBase, PathBase, load_fine_tune_recipe
+from cs_pipeline.recipe import (
+    EmbeddedBase,
+    FineTuneRecipe,
+    HubBase,
+    LookupRecipe,
+    PackageBase,
+    PathBase,
+    load_fine_tune_recipe,
+    load_recipe,
+)
 from cs_pipeline.retrieval.index import build_index
-from cs_pipeline.train.adapter import train_adapter
+from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.train.adapter import build_lookup, seen_rows, train_adapter
 from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
 from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, required_memory, training_hours
 from cs_pipeline.train.rows import training_rows
 from cs_pipeline_tests.support.tiny import tiny_base
 from cs_pipeline_tests.train import company_rows, write_split
 
-NAMES = sorted(path.stem for path in (Path(recipe_module.__file__).parent / "recipes").glob("*.yaml"))
+FOLDER = Path(recipe_module.__file__).parent / "recipes"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+LOOKUPS = [name for name in NAMES if "method" in yaml.safe_load((FOLDER / f"{name}.yaml").read_text())]
+TRAINED = [name for name in NAMES if name not in LOOKUPS]
 
 PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 
@@ -102,7 +115,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return cache(lambda family: tiny_base(folder / family, family))
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=TRAINED)
 def trained(request: pytest.FixtureRequest, small_lake: DataLake, bases: Any) -> Trained:
     recipe = load_fine_tune_recipe(request.param)
     family = FAMILIES.get(str(repository(recipe)), "embedded")
@@ -176,8 +189,22 @@ def assert_labels_are_answer_and_stop_token(trained: Trained) -> None:
         assert chat.stop_id not in answer[:-1]
 
 
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_a_lookup_is_built_without_a_model(name: str, small_lake: DataLake) -> None:
+    recipe = load_recipe(name)
+    assert isinstance(recipe, LookupRecipe)
+    adapter = build_lookup(recipe, small_lake)
+    own = {"lookup.json", *({"intent_classifier"} if recipe.prompt.route == "intent" else ())}
+    assert {path.name for path in adapter.folder.iterdir()} == ALWAYS - {"tokenizer_config.json"} | own
+    assert adapter.is_lookup
+    assert "retrieval_index" in adapter.manifest["data"]
+    assert seen_rows(adapter.folder).num_rows == 0
+    assert 0 <= LookupModel.load(recipe, adapter.folder).min_similarity <= 1
+    assert (adapter.metrics["rows"], adapter.metrics["validation_questions"]) == (12, 4)
+
+
 def test_every_hub_base_has_a_tiny_model_and_one_definition() -> None:
-    recipes = [load_fine_tune_recipe(name) for name in NAMES]
+    recipes = [load_fine_tune_recipe(name) for name in TRAINED]
     hubs = {recipe.base.repo: recipe.base for recipe in recipes if isinstance(recipe.base, HubBase)}
     assert hubs.keys() == FAMILIES.keys()
     assert {repo for repo, base in hubs.items() if base.gated} == {
@@ -186,7 +213,7 @@ def test_every_hub_base_has_a_tiny_model_and_one_definition() -> None:
     assert all(base == hubs[base.repo] for base in (r.base for r in recipes) if isinstance(base, HubBase))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_description_says_what_is_published_and_what_is_our_own(name: str) -> None:
     recipe = load_fine_tune_recipe(name)
     if name.endswith("_fast"):
@@ -212,6 +239,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 def row(name: str) -> str:
     """The recipe's row in the table: its YAML keys, and the estimates."""
+    if name in LOOKUPS:
+        return f"| `{name}` | none | | | {load_recipe(name).training_method} | any machine | |"
     recipe = load_fine_tune_recipe(name)
     if isinstance(recipe.base, EmbeddedBase):
         return f"| `{name}` | embedded | | | {recipe.training_method} | any machine | |"
