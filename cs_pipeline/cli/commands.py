@@ -46,7 +46,10 @@ def main() -> None:
 
 @app.command()
 def demo(recipe: RecipeOption = "embedded") -> None:
-    """Run the full pipeline: materialise every asset, from the raw rows to the champion."""
+    """Run the full pipeline: materialise every asset, from the raw rows to the champion.
+
+    In a lake without a champion the free look-up comes first, so that a model has something to beat.
+    """
     from cs_pipeline.cli.demo import run_demo
 
     run_demo(recipe, DataLake.default(), console)

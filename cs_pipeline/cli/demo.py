@@ -10,19 +10,24 @@ from rich.text import Text
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.results import evaluation_folder
-from cs_pipeline.recipe import load_recipe
+from cs_pipeline.evaluate.report.report import is_demo
+from cs_pipeline.evaluate.results import LOOKUP, evaluation_folder
+from cs_pipeline.recipe import LookupRecipe, Recipe, load_recipe, recipe_names
 from cs_pipeline.register.history import read_history
+from cs_pipeline.tracking import champion_number, open_store
 
 if TYPE_CHECKING:
-    from dagster import ExecuteInProcessResult
+    from dagster import DagsterInstance, ExecuteInProcessResult
 
 _EXAMPLES = 3
+_FIRST_RECIPE = "lookup"
+"""The recipe of the first champion: it needs no training, and every model has to beat it."""
 
 
 def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
     """Materialises every asset for the recipe in the Dagster instance and prints a summary.
 
+    In a lake without a champion, the free look-up is materialised first, so that the recipe's model has something to beat.
     If an asset or a blocking check fails, it raises PipelineError with the message of the first failure. After Ctrl-C it
     raises KeyboardInterrupt.
     """
@@ -30,59 +35,93 @@ def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, for their developers
     import dagster as dg
 
-    from cs_pipeline.definitions import defs
-
     warnings.filterwarnings("ignore", category=dg.PreviewWarning)  # Pipes uses preview features
 
     console.print(f"[bold]{recipe.name}[/]: {recipe.description.strip()}\n")
     with dg.DagsterInstance.get() as instance:
-        result = defs.resolve_job_def("support_model").execute_in_process(
-            instance=instance,
-            partition_key=recipe.name,
-            run_config={"loggers": {"console": {}}},
-            raise_on_error=False,
-            # Without this tag the UI shows the run, but not under its job.
-            tags={".dagster/repository": "__repository__@cs_pipeline"},
-        )
+        if _needs_lookup(recipe, lake):
+            console.print(
+                "There is no champion yet, so the free look-up (recipe 'lookup') comes first. A model has to beat it.\n"
+            )
+            _materialise(_FIRST_RECIPE, instance)
+        result = _materialise(recipe.name, instance)
+    _print_summary(result, recipe, lake, console)
+
+
+def _needs_lookup(recipe: Recipe, lake: DataLake) -> bool:
+    if isinstance(recipe, LookupRecipe) or _FIRST_RECIPE not in recipe_names():
+        return False
+    return champion_number(open_store(lake)) is None
+
+
+def _materialise(partition: str, instance: "DagsterInstance") -> "ExecuteInProcessResult":
+    """Runs the whole job for one recipe. Raises KeyboardInterrupt after Ctrl-C, and PipelineError when the run fails."""
+    from cs_pipeline.definitions import defs
+
+    result = defs.resolve_job_def("support_model").execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        run_config={"loggers": {"console": {}}},
+        raise_on_error=False,
+        # Without this tag the UI shows the run, but not under its job.
+        tags={".dagster/repository": "__repository__@cs_pipeline"},
+    )
     if _was_interrupted(result):
         raise KeyboardInterrupt
     if not result.success:
         raise _failure(result)
-    _print_summary(result, recipe_name, lake, console)
+    return result
 
 
-def _print_summary(result: "ExecuteInProcessResult", recipe: str, lake: DataLake, console: Console) -> None:
+def _print_summary(result: "ExecuteInProcessResult", recipe: Recipe, lake: DataLake, console: Console) -> None:
     version = int(_metadata(result, "model_version")["version"])
     champion = int(_metadata(result, "champion")["champion"])
-    decisions = [entry for entry in read_history(lake) if entry["version"] == version]
     console.rule()
     console.print(f"Registered: [bold]cs-support version {version}[/]")
-    verdict = "is the champion" if version == champion else f"is not the champion; that is version {champion or 'none'}"
-    console.print(f"Version {version} [bold]{verdict}[/]", end="")
-    console.print(f": {decisions[-1]['reason']}." if decisions else ".", markup=False)
+    decisions = read_history(lake)
+    if champion:
+        promoted = [entry for entry in decisions if entry["version"] == champion and entry["promote"]]
+        _print_decision(champion, "is the champion", promoted, console)
+    if version != champion:
+        what = "is challenger" if champion else "is not the champion; there is none yet"
+        _print_decision(version, what, [entry for entry in decisions if entry["version"] == version], console)
     for example in _examples(recipe, lake):
         console.print()
         for label, text in example.items():
             console.print(Padding(Text.assemble((f"{label}: ", "bold"), text.strip() or "(nothing)"), (0, 0, 0, 2)))
     console.print()
-    if load_recipe(recipe).base.source == "embedded":
+    if is_demo(recipe):
         console.print("[yellow]The embedded base proves the pipeline; its answers are not for customers.[/]")
-    report = lake.path("evaluate", "evaluation_report", f"{recipe}.html")
+    report = lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("Next:   [bold]make dev[/] (Dagster, MLflow and the chat in the browser)")
     console.print('        or .venv/bin/cs-pipeline ask "where is my refund?"', markup=False)
 
 
-def _examples(recipe: str, lake: DataLake) -> list[dict[str, str]]:
-    """Test questions of different intents with the answers of base and tuned. The same rows give the same examples."""
+def _print_decision(version: int, what: str, decisions: list[dict[str, Any]], console: Console) -> None:
+    """The version, with the recipe and the reason of the last of the ``decisions`` about it."""
+    recipe = f" ({decisions[-1]['recipe']})" if decisions and decisions[-1]["recipe"] else ""
+    console.print(f"Version {version}{recipe} [bold]{what}[/]", end="")
+    console.print(f": {decisions[-1]['reason']}." if decisions else ".", markup=False)
+
+
+def _examples(recipe: Recipe, lake: DataLake) -> list[dict[str, str]]:
+    """Test questions of different intents, each with the answers of the free look-up, the base if there is one, and tuned.
+
+    The same rows give the same examples.
+    """
     columns = ["row_id", "intent", "system", "question", "answer"]
-    answers = pd.read_parquet(evaluation_folder(recipe, lake) / "answers.parquet", columns=columns)
+    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet", columns=columns)
     wide = answers.pivot_table(
         index=["row_id", "intent", "question"], columns="system", values="answer", aggfunc="first"
     )
     chosen = wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(_EXAMPLES)
-    rows = zip(chosen["question"], chosen["base"], chosen["tuned"], strict=True)
-    return [{"Customer": question, "base": base, "tuned": tuned} for question, base, tuned in rows]
+    lookup = isinstance(recipe, LookupRecipe)
+    labels = {"tuned": "look-up"} if lookup else {LOOKUP: "look-up", "base": "base", "tuned": "tuned"}
+    return [
+        {"Customer": row["question"]} | {label: row[system] for system, label in labels.items() if system in row}
+        for row in chosen.to_dict("records")
+    ]
 
 
 def _metadata(result: "ExecuteInProcessResult", asset: str) -> dict[str, Any]:

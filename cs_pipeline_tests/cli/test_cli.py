@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.register.history import read_history
 from cs_pipeline_tests.conftest import RECIPES, own_world
 
 COMMAND = Path(sys.executable).with_name("cs-pipeline")
@@ -129,7 +130,7 @@ WRONG = {
         ("demo", "--recipe", "gpt"),
         {},
         ("no recipe 'gpt' in", str(RECIPES)),
-        "Choose one of: tiny, tiny_lora, tiny_rag.",
+        f"Choose one of: {', '.join(sorted(path.stem for path in RECIPES.glob('*.yaml')))}.",
     ),
     "unknown key": WrongInput(
         ("demo", "--recipe", "misspelt"),
@@ -203,11 +204,21 @@ def test_a_wrong_input_is_reported_once_with_a_fix(ended: dict[str, tuple[Worksp
 
 
 @pytest.fixture(scope="module")
+def with_lookup(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of recipes like the project's: a model, and the look-up that becomes the first champion."""
+    folder = tmp_path_factory.mktemp("recipes")
+    shutil.copy(RECIPES / "tiny.yaml", folder)
+    shutil.copy(PROJECT / "cs_pipeline" / "recipes" / "lookup.yaml", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def stopped(
-    champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
+    champion_lake: Path, small_csv: Path, with_lookup: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Workspace, Finished]:
     """A demo that was stopped with Ctrl-C while it trained the adapter. Its base is copied from an earlier run."""
-    workspace = make_workspace(tmp_path_factory.mktemp("stopped"), CS_BITEXT=str(small_csv))
+    settings = {"CS_BITEXT": str(small_csv), "CS_RECIPES": str(with_lookup)}
+    workspace = make_workspace(tmp_path_factory.mktemp("stopped"), **settings)
     shutil.copytree(champion_lake / "train" / "base_model", workspace.lake.path("train", "base_model"))
     process = workspace.start("demo", "--recipe", "tiny")
     try:
@@ -235,6 +246,21 @@ def resumed(stopped: tuple[Workspace, Finished]) -> tuple[Workspace, Finished]:
     return workspace, workspace.run("demo", "--recipe", "tiny")
 
 
+FIRST = "There is no champion yet, so the free look-up (recipe 'lookup') comes first. A model has to beat it."
+LOOKUP_IS_CHAMPION = "Version 1 (lookup) is the champion: there is no champion yet, and a look-up costs nothing."
+
+
+def in_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def labels(text: str) -> list[str]:
+    """The labels of the examples in a summary, each as often as it is there."""
+    known = ("Customer", "look-up", "base", "tuned")
+    starts = [line.strip().partition(":")[0] for line in text.splitlines() if line.startswith("  ") and ": " in line]
+    return [start for start in starts if start in known]
+
+
 def test_stopping_prints_one_sentence_and_leaves_nothing_half_written(stopped: tuple[Workspace, Finished]) -> None:
     workspace, result = stopped
     assert result.returncode == 130
@@ -242,19 +268,31 @@ def test_stopping_prints_one_sentence_and_leaves_nothing_half_written(stopped: t
     assert last == "Stopped. Finished steps are kept; run the same command again to continue."
     assert "Error" not in result.stderr
     assert workspace.leftovers() == []
-    assert not list(workspace.lake.path("train", "adapter").glob("*/*/manifest.json"))
+    assert not list(workspace.lake.path("train", "adapter", "tiny").glob("*/manifest.json"))
     assert workspace.lake.table("prepare", "train_split").exists()
+
+
+def test_the_free_lookup_comes_first_and_is_champion(stopped: tuple[Workspace, Finished]) -> None:
+    workspace, result = stopped
+    assert in_one_line(result.stdout).count(FIRST) == 1
+    assert [(entry["version"], entry["recipe"], entry["promote"]) for entry in read_history(workspace.lake)] == [
+        (1, "lookup", True)
+    ]
+    assert workspace.lake.path("evaluate", "evaluation_report", "lookup.html").exists()
 
 
 def test_the_same_command_continues_to_the_champion(resumed: tuple[Workspace, Finished]) -> None:
     workspace, result = resumed
     assert result.returncode == 0, result.stderr
-    assert "Registered: cs-support version 1" in result.stdout
-    assert "Version 1 is the champion: it needs fewer bits per character than its base" in " ".join(
-        result.stdout.split()
-    )
-    for label in ("Customer: ", "base: ", "tuned: "):
-        assert len([line for line in result.stdout.splitlines() if line.startswith(f"  {label}")]) == 3
+    said = in_one_line(result.stdout)
+    assert FIRST not in said, "the look-up is champion already"
+    assert "Registered: cs-support version 2" in said
+    assert LOOKUP_IS_CHAMPION in said
+    refusal = read_history(workspace.lake)[-1]
+    assert (refusal["version"], refusal["promote"]) == (2, False)
+    assert f"Version 2 (tiny) is challenger: {in_one_line(refusal['reason'])}." in said
+    assert labels(result.stdout) == 3 * ["Customer", "look-up", "base", "tuned"]
+    assert "its answers are not for customers" in said
     report = workspace.lake.path("evaluate", "evaluation_report", "tiny.html")
     assert f"Report: {report}" in result.stdout
     assert report.exists()
@@ -262,6 +300,31 @@ def test_the_same_command_continues_to_the_champion(resumed: tuple[Workspace, Fi
     assert "ERROR" not in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
     assert workspace.leftovers() == []
+
+
+def test_a_demo_of_the_lookup_shows_its_answers_alone(resumed: tuple[Workspace, Finished]) -> None:
+    workspace, _ = resumed
+    result = workspace.run("demo", "--recipe", "lookup")
+    assert result.returncode == 0, result.stderr
+    said = in_one_line(result.stdout)
+    assert FIRST not in said
+    assert "Registered: cs-support version 1" in said
+    assert LOOKUP_IS_CHAMPION in said
+    assert "challenger" not in said[said.index("Registered") :]
+    assert labels(result.stdout) == 3 * ["Customer", "look-up"]
+    assert "not for customers" not in said
+
+
+def test_without_the_recipe_of_the_lookup_a_model_that_is_refused_leaves_no_champion(
+    champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    workspace = make_workspace(tmp_path_factory.mktemp("alone"), CS_BITEXT=str(small_csv))
+    shutil.copytree(champion_lake / "train", workspace.lake.path("train"))
+    result = workspace.run("demo", "--recipe", "tiny")
+    assert result.returncode == 0, result.stderr
+    said = in_one_line(result.stdout)
+    assert FIRST not in said
+    assert "Version 1 (tiny) is not the champion; there is none yet: " in said
 
 
 def test_the_champion_answers_a_question(resumed: tuple[Workspace, Finished]) -> None:
@@ -278,7 +341,7 @@ def test_an_unknown_version_is_an_error(resumed: tuple[Workspace, Finished]) -> 
     result = workspace.run("ask", "--version", "7", "where is my refund?")
     assert result.returncode == 1
     assert "Error: cs-support has no version 7." in result.stderr
-    assert "What to do: Choose one of: 1." in result.stderr
+    assert "What to do: Choose one of: 1, 2." in result.stderr
     assert "Traceback" not in result.stderr
 
 
