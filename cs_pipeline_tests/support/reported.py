@@ -111,7 +111,7 @@ LOOKUP_RECIPE = LookupRecipe(name="copy", description="The usual known answer", 
 
 
 def answers_of(
-    systems: list[str], rows: int, company: int, share: Mapping[str, float] | None = None
+    systems: list[str], rows: int, company: int, share: Mapping[str, float] = SHARE
 ) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """The test rows, and for each system its row statistics: it keeps ``share`` of a reference, and of the intents."""
     intents = [list(TOPICS)[i % 3] for i in range(rows)]
@@ -129,9 +129,8 @@ def answers_of(
             "reference": references,
         }
     )
-    models = [system for system in systems if system in ("tuned", "base", "champion")]
     norms = AnswerNorms.of(references, intents)
-    share = SHARE if share is None else share
+    labelled = [int(i < rows - company) for i in range(rows)]  # intents of company rows are predictions
     stats = {}
     for system in systems:
         answers = [
@@ -141,16 +140,17 @@ def answers_of(
         frame = row_statistics(about["question"].tolist(), answers, references).assign(
             row_id=about["row_id"],
             answer=answers,
-            right_intent=[float(i % 10 < 10 * share[system]) for i in range(rows)],
+            labelled=labelled,
+            right_intent=[float(i % 10 < 10 * share[system]) * labelled[i] for i in range(rows)],
         )
         asked, ids = about["question"].tolist(), about["row_id"].tolist()
         kept = fidelity(asked, answers, references, ids, PlaceholderMode.KEEP)
         wrong = answer_errors(norms, asked, answers, intents, frame["right_intent"].tolist(), [1.0] * rows)
         frame = frame.assign(**kept, **wrong, **rubric(asked, answers), fabricates=(kept["fabricated"] > 0) * 1.0)
         frame = frame.assign(quality=answer_quality(frame))
-        if system in models:
+        if system in LIKELIHOODS:
             frame = frame.assign(stopped=1.0)
-        if system in models and system in LIKELIHOODS and not (system == "tuned" and "base" not in systems):
+        if system in LIKELIHOODS and (system != "tuned" or "base" in systems):  # a look-up has no likelihood
             lengths = [len(reference) for reference in references]
             frame = frame.assign(
                 nll=[LIKELIHOODS[system] * n * (0.5 + i / rows) for i, n in enumerate(lengths)],

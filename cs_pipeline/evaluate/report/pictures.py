@@ -118,9 +118,14 @@ def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
 
 
 def scores_by_intent(answers: pd.DataFrame) -> pd.DataFrame:
-    """One row per intent and system: ``intent``, ``system``, ``rows``, ``quality`` and ``right_intent`` (percent)."""
+    """One row per intent and system: ``intent``, ``system``, ``rows``, ``quality`` and ``right_intent`` (percent).
+
+    ``right_intent`` is NaN if nobody labelled the intent of a row.
+    """
     groups = answers.groupby(["intent", "system"], sort=True)
-    return (100 * groups[list(HEAT_MAP_METRICS)].mean()).assign(rows=groups.size()).reset_index()
+    sums = groups[["quality", "right_intent", "labelled"]].sum()
+    shares = {"quality": sums["quality"] / groups.size(), "right_intent": sums["right_intent"] / sums["labelled"]}
+    return (100 * pd.DataFrame(shares)).assign(rows=groups.size()).reset_index()
 
 
 def intent_heat_map(intents: pd.DataFrame, systems: Sequence[str]) -> list[HeatRow]:

@@ -26,13 +26,16 @@ _SHOWN_SYSTEMS = ("tuned", "without_retrieval", "champion", "base", LOOKUP, "nea
 
 @dataclass(frozen=True)
 class ShownAnswer:
-    """A system's answer and its scores. ``stopped`` is False if the answer was cut off at the token limit."""
+    """A system's answer and its scores. ``stopped`` is False if the answer was cut off at the token limit.
+
+    ``right_intent`` is None if nobody labelled the question's intent.
+    """
 
     system: str
     text: str
     chrf: float
     rougeL: float  # noqa: N815 (the metric's name)
-    right_intent: bool
+    right_intent: bool | None
     stopped: bool
 
 
@@ -183,7 +186,7 @@ def _by_hash(rows: pd.DataFrame) -> pd.DataFrame:
 def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
     by_system = {row["system"]: row for row in rows}
     shown = [
-        ShownAnswer(s, row["answer"], row["chrf"], row["rougeL"], row["right_intent"] == 1, row["stopped"] != 0)
+        ShownAnswer(s, row["answer"], row["chrf"], row["rougeL"], _right_intent(row), row["stopped"] != 0)
         for s in _SHOWN_SYSTEMS
         if (row := by_system.get(s)) is not None
     ]
@@ -191,6 +194,10 @@ def _example(rows: list[dict[Any, Any]], worst: bool) -> ShownExample:
     similarity = tuned["nearest_train_similarity"]
     known = None if pd.isna(similarity) else float(similarity)
     return ShownExample(tuned["row_id"], tuned["intent"], known, worst, tuned["question"], tuned["reference"], shown)
+
+
+def _right_intent(row: dict[Any, Any]) -> bool | None:
+    return row["right_intent"] == 1 if row["labelled"] else None
 
 
 def error_counts(answers: pd.DataFrame, references: pd.DataFrame, systems: Sequence[str]) -> list[ErrorCount]:

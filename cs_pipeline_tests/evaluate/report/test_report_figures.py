@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.report.pictures import HEAT_MAP_METRICS
+from cs_pipeline.evaluate.report.pictures import HEAT_MAP_METRICS, intent_heat_map, scores_by_intent
 from cs_pipeline.evaluate.report.rendering import NO_FIGURE, figure
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.report.tables import MAX_EXAMPLES, WORST_EXAMPLES, examples
@@ -173,3 +173,29 @@ def test_held_out_intents_have_figures_of_their_own(lake: DataLake, recipe: Fine
     assert right.score == pytest.approx(100 * stats["tuned"]["right_intent"][rows].mean())
     text = " ".join(Page(write_report(recipe, lake).path.read_text()).text.split())
     assert f"Not trained on: track_order. {part.rows} rows in {part.clusters} clusters" in text
+
+
+def test_right_intents_are_counted_on_labelled_rows_alone(lake: DataLake, recipe: FineTuneRecipe) -> None:
+    evaluated(lake, recipe, rows=60, company=24)
+    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    shares = scores_by_intent(answers).set_index(["intent", "system"])
+    of_intent = answers[(answers["intent"] == "get_refund") & (answers["system"] == "tuned")]
+    labelled = of_intent[of_intent["source"] == "bitext"]
+    assert 0 < len(labelled) < len(of_intent)
+    share = shares.loc[("get_refund", "tuned")]
+    assert share["right_intent"] == pytest.approx(100 * labelled["right_intent"].mean())
+    assert share["quality"] == pytest.approx(100 * of_intent["quality"].mean())
+    assert share["rows"] == len(of_intent)
+    sources = answers.set_index("row_id")["source"].to_dict()
+    shown = examples(answers)
+    assert {sources[example.row_id] for example in shown} == {"bitext", "company"}
+    for example in shown:
+        known = [answer.right_intent is not None for answer in example.answers]
+        assert known == [sources[example.row_id] == "bitext"] * len(known)
+    html = write_report(recipe, lake).path.read_text()
+    articles = html.split('<article class="example">')[1:]
+    for example, article in zip(shown, articles, strict=True):
+        assert ("right intent" in article or "wrong intent" in article) == (sources[example.row_id] == "bitext")
+    unlabelled = scores_by_intent(answers[answers["source"] == "company"])
+    assert unlabelled["right_intent"].isna().all()
+    assert [row.cells["right_intent"] for row in intent_heat_map(unlabelled, ["tuned"])] == [[None]] * 3

@@ -52,7 +52,8 @@ def compared(
     if to_champion is not None:
         scores["champion"], differences["champion"] = quality(58), {"quality": to_champion}
         methods["champion"], known["champion_version"] = "LoRA", 7
-    return results_of(**{"scores": scores, "differences": differences, "methods": methods} | known)
+    figures = {"scores": scores, "differences": differences, "methods": methods, "answers_seen": None}
+    return results_of(**figures | known)
 
 
 def texts(recommended: Recommendation) -> dict[str, str]:
@@ -143,8 +144,17 @@ def test_it_says_on_which_rows_and_how_often_they_were_used() -> None:
     for count, words in ((None, "Each decision is counted in the history"), (1, "used once"), (12, "used 12 times")):
         reasons = texts(recommend(results, PROMOTED, None, count))
         assert reasons["On which questions"].startswith(rows)
+        assert "At the median" not in reasons["On which questions"]
         assert words in reasons["Earlier decisions"]
         assert f"after {DECISIONS_PER_YEAR} in a year" in reasons["Earlier decisions"]
+
+
+def test_it_says_how_much_of_the_answers_is_in_training_answers() -> None:
+    reasons = texts(recommend(compared(BETTER, answers_seen=0.614), PROMOTED, None, None))
+    assert (
+        "At the median, 61% of a reference answer's runs of 8 words are also in training answers"
+        in reasons["On which questions"]
+    )
 
 
 def test_the_best_free_lookup_counts_whichever_it_is() -> None:
