@@ -9,13 +9,15 @@ from safetensors.numpy import load_file, save_file
 
 from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.core.manifest import MANIFEST_NAME, write_manifest
+from cs_pipeline.evaluate.evaluation import evaluate
+from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.llm.prompt import RetrievedText
-from cs_pipeline.recipe import LookupRecipe, read_recipe
-from cs_pipeline.register.version import _flat, _log_model
+from cs_pipeline.recipe import EvaluationSettings, LookupRecipe, read_recipe
+from cs_pipeline.register.version import register
 from cs_pipeline.retrieval.lookup import LookupModel
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.classifier import TextClassifier
-from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_or_create_run, get_version, open_store
+from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open_store
 from cs_pipeline.train.adapter import build_lookup
 
 
@@ -54,19 +56,20 @@ def add_version(
 
 
 def add_lookup(lake: DataLake) -> int:
-    """Registers a look-up in the known answers of ``lake`` without an evaluation, and returns the version number.
+    """Evaluates and registers a look-up in the known answers of ``lake``, and returns the version number.
 
     It hands over what is less similar than 70 % of the validation questions.
     """
-    recipe = LookupRecipe(name="lookup", description="For tests.", method="lookup", handover_share=0.3)
-    adapter = build_lookup(recipe, lake)
-    client = open_store(lake)
-    run = get_or_create_run(client, lake, adapter.fingerprint, recipe.name)
-    settings = _flat(recipe.model_dump(mode="json", exclude={"description"})) | {"method": recipe.training_method}
-    client.log_batch(run, params=[Param(key, str(value)) for key, value in settings.items()])
-    logged = _log_model(run, recipe, lake, adapter)
-    tags = {FINGERPRINT: adapter.fingerprint, "cs.recipe": recipe.name}
-    return int(client.create_model_version(MODEL, logged, run, tags=tags).version)
+    recipe = LookupRecipe(
+        name="lookup",
+        description="For tests.",
+        method="lookup",
+        handover_share=0.3,
+        evaluation=EvaluationSettings(robustness_cases=10, timed_answers=3),
+    )
+    build_lookup(recipe, lake)
+    evaluate(recipe, lake, None, print)
+    return register(recipe, lake, "a run", [], write_report(recipe, lake).path).version
 
 
 def make_champion(lake: DataLake, version: int) -> None:

@@ -16,8 +16,15 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import load_base, load_chat_format, stop_ids_of
-from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe, read_recipe
-from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.recipe import (
+    CascadeRecipe,
+    FineTuneRecipe,
+    LookupRecipe,
+    Recipe,
+    read_fine_tune_recipe,
+    read_recipe,
+)
+from cs_pipeline.retrieval.lookup import MODEL_FOLDER, LookupModel
 from cs_pipeline.serve.models.engine import Engine
 from cs_pipeline.serve.models.jobs import NotReady, Variant
 from cs_pipeline.text.classifier import TextClassifier
@@ -75,6 +82,8 @@ class LoadedLanguageModel(LoadedModel):
     weights: WeightsKey
     engine: Engine
     variant: Variant
+    lookup: LookupModel | None = None
+    """The look-up of a cascade, which is asked first."""
 
 
 @dataclass(eq=False)
@@ -160,6 +169,13 @@ class ModelPool:
         if isinstance(recipe, LookupRecipe):
             lookup = LookupModel.load(recipe, folder / "adapter")
             loaded = LoadedLookup(served, recipe, self._classifier(recipe, folder / "adapter"), lookup)
+        elif isinstance(recipe, CascadeRecipe):
+            assert base is not None
+            model = folder / "adapter" / MODEL_FOLDER
+            loaded = self._load_language_model(served, read_fine_tune_recipe(model / "recipe.yaml"), base, model)
+            if not served.base:
+                loaded.lookup = LookupModel.load(recipe, folder / "adapter")
+                loaded.classifier = self._classifier(recipe, folder / "adapter")
         else:
             assert isinstance(recipe, FineTuneRecipe)
             assert base is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.llm.base import NO_BASE
 from cs_pipeline.serve.models.jobs import NotReady, UnknownModel
 from cs_pipeline.serve.models.pool import RETRY_AFTER, LoadedModel, ModelPool, ServedModel
 from cs_pipeline.text.placeholders import PlaceholderMode
@@ -164,13 +165,13 @@ class ModelRegistry:
 def _describe(client: "MlflowClient", version: Any) -> ServedModel:
     """A version's facts from the store alone: its files may be on another machine."""
     settings = client.get_run(version.run_id).data.params
-    base = settings.get("base.source")  # a look-up has none
+    base = settings.get("base.source", NO_BASE.source)
     return ServedModel(
         str(version.version),
         int(version.version),
         base=False,
         recipe=version.tags["cs.recipe"],
         placeholders=PlaceholderMode(settings["placeholders"]),
-        has_base=base is not None,
+        has_base=base != NO_BASE.source,
         embedded=base == "embedded",
     )

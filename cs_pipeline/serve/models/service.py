@@ -117,14 +117,17 @@ class ModelService:
         if loaded.classifier is not None:
             intents, confidences = loaded.classifier.predict([question])
             intent, confidence = intents[0], float(confidences[0])
-        texts = self.live_index.retrieve_for(loaded.recipe, question, intent)
-        if isinstance(loaded, LoadedLookup):
-            known = loaded.lookup.find(texts)
+        assert isinstance(loaded, LoadedLookup | LoadedLanguageModel)
+        recipe = loaded.recipe if loaded.lookup is None else loaded.lookup.recipe
+        texts = self.live_index.retrieve_for(recipe, question, intent)
+        known = None if loaded.lookup is None else loaded.lookup.find(texts)
+        if known is not None or isinstance(loaded, LoadedLookup):
             found = () if known is None else (known,)
             answer = KnownAnswer(loaded.served, question, intent, confidence, found, started, cancelled.is_set())
             self._end(loaded, answer)
             return answer
-        assert isinstance(loaded, LoadedLanguageModel)
+        if loaded.recipe.prompt.retrieve is None:
+            texts = []  # they were for the look-up of a cascade, whose model reads none
         prompt, retrieved = _fit(loaded, question, intent, earlier, texts)
         limit = loaded.recipe.generation.max_new_tokens
         max_tokens = min(sampling.max_tokens or limit, limit)

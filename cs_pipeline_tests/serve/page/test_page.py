@@ -296,7 +296,7 @@ def test_performance_shows_the_results_of_a_version(page: Page, serving: Serving
     bits = client.get_run(str(client.get_model_version("cs-support", "1").run_id)).data.metrics[
         "test.bits_per_character"
     ]
-    expect(page.locator(".performance tbody tr").first).to_contain_text(f"{bits:.3f}")
+    expect(page.locator(".performance tbody tr", has_text="Bits per character")).to_contain_text(f"{bits:.3f}")
     assert page.locator(".performance svg").count() == 4
     with page.context.expect_page() as report:
         page.get_by_text("Evaluation report of version 1").click()

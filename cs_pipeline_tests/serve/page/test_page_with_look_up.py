@@ -85,8 +85,13 @@ def test_an_agent_gets_known_answers_as_drafts_and_cannot_use_the_notice_that_th
     expect(page.locator("#sent")).to_be_enabled()
 
 
-def test_the_performance_of_a_look_up_has_no_training_loss(page: Page) -> None:
+def test_the_performance_of_a_look_up_has_scores_but_no_base_and_no_training_loss(page: Page) -> None:
     open_tab(page, "Performance")
     expect(page.locator(".performance h2").first).to_contain_text("Version 2 recipe lookup")
+    score, interval, base, difference = page.locator(".performance tbody tr").first.locator("td").all_inner_texts()
+    assert re.fullmatch(r"[\d.]+", score)
+    assert "to" in interval
+    assert not re.search(r"\d", base + difference)
     expect(page.locator(".performance dl")).to_contain_text("look-up")
     expect(page.locator(".performance .loss")).to_have_count(0)
+    expect(page.get_by_text("Evaluation report of version 2")).to_be_visible()
