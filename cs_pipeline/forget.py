@@ -23,6 +23,7 @@ from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.interactions import TURNS, find_records_to_forget, ingest_lock
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
+from cs_pipeline.register.version import delete_reports
 from cs_pipeline.retrieval import index as retrieval
 from cs_pipeline.text.known import find_known
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
@@ -30,6 +31,9 @@ from cs_pipeline.train.adapter import seen_rows
 
 _ID_COLUMNS = frozenset({"row_id", "id", "question_id"})
 """The id of a row, and in ``human_ratings`` the ids of a judgement and of its question."""
+
+_QUESTION_COLUMNS = ("case_id", "row_id", "question")
+"""The columns that identify a question in the tables of an evaluation; the first one that a table has is used."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Affected:
         lines += [f"{path}: {count} rows" for path, count in self.tables.items()]
         lines += [f"feedback: {len(self.feedback)} ratings and edits"] if self.feedback else []
         lines += [f"{path}: removed" for path in self.handovers]
-        lines += [f"{path}: removed; the next evaluation writes a new one" for path in self.reports]
+        lines += [f"{path}: removed, in MLflow too; the next evaluation writes a new one" for path in self.reports]
         lines.append(f"model versions trained on them, to be marked: {', '.join(map(str, self.versions)) or 'none'}")
         if names := ", ".join(sorted({delivery.name for delivery in self.records})):
             lines.append(f"not touched: the landing folder; remove the records from {names} there")
@@ -106,8 +110,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     tables = {
         path: count for path in _company_tables(lake) if (count := int(_affected_rows(path, lake, affected)[1].sum()))
     }
-    is_evaluated = any(path.is_relative_to(lake.path("evaluate")) for path in tables)
-    reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if is_evaluated else []
+    reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if _is_evaluated(lake, tables) else []
     has_tombstone = bool(subjects & tombstones.subjects) or row in tombstones.rows
     if not (records or tables or feedback or handovers or versions or has_tombstone):
         raise PipelineError(
@@ -130,6 +133,8 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
     # Reports, then derived tables, then their sources: after an interruption the rest can still be found.
     for path in (*affected.reports, *affected.handovers):
         path.unlink(missing_ok=True)
+    if _is_evaluated(lake, affected.tables):
+        delete_reports(lake)
     # The locks prevent a rebuild of the index from a table that still contains the rows.
     with ingest_lock(lake), retrieval.index_lock(lake):
         retrieval.forget_rows(lake, sorted(affected.rows))
@@ -143,6 +148,11 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
             redact(format_of(delivery.name, path), path, indices)
     with Feedback(lake) as feedback:
         feedback.forget(affected.feedback)
+
+
+def _is_evaluated(lake: DataLake, tables: Iterable[Path]) -> bool:
+    """Whether an evaluation, or a person's rating, is among the affected ``tables``, so that reports may quote the rows."""
+    return any(path.is_relative_to(lake.path("evaluate")) for path in tables)
 
 
 def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: frozenset[str]) -> frozenset[str]:
@@ -190,7 +200,7 @@ def _company_tables(lake: DataLake) -> Iterator[Path]:
         *lake.path("evaluate", "evaluation").glob("*/*.parquet"),
         *lake.path("evaluate").glob("human_ratings.parquet"),
     ]
-    yield from sorted(path for path in evaluated if _ID_COLUMNS & set(pq.read_schema(path).names))
+    yield from sorted(path for path in evaluated if {*_ID_COLUMNS, "answer"} & set(pq.read_schema(path).names))
     yield from (path for path in [_index_answers(lake)] if path.exists())
 
 
@@ -211,10 +221,11 @@ def _affected_rows(path: Path, lake: DataLake, affected: Affected) -> tuple[pa.T
         return table, mask
     for column in _ID_COLUMNS & set(table.column_names):
         mask |= _is_in(table, column, affected.rows)
-    if path.is_relative_to(lake.path("evaluate")) and {"row_id", "answer"} <= set(table.column_names):
+    if path.is_relative_to(lake.path("evaluate", "evaluation")) and "answer" in table.column_names:
         # A question is removed for all systems if one of them gave a forgotten answer, so that they stay comparable.
         copied = mostly_copied(table.column("answer").to_pylist(), sorted(affected.answers))
-        mask |= _is_in(table, "row_id", table.column("row_id").filter(pa.array(copied)).to_pylist())
+        question = next(name for name in _QUESTION_COLUMNS if name in table.column_names)
+        mask |= _is_in(table, question, table.column(question).filter(pa.array(copied)).to_pylist())
     return table, mask
 
 

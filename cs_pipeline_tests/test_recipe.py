@@ -28,8 +28,8 @@ from cs_pipeline_tests.conftest import RECIPES
 
 OWN = Path(__file__).parents[1] / "cs_pipeline" / "recipes"
 FILES = sorted([*OWN.glob("*.yaml"), *RECIPES.glob("*.yaml")])
-LOOKUPS = [file for file in FILES if "method" in yaml.safe_load(file.read_text())]
-TRAINED = [file for file in FILES if file not in LOOKUPS]
+METHODS: dict[Path, str] = {file: yaml.safe_load(file.read_text()).get("method", "training") for file in FILES}
+TRAINED = [file for file, method in METHODS.items() if method == "training"]
 EMBEDDED: dict[str, Any] = yaml.safe_load((OWN / "embedded.yaml").read_text())
 
 Change = Callable[[dict[str, Any]], object]
@@ -76,7 +76,7 @@ def test_the_recipes_of_the_project_are_found() -> None:
     assert recipes_folder() == OWN
     assert recipe_names() == sorted(path.stem for path in OWN.glob("*.yaml"))
     assert {"embedded", "smoke", "lookup"} <= set(recipe_names())
-    assert {file.stem for file in LOOKUPS} == {"lookup", "tiny_lookup"}
+    assert {file.stem for file, method in METHODS.items() if method == "lookup"} == {"lookup", "tiny_lookup"}
 
 
 @pytest.mark.parametrize("file", FILES, ids=[file.stem for file in FILES])
@@ -84,10 +84,9 @@ def test_every_recipe_loads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("CS_RECIPES", str(file.parent))
     recipe = load_recipe(file.stem)
     assert recipe.name == file.stem
-    if file in LOOKUPS:
-        assert isinstance(recipe, LookupRecipe)
-    else:
-        assert isinstance(recipe, FineTuneRecipe)
+    assert isinstance(recipe, LookupRecipe) == (METHODS[file] == "lookup")
+    assert isinstance(recipe, FineTuneRecipe) == (file in TRAINED)
+    if isinstance(recipe, FineTuneRecipe):
         assert isinstance(recipe.base, EmbeddedBase | HubBase | PackageBase | PathBase)
         assert recipe == load_fine_tune_recipe(file.stem)
     assert recipe.description.strip()

@@ -41,8 +41,9 @@ from cs_pipeline_tests.train import company_rows, write_split
 
 FOLDER = Path(recipe_module.__file__).parent / "recipes"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-LOOKUPS = [name for name in NAMES if "method" in yaml.safe_load((FOLDER / f"{name}.yaml").read_text())]
-TRAINED = [name for name in NAMES if name not in LOOKUPS]
+METHODS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("method", "training") for name in NAMES}
+TRAINED = [name for name in NAMES if METHODS[name] == "training"]
+LOOKUPS = [name for name in NAMES if METHODS[name] == "lookup"]
 
 PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 
@@ -239,7 +240,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 def row(name: str) -> str:
     """The recipe's row in the table: its YAML keys, and the estimates."""
-    if name in LOOKUPS:
+    if name not in TRAINED:
         return f"| `{name}` | none | | | {load_recipe(name).training_method} | any machine | |"
     recipe = load_fine_tune_recipe(name)
     if isinstance(recipe.base, EmbeddedBase):

@@ -102,7 +102,8 @@ def _log_results(
     from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 
     settings = _flat(recipe.model_dump(mode="json", exclude={"description"}))
-    settings |= {"base.name": results.base["name"], "method": recipe.training_method}
+    base = {"base.name": results.base["name"], "base.source": results.base["source"]}
+    settings |= base | {"method": recipe.training_method}
     params = [Param(k, str(v)) for k, v in settings.items()]
     now = int(time.time() * 1000)
     numbers = {f"train.{k}": v for k, v in adapter.metrics.items() if isinstance(v, int | float)}
@@ -143,17 +144,20 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
         base = base_of_adapter(adapter, recipe, lake)
         if base is not None and adapter.manifest["base"]["source"] == "embedded":
             artifacts["base"] = str(shutil.copytree(base, Path(temporary, "base")))
-        # The index is not copied, so that answers follow the current articles.
-        config = None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
         with mlflow.start_run(run_id=run):
             logged = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=str(Path(__file__).parent / "pyfunc_model.py"),
                 artifacts=artifacts,
-                model_config=config,
+                model_config=_index_config(recipe, lake),
                 pip_requirements=_pinned_libraries(),
             )
     return str(logged.model_uri)
+
+
+def _index_config(recipe: Recipe, lake: DataLake) -> dict[str, str] | None:
+    """Where the version finds the index. It is not copied, so that answers follow the current rows and articles."""
+    return None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
 
 
 def _has_seen_forgotten_rows(adapter: Adapter, lake: DataLake) -> bool:
@@ -190,21 +194,27 @@ def version_of(recipe_name: str, lake: DataLake) -> int:
 def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
     """The answers of a registered version, which is loaded from MLflow as any client loads it.
 
-    The logged code of an earlier release may import modules that have moved since. Then the current code is used.
+    It retrieves from the index of ``lake``, even if the lake was moved after the version was registered. The logged code of
+    an earlier release may import modules that have moved since. Then the current code is used.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
 
     client = open_store(lake)
+    config = _index_config(_recipe_of(client, number), lake)
     model: Any
     try:
-        model = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}")
+        model = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}", model_config=config)
     except MlflowException as error:
         if not isinstance(error.__cause__, ImportError):
             raise
         model = _load_with_current_code(client, number, lake)
     answers: list[str] = model.predict(questions)
     return answers
+
+
+def _recipe_of(client: Any, number: int) -> Recipe:
+    return read_recipe(get_version(client, number).folder / "adapter" / "recipe.yaml")
 
 
 def _load_with_current_code(client: Any, number: int, lake: DataLake) -> Any:
@@ -221,10 +231,13 @@ def _load_with_current_code(client: Any, number: int, lake: DataLake) -> Any:
 def probe_version(number: int, question: str, lake: DataLake) -> str:
     """The answer of a registered version to ``question``, loaded from MLflow.
 
-    The answer is stored in a tag and returned from there as long as the question and the libraries stay the same. Raises
-    PipelineError if one of the version's files was changed.
+    The answer is stored in a tag and returned from there as long as the question and the libraries stay the same. If the
+    version retrieves, it is asked every time: its answer depends on the index, and a tag would keep the text of a known
+    answer that is forgotten later. Raises PipelineError if one of the version's files was changed.
     """
     client = open_store(lake)
+    if _recipe_of(client, number).prompt.retrieve is not None:
+        return ask_version(number, [question], lake)[0]
     asked = digest(question, _pinned_libraries())
     known = json.loads(client.get_model_version(MODEL, str(number)).tags.get(_PROBED, "{}"))
     if known.get("asked") == asked:
@@ -234,6 +247,18 @@ def probe_version(number: int, question: str, lake: DataLake) -> str:
     answer = ask_version(number, [question], lake)[0]
     client.set_model_version_tag(MODEL, str(number), _PROBED, json.dumps({"asked": asked, "answer": answer}))
     return answer
+
+
+def delete_reports(lake: DataLake) -> None:
+    """Deletes the reports that were logged with the versions, because they quote questions and answers. The figures stay."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    client = open_store(lake)
+    for run_id in (version.run_id for version in find_versions(client) if version.run_id):
+        for file in client.list_artifacts(run_id, "report"):
+            if file.path.endswith(".html"):
+                address = client.get_run(run_id).info.artifact_uri
+                get_artifact_repository(address, tracking_uri=client.tracking_uri).delete_artifacts(file.path)
 
 
 def _pinned_libraries() -> list[str]:

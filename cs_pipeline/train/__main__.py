@@ -48,9 +48,7 @@ def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
         if isinstance(recipe, FineTuneRecipe):
             _train(recipe, DataLake.default(), arguments, group, report)
         elif isinstance(recipe, LookupRecipe) and not rank():
-            from cs_pipeline.train.adapter import build_lookup
-
-            build_lookup(recipe, DataLake.default(), report, force=arguments.force)
+            _look_up(recipe, DataLake.default(), arguments, report)
         group.leave()
     except KeyboardInterrupt:
         return 130  # no message: the user pressed Ctrl-C, and nothing half-written is left
@@ -92,6 +90,19 @@ def _train(
         else:
             adapter = train_adapter(recipe, lake, report)
             report(f"adapter {adapter.fingerprint} of {recipe.name}: {adapter.folder}")
+
+
+def _look_up(
+    recipe: LookupRecipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]
+) -> None:
+    from cs_pipeline.llm.base import find_base
+    from cs_pipeline.train.adapter import build_lookup
+
+    if arguments.base_only:
+        report(f"base model: {find_base(recipe, lake, report).name}")
+        return
+    adapter = build_lookup(recipe, lake, report, force=arguments.force)
+    report(f"adapter {adapter.fingerprint} of {recipe.name}: {adapter.folder}")
 
 
 def _prepare(

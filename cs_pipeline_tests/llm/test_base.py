@@ -1,4 +1,4 @@
-"""Base models from folders, and the embedded one: what is accepted and what is refused."""
+"""Base models from folders, the embedded one, and the lack of one: what is accepted and what is refused."""
 
 import os
 import shutil
@@ -10,8 +10,16 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import CONVERSATION
-from cs_pipeline.llm.base import embedded_folder, find_base, find_pretrained_base, needs_training
-from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, PathBase
+from cs_pipeline.llm.base import (
+    NO_BASE,
+    base_of_version,
+    embedded_folder,
+    find_base,
+    find_pretrained_base,
+    needs_training,
+)
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, LookupRecipe, PathBase
+from cs_pipeline.train.adapter import build_lookup
 from cs_pipeline.train.embedded import build_embedded
 from cs_pipeline_tests.train import add_to_split, company_rows
 
@@ -88,3 +96,29 @@ def test_the_embedded_base_is_trained_on_bitexts_training_rows_only(lake: DataLa
     manifest = read_manifest(folder, "base_model")
     assert manifest["rows"] == splits.column("split").to_pylist().count("train") < splits.num_rows
     assert manifest["data"] == {"bitext_splits": file_sha256(lake.table("prepare", "bitext_splits"))}
+
+
+LOOKUP = LookupRecipe(name="copies", description="For tests.", method="lookup")
+
+
+def test_a_lookup_has_no_base(lake: DataLake) -> None:
+    lines: list[str] = []
+    base = find_base(LOOKUP, lake, lines.append)
+    assert base is NO_BASE
+    assert not needs_training(LOOKUP, lake), "although the lake has no table"
+    assert not lake.root.exists()
+    assert lines == []
+    facts = {"source": "none", "name": "none: a look-up needs no model", "revision": None, "sha256": "none"}
+    assert base.facts() == facts
+
+
+def test_a_version_that_is_a_lookup_has_no_base_and_its_files_are_verified(
+    prepared: Path, lake: DataLake, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared / "prepare", lake.path("prepare"))
+    version = tmp_path / "version"
+    shutil.copytree(build_lookup(LOOKUP, lake).folder, version / "adapter")
+    assert base_of_version(LOOKUP, version) is None
+    (version / "adapter" / "lookup.json").write_text("{}")
+    with pytest.raises(PipelineError, match=r"lookup\.json was changed after it was written"):
+        base_of_version(LOOKUP, version)

@@ -23,7 +23,7 @@ from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 from cs_pipeline.forget import find_affected, forget_records
 from cs_pipeline.ingest.interactions import ingest_day
-from cs_pipeline.ingest.landing import EDIT_DELAY, kept_copy, land_edits, land_files, scan_landing
+from cs_pipeline.ingest.landing import EDIT_DELAY, kept_copy, land_edits, land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.splits.conversations import join_conversations
@@ -35,21 +35,8 @@ from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_number, find_version
 from cs_pipeline.train.adapter import seen_rows
 from cs_pipeline.train.retraining import check_retraining
 from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
+from cs_pipeline_tests.support.company import SETTINGS, files_with, ingest, known_rows
 from cs_pipeline_tests.support.exports import export
-
-SETTINGS = "columns: {question: question, answer: answer, customer_email: email}\nretrain: {new_rows: 40}\n"
-
-
-def ingest(lake: DataLake) -> None:
-    """Takes and ingests landed files, like the sensor and its job."""
-    company = load_company(lake)
-    scan_landing(lake, company, datetime.now(UTC))
-    with Ledger(lake) as ledger:
-        days = {delivery.day for delivery in ledger.deliveries() if delivery.ingested_at is None}
-        for day in days:
-            facts = ingest_day(lake, company, day)
-            clean_day(lake, company, day)
-            ledger.mark_ingested(day, [file.sha256 for file in facts], "a run")
 
 
 @pytest.fixture(scope="module")
@@ -80,19 +67,8 @@ def jane(lake: DataLake) -> str:
         return next(email for email in emails if ledger.hash_subject(email) in seen)
 
 
-def files_with(lake: DataLake, text: bytes) -> list[Path]:
-    """The files of the lake that contain ``text``, except in the landing folder."""
-    files = (path for path in lake.root.rglob("*") if path.is_file() and "landing" not in path.parts)
-    return [path for path in files if text in path.read_bytes()]
-
-
 def rows_of(lake: DataLake, name: str, subject: str) -> int:
     return sum(row == subject for row in lake.read("prepare", name, ["subject_id"]).column("subject_id").to_pylist())
-
-
-def known_rows(lake: DataLake) -> set[str]:
-    """The rows in the retrieval index."""
-    return set(pq.read_table(retrieval_folder(lake) / "answers.parquet").column("row_id").to_pylist())
 
 
 def training_rows(lake: DataLake, email: str) -> set[str]:
@@ -113,9 +89,16 @@ def test_the_lineage_names_files_rows_runs_checks_and_decisions(lake: DataLake) 
     assert found["sides"]["test"]["company"] > 0
     assert {check["asset"] for check in found["checks"]} >= {"clean_bitext", "conversations", "adapter", "evaluation"}
     assert found["run"] == found["tags"]["cs.dagster_run"]
-    assert [entry["version"] for entry in found["history"]] == [2]
-    champion = champion_number(open_store(lake))
-    assert trace_lineage(champion or 0, lake)["aliases"] == ["champion"]
+    (decision,) = found["history"]
+    assert (decision["version"], decision["kind"], decision["champion_before"]) == (2, "decision", 1)
+    assert (decision["promote"], found["aliases"]) == (False, ["challenger"])
+    assert champion_number(open_store(lake)) == 1
+    first = trace_lineage(1, lake)
+    assert first["aliases"] == ["champion"]
+    assert [(entry["kind"], entry["promote"]) for entry in first["history"]] == [
+        ("decision", False),
+        ("rollback", True),
+    ]
     console = Console(width=200, record=True, file=StringIO())
     console.print(lineage_tree(found))
     text = console.export_text()

@@ -10,7 +10,7 @@ import yaml
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
-from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe
+from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe, load_recipe
 from cs_pipeline.train.plan.estimate import config_of, estimate
 from cs_pipeline.train.plan.machine_fit import (
     MAX_RUN_HOURS,
@@ -45,6 +45,13 @@ def test_a_recipe_that_fits(lake: DataLake) -> None:
     assert "microsoft/Phi-3-mini-4k-instruct, licence MIT, not gated" in found["base"].what
     assert found["download"].what.startswith("7.6 GB into ")
     raise_on_problems(list(found.values()))
+
+
+def test_a_lookup_fits_every_machine(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    free_bytes(monkeypatch, 0)
+    found = check_machine(load_recipe("lookup"), lake, replace(BIG, memory=0, rate=1))
+    assert found == [Finding("training", "ok", "a look-up needs no model and no training")]
+    raise_on_problems(found)
 
 
 def test_a_gated_base_needs_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:

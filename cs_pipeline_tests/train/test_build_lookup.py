@@ -1,0 +1,275 @@
+"""The adapter of a look-up: what is in it, how its threshold is chosen, and when it is reused."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake, file_sha256, read_json
+from cs_pipeline.core.manifest import read_manifest
+from cs_pipeline.core.schema import SEEN_ROW, SPLIT_ROW
+from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.llm.base import NO_BASE
+from cs_pipeline.recipe import LookupRecipe, load_recipe, read_recipe
+from cs_pipeline.retrieval.index import build_index, forget_rows, index_lock, index_version, retrieval_folder
+from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.text.placeholders import PlaceholderMode
+from cs_pipeline.train.adapter import Adapter, base_of_adapter, build_lookup, current_adapter, find_adapter, seen_rows
+
+FILES = {
+    "intent_classifier/classifier.json",
+    "intent_classifier/classifier.safetensors",
+    "lookup.json",
+    "manifest.json",
+    "metrics.json",
+    "recipe.yaml",
+    "rows.parquet",
+}
+
+
+@pytest.fixture
+def lake(prepared: Path, lake: DataLake) -> DataLake:
+    """A lake with everything before training, which a test may change."""
+    shutil.copytree(prepared / "prepare", lake.path("prepare"))
+    return lake
+
+
+@pytest.fixture
+def recipe(own_recipes: None) -> LookupRecipe:
+    found = load_recipe("tiny_lookup")
+    assert isinstance(found, LookupRecipe)
+    return found
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(p.relative_to(folder)): file_sha256(p) for p in folder.rglob("*") if p.is_file()}
+
+
+def stamp(adapter: Adapter) -> int:
+    return (adapter.folder / "manifest.json").stat().st_mtime_ns
+
+
+def best_similarities(recipe: LookupRecipe, lake: DataLake) -> list[float]:
+    """For each validation question, the similarity of the known answer that would be given; 0 without one."""
+    rows = lake.read("prepare", "validation_split").to_pydict()
+    index = open_index(recipe, lake)
+    texts = retrieve(index, recipe.prompt, recipe.placeholders, rows["instruction"], rows["predicted_intent"])
+    return [found[0].similarity if found else 0.0 for found in texts]
+
+
+def test_the_folder_has_exactly_these_files(lake: DataLake, recipe: LookupRecipe) -> None:
+    adapter = build_lookup(recipe, lake)
+    assert adapter.is_lookup
+    assert set(files(adapter.folder)) == FILES
+    assert set(read_manifest(adapter.folder, "adapter")["files"]) == FILES - {"manifest.json"}
+    assert [path.name for path in adapter.folder.parent.iterdir()] == [adapter.fingerprint]
+    assert read_recipe(adapter.folder / "recipe.yaml") == recipe
+    assert pq.read_table(adapter.folder / "rows.parquet").equals(SEEN_ROW.empty_table())
+    assert seen_rows(adapter.folder).num_rows == 0
+    for name in ("classifier.json", "classifier.safetensors"):
+        copied = adapter.folder / "intent_classifier" / name
+        assert copied.read_bytes() == lake.path("prepare", "intent_classifier", name).read_bytes()
+    assert current_adapter(recipe.name, lake) == adapter
+    assert base_of_adapter(adapter, recipe, lake) is None
+
+
+def test_it_contains_no_known_answer_and_no_path_of_this_machine(lake: DataLake, recipe: LookupRecipe) -> None:
+    adapter = build_lookup(recipe, lake)
+    answers = lake.read("prepare", "train_split", ["response"]).column("response").to_pylist()
+    for name in FILES:
+        content = (adapter.folder / name).read_bytes()
+        assert str(lake.root).encode() not in content, name
+        assert not any(answer.encode() in content for answer in answers), name
+
+
+def test_the_manifest_records_where_it_comes_from(lake: DataLake, recipe: LookupRecipe) -> None:
+    manifest = build_lookup(recipe, lake).manifest
+    tables = ("train_split", "validation_split")
+    assert {name: manifest["data"][name] for name in tables} == {
+        name: file_sha256(lake.table("prepare", name)) for name in tables
+    }
+    assert set(manifest["data"]) == {*tables, "intent_classifier", "retrieval_index"}
+    assert manifest["data"]["retrieval_index"] == index_version(lake)
+    assert manifest["base"] == NO_BASE.facts()
+    assert manifest["base"]["source"] == "none"
+    assert manifest["start"] == {"why": "a look-up is not trained", "version": None, "fingerprint": None}
+    assert manifest["company"] == {"rows": 0, "files": []}
+    assert manifest["seed"] is None
+    assert (manifest["recipe"], manifest["code_version"]) == ("tiny_lookup", CODE_VERSIONS["adapter"])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.005, 0.3])
+def test_the_threshold_is_the_stated_quantile_of_the_validation_similarities(
+    lake: DataLake, recipe: LookupRecipe, share: float
+) -> None:
+    recipe = recipe.model_copy(update={"handover_share": share})
+    lines: list[str] = []
+    adapter = build_lookup(recipe, lake, lines.append)
+    best = best_similarities(recipe, lake)
+    threshold = sorted(best)[int(np.floor(share * (len(best) - 1)))]
+    assert read_json(adapter.folder / "lookup.json") == {"min_similarity": threshold}
+    assert LookupModel.load(recipe, adapter.folder).min_similarity == threshold
+    assert sum(similarity < threshold for similarity in best) <= share * len(best)
+    assert sum(similarity <= threshold for similarity in best) > share * (len(best) - 1)
+    known = lake.read("prepare", "train_split").num_rows
+    found = {name: adapter.metrics[name] for name in ("rows", "validation_questions", "min_similarity")}
+    assert found == {"rows": known, "validation_questions": len(best), "min_similarity": threshold}
+    assert adapter.metrics["seconds"] > 0
+    assert lines == [
+        f"{known:,} known answers; similarity {threshold:.3f} or more is enough, chosen on {len(best):,} questions"
+    ]
+
+
+def test_equal_input_is_reused(lake: DataLake, recipe: LookupRecipe) -> None:
+    first = build_lookup(recipe, lake)
+    before, lines = stamp(first), list[str]()
+    build_index(lake)  # nothing has changed
+    described = recipe.model_copy(update={"description": "in other words", "evaluation": {}})
+    for found in (build_lookup(recipe, lake, lines.append), find_adapter(recipe, lake), build_lookup(described, lake)):
+        assert found == first
+    assert stamp(first) == before
+    assert lines == []
+
+
+def test_it_is_made_if_it_is_only_looked_for(lake: DataLake, recipe: LookupRecipe) -> None:
+    """Nothing has to be trained, so Dagster starts no training process for it."""
+    found = find_adapter(recipe, lake)
+    assert found is not None
+    assert found == build_lookup(recipe, lake)
+
+
+def test_force_chooses_the_threshold_again(lake: DataLake, recipe: LookupRecipe) -> None:
+    first = build_lookup(recipe, lake)
+    before, lines = stamp(first), list[str]()
+    again = build_lookup(recipe, lake, lines.append, force=True)
+    assert again.fingerprint == first.fingerprint
+    assert stamp(again) > before
+    assert len(lines) == 1
+    same = FILES - {"manifest.json", "metrics.json"}  # the seconds differ
+    assert {name: file_sha256(again.folder / name) for name in same} == {n: first.manifest["files"][n] for n in same}
+
+
+def forget_one(lake: DataLake) -> None:
+    with index_lock(lake):
+        rows = pq.read_table(retrieval_folder(lake) / "answers.parquet").column("row_id").to_pylist()
+        forget_rows(lake, rows[:1])
+
+
+def ask_fewer(lake: DataLake) -> None:
+    lake.write("prepare", "validation_split", lake.read("prepare", "validation_split").slice(1), SPLIT_ROW)
+
+
+def change_classifier(lake: DataLake) -> None:
+    file = lake.path("prepare", "intent_classifier", "classifier.json")
+    file.write_text(file.read_text() + "\n")
+
+
+@pytest.mark.parametrize("change", [forget_one, ask_fewer, change_classifier])
+def test_other_data_give_another_adapter(
+    lake: DataLake, recipe: LookupRecipe, change: Callable[[DataLake], None]
+) -> None:
+    first = build_lookup(recipe, lake)
+    change(lake)
+    second = build_lookup(recipe, lake)
+    assert second.fingerprint != first.fingerprint
+    assert current_adapter(recipe.name, lake) == second
+    assert set(files(first.folder)) == FILES, "the earlier one is kept: a version may come from it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"handover_share": 0.1},
+        {"placeholders": PlaceholderMode.STRIP},
+        {"name": "another"},
+        {"prompt": {"route": "none"}},
+    ],
+)
+def test_another_recipe_gives_another_adapter(lake: DataLake, recipe: LookupRecipe, change: dict[str, Any]) -> None:
+    other = LookupRecipe.model_validate(recipe.model_dump(exclude={"prompt"}) | change)
+    found = build_lookup(other, lake)
+    assert found.fingerprint != build_lookup(recipe, lake).fingerprint
+    assert read_recipe(found.folder / "recipe.yaml") == other
+
+
+def test_without_a_route_there_is_no_classifier(lake: DataLake, recipe: LookupRecipe) -> None:
+    other = LookupRecipe.model_validate(recipe.model_dump(exclude={"prompt"}) | {"prompt": {"route": "none"}})
+    adapter = build_lookup(other, lake)
+    assert set(files(adapter.folder)) == {name for name in FILES if not name.startswith("intent_classifier")}
+    assert "intent_classifier" not in adapter.manifest["data"]
+
+
+def test_a_missing_index_is_reported_with_what_to_do(lake: DataLake, recipe: LookupRecipe) -> None:
+    shutil.rmtree(retrieval_folder(lake))
+    builds: list[Callable[[], object]] = [lambda: build_lookup(recipe, lake), lambda: find_adapter(recipe, lake)]
+    for build in builds:
+        with pytest.raises(PipelineError, match="'retrieval_index' was not finished there") as raised:
+            build()
+        assert raised.value.fix == "Materialise 'retrieval_index' first."
+    assert not lake.path("train", "adapter").exists()
+
+
+def test_a_damaged_index_is_refused(lake: DataLake, recipe: LookupRecipe) -> None:
+    build_lookup(recipe, lake)
+    answers = retrieval_folder(lake) / "answers.parquet"
+    answers.write_bytes(answers.read_bytes()[:-1] + b"!")
+    with pytest.raises(PipelineError, match=r"answers\.parquet was changed"):
+        build_lookup(recipe, lake)
+
+
+def test_without_validation_questions_nothing_is_left_behind(lake: DataLake, recipe: LookupRecipe) -> None:
+    lake.write("prepare", "validation_split", pa.Table.from_pylist([], SPLIT_ROW), SPLIT_ROW)
+    with pytest.raises(PipelineError, match="no validation questions"):
+        build_lookup(recipe, lake)
+    assert not list(lake.path("train").rglob("*.json"))
+
+
+def test_a_changed_file_is_refused(lake: DataLake, recipe: LookupRecipe) -> None:
+    adapter = build_lookup(recipe, lake)
+    (adapter.folder / "lookup.json").write_text('{"min_similarity": 0.0}')
+    with pytest.raises(PipelineError, match=r"lookup\.json was changed after it was written"):
+        build_lookup(recipe, lake)
+    build_lookup(recipe, lake, force=True)
+    assert current_adapter(recipe.name, lake).manifest["files"] == adapter.manifest["files"] | {
+        "metrics.json": file_sha256(adapter.folder / "metrics.json")
+    }
+
+
+def test_the_adapter_of_another_recipe_is_not_used(lake: DataLake, recipe: LookupRecipe) -> None:
+    adapter = build_lookup(recipe, lake)
+    with pytest.raises(PipelineError, match="The recipe of 'tiny_lookup' has changed since its adapter"):
+        base_of_adapter(adapter, recipe.model_copy(update={"handover_share": 0.2}), lake)
+
+
+def by_hand(lake: DataLake, *arguments: str) -> list[str]:
+    """What the training command prints for the recipe ``tiny_lookup``."""
+    command = [sys.executable, "-m", "cs_pipeline.train", "--recipe", "tiny_lookup", *arguments]
+    environment = {**os.environ, "CS_LAKE": str(lake.root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_training_command_builds_it(lake: DataLake, recipe: LookupRecipe) -> None:
+    assert by_hand(lake, "--base-only") == ["base model: none: a look-up needs no model"]
+    assert not lake.path("train", "adapter").exists()
+    chosen, made = by_hand(lake)
+    adapter = current_adapter(recipe.name, lake)
+    before = stamp(adapter)
+    assert "similarity" in chosen
+    assert made == f"adapter {adapter.fingerprint} of tiny_lookup: {adapter.folder}"
+    assert by_hand(lake) == [made]
+    assert stamp(adapter) == before
+    assert by_hand(lake, "--force") == [chosen, made]
+    assert stamp(adapter) > before
+    assert adapter.fingerprint == build_lookup(recipe, lake).fingerprint
