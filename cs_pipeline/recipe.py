@@ -231,7 +231,7 @@ class EvaluationSettings(Section):
 
 
 class Recipe(Section):
-    """The keys that every recipe has. ``FineTuneRecipe`` trains a model, ``LookupRecipe`` looks answers up."""
+    """The keys that every recipe has. ``FineTuneRecipe`` trains a model, ``LookupRecipe`` and ``CascadeRecipe`` do not."""
 
     name: str
     description: str
@@ -281,6 +281,31 @@ class LookupRecipe(Recipe):
     @property
     def training_method(self) -> str:
         return "look-up"
+
+
+class CascadeRecipe(Recipe):
+    """Answers like a look-up where a similar question is known, and with a fine-tuned model where none is."""
+
+    method: Literal["cascade"]
+    model: str = Field(description="the recipe whose current adapter answers where the look-up does not")
+    prompt: PromptSettings = Field(
+        LOOKUP_PROMPT, description="route and retrieve must be those of the model's prompt, if it retrieves"
+    )
+    validation_rows: int = Field(
+        256,
+        ge=20,
+        description="validation questions that both answer, to choose the similarity from which the look-up answers",
+    )
+
+    @model_validator(mode="after")
+    def _looks_up(self) -> "CascadeRecipe":
+        if self.prompt.retrieve is None or not self.prompt.retrieve.answers:
+            raise ValueError("a cascade looks answers up: set prompt.retrieve with answers: 1 or more")
+        return self
+
+    @property
+    def training_method(self) -> str:
+        return "cascade"
 
 
 class FineTuneRecipe(Recipe):
@@ -430,5 +455,7 @@ def _renamed_keys(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]
 
 
 def _validated(path: Path, content: dict[str, Any]) -> Recipe:
-    kind = FineTuneRecipe if "method" not in content else LookupRecipe
+    kind: type[Recipe] = FineTuneRecipe
+    if "method" in content:
+        kind = CascadeRecipe if content["method"] == "cascade" else LookupRecipe
     return kind.validated(content, path, "a recipe", "cs_pipeline/recipe.py")

@@ -6,7 +6,7 @@ import dagster as dg
 
 from cs_pipeline.defs.launch import Launcher
 from cs_pipeline.defs.resources import RECIPES, LakeResource
-from cs_pipeline.recipe import load_recipe
+from cs_pipeline.recipe import CascadeRecipe, load_recipe
 
 
 @dg.asset(
@@ -73,11 +73,16 @@ class AdapterConfig(dg.Config):
 def adapter(
     context: dg.AssetExecutionContext, config: AdapterConfig, lake: LakeResource, launcher: Launcher
 ) -> dg.MaterializeResult:
-    """The recipe's (Q)LoRA fine-tune, or the threshold of its look-up. It is reused if it was made from the same input."""
+    """The recipe's (Q)LoRA fine-tune, look-up or cascade of both. It is reused if it was made from the same input."""
     from cs_pipeline.train.adapter import current_adapter, find_adapter
 
-    trained = None if config.force else find_adapter(load_recipe(context.partition_key), lake.lake)
-    if trained:
+    recipe = load_recipe(context.partition_key)
+    trained = None if config.force else find_adapter(recipe, lake.lake)
+    if trained is None and isinstance(recipe, CascadeRecipe):
+        from cs_pipeline.evaluate.cascade import build_cascade
+
+        trained = build_cascade(recipe, lake.lake, context.log.info)
+    elif trained:
         context.log.info(f"Nothing to train: the adapter of this input is {trained.folder}")
     else:
         launcher.run(context, lake.lake, "--force")

@@ -197,7 +197,7 @@ _Model: TypeAlias = tuple[Recipe, Path | None, Path | None, Path]
 def _models(recipe: Recipe, adapter: Adapter, base: Path | None, champion: Version | None) -> dict[str, _Model]:
     classifier = adapter.folder / "intent_classifier"
     models: dict[str, _Model] = {"tuned": (recipe, base, adapter.folder, classifier)}
-    if base is not None:
+    if isinstance(recipe, FineTuneRecipe):
         models["base"] = (recipe, base, None, classifier)
     if champion is not None:
         folder = champion.folder / "adapter"

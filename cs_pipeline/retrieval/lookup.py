@@ -1,4 +1,7 @@
-"""Answers questions without a model: with the usual known answer to similar questions, word for word."""
+"""Answers questions with the usual known answer to similar questions, word for word.
+
+A look-up does nothing else. A cascade asks a fine-tuned model where no similar question is known.
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,28 +12,34 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json, write_json
 from cs_pipeline.llm.model import Answer, Contender, SupportModel
 from cs_pipeline.llm.prompt import Context, RetrievedText
-from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
 
 HANDOVER_ANSWER = "I am not sure that I can help you with that, so I am passing your question on to a colleague."
 """The answer when no known question is similar enough. At the desk a person really takes over."""
+
+MODEL_FOLDER = "model"
+"""The folder in a cascade's adapter folder that holds the adapter of its model."""
 
 _THRESHOLD_FILE = "lookup.json"
 
 
 class LookupModel:
-    """Copies the first known answer among the retrieved texts if its question has the cosine ``min_similarity`` or more."""
+    """Copies the first known answer among the retrieved texts if its question has the cosine ``min_similarity`` or more.
 
-    def __init__(self, recipe: LookupRecipe, min_similarity: float) -> None:
+    ``recipe`` is that of the look-up or of the cascade that it is part of.
+    """
+
+    def __init__(self, recipe: Recipe, min_similarity: float) -> None:
         self.recipe = recipe
         self.min_similarity = min_similarity
 
     @classmethod
-    def load(cls, recipe: LookupRecipe, folder: Path) -> "LookupModel":
-        """The look-up that ``write_threshold`` wrote to ``folder``."""
+    def load(cls, recipe: Recipe, folder: Path) -> "LookupModel":
+        """The look-up whose threshold ``write_threshold`` wrote to ``folder``."""
         return cls(recipe, float(read_json(folder / _THRESHOLD_FILE)["min_similarity"]))
 
     def find(self, retrieved: Sequence[RetrievedText]) -> RetrievedText | None:
-        """The known answer to give, or None: a person should take over."""
+        """The known answer to give, or None: a person, or the model of a cascade, should answer."""
         known = next((text for text in retrieved if text.kind == "answer"), None)
         return known if known is not None and known.similarity >= self.min_similarity else None
 
@@ -56,13 +65,58 @@ class LookupModel:
         ]
 
 
+class CascadeModel:
+    """Asks ``lookup`` first, and ``model`` where it finds nothing."""
+
+    def __init__(self, lookup: LookupModel, model: Contender) -> None:
+        self.recipe = lookup.recipe
+        self.lookup = lookup
+        self.model = model
+
+    def has_room(self, question: str, intent: str | None) -> bool:
+        """Whether ``question`` fits into the model's context."""
+        return self.model.has_room(question, intent)
+
+    def answer(
+        self,
+        questions: Sequence[str],
+        intents: Sequence[str | None],
+        contexts: Sequence[Context],
+        progress: Callable[[int], None] = lambda done: None,
+        retrieved: Sequence[Sequence[RetrievedText]] | None = None,
+    ) -> list[Answer]:
+        """The known answers in ``retrieved`` that are similar enough, and the model's answers to the other questions."""
+        texts = [()] * len(questions) if retrieved is None else retrieved
+        found = [self.lookup.find(row) for row in texts]
+        open_rows = [i for i, known in enumerate(found) if known is None]
+        looked_up = len(questions) - len(open_rows)
+        written = self.model.answer(
+            [questions[i] for i in open_rows],
+            [intents[i] for i in open_rows],
+            [contexts[i] for i in open_rows],
+            lambda done: progress(looked_up + done),
+            [texts[i] for i in open_rows] if self.model.recipe.prompt.retrieve is not None else None,
+        )
+        by_row = dict(zip(open_rows, written, strict=True))
+        return [
+            by_row[i] if known is None else Answer(known.text, True, 0, retrieved=(known,))
+            for i, known in enumerate(found)
+        ]
+
+
 def load_contender(recipe: Recipe, base: Path | None, adapter: Path | None) -> Contender:
     """The model or the look-up of ``recipe``. ``base`` is None for a look-up, ``adapter`` for the base of a model alone."""
     if isinstance(recipe, LookupRecipe):
         assert adapter is not None  # a look-up has no base that could answer
         return LookupModel.load(recipe, adapter)
-    assert isinstance(recipe, FineTuneRecipe)
     assert base is not None
+    if isinstance(recipe, CascadeRecipe):
+        assert adapter is not None
+        model = SupportModel(
+            read_fine_tune_recipe(adapter / MODEL_FOLDER / "recipe.yaml"), base, adapter / MODEL_FOLDER
+        )
+        return CascadeModel(LookupModel.load(recipe, adapter), model)
+    assert isinstance(recipe, FineTuneRecipe)
     return SupportModel(recipe, base, adapter)
 
 
@@ -81,5 +135,5 @@ def handover_threshold(retrieved: Sequence[Sequence[RetrievedText]], share: floa
 
 
 def write_threshold(folder: Path, min_similarity: float) -> None:
-    """Writes what ``LookupModel.load`` reads."""
+    """Writes the similarity from which the look-up in ``folder`` answers."""
     write_json(folder / _THRESHOLD_FILE, {"min_similarity": min_similarity})

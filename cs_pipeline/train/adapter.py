@@ -29,7 +29,7 @@ from cs_pipeline.core.schema import SEEN_ROW, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.base import NO_BASE, Base, find_base
 from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
-from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe, read_recipe
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_recipe
 from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
@@ -119,10 +119,13 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     """The adapter that was already trained on equal input, or None. It becomes the recipe's current adapter.
 
     A look-up needs no training, so its adapter is made if there is none. Raises PipelineError if one of its files has
-    changed, if the base is missing, if the champion does not fit, and as ``build_lookup`` does.
+    changed, if the base is missing, if the champion does not fit, if a cascade's model is not trained, and as
+    ``build_lookup`` does.
     """
     if isinstance(recipe, LookupRecipe):
         return build_lookup(recipe, lake)
+    if isinstance(recipe, CascadeRecipe):
+        return find_stored(recipe, cascade_fingerprint(recipe, lake), lake)
     assert isinstance(recipe, FineTuneRecipe)
     base, data, start, fingerprint = _inputs(recipe, lake)
     if start.champion is not None:
@@ -130,10 +133,19 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
         if same_parent == start.champion.fingerprint:
             # The champion was trained with this recipe on this data; starting from it would train on the same data again.
             fingerprint = same_parent
-    return _find_stored(recipe, fingerprint, lake)
+    return find_stored(recipe, fingerprint, lake)
 
 
-def _find_stored(recipe: Recipe, fingerprint: str, lake: DataLake) -> Adapter | None:
+def cascade_fingerprint(recipe: CascadeRecipe, lake: DataLake) -> str:
+    """16 hex digits over everything a cascade is made from, its model's current adapter included.
+
+    Raises PipelineError if that adapter is missing or changed.
+    """
+    model = current_adapter(recipe.model, lake).fingerprint
+    return digest(recipe.fingerprint, data_versions(recipe, lake), model, CODE_VERSIONS["adapter"])
+
+
+def find_stored(recipe: Recipe, fingerprint: str, lake: DataLake) -> Adapter | None:
     """The adapter in the lake with this ``fingerprint``, or None. It becomes the recipe's current adapter."""
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     if not (folder / MANIFEST_NAME).exists():
@@ -154,7 +166,7 @@ def build_lookup(
     """
     data = data_versions(recipe, lake)
     fingerprint = digest(recipe.fingerprint, data, CODE_VERSIONS["adapter"])
-    if not force and (stored := _find_stored(recipe, fingerprint, lake)) is not None:
+    if not force and (stored := find_stored(recipe, fingerprint, lake)) is not None:
         return stored
     started = time.monotonic()
     rows = lake.read("prepare", "validation_split", ["row_id", "instruction", "predicted_intent"]).to_pydict()
@@ -174,14 +186,25 @@ def build_lookup(
         "min_similarity": threshold,
         "seconds": time.monotonic() - started,
     }
-    folder = lake.path("train", "adapter", recipe.name, fingerprint)
-    with atomic_folder(folder) as temporary:
+    start = TrainingStart(None, "a look-up is not trained")
+    facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None}
+    with new_adapter(recipe, lake, fingerprint, facts, metrics, SEEN_ROW.empty_table()) as temporary:
         write_threshold(temporary, threshold)
-        start = TrainingStart(None, "a look-up is not trained")
-        facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None}
-        _finish(temporary, recipe, lake, SEEN_ROW.empty_table(), metrics, fingerprint, data, facts)
+    return current_adapter(recipe.name, lake)
+
+
+@contextmanager
+def new_adapter(
+    recipe: Recipe, lake: DataLake, fingerprint: str, facts: dict[str, Any], metrics: dict[str, Any], seen: pa.Table
+) -> Iterator[Path]:
+    """A temporary folder for the caller's files. It becomes the recipe's current adapter if no exception is raised.
+
+    ``facts`` are base, start and seed for the manifest; ``seen`` are the rows that it was trained on (schema SEEN_ROW).
+    """
+    with atomic_folder(lake.path("train", "adapter", recipe.name, fingerprint)) as temporary:
+        yield temporary
+        _finish(temporary, recipe, lake, seen, metrics, fingerprint, data_versions(recipe, lake), facts)
     _make_current(recipe, fingerprint, lake)
-    return _verified(folder)
 
 
 def base_of_adapter(adapter: Adapter, recipe: Recipe, lake: DataLake) -> Path | None:

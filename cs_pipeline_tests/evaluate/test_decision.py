@@ -150,8 +150,7 @@ def test_events_that_did_not_occur_are_not_certain_never_to_occur() -> None:
 def test_nothing_below_standard_answers_customers(scores: dict[str, float], reason: str) -> None:
     """Neither a model that beats everything nor a look-up without competition."""
     bad = SCORES | {name: Interval(value, value, value) for name, value in scores.items()}
-    for known in ({}, {"methods": {"tuned": LOOK_UP}}):
-        found = compared(BETTER, BETTER if not known else None, **known)
+    for found in (compared(BETTER, BETTER), compared(SAME, None, methods={"tuned": LOOK_UP})):
         decision = decide_promotion(found.model_copy(update={"scores": found.scores | {"tuned": bad}}))
         assert not decision.promote
         assert reason in decision.reason

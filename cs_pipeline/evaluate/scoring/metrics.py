@@ -119,8 +119,40 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
     texts = pd.concat([_text_statistics(answers[c], references[c]) for c in chunks], ignore_index=True)
     safe = [int(is_safe(*row)) for row in zip(questions, answers, references, strict=True)]
-    counted = {"safe": safe, "rows": 1, "labelled": 1}
-    return pd.concat([texts, placeholders], axis=1).assign(**counted, **dict.fromkeys(CALLER_COLUMNS, np.nan))
+    stats = pd.concat([texts, placeholders], axis=1).assign(safe=safe, rows=1, labelled=1)
+    return stats.assign(**dict.fromkeys(CALLER_COLUMNS, np.nan))
+
+
+QUALITY_WEIGHTS = {"intent": 0.4, "placeholders": 0.2, "facts": 0.2, "wording": 0.1, "length": 0.1}
+"""The share of each part of the answer quality. They sum to 1. They were fixed before any model was compared with it."""
+
+
+def answer_quality(stats: pd.DataFrame) -> np.ndarray:
+    """How useful each answer is to a customer, from 0 to 1: [rows]. docs/evaluation.md gives the reasons.
+
+    An answer of another intent, or an unsafe one, is worth 0, however well it is written. Any other answer is worth the
+    part for the right intent, and more for its facts, placeholders, wording and length. If nobody labelled the intent of a
+    row, the other parts share its place.
+
+    ``stats`` has the columns of ``row_statistics`` and the caller's ``right_intent`` and ``fabricates``. The parts are: 1
+    for the right intent; the F1 of placeholder names (1 if neither text has any); 1 without a made-up fact; chrF; and the
+    length of the shorter text over that of the longer one.
+    """
+    placeholders = stats["answer_placeholders"] + stats["reference_placeholders"]
+    words = stats[["answer_words", "reference_words"]]
+    labelled = stats["labelled"] == 1
+    parts = {
+        "intent": labelled.astype(float),
+        "placeholders": (2 * stats["matched_placeholders"] / placeholders).where(placeholders > 0, 1.0),
+        "facts": 1 - stats["fabricates"],
+        "wording": stats["chrf"] / 100,
+        "length": words.min(axis=1) / words.max(axis=1).clip(lower=1),
+    }
+    weighted = sum(
+        (weight * parts[part] for part, weight in QUALITY_WEIGHTS.items()), start=pd.Series(0.0, stats.index)
+    )
+    quality = weighted / labelled.map({True: 1.0, False: 1 - QUALITY_WEIGHTS["intent"]})
+    return (quality * stats["safe"] * stats["right_intent"].where(labelled, 1.0)).to_numpy(float)
 
 
 class _Counts(NamedTuple):

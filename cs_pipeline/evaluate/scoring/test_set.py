@@ -15,8 +15,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
 from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
-from cs_pipeline.evaluate.scoring.metrics import row_statistics
-from cs_pipeline.evaluate.scoring.quality import answer_quality
+from cs_pipeline.evaluate.scoring.metrics import answer_quality, row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
 from cs_pipeline.llm.model import Answer, Contender, SupportModel, peak_memory_gib
 from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
@@ -30,7 +29,9 @@ _SECONDS_BETWEEN_REPORTS = 5
 class FrozenTestSet:
     """The test and training rows, with an intent classifier and norms that are both learned from training answers."""
 
-    def __init__(self, recipe: Recipe, lake: DataLake) -> None:
+    def __init__(self, recipe: Recipe, lake: DataLake, split: str = "test", rows: int | None = None) -> None:
+        """Reads the rows of ``split``, all of them or the ``rows`` of them with the smallest ids, which are hashes."""
+
         def read(split: str) -> pd.DataFrame:
             table = lake.read("prepare", f"{split}_split")
             frame = table.to_pandas()
@@ -45,7 +46,9 @@ class FrozenTestSet:
             )
 
         self.mode, self.settings = recipe.placeholders, recipe.evaluation
-        self.train, self.test = read("train"), read("test")
+        self.train, self.test = read("train"), read(split)
+        if rows is not None:
+            self.test = self.test.sort_values("row_id").head(rows).reset_index(drop=True)
         self.questions = self.test["instruction"].tolist()
         self.contexts: list[Context] = self.test["context"].tolist()
         self.questions_with_context = [_with_context(*row) for row in zip(self.contexts, self.questions, strict=True)]

@@ -253,9 +253,14 @@ class Desk:
         return apply(self._screening.mask(text, speaker), served.placeholders, speaker, "")
 
     def _reason_from_answer(self, case: _Case, generation: Generation) -> HandoverReason | None:
-        """The reason for a handover that follows from the intent, or from a look-up that found nothing, or None."""
+        """The reason for a handover that follows from the intent, or from a look-up that found nothing, or None.
+
+        If a look-up finds nothing for a short reply to the last answer, the desk asks back instead.
+        """
         reason = self._reason_from_intent(case, generation)
-        return HandoverReason.UNCLEAR if reason is None and generation.declined else reason
+        if reason is None and generation.declined and not _is_follow_up(case):
+            return HandoverReason.UNCLEAR
+        return reason
 
     def _reason_from_intent(self, case: _Case, generation: Generation) -> HandoverReason | None:
         """The reason for a handover that follows from the intent and its confidence, or None."""
@@ -266,8 +271,7 @@ class Desk:
         # If no retrieved text is relevant either, a higher confidence is required.
         nothing_known = generation.retrieved is not None and not _relevant(generation.retrieved)
         required = SURE_OF_INTENT if nothing_known else self._company.handover.confidence
-        is_follow_up = bool(case.earlier) and len(case.text.split()) <= _MAX_FOLLOW_UP_WORDS
-        return HandoverReason.UNCLEAR if generation.confidence < required and not is_follow_up else None
+        return HandoverReason.UNCLEAR if generation.confidence < required and not _is_follow_up(case) else None
 
     def _answer(
         self,
@@ -364,6 +368,10 @@ class Desk:
         toned = apply_tone(text, case.request.tone)
         opening = not any(speaker == "agent" for speaker, _ in case.earlier)
         return f"{salutation(toned, case.request.tone, case.values) if opening else ''}{toned}"
+
+
+def _is_follow_up(case: _Case) -> bool:
+    return bool(case.earlier) and len(case.text.split()) <= _MAX_FOLLOW_UP_WORDS
 
 
 def _relevant(retrieved: Sequence[RetrievedText]) -> list[RetrievedText]:

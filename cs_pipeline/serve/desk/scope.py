@@ -22,6 +22,8 @@ class OutOfScope(StrEnum):
 
     NO_CONTENT = f"How can I help you? I can answer questions about {_TOPICS}."
     """There is nothing to answer: a greeting, a punctuation mark, a random key."""
+    CLOSING = "You are welcome. Is there anything else that I can help you with?"
+    """The customer says thanks or goodbye."""
     PROMPT_INJECTION = f"I can only help with questions about {_TOPICS}. What can I do for you?"
     """The message gives instructions to a language model, or contains a control token."""
     OTHER_CUSTOMER = (
@@ -46,7 +48,9 @@ def out_of_scope(text: str, raw: str, *, opening: bool) -> OutOfScope | None:
         return OutOfScope.PROMPT_INJECTION
     if _OTHER_CUSTOMER.search(text):
         return OutOfScope.OTHER_CUSTOMER
-    return OutOfScope.NO_CONTENT if opening and _NO_CONTENT.fullmatch(text) else None
+    if opening:
+        return OutOfScope.NO_CONTENT if _NO_CONTENT.fullmatch(text) else None
+    return OutOfScope.CLOSING if _CLOSING.fullmatch(text) else None
 
 
 def is_off_topic(text: str, confidence: float | None) -> bool:
@@ -64,6 +68,7 @@ A classifier trained on 6,000 Bitext questions was less sure for 3 % of 4,000 ot
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _PROMPT_INJECTION = any_of(_FILE["prompt_injection"], _FILE["words"])  # in addition to what text/poison.py finds
-_OTHER_CUSTOMER, _OWN_TOPIC, _NO_CONTENT, _OFF_TOPIC = (
-    any_of(_FILE[key], _FILE["words"], re.I) for key in ("other_customer", "own_topic", "no_content", "off_topic")
+_OTHER_CUSTOMER, _OWN_TOPIC, _NO_CONTENT, _CLOSING, _OFF_TOPIC = (
+    any_of(_FILE[key], _FILE["words"], re.I)
+    for key in ("other_customer", "own_topic", "no_content", "closing", "off_topic")
 )

@@ -5,8 +5,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cs_pipeline.evaluate.scoring.metrics import corpus_scores, row_statistics
-from cs_pipeline.evaluate.scoring.quality import QUALITY_WEIGHTS, answer_quality
+from cs_pipeline.evaluate.scoring.metrics import QUALITY_WEIGHTS, answer_quality, corpus_scores, row_statistics
 
 REFERENCE = "Send the parcel with {{Order Number}} to {{Return Address}} within thirty days"
 
@@ -27,7 +26,7 @@ def test_the_reference_itself_is_perfect() -> None:
 
 
 @pytest.mark.parametrize("known", [{"right_intent": 0.0}, {"safe": 0}])
-def test_an_answer_to_another_question_or_an_unsafe_one_is_worth_nothing(known: dict[str, float]) -> None:
+def test_an_answer_to_another_question_or_an_unsafe_one_is_worth_nothing(known: dict[str, Any]) -> None:
     assert quality(REFERENCE, **known) == 0.0
 
 

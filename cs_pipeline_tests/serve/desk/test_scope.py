@@ -76,6 +76,36 @@ def test_a_bare_word_inside_a_conversation_can_be_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "thanks",
+        "Thank you so much!",
+        "ok, great, thanks :)",
+        "No, that's all. Thank you, bye!",
+        "thx, have a nice day",
+        "👍 thanks",
+    ],
+)
+def test_thanks_are_returned(text: str) -> None:
+    assert out_of_scope(text, text, opening=False) is OutOfScope.CLOSING
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "thanks, but it does not work",
+        "no",
+        "ok",
+        "thanks for nothing",
+        "bye bye parcel, where is it",
+        "that's all I got",
+    ],
+)
+def test_a_message_with_more_than_thanks_is_answered(text: str) -> None:
+    assert out_of_scope(text, text, opening=False) is None
+
+
+@pytest.mark.parametrize(
     ("text", "earlier", "reason"),
     [
         ("That does not help.", (), None),

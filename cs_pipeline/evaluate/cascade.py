@@ -1,0 +1,91 @@
+"""Builds a cascade: chooses on validation questions from which similarity on the look-up answers instead of the model."""
+
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+
+from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.scoring.baselines import as_sources
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_reporter
+from cs_pipeline.llm.model import SupportModel
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, read_fine_tune_recipe
+from cs_pipeline.retrieval.lookup import MODEL_FOLDER, LookupModel, write_threshold
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.train.adapter import (
+    Adapter,
+    base_of_adapter,
+    cascade_fingerprint,
+    current_adapter,
+    new_adapter,
+    seen_rows,
+)
+
+NEVER = 2.0
+"""A threshold that no similarity reaches: the model answers every question."""
+
+
+def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
+    """Makes the cascade of ``recipe`` with the current adapter of its model, and makes it the recipe's current one.
+
+    The look-up and the model answer ``validation_rows`` questions of the validation split. The threshold with the highest
+    answer quality is kept. Raises PipelineError if the model's adapter or base is missing or changed, or if the cascade and
+    its model retrieve differently.
+    """
+    fingerprint, model_adapter = cascade_fingerprint(recipe, lake), current_adapter(recipe.model, lake)
+    model_recipe = read_fine_tune_recipe(model_adapter.folder / "recipe.yaml")
+    _check_prompts(recipe, model_recipe)
+    base = base_of_adapter(model_adapter, model_recipe, lake)
+    assert base is not None  # a fine-tune has one
+    questions = FrozenTestSet(recipe, lake, "validation", recipe.validation_rows)
+    asked = questions.questions, questions.predicted_intents
+    retrieved = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, *asked)
+    always = LookupModel(recipe, 0.0)
+    known = [always.find(texts) for texts in retrieved]
+    copied = ["" if answer is None else answer.text for answer in known]
+    progress = progress_reporter(report, "the cascade's model", "validation answers", len(copied))
+    texts = retrieved if model_recipe.prompt.retrieve is not None else None
+    written = SupportModel(model_recipe, base, model_adapter.folder).answer(*asked, questions.contexts, progress, texts)
+    looked_up = questions.score(copied, as_sources(copied))["quality"].to_numpy()
+    by_model = questions.score([answer.text for answer in written], [answer.retrieved for answer in written])
+    similarities = np.array([0.0 if answer is None else answer.similarity for answer in known])
+    threshold = choose_threshold(similarities, looked_up, by_model["quality"].to_numpy())
+    share = float((similarities >= threshold).mean())
+    report(
+        f"the look-up answers {share:.0%} of {len(copied):,} validation questions, from similarity {threshold:.3f} on"
+    )
+    metrics = model_adapter.metrics | {"min_similarity": threshold, "looked_up_share": share}
+    facts = {key: model_adapter.manifest[key] for key in ("base", "start", "seed")} | {
+        "model": model_adapter.fingerprint
+    }
+    with new_adapter(recipe, lake, fingerprint, facts, metrics, seen_rows(model_adapter.folder)) as folder:
+        shutil.copytree(model_adapter.folder, folder / MODEL_FOLDER)
+        write_threshold(folder, threshold)
+    return current_adapter(recipe.name, lake)
+
+
+def choose_threshold(similarities: np.ndarray, looked_up: np.ndarray, written: np.ndarray) -> float:
+    """The similarity from which copying gives the highest total quality; the lowest of equally good ones.
+
+    All arrays are [questions]: the similarity of the known answer's question (0 without one), and the quality of the copied
+    and of the model's answer. The result is one of ``similarities``, or NEVER.
+    """
+    thresholds = [*np.unique(similarities[similarities > 0]), NEVER]
+    totals = [np.where(similarities >= threshold, looked_up, written).sum() for threshold in thresholds]
+    return float(thresholds[int(np.argmax(np.round(totals, 9)))])  # argmax returns the first of equal totals
+
+
+def _check_prompts(recipe: CascadeRecipe, model: FineTuneRecipe) -> None:
+    problems = []
+    if recipe.placeholders is not model.placeholders:
+        problems.append(f"placeholders: {model.placeholders.value}")
+    if model.prompt.route == "intent" and recipe.prompt.route != "intent":
+        problems.append("prompt.route: intent")
+    if model.prompt.retrieve not in (None, recipe.prompt.retrieve):
+        problems.append(f"prompt.retrieve: {model.prompt.retrieve.model_dump()}")
+    if problems:
+        raise PipelineError(
+            f"The cascade '{recipe.name}' and its model '{recipe.model}' do not get the same texts.",
+            f"In the cascade's recipe set {', '.join(problems)}.",
+        )
