@@ -11,7 +11,7 @@ from rich.text import Text
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.report.report import is_demo
-from cs_pipeline.evaluate.results import LOOKUP, evaluation_folder
+from cs_pipeline.evaluate.results import LOOKUP, evaluation_folder, read_evaluation
 from cs_pipeline.recipe import LookupRecipe, Recipe, load_recipe, recipe_names
 from cs_pipeline.register.history import read_history
 from cs_pipeline.tracking import champion_number, open_store
@@ -90,7 +90,7 @@ def _print_summary(result: "ExecuteInProcessResult", recipe: Recipe, lake: DataL
         for label, text in example.items():
             console.print(Padding(Text.assemble((f"{label}: ", "bold"), text.strip() or "(nothing)"), (0, 0, 0, 2)))
     console.print()
-    if is_demo(recipe):
+    if is_demo(read_evaluation(recipe.name, lake)):
         console.print("[yellow]The embedded base proves the pipeline; its answers are not for customers.[/]")
     report = lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
     console.print(f"Report: {report}", soft_wrap=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.core.manifest import write_manifest
@@ -27,12 +28,12 @@ from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, robustnes
 from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
-from cs_pipeline.evaluate.scoring.metrics import row_statistics
-from cs_pipeline.evaluate.scoring.quality import answer_quality
+from cs_pipeline.evaluate.scoring.metrics import answer_quality, row_statistics
 from cs_pipeline.evaluate.scoring.rubric import rubric
 from cs_pipeline.evaluate.slices import slice_scores
 from cs_pipeline.llm.base import NO_BASE
 from cs_pipeline.recipe import (
+    CascadeRecipe,
     EmbeddedBase,
     FineTuneRecipe,
     GenerationSettings,
@@ -62,9 +63,9 @@ SHARE = {
 LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
 
 
-def systems_of(champion: bool, lookup: bool = False) -> list[str]:
-    """The systems of a fine-tune that does not retrieve, or of a look-up."""
-    absent = {WITHOUT_RETRIEVAL, *(() if champion else ("champion",)), *(("base",) if lookup else ())}
+def systems_of(champion: bool, base: bool = True) -> list[str]:
+    """The systems of a fine-tune that does not retrieve; without ``base`` those of a look-up or a cascade."""
+    absent = {WITHOUT_RETRIEVAL, *(() if champion else ("champion",)), *(() if base else ("base",))}
     return [system for system in SYSTEMS if system not in absent]
 
 
@@ -94,19 +95,23 @@ class Page(HTMLParser):
         return "".join(self.texts)
 
 
+RECIPE = FineTuneRecipe(
+    name="demo",
+    description="Small & <b>quick</b>",
+    base=EmbeddedBase(source="embedded"),
+    quantization="nf4",
+    lora=LoraSettings(r=8, lora_alpha=16),
+    trainer=TrainerSettings(max_steps=100, learning_rate=1e-3, per_device_train_batch_size=4, max_length=128),
+    generation=GenerationSettings(max_new_tokens=64),
+)
+
+
 @pytest.fixture(scope="module")
 def recipe() -> FineTuneRecipe:
-    return FineTuneRecipe(
-        name="demo",
-        description="Small & <b>quick</b>",
-        base=EmbeddedBase(source="embedded"),
-        quantization="nf4",
-        lora=LoraSettings(r=8, lora_alpha=16),
-        trainer=TrainerSettings(max_steps=100, learning_rate=1e-3, per_device_train_batch_size=4, max_length=128),
-        generation=GenerationSettings(max_new_tokens=64),
-    )
+    return RECIPE
 
 
+CASCADE_RECIPE = CascadeRecipe(name="both", description="A look-up, then a model", method="cascade", model="demo")
 LOOKUP_RECIPE = LookupRecipe(name="copy", description="The usual known answer", method="lookup")
 
 
@@ -202,7 +207,7 @@ def evaluated(
     held_out: Sequence[str] = (),
     curve: Sequence[dict[str, float]] = CURVE,
 ) -> EvaluationResults:
-    """Puts an adapter and its evaluation into the lake, and returns the results.
+    """Puts an adapter and its evaluation into the lake, and returns the results. The model of a cascade is RECIPE.
 
     The last ``company`` of the ``rows`` come from a company. ``share`` changes entries of SHARE.
     """
@@ -210,7 +215,7 @@ def evaluated(
     fingerprint = "0123456789abcdef"
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
     folder.mkdir(parents=True)
-    metrics = {
+    metrics: dict[str, Any] = {
         "rows": 400,
         "rows_too_long": 3,
         "steps": 100,
@@ -225,8 +230,13 @@ def evaluated(
     }
     if lookup:
         metrics = {"rows": 400, "validation_questions": 90, "min_similarity": 0.4321, "seconds": 0.25}
+    if isinstance(recipe, CascadeRecipe):
+        metrics |= {"min_similarity": 0.8771, "looked_up_share": 0.625}
+        (folder / "model").mkdir()
+        (folder / "model" / "recipe.yaml").write_text(yaml.safe_dump(RECIPE.model_dump(mode="json")))
     write_json(folder / "metrics.json", metrics)
-    base: dict[str, Any] = {"source": "embedded", "name": "embedded (828,288 parameters)", "revision": None}
+    source = recipe.base.source if isinstance(recipe, FineTuneRecipe) else "embedded"
+    base: dict[str, Any] = {"source": source, "name": "embedded (828,288 parameters)", "revision": None}
     base = NO_BASE.facts() if lookup else base | {"sha256": "ba5e" * 4}
     manifest = {
         "fingerprint": fingerprint,
@@ -237,7 +247,7 @@ def evaluated(
     }
     write_manifest(folder, manifest)
     write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    systems = systems_of(champion, lookup)
+    systems = systems_of(champion, isinstance(recipe, FineTuneRecipe))
     about, stats = answers_of(systems, rows, company, {**SHARE, **share})
     models = [system for system in systems if system in ("tuned", "base", "champion")]
     results = results_of(

@@ -13,11 +13,12 @@ from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import BEHIND_FIRST, METRIC_SUFFIXES, leaderboard_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.decision import PRIMARY_METRIC
+from cs_pipeline.evaluate.report.tables import trained_part
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
-from cs_pipeline.recipe import FineTuneRecipe, read_recipe
+from cs_pipeline.recipe import read_recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 RANKED_BY = PRIMARY_METRIC
@@ -104,7 +105,8 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
     folder = lake.path("train", "adapter", name, results.adapter_fingerprint)
     manifest, recipe = read_manifest(folder, "adapter"), read_recipe(folder / "recipe.yaml")
     metrics = read_json(folder / "metrics.json")
-    columns = _MEASURED if isinstance(recipe, FineTuneRecipe) else _MEASURED_OF_LOOKUP
+    trained = trained_part(recipe, folder)
+    columns = _MEASURED if trained else _MEASURED_OF_LOOKUP
     if missing := [column for column in columns if column not in metrics]:
         raise PipelineError(
             f"trained by an earlier version of the code, which did not measure {', '.join(missing)}",
@@ -122,18 +124,19 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
         "base": results.base["name"],
         "method": recipe.training_method,
         "route": recipe.prompt.route,
-        "adapter_mib": weights_bytes(folder) / 2**20,
+        "adapter_mib": weights_bytes(trained[1]) / 2**20 if trained else 0.0,
         "evaluation_seconds": results.seconds["tuned"],
     }
-    if isinstance(recipe, FineTuneRecipe):
+    if trained:
+        model = trained[0]
         settings |= {
-            "r": recipe.lora and recipe.lora.r,
-            "lora_alpha": recipe.lora and recipe.lora.lora_alpha,
-            "quantization": recipe.quantization,
-            "learning_rate": recipe.trainer.learning_rate,
-            "max_length": recipe.trainer.max_length,
-            "template": recipe.prompt.template,
-            "start": recipe.start,
+            "r": model.lora and model.lora.r,
+            "lora_alpha": model.lora and model.lora.lora_alpha,
+            "quantization": model.quantization,
+            "learning_rate": model.trainer.learning_rate,
+            "max_length": model.trainer.max_length,
+            "template": model.prompt.template,
+            "start": model.start,
         }
     return settings | {column: metrics[column] for column in columns} | _figures(results)
 

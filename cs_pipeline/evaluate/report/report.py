@@ -21,9 +21,9 @@ from cs_pipeline.evaluate.report.who_answers import (
     quality_difference,
     recommend,
 )
-from cs_pipeline.evaluate.results import SYSTEMS, evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.results import SYSTEMS, EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
-from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, Recipe
+from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
 
 DEMO_WARNING = (
@@ -71,7 +71,7 @@ def write_report(recipe: Recipe, lake: DataLake, earlier_decisions: int | None =
         "results": results,
         "systems": systems,
         "models": models,
-        "demo": DEMO_WARNING if is_demo(recipe) else "",
+        "demo": DEMO_WARNING if is_demo(results) else "",
         "recommended": recommend(results, decision, gain, earlier_decisions),
         "contenders": contender_rows(results, costs, price),
         "contender_metrics": CONTENDER_METRICS,
@@ -113,9 +113,9 @@ def write_report(recipe: Recipe, lake: DataLake, earlier_decisions: int | None =
     return Report(path, markdown)
 
 
-def is_demo(recipe: Recipe) -> bool:
-    """Whether the recipe's model is not meant for customers, because its base was trained from scratch in minutes."""
-    return isinstance(recipe, FineTuneRecipe) and isinstance(recipe.base, EmbeddedBase)
+def is_demo(results: EvaluationResults) -> bool:
+    """Whether the version is not meant for customers, because its base was trained from scratch in minutes."""
+    return bool(results.base["source"] == "embedded")
 
 
 def _loss_picture(metrics: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,7 +15,8 @@ from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.cost import Cost, cost
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
-from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, Recipe
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
+from cs_pipeline.retrieval.lookup import MODEL_FOLDER
 from cs_pipeline.train.adapter import Adapter
 
 MAX_EXAMPLES, WORST_EXAMPLES = 20, 6
@@ -93,8 +95,33 @@ def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
     m = adapter.metrics
     if isinstance(recipe, LookupRecipe):
         return _lookup_facts(recipe, m)
-    assert isinstance(recipe, FineTuneRecipe)
-    lora, trainer = recipe.lora, recipe.trainer
+    trained = trained_part(recipe, adapter.folder)
+    assert trained is not None  # only a look-up has none
+    return [*_cascade_facts(recipe, m), *_fine_tune_facts(trained[0], adapter)]
+
+
+def trained_part(recipe: Recipe, folder: Path) -> tuple[FineTuneRecipe, Path] | None:
+    """The recipe and the folder of what was trained for the adapter in ``folder``; None for a look-up.
+
+    A cascade contains the adapter of its model.
+    """
+    if isinstance(recipe, CascadeRecipe):
+        return read_fine_tune_recipe(folder / MODEL_FOLDER / "recipe.yaml"), folder / MODEL_FOLDER
+    return (recipe, folder) if isinstance(recipe, FineTuneRecipe) else None
+
+
+def _cascade_facts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    if not isinstance(recipe, CascadeRecipe):
+        return []
+    return [
+        ("Cascade", f"a look-up first, then the model of '{recipe.model}'"),
+        ("Look-up answers from similarity", f"{metrics['min_similarity']:.3f}"),
+        ("Validation questions it answers", f"{100 * metrics['looked_up_share']:.0f} %"),
+    ]
+
+
+def _fine_tune_facts(recipe: FineTuneRecipe, adapter: Adapter) -> list[tuple[str, str]]:
+    m, lora, trainer = adapter.metrics, recipe.lora, recipe.trainer
     adaptation = f", r {lora.r}, alpha {lora.lora_alpha}, dropout {lora.lora_dropout:g}" if lora else ""
     batch = f"{trainer.per_device_train_batch_size} × {trainer.gradient_accumulation_steps}"
     return [
@@ -133,7 +160,7 @@ def _lookup_facts(recipe: LookupRecipe, metrics: dict[str, Any]) -> list[tuple[s
     ]
 
 
-def _retrieval_facts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str, str]]:
+def _retrieval_facts(recipe: FineTuneRecipe, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     if (retrieve := recipe.prompt.retrieve) is None:
         return []
     retrieved, left_out = metrics["found_texts"], metrics["found_texts_left_out"]

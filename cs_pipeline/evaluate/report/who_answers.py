@@ -209,10 +209,10 @@ def _training_bought(results: EvaluationResults, champion_gain: Difference | Non
     points = figure(PRIMARY_METRIC, abs(gain.difference))
     verdict = judgement(PRIMARY_METRIC, gain.low, gain.high)
     if verdict == "better":
-        return f"Fine-tuning {whose} bought {points} points of answer quality over the free look-up '{free}'."
+        return f"Fine-tuning bought {whose} {points} points of answer quality over the free look-up '{free}'."
     if verdict == "worse":
-        return f"Nothing. Fine-tuning {whose} costs {points} points: the free look-up '{free}' gives better answers."
-    return f"Nothing. Fine-tuning {whose} buys nothing over the free look-up '{free}' that these questions could show."
+        return f"Nothing. Fine-tuning costs {whose} {points} points: the free look-up '{free}' gives better answers."
+    return f"Nothing. Fine-tuning buys {whose} nothing over the free look-up '{free}' that these questions could show."
 
 
 def _how_sure(results: EvaluationResults) -> str:

@@ -29,7 +29,7 @@ from cs_pipeline.evaluate.results import (
     write_evaluation,
 )
 from cs_pipeline.evaluate.scoring.metrics import METRICS
-from cs_pipeline.recipe import EvaluationSettings, LookupRecipe
+from cs_pipeline.recipe import CascadeRecipe, EvaluationSettings, LookupRecipe
 from cs_pipeline.tracking import MODEL, open_store
 from cs_pipeline.train.adapter import build_lookup
 from cs_pipeline_tests.conftest import copy_lake, run_job
@@ -258,6 +258,22 @@ def test_a_lookup_is_ranked_with_the_models_and_has_nothing_of_a_training(swept:
         assert f"<td>{figure('quality', gain.difference, True)} <span" in cells
     for part in board.markdown.values():
         assert re.search(r"^\| lookup \| .*–", part, re.M)
+
+
+def test_a_cascade_has_the_settings_and_weights_of_its_model(swept: DataLake) -> None:
+    under_another_name(swept, "tiny", "both")
+    folder = swept.path("train", "adapter", "both", read_evaluation("both", swept).adapter_fingerprint)
+    inner = shutil.copytree(folder, folder.with_name("inner"))
+    (folder / "adapter_model.safetensors").unlink()
+    shutil.move(inner, folder / "model")
+    recipe = CascadeRecipe(name="both", description="a look-up, then tiny", method="cascade", model="tiny")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    write_manifest(folder, {key: value for key, value in read_json(folder / "manifest.json").items() if key != "files"})
+    rows = rows_of(write_leaderboard(["both", "tiny"], swept))
+    changed = {name for name in LEADERBOARD_SCHEMA.names if rows["both"][name] != rows["tiny"][name]}
+    assert changed - {"behind_first", "behind_first_low", "behind_first_high"} == {"recipe", "method"}
+    assert rows["both"]["method"] == "cascade"
+    assert rows["both"]["adapter_mib"] > 0
 
 
 def test_settings_are_those_of_the_evaluated_adapter(swept: DataLake) -> None:

@@ -178,11 +178,11 @@ def test_held_out_intents_have_figures_of_their_own(lake: DataLake, recipe: Fine
 def test_right_intents_are_counted_on_labelled_rows_alone(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe, rows=60, company=24)
     answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
-    shares = scores_by_intent(answers).set_index(["intent", "system"])
+    shares = {(row["intent"], row["system"]): row for row in scores_by_intent(answers).to_dict("records")}
     of_intent = answers[(answers["intent"] == "get_refund") & (answers["system"] == "tuned")]
     labelled = of_intent[of_intent["source"] == "bitext"]
     assert 0 < len(labelled) < len(of_intent)
-    share = shares.loc[("get_refund", "tuned")]
+    share = shares["get_refund", "tuned"]
     assert share["right_intent"] == pytest.approx(100 * labelled["right_intent"].mean())
     assert share["quality"] == pytest.approx(100 * of_intent["quality"].mean())
     assert share["rows"] == len(of_intent)

@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.results import EvaluationResults, Scores, SliceResults
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.recipe import FineTuneRecipe
-from cs_pipeline_tests.support.reported import LOOKUP_RECIPE, Page, evaluated
+from cs_pipeline_tests.support.reported import CASCADE_RECIPE, LOOKUP_RECIPE, Page, evaluated
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
 from cs_pipeline_tests.support.results import difference, results_of
 
@@ -107,22 +107,22 @@ def test_it_says_by_how_much_against_whom_and_what_the_champion_is_worth() -> No
             BETTER,
             "QLoRA",
             None,
-            "Fine-tuning this version bought 2.0 points of answer quality over the free look-up 'lookup'.",
+            "Fine-tuning bought this version 2.0 points of answer quality over the free look-up 'lookup'.",
         ),
         (
             WORSE,
             "QLoRA",
             None,
-            "Nothing. Fine-tuning this version costs 2.0 points: the free look-up 'lookup' gives better",
+            "Nothing. Fine-tuning costs this version 2.0 points: the free look-up 'lookup' gives better",
         ),
-        (UNCLEAR, "QLoRA", None, "Nothing. Fine-tuning this version buys nothing over the free look-up 'lookup'"),
+        (UNCLEAR, "QLoRA", None, "Nothing. Fine-tuning buys this version nothing over the free look-up 'lookup'"),
         (None, "QLoRA", None, "It cannot be said: this version could not be compared with the free look-up 'lookup'."),
         (UNCLEAR, "look-up", None, "Nothing was trained: this version is a look-up, which costs nothing."),
         (
             UNCLEAR,
             "look-up",
             WORSE,
-            "Nothing. Fine-tuning the champion costs 2.0 points: the free look-up 'lookup' gives",
+            "Nothing. Fine-tuning costs the champion 2.0 points: the free look-up 'lookup' gives",
         ),
     ],
 )
@@ -163,7 +163,7 @@ def test_the_best_free_lookup_counts_whichever_it_is() -> None:
     recommended = recommend(results_of(scores=scores, differences=gains), REFUSED, None, None)
     assert recommended.system == "central"
     assert "the best free look-up, 'central' (58.0), not clearly different" in texts(recommended)["By how much"]
-    assert "buys nothing over the free look-up 'central'" in texts(recommended)["What training bought"]
+    assert "buys this version nothing over the free look-up 'central'" in texts(recommended)["What training bought"]
 
 
 @pytest.mark.parametrize("champion", [False, True])
@@ -269,3 +269,23 @@ def test_the_report_of_a_lookup_has_nothing_about_training_or_a_base(lake: DataL
     assert tokens is not None
     assert tokens[1] == "–"
     assert "0.005" in costs  # 1,000 answers take 10 s
+
+
+def test_the_report_of_a_cascade_has_the_training_of_its_model_and_no_base(lake: DataLake) -> None:
+    evaluated(lake, CASCADE_RECIPE, rows=60, champion=True)
+    report = write_report(CASCADE_RECIPE, lake)
+    html = report.path.read_text()
+    text = " ".join(Page(html).text.split())
+    for shown in ("method cascade", "cascade · this version", "Fine-tuning bought this version", "Training loss"):
+        assert shown in text
+    for about, value in (
+        ("Cascade", "a look-up first, then the model of 'demo'"),
+        ("Look-up answers from similarity", "0.877"),
+        ("Validation questions it answers", "62 %"),
+        ("Method", "QLoRA, r 8, alpha 16"),
+        ("Optimizer steps", "100, each on 4 ×"),
+    ):
+        assert f"{about}{value}" in Page(html).text.replace(" \n", ""), about
+    assert DEMO_WARNING in text
+    assert ">base<" not in html
+    assert "Forgotten knowledge" not in text
