@@ -339,9 +339,13 @@ def test_a_lookup_is_refused_where_a_model_is_trained(folder: Path) -> None:
 
 def test_what_affects_a_lookups_answers_changes_its_fingerprint(folder: Path) -> None:
     plain = lookup_of(folder, LOOKUP)
-    same = [{"description": "In other words."}, {"evaluation": {"timed_answers": 1}}, {"handover_share": 0.005}]
+    same: list[dict[str, Any]] = [
+        {"description": "In other words."},
+        {"evaluation": {"timed_answers": 1}},
+        {"handover_share": 0.005},
+    ]
     assert {lookup_of(folder, LOOKUP | change).fingerprint for change in same} == {plain.fingerprint}
-    others = [{"prompt": {"route": "none"}}, {"placeholders": "strip"}, {"handover_share": 0.01}]
+    others: list[dict[str, Any]] = [{"prompt": {"route": "none"}}, {"placeholders": "strip"}, {"handover_share": 0.01}]
     assert len({plain.fingerprint, *(lookup_of(folder, LOOKUP | change).fingerprint for change in others)}) == 4
     assert plain.model_copy(update={"name": "yours"}).fingerprint != plain.fingerprint
 

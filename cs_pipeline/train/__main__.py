@@ -47,8 +47,14 @@ def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
         recipe = load_recipe(arguments.recipe)
         if isinstance(recipe, FineTuneRecipe):
             _train(recipe, DataLake.default(), arguments, group, report)
-        elif isinstance(recipe, LookupRecipe) and not rank():
-            _look_up(recipe, DataLake.default(), arguments, report)
+        elif isinstance(recipe, LookupRecipe):
+            if rank() == 0:
+                _look_up(recipe, DataLake.default(), arguments, report)
+        else:
+            raise PipelineError(
+                f"The recipe '{recipe.name}' is a {recipe.training_method}, and this command makes none.",
+                f"Materialise 'adapter' for the partition '{recipe.name}'.",
+            )
         group.leave()
     except KeyboardInterrupt:
         return 130  # no message: the user pressed Ctrl-C, and nothing half-written is left

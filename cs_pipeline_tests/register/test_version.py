@@ -65,7 +65,10 @@ def test_one_run_holds_settings_and_figures(registered: DataLake, adapter: Adapt
     results, metrics = read_evaluation("tiny", registered), run.data.metrics
     for name in ("validation_loss_before", "validation_loss_after", "tokens_per_second", "real_token_share"):
         assert metrics[f"train.{name}"] == adapter.metrics[name]
-    for system, prefix in (("tuned", "test"), ("base", "test.base"), ("nearest", "test.nearest")):
+    assert parameters["method"] == "QLoRA"
+    systems = ("base", "lookup", "nearest", "central", "random")
+    assert set(results.scores) == {"tuned", *systems}
+    for system, prefix in (("tuned", "test"), *((name, f"test.{name}") for name in systems)):
         for name, value in results.scores[system].items():
             if value is None:
                 assert f"{prefix}.{name}" not in metrics

@@ -8,7 +8,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.llm.base import embedded_folder
 from cs_pipeline.llm.model import SupportModel
-from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe
 from cs_pipeline.retrieval.lookup import (
     HANDOVER_ANSWER,
@@ -52,7 +52,7 @@ def test_the_first_known_answer_decides_and_passages_are_passed_over() -> None:
 def test_questions_are_answered_word_for_word_or_handed_over() -> None:
     done: list[int] = []
     retrieved = [[SENT], [known("Maybe.", 0.1)], [], [PASSAGE, known(" Two\n\nlines {{Order Number}} ", 0.7)]]
-    contexts = [(("customer", "Hello"),)] * 4
+    contexts: list[Context] = [(("customer", "Hello"),)] * 4
     answers = LOOKUP.answer(["a", "b", "c", "d"], [None, "get_refund", None, None], contexts, done.append, retrieved)
     texts = [SENT.text, HANDOVER_ANSWER, HANDOVER_ANSWER, " Two\n\nlines {{Order Number}} "]
     assert [answer.text for answer in answers] == texts

@@ -251,25 +251,37 @@ def test_the_adapter_of_another_recipe_is_not_used(lake: DataLake, recipe: Looku
         base_of_adapter(adapter, recipe.model_copy(update={"handover_share": 0.2}), lake)
 
 
-def by_hand(lake: DataLake, *arguments: str) -> list[str]:
-    """What the training command prints for the recipe ``tiny_lookup``."""
-    command = [sys.executable, "-m", "cs_pipeline.train", "--recipe", "tiny_lookup", *arguments]
+def by_hand(lake: DataLake, recipe: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "cs_pipeline.train", "--recipe", recipe, *arguments]
     environment = {**os.environ, "CS_LAKE": str(lake.root)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def printed_by(lake: DataLake, *arguments: str) -> list[str]:
+    """What the training command prints for the recipe ``tiny_lookup``."""
+    done = by_hand(lake, "tiny_lookup", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 def test_the_training_command_builds_it(lake: DataLake, recipe: LookupRecipe) -> None:
-    assert by_hand(lake, "--base-only") == ["base model: none: a look-up needs no model"]
+    assert printed_by(lake, "--base-only") == ["base model: none: a look-up needs no model"]
     assert not lake.path("train", "adapter").exists()
-    chosen, made = by_hand(lake)
+    chosen, made = printed_by(lake)
     adapter = current_adapter(recipe.name, lake)
     before = stamp(adapter)
     assert "similarity" in chosen
     assert made == f"adapter {adapter.fingerprint} of tiny_lookup: {adapter.folder}"
-    assert by_hand(lake) == [made]
+    assert printed_by(lake) == [made]
     assert stamp(adapter) == before
-    assert by_hand(lake, "--force") == [chosen, made]
+    assert printed_by(lake, "--force") == [chosen, made]
     assert stamp(adapter) > before
     assert adapter.fingerprint == build_lookup(recipe, lake).fingerprint
+
+
+def test_the_training_command_makes_no_cascade(lake: DataLake, own_recipes: None) -> None:
+    refused = by_hand(lake, "tiny_cascade")
+    assert refused.returncode == 1
+    assert "The recipe 'tiny_cascade' is a cascade, and this command makes none." in refused.stderr
+    assert "Materialise 'adapter' for the partition 'tiny_cascade'." in refused.stderr
+    assert "Traceback" not in refused.stderr

@@ -27,6 +27,7 @@ from cs_pipeline.tracking import (
 from cs_pipeline.train.adapter import Adapter, current_adapter, find_adapter, seen_rows, train_adapter
 from cs_pipeline.train.warm_start import TrainingStart, find_training_start
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, own_world
+from cs_pipeline_tests.support import versions
 from cs_pipeline_tests.train import FILES, add_to_split, company_rows
 
 
@@ -155,6 +156,26 @@ def test_a_champion_marked_for_forgetting_is_not_used(warm_started: WarmStarted,
     start = start_of(warm_started.recipe, lake)
     assert start == TrainingStart(None, "from the base, because champion 1 has seen rows that must be forgotten")
     assert find_adapter(warm_started.recipe, lake) is None
+
+
+def test_beside_a_champion_that_is_a_lookup_it_starts_from_the_base(warm_started: WarmStarted, tmp_path: Path) -> None:
+    lake, recipe = copy_lake(warm_started.lake.root, tmp_path / "copy"), warm_started.recipe
+    number = versions.add_lookup(lake)
+    versions.make_champion(lake, number)
+    why = f"from the base, because champion {number} is a look-up"
+    assert start_of(recipe, lake) == TrainingStart(None, why)
+    assert find_adapter(recipe, lake) is None, (
+        "the adapter that started from champion 1 is not the result of this start"
+    )
+    lines: list[str] = []
+    short = from_champion(recipe, trainer=recipe.trainer.model_copy(update={"max_steps": 2}))
+    trained = train_adapter(short, lake, lines.append)
+    assert f"training starts {why}" in lines
+    assert trained.manifest["start"] == {"why": why, "version": None, "fingerprint": None}
+    seen = seen_rows(trained.folder)
+    assert set(seen.column("through").to_pylist()) == {""}, "a look-up has seen no rows"
+    assert seen.num_rows == trained.metrics["rows_different"]
+    assert find_adapter(short, lake) == trained
 
 
 def test_a_champion_that_does_not_fit_is_refused(warm_started: WarmStarted) -> None:

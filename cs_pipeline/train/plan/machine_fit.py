@@ -13,7 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
 from cs_pipeline.llm.families import hidden_size
 from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder
-from cs_pipeline.recipe import FineTuneRecipe, HubBase, PackageBase, Recipe
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, HubBase, PackageBase, Recipe
 from cs_pipeline.train.plan.estimate import (
     FLOAT32_BYTES,
     TrainingEstimate,
@@ -82,7 +82,8 @@ def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Find
     If the base's config.json is not known without a download, a note replaces memory and time.
     """
     if not isinstance(recipe, FineTuneRecipe):
-        return [Finding("training", "ok", f"a {recipe.training_method} needs no model and no training")]
+        model = f"; its model is trained with the recipe '{recipe.model}'" if isinstance(recipe, CascadeRecipe) else ""
+        return [Finding("training", "ok", f"a {recipe.training_method} is not trained{model}")]
     findings = [_licence(recipe), _download(recipe)]
     config = config_of(recipe.base)
     if config is None:

@@ -10,7 +10,7 @@ import yaml
 from cs_pipeline.core.errors import Finding, PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
-from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe, load_recipe
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, load_fine_tune_recipe, load_recipe
 from cs_pipeline.train.plan.estimate import config_of, estimate
 from cs_pipeline.train.plan.machine_fit import (
     MAX_RUN_HOURS,
@@ -50,8 +50,15 @@ def test_a_recipe_that_fits(lake: DataLake) -> None:
 def test_a_lookup_fits_every_machine(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
     free_bytes(monkeypatch, 0)
     found = check_machine(load_recipe("lookup"), lake, replace(BIG, memory=0, rate=1))
-    assert found == [Finding("training", "ok", "a look-up needs no model and no training")]
+    assert found == [Finding("training", "ok", "a look-up is not trained")]
     raise_on_problems(found)
+
+
+def test_a_cascade_names_the_recipe_whose_training_has_to_fit(lake: DataLake) -> None:
+    recipe = CascadeRecipe(name="both", description="For tests.", method="cascade", model="phi3_mini_qlora")
+    (found,) = check_machine(recipe, lake, BIG)
+    assert found.status == "ok"
+    assert found.what == "a cascade is not trained; its model is trained with the recipe 'phi3_mini_qlora'"
 
 
 def test_a_gated_base_needs_a_token(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
