@@ -60,8 +60,12 @@ def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> 
     """One HTML file with plots and examples, including the worst ones; the metadata has its summary."""
     from cs_pipeline.core.lake import file_sha256
     from cs_pipeline.evaluate.report.report import write_report
+    from cs_pipeline.evaluate.results import read_evaluation
+    from cs_pipeline.register.history import read_history, recent_decisions
 
-    report = write_report(load_recipe(context.partition_key), lake.lake)
+    recipe = load_recipe(context.partition_key)
+    evaluated = read_evaluation(recipe.name, lake.lake).fingerprint
+    report = write_report(recipe, lake.lake, recent_decisions(read_history(lake.lake), evaluated))
     context.log.info(f"report: {report.path}")
     return dg.MaterializeResult(
         metadata={"summary": dg.MetadataValue.md(report.markdown), "dagster/uri": report.path.as_uri()},

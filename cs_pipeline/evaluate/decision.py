@@ -84,6 +84,13 @@ THRESHOLDS = {
 LOOK_UP = "look-up"
 """``Recipe.training_method`` of a contender that is not trained."""
 
+_SHARES = {
+    "fabricates": "share of answers with made-up facts",
+    "stop_rate": "share of answers that stop by themselves",
+    "safe": "share of safe answers",
+    "error_repeats_itself": "share of answers that repeat themselves",
+}
+
 _T = TypeVar("_T")
 
 
@@ -220,7 +227,7 @@ def _below_standard(results: EvaluationResults) -> Iterator[str]:
         for metric, limit in limits.items():
             score = scores.get(metric)
             if score is not None and (score.score < limit if limits is FLOORS else score.score > limit):
-                yield f"its {_label(metric)} is {score.score:.1f} %, {word} the limit of {limit:g} %"
+                yield f"its {_name(metric)} is {score.score:.1f} %, {word} the limit of {limit:g} %"
 
 
 def _not_better(results: EvaluationResults, system: str, name: str) -> Iterator[str]:
@@ -263,10 +270,10 @@ def _may_be_worse(results: EvaluationResults, system: str, name: str) -> Iterato
         needed = rows_needed(difference, metric, margin, MARGIN_RISK, margin=margin)
         figures = f"({_points(difference)}; {margin:g} points are tolerated)"
         if _gain(difference, metric) <= -margin or not needed:
-            yield f"its {_label(metric)} is worse than that of {name} {figures}", False
+            yield f"its {_name(metric)} is worse than that of {name} {figures}", False
         else:
             yield (
-                f"its {_label(metric)} may be worse than that of {name} {figures}; if both are equal, about {needed:,}"
+                f"its {_name(metric)} may be worse than that of {name} {figures}; if both are equal, about {needed:,}"
                 f" test rows would show it, and there are {difference.rows:,}",
                 needed > difference.rows,
             )
@@ -286,7 +293,7 @@ def _alarms(results: EvaluationResults) -> Iterator[str]:
             if (loss := differences.get(metric)) is not None:
                 largest_gain = loss.high if METRICS[metric].better == "higher" else -loss.low
                 if largest_gain < -margin:
-                    yield f"on the {source} rows its {_label(metric)} is worse than the champion's ({_points(loss)})"
+                    yield f"on the {source} rows its {_name(metric)} is worse than the champion's ({_points(loss)})"
     for intent, intent_results in results.intents.items():
         change = intent_results.differences.get("champion", {}).get("right_intent")
         if change is not None and change.high < -MAX_INTENT_LOSS:
@@ -310,9 +317,11 @@ def _praise(results: EvaluationResults, champion_forgotten: bool) -> str:
     return reason
 
 
-def _label(metric: str) -> str:
-    label = METRICS[metric].label.removesuffix(" (%)").removesuffix(" (0 to 100)")
-    return label if label[1].isupper() else label[0].lower() + label[1:]
+def _name(metric: str) -> str:
+    """The metric in the middle of a sentence, in the singular."""
+    label = METRICS[metric].label.removesuffix(" (0 to 100)")
+    label = label.removesuffix(" (%)")
+    return _SHARES.get(metric, label if label[1].isupper() else label[0].lower() + label[1:])
 
 
 def _points(difference: Difference) -> str:

@@ -112,11 +112,14 @@ def withdrawn_versions(history: list[dict[str, Any]]) -> dict[int, dict[str, Any
     return withdrawn
 
 
-def recent_decisions(history: list[dict[str, Any]]) -> int:
-    """The number of decisions by figures in the last year: how often the test rows were used to choose a champion."""
+def recent_decisions(history: list[dict[str, Any]], evaluation: str) -> int:
+    """How many decisions by figures of the last year were based on other evaluations than ``evaluation`` (a fingerprint).
+
+    They show how often the test rows were used to choose a champion.
+    """
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _YEAR_SECONDS))
-    by_figures = (entry for entry in history if entry["kind"] == "decision" and entry["differences"] is not None)
-    return sum(entry["time"] >= since for entry in by_figures)
+    by_figures = (entry for entry in history if entry["kind"] == "decision" and entry.get("differences") is not None)
+    return sum(entry["time"] >= since and entry["evaluation"] != evaluation for entry in by_figures)
 
 
 def previous_champion(history: list[dict[str, Any]], current: int | None) -> int | None:

@@ -61,7 +61,7 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
                 continue
             if decision is None:
                 forgotten = champion is not None and FORGOTTEN in versions[champion]
-                decision = decide_promotion(results, recent_decisions(history), forgotten)
+                decision = decide_promotion(results, recent_decisions(history, results.fingerprint), forgotten)
             entry = append_entry(
                 lake,
                 "decision",

@@ -59,15 +59,30 @@ def quality(low: float, high: float) -> Differences:
             "its right intent is worse than that of the champion",
         ),
         (SAME, BETTER | {"placeholder_f1": difference(-9, -8)}, False, "its placeholder F1 is worse"),
-        (SAME, BETTER | {"fabricates": difference(3, 4)}, False, "its answers with made-up facts is worse than that"),
+        (
+            SAME,
+            BETTER | {"fabricates": difference(3, 4)},
+            False,
+            "its share of answers with made-up facts is worse than that",
+        ),
         (SAME, BETTER | {"chrf": difference(-9, -8)}, False, "its chrF is worse than that of the champion"),
-        (SAME, BETTER | {"stop_rate": difference(-4, -3)}, False, "its stopped by itself is worse"),
-        (SAME, BETTER | {"safe": difference(-2, -1)}, False, "its safe answers is worse than that of the champion"),
+        (
+            SAME,
+            BETTER | {"stop_rate": difference(-4, -3)},
+            False,
+            "its share of answers that stop by themselves is worse",
+        ),
+        (
+            SAME,
+            BETTER | {"safe": difference(-2, -1)},
+            False,
+            "its share of safe answers is worse than that of the champion",
+        ),
         (
             SAME | {"safe": difference(-2, -1)},
             BETTER,
             False,
-            "its safe answers is worse than that of the best free look-up",
+            "its share of safe answers is worse than that of the best free look-up",
         ),
         (SAME | {"stop_rate": None}, BETTER, True, PROMOTED),  # nothing stops a look-up
         (SAME, BETTER | {"placeholder_f1": None}, True, PROMOTED),
@@ -141,10 +156,10 @@ def test_events_that_did_not_occur_are_not_certain_never_to_occur() -> None:
 @pytest.mark.parametrize(
     ("scores", "reason"),
     [
-        ({"stop_rate": 94.9}, "its stopped by itself is 94.9 %, below the limit of 95 %"),
-        ({"safe": 98.5}, "its safe answers is 98.5 %, below the limit of 99 %"),
-        ({"fabricates": 5.1}, "its answers with made-up facts is 5.1 %, above the limit of 5 %"),
-        ({"error_repeats_itself": 7.0}, "its repeats itself is 7.0 %, above the limit of 5 %"),
+        ({"stop_rate": 94.9}, "its share of answers that stop by themselves is 94.9 %, below the limit of 95 %"),
+        ({"safe": 98.5}, "its share of safe answers is 98.5 %, below the limit of 99 %"),
+        ({"fabricates": 5.1}, "its share of answers with made-up facts is 5.1 %, above the limit of 5 %"),
+        ({"error_repeats_itself": 7.0}, "its share of answers that repeat themselves is 7.0 %, above the limit of 5 %"),
     ],
 )
 def test_nothing_below_standard_answers_customers(scores: dict[str, float], reason: str) -> None:

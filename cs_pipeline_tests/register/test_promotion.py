@@ -1,5 +1,6 @@
 """Who becomes champion: the history and the alias on a real MLflow store."""
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -8,9 +9,9 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json, write_json
-from cs_pipeline.evaluate.decision import THRESHOLDS
+from cs_pipeline.evaluate.decision import DECISIONS_PER_YEAR, THRESHOLDS
 from cs_pipeline.evaluate.results import evaluation_file
-from cs_pipeline.register.history import history_lock, history_table, read_history, sync_aliases
+from cs_pipeline.register.history import history_lock, history_table, read_history, recent_decisions, sync_aliases
 from cs_pipeline.register.promotion import Outcome, roll_back
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version
 from cs_pipeline_tests.register.conftest import BETTER, SAME, World
@@ -327,3 +328,25 @@ def test_the_history_as_a_table(champion_two: World) -> None:
     ]
     assert [row["who"] for row in rows[2:4]] == ["a test", "a person"]
     assert rows[3]["why"] == "no"
+
+
+def test_decisions_by_figures_of_the_last_year_are_counted_once_per_evaluation(champion_two: World) -> None:
+    history = read_history(champion_two.lake)
+    assert recent_decisions(history, "another evaluation") == 2
+    assert recent_decisions(history, history[-1]["evaluation"]) == 1  # its own decision is not an earlier one
+    roll_back(champion_two.lake, 1, "a test", "a test")
+    assert recent_decisions(read_history(champion_two.lake), "another evaluation") == 2  # a person's is not by figures
+    past = [entry | {"time": "2020-01-01T00:00:00Z"} for entry in history]
+    assert recent_decisions(past, "another evaluation") == 0
+
+
+def test_after_a_year_of_decisions_the_figures_decide_no_more(champion_two: World) -> None:
+    recent = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    for number in range(DECISIONS_PER_YEAR):
+        entry = {"time": recent, "version": 2, "promote": False, "reason": "a test", "differences": {}}
+        champion_two.append(**entry, evaluation=f"evaluation {number}")
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, SAME, BETTER)
+    outcome = champion_two.judge()
+    assert outcome.champion == 2
+    assert "a person has to decide: the test rows were used for 54 decisions" in outcome.entries[-1]["reason"]

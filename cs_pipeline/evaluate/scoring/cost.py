@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cs_pipeline.core.errors import PipelineError
+from cs_pipeline.retrieval.lookup import MODEL_FOLDER
 
 
 @dataclass(frozen=True)
@@ -67,5 +68,9 @@ def cost(run: GenerationRun, latencies: Sequence[float], adapter_bytes: int, pri
 
 
 def weights_bytes(folder: Path) -> int:
-    """The size of the weights in an adapter folder, in bytes. A version needs them in addition to its base."""
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """The size of the weights in an adapter folder, in bytes. A version needs them in addition to its base.
+
+    A cascade's weights are in the folder of its model.
+    """
+    files = (*folder.glob("*.safetensors"), *folder.glob(f"{MODEL_FOLDER}/*.safetensors"))
+    return sum(path.stat().st_size for path in files)
