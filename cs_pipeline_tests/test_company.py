@@ -13,7 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.register.lineage import trace_lineage
-from cs_pipeline.tracking import find_versions, open_store
+from cs_pipeline.tracking import champion_number, find_versions, open_store
 from cs_pipeline_tests.conftest import copy_lake
 from cs_pipeline_tests.support.exports import export
 from cs_pipeline_tests.support.service import TIMEOUT, Service
@@ -73,7 +73,13 @@ def test_a_landed_file_leads_to_a_version_with_the_file_in_its_lineage(
     assert company["rows"] > 10  # of those that the recipe samples
     assert company["run"] in service.runs("ingest_company")
     assert made["run"] in service.runs("support_model")
-    assert made["history"], "there was a decision about the version"
+    (decision,) = made["history"]
+    assert (decision["kind"], decision["champion_before"]) == ("decision", 1)
+    assert {"champion", "lookup"} <= set(decision["differences"])
+    assert not decision["promote"], "a model of thirty steps does not beat the free look-up"
+    assert decision["reason"]
+    assert champion_number(client) == 1
+    assert made["aliases"] == ["challenger"]
     assert b"@example.net" not in b"".join(
         path.read_bytes()
         for path in own_lake.root.rglob("*")

@@ -19,7 +19,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
 from cs_pipeline.evaluate.results import read_evaluation
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.register.history import read_history
 from cs_pipeline.tracking import MODEL, champion_number, find_versions, open_store
 from cs_pipeline.train.adapter import current_adapter
@@ -72,11 +72,17 @@ def test_the_first_run_leaves_one_version_and_no_temporary_files(champion_lake: 
     assert [int(v.version) for v in find_versions(client)] == [1]
     assert champion_number(client) == 1
     assert len(run_ids(lake)) == 1
-    assert [(e["version"], e["promote"]) for e in read_history(lake)] == [(1, True)]
+    # The model answers worse than the free look-up. A person made it champion.
+    refusal, rollback = read_history(lake)
+    assert (refusal["kind"], refusal["version"], refusal["promote"]) == ("decision", 1, False)
+    assert set(refusal["differences"]) == {"lookup", "nearest", "central"}
+    assert (rollback["kind"], rollback["version"], rollback["promote"]) == ("rollback", 1, True)
     assert leftovers(lake) == []
 
 
-def test_a_second_run_trains_nothing_and_has_the_same_results(copied: DataLake, small_csv: Path) -> None:
+def test_a_second_run_trains_nothing_and_has_the_same_results(
+    champion_lake: Path, copied: DataLake, small_csv: Path
+) -> None:
     before, runs = stamps(copied), run_ids(copied)
     result = run_job(copied.root, small_csv)
     assert result.success
@@ -93,7 +99,7 @@ def test_a_second_run_trains_nothing_and_has_the_same_results(copied: DataLake, 
     assert run_ids(copied) == runs
     assert [int(v.version) for v in find_versions(open_store(copied))] == [1]
     assert found["champion"]["champion"] == 1
-    assert len(read_history(copied)) == 1
+    assert read_history(copied) == read_history(DataLake(champion_lake))
     assert found["clean_bitext"]["rows_in"] == 810
     assert found["bitext_conversations"]["dagster/row_count"] == 810
 
@@ -128,7 +134,7 @@ class Killer:
 
 
 def test_other_rows_give_a_second_version_even_if_the_training_is_killed_once(
-    copied: DataLake, small_csv: Path, tmp_path: Path, tiny: Recipe
+    copied: DataLake, small_csv: Path, tmp_path: Path, tiny: FineTuneRecipe
 ) -> None:
     rows = pd.read_csv(small_csv)
     other = tmp_path / "other.csv"
@@ -147,10 +153,15 @@ def test_other_rows_give_a_second_version_even_if_the_training_is_killed_once(
     assert len(run_ids(copied)) == 2  # the killed attempt and the completed one are the same run
     results = read_evaluation("tiny", copied)
     assert results.champion_version == 1
-    assert set(results.differences) == {"base", "champion", "nearest", "central", "random"}
+    assert set(results.differences) == {"base", "champion", "lookup", "nearest", "central", "random"}
     last = read_history(copied)[-1]
-    assert (last["version"], last["champion_before"]) == (2, 1)
-    assert champion_number(client) == (2 if last["promote"] else 1)
+    assert (last["version"], last["champion_before"], last["promote"]) == (2, 1, False), "it is no better than the first"
+    assert set(last["differences"]) == {"champion", "lookup", "nearest", "central"}
+    assert champion_number(client) == 1
+    assert {name: int(number) for name, number in client.get_registered_model(MODEL).aliases.items()} == {
+        "champion": 1,
+        "challenger": 2,
+    }
     adapter = current_adapter("tiny", copied)
     run = find_versions(client)[1].run_id
     assert run is not None
