@@ -86,7 +86,8 @@ def champion(
 def answers_from_the_registry(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The version, loaded from MLflow as any client loads it, answers a question.
 
-    If neither its files nor the libraries have changed since the last check, that check's answer is reused.
+    If neither its files nor the libraries have changed since the last check, that check's answer is reused, unless the
+    version retrieves.
     """
     from cs_pipeline.register.version import probe_version, version_of
 

@@ -97,7 +97,8 @@ def _available_before(recipe: Recipe, lake: DataLake) -> set[str]:
         adapter = current_adapter(recipe.name, lake)
     except PipelineError:  # never trained
         return set()
-    if adapter.manifest["data"]["train_split"] != file_sha256(lake.table("prepare", "train_split")):
+    changed = adapter.manifest["data"]["train_split"] != file_sha256(lake.table("prepare", "train_split"))
+    if changed and not adapter.is_lookup:  # a look-up is not trained: it uses every row as soon as it is joined
         return set(seen_rows(adapter.folder).column("row_id").to_pylist())
     available: set[str] = set()
     for name in ("conversations", "conversations_set_aside"):
