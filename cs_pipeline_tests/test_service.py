@@ -9,6 +9,7 @@ import pytest
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.definitions import defs
 from cs_pipeline.evaluate.results import read_evaluation
+from cs_pipeline.register.history import read_history
 from cs_pipeline.tracking import champion_number, find_versions, open_store
 from cs_pipeline.train.adapter import current_adapter
 from cs_pipeline_tests.conftest import own_world
@@ -57,7 +58,7 @@ def service(champion_lake: Path, small_csv: Path, lake: DataLake) -> Iterator[Se
             running.stop()
 
 
-def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, lake: DataLake) -> None:
+def test_a_run_launched_from_the_browser_ends_with_the_lookup_as_champion(service: Service, lake: DataLake) -> None:
     job = defs.resolve_job_def("support_model")
     names = sorted(key.to_user_string() for key in job.asset_layer.selected_asset_keys)
     answer = service.query(
@@ -66,7 +67,7 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
             "mode": "default",
             "runConfigData": "{}",
             "selector": {**JOB, "assetSelection": [{"path": [name]} for name in names]},
-            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "tiny"}]},
+            "executionMetadata": {"tags": [{"key": "dagster/partition", "value": "tiny_lookup"}]},
         },
     )["launchPipelineExecution"]
     assert answer["__typename"] == "LaunchRunSuccess", answer
@@ -74,18 +75,20 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
     status = service.wait_for_run(run)
     tags, events = service.events(run)
     assert status == "SUCCESS", [e for e in events if "error" in e] or service.log_tail()
-    assert tags["dagster/partition"] == "tiny"
+    assert tags["dagster/partition"] == "tiny_lookup"
 
     materialised = {e["assetKey"]["path"][0]: e for e in events if e["__typename"] == "MaterializationEvent"}
     assert sorted(materialised) == names
-    partitioned = {name for name, event in materialised.items() if event["partition"] == "tiny"}
+    partitioned = {name for name, event in materialised.items() if event["partition"] == "tiny_lookup"}
     assert partitioned == {"base_model", "adapter", "evaluation", "evaluation_report", "model_version"}
     figures = {
         name: {m["label"]: m.get("intValue") or m.get("floatValue") for m in event["metadataEntries"]}
         for name, event in materialised.items()
     }
     assert figures["bitext_conversations"]["dagster/row_count"] == 810
-    assert figures["adapter"]["steps"] == 30
+    known = lake.read("prepare", "train_split").num_rows
+    assert figures["adapter"]["rows"] == known
+    assert 0 < (figures["adapter"]["min_similarity"] or 0) < 1
     assert figures["model_version"]["version"] == figures["champion"]["champion"] == 1
 
     checks = [e["evaluation"] for e in events if e["__typename"] == "AssetCheckEvaluationEvent"]
@@ -93,19 +96,21 @@ def test_a_run_launched_from_the_browser_ends_with_a_champion(service: Service, 
     found = {(check["assetKey"]["path"][0], check["checkName"]) for check in checks}
     every = {(key.asset_key.path[0], key.name) for key in defs.resolve_asset_graph().asset_check_keys}
     assert found == {(asset, check) for asset, check in every if asset in names}
-    # The training process has logged to the run.
-    assert any("adapter step 30/30, loss" in (e.get("message") or "") for e in events)
+    assert any("Nothing to train: the adapter of this input is" in (e.get("message") or "") for e in events)
 
     client = open_store(lake)
     (version,) = find_versions(client)
     assert version.tags["cs.dagster_run"] == run
     assert champion_number(client) == 1
+    (decision,) = read_history(lake)
+    assert (decision["kind"], decision["recipe"], decision["promote"]) == ("decision", "tiny_lookup", True)
+    assert decision["decided_by"] == f"Dagster run {run}"
 
 
 def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Service, lake: DataLake) -> None:
-    """The same job for both recipes. Results of the earlier run of one recipe are reused."""
+    """The same job for the look-up, whose results are reused, and for a model, which does not beat it."""
     before = set(service.runs("support_model"))
-    trained = current_adapter("tiny", lake).fingerprint
+    built = current_adapter("tiny_lookup", lake).fingerprint
     answer = service.query(
         BACKFILL,
         backfillParams={
@@ -113,7 +118,7 @@ def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Serv
                 "partitionSetName": "support_model_partition_set",
                 "repositorySelector": {"repositoryName": "__repository__", "repositoryLocationName": "cs_pipeline"},
             },
-            "partitionNames": ["tiny", "tiny_lora"],
+            "partitionNames": ["tiny", "tiny_lookup"],
         },
     )["launchPartitionBackfill"]
     assert answer["__typename"] == "LaunchBackfillSuccess", answer
@@ -121,13 +126,24 @@ def test_a_sweep_launched_from_the_browser_ends_with_a_leaderboard(service: Serv
     runs = service.wait_for_runs(before, 2)
     about = [service.events(run)[0] for run in runs]
     assert {tags["dagster/backfill"] for tags in about} == {backfill}
-    assert {tags["dagster/partition"] for tags in about} == {"tiny", "tiny_lora"}
+    by_recipe = {tags["dagster/partition"]: run for tags, run in zip(about, runs, strict=True)}
+    assert set(by_recipe) == {"tiny", "tiny_lookup"}
     assert [service.wait_for_run(run) for run in runs] == ["SUCCESS"] * 2, service.failures()
+    # The training process has logged to its run.
+    _, events = service.events(by_recipe["tiny"])
+    assert any("adapter step 30/30, loss" in (e.get("message") or "") for e in events)
     rows = {row["recipe"]: row for row in lake.read("evaluate", "leaderboard").to_pylist()}
+    assert list(rows) == ["tiny_lookup", "tiny"], "the better one comes first"
     for recipe, row in rows.items():
-        bits = read_evaluation(recipe, lake).scores["tuned"]["bits_per_character"]
-        assert bits is not None
-        assert row["bits_per_character"] == bits.score
-    assert sorted(rows) == ["tiny", "tiny_lora"]
-    assert current_adapter("tiny", lake).fingerprint == trained
-    assert len(find_versions(open_store(lake))) == 2
+        for metric in ("quality", "bits_per_character"):
+            score = read_evaluation(recipe, lake).scores["tuned"][metric]
+            assert row[metric] == (score and score.score), (recipe, metric)
+    assert rows["tiny_lookup"]["bits_per_character"] is None
+    assert rows["tiny"]["bits_per_character"] > 0
+    assert current_adapter("tiny_lookup", lake).fingerprint == built
+    client = open_store(lake)
+    assert [version.tags["cs.recipe"] for version in find_versions(client)] == ["tiny_lookup", "tiny"]
+    assert champion_number(client) == 1
+    _, refusal = read_history(lake)
+    assert (refusal["version"], refusal["champion_before"], refusal["promote"]) == (2, 1, False)
+    assert set(refusal["differences"]) == {"champion", "lookup", "nearest", "central"}

@@ -313,7 +313,7 @@ def test_after_a_kill_at_any_line_the_same_call_finishes(lake: DataLake, jane: s
     """The removal is killed before every tenth line; afterwards finding and forgetting again removes everything."""
     hers = training_rows(lake, jane)
     assert hers <= known_rows(lake)
-    for attempt in range(200):
+    for attempt in range(300):
         child = os.fork()
         if child == 0:
             left = 1 + attempt * 10
