@@ -68,7 +68,9 @@ def find_training_start(recipe: FineTuneRecipe, base: Base, lake: DataLake) -> T
     champion = ChampionAdapter(version.version, folder, read_manifest(folder, "model_version"))
     its_base, its_recipe = champion.manifest["base"], read_recipe(folder / "recipe.yaml")
     if not isinstance(its_recipe, FineTuneRecipe):
-        return TrainingStart(None, f"from the base, because champion {version.version} is a {its_recipe.training_method}")
+        return TrainingStart(
+            None, f"from the base, because champion {version.version} is a {its_recipe.training_method}"
+        )
     differences = []
     if its_base["sha256"] != base.sha256:
         differences.append(f"its base is {its_base['name']} ({its_base['sha256']}), not {base.name} ({base.sha256})")

@@ -155,7 +155,9 @@ def test_other_rows_give_a_second_version_even_if_the_training_is_killed_once(
     assert results.champion_version == 1
     assert set(results.differences) == {"base", "champion", "lookup", "nearest", "central", "random"}
     last = read_history(copied)[-1]
-    assert (last["version"], last["champion_before"], last["promote"]) == (2, 1, False), "it is no better than the first"
+    assert (last["version"], last["champion_before"], last["promote"]) == (2, 1, False), (
+        "it is no better than the first"
+    )
     assert set(last["differences"]) == {"champion", "lookup", "nearest", "central"}
     assert champion_number(client) == 1
     assert {name: int(number) for name, number in client.get_registered_model(MODEL).aliases.items()} == {

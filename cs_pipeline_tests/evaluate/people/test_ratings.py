@@ -18,7 +18,7 @@ from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.results import evaluation_file, read_evaluation, write_evaluation
 from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 from cs_pipeline.ingest.ledger import Ledger
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline_tests.conftest import copy_lake
 
 ASKED = AskedQuestion(
@@ -109,7 +109,7 @@ def test_the_opinions_in_the_report(lake: DataLake) -> None:
 
 
 def test_an_exported_sheet_comes_back_into_the_report(
-    champion_lake: Path, tmp_path: Path, tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+    champion_lake: Path, tmp_path: Path, tiny: FineTuneRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lake = copy_lake(champion_lake, tmp_path / "lake")
     assert 'id="people"' not in write_report(tiny, lake).path.read_text()

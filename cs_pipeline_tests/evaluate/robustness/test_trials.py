@@ -11,7 +11,7 @@ from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.robustness.robustness import ROBUSTNESS_COLUMNS, make_cases, robustness_by_group
 from cs_pipeline.evaluate.robustness.trials import _contains
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
-from cs_pipeline.recipe import Recipe
+from cs_pipeline.recipe import FineTuneRecipe
 
 EVALUATE = Path(__file__).parents[3] / "cs_pipeline" / "evaluate" / "robustness"
 
@@ -21,7 +21,7 @@ def evaluated(champion_lake: Path) -> DataLake:
     return DataLake(champion_lake)
 
 
-def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: Recipe) -> None:
+def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: FineTuneRecipe) -> None:
     table = pd.read_parquet(evaluation_folder("tiny", evaluated) / "robustness.parquet")
     cases = make_cases(FrozenTestSet(tiny, evaluated).test, tiny.evaluation.robustness_cases)
     assert list(table) == [*ROBUSTNESS_COLUMNS, "system"]
