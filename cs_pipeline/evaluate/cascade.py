@@ -52,9 +52,8 @@ def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str],
     similarities = np.array([0.0 if answer is None else answer.similarity for answer in known])
     threshold = choose_threshold(similarities, looked_up, by_model["quality"].to_numpy())
     share = float((similarities >= threshold).mean())
-    report(
-        f"the look-up answers {share:.0%} of {len(copied):,} validation questions, from similarity {threshold:.3f} on"
-    )
+    limit = "" if threshold == NEVER else f", from similarity {threshold:.3f} on"
+    report(f"the look-up answers {share:.0%} of {len(copied):,} validation questions{limit}")
     metrics = model_adapter.metrics | {"min_similarity": threshold, "looked_up_share": share}
     facts = {key: model_adapter.manifest[key] for key in ("base", "start", "seed")} | {
         "model": model_adapter.fingerprint

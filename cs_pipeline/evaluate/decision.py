@@ -222,7 +222,10 @@ def _objections(
         yield from _may_be_worse(results, system, name)
     yield from ((sentence, False) for sentence in _alarms(results))
     if compared and earlier_decisions >= DECISIONS_PER_YEAR:
-        yield f"the test rows were used for {earlier_decisions} decisions within a year, and more would find luck", True
+        yield (
+            f"the test rows were used for {earlier_decisions} decisions within a year; another might be won by luck",
+            True,
+        )
 
 
 def _below_standard(results: EvaluationResults) -> Iterator[str]:
@@ -308,17 +311,15 @@ def _praise(results: EvaluationResults, champion_forgotten: bool) -> str:
     compared = rivals(results)
     if not compared:
         return "there is no champion yet, and a look-up costs nothing"
-    beaten = [
+    figures = [
         f"{name} (answer quality {_points(difference)})"
         for system, name in compared.items()
         if (difference := results.differences[system].get(PRIMARY_METRIC)) is not None
     ]
-    reason = (
-        f"compared with {' and '.join(beaten)} it is better where it must be, and worse in nothing beyond the margins"
-    )
+    within = f"compared with {' and '.join(figures)}, no metric loses more than its margin"
     if champion_forgotten and "champion" in compared:
-        reason += "; it need not be better than the champion, which was trained on rows that are to be forgotten"
-    return reason
+        return f"{within}; it need not be better than the champion, which was trained on rows that are to be forgotten"
+    return f"its answers are clearly better than those of {next(iter(compared.values()))}; {within}"
 
 
 def _name(metric: str) -> str:

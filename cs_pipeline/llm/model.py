@@ -236,7 +236,7 @@ class SupportModel:
 
     @cached_property
     def _exact(self) -> Any:
-        """The model that measures likelihoods: on a CPU in float32, because small differences decide about a promotion."""
+        """The model that measures likelihoods: on a CPU in float32, because models differ by little."""
         import torch
 
         needs_copy = self.model.device.type == "cpu" and self.model.dtype != torch.float32

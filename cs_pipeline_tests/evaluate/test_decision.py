@@ -23,7 +23,7 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline_tests.register.conftest import BETTER, MANY, SAME, SCORES, compared
 from cs_pipeline_tests.support.results import difference as difference_of
 
-PROMOTED = "it is better where it must be, and worse in nothing beyond the margins"
+PROMOTED = "no metric loses more than its margin"
 
 
 def difference(low: float, high: float) -> Difference:
