@@ -1,1 +1,1 @@
-"""The base of all other packages: files, tables, hashes, locks and errors, independent of models and customer support."""
+"""Files, tables, hashes, locks and errors. All other packages use them; nothing in them depends on models or support."""

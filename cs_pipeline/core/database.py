@@ -1,4 +1,4 @@
-"""An SQLite file in the lake, created on first use and readable by its owner alone."""
+"""An SQLite file in the lake. It is created on first use, and only its owner can read it."""
 
 import os
 import sqlite3
@@ -15,18 +15,18 @@ _LOCK_TIMEOUT = 60.0
 
 
 class Database:
-    """The database at ``path``. Several threads and processes may open it, each with an instance of its own.
+    """The database at ``path``. Several threads and processes may use it, each through its own instance.
 
     ``tables`` are the CREATE statements. Their ``version`` is stored in SQLite's ``user_version``. Every transaction is
-    synced to disk or rolled back. Every method raises PipelineError when the file cannot be read or written; the message
-    ends with the advice ``if_damaged``.
+    synced to disk or rolled back. Every method raises PipelineError if the file cannot be read or written. The error ends
+    with the text ``if_damaged``, which says what to do if the file is damaged.
     """
 
     def __init__(self, path: Path, tables: Sequence[str], version: int, if_damaged: str) -> None:
         self.path, self._if_damaged = path, if_damaged
         make_folder(path.parent)
         with self._errors():
-            # Created here to set the file mode, which SQLite copies to the files that it creates beside it.
+            # Create the file here to set its mode. SQLite gives the same mode to its log files beside it.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, PRIVATE))
             self._db = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, isolation_level=None)
             try:
@@ -42,10 +42,10 @@ class Database:
         self._db.close()
 
     def _open(self, tables: Sequence[str], version: int) -> None:
-        # In WAL mode only FULL syncs at each commit. secure_delete overwrites deleted content with zeros.
+        # In WAL mode, SQLite syncs at every commit only with FULL. secure_delete overwrites deleted content with zeros.
         self._db.execute("PRAGMA synchronous = FULL")
         self._db.execute("PRAGMA secure_delete = ON")
-        # Without the lock, two processes could both create the tables. SQLite's own lock does not cover the journal mode.
+        # Without this lock, two processes could both create the tables: SQLite does not lock a change of the journal mode.
         with locked(self.path.with_name(f".{self.path.stem}.lock")):
             found = self._select("PRAGMA user_version")[0][0]
             if found > version:
@@ -68,7 +68,7 @@ class Database:
     def _transaction(self) -> Iterator[None]:
         with self._errors():
             try:
-                # IMMEDIATE, because a transaction that reads before it writes could not wait for another writer.
+                # Without IMMEDIATE, a transaction that reads before it writes would fail if another one is writing.
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._db.execute("COMMIT")

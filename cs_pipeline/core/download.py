@@ -1,4 +1,4 @@
-"""Downloads a single file: resumes and retries, verifies the hash, and reuses a file that is already there."""
+"""Downloads a single file: resumes and retries, verifies the hash, and reuses a file that was downloaded before."""
 
 import hashlib
 import logging
@@ -32,9 +32,9 @@ _MANUAL_DOWNLOAD = "download the file some other way and give its path as the so
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file at ``url`` with its expected size in bytes.
+    """A file to download from ``url``. ``size`` is its expected size in bytes.
 
-    Its expected hash is the git blob hash ``git_blob``, or ``sha256`` if that is None.
+    Its expected hash is the git blob hash ``git_blob``; if ``git_blob`` is None, it is ``sha256``.
     """
 
     origin: Literal["github", "hub"]
@@ -50,10 +50,10 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
 
     The download is written to ``<target>.part`` first. If it is interrupted, it resumes where it stopped, in this call or
     in a later one. A call makes up to six attempts; the pause between them doubles, and is longer if the server asks for it.
-    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` the hub is not contacted. Of two simultaneous calls, the
-    second waits for the first and then finds the file. ``report`` gets progress lines.
+    ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` the hub is not contacted. If another call is downloading
+    the same file, this call waits and then uses that file. ``report`` is called with each line of progress.
 
-    Raises PipelineError when the download fails, and when the file is not the expected one; that file is deleted.
+    Raises PipelineError if the download fails, or if the file is not the expected one. A wrong file is deleted.
     """
     with locked(target.with_name(target.name + ".lock")):
         if target.exists():
@@ -79,7 +79,7 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
 
 
 class _InterruptedError(Exception):
-    """The download was interrupted. Another attempt may succeed, after at least ``wait`` seconds."""
+    """The download was interrupted. Another attempt may succeed if it waits at least ``wait`` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
@@ -119,12 +119,12 @@ def _fetch_rest(
     received = part.stat().st_size if part.exists() else 0
     if received >= remote.size:
         return
-    # No compression: with it, offsets would count compressed bytes.
+    # Refuse compression, because offsets would then count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={received}-"} if received else {})
     try:
         with requests.get(remote.url, headers=headers, auth=authorise, stream=True, timeout=_TIMEOUT) as response:
             _check_status(remote, response)
-            if response.status_code == 416:  # not longer than the part, which ``download`` will reject
+            if response.status_code == 416:  # the remote file ends where the part ends; ``download`` checks the part
                 return
             if response.status_code == 200:
                 received = 0
@@ -156,16 +156,16 @@ def _check_status(remote: RemoteFile, response: requests.Response) -> None:
     status = response.status_code
     if status in (200, 206) or (status == 416 and "Range" in response.request.headers):
         return
-    what = f"the server answered {status} {response.reason}"
+    answer = f"the server answered {status} {response.reason}"
     if status in (408, 429) or status >= 500:
-        raise _InterruptedError(what, _retry_after(response.headers.get("Retry-After", "")))
+        raise _InterruptedError(answer, _retry_after(response.headers.get("Retry-After", "")))
     if remote.origin == "hub" and status in (401, 403):
         fix = "Set HF_TOKEN to a token with read access, and accept the terms on the repository's page."
     elif remote.origin == "hub" and status == 404:
         fix = f"Check the revision '{remote.revision}' on the repository's page."
     else:
         fix = f"If a proxy answered, allow the URL in the proxy. Otherwise {_MANUAL_DOWNLOAD}"
-    raise PipelineError(f"{remote.url}: {what}.", fix)
+    raise PipelineError(f"{remote.url}: {answer}.", fix)
 
 
 def _retry_after(header: str) -> float:
@@ -184,10 +184,10 @@ def is_hub_offline() -> bool:
 
 
 def _authorisation(remote: RemoteFile) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    """A function for the argument ``auth`` of requests: it adds ``HF_TOKEN`` to a request to the hub.
+    """The argument ``auth`` of ``requests.get``: a function that adds ``HF_TOKEN`` to a request to the hub.
 
-    For other hosts it adds nothing but is still needed, because without ``auth`` the library would send a password
-    from ~/.netrc. On a redirect to another host, the library removes the header.
+    Requests to other hosts need the function too: without ``auth``, the library would send a password from ~/.netrc.
+    If the hub redirects to another host, the library removes the token.
     """
     token = ""
     if remote.origin == "hub":

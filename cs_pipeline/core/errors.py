@@ -23,7 +23,7 @@ Status: TypeAlias = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class CheckOutcome:
-    """The result of a data check: the ``facts`` that it found, and the ``problem`` in words, with its fix."""
+    """The result of a data check. ``facts`` are the values that it found; ``problem`` is a message for the user."""
 
     passed: bool
     facts: Mapping[str, Any]
@@ -32,7 +32,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check of the machine. It has a fix unless it is ok. A problem stops the pipeline, a note does not."""
+    """The result of a check of the machine. ``fix`` is None if it is ok. A problem stops the pipeline; a note does not."""
 
     name: str
     status: Status

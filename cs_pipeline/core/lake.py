@@ -125,7 +125,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the temporary folders that killed processes left beside ``path``. Nobody else may be writing ``path``."""
+    """Removes the temporary folders of killed processes beside ``path``. No other process may be writing ``path`` now."""
     for leftover in path.parent.glob(f".{path.name}.*"):
         shutil.rmtree(leftover)
 
@@ -134,8 +134,8 @@ def remove_leftovers(path: Path) -> None:
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """Holds an exclusive lock on the file ``path`` while the block runs; creates the file but never changes its content.
 
-    Other threads and processes wait for it, and the operating system releases the lock of a process that dies. With
-    ``wait=False`` the block runs at once, and yields whether it has the lock.
+    If another thread or process holds the lock, this call waits. With ``wait=False`` the block runs at once, and the yielded
+    value says whether the lock is held. The operating system releases the lock of a process that dies.
     """
     make_folder(path.parent)
     with path.open("a") as file:

@@ -1,4 +1,7 @@
-"""The manifest of a folder, such as an adapter or an index: its files and their hashes. Written last, checked on load."""
+"""The manifest of a folder, such as an adapter or an index: its files and their hashes. It is written last.
+
+Every reader of such a folder checks the manifest first.
+"""
 
 from pathlib import Path
 from typing import Any

