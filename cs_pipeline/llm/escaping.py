@@ -1,7 +1,8 @@
 """Escapes text that a tokenizer cannot represent, so that nothing in a row is lost on its way through a model.
 
 T5 has no brace, no line break and no repeated space: ``{{Order Number}}`` would become ``<unk>Order Number<unk>``, and a
-list would become one line. Double braces and line breaks are frequent and become a one-token sign; others a code point.
+list would become one line. Double braces and line breaks are frequent, so each becomes a sign of one token. Any other
+character that the tokenizer loses becomes its code point.
 """
 
 import re
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ESCAPE = "\N{PRIME}"
-"""``′1f642;`` stands for U+1F642. The tokenizers of all supported families have the prime, and support texts rarely do."""
+"""``′1f642;`` stands for U+1F642. The prime is in the tokenizers of all supported families, and is rare in support texts."""
 
 SIGNS = {"{{": "«", "}}": "»", "\n": "| "}
 """The signs for frequent characters. The space after a line break's sign gives the next word its usual tokens."""
@@ -35,7 +36,8 @@ class Escaping:
         self._to_escape = re.compile(
             rf"(?P<sign>{'|'.join(map(re.escape, signs)) or '(?!)'})|(?P<code>{'|'.join(by_code)})|[^\x20-\x7e]"
         )
-        by_sign = [re.escape(sign).replace(r"\ ", " ?") for sign in signs.values()]  # the last may have lost its space
+        # A sign at the end of a text may have lost its space.
+        by_sign = [re.escape(sign).replace(r"\ ", " ?") for sign in signs.values()]
         self._to_unescape = re.compile("|".join([rf"{ESCAPE}(?P<code>[0-9a-f]{{1,6}});", *by_sign]))
 
     def escape(self, text: str) -> str:

@@ -43,6 +43,6 @@ def hidden_size(config: dict[str, Any]) -> int:
 
 
 def family_of(config: dict[str, Any]) -> Family:
-    """The family of the base with this config.json. For a family outside the table, the names of its layers are unknown."""
+    """The family of the base with this config.json. ``attention`` is empty if the family is not in the table."""
     architecture: Architecture = "encoder-decoder" if config.get("is_encoder_decoder") else "causal"
     return FAMILIES.get(config["model_type"]) or Family(config["model_type"], architecture, ())

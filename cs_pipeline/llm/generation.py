@@ -1,8 +1,8 @@
 """Greedy decoding of a batch that shrinks when answers end.
 
-transformers computes a batch until its longest answer ends: of 64 answers with 150 tokens on average and 256 at most, four
-tenths of the work is for answers that are complete. Here their rows leave the batch, so larger batches pay off too
-(bench/processor.py).
+transformers continues all rows of a batch until its longest answer ends. In a batch of 64 answers with 150 tokens on average
+and 256 at most, 40 % of the work is for answers that are already complete. Here their rows are removed from the batch, so
+larger batches are faster too (bench/processor.py).
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 _FINISHED_SHARE = 1 / 8
-"""Share of the batch from which finished rows are removed. Removing them copies the cache of the others."""
+"""Finished rows are removed once they are this share of the batch. Fewer do not repay copying the cache of the others."""
 
 
 def greedy_answers(
@@ -23,13 +23,13 @@ def greedy_answers(
 ) -> torch.Tensor:
     """The new tokens of each row, padded with ``pad_token_id``: [rows, longest answer].
 
-    An answer includes its stop token. transformers calls this function as ``custom_generate`` of ``model.generate``, with
-    everything prepared: [rows, tokens] of prompts or of the decoder's start, and an empty cache. If the model's generation
-    config asks for a processor of the logits, such as a repetition penalty, all rows stay: it may keep a state of each.
+    An answer includes its stop token. transformers calls this function as ``custom_generate`` of ``model.generate``.
+    ``input_ids`` are the prompts, or the start tokens of a decoder: [rows, tokens]. The cache in ``inputs`` is empty.
+    Finished rows are not removed if there is a logits processor, such as a repetition penalty: it may keep a state per row.
     """
     width = input_ids.shape[1]
     answers: list[Any] = [None] * len(input_ids)
-    rows = torch.arange(len(input_ids))  # which of the answers each row of the batch continues
+    rows = torch.arange(len(input_ids))  # for each row of the batch, the index of its answer
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
     outputs = model(
         **model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs), return_dict=True
@@ -60,7 +60,7 @@ def greedy_answers(
 
 
 def _rows_of(value: Any, kept: torch.Tensor, rows: int) -> Any:
-    """The rows ``kept`` of an input of the model: of a tensor with ``rows`` rows, or of an encoder's outputs."""
+    """``value`` with only the rows ``kept``, if it is a tensor with ``rows`` rows or an encoder's output; else unchanged."""
     if isinstance(value, torch.Tensor):
         return value[kept] if value.ndim and len(value) == rows else value
     if hasattr(value, "last_hidden_state"):

@@ -44,7 +44,7 @@ def cached_base(spec: HubBase) -> Path | None:
     folder = _cache_entry(spec).snapshot
     if missing_files(folder):
         return None
-    try:  # exists only if another tool began the download, so text files may be missing
+    try:  # the cache has a list only if another tool began the download; text files may then be missing
         listed = [file.path for file in get_cached_repo_tree(spec.repo, revision=spec.revision)]
     except CachedRepoTreeNotFoundError:
         return folder  # downloaded by this module: weights come last, so a folder with weights is complete
@@ -152,7 +152,7 @@ def _hub_errors(spec: HubBase) -> Iterator[None]:
     except GatedRepoError as error:
         with_token = "with that HF_TOKEN" if os.environ.get("HF_TOKEN") else "without HF_TOKEN"
         raise PipelineError(
-            f"{title} is gated ({spec.licence}), and {with_token} the hub refuses to send it.",
+            f"{title} is gated ({spec.licence}), and the hub refuses to send it {with_token}.",
             f"Accept its licence at https://huggingface.co/{spec.repo}, then set HF_TOKEN to a token of that account.",
         ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

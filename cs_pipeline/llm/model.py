@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 TOKENS_PER_PASS = 16_384
 """Maximum tokens in one forward pass that measures likelihoods."""
 
-PROMPTS_PER_PASS = 32_768
-"""Maximum tokens, with padding, of prompts answered together: one of 8,000 tokens would pad 127 short ones to its length."""
+PROMPT_TOKENS_PER_BATCH = 32_768
+"""Maximum tokens, with padding, in a batch of prompts. Otherwise one prompt of 8,000 tokens could pad 127 short ones."""
 
-_MAX_PADDING = 2
-"""Maximum ratio of a batch's tokens with padding to those without: a few long questions would multiply the work for all."""
+_MAX_PADDING_RATIO = 2
+"""Maximum ratio of a batch's tokens with padding to its tokens without. It keeps long prompts apart from short ones."""
 
 LOGITS_PER_PASS = {"cpu": 2**25, "cuda": 2**29}
 """Maximum logits in a forward pass that measures likelihoods, 4 bytes each: 128 MiB on a CPU, 2 GiB on a GPU."""
@@ -67,7 +67,7 @@ class Likelihood:
 
 
 class Contender(Protocol):
-    """What can answer customers: a language model (``SupportModel``), a look-up (``LookupModel``) or a cascade of both."""
+    """Anything that answers customers: a model (``SupportModel``), a look-up (``LookupModel``) or a cascade of both."""
 
     @property
     def recipe(self) -> Recipe: ...
@@ -99,7 +99,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """The files that ``folder`` lacks to be a complete model, in words for a message; empty if it is complete.
+    """What is missing in ``folder`` for a complete model, as phrases for an error message; empty if nothing is.
 
     The weights are not read; only the length of their files is checked.
     """
@@ -131,15 +131,15 @@ def _is_complete(file: Path) -> bool:
 
 
 MIN_BFLOAT16_SIZE = 512
-"""Hidden size from which a CPU with bfloat16 instructions computes in bfloat16. SmolLM2-135M, with 576, is much faster in it
+"""Minimum hidden size for bfloat16 on a CPU that has instructions for it. SmolLM2-135M, with 576, is much faster in bfloat16
 (bench/processor.py). Narrower models such as the embedded one have not been measured and stay in float32."""
 
 
 def compute_dtype(config: dict[str, Any] | None = None) -> "torch.dtype":
     """The type that this machine computes in, for the model with ``config``; None means a large model.
 
-    On a GPU bfloat16, or float16 if it is too old. On a CPU float32, or bfloat16 if the CPU has instructions for it (AMX or
-    AVX512-BF16) and the hidden size is at least MIN_BFLOAT16_SIZE.
+    On a GPU it is bfloat16, or float16 if the GPU is too old for bfloat16. On a CPU it is float32, or bfloat16 if the CPU
+    has instructions for it (AMX or AVX512-BF16) and the hidden size is at least MIN_BFLOAT16_SIZE.
     """
     import torch
 
@@ -236,7 +236,7 @@ class SupportModel:
 
     @cached_property
     def _exact(self) -> Any:
-        """The model that measures likelihoods: on a CPU in float32, because models differ by little."""
+        """The model that measures likelihoods: on a CPU in float32, because the differences between models are small."""
         import torch
 
         needs_copy = self.model.device.type == "cpu" and self.model.dtype != torch.float32
@@ -267,7 +267,7 @@ class SupportModel:
         self._check_lengths(prompts)
         answers: dict[int, Answer] = {}
         rows = self.recipe.generation.per_device_eval_batch_size
-        for batch in batches_by_length(list(map(len, prompts)), rows, PROMPTS_PER_PASS):
+        for batch in batches_by_length(list(map(len, prompts)), rows, PROMPT_TOKENS_PER_BATCH):
             inputs = self.chat.tokenizer.pad({"input_ids": [prompts[i] for i in batch]}, return_tensors="pt")
             inputs = inputs.to(self.model.device)
             with torch.inference_mode():
@@ -314,8 +314,8 @@ class SupportModel:
                     labels = labels[:, 1:]
                     kept = (labels != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # positions with a label in any row
                     logits, labels = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits, labels[:, kept]
-                # Flattened, because only if the vocabulary is the last dimension does torch sum accurately on a CPU.
-                # Otherwise it adds 32,000 probabilities one by one in float32, an error of a thousandth of a nat per row.
+                # Flattened, because on a CPU torch sums accurately only if the vocabulary is the last dimension. Otherwise
+                # it adds 32,000 probabilities one by one in float32, with an error of a thousandth of a nat per row.
                 losses = torch.nn.functional.cross_entropy(
                     logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
                 ).view(labels.shape)
@@ -354,13 +354,12 @@ class SupportModel:
                 raise PipelineError(
                     f"Question {i + 1} of {len(prompts)} makes a prompt of {len(prompt):,} tokens; this model has a context "
                     f"of {limit + answer:,.0f}, and its answer may take {answer:,} of them.",
-                    "Ask more briefly, or lower generation.max_new_tokens in the recipe.",
+                    "Shorten the question, or lower generation.max_new_tokens in the recipe.",
                 )
 
     def _max_prompt_tokens(self) -> float:
-        positions = getattr(
-            self.model.config, "max_position_embeddings", math.inf
-        )  # T5's are relative, without a limit
+        # T5 has relative positions, without a limit.
+        positions = getattr(self.model.config, "max_position_embeddings", math.inf)
         return float(positions) - self.recipe.generation.max_new_tokens
 
     def _answer(self, ids: list[int], prompt: FittedPrompt[list[int]]) -> Answer:
@@ -376,15 +375,15 @@ class SupportModel:
 
 
 def batches_by_length(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
-    """Indices of ``lengths``, shortest first, in batches of at most ``rows``, and at most ``tokens`` with padding.
+    """Batches of indices of ``lengths``, shortest first: at most ``rows`` indices and at most ``tokens`` with padding.
 
-    A row that would make more than half of its batch padding begins a new one, and one longer than ``tokens`` has its own.
+    A row begins a new batch if more than half of the batch would be padding. A row longer than ``tokens`` is a batch alone.
     """
     batch: list[int] = []
     used = 0
     for i in sorted(range(len(lengths)), key=lengths.__getitem__):
         padded = (len(batch) + 1) * lengths[i]
-        if batch and (len(batch) == rows or padded > min(tokens, _MAX_PADDING * (used + lengths[i]))):
+        if batch and (len(batch) == rows or padded > min(tokens, _MAX_PADDING_RATIO * (used + lengths[i]))):
             yield batch
             batch, used = [], 0
         batch.append(i)

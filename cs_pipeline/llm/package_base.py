@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CONVERSION_VERSION = "1"
-"""Increase it when the same file is converted to a different folder: the base and its adapters are then rebuilt."""
+"""Increase it when the conversion of the same file gives another result. Base and adapters are then made again."""
 _CONTROL, _USER_DEFINED = 3, 4
 """Values of ``tokenizer.ggml.token_type``."""
 _FLOAT32_BYTES = 4
@@ -57,7 +57,7 @@ def cached_package_base(spec: PackageBase) -> Path | None:
 
 
 def base_hash(spec: PackageBase) -> str:
-    """Identifies the converted model: 16 hex digits over the file's hash and the conversion's version."""
+    """A hash that identifies the converted model: 16 hex digits, from the file's hash and the conversion's version."""
     return digest(spec.file_sha256, CONVERSION_VERSION)
 
 
@@ -139,7 +139,7 @@ def _model(gguf: Path) -> Any:
 
 
 def _tokenizer(metadata: dict[str, Any], file: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer in a GGUF file. transformers' conversion ignores ``tokenizer.ggml.pre``: it does not split numbers."""
+    """The tokenizer in a GGUF file. That of transformers ignores ``tokenizer.ggml.pre`` and does not split numbers."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -292,8 +292,10 @@ def _control_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
 
 
 def _markers(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """The markers that the text of a turn must not contain, longest first: control tokens, and turn markers that a template
-    writes as plain text, such as TinyLlama's ``<|user|>`` and Mistral's ``[INST]``. This project's templates declare theirs.
+    """The markers that the text of a turn must not contain, longest first.
+
+    They are the control tokens, and the turn markers that a template writes as plain text, such as TinyLlama's ``<|user|>``
+    and Mistral's ``[INST]``. This project's templates declare their markers in a comment.
     """
     template = str(tokenizer.chat_template)
     declared = [marker for found in _DECLARED_MARKERS.findall(template) for marker in json.loads(found)]

@@ -1,8 +1,8 @@
 """Loads tokenizers exactly as they were published, and compares their ids with the published ones.
 
 transformers rebuilds some tokenizers from their vocabulary and ignores the other settings in ``tokenizer.json``. SmolLM2
-then no longer splits digits, and TinyLlama encodes a line break after ``</s>`` as another token. A model that gets other ids
-than in its training gives worse answers, without any error.
+then no longer splits digits, and TinyLlama encodes a line break after ``</s>`` as another token. If a model gets other ids
+than in its training, its answers are worse, and no error is raised.
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Reads help articles: title, address, headings with their paragraphs, and text that is invisible to readers.
 
-Markdown is rendered to HTML, and all HTML is parsed alike. Nothing is downloaded or run, and no entity is resolved.
+Markdown is rendered to HTML and then parsed like HTML files. Nothing is downloaded or run, and no entity is resolved.
 """
 
 import re

@@ -39,8 +39,8 @@ SENTENCE_WEIGHTS = {"answers": 0.6, "passages": 0.9}
 class IndexSummary:
     """The index that was built.
 
-    ``answers`` and ``passages`` are its numbers of rows, ``vectorised`` is the number of texts whose vectors were computed.
-    ``vectorizer`` is the name of the embedding model that is mixed with characters, or "characters" without one.
+    ``answers`` and ``passages`` count its rows; ``vectorised`` counts the texts whose vectors were computed. ``vectorizer``
+    is the name of the embedding model that is used together with character TF-IDF, or "characters" if there is none.
     """
 
     version: str
@@ -189,10 +189,9 @@ def differences(lake: DataLake) -> dict[str, int]:
 
 
 def write_index(folder: Path, tables: dict[str, pa.Table], embedder: Embedder | None = None) -> IndexSummary:
-    """Writes the index of these ``tables`` (answers: ANSWER, passages: PASSAGE) into ``folder``. The caller must hold the
-    folder's lock.
+    """Writes the index of these ``tables`` (answers: ANSWER, passages: PASSAGE) into ``folder``.
 
-    Texts that the previous index contains keep their vectors.
+    Texts that the previous index contains keep their vectors. The caller must hold the folder's lock.
     """
     for name, schema in SCHEMAS.items():
         check_schema(tables[name], schema, f"retrieval_index/{name}")
@@ -295,7 +294,7 @@ def _load_vectors(folder: Path, manifest: dict[str, Any]) -> dict[str, Vectors]:
     weights = manifest["likeness"].get("sentence_weights")
     if embedder and not weights:
         raise PipelineError(
-            f"The retrieval index in {folder} was built by a version of this package that did not mix similarities.",
+            f"The retrieval index in {folder} has no weights for its embedding model: an earlier release built it.",
             "Materialise 'retrieval_index' again.",
         )
     found: dict[str, Vectors] = {}

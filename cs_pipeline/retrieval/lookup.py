@@ -1,6 +1,6 @@
 """Answers questions with the usual known answer to similar questions, word for word.
 
-A look-up does nothing else. A cascade asks a fine-tuned model where no similar question is known.
+If no similar question is known, a look-up hands over to a person, and a cascade asks a fine-tuned model.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
 
 HANDOVER_ANSWER = "I am not sure that I can help you with that, so I am passing your question on to a colleague."
-"""The answer when no known question is similar enough. At the desk a person really takes over."""
+"""The answer when no known question is similar enough. When the version is served, a person then takes over."""
 
 MODEL_FOLDER = "model"
 """The folder in a cascade's adapter folder that holds the adapter of its model."""
@@ -24,9 +24,9 @@ _THRESHOLD_FILE = "lookup.json"
 
 
 class LookupModel:
-    """Copies the first known answer among the retrieved texts if its question has the cosine ``min_similarity`` or more.
+    """Answers with the first known answer among the retrieved texts if its similarity is at least ``min_similarity``.
 
-    ``recipe`` is that of the look-up or of the cascade that it is part of.
+    ``recipe`` is the recipe of the look-up, or of the cascade that the look-up is part of.
     """
 
     def __init__(self, recipe: Recipe, min_similarity: float) -> None:
@@ -105,7 +105,7 @@ class CascadeModel:
 
 
 def load_contender(recipe: Recipe, base: Path | None, adapter: Path | None) -> Contender:
-    """The model or the look-up of ``recipe``. ``base`` is None for a look-up, ``adapter`` for the base of a model alone."""
+    """The contender of ``recipe``. ``base`` is None for a look-up. ``adapter`` is None for a fine-tune's base alone."""
     if isinstance(recipe, LookupRecipe):
         assert adapter is not None  # a look-up has no base that could answer
         return LookupModel.load(recipe, adapter)
@@ -134,6 +134,15 @@ def handover_threshold(retrieved: Sequence[Sequence[RetrievedText]], share: floa
     return float(np.quantile(best, share, method="lower"))
 
 
+NEVER = 2.0
+"""A threshold that no similarity reaches: the model of a cascade answers every question."""
+
+
+def similarity_limit(min_similarity: float) -> str:
+    """The threshold of a look-up as text: three decimals, or "never"."""
+    return "never" if min_similarity >= NEVER else f"{min_similarity:.3f}"
+
+
 def write_threshold(folder: Path, min_similarity: float) -> None:
-    """Writes the similarity from which the look-up in ``folder`` answers."""
+    """Writes the minimum similarity at which the look-up in ``folder`` answers."""
     write_json(folder / _THRESHOLD_FILE, {"min_similarity": min_similarity})

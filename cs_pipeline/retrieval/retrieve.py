@@ -21,8 +21,9 @@ MAX_CANDIDATES = 20
 and the cost grows quadratically."""
 
 MIN_RELATIVE_SIMILARITY = 0.8
-"""Minimum similarity of a candidate's question, relative to the nearest one. If only one known question is close, its answer
-is used alone. Without this limit ROUGE-L is 41.6 on the validation rows: there all questions of an intent ask the same."""
+"""Minimum similarity of a candidate's question, relative to the nearest one. If only one known question is close, only its
+answer is a candidate. Without this limit ROUGE-L is 41.6 on the validation rows, where all questions of an intent ask the
+same thing."""
 
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
@@ -41,8 +42,8 @@ def retrieve(
     """For each question its known answers, most typical first, then its passages, most similar first.
 
     Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions; they are ignored if
-    the prompt does not route. Placeholders are in ``mode``. Example values are drawn by the id of the retrieved text,
-    because it was written for another customer. In training, rows of the questions' own ``clusters`` are excluded.
+    the prompt does not route. Placeholders are in ``mode``. The retrieved text's id, not the question's, selects the example
+    values, because the text was written for another customer. In training, rows of a question's own cluster are excluded.
     """
     settings = prompt.retrieve
     if index is None or settings is None:

@@ -27,7 +27,7 @@ class Vectors(Protocol):
     def __len__(self) -> int: ...
 
     def extended(self, texts: Sequence[str], order: np.ndarray) -> "Vectors":
-        """Appends the rows of new ``texts`` to these rows, and takes the rows in ``order``."""
+        """The rows with the numbers ``order``, of these rows followed by the rows of the new ``texts``."""
         ...
 
     def queries(self, questions: Sequence[str]) -> Any:
@@ -79,7 +79,7 @@ class CharacterVectors:
         return _tf_idf(_count(questions), self._idf)
 
     def similarities(self, query: "csr_matrix") -> np.ndarray:
-        if self._columns is None:  # lazily: it is larger than the counts
+        if self._columns is None:  # computed at first use, because it is larger than the counts
             self._columns = _tf_idf(self._counts, self._idf).T.tocsr()
         # Faster than the product of two sparse matrices.
         return self._columns[query.indices].T @ query.data
@@ -135,7 +135,7 @@ class MixedVectors:
     """Character TF-IDF and sentence embeddings of the same texts.
 
     The similarity is the weighted mean of both cosines; ``sentence_weight`` is the weight of the embeddings' cosine.
-    Characters recognise names, codes and misspelt words; embeddings recognise the same matter in other words.
+    Character TF-IDF recognises names, codes and misspelt words; embeddings recognise the same meaning in other words.
     """
 
     def __init__(self, characters: CharacterVectors, sentences: SentenceVectors, sentence_weight: float) -> None:
@@ -174,7 +174,7 @@ class MixedVectors:
         return (1 - self._weight) * characters + self._weight * sentences
 
     def _joined(self, characters: np.ndarray, sentences: np.ndarray) -> np.ndarray:
-        """Side by side, so scaled that the products of two such vectors are weighted means."""
+        """Both vectors side by side, scaled so that the dot product of two of them is the weighted mean of both cosines."""
         return np.concatenate([(1 - self._weight) ** 0.5 * characters, self._weight**0.5 * sentences], axis=1)
 
 
@@ -201,7 +201,7 @@ def _arrays(counts: "csr_matrix") -> dict[str, np.ndarray]:
 def _inverse_document_frequency(counts: "csr_matrix") -> np.ndarray:
     """The inverse document frequency of each n-gram in these texts, smoothed as in scikit-learn: [FEATURES].
 
-    0 for n-grams that no text contains, so they do not count in a question, like words outside a vocabulary.
+    It is 0 for n-grams that no text contains, so they do not count in a question.
     """
     texts_with = np.bincount(counts.indices, minlength=FEATURES)
     idf = np.log((1 + counts.shape[0]) / (1 + texts_with)) + 1

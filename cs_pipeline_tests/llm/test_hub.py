@@ -282,10 +282,10 @@ def test_a_full_disk_is_reported_before_the_weights_are_downloaded(hub: Hub, tmp
         (
             "gated 401",
             "",
-            "is gated (MIT), and without HF_TOKEN",
+            "is gated (MIT), and the hub refuses to send it without HF_TOKEN",
             f"Accept its licence at https://huggingface.co/{REPO}",
         ),
-        ("gated 403", TOKEN, "is gated (MIT), and with that HF_TOKEN", "Accept its licence"),
+        ("gated 403", TOKEN, "is gated (MIT), and the hub refuses to send it with that HF_TOKEN", "Accept its licence"),
         ("no revision", TOKEN, "is not on the hub", "Fix base.repo and base.revision"),
         ("no repository", TOKEN, "is not on the hub", "Fix base.repo and base.revision"),
         ("bad token", TOKEN, "could not be downloaded: the hub answered 401", "Set HF_TOKEN to a valid token"),

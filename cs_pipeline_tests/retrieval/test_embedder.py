@@ -150,7 +150,7 @@ def test_an_index_of_embeddings_alone_is_refused(model: Path, tmp_path: Path) ->
     del manifest["likeness"]["sentence_weights"]
     (folder / MANIFEST_NAME).unlink()
     write_manifest(folder, manifest)
-    with pytest.raises(PipelineError, match="did not mix similarities"):
+    with pytest.raises(PipelineError, match="no weights for its embedding model"):
         RetrievalIndex.load(folder)
     assert write_index(folder, tables, Embedder(str(model))).vectorised == 6
 
