@@ -38,7 +38,7 @@ FAMILIES = {
 
 
 def hidden_size(config: dict[str, Any]) -> int:
-    """The hidden size of the model with this config.json, whatever its family calls it."""
+    """The hidden size of the model with this config.json. Its key depends on the family."""
     return max(config.get(name, 0) for name in ("hidden_size", "n_embd", "d_model"))
 
 

@@ -377,7 +377,7 @@ class SupportModel:
 def batches_by_length(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[list[int]]:
     """Batches of indices of ``lengths``, shortest first: at most ``rows`` indices and at most ``tokens`` with padding.
 
-    A row begins a new batch if more than half of the batch would be padding. A row longer than ``tokens`` is a batch alone.
+    A row begins a new batch if over half of the batch would be padding. A row longer than ``tokens`` gets its own batch.
     """
     batch: list[int] = []
     used = 0

@@ -20,7 +20,8 @@ from cs_pipeline.train.trainer.distributed import ProcessGroup, rank
 from cs_pipeline.train.trainer.stopping import StoppedError
 
 FAILURE_FILE = "CS_FAILURE_FILE"
-"""Names a file that is created when training starts and gets the reason if it fails; after a kill it is empty."""
+"""Environment variable with a file's path. Training creates the file, and writes the reason into it if it fails. After a
+kill the file is empty."""
 
 
 def main() -> int:
@@ -28,7 +29,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cs_pipeline.train", description="Train the adapter of a recipe.")
     parser.add_argument("--recipe", required=True, help="name of a file in cs_pipeline/recipes, without .yaml")
     parser.add_argument("--base-only", action="store_true", help="train or download the base model and stop")
-    parser.add_argument("--force", action="store_true", help="train again even if equal input was trained before")
+    parser.add_argument(
+        "--force", action="store_true", help="train again even if there is an adapter for the same input"
+    )
     arguments = parser.parse_args()
     if rank() > 0:
         return _run(arguments, lambda line: None)
@@ -49,21 +52,21 @@ def _run(arguments: argparse.Namespace, report: Callable[[str], None]) -> int:
             _train(recipe, DataLake.default(), arguments, group, report)
         elif isinstance(recipe, LookupRecipe):
             if rank() == 0:
-                _look_up(recipe, DataLake.default(), arguments, report)
+                _build_lookup(recipe, DataLake.default(), arguments, report)
         else:
             raise PipelineError(
-                f"The recipe '{recipe.name}' is a {recipe.training_method}, and this command makes none.",
+                f"The recipe '{recipe.name}' is a {recipe.training_method}, which this command cannot build.",
                 f"Materialise 'adapter' for the partition '{recipe.name}'.",
             )
         group.leave()
     except KeyboardInterrupt:
-        return 130  # no message: the user pressed Ctrl-C, and nothing half-written is left
+        return 130  # no message is needed: the user pressed Ctrl-C, and no incomplete file is left
     except StoppedError as stopped:
         report(str(stopped))
         return 143  # not a failure: a machine shutting down sends this signal, and training resumes elsewhere
     except Exception as error:
         if group.lost_another(error):
-            print(f"Process {rank()} lost another process: {error}", file=sys.stderr)  # noqa: T201
+            print(f"Process {rank()} stopped because another process ended: {error}", file=sys.stderr)  # noqa: T201
         elif group.first_to_fail():
             _report_failure(str(error) if isinstance(error, PipelineError) else traceback.format_exc())
         return 1
@@ -85,9 +88,8 @@ def _train(
     report: Callable[[str], None],
 ) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module="transformers"
-    )  # peft calls names that transformers deprecates
+    # peft uses names that transformers has deprecated.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if group.broadcast(lambda: _prepare(recipe, lake, arguments, report)) == "train":
         from cs_pipeline.train.adapter import train_adapter, train_as_worker
 
@@ -98,7 +100,7 @@ def _train(
             report(f"adapter {adapter.fingerprint} of {recipe.name}: {adapter.folder}")
 
 
-def _look_up(
+def _build_lookup(
     recipe: LookupRecipe, lake: DataLake, arguments: argparse.Namespace, report: Callable[[str], None]
 ) -> None:
     from cs_pipeline.llm.base import find_base

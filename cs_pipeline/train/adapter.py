@@ -1,4 +1,4 @@
-"""Trains adapters. Each is a folder with a manifest; equal input is not trained again.
+"""Trains adapters. Each is a folder with a manifest. If the input is the same, the existing adapter is reused.
 
 The adapter of a look-up has no weights. Its folder holds the look-up's settings, threshold and classifier, so that it is
 evaluated, registered and served like every other adapter.
@@ -27,9 +27,17 @@ from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256, 
 from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
 from cs_pipeline.core.schema import SEEN_ROW, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.llm.base import NO_BASE, Base, find_base
 from cs_pipeline.llm.prompt import RETRIEVED_TEXT_FORMAT
-from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_recipe
+from cs_pipeline.recipe import (
+    CascadeRecipe,
+    FineTuneRecipe,
+    LookupRecipe,
+    Recipe,
+    load_fine_tune_recipe,
+    read_recipe,
+)
 from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
@@ -67,7 +75,7 @@ class Adapter:
 
 
 def adapter_fingerprint(recipe: FineTuneRecipe, base: Base, data: dict[str, str], warm_start: str | None) -> str:
-    """16 hex digits over everything an adapter is made from; ``warm_start`` is the fingerprint of its parent, if any."""
+    """A hash (16 hex digits) of everything an adapter is made from. ``warm_start`` is its parent's fingerprint, if any."""
     text_format = () if recipe.prompt.retrieve is None else (RETRIEVED_TEXT_FORMAT,)
     return digest(
         recipe.fingerprint,
@@ -94,7 +102,7 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
 
 
 def _inputs(recipe: FineTuneRecipe, lake: DataLake) -> tuple[Base, dict[str, str], TrainingStart, str]:
-    """Base, data versions and start of a training that begins now, and the fingerprint of its adapter."""
+    """The inputs of a training that begins now: base, data versions and start; and the fingerprint of its adapter."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
     start = find_training_start(recipe, base, lake)
     return base, data, start, adapter_fingerprint(recipe, base, data, start.fingerprint)
@@ -105,7 +113,7 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
 
     Raises PipelineError if there is none, or if one of its files has changed.
     """
-    pointer = lake.path("train", "adapter", f"{recipe_name}.json")
+    pointer = _pointer(recipe_name, lake)
     if not pointer.exists():
         raise PipelineError(
             f"{pointer} is missing: the recipe '{recipe_name}' has no trained adapter in this lake.",
@@ -115,12 +123,17 @@ def current_adapter(recipe_name: str, lake: DataLake) -> Adapter:
     return _verified(folder)
 
 
+def _pointer(recipe_name: str, lake: DataLake) -> Path:
+    """The file that names the recipe's current adapter."""
+    return lake.path("train", "adapter", f"{recipe_name}.json")
+
+
 def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     """The adapter that was already trained on equal input, or None. It becomes the recipe's current adapter.
 
-    A look-up needs no training, so its adapter is made if there is none. Raises PipelineError if one of its files has
-    changed, if the base is missing, if the champion does not fit, if a cascade's model is not trained, and as
-    ``build_lookup`` does.
+    A look-up needs no training, so its adapter is built if there is none. Raises PipelineError if one of the adapter's files
+    has changed, if the base is missing, if the champion does not fit, if a cascade's model is not trained, or if
+    ``build_lookup`` raises it.
     """
     if isinstance(recipe, LookupRecipe):
         return build_lookup(recipe, lake)
@@ -137,12 +150,45 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
 
 
 def cascade_fingerprint(recipe: CascadeRecipe, lake: DataLake) -> str:
-    """16 hex digits over everything a cascade is made from, its model's current adapter included.
+    """A hash (16 hex digits) of everything a cascade is made from, including its model's current adapter.
 
-    Raises PipelineError if that adapter is missing or changed.
+    Raises PipelineError as ``model_adapter`` does.
     """
-    model = current_adapter(recipe.model, lake).fingerprint
+    model = model_adapter(recipe, lake).fingerprint
     return digest(recipe.fingerprint, data_versions(recipe, lake), model, CODE_VERSIONS["adapter"])
+
+
+def model_adapter(recipe: CascadeRecipe, lake: DataLake) -> Adapter:
+    """The current adapter of the cascade's model.
+
+    Raises PipelineError if it is missing or changed, or if it was trained on rows that must be forgotten.
+    """
+    load_fine_tune_recipe(recipe.model)
+    fix = f"Train the model first: cs-pipeline demo --recipe {recipe.model}, then repeat this for '{recipe.name}'."
+    if not _pointer(recipe.model, lake).exists():
+        raise PipelineError(
+            f"The cascade '{recipe.name}' needs a model: '{recipe.model}' has no trained adapter in this lake.", fix
+        )
+    adapter = current_adapter(recipe.model, lake)
+    if has_seen_forgotten_rows(adapter, lake):
+        raise PipelineError(
+            f"The model '{recipe.model}' of the cascade '{recipe.name}' was trained on rows that must be forgotten.",
+            fix,
+        )
+    return adapter
+
+
+def has_seen_forgotten_rows(adapter: Adapter, lake: DataLake) -> bool:
+    """Whether ``adapter`` was trained on rows of the company that were forgotten since."""
+    if not adapter.manifest["company"]["rows"]:
+        return False
+    with Ledger(lake) as ledger:
+        tombstones = ledger.tombstones()
+    seen = seen_rows(adapter.folder)
+    return any(
+        not ids.isdisjoint(seen.column(name).to_pylist())
+        for name, ids in (("row_id", tombstones.rows), ("subject_id", tombstones.subjects))
+    )
 
 
 def find_stored(recipe: Recipe, fingerprint: str, lake: DataLake) -> Adapter | None:
@@ -160,9 +206,9 @@ def build_lookup(
 ) -> Adapter:
     """The adapter of a look-up: chooses its threshold on the validation questions, and makes it the recipe's current one.
 
-    An adapter of equal input is reused unless ``force`` is set. It contains no known answers: those come from the current
-    retrieval index, so no version has to be withdrawn when a conversation is forgotten. Raises PipelineError if the index is
-    missing or damaged, or if there are no validation questions.
+    An adapter of the same input is reused unless ``force`` is set. An adapter contains no known answers: those come from the
+    current retrieval index, so no version has to be withdrawn when a conversation is forgotten. Raises PipelineError if the
+    index is missing or damaged, or if there are no validation questions.
     """
     data = data_versions(recipe, lake)
     fingerprint = digest(recipe.fingerprint, data, CODE_VERSIONS["adapter"])
@@ -178,7 +224,8 @@ def build_lookup(
     threshold = handover_threshold(retrieved, recipe.handover_share)
     known = index.answer_count
     report(
-        f"{known:,} known answers; similarity {threshold:.3f} or more is enough, chosen on {len(questions):,} questions"
+        f"{known:,} known answers; the look-up answers at a similarity of {threshold:.3f} or more, chosen with "
+        f"{len(questions):,} validation questions"
     )
     metrics = {
         "rows": known,
@@ -187,7 +234,7 @@ def build_lookup(
         "seconds": time.monotonic() - started,
     }
     start = TrainingStart(None, "a look-up is not trained")
-    facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None}
+    facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None, "min_similarity": threshold}
     with new_adapter(recipe, lake, fingerprint, facts, metrics, SEEN_ROW.empty_table()) as temporary:
         write_threshold(temporary, threshold)
     return current_adapter(recipe.name, lake)
@@ -199,7 +246,7 @@ def new_adapter(
 ) -> Iterator[Path]:
     """A temporary folder for the caller's files. It becomes the recipe's current adapter if no exception is raised.
 
-    ``facts`` are base, start and seed for the manifest; ``seen`` are the rows that it was trained on (schema SEEN_ROW).
+    ``facts`` are base, start and seed for the manifest. ``seen`` lists the rows that were trained on (schema SEEN_ROW).
     """
     with atomic_folder(lake.path("train", "adapter", recipe.name, fingerprint)) as temporary:
         yield temporary
@@ -256,7 +303,7 @@ def _finish(
     data: dict[str, str],
     facts: dict[str, Any],
 ) -> None:
-    """Writes what every adapter's folder has beside its own files, the manifest with ``facts`` last."""
+    """Writes the files that every adapter has: rows, recipe, metrics, the classifier if it routes, and last the manifest."""
     check_schema(seen, SEEN_ROW, SEEN_ROWS_FILE)
     pq.write_table(seen, folder / SEEN_ROWS_FILE, compression="zstd")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
@@ -282,7 +329,7 @@ def _finish(
 def train_as_worker(recipe: FineTuneRecipe, lake: DataLake) -> None:
     """Runs the steps of ``train_adapter`` in the other processes of a training. Writes nothing."""
     base, _, start, fingerprint = _inputs(recipe, lake)
-    work = _work(lake.path("train", "adapter", recipe.name, fingerprint))
+    work = _work_folder(lake.path("train", "adapter", recipe.name, fingerprint))
     champion = None if start.champion is None else start.champion.folder
     with tempfile.TemporaryDirectory() as folder:
         fine_tune(
@@ -325,22 +372,22 @@ def _company_rows(seen: pa.Table) -> dict[str, Any]:
 
 
 def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
-    write_json(lake.path("train", "adapter", f"{recipe.name}.json"), {"fingerprint": fingerprint})
-    # Also those of trainings on older data: nobody resumes them, and they may contain rows to be forgotten.
-    for work in lake.path("train", "adapter", recipe.name).glob(_work(Path("*")).name):
+    write_json(_pointer(recipe.name, lake), {"fingerprint": fingerprint})
+    # Working folders of trainings on older data are removed too: they are never resumed and may contain forgotten rows.
+    for work in lake.path("train", "adapter", recipe.name).glob(_work_folder(Path("*")).name):
         remove_working_folder(work)
 
 
 @contextmanager
 def _locked_folders(folder: Path) -> Iterator[tuple[Path, Path]]:
     """A temporary folder that becomes ``folder``, and the working folder of its training, locked for this process."""
-    with working_folder(_work(folder)) as work:
+    with working_folder(_work_folder(folder)) as work:
         remove_leftovers(folder)
         with atomic_folder(folder) as temporary:
             yield temporary, work
 
 
-def _work(folder: Path) -> Path:
+def _work_folder(folder: Path) -> Path:
     """The working folder, with the checkpoints, of the training of the adapter in ``folder``."""
     return folder.with_name(folder.name + ".work")
 

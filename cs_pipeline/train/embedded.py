@@ -2,7 +2,7 @@
 
 With it, the whole pipeline runs without a GPU and without a network. Its answers are not fit for customers. It is never
 trained on company rows, so new deliveries do not retrain it and forgotten rows are not in it. If the recipe retrieves known
-answers, the base is already trained on prompts that contain them: so small a model does not learn to copy later.
+answers, the base is trained on prompts that contain them, because a model this small cannot learn to copy in fine-tuning.
 """
 
 import math

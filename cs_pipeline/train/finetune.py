@@ -48,9 +48,9 @@ def fine_tune(
 
     Checkpoints are written to ``work``. When called again with the same arguments, training resumes from the newest one. A
     micro-batch that does not fit into memory is halved; the number of rows per step stays the same. Returns the metrics and
-    the table of training rows (schema SEEN_ROW). Raises PipelineError if the tokenizer gives other ids than its file, every
-    row is longer than the recipe allows, the loss would cover the wrong tokens, ``warm_start`` does not match the model, a
-    single row does not fit into memory, training diverges, or the process is told to stop.
+    the table of training rows (schema SEEN_ROW). Raises PipelineError if the tokenizer gives other ids than its file, if
+    every row is longer than the recipe allows, if the loss would cover the wrong tokens, if ``warm_start`` does not match
+    the model, if a single row does not fit into memory, if training diverges, or if a signal stops it.
     """
     quiet_libraries()  # before accelerate imports bitsandbytes, which complains that optional kernels are missing
     import torch

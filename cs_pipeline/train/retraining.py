@@ -22,7 +22,8 @@ class RetrainingState:
     """The inputs of the decision. ``data`` is a hash of the usable rows.
 
     ``new_rows`` counts the usable rows that were not available to the last training, whether or not its model became
-    champion. If it counted from the champion's training, every new row would start a training after one that did not win.
+    champion. Rows are not counted from the champion's training: after a model was not promoted, its rows would count as new
+    again, and every further row would start a training.
     """
 
     champion: int | None
@@ -41,10 +42,10 @@ class RetrainingDecision:
 
 
 def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> RetrainingDecision:
-    """A retraining is due if there are enough new rows, if there is one and the champion is old, or if the champion has
-    seen rows that must be forgotten.
+    """Decides whether a retraining is due.
 
-    It is never due on the same data: without new rows only a marked champion is replaced, and forgetting changes the data.
+    It is due if there are enough new rows, if there is at least one and the champion is old, or if the champion has seen
+    rows that must be forgotten. It is never due on the same data, because forgetting changes the data too.
     """
     if state.champion is None:
         return RetrainingDecision(False, "there is no champion yet; run the full pipeline first: make demo")
@@ -58,7 +59,7 @@ def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> Retraini
         return RetrainingDecision(True, f"{rows} since the last training; {rule.new_rows:,} are enough")
     age = f"{champion} is {state.champion_days:.1f} days old"
     if state.champion_days >= rule.days:
-        return RetrainingDecision(True, f"{rows}, and {age}; from {rule.days} days on one row is enough")
+        return RetrainingDecision(True, f"{rows}, and {age}; after {rule.days} days one row is enough")
     return RetrainingDecision(False, f"{rows} of {rule.new_rows:,} needed, and {age} of {rule.days}")
 
 

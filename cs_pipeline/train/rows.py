@@ -73,7 +73,7 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
     rows, intents = table.to_pylist(), table.column("predicted_intent").to_pylist()
     texts = [_row_texts(row, recipe) for row in rows]
     questions = [text.question for text in texts]
-    # Without a row's own cluster: it contains nearly the target, and nothing so similar is retrieved for new questions.
+    # A row's own cluster is excluded: its answers are almost the target, and nothing so similar exists for new questions.
     clusters = table.column("cluster_id").to_pylist()
     texts_found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
     examples: list[Example] = []
@@ -104,7 +104,7 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
         in_prompts |= {one.id for one in fitted.retrieved if one.kind == "answer"}
         examples += [fitted.encoded] * count
         seen.append({**{name: row[name] for name in _SEEN_COLUMNS}, "through": ""})
-    check.raise_on_loss()
+    check.raise_on_lost_text()
     if not examples:
         raise PipelineError(
             f"No row of the {split} split fits into {recipe.trainer.max_length} tokens.",
@@ -200,7 +200,7 @@ def _without_held_out(recipe: FineTuneRecipe, lake: DataLake, split: str, column
 
 
 def _loss_rows(recipe: FineTuneRecipe, validation: pa.Table) -> pa.Table:
-    """The first rows by id, which are as good as random ones: ids are hashes."""
+    """The rows with the lowest ids. Ids are hashes, so these rows are a random sample."""
     return validation.take(pc.sort_indices(validation, [("row_id", "ascending")])[: recipe.validation_rows])
 
 

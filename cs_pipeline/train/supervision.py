@@ -83,7 +83,7 @@ class SupervisionCheck:
             self._answers_lost += 1
             self._lost.update((Counter(expected) - Counter(decoded)).keys() or {"�"})
 
-    def raise_on_loss(self) -> None:
+    def raise_on_lost_text(self) -> None:
         """Raises PipelineError if the tokenizer changes answers, or lacks too many characters."""
         fix = "Use a base whose tokenizer has them; those of Qwen3, SmolLM2, Llama and Mistral can represent any text."
         if self._answers_lost:

@@ -26,7 +26,7 @@ class ChampionAdapter:
 
     @property
     def parent(self) -> str | None:
-        """The fingerprint of the adapter that it was itself warm-started from, if any."""
+        """The fingerprint of the adapter that this adapter was warm-started from, if any."""
         fingerprint: str | None = self.manifest["start"]["fingerprint"]
         return fingerprint
 

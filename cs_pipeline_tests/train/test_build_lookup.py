@@ -126,7 +126,8 @@ def test_the_threshold_is_the_stated_quantile_of_the_validation_similarities(
     assert found == {"rows": known, "validation_questions": len(best), "min_similarity": threshold}
     assert adapter.metrics["seconds"] > 0
     assert lines == [
-        f"{known:,} known answers; similarity {threshold:.3f} or more is enough, chosen on {len(best):,} questions"
+        f"{known:,} known answers; the look-up answers at a similarity of {threshold:.3f} or more, chosen with "
+        f"{len(best):,} validation questions"
     ]
 
 
@@ -282,6 +283,6 @@ def test_the_training_command_builds_it(lake: DataLake, recipe: LookupRecipe) ->
 def test_the_training_command_makes_no_cascade(lake: DataLake, own_recipes: None) -> None:
     refused = by_hand(lake, "tiny_cascade")
     assert refused.returncode == 1
-    assert "The recipe 'tiny_cascade' is a cascade, and this command makes none." in refused.stderr
+    assert "The recipe 'tiny_cascade' is a cascade, which this command cannot build." in refused.stderr
     assert "Materialise 'adapter' for the partition 'tiny_cascade'." in refused.stderr
     assert "Traceback" not in refused.stderr

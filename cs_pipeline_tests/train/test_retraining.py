@@ -21,7 +21,7 @@ NOTHING_NEW = RetrainingState(champion=3, champion_days=2.0, champion_marked=Fal
         ({"new_rows": 200}, True, "200 new usable rows since the last training; 200 are enough"),
         ({"new_rows": 5_000}, True, "5,000 new usable rows"),
         ({"new_rows": 1, "champion_days": 29.9}, False, "29.9 days old of 30"),
-        ({"new_rows": 1, "champion_days": 30.0}, True, "from 30 days on one row is enough"),
+        ({"new_rows": 1, "champion_days": 30.0}, True, "after 30 days one row is enough"),
         ({"champion_marked": True}, True, "champion 3 has seen rows that must be forgotten"),
         ({"champion": None, "new_rows": 5_000}, False, "there is no champion yet"),
     ],

@@ -37,9 +37,10 @@ class Checkpoints:
         return self.folder / f"step-{step:08}"
 
     def newest(self) -> int | None:
-        """The step of the newest complete checkpoint; None if there is none. That of its best step must be complete too.
+        """The step of the newest complete checkpoint; None if there is none.
 
-        Every file is compared with its hash. A broken checkpoint is renamed to ``broken-…``, and the previous one is tried.
+        The checkpoint of the best step before it must be complete too. Every file is compared with its hash. A broken
+        checkpoint is renamed to ``broken-…``, and the previous one is tried.
         """
         for leftover in self.folder.glob(".step-*"):  # left by a process that was killed while writing
             shutil.rmtree(leftover)
@@ -54,7 +55,7 @@ class Checkpoints:
     def writing(self, step: int, best: int | None) -> Iterator[Path]:
         """Yields a temporary folder, which becomes the checkpoint of ``step`` after the block, complete and synced.
 
-        ``best`` is the step of the lowest validation loss so far. Afterwards only the last two checkpoints and that of
+        ``best`` is the step of the lowest validation loss so far. Afterwards only the last two checkpoints and the one of
         ``best`` are kept. Raises PipelineError if the checkpoint cannot be written; existing ones are then kept.
         """
         try:
@@ -63,7 +64,7 @@ class Checkpoints:
                 write_manifest(temporary, {"step": step, "best": best})
         except (OSError, SafetensorError, PipelineError) as error:
             existing = self._oldest_first()
-            kept = f"that of step {_step(existing[-1]):,} is kept" if existing else "there is no earlier one"
+            kept = f"the one of step {_step(existing[-1]):,} is kept" if existing else "there is no earlier one"
             raise PipelineError(
                 f"The checkpoint of step {step:,} cannot be written to {self.folder}: {error.__cause__ or error}; {kept}.",
                 "Free disk space, or point CS_LAKE at a larger disk, and start the same training again: it resumes.",

@@ -78,7 +78,7 @@ class ProcessGroup:
         self._joined = True
 
     def broadcast(self, decide: Callable[[], str]) -> str:
-        """Calls ``decide`` in the first process and returns its result in all processes. It may take long."""
+        """Calls ``decide`` in the first process and returns its result in all processes. ``decide`` may take hours."""
         if rank() > 0:
             self._store.wait(["decided"], _PREPARATION_TIMEOUT)
             return str(self._store.get("decided").decode())
@@ -88,7 +88,7 @@ class ProcessGroup:
         return decision
 
     def lost_another(self, error: Exception) -> bool:
-        """Whether ``error`` only means that another process ended. That process has reported why, unless it was killed."""
+        """Whether ``error`` means that another process ended. That process has reported the reason, unless it was killed."""
         if not self._joined:
             return False
         from torch.distributed import DistError

@@ -1,8 +1,8 @@
 """A LoRA layer as one matrix product, for CPUs that compute in bfloat16.
 
 PEFT adds ``B(A(x))`` to the base layer's output, after both were rounded to bfloat16. This takes seven passes over the
-activations, and rounding loses the small contribution of an adapter that has just begun to train. Here base weight and ``B``
-are concatenated into one matrix, so the result is rounded once: ``y = [x, A x] [W, s B]^T`` (LoRA, arXiv 2106.09685).
+activations, and the rounding erases the small contribution of an adapter at the start of training. Here the base weight and
+``B`` are concatenated into one matrix, so the result is rounded once: ``y = [x, A x] [W, s B]^T`` (LoRA, arXiv 2106.09685).
 """
 
 from types import MethodType
@@ -63,8 +63,8 @@ class _FusedLora(torch.autograd.Function):
         rows, inner, down, up = ctx.saved_tensors
         shape, dtype = ctx.inputs
         grad = outer[0].flatten(0, -2).to(rows.dtype)
-        of_inner = grad @ up
-        of_rows = None
+        inner_grad = grad @ up
+        inputs_grad = None
         if ctx.needs_input_grad[0]:
-            of_rows = (grad @ _dequantized(ctx.weight)).addmm_(of_inner, down).to(dtype).view(shape)
-        return of_rows, None, (of_inner.T @ rows).float(), (grad.T @ inner).float() * ctx.scaling, None
+            inputs_grad = (grad @ _dequantized(ctx.weight)).addmm_(inner_grad, down).to(dtype).view(shape)
+        return inputs_grad, None, (inner_grad.T @ rows).float(), (grad.T @ inner).float() * ctx.scaling, None

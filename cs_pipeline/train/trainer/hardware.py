@@ -18,8 +18,8 @@ _FLASH_ATTENTION = "flash_attention_2"
 class Hardware:
     """How training computes on this machine. ``padding_reason`` says why rows are padded; None means they are packed.
 
-    Packing concatenates the rows of a micro-batch into one sequence without padding. Each row has its own positions from 0,
-    and attention does not cross its borders.
+    Packing concatenates the rows of a micro-batch into one sequence without padding. Positions start at 0 in each row, and
+    no token attends to another row.
     """
 
     compute: str

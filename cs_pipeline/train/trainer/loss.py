@@ -1,4 +1,4 @@
-"""The loss of a micro-batch: the answers' negative log-likelihood. Logits are computed only where an answer token is."""
+"""The loss of a micro-batch: the answers' negative log-likelihood. Logits are computed for answer tokens only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +17,8 @@ CHUNK_TOKENS = 512
 class AnswerLossTrainer(Trainer):
     """A Trainer whose loss is the sum over the answer tokens, divided by the answer tokens of the whole step.
 
-    transformers passes ``num_items_in_batch`` to every model whose ``forward`` takes any keyword, and relies on the model
-    to divide by it. T5 ignores it, so its gradient would grow with the number of accumulated micro-batches.
+    transformers passes ``num_items_in_batch`` to every model whose ``forward`` has ``**kwargs``, and relies on the model to
+    divide by it. T5 ignores it, so its gradient would grow with the number of accumulated micro-batches.
 
     Raises PipelineError if the model changes its logits after its output layer.
     """
@@ -36,7 +36,7 @@ class AnswerLossTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: "torch.Tensor | int | None" = None,
     ) -> Any:
-        """The loss in nats per token, a scalar. It is multiplied by the number of processes, as DDP averages gradients."""
+        """The loss in nats per token, a scalar, multiplied by the number of processes, because DDP averages gradients."""
         nll, count = answer_nll(model, inputs)
         if num_items_in_batch is None:
             return nll / max(count, 1)
@@ -130,7 +130,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     logits += bias
                 total = logits.logsumexp(dim=1, keepdim=True)
                 nll += (total - logits.gather(1, target)).sum()
-                # The gradient of the logits: the probabilities, less one at the target.
+                # The gradient of the logits: the probabilities, minus 1 at the target.
                 logits_grad = logits.sub_(total).exp_()
                 logits_grad.scatter_add_(1, target, logits_grad.new_full(target.shape, -1.0))
                 if bias_grad is not None:

@@ -56,7 +56,7 @@ class Meter:
 
     @property
     def rate(self) -> float:
-        """Tokens of text per second in all processes, estimated from this one: they have similar shares of every step."""
+        """Tokens of text per second in all processes, estimated from this one: each has a similar share of every step."""
         return self._real * world_size() / (time.monotonic() - self._started - self._excluded)
 
     def totals(self) -> dict[str, float]:

@@ -53,7 +53,7 @@ class ResumableTrainer(Trainer):
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Computes the gradient of this process's part of a step, one micro-batch at a time. Returns the sum of the losses.
 
-        Each is divided by the answer tokens of the whole step, so it does not matter how the step is divided.
+        Each loss is divided by the answer tokens of the whole step, so the number of micro-batches does not matter.
         """
         micro_batches = inputs["micro_batches"]
         in_this_process = sum(int((batch["labels"] != IGNORE_INDEX).sum()) for batch in micro_batches)

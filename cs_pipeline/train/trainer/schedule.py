@@ -53,7 +53,7 @@ class ScheduleCallback(TrainerCallback):
         last = state.global_step >= state.max_steps
         control.should_evaluate = state.global_step in validation_steps(self._settings, state.max_steps)
         control.should_log |= last
-        # All processes must do the same, so only the first one's clock counts, and a stop request to any one is for all.
+        # All processes must do the same: only the first process's clock is used, and a stop request to one stops all.
         save = rank() == 0 and not last and time.monotonic() - self._saved >= self._settings.checkpoint_seconds
         action = max_over_processes(2 if self._request.signal else int(save))
         control.should_save = action > 0
@@ -63,7 +63,7 @@ class ScheduleCallback(TrainerCallback):
         if not state.global_step:
             return
         control.should_training_stop |= is_finished(self._settings, state)
-        # The best weights must be saved, unless they are those of the last step, which are in memory at the end.
+        # The best weights must be saved, unless the last step has them: its weights are in memory at the end.
         control.should_save |= best_step(state) == state.global_step < state.max_steps
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

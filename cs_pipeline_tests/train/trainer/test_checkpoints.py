@@ -196,7 +196,7 @@ def test_a_full_disk_is_reported_and_the_previous_checkpoint_is_kept(tmp_path: P
         too_much()
     assert "step 9 cannot be written" in error.value.what
     assert "No space left on device" in error.value.what
-    assert "that of step 8 is kept" in error.value.what
+    assert "the one of step 8 is kept" in error.value.what
     assert "start the same training again" in error.value.fix
     assert names(tmp_path) == ["step-00000008"]
     assert of.newest() == 8

@@ -261,7 +261,7 @@ def test_a_full_disk_is_reported_and_the_training_resumes_when_there_is_room(
     assert "No space left" in error.value.what
     kept = Checkpoints(work, print).newest()
     assert kept
-    assert f"that of step {kept} is kept" in error.value.what
+    assert f"the one of step {kept} is kept" in error.value.what
     filler.unlink()
     outcome = little.train(recipe, work)
     assert outcome.weights == undisturbed.weights
