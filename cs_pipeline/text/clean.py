@@ -1,4 +1,4 @@
-"""Normalises raw rows: whitespace, Unicode, braces, placeholder names. Rows that cannot be repaired are set aside."""
+"""Normalises the whitespace, Unicode, braces and placeholder names of raw rows. Sets aside rows that cannot be repaired."""
 
 import re
 import unicodedata
@@ -16,13 +16,13 @@ RESPONSE_CHARACTERS = (10, 8_000)
 """Minimum and maximum length of a text that is kept. Bitext's questions have 6 to 92 characters, its answers 57 to 2,472."""
 
 _LINE_BREAK = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-# Control characters except tab and line feed, byte order marks, zero-width spaces and joiners.
+# Control characters (but not tab and line feed), byte order marks, zero-width spaces and word joiners.
 _INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2060\ufeff\ufffe]")
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """The ``rows`` kept, the rows ``set_aside`` with reasons, and a count of each placeholder not in the catalogue."""
+    """The ``rows`` kept, the rows ``set_aside`` with reasons, and a count of each placeholder outside the catalogue."""
 
     rows: pa.Table
     set_aside: pa.Table
@@ -31,9 +31,9 @@ class Cleaned:
 
 @dataclass(frozen=True)
 class NormalizedPair:
-    """A normalised question and its answer, with the names of ``unknown`` placeholders, which are not in the catalogue.
+    """A normalised question and its answer. ``unknown`` has the names of its placeholders that are not in the catalogue.
 
-    ``reason`` says why the pair cannot be used, None if it can.
+    ``reason`` says why the pair cannot be used; it is None if the pair can be used.
     """
 
     question: str

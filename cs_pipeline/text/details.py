@@ -2,8 +2,8 @@
 
 The patterns are used in two ways. The support desk must not let a model ask for private details that the request does not
 require. So ``private_details`` includes vague wordings ("your account details") and requests to confirm. The evaluation
-must not count good answers as errors. So ``specific_details`` includes neither. Of the 2,414 real answers of
-``evaluate/scoring/answer_errors.py``, 0.66 % then ask for details needlessly, instead of 1.24 %.
+must not count good answers as errors. So ``specific_details`` includes neither. Of the 2,414 real answers described in
+``evaluate/scoring/answer_errors.py``, 0.66 % then count as asking for unnecessary details. With both, 1.24 % would.
 """
 
 import re
@@ -26,9 +26,9 @@ _NAMED = re.compile(r"\w+ \w+ #?\{\{[^{}\n]*\}\}")
 
 
 def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
-    """At most two of an answer's ``missing`` placeholders, for which the answer may ask the customer.
+    """Which of an answer's ``missing`` placeholders to ask the customer for: at most two.
 
-    If ``private`` is true, only those that the ``intent`` requires.
+    If ``private`` is true, only details that requests of the ``intent`` require.
     """
     candidates = _RULES["required"].get(intent, ()) if private else _RULES["askable"]
     return [name for name in missing if name in candidates][:2]
@@ -40,7 +40,7 @@ def request(names: Sequence[str]) -> str:
 
 
 def private_details(sentence: str) -> frozenset[str]:
-    """The private details that ``sentence`` asks the customer to give or confirm, by their names in ``details.yaml``.
+    """The names (in ``details.yaml``) of the private details that ``sentence`` asks the customer to give or confirm.
 
     A request to type a detail into a form on the website does not count.
     """
@@ -48,14 +48,14 @@ def private_details(sentence: str) -> frozenset[str]:
 
 
 def specific_details(answer: str) -> frozenset[str]:
-    """The details, private or not, that ``answer`` explicitly asks the customer for."""
+    """The names of the details, private or not, that ``answer`` explicitly asks the customer for."""
     return _asked_for(_NAMED.sub(" ", answer), _ASKS, _PRIVATE | _IMPERSONAL)
 
 
 def narrowed(sentence: str, intent: str | None, known: Collection[str]) -> str:
-    """``sentence`` with a request for only those private details that the ``intent`` requires and that are not ``known``.
+    """``sentence``, changed to ask only for private details that the ``intent`` requires and that are not ``known``.
 
-    Empty if it asks for none of these.
+    Empty if it asks for private details, but for none of these.
     """
     asked = private_details(sentence)
     needed = [name for name in _RULES["required"].get(intent, ()) if name in asked and name not in known]

@@ -1,11 +1,11 @@
 """Finds the facts in a text: numbers, amounts, e-mail and web addresses, phone numbers, dates, times, durations and codes.
 
-A fact is right or wrong, and a customer could act on it. The patterns are in ``facts.yaml``. These are not facts:
+A fact can be right or wrong, and a customer could rely on it. The patterns are in ``facts.yaml``. These are not facts:
 
 - placeholders; ``24/7``, "24 hours a day", "7 days a week", "365 days a year";
 - the numbers of a list, at the start of a line or inside one, and references to them ("step 3", "steps 3-4", "option 2",
   "address line 1");
-- the number of steps, options, ways, questions … that follow ("in 3 easy steps");
+- numbers of things that the text lists, such as steps, options or questions ("in 3 easy steps");
 - ratings ("5 stars", "on a scale of 1 to 10"), a key to press, lengths of input ("16-digit", "8 characters", "the last 4
   digits"), 100 %;
 - names that contain one or two digits (2FA, 3D, MP3, Windows 11), Black Friday, Cyber Monday;
@@ -34,7 +34,7 @@ _MIN_PHONE_DIGITS = 7
 
 
 class Fact(NamedTuple):
-    """A fact in a text: its position and words. It is grounded if all its ``values`` are known.
+    """A fact in a text, with its position and its words. It is grounded if all its ``values`` are known (see ``is_known``).
 
     The kinds are email, url, amount, date, time, duration, phone, code and number.
     """
@@ -57,7 +57,7 @@ def facts(text: str) -> list[Fact]:
 
 @lru_cache(maxsize=20_000)  # all systems answer the same questions
 def values(text: str) -> frozenset[str]:
-    """All values in ``text`` that a fact may repeat: those of its facts, and all numbers in digits or words."""
+    """All values in ``text`` that a fact may repeat: the values of its own facts, and all numbers in digits or words."""
     return frozenset(value for fact in _found(text) for value in fact.values) | _numbers(text)
 
 
@@ -99,7 +99,7 @@ def _numbers(text: str) -> frozenset[str]:
 
 
 def _normal_number(text: str) -> str:
-    """The same spelling for equal numbers, such as 1,299.50 and 1299.5, 9:00 and 9, 05 and 5."""
+    """``text`` in a spelling that equal numbers share, such as 1,299.50 and 1299.5, 9:00 and 9, or 05 and 5."""
     text = text.strip(".,:'")
     if re.fullmatch(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?", text):
         text = text.replace(",", "")

@@ -1,4 +1,4 @@
-"""Finds values from the fields of an export (names, addresses, numbers of people) in the conversation's texts."""
+"""Finds values from the fields of an export (people's names, addresses and numbers) in the texts of its conversations."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ _PARTS = {
     "Client Name": ("Client First Name", "Client Last Name", "Customer Email"),
     "Person Name": ("Person Name", "Person Name", "Customer Support Email"),
 }
-"""By the placeholder of a full name: those of a first name, a last name, and an e-mail address in the field of the name."""
+"""For the placeholder of a full name: those of the first name, the last name, and an e-mail address given as the name."""
 
 
 def find_known(text: str, known: KnownValues) -> Iterator[tuple[int, int, str]]:
@@ -39,10 +39,10 @@ def known_placeholder(value: str, known: KnownValues) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _search_values(known: KnownValues) -> tuple[tuple[str, str, str | None], ...]:
-    """Placeholder, folded value and required spelling (None: any) of each value to search for, longest first.
+    """The values to search for, longest first: placeholder, value as in ``_folded``, and required spelling (None: any).
 
-    Leaves out values that a text may contain by chance: single characters, numbers of fewer than four digits, and default
-    entries of a name field ("Customer", "n/a").
+    Leaves out values that a text may contain by chance: single characters, numbers of fewer than four digits, and entries
+    of a name field that are not names ("Customer", "n/a").
     """
     values: dict[str, tuple[str, str | None]] = {}
     for placeholder, raw in known:
@@ -71,7 +71,7 @@ def _search_values(known: KnownValues) -> tuple[tuple[str, str, str | None], ...
 
 
 def _is_not_a_name(name: str) -> bool:
-    """Whether ``name`` is a title, a default entry of a name field, or an ordinary word in lower case."""
+    """Whether ``name`` is a title, an entry such as "Customer", or an ordinary word in lower case."""
     word = name.strip(".,-").casefold()
     return not word or (name.islower() if word in NAME_WORDS else word in NOT_NAMES)
 

@@ -13,9 +13,9 @@ It finds
 - names introduced by a greeting, a signature, a title or a phrase ("Hi Jane,", "my name is Jane Doe", "I spoke to Jane").
 
 It does not find unknown names elsewhere in a sentence, names in lower case except after "my name is", addresses without a
-number or a postcode, or values that are spelt out ("jane at example dot org"). That would need a language model.
+number or a postcode, or values that are spelt out ("jane at example dot org"). Finding these would need a language model.
 
-It expects the output of ``clean.normalize_text``: an invisible character inside a value would hide it.
+Its input must be normalised by ``clean.normalize_text``. A value with an invisible character in it would not be found.
 """
 
 import re
@@ -88,8 +88,8 @@ class PersonalData:
         if "/" in text:
             _find_links(scan)
         for placeholder, expression in self._patterns:
-            for gap in re.finditer(r"[^\0]+", scan.rest):
-                for match in list(expression.finditer(scan.rest, *gap.span())):
+            for untaken in re.finditer(r"[^\0]+", scan.rest):
+                for match in list(expression.finditer(scan.rest, *untaken.span())):
                     scan.take(*match.span(), placeholder)
         if "@" in text:
             self._find_emails(scan, known)
@@ -145,23 +145,23 @@ class PersonalData:
         for match in words.INTRODUCED.finditer(without_dates):
             digits, value = _digits(match["value"]), match["value"]
             if digits >= 5 or (digits >= 3 and match["label"]) or (digits >= 4 and digits < len(value)):
-                scan.take(*match.span("value"), words.MEANING[normal(match["what"])])
+                scan.take(*match.span("value"), words.NUMBER_KIND[normal(match["what"])])
         if words.DIGITS[5].search(without_dates):
             for match in words.NUMBER.finditer(without_dates):
                 self._take_number(scan, *match.span())
 
     def _take_number(self, scan: "_Scan", start: int, end: int) -> None:
         value, digits = scan.rest[start:end], _digits(scan.rest[start:end])
-        meaning, gap = _meaning(scan.rest, start, end)
+        kind, distance = _number_kind(scan.rest, start, end)
         if any(map(str.isalpha, value)):
-            scan.take(start, end, "Reference Number" if meaning in ("", "Phone") else meaning)
-        elif meaning not in ("", "Phone") and value[0] not in "+(":
+            scan.take(start, end, "Reference Number" if kind in ("", "Phone") else kind)
+        elif kind not in ("", "Phone") and value[0] not in "+(":
             # A short number may be a quantity, unless it is close to its cue word, or follows "(" or "#".
-            if digits >= 7 or gap <= 24 or scan.rest[start - 1 : start] in ("(", "#"):
-                scan.take(start, end, meaning)
+            if digits >= 7 or distance <= 24 or scan.rest[start - 1 : start] in ("(", "#"):
+                scan.take(start, end, kind)
         elif digits < 7:
             return
-        elif digits <= 15 and (meaning == "Phone" or value[0] == "+"):
+        elif digits <= 15 and (kind == "Phone" or value[0] == "+"):
             scan.take(start, end, _phone_of(scan, start))
         elif phones := self._phone.analyze(value, []):
             for result in phones:
@@ -174,7 +174,7 @@ class PersonalData:
 def _hidden_modules(*modules: str) -> Iterator[None]:
     """Hides ``modules`` from imports. Presidio imports these if they are installed, but does not need them.
 
-    Without them, loading it takes a fifth of the time and memory.
+    Without these modules, loading Presidio takes a fifth of the time and memory.
     """
     absent: dict[str, Any] = {name: None for name in modules if name not in sys.modules}
     sys.modules.update(absent)
@@ -186,7 +186,7 @@ def _hidden_modules(*modules: str) -> Iterator[None]:
 
 
 class _Scan:
-    """A text that is searched. In ``rest``, found spans are NUL characters, so that no other rule finds them."""
+    """A text that is searched. ``rest`` has NUL characters in place of spans already found, so no rule finds them again."""
 
     def __init__(self, text: str, speaker: Speaker) -> None:
         self.text, self.speaker = text, speaker
@@ -194,7 +194,7 @@ class _Scan:
         self._found: list[tuple[int, int, str]] = []
 
     def take(self, start: int, end: int, placeholder: str) -> None:
-        """Records that ``placeholder`` replaces the characters from ``start`` to ``end``, unless some are taken already."""
+        """Records that ``placeholder`` replaces the characters from ``start`` to ``end``, unless some were found before."""
         if start < end and "\0" not in self.rest[start:end]:
             self._found.append((start, end, placeholder))
             blank = "\0" * (end - start)
@@ -221,9 +221,9 @@ def _find_links(scan: _Scan) -> None:
 
 
 def _find_addresses(scan: _Scan) -> None:
-    for quick, expression in words.ADDRESSES:
-        if quick.search(scan.rest):
-            for match in expression.finditer(scan.rest):
+    for fast_pattern, pattern in words.ADDRESSES:
+        if fast_pattern.search(scan.rest):
+            for match in pattern.finditer(scan.rest):
                 scan.take(*match.span(), "Postal Address")
 
 
@@ -248,7 +248,7 @@ def _find_names(scan: _Scan) -> None:
 
 
 def _leading_name(text: str, *, lower: bool) -> tuple[int, int]:
-    """The end of the name at the start of ``text`` and its number of words: 0 and 0 if there is no name.
+    """The end of the name at the start of ``text``, and the name's number of words; 0 and 0 if there is no name.
 
     With ``lower``, the first two words may be in lower case.
     """
@@ -273,11 +273,11 @@ def _phone_of(scan: _Scan, start: int) -> str:
     return "Customer Phone Number" if owner == "customer" else "Customer Support Phone Number"
 
 
-def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
+def _number_kind(text: str, start: int, end: int) -> tuple[str, int]:
     """The kind of the number between ``start`` and ``end`` according to the nearest cue word, and that word's distance.
 
-    A cue word usually precedes its number, so twelve characters are added to the distance of a word that follows. Without a
-    cue word, the kind is empty.
+    A cue word usually precedes its number, so twelve characters are added to the distance of a word that follows. If there
+    is no cue word, the kind is empty.
     """
     before = words.SENTENCE_END.split(text[max(0, start - 60) : start])[-1]
     after = words.SENTENCE_END.split(text[end : end + 40])[0]
@@ -286,11 +286,11 @@ def _meaning(text: str, start: int, end: int) -> tuple[str, int]:
         cues.append((len(before) - precede[-1].end(), precede[-1][0]))
     if follows := words.CUE.search(after):
         cues.append((follows.start() + 12, follows[0]))
-    # "It is about my order. 4412345678": bare digits may belong to the sentence before. Separators suggest a phone.
+    # Digits without separators may belong to the sentence before: "It is about my order. 4412345678".
     if not cues and end - start >= 7 and text[start:end].isdecimal():
         cues = [(start - cue.end(), cue[0]) for cue in words.CUE.finditer(text, max(0, start - 120), start)]
-    gap, word = min(cues, default=(0, ""))
-    return words.MEANING.get(normal(word), ""), gap
+    distance, word = min(cues, default=(0, ""))
+    return words.NUMBER_KIND.get(normal(word), ""), distance
 
 
 def _digits(text: str) -> int:

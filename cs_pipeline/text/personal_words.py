@@ -1,6 +1,6 @@
 """The words and patterns of ``personal.py``, compiled from ``personal.yaml``.
 
-No pattern matches the NUL characters that replace spans found earlier, and all take linear time.
+No pattern matches the NUL characters that replace spans found earlier. All patterns take linear time.
 """
 
 import re
@@ -29,8 +29,8 @@ def _any(words: Iterable[str]) -> str:
 _PUNCTUATION = str.maketrans({"’": "'"} | dict.fromkeys(",.:;!?()–\n", " "))
 _RULES = read_yaml(Path(__file__).with_name("personal.yaml"))
 
-MEANING: dict[str, str] = {word: name for name, words in _RULES["numbers"].items() for word in words}
-"""The kind of a number by the word that introduces it: a placeholder, or "Phone"."""
+NUMBER_KIND: dict[str, str] = {word: kind for kind, words in _RULES["numbers"].items() for word in words}
+"""For each word that introduces a number, the kind of the number: a placeholder, or "Phone"."""
 DESK_ADDRESSES = frozenset(_RULES["desk_addresses"])
 OWN_NAMES = frozenset(_RULES["own_names"])
 NOT_NAMES = frozenset(word.lower() for key in ("not_names", "closings", "greetings", "titles") for word in _RULES[key])
@@ -39,7 +39,7 @@ NAME_WORDS = frozenset(_RULES["name_words"])
 # Braces that contain a digit or an @ may not be a placeholder.
 PLACEHOLDER = re.compile(r"\{\{[^{}\n@\d]*\}\}")
 WORD = re.compile(r"[^\W\d_]{1,30}(?:['’-][^\W\d_]{1,30}){0,3}")
-CUE = re.compile(rf"(?<!\w)(?:{_any(MEANING)})(?!\w)", re.IGNORECASE)
+CUE = re.compile(rf"(?<!\w)(?:{_any(NUMBER_KIND)})(?!\w)", re.IGNORECASE)
 DIGIT = re.compile(r"\d")
 DIGITS = {count: re.compile(rf"\d(?:[^\d\0]{{0,3}}\d){{{count - 1}}}") for count in (3, 5, 13)}
 CARD = (
@@ -56,7 +56,7 @@ _WORDS = {
     **{name: _any(words) for name, words in _RULES["streets"].items()},
     "VERSIONS": _any(_RULES["versions"]),
     "LABELS": _any(_RULES["number_labels"]),
-    "NUMBER_WORDS": _any(word for word, name in MEANING.items() if name != "Phone"),
+    "NUMBER_WORDS": _any(word for word, kind in NUMBER_KIND.items() if kind != "Phone"),
     "NAME": rf"(?:(?P<title>{_any(_RULES['titles'])})\b\.?[ \t]+)?"
     rf"(?P<name>{WORD.pattern}(?:[ \t]+(?:{WORD.pattern}|[^\W\d_]\.(?=[ \t]))){{0,2}})",
 }
@@ -73,7 +73,7 @@ LINK, VERSION, INTRODUCED, DATE_OR_AMOUNT, SENTENCE_END, DESK_IS_MEANT, CUSTOMER
         "CUSTOMER_IS_MEANT",
     )
 )
-ADDRESSES = [(re.compile(quick), any_of(block, _WORDS, re.NOFLAG)) for quick, block in _RULES["addresses"]]
+ADDRESSES = [(re.compile(fast), any_of(block, _WORDS, re.NOFLAG)) for fast, block in _RULES["addresses"]]
 """Pairs of a fast pattern and the pattern of an address line. The second can only match if the first does."""
 
 
@@ -89,4 +89,4 @@ NAMES = [
     ([word_set(phrase) for phrase in phrases], _name_pattern(phrases, block), owner)
     for owner, phrases, block in _NAME_RULES
 ]
-"""For each rule of the file: the words of each introducing phrase, the pattern of phrase and name, and the name's owner."""
+"""For each rule of the file: the words of each of its phrases, the pattern of phrase and name, and whose name it is."""

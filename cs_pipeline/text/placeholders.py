@@ -1,7 +1,7 @@
 """Placeholders such as ``{{Order Number}}``: their catalogue, their spellings, and the text that replaces them.
 
 The catalogue is ``placeholders.yaml``, whose comments explain each key. A placeholder is a name in double braces on one
-line. An unknown placeholder, which is not in the catalogue, stays in the text in every mode.
+line. A placeholder that is not in the catalogue is called unknown. It stays in the text in every mode.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class PlaceholderMode(StrEnum):
     REALISTIC = "realistic"
 
 
-_Words = Annotated[str, Field(pattern=r"^[^{}\n]+$")]
+_PlainText = Annotated[str, Field(pattern=r"^[^{}\n]+$")]
 
 
 class Placeholder(BaseModel):
@@ -37,21 +37,21 @@ class Placeholder(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    phrase: _Words
+    phrase: _PlainText
     determiner: Literal["customer", "company", "this"] | None = None
-    modifier: Literal[""] | _Words | None = None
-    lead: _Words | None = None
-    named_by: tuple[_Words, ...] = ()
-    examples: tuple[_Words, ...] = Field(min_length=1)
+    modifier: Literal[""] | _PlainText | None = None
+    lead: _PlainText | None = None
+    named_by: tuple[_PlainText, ...] = ()
+    examples: tuple[_PlainText, ...] = Field(min_length=1)
     drawn_with: str | None = None
-    spellings: tuple[_Words, ...] = ()
+    spellings: tuple[_PlainText, ...] = ()
 
 
-class _File(BaseModel):
+class _CatalogueFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    values: dict[_Words, Placeholder]
-    labels: dict[_Words, tuple[_Words, ...]]
+    values: dict[_PlainText, Placeholder]
+    labels: dict[_PlainText, tuple[_PlainText, ...]]
 
 
 class Catalogue(dict[str, Placeholder]):
@@ -75,7 +75,7 @@ def catalogue() -> Catalogue:
 def load_catalogue(path: Path) -> Catalogue:
     """Reads a catalogue. Raises PipelineError with the file and the entry if an entry is invalid or duplicated."""
     try:
-        content = TypeAdapter(_File).validate_python(read_yaml(path))
+        content = TypeAdapter(_CatalogueFile).validate_python(read_yaml(path))
     except ValidationError as error:
         raise PipelineError(f"{path}: {error}", "Fix the entry that the message names.") from None
     labels = {name: Placeholder(phrase=name, examples=(name,), spellings=also) for name, also in content.labels.items()}
@@ -131,7 +131,9 @@ def is_balanced(text: str) -> bool:
 
 
 def repair(text: str) -> str | None:
-    """``text`` with these placeholders repaired, None if others are broken. Balanced text is unchanged.
+    """``text`` with its broken placeholders repaired; None if one cannot be repaired. Balanced text is not changed.
+
+    These can be repaired:
 
     - a name with too few or too many braces, or with spaces inside them: ``{Order Number}}``, ``{{ Order Number }}``;
     - a known name in single braces;
@@ -151,8 +153,8 @@ def apply(text: str, mode: PlaceholderMode, speaker: Speaker, row_id: str) -> st
     - generic: the phrase, with the possessive that fits the speaker ("my order number" in a question, "your order
       number" in an answer), unless there is a determiner or a quote before it. If the words before it already name the
       value ("order number {{Order Number}}", "our website at {{Website URL}}"), the placeholder is removed instead.
-    - strip: removed, with its quotes, with placeholders joined to it by "or", "and" or a comma, and with a preposition or
-      article that would be left without a noun. Spaces and punctuation are corrected.
+    - strip: removed. Also removed are quotes around it, placeholders joined to it by "or", "and" or a comma, and a
+      preposition or article that would be left without a noun. Spaces and punctuation are corrected.
     - realistic: an example value. For the same ``row_id``, it is the same in the question and the answer.
     """
     text, _ = canonical(text)
@@ -188,12 +190,12 @@ _PLACEHOLDER = re.compile(rf"\{{\{{[^\S\n]*({_NAME})[^\S\n]*\}}\}}")
 _COMPLETE = re.compile(rf"(?<!\{{)\{{\{{{_NAME}\}}\}}(?!\}})")
 _SINGLE = re.compile(rf"(?<!\{{)\{{[^\S\n]*({_NAME})[^\S\n]*\}}(?!\}})")
 
-# The characters of a label; JSON or code in braces is not fixed.
-_WORDS = r"[\w &/'’.-]*"
+# The characters that a label may have. Braces around other text, such as JSON or code, are not repaired.
+_LABEL = r"[\w &/'’.-]*"
 _BROKEN = re.compile(
     rf"(?<!\{{)\{{\{{[^\S\n]*(?P<complete>{_NAME})[^\S\n]*\}}\}}(?!\}})"
-    rf"|\{{\{{(?P<label>{_WORDS}\{{\{{{_WORDS}\}}\}}{_WORDS})\}}\}}"
-    rf"|(?P<open>\{{+)[^\S\n]*(?P<name>[^\W\d]{_WORDS})(?P<close>\}}+)"
+    rf"|\{{\{{(?P<label>{_LABEL}\{{\{{{_LABEL}\}}\}}{_LABEL})\}}\}}"
+    rf"|(?P<open>\{{+)[^\S\n]*(?P<name>[^\W\d]{_LABEL})(?P<close>\}}+)"
     r"|\{\{(?P<unclosed>[^{}\n]+)(?=[{\n]|\Z)"
 )
 
@@ -238,25 +240,25 @@ _NO_NOUN = (
 )
 _NOUN_FOLLOWS = re.compile(rf" *[#$]?(?:\{{\{{|(?!(?:{_NO_NOUN})\b)\w)", re.I)
 _DETERMINED = re.compile(rf"(?:(?<!\w)(?:{_DETERMINER}) +(?:(?!(?:{_PREPOSITION})\b)\w+ +)?|[\"'“‘*])\Z", re.I)
-# "sign into your {{…}}" becomes "sign in".
-_LEFT_ALONE = re.compile(
+# Words that must not be left at the end without a noun: "sign into your {{…}}" becomes "sign in".
+_DANGLING = re.compile(
     rf"(?:(?:(?<!\w)(?:(?:(?:or|and) )?(?:{_PREPOSITION}|{_LABELLED})|or|and)|(?<=\bin)to)(?: (?:{_DETERMINER})){{0,2}}"
     rf"|(?<!\w)(?:{_DETERMINER})(?: (?:{_DETERMINER}))?)(?: number)? *\Z",
     re.I,
 )
-_OTHER_WAY = re.compile(rf" *,? *(?:or|and)(?= (?:{_PREPOSITION})\b)", re.I)
+_OR_PREPOSITION = re.compile(rf" *,? *(?:or|and)(?= (?:{_PREPOSITION})\b)", re.I)
 _LINE_START = re.compile(r"(?:\A|\n)[ \t]*(?:\d+[.)]|[-*•])?[ \t*]*\Z")
 _SENTENCE_START = re.compile(rf"{_LINE_START.pattern}|(?<!Mr)(?<!Ms)(?<!Mrs)[.!?]\s+\Z")
 _QUOTED = re.compile(
     rf"(?P<open>\*\*|[\"'“‘(\[])(?P<inside>\{{\{{({_NAME})\}}\}})(?P<stop>[.,]?)(?P<close>\*\*|[\"'”’)\]])"
 )
-_PAIRS = {("**", "**"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("(", ")"), ("[", "]")}
+_QUOTES = {("**", "**"), ('"', '"'), ("'", "'"), ("“", "”"), ("‘", "’"), ("(", ")"), ("[", "]")}
 _JOINED = re.compile(rf"(?: *,? *\b(?:or|and) +| *, *| *)(?:(?:{_DETERMINER}) +)?{_PLACEHOLDER.pattern}", re.I)
 _POSSESSIVES: dict[Speaker, dict[str | None, str]] = {
     "customer": {"customer": "my", "company": "your", "this": "this"},
     "agent": {"customer": "your", "company": "our", "this": "this"},
 }
-_NEAR = 80  # characters before a placeholder that are searched: more than any of these patterns can match
+_NEAR = 80  # number of characters before a placeholder that are searched; none of these patterns can match more
 
 
 def _generic(text: str, speaker: Speaker) -> str:
@@ -298,7 +300,7 @@ def _stripped(text: str) -> str:
 
 
 def _unquoted(match: re.Match[str]) -> str:
-    paired = (match["open"], match["close"]) in _PAIRS
+    paired = (match["open"], match["close"]) in _QUOTES
     return f"{match['inside']}{match['stop']}" if paired and match[3] in catalogue() else match[0]
 
 
@@ -313,9 +315,9 @@ def _cut(before: str, after: str) -> tuple[str, str]:
     """The text before and after a removed placeholder, with dangling words, articles, spaces and punctuation corrected."""
     before, after = before.rstrip("#$"), re.sub(r"^['’]s\b", "", after)
     if not _NOUN_FOLLOWS.match(after):
-        near = _LEFT_ALONE.sub("", before[-_NEAR:])
+        near = _DANGLING.sub("", before[-_NEAR:])
         if len(near) < len(before[-_NEAR:]):
-            after = _OTHER_WAY.sub("", after, count=1)
+            after = _OR_PREPOSITION.sub("", after, count=1)
         before = before[:-_NEAR] + near
     if _LINE_START.search(before[-_NEAR:]):
         return before, after.lstrip(" ,;:")

@@ -1,8 +1,8 @@
 """Flags rows that may have been written to influence the model, and not for the support desk.
 
-Anyone who writes to the desk writes into the training data. A row is flagged for control tokens of chat templates, hidden
-text, prompt injection, repeated copies from one customer, too many rows from one customer, or an answer to another
-question. None of these is a proof, so nothing is deleted: a flagged row waits until a person releases it.
+Whatever a customer writes to the desk can become training data. A row is flagged for control tokens of chat templates,
+hidden text, prompt injection, repeated copies from one customer, too many rows from one customer, or an answer that does not
+fit the question. None of these proves an attack, so nothing is deleted: a flagged row waits until a person releases it.
 """
 
 import re
@@ -99,16 +99,16 @@ def text_reasons(text: str) -> list[str]:
 
 
 def article_reasons(text: str) -> list[str]:
-    """The reasons against using ``text`` of a help article in answers.
+    """The reasons not to use ``text``, which is part of a help article, in answers.
 
-    Instructions to whoever answers are checked more strictly than in a customer's message, which may ask to ignore the
-    message above. An article is written for customers only.
+    Articles are also searched for commands to an agent or model. A customer may write "ignore my message above", but an
+    article, which is written for customers, has no reason to.
     """
     return [*text_reasons(text), *([COMMAND] if _COMMAND.search(text) else [])]
 
 
 def _copies(rows: Sequence[Suspect], indices: list[int]) -> list[int]:
-    """Those of ``indices`` whose questions are near-equal to at least ``MIN_COPIES`` - 1 others."""
+    """The ``indices`` of questions in groups of at least ``MIN_COPIES`` that are near-equal to the first of their group."""
     if len(indices) < MIN_COPIES:
         return []
     groups: list[tuple[frozenset[str], list[int]]] = []
@@ -129,15 +129,15 @@ def _shingles(text: str) -> frozenset[str]:
     return frozenset(padded[start : start + 4] for start in range(len(padded) - 3))
 
 
-# Joiners between letters of alphabets that need none, unlike Persian and emoji. Runs of tags and variation selectors can
-# encode ASCII invisibly; the flags of some regions use up to seven tags.
+# Invisible characters between Latin or Greek letters or digits, which do not need them. (Persian and emoji do.) Runs of tags
+# or variation selectors can encode ASCII invisibly. The flag emoji of some regions contain up to seven tags.
 _JOINED = r"[A-Za-zÀ-ɏͰ-ӿ\d]"
 _HIDDEN = re.compile(
     rf"(?<={_JOINED})[\u200b-\u200d\u2060-\u2064\ufeff\u180e]+(?={_JOINED})"
     r"|[\U000e0000-\U000e007f]{8,}|[\ufe00-\ufe0f]{2,}|[\U000e0100-\U000e01ef]{2,}"
 )
 _OVERRIDE = re.compile("[\u202d\u202e]")
-# Not before a phone number: address books put an embedding mark there, and it is copied along.
+# Except before a phone number: address books put an embedding mark there, which people copy with the number.
 _EMBEDDING = re.compile("[\u202a\u202b\u2066-\u2068](?![+(\\d])")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 
@@ -154,7 +154,7 @@ _LEET = str.maketrans({"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t
 
 
 def _has_look_alikes(text: str) -> bool:
-    """Whether a Latin word contains look-alike letters of an alphabet that the text does not use otherwise."""
+    """Whether a Latin word contains look-alike letters of another alphabet. False if the text has words of that alphabet."""
     is_mixed = False
     for word in _WORD.findall(text):
         if not _OTHER.search(word):
