@@ -13,7 +13,14 @@ import pyarrow.compute as pc
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.schema import IN_PROMPT
-from cs_pipeline.llm.model import load_chat_format, peak_memory_gib, quiet_libraries
+from cs_pipeline.llm.families import hidden_size
+from cs_pipeline.llm.model import (
+    MIN_BFLOAT16_SIZE,
+    compute_dtype,
+    load_chat_format,
+    peak_memory_gib,
+    quiet_libraries,
+)
 from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train.rows import TrainingRows, select_rows, training_rows
@@ -72,7 +79,7 @@ def fine_tune(
         "base's tokenizer.json"
     )
     training = _Training(recipe, chat, base, warm_start, train, validation, work, report, on_metrics)
-    history = _load_history(recipe, work)
+    history = _load_history(recipe, base, work)
     while True:
         try:
             figures, model = training.attempt(history)
@@ -80,7 +87,7 @@ def fine_tune(
         except RuntimeError as error:
             if not (isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)):
                 raise
-            history = _halve_micro_batch(recipe, _load_history(recipe, work), work, report)
+            history = _halve_micro_batch(recipe, _load_history(recipe, base, work), work, report)
         except DivergedError:
             training.checkpoints.discard()  # resuming from one would diverge again
             raise
@@ -98,8 +105,8 @@ def fine_tune(
         "found_texts": train.retrieved,
         "found_texts_left_out": train.retrieved_dropped,
         "rows_retold": train.retold,
-        "rows_rewritten": train.escaped,
-        "spelt_share": train.escaped_share,
+        "rows_escaped": train.escaped,
+        "escaped_share": train.escaped_share,
     }
     return counts | figures, train.seen
 
@@ -268,11 +275,25 @@ class _Training:
 _HISTORY_FILE = "attempts.json"
 
 
-def _load_history(recipe: FineTuneRecipe, work: Path) -> _RunHistory:
-    """The history recorded in ``work``; without a record, a new one with the recipe's micro-batch."""
+def _load_history(recipe: FineTuneRecipe, base: Path, work: Path) -> _RunHistory:
+    """The history recorded in ``work``; without a record, a new one with the micro-batch that suits this machine."""
     if (work / _HISTORY_FILE).exists():
         return _RunHistory(**read_json(work / _HISTORY_FILE))
-    return _RunHistory(micro_batch_rows(recipe.trainer, world_size()), [], [])
+    return _RunHistory(_micro_batch(recipe, base), [], [])
+
+
+def _micro_batch(recipe: FineTuneRecipe, base: Path) -> int:
+    """Rows of ``max_length`` tokens in a micro-batch: on a CPU, no more than its memory has room for."""
+    import torch
+
+    from cs_pipeline.train.plan.estimate import estimate
+    from cs_pipeline.train.plan.machine_fit import available_memory
+
+    rows, config = micro_batch_rows(recipe.trainer, world_size()), read_json(base / "config.json")
+    if torch.cuda.is_available() or hidden_size(config) < MIN_BFLOAT16_SIZE:
+        return rows  # running out of memory halves it, and the activations of narrow models are small
+    needs = estimate(recipe, config, compute_dtype(config).itemsize, "cpu", available_memory() / world_size())
+    return min(rows, needs.micro_batch)
 
 
 def _halve_micro_batch(

@@ -31,6 +31,9 @@ FLOAT32_BYTES = 4
 """Bytes per trained weight, and per gradient."""
 _OPTIMIZER_BYTES = {"adamw_torch": 8, "paged_adamw_8bit": 2}
 """Bytes per trained weight of AdamW's two moments."""
+CPU_ACTIVATION_SHARE = 1 / 16
+"""Share of a CPU's memory for a micro-batch's activations, as estimated. Larger micro-batches are not faster on a CPU. On a
+GPU they are, and running out of memory halves them."""
 _LOGIT_TOKENS = 4096
 """Maximum tokens whose logits TRL's loss for causal models keeps at once (trl/kernels/chunked_logprob.py)."""
 _NARROWING = 8
@@ -56,10 +59,15 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """``parameters`` of the base, the number of ``trained`` weights, peak memory, and operations per token of text."""
+    """What a training needs.
+
+    ``parameters`` counts the base's weights, ``trained`` those that are trained. ``memory`` is for a micro-batch of
+    ``micro_batch`` rows of ``trainer.max_length`` tokens, and ``operations`` is per token of text.
+    """
 
     parameters: int
     trained: int
+    micro_batch: int
     memory: Memory
     operations: float
 
@@ -97,10 +105,13 @@ def _published(base: EmbeddedBase | HubBase | PackageBase | PathBase) -> dict[st
     return entry
 
 
-def estimate(recipe: FineTuneRecipe, config: dict[str, Any], compute: int, device: str) -> TrainingEstimate:
+def estimate(
+    recipe: FineTuneRecipe, config: dict[str, Any], compute: int, device: str, available: float = math.inf
+) -> TrainingEstimate:
     """What training ``recipe`` needs with a base of this ``config``, computing in numbers of ``compute`` bytes.
 
-    ``device`` is "cpu" or "cuda". Memory is for a full micro-batch of rows of ``trainer.max_length`` tokens.
+    ``device`` is "cpu" or "cuda", with ``available`` bytes of memory. On a CPU, a micro-batch has fewer rows than in the
+    recipe if the activations of so many would take more than CPU_ACTIVATION_SHARE of the memory.
     """
     import torch
 
@@ -125,21 +136,24 @@ def estimate(recipe: FineTuneRecipe, config: dict[str, Any], compute: int, devic
         weights = in_layers * NF4_BYTES + (parameters - in_layers + largest) * compute
     else:
         weights = parameters * compute
-    tokens = trainer.per_device_train_batch_size * trainer.max_length
     fused = compute < FLOAT32_BYTES and device == "cpu"
     layer, rest = _saved_bytes(recipe, config, compute, fused, trainer.max_length)
     depth = max(config.get(name, 0) for name in _DEPTHS)
     # With checkpointing only the input of each layer is saved, and one layer at a time is computed again.
     saved = (depth * width * compute + layer if trainer.gradient_checkpointing else depth * layer) + rest
     # When the backward pass begins, the gradients of one layer's activations are in memory too.
-    activations = tokens * (saved + layer)
+    per_row = trainer.max_length * (saved + layer)
+    rows = trainer.per_device_train_batch_size
+    if device == "cpu":
+        rows = max(1, int(min(rows, available * CPU_ACTIVATION_SHARE / per_row)))
+    tokens = rows * trainer.max_length
     chunk = _LOGIT_TOKENS if device == "cuda" and family_of(config).architecture == "causal" else CHUNK_TOKENS
     logits = min(tokens, chunk) * vocabulary * 2 * FLOAT32_BYTES
     passes = 6 if recipe.lora is None else 4
     used = in_layers + head.weight.numel()
     operations = used * (passes + (2 if trainer.gradient_checkpointing else 0)) + (6 * trained if recipe.lora else 0)
-    memory = Memory(weights, trained * (2 * FLOAT32_BYTES + _OPTIMIZER_BYTES[trainer.optim]), activations, logits)
-    return TrainingEstimate(parameters, trained, memory, operations)
+    memory = Memory(weights, trained * (2 * FLOAT32_BYTES + _OPTIMIZER_BYTES[trainer.optim]), rows * per_row, logits)
+    return TrainingEstimate(parameters, trained, rows, memory, operations)
 
 
 def _model(config: dict[str, Any]) -> Any:

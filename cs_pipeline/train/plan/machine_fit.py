@@ -61,7 +61,6 @@ class Machine:
 
 def this_machine() -> Machine:
     """This machine's GPU, or its CPU. Measuring its rate takes a fraction of a second."""
-    import psutil
     import torch
 
     from cs_pipeline.llm.model import compute_dtype
@@ -70,10 +69,17 @@ def this_machine() -> Machine:
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         return Machine(gpu.name, "cuda", gpu.total_memory, compute.itemsize, _rate("cuda", 4096))
+    return Machine("this CPU", "cpu", available_memory(), compute.itemsize, _rate("cpu", 1024))
+
+
+def available_memory() -> float:
+    """Bytes of main memory that are available, or the container's limit if that is lower."""
+    import psutil
+
     memory, container = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
     if container.exists() and (limit := container.read_text().strip()) != "max":
         memory = min(memory, int(limit))
-    return Machine("this CPU", "cpu", memory, compute.itemsize, _rate("cpu", 1024))
+    return float(memory)
 
 
 def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:
@@ -108,7 +114,7 @@ def estimate_on(recipe: FineTuneRecipe, config: dict[str, Any], machine: Machine
     from cs_pipeline.llm.model import MIN_BFLOAT16_SIZE
 
     narrow = machine.kind == "cpu" and hidden_size(config) < MIN_BFLOAT16_SIZE
-    return estimate(recipe, config, FLOAT32_BYTES if narrow else machine.compute, machine.kind)
+    return estimate(recipe, config, FLOAT32_BYTES if narrow else machine.compute, machine.kind, machine.memory)
 
 
 def required_memory(needs: TrainingEstimate, machine: Machine) -> float:

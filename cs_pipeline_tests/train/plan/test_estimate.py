@@ -11,7 +11,14 @@ from peft import LoraConfig, get_peft_model
 
 from cs_pipeline.recipe import FineTuneRecipe, HubBase, PathBase
 from cs_pipeline.train.plan import estimate as module
-from cs_pipeline.train.plan.estimate import NF4_BYTES, SHAPES_FILE, config_of, download_bytes, estimate
+from cs_pipeline.train.plan.estimate import (
+    CPU_ACTIVATION_SHARE,
+    NF4_BYTES,
+    SHAPES_FILE,
+    config_of,
+    download_bytes,
+    estimate,
+)
 from cs_pipeline.train.trainer.fused_lora import fuse_lora
 
 PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
@@ -148,6 +155,17 @@ def test_narrow_layers_predict_what_wide_layers_keep(family: str, compute: int, 
     real = module._count(model, config, compute, rows, tokens)
     gc.collect()
     assert (3 * layer + rest) * rows * tokens == pytest.approx(real, rel=0.15)
+
+
+def test_a_cpu_gets_micro_batches_that_its_memory_has_room_for() -> None:
+    config, eight = WIDE["llama"], recipe(trainer={"per_device_train_batch_size": 8, "max_length": 256})
+    whole = estimate(eight, config, 2, "cpu")
+    per_row = whole.memory.activations / 8
+    assert whole.micro_batch == 8
+    three = estimate(eight, config, 2, "cpu", 3.5 * per_row / CPU_ACTIVATION_SHARE)
+    assert (three.micro_batch, three.memory.activations) == (3, pytest.approx(3 * per_row))
+    assert estimate(eight, config, 2, "cpu", per_row).micro_batch == 1
+    assert estimate(eight, config, 2, "cuda", per_row).micro_batch == 8
 
 
 def test_a_config_on_disk_is_preferred_to_the_published_one(tmp_path: Path) -> None:

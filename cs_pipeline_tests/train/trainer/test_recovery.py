@@ -18,6 +18,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.train import finetune
+from cs_pipeline.train.plan import machine_fit
 from cs_pipeline.train.trainer.checkpoints import Checkpoints
 from cs_pipeline.train.trainer.peft_model import build_peft_model
 from cs_pipeline_tests.support.little import RECIPE, STEPS, Outcome, SmallTraining
@@ -176,6 +177,19 @@ def test_out_of_memory_halves_the_micro_batch_but_not_the_step(
     assert f"Micro-batches of {4 * MAX_LENGTH} tokens" in line
     assert "continues with half as many, still 8 rows per step" in line
     assert "trainer.per_device_train_batch_size: 2, trainer.gradient_accumulation_steps: 4" in line
+
+
+def test_a_cpu_with_little_memory_gets_small_micro_batches_from_the_start(
+    little: SmallTraining, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured = little.train(
+        little.recipe(per_device_train_batch_size=1, gradient_accumulation_steps=8), tmp_path / "configured"
+    )
+    monkeypatch.setattr(machine_fit, "available_memory", lambda: 1e6)
+    monkeypatch.setattr(finetune, "MIN_BFLOAT16_SIZE", 1)  # the model of this test is too narrow to be limited
+    outcome = little.train(little.recipe(), tmp_path / "work")
+    assert outcome == configured
+    assert (outcome.figures["batch_size"], outcome.figures["effective_batch"]) == (1, 8)
 
 
 def test_out_of_memory_in_the_middle_resumes_from_the_checkpoint(
