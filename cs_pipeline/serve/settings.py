@@ -20,13 +20,13 @@ def _split_words(value: object) -> object:
 class ServeSettings(BaseModel):
     """Each setting is also the environment variable ``CS_SERVE_`` plus its name in capitals.
 
-    There ``origins`` is a list separated by commas or spaces.
+    In the variable, ``origins`` is a list separated by commas or spaces.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     host: str = Field(
-        "127.0.0.1", min_length=1, description="address to listen on; a key is required beyond this machine"
+        "127.0.0.1", min_length=1, description="address to listen on; any address but localhost requires a key"
     )
     port: int = Field(8000, ge=1, le=65535)
     key: SecretStr = Field(SecretStr(""), description="key that clients must send; empty: none")
@@ -60,7 +60,7 @@ class ServeSettings(BaseModel):
 
 
 def load_settings(host: str | None = None, port: int | None = None) -> ServeSettings:
-    """The settings; the arguments take precedence over the environment. Raises PipelineError that names each wrong one."""
+    """The settings. The arguments take precedence over the environment. Raises PipelineError naming each invalid setting."""
     variables = {name: os.environ.get(f"{_PREFIX}{name.upper()}") for name in ServeSettings.model_fields}
     values = {name: value for name, value in variables.items() if value}
     options = {name: value for name, value in (("host", host), ("port", port)) if value is not None}

@@ -42,7 +42,7 @@ _LOOK_UP_LIMITS = RetrievalSettings(answers=3, passages=3)
 """How many texts are retrieved when an employee looks something up."""
 
 MIN_SIMILARITY = {"answer": 0.4, "passage": 0.2}
-"""The similarity from which a retrieved text counts as relevant to the question.
+"""The minimum similarity of a retrieved text that counts as relevant to the question.
 
 For each of 1,207 Bitext test questions, the nearest known question had a similarity of 0.51 or more (1 % were below 0.62).
 For 30 off-topic questions it was below 0.30 for half of them and below 0.42 for nine in ten. With 270 answers as passages,
@@ -52,7 +52,7 @@ one above 0.2.
 
 NOT_UNDERSTOOD = "I am not sure that I have understood you. Could you please describe in other words what you need?"
 
-NO_KNOWN_ANSWER = "No known answer is near this question, so a person has to write the answer."
+NO_KNOWN_ANSWER = "No known question is similar enough to this one, so a person has to write the answer."
 """Shown to an employee instead of a draft."""
 
 Author = Literal["model", "desk"]
@@ -79,11 +79,11 @@ class DeskRequest:
 
 @dataclass(frozen=True)
 class CitedSource:
-    """A retrieved text that is relevant to the question. Placeholders in ``title`` and ``text`` are filled, or replaced by
-    plain words.
+    """A retrieved text that is relevant to the question.
 
     ``kind`` is "answer" for an earlier answer, whose ``title`` is its question, or "passage" for a part of an article, with
-    the article's ``title`` and ``address``. ``similarity`` is above 0 and at most 1.
+    the article's ``title`` and ``address``. Placeholders in ``title`` and ``text`` are filled, or replaced by plain words.
+    ``similarity`` is above 0 and at most 1.
     """
 
     kind: Literal["answer", "passage"]
@@ -95,7 +95,7 @@ class CitedSource:
 
 @dataclass(frozen=True)
 class Reply:
-    """The text for the customer, and how it came about.
+    """The text for the customer, and how it was produced.
 
     ``served`` is the requested version. ``author`` is "model" if that version wrote ``text`` or its beginning, and "desk" if
     the desk replied without it (a handover, an off-topic question). ``intent`` and ``confidence`` (0 to 1) are None without
@@ -187,8 +187,8 @@ class Desk:
     def draft(self, request: DeskRequest, cancelled: threading.Event | None = None) -> Reply:
         """The version's own answer, for an employee: screened, in the requested tone, and with filled placeholders.
 
-        No handover or fixed reply replaces it. Its ``handover`` says why a person would take over. A look-up that finds no
-        answer says so. Raises the same errors as ``stream``.
+        No handover or fixed reply replaces it. Its ``handover`` says why a person would take over. If a look-up finds no
+        answer, the text is NO_KNOWN_ANSWER. Raises the same errors as ``stream``.
         """
         case = self._case(request)
         generation = self._start(case, cancelled)
@@ -253,9 +253,9 @@ class Desk:
         return apply(self._screening.mask(text, speaker), served.placeholders, speaker, "")
 
     def _reason_from_answer(self, case: _Case, generation: Generation) -> HandoverReason | None:
-        """The reason for a handover that follows from the intent, or from a look-up that found nothing, or None.
+        """The reason to hand over because of the intent, or because a look-up found nothing; else None.
 
-        If a look-up finds nothing for a short reply to the last answer, the desk asks back instead.
+        If a look-up finds nothing for a short reply to the last answer, the desk asks the customer to rephrase it instead.
         """
         reason = self._reason_from_intent(case, generation)
         if reason is None and generation.declined and not _is_follow_up(case):
@@ -263,7 +263,7 @@ class Desk:
         return reason
 
     def _reason_from_intent(self, case: _Case, generation: Generation) -> HandoverReason | None:
-        """The reason for a handover that follows from the intent and its confidence, or None."""
+        """The reason to hand over because of the intent or its confidence; else None."""
         if generation.confidence is None:
             return None
         if generation.intent == _HUMAN_AGENT_INTENT and generation.confidence >= SURE_OF_INTENT:
@@ -379,13 +379,13 @@ def _relevant(retrieved: Sequence[RetrievedText]) -> list[RetrievedText]:
 
 
 def _sources(generation: Generation) -> Sequence[RetrievedText]:
-    """The texts to cite. A copied answer is always cited: its look-up has its own limit of similarity."""
+    """The texts to cite. A copied answer is always cited, because the look-up has its own minimum similarity."""
     retrieved = generation.retrieved or ()
     return retrieved if isinstance(generation, KnownAnswer) else _relevant(retrieved)
 
 
 def _cite(retrieved: Sequence[RetrievedText], values: Mapping[str, str]) -> tuple[CitedSource, ...]:
-    """``retrieved`` as it is shown. ``values`` are the company's, by canonical name."""
+    """``retrieved`` as people see it. ``values`` are the company's placeholder values, by canonical name."""
 
     def title(text: RetrievedText) -> str:
         # The title of an answer is a customer's question, so the company's values do not belong in it.

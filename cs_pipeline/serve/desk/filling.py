@@ -1,4 +1,4 @@
-"""Fills the placeholders of an answer. A placeholder without a value is replaced by words; none is shown as it is."""
+"""Fills the placeholders of an answer. A placeholder without a value is replaced by words, so no customer sees one."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from cs_pipeline.text.placeholders import PlaceholderMode, apply, canonical, fill, find, repair
 
 MAX_VALUE_CHARACTERS = 200
-"""Longer texts are not a number, a name or an address."""
+"""Maximum length of a value. Longer values are cut: no number, name or address is that long."""
 
 
 def canonical_values(values: Mapping[str, str]) -> dict[str, str]:

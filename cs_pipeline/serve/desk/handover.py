@@ -1,9 +1,9 @@
 """Decides when a person takes over from the model, and writes the message to the customer and the summary for that person.
 
-In their first test, on 70 messages that were not used to write the rules (``cs_pipeline_tests/serve/desk/messages.yaml``),
-they handed over 13 of the 16 that need a person and none of the 54 others. The messages are by the author of the rules, so
-these figures are an upper bound. Of 4,000 Bitext questions, the rules handed over 86 of the 125 that ask for a person (the
-intent finds the rest) and 1 of the others.
+In the first test, on 70 messages that were not used to write the rules (``cs_pipeline_tests/serve/desk/messages.yaml``), the
+rules handed over 13 of the 16 messages that need a person and none of the 54 others. The author of the rules wrote the
+messages, so these figures are an upper bound. Of 4,000 Bitext questions, the rules handed over 86 of the 125 that ask for a
+person (the intent finds the rest) and 1 of the others.
 """
 
 import re
@@ -23,7 +23,7 @@ class HandoverReason(StrEnum):
     """Why a person takes over."""
 
     ASKED = "the customer asks for a person"
-    SENSITIVE = "the matter is for a person"
+    SENSITIVE = "the matter needs a person"
     ANGER = "the customer is angry"
     FAILURE = "the answers did not help"
     UNCLEAR = "the question was not understood"
@@ -52,7 +52,7 @@ class Handover:
 
 
 def handover_reason(text: str, earlier: Context) -> HandoverReason | None:
-    """Why a person should take over after the customer's message ``text``, by its words alone, or None."""
+    """Why a person should take over after the customer's message ``text``, judged by its words alone; else None."""
     if _ASKS_FOR_PERSON.search(text):
         return HandoverReason.ASKED
     if _SENSITIVE.search(text):
@@ -106,8 +106,8 @@ def _shortened(text: str) -> str:
 def _has_failed(text: str, earlier: Context) -> bool:
     """Whether the answers have not helped.
 
-    They have not if the customer complains of repeating the request, complains twice that nothing helps or asks the same
-    three times, or if the last two answers only asked back or said what this desk is for.
+    True if the customer complains about having to repeat the request, complains twice that nothing helps, or asks the same
+    question three times. Also true if the last two answers only asked for details or said what this desk is for.
     """
     if _REPEATED.search(text):
         return True

@@ -2,8 +2,8 @@
 
 A waiting handover is ``serve/handovers/H-….json``. Once the webhook has accepted it, it moves to ``delivered/`` and is kept
 as long as raw deliveries (``retention_days``). Without a webhook, whoever processes the queue removes the files. A file is
-written before the customer is told. It is sent until the webhook answers 2xx, also after a restart, so a webhook may get a
-handover twice, with the same ``Idempotency-Key`` header.
+written before the customer is told. It is sent again until the webhook answers 2xx, even after a restart. So a webhook may
+get a handover twice, with the same ``Idempotency-Key`` header.
 """
 
 import json

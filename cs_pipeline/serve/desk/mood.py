@@ -1,8 +1,8 @@
-"""The mood of a customer's message, by its words. Agents see it next to a ticket, and an angry customer gets a person.
+"""The mood of a customer's message, judged by its words. Agents see it next to a ticket. Angry customers are handed over.
 
-A swear word alone does not count as anger: 5 % of Bitext's questions contain one and only ask where the parcel is. In their
-first test, on 70 labelled messages that were not used to write them (``cs_pipeline_tests/serve/desk/messages.yaml``, by the
-same author), the rules were right about all 70, of which 8 have a mood.
+A swear word alone does not count as anger: 5 % of Bitext's questions contain one and only ask where the parcel is. In the
+first test, on 70 labelled messages that were not used to write the rules (``cs_pipeline_tests/serve/desk/messages.yaml``, by
+the same author), the rules were right about all 70. The mood of 8 of them is not neutral.
 """
 
 import re

@@ -1,10 +1,10 @@
 """Decides which messages this desk answers. All others get a fixed reply instead of a model's answer.
 
-The rules look at words. In their first test, on messages that were not used to write them (by the same author, so the
-figures are an upper bound: ``cs_pipeline_tests/serve/desk/messages.yaml``), they held back 9 of 12 off-topic questions, 5 of
-7 about other customers, 7 of 8 prompt injections and all 5 without content. Of 22 that should be answered they held back one
-("is the game in stock"), which a classifier that knows the shop would have let through. Of 4,000 Bitext questions they held
-back none.
+The rules look at words. In the first test, on messages that were not used to write the rules
+(``cs_pipeline_tests/serve/desk/messages.yaml``), they stopped 9 of 12 off-topic questions, 5 of 7 questions about other
+customers, 7 of 8 prompt injections and all 5 messages without content. Of 22 messages that should be answered they stopped
+one ("is the game in stock"); a classifier that knows the shop would have let it through. Of 4,000 Bitext questions they
+stopped none. The author of the rules wrote the messages, so these figures are an upper bound.
 """
 
 import re
@@ -61,9 +61,10 @@ def is_off_topic(text: str, confidence: float | None) -> bool:
 
 
 SURE_OF_INTENT = 0.8
-"""A question whose intent has this confidence or more is for this desk, whatever its words: a shop may sell games.
+"""A question whose intent has at least this confidence is for this desk, whatever its words are: a shop may sell games.
 
-A classifier trained on 6,000 Bitext questions was less sure for 3 % of 4,000 others, and for all of 46 off-topic questions.
+With a classifier trained on 6,000 Bitext questions, the confidence was lower for 3 % of 4,000 other Bitext questions, and
+for all of 46 off-topic questions.
 """
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))

@@ -38,7 +38,7 @@ def apply_tone(text: str, tone: Tone) -> str:
 
 
 def salutation(first: str, tone: Tone, values: Mapping[str, str]) -> str:
-    """The salutation before ``first``, the first sentence of the first answer; empty if that already greets.
+    """The salutation before ``first``, the first sentence of the first answer; empty if ``first`` is already a greeting.
 
     The customer's name comes from ``values``, by canonical name.
     """

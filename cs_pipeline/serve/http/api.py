@@ -58,9 +58,7 @@ class ChatRequest(BaseModel):
     earlier: list[EarlierTurn] = Field([], max_length=MAX_TURNS, description="the conversation so far, oldest first")
     context: Text = Field("", description="facts about the case that are not in the conversation")
     tone: Tone = Tone.NEUTRAL
-    temperature: float = Field(
-        0, ge=0, le=2, strict=True, description="0 always picks the likeliest token, so answers repeat"
-    )
+    temperature: float = Field(0, ge=0, le=2, strict=True, description="0 always picks the most likely token")
     top_p: float = Field(1, ge=0, le=1, strict=True)
     max_tokens: Tokens | None = Field(None, description="capped at the recipe's limit, which is also the default")
     seed: Seed | None = None

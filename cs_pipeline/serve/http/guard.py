@@ -74,7 +74,7 @@ class SizeGuard:
         async def guarded_send(message: Message) -> None:
             nonlocal response_started
             if refused:
-                return  # the app would answer to an incomplete body
+                return  # this would be the app's response to an incomplete body
             response_started = True
             await send(message)
 

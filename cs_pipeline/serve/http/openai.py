@@ -44,7 +44,7 @@ _IGNORED_VALUES: dict[str, tuple[Any, ...]] = {
     "modalities": (["text"],),
     "audio": (),
 }
-"""Unsupported fields, with the values that are accepted because they have no effect. So is null; others are refused."""
+"""Unsupported fields, with the values that are accepted because they have no effect. Null is accepted too."""
 
 
 class ContentPart(BaseModel):
@@ -81,7 +81,7 @@ class ChatCompletionRequest(BaseModel):
 
     model: Name
     messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_TURNS)
-    temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null means 0: answers repeat")
+    temperature: float | None = Field(None, ge=0, le=2, strict=True, description="null means 0")
     top_p: float | None = Field(None, ge=0, le=1, strict=True)
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None
@@ -102,7 +102,7 @@ class ChatCompletionRequest(BaseModel):
         return self
 
     def to_desk_request(self) -> DeskRequest:
-        """This request as the desk takes it."""
+        """This request in the desk's format."""
         *earlier, last = self.messages
         context = "\n".join(message.text for message in earlier if message.role not in _SPEAKERS)
         sampling = Sampling(

@@ -1,4 +1,4 @@
-"""Generates the answers of one micro-batch. Each row has its own temperature, top-p, seed and limits, and its own end."""
+"""Generates the answers of one micro-batch. Each row has its own temperature, top-p, seed and limits."""
 
 import random
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class RowSampler(LogitsProcessor):
 
 
 def decode(model: Any, jobs: Sequence[Job]) -> None:
-    """Answers ``jobs``, which all use one variant. Each job ends with its row; all have ended when this returns."""
+    """Answers ``jobs``, which all use one variant. Each job ends when its row does; all have ended when this returns."""
     chat, stops = jobs[0].variant.chat, jobs[0].variant.stops
     inputs = chat.tokenizer.pad({"input_ids": [job.prompt for job in jobs]}, return_tensors="pt").to(model.device)
     sampled = any(job.sampling.temperature >= _MIN_TEMPERATURE for job in jobs)

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """A model and the only thread that touches it. All adapters share the weights of the base."""
+    """A model and the only thread that uses it. All adapters share the weights of the base."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

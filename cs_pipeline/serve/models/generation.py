@@ -22,7 +22,7 @@ class Generation(ABC):
     The pieces joined are the version's raw answer, with unfilled placeholders. ``question`` is the text that the version
     got. ``intent`` and ``confidence`` come from the version's own intent classifier, or from the lake's if the version has
     none; they are None without either. ``retrieved`` holds the texts that the answer is made from, and is None if the
-    recipe does not retrieve. ``started`` is the ``time.monotonic`` at which the question came.
+    recipe does not retrieve. ``started`` is the value of ``time.monotonic`` when the question arrived.
     """
 
     served: ServedModel
@@ -42,7 +42,7 @@ class Generation(ABC):
 
     @abstractmethod
     def text(self) -> str:
-        """The whole answer. Cheaper than its pieces, and raises the same errors."""
+        """The whole answer. This is cheaper than iterating, and raises the same errors."""
 
     @property
     @abstractmethod
@@ -164,4 +164,4 @@ class KnownAnswer(Generation):
         return "declined" if self.declined else self.finish
 
     def cancel(self) -> None:
-        """Nothing is left to stop."""
+        """Does nothing, because the answer is already complete."""

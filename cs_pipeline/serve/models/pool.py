@@ -120,7 +120,7 @@ class ModelPool:
         return loaded
 
     def release(self, loaded: LoadedModel) -> None:
-        """Undoes one ``hold``."""
+        """Ends one ``hold``."""
         with self._lock:
             loaded.users -= 1
             loaded.last_used = time.monotonic()

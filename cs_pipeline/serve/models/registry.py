@@ -141,9 +141,9 @@ class ModelRegistry:
             logger.warning("no version is champion any more")
             self._replace(None)
         elif self.failure is None or self.failure[0] != wanted or time.monotonic() >= self._retry_at:
-            self._take(self.state.versions[wanted])
+            self._load_champion(self.state.versions[wanted])
 
-    def _take(self, version: ServedModel) -> None:
+    def _load_champion(self, version: ServedModel) -> None:
         try:
             loaded = self._pool.hold(version)
         except NotReady as error:

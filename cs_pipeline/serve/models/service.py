@@ -1,4 +1,4 @@
-"""The entry point to the models: takes a model name and a question, and returns the answer as it is generated."""
+"""The entry point to the models: takes a model name and a question, and returns the answer while it is generated."""
 
 import math
 import threading
@@ -84,8 +84,8 @@ class ModelService:
 
         The prompt holds the texts that the recipe retrieves, and the latest of the ``earlier`` turns that fit into its
         ``max_length``. Set ``cancelled`` when nobody is waiting any more (the client hung up, a stop button was pressed).
-        A look-up waits in no queue and reads only the question: its answer is complete when this returns. Raises
-        UnknownModel, NotReady, TooLong, Busy.
+        A look-up uses no queue and reads only the question: its answer is complete when this returns. Raises UnknownModel,
+        NotReady, TooLong, Busy.
         """
         self._enter()
         try:
@@ -127,7 +127,7 @@ class ModelService:
             self._end(loaded, answer)
             return answer
         if loaded.recipe.prompt.retrieve is None:
-            texts = []  # they were for the look-up of a cascade, whose model reads none
+            texts = []  # they were for a cascade's look-up; the cascade's model has no retrieved texts in its prompt
         prompt, retrieved = _fit(loaded, question, intent, earlier, texts)
         limit = loaded.recipe.generation.max_new_tokens
         max_tokens = min(sampling.max_tokens or limit, limit)

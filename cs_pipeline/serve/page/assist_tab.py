@@ -127,7 +127,7 @@ class AssistTab:
                 for number, (card, draft) in enumerate(zip(self._cards, drafts, strict=True), 1)
             },
             **{
-                # A look-up without an answer leaves nothing to edit and send.
+                # If a look-up found no answer, there is nothing to edit and send.
                 button: gr.Button(interactive=draft.settings["author"] == "model")
                 for button, draft in zip(self._use_buttons, drafts, strict=True)
             },
@@ -144,6 +144,6 @@ class AssistTab:
         with Feedback(self._lake) as feedback:
             feedback.agent_edit(ticket.id, agent, ticket.text, answer, ticket.drafts, picked, customer)
         return {
-            self._note: '<p class="saved">Saved. Without personal data, it will join the company\'s conversations.</p>',
+            self._note: '<p class="saved">Saved. It joins the company\'s conversations once personal data is removed.</p>',
             self._sent: gr.Button(interactive=False),
         }

@@ -64,7 +64,7 @@ def tone_choice(first: Tone = Tone.NEUTRAL) -> gr.Dropdown:
 
 def temperature_choice(value: float = 0.0) -> gr.Slider:
     """The slider for the sampling temperature of an answer."""
-    return gr.Slider(0, 1.5, value, step=0.05, label="Temperature", info="0: always the likeliest word")
+    return gr.Slider(0, 1.5, value, step=0.05, label="Temperature", info="0: always the most likely word")
 
 
 def parse_details(details: str) -> dict[str, str]:

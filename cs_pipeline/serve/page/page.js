@@ -9,7 +9,7 @@ globalThis.support = {
   },
   async copy(text) {
     if (navigator.clipboard) return navigator.clipboard.writeText(text);
-    // Over plain HTTP from another machine there is no navigator.clipboard, so this uses the old way.
+    // navigator.clipboard is missing over plain HTTP from another machine.
     const area = document.createElement("textarea");
     area.value = text;
     document.body.append(area);

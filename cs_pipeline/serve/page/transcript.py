@@ -1,4 +1,4 @@
-"""A chat as JSON data, which survives a reload, and its forms for the page, the model and the export."""
+"""A chat as JSON data, which a browser can keep, and its conversion for the page, the model and the export."""
 
 import json
 from collections.abc import Mapping, Sequence
