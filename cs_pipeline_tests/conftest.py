@@ -177,6 +177,26 @@ def champion_lake(made_once: MadeOnce, small_csv: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def company_lake(made_once: MadeOnce, champion_lake: Path, small_csv: Path) -> Path:
+    """A lake with version 2, trained by the real job on 810 generated rows and 120 of a company; tests change copies."""
+
+    def make(folder: Path) -> None:
+        from cs_pipeline.company import company_file
+        from cs_pipeline.ingest.landing import land_files
+        from cs_pipeline_tests.support.company import SETTINGS, ingest
+        from cs_pipeline_tests.support.exports import export
+
+        lake = copy_lake(champion_lake, folder / "lake")
+        company_file(lake).write_text(SETTINGS)
+        with own_world(lake.root):
+            land_files([export(folder / "tickets.csv", 120, seed=1)], lake, load_company(lake))
+            ingest(lake)
+        assert run_job(lake.root, small_csv).success
+
+    return made_once("company", make) / "lake"
+
+
+@pytest.fixture(scope="session")
 def rag_lake(made_once: MadeOnce, prepared: Path) -> Path:
     """A lake with an article, in which ``tiny_rag`` was trained and evaluated; tests read it."""
 

@@ -17,10 +17,12 @@ from cs_pipeline import recipe as recipe_module
 from cs_pipeline.core.lake import DataLake, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import PASSAGE
+from cs_pipeline.evaluate.cascade import check_prompts
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.llm.model import load_chat_format
 from cs_pipeline.llm.prompt import IGNORE_INDEX
 from cs_pipeline.recipe import (
+    CascadeRecipe,
     EmbeddedBase,
     FineTuneRecipe,
     HubBase,
@@ -44,6 +46,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 METHODS = {name: yaml.safe_load((FOLDER / f"{name}.yaml").read_text()).get("method", "training") for name in NAMES}
 TRAINED = [name for name in NAMES if METHODS[name] == "training"]
 LOOKUPS = [name for name in NAMES if METHODS[name] == "lookup"]
+CASCADES = [name for name in NAMES if METHODS[name] == "cascade"]
 
 PUBLISHED: dict[str, dict[str, Any]] = yaml.safe_load(SHAPES_FILE.read_text())
 
@@ -204,6 +207,15 @@ def test_a_lookup_is_built_without_a_model(name: str, small_lake: DataLake) -> N
     assert (adapter.metrics["rows"], adapter.metrics["validation_questions"]) == (12, 4)
 
 
+@pytest.mark.parametrize("name", CASCADES)
+def test_a_cascade_has_a_model_that_reads_the_same_texts(name: str) -> None:
+    recipe = load_recipe(name)
+    assert isinstance(recipe, CascadeRecipe)
+    assert recipe.model in TRAINED
+    check_prompts(recipe, load_fine_tune_recipe(recipe.model))
+    assert recipe.model in recipe.description, "it says what is trained first"
+
+
 def test_every_hub_base_has_a_tiny_model_and_one_definition() -> None:
     recipes = [load_fine_tune_recipe(name) for name in TRAINED]
     hubs = {recipe.base.repo: recipe.base for recipe in recipes if isinstance(recipe.base, HubBase)}
@@ -240,6 +252,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "recipes.md"
 
 def row(name: str) -> str:
     """The recipe's row in the table: its YAML keys, and the estimates."""
+    if name in CASCADES:
+        return f"| `{name}` | that of its model | | | {load_recipe(name).training_method} | as its model | |"
     if name not in TRAINED:
         return f"| `{name}` | none | | | {load_recipe(name).training_method} | any machine | |"
     recipe = load_fine_tune_recipe(name)

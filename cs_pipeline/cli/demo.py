@@ -12,7 +12,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.report.report import is_demo
 from cs_pipeline.evaluate.results import LOOKUP, evaluation_folder, read_evaluation
-from cs_pipeline.recipe import LookupRecipe, Recipe, load_recipe, recipe_names
+from cs_pipeline.recipe import CascadeRecipe, LookupRecipe, Recipe, load_fine_tune_recipe, load_recipe, recipe_names
 from cs_pipeline.register.history import read_history
 from cs_pipeline.tracking import champion_number, open_store
 
@@ -27,7 +27,8 @@ _FIRST_RECIPE = "lookup"
 def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
     """Materialises every asset for the recipe in the Dagster instance and prints a summary.
 
-    In a lake without a champion, the free look-up is materialised first, so that the recipe's model has something to beat.
+    In a lake without a champion, the free look-up is materialised first, so that the recipe's model is compared with it.
+    Before a cascade its model's recipe is materialised; a model that is already trained on the same rows is reused.
     If an asset or a blocking check fails, it raises PipelineError with the message of the first failure. After Ctrl-C it
     raises KeyboardInterrupt.
     """
@@ -44,6 +45,12 @@ def run_demo(recipe_name: str, lake: DataLake, console: Console) -> None:
                 "There is no champion yet, so the free look-up (recipe 'lookup') comes first. A model has to beat it.\n"
             )
             _materialise(_FIRST_RECIPE, instance)
+        if isinstance(recipe, CascadeRecipe):
+            model = load_fine_tune_recipe(recipe.model)
+            console.print(
+                f"A cascade needs a model, so [bold]{model.name}[/] comes first: {model.description.strip()}\n"
+            )
+            _materialise(model.name, instance)
         result = _materialise(recipe.name, instance)
     _print_summary(result, recipe, lake, console)
 
@@ -91,7 +98,9 @@ def _print_summary(result: "ExecuteInProcessResult", recipe: Recipe, lake: DataL
             console.print(Padding(Text.assemble((f"{label}: ", "bold"), text.strip() or "(nothing)"), (0, 0, 0, 2)))
     console.print()
     if is_demo(read_evaluation(recipe.name, lake)):
-        console.print("[yellow]The embedded base proves the pipeline; its answers are not for customers.[/]")
+        console.print(
+            "[yellow]The embedded base only shows that the pipeline works; its answers are not for customers.[/]"
+        )
     report = lake.path("evaluate", "evaluation_report", f"{recipe.name}.html")
     console.print(f"Report: {report}", soft_wrap=True)
     console.print("Next:   [bold]make dev[/] (Dagster, MLflow and the chat in the browser)")
@@ -106,7 +115,7 @@ def _print_decision(version: int, what: str, decisions: list[dict[str, Any]], co
 
 
 def _examples(recipe: Recipe, lake: DataLake) -> list[dict[str, str]]:
-    """Test questions of different intents, each with the answers of the free look-up, the base if there is one, and tuned.
+    """Test questions of different intents, with the answers of the free look-up, the base if there is one, and the version.
 
     The same rows give the same examples.
     """
@@ -116,8 +125,11 @@ def _examples(recipe: Recipe, lake: DataLake) -> list[dict[str, str]]:
         index=["row_id", "intent", "question"], columns="system", values="answer", aggfunc="first"
     )
     chosen = wide.reset_index().sort_values("row_id").drop_duplicates("intent").head(_EXAMPLES)
-    lookup = isinstance(recipe, LookupRecipe)
-    labels = {"tuned": "look-up"} if lookup else {LOOKUP: "look-up", "base": "base", "tuned": "tuned"}
+    if isinstance(recipe, LookupRecipe):
+        labels = {"tuned": "look-up"}
+    else:
+        own = "cascade" if isinstance(recipe, CascadeRecipe) else "tuned"
+        labels = {LOOKUP: "look-up", "base": "base", "tuned": own}
     return [
         {"Customer": row["question"]} | {label: row[system] for system, label in labels.items() if system in row}
         for row in chosen.to_dict("records")

@@ -13,7 +13,7 @@ from cs_pipeline.recipe import CascadeRecipe, load_recipe
     group_name="train",
     kinds={"huggingface"},
     partitions_def=RECIPES,
-    # The classifier is not used here. Its blocking check stops the run if the rows cannot be learnt.
+    # The classifier is not used here. Its blocking check stops the run before the training if intents cannot be learnt.
     deps=["bitext_splits", "intent_classifier"],
     pool="gpu",
 )
@@ -23,9 +23,12 @@ def base_model(context: dg.AssetExecutionContext, lake: LakeResource, launcher: 
     A look-up has none.
     """
     from cs_pipeline.llm.base import find_base, needs_training
+    from cs_pipeline.train.adapter import model_adapter
     from cs_pipeline.train.plan.machine_fit import check_machine, raise_on_problems, this_machine
 
     recipe = load_recipe(context.partition_key)
+    if isinstance(recipe, CascadeRecipe):
+        model_adapter(recipe, lake.lake)  # fails before the download if there is none
     if launcher.is_local:  # before the download; the resources of a cluster are unknown here
         raise_on_problems(check_machine(recipe, lake.lake, this_machine()))
     if needs_training(recipe, lake.lake):
@@ -83,7 +86,7 @@ def adapter(
 
         trained = build_cascade(recipe, lake.lake, context.log.info)
     elif trained:
-        context.log.info(f"Nothing to train: the adapter of this input is {trained.folder}")
+        context.log.info(f"Nothing to train: there is an adapter for this input: {trained.folder}")
     else:
         launcher.run(context, lake.lake, "--force")
         trained = current_adapter(context.partition_key, lake.lake)
@@ -104,8 +107,8 @@ def adapter(
 def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The validation loss is lower after training than before. A look-up is not trained.
 
-    A training that continues from the champion starts close to the minimum. There a higher loss is only a warning:
-    promotion keeps the champion unless the new version is better.
+    A training that continues from the champion starts close to the minimum, so a higher loss is only a warning then: the
+    champion stays champion unless the new version is better.
     """
     from cs_pipeline.train.adapter import current_adapter
 

@@ -11,32 +11,30 @@ from cs_pipeline.evaluate.scoring.baselines import as_sources
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_reporter
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, read_fine_tune_recipe
-from cs_pipeline.retrieval.lookup import MODEL_FOLDER, LookupModel, write_threshold
+from cs_pipeline.retrieval.lookup import MODEL_FOLDER, NEVER, LookupModel, similarity_limit, write_threshold
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.train.adapter import (
     Adapter,
     base_of_adapter,
     cascade_fingerprint,
     current_adapter,
+    model_adapter,
     new_adapter,
     seen_rows,
 )
-
-NEVER = 2.0
-"""A threshold that no similarity reaches: the model answers every question."""
 
 
 def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
     """Makes the cascade of ``recipe`` with the current adapter of its model, and makes it the recipe's current one.
 
     The look-up and the model answer ``validation_rows`` questions of the validation split. The threshold with the highest
-    answer quality is kept. Raises PipelineError if the model's adapter or base is missing or changed, or if the cascade and
-    its model retrieve differently.
+    answer quality is kept. Raises PipelineError if the model's adapter or base is missing or changed, if that adapter was
+    trained on rows that must be forgotten, or if the cascade and its model retrieve differently.
     """
-    fingerprint, model_adapter = cascade_fingerprint(recipe, lake), current_adapter(recipe.model, lake)
-    model_recipe = read_fine_tune_recipe(model_adapter.folder / "recipe.yaml")
-    _check_prompts(recipe, model_recipe)
-    base = base_of_adapter(model_adapter, model_recipe, lake)
+    fingerprint, trained = cascade_fingerprint(recipe, lake), model_adapter(recipe, lake)
+    model_recipe = read_fine_tune_recipe(trained.folder / "recipe.yaml")
+    check_prompts(recipe, model_recipe)
+    base = base_of_adapter(trained, model_recipe, lake)
     assert base is not None  # a fine-tune has one
     questions = FrozenTestSet(recipe, lake, "validation", recipe.validation_rows)
     asked = questions.questions, questions.predicted_intents
@@ -46,20 +44,19 @@ def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str],
     copied = ["" if answer is None else answer.text for answer in known]
     progress = progress_reporter(report, "the cascade's model", "validation answers", len(copied))
     texts = retrieved if model_recipe.prompt.retrieve is not None else None
-    written = SupportModel(model_recipe, base, model_adapter.folder).answer(*asked, questions.contexts, progress, texts)
+    written = SupportModel(model_recipe, base, trained.folder).answer(*asked, questions.contexts, progress, texts)
     looked_up = questions.score(copied, as_sources(copied))["quality"].to_numpy()
     by_model = questions.score([answer.text for answer in written], [answer.retrieved for answer in written])
     similarities = np.array([0.0 if answer is None else answer.similarity for answer in known])
     threshold = choose_threshold(similarities, looked_up, by_model["quality"].to_numpy())
     share = float((similarities >= threshold).mean())
-    limit = "" if threshold == NEVER else f", from similarity {threshold:.3f} on"
-    report(f"the look-up answers {share:.0%} of {len(copied):,} validation questions{limit}")
-    metrics = model_adapter.metrics | {"min_similarity": threshold, "looked_up_share": share}
-    facts = {key: model_adapter.manifest[key] for key in ("base", "start", "seed")} | {
-        "model": model_adapter.fingerprint
-    }
-    with new_adapter(recipe, lake, fingerprint, facts, metrics, seen_rows(model_adapter.folder)) as folder:
-        shutil.copytree(model_adapter.folder, folder / MODEL_FOLDER)
+    limit = similarity_limit(threshold)
+    report(f"the look-up answers {share:.0%} of {len(copied):,} validation questions; smallest similarity: {limit}")
+    metrics = trained.metrics | {"min_similarity": threshold, "looked_up_share": share}
+    facts = {key: trained.manifest[key] for key in ("base", "start", "seed")}
+    facts |= {"model": trained.fingerprint, "min_similarity": threshold}
+    with new_adapter(recipe, lake, fingerprint, facts, metrics, seen_rows(trained.folder)) as folder:
+        shutil.copytree(trained.folder, folder / MODEL_FOLDER)
         write_threshold(folder, threshold)
     return current_adapter(recipe.name, lake)
 
@@ -75,12 +72,14 @@ def choose_threshold(similarities: np.ndarray, looked_up: np.ndarray, written: n
     return float(thresholds[int(np.argmax(np.round(totals, 9)))])  # argmax returns the first of equal totals
 
 
-def _check_prompts(recipe: CascadeRecipe, model: FineTuneRecipe) -> None:
+def check_prompts(recipe: CascadeRecipe, model: FineTuneRecipe) -> None:
+    """Raises PipelineError if the cascade ``recipe`` and its ``model`` do not get the same questions and retrieved texts."""
     problems = []
     if recipe.placeholders is not model.placeholders:
         problems.append(f"placeholders: {model.placeholders.value}")
-    if model.prompt.route == "intent" and recipe.prompt.route != "intent":
-        problems.append("prompt.route: intent")
+    needs_route = model.prompt.route == "intent" or model.prompt.retrieve is not None
+    if needs_route and model.prompt.route != recipe.prompt.route:
+        problems.append(f"prompt.route: {model.prompt.route}")
     if model.prompt.retrieve not in (None, recipe.prompt.retrieve):
         problems.append(f"prompt.retrieve: {model.prompt.retrieve.model_dump()}")
     if problems:

@@ -13,11 +13,11 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_file, read_evaluation
-from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.register.lineage import LINEAGE_FILE, Check, collect_lineage
 from cs_pipeline.retrieval.index import retrieval_folder
+from cs_pipeline.retrieval.lookup import similarity_limit
 from cs_pipeline.tracking import (
     FINGERPRINT,
     FORGOTTEN,
@@ -27,7 +27,13 @@ from cs_pipeline.tracking import (
     get_version,
     open_store,
 )
-from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter, metrics_spool, seen_rows
+from cs_pipeline.train.adapter import (
+    Adapter,
+    base_of_adapter,
+    current_adapter,
+    has_seen_forgotten_rows,
+    metrics_spool,
+)
 
 _LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "scikit-learn", "mlflow")
 """The libraries that a version needs to answer."""
@@ -79,6 +85,7 @@ def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Chec
             "cs.base": adapter.manifest["base"]["name"],
             "cs.company_rows": str(adapter.manifest["company"]["rows"]),
             "cs.files": str(len(adapter.manifest["company"]["files"])),
+            **_threshold_tag(adapter),
             **{f"cs.data.{name}": sha for name, sha in adapter.manifest["data"].items()},
             **origin,
         }
@@ -86,7 +93,7 @@ def register(recipe: Recipe, lake: DataLake, dagster_run: str, checks: list[Chec
         if not client.search_registered_models(f"name = '{MODEL}'"):
             client.create_registered_model(MODEL, description="Answers customers' questions. Made by cs_pipeline.")
         number = int(client.create_model_version(MODEL, logged, run, tags=tags, description=recipe.description).version)
-    if _has_seen_forgotten_rows(adapter, lake):
+    if has_seen_forgotten_rows(adapter, lake):
         # Forgetting marks existing versions only. This one is newer, but its adapter was trained on the forgotten rows.
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, "true")
     client.set_model_version_tag(MODEL, str(number), EVALUATED, results.fingerprint)
@@ -156,20 +163,14 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
 
 
 def _index_config(recipe: Recipe, lake: DataLake) -> dict[str, str] | None:
-    """Where the version finds the index. It is not copied, so that answers follow the current rows and articles."""
+    """The path of the index that the version reads. The index is not copied, so answers use current rows and articles."""
     return None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
 
 
-def _has_seen_forgotten_rows(adapter: Adapter, lake: DataLake) -> bool:
-    if not adapter.manifest["company"]["rows"]:
-        return False
-    with Ledger(lake) as ledger:
-        tombstones = ledger.tombstones()
-    seen = seen_rows(adapter.folder)
-    return any(
-        not ids.isdisjoint(seen.column(name).to_pylist())
-        for name, ids in (("row_id", tombstones.rows), ("subject_id", tombstones.subjects))
-    )
+def _threshold_tag(adapter: Adapter) -> dict[str, str]:
+    """The similarity from which a look-up, or that of a cascade, answers. It never changes after it was chosen."""
+    chosen = adapter.metrics.get("min_similarity")
+    return {} if chosen is None else {"cs.min_similarity": similarity_limit(chosen)}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,31 +1,27 @@
-"""A cascade of a look-up and a tiny model: its threshold, its answers, and the whole way to the registry and the server."""
+"""A cascade of a look-up and a tiny model: its threshold, its answers and its adapter. serve/test_cascade.py serves one."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.cascade import NEVER, build_cascade, choose_threshold
-from cs_pipeline.evaluate.evaluation import evaluate
-from cs_pipeline.evaluate.report.report import write_report
-from cs_pipeline.evaluate.results import evaluation_folder
-from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.recipe import CascadeRecipe, PromptSettings, RetrievalSettings, load_recipe, read_recipe
-from cs_pipeline.register.version import ask_version, register
-from cs_pipeline.retrieval.lookup import CascadeModel, LookupModel, load_contender, write_threshold
+from cs_pipeline.evaluate.cascade import build_cascade, check_prompts, choose_threshold
+from cs_pipeline.recipe import (
+    CascadeRecipe,
+    PromptSettings,
+    RetrievalSettings,
+    load_fine_tune_recipe,
+    load_recipe,
+    read_recipe,
+)
+from cs_pipeline.retrieval.lookup import NEVER, CascadeModel, LookupModel, load_contender, write_threshold
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
-from cs_pipeline.serve.models.generation import KnownAnswer, WrittenAnswer
-from cs_pipeline.serve.models.jobs import Sampling
-from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.text.placeholders import PlaceholderMode
-from cs_pipeline.tracking import get_version, open_store
 from cs_pipeline.train.adapter import Adapter, find_adapter, seen_rows
-from cs_pipeline_tests.conftest import RECIPES, copy_lake
-
-KNOWN, UNKNOWN = "where is my refund?", "zzz qqq xxx"
+from cs_pipeline_tests.conftest import RECIPES, copy_lake, run_job
 
 
 def cascade() -> CascadeRecipe:
@@ -117,42 +113,34 @@ def test_a_cascade_that_reads_other_texts_than_its_model_is_refused(
     assert reason in error.value.fix
 
 
+def test_a_model_that_retrieves_without_a_route_needs_a_cascade_without_one() -> None:
+    model = load_fine_tune_recipe("tiny_rag")
+    routed = cascade().model_copy(update={"prompt": model.prompt})
+    check_prompts(routed, model)
+    model = model.model_copy(update={"prompt": model.prompt.model_copy(update={"route": "none"})})
+    with pytest.raises(PipelineError) as error:
+        check_prompts(routed, model)
+    assert "prompt.route: none" in error.value.fix
+
+
 def test_a_cascade_of_a_model_that_is_not_trained_says_so(lake: DataLake) -> None:
-    with pytest.raises(PipelineError, match="the recipe 'tiny_lora' has no trained adapter"):
-        find_adapter(cascade().model_copy(update={"model": "tiny_lora"}), lake)
+    other = cascade().model_copy(update={"model": "tiny_lora"})
+    with pytest.raises(
+        PipelineError, match="'tiny_cascade' needs a model: 'tiny_lora' has no trained adapter"
+    ) as error:
+        find_adapter(other, lake)
+    assert "cs-pipeline demo --recipe tiny_lora" in error.value.fix
+    with pytest.raises(PipelineError, match="There is no recipe 'misspelt'"):
+        find_adapter(cascade().model_copy(update={"model": "misspelt"}), lake)
 
 
-def test_a_cascade_is_evaluated_registered_and_served(lake: DataLake, built: Adapter) -> None:
-    recipe = cascade()
-    results = evaluate(recipe, lake, None, print).results
-    assert results.methods == {"tuned": "cascade"}
-    assert results.scores["tuned"]["bits_per_character"] is None
-    report = write_report(recipe, lake)
-    assert "cascade" in report.path.read_text()
-    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
-    assert set(answers["system"]) == {"tuned", "lookup", "nearest", "central", "random"}
-
-    version = register(recipe, lake, "a run", [], report.path).version
-    folder = get_version(open_store(lake), version).folder
-    assert base_of_version(recipe, folder) == folder / "base"
-    known, unknown = ask_version(version, [KNOWN, UNKNOWN], lake)
-
-    service = ModelService(lake, 10**9, 10, 60, 0.1, id)
-    try:
-        while str(version) not in service.registry.names():
-            pass
-        looked_up = service.start(str(version), KNOWN, (), Sampling())
-        assert isinstance(looked_up, KnownAnswer)
-        assert looked_up.text() == known
-        written = service.start(str(version), UNKNOWN, (), Sampling())
-        assert isinstance(written, WrittenAnswer)
-        assert written.text() == unknown
-        assert not written.declined
-        bare = service.start(f"{version}:base", KNOWN, (), Sampling())
-        assert isinstance(bare, WrittenAnswer)
-        bare.text()
-    finally:
-        service.close()
+def test_materialising_it_without_its_model_says_what_to_run_first(
+    prepared: Path, small_csv: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(prepared / "prepare", tmp_path / "lake" / "prepare")
+    result = run_job(tmp_path / "lake", small_csv, ["base_model"], recipe="tiny_cascade")
+    (failed,) = [event.event_specific_data for event in result.all_events if event.is_step_failure]
+    assert "cs-pipeline demo --recipe tiny, then repeat this for 'tiny_cascade'" in str(failed)
 
 
 def test_a_changed_threshold_in_a_version_is_refused(lake: DataLake, built: Adapter) -> None:

@@ -34,27 +34,14 @@ from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_number, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
 from cs_pipeline.train.retraining import check_retraining
-from cs_pipeline_tests.conftest import copy_lake, own_world, run_job
-from cs_pipeline_tests.support.company import SETTINGS, files_with, ingest, known_rows
+from cs_pipeline_tests.conftest import copy_lake
+from cs_pipeline_tests.support.company import files_with, ingest, known_rows
 from cs_pipeline_tests.support.exports import export
 
 
-@pytest.fixture(scope="module")
-def trained_lake(champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lake with version 2, trained by the real job on 810 generated rows and 120 rows of a company."""
-    folder = tmp_path_factory.mktemp("company")
-    lake = copy_lake(champion_lake, folder / "lake")
-    company_file(lake).write_text(SETTINGS)
-    with own_world(lake.root):
-        land_files([export(folder / "tickets.csv", 120, seed=1)], lake, load_company(lake))
-        ingest(lake)
-        assert run_job(lake.root, small_csv).success
-    return lake.root
-
-
 @pytest.fixture
-def lake(trained_lake: Path, tmp_path: Path) -> DataLake:
-    return copy_lake(trained_lake, tmp_path / "lake")
+def lake(company_lake: Path, tmp_path: Path) -> DataLake:
+    return copy_lake(company_lake, tmp_path / "lake")
 
 
 @pytest.fixture

@@ -77,11 +77,10 @@ def make_champion(lake: DataLake, version: int) -> None:
 
 
 def known_answer(lake: DataLake, version: int, question: str) -> RetrievedText | None:
-    """What the look-up finds for ``question``, without the server."""
+    """What the look-up, or that of a cascade, finds for ``question``, without the server."""
     adapter = get_version(open_store(lake), version).folder / "adapter"
     recipe = read_recipe(adapter / "recipe.yaml")
     intents, _ = TextClassifier.load(adapter / "intent_classifier").predict([question])
     index = open_index(recipe, lake)
     texts = retrieve(index, recipe.prompt, recipe.placeholders, [question], intents)[0]
-    assert isinstance(recipe, LookupRecipe)
     return LookupModel.load(recipe, adapter).find(texts)

@@ -5,6 +5,7 @@ and the agreement between raters. If a person judged the same answers several ti
 shares are Wilson's and treat judgements as independent; those of strengths come from a bootstrap over questions.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -234,13 +235,32 @@ def _fault(row: Mapping[str, Any]) -> str | None:
 
 
 def _latest(ratings: pa.Table) -> list[dict[str, Any]]:
-    """The last judgement of each person on the same answers, in the order of the table."""
+    """The last judgement of each person on the same answers, in the order of the table, about answers of versions only."""
     latest: dict[str, dict[str, Any]] = {}
     for row in sorted(ratings.to_pylist(), key=lambda row: row["at"]):
         answers = sorted(zip(row["systems"], row["answers"], strict=True))
         latest[digest(row["rater"], row["kind"], row["question_id"], answers)] = row
     ids = {row["id"] for row in latest.values()}
-    return [row for row in ratings.to_pylist() if row["id"] in ids]
+    last = (row for row in ratings.to_pylist() if row["id"] in ids)
+    return [left for row in last if (left := _without_desk(row)) is not None]
+
+
+def _without_desk(row: dict[str, Any]) -> dict[str, Any] | None:
+    """The judgement without the desk's own answers, such as handovers and thanks, because no version wrote them.
+
+    None if nothing is left to judge: a vote needs two answers, and one that the desk won does not compare the others.
+    """
+    settings = json.loads(row["settings"])
+    by_answer = settings if isinstance(settings, list) else [settings]
+    desk = {i for i, each in enumerate(by_answer) if each.get("author") == "desk"}
+    if not desk:
+        return row
+    kept = [i for i in range(len(row["systems"])) if i not in desk]
+    winner = None if row["winner"] in (None, TIE) else VOTE_LETTERS.index(row["winner"])
+    if len(kept) < 2 or winner in desk:
+        return None
+    left = {name: [row[name][i] for i in kept] for name in ("systems", "answers")}
+    return row | left | {"winner": TIE if winner is None else VOTE_LETTERS[kept.index(winner)]}
 
 
 def _by_system(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

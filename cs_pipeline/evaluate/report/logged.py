@@ -6,10 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import BEHIND_FIRST
 from cs_pipeline.evaluate.comparison import judgement
-from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, PICTURED_METRICS, RANKED_BY
+from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, LEADERBOARD_SCHEMA, PICTURED_METRICS, RANKED_BY
 from cs_pipeline.evaluate.report.pictures import Picture
 from cs_pipeline.evaluate.report.plots import Mark, interval_picture, loss_picture
 from cs_pipeline.evaluate.report.rendering import BETTER, NO_FIGURE, figure
@@ -57,11 +58,18 @@ def logged_loss(figures: dict[str, float], losses: Iterable[Any]) -> str:
 def leaderboard_rows(lake: DataLake) -> list[dict[str, str]]:
     """The leaderboard as texts, by column title: recipe, placeholders, metrics with intervals, distance to the first.
 
-    Empty if no recipe was evaluated yet.
+    Empty if no recipe was evaluated yet. Raises PipelineError if another release wrote the leaderboard.
     """
-    if not lake.table("evaluate", "leaderboard").exists():
+    path = lake.table("evaluate", "leaderboard")
+    if not path.exists():
         return []
-    rows: list[dict[str, Any]] = lake.read("evaluate", "leaderboard").to_pylist()
+    table = lake.read("evaluate", "leaderboard")
+    if missing := [name for name in LEADERBOARD_SCHEMA.names if name not in table.column_names]:
+        raise PipelineError(
+            f"{path} was written by another release: it has no column '{missing[0]}'.",
+            "Build it again: dagster asset materialize --select leaderboard -m cs_pipeline.definitions",
+        )
+    rows: list[dict[str, Any]] = table.to_pylist()
     return [
         {"Recipe": row["recipe"], "Placeholders": row["placeholders"]}
         | {

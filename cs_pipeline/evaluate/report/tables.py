@@ -16,7 +16,7 @@ from cs_pipeline.evaluate.scoring.cost import Cost, cost
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.rubric import RUBRIC_PARTS
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
-from cs_pipeline.retrieval.lookup import MODEL_FOLDER
+from cs_pipeline.retrieval.lookup import MODEL_FOLDER, similarity_limit
 from cs_pipeline.train.adapter import Adapter
 
 MAX_EXAMPLES, WORST_EXAMPLES = 20, 6
@@ -115,7 +115,7 @@ def _cascade_facts(recipe: Recipe, metrics: dict[str, Any]) -> list[tuple[str, s
         return []
     return [
         ("Cascade", f"a look-up first, then the model of '{recipe.model}'"),
-        ("Look-up answers from similarity", f"{metrics['min_similarity']:.3f}"),
+        ("Look-up answers from similarity", similarity_limit(metrics["min_similarity"])),
         ("Validation questions it answers", f"{100 * metrics['looked_up_share']:.0f} %"),
     ]
 
@@ -149,7 +149,7 @@ def _lookup_facts(recipe: LookupRecipe, metrics: dict[str, Any]) -> list[tuple[s
     return [
         ("Method", f"{recipe.training_method}, nothing was trained"),
         ("Known answers", f"{metrics['rows']:,}"),
-        ("Smallest similarity that is enough", f"{metrics['min_similarity']:.3f}"),
+        ("Smallest similarity that is enough", similarity_limit(metrics["min_similarity"])),
         (
             "Handed over below that",
             f"{100 * recipe.handover_share:g} % of {metrics['validation_questions']:,} questions",

@@ -100,7 +100,7 @@ class PerformanceTab:
         if version is None:
             return "<p>There is no version yet. Run the full pipeline first: <code>make demo</code></p>"
         try:
-            results, board = performance(version, self._lake), leaderboard_rows(self._lake)
+            results = performance(version, self._lake)
         except PipelineError as error:
             show_error(error)
             return "<p>The results cannot be shown.</p>"
@@ -108,5 +108,12 @@ class PerformanceTab:
         store = store_uri(self._lake)
         mlflow = store if store.startswith(("http://", "https://")) else f"http://{host}:{_MLFLOW_PORT}"
         return TEMPLATES.get_template("performance.html.jinja").render(
-            results=results, board=board, dagster=f"http://{host}:{_DAGSTER_PORT}", mlflow=without_secret(mlflow)
+            results=results, **self._board(), dagster=f"http://{host}:{_DAGSTER_PORT}", mlflow=without_secret(mlflow)
         )
+
+    def _board(self) -> dict[str, Any]:
+        """The leaderboard, or in ``board_fault`` why it cannot be shown."""
+        try:
+            return {"board": leaderboard_rows(self._lake), "board_fault": None}
+        except PipelineError as error:
+            return {"board": [], "board_fault": error}

@@ -1,3 +1,4 @@
+import json
 import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -68,6 +69,31 @@ def test_the_counts_and_shares_of_each_system() -> None:
     assert (x["positive_low"], x["positive_high"]) == pytest.approx((1 - 0.6032, 1 - 0.1078), abs=5e-5)
     assert math.isnan(counts["thumbs_up"].to_dict()["y"])
     assert rating_counts(rating_table([])).empty
+
+
+def test_answers_of_the_desk_itself_do_not_count() -> None:
+    model, desk = {"author": "model"}, {"author": "desk"}
+
+    def judged(kind: str, systems: str, by: list[dict[str, str]], **given: Any) -> dict[str, Any]:
+        return judgement(kind, systems, f"q{next(COUNT)}", settings=json.dumps(by if len(by) > 1 else by[0]), **given)
+
+    table = rating_table(
+        [
+            judged("rating", "x", [model], score=5),
+            judged("rating", "x", [desk], score=1),
+            judged("thumb", "x", [desk], score=0),
+            judged("vote", "xy", [model, model], winner="b"),
+            judged("vote", "xy", [model, desk], winner="b"),
+            judged("vote", "xy", [desk, model], winner="tie"),
+            judged("vote", "xyz", [desk, model, model], winner="c"),
+            judged("vote", "xyz", [desk, model, model], winner="a"),
+            judged("vote", "xyz", [model, desk, model], winner="tie"),
+        ]
+    )
+    (counts,) = rating_counts(table).to_dict("records")
+    assert (counts["system"], counts["ratings"], counts["mean"], counts["up"] + counts["down"]) == ("x", 1, 5.0, 0)
+    pairs = vote_pairs(table)[["system_a", "system_b", "result"]].to_numpy().tolist()
+    assert pairs == [["x", "y", "b"], ["y", "z", "b"], ["x", "z", "tie"]]
 
 
 def test_wilson_intervals_stay_between_zero_and_one() -> None:

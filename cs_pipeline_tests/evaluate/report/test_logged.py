@@ -1,5 +1,8 @@
 """A version's logged figures as texts and plots: of a fine-tune, and of a look-up, which has no base and no training."""
 
+import pytest
+
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import BEHIND_FIRST
 from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_METRICS, LEADERBOARD_SCHEMA, PICTURED_METRICS
@@ -70,3 +73,11 @@ def test_the_leaderboard_as_texts_has_look_ups(lake: DataLake) -> None:
     assert first[METRICS["quality"].label] == "61.2 (59.0 to 63.0)"
     assert first[METRICS["bits_per_character"].label] == "–"
     assert (first["Behind the first"], second["Behind the first"]) == ("first", "−1.2 (−2.0 to −0.5)")
+
+
+def test_the_leaderboard_of_another_release_is_refused_with_the_command_that_rebuilds_it(lake: DataLake) -> None:
+    older = LEADERBOARD_SCHEMA.remove(LEADERBOARD_SCHEMA.get_field_index("quality"))
+    lake.write("evaluate", "leaderboard", older.empty_table(), older)
+    with pytest.raises(PipelineError, match="another release: it has no column 'quality'") as error:
+        leaderboard_rows(lake)
+    assert "dagster asset materialize --select leaderboard" in error.value.fix

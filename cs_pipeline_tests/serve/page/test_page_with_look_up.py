@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from cs_pipeline.evaluate.report.leaderboard import LEADERBOARD_SCHEMA
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.serve.desk.desk import NO_KNOWN_ANSWER
 from cs_pipeline_tests.conftest import copy_lake, own_world
@@ -95,3 +96,12 @@ def test_the_performance_of_a_look_up_has_scores_but_no_base_and_no_training_los
     expect(page.locator(".performance dl")).to_contain_text("look-up")
     expect(page.locator(".performance .loss")).to_have_count(0)
     expect(page.get_by_text("Evaluation report of version 2")).to_be_visible()
+
+
+def test_the_leaderboard_of_another_release_does_not_hide_the_results(page: Page, serving: Serving) -> None:
+    older = LEADERBOARD_SCHEMA.remove(LEADERBOARD_SCHEMA.get_field_index("quality"))
+    serving.lake.write("evaluate", "leaderboard", older.empty_table(), older)
+    open_tab(page, "Performance")
+    expect(page.locator(".performance h2").first).to_contain_text("Version 2 recipe lookup")
+    expect(page.locator(".performance")).to_contain_text("dagster asset materialize --select leaderboard")
+    expect(page.locator(".performance tbody tr").first).to_be_visible()
