@@ -1,1 +1,1 @@
-"""Brings raw rows into the lake, unchanged."""
+"""Reads raw rows into the lake without changing them."""

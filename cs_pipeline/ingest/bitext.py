@@ -58,7 +58,7 @@ def row_ids(rows: pa.Table) -> list[str]:
     seen: Counter[str] = Counter()
     ids = []
     for fields in zip(*(rows.column(name).to_pylist() for name in BITEXT_COLUMNS), strict=True):
-        # No text contains a NUL, because such files are refused. So different rows never have the same key.
+        # Files with NUL characters are refused, so different rows never have the same key.
         key = "\0".join(("bitext", *fields))
         ids.append(hashlib.sha256(f"{key}\0{seen[key]}".encode()).hexdigest()[:16])
         seen[key] += 1

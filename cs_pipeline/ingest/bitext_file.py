@@ -1,4 +1,4 @@
-"""Reads files in the Bitext schema without changing their text. Errors say what is wrong with a file, and where."""
+"""Reads files in the Bitext schema without changing their text. Errors state what is wrong and where in the file."""
 
 import csv
 import gzip
@@ -42,7 +42,7 @@ def read_bitext_file(path: Path) -> pa.Table:
             if suffix is None:
                 raise PipelineError(
                     f"{path} does not end in .csv, .csv.gz or .parquet.",
-                    "Give a file of one of these types. If this is one with another suffix, rename it.",
+                    "Give a file of one of these types. If this file is of one of them, correct its suffix.",
                 )
             data = file.read()
     except FileNotFoundError:
@@ -67,7 +67,7 @@ def read_bitext_file(path: Path) -> pa.Table:
 def csv_bytes(rows: pa.Table) -> bytes:
     """Rows of the schema ``BITEXT_SCHEMA`` as CSV; equal rows give equal bytes."""
     text = io.StringIO(newline="")
-    # Quote everything: else csv.writer leaves a lone carriage return unquoted, which would be read as the end of the row.
+    # Quote everything: csv.writer would leave a lone carriage return unquoted, and a reader would end the row there.
     writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
     writer.writerow(BITEXT_COLUMNS)
     writer.writerows(zip(*(rows.column(name).to_pylist() for name in BITEXT_COLUMNS), strict=True))
@@ -86,7 +86,7 @@ def _unpacked(path: Path, data: bytes) -> bytes:
 
 
 def _csv_table(path: Path, data: bytes) -> pa.Table:
-    # Python's reader instead of Arrow's, because it knows the line of a broken row; 24,000 rows take 0.3 s.
+    # Python's reader, unlike Arrow's, reports the line of a broken row. 24,000 rows take 0.3 s.
     reader = csv.reader(io.StringIO(_text(path, data), newline=""), strict=True)
     header: list[str] = []
     rows: list[list[str]] = []

@@ -7,7 +7,7 @@ from cs_pipeline.core.lake import DataLake
 
 
 def row_ids_unique(lake: DataLake) -> CheckOutcome:
-    """The table has rows, and each row has its own id."""
+    """The table has rows, and no two rows have the same id."""
     import pyarrow.compute as pc
 
     ids = lake.read("ingest", "bitext_conversations", ["row_id"]).column("row_id")
@@ -42,7 +42,7 @@ def few_bad_records(lake: DataLake, day: str) -> CheckOutcome:
 
 
 def records_reconcile(lake: DataLake, day: str) -> CheckOutcome:
-    """Every record of the day's files is kept, quarantined or forgotten, and the tables have the counted number of rows."""
+    """Every record of the day's files is kept, quarantined or forgotten. The tables have as many rows as were counted."""
     from cs_pipeline.ingest.interactions import day_facts
 
     files = day_facts(lake, date.fromisoformat(day))

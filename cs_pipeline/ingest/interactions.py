@@ -1,7 +1,7 @@
-"""Reads a day's deliveries into tables: every usable turn, and every unusable record with its reason.
+"""Reads a day's deliveries into two tables: usable turns, and unusable records with the reason.
 
-The tables depend only on the ledger, the kept copies and the tombstones. So ingesting a day twice, or again after a crash at
-any point, gives the same tables, and no file is in them twice.
+The tables depend only on the ledger, the kept copies and the tombstones. So ingesting a day again, even after a crash at any
+point, gives the same tables, and no file is in them twice.
 """
 
 from collections import Counter
@@ -58,7 +58,7 @@ class FileFacts:
 
 @dataclass
 class _People:
-    """The customer of a conversation (``subject``) and the ``known`` values of its records, as in ``Record``."""
+    """The customer of a conversation (``subject``) and the ``known`` values of its records, in order and without repeats."""
 
     subject: str | None = None
     known: dict[tuple[str, str], None] = field(default_factory=dict)
@@ -68,8 +68,9 @@ class _People:
 class _Overview:
     """Facts about a whole file, collected before its first row is written.
 
-    ``records`` is the number of records. ``people`` is filled for conversations with one record per turn: an agent's turn
-    may name the customer, but only the customer's records give the name. ``forgotten`` has ids of forgotten conversations.
+    ``records`` is the number of records. ``people`` has the people of each conversation with one record per turn: an agent's
+    turn may contain the customer's name, but only the customer's records have it in a field. ``forgotten`` has the ids of
+    forgotten conversations.
     """
 
     records: int = 0
@@ -107,7 +108,7 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
         if any(delivery.expired_at for delivery in deliveries):
             raise PipelineError(
                 f"The raw rows of {day} were deleted: they are kept for {company.retention_days} days (retention_days).",
-                "Nothing is lost: the cleaned rows of that day remain. Ingest other days.",
+                "The cleaned rows of that day still exist, so there is no need to ingest it again.",
             )
         with (
             _open_table(lake, TURNS, day, INTERACTION) as turns,
@@ -122,9 +123,9 @@ def ingest_day(lake: DataLake, company: Company, day: date) -> list[FileFacts]:
 
 def _redact_forgotten(lake: DataLake, company: Company, ledger: Ledger, delivery: Delivery) -> None:
     tombstones = ledger.tombstones()
-    if (tombstones.subjects or tombstones.rows) and (
-        indices := find_records_to_forget(lake, company, ledger, delivery, tombstones)
-    ):
+    if not (tombstones.subjects or tombstones.rows):
+        return
+    if indices := find_records_to_forget(lake, company, ledger, delivery, tombstones):
         path = kept_copy(lake, delivery.sha256)
         redact(format_of(delivery.name, path), path, indices)
 
@@ -187,7 +188,7 @@ def _ingest_delivery(
         raise PipelineError(
             f"{delivery.name} of {delivery.day} has {overview.records} records, but {kept} were kept, "
             f"{reasons.total()} quarantined and {forgotten} forgotten.",
-            "If some of its rows were forgotten meanwhile, ingest the day again; otherwise this is a bug in its reader.",
+            "If some of its rows were forgotten in the meantime, ingest the day again; otherwise its reader has a bug.",
         )
     format_name = "unknown" if format is None else str(format)
     return FileFacts(
@@ -214,8 +215,10 @@ def _read_overview(items: Iterator[Record | BadRecord], ledger: Ledger) -> _Over
 
 def _people_of(record: Record, people: dict[str, _People]) -> tuple[str | None, list[tuple[str, str]]]:
     """The subject of the record's conversation, and the known values of its people."""
-    found = people.get(record.conversation_id) if len(record.turns) == 1 else None
-    return (record.subject, record.known) if found is None else (found.subject, list(found.known))
+    found = people.get(record.conversation_id)
+    if found is None or len(record.turns) != 1:
+        return record.subject, record.known
+    return found.subject, list(found.known)
 
 
 class _Writer:
@@ -258,32 +261,31 @@ def find_records_to_forget(
 ) -> set[int]:
     """The indices of the records of ``delivery`` that belong to conversations or customers with ``tombstones``.
 
-    All records of such a conversation count, because the agent's turns are about the customer too. An unusable record counts
-    if it contains ``raw_id``, the customer's id as written in the file.
+    All records of such a conversation are included, because the agent's turns are about the customer too. An unusable record
+    is included if it contains ``raw_id``, the customer's id as written in the file.
     """
     path = kept_copy(lake, delivery.sha256)
     format = format_of(delivery.name, path)
-    found = {
+    conversations = {
         item.conversation_id
         for item in read(format, path, company)
         if isinstance(item, Record) and _is_forgotten(item, ledger, tombstones)
     }
     raw_id = raw_id.strip().casefold()
-    return {
-        item.index
-        for item in read(format, path, company)
-        if (
-            item.conversation_id in found
-            if isinstance(item, Record)
-            else bool(raw_id) and raw_id in item.excerpt.casefold()
-        )
-    }
+    indices: set[int] = set()
+    for item in read(format, path, company):
+        if isinstance(item, Record):
+            if item.conversation_id in conversations:
+                indices.add(item.index)
+        elif raw_id and raw_id in item.excerpt.casefold():
+            indices.add(item.index)
+    return indices
 
 
 def _is_forgotten(record: Record, ledger: Ledger, tombstones: Tombstones) -> bool:
     """Whether the record's conversation, or its customer under any id, has a tombstone."""
     ids = [value for placeholder, value in record.known if placeholder in (CUSTOMER_EMAIL, CUSTOMER_ID)]
     ids += [] if record.subject is None else [record.subject]
-    return (bool(tombstones.subjects) and any(ledger.hash_subject(id) in tombstones.subjects for id in ids)) or (
-        bool(tombstones.rows) and ledger.hash_row(record.conversation_id) in tombstones.rows
-    )
+    if tombstones.subjects and any(ledger.hash_subject(id) in tombstones.subjects for id in ids):
+        return True
+    return bool(tombstones.rows) and ledger.hash_row(record.conversation_id) in tombstones.rows

@@ -1,6 +1,7 @@
 """Help articles: the current files below ``knowledge/`` in the landing folder.
 
-Deliveries are ingested once, but articles are read in place: changing or deleting a file changes or removes its article.
+Deliveries are ingested once. Articles are read from that folder in every run, so a changed file changes its article, and a
+deleted file removes it.
 """
 
 from collections.abc import Iterator, Sequence

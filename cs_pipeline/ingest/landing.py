@@ -1,6 +1,4 @@
-"""Deliveries: each file in the landing folder is ingested once, when it is complete. An unpacked copy, which only its owner
-can read, is kept for ``retention_days``.
-"""
+"""Takes each file in the landing folder once, when it is complete, and keeps an unpacked copy for ``retention_days``."""
 
 import gzip
 import hashlib
@@ -37,13 +35,13 @@ SETTLE_TIME = timedelta(seconds=5)
 """A file counts as complete if scans at least this far apart found it unchanged."""
 
 EDIT_DELAY = timedelta(minutes=10)
-"""How long an agent's edit waits for others to land with it. Every file that lands causes its day to be ingested again."""
+"""An agent's edit waits this long, so that several land in one file. Each new file causes its day to be ingested again."""
 
 _MIN_RENAME_DELAY = 1.0
 """A file that was renamed at least this many seconds after its last write counts as complete.
 
-Renaming changes a file's ctime but not its mtime; writing sets both to the same instant (inode(7)). Changing permissions
-during a pause in writing looks the same, so a shorter delay proves nothing.
+Renaming changes a file's ctime but not its mtime; writing sets both to the same time (inode(7)). A change of permissions
+during a short pause in writing looks like a renaming, so a shorter delay proves nothing.
 """
 
 _LONG_AGO = "1970-01-01T00:00:00+00:00"  # ``since`` of files that are known to be complete
@@ -57,8 +55,8 @@ class LandingScan:
 
     - ``taken``: the new deliveries.
     - ``duplicates``: pairs of a file's name and the name of the delivery with the same content.
-    - ``waiting``: the names of files seen for the first time, still being written, or beyond the limit of one scan.
-    - ``refused``: pairs of a file's name and the reason, with what to do.
+    - ``waiting``: the names of files that are new, are still being written, or exceed the limit of one scan.
+    - ``refused``: pairs of a file's name and a message: the reason, and what to do.
     """
 
     taken: list[Delivery]
@@ -109,7 +107,7 @@ def scan_landing(lake: DataLake, company: Company, now: datetime) -> LandingScan
                 found.refused.append((entry.name, f"cannot be read: {error}; fix its permissions or land it again"))
                 continue
             known, previous = ledger.delivery(content.sha256), ledger.sha256_of(entry.name)
-            if known:  # do not touch its kept copy: it may have expired, or rows of it may be redacted
+            if known:  # leave the kept copy as it is: it may be expired or redacted
                 _incoming(lake).unlink()
             else:
                 with atomic_file(kept_copy(lake, content.sha256), PRIVATE) as temporary:
@@ -162,7 +160,7 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
             if file.name in waiting and not _has_content(folder, waiting[file.name], content):
                 raise PipelineError(
                     f"Another {file.name} is in the landing folder and has not been read yet.",
-                    "Land this one once the other has been read, to supersede it, or give it another name.",
+                    "Land this file again when the other has been read; it then supersedes it. Or give it another name.",
                 )
             landed.append(LandedFile(file.name, format, content.size))
         for file in files:
@@ -178,8 +176,8 @@ def expire(lake: DataLake, company: Company, today: date) -> list[Delivery]:
     """
     oldest_kept = today - timedelta(days=company.retention_days)
     with _landing_lock(lake), Ledger(lake) as ledger:
-        old = [one for one in ledger.deliveries() if one.day < oldest_kept and one.expired_at is None]
-        # Delete the files first: a delivery that the ledger marks as expired is not checked again.
+        old = [each for each in ledger.deliveries() if each.day < oldest_kept and each.expired_at is None]
+        # Delete the files before the ledger marks a delivery as expired, because it is not checked again afterwards.
         for delivery in old:
             kept_copy(lake, delivery.sha256).unlink(missing_ok=True)
             for table in ("company_interactions", "company_quarantine"):
@@ -223,7 +221,7 @@ def _edits_file(batch: int) -> str:
 
 def _ticket(edit: AgentEdit) -> dict[str, object]:
     """The edit as a Zendesk ticket. It states each speaker's role, so reading it does not depend on company.yaml."""
-    # Each edit without a customer gets its own customer id: a shared id would look like a customer who floods the desk.
+    # Each edit without a customer gets its own customer id. With a shared id, one customer would seem to flood the desk.
     requester = {"id": edit.customer or f"customer of {edit.id}", "role": "end-user"}
     requester |= {"email": edit.customer} if "@" in edit.customer else {}
     agent = {"id": "agent", "role": "agent"}
@@ -285,7 +283,7 @@ def _incoming(lake: DataLake) -> Path:
 
 
 def _remove_leftovers(lake: DataLake, ledger: Ledger) -> None:
-    """Removes copies that killed processes left and that the ledger does not list. Their files are read again."""
+    """Removes copies that killed processes left and that the ledger does not list. Their originals are read again."""
     known = {delivery.sha256 for delivery in ledger.deliveries() if not delivery.expired_at}
     for path in _kept_folder(lake).iterdir():
         if path.name.strip(".").split(".")[0] not in known:
@@ -347,7 +345,7 @@ def _fetch(folder: Folder, entry: Entry, target: Path, limit: int) -> _Content:
         stream = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(_GZIP) else raw
         damage = None
         try:
-            # Not read(), which loses all unpacked bytes when it reaches the damaged part.
+            # read() would lose all unpacked bytes when it reaches the damaged part.
             while damage is None and (piece := stream.read1(_CHUNK)):
                 room = limit - copy.tell()
                 copy.write(piece[:room])
@@ -379,8 +377,8 @@ def _recognise(file: Path, incoming: Path, company: Company) -> tuple[str, _Cont
     if is_unfinished(file.name):
         raise PipelineError(f"{file} has the name of a hidden or unfinished file.", "Rename it once it is finished.")
     if problem := problem_of_name(file.name) or _problem(entry, company):
-        fault, _, fix = problem.partition(": ")
-        raise PipelineError(f"{file} {fault}.", f"{fix.capitalize()}.")
+        what, _, fix = problem.partition(": ")
+        raise PipelineError(f"{file} {what}.", f"{fix.capitalize()}.")
     try:
         content = _fetch(folder, entry, incoming, company.file_bytes)
         if content.damage:

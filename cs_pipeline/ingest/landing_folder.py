@@ -34,9 +34,9 @@ _IS_FOLDER = "is a folder: put its files into the landing folder itself"
 class Entry:
     """A file or folder in the landing folder. ``identity`` changes with the content; ``modified`` is in seconds since 1970.
 
-    ``complete`` is true if the store lists objects only once they are complete; if it is false, the file may be complete or
-    not. ``rename_delay`` is the time in seconds from the last write to the last renaming, linking or change of permissions.
-    ``problem`` says why the entry can never be delivered, and what to do. Folders have one: only articles may be in folders.
+    ``complete`` is true if the store lists only complete objects; if it is false, the file may be incomplete.
+    ``rename_delay`` is the time in seconds from the last write to the last renaming, linking or change of permissions.
+    ``problem`` says why the entry can never be delivered, and what to do. Folders have one: they may contain only articles.
     """
 
     name: str
@@ -111,7 +111,7 @@ class LocalFolder:
         listed, which is checked before and after it is read.
         """
         try:
-            # The name may belong to a link or pipe by now: do not follow the link or wait for the pipe.
+            # The file may have been replaced by a link or a pipe. Do not follow a link, and do not wait for a pipe.
             descriptor = os.open(self.folder / entry.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             raise GoneError(entry.name) from None
@@ -133,7 +133,7 @@ class LocalFolder:
         """Copies ``file`` atomically into the folder as ``name``, with its modification time."""
         temporary = self.folder / f".{name}.landing"
         try:
-            # A killed process may have left this file, or it is a link, which must not be written through.
+            # A killed process may have left this file. If it is a link, writing would change the file that it points to.
             temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, PRIVATE)
             try:
@@ -201,7 +201,7 @@ class RemoteFolder:
     def _entry(self, info: Mapping[str, Any]) -> Entry | None:
         path = str(info["name"]).rstrip("/")
         name = path.rpartition("/")[2]
-        if path.strip("/") == self._folder.strip("/"):  # the object that represents the folder itself
+        if path.strip("/") == self._folder.strip("/"):  # an object that stands for the folder itself
             return None
         if info["type"] == "directory":
             return Entry(name, problem=_IS_FOLDER, is_folder=True)
@@ -298,7 +298,7 @@ def _store_error(failure: str, error: Exception) -> PipelineError:
 
 
 def error_reason(error: Exception) -> str:
-    """The reason that ``error`` gives, without passwords in addresses."""
+    """The text of ``error``, without passwords in addresses."""
     return without_secret(getattr(error, "strerror", None) or str(error) or type(error).__name__)
 
 
@@ -311,7 +311,7 @@ def _remote_identity(info: Mapping[str, Any]) -> str:
 
 
 def _modified(info: Mapping[str, Any]) -> float:
-    """Seconds since 1970; 0 if the store does not say."""
+    """The time of the last change in seconds since 1970; 0 if the store does not list it."""
     value = next((info[key] for key in _TIMES if key in info), 0.0)
     if isinstance(value, str):
         value = datetime.fromisoformat(value)

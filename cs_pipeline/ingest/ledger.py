@@ -27,7 +27,7 @@ _TABLES = (
         number INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE, name TEXT NOT NULL, bytes INTEGER NOT NULL,
         day TEXT NOT NULL, taken_at TEXT NOT NULL, supersedes TEXT REFERENCES deliveries (sha256),
         ingested_at TEXT, ingested_by TEXT, expired_at TEXT, damage TEXT)""",
-    # The content last read under each name; a delivery that is no longer listed here is superseded.
+    # The content last read under each name. A delivery that is not listed here is superseded.
     "CREATE TABLE names (name TEXT PRIMARY KEY, sha256 TEXT NOT NULL REFERENCES deliveries (sha256))",
     """CREATE TABLE sightings (
         name TEXT PRIMARY KEY, identity TEXT NOT NULL, inode TEXT, since TEXT NOT NULL, sha256 TEXT)""",
@@ -43,8 +43,8 @@ _TABLES = (
 class Delivery:
     """A file that was delivered. ``sha256`` and ``size`` (in bytes) are those of the file as it landed; times are in UTC.
 
-    ``supersedes`` is the hash of the previous delivery under its name, ``ingested_by`` the run that first ingested it.
-    ``damage`` says why the copy in the lake is incomplete, None if it is complete.
+    ``supersedes`` is the hash of the previous delivery of the same name, ``ingested_by`` the run that first ingested it.
+    ``damage`` says why the copy in the lake is incomplete; it is None if the copy is complete.
     """
 
     sha256: str
@@ -63,8 +63,8 @@ class Delivery:
 class Sighting:
     """A file in the landing folder. ``since`` is the time (UTC) of the first scan that found it with this content.
 
-    ``identity`` changes when the content changes, and is determined without reading it. ``inode`` is None in a remote store.
-    ``sha256`` is that of the delivery with this content, None until the content is read.
+    ``identity`` changes when the content changes, and is known without reading the content. ``inode`` is None in a remote
+    store. ``sha256`` is the hash of the delivery with this content; it is None until the content is read.
     """
 
     name: str
@@ -155,8 +155,8 @@ class Ledger(Database):
     ) -> Delivery:
         """Records that this content of ``size`` bytes was read under ``name``. Returns its delivery.
 
-        Content that is read for the first time becomes a delivery of the UTC day of ``now``. Superseded content that comes
-        back counts as not ingested, because its day may have been ingested without it.
+        Content that is read for the first time becomes a delivery of the UTC day of ``now``. If superseded content is
+        delivered again, it counts as not ingested, because its day may have been ingested without it.
         """
         with self._transaction():
             if sha256 in self.superseded():
@@ -211,7 +211,7 @@ class Ledger(Database):
             if updates and marked != len(updates):
                 raise PipelineError(
                     f"{self.path} holds {marked} of the {len(updates)} deliveries that were ingested for {day}.",
-                    "If the ledger was replaced meanwhile, ingest the day again; otherwise this is a bug.",
+                    "If the ledger was replaced in the meantime, ingest the day again; otherwise this is a bug.",
                 )
             self._db.execute("DELETE FROM attempts WHERE day = ?", (day.isoformat(),))
 

@@ -11,12 +11,12 @@ import yaml
 
 from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS
 
-# Shares of the questions. _SAME_QUESTION repeats an earlier question with another answer; in Bitext, 8 % do. _SAME_REQUEST
-# repeats an earlier request in another style (a greeting, a typing error), which gives a near-duplicate.
+# Shares of the questions. _SAME_QUESTION: an earlier question with another answer, as 8 % of Bitext's rows are.
+# _SAME_REQUEST: an earlier request in another style (a greeting, a typing error), so a near-duplicate.
 _SAME_QUESTION, _SAME_REQUEST = 0.08, 0.12
 _GREETING, _EXPANDED, _COLLOQUIAL, _RUDE, _TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
 _FORM_WEIGHTS = {"frames": 65, "questions": 25, "keywords": 10}
-_OTHER_SPELLING = 0.02  # of the answers
+_OTHER_SPELLING = 0.02  # share of the answers
 
 _SLOT = re.compile(r"<(\w+)>")
 _SECOND_PERSON = {"I": "you", "am": "are", "me": "you", "my": "your", "your": "our"}
@@ -42,8 +42,8 @@ def sample_rows(rows: int = 3000, seed: int = 0) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class _Question:
-    """A question, its request (``doing``, such as "cancelling your order"), the phrases in its slots (``named``), and the
-    ``answers`` that suit it."""
+    """A question. ``doing`` is its request, such as "cancelling your order"; ``named`` has the phrases in its slots, and
+    ``answers`` the answers that suit it."""
 
     text: str
     flags: frozenset[str]
@@ -54,7 +54,7 @@ class _Question:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Writes rows with the ``grammar``. ``words`` are all its words; a typing error must not produce one of them."""
+    """Writes rows with the ``grammar``. ``words`` are all words of its file; a typing error must not produce one of them."""
 
     grammar: dict
     words: set[str]

@@ -1,6 +1,6 @@
-"""Exports of conversations, read record by record: tables, transcripts, and the JSON of the help desks in ``KINDS``.
+"""Reads exports of conversations record by record: tables, transcripts, and the JSON of the help desks in ``KINDS``.
 
-A file may contain any bytes: each of its records is read, or reported as bad with a reason and its position.
+A file may contain any bytes. Each record of it is either read, or reported as unusable with its position and the reason.
 """
 
 from dataclasses import replace
@@ -43,9 +43,9 @@ _LAYOUT_BY_SUFFIX = {
 
 
 def format_of(name: str, path: Path) -> Format | None:
-    """The format of the unpacked file at ``path``, delivered as ``name``; None if its suffix is unknown.
+    """The format of the unpacked file at ``path``, which was delivered as ``name``; None if its suffix is unknown.
 
-    Redacting records does not change the format.
+    The format stays the same when records are redacted.
     """
     suffix = PurePath(name.lower().removesuffix(".gz")).suffix
     layout = _LAYOUT_BY_SUFFIX.get(suffix)

@@ -31,7 +31,7 @@ from cs_pipeline.ingest.exports.records import (
 _THREAD_ROLES: Mapping[str, Role] = {"customer": "customer", "message": "agent", "reply": "agent"}
 _AUTHOR_ROLES: Mapping[str, Role] = {"customer": "customer", "user": "agent", "team": "agent", "system": "automatic"}
 _EVENTS = frozenset({"lineitem", "forwardparent"})
-"""Threads that record an event of the conversation. They are not messages."""
+"""Types of threads that record an event. Such threads are not messages."""
 
 
 def _is_conversation(element: JsonObject) -> bool:
@@ -52,7 +52,7 @@ def _record_of_conversation(location: Location, conversation: JsonObject, people
     if threads is None:
         threads = conversation.get("threads")
     if not isinstance(threads, list):
-        # Where the API leaves out the threads, ``threads`` is their count.
+        # If the API leaves out the threads, ``threads`` is their number.
         raise UnusableError("has no threads: export the conversations with them")
     ordered = in_time_order(as_objects(threads, "threads"), "createdAt")
     messages = [thread for thread in ordered if _type(thread) not in _EVENTS]

@@ -1,6 +1,6 @@
-"""Finds the span of each record of a file, valid or not: a line, a row of CSV, or an element of a JSON list.
+"""Finds the span of each record of a file, valid or not. A record is a line, a row of CSV, or an element of a JSON list.
 
-The spans depend on the bytes alone, not on company.yaml or on the content of other records.
+The spans depend only on the file's bytes, not on company.yaml and not on the content of other records.
 """
 
 import csv
@@ -24,7 +24,7 @@ _REDACTED_REST = re.compile(rb"[ \r\n]*+\t++[ \t\r\n]*+")
 
 
 class Layout(StrEnum):
-    """How a file stores its records. ``DOCUMENT`` is one JSON document with a list of them."""
+    """How a file stores its records. ``DOCUMENT`` is one JSON document with a list of records."""
 
     CSV = "CSV"
     LINES = "JSON Lines"
@@ -50,7 +50,7 @@ class Format:
 
 
 class Piece(NamedTuple):
-    """The span of a record. ``problem`` says why it is invalid; ``fields`` are those of a CSV row."""
+    """The span of a record. ``problem`` says why the record is invalid; ``fields`` are the fields of a CSV row."""
 
     start: int
     end: int
@@ -136,7 +136,7 @@ def _valid_rows(feed: _LineFeeder, delimiter: str) -> Iterator[list[str]]:
 
 
 def is_document(source: ExportBytes, kinds: Sequence[ExportKind]) -> bool:
-    """Whether JSON is one list, or an object with a list of records of one of ``kinds``, rather than one object per line."""
+    """Whether JSON is one list, or one object with a list of records of one of ``kinds``. JSON Lines are neither."""
     return _first_list(source, _list_start(*(kind.list_key for kind in kinds))) is not None
 
 
@@ -158,7 +158,7 @@ def elements(source: ExportBytes, kinds: Sequence[ExportKind]) -> Iterator[Piece
 
 
 def people(source: ExportBytes, key: str) -> Iterator[Piece]:
-    """Each element of the list under ``key``, which a JSON document may have beside its records."""
+    """Each element of the list of people under ``key``, which a JSON document may have beside its records."""
     start = source.skip_blanks(source.begin, len(source.data))
     if source.data[start : start + 1] == b"{" and (found := _list_start(key).search(source.data, start)) is not None:
         yield from _array(source, found.end())
@@ -178,7 +178,7 @@ def _first_list(source: ExportBytes, list_start: re.Pattern[bytes]) -> int | Non
         found = begin
     else:
         return None
-    # Lines of tabs are redacted lines, so the file is still JSON Lines.
+    # A line of tabs is a redacted line, so this file is JSON Lines and not a document.
     redacted = any(_TABS.fullmatch(source.data, *line) for line in source.lines(source.begin, found))
     return None if redacted else found
 
@@ -223,7 +223,7 @@ def _array(source: ExportBytes, start: int) -> Generator[Piece, None, int]:
         else:
             break
     end = len(source.data)
-    # If the rest is tabs, it was redacted, and it may have been too short to keep a closing bracket.
+    # If the rest is tabs, it was redacted, so the missing bracket does not mean that the file is truncated.
     redacted = _REDACTED_REST.fullmatch(source.data, start) is not None
     yield Piece(source.skip_blanks(start, end), end, None if redacted else _TRUNCATED)
     return end

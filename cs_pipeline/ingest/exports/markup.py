@@ -13,9 +13,9 @@ _INVISIBLE = frozenset({"script", "style", "head", "title"})
 
 
 def plain_text(text: str) -> str:
-    """``text`` without HTML markup, if it has any; quoted lines start with "> ", as in mail.
+    """``text`` without HTML markup. Lines of a quotation start with "> ", as in mail.
 
-    Paragraphs are separated by an empty line; other blocks and line breaks start a new line.
+    Paragraphs are separated by an empty line. Other blocks and line breaks start a new line.
     """
     if not _HAS_MARKUP.search(text):
         return html.unescape(text)

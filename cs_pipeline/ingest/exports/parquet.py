@@ -21,7 +21,7 @@ _ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
 
 
 def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
-    """The records of the rows, without rows of nulls. After a damaged page, the rest of its row group is one bad record."""
+    """The record of each row, except rows of nulls. After a damaged page, the rest of its row group is one BadRecord."""
     try:
         file = _open(path)
     except _ERRORS:
@@ -42,7 +42,7 @@ def read_parquet(path: Path, company: Company) -> Iterator[Record | BadRecord]:
                     if (item := _to_record(index, row, columns, company)) is not None:
                         yield item
                     index += 1
-            damaged = index < end  # a damaged page can end a column early without an error
+            damaged = index < end  # with a damaged page, a column may end too early without an error
         except _ERRORS:
             damaged = True
         if damaged:
@@ -108,7 +108,7 @@ def _to_record(
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
-    """The rows as Python values. A row that Python cannot represent is replaced by the reason."""
+    """The rows as Python values. For a row that Python cannot represent, the reason as text."""
     try:
         yield from batch.to_pylist()
     except _ERRORS:

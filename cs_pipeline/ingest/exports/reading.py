@@ -27,9 +27,9 @@ _Interpreter = Callable[[Location, Piece], Record | None]
 
 
 def read(format: Format | None, path: Path, company: Company) -> Iterator[Record | BadRecord]:
-    """Streams the records of the unpacked file at ``path``, in order. If ``format`` is None, the file is one bad record.
+    """Streams the records of the unpacked file at ``path``, in order. If ``format`` is None, the file is one BadRecord.
 
-    Blank lines, JSON's null, rows of nulls and redacted records are skipped, but each has an index.
+    Blank lines, JSON nulls, rows of nulls and redacted records are skipped, but they count for the indices of the others.
     """
     source = ExportBytes.of(path)
     if source.size == 0:

@@ -20,7 +20,7 @@ TICKET = "Ticket Number"
 AGENT_NAME = "Person Name"
 
 _MIN_ID_LENGTH = 5
-"""Shorter ids are not replaced in texts: a 7 rarely means the customer with the number 7."""
+"""Shorter ids are not replaced in texts: a "7" in a text rarely means the customer with the id 7."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -29,7 +29,7 @@ Location = tuple[int, int | None, int | None]
 
 
 class UnusableError(Exception):
-    """A record cannot be used. The message is the reason. It is shown in the UI, so it never quotes the record."""
+    """A record cannot be used. The message states the reason. It is shown in the UI, so it must not quote the record."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Record:
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A record that cannot be used; ``excerpt`` is its first 500 characters, raw."""
+    """A record that cannot be used. ``excerpt`` has its first 500 characters, unchanged."""
 
     index: int
     offset: int | None
@@ -75,12 +75,12 @@ class ExportKind:
     """The JSON export of a help desk. Its module defines one as ``KIND`` and is listed in ``exports.KINDS``.
 
     ``name`` is shown to users. ``list_key`` is the key of the list of records if the file is one JSON document.
-    ``is_record`` recognises a JSON object of this kind by keys that no other kind has. ``to_record`` gets a record's
-    location, its JSON object, and the people of the list ``people_key`` by id. It raises UnusableError.
+    ``is_record`` recognises a JSON object of this kind by keys that no other kind has. ``to_record`` is called with a
+    record's location, its JSON object, and the people by id. It raises UnusableError if the record cannot be used.
 
     ``people_key`` is the key of a list of people beside the records, such as Zendesk's ``users``. Each has an ``id``.
-    ``customer_id`` returns the id of a record's customer in that list. Redaction uses it to remove people who are the
-    customer of redacted records only.
+    ``customer_id`` returns the id of a record's customer in that list. Redaction removes a person from the list if all
+    records with this customer are redacted.
     """
 
     name: str
@@ -127,7 +127,7 @@ def as_text(value: object, field_name: str) -> str:
 
 def as_id(value: object, field_name: str) -> str | None:
     """A field's id, given as a number or text; None if it is missing. Raises UnusableError for anything else."""
-    # A table column with missing values holds its integers as floats.
+    # In a table, a column of integers with missing values is read as floats.
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
@@ -197,5 +197,5 @@ def speaker_placeholder(speaker: str, role: Role) -> str:
 
 
 def _words(text: str) -> str:
-    # Surrounded by spaces, so that only whole words match.
+    # The spaces around it ensure that only whole words match.
     return f" {' '.join(_WORD.findall(text.casefold()))} "

@@ -1,4 +1,4 @@
-"""Removes records from an unpacked file for good, without moving any other record."""
+"""Permanently removes records from an unpacked file, without moving any other record."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,9 +16,9 @@ _CHUNK = 2**20
 def redact(format: Format | None, path: Path, indices: set[int]) -> None:
     """Removes the records at ``indices`` from the unpacked file at ``path``, which is replaced atomically (mode 0600).
 
-    Their text is overwritten, and they are no longer read. All other records keep their index and offset. People in a list
-    beside the records are removed too if they are the customer of redacted records only. In Parquet, rows that cannot be
-    read become null.
+    Their text is overwritten, and ``read`` skips them from then on. All other records keep their index and offset. A person
+    in a list beside the records is removed too if all records with this customer are redacted. In Parquet, rows that cannot
+    be read become null.
     """
     if format is not None and format.layout is Layout.PARQUET:
         redact_parquet(path, indices)
@@ -39,23 +39,23 @@ def redact(format: Format | None, path: Path, indices: set[int]) -> None:
 
 
 def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: int) -> bytes:
-    """The ``length`` bytes that overwrite a record. All other records are read as before."""
+    """The ``length`` bytes that overwrite a record. They do not change how the other records are read."""
     layout = None if format is None else format.layout
     width = len(" ".encode(source.encoding))
     characters = length // width
     text = " " * characters
     if layout is Layout.CSV and piece.start == source.begin and piece.problem is None:
-        # The delimiter is recognised by the first row.
+        # Keep the delimiters of the first row, by which the delimiter is recognised.
         raw = source.raw(piece.start, piece.end)
         characters_kept = {character.encode(source.encoding) for character in KEPT_HEADER_CHARACTERS}
         units = (raw[start : start + width] for start in range(0, len(raw), width))
         filler = b"".join(unit if unit in characters_kept else " ".encode(source.encoding) for unit in units)
         return filler[: characters * width].ljust(length)
     if layout is Layout.CSV and characters > 2 and source.data.find(b'"', piece.start, piece.end) >= 0:
-        # Without quotes here, an unmatched quote before this row could match one after it, and join the rows between.
+        # Without these quotes, an unmatched quote before this row could match one after it and join all rows between them.
         text = f'"{text[2:]}"'
     elif layout is Layout.LINES or (layout is Layout.DOCUMENT and piece.end == len(source.data)):
-        # Tabs distinguish a redacted line, or the redacted rest of a truncated list, from blanks in the original file.
+        # Tabs mark a redacted line, or the redacted rest of a truncated list. Spaces could be from the original file.
         text = "\t" * characters
     elif layout is Layout.DOCUMENT and characters >= len("null"):
         text = "null".ljust(characters)
@@ -63,18 +63,20 @@ def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: in
 
 
 def _people_of_redacted(format: Format, source: ExportBytes, indices: set[int]) -> Iterator[Piece]:
-    """People in the lists beside the records who are the customer of redacted records only."""
+    """People in the lists beside the records, if all records with this customer are redacted."""
     if format.layout is not Layout.DOCUMENT:
         return
     for kind in format.kinds:
-        if kind.people_key is not None:
-            customers_redacted: set[str | None] = set()
-            customers_kept: set[str | None] = {None}
-            for index, piece in enumerate(pieces(format, source)):
-                (customers_redacted if index in indices else customers_kept).add(id_in(source, piece, kind.customer_id))
-            for piece in people(source, kind.people_key):
-                if id_in(source, piece) in customers_redacted - customers_kept:
-                    yield piece
+        if kind.people_key is None:
+            continue
+        customers_redacted: set[str | None] = set()
+        customers_kept: set[str | None] = {None}
+        for index, piece in enumerate(pieces(format, source)):
+            customers = customers_redacted if index in indices else customers_kept
+            customers.add(id_in(source, piece, kind.customer_id))
+        for piece in people(source, kind.people_key):
+            if id_in(source, piece) in customers_redacted - customers_kept:
+                yield piece
 
 
 def _copy(old: BinaryIO, new: BinaryIO, length: int) -> None:

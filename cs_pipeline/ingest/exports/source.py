@@ -23,8 +23,8 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class ExportBytes:
     """A file's content. UTF-8 is memory-mapped; UTF-16, recognised by its byte order mark, is converted in memory.
 
-    ``data`` is UTF-8, except where the file is invalid. Its text starts at ``begin``. Spans (start, end) are positions in
-    ``data``.
+    ``data`` is UTF-8, except where the file is invalid. Its text starts at ``begin``, after a byte order mark. Spans
+    (start, end) are positions in ``data``.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
@@ -49,7 +49,7 @@ class ExportBytes:
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def offset_and_length(self, start: int, end: int) -> tuple[int, int]:
-        """Where the span is in the file, in bytes."""
+        """The offset and length of the span in the file, in bytes. It is fastest for spans in ascending order."""
         if self.encoding == "utf-8":
             return start, end - start
         position, offset = self._last if self._last[0] <= start else (0, 2)
@@ -106,12 +106,12 @@ class ExportBytes:
 
 
 def _as_utf8(data: bytes | mmap.mmap, encoding: str) -> bytearray:
-    # A lone surrogate becomes bytes that are not valid UTF-8, so its record is reported as such later.
+    # A lone surrogate becomes bytes that are not valid UTF-8. Its record is later reported as not UTF-8.
     decoder = codecs.getincrementaldecoder(encoding)("surrogatepass")
     text = bytearray()
     for start in range(2, len(data), 2**20):
         text += decoder.decode(data[start : start + 2**20]).encode("utf-8", "surrogatepass")
-    # An incomplete character at the end is made invalid as well, unless it is a space byte left by redaction.
+    # An incomplete character at the end becomes invalid too, unless it is a space that redaction wrote.
     if decoder.getstate()[0] not in (b"", b" "):
         text += "\ud800".encode("utf-8", "surrogatepass")
     return text

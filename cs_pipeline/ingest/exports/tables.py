@@ -1,7 +1,7 @@
 """Makes records from the rows of tables (CSV, JSON Lines, Parquet) and from the lines of plain transcripts.
 
 A row is a question and its answer, or one turn of a conversation. A line of a transcript is one turn, written as
-``speaker<tab>text<tab>conversation``, the same with ``|``, or ``[conversation] Speaker: text``.
+``speaker<tab>text<tab>conversation``, as ``speaker|text|conversation``, or as ``[conversation] Speaker: text``.
 """
 
 import re
@@ -38,7 +38,7 @@ _COMMON_NAMES = {
     "customer_name": ("customer_name",),
     "customer_email": ("customer_email", "email"),
 }
-"""Column names that need no mapping, in lower case, with spaces and hyphens as underscores."""
+"""Column names that need no entry in company.yaml, in lower case, with spaces and hyphens as underscores."""
 
 _COLUMN_NAME = re.compile(r"[^\W\d][\w.()/-]{0,39}( [\w.()/-]+){0,2}")
 _BRACKETED = re.compile(r"\s*\[([^\]]+)\]\s*([^:]{1,80}?)\s*:(.*)", re.DOTALL)
@@ -46,7 +46,7 @@ _TIME = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\s*[ap]m)?", re.IGNORECASE)
 
 
 def columns_of(names: Sequence[str], company: Company) -> Columns | None:
-    """Which column holds what: the mapping in company.yaml if the table has all its columns, else a guess by name.
+    """The columns that company.yaml names, if the table has all of them, else a guess by the names of the columns.
 
     None if the guess is ambiguous, or finds neither a question and its answer nor a turn.
     """
@@ -57,7 +57,8 @@ def columns_of(names: Sequence[str], company: Company) -> Columns | None:
         return None
     columns = {field: matches[0] for field, matches in found.items() if matches}
     has_pair = {"question", "answer"} <= columns.keys()
-    if has_pair == ({"text", "speaker", "conversation"} <= columns.keys()):
+    has_turn = {"text", "speaker", "conversation"} <= columns.keys()
+    if has_pair == has_turn:
         return None
     ignored = {"text", "speaker"} if has_pair else {"question", "answer"}
     return Columns.model_validate({field: name for field, name in columns.items() if field not in ignored})
@@ -74,7 +75,7 @@ def columns_of_object(element: Mapping[str, object], company: Company) -> Column
 def unknown_columns(name: str, columns: Sequence[str], company: Company) -> PipelineError:
     """The error for a table with unknown columns.
 
-    It quotes them only if all look like column names, because a first row without names may contain a customer's data.
+    It quotes them only if all of them look like column names. The first row of a table without names may be personal data.
     """
     if not columns or not all(_COLUMN_NAME.fullmatch(column) for column in columns):
         return PipelineError(
@@ -118,8 +119,7 @@ def record_of_row(location: Location, row: Mapping[str, object], columns: Column
         if answer.strip() and not question.strip():
             raise UnusableError("has no question")
         turns = [Turn("customer", question), *([Turn("agent", answer)] if answer.strip() else [])]
-        # A hash of content and customer, not of the position: the same row in another delivery is the same conversation, but
-        # an equal row from another customer is not.
+        # This id has the same value for the same row in another delivery, but not for an equal row of another customer.
         conversation = conversation or digest(question, answer, email or customer)
     return make_record(location, conversation, turns, email or customer, known)
 
@@ -136,7 +136,7 @@ def record_of_line(location: Location, line: str, company: Company) -> Record | 
         raise UnusableError("has no speaker")
     if not conversation:
         raise UnusableError("has no conversation id")
-    # Some chat logs have the time in this place. Used as an id, it would make every minute a separate conversation.
+    # Some chat logs have the time here. If it were used as the id, every minute would be a separate conversation.
     if _TIME.fullmatch(conversation):
         raise UnusableError("has a time where its conversation id should be")
     role = role_of(speaker, company)

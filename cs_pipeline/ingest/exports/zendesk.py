@@ -41,8 +41,9 @@ def _is_ticket(element: JsonObject) -> bool:
 
 
 def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, JsonObject]) -> Record:
-    """The requester is the customer. Other users keep their Zendesk role; those without one are customers if they are in CC,
-    else agents.
+    """The record of a ticket. The requester is the customer. Other users have their role in Zendesk.
+
+    A user without a role there is a customer if he or she is in CC, else an agent.
     """
     ticket_id = as_id(ticket.get("id"), "id")
     if ticket_id is None:
@@ -52,16 +53,15 @@ def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, J
     people = ChainMap({}, users)
     for key in ("requester", "submitter", "assignee"):
         _add_person(people, ticket.get(key))
-    copied = as_objects(ticket.get("collaborators"), "collaborators")
-    for person in copied:
+    collaborators = as_objects(ticket.get("collaborators"), "collaborators")
+    for person in collaborators:
         _add_person(people, person)
     comments = in_time_order(as_objects(ticket["comments"], "comments"), "created_at")
     for comment in comments:
         _add_person(people, comment.get("author"))
     requester = _id_of(ticket, "requester")
-    cc_ids = {as_id(person.get("id"), "user's id") for person in copied} | _ids(
-        ticket, "collaborator_ids", "email_cc_ids"
-    )
+    cc_ids = {as_id(person.get("id"), "user's id") for person in collaborators}
+    cc_ids |= _ids(ticket, "collaborator_ids", "email_cc_ids")
     turns: list[Turn] = []
     authors: dict[str, Role] = {}
     for comment in comments:
