@@ -1,7 +1,4 @@
-"""The manifest of a folder, such as an adapter or an index: its files and their hashes. It is written last.
-
-Every reader of such a folder checks the manifest first.
-"""
+"""The manifest of a folder, such as an adapter or an index: its files and their hashes. Readers check it before use."""
 
 from pathlib import Path
 from typing import Any

@@ -27,7 +27,7 @@ class TrainedClassifier:
 
 
 def train_classifiers(lake: DataLake) -> TrainedClassifier:
-    """Trains both classifiers on the training split of ``bitext_splits``. Writes their folders and the test accuracy."""
+    """Trains both classifiers on the training split of ``bitext_splits``. Saves them, and the accuracy on the test split."""
     rows = lake.read("prepare", "bitext_splits", ["instruction", "response", "intent", "split"]).to_pandas()
     train, test = rows[rows["split"] == "train"], rows[rows["split"] == "test"]
     intents = train["intent"].tolist()

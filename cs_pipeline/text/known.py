@@ -49,11 +49,13 @@ def _search_values(known: KnownValues) -> tuple[tuple[str, str, str | None], ...
         value = unicodedata.normalize("NFC", " ".join(raw.split()))
         if len(value) < 2 or (value.isdecimal() and len(value) < 4) or _is_not_a_name(value):
             continue
-        placeholders = _PARTS.get(placeholder)
-        if placeholders is None or "@" in value:
-            values.setdefault(_folded(value), (placeholders[2] if placeholders else placeholder, None))
+        if placeholder not in _PARTS:
+            values.setdefault(_folded(value), (placeholder, None))
             continue
-        first_name, last_name, _ = placeholders
+        first_name, last_name, email = _PARTS[placeholder]
+        if "@" in value:
+            values.setdefault(_folded(value), (email, None))
+            continue
         last, _, first = value.rpartition(",")
         names = [name for name in f"{first} {last}".split() if not _is_not_a_name(name)]
         if not names:

@@ -1,6 +1,6 @@
-"""Turns a day's raw turns into training rows: pairs them, replaces personal data, predicts intents, flags possible poison.
+"""Makes training rows from a day's raw turns: pairs them, replaces personal data, predicts intents, flags possible poison.
 
-Flagged rows are not trained on until a person has released them.
+Flagged rows are not used for training until a person releases them.
 """
 
 import json
@@ -39,7 +39,7 @@ _KEPT, _ASIDE, _FLAGGED = "clean_interactions", "clean_interactions_set_aside", 
 _MAX_CHARACTERS: dict[Speaker, int] = {"customer": INSTRUCTION_CHARACTERS[1], "agent": RESPONSE_CHARACTERS[1]}
 
 _MAX_LENGTH_FACTOR = 5
-"""A text longer than this many times its limit is not cleaned, because placeholders cannot shorten it enough."""
+"""A text longer than this factor times its limit is not cleaned, because placeholders cannot shorten it enough."""
 
 _BATCH_SIZE = 50_000
 """Number of texts classified at a time."""
@@ -47,10 +47,10 @@ _BATCH_SIZE = 50_000
 
 @dataclass(frozen=True)
 class CleanedDay:
-    """``rows`` to train on, rows ``set_aside``, and ``flagged`` rows, which need a person's release before training.
+    """The ``rows`` to train on, the rows ``set_aside``, and the ``flagged`` rows, which a person must release for training.
 
-    ``counts``: customer_messages = kept + set_aside + flagged (both by reason) + forgotten; automatic_replies removed;
-    placeholders that replaced personal data, by name.
+    ``counts`` has customer_messages = kept + set_aside + flagged + forgotten (set_aside and flagged are by reason), the
+    number of automatic_replies that were removed, and for each of the placeholders how often it replaced personal data.
     """
 
     rows: pa.Table
@@ -111,7 +111,7 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
     lake.write("prepare", f"{_KEPT}/{day}", cleaned.rows, CONVERSATION)
     write_json(lake.path("prepare", _KEPT, f"{day}.json"), cleaned.counts)
     if run_id is not None:
-        with Ledger(lake) as ledger:  # only the deliveries that were read: others may have landed since
+        with Ledger(lake) as ledger:  # Mark only the deliveries that were read: others may have landed since.
             ledger.mark_ingested(day, [file.sha256 for file in day_facts(lake, day)], run_id)
     return cleaned
 
@@ -157,9 +157,9 @@ def release_row(lake: DataLake, row_id: str, by: str, why: str) -> None:
 
 @dataclass(slots=True)
 class _Draft:
-    """A row in progress: the columns of CONVERSATION that are known so far, and the ``reason`` of SET_ASIDE.
+    """An unfinished row: the columns of CONVERSATION that are known so far, and the column ``reason`` of SET_ASIDE.
 
-    ``delivered`` is the text before cleaning if it looks like poison, else empty.
+    ``delivered`` is the text before cleaning if that looks like poison, else empty.
     """
 
     row_id: str
@@ -178,7 +178,7 @@ class _Draft:
 
 
 class _Cleaner:
-    """Cleans the rows of a conversation. A message that is also the context of other rows is cleaned once."""
+    """Cleans the rows of a conversation. A message is cleaned once, even if it is also in the context of other rows."""
 
     def __init__(self, personal: PersonalData, conversation: RawConversation) -> None:
         self.placeholders: Counter[str] = Counter()
@@ -215,7 +215,7 @@ class _Cleaner:
         )
 
     def _text(self, message: TicketMessage) -> tuple[str | None, bool]:
-        """The message without personal data, None if it is far too long, and whether it looks like poison."""
+        """The message without personal data (None if it is far too long), and whether it looks like poison."""
         if message.turns not in self._texts:
             if len(message.text) > _MAX_LENGTH_FACTOR * _MAX_CHARACTERS[message.role]:
                 self._texts[message.turns] = None, False
@@ -227,7 +227,7 @@ class _Cleaner:
         return self._texts[message.turns]
 
     def _context(self, messages: Sequence[TicketMessage]) -> tuple[str | None, bool]:
-        """The usable messages directly before a question, as JSON, and whether one of them looks like poison."""
+        """The usable messages directly before a question, as JSON, and whether one of these looks like poison."""
         turns: list[tuple[str, str]] = []
         any_suspect = False
         for message in reversed(messages):
@@ -256,7 +256,7 @@ def _too_long(question: str | None, answer: str | None) -> str | None:
 def _flag(drafts: list[_Draft], answers: list[tuple[str, float]], superseded: set[str], rows_per_subject: int) -> None:
     """Sets the reason of the drafts that look like poison. ``answers`` are the predictions for the drafts' answers.
 
-    A row that was delivered twice on the day counts once. Rows of superseded deliveries are counted separately from the rows
+    A row that was delivered twice on the day counts once. Rows of superseded deliveries are checked separately from the rows
     that replaced them.
     """
     suspects: dict[tuple[bool, str], Suspect] = {}

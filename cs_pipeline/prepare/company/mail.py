@@ -1,6 +1,6 @@
 """Removes text that mail programs and help desks add (quoted history, signatures, disclaimers); finds automatic replies.
 
-The patterns are in mail.yaml. When in doubt, text is kept, because removed text is lost for training.
+The patterns are in mail.yaml. When in doubt, the text is kept, because removed text cannot be used for training.
 """
 
 import re
@@ -15,7 +15,7 @@ _RULES = read_yaml(Path(__file__).with_name("mail.yaml"))
 _PATTERNS = {name: any_of(block, _RULES["words"]) for name, block in _RULES.items() if isinstance(block, str)}
 _QUOTED = re.compile(r"[ \t]*>(?!=)")
 _AMOUNTS = re.compile(r"[ \t]*>[ \t]*[\d$€£]")
-# A mail program's "On … wrote:" has a time or an address. Without either, the customer may have written the line.
+# A mail program's "On … wrote:" has a time or an address. If a line has neither, the customer may have written it.
 _TIME_OR_ADDRESS = re.compile(r"\d[:h]\d\d|@")
 _REPLY_ABOVE = re.compile(r"\s*##-.{1,200}-##\s*")
 _DIVIDER = re.compile(r"[ \t]*[-_=*]{2,}[ \t]*")
@@ -27,7 +27,7 @@ _MAX_ROUNDS = 20
 
 @dataclass(frozen=True)
 class _Phrases:
-    """A pattern, and keywords of which every matching text has at least one. Looking for them first is 50 times faster."""
+    """A pattern and its keywords. Every matching text contains a keyword. Searching for these first is 50 times faster."""
 
     keywords: tuple[str, ...]
     pattern: re.Pattern[str]
@@ -38,7 +38,7 @@ class _Phrases:
 
     def match(self, text: str, lower: str) -> bool:
         """``lower`` is ``text`` in lower case."""
-        return any(map(lower.__contains__, self.keywords)) and self.pattern.search(text) is not None
+        return any(keyword in lower for keyword in self.keywords) and self.pattern.search(text) is not None
 
 
 _AUTOMATIC = [_Phrases.of(entry) for entry in _RULES["automatic"]]
@@ -48,7 +48,7 @@ _AWAY = _Phrases.of(_RULES["away"])
 def own_words(text: str) -> str:
     """``text`` without quoted mail, signature, disclaimer and "Sent from my …"; empty if nothing else is left."""
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
-    # Removing one part may expose another. Only a text made to waste time needs more rounds than this.
+    # When one part is removed, another may become the end. No ordinary text needs more rounds than this.
     for _ in range(_MAX_ROUNDS):
         before, text = text, _without_signature(_without_history(text))
         if text == before:
@@ -61,7 +61,7 @@ def is_automatic(words: str, patterns: Iterable[re.Pattern[str]] = ()) -> bool:
     lower = words.lower()
     return (
         any(phrases.match(words, lower) for phrases in _AUTOMATIC)
-        # An absence note with a question was written by a person who wants an answer.
+        # If an absence note has a question, a person wrote it and wants an answer.
         or ("?" not in words and _AWAY.match(words, lower))
         or any(pattern.search(words) for pattern in patterns)
     )
@@ -85,7 +85,7 @@ def _without_history(text: str) -> str:
         elif _PATTERNS["separator"].fullmatch(line) or _is_header(lines, index):
             break
         elif _REPLY_ABOVE.fullmatch(line):
-            # A reply stands above this line, the help desk's mail below it. If nothing is above, the text below is kept.
+            # The reply is above this line, the help desk's mail below it. If nothing is above, the text below is kept.
             if any(map(str.strip, kept)):
                 break
             index += 1
@@ -103,7 +103,7 @@ def _without_history(text: str) -> str:
 
 
 def _attribution(lines: list[str], index: int) -> int:
-    """The number of lines from ``index`` on that introduce a quotation ("On … Jane wrote:"), 0 if there are none."""
+    """The number of lines, starting at ``index``, that introduce a quotation ("On … Jane wrote:"); 0 if there are none."""
     if not _PATTERNS["attribution_start"].match(lines[index]):
         return 0
     for length in (1, 2, 3):
@@ -113,7 +113,7 @@ def _attribution(lines: list[str], index: int) -> int:
 
 
 def _is_header(lines: list[str], index: int) -> bool:
-    """Whether the header of a mail begins here. Travel plans have From, To and Date too, but neither Sent nor Subject."""
+    """Whether a mail's header begins here: From with Sent, or with Date and Subject. Travel plans may have From and Date."""
     if not _PATTERNS["header_from"].match(lines[index]):
         return False
     head = "\n".join(line[:300] for line in lines[index : index + 6])
@@ -204,6 +204,6 @@ def _is_signature_line(line: str) -> bool:
 
 
 def _is_lone_name(lines: list[str], index: int) -> bool:
-    """Whether only one or two words are left from ``index`` on: a name, even in lower case ("jane doe")."""
+    """Whether the text from ``index`` on is only one or two words: a name, even in lower case ("jane doe")."""
     words = " ".join(lines[index : index + 3]).split() if len(lines) - index <= 3 else []
     return 1 <= len(words) <= 2 and all(re.fullmatch(r"[^\W\d_]+", word) for word in words)

@@ -1,4 +1,4 @@
-"""Pairs up the turns of a conversation: a message of the customer, and the reply of a person at the company."""
+"""Makes pairs from the turns of a conversation: a message of the customer, and the reply of a person at the company."""
 
 import re
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ EARLIER_MESSAGES = 3
 
 @dataclass(frozen=True)
 class TicketMessage:
-    """Consecutive turns of one role. ``text`` is without quoted mail and signatures, ``raw`` as delivered.
+    """Consecutive turns of one role. ``text`` has no quoted mail and no signatures; ``raw`` is the text as delivered.
 
-    ``turns`` are the indexes of its turns, from 0.
+    ``turns`` are the indices of its turns, from 0.
     """
 
     role: Literal["customer", "agent"]
@@ -26,7 +26,7 @@ class TicketMessage:
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """A message of the customer and its answer. ``reason`` says why it cannot be trained on, None if it can.
+    """A message of the customer and its answer. ``reason`` says why it cannot be used for training; None if it can.
 
     ``context`` are the messages before the question, oldest first.
     """
@@ -49,7 +49,7 @@ def pair(turns: Sequence[tuple[str, str]], automatic: Sequence[re.Pattern[str]] 
     """Pairs up ``turns``, each a role (customer, agent, automatic) and its raw text, in their order.
 
     Consecutive turns of one role are one message. Automatic replies are recognised by role, by their words or by a pattern
-    of ``automatic``. They are not answers. One from the customer's mailbox is a pair of its own, without an answer.
+    of ``automatic``. They are not answers. An automatic reply from the customer's mailbox becomes a pair without an answer.
     """
     messages: list[TicketMessage] = []
     pairs: list[QuestionAnswer] = []

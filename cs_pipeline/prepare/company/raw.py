@@ -25,7 +25,7 @@ _BATCH_SIZE = 50_000
 
 @dataclass(frozen=True)
 class RawRow:
-    """A customer's message with its answer, as delivered. ``source_row`` is the record in which the message begins."""
+    """A customer's message with its answer, as delivered. ``source_row`` is the index of the record where it begins."""
 
     row_id: str
     source_row: int
@@ -35,9 +35,9 @@ class RawRow:
 
 @dataclass(frozen=True)
 class RawConversation:
-    """A conversation of the file with the sha256 ``file``, and its number of ``automatic`` replies.
+    """A conversation. ``file`` is the sha256 of its file, ``automatic`` its number of automatic replies. ``id`` is hashed.
 
-    ``id`` is hashed. ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export.
+    ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export.
     """
 
     file: str
@@ -72,7 +72,7 @@ def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledge
 
 
 def _conversations(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """The turns of each conversation of each file, in order. They need not be contiguous in the table."""
+    """The turns of each conversation of each file, in order. A conversation's turns need not be contiguous in the table."""
     number = np.zeros(table.num_rows, dtype=np.int64)
     for name in ("source_file_sha256", "conversation_id"):
         codes = pc.dictionary_encode(table.column(name).combine_chunks())

@@ -1,4 +1,4 @@
-"""Assigns every row of both sources to a cluster and a split; where possible, to the same ones as in the previous run."""
+"""Assigns every row of both sources to a cluster and a split. If possible, a row keeps those of the previous run."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -29,18 +29,21 @@ _PENDING, _ASIDE = -1, -2
 
 
 class ClusterAssignment:
-    """Assigns company rows to clusters and splits. Bitext's rows already have theirs.
+    """Assigns company rows to clusters and splits. Bitext's rows already have a cluster and a split.
 
     ``rows`` has Bitext's rows, then the company's in the order of ``days``. ``split`` has the index in SPLITS of each row's
-    split, or a negative number if it has none. ``index`` covers the rows that have been compared.
+    split, or a negative number for a row without split. ``index`` has the rows that have been compared.
     """
 
     def __init__(self, bitext: pa.Table, days: Mapping[str, pa.Table]) -> None:
         self.rows = pa.concat_tables([bitext, *days.values()])
         self.split = np.full(self.rows.num_rows, _PENDING, np.int8)
         self.index = BandIndex.empty(self.rows.num_rows)
-        ends = np.cumsum([bitext.num_rows, *(day.num_rows for day in days.values())]).tolist()
-        self._blocks = dict(zip(["bitext", *days], zip([0, *ends], ends, strict=False), strict=True))
+        self._blocks: dict[str, tuple[int, int]] = {}  # the first row of each source, and the first one after it
+        end = 0
+        for source, table in {"bitext": bitext, **days}.items():
+            self._blocks[source] = end, end + table.num_rows
+            end += table.num_rows
         self._company_start = bitext.num_rows
         self._questions = self.rows.column("instruction").to_pylist()
         self._cluster = np.full(self.rows.num_rows, None, object)
@@ -62,9 +65,9 @@ class ClusterAssignment:
     def restore(self, before: pa.Table, aside: pa.Table, index: BandIndex | None, unchanged: set[str]) -> None:
         """Gives company rows the cluster and split that they have in ``before``, the rows of the previous run.
 
-        ``aside`` has the rows that were set aside in that run. Those from unchanged sources are set aside again, unless a
-        row of ``before`` is gone or has changed. ``unchanged`` names the sources ("bitext" or a day) whose content is
-        unchanged. ``index`` is the index of ``before``, or None if it does not match.
+        ``aside`` has the rows that were set aside in that run. Rows from unchanged sources are set aside again, unless a
+        row of ``before`` is gone or has changed. ``unchanged`` has the names ("bitext" or a day) of these sources.
+        ``index`` is the index of ``before``; it is None if the stored index does not match ``before``.
         """
         old_positions = _positions(self.rows.column("row_id"), before.column("row_id"))
         old_positions[self.split == _ASIDE] = -1
@@ -139,7 +142,7 @@ class ClusterAssignment:
         _, first, node = np.unique(self.index.texts[rows], return_index=True, return_inverse=True)
         similar = self.index.near_duplicates(rows[first], self.split, self._questions)[node]
         former = np.flatnonzero(self._former_split[rows] >= 0)
-        # A row's former split counts as if the row had a near-duplicate in it.
+        # A row that had a split is treated as if it had a near-duplicate in that split.
         similar[former, self._former_split[rows[former]]] = rows[former]
         conflicting = (similar >= 0).sum(axis=1) > 1
         self._set_aside(rows[conflicting], NEAR_TWO_SPLITS)
@@ -154,9 +157,9 @@ class ClusterAssignment:
     def _assign_components(self, rows: np.ndarray, component: np.ndarray, similar: np.ndarray, returning: bool) -> None:
         """Adds each component to the split in which one of its rows has a near-duplicate, or makes it a new cluster.
 
-        A component with near-duplicates in training and in a held-out split joins training. Those of its rows that are
-        near-duplicates of held-out rows would leak and are set aside. If all splits that it could join are full, its rows
-        that have near-duplicates there are set aside, and the others become a new cluster.
+        A component with near-duplicates in training and in a held-out split joins training. If a row of it is a
+        near-duplicate of a held-out row, it would leak, so it is set aside. If all splits that the component could join are
+        full, its rows with near-duplicates there are set aside, and its other rows become a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, number in enumerate(component.tolist()):
@@ -191,7 +194,7 @@ class ClusterAssignment:
                     self._set_split(rows[i], SPLITS.index(split), cluster, intents[i])
 
     def _new_cluster_id(self, members: Sequence[str]) -> str:
-        """An unused id, made from a row id. The id is taken if the row was once in another cluster with this id."""
+        """An unused id, made from the smallest row id. If an earlier cluster has this id, ``+`` is added to it."""
         cluster = "c" + min(members)
         while cluster in self._cluster_ids:
             cluster += "+"
@@ -214,7 +217,7 @@ class ClusterAssignment:
         self._indexed[new] = True
 
     def _without_duplicates(self, rows: np.ndarray) -> np.ndarray:
-        """Sets aside those of ``rows`` with the question and answer of an earlier row; returns the others."""
+        """Sets aside the ``rows`` that have the question and answer of an earlier row; returns the other rows."""
         texts = self.index.texts
         same = self.index.same_question(rows, self.split >= 0)
         seen = set(zip(texts[same].tolist(), self._values("response", same), strict=True))

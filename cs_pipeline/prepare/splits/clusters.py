@@ -42,7 +42,7 @@ def near_duplicates(questions: Sequence[str], intents: Sequence[str]) -> np.ndar
 
 
 def components(pairs: np.ndarray, rows: int) -> np.ndarray:
-    """The number of the connected component that each row belongs to: shape [rows]."""
+    """For each row, the number of its connected component: shape [rows]."""
     graph = coo_array((np.ones(len(pairs), dtype=np.int8), (pairs[:, 0], pairs[:, 1])), shape=(rows, rows))
     return connected_components(graph, directed=False)[1]
 
@@ -51,9 +51,9 @@ def components(pairs: np.ndarray, rows: int) -> np.ndarray:
 class Shingles:
     """Texts as sets of their 4-character shingles.
 
-    ``sets``, of shape [texts, shingles], is 1 where a text has a shingle. ``hashes`` are 64 bits per shingle, ``sizes`` the
-    numbers of shingles per text. In ``signatures``, of shape [texts, 8], each shingle sets one of 512 bits, which it may
-    share with others.
+    ``sets``, of shape [texts, shingles], is 1 where a text has a shingle. ``hashes`` has 64 bits per shingle, ``sizes`` the
+    number of shingles of each text. In ``signatures``, of shape [texts, 8], each shingle of a text sets one of 512 bits.
+    Several shingles may set the same bit.
     """
 
     sets: csr_array
@@ -75,14 +75,14 @@ class Shingles:
         hashes, column = np.unique(_mix(total[inside]), return_inverse=True)
         ones = np.ones(len(column), dtype=np.int32)
         sets = coo_array((ones, (owner[:count][inside], column)), shape=(len(padded), len(hashes))).tocsr()
-        sets.data[:] = 1  # tocsr added up the shingles that a text repeats
+        sets.data[:] = 1  # tocsr adds up the ones of a shingle that a text repeats
         sizes = np.diff(sets.indptr)
         bits = np.zeros((len(padded), _SIGNATURE_BITS), dtype=bool)
         bits[np.repeat(np.arange(len(padded)), sizes), (hashes % _SIGNATURE_BITS)[sets.indices]] = True
         return cls(sets, hashes, sizes, np.packbits(bits, axis=1).view(np.uint64))
 
     def band_keys(self, groups: np.ndarray) -> Iterator[np.ndarray]:
-        """For each band, one key per text. It is equal for texts of the same group with the same minimum hashes."""
+        """For each band, one key per text. Texts of the same group with the same minimum hashes have equal keys."""
         seeds = np.random.default_rng(0).integers(1, 2**63, size=(BANDS, _HASHES_PER_BAND), dtype=np.uint64)
         for band in range(BANDS):
             keys = _mix(groups.astype(np.uint64) + np.uint64(band))
@@ -112,7 +112,8 @@ def may_be_near_duplicates(
     sizes: np.ndarray, other_sizes: np.ndarray, signatures: np.ndarray, other_signatures: np.ndarray
 ) -> np.ndarray:
     """False where two texts with these sizes and signatures cannot be near-duplicates: shape [pairs]."""
-    # Sets of sizes s and t at Jaccard J differ in (s + t)(1 - J)/(1 + J) shingles; each differing bit needs at least one.
+    # Sets of sizes s and t with Jaccard similarity J differ in (s + t)(1 - J)/(1 + J) shingles. If b bits of the signatures
+    # differ, the sets differ in at least b shingles.
     differing = np.bitwise_count(signatures ^ other_signatures).sum(axis=1, dtype=np.int64)
     return (1 + JACCARD) * differing <= (1 - JACCARD) * (sizes + other_sizes) + 1e-9
 
@@ -120,8 +121,8 @@ def may_be_near_duplicates(
 def connecting_pairs(shingles: Shingles, band_keys: Iterable[np.ndarray]) -> np.ndarray:
     """Near-duplicate pairs among texts that share a band key, enough to connect every cluster: shape [pairs, 2].
 
-    Texts with equal keys are compared with their neighbours at growing distance until all are connected. So the cost grows
-    almost linearly with the number of variants of one question. Memory is always linear in the number of texts.
+    Texts with equal keys are compared with neighbours at increasing distance, until all are connected. So the time is almost
+    linear in the number of variants of one question. Memory is always linear in the number of texts.
     """
     found = [np.zeros((0, 2), dtype=np.int64)]
     cluster = np.arange(len(shingles.signatures))

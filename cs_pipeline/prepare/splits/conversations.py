@@ -1,8 +1,8 @@
-"""Joins both sources in one table: company rows join the clusters of near-duplicates, and no row ever changes splits.
+"""Joins both sources in one table. Company rows join the clusters of near-duplicates, and no row ever changes its split.
 
-Rows are compared with earlier rows through an index of band keys next to the table. So the cost grows with the number of new
-rows; only the table itself is rewritten as a whole. Days are joined in order, so joining them all at once gives the same
-clusters and splits as joining each day when it arrives.
+Rows are compared with earlier rows through an index of band keys, which is stored beside the table. So the time grows with
+the number of new rows, although the table itself is rewritten as a whole. Days are joined in order, so the clusters and
+splits do not depend on whether all days are joined at once or each day when it arrives.
 """
 
 from collections import Counter
@@ -38,8 +38,8 @@ _TABLES = ("conversations", "conversations_set_aside")
 class JoinedConversations:
     """``rows`` with cluster and split, Bitext's first, then the company's by day; rows ``set_aside`` with their reason.
 
-    ``counts``: bitext + company = kept + set_aside + superseded + forgotten; ``new`` rows had no split before.
-    ``reused``: the sources are those of the previous run, and nothing was written.
+    In ``counts``, bitext + company = kept + set_aside + superseded + forgotten, and ``new`` counts rows that had no split
+    before. ``reused`` is true if no source has changed since the previous run; then nothing was written.
     """
 
     rows: pa.Table
@@ -53,8 +53,8 @@ def join_conversations(lake: DataLake) -> JoinedConversations:
 
     Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. Company rows are compared
     across intents, because their intents are only predictions. Rows of superseded deliveries and forgotten rows are left
-    out. A company row keeps its cluster and split unless Bitext's rows now contradict them. Rows delivered again, exact
-    duplicates and rows that fit no split are set aside. Duplicates and rows that fit no split are examined again when
+    out. A company row keeps its cluster and split unless they contradict the present rows of Bitext. Rows delivered again,
+    exact duplicates and rows that fit no split are set aside. Duplicates and rows that fit no split are checked again when
     another row is gone or has changed.
     """
     with locked(lake.path("prepare", ".conversations.lock")):
@@ -169,7 +169,7 @@ class _Sources:
 
 @dataclass(frozen=True)
 class _EarlierJoin:
-    """The output of the previous run. If its index does not match its tables, ``versions`` and ``counts`` are empty."""
+    """The output of the previous run. If its index does not match its tables, the last three fields are None or empty."""
 
     rows: pa.Table
     set_aside: pa.Table

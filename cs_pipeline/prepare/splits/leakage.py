@@ -1,4 +1,4 @@
-"""Searches for leakage, which is near-duplicates across the splits, without clusters, MinHash or index."""
+"""Searches for leakage: near-duplicates in different splits. The search does not use the clusters, MinHash or the index."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ MAX_COMPANY_ROWS = 200_000
 """The maximum number of company training rows, besides those of the latest day, that are compared with held-out rows."""
 
 _BLOCK = 20_000  # training rows compared at a time
-_SPARE = 6  # shingles looked up in addition to the number that a near-duplicate may lack
+_SPARE = 6  # this many shingles are looked up in addition to those that a near-duplicate may lack
 _FILTER = 1 << 20  # slots of the filter that discards most shingles before the exact look-up
 _SIGNATURE_BITS = 512
 
@@ -21,13 +21,13 @@ _SIGNATURE_BITS = 512
 def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     """Near-duplicate pairs (row_id of a validation or test row, row_id of a training row).
 
-    Two rows of Bitext are compared only if they have the same intent. The search is exact: a near-duplicate of a question
-    with n shingles lacks at most n/5 of them, so it contains at least six of any n/5 + 6 of them. The rarest are looked up
-    (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that contain enough of these, and whose signatures differ in few
-    bits, are compared in full.
+    Two rows of Bitext are compared only if they have the same intent. The search is exact. A near-duplicate of a question
+    with n shingles lacks at most n/5 of them. So whichever n/5 + 6 shingles of the question are looked up, a near-duplicate
+    has at least six of these. The rarest are looked up (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that have
+    enough of them, and whose signatures differ in few bits, are compared in full.
 
-    If the company has more than MAX_COMPANY_ROWS training rows, those of the latest day and a sample of that size are
-    compared. Each row was once one of the latest day.
+    If the company has more than MAX_COMPANY_ROWS training rows, the rows of the latest day and a sample of this size are
+    compared. So every row is compared on the day when it arrives.
     """
     train = pc.equal(conversations.column("split"), "train").to_numpy()
     compared = train & _selected(conversations, train)
@@ -35,7 +35,7 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     if not held_out.num_rows or not training.num_rows:
         return []
     intent = pc.index_in(conversations.column("intent"), value_set=pc.unique(conversations.column("intent"))).to_numpy()
-    # Bitext's intents are labels, so rows of two intents differ; a company's intents are predictions.
+    # Bitext's intents are labels, so rows of different intents are no duplicates. A company's intents are only predictions.
     group = np.where(pc.equal(conversations.column("source"), "bitext").to_numpy(), intent, -1)
     questions = _HeldOut(held_out, group[~train], training)
     found: list[tuple[str, str]] = []
@@ -45,7 +45,7 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
 
 
 def _selected(conversations: pa.Table, train: np.ndarray) -> np.ndarray:
-    """For training rows, whether to compare them: Bitext's, the latest day's, and a sample of the others. Shape [rows]."""
+    """A mask of the training rows to compare: Bitext's, the latest day's, and a sample of the others. Shape [rows]."""
     company = pc.not_equal(conversations.column("source"), "bitext").to_numpy()
     rows = np.flatnonzero(train & company)
     if len(rows) <= MAX_COMPANY_ROWS:
@@ -79,12 +79,13 @@ class _HeldOut:
         """The near-duplicate pairs (row_id of a held-out row, row_id of one of ``rows``)."""
         owner, shingles = _shingles(rows.column("instruction").to_pylist())
         shared = self.rare @ _incidence(owner, shingles, self.rare_vocabulary, rows.num_rows).T
+        # The candidates are pairs of the held-out row i and the training row j. Each step below keeps fewer of them.
         enough = np.flatnonzero(shared.data >= self.needed.min())
         i, j = np.searchsorted(shared.indptr, enough, "right") - 1, shared.indices[enough]
         a, b = self.groups[i], groups[j]
         likely = (shared.data[enough] >= self.needed[i]) & ((a == b) | (a < 0) | (b < 0))
         i, j = i[likely], j[likely]
-        # Sets at Jaccard J differ in (1 - J)/(1 + J) of the sum of their sizes; one shingle changes one bit at most.
+        # As in ``clusters.may_be_near_duplicates``: signatures of near-duplicates differ in few bits.
         differing = np.bitwise_count(self.signatures[i] ^ _signatures(owner, shingles, rows.num_rows)[j]).sum(axis=1)
         limit = (1 - JACCARD) / (1 + JACCARD) * (self.sizes[i] + np.bincount(owner, minlength=rows.num_rows)[j])
         i, j = i[differing <= limit + 1e-9], j[differing <= limit + 1e-9]
@@ -99,7 +100,7 @@ class _HeldOut:
 
 
 def _rarity_rank(owner: np.ndarray, shingles: np.ndarray, training: pa.Table) -> np.ndarray:
-    """Each shingle's rank among those of its text, rarest in a sample of ``training`` first. Owners must be contiguous."""
+    """Each shingle's rank in its text, from 0 for the rarest in a sample of ``training``. Each text must be contiguous."""
     step = 1 + training.num_rows // _BLOCK
     sample = training.column("instruction").take(np.arange(0, training.num_rows, step)).to_pylist()
     seen, times = np.unique(_shingles(sample)[1], return_counts=True)
@@ -122,7 +123,7 @@ def _incidence(owner: np.ndarray, shingles: np.ndarray, vocabulary: np.ndarray, 
 
 
 def _signatures(owner: np.ndarray, shingles: np.ndarray, texts: int) -> np.ndarray:
-    """Bits of shape [texts, words]. Each shingle sets one bit, and several may share a bit."""
+    """Bits, packed into an array of shape [texts, 8]. Each shingle sets one bit; several may set the same bit."""
     bits = np.zeros((texts, _SIGNATURE_BITS), bool)
     bits[owner, _hash(shingles) % _SIGNATURE_BITS] = True
     return np.packbits(bits, axis=1).view(np.uint64)

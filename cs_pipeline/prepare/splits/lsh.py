@@ -1,6 +1,6 @@
 """An index of questions by MinHash band keys (locality-sensitive hashing).
 
-It finds the near-duplicates of a few questions among very many questions.
+It finds near-duplicates of a few questions among millions of others.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ _MAX_PAIRS = 1_000_000  # compared at a time
 
 
 class BandIndex:
-    """Hashes of the questions of a table, one array per property. Rows that were not added are zeros. Case is ignored.
+    """Hashes of the questions of a table. Rows that were not added are zeros. Case is ignored.
 
     ``keys`` (shape [BANDS, rows]), ``signatures`` ([rows, 8]) and ``sizes`` ([rows]) are those of ``clusters.Shingles``.
     ``texts`` ([rows]) are hashes of whole questions, so equal questions are found without reading them.
@@ -54,13 +54,13 @@ class BandIndex:
 
     def add(self, rows: np.ndarray, questions: Sequence[str]) -> None:
         """Computes the arrays of ``rows`` from their ``questions``; there must be at least one."""
-        number: dict[str, int] = {}
-        numbers = np.array([number.setdefault(question.lower(), len(number)) for question in questions], np.int64)
-        hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in number]
+        distinct: dict[str, int] = {}  # each distinct question and its number
+        numbers = np.array([distinct.setdefault(question.lower(), len(distinct)) for question in questions], np.int64)
+        hashes = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in distinct]
         self.texts[rows] = np.frombuffer(b"".join(hashes), "<u8")[numbers]
-        shingles = Shingles.of(list(number))
+        shingles = Shingles.of(list(distinct))
         self.sizes[rows], self.signatures[rows] = shingles.sizes[numbers], shingles.signatures[numbers]
-        for band, keys in enumerate(shingles.band_keys(np.zeros(len(number), np.uint64))):
+        for band, keys in enumerate(shingles.band_keys(np.zeros(len(distinct), np.uint64))):
             self.keys[band, rows] = (keys >> np.uint64(32)).astype(np.uint32)[numbers]
 
     def same_question(self, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -73,11 +73,11 @@ class BandIndex:
         ``group`` has the group of every row, negative for none, and ``questions`` its text.
         """
         found = np.full((len(rows), 3), -1)
-        sets = cache(lambda row: shingle_set(questions[row].lower()))
+        shingles_of = cache(lambda row: shingle_set(questions[row].lower()))
         grouped = group >= 0
         for keys in self.keys:
             others = _rows_with_key(keys, keys[rows], grouped)
-            # The first of equal questions in a group represents all of them.
+            # Of equal questions in a group, only the first is compared.
             others = others[np.sort(np.unique(_group_key(self.texts[others], group[others]), return_index=True)[1])]
             other_keys = _group_key(keys[others], group[others])
             order = np.argsort(other_keys, kind="stable")
@@ -87,7 +87,7 @@ class BandIndex:
             begin, end = start[row, of_group], end[row, of_group]
             width = 1
             while len(row):
-                # Each open search compares its next candidates in the bucket. A search ends when it has found one.
+                # Each search that is still open compares its next candidates. It ends when it finds a near-duplicate.
                 positions = begin[:, None] + np.arange(width)
                 inside = positions < end[:, None]
                 search, other = np.nonzero(inside)[0], others[order[positions[inside]]]
@@ -97,7 +97,7 @@ class BandIndex:
                 )
                 for number, candidate in zip(search[likely].tolist(), other[likely].tolist(), strict=True):
                     if found[row[number], of_group[number]] < 0:
-                        a, b = sets(int(rows[row[number]])), sets(candidate)
+                        a, b = shingles_of(int(rows[row[number]])), shingles_of(candidate)
                         if len(a & b) >= JACCARD * len(a | b):
                             found[row[number], of_group[number]] = candidate
                 begin = begin + width
@@ -108,7 +108,7 @@ class BandIndex:
 
 
 def _rows_with_key(keys: np.ndarray, wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """The rows of the mask ``among`` whose key is in ``wanted``, ascending. Meant for few wanted keys."""
+    """The rows of the mask ``among`` whose key is in ``wanted``, ascending. It is fast if there are few wanted keys."""
     slots = np.zeros(_FILTER, dtype=bool)
     slots[wanted % _FILTER] = True
     last = int(np.flatnonzero(among).max(initial=-1)) + 1

@@ -29,7 +29,7 @@ _SEED = 42
 
 @dataclass(frozen=True)
 class Split:
-    """``rows`` with ``cluster_id`` and ``split``, and the rows ``set_aside``: duplicates and those that fit no split."""
+    """``rows`` with ``cluster_id`` and ``split``, and the rows ``set_aside``: duplicates, and rows that fit no split."""
 
     rows: pa.Table
     set_aside: pa.Table
@@ -79,7 +79,7 @@ def split(table: pa.Table, before: pa.Table | None) -> Split:
 
 def _is_duplicate(frame: pd.DataFrame, before: pa.Table | None) -> "pd.Series[bool]":
     keys = frame["instruction"].str.lower() + "\x1f" + frame["response"]
-    # Of equal rows, keep the one that already has a split, else the first by id, so the file's order does not matter.
+    # Of equal rows, keep the one that already has a split, else the one with the smallest id, whatever the file's order.
     known = frame["row_id"].isin([] if before is None else before.column("row_id").to_pylist())
     order = (~known).argsort(kind="stable")
     return keys.iloc[order].duplicated().sort_index()
@@ -127,13 +127,13 @@ def assign_splits(
 ) -> dict[str, str]:
     """Assigns new clusters of ``intent`` to splits: cluster → split.
 
-    ``sizes`` are the numbers of rows of the clusters, ``row_counts`` those that the splits already have. Validation and
-    test get at most ``max_held_out`` rows each.
+    ``sizes`` has the number of rows of each cluster, ``row_counts`` the number of rows that each split already has.
+    Validation and test get at most ``max_held_out`` rows each.
 
-    Clusters are taken in the order of a seeded hash of their id, so their order in a file does not matter. First test and
-    then validation take every cluster that is not larger than the number of rows they lack. They leave one cluster for every
-    later split without rows. If none is small enough and the split has no rows, it takes the smallest. Training takes the
-    rest. If there are fewer clusters than splits without rows, training gets the first and test the next.
+    The order of the clusters is that of a seeded hash of their id, so it does not depend on the file. First test and then
+    validation takes every cluster that is not larger than the number of rows that the split lacks. Each leaves one cluster
+    for every later split without rows. If no cluster is small enough for a split without rows, it takes the smallest one.
+    Training takes the rest. With fewer clusters than splits without rows, training gets one first, and then test.
     """
     total = sum(sizes.values()) + sum(row_counts.values())
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{_SEED}:{intent}:{cluster}".encode()).digest())

@@ -17,7 +17,7 @@ from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 from cs_pipeline.text.classifier import TextClassifier, out_of_fold
 
 MAX_TRAINING_QUESTIONS = {"bitext": 25_000, "company": 10_000}
-"""The maximum number of training questions of each source that test questions are compared with. Bitext has fewer."""
+"""The maximum number of training questions of each source that test questions are compared with. Bitext has fewer rows."""
 
 _BINS = np.linspace(0, 1, 11)
 
@@ -60,8 +60,8 @@ def held_out_split(conversations: pa.Table, split: str, classifier: TextClassifi
 def add_similarity(test: pa.Table, conversations: pa.Table, predictions: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
     """The ``test`` rows with their cosine to the nearest training question, and the leakage report.
 
-    The report compares the cosines of Bitext's test rows in this split, which is by clusters, and in a random split. For
-    both it has the share of rows in each of ten bins from 0 to 1, the median, and the number of rows.
+    The report compares the cosines of Bitext's test rows in this split, which is by clusters, with those in a random split.
+    For each of the two, it has the share of rows in ten bins from 0 to 1, the median, and the number of rows.
     """
     sources = zip(_rows_by_source(conversations, "train"), MAX_TRAINING_QUESTIONS.values(), strict=True)
     compared = [question for rows, limit in sources for question in _sample(rows, limit)]
