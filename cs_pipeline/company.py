@@ -31,7 +31,7 @@ _Expression = Annotated[str, Field(min_length=1), AfterValidator(_check_expressi
 
 
 class Columns(Section):
-    """The columns of a CSV, JSON Lines or Parquet file, with either a question and its answer or one turn per row."""
+    """The columns of a CSV, JSON Lines or Parquet file. Each row has either a question and its answer, or one turn."""
 
     question: str | None = None
     answer: str | None = None
@@ -44,9 +44,9 @@ class Columns(Section):
 
     @model_validator(mode="after")
     def _one_layout(self) -> "Columns":
-        pair = self.question is not None and self.answer is not None
-        turn = None not in (self.text, self.speaker, self.conversation)
-        if pair == turn:
+        has_pair = self.question is not None and self.answer is not None
+        has_turn = None not in (self.text, self.speaker, self.conversation)
+        if has_pair == has_turn:
             raise ValueError("name either question and answer, or text, speaker and conversation")
         return self
 
@@ -61,25 +61,25 @@ class OwnPattern(Section):
 class RetrainSettings(Section):
     """When retraining is due."""
 
-    new_rows: int = Field(200, ge=1, description="usable rows since the last training that are enough")
-    days: int = Field(30, ge=1, description="age of the champion from which a single new row is enough")
+    new_rows: int = Field(200, ge=1, description="retraining is due after this many new usable rows")
+    days: int = Field(30, ge=1, description="if the champion is this many days old, one new row is enough")
 
 
 class _Values(dict[str, str]):
-    """A hashable dictionary, because cached functions take the settings as an argument."""
+    """A hashable dictionary. Cached functions take the settings as an argument, so the settings must be hashable."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
 
 class HandoverSettings(Section):
-    """When a conversation is handed over to an agent, and where that is reported besides the queue in the lake."""
+    """When a conversation is handed over to an agent, and which webhook is called. The lake's queue has every handover."""
 
     webhook: str = Field(
         "", pattern=r"^(?:https?://\S+)?$", description="URL that gets each handover as JSON; empty: only the queue"
     )
     confidence: float = Field(
-        0.2, ge=0, le=1, description="confidence in a question's intent below which it is handed over"
+        0.2, ge=0, le=1, description="a question is handed over if the confidence in its intent is below this"
     )
 
 
@@ -87,7 +87,7 @@ class Company(Section):
     """The settings. Sizes are in bytes, shares from 0 to 1."""
 
     landing: str = Field("", description="a folder or an fsspec URL (s3://bucket/folder); empty: landing/ in the lake")
-    files_per_tick: int = Field(20, ge=1, description="files taken in one scan of the landing folder")
+    files_per_tick: int = Field(20, ge=1, description="maximum files taken in one scan of the landing folder")
     file_bytes: int = Field(1_000_000_000, ge=1, description="larger files (unpacked) are refused")
     bad_share: float = Field(0.2, ge=0, le=1, description="share of unusable records above which a day is refused")
     columns: Columns | None = None
@@ -103,7 +103,7 @@ class Company(Section):
         ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"),
         description="countries of phone numbers without a country code",
     )
-    rows_per_subject: int = Field(20, ge=1, description="training rows per customer and day")
+    rows_per_subject: int = Field(20, ge=1, description="maximum training rows per customer and day")
     price_per_hour: float | None = Field(
         None, ge=0, description="cost per hour of the machine that answers, in any currency; shown in reports"
     )
@@ -122,7 +122,7 @@ class Company(Section):
                 raise ValueError(f"'{name}' needs a value on one line, without braces")
         named = _Values({_canonical_name(name): value for name, value in values.items()})
         if len(named) < len(values):
-            raise ValueError("one placeholder has two values, under two spellings")
+            raise ValueError("two of the names are spellings of the same placeholder")
         return named
 
     @property

@@ -1,7 +1,7 @@
 """Feedback on answers: ratings, thumbs, votes, and the texts that agents sent instead of a draft.
 
 An SQLite database in the lake's ``serve/``. The chat page writes it; the stages read it and delete from it. Judgements
-contain raw text until ``human_ratings`` is materialised. Edits contain it until they have landed and their retention ends.
+contain raw text until ``human_ratings`` is materialised. Edits contain raw text until ``retention_days`` after they landed.
 """
 
 import json
@@ -51,7 +51,7 @@ class AskedQuestion:
 
 @dataclass(frozen=True)
 class GivenAnswer:
-    """An answer as it was shown. ``system`` is "version 3" or "version 3:base"; it answered with these ``settings``."""
+    """An answer as it was shown. ``system`` gave it, such as "version 3" or "version 3:base", with these ``settings``."""
 
     system: str
     answer: str
@@ -112,7 +112,7 @@ class Feedback(Database):
         """Stores what the agent sent. ``picked`` is the index of the draft that was edited; None if none was used."""
         if not (ticket.strip() and sent.strip()) or picked not in (None, *range(len(drafts))):
             raise PipelineError(
-                "An edit needs a ticket, the sent text, and the draft it began with, if any.", "Provide all of them."
+                "An edit needs a ticket, the sent text and, if a draft was edited, its index.", "Provide all of them."
             )
         drafts_json = _json([[draft.system, draft.answer, dict(draft.settings)] for draft in drafts])
         content = [*map(_valid_utf8, (agent, ticket, sent)), drafts_json, picked, _valid_utf8(customer.strip())]
@@ -202,7 +202,7 @@ class Feedback(Database):
         self._truncate_log()
 
     def _truncate_log(self) -> None:
-        """Removes deleted texts from the write-ahead log too, where they stay until a checkpoint."""
+        """Removes deleted texts from the write-ahead log too. Otherwise they stay there until SQLite's next checkpoint."""
         self._select("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _judge(
@@ -235,7 +235,7 @@ class Feedback(Database):
             self._insert(table, id, ("at", *columns), [datetime.now(UTC).isoformat(), *content])
 
     def _insert(self, table: str, id: str, columns: Sequence[str], values: list[Any]) -> int:
-        """The number of new rows, 0 for a retry. A retry differs only in the time, which is the first of ``values``."""
+        """Inserts a row; returns 1, or 0 for a retry. A retry differs only in the time, which is the first of ``values``."""
         content = digest(*values[1:])
         names = ("id", *columns, "content")
         sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) ON CONFLICT DO NOTHING"

@@ -1,4 +1,4 @@
-"""The MLflow store: one run per adapter fingerprint, live metrics through a spool on disk, model versions and aliases."""
+"""The MLflow store: one run per adapter fingerprint, its metrics during training, model versions and aliases."""
 
 import json
 import logging
@@ -85,7 +85,7 @@ def open_store(lake: DataLake) -> "MlflowClient":
 
 def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
     """The id of the run of ``fingerprint``, or None."""
-    # The oldest, because a stalled server may complete a request late and so create a second run.
+    # Take the oldest run, because a slow server may complete a request late and create a second run.
     runs = client.search_runs(
         [_experiment_id(client)],
         f"tags.`{FINGERPRINT}` = '{fingerprint}'",
@@ -96,7 +96,7 @@ def find_run(client: "MlflowClient", fingerprint: str) -> str | None:
 
 
 def get_or_create_run(client: "MlflowClient", lake: DataLake, fingerprint: str, recipe: str) -> str:
-    """The id of the run of ``fingerprint``, created if needed. Processes that ask at the same time get the same run."""
+    """The id of the run of ``fingerprint``, created if needed. Two processes that call this at once get the same run."""
     with _store_lock(lake):
         run_id = find_run(client, fingerprint)
         if run_id:
@@ -174,7 +174,7 @@ class Spool:
 
     @cached_property
     def _written(self) -> set[tuple[int, str]]:
-        """Step and name of every value in the spool. A partial last line, as a full disk leaves it, is cut off."""
+        """Step and name of every value in the spool. Cuts off a partial last line, which a full disk can cause."""
         content = self._complete_lines()
         if self.path.exists():
             os.truncate(self.path, len(content))
@@ -183,7 +183,7 @@ class Spool:
     def replay(self, client: "MlflowClient", run_id: str) -> int:
         """Sends the values that ``run_id`` has not received yet and returns their number. MLflow ignores repeated values.
 
-        A run that is not the one of the last call, for example in another store, receives all values.
+        If ``run_id`` is not the run of the last call, for example because the store was changed, it receives all values.
         """
         from mlflow.entities import Metric
 
@@ -221,7 +221,7 @@ def stream_metrics(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) 
                 client = open_store(lake)
                 spool.replay(client, get_or_create_run(client, lake, fingerprint, recipe))
             except Exception as error:
-                # Whatever the error, the spool keeps all values, and registering the model sends them.
+                # The spool keeps all values after any error. They are sent when the model is registered.
                 if not reported:
                     reported = True
                     print(without_secret(f"MLflow does not accept metrics; they are sent later. {error}"), flush=True)  # noqa: T201
@@ -238,5 +238,5 @@ def stream_metrics(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) 
 
 
 def _store_lock(lake: DataLake) -> AbstractContextManager[bool]:
-    """The lock to hold while checking for something in the store and then creating it."""
+    """The lock to hold while looking for something in the store and creating it if it is missing."""
     return locked(lake.path("register", ".mlflow.lock"))

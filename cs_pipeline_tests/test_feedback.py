@@ -76,7 +76,7 @@ def test_a_retry_neither_duplicates_nor_changes_anything(lake: DataLake) -> None
         (lambda f: f.vote("x", "anna", ASKED, [TUNED], 0), "vote for answer 0 of 1"),
         (lambda f: f.vote("x", "anna", ASKED, [TUNED, BASE], 2), "vote for answer 2 of 2"),
         (lambda f: f.agent_edit("x", "tom", "Where?", " ", [TUNED], 0), "needs a ticket"),
-        (lambda f: f.agent_edit("x", "tom", "Where?", "Here.", [TUNED], 1), "the draft it began with"),
+        (lambda f: f.agent_edit("x", "tom", "Where?", "Here.", [TUNED], 1), "if a draft was edited, its index"),
     ],
 )
 def test_invalid_feedback_is_refused(lake: DataLake, give: Callable[[Feedback], None], complaint: str) -> None:
