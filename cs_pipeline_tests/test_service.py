@@ -96,7 +96,7 @@ def test_a_run_launched_from_the_browser_ends_with_the_lookup_as_champion(servic
     found = {(check["assetKey"]["path"][0], check["checkName"]) for check in checks}
     every = {(key.asset_key.path[0], key.name) for key in defs.resolve_asset_graph().asset_check_keys}
     assert found == {(asset, check) for asset, check in every if asset in names}
-    assert any("Nothing to train: the adapter of this input is" in (e.get("message") or "") for e in events)
+    assert any("Nothing to train: there is an adapter for this input" in (e.get("message") or "") for e in events)
 
     client = open_store(lake)
     (version,) = find_versions(client)

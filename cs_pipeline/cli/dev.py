@@ -61,7 +61,7 @@ def serve_dev(
                 "Stop that process first; if it is another make dev, use that one.",
             )
     if not remote:
-        tracking.open_store(lake)  # creates the store now: later its server and a first run might both try to
+        tracking.open_store(lake)  # created now, because its server and a first run could both create it later
 
     addresses = [f"{service.name}: {service.address}" for service in services]
     if remote:
@@ -193,7 +193,7 @@ def _is_ready(service: Service) -> bool:
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Ends the services, then the other processes of their groups: the runs, which record that they were interrupted.
 
-    Dagster would count a killed run as started for days. Only one run may execute at a time, so it would block all others.
+    Dagster would show a killed run as started for days. It would block all others, because only one may execute at a time.
     """
     for process in processes:
         process.terminate()

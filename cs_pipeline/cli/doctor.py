@@ -140,7 +140,7 @@ def _torch() -> _Outcome:
     threads, cores = torch.get_num_threads(), _cores()
     what = f"{torch.__version__}, {threads} threads on {cores} cores"
     if threads > cores:
-        return "note", f"{what}; this many threads make training far slower", f"Set OMP_NUM_THREADS={cores}."
+        return "note", f"{what}; more threads than cores make training far slower", f"Set OMP_NUM_THREADS={cores}."
     return "ok", what, None
 
 

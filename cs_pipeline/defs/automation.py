@@ -29,19 +29,19 @@ _UNFINISHED = [
 support_model = dg.define_asset_job(
     "support_model",
     selection=dg.AssetSelection.all() - dg.AssetSelection.assets(company_interactions, clean_interactions),
-    description="All assets for one recipe, from raw rows to the promotion decision, except the daily-partitioned ones.",
+    description="All assets for one recipe, from raw rows to the promotion decision, except those partitioned by day.",
 )
 
 ingest_company = dg.define_asset_job(
     "ingest_company",
     selection=dg.AssetSelection.assets(company_interactions, clean_interactions),
-    description="One day's deliveries: read, cleaned of personal data, paired, and screened for poison.",
+    description="Reads one day's deliveries, replaces personal data, pairs questions with answers and flags poison.",
 )
 
 collect_ratings = dg.define_asset_job(
     "collect_ratings",
     selection=dg.AssetSelection.assets(human_ratings),
-    description="People's ratings of answers, cleaned of personal data, into a table.",
+    description="Writes people's ratings of answers, without personal data, to a table.",
 )
 
 daily_ratings = dg.ScheduleDefinition(
@@ -49,13 +49,13 @@ daily_ratings = dg.ScheduleDefinition(
     job=collect_ratings,
     cron_schedule="30 2 * * *",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Every night, so that no judgement is stored uncleaned for more than a day.",
+    description="Every night, so that no rating is stored with personal data for more than a day.",
 )
 
 read_articles = dg.define_asset_job(
     "read_articles",
     selection=dg.AssetSelection.assets(knowledge_base, retrieval_index),
-    description="The current help articles, into the retrieval index.",
+    description="Reads the current help articles into the retrieval index.",
 )
 
 

@@ -57,8 +57,8 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
     )
     if index.passages and index.vectorizer == "characters":
         context.log.info(
-            "Customers often describe a matter in other words than its article. With CS_EMBEDDER=all-MiniLM-L6-v2, far "
-            "more of their questions find the right passage: see docs/retrieval.md"
+            "Customers often use other words than the articles do. With CS_EMBEDDER=all-MiniLM-L6-v2, the right passage is "
+            "found for far more of their questions: see docs/retrieval.md"
         )
     return dg.MaterializeResult(
         metadata={

@@ -29,7 +29,7 @@ class Check(TypedDict):
 
 
 def collect_lineage(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Check]) -> dict[str, Any]:
-    """The data, base, code and checks behind ``adapter``, ready for JSON; ``checks`` are those of ``dagster_run`` so far."""
+    """The data, base, code and checks behind ``adapter``, as JSON values. ``checks`` are those of ``dagster_run`` so far."""
     seen = seen_rows(adapter.folder)
     per_file = seen.group_by(["source", "source_file_sha256"]).aggregate([("row_id", "count_distinct")]).to_pylist()
     with Ledger(lake) as ledger:

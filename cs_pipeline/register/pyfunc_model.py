@@ -34,7 +34,7 @@ class CsSupport(PythonModel):
             folder = Path(context.model_config["retrieval_index"])
             if not folder.exists():
                 raise PipelineError(
-                    f"This version answers from known answers and articles, but their index {folder} is missing.",
+                    f"This version retrieves known answers and articles, but their index {folder} is missing.",
                     "Materialise 'retrieval_index', or give its path: load_model(…, model_config={'retrieval_index': …}).",
                 )
             self._index = RetrievalIndex.load(folder)
