@@ -18,7 +18,7 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 
 class EmbeddedBase(Section):
-    """A very small Llama, trained from scratch on the training split. It proves the pipeline and needs no network."""
+    """A very small Llama, trained from scratch on the training split. It shows that the pipeline works. Needs no network."""
 
     source: Literal["embedded"]
     hidden_size: int = Field(128, ge=16, multiple_of=16)
@@ -199,7 +199,9 @@ class TrainerSettings(Section):
     early_stopping_patience: int | None = Field(
         None, ge=1, description="stop after this many evaluations without a lower validation loss; null: never"
     )
-    checkpoint_seconds: float = Field(60, ge=0, description="time between checkpoints: the most that a crash can cost")
+    checkpoint_seconds: float = Field(
+        60, ge=0, description="time between checkpoints, and so the most that a crash loses"
+    )
     seed: int = 0
 
     @property
@@ -224,7 +226,7 @@ class GenerationSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """How much is tried besides the test rows, all of which are answered. Models that are compared get the same trials."""
+    """The number of trials besides the test rows, which are all answered. Compared models get the same trials."""
 
     robustness_cases: int = Field(40, ge=1, description="unusual or hostile questions of each kind, at most")
     timed_answers: int = Field(20, ge=1, description="questions answered one at a time, to measure the latency")
@@ -264,7 +266,7 @@ class LookupRecipe(Recipe):
         ge=0,
         lt=1,
         description="share of the validation questions that are handed over to a person, because no known question is "
-        "similar enough; it sets the smallest similarity that is enough",
+        "similar enough; it determines the minimum similarity",
     )
 
     @field_validator("prompt", mode="before")
@@ -284,7 +286,7 @@ class LookupRecipe(Recipe):
 
 
 class CascadeRecipe(Recipe):
-    """Answers like a look-up where a similar question is known, and with a fine-tuned model where none is."""
+    """Answers like a look-up if a similar question is known, and with a fine-tuned model if none is."""
 
     method: Literal["cascade"]
     model: str = Field(description="the recipe whose current adapter answers where the look-up does not")
@@ -294,7 +296,7 @@ class CascadeRecipe(Recipe):
     validation_rows: int = Field(
         256,
         ge=20,
-        description="validation questions that both answer, to choose the similarity from which the look-up answers",
+        description="validation questions that look-up and model both answer, to choose the look-up's minimum similarity",
     )
 
     @model_validator(mode="after")
@@ -404,7 +406,8 @@ def read_fine_tune_recipe(path: Path) -> FineTuneRecipe:
 def _trained(recipe: Recipe) -> FineTuneRecipe:
     if not isinstance(recipe, FineTuneRecipe):
         raise PipelineError(
-            f"The recipe '{recipe.name}' is a {recipe.training_method} and trains nothing.", "Name another."
+            f"The recipe '{recipe.name}' is a {recipe.training_method} and trains nothing.",
+            "Choose a recipe that trains a model.",
         )
     return recipe
 

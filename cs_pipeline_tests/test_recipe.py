@@ -334,7 +334,7 @@ def test_a_lookup_is_refused_where_a_model_is_trained(folder: Path) -> None:
     for read in reads:
         with pytest.raises(PipelineError, match="The recipe 'mine' is a look-up and trains nothing") as raised:
             read()
-        assert raised.value.fix == "Name another."
+        assert raised.value.fix == "Choose a recipe that trains a model."
 
 
 def test_what_affects_a_lookups_answers_changes_its_fingerprint(folder: Path) -> None:

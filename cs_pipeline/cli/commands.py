@@ -48,7 +48,7 @@ def main() -> None:
 def demo(recipe: RecipeOption = "embedded") -> None:
     """Run the full pipeline: materialise every asset, from the raw rows to the champion.
 
-    In a lake without a champion the free look-up comes first, so that a model has something to beat.
+    In a lake without a champion, the free look-up is built first, so that the model is compared with it.
     """
     from cs_pipeline.cli.demo import run_demo
 

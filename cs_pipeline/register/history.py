@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EntryKind = Literal["decision", "rollback", "moved by hand"]
-"""The origin of an entry: a comparison of figures, ``cs-pipeline rollback``, or an alias set by hand in MLflow."""
+"""The origin of an entry: the promotion rule, ``cs-pipeline rollback``, or an alias set by hand in MLflow."""
 
 _PROMOTED_BY = "cs.promoted_by"
 """Tag of a version: the entry that made it champion, set after the alias has moved."""
@@ -30,7 +30,7 @@ def history_lock(lake: DataLake) -> AbstractContextManager[bool]:
 
 
 def read_history(lake: DataLake) -> list[dict[str, Any]]:
-    """All entries, oldest first. A last line cut off by a crash was never acted on and is left out."""
+    """All entries, oldest first. A last line cut off by a crash is left out: the alias was not moved because of it."""
     path = _path(lake)
     text = path.read_text() if path.exists() else ""
     lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -82,7 +82,7 @@ def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
     index = max((i for i, entry in enumerate(history) if entry["promote"]), default=None)
     promotion = {"version": None, "champion_before": None} if index is None else history[index]
     promoted, promotion_id = promotion["version"], digest(index, promotion)
-    # The tag is set after the alias has moved. A different champion after that was set by hand, even if it is the old one.
+    # The tag is set after the alias has moved. If the champion differs after that, a person set it, even to the old one.
     alias_moved = promoted not in tags or tags[promoted].get(_PROMOTED_BY) == promotion_id
     if champion != promoted and (alias_moved or champion != promotion["champion_before"]):
         reason, who = "the alias was moved by hand in MLflow", f"a person; seen by {seen_by}"
@@ -113,9 +113,9 @@ def withdrawn_versions(history: list[dict[str, Any]]) -> dict[int, dict[str, Any
 
 
 def recent_decisions(history: list[dict[str, Any]], evaluation: str) -> int:
-    """How many decisions by figures of the last year were based on other evaluations than ``evaluation`` (a fingerprint).
+    """The number of decisions of the last year by the promotion rule, except those on ``evaluation`` (a fingerprint).
 
-    They show how often the test rows were used to choose a champion.
+    It shows how often the test rows were used to choose a champion.
     """
     since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _YEAR_SECONDS))
     by_figures = (entry for entry in history if entry["kind"] == "decision" and entry.get("differences") is not None)
@@ -129,7 +129,7 @@ def previous_champion(history: list[dict[str, Any]], current: int | None) -> int
 
 
 def history_table(lake: DataLake) -> list[dict[str, str]]:
-    """One row per entry, oldest first, in words."""
+    """One row per entry, oldest first, as text for people."""
     words = {"decision": "promoted", "rollback": "rolled back to", "moved by hand": "moved by hand to"}
     return [
         {

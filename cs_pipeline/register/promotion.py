@@ -1,4 +1,4 @@
-"""Figures (evaluate/decision.py) or a person choose the champion. The history records the choice before the alias moves."""
+"""Chooses the champion by evaluate/decision.py or a person's rollback, and records the choice before the alias moves."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -35,9 +35,8 @@ class Outcome:
 def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
     """Judges every version whose current evaluation has not been judged yet, oldest first, and moves the alias.
 
-    A version that was trained on rows to be forgotten, or from which a person took the alias, is refused regardless of its
-    figures. A version that was not compared with the current champion, or whose evaluation cannot be read, waits for a new
-    evaluation.
+    A version that was trained on rows to be forgotten, or that a person withdrew, is refused regardless of its figures. A
+    version that was not compared with the current champion, or whose evaluation cannot be read, waits for a new evaluation.
     """
     client = open_store(lake)
     added: list[dict[str, Any]] = []
@@ -144,7 +143,7 @@ def _refusal(tags: dict[str, str], withdrawal: dict[str, Any] | None) -> Decisio
     if FORGOTTEN in tags:
         return Decision(False, "it was trained on rows that are to be forgotten")
     if withdrawal is not None:
-        return Decision(False, f"the alias was taken from it by {withdrawal['decided_by']}: {withdrawal['reason']}")
+        return Decision(False, f"it was withdrawn by {withdrawal['decided_by']}: {withdrawal['reason']}")
     return None
 
 

@@ -252,7 +252,7 @@ def test_a_version_that_was_rolled_back_is_not_promoted_by_its_figures_again(cha
     champion_two.evaluated("two", 1, BETTER, BETTER, at=" again")
     (entry,) = champion_two.judge().entries
     assert (entry["version"], entry["promote"]) == (2, False)
-    assert entry["reason"] == "the alias was taken from it by a person: it is rude"
+    assert entry["reason"] == "it was withdrawn by a person: it is rude"
     assert champion_two.aliases() == {"champion": 1, "challenger": 2}
     roll_back(champion_two.lake, 2, "it was not", "a person")  # a person may give it back
     assert champion_two.aliases() == {"champion": 2}
