@@ -9,12 +9,19 @@ from cs_pipeline.defs.resources import RECIPES, LakeResource
 from cs_pipeline.evaluate import checks
 from cs_pipeline.recipe import load_recipe, recipe_names
 
+intent_labels = dg.AssetSpec(
+    "intent_labels",
+    group_name="evaluate",
+    kinds={"parquet"},
+    description="Intents that people gave to company test questions on sheets: cs-pipeline intents export and import.",
+)
+
 
 @dg.asset(
     group_name="evaluate",
     kinds={"parquet"},
     partitions_def=RECIPES,
-    deps=["adapter", "base_model", "train_split", "test_split", "retrieval_index"],
+    deps=["adapter", "base_model", "train_split", "test_split", "retrieval_index", intent_labels],
     pool="gpu",
 )
 def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
@@ -34,6 +41,7 @@ def evaluation(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mate
             **tuned,
             "rows": results.rows,
             "clusters": results.clusters,
+            "sealed_rows": results.sealed.rows if results.sealed else 0,
             "champion_version": results.champion_version or "none, or the evaluated version",
             "differences": dg.MetadataValue.json(results.model_dump(mode="json")["differences"]),
             "dagster/uri": evaluation_folder(recipe.name, lake.lake).as_uri(),
@@ -60,12 +68,8 @@ def evaluation_report(context: dg.AssetExecutionContext, lake: LakeResource) -> 
     """One HTML file with plots and examples, including the worst ones; the metadata has its summary."""
     from cs_pipeline.core.lake import file_sha256
     from cs_pipeline.evaluate.report.report import write_report
-    from cs_pipeline.evaluate.results import read_evaluation
-    from cs_pipeline.register.history import read_history, recent_decisions
 
-    recipe = load_recipe(context.partition_key)
-    evaluated = read_evaluation(recipe.name, lake.lake).fingerprint
-    report = write_report(recipe, lake.lake, recent_decisions(read_history(lake.lake), evaluated))
+    report = write_report(load_recipe(context.partition_key), lake.lake)
     context.log.info(f"report: {report.path}")
     return dg.MaterializeResult(
         metadata={"summary": dg.MetadataValue.md(report.markdown), "dagster/uri": report.path.as_uri()},
@@ -91,7 +95,7 @@ def leaderboard(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Mat
     return table_result(lake.lake.table("evaluate", "leaderboard"), board.leaderboard.rows, markdown | page)
 
 
-ASSETS = [evaluation, human_ratings, evaluation_report, leaderboard]
+ASSETS = [intent_labels, evaluation, human_ratings, evaluation_report, leaderboard]
 CHECKS = [
     data_check(evaluation, checks.every_metric_a_number),
     data_check(evaluation, checks.tuned_better_than_base, blocking=False),

@@ -10,12 +10,24 @@ from statistics import NormalDist
 from typing import TypeVar
 
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, MIN_INTENT_ROWS
-from cs_pipeline.evaluate.results import FREE_SYSTEMS, EvaluationResults
+from cs_pipeline.evaluate.results import FREE_SYSTEMS, EvaluationResults, JudgeTally, PeopleVotes
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import POWER, Difference
 
 PRIMARY_METRIC = "quality"
-"""The metric in which a candidate must be better, unless a judge that agrees with people compared the answers."""
+"""The metric in which a candidate must be better, unless people, or a judge that agrees with them, compared the answers."""
+
+MIN_VOTED_QUESTIONS = 30
+"""People decide which answers are better once they prefer one side on this many questions. With fewer, only a preference on
+almost all of them would be clear enough."""
+
+MIN_VOTERS, MAX_SHARE_OF_A_VOTER = 2, 0.8
+"""At least this many people must have voted, and none may have given a larger share of the verdicts: the taste
+of one is no proof."""
+
+MIN_SHARED_VERDICTS = 10
+"""From this many pairs of verdicts on, people must agree at least as often as two coins would. Otherwise they judge by
+opposite rules, and their majority depends on who voted more."""
 
 DECISIONS_PER_YEAR = 52
 """How many decisions by figures a year of the same test rows allows: one a week. Afterwards a person decides."""
@@ -81,6 +93,9 @@ THRESHOLDS = {
     "slice_clusters": MIN_CLUSTERS,
     "intent_rows": MIN_INTENT_ROWS,
     "intent_points": MAX_INTENT_LOSS,
+    "voted_questions": MIN_VOTED_QUESTIONS,
+    "voters": MIN_VOTERS,
+    "share_of_a_voter": MAX_SHARE_OF_A_VOTER,
     "bits": MAX_BITS_LOSS,
 }
 """The rules of the decision. Every entry of the promotion history stores them with the figures."""
@@ -111,13 +126,18 @@ class Decision:
 
 
 def decide_promotion(
-    results: EvaluationResults, earlier_decisions: int = 0, champion_forgotten: bool = False
+    results: EvaluationResults,
+    earlier_decisions: int = 0,
+    champion_forgotten: bool = False,
+    votes: PeopleVotes | None = None,
 ) -> Decision:
     """Promotes a candidate that clearly gives better answers than the champion, and shows that it is worse in nothing.
 
     - **Better**: its answer quality is higher than the champion's, with so much confidence that a year of weekly decisions
       on the same rows promotes an equal model in at most FALSE_PROMOTIONS of the years. Without a champion, the best free
-      look-up takes its place. If a judge that agrees with people has compared the answers, its verdict counts instead.
+      look-up takes its place. If people have compared the answers often enough (``may_decide``), their ``votes`` count
+      instead; else the verdict of a judge that agrees with people, if there is one. If a part of the test rows is sealed,
+      the answer quality is that of the sealed rows alone.
     - **Not worse**: against the champion and the best free look-up, every metric of MARGINS shows a loss below its margin.
     - **Good enough**: FLOORS and CEILINGS hold, no source of rows and no intent clearly loses, and a model of the champion's
       base does not need clearly more bits per character.
@@ -126,15 +146,58 @@ def decide_promotion(
     seed would lose is no reason for different answers. "Not worse" is about this model, whatever its luck. A look-up
     competes with the champion only. A candidate that is as good as the champion is not promoted.
 
-    ``earlier_decisions`` counts the decisions by figures of the last year. If the champion was trained on rows that are to
-    be forgotten (``champion_forgotten``), the candidate need not be better than it.
+    ``earlier_decisions`` is the number that ``record_opening`` gives. If the champion was trained on rows that are to
+    be forgotten (``champion_forgotten``), the candidate need not be better than it. ``votes`` are people's verdicts on the
+    candidate and the system that it must be better than, as they are now: they may be newer than the evaluation.
     """
-    objections = list(_objections(results, earlier_decisions, champion_forgotten))
+    objections = list(_objections(results, earlier_decisions, champion_forgotten, votes))
     if decisive := [sentence for sentence, undecided in objections if not undecided]:
         return Decision(False, decisive[0])
     if objections:
         return Decision(False, f"a person has to decide: {objections[0][0]}", undecided=True)
-    return Decision(True, _praise(results, champion_forgotten))
+    return Decision(True, _praise(results, champion_forgotten, votes))
+
+
+def may_decide(votes: PeopleVotes | None) -> tuple[bool, str]:
+    """Whether people's ``votes`` decide which answers are better, and the reason as the end of a sentence."""
+    if votes is None or not votes.verdicts:
+        return False, "nobody has compared them yet"
+    if votes.won + votes.lost < MIN_VOTED_QUESTIONS:
+        return False, f"they need to prefer one side on {MIN_VOTED_QUESTIONS} questions"
+    if votes.raters < MIN_VOTERS:
+        return False, f"at least {MIN_VOTERS} people need to vote"
+    if votes.busiest > MAX_SHARE_OF_A_VOTER:
+        return False, f"one person gave {100 * votes.busiest:.0f} % of the verdicts"
+    if votes.shared >= MIN_SHARED_VERDICTS and votes.agreement is not None and votes.agreement < 0.5:
+        return (
+            False,
+            f"on the same answers only {100 * votes.agreement:.0f} % of {votes.shared} pairs of verdicts agree",
+        )
+    return True, "their votes decide which answers are better"
+
+
+def clearly_preferred(votes: PeopleVotes) -> bool:
+    """Whether people prefer the candidate beyond chance, with the confidence of one of a year's decisions.
+
+    The lower end of Wilson's interval at that level is above one half.
+    """
+    decided = votes.won + votes.lost
+    z = NormalDist().inv_cdf(1 - FALSE_PROMOTIONS / DECISIONS_PER_YEAR)
+    return decided > 0 and (votes.won - votes.lost) / math.sqrt(decided) > z
+
+
+def preference(votes: PeopleVotes) -> str:
+    """The votes in the middle of a sentence: on how many questions people prefer which side, and how sure that is."""
+    sure = (
+        ""
+        if votes.share is None or votes.low is None or votes.high is None
+        else f" ({100 * votes.share:.0f} %, 95 % interval {100 * votes.low:.0f} to {100 * votes.high:.0f} %)"
+    )
+    people = "1 person" if votes.raters == 1 else f"{votes.raters} people"
+    return (
+        f"{people} with {votes.verdicts:,} verdicts prefer its answers on {votes.won} questions and the others on"
+        f" {votes.lost}{sure}, with {votes.ties} ties"
+    )
 
 
 def best_free_lookup(results: EvaluationResults) -> str:
@@ -200,7 +263,7 @@ def _is_rate(metric: str) -> bool:
 
 
 def _objections(
-    results: EvaluationResults, earlier_decisions: int, champion_forgotten: bool
+    results: EvaluationResults, earlier_decisions: int, champion_forgotten: bool, votes: PeopleVotes | None
 ) -> Iterator[tuple[str, bool]]:
     """The reasons against a candidate: a sentence, and whether it only says that the test rows cannot decide."""
     modes = results.placeholders
@@ -217,15 +280,17 @@ def _objections(
     compared = rivals(results)
     if compared and not (champion_forgotten and "champion" in compared):
         incumbent = next(iter(compared))
-        yield from ((sentence, False) for sentence in _not_better(results, incumbent, compared[incumbent]))
+        yield from ((sentence, False) for sentence in _not_better(results, incumbent, compared[incumbent], votes))
     for system, name in compared.items():
         yield from _may_be_worse(results, system, name)
     yield from ((sentence, False) for sentence in _alarms(results))
     if compared and earlier_decisions >= DECISIONS_PER_YEAR:
-        yield (
-            f"the test rows were used for {earlier_decisions} decisions within a year; another might be won by luck",
-            True,
+        used = (
+            f"the test rows were used for {earlier_decisions} decisions"
+            if results.sealed is None
+            else f"the sealed questions were opened {earlier_decisions} times"
         )
+        yield f"{used} within a year; another might be won by luck", True
 
 
 def _below_standard(results: EvaluationResults) -> Iterator[str]:
@@ -237,18 +302,20 @@ def _below_standard(results: EvaluationResults) -> Iterator[str]:
                 yield f"its {_name(metric)} is {score.score:.1f} %, {word} the limit of {limit:g} %"
 
 
-def _not_better(results: EvaluationResults, system: str, name: str) -> Iterator[str]:
+def _not_better(results: EvaluationResults, system: str, name: str, votes: PeopleVotes | None) -> Iterator[str]:
     """Why the candidate does not clearly give better answers than ``system``; nothing if it does."""
-    judge = results.judge
-    if judge is not None and judge.may_gate and system in judge.against:
-        tally = judge.against[system]
+    if votes is not None and may_decide(votes)[0]:
+        if not clearly_preferred(votes):
+            yield f"people do not clearly prefer its answers to those of {name}: {preference(votes)}"
+        return
+    if (tally := _verdict_of_judge(results, system)) is not None:
         if tally.low is None or tally.low <= 0.5:
             yield (
                 f"the judge, which agrees with people, does not clearly prefer its answers to those of {name}: it won"
                 f" {tally.won} comparisons and lost {tally.lost}"
             )
         return
-    difference = results.differences[system].get(PRIMARY_METRIC)
+    difference = _deciding_difference(results, system)
     if difference is None:
         yield f"its answer quality could not be compared with that of {name}"
         return
@@ -257,14 +324,32 @@ def _not_better(results: EvaluationResults, system: str, name: str) -> Iterator[
     luck = TRAINING_NOISE * math.sqrt(len(trained))
     bound = lower_bound(difference, PRIMARY_METRIC, risk, luck)
     if gain <= 0:
-        yield f"its answers are not better than those of {name} (answer quality {_points(difference)})"
+        yield f"its answers are not better than those of {name} (answer quality {_points(difference)}{_where(results)})"
     elif bound <= 0:
         needed = rows_needed(difference, PRIMARY_METRIC, gain, risk, luck)
-        rows = f"about {needed:,} test rows would show such a gain" if needed else "another training may lose it"
+        kind = "test rows" if results.sealed is None else "sealed questions"
+        rows = f"about {needed:,} {kind} would show such a gain" if needed else "another training may lose it"
         yield (
-            f"its answers are not clearly better than those of {name} (answer quality {_points(difference)};"
-            f" counting the luck of training and a year's decisions, at least {bound:+.1f}; {rows})"
+            f"its answers are not clearly better than those of {name} (answer quality {_points(difference)}"
+            f"{_where(results)}; counting the luck of training and a year's decisions, at least {bound:+.1f}; {rows})"
         )
+
+
+def _verdict_of_judge(results: EvaluationResults, system: str) -> JudgeTally | None:
+    """The verdict on the candidate and ``system`` of a judge that agrees with people."""
+    judge = results.judge
+    return judge.against.get(system) if judge is not None and judge.may_gate else None
+
+
+def _deciding_difference(results: EvaluationResults, system: str) -> Difference | None:
+    """The difference in answer quality that shows whether the candidate is better: of the sealed rows if there are any."""
+    if results.sealed is None:
+        return results.differences[system].get(PRIMARY_METRIC)
+    return results.sealed.differences.get(system)
+
+
+def _where(results: EvaluationResults) -> str:
+    return "" if results.sealed is None else f", on {results.sealed.rows:,} sealed questions"
 
 
 def _may_be_worse(results: EvaluationResults, system: str, name: str) -> Iterator[tuple[str, bool]]:
@@ -294,9 +379,13 @@ def _alarms(results: EvaluationResults) -> Iterator[str]:
             "it needs clearly more bits per character than the champion, which has the same base"
             f" ({bits.difference:+.3f}, 95 % interval {bits.low:+.3f} to {bits.high:+.3f})"
         )
+    labels = results.intent_labels
+    few_labels = labels is not None and labels.labelled < MIN_INTENT_ROWS
     for source, part in results.slices.items():
         differences = part.differences.get("champion", {})  # empty with too few rows
         for metric, margin in MARGINS.items():
+            if metric == "right_intent" and source == "company" and few_labels:
+                continue
             if (loss := differences.get(metric)) is not None:
                 largest_gain = loss.high if METRICS[metric].better == "higher" else -loss.low
                 if largest_gain < -margin:
@@ -307,7 +396,7 @@ def _alarms(results: EvaluationResults) -> Iterator[str]:
             yield f"on '{intent}' its answers have the right intent far less often than the champion's ({_points(change)})"
 
 
-def _praise(results: EvaluationResults, champion_forgotten: bool) -> str:
+def _praise(results: EvaluationResults, champion_forgotten: bool, votes: PeopleVotes | None) -> str:
     compared = rivals(results)
     if not compared:
         return "there is no champion yet, and a look-up costs nothing"
@@ -319,7 +408,17 @@ def _praise(results: EvaluationResults, champion_forgotten: bool) -> str:
     within = f"compared with {' and '.join(figures)}, no metric loses more than its margin"
     if champion_forgotten and "champion" in compared:
         return f"{within}; it need not be better than the champion, which was trained on rows that are to be forgotten"
-    return f"its answers are clearly better than those of {next(iter(compared.values()))}; {within}"
+    if votes is not None and may_decide(votes)[0]:
+        name = next(iter(compared.values()))
+        return f"people clearly prefer its answers to those of {name}: {preference(votes)}; {within}"
+    system, name = next(iter(compared.items()))
+    sealed = results.sealed and _deciding_difference(results, system)
+    by = (
+        f" (answer quality {_points(sealed)}{_where(results)})"
+        if sealed and not _verdict_of_judge(results, system)
+        else ""
+    )
+    return f"its answers are clearly better than those of {name}{by}; {within}"
 
 
 def _name(metric: str) -> str:

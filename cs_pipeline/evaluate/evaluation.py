@@ -1,11 +1,16 @@
-"""Evaluates the base, the tuned model, the champion and free baselines on the same frozen test rows."""
+"""Evaluates the base, the tuned model, the champion and free baselines on the same frozen test rows.
+
+In a large test set a part of the rows is sealed. The systems that a decision can be based on answer it too, but all that is
+measured there is the difference in answer quality that ``decision.py`` reads.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,14 +20,23 @@ from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.comparison import compare, compare_held_out
+from cs_pipeline.evaluate.decision import PRIMARY_METRIC, of_rivals
 from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import judge_models
+from cs_pipeline.evaluate.people.intent_labels import (
+    NO_INTENT,
+    intent_labels_hash,
+    labelled_intents,
+    read_intent_labels,
+)
+from cs_pipeline.evaluate.prompted_base import evaluate_prompted_base
 from cs_pipeline.evaluate.results import (
     FREE_SYSTEMS,
     LOOKUP,
     WITHOUT_RETRIEVAL,
     DataVersions,
     EvaluationResults,
+    SealedResults,
     TimedRun,
     evaluation_file,
     evaluation_folder,
@@ -45,10 +59,12 @@ from cs_pipeline.evaluate.scoring.baselines import (
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.groundedness import seen_share
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
+from cs_pipeline.evaluate.scoring.statistics import paired_bootstrap
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set, sealed_rows
 from cs_pipeline.evaluate.slices import count_near_train_rows, slice_scores, weaknesses, write_weak_intents
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
+from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.recipe import FineTuneRecipe, Recipe, read_recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, index_version, retrieval_folder
 from cs_pipeline.retrieval.lookup import load_contender
@@ -59,6 +75,13 @@ from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
 REFERENCE_FREE_METRICS = ("fabricates", "rubric", "heuristic", *(f"error_{name}" for name in ANSWER_ERRORS))
 """Metrics that need no reference. Computed on the references themselves, they show how often each rule raises a false
 alarm."""
+
+
+BASELINES_FILE = "baselines.parquet"
+"""Like ``answers.parquet``, for the prompted base (PROMPTED_SYSTEMS), which answers only some of the test rows."""
+
+SEALED_FILE = "sealed.parquet"
+"""Like ``answers.parquet``, for the sealed rows. Nothing reads it but forgetting."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +105,9 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     data = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "test_split")}
     models = _models(recipe, adapter, base, champion)
     data["retrieval_index"] = index_version(lake)
+    labels = read_intent_labels(lake)
+    if (labels_hash := intent_labels_hash(labels)) is not None:
+        data["intent_labels"] = labels_hash
     endpoint = endpoint_from_environment()
     judge = endpoint and (endpoint.url, endpoint.model)
     key = digest(
@@ -100,30 +126,46 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     if endpoint is not None:  # fail early if the judge does not answer
         with endpoint.client() as client:
             endpoint.ask(client, [{"role": "user", "content": "Reply with the word TIE."}])
-    test_set = FrozenTestSet(recipe, lake)
-    stats, seconds, all_trials = {}, {}, {}
+    # From here on, "test set" means the open rows.
+    known_labels = {row: intent for row, intent in labels.items() if intent != NO_INTENT}
+    all_rows = FrozenTestSet(recipe, lake, labels=known_labels)
+    test_set, sealed_set = _open_and_sealed(all_rows)
+    stats, sealed_stats, seconds, all_trials = {}, {}, {}, {}
     retrieval: RetrievalEffect | None = None
     for system, model in models.items():
         started = time.monotonic()
-        stats[system], all_trials[system], effect = _evaluate_model(system, *model, test_set, lake, report)
+        stats[system], all_trials[system], effect, on_sealed = _evaluate_model(
+            system, *model, test_set, sealed_set, lake, report
+        )
         seconds[system] = time.monotonic() - started
+        if on_sealed is not None:
+            sealed_stats[system] = on_sealed
         if effect is not None:
             retrieval = effect
             stats[WITHOUT_RETRIEVAL], seconds[WITHOUT_RETRIEVAL] = effect.without, effect.seconds
-    for system, answers in _baselines(test_set, RetrievalIndex.load(retrieval_folder(lake))).items():
+    index = RetrievalIndex.load(retrieval_folder(lake))
+    for system, answers in _baselines(test_set, index).items():
         started = time.monotonic()
         copied = answers()
         # What is copied from a known answer is as little made up as what a model takes from its prompt.
         stats[system] = test_set.score(copied, as_sources(copied) if system in FREE_SYSTEMS else None)
         seconds[system] = time.monotonic() - started
+    if sealed_set is not None:
+        for system in FREE_SYSTEMS:
+            copied = _baselines(sealed_set, index)[system]()
+            sealed_stats[system] = sealed_set.score(copied, as_sources(copied))
+    prompted = evaluate_prompted_base(recipe, base, test_set, stats, index, report)
     test, train = test_set.test, test_set.train
     near = count_near_train_rows(test_set.questions, train["instruction"].tolist())
     weak = weaknesses(test, stats["tuned"], near, train["intent"].tolist())
     references = test_set.score_without_references(test_set.references).assign(rows=1)
     verdicts, judged_pairs = None, None
     if endpoint is not None:
-        by_model = {system: stats[system]["answer"].tolist() for system in (*models, LOOKUP)}
-        verdicts, judged_pairs = judge_models(endpoint, test_set, by_model, lake, report)
+        compared = {system: stats[system] for system in (*models, LOOKUP)}
+        if prompted is not None:
+            compared[prompted.results.strongest] = prompted.stats[prompted.results.strongest]
+        by_row = {s: dict(zip(frame["row_id"], frame["answer"], strict=True)) for s, frame in compared.items()}
+        verdicts, judged_pairs = judge_models(endpoint, test_set, by_row, lake, report)
     results = EvaluationResults(
         fingerprint=key,
         code_version=CODE_VERSIONS["evaluation"],
@@ -138,27 +180,31 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         rows=len(test),
         clusters=test["cluster_id"].nunique(),
         answer_classifier_accuracy=test_set.answer_classifier_accuracy,
+        intent_labels=labelled_intents(all_rows.test, labels),
         answers_seen=seen_share(test_set.references, train["response"].tolist()),
         **dict(compare(test, stats)),
+        sealed=None if sealed_set is None else _compare_sealed(sealed_set.test, sealed_stats),
         held_out=compare_held_out(test, stats, recipe.held_out_intents if isinstance(recipe, FineTuneRecipe) else ()),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),
         weak=weak,
         naive=naive_scores(pd.concat([train, test], ignore_index=True)),
         robustness={s: robustness_by_group(trials.robustness).to_dict("records") for s, trials in all_trials.items()},
         retrieval=retrieval and retrieval_results(test, stats, retrieval),
+        baselines=prompted and prompted.results,
         probe={system: trials.probe["right"].tolist() for system, trials in all_trials.items()},
         runs={s: TimedRun(**asdict(trials.run), alone=trials.latencies) for s, trials in all_trials.items()},
         adapter_bytes=weights_bytes(adapter.folder),
         judge=verdicts,
         seconds=seconds,
     )
-    row_columns = test[
-        ["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]
-    ].assign(near_train_rows=near, question=test_set.questions_with_context, reference=test_set.references)
-    all_answers = pd.concat([row_columns.assign(system=s, **frame) for s, frame in stats.items()])
+    row_columns = _row_columns(test_set, near)
     categories = dict(zip(train["intent"], train["category"], strict=True))
     with evaluations_lock(lake), atomic_folder(folder) as temporary:
-        _write_answers(all_answers, temporary / "answers.parquet")
+        _write_answers(_of_all_systems(row_columns, stats), temporary / "answers.parquet")
+        if sealed_set is not None:
+            near_sealed = count_near_train_rows(sealed_set.questions, train["instruction"].tolist())
+            sealed_answers = _of_all_systems(_row_columns(sealed_set, near_sealed), sealed_stats)
+            _write_answers(sealed_answers, temporary / SEALED_FILE)
         _write_answers(row_columns.assign(**references), temporary / "references.parquet")
         for name in ("robustness", "probe"):
             frames = [getattr(trials, name).assign(system=system) for system, trials in all_trials.items()]
@@ -167,6 +213,9 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
             retrieval.misled.to_parquet(temporary / "misled.parquet", index=False)
             grounded = [rows.assign(row_id=test["row_id"], system=s) for s, rows in retrieval.grounding.items()]
             pd.concat(grounded).to_parquet(temporary / "grounding.parquet", index=False)
+        if prompted is not None:
+            asked = row_columns[row_columns["row_id"].isin(prompted.row_ids)].reset_index(drop=True)
+            _write_answers(_of_all_systems(asked, prompted.stats), temporary / BASELINES_FILE)
         if judged_pairs is not None:
             judged_pairs.to_parquet(temporary / "judge.parquet", index=False)
         pq.write_table(slice_scores(test, stats), temporary / "slices.parquet")
@@ -181,6 +230,33 @@ def _earlier_results(recipe_name: str, lake: DataLake, fingerprint: str) -> Eval
     except PipelineError:
         return None  # there is none, or none that this release can read
     return results if results.fingerprint == fingerprint else None
+
+
+def _open_and_sealed(all_rows: FrozenTestSet) -> tuple[FrozenTestSet, FrozenTestSet | None]:
+    """The open and the sealed part of the test set; None if it is too small to seal a part of it."""
+    sealed = sealed_rows(all_rows.test["cluster_id"].tolist())
+    return all_rows.part(~sealed), all_rows.part(sealed) if sealed.any() else None
+
+
+def _compare_sealed(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame]) -> SealedResults:
+    clusters = test["cluster_id"].tolist()
+    differences = {
+        system: paired_bootstrap(stats["tuned"], frame, clusters, metrics=(PRIMARY_METRIC,))[PRIMARY_METRIC]
+        for system, frame in of_rivals(stats).items()
+    }
+    return SealedResults(rows=len(test), clusters=len(set(clusters)), differences=differences)
+
+
+def _row_columns(test_set: FrozenTestSet, near: np.ndarray) -> pd.DataFrame:
+    """What the tables of answers say about each question; ``near`` [rows] counts its near training questions."""
+    columns = ["row_id", "source", "cluster_id", "intent", "category", "flags", "nearest_train_similarity"]
+    return test_set.test[columns].assign(
+        near_train_rows=near, question=test_set.questions_with_context, reference=test_set.references
+    )
+
+
+def _of_all_systems(row_columns: pd.DataFrame, stats: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([row_columns.assign(system=system, **frame) for system, frame in stats.items()])
 
 
 def _write_answers(rows: pd.DataFrame, path: Path) -> None:
@@ -209,9 +285,10 @@ def _models(recipe: Recipe, adapter: Adapter, base: Path | None, champion: Versi
 
 def _baselines(test_set: FrozenTestSet, index: RetrievalIndex) -> dict[str, Callable[[], list[str]]]:
     """By baseline, a function that returns its answers to the test rows."""
+    asked = test_set.questions, test_set.predicted_intents
     return {
-        LOOKUP: lambda: lookup_answers(index, test_set.mode, test_set.questions, test_set.predicted_intents),
-        "nearest": lambda: nearest_answers(test_set.train, test_set.questions),
+        LOOKUP: lambda: lookup_answers(index, test_set.mode, *asked, test_set.own_rows),
+        "nearest": lambda: nearest_answers(test_set.train, test_set.questions, test_set.own_rows),
         "central": lambda: central_answers(test_set.train, test_set.predicted_intents),
         "random": lambda: random_answers(test_set.train, test_set.questions),
     }
@@ -224,15 +301,29 @@ def _evaluate_model(
     adapter: Path | None,
     classifier: Path,
     test_set: FrozenTestSet,
+    sealed_set: FrozenTestSet | None,
     lake: DataLake,
     report: Callable[[str], None],
-) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None]:
-    """Row statistics, trials and, for a tuned model whose recipe retrieves, the effect of retrieval."""
+) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None, pd.DataFrame | None]:
+    """Row statistics, trials and, for a tuned model whose recipe retrieves, the effect of retrieval.
+
+    The last item holds the row statistics of the sealed rows. It is None if there are none, and for the base, which no
+    decision is based on.
+    """
     model, index = load_contender(recipe, base, adapter), open_index(recipe, lake)
-    retrieved = retrieve(index, recipe.prompt, recipe.placeholders, test_set.questions, test_set.predicted_intents)
+
+    def texts(rows: FrozenTestSet) -> list[list[RetrievedText]]:
+        asked = rows.questions, rows.predicted_intents
+        return retrieve(index, recipe.prompt, recipe.placeholders, *asked, own_rows=rows.own_rows)
+
+    retrieved, sealed_stats = texts(test_set), None
     stats, answers, run = answer_test_set(system, model, test_set, retrieved, report)
+    if sealed_set is not None and system != "base":
+        label = f"{system}, sealed questions"
+        sealed_stats, _, _ = answer_test_set(label, model, sealed_set, texts(sealed_set), report)
     report(f"{system}: odd and hostile questions, general knowledge, latency")
     trials = run_trials(model, classifier, index, test_set, stats, run)
     if system != "tuned" or index is None or not isinstance(model, SupportModel):
-        return stats, trials, None
-    return stats, trials, measure_retrieval_effect(model, classifier, test_set, retrieved, answers, stats, report)
+        return stats, trials, None, sealed_stats
+    effect = measure_retrieval_effect(model, classifier, test_set, retrieved, answers, stats, report)
+    return stats, trials, effect, sealed_stats

@@ -14,13 +14,18 @@ from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.text.placeholders import PlaceholderMode
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increase it when a key of ``evaluation.json`` changes. A file of another version is rejected."""
 
 WITHOUT_RETRIEVAL = "without_retrieval"
 LOOKUP = "lookup"
 FREE_SYSTEMS = (LOOKUP, "nearest", "central")
 """Systems that copy an answer of the training rows. They cost nothing, so a model must be worth more."""
+
+ZERO_SHOT, FEW_SHOT, ZERO_SHOT_WITH_RETRIEVAL = "zero_shot", "few_shot", "zero_shot_with_retrieval"
+PROMPTED_SYSTEMS = (ZERO_SHOT, FEW_SHOT, ZERO_SHOT_WITH_RETRIEVAL)
+"""The untuned base with prompts that a practitioner would write. They answer only some of the test questions and are
+compared in ``BaselineResults``; they are not in ``scores``."""
 
 SYSTEMS = {
     "tuned": "tuned",
@@ -31,6 +36,9 @@ SYSTEMS = {
     "nearest": "answer of the nearest training question",
     "central": "most central answer of the predicted intent",
     "random": "a random training answer",
+    ZERO_SHOT: "the untuned base with its own chat template and a short system message",
+    FEW_SHOT: "the same with four solved examples as earlier turns",
+    ZERO_SHOT_WITH_RETRIEVAL: "the same as zero_shot with the usual known answer before the question",
 }
 """The systems that are compared, with their descriptions for the report. ``champion`` is present only when another version
 holds the alias, ``without_retrieval`` only when the recipe retrieves, ``base`` unless the recipe is a look-up."""
@@ -83,11 +91,28 @@ class ComparisonResults(_Record):
 
 
 class DataVersions(_Record):
-    """The sha256 of the splits, and the version of the index."""
+    """The sha256 of the splits, the version of the index, and a hash of people's intent labels, None if there are none."""
 
     train_split: str
     test_split: str
     retrieval_index: str
+    intent_labels: str | None = None
+
+
+class LabelledIntents(_Record):
+    """How many company rows of the test split have a person's label of their intent, and how many predictions agree with it.
+
+    ``without_intent`` of them have none of the intents. ``share`` is that of the labelled rows that agree, from 0 to 1, with
+    Wilson's 95 % interval.
+    """
+
+    company_rows: int
+    labelled: int
+    without_intent: int
+    agreed: int
+    share: float | None
+    low: float | None
+    high: float | None
 
 
 class GroupMeasure(_Record):
@@ -118,6 +143,39 @@ class RetrievalResults(_Record):
     shares: dict[str, Scores]
     quarters: list[SimilarityQuarter]
     misled: list[GroupMeasure]
+
+
+class BaselineResults(_Record):
+    """All systems, PROMPTED_SYSTEMS among them, on the same ``questions`` of the test rows.
+
+    ``examples`` are the row ids of the training rows that ``few_shot`` shows as solved examples. ``same_as_base`` names the
+    prompted systems whose prompt is that of ``base``; they were not evaluated again.
+    """
+
+    questions: int
+    clusters: int
+    scores: dict[str, Scores]
+    differences: dict[str, Differences]
+    examples: list[str]
+    same_as_base: list[str]
+
+    @property
+    def strongest(self) -> str:
+        """The prompted system with the highest answer quality."""
+        quality = {system: self.scores[system]["quality"] for system in PROMPTED_SYSTEMS if system in self.scores}
+        known = {system: score.score for system, score in quality.items() if score is not None}
+        return max(known, key=known.__getitem__)
+
+
+class SealedResults(_Record):
+    """The sealed test rows: whether the candidate's answers are better is decided on them, and no other figure is.
+
+    ``differences`` are in answer quality, by each system that a decision can be based on.
+    """
+
+    rows: int
+    clusters: int
+    differences: dict[str, Difference | None]
 
 
 @dataclass(frozen=True)
@@ -158,6 +216,30 @@ class JudgeTally(_Record):
     share: float | None
     low: float | None
     high: float | None
+
+
+class PeopleVotes(_Record):
+    """How often people who did not know the systems preferred one version (``candidate``) to another (``incumbent``).
+
+    Each question counts once: ``won``, ``lost`` and ``ties`` are questions on which most verdicts are for the candidate,
+    against it, or neither. ``share`` is that of the decided questions, with Wilson's 95 % interval. ``verdicts`` were given
+    by ``raters`` people, the share ``busiest`` by the one who gave most. Of ``shared`` pairs of decided verdicts on the same
+    two answers, by two people, the share ``agreement`` agrees.
+    """
+
+    candidate: str
+    incumbent: str
+    won: int
+    lost: int
+    ties: int
+    share: float | None
+    low: float | None
+    high: float | None
+    verdicts: int
+    raters: int
+    busiest: float
+    shared: int
+    agreement: float | None
 
 
 class JudgeResults(_Record):
@@ -220,6 +302,10 @@ class EvaluationResults(ComparisonResults):
 
     ``answers_seen`` is the ``seen_share`` of the reference answers. ``methods`` names how the evaluated version, its base
     and the champion were made (``Recipe.training_method``). ``champion_base`` is the sha256 of the champion's base.
+    ``intent_labels`` is None without company rows.
+
+    ``baselines`` is None if the untuned base was not prompted (see ``evaluate_prompted_base``). ``sealed`` is None if there
+    are too few test rows to seal a part of them. Every other figure, and ``rows`` and ``clusters``, are of the open rows.
 
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
@@ -241,13 +327,16 @@ class EvaluationResults(ComparisonResults):
     rows: int
     clusters: int
     answer_classifier_accuracy: float
+    intent_labels: LabelledIntents | None
     answers_seen: float | None
+    sealed: SealedResults | None
     held_out: HeldOutResults | None
     references: dict[str, float | None]
     weak: list[Weakness]
     naive: dict[str, float | None]
     robustness: dict[str, list[GroupMeasure]]
     retrieval: RetrievalResults | None
+    baselines: BaselineResults | None
     probe: dict[str, list[float]]
     runs: dict[str, TimedRun]
     adapter_bytes: int

@@ -19,9 +19,9 @@ EntryKind = Literal["decision", "rollback", "moved by hand"]
 _PROMOTED_BY = "cs.promoted_by"
 """Tag of a version: the entry that made it champion, set after the alias has moved."""
 
-_YEAR_SECONDS = 365 * 86_400
-
-_NO_FIGURES = dict.fromkeys(("recipe", "fingerprint", "evaluation", "differences", "slices", "intents", "thresholds"))
+_NO_FIGURES = dict.fromkeys(
+    ("recipe", "fingerprint", "evaluation", "sealed", "differences", "slices", "intents", "thresholds")
+)
 
 
 def history_lock(lake: DataLake) -> AbstractContextManager[bool]:
@@ -110,16 +110,6 @@ def withdrawn_versions(history: list[dict[str, Any]]) -> dict[int, dict[str, Any
         if entry["kind"] != "decision" and entry["champion_before"] is not None:
             withdrawn[entry["champion_before"]] = entry
     return withdrawn
-
-
-def recent_decisions(history: list[dict[str, Any]], evaluation: str) -> int:
-    """The number of decisions of the last year by the promotion rule, except those on ``evaluation`` (a fingerprint).
-
-    It shows how often the test rows were used to choose a champion.
-    """
-    since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - _YEAR_SECONDS))
-    by_figures = (entry for entry in history if entry["kind"] == "decision" and entry.get("differences") is not None)
-    return sum(entry["time"] >= since and entry["evaluation"] != evaluation for entry in by_figures)
 
 
 def previous_champion(history: list[dict[str, Any]], current: int | None) -> int | None:

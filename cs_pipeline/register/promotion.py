@@ -5,15 +5,16 @@ from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, decide_promotion, of_rivals
-from cs_pipeline.evaluate.results import EvaluationResults, evaluation_file, read_evaluation
+from cs_pipeline.evaluate.decision import THRESHOLDS, Decision, decide_promotion, may_decide, of_rivals
+from cs_pipeline.evaluate.openings import record_opening
+from cs_pipeline.evaluate.people.ratings import votes_on_candidate
+from cs_pipeline.evaluate.results import EvaluationResults, PeopleVotes, evaluation_file, read_evaluation
 from cs_pipeline.recipe import recipe_names
 from cs_pipeline.register.history import (
     append_entry,
     history_lock,
     previous_champion,
     read_history,
-    recent_decisions,
     sync_aliases,
     withdrawn_versions,
 )
@@ -35,6 +36,9 @@ class Outcome:
 def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
     """Judges every version whose current evaluation has not been judged yet, oldest first, and moves the alias.
 
+    An evaluation is judged again once people have voted enough to decide, and then each time their votes have doubled:
+    every look at growing votes is another chance to win by luck.
+
     A version that was trained on rows to be forgotten, or that a person withdrew, is refused regardless of its figures. A
     version that was not compared with the current champion, or whose evaluation cannot be read, waits for a new evaluation.
     """
@@ -47,8 +51,8 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
         for version, results in candidates:
             champion = champion_number(client)
             history = read_history(lake)
-            decided = {(entry["version"], entry["evaluation"]) for entry in history}
-            if version == champion or (version, results.fingerprint) in decided:
+            votes = votes_on_candidate(results, lake, version)
+            if version == champion or _is_decided(history, version, results.fingerprint, votes):
                 continue
             decision = _refusal(versions[version], withdrawn_versions(history).get(version))
             if decision is None and results.champion_version != champion:
@@ -60,7 +64,7 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
                 continue
             if decision is None:
                 forgotten = champion is not None and FORGOTTEN in versions[champion]
-                decision = decide_promotion(results, recent_decisions(history, results.fingerprint), forgotten)
+                decision = decide_promotion(results, record_opening(results, lake), forgotten, votes)
             entry = append_entry(
                 lake,
                 "decision",
@@ -72,6 +76,7 @@ def judge_candidates(lake: DataLake, decided_by: str) -> Outcome:
                 fingerprint=results.adapter_fingerprint,
                 evaluation=results.fingerprint,
                 **_figures(results),
+                votes=votes and votes.model_dump(),
                 thresholds=THRESHOLDS,
             )
             added.append(entry)
@@ -138,6 +143,16 @@ def _candidates(
     return sorted(candidates, key=lambda candidate: candidate[0]), waiting
 
 
+def _is_decided(history: list[dict[str, Any]], version: int, evaluation: str, votes: PeopleVotes | None) -> bool:
+    """Whether the version was judged by this evaluation, and people's votes are no reason to judge it again."""
+    entries = [entry for entry in history if (entry["version"], entry["evaluation"]) == (version, evaluation)]
+    if not entries or votes is None or not may_decide(votes)[0]:
+        return bool(entries)
+    counted = [PeopleVotes.model_validate(entry["votes"]) for entry in entries if entry.get("votes")]
+    known = max((each.won + each.lost for each in counted if may_decide(each)[0]), default=0)
+    return votes.won + votes.lost < 2 * known
+
+
 def _refusal(tags: dict[str, str], withdrawal: dict[str, Any] | None) -> Decision | None:
     """The decision not to promote a version that is refused regardless of its figures, or None."""
     if FORGOTTEN in tags:
@@ -149,7 +164,7 @@ def _refusal(tags: dict[str, str], withdrawal: dict[str, Any] | None) -> Decisio
 
 def _figures(results: EvaluationResults) -> dict[str, Any]:
     """The figures that the decision was based on, as JSON values."""
-    stored = results.model_dump(mode="json", include={"differences", "slices", "intents"})
+    stored = results.model_dump(mode="json", include={"sealed", "differences", "slices", "intents"})
     for part in (stored, *stored["slices"].values()):
         part["differences"] = of_rivals(part["differences"])
         part.pop("scores", None)

@@ -4,21 +4,32 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cs_pipeline.evaluate.decision import (
     DECISIONS_PER_YEAR,
+    FALSE_PROMOTIONS,
     LOOK_UP,
     MARGIN_RISK,
     MARGINS,
     TRAINING_NOISE,
     best_free_lookup,
+    clearly_preferred,
     decide_promotion,
     lower_bound,
     rows_needed,
 )
-from cs_pipeline.evaluate.results import Differences, JudgeResults, JudgeTally, PeopleAgreement, PositionBias
-from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
+from cs_pipeline.evaluate.results import (
+    Differences,
+    JudgeResults,
+    JudgeTally,
+    PeopleAgreement,
+    PeopleVotes,
+    PositionBias,
+    SealedResults,
+)
+from cs_pipeline.evaluate.scoring.statistics import Difference, Interval, wilson
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline_tests.register.conftest import BETTER, MANY, SAME, SCORES, compared
 from cs_pipeline_tests.support.results import difference as difference_of
@@ -95,6 +106,58 @@ def test_decisions(to_lookup: Differences, to_champion: Differences | None, prom
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
     assert not decision.undecided
+
+
+SEALED = {"rows": 402, "clusters": 395}
+GAIN, LOSS, NOTHING = (difference_of(low, low + 2, **SEALED) for low in (29.0, -31.0, -1.0))
+"""Differences in answer quality on the sealed rows."""
+ON_SEALED = "95 % interval +29.0 to +31.0, on 402 sealed questions"
+
+
+@pytest.mark.parametrize(
+    ("to_champion", "on_sealed", "promote", "reason"),
+    [
+        (BETTER, {"champion": GAIN}, True, f"than those of the champion (answer quality +30.0, {ON_SEALED}); compared"),
+        # Whether it is better depends on the sealed rows alone.
+        (SAME, {"champion": GAIN}, True, ON_SEALED),
+        (BETTER, {"champion": NOTHING}, False, "not better than those of the champion (answer quality +0.0, 95 %"),
+        (
+            BETTER,
+            {"champion": LOSS},
+            False,
+            "its answers are not better than those of the champion (answer quality -30.0",
+        ),
+        (BETTER, {"champion": None}, False, "its answer quality could not be compared with that of the champion"),
+        (BETTER, {}, False, "its answer quality could not be compared with that of the champion"),
+        (BETTER, {"champion": difference_of(1, 5, **SEALED)}, False, "+1.0 to +5.0, on 402 sealed questions; counting"),
+        (None, {"lookup": GAIN}, True, f"best free look-up (answer quality +30.0, {ON_SEALED})"),
+        # "Not worse" depends on the open rows alone.
+        (quality(-9, -8), {"champion": GAIN}, False, "its answer quality is worse than that of the champion (-8.5"),
+        (SAME | {"chrf": difference(-9, -8)}, {"champion": GAIN}, False, "its chrF is worse than that of the champion"),
+        (SAME, {"champion": GAIN, "lookup": LOSS}, True, PROMOTED),
+    ],
+)
+def test_sealed_rows_decide_whether_it_is_better_and_nothing_else(
+    to_champion: Differences | None, on_sealed: dict[str, Difference | None], promote: bool, reason: str
+) -> None:
+    sealed = SealedResults(**SEALED, differences=on_sealed)
+    decision = decide_promotion(compared(SAME, to_champion, sealed=sealed))
+    assert decision.promote is promote, decision.reason
+    assert reason in decision.reason
+
+
+def test_sealed_rows_need_enough_rows_and_not_too_many_openings() -> None:
+    small = SealedResults(**SEALED, differences={"champion": difference_of(1, 9, **SEALED)})
+    methods = dict.fromkeys(("tuned", "champion"), LOOK_UP)
+    assert (
+        "sealed questions would show such a gain"
+        in decide_promotion(compared(SAME, BETTER, sealed=small, methods=methods)).reason
+    )
+    found = compared(SAME, BETTER, sealed=SealedResults(**SEALED, differences={"champion": GAIN}))
+    assert decide_promotion(found, DECISIONS_PER_YEAR - 1).promote
+    decision = decide_promotion(found, DECISIONS_PER_YEAR)
+    assert decision.undecided
+    assert f"the sealed questions were opened {DECISIONS_PER_YEAR} times within a year" in decision.reason
 
 
 def test_a_gain_that_another_training_could_lose_is_not_enough() -> None:
@@ -207,6 +270,71 @@ def test_a_judge_that_agrees_with_people_decides_which_answers_are_better(
         assert "does not clearly prefer its answers to those of the champion: it won 70 comparisons" in decision.reason
     worse = SAME | {"fabricates": difference(4, 5)}
     assert not decide_promotion(compared(SAME, worse, judge=judge)).promote  # liking is not enough
+
+
+def people(won: int, lost: int, **known: Any) -> PeopleVotes:
+    counts: dict[str, Any] = {"won": won, "lost": lost, "ties": 4, "share": won / (won + lost)}
+    low, high = wilson(won, won + lost) or (0.0, 1.0)
+    about = {
+        "candidate": "version 3",
+        "incumbent": "version 2",
+        "verdicts": 2 * (won + lost),
+        "raters": 3,
+        "busiest": 0.5,
+    }
+    return PeopleVotes(**counts | {"low": low, "high": high, "shared": 20, "agreement": 0.7} | about | known)
+
+
+@pytest.mark.parametrize(
+    ("to_champion", "votes", "promote", "reason"),
+    [
+        # Enough votes decide, whatever the figures say.
+        (SAME, people(40, 10), True, "people clearly prefer its answers to those of the champion: 3 people with 100"),
+        (BETTER, people(10, 40), False, "people do not clearly prefer its answers to those of the champion"),
+        (BETTER, people(28, 22), False, "prefer its answers on 28 questions and the others on 22 (56 %"),
+        # 95 % sure is not enough for one of 52 decisions.
+        (BETTER, people(34, 16), False, "people do not clearly prefer its answers"),
+        # Votes that do not decide leave it to the figures.
+        (SAME, people(29, 0), False, "its answers are not better than those of the champion (answer quality"),
+        (BETTER, people(0, 29), True, "its answers are clearly better than those of the champion"),
+        (
+            SAME,
+            people(40, 10, raters=1),
+            False,
+            "its answers are not better than those of the champion (answer quality",
+        ),
+        (SAME, people(40, 10, busiest=0.9), False, "its answers are not better than those of the champion"),
+        (SAME, people(40, 10, agreement=0.4), False, "its answers are not better than those of the champion"),
+        (SAME, people(40, 10, agreement=0.4, shared=9), True, "people clearly prefer"),
+        (SAME, None, False, "its answers are not better than those of the champion"),
+    ],
+)
+def test_people_decide_which_answers_are_better(
+    to_champion: Differences, votes: PeopleVotes | None, promote: bool, reason: str
+) -> None:
+    decision = decide_promotion(compared(SAME, to_champion), votes=votes)
+    assert decision.promote is promote, decision.reason
+    assert reason in decision.reason
+
+
+def test_people_come_before_the_judge_and_do_not_excuse_a_loss() -> None:
+    lost = JudgeTally(won=10, lost=90, ties=0, share=0.1, low=0.05, high=0.2)
+    agreement, bias = PeopleAgreement(0.7, 0.5, 0.9, 60), PositionBias(100, 0.9, 0.5, 0.4, 0.6)
+    judge = JudgeResults(
+        model="judge", against={"champion": lost}, position=bias, people=agreement, may_gate=True, why="why"
+    )
+    assert decide_promotion(compared(SAME, SAME, judge=judge), votes=people(40, 10)).promote
+    assert not decide_promotion(compared(SAME, SAME, judge=judge), votes=people(9, 0)).promote
+    worse = SAME | {"fabricates": difference(4, 5)}
+    assert "made-up facts" in decide_promotion(compared(SAME, worse), votes=people(40, 10)).reason
+
+
+def test_equal_systems_are_rarely_preferred() -> None:
+    """Fair coins win a decision with about the chance of one of a year's decisions."""
+    won = np.random.default_rng(0).binomial(60, 0.5, 100_000)
+    preferred = {count: clearly_preferred(people(count, 60 - count)) for count in range(61)}
+    assert np.mean([preferred[int(count)] for count in won]) < 1.5 * FALSE_PROMOTIONS / DECISIONS_PER_YEAR
+    assert preferred[60]
 
 
 def test_after_a_year_of_decisions_on_the_same_rows_a_person_decides() -> None:

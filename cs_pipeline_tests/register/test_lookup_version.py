@@ -21,8 +21,8 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.definitions import defs
+from cs_pipeline.evaluate.openings import read_openings
 from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
-from cs_pipeline.evaluate.scoring.groundedness import mostly_copied
 from cs_pipeline.forget import find_affected, forget_records
 from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
@@ -34,6 +34,7 @@ from cs_pipeline.register.promotion import roll_back
 from cs_pipeline.register.version import ask_version, probe_version
 from cs_pipeline.retrieval.index import RetrievalIndex, index_version, retrieval_folder
 from cs_pipeline.retrieval.lookup import HANDOVER_ANSWER
+from cs_pipeline.text.copied import mostly_copied
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_number, find_versions, open_store
 from cs_pipeline.train.adapter import build_lookup, current_adapter
 from cs_pipeline.train.retraining import check_retraining
@@ -146,10 +147,16 @@ def test_every_step_and_check_of_the_job_passes_without_a_model(
 
 def test_a_second_run_changes_nothing(lake: DataLake, small_csv: Path) -> None:
     manifest = current_adapter("tiny_lookup", lake).folder / "manifest.json"
-    before = (manifest.stat().st_mtime_ns, read_history(lake), read_evaluation("tiny_lookup", lake))
+
+    def state() -> tuple[Any, ...]:
+        results = read_evaluation("tiny_lookup", lake)
+        return manifest.stat().st_mtime_ns, read_history(lake), results, read_openings(lake)
+
+    before = state()
+    assert [each.evaluation for each in before[3]] == [before[2].fingerprint], "report and promotion are one opening"
     result = run_job(lake.root, small_csv, recipe="tiny_lookup")
     assert result.success
-    assert (manifest.stat().st_mtime_ns, read_history(lake), read_evaluation("tiny_lookup", lake)) == before
+    assert state() == before
     assert [int(version.version) for version in find_versions(open_store(lake))] == [1]
 
 

@@ -1,20 +1,25 @@
 """Who becomes champion: the history and the alias on a real MLflow store."""
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import read_json, write_json
-from cs_pipeline.evaluate.decision import DECISIONS_PER_YEAR, THRESHOLDS
-from cs_pipeline.evaluate.results import evaluation_file
-from cs_pipeline.register.history import history_lock, history_table, read_history, recent_decisions, sync_aliases
+from cs_pipeline.evaluate.decision import DECISIONS_PER_YEAR, THRESHOLDS, decide_promotion
+from cs_pipeline.evaluate.openings import read_openings, record_opening
+from cs_pipeline.evaluate.people.ratings import write_human_ratings
+from cs_pipeline.evaluate.results import SealedResults, evaluation_file, read_evaluation, write_evaluation
+from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
+from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.register.history import history_lock, history_table, read_history, sync_aliases
 from cs_pipeline.register.promotion import Outcome, roll_back
 from cs_pipeline.tracking import FORGOTTEN, MODEL, champion_version
-from cs_pipeline_tests.register.conftest import BETTER, SAME, World
+from cs_pipeline_tests.register.conftest import BETTER, SAME, World, compared
+from cs_pipeline_tests.support.results import difference, results_of
 
 
 def test_nothing_to_judge(world: World) -> None:
@@ -82,6 +87,39 @@ def test_a_challenger_that_becomes_champion_loses_the_challenger_alias(champion_
 def test_evaluating_the_champion_again_adds_no_entry(champion_two: World) -> None:
     champion_two.evaluated("two", None, SAME)  # other test rows, and no other champion to be beside
     assert champion_two.judge() == Outcome(2, [])
+
+
+def test_votes_that_arrive_after_the_evaluation_decide(champion_two: World) -> None:
+    """A refused version is judged again once enough people have voted, and then only when the votes have doubled."""
+
+    def voted(count: int, winner: int, start: int = 0, systems: tuple[str, str] = ("version 2", "version 3")) -> None:
+        with Feedback(champion_two.lake) as feedback:
+            for number in range(start, start + count):
+                given = [GivenAnswer(system, f"{system} says {number}") for system in systems]
+                asked = AskedQuestion(f"question {number}")
+                feedback.vote(f"{systems}{number}", f"rater {number % 3}", asked, given, winner)
+        write_human_ratings(champion_two.lake, Company())
+
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, SAME)
+    assert champion_two.judge().champion == 2
+    voted(20, winner=1)
+    voted(60, winner=1, systems=("version 1", "version 3"))  # not the champion
+    assert champion_two.judge() == Outcome(2, [])
+    voted(12, winner=0, start=20)
+    (entry,) = champion_two.judge().entries
+    assert "3 people with 32 verdicts prefer its answers on 20 questions and the others on 12" in entry["reason"]
+    assert (entry["votes"]["won"], entry["votes"]["lost"], entry["promote"]) == (20, 12, False)
+    voted(28, winner=1, start=32)
+    assert champion_two.judge() == Outcome(2, [])  # 60 are not twice 32
+    voted(10, winner=1, start=60)
+    with Ledger(champion_two.lake) as ledger:
+        ledger.add_tombstone("row", "('version 2', 'version 3')0", "asked for")
+    write_human_ratings(champion_two.lake, Company())
+    outcome = champion_two.judge()
+    assert outcome.champion == 3
+    assert outcome.entries[0]["votes"]["won"] == 57  # without the forgotten one
+    assert "people clearly prefer its answers to those of the champion" in outcome.entries[0]["reason"]
 
 
 def test_an_evaluation_beside_another_champion_waits(champion_two: World) -> None:
@@ -330,21 +368,44 @@ def test_the_history_as_a_table(champion_two: World) -> None:
     assert rows[3]["why"] == "no"
 
 
-def test_decisions_by_figures_of_the_last_year_are_counted_once_per_evaluation(champion_two: World) -> None:
-    history = read_history(champion_two.lake)
-    assert recent_decisions(history, "another evaluation") == 2
-    assert recent_decisions(history, history[-1]["evaluation"]) == 1  # its own decision is not an earlier one
+def test_a_decision_by_figures_opens_its_evaluation_once(champion_two: World) -> None:
+    def opened() -> list[str]:
+        return [each.evaluation for each in read_openings(champion_two.lake)]
+
+    assert opened() == ["one beside None", "two beside 1"]
+    champion_two.version("three")
+    champion_two.evaluated("three", 2, BETTER, SAME)
+    reported = record_opening(read_evaluation("three", champion_two.lake), champion_two.lake)  # as its report does
+    before = opened()
+    champion_two.judge()
+    assert (reported, opened()) == (2, before)
+    # Neither a refusal, whatever the figures, nor a person's decision opens anything.
     roll_back(champion_two.lake, 1, "a test", "a test")
-    assert recent_decisions(read_history(champion_two.lake), "another evaluation") == 2  # a person's is not by figures
-    past = [entry | {"time": "2020-01-01T00:00:00Z"} for entry in history]
-    assert recent_decisions(past, "another evaluation") == 0
+    champion_two.evaluated("two", 1, BETTER, BETTER, at=" again")
+    assert "it was withdrawn by a test" in champion_two.judge().entries[0]["reason"]
+    assert opened() == before
+
+
+def test_the_history_holds_the_sealed_figures(champion_two: World) -> None:
+    quality = difference(4.0, 6.0, rows=402, clusters=395)
+    champion_two.version("three")
+    about: dict[str, Any] = {
+        "recipe": "three",
+        "fingerprint": "sealed",
+        "adapter_fingerprint": "made by three",
+        "champion_version": 2,
+    }
+    sealed = SealedResults(rows=402, clusters=395, differences={"champion": quality, "lookup": quality})
+    results = compared(SAME, BETTER, sealed=sealed, **about)
+    write_evaluation(results, evaluation_file("three", champion_two.lake))
+    (entry,) = champion_two.judge().entries
+    assert entry["sealed"] == sealed.model_dump(mode="json")
+    assert entry["reason"] == decide_promotion(results, 2).reason
 
 
 def test_after_a_year_of_decisions_the_figures_decide_no_more(champion_two: World) -> None:
-    recent = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     for number in range(DECISIONS_PER_YEAR):
-        entry = {"time": recent, "version": 2, "promote": False, "reason": "a test", "differences": {}}
-        champion_two.append(**entry, evaluation=f"evaluation {number}")
+        record_opening(results_of(fingerprint=f"evaluation {number}"), champion_two.lake)
     champion_two.version("three")
     champion_two.evaluated("three", 2, SAME, BETTER)
     outcome = champion_two.judge()

@@ -9,8 +9,10 @@ import pandas as pd
 from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_file
-from cs_pipeline.evaluate.decision import LOOK_UP, best_free_lookup, decide_promotion
+from cs_pipeline.evaluate.decision import LOOK_UP, PRIMARY_METRIC, best_free_lookup, decide_promotion
+from cs_pipeline.evaluate.openings import record_opening
 from cs_pipeline.evaluate.people.people import read_opinions
+from cs_pipeline.evaluate.people.ratings import votes_on_candidate
 from cs_pipeline.evaluate.report import pictures, tables
 from cs_pipeline.evaluate.report.plots import loss_picture
 from cs_pipeline.evaluate.report.rendering import page_template
@@ -40,11 +42,11 @@ class Report:
     markdown: str
 
 
-def write_report(recipe: Recipe, lake: DataLake, earlier_decisions: int | None = None) -> Report:
+def write_report(recipe: Recipe, lake: DataLake) -> Report:
     """Writes ``evaluate/evaluation_report/<recipe>.html`` and ``<recipe>.md`` from the recipe's last evaluation.
 
-    ``earlier_decisions`` counts the decisions of the last year on the same test rows; None if the caller does not know it.
-    Equal input gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluation is of
+    The report says what the figures decide, so its first writing is recorded as an opening (``openings.py``). Equal input
+    gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluation is of
     another adapter than the current one.
     """
     results, adapter = read_evaluation(recipe.name, lake), current_adapter(recipe.name, lake)
@@ -65,14 +67,16 @@ def write_report(recipe: Recipe, lake: DataLake, earlier_decisions: int | None =
     costs = tables.costs(results, models, price)
     champion_trained = results.methods.get("champion", LOOK_UP) != LOOK_UP
     gain = quality_difference(answers, "champion", best_free_lookup(results)) if champion_trained else None
-    decision = decide_promotion(results, earlier_decisions or 0)
+    votes = votes_on_candidate(results, lake)
+    earlier_decisions = record_opening(results, lake)
+    decision = decide_promotion(results, earlier_decisions, votes=votes)
     values = {
         "recipe": recipe,
         "results": results,
         "systems": systems,
         "models": models,
         "demo": DEMO_WARNING if is_demo(results) else "",
-        "recommended": recommend(results, decision, gain, earlier_decisions),
+        "recommended": recommend(results, decision, gain, earlier_decisions, votes),
         "contenders": contender_rows(results, costs, price),
         "contender_metrics": CONTENDER_METRICS,
         "findings": [
@@ -95,6 +99,8 @@ def write_report(recipe: Recipe, lake: DataLake, earlier_decisions: int | None =
         "odd": tables.odd_groups(results, models),
         "forgotten": tables.forgotten_knowledge(probe),
         "costs": costs,
+        "baselines": tables.systems_by_quality(results.baselines) if results.baselines else {},
+        "baseline_metrics": (PRIMARY_METRIC, *CONTENDER_METRICS),
         "retrieval_metrics": RETRIEVAL_METRICS,
         "misled": tables.misled_groups(results.retrieval.misled) if results.retrieval else [],
         "people": read_opinions(lake),

@@ -13,12 +13,15 @@ from cs_pipeline.evaluate.decision import (
     TRAINING_NOISE,
     Decision,
     best_free_lookup,
+    may_decide,
+    preference,
+    rivals,
 )
 from cs_pipeline.evaluate.report.rendering import figure
-from cs_pipeline.evaluate.results import FREE_SYSTEMS, LOOKUP, EvaluationResults, Scores
+from cs_pipeline.evaluate.results import FREE_SYSTEMS, LOOKUP, EvaluationResults, LabelledIntents, PeopleVotes, Scores
 from cs_pipeline.evaluate.scoring.cost import Cost
-from cs_pipeline.evaluate.scoring.groundedness import COPIED_RUN
 from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
+from cs_pipeline.text.copied import COPIED_RUN
 
 CONTENDER_METRICS = ("right_intent", "placeholder_f1", "fabricates", "chrf", "length_ratio", "stop_rate")
 """The metrics of the table of contenders, beside the answer quality that orders it."""
@@ -81,13 +84,17 @@ def quality_difference(answers: pd.DataFrame, system: str, other: str) -> Differ
 
 
 def recommend(
-    results: EvaluationResults, decision: Decision, champion_gain: Difference | None, earlier_decisions: int | None
+    results: EvaluationResults,
+    decision: Decision,
+    champion_gain: Difference | None,
+    earlier_decisions: int,
+    votes: PeopleVotes | None = None,
 ) -> Recommendation:
     """Names who should answer customers, and says why, by how much, how surely, and on which rows.
 
     ``champion_gain`` is the answer quality of the champion minus that of the best free look-up; None unless there is a
     champion that was trained.
-    ``earlier_decisions`` counts the decisions of the last year on these rows; None if it is not known here.
+    ``earlier_decisions`` and ``votes`` are those that the decision was based on.
     """
     system = _chosen(results, decision, champion_gain)
     who = _who(results, system)
@@ -97,10 +104,11 @@ def recommend(
     reasons = [
         ("Why", f"{reason[0].upper()}{reason[1:]}."),
         ("By how much", _by_how_much(results, champion_gain)),
+        ("What people prefer", _people(results, votes)),
         ("What training bought", _training_bought(results, champion_gain)),
         ("How sure", _how_sure(results)),
         ("On which questions", _measured_on(results)),
-        ("Earlier decisions", _earlier(earlier_decisions)),
+        ("Earlier decisions", _earlier(results, earlier_decisions)),
     ]
     if system in FREE_SYSTEMS:
         reasons.append(("What to do", _MAKE_A_VERSION))
@@ -184,6 +192,22 @@ def _by_how_much(results: EvaluationResults, champion_gain: Difference | None) -
     return sentence
 
 
+def _people(results: EvaluationResults, votes: PeopleVotes | None) -> str:
+    """People's blind votes on this version, how many, how sure, and whether they decide."""
+    compared = rivals(results)
+    if not compared:
+        return "There is nothing to compare this version with."
+    decides, why = may_decide(votes)
+    if votes is None or not votes.verdicts:
+        return (
+            f"Nobody has compared its answers with those of {next(iter(compared.values()))} yet, without knowing whose they"
+            f" are. Do it on the page, or on a sheet: cs-pipeline ratings export FILE --recipe {results.recipe}"
+        )
+    sentence = preference(votes)
+    sentence = f"{sentence[0].upper()}{sentence[1:]}. The others are those of {next(iter(compared.values()))}."
+    return f"{sentence} {why[0].upper()}{why[1:]}." if decides else f"{sentence} This does not decide: {why}."
+
+
 def _gain(results: EvaluationResults, system: str, other: str, name: str, difference: Difference) -> str:
     by, low, high = (
         figure(PRIMARY_METRIC, value, signed=True) for value in (difference.difference, difference.low, difference.high)
@@ -241,15 +265,42 @@ def _measured_on(results: EvaluationResults) -> str:
         else f" At the median, {results.answers_seen:.0%} of a reference answer's runs of {COPIED_RUN} words are also in"
         " training answers: the higher this is, the better is copying."
     )
+    sealed = (
+        " No question is sealed, because there are too few."
+        if results.sealed is None
+        else f" Another {results.sealed.rows:,} questions in {results.sealed.clusters:,} clusters are sealed: they decide"
+        " whether this version's answers are better, and no other figure on this page is based on them."
+    )
+    opened = "" if results.sealed is None else "open "
     return (
-        f"{results.rows:,} test questions in {results.clusters:,} clusters of near-duplicates, from {len(results.slices)}"
-        f" {plural} ({sources}). None has a near-duplicate among the training questions.{seen}"
+        f"{results.rows:,} {opened}test questions in {results.clusters:,} clusters of near-duplicates, from"
+        f" {len(results.slices)} {plural} ({sources}). None has a near-duplicate among the training questions.{sealed}{seen}"
+        f"{_labelled(results.intent_labels)}"
     )
 
 
-def _earlier(decisions: int | None) -> str:
-    limit = f"after {DECISIONS_PER_YEAR} in a year on the same questions, a person decides."
-    if decisions is None:
-        return f"Each decision is counted in the history (cs-pipeline history); {limit}"
-    times = "once" if decisions == 1 else f"{decisions} times"
-    return f"These questions were used {times} for decisions in the last year; {limit}"
+def _labelled(labels: LabelledIntents | None) -> str:
+    """How many company rows count for right intent, and how good the classifier's predictions on them are."""
+    if labels is None:
+        return ""
+    if labels.share is None or labels.low is None or labels.high is None:
+        return (
+            f" None of the {labels.company_rows:,} company rows has a person's label of its intent, so none counts for right"
+            " intent: cs-pipeline intents export FILE"
+        )
+    return (
+        f" {labels.labelled:,} of {labels.company_rows:,} company rows have a person's label of their intent and count for"
+        f" right intent, except {labels.without_intent:,} with none of the intents. The classifier's prediction agrees with"
+        f" {labels.agreed:,} of these labels ({100 * labels.share:.0f} %, 95 % interval {100 * labels.low:.0f} to"
+        f" {100 * labels.high:.0f} %)."
+    )
+
+
+def _earlier(results: EvaluationResults, decisions: int) -> str:
+    often = {0: "never {}", 1: "{} once"}.get(decisions, f"{{}} {decisions} times")
+    used = (
+        f"The sealed questions were {often.format('opened')} in the year before this decision"
+        if results.sealed
+        else f"These questions were {often.format('used')} for decisions in the year before this one"
+    )
+    return f"{used}; after {DECISIONS_PER_YEAR} times in a year, a person decides."

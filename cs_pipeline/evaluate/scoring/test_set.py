@@ -5,13 +5,14 @@ Every system is scored by the same ``FrozenTestSet``: against the references (``
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.evaluate.scoring.answer_errors import AnswerNorms, answer_errors
 from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.fidelity import fidelity
@@ -20,17 +21,32 @@ from cs_pipeline.evaluate.scoring.rubric import rubric
 from cs_pipeline.llm.model import Answer, Contender, SupportModel, peak_memory_gib
 from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import Recipe
+from cs_pipeline.retrieval.retrieve import rows_of_conversations
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import apply
 
+MIN_CLUSTERS_TO_SEAL = 300
+"""With fewer clusters of test questions none is sealed: a third of them could not decide anything, nor could the rest."""
+
+_SEALED_OF = 3  # one cluster of this many is sealed
 _SECONDS_BETWEEN_REPORTS = 5
 
 
 class FrozenTestSet:
     """The test and training rows, with an intent classifier and norms that are both learned from training answers."""
 
-    def __init__(self, recipe: Recipe, lake: DataLake, split: str = "test", rows: int | None = None) -> None:
-        """Reads the rows of ``split``, all of them or the ``rows`` of them with the smallest ids, which are hashes."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        lake: DataLake,
+        split: str = "test",
+        rows: int | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Reads the rows of ``split``, all of them or the ``rows`` of them with the smallest ids, which are hashes.
+
+        ``labels`` are the intents that people gave to company rows, by row id.
+        """
 
         def read(split: str) -> pd.DataFrame:
             table = lake.read("prepare", f"{split}_split")
@@ -46,19 +62,35 @@ class FrozenTestSet:
             )
 
         self.mode, self.settings = recipe.placeholders, recipe.evaluation
-        self.train, self.test = read("train"), read(split)
+        self.train, test = read("train"), read(split)
         if rows is not None:
-            self.test = self.test.sort_values("row_id").head(rows).reset_index(drop=True)
+            test = test.sort_values("row_id").head(rows).reset_index(drop=True)
+        answers, intents = self.train["response"].tolist(), self.train["intent"].tolist()
+        self._classifier = TextClassifier.fit(answers, intents, "words")
+        self._norms = AnswerNorms.of(answers, intents)
+        self._labels = dict(labels or {})
+        self._set_rows(_with_labels(test, self._labels, self.train))
+
+    def part(self, rows: np.ndarray) -> "FrozenTestSet":
+        """The same set with only those of its rows for which ``rows`` [rows] is True."""
+        part = copy(self)
+        part._set_rows(self.test[rows].reset_index(drop=True))
+        return part
+
+    def _set_rows(self, test: pd.DataFrame) -> None:
+        self.test = test
         self.questions = self.test["instruction"].tolist()
         self.contexts: list[Context] = self.test["context"].tolist()
         self.questions_with_context = [_with_context(*row) for row in zip(self.contexts, self.questions, strict=True)]
         self.references = self.test["response"].tolist()
         self.predicted_intents = self.test["predicted_intent"].tolist()
-        answers, intents = self.train["response"].tolist(), self.train["intent"].tolist()
-        self._classifier = TextClassifier.fit(answers, intents, "words")
-        self._norms = AnswerNorms.of(answers, intents)
-        # The intents of company rows are predictions: agreeing with them proves nothing.
-        self.labelled = (self.test["source"] == "bitext").to_numpy()
+        # Nobody may find an answer of the question's own conversation, which is no answer to a new question.
+        self.own_rows = rows_of_conversations(
+            _conversations(self.test), self.train["row_id"].tolist(), _conversations(self.train)
+        )
+        # The intents of other company rows are predictions: agreeing with them proves nothing.
+        labelled = (self.test["source"] == "bitext") | self.test["row_id"].isin(list(self._labels))
+        self.labelled = labelled.to_numpy()
         right = self._right_intents(self.references)[self.labelled]
         self.answer_classifier_accuracy = float(right.mean()) if len(right) else 0.0
 
@@ -104,6 +136,24 @@ class FrozenTestSet:
 
     def _right_intents(self, answers: list[str]) -> np.ndarray:
         return (np.array(self.classify_answers(answers)) == self.test["intent"].to_numpy()).astype(float)
+
+
+def smallest_ids(row_ids: Sequence[str], count: int) -> np.ndarray:
+    """Which rows have the ``count`` smallest ids: [rows]. Ids are hashes, so this is a sample that stays when others ask."""
+    chosen = np.zeros(len(row_ids), bool)
+    chosen[np.argsort(np.asarray(row_ids, str), kind="stable")[:count]] = True
+    return chosen
+
+
+def sealed_rows(clusters: Sequence[str]) -> np.ndarray:
+    """Which rows are sealed, given the cluster of each test row: [rows], True for about a third of the clusters.
+
+    It is a hash of the cluster's id, so a cluster stays sealed or open when rows are added. None is sealed if there are
+    fewer than MIN_CLUSTERS_TO_SEAL clusters.
+    """
+    if len(set(clusters)) < MIN_CLUSTERS_TO_SEAL:
+        return np.zeros(len(clusters), bool)
+    return np.array([int(digest("sealed", cluster), 16) % _SEALED_OF == 0 for cluster in clusters])
 
 
 def answer_test_set(
@@ -155,6 +205,20 @@ def progress_reporter(report: Callable[[str], None], label: str, unit: str, tota
 def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> str:
     """Everything that a model was given: the ``retrieved`` texts, then the ``question``."""
     return "\n".join([*(text.text for text in retrieved), question])
+
+
+def _conversations(rows: pd.DataFrame) -> list[str | None]:
+    return rows["conversation_id"].astype(object).where(rows["conversation_id"].notna(), None).tolist()
+
+
+def _with_labels(test: pd.DataFrame, labels: Mapping[str, str], train: pd.DataFrame) -> pd.DataFrame:
+    """The rows with people's ``labels`` of intents, and their categories, in place of predicted ones."""
+    categories = dict(zip(train["intent"], train["category"], strict=True))
+    given = [labels.get(row) for row in test["row_id"]]
+    return test.assign(
+        intent=[intent or known for intent, known in zip(given, test["intent"], strict=True)],
+        category=[categories.get(intent, known) for intent, known in zip(given, test["category"], strict=True)],
+    )
 
 
 def _with_context(context: Context, question: str) -> str:

@@ -8,6 +8,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.decision import DECISIONS_PER_YEAR, Decision, decide_promotion
+from cs_pipeline.evaluate.openings import record_opening
 from cs_pipeline.evaluate.report.rendering import figure, interval_text
 from cs_pipeline.evaluate.report.report import DEMO_WARNING, write_report
 from cs_pipeline.evaluate.report.who_answers import (
@@ -17,7 +18,14 @@ from cs_pipeline.evaluate.report.who_answers import (
     quality_difference,
     recommend,
 )
-from cs_pipeline.evaluate.results import EvaluationResults, Scores, SliceResults, evaluation_folder
+from cs_pipeline.evaluate.results import (
+    EvaluationResults,
+    PeopleVotes,
+    Scores,
+    SealedResults,
+    SliceResults,
+    evaluation_folder,
+)
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.recipe import FineTuneRecipe
@@ -77,11 +85,11 @@ def texts(recommended: Recommendation) -> dict[str, str]:
 def test_it_names_the_promoted_version_the_champion_or_a_free_lookup(
     results: EvaluationResults, decision: Decision, champion_gain: Difference | None, system: str | None, who: str
 ) -> None:
-    recommended = recommend(results, decision, champion_gain, None)
+    recommended = recommend(results, decision, champion_gain, 0)
     assert (recommended.system, recommended.who) == (system, SENTENCES[who])
     assert texts(recommended)["Why"] == ("It is better." if decision.promote else "It is not better.")
     assert ("What to do" in texts(recommended)) == (system == "lookup")
-    undecided = recommend(results, UNDECIDED, champion_gain, None)
+    undecided = recommend(results, UNDECIDED, champion_gain, 0)
     if not decision.promote:
         assert undecided.who == f"A person has to decide. Until then: {SENTENCES[who]}"
         assert texts(undecided)["Why"] == "There are too few rows."
@@ -89,7 +97,7 @@ def test_it_names_the_promoted_version_the_champion_or_a_free_lookup(
 
 def test_it_says_by_how_much_against_whom_and_what_the_champion_is_worth() -> None:
     results = compared(BETTER, UNCLEAR, detectable={"champion": {"quality": 2.81}, "lookup": {"quality": 1.0}})
-    reasons = texts(recommend(results, REFUSED, WORSE, None))
+    reasons = texts(recommend(results, REFUSED, WORSE, 0))
     assert reasons["By how much"] == (
         "This version has an answer quality of 60.0 of 100: 0.0 [−1.0, +1.0] against the champion, version 7 (58.0), not"
         " clearly different; +2.0 [+1.0, +3.0] against the best free look-up, 'lookup' (57.0), clearly better. The champion"
@@ -130,7 +138,7 @@ def test_it_says_plainly_what_fine_tuning_bought(
     to_lookup: Difference | None, method: str, champion_gain: Difference | None, text: str
 ) -> None:
     results = compared(to_lookup, None if champion_gain is None else UNCLEAR, method)
-    reasons = texts(recommend(results, REFUSED, champion_gain, None))
+    reasons = texts(recommend(results, REFUSED, champion_gain, 0))
     assert reasons["What training bought"].startswith(text)
     assert ("Another training" in reasons["How sure"]) == (method != "look-up")
 
@@ -141,16 +149,28 @@ def test_it_says_on_which_rows_and_how_often_they_were_used() -> None:
     results = compared(BETTER, rows=1234, clusters=1005, slices=parts)
     rows = "1,234 test questions in 1,005 clusters of near-duplicates, from 2 sources "
     rows += "(bitext: 1,200 in 1,000, company: 34 in 5)."
-    for count, words in ((None, "Each decision is counted in the history"), (1, "used once"), (12, "used 12 times")):
+    for count, words in ((0, "never used for"), (1, "used once for"), (12, "used 12 times for")):
         reasons = texts(recommend(results, PROMOTED, None, count))
         assert reasons["On which questions"].startswith(rows)
+        assert "No question is sealed" in reasons["On which questions"]
         assert "At the median" not in reasons["On which questions"]
         assert words in reasons["Earlier decisions"]
-        assert f"after {DECISIONS_PER_YEAR} in a year" in reasons["Earlier decisions"]
+        assert f"after {DECISIONS_PER_YEAR} times in a year" in reasons["Earlier decisions"]
+
+
+def test_it_says_how_many_sealed_questions_decided_and_how_often_they_were_opened() -> None:
+    results = compared(
+        BETTER, rows=805, clusters=790, sealed=SealedResults(rows=402, clusters=395, differences={"lookup": BETTER})
+    )
+    for count, words in ((0, "were never opened"), (1, "were opened once"), (12, "were opened 12 times")):
+        reasons = texts(recommend(results, PROMOTED, None, count))
+        assert reasons["On which questions"].startswith("805 open test questions in 790 clusters")
+        assert "Another 402 questions in 395 clusters are sealed: they decide" in reasons["On which questions"]
+        assert f"The sealed questions {words} in the year before" in reasons["Earlier decisions"]
 
 
 def test_it_says_how_much_of_the_answers_is_in_training_answers() -> None:
-    reasons = texts(recommend(compared(BETTER, answers_seen=0.614), PROMOTED, None, None))
+    reasons = texts(recommend(compared(BETTER, answers_seen=0.614), PROMOTED, None, 0))
     assert (
         "At the median, 61% of a reference answer's runs of 8 words are also in training answers"
         in reasons["On which questions"]
@@ -160,7 +180,7 @@ def test_it_says_how_much_of_the_answers_is_in_training_answers() -> None:
 def test_the_best_free_lookup_counts_whichever_it_is() -> None:
     scores = {"tuned": quality(60), "lookup": quality(50), "nearest": quality(40), "central": quality(58)}
     gains = {"lookup": {"quality": BETTER}, "nearest": {"quality": BETTER}, "central": {"quality": UNCLEAR}}
-    recommended = recommend(results_of(scores=scores, differences=gains), REFUSED, None, None)
+    recommended = recommend(results_of(scores=scores, differences=gains), REFUSED, None, 0)
     assert recommended.system == "central"
     assert "the best free look-up, 'central' (58.0), not clearly different" in texts(recommended)["By how much"]
     assert "buys this version nothing over the free look-up 'central'" in texts(recommended)["What training bought"]
@@ -170,7 +190,9 @@ def test_the_best_free_lookup_counts_whichever_it_is() -> None:
 def test_every_contender_has_a_row_the_best_first(lake: DataLake, recipe: FineTuneRecipe, champion: bool) -> None:
     results = evaluated(lake, recipe, rows=80, champion=champion, share={"lookup": 0.9})
     (lake.root / "company.yaml").write_text("price_per_hour: 1.8\n")
-    report = write_report(recipe, lake, 3)
+    for number in range(3):
+        record_opening(results.model_copy(update={"fingerprint": f"evaluation {number}"}), lake)
+    report = write_report(recipe, lake)
     html = report.path.read_text()
     opening = html[html.index("<h1>") : html.index('<h2 id="findings">')]
     assert opening.index("Who should answer customers today, and why?") < opening.index(DEMO_WARNING)
@@ -209,6 +231,38 @@ def test_every_contender_has_a_row_the_best_first(lake: DataLake, recipe: FineTu
     for text in (Page(html).text, report.markdown.replace("\\", "")):
         assert f"{decision.reason[1:]}." in text
         assert "used 3 times" in text
+
+
+def test_it_says_what_people_prefer_and_whether_that_decides() -> None:
+    def said(votes: PeopleVotes | None, results: EvaluationResults) -> str:
+        return texts(recommend(results, REFUSED, None, 0, votes))["What people prefer"]
+
+    beside = compared(BETTER, UNCLEAR)
+    votes = PeopleVotes(
+        candidate="version 8",
+        incumbent="version 7",
+        won=24,
+        lost=6,
+        ties=2,
+        share=0.8,
+        low=0.627,
+        high=0.905,
+        verdicts=70,
+        raters=3,
+        busiest=0.5,
+        shared=0,
+        agreement=None,
+    )
+    assert said(votes, beside) == (
+        "3 people with 70 verdicts prefer its answers on 24 questions and the others on 6 (80 %, 95 % interval 63 to 90 %),"
+        " with 2 ties. The others are those of the champion. Their votes decide which answers are better."
+    )
+    few = votes.model_copy(update={"lost": 5})
+    assert said(few, beside).endswith("This does not decide: they need to prefer one side on 30 questions.")
+    assert "those of the champion yet" in said(None, beside)
+    assert "those of the best free look-up yet" in said(votes.model_copy(update={"verdicts": 0}), compared(BETTER))
+    assert "cs-pipeline ratings export FILE --recipe one" in said(None, compared(BETTER))
+    assert said(None, compared(UNCLEAR, method="look-up")) == "There is nothing to compare this version with."
 
 
 def test_without_a_price_there_is_no_column_of_costs(lake: DataLake, recipe: FineTuneRecipe) -> None:
