@@ -45,7 +45,7 @@ def model_version(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     )
 
 
-@dg.asset(group_name="register", kinds={"mlflow"}, deps=[model_version], check_specs=[ALL_JUDGED])
+@dg.asset(group_name="register", kinds={"mlflow"}, deps=[model_version, "human_ratings"], check_specs=[ALL_JUDGED])
 def champion(
     context: dg.AssetExecutionContext, lake: LakeResource
 ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:

@@ -6,8 +6,11 @@ shares are Wilson's and treat judgements as independent; those of strengths come
 """
 
 import json
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import pyarrow as pa
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.core.schema import RATING, check_schema
+from cs_pipeline.evaluate.results import PeopleVotes
 from cs_pipeline.evaluate.scoring.statistics import krippendorff_alpha, wilson
 from cs_pipeline.feedback import TIE, VOTE_LETTERS
 
@@ -26,6 +30,9 @@ NEGATIVE, POSITIVE = (1, 2), (3, 4, 5)
 PRIOR = 0.5
 """Wins added to both sides of each pair that was compared. They shrink the strengths, and keep a strength finite if
 the system never lost."""
+
+_ASKED_COLUMNS = ("question_id", "question", "context", "rater")
+_PAIR_COLUMNS = (*_ASKED_COLUMNS, "system_a", "system_b", "answer_a", "answer_b", "result")
 
 _MAX_STEPS, _TOLERANCE = 20_000, 1e-9
 
@@ -122,7 +129,6 @@ def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
     of the others, and the others are not compared with one another. A tie is a tie in every pair. Two answers of the same
     system are not a pair.
     """
-    columns = ("question_id", "question", "context", "rater")
     rows = []
     for vote in _latest(ratings):
         if vote["kind"] != "vote":
@@ -134,13 +140,75 @@ def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
                 if vote["systems"][a] == vote["systems"][b] or (winner is not None and winner not in (a, b)):
                     continue
                 rows.append(
-                    {column: vote[column] for column in columns}
+                    {column: vote[column] for column in _ASKED_COLUMNS}
                     | {"system_a": vote["systems"][a], "system_b": vote["systems"][b]}
                     | {"answer_a": vote["answers"][a], "answer_b": vote["answers"][b]}
                     | {"result": TIE if winner is None else "a" if winner == a else "b"}
                 )
-    names = (*columns, "system_a", "system_b", "answer_a", "answer_b", "result")
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=_PAIR_COLUMNS)
+
+
+def people_votes(ratings: pa.Table, candidate: str, incumbent: str) -> PeopleVotes:
+    """How often people preferred the answers of ``candidate`` to those of ``incumbent``, without knowing the systems.
+
+    Both are names in the column ``systems``. Blind are the votes of the page and the scores of imported sheets, where the
+    higher of two scores that a person gave to the same question is a verdict. Verdicts on other systems do not count. The
+    verdicts on a question count together, because they depend on each other.
+    """
+    first = min(candidate, incumbent)
+    pairs = pd.concat([vote_pairs(ratings), _sheet_pairs(ratings)])
+    pairs = pairs[(pairs["system_a"] == first) & (pairs["system_b"] == max(candidate, incumbent))]
+    pairs = pairs.drop_duplicates(["rater", "question_id", "answer_a", "answer_b"])
+    for_candidate = pairs["result"].map({"a": 1, "b": -1, TIE: 0}).astype(int) * (1 if candidate == first else -1)
+    questions = for_candidate.groupby(pairs["question_id"].to_numpy()).sum()
+    won, lost = int((questions > 0).sum()), int((questions < 0).sum())
+    low, high = wilson(won, won + lost) or (None, None)
+    shared, agreeing = _shared_verdicts(pairs)
+    return PeopleVotes(
+        candidate=candidate,
+        incumbent=incumbent,
+        won=won,
+        lost=lost,
+        ties=len(questions) - won - lost,
+        share=won / (won + lost) if won + lost else None,
+        low=low,
+        high=high,
+        verdicts=len(pairs),
+        raters=pairs["rater"].nunique(),
+        busiest=float(pairs["rater"].value_counts(normalize=True).max()) if len(pairs) else 0.0,
+        shared=shared,
+        agreement=agreeing / shared if shared else None,
+    )
+
+
+def _sheet_pairs(ratings: pa.Table) -> pd.DataFrame:
+    """The pairs of answers to one question that a person scored on sheets, with the columns of ``vote_pairs``."""
+    scored: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in _latest(ratings):
+        if row["kind"] == "rating" and row["source"] == "import":
+            scored[row["rater"], row["question_id"]][row["systems"][0]] = row
+    rows = []
+    for by_system in scored.values():
+        for a, b in combinations(sorted(by_system), 2):
+            one, other = by_system[a], by_system[b]
+            result = TIE if one["score"] == other["score"] else "a" if one["score"] > other["score"] else "b"
+            rows.append(
+                {column: one[column] for column in _ASKED_COLUMNS}
+                | {"system_a": a, "system_b": b, "answer_a": one["answers"][0], "answer_b": other["answers"][0]}
+                | {"result": result}
+            )
+    return pd.DataFrame(rows, columns=_PAIR_COLUMNS)
+
+
+def _shared_verdicts(pairs: pd.DataFrame) -> tuple[int, int]:
+    """How many pairs of decided verdicts on the same two answers there are, each by two people, and how many agree."""
+    shared = agreeing = 0
+    decided = pairs[pairs["result"] != TIE]
+    for _, results in decided.groupby(["question_id", "answer_a", "answer_b"])["result"]:
+        counts = Counter(results)
+        shared += math.comb(len(results), 2)
+        agreeing += sum(math.comb(count, 2) for count in counts.values())
+    return shared, agreeing
 
 
 def win_rates(votes: pd.DataFrame) -> pd.DataFrame:

@@ -17,11 +17,12 @@ import pyarrow as pa
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.core.schema import RATING
+from cs_pipeline.evaluate.decision import rivals
 from cs_pipeline.evaluate.people.blind import export_blind_sheet, import_blind_sheet, key_path
-from cs_pipeline.evaluate.people.people import rating_table
-from cs_pipeline.evaluate.results import evaluation_folder, read_evaluation
+from cs_pipeline.evaluate.people.people import people_votes, rating_table
+from cs_pipeline.evaluate.results import EvaluationResults, PeopleVotes, evaluation_folder, read_evaluation
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.text.clean import normalize_text
@@ -62,23 +63,20 @@ def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
 
 
 def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
-    """Writes a blind ``sheet`` with answers from the recipe's last evaluation: tuned, base, and champion if it took part.
+    """Writes a blind ``sheet`` with answers from the recipe's last evaluation: tuned, base, and the incumbent.
 
-    The sheet's key names the systems "version 3", "version 3:base" and so on. Returns the number of answers. Raises
-    PipelineError when the recipe was not evaluated, its adapter is not registered, or the sheet already exists.
+    The incumbent is the champion if it took part, else the best free look-up. The sheet's key names the systems "version 3",
+    "version 3:base" and so on. Returns the number of answers. Raises PipelineError when the recipe was not evaluated, its
+    adapter is not registered, or the sheet already exists.
     """
     results = read_evaluation(recipe_name, lake)
-    client = open_store(lake)
-    numbers = {version.tags.get(FINGERPRINT): version.version for version in find_versions(client)}
-    number = numbers.get(results.adapter_fingerprint)
+    number = _version_number(results, lake)
     if number is None:
         raise PipelineError(
             f"The evaluated adapter of '{recipe_name}' is not registered.",
             f"Materialise 'model_version' for the partition '{recipe_name}': ratings are kept per version.",
         )
-    systems = {"tuned": f"version {number}", "base": f"version {number}:base"}
-    if results.champion_version is not None:
-        systems["champion"] = f"version {results.champion_version}"
+    systems = {"tuned": f"version {number}", "base": f"version {number}:base"} | _incumbent(results)
     answers = pd.read_parquet(
         evaluation_folder(recipe_name, lake) / "answers.parquet", columns=["row_id", "system", "question", "answer"]
     )
@@ -94,6 +92,41 @@ def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) ->
     with Feedback(lake) as feedback:
         added = feedback.add_clean(rows)
     return added, len(rows) - added
+
+
+def votes_on_candidate(results: EvaluationResults, lake: DataLake, version: int | None = None) -> PeopleVotes | None:
+    """People's blind votes on the evaluated version and the system that it must be better than, as they are now.
+
+    ``version`` is the number of the evaluated version, by default the one registered with its fingerprint. None if people
+    have judged nothing yet, the version is not registered, or there is nothing that it must be better than.
+    """
+    if not lake.table("evaluate", RATINGS_TABLE).exists():
+        return None
+    ratings, incumbent = lake.read("evaluate", RATINGS_TABLE), _incumbent(results)
+    if not ratings.num_rows or not incumbent:
+        return None
+    number = _version_number(results, lake) if version is None else version
+    return None if number is None else people_votes(ratings, f"version {number}", *incumbent.values())
+
+
+def _version_number(results: EvaluationResults, lake: DataLake) -> int | None:
+    """The number of the registered version with the evaluated adapter."""
+    numbers = {version.tags.get(FINGERPRINT): int(version.version) for version in find_versions(open_store(lake))}
+    return numbers.get(results.adapter_fingerprint)
+
+
+def _incumbent(results: EvaluationResults) -> dict[str, str]:
+    """The system that the evaluated version must be better than, and its name in ratings; empty if there is none.
+
+    A free look-up is no version, so its name identifies the rows that it copies.
+    """
+    system = next(iter(rivals(results)), None)
+    if system is None:
+        return {}
+    if system == "champion":
+        return {system: f"version {results.champion_version}"}
+    data = digest(results.data.train_split, results.data.retrieval_index, results.placeholders["tuned"])
+    return {system: f"free look-up '{system}' {data[:8]}"}
 
 
 class _Cleaner:

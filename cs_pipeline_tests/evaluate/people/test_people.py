@@ -11,6 +11,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.schema import RATING
 from cs_pipeline.evaluate.people.people import (
     bradley_terry,
+    people_votes,
     rater_agreement,
     rating_counts,
     rating_table,
@@ -220,3 +221,52 @@ def test_an_inconsistent_judgement_is_refused(row: dict[str, Any], what: str) ->
 
 def test_an_empty_table_has_the_schema() -> None:
     assert rating_table([]).equals(pa.Table.from_pylist([], schema=RATING))
+
+
+def sheet(scores: dict[str, int], question: str, rater: str) -> list[dict[str, Any]]:
+    """The scores that a person gave to the answers of several systems on an imported sheet."""
+    return [
+        judgement("rating", system, question, rater, score=score, source="import") for system, score in scores.items()
+    ]
+
+
+def test_votes_and_sheets_count_once_by_question() -> None:
+    table = rating_table(
+        [
+            *votes("xy", "aabt"),  # q0 and q1 for x, q2 for y, q3 a tie
+            *votes("yx", "bt", rater="ben"),  # q0 for x too, q1 a tie
+            *votes("xz", "bbb", rater="cleo"),  # another system
+            *sheet({"x": 5, "y": 3, "z": 5}, "q2", "ben"),  # against anna: a tie of the question
+            *sheet({"x": 4, "y": 4}, "q4", "dora"),
+            *sheet({"y": 1, "x": 2}, "q5", "dora"),
+            judgement("rating", "x", "q6", "dora", score=5),  # scores of the page come with a vote
+            judgement("rating", "y", "q6", "dora", score=1),
+            judgement("thumb", "x", "q7", score=1),
+        ]
+    )
+    found = people_votes(table, "x", "y")
+    assert (found.won, found.lost, found.ties) == (3, 0, 3)
+    assert (found.verdicts, found.raters) == (9, 3)
+    assert found.busiest == pytest.approx(4 / 9)
+    assert (found.shared, found.agreement) == (2, 0.5)  # q0 agreed, q2 did not
+    assert (found.share, found.low, found.high) == (1.0, *(wilson(3, 3) or ()))
+    mirrored = people_votes(table, "y", "x")
+    assert (mirrored.won, mirrored.lost, mirrored.ties, mirrored.agreement) == (0, 3, 3, 0.5)
+
+
+def test_votes_on_other_versions_are_not_mixed_in() -> None:
+    named = {"x": "version 1", "y": "version 10", "z": "version 1:base"}
+    rows = [row | {"systems": [named[name] for name in row["systems"]]} for row in votes("xyz", "abc")]
+    table = rating_table(rows)
+    found = people_votes(table, "version 10", "version 1")
+    assert (found.won, found.lost, found.ties) == (1, 1, 0)  # the third vote is for the base
+    none = people_votes(table, "version 10", "version 2")
+    assert (none.won, none.verdicts, none.share, none.agreement) == (0, 0, None, None)
+    assert none.busiest == 0
+    assert people_votes(rating_table([]), "version 10", "version 1").verdicts == 0
+
+
+def test_a_person_who_changes_a_vote_counts_once() -> None:
+    table = rating_table([*votes("xy", "a"), *votes("yx", "a")])  # the same answers, for y in the end
+    found = people_votes(table, "x", "y")
+    assert (found.won, found.lost, found.verdicts) == (0, 1, 1)

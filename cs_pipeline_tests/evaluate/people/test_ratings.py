@@ -121,30 +121,33 @@ def test_an_exported_sheet_comes_back_into_the_report(
             raise result.exception
         return " ".join(result.output.split())
 
-    assert "100 answers" in command("export", str(sheet), "--recipe", "tiny")
+    assert "150 answers" in command("export", str(sheet), "--recipe", "tiny")
     with sheet.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     key = json.loads(sheet.with_suffix(".key.json").read_text())
-    assert {one["system"] for one in key.values()} == {"version 1", "version 1:base"}
+    (free,) = {one["system"] for one in key.values()} - {"version 1", "version 1:base"}
+    assert free.startswith("free look-up '")
     for rater, least in (("Anna", 4), ("Ben", 3)):
         filled = tmp_path / f"{rater}.csv"
         with filled.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["id", "score"], extrasaction="ignore")
             writer.writeheader()
-            scored = [row | {"score": 1 if key[row["id"]]["system"].endswith("base") else least} for row in rows]
+            scored = [row | {"score": least if key[row["id"]]["system"] == "version 1" else 1} for row in rows]
             writer.writerows(scored)
         with pytest.raises(PipelineError, match="is missing"):
             command("import", str(filled), "--rater", rater)
         arguments = ("import", str(filled), "--rater", rater, "--key", str(sheet.with_suffix(".key.json")))
-        assert "100 ratings added, 0 already known" in command(*arguments)
-        assert "0 ratings added, 100 already known" in command(*arguments)
+        assert "150 ratings added, 0 already known" in command(*arguments)
+        assert "0 ratings added, 150 already known" in command(*arguments)
     found = write_human_ratings(lake, Company())
-    assert found.rows.num_rows == 200
+    assert found.rows.num_rows == 300
     assert set(found.rows.column("source").to_pylist()) == {"import"}
     html = write_report(tiny, lake).path.read_text()
     section = html[html.index('id="people"') : html.index('id="tables"')]
     assert 'href="#people"' in html
-    for text in ("200 judgements by 2 people", "version 1:base", "100&nbsp;%", "96 to 100", "alpha"):
+    won = "2 people with 100 verdicts prefer its answers on 50 questions and the others on 0 (100 %"
+    assert won in " ".join(html.split()), "on the first screen"
+    for text in ("300 judgements by 2 people", "version 1:base", "100&nbsp;%", "96 to 100", "alpha"):
         assert text in " ".join(section.split()), text
     assert write_report(tiny, lake).path.read_text() == html
     # Answers of an unregistered adapter could not be attributed later.
