@@ -38,7 +38,8 @@ def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str],
     assert base is not None  # a fine-tune has one
     questions = FrozenTestSet(recipe, lake, "validation", recipe.validation_rows)
     asked = questions.questions, questions.predicted_intents
-    retrieved = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, *asked)
+    index = open_index(recipe, lake)
+    retrieved = retrieve(index, recipe.prompt, recipe.placeholders, *asked, own_rows=questions.own_rows)
     always = LookupModel(recipe, 0.0)
     known = [always.find(texts) for texts in retrieved]
     copied = ["" if answer is None else answer.text for answer in known]

@@ -6,7 +6,7 @@ manifest with the hash of every file. It contains no pickles.
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +89,21 @@ class RetrievalIndex:
         return int(self._tables["answers"].num_rows)
 
     def answers(
-        self, questions: Sequence[str], count: int, excluded_clusters: Sequence[object] | None = None
+        self,
+        questions: Sequence[str],
+        count: int,
+        excluded_clusters: Sequence[object] | None = None,
+        excluded_rows: Sequence[Collection[str]] | None = None,
     ) -> list[list[RetrievedText]]:
         """For each question, the answers to the ``count`` most similar known questions, most similar first.
 
-        Rows of the cluster ``excluded_clusters[i]`` are left out for question i. Rows with similarity 0 are not returned.
+        Question i does not find rows of the cluster ``excluded_clusters[i]`` or rows with the ids ``excluded_rows[i]``. Rows
+        with similarity 0 are not returned.
         """
         excluded = None if excluded_clusters is None else self._rows_of_clusters(excluded_clusters)
+        if excluded_rows is not None and any(excluded_rows):
+            own = self._rows_of_ids(excluded_rows)
+            excluded = own if excluded is None else [np.union1d(*pair) for pair in zip(excluded, own, strict=True)]
         return list(self._search("answers", questions, count, excluded))
 
     def passages(self, questions: Sequence[str], count: int) -> list[list[RetrievedText]]:
@@ -128,6 +136,14 @@ class RetrievalIndex:
         starts = np.searchsorted(codes[order], np.arange(len(code_of) + 1))
         wanted = (code_of.get(str(cluster), -1) for cluster in clusters)
         return [order[starts[code] : starts[code + 1]] if code >= 0 else order[:0] for code in wanted]
+
+    def _rows_of_ids(self, ids: Sequence[Collection[str]]) -> list[np.ndarray]:
+        """For each of these sets of ids, the row numbers in the table of answers; ids that it lacks are ignored."""
+        known = self._tables["answers"].column("row_id").combine_chunks()
+        wanted = pa.array([row for row_ids in ids for row in sorted(row_ids)], pa.string())
+        numbers = pc.fill_null(pc.index_in(wanted, value_set=known), -1).to_numpy().astype(np.int64)
+        parts = np.split(numbers, np.cumsum([len(row_ids) for row_ids in ids])[:-1])
+        return [part[part >= 0] for part in parts]
 
 
 def build_index(lake: DataLake, embedder: str = "", report: Callable[[str], None] = logger.info) -> IndexSummary:

@@ -6,7 +6,7 @@ answer, copied word for word, has ROUGE-L 41.4, placeholder F1 70.9 and the righ
 question has 38.3, 69.0 and 97.8 %.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -38,12 +38,15 @@ def retrieve(
     questions: Sequence[str],
     intents: Sequence[str | None],
     clusters: Sequence[object] | None = None,
+    own_rows: Sequence[Collection[str]] | None = None,
 ) -> list[list[RetrievedText]]:
     """For each question its known answers, most typical first, then its passages, most similar first.
 
     Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions; they are ignored if
     the prompt does not route. Placeholders are in ``mode``. The retrieved text's id, not the question's, selects the example
     values, because the text was written for another customer. In training, rows of a question's own cluster are excluded.
+    ``own_rows`` holds the ids of the rows of each question's own conversation (``rows_of_conversations``), which are also
+    excluded, wherever a look-up or a model is trained, calibrated or judged.
     """
     settings = prompt.retrieve
     if index is None or settings is None:
@@ -51,13 +54,43 @@ def retrieve(
     answers: list[list[RetrievedText]] = [[] for _ in questions]
     if settings.answers:
         routed = intents if prompt.route == "intent" else [None] * len(questions)
-        candidates = index.answers(questions, max(MAX_CANDIDATES, settings.answers), clusters)
+        candidates = index.answers(questions, max(MAX_CANDIDATES, settings.answers), clusters, own_rows)
         answers = [rank_by_consensus(*pair, settings.answers) for pair in zip(candidates, routed, strict=True)]
     passages = index.passages(questions, settings.passages) if settings.passages else [[] for _ in questions]
     return [
         [replace(text, text=apply(text.text, mode, "agent", text.id)) for text in (*known, *articles)]
         for known, articles in zip(answers, passages, strict=True)
     ]
+
+
+def rows_of_conversations(
+    conversations: Sequence[str | None], known_ids: Sequence[str], known_conversations: Sequence[str | None]
+) -> list[list[str]]:
+    """For each of these conversations, the ``known_ids`` of rows of the same conversation. None is no conversation.
+
+    A conversation of a company may have rows in several splits, so a held-out question would otherwise find an answer of its
+    own conversation.
+    """
+    rows: dict[str, list[str]] = {}
+    for row, conversation in zip(known_ids, known_conversations, strict=True):
+        if conversation is not None:
+            rows.setdefault(conversation, []).append(row)
+    return [[] if conversation is None else rows.get(conversation, []) for conversation in conversations]
+
+
+def own_known_rows(conversations: Sequence[str | None], lake: DataLake) -> list[list[str]]:
+    """``rows_of_conversations`` among the lake's training rows, which are the known answers of its index."""
+    known = lake.read("prepare", "train_split", ["row_id", "conversation_id"]).to_pydict()
+    return rows_of_conversations(conversations, known["row_id"], known["conversation_id"])
+
+
+def is_conversation_known(lake: DataLake) -> bool:
+    """Whether a training or validation row has another row of its conversation among the known answers."""
+    train, validation = (
+        lake.read("prepare", f"{split}_split", ["conversation_id"]).column("conversation_id").drop_null().to_pylist()
+        for split in ("train", "validation")
+    )
+    return len(set(train)) < len(train) or not set(train).isdisjoint(validation)
 
 
 def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, count: int) -> list[RetrievedText]:

@@ -40,7 +40,7 @@ from cs_pipeline.recipe import (
 )
 from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
-from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.retrieval.retrieve import is_conversation_known, open_index, own_known_rows, retrieve
 from cs_pipeline.text.placeholders import apply
 from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
@@ -89,13 +89,18 @@ def adapter_fingerprint(recipe: FineTuneRecipe, base: Base, data: dict[str, str]
 
 
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
-    """The sha256 of each table and file that ``recipe`` is trained on, and the index version if it retrieves."""
+    """The sha256 of each table and file that ``recipe`` is trained on, and the index version if it retrieves.
+
+    ``own_conversations`` is there if the rule that no row retrieves an answer of its own conversation changes a prompt.
+    """
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if recipe.prompt.route == "intent":
         folder = lake.path("prepare", "intent_classifier")
         versions["intent_classifier"] = digest({path.name: file_sha256(path) for path in sorted(folder.iterdir())})
     if recipe.prompt.retrieve is not None:
         versions["retrieval_index"] = index_version(lake)
+        if is_conversation_known(lake):  # earlier releases retrieved these rows too
+            versions["own_conversations"] = "left out"
     if isinstance(recipe, FineTuneRecipe) and recipe.mixture.out_of_scope:
         versions[OUT_OF_SCOPE] = file_sha256(OUT_OF_SCOPE_FILE)
     return versions
@@ -215,12 +220,21 @@ def build_lookup(
     if not force and (stored := find_stored(recipe, fingerprint, lake)) is not None:
         return stored
     started = time.monotonic()
-    rows = lake.read("prepare", "validation_split", ["row_id", "instruction", "predicted_intent"]).to_pydict()
+    columns = ["row_id", "instruction", "predicted_intent", "conversation_id"]
+    rows = lake.read("prepare", "validation_split", columns).to_pydict()
     asked = zip(rows["instruction"], rows["row_id"], strict=True)
     questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
     index = open_index(recipe, lake)
     assert index is not None  # a look-up retrieves
-    retrieved = retrieve(index, recipe.prompt, recipe.placeholders, questions, rows["predicted_intent"])
+    # No row of the question's cluster is found, because the index has training rows only, and none of its conversation.
+    retrieved = retrieve(
+        index,
+        recipe.prompt,
+        recipe.placeholders,
+        questions,
+        rows["predicted_intent"],
+        own_rows=own_known_rows(rows["conversation_id"], lake),
+    )
     threshold = handover_threshold(retrieved, recipe.handover_share)
     known = index.answer_count
     report(

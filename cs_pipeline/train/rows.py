@@ -26,7 +26,7 @@ from cs_pipeline.llm.prompt import (
     fit_prompt,
 )
 from cs_pipeline.recipe import FineTuneRecipe
-from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.retrieval.retrieve import open_index, own_known_rows, retrieve
 from cs_pipeline.text.placeholders import Speaker, apply
 from cs_pipeline.train.supervision import SupervisionCheck
 
@@ -35,7 +35,7 @@ OUT_OF_SCOPE = "out_of_scope"
 OUT_OF_SCOPE_FILE = Path(__file__).parent / "out_of_scope.yaml"
 
 _SEEN_COLUMNS = ["row_id", "source", "source_file_sha256", "subject_id"]
-_COLUMNS = [*_SEEN_COLUMNS, "cluster_id", "context", "instruction", "response", "predicted_intent"]
+_COLUMNS = [*_SEEN_COLUMNS, "cluster_id", "conversation_id", "context", "instruction", "response", "predicted_intent"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,11 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
     texts = [_row_texts(row, recipe) for row in rows]
     questions = [text.question for text in texts]
     # A row's own cluster is excluded: its answers are almost the target, and nothing so similar exists for new questions.
+    # So are the rows of its own conversation, whose answers a new customer's question would not find either.
     clusters = table.column("cluster_id").to_pylist()
-    texts_found = retrieve(open_index(recipe, lake), recipe.prompt, recipe.placeholders, questions, intents, clusters)
+    index = open_index(recipe, lake)
+    own_rows = None if index is None else own_known_rows(table.column("conversation_id").to_pylist(), lake)
+    texts_found = retrieve(index, recipe.prompt, recipe.placeholders, questions, intents, clusters, own_rows)
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
     in_prompts: set[str] = set()

@@ -9,6 +9,7 @@ import pytest
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.cascade import build_cascade, check_prompts, choose_threshold
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.recipe import (
     CascadeRecipe,
     PromptSettings,
@@ -22,6 +23,7 @@ from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.train.adapter import Adapter, find_adapter, seen_rows
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, run_job
+from cs_pipeline_tests.evaluate.test_out_of_fold import add_twins
 
 
 def cascade() -> CascadeRecipe:
@@ -76,6 +78,22 @@ def test_a_cascade_is_made_of_its_models_adapter_and_a_threshold(lake: DataLake,
     assert find_adapter(cascade(), lake) == built  # equal input is reused
     stricter = cascade().model_copy(update={"validation_rows": 30})
     assert find_adapter(stricter, lake) is None
+
+
+def test_the_threshold_does_not_count_answers_of_the_questions_own_conversation(
+    champion_lake: Path, tmp_path: Path
+) -> None:
+    """Their training rows are more similar than any other, and their answers are worthless to everybody else."""
+    lake = copy_lake(champion_lake, tmp_path / "lake")
+    add_twins(lake)
+    few = cascade().model_copy(update={"validation_rows": 10})
+    found = build_cascade(few, lake, print)
+    rows = FrozenTestSet(few, lake, "validation", 10)
+    index = open_index(few, lake)
+    asked = few.prompt, few.placeholders, rows.questions, rows.predicted_intents
+    best = [texts[0].similarity for texts in retrieve(index, *asked, own_rows=rows.own_rows)]
+    assert found.metrics["min_similarity"] in [*best, NEVER]
+    assert found.metrics["min_similarity"] not in [texts[0].similarity for texts in retrieve(index, *asked)]
 
 
 def test_each_question_is_answered_by_the_lookup_or_by_the_model(lake: DataLake, built: Adapter) -> None:

@@ -108,6 +108,30 @@ def test_no_prompt_contains_an_answer_from_its_own_cluster_or_another_split(
     )
 
 
+def test_no_prompt_contains_an_answer_of_its_own_conversation(
+    lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
+) -> None:
+    """Each conversation has rows in two clusters of the training split, and the last ones in validation too."""
+    for split, first in (("train", 0), ("validation", ROWS - 4)):
+        rows = lake.read("prepare", f"{split}_split").to_pylist()
+        write_split(lake, split, [row | {"conversation_id": f"c{(first + i) // 4}"} for i, row in enumerate(rows)])
+    five = {"retrieve": RetrievalSettings(answers=5, passages=0)}
+    wide = with_length(recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update=five)}), 4096)
+    known = rows_of(lake, "train")
+    others = 0
+    for split in ("train", "validation"):
+        found = prompts(training_rows(wide, lake, chat, split), chat)
+        rows = rows_of(lake, split)
+        if split == "validation":
+            rows.sort(key=lambda row: str(row["row_id"]))
+        for row, prompt in zip(rows, found, strict=True):
+            for other in known:
+                mate = other["conversation_id"] == row["conversation_id"]
+                assert not (mate and other["response"] in prompt)
+                others += other["response"] in prompt
+    assert others > 4 * (ROWS + 10)
+
+
 def test_some_rows_copy_the_known_answer_and_its_row_is_recorded_as_seen(
     lake: DataLake, recipe: FineTuneRecipe, chat: ChatFormat
 ) -> None:

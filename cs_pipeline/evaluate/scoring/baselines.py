@@ -1,6 +1,6 @@
 """Baseline answers that are looked up in the training rows without a model. A useful model beats them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -15,10 +15,17 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 
 def lookup_answers(
-    index: RetrievalIndex, mode: PlaceholderMode, questions: Sequence[str], intents: Sequence[str | None]
+    index: RetrievalIndex,
+    mode: PlaceholderMode,
+    questions: Sequence[str],
+    intents: Sequence[str | None],
+    own_rows: Sequence[Collection[str]],
 ) -> list[str]:
-    """For each question the usual known answer to similar questions of its intent; "" if no known question is similar."""
-    retrieved = retrieve(index, LOOKUP_PROMPT, mode, questions, intents)
+    """For each question the usual known answer to similar questions of its intent; "" if no known question is similar.
+
+    ``own_rows`` are the ids of the rows of its own conversation, whose answers it does not get.
+    """
+    retrieved = retrieve(index, LOOKUP_PROMPT, mode, questions, intents, own_rows=own_rows)
     return [texts[0].text if texts else "" for texts in retrieved]
 
 
@@ -46,10 +53,20 @@ def central_answers(train: pd.DataFrame, intents: Sequence[str]) -> list[str]:
     return [central[intent] for intent in intents]
 
 
-def nearest_answers(train: pd.DataFrame, questions: Sequence[str]) -> list[str]:
-    """For each question the answer of the most similar training question, by character TF-IDF."""
+def nearest_answers(
+    train: pd.DataFrame, questions: Sequence[str], own_rows: Sequence[Collection[str]] | None = None
+) -> list[str]:
+    """For each question the answer of the most similar training question, by character TF-IDF.
+
+    ``own_rows`` are the ids of the training rows of its own conversation, whose answers it does not get.
+    """
     rows, _ = nearest(questions, train["instruction"].tolist())
-    return train["response"].iloc[rows].tolist()
+    answers = train["response"].iloc[rows].tolist()
+    for number, ids in enumerate(own_rows or []):
+        if ids:
+            others = train[~train["row_id"].isin(list(ids))]
+            answers[number] = nearest_answers(others, [questions[number]])[0]
+    return answers
 
 
 NAIVE_METRICS = ("rouge1", "rouge2", "rougeL", "bleu", "chrf")

@@ -4,13 +4,13 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.evaluate.scoring.groundedness import (
-    COPIED_RUN,
     GROUNDEDNESS_COLUMNS,
     groundedness,
     groundedness_shares,
     seen_share,
 )
 from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.text.copied import COPIED_RUN
 
 KNOWN = "To return it, open Settings and press the button below, then print {{Order Number}} and pay 12.50 dollars."
 QUESTION = "can i return order {{Order Number}} of 3 May?"
