@@ -1,7 +1,7 @@
-"""Forgets a customer or a conversation: removes them from every table and kept copy, and from later deliveries.
+"""Forgets a customer or a conversation: removes all of their rows from tables and kept copies, and from later deliveries.
 
-Tombstones are written first, so nothing can bring the rows back. Every table is replaced atomically. After an
-interruption, the same call does the rest.
+Tombstones are written first, so no later run can add the rows again. Every table is replaced atomically. If forgetting is
+interrupted, run it again to finish it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import PRIVATE, PUBLIC, DataLake, atomic_file
-from cs_pipeline.evaluate.scoring.groundedness import mostly_copied
 from cs_pipeline.feedback import Feedback
 from cs_pipeline.ingest.exports import format_of, redact
 from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
@@ -25,6 +24,7 @@ from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
 from cs_pipeline.register.version import delete_reports
 from cs_pipeline.retrieval import index as retrieval
+from cs_pipeline.text.copied import mostly_copied
 from cs_pipeline.text.known import find_known
 from cs_pipeline.tracking import FORGOTTEN, MODEL, find_versions, get_version, open_store
 from cs_pipeline.train.adapter import seen_rows
@@ -40,11 +40,11 @@ _QUESTION_COLUMNS = ("case_id", "row_id", "question")
 class Affected:
     """Everything in the lake that belongs to the customer or the conversation.
 
-    ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the texts of those rows' answers: a system
-    may have copied them to answer other questions. ``records`` are the record indices in the kept copy of each delivery,
-    ``feedback`` the ids of judgements and of agents' edits. ``handovers`` are conversations that were handed over,
-    ``versions`` are models trained on one of the rows. ``tables`` has the number of affected rows per table. ``reports``
-    are evaluation reports that may quote the rows.
+    ``subjects``, ``conversations`` and ``rows`` are keyed hashes. ``answers`` are the answers of those rows, as texts: a
+    system may have copied them to answer other questions. ``records`` has the indices of the records in the kept copy of
+    each delivery, ``feedback`` the ids of judgements and of agents' edits. ``handovers`` are conversations that were handed
+    over, ``versions`` are model versions trained on one of the rows. ``tables`` has the number of affected rows per table.
+    ``reports`` are evaluation reports that may quote the rows.
     """
 
     subjects: frozenset[str]
@@ -72,7 +72,7 @@ class Affected:
 
 
 def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
-    """Finds everything that belongs to ``subject`` (a customer id or e-mail address as in the export) or ``row`` (a row id).
+    """Finds everything that belongs to ``subject`` (a customer's id or e-mail address in the export) or ``row`` (a row id).
 
     A row is removed with its whole conversation, because later rows quote it. Raises PipelineError if both or neither are
     given, or if the lake contains nothing that belongs to it.
@@ -110,7 +110,7 @@ def find_affected(lake: DataLake, subject: str = "", row: str = "") -> Affected:
     tables = {
         path: count for path in _company_tables(lake) if (count := int(_affected_rows(path, lake, affected)[1].sum()))
     }
-    reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if _is_evaluated(lake, tables) else []
+    reports = sorted(lake.path("evaluate", "evaluation_report").glob("*")) if _may_be_reported(lake, tables) else []
     has_tombstone = bool(subjects & tombstones.subjects) or row in tombstones.rows
     if not (records or tables or feedback or handovers or versions or has_tombstone):
         raise PipelineError(
@@ -130,10 +130,10 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
     client = open_store(lake)
     for number in affected.versions:
         client.set_model_version_tag(MODEL, str(number), FORGOTTEN, why)
-    # Reports, then derived tables, then their sources: after an interruption the rest can still be found.
+    # Reports first, then derived tables, then their sources. After an interruption, what is left can still be found.
     for path in (*affected.reports, *affected.handovers):
         path.unlink(missing_ok=True)
-    if _is_evaluated(lake, affected.tables):
+    if _may_be_reported(lake, affected.tables):
         delete_reports(lake)
     # The locks prevent a rebuild of the index from a table that still contains the rows.
     with ingest_lock(lake), retrieval.index_lock(lake):
@@ -150,13 +150,13 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
         feedback.forget(affected.feedback)
 
 
-def _is_evaluated(lake: DataLake, tables: Iterable[Path]) -> bool:
-    """Whether an evaluation, or a person's rating, is among the affected ``tables``, so that reports may quote the rows."""
+def _may_be_reported(lake: DataLake, tables: Iterable[Path]) -> bool:
+    """Whether reports may quote the rows, because the affected ``tables`` include an evaluation or the human ratings."""
     return any(path.is_relative_to(lake.path("evaluate")) for path in tables)
 
 
 def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: frozenset[str]) -> frozenset[str]:
-    """The ids of agents' edits whose customer is the subject, that mention it, or that became one of ``conversations``."""
+    """The ids of agents' edits whose customer is the subject, that mention the subject, or that are in ``conversations``."""
     name = subject.strip().casefold()
     with Feedback(lake) as feedback:
         return frozenset(
@@ -169,23 +169,25 @@ def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: froze
 
 
 def _judgement_ids(lake: DataLake, subject: str, rows: frozenset[str]) -> frozenset[str]:
-    """The ids of judgements that have their own or their question's id in ``rows``, or that mention the subject.
+    """The ids of judgements that mention the subject, or whose own id or question's id is in ``rows``.
 
-    Only raw judgements can mention it: personal data is replaced in clean ones.
+    Only raw judgements can mention the subject, because personal data is replaced in clean ones.
     """
     with Feedback(lake) as feedback:
         raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)
-    mentioning = {
-        each["id"]
-        for each in raw
-        if _mentions(subject, each["question"], each["context"] or "", each["settings"], *each["answers"])
-    }
-    return frozenset(mentioning | {each["id"] for each in [*raw, *clean] if rows & {each["id"], each["question_id"]}})
+    ids = {judgement["id"] for judgement in [*raw, *clean] if rows & {judgement["id"], judgement["question_id"]}}
+    for judgement in raw:
+        texts = (judgement["question"], judgement["context"] or "", judgement["settings"], *judgement["answers"])
+        if _mentions(subject, *texts):
+            ids.add(judgement["id"])
+    return frozenset(ids)
 
 
 def _mentions(subject: str, *texts: str) -> bool:
-    known = ((CUSTOMER_EMAIL if "@" in subject else CUSTOMER_ID, subject),) if subject else ()
-    return any(True for text in texts for _ in find_known(text, known))
+    if not subject:
+        return False
+    known = ((CUSTOMER_EMAIL if "@" in subject else CUSTOMER_ID, subject),)
+    return any(any(find_known(text, known)) for text in texts)
 
 
 def _company_tables(lake: DataLake) -> Iterator[Path]:
@@ -198,10 +200,15 @@ def _company_tables(lake: DataLake) -> Iterator[Path]:
     yield from (path for path in (lake.table("prepare", name) for name in names) if path.exists())
     evaluated = [
         *lake.path("evaluate", "evaluation").glob("*/*.parquet"),
-        *lake.path("evaluate").glob("human_ratings.parquet"),
+        *(
+            path
+            for name in ("human_ratings", "intent_labels")
+            for path in lake.path("evaluate").glob(f"{name}.parquet")
+        ),
     ]
     yield from sorted(path for path in evaluated if {*_ID_COLUMNS, "answer"} & set(pq.read_schema(path).names))
-    yield from (path for path in [_index_answers(lake)] if path.exists())
+    if _index_answers(lake).exists():
+        yield _index_answers(lake)
 
 
 def _index_answers(lake: DataLake) -> Path:
@@ -209,7 +216,7 @@ def _index_answers(lake: DataLake) -> Path:
 
 
 def _affected_rows(path: Path, lake: DataLake, affected: Affected) -> tuple[pa.Table, np.ndarray]:
-    """The table and a mask of its affected rows: by record index for tables of ingest, by ids for all others."""
+    """The table and a mask of its affected rows. Tables of ingest are searched by record index, all others by ids."""
     with pa.OSFile(str(path)) as file:
         table = pq.read_table(file, page_checksum_verification=True)
     mask = np.zeros(table.num_rows, dtype=bool)
@@ -222,7 +229,7 @@ def _affected_rows(path: Path, lake: DataLake, affected: Affected) -> tuple[pa.T
     for column in _ID_COLUMNS & set(table.column_names):
         mask |= _is_in(table, column, affected.rows)
     if path.is_relative_to(lake.path("evaluate", "evaluation")) and "answer" in table.column_names:
-        # A question is removed for all systems if one of them gave a forgotten answer, so that they stay comparable.
+        # If one system gave a forgotten answer, its question is removed for all systems, so that they stay comparable.
         copied = mostly_copied(table.column("answer").to_pylist(), sorted(affected.answers))
         question = next(name for name in _QUESTION_COLUMNS if name in table.column_names)
         mask |= _is_in(table, question, table.column(question).filter(pa.array(copied)).to_pylist())
@@ -266,21 +273,21 @@ def _conversation_ids(lake: DataLake, row: str) -> frozenset[str]:
 def _conversations_of_records(lake: DataLake, ledger: Ledger, records: dict[Delivery, set[int]]) -> frozenset[str]:
     """The hashed ids of the conversations of ``records``.
 
-    A search by the subject's hash would miss some: an export may have several ids for a customer, but a row has the hash of
-    only one of them.
+    A search by the subject's hash would miss some of them: an export may have several ids for one customer, but a row has
+    the hash of only one.
     """
     ids: set[str] = set()
     for delivery, indices in records.items():
         path = lake.table("ingest", f"{TURNS}/{delivery.day}")
         if path.exists():
-            of_records = [("source_file_sha256", "=", delivery.sha256), ("source_row", "in", sorted(indices))]
-            turns = pq.read_table(path, columns=["conversation_id"], filters=of_records)
+            filters = [("source_file_sha256", "=", delivery.sha256), ("source_row", "in", sorted(indices))]
+            turns = pq.read_table(path, columns=["conversation_id"], filters=filters)
             ids.update(map(ledger.hash_row, turns.column("conversation_id").to_pylist()))
     return frozenset(ids)
 
 
 def _trained_versions(lake: DataLake, rows: frozenset[str], subjects: frozenset[str]) -> list[int]:
-    """The versions whose adapter was trained on one of the rows or subjects, or was warm-started from one that was."""
+    """The versions whose adapter, or the adapter that training started from, was trained on one of the rows or subjects."""
     client = open_store(lake)
     numbers = []
     for version in find_versions(client):

@@ -20,6 +20,8 @@ quarantine = typer.Typer(
 app.add_typer(quarantine, name="quarantine")
 ratings = typer.Typer(no_args_is_help=True, help="Samples for blind rating: raters do not know which version answered.")
 app.add_typer(ratings, name="ratings")
+intents = typer.Typer(no_args_is_help=True, help="Samples of company questions whose intent a person labels.")
+app.add_typer(intents, name="intents")
 console = Console(highlight=False)
 
 _INTERRUPTED = 130
@@ -212,6 +214,34 @@ def ratings_import(
     console.print(
         f"{added} ratings added, {known} already known. The next materialisation of human_ratings includes them."
     )
+
+
+@intents.command("export")
+def intents_export(
+    sheet: Annotated[Path, typer.Argument(help="the CSV file to write")],
+    rows: Annotated[int, typer.Option(min=1, help="the number of questions")] = 100,
+) -> None:
+    """Write company test questions without their predicted intents, for a person to label."""
+    from cs_pipeline.evaluate.people.intent_labels import export_intent_sheet
+
+    count = export_intent_sheet(DataLake.default(), sheet, rows)
+    console.print(
+        f"{sheet}: {count} questions. Fill in the column intent with one of the last column; leave it empty if unsure.",
+        markup=False,
+    )
+    console.print("[dim]Then: cs-pipeline intents import FILE[/]")
+
+
+@intents.command("import")
+def intents_import(
+    sheet: Annotated[Path, typer.Argument(help="a sheet with the intents filled in")],
+    replace: Annotated[bool, typer.Option("--replace", help="replace labels of earlier imports")] = False,
+) -> None:
+    """Import the intents of a sheet, all or none. The next evaluation measures right intent on these rows too."""
+    from cs_pipeline.evaluate.people.intent_labels import import_intent_sheet
+
+    added, known = import_intent_sheet(DataLake.default(), sheet, replace)
+    console.print(f"{added} labels added, {known} already known. Materialise 'evaluation' to use them.")
 
 
 @app.command()

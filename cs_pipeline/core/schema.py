@@ -66,6 +66,9 @@ IN_PROMPT = "known answer"
 RATING = pa.schema(_columns("rating"))
 """One human judgement."""
 
+INTENT_LABEL = pa.schema(_columns("intent_label"))
+"""A person's label of a company row's intent."""
+
 BITEXT_PREDICTIONS = pa.schema(_columns("bitext_predictions"))
 """Predictions and similarities that are computed once per Bitext row."""
 

@@ -18,6 +18,8 @@ from rich.console import Console
 from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.evaluation import BASELINES_FILE
+from cs_pipeline.evaluate.people.intent_labels import export_intent_sheet, import_intent_sheet, read_intent_labels
 from cs_pipeline.evaluate.people.ratings import write_human_ratings
 from cs_pipeline.evaluate.results import evaluation_folder
 from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
@@ -168,11 +170,12 @@ def test_a_customer_is_found_by_each_of_her_ids(prepared: Path, tmp_path: Path) 
     assert (rows_of(lake, "conversations", jane), rows_of(lake, "conversations", joe)) == (0, 1)
 
 
-def test_an_evaluated_answer_that_copies_hers_is_removed_too(lake: DataLake, jane: str) -> None:
+@pytest.mark.parametrize("name", ["answers.parquet", BASELINES_FILE])
+def test_an_evaluated_answer_that_copies_hers_is_removed_too(lake: DataLake, jane: str, name: str) -> None:
     rows = lake.read("prepare", "train_split", ["row_id", "response"]).to_pylist()
     [hers] = [row["response"] for row in rows if row["row_id"] in training_rows(lake, jane)]
-    path = evaluation_folder("tiny", lake) / "answers.parquet"
-    table = pq.read_table(path)
+    path = evaluation_folder("tiny", lake) / name
+    table = pq.read_table(path.with_name("answers.parquet"))
     copied, other = sorted(set(table.column("row_id").to_pylist()))[:2]
     words = hers.split()
 
@@ -271,6 +274,22 @@ def test_feedback_and_handovers_are_removed_too(lake: DataLake, jane: str) -> No
     assert land_edits(lake, company, datetime.now(UTC) + EDIT_DELAY) == 1
     ingest(lake)
     assert join_conversations(lake).rows.num_rows == held - 3, "the old row and both edits; the other edit stays"
+
+
+def test_the_label_of_a_forgotten_row_disappears(lake: DataLake, tmp_path: Path) -> None:
+    sheet = tmp_path / "intents.csv"
+    export_intent_sheet(lake, sheet, 2)
+    lines = sheet.read_text(encoding="utf-8-sig").splitlines()[1:]
+    one, two = (line.split(",")[0] for line in lines if line.startswith("r"))
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"id,intent\n{one},cancel_order\n{two},get_refund\n")
+    import_intent_sheet(lake, labels)
+    found = find_affected(lake, row=one.removeprefix("r"))
+    assert found.tables[lake.table("evaluate", "intent_labels")] == 1
+    forget_records(lake, found, "asked for")
+    assert read_intent_labels(lake) == {two.removeprefix("r"): "get_refund"}
+    with pytest.raises(PipelineError, match=f"line 2: the id '{one}' is not that of a company row"):
+        import_intent_sheet(lake, labels)
 
 
 def test_a_judgement_can_be_forgotten_by_its_id(lake: DataLake) -> None:

@@ -17,11 +17,9 @@ import pyarrow as pa
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import digest, read_json, write_json
 from cs_pipeline.evaluate.people.people import rating_table
-from cs_pipeline.evaluate.people.sheet import read_sheet, write_sheet
+from cs_pipeline.evaluate.people.sheet import read_sheet, refuse_faults, write_sheet
 
 SHEET_COLUMNS = ("id", "question", "answer", "score")
-_MAX_FAULTS_SHOWN = 20
-"""A message lists at most this many faults of a sheet."""
 
 
 def export_blind_sheet(
@@ -87,12 +85,7 @@ def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.T
         else:
             scores[name] = int(score[0])
     faults += [f"the id '{name}' is missing" for name in samples if name not in scores]
-    if faults:
-        more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
-        raise PipelineError(
-            f"Nothing was imported from {sheet}: {'; '.join(faults[:_MAX_FAULTS_SHOWN])}{more}.",
-            "Fix these lines and import the sheet again; a score is a whole number from 1 to 5.",
-        )
+    refuse_faults(sheet, faults, "Fix these lines and import the sheet again; a score is a whole number from 1 to 5.")
     return rating_table(
         {
             "id": digest("blind", rater, name, digest(samples[name])),

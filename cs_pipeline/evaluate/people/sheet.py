@@ -19,6 +19,10 @@ from cs_pipeline.core.lake import atomic_file
 _FORMULA = re.compile(r"'*(?:\s*[=+\-@＝＋－＠]|[\t\r\n])")
 
 
+_MAX_FAULTS_SHOWN = 20
+"""A message lists at most this many faults of a sheet."""
+
+
 def write_sheet(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes ``rows`` under ``columns`` atomically, as UTF-8 with the byte order mark that Excel expects.
 
@@ -62,6 +66,13 @@ def read_sheet(path: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, 
             f"{path} cannot be read as a table: {error} in line {reader.line_num}.", "Save the sheet as CSV (UTF-8)."
         ) from error
     return rows
+
+
+def refuse_faults(path: Path, faults: Sequence[str], fix: str) -> None:
+    """Raises PipelineError, with the first ``faults`` of a sheet and how to fix them, if there are any."""
+    if faults:
+        more = f"; and {len(faults) - _MAX_FAULTS_SHOWN} more" if len(faults) > _MAX_FAULTS_SHOWN else ""
+        raise PipelineError(f"Nothing was imported from {path}: {'; '.join(faults[:_MAX_FAULTS_SHOWN])}{more}.", fix)
 
 
 def _escaped(cell: Any) -> Any:

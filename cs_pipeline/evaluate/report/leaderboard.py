@@ -13,6 +13,7 @@ from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import BEHIND_FIRST, METRIC_SUFFIXES, leaderboard_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.decision import PRIMARY_METRIC
+from cs_pipeline.evaluate.people.intent_labels import intent_labels_hash, read_intent_labels
 from cs_pipeline.evaluate.report.tables import trained_part
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder, read_evaluation
 from cs_pipeline.evaluate.scoring.cost import weights_bytes
@@ -68,6 +69,7 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
     texts, and so its own ranking.
     """
     current = {split: file_sha256(lake.table("prepare", f"{split}_split")) for split in ("train", "test")}
+    labels_hash = intent_labels_hash(read_intent_labels(lake))
     rows: list[dict[str, Any]] = []
     compared, behind, not_comparable, not_evaluated = {}, {}, {}, []
     for name in recipes:
@@ -76,7 +78,7 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
             continue
         try:
             results = read_evaluation(name, lake)
-            _check_comparable(results, current)
+            _check_comparable(results, current, labels_hash)
             rows.append(_row(name, results, current, lake))
             compared[name] = results
         except PipelineError as error:
@@ -93,10 +95,12 @@ def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
     return Leaderboard(table, compared, behind, not_comparable, not_evaluated)
 
 
-def _check_comparable(results: EvaluationResults, current: dict[str, str]) -> None:
+def _check_comparable(results: EvaluationResults, current: dict[str, str], labels_hash: str | None) -> None:
     fix = f"Materialise 'evaluation' for the partition '{results.recipe}' again."
     if results.data.test_split != current["test"]:
         raise PipelineError(f"evaluated on {results.rows:,} test rows that differ from the current ones", fix)
+    if results.data.intent_labels != labels_hash:
+        raise PipelineError("evaluated with other intent labels than the current ones", fix)
     if results.code_version != CODE_VERSIONS["evaluation"]:
         raise PipelineError("evaluated by an earlier version of the code", fix)
 

@@ -301,6 +301,13 @@ def evaluated_on_other_rows(lake: DataLake) -> str:
     return f"evaluated on {results.rows} test rows that differ from the current ones"
 
 
+def evaluated_with_other_labels(lake: DataLake) -> str:
+    results = read_evaluation("tiny", lake)
+    data = results.data.model_copy(update={"intent_labels": "0" * 16})
+    write_evaluation(results.model_copy(update={"data": data}), evaluation_file("tiny", lake))
+    return "evaluated with other intent labels than the current ones"
+
+
 def evaluated_by_other_code(lake: DataLake) -> str:
     results = read_evaluation("tiny", lake)
     write_evaluation(results.model_copy(update={"code_version": "0"}), evaluation_file("tiny", lake))
@@ -337,6 +344,7 @@ def trained_by_other_code(lake: DataLake) -> str:
     "change",
     [
         evaluated_on_other_rows,
+        evaluated_with_other_labels,
         evaluated_by_other_code,
         written_by_another_release,
         adapter_touched,
