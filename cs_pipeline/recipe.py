@@ -226,10 +226,19 @@ class GenerationSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """The number of trials besides the test rows, which are all answered. Compared models get the same trials."""
+    """How many questions are answered. Compared models get the same ones."""
 
+    test_rows: int | None = Field(
+        None, ge=1, description="test rows that are answered; null: all. With fewer, only a person can promote the version"
+    )
     robustness_cases: int = Field(40, ge=1, description="unusual or hostile questions of each kind, at most")
     timed_answers: int = Field(20, ge=1, description="questions answered one at a time, to measure the latency")
+    baseline_questions: int = Field(
+        240,
+        ge=0,
+        description="test questions that the untuned base answers with prompts a practitioner would write, if it has a "
+        "chat template of its own; 0: none",
+    )
 
 
 class Recipe(Section):

@@ -27,7 +27,9 @@ _COMPARED_BY_INTENT = ("base", "champion")
 _INTENT_SAMPLE_FACTOR = 10  # the ends of simultaneous intervals are far out in the tails and need more samples
 
 
-class _Figures(TypedDict):
+class Figures(TypedDict):
+    """Scores by system, and the differences of the tuned model from each other system."""
+
     scores: dict[str, Scores]
     differences: dict[str, Differences]
 
@@ -42,7 +44,7 @@ def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int 
     intervals are simultaneous (Bonferroni): each has the level 1 - 0.05 / number of intents. Raises PipelineError in the
     same cases as ``intervals`` and ``paired_bootstrap``.
     """
-    figures = _figures(test, stats, np.ones(len(test), bool), samples)
+    figures = scores_and_differences(test, stats, np.ones(len(test), bool), samples)
     return ComparisonResults(
         **figures,
         detectable={
@@ -86,11 +88,17 @@ def judgement(metric: str, low: float, high: float) -> str:
 def _slice(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int) -> SliceResults:
     clusters = test["cluster_id"][rows].nunique()
     gates = clusters >= MIN_CLUSTERS  # enough for figures, which can stop a promotion
-    figures = _figures(test, stats, rows, samples) if gates else _Figures(scores={}, differences={})
+    figures = scores_and_differences(test, stats, rows, samples) if gates else Figures(scores={}, differences={})
     return SliceResults(rows=int(rows.sum()), clusters=clusters, gates=gates, **figures)
 
 
-def _figures(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int) -> _Figures:
+def scores_and_differences(
+    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int = 1000
+) -> Figures:
+    """Every system's scores, and the tuned model's differences from them, on those rows for which ``rows`` [rows] is True.
+
+    The other arguments and errors are those of ``compare``.
+    """
     clusters = test["cluster_id"][rows].tolist()
     frames = {system: frame[rows] for system, frame in stats.items()}
     return {

@@ -15,6 +15,7 @@ from cs_pipeline.core.manifest import write_manifest
 from cs_pipeline.evaluate.comparison import compare, compare_held_out
 from cs_pipeline.evaluate.evaluation import REFERENCE_FREE_METRICS
 from cs_pipeline.evaluate.results import (
+    PROMPTED_SYSTEMS,
     SYSTEMS,
     WITHOUT_RETRIEVAL,
     EvaluationResults,
@@ -65,7 +66,7 @@ LIKELIHOODS = {"tuned": 0.9, "base": 1.1, "champion": 1.0}
 
 def systems_of(champion: bool, base: bool = True) -> list[str]:
     """The systems of a fine-tune that does not retrieve; without ``base`` those of a look-up or a cascade."""
-    absent = {WITHOUT_RETRIEVAL, *(() if champion else ("champion",)), *(() if base else ("base",))}
+    absent = {WITHOUT_RETRIEVAL, *PROMPTED_SYSTEMS, *(() if champion else ("champion",)), *(() if base else ("base",))}
     return [system for system in SYSTEMS if system not in absent]
 
 

@@ -24,11 +24,12 @@ from cs_pipeline.evaluate.judge.endpoint import Endpoint
 from cs_pipeline.evaluate.people.people import vote_pairs
 from cs_pipeline.evaluate.results import JudgeResults, JudgeTally, PeopleAgreement, PositionBias
 from cs_pipeline.evaluate.scoring.statistics import cohen_kappa, wilson
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_reporter
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, progress_reporter, smallest_ids
 from cs_pipeline.feedback import TIE
 
-JUDGED_QUESTIONS = 100
-"""The number of test questions to judge, drawn by the hash of their row ids. Each takes two calls per compared system."""
+JUDGED_QUESTIONS = 240
+"""The number of test questions to judge: those with the smallest row ids, which the prompted base answers too. The share of
+the decided pairs that a system wins is then known to six or seven points. Each question takes two calls per system."""
 
 MIN_KAPPA = 0.6
 """A judge may stop promotions if kappa with people is above this, which is "substantial" (Landis and Koch 1977)."""
@@ -68,31 +69,32 @@ class AnswerPair:
 def judge_models(
     endpoint: Endpoint,
     test_set: FrozenTestSet,
-    answers: Mapping[str, list[str]],
+    answers: Mapping[str, Mapping[str, str]],
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[JudgeResults, pd.DataFrame]:
     """Compares the tuned model's answers to test questions with those of each other system.
 
-    ``answers`` holds each system's answers to all test rows, ``tuned`` among them; a system need not be a model. Returns
-    the judge's part of ``evaluation.json`` and the table of ``judge_pairs``. Wilson's intervals treat the questions as
-    independent. Raises PipelineError as judge_pairs does.
+    ``answers`` holds each system's answers by row id, ``tuned`` among them; a system need not be a model, and is compared on
+    those judged questions that it answered. Returns the judge's part of ``evaluation.json`` and the table of
+    ``judge_pairs``. Wilson's intervals treat the questions as independent. Raises PipelineError as judge_pairs does.
     """
-    row_ids = test_set.test["row_id"]
-    drawn = sorted(range(len(row_ids)), key=lambda i: digest(row_ids.iloc[i]))[:JUDGED_QUESTIONS]
+    row_ids = test_set.test["row_id"].tolist()
+    judged_rows = np.flatnonzero(smallest_ids(row_ids, JUDGED_QUESTIONS)).tolist()
     others = sorted(set(answers) - {"tuned"})
     test_pairs = [
         AnswerPair(
-            question_id=row_ids.iloc[i],
+            question_id=row_ids[i],
             question=test_set.questions[i],
             context=json.dumps(test_set.contexts[i]) if test_set.contexts[i] else None,
             system_a=other,
             system_b="tuned",
-            answer_a=answers[other][i],
-            answer_b=answers["tuned"][i],
+            answer_a=answers[other][row_ids[i]],
+            answer_b=answers["tuned"][row_ids[i]],
         )
         for other in others
-        for i in drawn
+        for i in judged_rows
+        if row_ids[i] in answers[other]
     ]
     ratings = lake.table("evaluate", "human_ratings")
     people_verdicts = majority_verdicts(vote_pairs(lake.read("evaluate", "human_ratings"))) if ratings.exists() else {}

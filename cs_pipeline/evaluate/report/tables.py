@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from cs_pipeline.core.lake import digest
+from cs_pipeline.evaluate.decision import PRIMARY_METRIC
 from cs_pipeline.evaluate.report.rendering import NO_FIGURE
-from cs_pipeline.evaluate.results import LOOKUP, EvaluationResults, GroupMeasure
+from cs_pipeline.evaluate.results import LOOKUP, SYSTEMS, BaselineResults, EvaluationResults, GroupMeasure
 from cs_pipeline.evaluate.scoring.answer_errors import ANSWER_ERRORS
 from cs_pipeline.evaluate.scoring.baselines import NAIVE_METRICS
 from cs_pipeline.evaluate.scoring.cost import Cost, cost
@@ -88,6 +89,17 @@ def best_systems(results: EvaluationResults) -> dict[str, set[str]]:
             top = (max if metric.better == "higher" else min)(scores.values())
             best[name] = {system for system, score in scores.items() if score == top}
     return best
+
+
+def systems_by_quality(baselines: BaselineResults) -> dict[str, str]:
+    """The systems in ``baselines`` with their descriptions, the one with the highest answer quality first."""
+
+    def quality(system: str) -> float:
+        score = baselines.scores[system][PRIMARY_METRIC]
+        return score.score if score else 0.0
+
+    compared = [system for system in SYSTEMS if system in baselines.scores]
+    return {system: SYSTEMS[system] for system in sorted(compared, key=quality, reverse=True)}
 
 
 def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:

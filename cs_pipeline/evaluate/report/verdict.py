@@ -1,6 +1,6 @@
 """Describes an evaluation in sentences that are generated from its figures alone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -10,9 +10,12 @@ from cs_pipeline.evaluate.decision import LOOK_UP, PRIMARY_METRIC
 from cs_pipeline.evaluate.report.rendering import figure
 from cs_pipeline.evaluate.results import (
     LOOKUP,
+    SYSTEMS,
+    BaselineResults,
     EvaluationResults,
     GroupMeasure,
     HeldOutResults,
+    JudgeResults,
     Scores,
     SliceResults,
     Weakness,
@@ -24,6 +27,7 @@ _COMPARED_METRICS = {
     LOOKUP: (PRIMARY_METRIC, "right_intent", "placeholder_f1", "fabricates", "chrf"),  # a look-up has no likelihood
     "champion": (PRIMARY_METRIC, "bits_per_character", "right_intent", "placeholder_f1", "fabricates", "chrf"),
 }
+_COMPARED_WITH_PROMPTED = _COMPARED_METRICS[LOOKUP]
 
 _ABOUT = {"base": "Against its base", LOOKUP: "Against the free look-up", "champion": "Against the champion"}
 
@@ -70,7 +74,10 @@ def verdict(results: EvaluationResults, intents: pd.DataFrame) -> list[Statement
     # A single source would repeat the comparison on all rows.
     slices = results.slices.items() if len(results.slices) > 1 else ()
     held_out = [_held_out(results.held_out)] if results.held_out else []
-    return [*compared, *(_slice(*part) for part in slices), *held_out, _weak_spots(results.scores["tuned"], intents)]
+    prompted = [_against_prompted(results.baselines)] if results.baselines else []
+    judged = [_judged(results.judge)] if results.judge else []
+    weak_spots = _weak_spots(results.scores["tuned"], intents)
+    return [*compared, *prompted, *judged, *(_slice(*part) for part in slices), *held_out, weak_spots]
 
 
 def weak_slices(weak: Sequence[Weakness]) -> Statement:
@@ -108,10 +115,42 @@ def odd_questions(measures: Sequence[GroupMeasure]) -> Statement:
 
 
 def _comparison(other: str, results: EvaluationResults) -> Statement:
-    word, parts = _against(other, results)
+    word, parts = _against(other, results, _COMPARED_METRICS[other])
     trained = results.methods["tuned"] != LOOK_UP
     opening = _OPENING[other] if trained or other != LOOKUP else _WITHOUT_HANDOVER
     return Statement(_ABOUT[other], word, f"{opening} {parts or 'not comparable: a figure is missing'}.")
+
+
+def _against_prompted(part: BaselineResults) -> Statement:
+    """The comparison with the best prompt of the untuned base."""
+    best = part.strongest
+    word, parts = _against(best, part, _COMPARED_WITH_PROMPTED)
+    opening = (
+        f"The untuned base answered {part.questions:,} of the test questions with prompts that a practitioner would write."
+        f" The best is {best} ({SYSTEMS[best]})."
+    )
+    return Statement("Against prompting the base", word, f"{opening} Compared with it, this version is {parts}.")
+
+
+def _judged(judge: JudgeResults) -> Statement:
+    """How often a language model as judge preferred this version's answers."""
+    groups, parts = set(), []
+    for other, tally in judge.against.items():
+        part = f"{other}: it won {tally.won}, lost {tally.lost} and tied {tally.ties}"
+        if tally.share is not None and tally.low is not None and tally.high is not None:
+            groups.add("better" if tally.low > 0.5 else "worse" if tally.high < 0.5 else "unclear")
+            share, low, high = (f"{100 * value:.0f}" for value in (tally.share, tally.low, tally.high))
+            part += f", {share}\N{NO-BREAK SPACE}% [{low},\N{NO-BREAK SPACE}{high}] of the decided"
+        parts.append(part)
+    opening = f"{judge.model} compared pairs of answers to a question, one of this version and one of another system."
+    return Statement("By a judge", _summary(groups), f"{opening} Against {'; '.join(parts)}.")
+
+
+def _summary(groups: Collection[str]) -> str:
+    """A few words for comparisons, some of which are "better" or "worse"."""
+    if "better" in groups and "worse" in groups:
+        return "mixed"
+    return next((group for group in ("better", "worse") if group in groups), "no clear difference")
 
 
 def _slice(source: str, part: SliceResults) -> Statement:
@@ -120,7 +159,7 @@ def _slice(source: str, part: SliceResults) -> Statement:
     if not part.gates:
         return Statement(about, "too few to judge", f"{size}; figures need at least {MIN_CLUSTERS} clusters.")
     other = "champion" if "champion" in part.differences else LOOKUP
-    word, parts = _against(other, part)
+    word, parts = _against(other, part, _COMPARED_METRICS[other])
     return Statement(about, word, f"{size}. {_OPENING[other]} {parts}.")
 
 
@@ -132,10 +171,12 @@ def _held_out(part: HeldOutResults) -> Statement:
     )
 
 
-def _against(other: str, results: EvaluationResults | SliceResults) -> tuple[str, str]:
-    """The summary of the comparison with ``other``, and both systems' figures."""
+def _against(
+    other: str, results: EvaluationResults | SliceResults | BaselineResults, metrics: Sequence[str]
+) -> tuple[str, str]:
+    """The summary of the comparison with ``other``, and both systems' figures in ``metrics``."""
     groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
-    for metric in _COMPARED_METRICS[other]:
+    for metric in metrics:
         difference = results.differences[other][metric]
         scores = [results.scores[system][metric] for system in ("tuned", other)]
         if difference is not None:
@@ -147,10 +188,7 @@ def _against(other: str, results: EvaluationResults | SliceResults) -> tuple[str
                 f"{_name(metric)} ({ours} against {theirs}: {by} [{low},\N{NO-BREAK SPACE}{high}])"
             )
     words = {"better": "better in", "worse": "worse in", "unclear": "not clearly different in"}
-    if groups["better"] and groups["worse"]:
-        word = "mixed"
-    else:
-        word = next((group for group in ("better", "worse") if groups[group]), "no clear difference")
+    word = _summary([group for group, texts in groups.items() if texts])
     return word, "; ".join(f"{words[group]} {_listed(texts)}" for group, texts in groups.items() if texts)
 
 

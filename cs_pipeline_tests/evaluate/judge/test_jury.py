@@ -52,18 +52,23 @@ def test_wins_are_counted_and_compared_with_people(evaluated: DataLake, tiny: Fi
         for n in range(40)
     ]
     evaluated.write("evaluate", "human_ratings", rating_table(votes), RATING)
+    ids = rows.test["row_id"].tolist()
     with server(longer) as (endpoint, requests):
         answers = {"tuned": long, "base": short, "champion": [text.upper() for text in long]}
         answers["lookup"] = ["the longest of all the answers", *[""] * (len(long) - 1)]  # not always a known answer
-        found, table = judge_models(endpoint, rows, answers, evaluated, print)
+        by_row = {system: dict(zip(ids, texts, strict=True)) for system, texts in answers.items()}
+        by_row["few_shot"] = dict.fromkeys(sorted(ids)[:10], "the longest of all the answers")
+        found, table = judge_models(endpoint, rows, by_row, evaluated, print)
         calls = len(requests)
-        assert 300 < calls <= 2 * (3 * asked + 40), "two per pair, fewer for test rows with the same question"
-        again, _ = judge_models(endpoint, rows, answers, evaluated, print)
+        assert 300 < calls <= 2 * (3 * asked + 10 + 40), "two per pair, fewer for test rows with the same question"
+        again, _ = judge_models(endpoint, rows, by_row, evaluated, print)
         assert len(requests) == calls, "cached verdicts are not asked again"
     assert again == found
-    assert len(table) == 3 * asked
-    assert list(found.against) == ["base", "champion", "lookup"]
-    base, champion, lookup = found.against.values()
+    assert len(table) == 3 * asked + 10
+    assert list(found.against) == ["base", "champion", "few_shot", "lookup"]
+    base, champion, few_shot, lookup = found.against.values()
+    assert (few_shot.won, few_shot.lost, few_shot.ties) == (0, 10, 0)
+    assert set(table["question_id"]) == set(sorted(ids)[:asked])
     assert (base.won, base.lost, base.ties, base.share) == (asked, 0, 0, 1.0)
     assert (champion.won, champion.ties, champion.share) == (0, asked, None)
     first_is_asked = rows.test["row_id"].iloc[0] in set(table["question_id"])
