@@ -8,9 +8,50 @@ larger batches are faster too (bench/processor.py).
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicLayer
 
 _FINISHED_SHARE = 1 / 8
 """Finished rows are removed once they are this share of the batch. Fewer do not repay copying the cache of the others."""
+
+_ROOM = 64
+"""Tokens by which the cache of a layer grows."""
+
+
+class _GrowingLayer(DynamicLayer):
+    """The keys and values of one layer, [rows, heads, tokens, size], as views of tensors with room for further tokens.
+
+    transformers copies the whole cache for each new token. With many rows this takes longer than the attention itself, and
+    the copies, each slightly longer than the last, leave gaps in memory that cannot be used again.
+    """
+
+    _buffers: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        end = self.get_seq_length() + key_states.shape[-2]
+        keys = _appended(self._buffers[0], self.keys, key_states)
+        values = _appended(self._buffers[1], self.values, value_states)
+        self._buffers = keys, values
+        self.keys, self.values = keys[..., :end, :], values[..., :end, :]
+        return self.keys, self.values
+
+
+def _appended(buffer: torch.Tensor | None, cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """``buffer`` with ``new`` after ``cached``, or a larger tensor that begins with both if there is no room."""
+    start = cached.shape[-2] if cached.numel() else 0
+    end = start + new.shape[-2]
+    # After rows were removed from the cache, ``cached`` is no part of the buffer.
+    if buffer is None or buffer.shape[-2] < end or buffer.data_ptr() != cached.data_ptr():
+        buffer = new.new_empty((*new.shape[:-2], end + _ROOM, new.shape[-1]))
+        if start:
+            buffer[..., :start, :] = cached
+    buffer[..., start:end, :] = new
+    return buffer
 
 
 def greedy_answers(
@@ -31,6 +72,7 @@ def greedy_answers(
     answers: list[Any] = [None] * len(input_ids)
     rows = torch.arange(len(input_ids))  # for each row of the batch, the index of its answer
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    _let_grow(inputs["past_key_values"])
     outputs = model(
         **model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs), return_dict=True
     )
@@ -57,6 +99,15 @@ def greedy_answers(
         outputs = model(
             **model.prepare_inputs_for_generation(input_ids, next_sequence_length=1, **inputs), return_dict=True
         )
+
+
+def _let_grow(cache: Any) -> None:
+    """Replaces the layers of an empty ``cache`` that transformers would copy for each token."""
+    cache = getattr(cache, "self_attention_cache", cache)  # an encoder-decoder has another, which does not grow
+    growing: Any = _GrowingLayer  # its base class has no type hints
+    cache.layers = [growing() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    if cache.layer_class_to_replicate is DynamicLayer:
+        cache.layer_class_to_replicate = growing
 
 
 def _rows_of(value: Any, kept: torch.Tensor, rows: int) -> Any:
