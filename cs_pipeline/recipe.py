@@ -229,7 +229,9 @@ class EvaluationSettings(Section):
     """How many questions are answered. Compared models get the same ones."""
 
     test_rows: int | None = Field(
-        None, ge=1, description="test rows that are answered; null: all. With fewer, only a person can promote the version"
+        None,
+        ge=1,
+        description="test rows that are answered; null: all. With fewer, only a person can promote the version",
     )
     robustness_cases: int = Field(40, ge=1, description="unusual or hostile questions of each kind, at most")
     timed_answers: int = Field(20, ge=1, description="questions answered one at a time, to measure the latency")

@@ -435,6 +435,7 @@ OTHER: dict[str, Any] = {
     "evaluation.robustness_cases": None,  # changes no model
     "evaluation.timed_answers": None,  # likewise
     "evaluation.baseline_questions": None,  # likewise
+    "evaluation.test_rows": None,  # likewise
     "trainer.lr_scheduler_type": "linear",
     "trainer.optim": "paged_adamw_8bit",
     "trainer.gradient_checkpointing": True,

@@ -284,6 +284,8 @@ def _objections(
     for system, name in compared.items():
         yield from _may_be_worse(results, system, name)
     yield from ((sentence, False) for sentence in _alarms(results))
+    if results.rows_left_out:
+        yield f"its recipe asked only {results.rows:,} test questions and left out {results.rows_left_out:,}", True
     if compared and earlier_decisions >= DECISIONS_PER_YEAR:
         used = (
             f"the test rows were used for {earlier_decisions} decisions"

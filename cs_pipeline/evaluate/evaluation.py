@@ -60,7 +60,7 @@ from cs_pipeline.evaluate.scoring.cost import weights_bytes
 from cs_pipeline.evaluate.scoring.groundedness import seen_share
 from cs_pipeline.evaluate.scoring.metrics import corpus_scores
 from cs_pipeline.evaluate.scoring.statistics import paired_bootstrap
-from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set, sealed_rows
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set, sealed_rows, smallest_ids
 from cs_pipeline.evaluate.slices import count_near_train_rows, slice_scores, weaknesses, write_weak_intents
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
@@ -130,6 +130,9 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     known_labels = {row: intent for row, intent in labels.items() if intent != NO_INTENT}
     all_rows = FrozenTestSet(recipe, lake, labels=known_labels)
     test_set, sealed_set = _open_and_sealed(all_rows)
+    open_rows, limit = len(test_set.test), recipe.evaluation.test_rows
+    if limit is not None:
+        test_set, sealed_set = test_set.part(smallest_ids(test_set.test["row_id"].tolist(), limit)), None
     stats, sealed_stats, seconds, all_trials = {}, {}, {}, {}
     retrieval: RetrievalEffect | None = None
     for system, model in models.items():
@@ -178,6 +181,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         placeholders={system: model[0].placeholders for system, model in models.items()},
         data=DataVersions(**data),
         rows=len(test),
+        rows_left_out=open_rows - len(test),
         clusters=test["cluster_id"].nunique(),
         answer_classifier_accuracy=test_set.answer_classifier_accuracy,
         intent_labels=labelled_intents(all_rows.test, labels),

@@ -306,6 +306,8 @@ class EvaluationResults(ComparisonResults):
 
     ``baselines`` is None if the untuned base was not prompted (see ``evaluate_prompted_base``). ``sealed`` is None if there
     are too few test rows to seal a part of them. Every other figure, and ``rows`` and ``clusters``, are of the open rows.
+    ``rows_left_out`` counts the open rows that were not asked because the recipe asks for fewer (``evaluation.test_rows``);
+    then nothing is sealed either.
 
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
@@ -325,6 +327,7 @@ class EvaluationResults(ComparisonResults):
     placeholders: dict[str, PlaceholderMode]
     data: DataVersions
     rows: int
+    rows_left_out: int = 0
     clusters: int
     answer_classifier_accuracy: float
     intent_labels: LabelledIntents | None

@@ -345,6 +345,13 @@ def test_after_a_year_of_decisions_on_the_same_rows_a_person_decides() -> None:
     assert "the test rows were used for 52 decisions within a year" in decision.reason
 
 
+def test_a_recipe_that_asked_only_some_questions_is_promoted_by_a_person() -> None:
+    decision = decide_promotion(compared(SAME, BETTER, rows_left_out=200))
+    assert not decision.promote
+    assert decision.undecided
+    assert "asked only 90 test questions and left out 200" in decision.reason
+
+
 @pytest.mark.parametrize("metric", ["right_intent", "placeholder_f1", "chrf", "safe", "quality"])
 def test_a_gain_elsewhere_does_not_offset_a_clear_loss_on_one_source(metric: str) -> None:
     lost = SAME | {metric: difference(-12, -8)}

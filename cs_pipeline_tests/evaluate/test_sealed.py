@@ -16,6 +16,7 @@ from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.evaluate.decision import decide_promotion
 from cs_pipeline.evaluate.evaluation import SEALED_FILE, evaluate
 from cs_pipeline.evaluate.openings import read_openings, record_opening
+from cs_pipeline.evaluate.report.leaderboard import gather_leaderboard
 from cs_pipeline.evaluate.report.leaderboard_report import write_leaderboard
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.results import FREE_SYSTEMS, EvaluationResults, evaluation_folder, read_evaluation
@@ -228,3 +229,24 @@ def test_a_forgotten_answer_leaves_the_sealed_rows_too(lake: DataLake, recipe: L
     assert 0 < left.num_rows < before.num_rows
     assert not mostly_copied(left.column("answer").to_pylist(), [forgotten["response"]]).any()
     assert set(left.to_pandas().groupby("row_id").size()) == {5}, "a question is removed for all systems"
+
+
+def test_a_recipe_that_asks_few_questions_opens_nothing_and_is_compared_on_these(
+    lake: DataLake, recipe: LookupRecipe, sealed_lake: tuple[DataLake, Version]
+) -> None:
+    few = recipe.evaluation.model_copy(update={"test_rows": 60})
+    brief = recipe.model_copy(update={"name": "brief", "evaluation": few})
+    build_lookup(brief, lake)
+    results = evaluate(brief, lake, sealed_lake[1], print).results
+    whole = read_evaluation(recipe.name, lake)
+    assert (results.rows, results.rows_left_out, results.sealed) == (60, whole.rows - 60, None)
+    assert not (evaluation_folder("brief", lake) / SEALED_FILE).exists()
+    asked = set(pq.read_table(evaluation_folder("brief", lake) / "answers.parquet").column("row_id").to_pylist())
+    assert not asked & set(mask(lake).index[mask(lake)])
+    decision = decide_promotion(results)
+    assert (decision.promote, decision.undecided) == (False, True)
+    board = gather_leaderboard([recipe.name, "brief"], lake)
+    notes = dict(zip(board.rows.column("recipe").to_pylist(), board.rows.column("note").to_pylist(), strict=True))
+    assert notes == {recipe.name: "", "brief": "asked only 60 test questions"}
+    (behind,) = board.behind.values()
+    assert (behind.rows, behind.difference) == (60, 0)

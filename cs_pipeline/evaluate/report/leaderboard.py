@@ -117,6 +117,8 @@ def _row(name: str, results: EvaluationResults, current: dict[str, str], lake: D
             f"Materialise 'adapter' and its downstream assets for the partition '{name}' again.",
         )
     notes = []
+    if results.rows_left_out:
+        notes.append(f"asked only {results.rows:,} test questions")
     if read_json(lake.path("train", "adapter", f"{name}.json"))["fingerprint"] != results.adapter_fingerprint:
         notes.append("its newer adapter is not evaluated yet")
     if manifest["data"]["train_split"] != current["train"]:
@@ -160,7 +162,9 @@ def _figures(results: EvaluationResults) -> dict[str, float | None]:
 
 
 def _difference(name: str, best: str, lake: DataLake) -> Difference:
-    ours, theirs = (_tuned_rows(recipe, lake) for recipe in (name, best))
+    ours, theirs = (_tuned_rows(recipe, lake).set_index("row_id") for recipe in (name, best))
+    both = ours.index.intersection(theirs.index)  # a recipe may ask only some of the test rows
+    ours, theirs = ours.loc[both].reset_index(), theirs.loc[both].reset_index()
     difference = paired_bootstrap(ours, theirs, ours["cluster_id"].tolist(), metrics=(RANKED_BY,))[RANKED_BY]
     assert difference is not None  # both recipes were ranked by this metric
     return difference
