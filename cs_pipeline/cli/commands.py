@@ -24,6 +24,9 @@ intents = typer.Typer(no_args_is_help=True, help="Samples of company questions w
 app.add_typer(intents, name="intents")
 console = Console(highlight=False)
 
+DEMO_RECIPE = "smollm2_135m_demo"
+"""The recipe of ``make demo`` and of the commands that show its results."""
+
 _INTERRUPTED = 130
 """Typer's exit code after Ctrl-C."""
 
@@ -47,7 +50,7 @@ def main() -> None:
 
 
 @app.command()
-def demo(recipe: RecipeOption = "embedded") -> None:
+def demo(recipe: RecipeOption = DEMO_RECIPE) -> None:
     """Run the full pipeline: materialise every asset, from the raw rows to the champion.
 
     In a lake without a champion, the free look-up is built first, so that the model is compared with it.
@@ -72,7 +75,7 @@ def doctor(
 
 
 @app.command()
-def report(recipe: RecipeOption = "embedded") -> None:
+def report(recipe: RecipeOption = DEMO_RECIPE) -> None:
     """Show the summary of a recipe's evaluation report, and the paths of the full report and the leaderboard."""
     from rich.markdown import Markdown
 
@@ -189,7 +192,7 @@ def release(rows: Annotated[list[str], typer.Argument(help="row ids from 'quaran
 
 @ratings.command("export")
 def ratings_export(
-    sheet: Annotated[Path, typer.Argument(help="the CSV file to write")], recipe: RecipeOption = "embedded"
+    sheet: Annotated[Path, typer.Argument(help="the CSV file to write")], recipe: RecipeOption = DEMO_RECIPE
 ) -> None:
     """Write answers from the recipe's last evaluation as a rating sheet, and a key file that says who wrote each."""
     from cs_pipeline.evaluate.people.ratings import export_samples

@@ -36,8 +36,9 @@ FALSE_PROMOTIONS = 0.05
 """The largest chance that any of a year's decisions promotes a candidate that is no better than the champion. Each decision
 gets an equal part of it (Bonferroni), so a single one is wrong with a chance of 0.05 / 52."""
 
-MARGIN_RISK = 0.05
-"""The chance that a candidate passes whose true loss is exactly the margin."""
+MARGIN_RISK = 0.04
+"""The chance that a candidate passes whose true loss is exactly the margin. The aim is 5 %, but bootstrap intervals are
+slightly too narrow: with 0.05, 6.5 % of 400 simulated candidates with a true loss in placeholder F1 passed."""
 
 MARGINS = {
     "quality": 2.0,
@@ -356,8 +357,9 @@ def _where(results: EvaluationResults) -> str:
 
 def _may_be_worse(results: EvaluationResults, system: str, name: str) -> Iterator[tuple[str, bool]]:
     """The metrics in which a loss beyond the margin cannot be ruled out."""
+    found = results.differences[system] if results.sealed is None else results.sealed.with_open[system]
     for metric, margin in MARGINS.items():
-        difference = results.differences[system].get(metric)
+        difference = found.get(metric)
         # None for example for placeholders if the recipe strips them, or for the stop rate of a free look-up.
         if difference is None or lower_bound(difference, metric, MARGIN_RISK, margin=margin) > -margin:
             continue

@@ -5,7 +5,7 @@ measured there is the difference in answer quality that ``decision.py`` reads.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -20,7 +20,7 @@ from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.evaluate.comparison import compare, compare_held_out
-from cs_pipeline.evaluate.decision import PRIMARY_METRIC, of_rivals
+from cs_pipeline.evaluate.decision import MARGINS, PRIMARY_METRIC, of_rivals
 from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
 from cs_pipeline.evaluate.judge.judge import judge_models
 from cs_pipeline.evaluate.people.intent_labels import (
@@ -35,6 +35,7 @@ from cs_pipeline.evaluate.results import (
     LOOKUP,
     WITHOUT_RETRIEVAL,
     DataVersions,
+    Differences,
     EvaluationResults,
     SealedResults,
     TimedRun,
@@ -82,6 +83,10 @@ BASELINES_FILE = "baselines.parquet"
 
 SEALED_FILE = "sealed.parquet"
 """Like ``answers.parquet``, for the sealed rows. Nothing reads it but forgetting."""
+
+
+_Stats: TypeAlias = Mapping[str, pd.DataFrame]
+"""Row statistics by system."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         intent_labels=labelled_intents(all_rows.test, labels),
         answers_seen=seen_share(test_set.references, train["response"].tolist()),
         **dict(compare(test, stats)),
-        sealed=None if sealed_set is None else _compare_sealed(sealed_set.test, sealed_stats),
+        sealed=None if sealed_set is None else _compare_sealed(sealed_set.test, sealed_stats, test, stats),
         held_out=compare_held_out(test, stats, recipe.held_out_intents if isinstance(recipe, FineTuneRecipe) else ()),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),
         weak=weak,
@@ -242,13 +247,24 @@ def _open_and_sealed(all_rows: FrozenTestSet) -> tuple[FrozenTestSet, FrozenTest
     return all_rows.part(~sealed), all_rows.part(sealed) if sealed.any() else None
 
 
-def _compare_sealed(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame]) -> SealedResults:
-    clusters = test["cluster_id"].tolist()
-    differences = {
-        system: paired_bootstrap(stats["tuned"], frame, clusters, metrics=(PRIMARY_METRIC,))[PRIMARY_METRIC]
-        for system, frame in of_rivals(stats).items()
-    }
-    return SealedResults(rows=len(test), clusters=len(set(clusters)), differences=differences)
+def _compare_sealed(
+    sealed: pd.DataFrame, sealed_stats: _Stats, opened: pd.DataFrame, open_stats: _Stats
+) -> SealedResults:
+    def differences(clusters: pd.Series, stats: _Stats, metrics: Iterable[str]) -> dict[str, Differences]:
+        return {
+            system: paired_bootstrap(stats["tuned"], frame, clusters.tolist(), metrics=tuple(metrics))
+            for system, frame in of_rivals(stats).items()
+        }
+
+    both = {system: pd.concat([frame, open_stats[system]], ignore_index=True) for system, frame in sealed_stats.items()}
+    clusters = sealed["cluster_id"]
+    of_quality = differences(clusters, sealed_stats, [PRIMARY_METRIC])
+    return SealedResults(
+        rows=len(sealed),
+        clusters=clusters.nunique(),
+        differences={system: by_metric[PRIMARY_METRIC] for system, by_metric in of_quality.items()},
+        with_open=differences(pd.concat([clusters, opened["cluster_id"]]), both, MARGINS),
+    )
 
 
 def _row_columns(test_set: FrozenTestSet, near: np.ndarray) -> pd.DataFrame:

@@ -170,12 +170,14 @@ class BaselineResults(_Record):
 class SealedResults(_Record):
     """The sealed test rows: whether the candidate's answers are better is decided on them, and no other figure is.
 
-    ``differences`` are in answer quality, by each system that a decision can be based on.
+    ``differences`` are in answer quality, by each system that a decision can be based on. ``with_open`` holds those on all
+    rows, sealed and open, in the metrics in which the candidate must not be worse.
     """
 
     rows: int
     clusters: int
     differences: dict[str, Difference | None]
+    with_open: dict[str, Differences]
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,12 @@ GAIN, LOSS, NOTHING = (difference_of(low, low + 2, **SEALED) for low in (29.0, -
 ON_SEALED = "95 % interval +29.0 to +31.0, on 402 sealed questions"
 
 
+def sealed_results(quality: dict[str, Difference | None], to_champion: Differences | None = SAME) -> SealedResults:
+    """The differences in ``quality`` on the sealed rows, and those from the champion on all rows."""
+    with_open = {"lookup": SAME} | ({"champion": to_champion} if to_champion else {})
+    return SealedResults(**SEALED, differences=quality, with_open=with_open)
+
+
 @pytest.mark.parametrize(
     ("to_champion", "on_sealed", "promote", "reason"),
     [
@@ -131,29 +137,29 @@ ON_SEALED = "95 % interval +29.0 to +31.0, on 402 sealed questions"
         (BETTER, {}, False, "its answer quality could not be compared with that of the champion"),
         (BETTER, {"champion": difference_of(1, 5, **SEALED)}, False, "+1.0 to +5.0, on 402 sealed questions; counting"),
         (None, {"lookup": GAIN}, True, f"best free look-up (answer quality +30.0, {ON_SEALED})"),
-        # "Not worse" depends on the open rows alone.
+        # "Not worse" depends on all rows.
         (quality(-9, -8), {"champion": GAIN}, False, "its answer quality is worse than that of the champion (-8.5"),
         (SAME | {"chrf": difference(-9, -8)}, {"champion": GAIN}, False, "its chrF is worse than that of the champion"),
         (SAME, {"champion": GAIN, "lookup": LOSS}, True, PROMOTED),
     ],
 )
-def test_sealed_rows_decide_whether_it_is_better_and_nothing_else(
+def test_sealed_rows_decide_whether_it_is_better_and_all_rows_whether_it_is_worse(
     to_champion: Differences | None, on_sealed: dict[str, Difference | None], promote: bool, reason: str
 ) -> None:
-    sealed = SealedResults(**SEALED, differences=on_sealed)
-    decision = decide_promotion(compared(SAME, to_champion, sealed=sealed))
+    sealed = sealed_results(on_sealed, to_champion)
+    decision = decide_promotion(compared(SAME, BETTER if to_champion else None, sealed=sealed))
     assert decision.promote is promote, decision.reason
     assert reason in decision.reason
 
 
 def test_sealed_rows_need_enough_rows_and_not_too_many_openings() -> None:
-    small = SealedResults(**SEALED, differences={"champion": difference_of(1, 9, **SEALED)})
+    small = sealed_results({"champion": difference_of(1, 9, **SEALED)})
     methods = dict.fromkeys(("tuned", "champion"), LOOK_UP)
     assert (
         "sealed questions would show such a gain"
         in decide_promotion(compared(SAME, BETTER, sealed=small, methods=methods)).reason
     )
-    found = compared(SAME, BETTER, sealed=SealedResults(**SEALED, differences={"champion": GAIN}))
+    found = compared(SAME, BETTER, sealed=sealed_results({"champion": GAIN}))
     assert decide_promotion(found, DECISIONS_PER_YEAR - 1).promote
     decision = decide_promotion(found, DECISIONS_PER_YEAR)
     assert decision.undecided

@@ -395,7 +395,8 @@ def test_the_history_holds_the_sealed_figures(champion_two: World) -> None:
         "adapter_fingerprint": "made by three",
         "champion_version": 2,
     }
-    sealed = SealedResults(rows=402, clusters=395, differences={"champion": quality, "lookup": quality})
+    gains, all_gains = {"champion": quality, "lookup": quality}, {"champion": BETTER, "lookup": SAME}
+    sealed = SealedResults(rows=402, clusters=395, differences=gains, with_open=all_gains)
     results = compared(SAME, BETTER, sealed=sealed, **about)
     write_evaluation(results, evaluation_file("three", champion_two.lake))
     (entry,) = champion_two.judge().entries

@@ -159,9 +159,8 @@ def test_it_says_on_which_rows_and_how_often_they_were_used() -> None:
 
 
 def test_it_says_how_many_sealed_questions_decided_and_how_often_they_were_opened() -> None:
-    results = compared(
-        BETTER, rows=805, clusters=790, sealed=SealedResults(rows=402, clusters=395, differences={"lookup": BETTER})
-    )
+    sealed = SealedResults(rows=402, clusters=395, differences={"lookup": BETTER}, with_open={"lookup": {}})
+    results = compared(BETTER, rows=805, clusters=790, sealed=sealed)
     for count, words in ((0, "were never opened"), (1, "were opened once"), (12, "were opened 12 times")):
         reasons = texts(recommend(results, PROMOTED, None, count))
         assert reasons["On which questions"].startswith("805 open test questions in 790 clusters")
