@@ -265,17 +265,26 @@ def _measured_on(results: EvaluationResults) -> str:
         else f" At the median, {results.answers_seen:.0%} of a reference answer's runs of {COPIED_RUN} words are also in"
         " training answers: the higher this is, the better is copying."
     )
-    sealed = (
-        " No question is sealed, because there are too few."
-        if results.sealed is None
-        else f" Another {results.sealed.rows:,} questions in {results.sealed.clusters:,} clusters are sealed: they decide"
-        " whether this version's answers are better, and no other figure on this page is based on them."
-    )
     opened = "" if results.sealed is None else "open "
     return (
         f"{results.rows:,} {opened}test questions in {results.clusters:,} clusters of near-duplicates, from"
-        f" {len(results.slices)} {plural} ({sources}). None has a near-duplicate among the training questions.{sealed}{seen}"
-        f"{_labelled(results.intent_labels)}"
+        f" {len(results.slices)} {plural} ({sources}). None has a near-duplicate among the training questions."
+        f"{_sealed(results)}{seen}{_labelled(results.intent_labels)}"
+    )
+
+
+def _sealed(results: EvaluationResults) -> str:
+    if results.rows_left_out:
+        return (
+            f" The recipe leaves out {results.rows_left_out:,} other test questions (evaluation.test_rows), so only a"
+            " person can promote this version."
+        )
+    if results.sealed is None:
+        return " No question is sealed, because there are too few."
+    return (
+        f" Another {results.sealed.rows:,} questions in {results.sealed.clusters:,} clusters are sealed: they decide whether"
+        " this version's answers are better, and count when a loss has to be ruled out. No other figure on this page is"
+        " based on them."
     )
 
 

@@ -168,6 +168,12 @@ def test_it_says_how_many_sealed_questions_decided_and_how_often_they_were_opene
         assert f"The sealed questions {words} in the year before" in reasons["Earlier decisions"]
 
 
+def test_it_says_that_a_recipe_asks_only_some_questions() -> None:
+    reasons = texts(recommend(compared(BETTER, rows=64, rows_left_out=98), REFUSED, None, 0))
+    assert "leaves out 98 other test questions (evaluation.test_rows)" in reasons["On which questions"]
+    assert "sealed" not in reasons["On which questions"]
+
+
 def test_it_says_how_much_of_the_answers_is_in_training_answers() -> None:
     reasons = texts(recommend(compared(BETTER, answers_seen=0.614), PROMOTED, None, 0))
     assert (
