@@ -29,7 +29,7 @@ from cs_pipeline.evaluate.people.intent_labels import (
     labelled_intents,
     read_intent_labels,
 )
-from cs_pipeline.evaluate.prompted_base import evaluate_prompted_base
+from cs_pipeline.evaluate.prompted_base import PromptedBase, evaluate_prompted_base
 from cs_pipeline.evaluate.results import (
     FREE_SYSTEMS,
     LOOKUP,
@@ -131,49 +131,17 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     if endpoint is not None:  # fail early if the judge does not answer
         with endpoint.client() as client:
             endpoint.ask(client, [{"role": "user", "content": "Reply with the word TIE."}])
-    # From here on, "test set" means the open rows.
     known_labels = {row: intent for row, intent in labels.items() if intent != NO_INTENT}
     all_rows = FrozenTestSet(recipe, lake, labels=known_labels)
-    test_set, sealed_set = _open_and_sealed(all_rows)
-    open_rows, limit = len(test_set.test), recipe.evaluation.test_rows
-    if limit is not None:
-        test_set, sealed_set = test_set.part(smallest_ids(test_set.test["row_id"].tolist(), limit)), None
-    stats, sealed_stats, seconds, all_trials = {}, {}, {}, {}
-    retrieval: RetrievalEffect | None = None
-    for system, model in models.items():
-        started = time.monotonic()
-        stats[system], all_trials[system], effect, on_sealed = _evaluate_model(
-            system, *model, test_set, sealed_set, lake, report
-        )
-        seconds[system] = time.monotonic() - started
-        if on_sealed is not None:
-            sealed_stats[system] = on_sealed
-        if effect is not None:
-            retrieval = effect
-            stats[WITHOUT_RETRIEVAL], seconds[WITHOUT_RETRIEVAL] = effect.without, effect.seconds
-    index = RetrievalIndex.load(retrieval_folder(lake))
-    for system, answers in _baselines(test_set, index).items():
-        started = time.monotonic()
-        copied = answers()
-        # What is copied from a known answer is as little made up as what a model takes from its prompt.
-        stats[system] = test_set.score(copied, as_sources(copied) if system in FREE_SYSTEMS else None)
-        seconds[system] = time.monotonic() - started
-    if sealed_set is not None:
-        for system in FREE_SYSTEMS:
-            copied = _baselines(sealed_set, index)[system]()
-            sealed_stats[system] = sealed_set.score(copied, as_sources(copied))
-    prompted = evaluate_prompted_base(recipe, base, test_set, stats, index, report)
-    test, train = test_set.test, test_set.train
-    near = count_near_train_rows(test_set.questions, train["instruction"].tolist())
-    weak = weaknesses(test, stats["tuned"], near, train["intent"].tolist())
-    references = test_set.score_without_references(test_set.references).assign(rows=1)
+    answers = _answer_all(recipe, base, models, all_rows, lake, report)
+    test, train, stats = answers.open.test, answers.open.train, answers.stats
+    near = count_near_train_rows(answers.open.questions, train["instruction"].tolist())
+    references = answers.open.score_without_references(answers.open.references).assign(rows=1)
     verdicts, judged_pairs = None, None
     if endpoint is not None:
-        compared = {system: stats[system] for system in (*models, LOOKUP)}
-        if prompted is not None:
-            compared[prompted.results.strongest] = prompted.stats[prompted.results.strongest]
-        by_row = {s: dict(zip(frame["row_id"], frame["answer"], strict=True)) for s, frame in compared.items()}
-        verdicts, judged_pairs = judge_models(endpoint, test_set, by_row, lake, report)
+        verdicts, judged_pairs = judge_models(
+            endpoint, answers.open, _judged_answers([*models, LOOKUP], answers), lake, report
+        )
     results = EvaluationResults(
         fingerprint=key,
         code_version=CODE_VERSIONS["evaluation"],
@@ -186,51 +154,133 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         placeholders={system: model[0].placeholders for system, model in models.items()},
         data=DataVersions(**data),
         rows=len(test),
-        rows_left_out=open_rows - len(test),
+        rows_left_out=answers.left_out,
         clusters=test["cluster_id"].nunique(),
-        answer_classifier_accuracy=test_set.answer_classifier_accuracy,
+        answer_classifier_accuracy=answers.open.answer_classifier_accuracy,
         intent_labels=labelled_intents(all_rows.test, labels),
-        answers_seen=seen_share(test_set.references, train["response"].tolist()),
+        answers_seen=seen_share(answers.open.references, train["response"].tolist()),
         **dict(compare(test, stats)),
-        sealed=None if sealed_set is None else _compare_sealed(sealed_set.test, sealed_stats, test, stats),
+        sealed=_compare_sealed(answers),
         held_out=compare_held_out(test, stats, recipe.held_out_intents if isinstance(recipe, FineTuneRecipe) else ()),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),
-        weak=weak,
+        weak=weaknesses(test, stats["tuned"], near, train["intent"].tolist()),
         naive=naive_scores(pd.concat([train, test], ignore_index=True)),
-        robustness={s: robustness_by_group(trials.robustness).to_dict("records") for s, trials in all_trials.items()},
-        retrieval=retrieval and retrieval_results(test, stats, retrieval),
-        baselines=prompted and prompted.results,
-        probe={system: trials.probe["right"].tolist() for system, trials in all_trials.items()},
-        runs={s: TimedRun(**asdict(trials.run), alone=trials.latencies) for s, trials in all_trials.items()},
+        robustness={
+            s: robustness_by_group(trials.robustness).to_dict("records") for s, trials in answers.trials.items()
+        },
+        retrieval=answers.retrieval and retrieval_results(test, stats, answers.retrieval),
+        baselines=answers.prompted and answers.prompted.results,
+        probe={system: trials.probe["right"].tolist() for system, trials in answers.trials.items()},
+        runs={s: TimedRun(**asdict(trials.run), alone=trials.latencies) for s, trials in answers.trials.items()},
         adapter_bytes=weights_bytes(adapter.folder),
         judge=verdicts,
-        seconds=seconds,
+        seconds=answers.seconds,
     )
-    row_columns = _row_columns(test_set, near)
-    categories = dict(zip(train["intent"], train["category"], strict=True))
     with evaluations_lock(lake), atomic_folder(folder) as temporary:
-        _write_answers(_of_all_systems(row_columns, stats), temporary / "answers.parquet")
-        if sealed_set is not None:
-            near_sealed = count_near_train_rows(sealed_set.questions, train["instruction"].tolist())
-            sealed_answers = _of_all_systems(_row_columns(sealed_set, near_sealed), sealed_stats)
-            _write_answers(sealed_answers, temporary / SEALED_FILE)
-        _write_answers(row_columns.assign(**references), temporary / "references.parquet")
-        for name in ("robustness", "probe"):
-            frames = [getattr(trials, name).assign(system=system) for system, trials in all_trials.items()]
-            pd.concat(frames).to_parquet(temporary / f"{name}.parquet", index=False)
-        if retrieval is not None:
-            retrieval.misled.to_parquet(temporary / "misled.parquet", index=False)
-            grounded = [rows.assign(row_id=test["row_id"], system=s) for s, rows in retrieval.grounding.items()]
-            pd.concat(grounded).to_parquet(temporary / "grounding.parquet", index=False)
-        if prompted is not None:
-            asked = row_columns[row_columns["row_id"].isin(prompted.row_ids)].reset_index(drop=True)
-            _write_answers(_of_all_systems(asked, prompted.stats), temporary / BASELINES_FILE)
+        _write_tables(temporary, answers, references, near)
         if judged_pairs is not None:
             judged_pairs.to_parquet(temporary / "judge.parquet", index=False)
-        pq.write_table(slice_scores(test, stats), temporary / "slices.parquet")
-        write_weak_intents(temporary / "weak_intents.csv", weak, categories)
+        write_weak_intents(
+            temporary / "weak_intents.csv", results.weak, dict(zip(train["intent"], train["category"], strict=True))
+        )
         write_evaluation(results, temporary / evaluation_file(recipe.name, lake).name)
     return Evaluation(results, reused=False)
+
+
+@dataclass(frozen=True)
+class _AllAnswers:
+    """What all systems answered: row statistics by system, on the open and on the sealed rows, and the trials of the models.
+
+    ``sealed`` is None if no row is sealed; ``left_out`` counts the open rows that the recipe does not ask.
+    """
+
+    open: FrozenTestSet
+    sealed: FrozenTestSet | None
+    left_out: int
+    stats: dict[str, pd.DataFrame]
+    sealed_stats: dict[str, pd.DataFrame]
+    seconds: dict[str, float]
+    trials: dict[str, Trials]
+    retrieval: RetrievalEffect | None
+    prompted: PromptedBase | None
+
+
+def _answer_all(
+    recipe: Recipe,
+    base: Path | None,
+    models: Mapping[str, "_Model"],
+    all_rows: FrozenTestSet,
+    lake: DataLake,
+    report: Callable[[str], None],
+) -> _AllAnswers:
+    """Lets the models, the baselines and the prompted base answer the test rows."""
+    opened, sealed, left_out = _parts(all_rows)
+    stats, sealed_stats, seconds, trials = {}, {}, {}, {}
+    retrieval: RetrievalEffect | None = None
+    for system, model in models.items():
+        started = time.monotonic()
+        stats[system], trials[system], effect, on_sealed = _evaluate_model(system, *model, opened, sealed, lake, report)
+        seconds[system] = time.monotonic() - started
+        if on_sealed is not None:
+            sealed_stats[system] = on_sealed
+        if effect is not None:
+            retrieval = effect
+            stats[WITHOUT_RETRIEVAL], seconds[WITHOUT_RETRIEVAL] = effect.without, effect.seconds
+    index = RetrievalIndex.load(retrieval_folder(lake))
+    for system, answers in _baselines(opened, index).items():
+        started = time.monotonic()
+        copied = answers()
+        # What is copied from a known answer is as little made up as what a model takes from its prompt.
+        stats[system] = opened.score(copied, as_sources(copied) if system in FREE_SYSTEMS else None)
+        seconds[system] = time.monotonic() - started
+    if sealed is not None:
+        for system in FREE_SYSTEMS:
+            copied = _baselines(sealed, index)[system]()
+            sealed_stats[system] = sealed.score(copied, as_sources(copied))
+    prompted = evaluate_prompted_base(recipe, base, opened, stats, index, report)
+    return _AllAnswers(opened, sealed, left_out, stats, sealed_stats, seconds, trials, retrieval, prompted)
+
+
+def _parts(all_rows: FrozenTestSet) -> tuple[FrozenTestSet, FrozenTestSet | None, int]:
+    """The open rows to ask, the sealed rows (None if there are none), and how many open rows the recipe leaves out."""
+    sealed = sealed_rows(all_rows.test["cluster_id"].tolist())
+    opened, limit = all_rows.part(~sealed), all_rows.settings.test_rows
+    if limit is not None:
+        asked = opened.part(smallest_ids(opened.test["row_id"].tolist(), limit))
+        return asked, None, len(opened.test) - len(asked.test)
+    return opened, all_rows.part(sealed) if sealed.any() else None, 0
+
+
+def _judged_answers(systems: Iterable[str], answers: _AllAnswers) -> dict[str, dict[str, str]]:
+    """By system and row id, the answers that a judge compares: of ``systems``, and of the strongest prompted base."""
+    compared = {system: answers.stats[system] for system in systems}
+    if answers.prompted is not None:
+        strongest = answers.prompted.results.strongest
+        compared[strongest] = answers.prompted.stats[strongest]
+    return {s: dict(zip(frame["row_id"], frame["answer"], strict=True)) for s, frame in compared.items()}
+
+
+def _write_tables(folder: Path, answers: _AllAnswers, references: pd.DataFrame, near: np.ndarray) -> None:
+    """Writes the tables behind the figures. ``near`` [rows] counts the near training questions of the open rows."""
+    test = answers.open.test
+    row_columns = _row_columns(answers.open, near)
+    _write_answers(_of_all_systems(row_columns, answers.stats), folder / "answers.parquet")
+    if answers.sealed is not None:
+        near_sealed = count_near_train_rows(answers.sealed.questions, answers.open.train["instruction"].tolist())
+        sealed_answers = _of_all_systems(_row_columns(answers.sealed, near_sealed), answers.sealed_stats)
+        _write_answers(sealed_answers, folder / SEALED_FILE)
+    _write_answers(row_columns.assign(**references), folder / "references.parquet")
+    for name in ("robustness", "probe"):
+        frames = [getattr(trials, name).assign(system=system) for system, trials in answers.trials.items()]
+        pd.concat(frames).to_parquet(folder / f"{name}.parquet", index=False)
+    if answers.retrieval is not None:
+        answers.retrieval.misled.to_parquet(folder / "misled.parquet", index=False)
+        grounded = [rows.assign(row_id=test["row_id"], system=s) for s, rows in answers.retrieval.grounding.items()]
+        pd.concat(grounded).to_parquet(folder / "grounding.parquet", index=False)
+    if answers.prompted is not None:
+        asked = row_columns[row_columns["row_id"].isin(answers.prompted.row_ids)].reset_index(drop=True)
+        _write_answers(_of_all_systems(asked, answers.prompted.stats), folder / BASELINES_FILE)
+    pq.write_table(slice_scores(test, answers.stats), folder / "slices.parquet")
 
 
 def _earlier_results(recipe_name: str, lake: DataLake, fingerprint: str) -> EvaluationResults | None:
@@ -241,29 +291,25 @@ def _earlier_results(recipe_name: str, lake: DataLake, fingerprint: str) -> Eval
     return results if results.fingerprint == fingerprint else None
 
 
-def _open_and_sealed(all_rows: FrozenTestSet) -> tuple[FrozenTestSet, FrozenTestSet | None]:
-    """The open and the sealed part of the test set; None if it is too small to seal a part of it."""
-    sealed = sealed_rows(all_rows.test["cluster_id"].tolist())
-    return all_rows.part(~sealed), all_rows.part(sealed) if sealed.any() else None
+def _compare_sealed(answers: _AllAnswers) -> SealedResults | None:
+    if answers.sealed is None:
+        return None
 
-
-def _compare_sealed(
-    sealed: pd.DataFrame, sealed_stats: _Stats, opened: pd.DataFrame, open_stats: _Stats
-) -> SealedResults:
     def differences(clusters: pd.Series, stats: _Stats, metrics: Iterable[str]) -> dict[str, Differences]:
         return {
             system: paired_bootstrap(stats["tuned"], frame, clusters.tolist(), metrics=tuple(metrics))
             for system, frame in of_rivals(stats).items()
         }
 
-    both = {system: pd.concat([frame, open_stats[system]], ignore_index=True) for system, frame in sealed_stats.items()}
-    clusters = sealed["cluster_id"]
-    of_quality = differences(clusters, sealed_stats, [PRIMARY_METRIC])
+    on_sealed, on_open = answers.sealed_stats, answers.stats
+    both = {system: pd.concat([frame, on_open[system]], ignore_index=True) for system, frame in on_sealed.items()}
+    clusters = answers.sealed.test["cluster_id"]
+    of_quality = differences(clusters, on_sealed, [PRIMARY_METRIC])
     return SealedResults(
-        rows=len(sealed),
+        rows=len(clusters),
         clusters=clusters.nunique(),
         differences={system: by_metric[PRIMARY_METRIC] for system, by_metric in of_quality.items()},
-        with_open=differences(pd.concat([clusters, opened["cluster_id"]]), both, MARGINS),
+        with_open=differences(pd.concat([clusters, answers.open.test["cluster_id"]]), both, MARGINS),
     )
 
 

@@ -136,18 +136,18 @@ def test_a_gain_of_the_stated_size_is_found_at_bitexts_rows() -> None:
 
 @pytest.mark.parametrize("metric", ["right_intent", "placeholder_f1", "safe"])
 def test_a_true_loss_of_one_margin_passes_in_at_most_five_percent(metric: str) -> None:
-    """The answers are better by far in everything else. 60 cases: more than 6 passes have a chance of 4 % at 5 % each."""
+    """The answers are better by far in everything else. 40 cases: more than 5 passes have a chance of 1 % at 5 % each."""
     worse = {
         "right_intent": {"right": 0.95 - MARGINS["right_intent"] / 100},
         "placeholder_f1": {"matched": 0.75 - MARGINS["placeholder_f1"] / 100},
         "safe": {"safe": 1.0 - MARGINS["safe"] / 100},
     }[metric]
     promoted = 0
-    for seed in range(60):
+    for seed in range(40):
         simulation = Simulation(seed)
         better = simulation.system(**{"level": 0.95, "right": 0.95, **worse})
         promoted += decide_promotion(simulation.results(better, simulation.system(level=0.75))).promote
-    assert promoted <= 6
+    assert promoted <= 5
 
 
 def test_a_system_as_good_as_the_champion_in_all_margins_usually_passes_them() -> None:

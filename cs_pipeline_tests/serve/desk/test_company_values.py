@@ -37,7 +37,7 @@ def test_values_can_be_given_under_any_spelling_of_their_name(lake: DataLake) ->
         ('values: {Company Name: ""}', "'Company Name' needs a value on one line"),
         ('values: {Company Name: "a {{Website URL}}"}', "without braces"),
         ('values: {Company Name: "a\\nb"}', "on one line"),
-        ("values: {Company Name: a, company: b}", "two values"),
+        ("values: {Company Name: a, company: b}", "spellings of the same placeholder"),
         ("handover: {webhook: ftp://x}", "handover.webhook"),
         ("handover: {confidence: 2}", "handover.confidence"),
         ("handover: {mail: x}", "handover.mail"),

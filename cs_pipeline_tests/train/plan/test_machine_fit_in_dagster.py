@@ -21,7 +21,7 @@ description: A base too large for any machine; for tests.
 base: {source: hub, repo: EleutherAI/gpt-j-6b, revision: "REVISION", licence: Apache-2.0}
 quantization: none
 lora: null
-trainer: {num_train_epochs: 1, learning_rate: 1.0e-4, per_device_train_batch_size: 100000, max_length: 2048}
+trainer: {num_train_epochs: 1, learning_rate: 1.0e-4, per_device_train_batch_size: 1, max_length: 200000000}
 generation: {max_new_tokens: 10}
 """
 
