@@ -277,11 +277,11 @@ def _objections(
             True,
         )
         return
-    yield from ((sentence, False) for sentence in _below_standard(results))
     compared = rivals(results)
     if compared and not (champion_forgotten and "champion" in compared):
         incumbent = next(iter(compared))
         yield from ((sentence, False) for sentence in _not_better(results, incumbent, compared[incumbent], votes))
+    yield from ((sentence, False) for sentence in _below_standard(results))
     for system, name in compared.items():
         yield from _may_be_worse(results, system, name)
     yield from ((sentence, False) for sentence in _alarms(results))
