@@ -10,7 +10,7 @@ from rich.text import Text
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.report.report import is_demo
+from cs_pipeline.evaluate.report.report import has_embedded_base
 from cs_pipeline.evaluate.results import LOOKUP, evaluation_folder, read_evaluation
 from cs_pipeline.recipe import CascadeRecipe, LookupRecipe, Recipe, load_fine_tune_recipe, load_recipe, recipe_names
 from cs_pipeline.register.history import read_history
@@ -97,7 +97,7 @@ def _print_summary(result: "ExecuteInProcessResult", recipe: Recipe, lake: DataL
         for label, text in example.items():
             console.print(Padding(Text.assemble((f"{label}: ", "bold"), text.strip() or "(nothing)"), (0, 0, 0, 2)))
     console.print()
-    if is_demo(read_evaluation(recipe.name, lake)):
+    if has_embedded_base(read_evaluation(recipe.name, lake)):
         console.print(
             "[yellow]The embedded base only shows that the pipeline works; its answers are not for customers.[/]"
         )

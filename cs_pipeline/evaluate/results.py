@@ -168,10 +168,10 @@ class BaselineResults(_Record):
 
 
 class SealedResults(_Record):
-    """The sealed test rows: whether the candidate's answers are better is decided on them, and no other figure is.
+    """What the decision reads of the sealed test rows.
 
-    ``differences`` are in answer quality, by each system that a decision can be based on. ``with_open`` holds those on all
-    rows, sealed and open, in the metrics in which the candidate must not be worse.
+    ``differences`` in answer quality decide whether the candidate's answers are better. ``with_open`` holds the differences
+    on all rows, sealed and open, in the metrics in which it must not be worse. Both are by the system compared with.
     """
 
     rows: int
@@ -209,9 +209,7 @@ class PeopleAgreement:
     pairs: int
 
 
-class JudgeTally(_Record):
-    """How often the judge preferred the tuned model: ``share`` of the decided pairs, with Wilson's 95 % interval."""
-
+class _Tally(_Record):
     won: int
     lost: int
     ties: int
@@ -220,7 +218,11 @@ class JudgeTally(_Record):
     high: float | None
 
 
-class PeopleVotes(_Record):
+class JudgeTally(_Tally):
+    """How often the judge preferred the tuned model: ``share`` of the decided pairs, with Wilson's 95 % interval."""
+
+
+class PeopleVotes(_Tally):
     """How often people who did not know the systems preferred one version (``candidate``) to another (``incumbent``).
 
     Each question counts once: ``won``, ``lost`` and ``ties`` are questions on which most verdicts are for the candidate,
@@ -231,12 +233,6 @@ class PeopleVotes(_Record):
 
     candidate: str
     incumbent: str
-    won: int
-    lost: int
-    ties: int
-    share: float | None
-    low: float | None
-    high: float | None
     verdicts: int
     raters: int
     busiest: float

@@ -28,7 +28,7 @@ from cs_pipeline.evaluate.retrieval_effect import RETRIEVAL_METRICS
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.train.adapter import current_adapter
 
-DEMO_WARNING = (
+EMBEDDED_WARNING = (
     "This is a demo model and not fit for customers: its very small base was trained from scratch in minutes to show that "
     "the pipeline works."
 )
@@ -75,7 +75,7 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
         "results": results,
         "systems": systems,
         "models": models,
-        "demo": DEMO_WARNING if is_demo(results) else "",
+        "demo": EMBEDDED_WARNING if has_embedded_base(results) else "",
         "recommended": recommend(results, decision, gain, earlier_decisions, votes),
         "contenders": contender_rows(results, costs, price),
         "contender_metrics": CONTENDER_METRICS,
@@ -119,7 +119,7 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
     return Report(path, markdown)
 
 
-def is_demo(results: EvaluationResults) -> bool:
+def has_embedded_base(results: EvaluationResults) -> bool:
     """Whether the version is not meant for customers, because its base was trained from scratch in minutes."""
     return bool(results.base["source"] == "embedded")
 

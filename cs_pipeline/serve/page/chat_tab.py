@@ -10,7 +10,7 @@ import gradio as gr
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.report.report import DEMO_WARNING
+from cs_pipeline.evaluate.report.report import EMBEDDED_WARNING
 from cs_pipeline.feedback import AskedQuestion, Feedback, GivenAnswer
 from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.desk.tone import Tone
@@ -129,7 +129,7 @@ class ChatTab:
 
     def warn(self, name: str | None) -> gr.HTML:
         """The warning that the demo's model is not fit for customers, visible if ``name`` is that model."""
-        warning = f'<div class="demo" role="note">{DEMO_WARNING}</div>'
+        warning = f'<div class="demo" role="note">{EMBEDDED_WARNING}</div>'
         models = self._service.models()
         return gr.HTML(warning, visible=any(model.served.embedded for model in models if model.name == name))
 

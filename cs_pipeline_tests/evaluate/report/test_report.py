@@ -9,7 +9,7 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.evaluate.report.report import DEMO_WARNING, write_report
+from cs_pipeline.evaluate.report.report import EMBEDDED_WARNING, write_report
 from cs_pipeline.evaluate.results import evaluation_file, evaluation_folder, write_evaluation
 from cs_pipeline.recipe import FineTuneRecipe, HubBase
 from cs_pipeline_tests.support.reported import HOSTILE, Page, evaluated
@@ -92,13 +92,13 @@ def test_a_single_source_is_not_a_slice(html: str) -> None:
 def test_only_a_demo_base_gets_a_warning(lake: DataLake, recipe: FineTuneRecipe) -> None:
     evaluated(lake, recipe)
     report = write_report(recipe, lake)
-    assert DEMO_WARNING in report.path.read_text()
-    assert DEMO_WARNING in report.markdown
+    assert EMBEDDED_WARNING in report.path.read_text()
+    assert EMBEDDED_WARNING in report.markdown
     base = HubBase(source="hub", repo="owner/model", revision="0" * 40, licence="MIT")
     hub = recipe.model_copy(update={"name": "hub", "base": base})
     evaluated(lake, hub)
     report = write_report(hub, lake)
-    assert DEMO_WARNING not in report.path.read_text() + report.markdown
+    assert EMBEDDED_WARNING not in report.path.read_text() + report.markdown
 
 
 def test_missing_similarities_a_short_training_and_empty_answers_still_make_a_report(

@@ -10,7 +10,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.decision import DECISIONS_PER_YEAR, Decision, decide_promotion
 from cs_pipeline.evaluate.openings import record_opening
 from cs_pipeline.evaluate.report.rendering import figure, interval_text
-from cs_pipeline.evaluate.report.report import DEMO_WARNING, write_report
+from cs_pipeline.evaluate.report.report import EMBEDDED_WARNING, write_report
 from cs_pipeline.evaluate.report.who_answers import (
     CONTENDER_METRICS,
     Recommendation,
@@ -200,8 +200,8 @@ def test_every_contender_has_a_row_the_best_first(lake: DataLake, recipe: FineTu
     report = write_report(recipe, lake)
     html = report.path.read_text()
     opening = html[html.index("<h1>") : html.index('<h2 id="findings">')]
-    assert opening.index("Who should answer customers today, and why?") < opening.index(DEMO_WARNING)
-    assert opening.index(DEMO_WARNING) < opening.index("<table")
+    assert opening.index("Who should answer customers today, and why?") < opening.index(EMBEDDED_WARNING)
+    assert opening.index(EMBEDDED_WARNING) < opening.index("<table")
     rows = re.findall(
         r'<tr(?: class="(chosen)")?><th scope="row">(.*?)<small>(.*?)</small></th>(.*?)</tr>', opening, re.S
     )
@@ -308,7 +308,7 @@ def test_the_report_of_a_lookup_has_nothing_about_training_or_a_base(lake: DataL
         "Training loss",
         "Forgotten knowledge",
         "Against its base",
-        DEMO_WARNING,
+        EMBEDDED_WARNING,
         "Validation loss",
         "Quantization",
     ):
@@ -345,6 +345,6 @@ def test_the_report_of_a_cascade_has_the_training_of_its_model_and_no_base(lake:
         ("Optimizer steps", "100, each on 4 ×"),
     ):
         assert f"{about}{value}" in Page(html).text.replace(" \n", ""), about
-    assert DEMO_WARNING in text
+    assert EMBEDDED_WARNING in text
     assert ">base<" not in html
     assert "Forgotten knowledge" not in text
