@@ -1,14 +1,14 @@
 """The installed command: errors are printed once with a fix, a stopped run can be continued, questions are answered."""
 
 import gzip
-import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ import psutil
 import pytest
 import yaml
 
-from cs_pipeline.cli.commands import main
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.register.history import read_history
 from cs_pipeline_tests.conftest import RECIPES, own_world
@@ -60,19 +59,6 @@ class Workspace:
         finally:
             end(process)
         return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-    def run_here(self, *arguments: str) -> Finished:
-        """Like ``run``, in this process."""
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with own_world(self.lake.root) as patch, redirect_stdout(out), redirect_stderr(err):
-            for name, value in ({"CS_RECIPES": str(RECIPES), "COLUMNS": "80"} | self.settings).items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["cs-pipeline", *arguments])
-            try:
-                main()
-            except SystemExit as end:
-                code = int(end.code or 0)
-        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def files(self) -> list[str]:
         root = self.lake.root
@@ -189,17 +175,16 @@ table. "training refuses" is not listed: all earlier assets have been materialis
 def ended(
     inputs: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Workspace, Finished]]:
-    """The results of all wrong commands: in this process, because an interpreter takes seconds to start.
+    """The results of all wrong commands. Two run at a time, because each mostly waits for its interpreter to start."""
 
-    Commands with other recipes have a process of their own: the definitions, which name the recipes, are loaded once.
-    """
-    found = {}
-    for name, wrong in WRONG.items():
-        settings = {key: value.format(inputs=inputs, small_csv=small_csv) for key, value in wrong.settings.items()}
+    def run(name: str) -> tuple[Workspace, Finished]:
+        folders = {"inputs": inputs, "small_csv": small_csv}
+        settings = {key: value.format(**folders) for key, value in WRONG[name].settings.items()}
         workspace = make_workspace(tmp_path_factory.mktemp("workspace"), **settings)
-        run = workspace.run if "CS_RECIPES" in settings else workspace.run_here
-        found[name] = workspace, run(*wrong.arguments)
-    return found
+        return workspace, workspace.run(*WRONG[name].arguments)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(WRONG, pool.map(run, WRONG), strict=True))
 
 
 @pytest.mark.parametrize("name", WRONG)
