@@ -290,7 +290,14 @@ def _predict(classifier: TextClassifier, texts: list[str | None]) -> list[tuple[
 
 
 def _table(drafts: list[_Draft], day: date, schema: pa.Schema) -> pa.Table:
-    constants = {"source": "company", "delivered_on": day, "flags": "", "cluster_id": None, "split": None}
+    constants = {
+        "source": "company",
+        "delivered_on": day,
+        "flags": "",
+        "label": None,
+        "cluster_id": None,
+        "split": None,
+    }
     columns = {
         name: [constants[name]] * len(drafts) if name in constants else [getattr(draft, name) for draft in drafts]
         for name in schema.names

@@ -129,6 +129,7 @@ def test_a_row_has_its_texts_source_and_intent(lake: DataLake) -> None:
         "response": ANSWER,
         "category": "ORDER",
         "intent": "track_order",
+        "label": None,
         "flags": "",
         "cluster_id": None,
         "split": None,
