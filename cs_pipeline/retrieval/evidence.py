@@ -1,0 +1,228 @@
+"""What speaks for each label of a question: the evidence that a router weighs."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+MAX_ROWS_OF_LABEL = 250
+"""The maximum number of a label's questions that a model is trained on. They come from as many clusters as possible."""
+
+_BATCH_ROWS = 512
+_FEATURES: dict[str, dict[str, Any]] = {
+    "ngrams": {"analyzer": "char_wb", "ngram_range": (2, 4), "sublinear_tf": True, "dtype": np.float32},
+    "words": {"token_pattern": r"(?u)\b[^\W\d_]{2,}\b", "dtype": np.float32},
+}
+
+
+@dataclass(frozen=True)
+class LabelledQuestions:
+    """Questions with their labels and clusters, arrays of shape [questions].
+
+    ``vectors`` are their sentence embeddings, unit vectors rounded to float16, [questions, width], or None.
+    """
+
+    texts: np.ndarray
+    labels: np.ndarray
+    clusters: np.ndarray
+    vectors: np.ndarray | None
+
+    def take(self, rows: np.ndarray) -> "LabelledQuestions":
+        vectors = None if self.vectors is None else self.vectors[rows]
+        return LabelledQuestions(self.texts[rows], self.labels[rows], self.clusters[rows], vectors)
+
+
+def select_questions(texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str]) -> np.ndarray:
+    """The positions of at most ``MAX_ROWS_OF_LABEL`` questions of each label, from as many clusters as possible.
+
+    They depend on the questions only, not on their order, and are sorted by label.
+    """
+    taken: Counter[tuple[str, str]] = Counter()
+    ranks = []
+    for position in sorted(range(len(texts)), key=lambda i: (zlib.crc32(texts[i].encode()), texts[i])):
+        group = labels[position], clusters[position]
+        ranks.append((labels[position], taken[group], len(ranks), position))
+        taken[group] += 1
+    chosen, of_label = [], Counter[str]()
+    for label, _, _, position in sorted(ranks):
+        of_label[label] += 1
+        if of_label[label] <= MAX_ROWS_OF_LABEL:
+            chosen.append(position)
+    return np.array(chosen, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class QuestionEvidence:
+    """Several kinds of evidence for each label, ``kinds``: [questions, labels, kinds].
+
+    The kinds are the label's margin, the similarity of its nearest training question, the shares of the question's n-grams and
+    words that its training questions have, and with an embedding model the cosine of the nearest one. ``sizes`` are the numbers
+    of the labels' training questions: [labels].
+    """
+
+    kinds: np.ndarray
+    sizes: np.ndarray
+
+    @property
+    def small(self) -> np.ndarray:
+        """1 for labels of up to three questions, 0 from a hundred on, between them on a logarithmic scale: [labels]."""
+        return np.clip(1 - np.log(self.sizes / 3) / np.log(100 / 3), 0, 1)
+
+    def by_size(self) -> np.ndarray:
+        """The evidence, the same for small labels only, and whether a label is small: [questions, labels, 2 * kinds + 1]."""
+        small = np.broadcast_to(self.small[:, None], (*self.kinds.shape[:2], 1))
+        return np.concatenate([self.kinds, self.kinds * small, small], axis=2)
+
+    def of_labels(self, chosen: np.ndarray) -> np.ndarray:
+        """The evidence for the ``chosen`` label of each question, by size: [questions, 2 * kinds + 1].
+
+        The lead over the best other label's margin is added to the margin.
+        """
+        rows = np.arange(len(chosen))
+        margins = self.kinds[:, :, 0].copy()
+        evidence = self.kinds[rows, chosen].copy()
+        margins[rows, chosen] = -np.inf
+        if margins.shape[1] > 1:
+            evidence[:, 0] = 2 * evidence[:, 0] - margins.max(axis=1)
+        small = self.small[chosen][:, None]
+        return np.hstack([evidence * (1 - small), evidence * small, small])
+
+
+class EvidenceModel:
+    """Character TF-IDF with one linear support vector machine per label, and training questions to compare with.
+
+    Each machine separates its label from all others, so the best margin says whether the question is about any label at all. That
+    makes it better than multinomial logistic regression, whose probabilities only say which label is the best. Classes are
+    balanced, so a subject of three questions can stand beside an intent of hundreds. ``arrays`` and ``vocabularies`` are
+    everything that the model consists of.
+    """
+
+    def __init__(self, labels: list[str], arrays: dict[str, np.ndarray], vocabularies: dict[str, list[str]]) -> None:
+        self.labels, self.arrays, self.vocabularies = labels, arrays, vocabularies
+
+    @classmethod
+    def fit(cls, rows: LabelledQuestions) -> "EvidenceModel":
+        """Trains on ``rows``, which are sorted by label."""
+        labels, codes, sizes = np.unique(rows.labels.astype(str), return_inverse=True, return_counts=True)
+        # A vectorizer refuses texts without a single word, so it gets one more.
+        fitted = {name: _vectorizer(name).fit([*rows.texts, "question"]) for name in _FEATURES}
+        vocabularies = {name: sorted(one.vocabulary_, key=one.vocabulary_.__getitem__) for name, one in fitted.items()}
+        counts = fitted["ngrams"].transform(rows.texts)
+        coefficients, intercepts = _separate(counts, codes, len(labels))
+        arrays = {
+            "sizes": sizes.astype(np.int32),
+            "coefficients": coefficients.astype(np.float16),
+            "intercepts": intercepts.astype(np.float32),
+            "questions.data": counts.data.astype(np.float16),
+            "questions.indices": counts.indices.astype(np.uint16 if counts.shape[1] < 2**16 else np.int32),
+            "questions.indptr": counts.indptr.astype(np.int32),
+            "words": np.packbits(_used(fitted["words"].transform(rows.texts), codes).toarray() > 0, axis=1),
+            **{f"{name}.idf": one.idf_.astype(np.float32) for name, one in fitted.items()},
+        }
+        if rows.vectors is not None:
+            arrays["vectors"] = rows.vectors.astype(np.float16)
+        return cls(labels.tolist(), arrays, vocabularies)
+
+    def look_at(self, texts: Sequence[str], vectors: np.ndarray | None) -> QuestionEvidence:
+        """The evidence for each label of ``texts``. ``vectors`` are their embeddings if the model was trained with some."""
+        counts = self._vectorizers["ngrams"].transform(texts)
+        words = self._vectorizers["words"].transform(texts)
+        margins = counts @ self.arrays["coefficients"].astype(np.float32).T + self.arrays["intercepts"]
+        kinds = [
+            np.asarray(margins),
+            self._nearest(lambda part: (counts[part] @ self._columns).toarray(), len(texts)),
+            _coverage(self._vectorizers["ngrams"], counts, texts, self._ngrams_of_label),
+            _coverage(self._vectorizers["words"], words, texts, self._words_of_label),
+        ]
+        if "vectors" in self.arrays:
+            assert vectors is not None
+            kinds.append(self._nearest(lambda part: vectors[part] @ self._vectors.T, len(texts)))
+        return QuestionEvidence(np.stack(kinds, axis=2).astype(np.float32), self.arrays["sizes"])
+
+    @cached_property
+    def _vectorizers(self) -> "dict[str, TfidfVectorizer]":
+        made = {name: _vectorizer(name, words) for name, words in self.vocabularies.items()}
+        for name, vectorizer in made.items():
+            vectorizer.idf_ = self.arrays[f"{name}.idf"]
+        return made
+
+    @cached_property
+    def _questions(self) -> "csr_matrix":
+        from scipy.sparse import csr_matrix
+
+        data, indices, indptr = (self.arrays[f"questions.{part}"] for part in ("data", "indices", "indptr"))
+        shape = len(indptr) - 1, len(self.vocabularies["ngrams"])
+        return csr_matrix((data.astype(np.float32), indices.astype(np.int32), indptr), shape=shape)
+
+    @cached_property
+    def _columns(self) -> "csr_matrix":
+        return self._questions.T.tocsr()
+
+    @cached_property
+    def _ngrams_of_label(self) -> "csr_matrix":
+        return _used(self._questions, np.repeat(np.arange(len(self.labels)), self.arrays["sizes"]))
+
+    @cached_property
+    def _words_of_label(self) -> "csr_matrix":
+        from scipy.sparse import csr_matrix
+
+        bits = np.unpackbits(self.arrays["words"], axis=1, count=len(self.vocabularies["words"]))
+        return csr_matrix(bits.astype(np.float32))
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        return self.arrays["vectors"].astype(np.float32)
+
+    def _nearest(self, cosines: Callable[[slice], np.ndarray], questions: int) -> np.ndarray:
+        """The highest cosine with a training question of each label: [questions, labels]."""
+        starts = np.cumsum([0, *self.arrays["sizes"][:-1]])
+        parts = (cosines(slice(start, start + _BATCH_ROWS)) for start in range(0, questions, _BATCH_ROWS))
+        return np.concatenate([np.maximum.reduceat(part, starts, axis=1) for part in parts])
+
+
+def _vectorizer(name: str, vocabulary: list[str] | None = None) -> "TfidfVectorizer":
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    return TfidfVectorizer(**_FEATURES[name], vocabulary=vocabulary)
+
+
+def _separate(counts: "csr_matrix", codes: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """The coefficients [labels, n-grams] and intercepts [labels] of the machines. A single label has nothing to separate."""
+    from sklearn.svm import LinearSVC
+
+    if labels == 1:
+        return np.zeros((1, counts.shape[1])), np.zeros(1)
+    machine = LinearSVC(C=1, class_weight="balanced", random_state=0).fit(counts, codes)
+    if labels == 2:
+        return np.concatenate([-machine.coef_, machine.coef_]), np.concatenate([-machine.intercept_, machine.intercept_])
+    return machine.coef_, machine.intercept_
+
+
+def _used(counts: "csr_matrix", codes: np.ndarray) -> "csr_matrix":
+    """For each label, 1 for the features that any of its questions has: [labels, features]."""
+    from scipy.sparse import csr_matrix
+
+    hot = csr_matrix((np.ones(len(codes), np.float32), (codes, np.arange(len(codes)))))
+    return (hot @ counts > 0).astype(np.float32).tocsr()
+
+
+def _coverage(
+    vectorizer: "TfidfVectorizer", counts: "csr_matrix", texts: Sequence[str], used: "csr_matrix"
+) -> np.ndarray:
+    """The share of each text's distinct features, weighted by rarity, that each label uses: [texts, labels].
+
+    Features that no training question has are as rare as the rarest ones.
+    """
+    analyse, idf = vectorizer.build_analyzer(), vectorizer.idf_
+    present = (counts > 0).astype(np.float32)
+    unseen = np.array([len(set(analyse(text))) for text in texts]) - np.asarray(present.sum(axis=1)).ravel()
+    total = present @ idf + unseen * idf.max()
+    return (present @ used.multiply(idf).T.tocsr()).toarray() / np.maximum(total, 1e-9)[:, None]
