@@ -14,7 +14,7 @@ import pytest
 
 from cs_pipeline.company import load_company
 from cs_pipeline.core.lake import DataLake, locked
-from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, load_fine_tune_recipe
+from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, LookupRecipe, load_fine_tune_recipe, load_recipe
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,13 +48,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @contextmanager
 def own_world(lake: Path) -> Iterator[pytest.MonkeyPatch]:
-    """An environment without the user's settings and the hub: ``CS_LAKE`` is ``lake``, and ``CS_MODELS`` is beside it."""
+    """An environment without the user's settings and the hub: ``CS_LAKE`` is ``lake``, and ``CS_MODELS`` is beside it.
+
+    No embedding model is used, because none is fetched in tests.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith(("CS_", "MLFLOW_", "HF_", "DAGSTER_")):
                 patch.delenv(name)
         patch.setenv("CS_LAKE", str(lake))
         patch.setenv("CS_MODELS", str(lake.with_name("models")))
+        patch.setenv("CS_EMBEDDER", "characters")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
         yield patch
@@ -82,6 +86,14 @@ def own_recipes(own_settings: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(own_recipes: None) -> FineTuneRecipe:
     """The recipe of the lakes ``prepared`` and ``champion_lake``."""
     return load_fine_tune_recipe("tiny")
+
+
+@pytest.fixture
+def tiny_lookup(own_recipes: None) -> LookupRecipe:
+    """The look-up among the recipes for tests."""
+    recipe = load_recipe("tiny_lookup")
+    assert isinstance(recipe, LookupRecipe)
+    return recipe
 
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
@@ -140,10 +152,11 @@ BEFORE_TRAINING = [
     "bitext_splits",
     "intent_classifier",
     "conversations",
+    "knowledge_base",
+    "router",
     "train_split",
     "validation_split",
     "test_split",
-    "knowledge_base",
     "retrieval_index",
 ]
 
@@ -156,6 +169,13 @@ def prepared(made_once: MadeOnce, small_csv: Path) -> Path:
         assert run_job(folder / "lake", small_csv, BEFORE_TRAINING).success
 
     return made_once("prepared", make) / "lake"
+
+
+@pytest.fixture
+def prepared_lake(prepared: Path, tmp_path: Path) -> DataLake:
+    """A copy of the tables of ``prepared``, which a test may change. It is the lake of the test's settings."""
+    shutil.copytree(prepared / "prepare", tmp_path / "lake" / "prepare")
+    return DataLake(tmp_path / "lake")
 
 
 @pytest.fixture(scope="session")

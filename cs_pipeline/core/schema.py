@@ -46,7 +46,7 @@ SET_ASIDE = CONVERSATION.append(_REASON)
 """A row that a step set aside, and the reason."""
 
 SPLIT_ROW = pa.schema([*CONVERSATION, *_columns("split_row")])
-"""A row of a split, with the prediction of an intent classifier that was not trained on it."""
+"""A row of a split, with the prediction of a router that was not trained on it."""
 
 PASSAGE = pa.schema(_columns("passage"))
 """A passage of a help article."""
@@ -69,8 +69,11 @@ RATING = pa.schema(_columns("rating"))
 INTENT_LABEL = pa.schema(_columns("intent_label"))
 """A person's label of a company row's intent."""
 
-BITEXT_PREDICTIONS = pa.schema(_columns("bitext_predictions"))
-"""Predictions and similarities that are computed once per Bitext row."""
+PREDICTION = pa.schema(_columns("prediction"))
+"""The router's prediction for a row of ``conversations``."""
+
+RANDOM_SPLIT = pa.schema(_columns("random_split"))
+"""A test question of a random split of Bitext's rows, and its similarity to the other rows."""
 
 SLICE_SCORE = pa.schema(_columns("slice_score"))
 """A score of a system on a slice of the test rows, with its 95 % interval."""
@@ -90,6 +93,20 @@ def leaderboard_schema(metrics: Sequence[str]) -> pa.Schema:
     """
     scores = [metric + suffix for metric in metrics for suffix in METRIC_SUFFIXES]
     return pa.schema([*_columns("leaderboard"), *(pa.field(name, pa.float64()) for name in (*scores, *BEHIND_FIRST))])
+
+
+def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of ``schema`` in ``table``, in order. A column that may be null and that the table lacks is all null.
+
+    So tables can be read that an earlier version wrote, which did not know the column. A day's tables cannot always be
+    rebuilt, because raw deliveries are deleted after a time.
+    """
+    known = set(table.column_names)
+    columns = [
+        pa.nulls(table.num_rows, field.type) if field.nullable and field.name not in known else table.column(field.name)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:

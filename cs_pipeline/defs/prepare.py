@@ -109,8 +109,11 @@ def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) ->
             "set_aside": count_table(counts["set_aside"]),
             "flagged": count_table(counts["flagged"]),
             "placeholders": count_table(counts["placeholders"]),
+            "labelled": counts["labelled"],
+            "labels_dropped": counts["labels_dropped"],
         },
-        lineage={name: [("company_interactions", "text")] for name in ("instruction", "response", "context")},
+        lineage={name: [("company_interactions", "text")] for name in ("instruction", "response", "context")}
+        | {"label": [("company_interactions", "label")]},
     )
 
 
@@ -132,12 +135,34 @@ def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
     )
 
 
+@dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[conversations, "knowledge_base"])
+def router(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """One classifier over Bitext's intents and the company's subjects that can say "none of these", and its predictions."""
+    from dataclasses import asdict
+
+    from cs_pipeline.prepare.router import train_router
+    from cs_pipeline.retrieval.embedder import embedder_in_use
+
+    trained = train_router(lake.lake, embedder_in_use(lake.lake), context.log.info)
+    quality = trained.quality
+    if quality.accuracy is not None:
+        context.log.info(
+            f"{quality.labels} labels; for {quality.accuracy:.1%} of {quality.validation_rows:,} validation questions the "
+            f"most probable one is right, {quality.handed_over:.1%} get none"
+        )
+    measured = {name: value for name, value in asdict(quality).items() if value is not None}
+    return dg.MaterializeResult(
+        metadata={**measured, "embedder": trained.embedder or "characters", "dagster/uri": trained.folder.as_uri()},
+        data_version=dg.DataVersion(trained.version),
+    )
+
+
 def _split_asset(split: str, use: str) -> dg.AssetsDefinition:
     @dg.asset(
         name=f"{split}_split",
         group_name="prepare",
         kinds={"parquet"},
-        deps=[conversations, intent_classifier],
+        deps=[conversations, router],
         description=f"The {split} split, with predicted intents: {use}.",
     )
     def split_table(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
@@ -178,7 +203,7 @@ def _histogram(leakage: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| median | {ours['median']:.2f} | | {random['median']:.2f} | |"])
 
 
-ASSETS = [clean_bitext, bitext_splits, intent_classifier, clean_interactions, conversations]
+ASSETS = [clean_bitext, bitext_splits, intent_classifier, clean_interactions, conversations, router]
 ASSETS += [train_split, validation_split, test_split]
 CHECKS = [
     data_check(clean_bitext, checks.clean_bitext_reconciles, name="counts_reconcile"),
@@ -190,4 +215,5 @@ CHECKS = [
     data_check(conversations, checks.conversations_reconcile, name="counts_reconcile"),
     data_check(conversations, checks.no_cluster_in_two_splits),
     data_check(conversations, checks.no_leakage),
+    data_check(router, checks.router_calibrated, blocking=False),
 ]

@@ -1,6 +1,5 @@
 """Assets and checks of retrieval: the help articles and the index of known answers and passages."""
 
-import os
 from collections import Counter
 
 import dagster as dg
@@ -41,7 +40,7 @@ class IndexConfig(dg.Config):
     embedder: str = ""
     """A sentence-embedding model to mix with character TF-IDF: all-MiniLM-L6-v2, ORG/MODEL@REVISION of the hub, or a folder.
 
-    Empty: CS_EMBEDDER, else character TF-IDF alone.
+    Empty: as ``embedder_in_use`` says.
     """
 
 
@@ -49,9 +48,10 @@ class IndexConfig(dg.Config):
 def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake: LakeResource) -> dg.MaterializeResult:
     """Training questions with their answers, and passages of help articles, searched by similarity to a question."""
     from cs_pipeline.core.schema import ANSWER
+    from cs_pipeline.retrieval.embedder import embedder_in_use
     from cs_pipeline.retrieval.index import build_index, retrieval_folder
 
-    index = build_index(lake.lake, config.embedder or os.environ.get("CS_EMBEDDER") or "", context.log.info)
+    index = build_index(lake.lake, config.embedder or embedder_in_use(lake.lake), context.log.info)
     context.log.info(
         f"{index.answers:,} answers and {index.passages:,} passages; {index.vectorised:,} of their texts are new or changed"
     )

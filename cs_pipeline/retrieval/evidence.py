@@ -63,9 +63,9 @@ def select_questions(texts: Sequence[str], labels: Sequence[str], clusters: Sequ
 class QuestionEvidence:
     """Several kinds of evidence for each label, ``kinds``: [questions, labels, kinds].
 
-    The kinds are the label's margin, the similarity of its nearest training question, the shares of the question's n-grams and
-    words that its training questions have, and with an embedding model the cosine of the nearest one. ``sizes`` are the numbers
-    of the labels' training questions: [labels].
+    The kinds are the label's margin, the similarity of its nearest training question, the shares of the question's
+    n-grams and words that its training questions have, and with an embedding model the cosine of the nearest one.
+    ``sizes`` are the numbers of the labels' training questions: [labels].
     """
 
     kinds: np.ndarray
@@ -99,10 +99,10 @@ class QuestionEvidence:
 class EvidenceModel:
     """Character TF-IDF with one linear support vector machine per label, and training questions to compare with.
 
-    Each machine separates its label from all others, so the best margin says whether the question is about any label at all. That
-    makes it better than multinomial logistic regression, whose probabilities only say which label is the best. Classes are
-    balanced, so a subject of three questions can stand beside an intent of hundreds. ``arrays`` and ``vocabularies`` are
-    everything that the model consists of.
+    Each machine separates its label from all others, so the best margin says whether the question is about any label at
+    all. That makes it better than multinomial logistic regression, whose probabilities only say which label is the best.
+    Classes are balanced, so a subject of three questions can stand beside an intent of hundreds. ``arrays`` and
+    ``vocabularies`` are everything that the model consists of.
     """
 
     def __init__(self, labels: list[str], arrays: dict[str, np.ndarray], vocabularies: dict[str, list[str]]) -> None:
@@ -202,7 +202,9 @@ def _separate(counts: "csr_matrix", codes: np.ndarray, labels: int) -> tuple[np.
         return np.zeros((1, counts.shape[1])), np.zeros(1)
     machine = LinearSVC(C=1, class_weight="balanced", random_state=0).fit(counts, codes)
     if labels == 2:
-        return np.concatenate([-machine.coef_, machine.coef_]), np.concatenate([-machine.intercept_, machine.intercept_])
+        return np.concatenate([-machine.coef_, machine.coef_]), np.concatenate(
+            [-machine.intercept_, machine.intercept_]
+        )
     return machine.coef_, machine.intercept_
 
 

@@ -1,29 +1,40 @@
 """A router that knows what it does not know: one classifier over Bitext's intents and a company's subjects.
 
-A question gets the most probable label with its calibrated probability, and the probability that the question is about any
-known label at all. Below a threshold, it gets no label. ``evidence.py`` is what the router sees, ``calibration.py`` what that is
-worth. Nothing is pickled, and the folder contains no texts.
+A question gets the most probable label with its calibrated probability, and the probability that the question is about
+any known label at all. Below a threshold, it gets no label. ``evidence.py`` is what the router sees, ``calibration.py``
+what that is worth. Nothing is pickled, and the folder contains no texts.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import atomic_folder
+from cs_pipeline.core.lake import DataLake, atomic_folder
+from cs_pipeline.recipe import FineTuneRecipe, Recipe
 from cs_pipeline.retrieval.calibration import Calibration, TrialScores, calibrate
-from cs_pipeline.retrieval.embedder import Embedder
+from cs_pipeline.retrieval.embedder import Embedder, shared_embedder
 from cs_pipeline.retrieval.evidence import EvidenceModel, LabelledQuestions, select_questions
+from cs_pipeline.text.classifier import TextClassifier
 
 NO_SUBJECT = "other"
 """The intent of a company row without a subject. It is no label: no router is trained on such rows or predicts it."""
 
 FALSE_HANDOVERS = 0.05
 """The share of questions about known labels that get no label."""
+
+OWN_ROUTER = "router"
+"""The folder in an adapter's folder with the router that the adapter was trained with."""
+
+_FORMER_ROUTER = "intent_classifier"
+"""The folder of the classifier that adapters of earlier releases have instead."""
+
+PromptIntents: TypeAlias = Callable[[Sequence[str]], list[str | None]]
+"""Gives the intent that the prompt for each question names, or None."""
 
 _DESCRIPTION, _ARRAYS = "router.json", "router.safetensors"
 _FOLDS = 3
@@ -33,9 +44,10 @@ _FOLDS = 3
 class Route:
     """Where a question belongs.
 
-    ``label`` is None if the router is not sure that the question is about a known label. ``best`` is the most probable label
-    anyway, and ``probability`` (0 to 1) how probable it is if the question is about one of them. ``known`` (0 to 1) is the
-    probability that it is. ``similarity`` (0 to 1) is the cosine of the nearest training question of ``best``, by character n-grams.
+    ``label`` is None if the router is not sure that the question is about a known label. ``best`` is the most probable
+    label anyway, and ``probability`` (0 to 1) how probable it is if the question is about one of them. ``known`` (0 to 1)
+    is the probability that it is. ``similarity`` (0 to 1) is the cosine of the nearest training question of ``best``, by
+    character n-grams.
     """
 
     label: str | None
@@ -48,15 +60,15 @@ class Route:
 class Router:
     """Routes questions to labels, or to none.
 
-    ``threshold`` is the minimum of ``Route.known``. It is 0 if there were too few labels or questions to learn one; then every
-    question gets a label.
+    ``threshold`` is the minimum of ``Route.known``. It is 0 if there were too few labels or questions to learn one; then
+    every question gets a label.
     """
 
     def __init__(
         self,
         model: EvidenceModel,
         calibration: Calibration,
-        scores: np.ndarray,
+        scores: dict[str, np.ndarray],
         threshold: float,
         embedder: Embedder | None,
     ) -> None:
@@ -69,16 +81,21 @@ class Router:
     ) -> "Router":
         """Trains on ``texts``. Rows of one cluster are never on both sides of a trial. The same input gives the same router.
 
-        The order of the rows has no effect. The threshold hands over ``FALSE_HANDOVERS`` of the questions of the trials. Raises
-        ValueError without rows, or if a label is NO_SUBJECT.
+        The order of the rows has no effect. The threshold hands over ``FALSE_HANDOVERS`` of the questions of the trials.
+        Raises ValueError without rows, or if a label is NO_SUBJECT.
         """
         if not len(texts) or NO_SUBJECT in labels:
             raise ValueError(f"a router needs questions, and none with the label {NO_SUBJECT!r}")
         rows = _questions(texts, labels, clusters, embedder)
         calibration, scores = calibrate(rows)
-        return cls(EvidenceModel.fit(rows), calibration, _known_scores(scores), 0.0, embedder).with_handover_share(
-            FALSE_HANDOVERS
-        )
+        router = cls(EvidenceModel.fit(rows), calibration, _sorted_scores(scores), 0.0, embedder)
+        return router.with_handover_share(FALSE_HANDOVERS)
+
+    @property
+    def unknown_handed_over(self) -> float | None:
+        """The share of the trials' questions about labels that were left out that get no label; None without trials."""
+        unknown = self._scores["unknown"]
+        return float((unknown < self.threshold).mean()) if len(unknown) else None
 
     @property
     def labels(self) -> list[str]:
@@ -87,14 +104,16 @@ class Router:
 
     def with_handover_share(self, share: float) -> "Router":
         """This router with the threshold that hands over ``share`` (0 to 1) of the questions about known labels."""
-        threshold = float(np.quantile(self._scores, share)) if len(self._scores) else 0.0
+        known = self._scores["known"]
+        threshold = float(np.quantile(known, share)) if len(known) else 0.0
         return Router(self._model, self._calibration, self._scores, threshold, self._embedder)
 
     def with_validation(self, texts: Sequence[str], share: float = FALSE_HANDOVERS) -> "Router":
         """This router with a threshold from the validation questions ``texts``, which are about known labels."""
-        if not len(self._scores) or not len(texts):
+        if not len(self._scores["known"]) or not len(texts):
             return self
-        scores = np.sort(np.array([route.known for route in self.route(texts)], dtype=np.float32))
+        known = np.sort(np.array([route.known for route in self.route(texts)], dtype=np.float32))
+        scores = self._scores | {"known": known}
         return Router(self._model, self._calibration, scores, 0.0, self._embedder).with_handover_share(share)
 
     def route(self, texts: Sequence[str]) -> list[Route]:
@@ -122,23 +141,37 @@ class Router:
     def out_of_fold(self, texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str]) -> list[Route]:
         """The routes of the training rows, each by a model that was not trained on the row's cluster.
 
-        They are as often wrong or None as those of live questions. Calibration and threshold are this router's. With a single
-        cluster, no such model is possible, and this is ``route``.
+        They are as often wrong or None as those of live questions. Rows without a subject (NO_SUBJECT) are routed, but no
+        model is trained on them. Calibration and threshold are this router's. With a single cluster of labelled rows, no
+        such model is possible, and this is ``route``.
         """
         from sklearn.model_selection import GroupKFold
 
-        folds = min(_FOLDS, len(set(clusters)))
+        labelled = np.array([i for i, label in enumerate(labels) if label != NO_SUBJECT])
+        groups = np.array([clusters[i] for i in labelled], dtype=object)
+        folds = min(_FOLDS, len(set(groups)))
         if folds < 2:
             return self.route(texts)
-        routes: dict[int, Route] = {}
         vectors = _embed(self._embedder, texts)
-        splits = GroupKFold(folds, shuffle=True, random_state=0).split(texts, groups=list(clusters))
-        for train, held_out in splits:
-            given = ([values[i] for i in train] for values in (texts, labels, clusters))
-            rows = _questions(*given, self._embedder, None if vectors is None else vectors[train])
-            fold = Router(EvidenceModel.fit(rows), self._calibration, self._scores, self.threshold, self._embedder)
-            asked = [texts[i] for i in held_out]
-            routes |= zip(held_out, fold._route(asked, None if vectors is None else vectors[held_out]), strict=True)
+        fold_of: dict[str, int] = {}
+        models = []
+        for fold, (train, held_out) in enumerate(
+            GroupKFold(folds, shuffle=True, random_state=0).split(groups, groups=groups)
+        ):
+            fold_of |= dict.fromkeys(groups[held_out], fold)
+            known = labelled[train]
+            given = ([values[i] for i in known] for values in (texts, labels, clusters))
+            rows = _questions(*given, self._embedder, None if vectors is None else vectors[known])
+            models.append(
+                Router(EvidenceModel.fit(rows), self._calibration, self._scores, self.threshold, self._embedder)
+            )
+        routes: dict[int, Route] = {}
+        in_fold = np.array([fold_of.get(cluster, folds) for cluster in clusters])
+        for fold, router in enumerate([*models, self]):
+            asked = np.flatnonzero(in_fold == fold)
+            if len(asked):
+                of_fold = router._route([texts[i] for i in asked], None if vectors is None else vectors[asked])
+                routes |= zip(asked.tolist(), of_fold, strict=True)
         return [routes[row] for row in range(len(texts))]
 
     def save(self, folder: Path) -> None:
@@ -154,7 +187,7 @@ class Router:
         learnt = {
             "calibration.chooser": self._calibration.chooser,
             "calibration.known": self._calibration.known,
-            "scores": self._scores,
+            **{f"scores.{name}": array for name, array in self._scores.items()},
         }
         with atomic_folder(folder) as temporary:
             (temporary / _DESCRIPTION).write_text(json.dumps(description))
@@ -171,10 +204,34 @@ class Router:
 
         description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
         arrays = load_file(folder / _ARRAYS)
-        chooser, known, scores = (arrays.pop(name) for name in ("calibration.chooser", "calibration.known", "scores"))
+        chooser, known = (arrays.pop(name) for name in ("calibration.chooser", "calibration.known"))
+        scores = {name: arrays.pop(f"scores.{name}") for name in ("known", "unknown")}
         model = EvidenceModel(description["labels"], arrays, description["vocabularies"])
         embedder = _same_embedder(description["embedder"], folder)
         return cls(model, Calibration(chooser, known), scores, description["threshold"], embedder)
+
+
+def router_folder(lake: DataLake) -> Path:
+    """The folder of the lake's router."""
+    return lake.path("prepare", "router")
+
+
+def prompt_intents(recipe: Recipe, adapter: Path, current: Path | None) -> PromptIntents:
+    """Predicts the intents for the version in the folder ``adapter``; all None if its recipe does not route.
+
+    A fine-tune knows only the intents that it was trained with, so it uses its own router. A look-up or cascade uses the
+    lake's ``current`` one, which knows the subjects of the latest rows.
+    """
+    if recipe.prompt.route != "intent":
+        return lambda texts: [None] * len(texts)
+    if isinstance(recipe, FineTuneRecipe) and (adapter / _FORMER_ROUTER).exists():
+        classifier = TextClassifier.load(adapter / _FORMER_ROUTER)
+        return lambda texts: list(classifier.predict(texts)[0])
+    folder = adapter / OWN_ROUTER if isinstance(recipe, FineTuneRecipe) else current
+    if folder is None or not folder.exists():
+        raise PipelineError(f"The router {folder} is missing.", "Materialise 'router'.")
+    router = Router.load(folder)
+    return lambda texts: [route.label for route in router.route(texts)]
 
 
 def _questions(
@@ -200,17 +257,18 @@ def _embed(embedder: Embedder | None, texts: Sequence[str]) -> np.ndarray | None
     return None if embedder is None else embedder.embed(texts).astype(np.float16).astype(np.float32)
 
 
-def _known_scores(scores: TrialScores | None) -> np.ndarray:
-    """The sorted probabilities of the trials' known questions whose labels were not cut down, float32."""
+def _sorted_scores(scores: TrialScores | None) -> dict[str, np.ndarray]:
+    """What the trials' questions about known labels that were not cut down got, and those about unknown labels: float32."""
     if scores is None:
-        return np.zeros(0, dtype=np.float32)
-    return np.sort(scores.known[scores.is_known & ~scores.cut]).astype(np.float32)
+        return {"known": np.zeros(0, np.float32), "unknown": np.zeros(0, np.float32)}
+    of_kinds = {"known": scores.known[scores.is_known & ~scores.cut], "unknown": scores.known[~scores.is_known]}
+    return {name: np.sort(values).astype(np.float32) for name, values in of_kinds.items()}
 
 
 def _same_embedder(named: dict[str, str] | None, folder: Path) -> Embedder | None:
     if named is None:
         return None
-    embedder = Embedder(named["name"])
+    embedder = shared_embedder(named["name"])
     if embedder.sha256 != named["sha256"]:
         raise PipelineError(
             f"The embedding model {named['name']} is not the one that the router in {folder} was trained with.",

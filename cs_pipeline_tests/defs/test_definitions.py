@@ -31,9 +31,10 @@ GRAPH = {
     "company_interactions": [],
     "clean_interactions": ["company_interactions", "intent_classifier"],
     "conversations": ["bitext_splits", "clean_interactions"],
-    "train_split": ["conversations", "intent_classifier"],
-    "validation_split": ["conversations", "intent_classifier"],
-    "test_split": ["conversations", "intent_classifier"],
+    "router": ["conversations", "knowledge_base"],
+    "train_split": ["conversations", "router"],
+    "validation_split": ["conversations", "router"],
+    "test_split": ["conversations", "router"],
     "knowledge_base": [],
     "retrieval_index": ["knowledge_base", "train_split"],
     "base_model": ["bitext_splits", "intent_classifier"],
@@ -130,6 +131,7 @@ def test_checks_before_expensive_steps_block() -> None:
         "articles_usable",
         "tuned_better_than_base",
         "all_judged",
+        "router_calibrated",
     }
 
 
