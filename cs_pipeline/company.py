@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -31,7 +31,10 @@ _Expression = Annotated[str, Field(min_length=1), AfterValidator(_check_expressi
 
 
 class Columns(Section):
-    """The columns of a CSV, JSON Lines or Parquet file. Each row has either a question and its answer, or one turn."""
+    """The columns of a CSV, JSON Lines or Parquet file. Each row has either a question and its answer, or one turn.
+
+    ``subject`` is what the conversation is about, such as "battery", and not the subject line of a mail.
+    """
 
     question: str | None = None
     answer: str | None = None
@@ -41,6 +44,7 @@ class Columns(Section):
     customer_id: str | None = None
     customer_name: str | None = None
     customer_email: str | None = None
+    subject: str | None = None
 
     @model_validator(mode="after")
     def _one_layout(self) -> "Columns":
@@ -49,6 +53,22 @@ class Columns(Section):
         if has_pair == has_turn:
             raise ValueError("name either question and answer, or text, speaker and conversation")
         return self
+
+
+class SubjectSettings(Section):
+    """Where a help desk's export says what a conversation is about. Without these settings, nothing is taken from there.
+
+    The field comes first. A conversation without a value in it, or with several, has the first of ``tags`` that it carries.
+    """
+
+    field: str = Field(
+        "",
+        coerce_numbers_to_str=True,
+        description="a custom field: its id in Zendesk, its id or name in Help Scout; or type, Zendesk's type of ticket",
+    )
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=80)], ...] = Field(
+        (), description="the tags that are subjects, the most important one first; all other tags are ignored"
+    )
 
 
 class OwnPattern(Section):
@@ -78,9 +98,23 @@ class HandoverSettings(Section):
     webhook: str = Field(
         "", pattern=r"^(?:https?://\S+)?$", description="URL that gets each handover as JSON; empty: only the queue"
     )
-    confidence: float = Field(
-        0.2, ge=0, le=1, description="a question is handed over if the confidence in its intent is below this"
+    false_share: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="share of questions about known subjects that may be handed over as unknown; with a larger share, fewer "
+        "unknown questions are answered",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_former_key(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and "confidence" in content:
+            raise ValueError(
+                "has the key 'confidence', which is replaced by 'false_share': the share of questions about known subjects "
+                "that may be handed over as unknown (0.02 by default)"
+            )
+        return content
 
 
 class Company(Section):
@@ -91,6 +125,7 @@ class Company(Section):
     file_bytes: int = Field(1_000_000_000, ge=1, description="larger files (unpacked) are refused")
     bad_share: float = Field(0.2, ge=0, le=1, description="share of unusable records above which a day is refused")
     columns: Columns | None = None
+    subjects: SubjectSettings = SubjectSettings()
     agents: tuple[str, ...] = Field(
         ("agent", "support", "assistant", "staff", "representative"), description="speakers that are agents"
     )
@@ -113,6 +148,11 @@ class Company(Section):
         _Values(), description="values of placeholders in every answer, by name: {Company Name: Brightmart}"
     )
     handover: HandoverSettings = HandoverSettings()
+    topics: tuple[Annotated[str, Field(pattern=r"^[^{}\n]+$")], ...] = Field(
+        ("orders", "deliveries", "payments", "refunds", "invoices", "accounts"),
+        min_length=1,
+        description="what customers can ask about; fixed replies to other messages name these topics",
+    )
 
     @field_validator("values")
     @classmethod

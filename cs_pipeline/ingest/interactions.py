@@ -58,9 +58,13 @@ class FileFacts:
 
 @dataclass
 class _People:
-    """The customer of a conversation (``subject``) and the ``known`` values of its records, in order and without repeats."""
+    """The customer of a conversation (``subject``) and the ``known`` values of its records, in order and without repeats.
+
+    ``label`` is the first label of its records.
+    """
 
     subject: str | None = None
+    label: str | None = None
     known: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
@@ -167,12 +171,12 @@ def _ingest_delivery(
             kept += 1
             left_out += item.left_out
             turn_count += len(item.turns)
-            subject, known = _people_of(item, overview.people)
+            subject, known, label = _facts_of(item, overview.people)
             subject_id = None if subject is None else ledger.hash_subject(subject)
             for turn in item.turns:
                 turns.add(
                     *(delivery.sha256, item.index, item.offset, delivery.day, item.conversation_id),
-                    *(turns_so_far[item.conversation_id], turn.role, subject_id, turn.text, known),
+                    *(turns_so_far[item.conversation_id], turn.role, subject_id, turn.text, known, label),
                 )
                 turns_so_far[item.conversation_id] += 1
         if delivery.damage is not None:
@@ -206,19 +210,20 @@ def _read_overview(items: Iterator[Record | BadRecord], ledger: Ledger) -> _Over
             continue
         if _is_forgotten(item, ledger, tombstones):
             overview.forgotten.add(item.conversation_id)
-        elif len(item.turns) == 1 and (item.subject or item.known):
+        elif len(item.turns) == 1 and (item.subject or item.known or item.label):
             people = overview.people.setdefault(item.conversation_id, _People())
             people.subject = people.subject or item.subject
+            people.label = people.label or item.label
             people.known.update(dict.fromkeys(item.known))
     return overview
 
 
-def _people_of(record: Record, people: dict[str, _People]) -> tuple[str | None, list[tuple[str, str]]]:
-    """The subject of the record's conversation, and the known values of its people."""
+def _facts_of(record: Record, people: dict[str, _People]) -> tuple[str | None, list[tuple[str, str]], str | None]:
+    """The customer of the record's conversation, the known values of its people, and its label."""
     found = people.get(record.conversation_id)
     if found is None or len(record.turns) != 1:
-        return record.subject, record.known
-    return found.subject, list(found.known)
+        return record.subject, record.known, record.label
+    return found.subject, list(found.known), found.label
 
 
 class _Writer:

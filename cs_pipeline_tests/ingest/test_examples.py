@@ -1,6 +1,7 @@
 """The files of ``examples/``: they land, and give exactly these pairs and passages."""
 
 import shutil
+from collections import Counter
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -117,6 +118,9 @@ def test_their_rows_hold_no_personal_data(prepared: Path, lake: DataLake, compan
     assert cleaned.counts["set_aside"] == {"no answer by a person": 1}
     assert cleaned.counts["flagged"] == {}
     assert cleaned.counts["kept"] == len(PAIRS) - 1
+    tags = "delivery:3 cancellation:2 refund:2 account:2 invoice:1 contact:1 return:1 newsletter:1 payment:1"
+    expected = {tag: int(count) for tag, _, count in (pair.partition(":") for pair in tags.split())}
+    assert Counter(row["label"] for row in cleaned.rows.to_pylist()) == expected
     texts = " ".join(f"{row['instruction']} {row['response']}" for row in cleaned.rows.to_pylist())
     for personal in ("Nora", "Omar", "Luca", "Inés", "Jonas", "Rufus", "@example.com", "555", "LK-2"):
         assert personal not in texts

@@ -89,6 +89,17 @@ def test_turns_of_a_conversation_share_what_is_known_about_its_people(lake: Data
     assert reconciles(facts)
 
 
+def test_turns_of_a_conversation_share_the_first_label(lake: DataLake) -> None:
+    rows = b"ticket_id,author,body,topic\n1,Jane,hi,\n1,agent,yes?,battery\n2,Tom,x,\n1,Jane,thanks,brakes\n"
+    deliver(lake, {"turns.csv": rows, "pairs.csv": b"question,answer,topic\nq,a,\nr,b,wheels\n"})
+    ingest_day(lake, COMPANY, DAY)
+    labels = {row["text"]: row["label"] for row in turns(lake)}
+    assert labels == dict.fromkeys(("hi", "yes?", "thanks"), "battery") | {
+        "r": "wheels",
+        "b": "wheels",
+    } | dict.fromkeys(("x", "q", "a"))
+
+
 def test_bad_records_are_quarantined_with_position_and_reason(lake: DataLake) -> None:
     [delivery] = deliver(lake, {"rows.csv": ROWS})
     facts = ingest_day(lake, COMPANY, DAY)

@@ -2,7 +2,8 @@
 
 The keys used are ``id``, ``number``, ``primaryCustomer`` or ``customer`` (id, email, first or firstName, last or
 lastName), and for each of ``threads`` or ``_embedded.threads``: ``type``, ``state``, ``body`` or ``text`` (HTML),
-``createdBy`` or ``author`` (a person with the same keys and ``type``), ``createdAt``, ``source.type``.
+``createdBy`` or ``author`` (a person with the same keys and ``type``), ``createdAt``, ``source.type``. The subject of a
+conversation may be in ``tags`` (text or an object with ``tag``) or ``customFields`` (id or fieldId, name, text or value).
 https://developer.helpscout.com/mailbox-api/endpoints/conversations/threads/list/
 """
 
@@ -26,6 +27,8 @@ from cs_pipeline.ingest.exports.records import (
     in_time_order,
     known_of_customer,
     make_record,
+    objects_in,
+    texts_in,
 )
 
 _THREAD_ROLES: Mapping[str, Role] = {"customer": "customer", "message": "agent", "reply": "agent"}
@@ -108,9 +111,21 @@ def _as_person(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
+def _fields(conversation: JsonObject) -> dict[str, object]:
+    """The values of the custom fields by id and by name. In a drop-down field, ``text`` is the option, ``value`` its id."""
+    return {
+        str(field[key]): field.get("text") or field.get("value")
+        for field in objects_in(conversation.get("customFields"))
+        for key in ("id", "fieldId", "name")
+        if key in field
+    }
+
+
 KIND = ExportKind(
     name="Help Scout conversations",
     list_key="conversations",
     is_record=_is_conversation,
     to_record=_record_of_conversation,
+    tags=lambda conversation: texts_in(conversation.get("tags"), "tag"),
+    fields=_fields,
 )

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,8 @@ def _object_interpreter(format: Format, source: ExportBytes, company: Company) -
         if element is None:
             return None
         if (kind := format.kind_of(element)) is not None:
-            return kind.to_record(location, element, people_of[kind.name])
+            record = kind.to_record(location, element, people_of[kind.name])
+            return replace(record, label=kind.label_of(element, company.subjects))
         columns = columns_of_object(element, company)
         if columns is None:
             raise UnusableError(UNKNOWN_COLUMNS)

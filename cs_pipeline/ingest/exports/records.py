@@ -1,12 +1,13 @@
 """Records of exports, and the interface of a kind of export."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from cs_pipeline.company import Company
+from cs_pipeline.company import Company, SubjectSettings
 
 Role = Literal["customer", "agent", "automatic"]
 JsonObject = Mapping[str, Any]
@@ -21,6 +22,9 @@ AGENT_NAME = "Person Name"
 
 _MIN_ID_LENGTH = 5
 """Shorter ids are not replaced in texts: a "7" in a text rarely means the customer with the id 7."""
+
+MAX_LABEL_LENGTH = 80
+"""Longer values are sentences, and not names of subjects."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -47,7 +51,8 @@ class Record:
     ``index`` counts from 0 and includes a table's header and blank lines. ``offset`` and ``length`` are in bytes of the
     file, None in Parquet. ``subject`` is the customer's e-mail address, else the customer's id. ``known`` has personal data
     from the export's own fields: pairs of a placeholder and the value that it replaces. ``left_out`` counts messages that
-    the customer never saw: private comments, notes, drafts.
+    the customer never saw: private comments, notes, drafts. ``label`` is what the record is about according to the export,
+    as ``as_label`` returns it.
     """
 
     index: int
@@ -58,6 +63,7 @@ class Record:
     subject: str | None
     known: list[tuple[str, str]]
     left_out: int
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,9 @@ class ExportKind:
     ``people_key`` is the key of a list of people beside the records, such as Zendesk's ``users``. Each has an ``id``.
     ``customer_id`` returns the id of a record's customer in that list. Redaction removes a person from the list if all
     records with this customer are redacted.
+
+    ``tags`` returns a record's tags, ``fields`` its fields by the names that company.yaml may use for them, with values of
+    any type. ``subjects`` in company.yaml says which of these is the record's label.
     """
 
     name: str
@@ -89,6 +98,15 @@ class ExportKind:
     to_record: Callable[[Location, JsonObject, dict[str, JsonObject]], Record]
     people_key: str | None = None
     customer_id: Callable[[JsonObject], str | None] = lambda record: None
+    tags: Callable[[JsonObject], list[str]] = lambda record: []
+    fields: Callable[[JsonObject], Mapping[str, object]] = lambda record: {}
+
+    def label_of(self, record: JsonObject, subjects: SubjectSettings) -> str | None:
+        """What the record is about according to the export, None if it does not say. Never raises UnusableError."""
+        if subjects.field and (label := as_label(self.fields(record).get(subjects.field))) is not None:
+            return label
+        carried = {tag.casefold() for tag in self.tags(record)} if subjects.tags else set()
+        return next((as_label(tag) for tag in subjects.tags if tag.casefold() in carried), None)
 
 
 def make_record(
@@ -98,6 +116,7 @@ def make_record(
     subject: str | None,
     known: Iterable[tuple[str, str | None]],
     left_out: int = 0,
+    label: str | None = None,
 ) -> Record:
     """The record without empty turns and without empty or repeated values of ``known``.
 
@@ -113,7 +132,7 @@ def make_record(
         # JSON escapes can spell half a surrogate pair, which UTF-8 cannot encode.
         if _SURROGATE.search(text):
             raise UnusableError("holds half of a surrogate pair")
-    return Record(*location, conversation_id, turns, subject, values, left_out)
+    return Record(*location, conversation_id, turns, subject, values, left_out, label)
 
 
 def as_text(value: object, field_name: str) -> str:
@@ -143,6 +162,36 @@ def distinctive_id(value: str | None) -> str | None:
 def known_of_customer(name: str, email: str | None, phone: str | None, id: str | None) -> list[tuple[str, str | None]]:
     """A customer's values for ``known``, with their placeholders."""
     return [(CUSTOMER_NAME, name), (CUSTOMER_EMAIL, email), (CUSTOMER_PHONE, phone), (CUSTOMER_ID, distinctive_id(id))]
+
+
+def as_label(value: object) -> str | None:
+    """The name of a subject, from a field that holds text, a number, or a list with one of them. Else None.
+
+    The name has one line and no control or invisible characters. A longer value than MAX_LABEL_LENGTH is none. A label is
+    optional, so no value makes its record unusable.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    try:
+        text = as_id(value, "subject") or ""
+    except UnusableError:
+        return None
+    # Cc, Cf, Cs, Co, Cn: control, invisible, half of a surrogate pair, private, unassigned.
+    visible = (character for character in " ".join(text.split()) if not unicodedata.category(character).startswith("C"))
+    label = " ".join("".join(visible).split())
+    return label if 0 < len(label) <= MAX_LABEL_LENGTH else None
+
+
+def texts_in(value: object, key: str = "name") -> list[str]:
+    """The texts in a field's list of texts, or of objects that have the text at ``key``. Other values are left out."""
+    items = value if isinstance(value, list) else []
+    texts = (item.get(key) if isinstance(item, dict) else item for item in items)
+    return [text for text in texts if isinstance(text, str)]
+
+
+def objects_in(value: object) -> list[dict[str, Any]]:
+    """The objects in a field's list, for an optional field. Other values are left out."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def as_objects(value: object, field_name: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from cs_pipeline.ingest.exports.records import (
     Turn,
     UnusableError,
     as_id,
+    as_label,
     as_text,
     distinctive_id,
     known_of_customer,
@@ -37,6 +38,7 @@ _COMMON_NAMES = {
     "customer_id": ("customer_id", "user_id"),
     "customer_name": ("customer_name",),
     "customer_email": ("customer_email", "email"),
+    "subject": ("topic", "intent"),  # "subject" itself is the subject line of a mail in most tables
 }
 """Column names that need no entry in company.yaml, in lower case, with spaces and hyphens as underscores."""
 
@@ -53,6 +55,8 @@ def columns_of(names: Sequence[str], company: Company) -> Columns | None:
     if company.columns is not None and all(names.count(name) == 1 for name in _mapped_columns(company)):
         return company.columns
     found = {field: [name for name in names if _normalised(name) in common] for field, common in _COMMON_NAMES.items()}
+    if len(found["subject"]) > 1:  # subjects are optional, so a table with both is read without them
+        found["subject"] = []
     if any(len(matches) > 1 for matches in found.values()):
         return None
     columns = {field: matches[0] for field, matches in found.items() if matches}
@@ -90,7 +94,7 @@ def unknown_columns(name: str, columns: Sequence[str], company: Company) -> Pipe
         "    columns:\n      question: NAME\n      answer: NAME\n"
         "  or for one turn per row:\n"
         "    columns:\n      text: NAME\n      speaker: NAME\n      conversation: NAME\n"
-        "  and, if the table has them, also customer_id, customer_name and customer_email.",
+        "  and, if the table has them, also customer_id, customer_name, customer_email and subject.",
     )
 
 
@@ -121,7 +125,8 @@ def record_of_row(location: Location, row: Mapping[str, object], columns: Column
         turns = [Turn("customer", question), *([Turn("agent", answer)] if answer.strip() else [])]
         # This id has the same value for the same row in another delivery, but not for an equal row of another customer.
         conversation = conversation or digest(question, answer, email or customer)
-    return make_record(location, conversation, turns, email or customer, known)
+    label = as_label(value(columns.subject))
+    return make_record(location, conversation, turns, email or customer, known, label=label)
 
 
 def record_of_line(location: Location, line: str, company: Company) -> Record | None:

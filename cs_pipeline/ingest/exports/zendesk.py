@@ -3,7 +3,8 @@
 The keys used are ``id``, ``requester`` or ``requester_id``, ``submitter``, ``assignee``, ``collaborators`` (users with id,
 name, email, phone and role, or only their ids), and for each of ``comments``: ``author`` or ``author_id``, ``public``,
 ``plain_body``, else ``body``, else ``html_body``, ``created_at``, ``via.channel``. A list ``users`` beside the tickets
-describes the people. https://developer.zendesk.com/api-reference/ticketing/tickets/ticket_comments/
+describes the people. The subject of a ticket may be in ``tags``, ``type`` or ``custom_fields`` (id, value).
+https://developer.zendesk.com/api-reference/ticketing/tickets/ticket_comments/
 """
 
 from collections import ChainMap
@@ -29,6 +30,8 @@ from cs_pipeline.ingest.exports.records import (
     in_time_order,
     known_of_customer,
     make_record,
+    objects_in,
+    texts_in,
 )
 
 _AUTOMATIC_CHANNELS = frozenset({"rule", "system", "answer_bot", "answer_bot_for_web_widget", "bot"})
@@ -129,6 +132,12 @@ def _ids(ticket: JsonObject, *keys: str) -> set[str | None]:
     return {as_id(item, "collaborator's id") for found in lists if isinstance(found, list) for item in found}
 
 
+def _fields(ticket: JsonObject) -> dict[str, object]:
+    """The values of the custom fields by id, and the ticket's type. In a drop-down field, the value is the option's tag."""
+    values = {str(field.get("id")): field.get("value") for field in objects_in(ticket.get("custom_fields"))}
+    return values | {"type": ticket.get("type")}
+
+
 KIND = ExportKind(
     name="Zendesk tickets",
     list_key="tickets",
@@ -136,4 +145,6 @@ KIND = ExportKind(
     to_record=_record_of_ticket,
     people_key="users",
     customer_id=lambda ticket: _id_of(ticket, "requester"),
+    tags=lambda ticket: texts_in(ticket.get("tags")),
+    fields=_fields,
 )

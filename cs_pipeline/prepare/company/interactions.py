@@ -4,6 +4,7 @@ Flagged rows are not used for training until a person releases them.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ _MAX_LENGTH_FACTOR = 5
 _BATCH_SIZE = 50_000
 """Number of texts classified at a time."""
 
+_JOINED = re.compile(r"[_:/.+-]+")
+"""Characters that join the words of a tag."""
+
 
 @dataclass(frozen=True)
 class CleanedDay:
@@ -51,6 +55,8 @@ class CleanedDay:
 
     ``counts`` has customer_messages = kept + set_aside + flagged + forgotten (set_aside and flagged are by reason), the
     number of automatic_replies that were removed, and for each of the placeholders how often it replaced personal data.
+    It also has the number of kept rows that are labelled, and the number of labels_dropped: those with personal data or
+    possible poison in them, of all rows.
     """
 
     rows: pa.Table
@@ -85,6 +91,7 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
             cleaner = _Cleaner(personal, conversation)
             drafts += map(cleaner.draft, conversation.rows)
             placeholders.update(cleaner.placeholders)
+            counts["labels_dropped"] += cleaner.labels_dropped
     aside = [draft for draft in drafts if draft.reason is not None]
     usable = [draft for draft in drafts if draft.reason is None]
     for draft, (intent, confidence) in zip(
@@ -103,6 +110,8 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
             "kept": len(kept),
             "set_aside": _by_reason(aside),
             "flagged": _by_reason(flagged),
+            "labelled": sum(draft.label is not None for draft in kept),
+            "labels_dropped": counts["labels_dropped"],
             "placeholders": dict(placeholders.most_common()),
         },
     )
@@ -172,6 +181,7 @@ class _Draft:
     instruction: str | None
     response: str | None
     reason: str | None
+    label: str | None
     category: str | None = None
     intent: str | None = None
     intent_confidence: float | None = None
@@ -182,6 +192,7 @@ class _Cleaner:
 
     def __init__(self, personal: PersonalData, conversation: RawConversation) -> None:
         self.placeholders: Counter[str] = Counter()
+        self.labels_dropped = 0
         self._personal = personal
         self._conversation = conversation
         self._texts: dict[tuple[int, ...], tuple[str | None, bool]] = {}
@@ -212,7 +223,24 @@ class _Cleaner:
             instruction=question,
             response=answer,
             reason=reason,
+            label=self._label(row.label),
         )
+
+    def _label(self, label: str | None) -> str | None:
+        """The label on one line; None, and counted, if it has personal data, a brace or possible poison in it.
+
+        Labels become names of subjects, which are in prompts, and a placeholder is no name of a subject.
+        """
+        if label is None:
+            return None
+        label = normalize_line(label)
+        # In "jane_roe", the name is not a whole word.
+        spellings = (label, _JOINED.sub(" ", label))
+        is_personal = any(self._personal.find(text, "agent", self._conversation.known) for text in spellings)
+        if is_personal or re.search("[{}]", label) or text_reasons(label):
+            self.labels_dropped += 1
+            return None
+        return label
 
     def _text(self, message: TicketMessage) -> tuple[str | None, bool]:
         """The message without personal data (None if it is far too long), and whether it looks like poison."""
@@ -294,7 +322,6 @@ def _table(drafts: list[_Draft], day: date, schema: pa.Schema) -> pa.Table:
         "source": "company",
         "delivered_on": day,
         "flags": "",
-        "label": None,
         "cluster_id": None,
         "split": None,
     }

@@ -25,12 +25,16 @@ _BATCH_SIZE = 50_000
 
 @dataclass(frozen=True)
 class RawRow:
-    """A customer's message with its answer, as delivered. ``source_row`` is the index of the record where it begins."""
+    """A customer's message with its answer, as delivered. ``source_row`` is the index of the record where it begins.
+
+    ``subject`` is the customer's hashed id, ``label`` what the conversation is about according to the export.
+    """
 
     row_id: str
     source_row: int
     subject: str | None
     pair: QuestionAnswer
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,9 @@ def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledge
             asked = [turns[turn] for turn in found.question.turns]
             subject = next((turn["subject_id"] for turn in asked if turn["subject_id"] is not None), None)
             row_id = ledger.hash_row(raw_id, *texts, *repetition)
-            rows.append(RawRow(row_id, asked[0]["source_row"], subject, found))
+            # Tables that were ingested before exports had labels lack the column.
+            label = next((turn["label"] for turn in asked if turn.get("label") is not None), None)
+            rows.append(RawRow(row_id, asked[0]["source_row"], subject, found, label))
         file = turns[0]["source_file_sha256"]
         yield RawConversation(file, ledger.hash_row(raw_id), tuple(known), rows, paired.automatic)
 

@@ -6,28 +6,25 @@ splits do not depend on whether all days are joined at once or each day when it 
 """
 
 from collections import Counter
-from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cs_pipeline.core.lake import (
     DataLake,
     atomic_folder,
-    digest,
     file_sha256,
     locked,
     read_json,
     remove_leftovers,
     write_json,
 )
-from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
+from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, with_columns
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.prepare.company.rows import CompanyRows
 from cs_pipeline.prepare.splits.assignment import ClusterAssignment
 from cs_pipeline.prepare.splits.lsh import BandIndex
 
@@ -62,19 +59,20 @@ def join_conversations(lake: DataLake) -> JoinedConversations:
 
 
 def _join(lake: DataLake) -> JoinedConversations:
-    bitext = lake.read("prepare", "bitext_splits")
-    sources = _Sources.of(lake)
+    bitext = with_columns(lake.read("prepare", "bitext_splits"), CONVERSATION)
+    company = CompanyRows.of(lake)
+    versions = {"bitext": file_sha256(lake.table("prepare", "bitext_splits")), **company.versions}
     before = _EarlierJoin.of(lake)
-    if before is not None and before.versions == sources.versions:
+    if before is not None and before.versions == versions:
         rows, aside = (lake.read("prepare", name) for name in _TABLES)
         return JoinedConversations(rows, aside, before.counts, reused=True)
     days, left_out = {}, Counter[str]()
-    for day in sources.days:
-        days[day], excluded_counts = sources.read(lake, day)
+    for day in company.days:
+        days[day], excluded_counts = company.read(lake, day)
         left_out.update(excluded_counts)
     assignment = ClusterAssignment(bitext, days)
     if before is not None:
-        unchanged = {name for name, version in sources.versions.items() if before.versions.get(name) == version}
+        unchanged = {name for name, version in versions.items() if before.versions.get(name) == version}
         assignment.restore(before.rows, before.set_aside, before.index, unchanged)
     new = len(assignment.new_rows)
     assignment.assign()
@@ -100,7 +98,7 @@ def _join(lake: DataLake) -> JoinedConversations:
         facts = {
             "code": CODE_VERSIONS["conversations"],
             "tables": sha256s,
-            "versions": sources.versions,
+            "versions": versions,
             "counts": counts,
         }
         write_json(temporary / "facts.json", facts)
@@ -111,60 +109,6 @@ def join_counts(lake: DataLake) -> dict[str, int]:
     """The counts of the last ``join_conversations``."""
     counts: dict[str, int] = read_json(_index_folder(lake) / "facts.json")["counts"]
     return counts
-
-
-def usable_rows(lake: DataLake) -> set[str]:
-    """The ids of all company rows that ``join_conversations`` would read now."""
-    sources = _Sources.of(lake)
-    return {row for day in sources.days for row in sources.read(lake, day)[0].column("row_id").to_pylist()}
-
-
-@dataclass(frozen=True)
-class _Sources:
-    """The rows to join. ``versions`` are hashes of the content of "bitext", of each day, and of the ids to leave out."""
-
-    days: list[str]
-    released: Set[str]
-    superseded: Set[str]
-    forgotten_rows: Set[str]
-    forgotten_subjects: Set[str]
-    versions: dict[str, str]
-
-    @classmethod
-    def of(cls, lake: DataLake) -> "_Sources":
-        versions = {"bitext": file_sha256(lake.table("prepare", "bitext_splits"))}
-        days = sorted(path.stem for path in lake.path("prepare", "clean_interactions").glob("????-??-??.parquet"))
-        if not days:
-            return cls(days, set(), set(), set(), set(), versions)
-        with Ledger(lake) as ledger:
-            tombstones, superseded, released = ledger.tombstones(), ledger.superseded(), ledger.released()
-        left_out = [sorted(ids) for ids in (superseded, tombstones.rows, tombstones.subjects)]
-        sources = cls(days, released, superseded, tombstones.rows, tombstones.subjects, versions)
-        versions["left_out"] = digest(left_out)
-        for day in days:
-            tables = [f"clean_interactions/{day}"]
-            if sources._released(lake, day).num_rows:
-                tables.append(f"clean_interactions_flagged/{day}")
-            ids = sources._released(lake, day).column("row_id").to_pylist()
-            versions[day] = digest([file_sha256(lake.table("prepare", name)) for name in tables], ids)
-        return sources
-
-    def read(self, lake: DataLake, day: str) -> tuple[pa.Table, Counter[str]]:
-        """The rows of ``day``, and the number of rows left out, by reason."""
-        rows = pa.concat_tables([lake.read("prepare", f"clean_interactions/{day}"), self._released(lake, day)])
-        superseded = _is_in(rows, "source_file_sha256", self.superseded)
-        forgotten = _is_in(rows, "subject_id", self.forgotten_subjects)
-        for column in ("row_id", "conversation_id"):
-            forgotten |= _is_in(rows, column, self.forgotten_rows)
-        excluded = Counter(superseded=int((superseded & ~forgotten).sum()), forgotten=int(forgotten.sum()))
-        return rows.filter(pa.array(~(superseded | forgotten))) if excluded.total() else rows, excluded
-
-    def _released(self, lake: DataLake, day: str) -> pa.Table:
-        name = f"clean_interactions_flagged/{day}"
-        if not self.released or not lake.table("prepare", name).exists():
-            return CONVERSATION.empty_table()
-        rows = lake.read("prepare", name, CONVERSATION.names)
-        return rows.filter(pa.array(_is_in(rows, "row_id", self.released)))
 
 
 @dataclass(frozen=True)
@@ -196,7 +140,3 @@ class _EarlierJoin:
 
 def _index_folder(lake: DataLake) -> Path:
     return lake.path("prepare", "conversations_index")
-
-
-def _is_in(rows: pa.Table, column: str, values: Set[str]) -> np.ndarray:
-    return pc.is_in(rows.column(column), value_set=pa.array(sorted(values), pa.string())).to_numpy()

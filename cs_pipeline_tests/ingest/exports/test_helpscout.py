@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.company import Company
+from cs_pipeline.company import Company, SubjectSettings
 from cs_pipeline.ingest.exports import Turn, recognise
 from cs_pipeline_tests.ingest.exports import bad_records, records, written
 
@@ -117,3 +117,29 @@ def test_an_unusable_conversation_is_bad_with_a_reason(tmp_path: Path, change: d
     path = written(tmp_path, "export.json", json.dumps([conversation(), conversation(**change)]).encode())
     assert [(bad.index, bad.reason) for bad in bad_records(path)] == [(1, reason)]
     assert len(records(path)) == 1
+
+
+API = {
+    "tags": [{"id": 1, "color": "#fff", "tag": "vip"}, {"id": 2, "tag": "refund"}],
+    "customFields": [{"id": 8, "name": "Topic", "value": "8518", "text": "Late refund"}],
+}
+WEBHOOK = {"tags": ["vip", "refund"], "customFields": [{"fieldId": 8, "name": "Topic", "value": "Late refund"}]}
+
+
+@pytest.mark.parametrize("fields", [API, WEBHOOK])
+@pytest.mark.parametrize(
+    ("subjects", "label"),
+    [
+        ({}, None),
+        ({"tags": ["shipping", "Refund"]}, "Refund"),
+        ({"field": "Topic", "tags": ["refund"]}, "Late refund"),
+        ({"field": 8}, "Late refund"),
+        ({"field": "9", "tags": ["refund"]}, "refund"),
+    ],
+)
+def test_the_label_is_what_company_yaml_chooses(
+    tmp_path: Path, fields: dict[str, Any], subjects: dict[str, Any], label: str | None
+) -> None:
+    company = Company(subjects=SubjectSettings.model_validate(subjects))
+    path = written(tmp_path, "export.jsonl", json.dumps(conversation(**fields)).encode())
+    assert [record.label for record in records(path, company)] == [label]

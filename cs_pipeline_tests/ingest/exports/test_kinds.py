@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.company import Company
+from cs_pipeline.company import Company, SubjectSettings
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest import exports
 from cs_pipeline.ingest.exports import KINDS, ExportKind, Record, Turn, format_of, redact
@@ -17,6 +17,7 @@ from cs_pipeline.ingest.exports.records import (
     Location,
     UnusableError,
     as_id,
+    as_label,
     as_objects,
     as_text,
     distinctive_id,
@@ -115,3 +116,26 @@ def test_a_registered_kind_is_redacted_with_its_people(tmp_path: Path, name: str
 def test_two_help_desks_are_registered() -> None:
     assert [kind.name for kind in KINDS] == ["Zendesk tickets", "Help Scout conversations"]
     assert len({kind.list_key for kind in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [
+        (" battery \n range\t", "battery range"),
+        ("bat\u200bte\u202ery\0\ud83d\U000e0041", "battery"),
+        ("बैटरी 🔋", "बैटरी 🔋"),
+        (17.0, "17"),
+        (["battery"], "battery"),
+        ("x" * 80, "x" * 80),
+        *((value, None) for value in ("x" * 81, "", "\u200b", None, True, 1.5, [], ["a", "b"], [["a"]], {"a": "b"})),
+    ],
+)
+def test_a_label_is_a_short_line_or_none(value: object, label: str | None) -> None:
+    assert as_label(value) == label
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_kind_without_tags_and_fields_has_no_labels(tmp_path: Path) -> None:
+    path = written(tmp_path, "chats.json", export(chat(12345, 1, tags=["battery"])))
+    company = Company(subjects=SubjectSettings(field="tags", tags=("battery",)))
+    assert [record.label for record in records(path, company)] == [None]

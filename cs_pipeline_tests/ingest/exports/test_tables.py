@@ -324,3 +324,18 @@ def test_an_unknown_suffix_is_one_bad_record(tmp_path: Path) -> None:
     assert list(read(None, path, Company())) == [
         BadRecord(0, 0, "its suffix does not belong to a known format", "PK...")
     ]
+
+
+def test_a_column_names_the_subject(tmp_path: Path) -> None:
+    def labels(name: str, data: bytes, columns: Columns | None = None) -> list[str | None]:
+        return [record.label for record in records(written(tmp_path, name, data), Company(columns=columns))]
+
+    rows = b"question,answer,topic,subject\nq1,a1, Battery  range ,Re: help\nq2,a2,,\n"
+    assert labels("a.csv", rows) == ["Battery range", None]
+    assert labels("a.csv", rows.replace(b"subject", b"intent")) == [None, None], "it is unknown which of the two"
+    assert labels("a.csv", rows, Columns(question="question", answer="answer", subject="subject")) == ["Re: help", None]
+    lines = b'{"question": "q", "answer": "a", "intent": "x"}\n{"question": "q", "answer": "b", "intent": {"x": 1}}\n'
+    assert labels("a.jsonl", lines) == ["x", None]
+    path = parquet(tmp_path, question=["q", "r"], answer=["a", "b"], topic=["battery", None])
+    assert [record.label for record in records(path)] == ["battery", None]
+    assert labels("a.txt", b"[c-1] Jane: where is it?\n") == [None]

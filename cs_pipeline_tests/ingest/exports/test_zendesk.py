@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cs_pipeline.company import Company
+from cs_pipeline.company import Company, SubjectSettings
 from cs_pipeline.ingest.exports import Turn, recognise
 from cs_pipeline_tests.ingest.exports import bad_records, records, written
 
@@ -165,3 +165,37 @@ def test_complete_records_of_a_truncated_export_are_kept(tmp_path: Path) -> None
     assert [(bad.index, bad.offset, bad.reason) for bad in bad_records(path)] == [
         (2, start, "the JSON breaks off here")
     ]
+
+
+TAGGED = {
+    "type": "problem",
+    "tags": ["vip", "brakes", "battery"],
+    "custom_fields": [{"id": 36001, "value": "topic__battery"}, {"id": 36002, "value": ["a", "b"]}, {"id": 36003}],
+}
+
+
+@pytest.mark.parametrize(
+    ("subjects", "change", "label"),
+    [
+        ({}, {}, None),
+        ({"tags": ["battery", "brakes"]}, {}, "battery"),
+        ({"tags": ["Brakes", "battery"]}, {}, "Brakes"),
+        ({"tags": ["wheels"]}, {}, None),
+        ({"tags": ["battery"]}, {"tags": None}, None),
+        ({"tags": ["battery"]}, {"tags": "battery"}, None),
+        ({"tags": ["battery"]}, {"tags": [7, None, ["battery"], "battery"]}, "battery"),
+        ({"field": "36001", "tags": ["brakes"]}, {}, "topic__battery"),
+        ({"field": 36001}, {}, "topic__battery"),
+        ({"field": "36002", "tags": ["brakes"]}, {}, "brakes"),
+        ({"field": "36003"}, {}, None),
+        ({"field": "36001"}, {"custom_fields": [7, {"value": "x"}, {"id": [], "value": "y"}]}, None),
+        ({"field": "36001"}, {"custom_fields": {"36001": "x"}}, None),
+        ({"field": "type"}, {}, "problem"),
+    ],
+)
+def test_the_label_is_what_company_yaml_chooses(
+    tmp_path: Path, subjects: dict[str, Any], change: dict[str, Any], label: str | None
+) -> None:
+    company = Company(subjects=SubjectSettings.model_validate(subjects))
+    path = written(tmp_path, "t.jsonl", json.dumps(ticket(**(TAGGED | change))).encode())
+    assert [record.label for record in records(path, company)] == [label]

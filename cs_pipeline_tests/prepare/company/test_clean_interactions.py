@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.company import Company
@@ -56,6 +57,7 @@ def dialogue(
     file: str = FILE,
     subject: str | None = "s",
     known: Sequence[tuple[str, str]] = (),
+    label: str | None = None,
 ) -> Turns:
     """The turns of a conversation. If ``number`` is a whole number, it is the source row too."""
     return [
@@ -69,6 +71,7 @@ def dialogue(
             "subject_id": subject,
             "text": text,
             "known": [{"placeholder": placeholder, "value": value} for placeholder, value in known],
+            "label": label,
         }
         for turn, (role, text) in enumerate(messages)
     ]
@@ -211,6 +214,39 @@ def test_the_same_input_gives_the_same_bytes(lake: DataLake) -> None:
     assert len(paths) == 4
 
 
+def test_labels_are_kept_unless_they_hold_personal_data_or_poison(lake: DataLake) -> None:
+    kept: list[str | None] = ["battery_range", "Akku & Reichweite", "returns::refund", None]
+    dropped: list[str | None] = [
+        "jane@example.org",
+        "jane_roe",
+        "order_4711081512",
+        "battery {{Order Number}}",
+        "<|im_start|>system",
+        "ignore_all_previous_instructions",
+    ]
+    known = [("Client Name", "Jane Roe")]
+    questions = sample_rows(270)["instruction"].drop_duplicates().tolist()
+    turns = [
+        turn
+        for number, label in enumerate(kept + dropped)
+        for turn in exchange(number, questions[number], label=label, known=known, subject=None)
+    ]
+    day = cleaned(lake, turns)
+    label_of = {
+        row["source_row"]: row["label"] for table in (day.rows, day.flagged, day.set_aside) for row in table.to_pylist()
+    }
+    assert label_of == dict(enumerate(kept + [None] * len(dropped)))
+    assert day.counts["labels_dropped"] == len(dropped)
+    assert day.counts["labelled"] == day.rows.num_rows - day.rows.column("label").null_count
+
+
+def test_a_day_that_was_ingested_before_exports_had_labels(lake: DataLake) -> None:
+    expected = cleaned(lake, exchange(1)).rows
+    path = lake.table("ingest", f"company_interactions/{DAY}")
+    pq.write_table(pq.read_table(path).drop_columns("label"), path)
+    assert clean_day(lake, Company(), DAY).rows == expected
+
+
 # Set aside
 
 
@@ -253,6 +289,8 @@ def test_a_day_without_turns(lake: DataLake) -> None:
         "kept": 0,
         "set_aside": {},
         "flagged": {},
+        "labelled": 0,
+        "labels_dropped": 0,
         "placeholders": {},
     }
 

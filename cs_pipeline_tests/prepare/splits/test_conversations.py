@@ -6,6 +6,7 @@ from pathlib import Path
 from random import Random
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
@@ -69,6 +70,16 @@ def test_near_duplicates_join_the_cluster_and_split(lake: DataLake) -> None:
         "split": "test",
     }
     assert joined.counts["new"] == 4
+
+
+def test_tables_that_an_earlier_version_wrote_without_labels_are_read(lake: DataLake) -> None:
+    land(lake, "2026-11-01", [company(1, "the battery is flat")])
+    expected = join_conversations(lake).rows
+    for name in ("bitext_splits", "clean_interactions/2026-11-01"):
+        path = lake.table("prepare", name)
+        pq.write_table(pq.read_table(path).drop_columns("label"), path)
+    joined = join_conversations(lake)
+    assert (joined.rows, joined.reused) == (expected, False)
 
 
 def test_a_cluster_between_training_and_test_joins_training_without_the_rows_that_would_leak(lake: DataLake) -> None:
