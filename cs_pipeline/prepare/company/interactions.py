@@ -88,7 +88,7 @@ def clean_day(lake: DataLake, company: Company, day: date, run_id: str | None = 
             if _is_forgotten(conversation, tombstones):
                 counts["forgotten"] += len(conversation.rows)
                 continue
-            cleaner = _Cleaner(personal, conversation)
+            cleaner = _Cleaner(personal, conversation, company.subjects.tags)
             drafts += map(cleaner.draft, conversation.rows)
             placeholders.update(cleaner.placeholders)
             counts["labels_dropped"] += cleaner.labels_dropped
@@ -188,13 +188,17 @@ class _Draft:
 
 
 class _Cleaner:
-    """Cleans the rows of a conversation. A message is cleaned once, even if it is also in the context of other rows."""
+    """Cleans the rows of a conversation. A message is cleaned once, even if it is also in the context of other rows.
 
-    def __init__(self, personal: PersonalData, conversation: RawConversation) -> None:
+    ``own_labels`` are those that a person listed in company.yaml. They are never dropped.
+    """
+
+    def __init__(self, personal: PersonalData, conversation: RawConversation, own_labels: Sequence[str]) -> None:
         self.placeholders: Counter[str] = Counter()
         self.labels_dropped = 0
         self._personal = personal
         self._conversation = conversation
+        self._own_labels = own_labels
         self._texts: dict[tuple[int, ...], tuple[str | None, bool]] = {}
 
     def draft(self, row: RawRow) -> _Draft:
@@ -231,8 +235,8 @@ class _Cleaner:
 
         Labels become names of subjects, which are in prompts, and a placeholder is no name of a subject.
         """
-        if label is None:
-            return None
+        if label is None or label in self._own_labels:
+            return label
         label = normalize_line(label)
         # In "jane_roe", the name is not a whole word.
         spellings = (label, _JOINED.sub(" ", label))

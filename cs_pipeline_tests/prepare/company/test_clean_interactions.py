@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cs_pipeline.company import Company
+from cs_pipeline.company import Company, SubjectSettings
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import PRIVATE, DataLake, file_sha256, read_json
 from cs_pipeline.core.schema import CONVERSATION, INTERACTION, SET_ASIDE, check_schema
@@ -215,10 +215,11 @@ def test_the_same_input_gives_the_same_bytes(lake: DataLake) -> None:
 
 
 def test_labels_are_kept_unless_they_hold_personal_data_or_poison(lake: DataLake) -> None:
-    kept: list[str | None] = ["battery_range", "Akku & Reichweite", "returns::refund", None]
+    kept: list[str | None] = ["battery_range", "Akku & Reichweite", "returns::refund", "Dr. Martens", None]
     dropped: list[str | None] = [
         "jane@example.org",
         "jane_roe",
+        "Dr. Scholl",
         "order_4711081512",
         "battery {{Order Number}}",
         "<|im_start|>system",
@@ -231,7 +232,7 @@ def test_labels_are_kept_unless_they_hold_personal_data_or_poison(lake: DataLake
         for number, label in enumerate(kept + dropped)
         for turn in exchange(number, questions[number], label=label, known=known, subject=None)
     ]
-    day = cleaned(lake, turns)
+    day = cleaned(lake, turns, Company(subjects=SubjectSettings(tags=("Dr. Martens",))))
     label_of = {
         row["source_row"]: row["label"] for table in (day.rows, day.flagged, day.set_aside) for row in table.to_pylist()
     }
