@@ -38,7 +38,7 @@ from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.serve.models.pool import LoadedLanguageModel, memory_limit
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.settings import ServeSettings
-from cs_pipeline.text.classifier import TextClassifier
+from cs_pipeline.retrieval.router import prompt_intents
 from cs_pipeline.tracking import Version, champion_number, find_versions, get_version, open_store
 
 BATCHED, SINGLE = "micro-batched", "one at a time"
@@ -174,10 +174,7 @@ def layers(server: Server, questions: Sequence[str], lake: DataLake, rounds: int
     base = base_of_version(recipe, version.folder)
     assert base is not None
     model = SupportModel(recipe, base, adapter)
-    intents: dict[str, str | None] = dict.fromkeys(questions)
-    if recipe.prompt.route == "intent":
-        predicted, _ = TextClassifier.load(adapter / "intent_classifier").predict(questions)
-        intents = dict(zip(questions, predicted, strict=True))
+    intents = dict(zip(questions, prompt_intents(recipe, adapter, None)(questions), strict=True))
     service = ModelService(lake, memory_limit(None), 10, TIMEOUT, 10, id)
     asyncio.run(_loaded(service, server.model))
     desk = Desk(service, load_company(lake), lake)

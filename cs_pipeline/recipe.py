@@ -125,7 +125,7 @@ class PromptSettings(Section):
     template: str = Field("model", description="model: the base's own chat template; else a file in llm/templates/")
     system: str = ""
     route: Literal["none", "intent"] = Field(
-        "none", description="intent: the classifier's intent is added to the system message"
+        "none", description="intent: the router's intent is added to the system message where it is sure"
     )
     retrieve: RetrievalSettings | None = Field(None, description="null: no retrieved texts in the prompt")
 

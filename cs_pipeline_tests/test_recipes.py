@@ -34,6 +34,7 @@ from cs_pipeline.recipe import (
 )
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.retrieval.router import Router, router_folder
 from cs_pipeline.train.adapter import build_lookup, seen_rows, train_adapter
 from cs_pipeline.train.plan.estimate import SHAPES_FILE, config_of, estimate
 from cs_pipeline.train.plan.machine_fit import BITEXT_ROWS, Machine, required_memory, training_hours
@@ -105,10 +106,9 @@ def small_lake(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
     write_split(lake, "validation", rows[12:])
     lake.write("prepare", "knowledge_base", PASSAGE.empty_table(), PASSAGE)
     build_index(lake)
-    from cs_pipeline.text.classifier import TextClassifier
-
     questions = [row["instruction"] for row in rows]
-    TextClassifier.fit(questions, texts["intent"].tolist(), "words").save(lake.path("prepare", "intent_classifier"))
+    router = Router.fit(questions, texts["intent"].tolist(), [row["row_id"] for row in rows])
+    router.save(router_folder(lake))
     return lake
 
 
@@ -162,7 +162,7 @@ def test_a_recipe_trains(trained: Trained) -> None:
         if all_weights
         else {"adapter_model.safetensors", "adapter_config.json"}
     )
-    own |= {"intent_classifier"} if trained.recipe.prompt.route == "intent" else set()
+    own |= {"router"} if trained.recipe.prompt.route == "intent" else set()
     assert names - TOKENIZER == ALWAYS | own
     assert_weights_moved(trained)
     assert_labels_are_answer_and_stop_token(trained)
@@ -198,8 +198,7 @@ def test_a_lookup_is_built_without_a_model(name: str, small_lake: DataLake) -> N
     recipe = load_recipe(name)
     assert isinstance(recipe, LookupRecipe)
     adapter = build_lookup(recipe, small_lake)
-    own = {"lookup.json", *({"intent_classifier"} if recipe.prompt.route == "intent" else ())}
-    assert {path.name for path in adapter.folder.iterdir()} == ALWAYS - {"tokenizer_config.json"} | own
+    assert {path.name for path in adapter.folder.iterdir()} == ALWAYS - {"tokenizer_config.json"} | {"lookup.json"}
     assert adapter.is_lookup
     assert "retrieval_index" in adapter.manifest["data"]
     assert seen_rows(adapter.folder).num_rows == 0

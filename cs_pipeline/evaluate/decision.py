@@ -384,7 +384,7 @@ def _alarms(results: EvaluationResults) -> Iterator[str]:
             f" ({bits.difference:+.3f}, 95 % interval {bits.low:+.3f} to {bits.high:+.3f})"
         )
     labels = results.intent_labels
-    few_labels = labels is not None and labels.labelled < MIN_INTENT_ROWS
+    few_labels = labels is not None and labels.counted < MIN_INTENT_ROWS
     for source, part in results.slices.items():
         differences = part.differences.get("champion", {})  # empty with too few rows
         for metric, margin in MARGINS.items():

@@ -70,6 +70,7 @@ from cs_pipeline.recipe import FineTuneRecipe, Recipe, read_recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, index_version, retrieval_folder
 from cs_pipeline.retrieval.lookup import load_contender
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.retrieval.router import prompt_intents, router_folder
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
 
@@ -333,19 +334,18 @@ def _write_answers(rows: pd.DataFrame, path: Path) -> None:
 
 
 _Model: TypeAlias = tuple[Recipe, Path | None, Path | None, Path]
-"""Recipe, base (None for a look-up), adapter or None, and the folder of the classifier that predicts intents for it."""
+"""Recipe, base (None for a look-up), adapter (None for the base alone), and the adapter folder whose router it uses."""
 
 
 def _models(recipe: Recipe, adapter: Adapter, base: Path | None, champion: Version | None) -> dict[str, _Model]:
-    classifier = adapter.folder / "intent_classifier"
-    models: dict[str, _Model] = {"tuned": (recipe, base, adapter.folder, classifier)}
+    models: dict[str, _Model] = {"tuned": (recipe, base, adapter.folder, adapter.folder)}
     if isinstance(recipe, FineTuneRecipe):
-        models["base"] = (recipe, base, None, classifier)
+        models["base"] = (recipe, base, None, adapter.folder)
     if champion is not None:
         folder = champion.folder / "adapter"
         champion_recipe = read_recipe(folder / "recipe.yaml")
         base = base_of_version(champion_recipe, champion.folder)
-        models["champion"] = (champion_recipe, base, folder, folder / "intent_classifier")
+        models["champion"] = (champion_recipe, base, folder, folder)
     return models
 
 
@@ -355,7 +355,7 @@ def _baselines(test_set: FrozenTestSet, index: RetrievalIndex) -> dict[str, Call
     return {
         LOOKUP: lambda: lookup_answers(index, test_set.mode, *asked, test_set.own_rows),
         "nearest": lambda: nearest_answers(test_set.train, test_set.questions, test_set.own_rows),
-        "central": lambda: central_answers(test_set.train, test_set.predicted_intents),
+        "central": lambda: central_answers(test_set.train, test_set.predicted_intents, test_set.own_rows),
         "random": lambda: random_answers(test_set.train, test_set.questions),
     }
 
@@ -365,7 +365,7 @@ def _evaluate_model(
     recipe: Recipe,
     base: Path | None,
     adapter: Path | None,
-    classifier: Path,
+    routing: Path,
     test_set: FrozenTestSet,
     sealed_set: FrozenTestSet | None,
     lake: DataLake,
@@ -377,19 +377,21 @@ def _evaluate_model(
     decision is based on.
     """
     model, index = load_contender(recipe, base, adapter), open_index(recipe, lake)
+    intents = prompt_intents(recipe, routing, router_folder(lake))
 
     def texts(rows: FrozenTestSet) -> list[list[RetrievedText]]:
         asked = rows.questions, rows.predicted_intents
         return retrieve(index, recipe.prompt, recipe.placeholders, *asked, own_rows=rows.own_rows)
 
+    test_set = test_set.routed_by(intents)
     retrieved, sealed_stats = texts(test_set), None
     stats, answers, run = answer_test_set(system, model, test_set, retrieved, report)
     if sealed_set is not None and system != "base":
-        label = f"{system}, sealed questions"
+        label, sealed_set = f"{system}, sealed questions", sealed_set.routed_by(intents)
         sealed_stats, _, _ = answer_test_set(label, model, sealed_set, texts(sealed_set), report)
     report(f"{system}: odd and hostile questions, general knowledge, latency")
-    trials = run_trials(model, classifier, index, test_set, stats, run)
+    trials = run_trials(model, intents, index, test_set, stats, run)
     if system != "tuned" or index is None or not isinstance(model, SupportModel):
         return stats, trials, None, sealed_stats
-    effect = measure_retrieval_effect(model, classifier, test_set, retrieved, answers, stats, report)
+    effect = measure_retrieval_effect(model, intents, test_set, retrieved, answers, stats, report)
     return stats, trials, effect, sealed_stats

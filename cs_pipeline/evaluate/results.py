@@ -14,7 +14,7 @@ from cs_pipeline.evaluate.scoring.cost import GenerationRun
 from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.text.placeholders import PlaceholderMode
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Increase it when a key of ``evaluation.json`` changes. A file of another version is rejected."""
 
 WITHOUT_RETRIEVAL = "without_retrieval"
@@ -100,13 +100,15 @@ class DataVersions(_Record):
 
 
 class LabelledIntents(_Record):
-    """How many company rows of the test split have a person's label of their intent, and how many predictions agree with it.
+    """How many company rows of the test split have a known intent, and how often the router agrees with people's labels.
 
-    ``without_intent`` of them have none of the intents. ``share`` is that of the labelled rows that agree, from 0 to 1, with
-    Wilson's 95 % interval.
+    ``counted`` rows count for right intent: they have a subject, or a person's label. ``labelled`` rows have a person's
+    label; ``without_intent`` of these have none of the intents. ``share`` (0 to 1) of the labelled rows have a predicted
+    intent that agrees, with Wilson's 95 % interval.
     """
 
     company_rows: int
+    counted: int
     labelled: int
     without_intent: int
     agreed: int

@@ -7,7 +7,6 @@ measures which share of the answers is copied or grounded, and how the model rea
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -21,6 +20,7 @@ from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, answer_test_set
 from cs_pipeline.evaluate.slices import SlicePart, slice_parts
 from cs_pipeline.llm.model import Answer, SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.retrieval.router import PromptIntents
 
 RETRIEVAL_METRICS = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
 """The metrics in which the tuned model is compared with itself without retrieved texts, and with looked-up answers."""
@@ -47,7 +47,7 @@ class RetrievalEffect:
 
 def measure_retrieval_effect(
     model: SupportModel,
-    classifier: Path,
+    intents: PromptIntents,
     test_set: FrozenTestSet,
     retrieved: Sequence[Sequence[RetrievedText]],
     answers: Sequence[Answer],
@@ -73,7 +73,7 @@ def measure_retrieval_effect(
             system: groundedness(test_set.questions_with_context, [answer.text for answer in given], in_prompts)
             for system, given in (("tuned", answers), (WITHOUT_RETRIEVAL, bare_answers))
         },
-        misled=score_misleading_cases(model, classifier, test_set, retrieved, stats),
+        misled=score_misleading_cases(model, intents, test_set, retrieved, stats),
     )
 
 

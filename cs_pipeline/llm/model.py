@@ -252,7 +252,7 @@ class SupportModel:
     ) -> list[Answer]:
         """Greedy answers to ``questions``, in the same order.
 
-        Each question comes with the classifier's intent, its earlier turns and, unless ``retrieved`` is None, its retrieved
+        Each question comes with the router's intent, its earlier turns and, unless ``retrieved`` is None, its retrieved
         texts. If a prompt is longer than ``trainer.max_length``, retrieved texts are dropped first, then the oldest turns.
         Questions of similar length are answered together; ``progress`` gets the number of answers so far. Raises
         PipelineError if a question is too long for the model.

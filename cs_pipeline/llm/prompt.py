@@ -110,14 +110,12 @@ def chat_messages(
 ) -> list[dict[str, str]]:
     """The messages before an answer: a system message if there is one, the earlier turns, retrieved texts and question.
 
-    ``intent`` comes from the classifier; it is used, and required, only if the recipe routes by intent. Many templates
+    ``intent`` comes from the router, None if it is not sure; only a recipe that routes by intent names it. Many templates
     require that customer and agent alternate and that the customer begins. So consecutive turns of one speaker become one
     message, and an agent's turns before the customer's first are dropped.
     """
     system = prompt.system
-    if prompt.route == "intent":
-        if intent is None:
-            raise ValueError("this recipe routes by intent, but no intent was given")
+    if prompt.route == "intent" and intent is not None:
         system = f"{system} Intent: {intent}".strip()
     turns: list[dict[str, str]] = []
     for speaker, text in (*earlier, ("customer", user_message(question, retrieved))):

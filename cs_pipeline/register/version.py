@@ -18,6 +18,7 @@ from cs_pipeline.recipe import Recipe, read_recipe
 from cs_pipeline.register.lineage import LINEAGE_FILE, Check, collect_lineage
 from cs_pipeline.retrieval.index import retrieval_folder
 from cs_pipeline.retrieval.lookup import similarity_limit
+from cs_pipeline.retrieval.router import router_folder
 from cs_pipeline.tracking import (
     FINGERPRINT,
     FORGOTTEN,
@@ -156,15 +157,17 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
                 name="model",
                 python_model=str(Path(__file__).parent / "pyfunc_model.py"),
                 artifacts=artifacts,
-                model_config=_index_config(recipe, lake),
+                model_config=_paths(recipe, lake),
                 pip_requirements=_pinned_libraries(),
             )
     return str(logged.model_uri)
 
 
-def _index_config(recipe: Recipe, lake: DataLake) -> dict[str, str] | None:
-    """The path of the index that the version reads. The index is not copied, so answers use current rows and articles."""
-    return None if recipe.prompt.retrieve is None else {"retrieval_index": str(retrieval_folder(lake))}
+def _paths(recipe: Recipe, lake: DataLake) -> dict[str, str] | None:
+    """The index and the router that a version reads if it retrieves. Neither is copied, so answers use current rows."""
+    if recipe.prompt.retrieve is None:
+        return None
+    return {"retrieval_index": str(retrieval_folder(lake)), "router": str(router_folder(lake))}
 
 
 def _threshold_tag(adapter: Adapter) -> dict[str, str]:
@@ -202,10 +205,11 @@ def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
     from mlflow.exceptions import MlflowException
 
     client = open_store(lake)
-    config = _index_config(_recipe_of(client, number), lake)
+    config = _paths(_recipe_of(client, number), lake)
     model: Any
     try:
-        model = mlflow.pyfunc.load_model(f"models:/{MODEL}/{number}", model_config=config)
+        # Not a models:/ URI: MLflow would look it up in the store that this process opened last.
+        model = mlflow.pyfunc.load_model(str(get_version(client, number).folder.parent), model_config=config)
     except MlflowException as error:
         if not isinstance(error.__cause__, ImportError):
             raise
@@ -225,7 +229,8 @@ def _load_with_current_code(client: Any, number: int, lake: DataLake) -> Any:
 
     adapter = get_version(client, number).folder / "adapter"
     model = CsSupport()
-    model.load_context(PythonModelContext({"adapter": str(adapter)}, {"retrieval_index": str(retrieval_folder(lake))}))
+    paths = _paths(_recipe_of(client, number), lake) or {}
+    model.load_context(PythonModelContext({"adapter": str(adapter)}, paths))
     return model
 
 

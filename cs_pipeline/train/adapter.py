@@ -1,7 +1,7 @@
 """Trains adapters. Each is a folder with a manifest. If the input is the same, the existing adapter is reused.
 
-The adapter of a look-up has no weights. Its folder holds the look-up's settings, threshold and classifier, so that it is
-evaluated, registered and served like every other adapter.
+The adapter of a look-up has no weights. Its folder holds the look-up's settings and threshold, so that it is evaluated,
+registered and served like every other adapter.
 """
 
 import importlib.metadata
@@ -41,6 +41,7 @@ from cs_pipeline.recipe import (
 from cs_pipeline.retrieval.index import index_version
 from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
 from cs_pipeline.retrieval.retrieve import is_conversation_known, open_index, own_known_rows, retrieve
+from cs_pipeline.retrieval.router import OWN_ROUTER, router_folder
 from cs_pipeline.text.placeholders import apply
 from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
@@ -94,9 +95,8 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
     ``own_conversations`` is there if the rule that no row retrieves an answer of its own conversation changes a prompt.
     """
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
-    if recipe.prompt.route == "intent":
-        folder = lake.path("prepare", "intent_classifier")
-        versions["intent_classifier"] = digest({path.name: file_sha256(path) for path in sorted(folder.iterdir())})
+    if _has_own_router(recipe):
+        versions["router"] = digest({path.name: file_sha256(path) for path in sorted(router_folder(lake).iterdir())})
     if recipe.prompt.retrieve is not None:
         versions["retrieval_index"] = index_version(lake)
         if is_conversation_known(lake):  # earlier releases retrieved these rows too
@@ -235,7 +235,8 @@ def build_lookup(
         rows["predicted_intent"],
         own_rows=own_known_rows(rows["conversation_id"], lake),
     )
-    threshold = handover_threshold(retrieved, recipe.handover_share)
+    intents = rows["predicted_intent"] if recipe.prompt.route == "intent" else [None] * len(questions)
+    threshold = handover_threshold(retrieved, intents, recipe.handover_share)
     known = index.answer_count
     report(
         f"{known:,} known answers; the look-up answers at a similarity of {threshold:.3f} or more, chosen with "
@@ -317,14 +318,13 @@ def _finish(
     data: dict[str, str],
     facts: dict[str, Any],
 ) -> None:
-    """Writes the files that every adapter has: rows, recipe, metrics, the classifier if it routes, and last the manifest."""
+    """Writes the files that every adapter has: rows, recipe, metrics, the router if it needs one, and last the manifest."""
     check_schema(seen, SEEN_ROW, SEEN_ROWS_FILE)
     pq.write_table(seen, folder / SEEN_ROWS_FILE, compression="zstd")
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
     write_json(folder / "metrics.json", metrics)
-    if recipe.prompt.route == "intent":
-        # Serving must route questions as training did, so the classifier is copied into the adapter.
-        shutil.copytree(lake.path("prepare", "intent_classifier"), folder / "intent_classifier")
+    if _has_own_router(recipe):
+        shutil.copytree(router_folder(lake), folder / OWN_ROUTER)
     write_manifest(
         folder,
         {
@@ -338,6 +338,15 @@ def _finish(
             **facts,
         },
     )
+
+
+def _has_own_router(recipe: Recipe) -> bool:
+    """Whether the adapter of ``recipe`` has a copy of the router.
+
+    The prompts of a fine-tune must name the intents that it was trained with. A look-up, also that of a cascade, uses the
+    lake's current router, as it uses the current index. The model of a cascade has its own copy.
+    """
+    return isinstance(recipe, FineTuneRecipe) and recipe.prompt.route == "intent"
 
 
 def train_as_worker(recipe: FineTuneRecipe, lake: DataLake) -> None:

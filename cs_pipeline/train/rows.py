@@ -197,7 +197,7 @@ def _without_held_out(recipe: FineTuneRecipe, lake: DataLake, split: str, column
     if unknown := sorted(set(recipe.held_out_intents) - set(table.column("intent").unique().to_pylist())):
         raise PipelineError(
             f"The recipe '{recipe.name}' holds out intents that no {split} row has: {', '.join(unknown)}.",
-            "Name intents of the data in held_out_intents; the asset 'intent_classifier' lists them.",
+            "Name intents of the data in held_out_intents; the asset 'router' lists them.",
         )
     return table.filter(pc.invert(pc.is_in(table.column("intent"), pa.array(recipe.held_out_intents))))
 

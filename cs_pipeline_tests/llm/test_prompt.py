@@ -77,6 +77,8 @@ def control_ids(chat: ChatFormat, ids: list[int]) -> list[int]:
         (PromptSettings(), "track_order", None),
         (PromptSettings(system="Be kind."), "track_order", "Be kind."),
         (PromptSettings(route="intent"), "track_order", "Intent: track_order"),
+        (PromptSettings(route="intent"), None, None),
+        (PromptSettings(system="Be kind.", route="intent"), None, "Be kind."),
         (PromptSettings(system="Be kind.", route="intent"), "track_order", "Be kind. Intent: track_order"),
     ],
 )
@@ -84,11 +86,6 @@ def test_messages(prompt: PromptSettings, intent: str | None, system: str | None
     turns = chat_messages(QUESTION, prompt, intent, ())
     assert turns[-1] == {"role": "user", "content": QUESTION}
     assert turns[:-1] == ([{"role": "system", "content": system}] if system else [])
-
-
-def test_a_recipe_that_routes_needs_an_intent() -> None:
-    with pytest.raises(ValueError, match="no intent was given"):
-        chat_messages(QUESTION, PromptSettings(route="intent"), None, ())
 
 
 def roles(turns: list[dict[str, str]]) -> list[tuple[str, str]]:

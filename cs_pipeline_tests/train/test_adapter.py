@@ -27,11 +27,11 @@ FILES = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
-    "intent_classifier/classifier.json",
-    "intent_classifier/classifier.safetensors",
     "manifest.json",
     "metrics.json",
     "recipe.yaml",
+    "router/router.json",
+    "router/router.safetensors",
     "rows.parquet",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -150,7 +150,7 @@ def test_the_manifest_records_where_the_adapter_comes_from(training: Training) -
     tables = ("train_split", "validation_split")
     for name in tables:
         assert manifest["data"][name] == file_sha256(training.lake.table("prepare", name))
-    assert set(manifest["data"]) == {*tables, "intent_classifier"}
+    assert set(manifest["data"]) == {*tables, "router"}
     assert manifest["base"] == find_base(training.recipe, training.lake).facts()
     assert manifest["start"]["fingerprint"] is None
     assert manifest["company"] == {"rows": 0, "files": []}
@@ -228,7 +228,7 @@ def add(path: Path) -> None:
     ("damage", "file", "named", "what"),
     [
         (one_byte, "adapter_model.safetensors", "adapter_model.safetensors", "was changed after it was written"),
-        (one_byte, "intent_classifier/classifier.safetensors", "classifier.safetensors", "was changed"),
+        (one_byte, "router/router.safetensors", "router.safetensors", "was changed"),
         (Path.unlink, "tokenizer.json", "tokenizer.json", "is missing"),
         (add, "recipe.yaml", "pytorch_model.bin", "was added after the folder was written"),
         (lambda path: path.write_text("{}"), "manifest.json", "manifest.json", "is damaged"),

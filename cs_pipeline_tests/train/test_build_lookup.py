@@ -19,7 +19,7 @@ from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.schema import SEEN_ROW, SPLIT_ROW
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.base import NO_BASE
-from cs_pipeline.recipe import LookupRecipe, load_recipe, read_recipe
+from cs_pipeline.recipe import LookupRecipe, read_recipe
 from cs_pipeline.retrieval.index import build_index, forget_rows, index_lock, index_version, retrieval_folder
 from cs_pipeline.retrieval.lookup import LookupModel
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
@@ -27,8 +27,6 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, build_lookup, current_adapter, find_adapter, seen_rows
 
 FILES = {
-    "intent_classifier/classifier.json",
-    "intent_classifier/classifier.safetensors",
     "lookup.json",
     "manifest.json",
     "metrics.json",
@@ -38,17 +36,8 @@ FILES = {
 
 
 @pytest.fixture
-def lake(prepared: Path, lake: DataLake) -> DataLake:
-    """A lake with everything before training, which a test may change."""
-    shutil.copytree(prepared / "prepare", lake.path("prepare"))
-    return lake
-
-
-@pytest.fixture
-def recipe(own_recipes: None) -> LookupRecipe:
-    found = load_recipe("tiny_lookup")
-    assert isinstance(found, LookupRecipe)
-    return found
+def lake(prepared_lake: DataLake) -> DataLake:
+    return prepared_lake
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -67,24 +56,21 @@ def best_similarities(recipe: LookupRecipe, lake: DataLake) -> list[float]:
     return [found[0].similarity if found else 0.0 for found in texts]
 
 
-def test_the_folder_has_exactly_these_files(lake: DataLake, recipe: LookupRecipe) -> None:
-    adapter = build_lookup(recipe, lake)
+def test_the_folder_has_exactly_these_files(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    adapter = build_lookup(tiny_lookup, lake)
     assert adapter.is_lookup
     assert set(files(adapter.folder)) == FILES
     assert set(read_manifest(adapter.folder, "adapter")["files"]) == FILES - {"manifest.json"}
     assert [path.name for path in adapter.folder.parent.iterdir()] == [adapter.fingerprint]
-    assert read_recipe(adapter.folder / "recipe.yaml") == recipe
+    assert read_recipe(adapter.folder / "recipe.yaml") == tiny_lookup
     assert pq.read_table(adapter.folder / "rows.parquet").equals(SEEN_ROW.empty_table())
     assert seen_rows(adapter.folder).num_rows == 0
-    for name in ("classifier.json", "classifier.safetensors"):
-        copied = adapter.folder / "intent_classifier" / name
-        assert copied.read_bytes() == lake.path("prepare", "intent_classifier", name).read_bytes()
-    assert current_adapter(recipe.name, lake) == adapter
-    assert base_of_adapter(adapter, recipe, lake) is None
+    assert current_adapter(tiny_lookup.name, lake) == adapter
+    assert base_of_adapter(adapter, tiny_lookup, lake) is None
 
 
-def test_it_contains_no_known_answer_and_no_path_of_this_machine(lake: DataLake, recipe: LookupRecipe) -> None:
-    adapter = build_lookup(recipe, lake)
+def test_it_contains_no_known_answer_and_no_path_of_this_machine(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    adapter = build_lookup(tiny_lookup, lake)
     answers = lake.read("prepare", "train_split", ["response"]).column("response").to_pylist()
     for name in FILES:
         content = (adapter.folder / name).read_bytes()
@@ -92,13 +78,13 @@ def test_it_contains_no_known_answer_and_no_path_of_this_machine(lake: DataLake,
         assert not any(answer.encode() in content for answer in answers), name
 
 
-def test_the_manifest_records_where_it_comes_from(lake: DataLake, recipe: LookupRecipe) -> None:
-    manifest = build_lookup(recipe, lake).manifest
+def test_the_manifest_records_where_it_comes_from(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    manifest = build_lookup(tiny_lookup, lake).manifest
     tables = ("train_split", "validation_split")
     assert {name: manifest["data"][name] for name in tables} == {
         name: file_sha256(lake.table("prepare", name)) for name in tables
     }
-    assert set(manifest["data"]) == {*tables, "intent_classifier", "retrieval_index"}
+    assert set(manifest["data"]) == {*tables, "retrieval_index"}
     assert manifest["data"]["retrieval_index"] == index_version(lake)
     assert manifest["base"] == NO_BASE.facts()
     assert manifest["base"]["source"] == "none"
@@ -110,15 +96,15 @@ def test_the_manifest_records_where_it_comes_from(lake: DataLake, recipe: Lookup
 
 @pytest.mark.parametrize("share", [0.0, 0.005, 0.3])
 def test_the_threshold_is_the_stated_quantile_of_the_validation_similarities(
-    lake: DataLake, recipe: LookupRecipe, share: float
+    lake: DataLake, tiny_lookup: LookupRecipe, share: float
 ) -> None:
-    recipe = recipe.model_copy(update={"handover_share": share})
+    tiny_lookup = tiny_lookup.model_copy(update={"handover_share": share})
     lines: list[str] = []
-    adapter = build_lookup(recipe, lake, lines.append)
-    best = best_similarities(recipe, lake)
+    adapter = build_lookup(tiny_lookup, lake, lines.append)
+    best = best_similarities(tiny_lookup, lake)
     threshold = sorted(best)[int(np.floor(share * (len(best) - 1)))]
     assert read_json(adapter.folder / "lookup.json") == {"min_similarity": threshold}
-    assert LookupModel.load(recipe, adapter.folder).min_similarity == threshold
+    assert LookupModel.load(tiny_lookup, adapter.folder).min_similarity == threshold
     assert sum(similarity < threshold for similarity in best) <= share * len(best)
     assert sum(similarity <= threshold for similarity in best) > share * (len(best) - 1)
     known = lake.read("prepare", "train_split").num_rows
@@ -131,28 +117,29 @@ def test_the_threshold_is_the_stated_quantile_of_the_validation_similarities(
     ]
 
 
-def test_equal_input_is_reused(lake: DataLake, recipe: LookupRecipe) -> None:
-    first = build_lookup(recipe, lake)
+def test_equal_input_is_reused(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    first = build_lookup(tiny_lookup, lake)
     before, lines = stamp(first), list[str]()
     build_index(lake)  # nothing has changed
-    described = recipe.model_copy(update={"description": "in other words", "evaluation": {}})
-    for found in (build_lookup(recipe, lake, lines.append), find_adapter(recipe, lake), build_lookup(described, lake)):
+    described = tiny_lookup.model_copy(update={"description": "in other words", "evaluation": {}})
+    again = build_lookup(tiny_lookup, lake, lines.append)
+    for found in (again, find_adapter(tiny_lookup, lake), build_lookup(described, lake)):
         assert found == first
     assert stamp(first) == before
     assert lines == []
 
 
-def test_it_is_made_if_it_is_only_looked_for(lake: DataLake, recipe: LookupRecipe) -> None:
+def test_it_is_made_if_it_is_only_looked_for(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
     """Nothing has to be trained, so Dagster starts no training process for it."""
-    found = find_adapter(recipe, lake)
+    found = find_adapter(tiny_lookup, lake)
     assert found is not None
-    assert found == build_lookup(recipe, lake)
+    assert found == build_lookup(tiny_lookup, lake)
 
 
-def test_force_chooses_the_threshold_again(lake: DataLake, recipe: LookupRecipe) -> None:
-    first = build_lookup(recipe, lake)
+def test_force_chooses_the_threshold_again(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    first = build_lookup(tiny_lookup, lake)
     before, lines = stamp(first), list[str]()
-    again = build_lookup(recipe, lake, lines.append, force=True)
+    again = build_lookup(tiny_lookup, lake, lines.append, force=True)
     assert again.fingerprint == first.fingerprint
     assert stamp(again) > before
     assert len(lines) == 1
@@ -170,20 +157,22 @@ def ask_fewer(lake: DataLake) -> None:
     lake.write("prepare", "validation_split", lake.read("prepare", "validation_split").slice(1), SPLIT_ROW)
 
 
-def change_classifier(lake: DataLake) -> None:
-    file = lake.path("prepare", "intent_classifier", "classifier.json")
-    file.write_text(file.read_text() + "\n")
+def route_otherwise(lake: DataLake) -> None:
+    rows = lake.read("prepare", "validation_split")
+    column = rows.column_names.index("predicted_intent")
+    unknown = rows.set_column(column, SPLIT_ROW.field(column), pa.nulls(rows.num_rows, pa.string()))
+    lake.write("prepare", "validation_split", unknown, SPLIT_ROW)
 
 
-@pytest.mark.parametrize("change", [forget_one, ask_fewer, change_classifier])
+@pytest.mark.parametrize("change", [forget_one, ask_fewer, route_otherwise])
 def test_other_data_give_another_adapter(
-    lake: DataLake, recipe: LookupRecipe, change: Callable[[DataLake], None]
+    lake: DataLake, tiny_lookup: LookupRecipe, change: Callable[[DataLake], None]
 ) -> None:
-    first = build_lookup(recipe, lake)
+    first = build_lookup(tiny_lookup, lake)
     change(lake)
-    second = build_lookup(recipe, lake)
+    second = build_lookup(tiny_lookup, lake)
     assert second.fingerprint != first.fingerprint
-    assert current_adapter(recipe.name, lake) == second
+    assert current_adapter(tiny_lookup.name, lake) == second
     assert set(files(first.folder)) == FILES, "the earlier one is kept: a version may come from it"
 
 
@@ -196,23 +185,21 @@ def test_other_data_give_another_adapter(
         {"prompt": {"route": "none"}},
     ],
 )
-def test_another_recipe_gives_another_adapter(lake: DataLake, recipe: LookupRecipe, change: dict[str, Any]) -> None:
-    other = LookupRecipe.model_validate(recipe.model_dump(exclude={"prompt"}) | change)
+def test_another_recipe_gives_another_adapter(
+    lake: DataLake, tiny_lookup: LookupRecipe, change: dict[str, Any]
+) -> None:
+    other = LookupRecipe.model_validate(tiny_lookup.model_dump(exclude={"prompt"}) | change)
     found = build_lookup(other, lake)
-    assert found.fingerprint != build_lookup(recipe, lake).fingerprint
+    assert found.fingerprint != build_lookup(tiny_lookup, lake).fingerprint
     assert read_recipe(found.folder / "recipe.yaml") == other
 
 
-def test_without_a_route_there_is_no_classifier(lake: DataLake, recipe: LookupRecipe) -> None:
-    other = LookupRecipe.model_validate(recipe.model_dump(exclude={"prompt"}) | {"prompt": {"route": "none"}})
-    adapter = build_lookup(other, lake)
-    assert set(files(adapter.folder)) == {name for name in FILES if not name.startswith("intent_classifier")}
-    assert "intent_classifier" not in adapter.manifest["data"]
-
-
-def test_a_missing_index_is_reported_with_what_to_do(lake: DataLake, recipe: LookupRecipe) -> None:
+def test_a_missing_index_is_reported_with_what_to_do(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
     shutil.rmtree(retrieval_folder(lake))
-    builds: list[Callable[[], object]] = [lambda: build_lookup(recipe, lake), lambda: find_adapter(recipe, lake)]
+    builds: list[Callable[[], object]] = [
+        lambda: build_lookup(tiny_lookup, lake),
+        lambda: find_adapter(tiny_lookup, lake),
+    ]
     for build in builds:
         with pytest.raises(PipelineError, match="'retrieval_index' was not finished there") as raised:
             build()
@@ -220,36 +207,36 @@ def test_a_missing_index_is_reported_with_what_to_do(lake: DataLake, recipe: Loo
     assert not lake.path("train", "adapter").exists()
 
 
-def test_a_damaged_index_is_refused(lake: DataLake, recipe: LookupRecipe) -> None:
-    build_lookup(recipe, lake)
+def test_a_damaged_index_is_refused(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    build_lookup(tiny_lookup, lake)
     answers = retrieval_folder(lake) / "answers.parquet"
     answers.write_bytes(answers.read_bytes()[:-1] + b"!")
     with pytest.raises(PipelineError, match=r"answers\.parquet was changed"):
-        build_lookup(recipe, lake)
+        build_lookup(tiny_lookup, lake)
 
 
-def test_without_validation_questions_nothing_is_left_behind(lake: DataLake, recipe: LookupRecipe) -> None:
+def test_without_validation_questions_nothing_is_left_behind(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
     lake.write("prepare", "validation_split", pa.Table.from_pylist([], SPLIT_ROW), SPLIT_ROW)
     with pytest.raises(PipelineError, match="no validation questions"):
-        build_lookup(recipe, lake)
+        build_lookup(tiny_lookup, lake)
     assert not list(lake.path("train").rglob("*.json"))
 
 
-def test_a_changed_file_is_refused(lake: DataLake, recipe: LookupRecipe) -> None:
-    adapter = build_lookup(recipe, lake)
+def test_a_changed_file_is_refused(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    adapter = build_lookup(tiny_lookup, lake)
     (adapter.folder / "lookup.json").write_text('{"min_similarity": 0.0}')
     with pytest.raises(PipelineError, match=r"lookup\.json was changed after it was written"):
-        build_lookup(recipe, lake)
-    build_lookup(recipe, lake, force=True)
-    assert current_adapter(recipe.name, lake).manifest["files"] == adapter.manifest["files"] | {
+        build_lookup(tiny_lookup, lake)
+    build_lookup(tiny_lookup, lake, force=True)
+    assert current_adapter(tiny_lookup.name, lake).manifest["files"] == adapter.manifest["files"] | {
         "metrics.json": file_sha256(adapter.folder / "metrics.json")
     }
 
 
-def test_the_adapter_of_another_recipe_is_not_used(lake: DataLake, recipe: LookupRecipe) -> None:
-    adapter = build_lookup(recipe, lake)
+def test_the_adapter_of_another_recipe_is_not_used(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
+    adapter = build_lookup(tiny_lookup, lake)
     with pytest.raises(PipelineError, match="The recipe of 'tiny_lookup' has changed since its adapter"):
-        base_of_adapter(adapter, recipe.model_copy(update={"handover_share": 0.2}), lake)
+        base_of_adapter(adapter, tiny_lookup.model_copy(update={"handover_share": 0.2}), lake)
 
 
 def by_hand(lake: DataLake, recipe: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -265,11 +252,11 @@ def printed_by(lake: DataLake, *arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_training_command_builds_it(lake: DataLake, recipe: LookupRecipe) -> None:
+def test_the_training_command_builds_it(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
     assert printed_by(lake, "--base-only") == ["base model: none: a look-up needs no model"]
     assert not lake.path("train", "adapter").exists()
     chosen, made = printed_by(lake)
-    adapter = current_adapter(recipe.name, lake)
+    adapter = current_adapter(tiny_lookup.name, lake)
     before = stamp(adapter)
     assert "similarity" in chosen
     assert made == f"adapter {adapter.fingerprint} of tiny_lookup: {adapter.folder}"
@@ -277,7 +264,7 @@ def test_the_training_command_builds_it(lake: DataLake, recipe: LookupRecipe) ->
     assert stamp(adapter) == before
     assert printed_by(lake, "--force") == [chosen, made]
     assert stamp(adapter) > before
-    assert adapter.fingerprint == build_lookup(recipe, lake).fingerprint
+    assert adapter.fingerprint == build_lookup(tiny_lookup, lake).fingerprint
 
 
 def test_the_training_command_makes_no_cascade(lake: DataLake, own_recipes: None) -> None:

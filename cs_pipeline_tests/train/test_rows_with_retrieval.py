@@ -218,7 +218,7 @@ def test_texts_that_do_not_fit_are_dropped_and_counted(
 def test_another_index_means_another_training_only_if_the_recipe_retrieves(
     lake: DataLake, recipe: FineTuneRecipe
 ) -> None:
-    lake.path("prepare", "intent_classifier").mkdir()
+    lake.path("prepare", "router").mkdir()
     blind = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"retrieve": None})})
     base = Base("embedded", "a base", None, "0" * 16, "/nowhere")
 

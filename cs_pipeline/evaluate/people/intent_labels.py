@@ -1,4 +1,4 @@
-"""Intents that people give to company test questions. A company row's own intent is only the classifier's prediction.
+"""Intents that people give to company test questions. A company row's own intent is the subject that was found for it.
 
 ``export_intent_sheet`` draws unlabelled company rows of the test split at random and writes a sheet without the predictions,
 so that nobody follows them. ``import_intent_sheet`` adds a filled-in sheet to the table ``intent_labels`` (INTENT_LABEL). An
@@ -23,6 +23,7 @@ from cs_pipeline.core.schema import INTENT_LABEL
 from cs_pipeline.evaluate.people.sheet import read_sheet, refuse_faults, write_sheet
 from cs_pipeline.evaluate.results import LabelledIntents
 from cs_pipeline.evaluate.scoring.statistics import wilson
+from cs_pipeline.evaluate.scoring.test_set import has_known_intent
 
 LABELS_TABLE = "intent_labels"
 
@@ -112,9 +113,9 @@ def allowed_intents(lake: DataLake) -> list[str]:
 
 
 def labelled_intents(test: pd.DataFrame, labels: Mapping[str, str]) -> LabelledIntents | None:
-    """How often the classifier's intents agree with people's ``labels`` of company rows; None without company rows.
+    """How many company rows have a known intent, and how often the router agrees with people's ``labels`` of them.
 
-    ``test`` has the columns row_id, source and predicted_intent.
+    None without company rows. ``test`` has the columns row_id, source, intent and predicted_intent.
     """
     company = test[test["source"] != "bitext"]
     if company.empty:
@@ -124,6 +125,7 @@ def labelled_intents(test: pd.DataFrame, labels: Mapping[str, str]) -> LabelledI
     low, high = wilson(sum(agrees), len(agrees)) or (None, None)
     return LabelledIntents(
         company_rows=len(company),
+        counted=int(has_known_intent(company, labels).sum()),
         labelled=len(agrees),
         without_intent=sum(labels.get(row) == NO_INTENT for row in company["row_id"]),
         agreed=sum(agrees),

@@ -289,19 +289,19 @@ def _sealed(results: EvaluationResults) -> str:
 
 
 def _labelled(labels: LabelledIntents | None) -> str:
-    """How many company rows count for right intent, and how good the classifier's predictions on them are."""
+    """How many company rows count for right intent, and how often the router agrees with people's labels of them."""
     if labels is None:
         return ""
+    counted = (
+        f" {labels.counted:,} of {labels.company_rows:,} company rows count for right intent: they have a subject, or a"
+        " person's label of their intent."
+    )
     if labels.share is None or labels.low is None or labels.high is None:
-        return (
-            f" None of the {labels.company_rows:,} company rows has a person's label of its intent, so none counts for right"
-            " intent: cs-pipeline intents export FILE"
-        )
+        return f"{counted} Nobody has labelled one yet: cs-pipeline intents export FILE"
     return (
-        f" {labels.labelled:,} of {labels.company_rows:,} company rows have a person's label of their intent and count for"
-        f" right intent, except {labels.without_intent:,} with none of the intents. The classifier's prediction agrees with"
-        f" {labels.agreed:,} of these labels ({100 * labels.share:.0f} %, 95 % interval {100 * labels.low:.0f} to"
-        f" {100 * labels.high:.0f} %)."
+        f"{counted} The router agrees with {labels.agreed:,} of {labels.labelled:,} labels ({100 * labels.share:.0f} %, 95 %"
+        f" interval {100 * labels.low:.0f} to {100 * labels.high:.0f} %); {labels.without_intent:,} of them say that the"
+        " question has none of the intents."
     )
 
 

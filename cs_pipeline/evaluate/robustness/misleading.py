@@ -16,10 +16,11 @@ import pandas as pd
 from cs_pipeline.core.lake import digest
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.robustness import RobustnessCase, spread_over_intents
-from cs_pipeline.evaluate.robustness.trials import answer_each, predict_intents, score_answers_to_cases
+from cs_pipeline.evaluate.robustness.trials import answer_each, score_answers_to_cases
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.retrieval.router import PromptIntents
 
 MisleadingCase = tuple[RobustnessCase, list[RetrievedText]]
 """A question, and the texts that replace the retrieved ones in its prompt."""
@@ -27,14 +28,14 @@ MisleadingCase = tuple[RobustnessCase, list[RetrievedText]]
 
 def score_misleading_cases(
     model: SupportModel,
-    classifier: Path,
+    intents: PromptIntents,
     test_set: FrozenTestSet,
     retrieved: Sequence[Sequence[RetrievedText]],
     test_answers: pd.DataFrame,
 ) -> pd.DataFrame:
     """The table of ``score_robustness_cases`` for ``model`` with misleading texts.
 
-    ``retrieved`` holds the texts of each test row. ``classifier`` and ``test_answers`` are as in ``run_trials``.
+    ``retrieved`` holds the texts of each test row. ``intents`` and ``test_answers`` are as in ``run_trials``.
     """
     row_ids = test_set.test["row_id"]
     misleading = make_misleading_cases(
@@ -42,8 +43,7 @@ def score_misleading_cases(
     )
     cases = [case for case, _ in misleading]
     questions = [case.text for case in cases]
-    intents = predict_intents(model, classifier, questions)
-    answers = answer_each(model, questions, intents, [texts for _, texts in misleading])
+    answers = answer_each(model, questions, intents(questions), [texts for _, texts in misleading])
     return score_answers_to_cases(model, test_set, cases, answers, test_answers)
 
 
@@ -66,7 +66,7 @@ def make_misleading_cases(
 
         def case(group: str, canary: str | None = None, row: dict[str, Any] = row) -> RobustnessCase:
             text, intents = row["instruction"], (row["intent"],)
-            return RobustnessCase(group, text, "same intent", intents, row["row_id"], row["response"], canary)
+            return RobustnessCase(group, text, "same intent", intents, row["row_id"], row["response"], canary=canary)
 
         cases.append((case("nothing found"), []))
         if of_other_intents:

@@ -63,6 +63,8 @@ class RobustnessCase:
     """What the text asks for; answering one of them is enough."""
     row_id: str | None = None
     reference: str | None = None
+    second_row_id: str | None = None
+    """The test row of the second request, if the text has two."""
     canary: str | None = None
     """Words that the answer contains if the model obeyed an injected instruction."""
 
@@ -292,5 +294,6 @@ def _several_requests(rows: pd.DataFrame, count: int, seed: int) -> list[Robustn
             one, other = (re.sub(r"(?<![.?!])\Z", ".", row["instruction"].strip()) for row in (first, second))
             text = rng.choice(REQUEST_PAIRS).format(first=one, second=other)
             intents = (first["intent"], second["intent"])
-            cases.append(RobustnessCase("several requests", text, "same intent", intents, first["row_id"]))
+            rows_of_both = {"row_id": first["row_id"], "second_row_id": second["row_id"]}
+            cases.append(RobustnessCase("several requests", text, "same intent", intents, **rows_of_both))
     return cases

@@ -5,13 +5,13 @@ both asked the probe (``probe.yaml``, 24 questions of common knowledge). If only
 tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to measure the latency
 when only one customer is asking.
 
-If the recipe uses retrieval, the prompts contain the texts that the index returns, as they would for a customer.
-``misleading.py`` tries other texts.
+If the recipe uses retrieval, the prompts contain the texts that the index returns, as they would for a customer, except
+answers from the conversation of the test row that a question was made from. ``misleading.py`` tries other texts.
 """
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from cs_pipeline.llm.model import Answer, Contender
 from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import retrieve
-from cs_pipeline.text.classifier import TextClassifier
+from cs_pipeline.retrieval.router import PromptIntents
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Trials:
 
 def run_trials(
     model: Contender,
-    classifier: Path,
+    intents: PromptIntents,
     index: RetrievalIndex | None,
     test_set: FrozenTestSet,
     test_answers: pd.DataFrame,
@@ -49,15 +49,17 @@ def run_trials(
 ) -> Trials:
     """Runs all trials of ``model`` except those with misleading texts.
 
-    ``classifier`` is the folder of the classifier that predicts the intents for the prompts, and ``index`` provides the
-    retrieved texts. ``test_answers`` are the model's answers to the test rows (columns row_id and answer), from ``run``.
+    ``intents`` predicts the intents that the prompts name, and ``index`` provides the retrieved texts. ``test_answers``
+    are the model's answers to the test rows (columns row_id and answer), from ``run``.
     """
     cases = make_cases(test_set.test, test_set.settings.robustness_cases)
     timed = min(test_set.settings.timed_answers, len(test_set.questions))
     probe = read_yaml(Path(__file__).with_name("probe.yaml"))
-    probe_answers = [answer.text for answer in _ask(model, classifier, index, list(probe))]
+    probe_answers = [answer.text for answer in _ask(model, intents, index, list(probe))]
     right = [float(_contains(*pair)) for pair in zip(probe_answers, probe.values(), strict=True)]
-    answers = _ask(model, classifier, index, [case.text for case in cases])
+    own = dict(zip(test_set.test["row_id"], test_set.own_rows, strict=True))
+    own_rows = [[*own.get(case.row_id, []), *own.get(case.second_row_id, [])] for case in cases]
+    answers = _ask(model, intents, index, [case.text for case in cases], own_rows)
     return Trials(
         score_answers_to_cases(model, test_set, cases, answers, test_answers),
         pd.DataFrame({"question": list(probe), "answer": probe_answers, "right": right}),
@@ -86,13 +88,6 @@ def score_answers_to_cases(
     )
 
 
-def predict_intents(model: Contender, classifier: Path, texts: list[str]) -> list[str | None]:
-    """The intent that the prompt for each text names; all None if the recipe of ``model`` does not route by intent."""
-    if model.recipe.prompt.route != "intent":
-        return [None] * len(texts)
-    return list(TextClassifier.load(classifier).predict(texts)[0])
-
-
 def answer_each(
     model: Contender, texts: list[str], intents: list[str | None], retrieved: Sequence[Sequence[RetrievedText]]
 ) -> list[Answer]:
@@ -108,21 +103,32 @@ def answer_each(
     return [by_index.get(i, Answer("", False, 0)) for i in range(len(texts))]
 
 
-def _ask(model: Contender, classifier: Path, index: RetrievalIndex | None, texts: list[str]) -> list[Answer]:
-    intents = predict_intents(model, classifier, texts)
-    return answer_each(model, texts, intents, _retrieve(model, index, texts, intents))
+def _ask(
+    model: Contender,
+    intents: PromptIntents,
+    index: RetrievalIndex | None,
+    texts: list[str],
+    own_rows: Sequence[Collection[str]] | None = None,
+) -> list[Answer]:
+    routed = intents(texts)
+    return answer_each(model, texts, routed, _retrieve(model, index, texts, routed, own_rows))
 
 
 def _retrieve(
-    model: Contender, index: RetrievalIndex | None, texts: Sequence[str], intents: Sequence[str | None]
+    model: Contender,
+    index: RetrievalIndex | None,
+    texts: Sequence[str],
+    intents: Sequence[str | None],
+    own_rows: Sequence[Collection[str]] | None,
 ) -> list[list[RetrievedText]]:
-    return retrieve(index, model.recipe.prompt, model.recipe.placeholders, texts, intents)
+    return retrieve(index, model.recipe.prompt, model.recipe.placeholders, texts, intents, own_rows=own_rows)
 
 
 def _time_answer(model: Contender, index: RetrievalIndex | None, test_set: FrozenTestSet, i: int) -> float:
     started = time.monotonic()
     question, intent = [test_set.questions[i]], [test_set.predicted_intents[i]]
-    model.answer(question, intent, [test_set.contexts[i]], retrieved=_retrieve(model, index, question, intent))
+    retrieved = _retrieve(model, index, question, intent, [test_set.own_rows[i]])
+    model.answer(question, intent, [test_set.contexts[i]], retrieved=retrieved)
     return time.monotonic() - started
 
 

@@ -40,17 +40,30 @@ def random_answers(train: pd.DataFrame, questions: Sequence[str], seed: int = 0)
     return train["response"].iloc[drawn].tolist()
 
 
-def central_answers(train: pd.DataFrame, intents: Sequence[str]) -> list[str]:
-    """For each predicted intent its most central training answer, the one nearest to the intent's mean TF-IDF vector."""
+def central_answers(
+    train: pd.DataFrame, intents: Sequence[str | None], own_rows: Sequence[Collection[str]]
+) -> list[str]:
+    """For each predicted intent its most central training answer, the one nearest to the intent's mean TF-IDF vector.
+
+    Without a predicted intent it is the most central of all answers. ``own_rows`` are as in ``lookup_answers``; the answer
+    is "" if there is no other row.
+    """
+    ranked = {intent: _by_centrality(train, intent) for intent in set(intents)}
+    return [
+        next((answer for row, answer in ranked[intent] if row not in own), "")
+        for intent, own in zip(intents, own_rows, strict=True)
+    ]
+
+
+def _by_centrality(train: pd.DataFrame, intent: str | None) -> list[tuple[str, str]]:
+    """The row ids and answers of ``intent``, or of all rows for None; the most central first."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    central: dict[str, str] = {}
-    for intent in sorted(set(intents)):
-        answers = train.loc[train["intent"] == intent, "response"].tolist()
-        vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(answers)
-        similarity = vectors @ np.asarray(vectors.mean(axis=0)).ravel()
-        central[intent] = answers[int(similarity.argmax())]
-    return [central[intent] for intent in intents]
+    rows = train if intent is None else train[train["intent"] == intent]
+    vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(rows["response"])
+    similarity = vectors @ np.asarray(vectors.mean(axis=0)).ravel()
+    order = np.argsort(-similarity, kind="stable")
+    return list(zip(rows["row_id"].iloc[order], rows["response"].iloc[order], strict=True))
 
 
 def nearest_answers(

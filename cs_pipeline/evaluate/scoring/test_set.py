@@ -22,6 +22,7 @@ from cs_pipeline.llm.model import Answer, Contender, SupportModel, peak_memory_g
 from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import Recipe
 from cs_pipeline.retrieval.retrieve import rows_of_conversations
+from cs_pipeline.retrieval.router import NO_SUBJECT, PromptIntents
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import apply
 
@@ -77,20 +78,24 @@ class FrozenTestSet:
         part._set_rows(self.test[rows].reset_index(drop=True))
         return part
 
+    def routed_by(self, intents: PromptIntents) -> "FrozenTestSet":
+        """The same set with the intents that the prompts of one model name. A version has its own router."""
+        routed = copy(self)
+        routed.predicted_intents = intents(self.questions)
+        return routed
+
     def _set_rows(self, test: pd.DataFrame) -> None:
         self.test = test
         self.questions = self.test["instruction"].tolist()
         self.contexts: list[Context] = self.test["context"].tolist()
         self.questions_with_context = [_with_context(*row) for row in zip(self.contexts, self.questions, strict=True)]
         self.references = self.test["response"].tolist()
-        self.predicted_intents = self.test["predicted_intent"].tolist()
+        self.predicted_intents: list[str | None] = _or_none(self.test["predicted_intent"])
         # Nobody may find an answer of the question's own conversation, which is no answer to a new question.
         self.own_rows = rows_of_conversations(
             _conversations(self.test), self.train["row_id"].tolist(), _conversations(self.train)
         )
-        # The intents of other company rows are predictions: agreeing with them proves nothing.
-        labelled = (self.test["source"] == "bitext") | self.test["row_id"].isin(list(self._labels))
-        self.labelled = labelled.to_numpy()
+        self.labelled = has_known_intent(self.test, self._labels).to_numpy()
         right = self._right_intents(self.references)[self.labelled]
         self.answer_classifier_accuracy = float(right.mean()) if len(right) else 0.0
 
@@ -207,8 +212,23 @@ def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> s
     return "\n".join([*(text.text for text in retrieved), question])
 
 
+def has_known_intent(rows: pd.DataFrame, labels: Mapping[str, str]) -> "pd.Series[bool]":
+    """Which rows count for right intent: all of Bitext, and company rows with a subject or a person's label.
+
+    A subject is found in questions and answers, without the router, so agreeing with it is not circular. ``rows`` has the
+    columns row_id, source and intent.
+    """
+    return (rows["source"] == "bitext") | (rows["intent"] != NO_SUBJECT) | rows["row_id"].isin(list(labels))
+
+
 def _conversations(rows: pd.DataFrame) -> list[str | None]:
-    return rows["conversation_id"].astype(object).where(rows["conversation_id"].notna(), None).tolist()
+    return _or_none(rows["conversation_id"])
+
+
+def _or_none(column: "pd.Series[str]") -> list[str | None]:
+    """The values of ``column`` with None for missing ones."""
+    values: list[str | None] = column.astype(object).where(column.notna(), None).tolist()
+    return values
 
 
 def _with_labels(test: pd.DataFrame, labels: Mapping[str, str], train: pd.DataFrame) -> pd.DataFrame:

@@ -7,13 +7,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from cs_pipeline.core.lake import DataLake, file_sha256, read_json
-from cs_pipeline.core.schema import CONVERSATION, SPLIT_ROW, check_schema
+from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json
+from cs_pipeline.core.schema import CONVERSATION, PREDICTION, SPLIT_ROW, check_schema
 from cs_pipeline.ingest.sample import sample_rows
-from cs_pipeline.prepare.intent_classifier import INTENTS, load_classifier, train_classifiers
+from cs_pipeline.prepare.router import PREDICTIONS
 from cs_pipeline.prepare.splits import split_tables
 from cs_pipeline.prepare.splits.split import SPLITS, split
-from cs_pipeline.prepare.splits.split_tables import bitext_predictions, write_split
+from cs_pipeline.prepare.splits.split_tables import random_split, write_split
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 from cs_pipeline_tests.prepare import conversations
 
@@ -30,8 +30,19 @@ def make_lake(folder: Path, splits: pa.Table, company: pa.Table | None = None) -
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
     together = splits if company is None else pa.concat_tables([splits, company])
     lake.write("prepare", "conversations", together, CONVERSATION)
-    train_classifiers(lake)
+    predicted = [predicted_for(row) for row in together.to_pylist()]
+    lake.write("prepare", PREDICTIONS, pa.Table.from_pylist(predicted, schema=PREDICTION), PREDICTION)
     return lake
+
+
+def predicted_for(row: dict[str, Any]) -> dict[str, Any]:
+    """The prediction for a row: its intent, but none for every tenth row. The numbers depend on the row's id alone."""
+    number = int(digest(row["row_id"]), 16) % 10
+    return {
+        "row_id": row["row_id"],
+        "predicted_intent": None if number == 0 else f"{row['intent']} predicted",
+        "predicted_confidence": number / 10,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +55,15 @@ def bitext_only(splits: pa.Table, tmp_path_factory: pytest.TempPathFactory) -> D
 
 
 def company_rows(splits: pa.Table) -> pa.Table:
-    """Two company rows per split, each with an intent that no classifier would predict for its question."""
+    """Two company rows per split, with a subject of the company as their intent."""
     rows = [
         {
             "row_id": f"company {name} {number}",
             "source": "company",
             "instruction": f"{row['instruction']} {number}",
             "response": "an answer",
-            "intent": "an intent of its own",
-            "intent_confidence": 0.25 * (number + 1),
+            "intent": "a_subject_of_its_own",
+            "intent_confidence": 0.5,
             "cluster_id": row["cluster_id"],
             "split": name,
         }
@@ -83,18 +94,12 @@ def test_the_splits_hold_every_bitext_row_once_with_its_predicted_intent(
         for row in table.to_pylist():
             assert row["split"] == name
             assert {name: row[name] for name in splits.column_names} == raw[row["row_id"]]
+            predicted = predicted_for(row)
+            assert row["predicted_intent"] == predicted["predicted_intent"]
+            assert row["predicted_confidence"] == pytest.approx(predicted["predicted_confidence"])
         similarity = table.column("nearest_train_similarity")
         assert similarity.null_count == (0 if name == "test" else table.num_rows)
     assert total == splits.num_rows
-    classifier = load_classifier(bitext_only, INTENTS)
-    for name in ("validation", "test"):
-        rows = frame(bitext_only, name)
-        predicted, confidence = classifier.predict(rows["instruction"].tolist())
-        assert rows["predicted_intent"].tolist() == predicted
-        np.testing.assert_allclose(rows["predicted_confidence"], confidence, rtol=1e-6)
-    train = frame(bitext_only, "train")
-    fitted, _ = classifier.predict(train["instruction"].tolist())
-    assert (np.array(fitted) == train["intent"]).mean() > (train["predicted_intent"] == train["intent"]).mean() > 0.85
 
 
 def test_the_leakage_report_compares_this_split_with_a_random_one(bitext_only: DataLake, splits: pa.Table) -> None:
@@ -126,7 +131,7 @@ def test_a_split_made_alone_is_the_same(name: str, splits: pa.Table, bitext_only
     assert lake.path("prepare", "leakage.json").exists() == (name == "test")
 
 
-def test_company_rows_keep_the_intent_they_were_given(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
+def test_company_rows_come_after_the_rows_of_bitext(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
     lake = make_lake(tmp_path, splits, company_rows(splits))
     for name in SPLITS:
         table, _ = write_split(lake, name)
@@ -137,8 +142,7 @@ def test_company_rows_keep_the_intent_they_were_given(bitext_only: DataLake, spl
         assert first.equals(bitext.select(columns)), "Bitext's rows come first, unchanged"
         added = table.slice(bitext.num_rows).to_pylist()
         assert [row["row_id"] for row in added] == [f"company {name} {number}" for number in range(2)]
-        assert [row["predicted_intent"] for row in added] == ["an intent of its own"] * 2
-        assert [row["predicted_confidence"] for row in added] == [0.25, 0.5]
+        assert [row["predicted_intent"] for row in added] == [predicted_for(row)["predicted_intent"] for row in added]
         assert all((row["nearest_train_similarity"] is not None) == (name == "test") for row in added)
     before, after = leakage(bitext_only), leakage(lake)
     assert after["cluster_split"]["rows"] == before["cluster_split"]["rows"]
@@ -162,19 +166,17 @@ def test_test_questions_are_compared_with_a_limited_number_of_training_questions
     np.testing.assert_allclose(test.column("nearest_train_similarity").to_numpy(), cosines, rtol=1e-6)
 
 
-def test_predictions_of_bitext_rows_are_computed_once(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
-    view = bitext_predictions(bitext_only)
+def test_the_random_split_is_made_once(bitext_only: DataLake, splits: pa.Table, tmp_path: Path) -> None:
+    random = random_split(bitext_only)
     lake = DataLake(tmp_path)
     lake.write("prepare", "bitext_splits", splits, CONVERSATION)
-    assert bitext_predictions(lake).equals(view)
-    path = lake.table("prepare", "bitext_predictions")
+    assert random_split(lake).equals(random)
+    path = lake.table("prepare", "random_split")
     written = path.stat().st_mtime_ns, file_sha256(path)
-    assert bitext_predictions(lake).equals(view)
+    assert random_split(lake).equals(random)
     assert (path.stat().st_mtime_ns, file_sha256(path)) == written
     fewer = splits.slice(100)
     lake.write("prepare", "bitext_splits", fewer, CONVERSATION)
-    again = bitext_predictions(lake)
-    assert again.column("row_id").equals(fewer.column("row_id"))
-    train = pc.equal(fewer.column("split"), "train").to_pylist()
-    for name in ("predicted_intent", "predicted_confidence"):
-        assert [value is not None for value in again.column(name).to_pylist()] == train
+    again = random_split(lake)
+    assert not again.equals(random)
+    assert set(again.column("row_id").to_pylist()) <= set(fewer.column("row_id").to_pylist())
