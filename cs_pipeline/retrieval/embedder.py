@@ -118,8 +118,12 @@ _shared: dict[str, Embedder] = {}
 
 
 def shared_embedder(name: str) -> Embedder:
-    """The model ``name``, as one object for the whole process: its weights are in memory once, and the retrieval index
-    and the router compute a question's vector once. Raises PipelineError like ``Embedder``.""" embedder = Embedder(name)
+    """The model ``name``, as one object for the whole process.
+
+    Its weights are in memory once, and the retrieval index and the router compute a question's vector once. Raises
+    PipelineError like ``Embedder``.
+    """
+    embedder = Embedder(name)
     return _shared.setdefault(embedder.sha256, embedder)
 
 
