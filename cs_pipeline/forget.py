@@ -22,6 +22,7 @@ from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.interactions import TURNS, find_records_to_forget, ingest_lock
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
+from cs_pipeline.prepare.subjects.subjects import forget_examples
 from cs_pipeline.register.version import delete_reports
 from cs_pipeline.retrieval import index as retrieval
 from cs_pipeline.text.copied import mostly_copied
@@ -138,6 +139,7 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
     # The locks prevent a rebuild of the index from a table that still contains the rows.
     with ingest_lock(lake), retrieval.index_lock(lake):
         retrieval.forget_rows(lake, sorted(affected.rows))
+        forget_examples(lake, load_company(lake))
         for path in reversed([path for path in affected.tables if path != _index_answers(lake)]):
             table, mask = _affected_rows(path, lake, affected)
             private = path.is_relative_to(lake.path("ingest"))
@@ -196,7 +198,7 @@ def _company_tables(lake: DataLake) -> Iterator[Path]:
         yield from sorted((lake.root / folder).glob("*.parquet"))
     for folder in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
         yield from sorted(lake.path("prepare", folder).glob("*.parquet"))
-    names = ("conversations", "conversations_set_aside", "train_split", "validation_split", "test_split")
+    names = ("subjects", "conversations", "conversations_set_aside", "train_split", "validation_split", "test_split")
     yield from (path for path in (lake.table("prepare", name) for name in names) if path.exists())
     evaluated = [
         *lake.path("evaluate", "evaluation").glob("*/*.parquet"),

@@ -151,6 +151,7 @@ BEFORE_TRAINING = [
     "clean_bitext",
     "bitext_splits",
     "intent_classifier",
+    "subjects",
     "conversations",
     "knowledge_base",
     "router",

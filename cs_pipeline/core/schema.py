@@ -69,6 +69,9 @@ RATING = pa.schema(_columns("rating"))
 INTENT_LABEL = pa.schema(_columns("intent_label"))
 """A person's label of a company row's intent."""
 
+SUBJECT = pa.schema(_columns("subject"))
+"""A usable company row and its subject."""
+
 PREDICTION = pa.schema(_columns("prediction"))
 """The router's prediction for a row of ``conversations``."""
 

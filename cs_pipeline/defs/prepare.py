@@ -1,14 +1,17 @@
 """Assets and checks of the prepare stage, except those of retrieval."""
 
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from cs_pipeline.defs.ingest import DAYS, bitext_conversations, company_interactions
-from cs_pipeline.defs.metadata import count_table, data_check, rows_by_reason, table_result
+from cs_pipeline.defs.metadata import count_table, data_check, markdown_table, rows_by_reason, table_result
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.prepare import checks
+
+if TYPE_CHECKING:
+    from cs_pipeline.prepare.subjects.subjects import Subject
 
 # The stages are imported inside the functions: loading the definitions must not import pandas and scipy.
 
@@ -117,7 +120,30 @@ def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) ->
     )
 
 
-@dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_splits, clean_interactions])
+@dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[bitext_splits, clean_interactions])
+def subjects(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
+    """What the company's customers write about: found without labels, named, and edited by a person (subjects.yaml)."""
+    from cs_pipeline.company import load_company
+    from cs_pipeline.prepare.subjects.subjects import find_subjects
+
+    found = find_subjects(lake.lake, load_company(lake.lake))
+    context.log.info(
+        f"{len(found.subjects):,} subjects; " + ", ".join(f"{name} {n:,}" for name, n in found.counts.items())
+    )
+    return table_result(
+        lake.lake.table("prepare", "subjects"),
+        found.rows,
+        {
+            **found.counts,
+            "subjects": _subjects_table(found.subjects),
+            "new": markdown_table(["new subject"], [[subject] for subject in found.new]),
+            "unknown": markdown_table(["only in subjects.yaml"], [[subject] for subject in found.unknown]),
+        },
+        lineage={"subject": [("clean_interactions", name) for name in ("instruction", "response", "label")]},
+    )
+
+
+@dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_splits, clean_interactions, subjects])
 def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
     """Both sources together: company rows join clusters, new clusters are assigned to a split, no row changes splits."""
     from cs_pipeline.prepare.splits.conversations import join_conversations
@@ -129,8 +155,8 @@ def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
         joined.rows,
         {**joined.counts, "reasons": rows_by_reason(lake.lake, "conversations_set_aside")},
         lineage={
-            name: [("bitext_splits", name), ("clean_interactions", name)]
-            for name in ("instruction", "response", "intent")
+            **{name: [("bitext_splits", name), ("clean_interactions", name)] for name in ("instruction", "response")},
+            "intent": [("bitext_splits", "intent"), ("subjects", "subject")],
         },
     )
 
@@ -203,7 +229,25 @@ def _histogram(leakage: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| median | {ours['median']:.2f} | | {random['median']:.2f} | |"])
 
 
-ASSETS = [clean_bitext, bitext_splits, intent_classifier, clean_interactions, conversations, router]
+def _subjects_table(subjects: "list[Subject]") -> dg.MetadataValue:
+    """Size, trend and examples of each subject. A suggested intent has a question mark."""
+    columns = ["id", "name", "conversations", "share before", "last 4 weeks", "Bitext's intent", "examples"]
+    rows: list[list[str | int]] = [
+        [
+            subject.id,
+            subject.name,
+            subject.conversations,
+            "" if subject.earlier_share is None else f"{subject.earlier_share:.1%}",
+            f"{subject.recent_share:.1%}",
+            subject.intent or (f"{subject.suggested}?" if subject.suggested else ""),
+            " / ".join(subject.examples),
+        ]
+        for subject in subjects
+    ]
+    return markdown_table(columns, rows)
+
+
+ASSETS = [clean_bitext, bitext_splits, intent_classifier, clean_interactions, subjects, conversations, router]
 ASSETS += [train_split, validation_split, test_split]
 CHECKS = [
     data_check(clean_bitext, checks.clean_bitext_reconciles, name="counts_reconcile"),
@@ -212,6 +256,8 @@ CHECKS = [
     data_check(bitext_splits, checks.split_disjoint_and_stratified),
     data_check(intent_classifier, checks.classifier_accuracy),
     data_check(clean_interactions, checks.messages_reconcile, name="counts_reconcile"),
+    data_check(subjects, checks.subjects_reconcile, name="counts_reconcile"),
+    data_check(subjects, checks.subjects_reviewed, blocking=False),
     data_check(conversations, checks.conversations_reconcile, name="counts_reconcile"),
     data_check(conversations, checks.no_cluster_in_two_splits),
     data_check(conversations, checks.no_leakage),

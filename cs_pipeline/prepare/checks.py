@@ -98,6 +98,36 @@ def messages_reconcile(lake: DataLake, day: str) -> CheckOutcome:
     )
 
 
+def subjects_reconcile(lake: DataLake) -> CheckOutcome:
+    """Every usable company row is in the table, with or without a subject, or is a row that was delivered again."""
+    from cs_pipeline.prepare.subjects.subjects import subject_facts, subject_of_rows
+
+    counts = subject_facts(lake)["counts"]
+    rows, with_subject = lake.read("prepare", "subjects", ["row_id"]).num_rows, len(subject_of_rows(lake))
+    passed = (
+        counts["usable"] == rows + counts["delivered_again"]
+        and counts["with_subject"] == with_subject
+        and counts["without"] == rows - with_subject
+    )
+    return CheckOutcome(passed, counts)
+
+
+def subjects_reviewed(lake: DataLake) -> CheckOutcome:
+    """No subject is new, and every id in subjects.yaml is a subject."""
+    from cs_pipeline.prepare.subjects.subjects import subject_facts
+
+    facts = subject_facts(lake)
+    problems = []
+    if facts["new"]:
+        problems.append(
+            f"{len(facts['new'])} subjects are new: look at their examples. A subject is no longer new when "
+            "data_lake/subjects.yaml mentions it, for example with a name."
+        )
+    if facts["unknown"]:
+        problems.append(f"data_lake/subjects.yaml has ids that no row has: {', '.join(facts['unknown'])}.")
+    return CheckOutcome(not problems, {name: facts[name] for name in ("new", "unknown")}, " ".join(problems) or None)
+
+
 def conversations_reconcile(lake: DataLake) -> CheckOutcome:
     """Every row of both sources is kept, set aside, superseded or forgotten."""
     from cs_pipeline.prepare.splits.conversations import join_counts

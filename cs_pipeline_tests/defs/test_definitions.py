@@ -30,7 +30,8 @@ GRAPH = {
     "intent_classifier": ["bitext_splits"],
     "company_interactions": [],
     "clean_interactions": ["company_interactions", "intent_classifier"],
-    "conversations": ["bitext_splits", "clean_interactions"],
+    "subjects": ["bitext_splits", "clean_interactions"],
+    "conversations": ["bitext_splits", "clean_interactions", "subjects"],
     "router": ["conversations", "knowledge_base"],
     "train_split": ["conversations", "router"],
     "validation_split": ["conversations", "router"],
@@ -61,6 +62,7 @@ BLOCKING = {
     ("company_interactions", "few_bad_records"),
     ("company_interactions", "counts_reconcile"),
     ("clean_interactions", "counts_reconcile"),
+    ("subjects", "counts_reconcile"),
     ("conversations", "counts_reconcile"),
     ("conversations", "no_cluster_in_two_splits"),
     ("conversations", "no_leakage"),
@@ -132,6 +134,7 @@ def test_checks_before_expensive_steps_block() -> None:
         "tuned_better_than_base",
         "all_judged",
         "router_calibrated",
+        "subjects_reviewed",
     }
 
 

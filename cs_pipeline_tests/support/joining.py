@@ -1,5 +1,6 @@
 """Split Bitext rows, days of company rows, and what always holds when they are joined."""
 
+import json
 from collections.abc import Sequence
 from datetime import date
 from functools import cache
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, check_schema
+from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE, SUBJECT, check_schema
 from cs_pipeline.prepare.splits.conversations import JoinedConversations
 from cs_pipeline.prepare.splits.split import SPLITS, split
+from cs_pipeline.retrieval.router import NO_SUBJECT
 from cs_pipeline_tests.prepare import are_near_duplicates, conversations, shingle_set
 
 Row = dict[str, Any]
@@ -66,6 +68,38 @@ def land(lake: DataLake, day: str, rows: Sequence[Row], flagged: Sequence[Row] =
         aside.append_column(SET_ASIDE.field("reason"), reasons),
         SET_ASIDE,
     )
+    give_subjects(lake)
+
+
+def give_subjects(lake: DataLake, mapped: dict[str, str] | None = None) -> None:
+    """Writes the table ``subjects``, in which the subject of each landed row is the intent that it was landed with."""
+    names = [
+        f"{folder}/{path.stem}"
+        for folder in ("clean_interactions", "clean_interactions_flagged")
+        for path in sorted(lake.path("prepare", folder).glob("*.parquet"))
+    ]
+    rows = {row["row_id"]: row for name in names for row in lake.read("prepare", name).to_pylist()}
+    subjects = [
+        {
+            "row_id": row["row_id"],
+            "conversation_id": row["row_id"],
+            "delivered_on": row["delivered_on"],
+            "subject": None if row["intent"] == NO_SUBJECT else row["intent"],
+            "similarity": row["intent_confidence"],
+        }
+        for row in rows.values()
+    ]
+    state = {
+        "version": "",
+        "aliases": {},
+        "labels": {},
+        "found_on": {},
+        "parts": [],
+        "given": {},
+        "mapped": mapped or {},
+    }
+    table = pa.Table.from_pylist(subjects, SUBJECT.with_metadata({"subjects": json.dumps(state)}))
+    lake.write("prepare", "subjects", table, SUBJECT)
 
 
 @pytest.fixture

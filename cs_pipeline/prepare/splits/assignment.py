@@ -15,6 +15,13 @@ from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SPLITS, SPLITS,
 MAX_HELD_OUT = 75
 """Maximum company rows per intent in validation and in test. More would slow evaluation down and add little precision."""
 
+TRAINED_FIRST = 4
+"""How many clusters of an intent are trained on before any is held out.
+
+Otherwise a subject with three questions would lose two of them, and the router and the look-up would have one answer left
+for customers, while one test question says nothing about a subject. Splits are for good, so the first clusters decide.
+"""
+
 DELIVERED_AGAIN = "delivered again"
 SPLIT_FULL = (
     f"near-duplicate of a held-out question, and its side has {MAX_HELD_OUT} company rows of the intent already"
@@ -51,6 +58,7 @@ class ClusterAssignment:
         self._reason = np.full(self.rows.num_rows, None, object)
         self._indexed = np.zeros(self.rows.num_rows, bool)
         self._row_counts: Counter[tuple[str, int]] = Counter()  # company rows per intent and split
+        self._trained: defaultdict[str, set[str]] = defaultdict(set)  # clusters of their rows in training, per intent
         self._cluster_ids: set[str] = set()
         self.split[: self._company_start] = _split_numbers(bitext)
         self._cluster[: self._company_start] = bitext.column("cluster_id").to_pylist()
@@ -114,7 +122,8 @@ class ClusterAssignment:
         self._add_to_index(assigned)
         self._cluster_ids.update(self._cluster[assigned])
         company = assigned[assigned >= self._company_start]
-        self._row_counts.update(zip(self._values("intent", company), self.split[company].tolist(), strict=True))
+        for row, intent in zip(company.tolist(), self._values("intent", company), strict=True):
+            self._count(row, intent)
         for returning in (True, False):
             pending = self.split == _PENDING
             if returning:
@@ -189,7 +198,8 @@ class ClusterAssignment:
             by_id = {self._new_cluster_id([ids[i] for i in members]): members for members in clusters}
             sizes = {cluster: len(members) for cluster, members in by_id.items()}
             row_counts = {split: self._row_counts[intent, number] for number, split in enumerate(SPLITS)}
-            for cluster, split in assign_splits(intent, sizes, row_counts, MAX_HELD_OUT).items():
+            trained_first = TRAINED_FIRST - len(self._trained[intent])
+            for cluster, split in assign_splits(intent, sizes, row_counts, MAX_HELD_OUT, trained_first).items():
                 for i in by_id[cluster]:
                     self._set_split(rows[i], SPLITS.index(split), cluster, intents[i])
 
@@ -203,7 +213,13 @@ class ClusterAssignment:
     def _set_split(self, row: int, split: int, cluster: str, intent: str) -> None:
         self.split[row], self._cluster[row] = split, cluster
         self._cluster_ids.add(cluster)
-        self._row_counts[intent, split] += 1
+        self._count(row, intent)
+
+    def _count(self, row: int, intent: str) -> None:
+        """Counts a company row that has its split."""
+        self._row_counts[intent, int(self.split[row])] += 1
+        if self.split[row] == _TRAIN:
+            self._trained[intent].add(self._cluster[row])
 
     def _set_aside(self, rows: np.ndarray, reason: str | np.ndarray) -> None:
         self.split[rows], self._reason[rows] = _ASIDE, reason

@@ -27,6 +27,7 @@ from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.prepare.company.rows import CompanyRows
 from cs_pipeline.prepare.splits.assignment import ClusterAssignment
 from cs_pipeline.prepare.splits.lsh import BandIndex
+from cs_pipeline.prepare.subjects.subjects import SubjectIntents
 
 _TABLES = ("conversations", "conversations_set_aside")
 
@@ -48,9 +49,10 @@ class JoinedConversations:
 def join_conversations(lake: DataLake) -> JoinedConversations:
     """Joins ``bitext_splits``, every day of ``clean_interactions`` and the flagged rows that a person has released.
 
-    Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. Company rows are compared
-    across intents, because their intents are only predictions. Rows of superseded deliveries and forgotten rows are left
-    out. A company row keeps its cluster and split unless they contradict the present rows of Bitext. Rows delivered again,
+    Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. The intent of a company
+    row is its subject, or the Bitext intent that a person has mapped it to. Company rows are compared across intents,
+    because a subject may be wrong. Rows of superseded deliveries and forgotten rows are left out. A company row keeps its
+    cluster and split when its subject changes, unless they contradict the present rows of Bitext. Rows delivered again,
     exact duplicates and rows that fit no split are set aside. Duplicates and rows that fit no split are checked again when
     another row is gone or has changed.
     """
@@ -62,13 +64,16 @@ def _join(lake: DataLake) -> JoinedConversations:
     bitext = with_columns(lake.read("prepare", "bitext_splits"), CONVERSATION)
     company = CompanyRows.of(lake)
     versions = {"bitext": file_sha256(lake.table("prepare", "bitext_splits")), **company.versions}
+    intents = SubjectIntents.of(lake) if company.days else SubjectIntents({})
+    versions["subjects"] = intents.version
     before = _EarlierJoin.of(lake)
     if before is not None and before.versions == versions:
         rows, aside = (lake.read("prepare", name) for name in _TABLES)
         return JoinedConversations(rows, aside, before.counts, reused=True)
     days, left_out = {}, Counter[str]()
     for day in company.days:
-        days[day], excluded_counts = company.read(lake, day)
+        rows, excluded_counts = company.read(lake, day)
+        days[day] = intents.apply(rows)
         left_out.update(excluded_counts)
     assignment = ClusterAssignment(bitext, days)
     if before is not None:

@@ -123,30 +123,35 @@ def _assign_intent(intent: str, rows: pd.DataFrame, assigned: dict[str, tuple[st
 
 
 def assign_splits(
-    intent: str, sizes: dict[str, int], row_counts: Mapping[str, int], max_held_out: float = math.inf
+    intent: str,
+    sizes: dict[str, int],
+    row_counts: Mapping[str, int],
+    max_held_out: float = math.inf,
+    trained_first: int = 0,
 ) -> dict[str, str]:
     """Assigns new clusters of ``intent`` to splits: cluster → split.
 
     ``sizes`` has the number of rows of each cluster, ``row_counts`` the number of rows that each split already has.
-    Validation and test get at most ``max_held_out`` rows each.
+    Validation and test get at most ``max_held_out`` rows each, and none of the first ``trained_first`` clusters.
 
     The order of the clusters is that of a seeded hash of their id, so it does not depend on the file. First test and then
     validation takes every cluster that is not larger than the number of rows that the split lacks. Each leaves one cluster
     for every later split without rows. If no cluster is small enough for a split without rows, it takes the smallest one.
     Training takes the rest. With fewer clusters than splits without rows, training gets one first, and then test.
     """
+    trained_first = max(trained_first, not row_counts.get("train"))
     total = sum(sizes.values()) + sum(row_counts.values())
     left = sorted(sizes, key=lambda cluster: hashlib.sha256(f"{_SEED}:{intent}:{cluster}".encode()).digest())
     split_of: dict[str, str] = {}
-    for split, later in (("test", ("validation", "train")), ("validation", ("train",))):
+    for split in ("test", "validation"):
         lacking = min(round(SPLIT_SHARES[split] * total), max_held_out) - row_counts.get(split, 0)
-        max_taken = len(left) - sum(not row_counts.get(other) for other in later)
+        max_taken = len(left) - trained_first - (split == "test" and not row_counts.get("validation"))
         taken: list[str] = []
         for cluster in left:
             if len(taken) < max_taken and sizes[cluster] <= lacking:
                 taken.append(cluster)
                 lacking -= sizes[cluster]
-        if not taken and not row_counts.get(split) and len(left) > (not row_counts.get("train")):
+        if not taken and not row_counts.get(split) and len(left) > trained_first:
             taken = [min(left, key=lambda cluster: sizes[cluster])]
         split_of.update(dict.fromkeys(taken, split))
         left = [cluster for cluster in left if cluster not in split_of]

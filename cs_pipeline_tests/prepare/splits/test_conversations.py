@@ -11,9 +11,11 @@ import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.prepare.splits.assignment import DELIVERED_AGAIN, MAX_HELD_OUT, SPLIT_FULL
-from cs_pipeline.prepare.splits.conversations import join_conversations
+from cs_pipeline.prepare.splits.assignment import DELIVERED_AGAIN, MAX_HELD_OUT, SPLIT_FULL, TRAINED_FIRST
+from cs_pipeline.prepare.splits.conversations import JoinedConversations, join_conversations
 from cs_pipeline.prepare.splits.split import DUPLICATE, NEAR_TWO_SPLITS
+from cs_pipeline.prepare.subjects.subjects import COMPANY_CATEGORY
+from cs_pipeline.retrieval.router import NO_SUBJECT
 from cs_pipeline_tests.prepare import conversations
 from cs_pipeline_tests.support.joining import (
     ask,
@@ -21,6 +23,7 @@ from cs_pipeline_tests.support.joining import (
     bitext,
     chain,
     company,
+    give_subjects,
     land,
     of,
     reasons,
@@ -59,7 +62,7 @@ def test_near_duplicates_join_the_cluster_and_split(lake: DataLake) -> None:
     )
     joined = join_conversations(lake)
     assert_sound(lake, joined)
-    assert splits_of(joined) == {of(1): "train", of(2): "test", of(3): "test", of(4): "validation"}
+    assert splits_of(joined) == {of(1): "train", of(2): "test", of(3): "test", of(4): "train"}
     rows = {row["row_id"]: row for row in joined.rows.to_pylist()}
     assert rows[of(1)]["cluster_id"] == train["cluster_id"]
     assert rows[of(2)]["cluster_id"] == rows[of(3)]["cluster_id"] == test["cluster_id"]
@@ -152,11 +155,50 @@ def test_held_out_splits_take_a_limited_number_of_company_rows(lake: DataLake) -
     assert splits_of(join_conversations(lake))[of(5_002)] == "test"
 
 
-def test_the_first_cluster_of_an_intent_is_trained_on(lake: DataLake) -> None:
+def test_the_first_clusters_of_a_subject_are_trained_on(lake: DataLake) -> None:
+    """Whether they come one by one or all on one day, and whatever other subjects have."""
     random = Random(0)
-    for day, (number, split) in enumerate(((1, "train"), (2, "test"), (3, "validation"), (4, "train")), start=1):
-        land(lake, f"2026-11-{day:02}", [company(number, words(random))])
-        assert splits_of(join_conversations(lake))[of(number)] == split
+    splits = [*["train"] * TRAINED_FIRST, "test", "validation", "train"]
+    for number, split in enumerate(splits):
+        questions = {number: words(random), 100 + number: words(random)}
+        rows = [company(number, questions[number], intent="fees"), company(100 + number, questions[100 + number])]
+        land(lake, f"2026-11-{number + 1:02}", rows)
+        found = splits_of(join_conversations(lake))
+        assert found[of(number)] == found[of(100 + number)] == split
+    for size in (TRAINED_FIRST - 1, TRAINED_FIRST, TRAINED_FIRST + 1, TRAINED_FIRST + 2):
+        rows = [company(200 + 10 * size + i, words(random), intent=f"{size} questions") for i in range(size)]
+        land(lake, f"2026-12-{size:02}", rows)
+        found = splits_of(join_conversations(lake))
+        counts = Counter(found[row["row_id"]] for row in rows)
+        assert counts["train"] == min(size, TRAINED_FIRST)
+        assert counts["test"] == (size > TRAINED_FIRST)
+
+
+def test_company_rows_get_their_subject_as_intent_and_keep_their_split_when_it_changes(lake: DataLake) -> None:
+    random = Random(0)
+    rows = [company(number, words(random), intent="fees") for number in range(8)]
+    rows += [company(number, words(random), intent=NO_SUBJECT, intent_confidence=0.0) for number in range(8, 10)]
+    land(lake, "2026-11-01", rows)
+    before = join_conversations(lake)
+
+    def columns(joined: JoinedConversations, number: int) -> tuple[str, str, float]:
+        row = next(row for row in joined.rows.to_pylist() if row["row_id"] == of(number))
+        return row["intent"], row["category"], round(row["intent_confidence"], 4)
+
+    assert columns(before, 0) == ("fees", COMPANY_CATEGORY, 0.9)
+    assert columns(before, 8) == (NO_SUBJECT, COMPANY_CATEGORY, 0.0)
+    give_subjects(lake, {"fees": "intent 1"})
+    mapped = join_conversations(lake)
+    assert not mapped.reused
+    assert columns(mapped, 0) == ("intent 1", "ORDER", 0.9)
+    assert columns(mapped, 8) == columns(before, 8)
+    assert splits_of(mapped) == splits_of(before)
+    assert mapped.rows.column("cluster_id").equals(before.rows.column("cluster_id"))
+    assert mapped.counts == before.counts | {"new": 0}
+    assert join_conversations(lake).reused
+    lake.table("prepare", "subjects").unlink()
+    with pytest.raises(PipelineError, match="Materialise 'subjects' first"):
+        join_conversations(lake)
 
 
 def test_thousands_of_equal_questions_are_one_cluster(lake: DataLake) -> None:

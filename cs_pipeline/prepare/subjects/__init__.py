@@ -1,0 +1,1 @@
+"""The subjects that a company's customers write about: found without labels, named, and edited by a person."""
