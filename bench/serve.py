@@ -33,12 +33,12 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel, compute_dtype
 from cs_pipeline.recipe import FineTuneRecipe, read_fine_tune_recipe, read_recipe
+from cs_pipeline.retrieval.router import prompt_intents
 from cs_pipeline.serve.desk.desk import Desk, DeskRequest
 from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.serve.models.pool import LoadedLanguageModel, memory_limit
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.settings import ServeSettings
-from cs_pipeline.retrieval.router import prompt_intents
 from cs_pipeline.tracking import Version, champion_number, find_versions, get_version, open_store
 
 BATCHED, SINGLE = "micro-batched", "one at a time"

@@ -203,6 +203,20 @@ def load_chat_format(recipe: FineTuneRecipe, base: Path, adapter: Path | None) -
     return ChatFormat(tokenizer, base_family(base).architecture)
 
 
+def reads_earlier_turns(adapter: Path | None) -> bool:
+    """Whether prompts for the model in the folder ``adapter`` contain the earlier turns of the conversation.
+
+    A model that was trained on single questions only would take an earlier turn for part of the question. A base alone
+    (``adapter`` is None) gets them.
+    """
+    return adapter is None or rows_with_earlier_turns(adapter) > 0
+
+
+def rows_with_earlier_turns(adapter: Path) -> int:
+    """How many training rows of ``adapter`` had earlier turns; 1 if an earlier release trained it and did not count them."""
+    return int(read_json(adapter / "metrics.json").get("rows_with_earlier_turns", 1))
+
+
 class SupportModel:
     """A model that answers customers' questions, with the prompts and settings of its recipe.
 
@@ -214,6 +228,7 @@ class SupportModel:
         self.recipe = recipe
         self.chat = load_chat_format(recipe, base, adapter)
         self._base, self._adapter = base, adapter
+        self._reads_earlier_turns = reads_earlier_turns(adapter)
         self.model = self._load(None)
         self.stop_ids = self.chat.stop_ids | stop_ids_of(self.model)
 
@@ -330,7 +345,7 @@ class SupportModel:
             return self.chat.encode_prompt(chat_messages(question, self.recipe.prompt, intent, turns, texts))
 
         max_tokens = min(self.recipe.trainer.max_length, self._max_prompt_tokens())
-        return fit_prompt(encode, earlier, retrieved, max_tokens)
+        return fit_prompt(encode, earlier if self._reads_earlier_turns else (), retrieved, max_tokens)
 
     def _example(
         self, question: str, intent: str | None, earlier: Context, retrieved: Sequence[RetrievedText], reference: str
@@ -339,7 +354,8 @@ class SupportModel:
             messages = chat_messages(question, self.recipe.prompt, intent, turns, texts)
             return self.chat.encode_example(messages, reference)
 
-        return fit_prompt(encode, earlier, retrieved, self.recipe.trainer.max_length).encoded
+        turns = earlier if self._reads_earlier_turns else ()
+        return fit_prompt(encode, turns, retrieved, self.recipe.trainer.max_length).encoded
 
     def has_room(self, question: str, intent: str | None) -> bool:
         """Whether ``question`` with ``intent``, and an answer, fit into the model's context without earlier turns."""

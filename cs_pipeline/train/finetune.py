@@ -20,6 +20,7 @@ from cs_pipeline.llm.model import (
     load_chat_format,
     peak_memory_gib,
     quiet_libraries,
+    rows_with_earlier_turns,
 )
 from cs_pipeline.llm.prompt import ChatFormat
 from cs_pipeline.recipe import FineTuneRecipe
@@ -102,6 +103,8 @@ def fine_tune(
         "rows_of_company": company,
         "rows_too_long": train.too_long,
         "rows_shortened": train.shortened,
+        "rows_with_earlier_turns": train.with_earlier_turns
+        + (0 if warm_start is None else rows_with_earlier_turns(warm_start)),
         "found_texts": train.retrieved,
         "found_texts_left_out": train.retrieved_dropped,
         "rows_retold": train.retold,

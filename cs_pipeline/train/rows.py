@@ -44,15 +44,17 @@ class TrainingRows:
 
     ``seen`` has the schema SEEN_ROW and lists each row once: those in ``examples``, and those whose answers are in the
     prompts. The counts are: ``too_long`` rows, dropped because they did not fit into the recipe's ``max_length``;
-    ``shortened`` rows, which fit after their oldest turns were dropped; ``retrieved`` texts, of which ``retrieved_dropped``
-    did not fit; ``retold`` rows, which have the first retrieved answer as their target; ``escaped`` rows, with text that the
-    tokenizer cannot represent. ``escaped_share`` is the share of all characters that became code points.
+    ``shortened`` rows, which fit after their oldest turns were dropped; rows ``with_earlier_turns`` in their prompts;
+    ``retrieved`` texts, of which ``retrieved_dropped`` did not fit; ``retold`` rows, which have the first retrieved answer
+    as their target; ``escaped`` rows, with text that the tokenizer cannot represent. ``escaped_share`` is the share of all
+    characters that became code points.
     """
 
     examples: list[Example]
     seen: pa.Table
     too_long: int
     shortened: int
+    with_earlier_turns: int
     retrieved: int
     retrieved_dropped: int
     retold: int
@@ -82,7 +84,7 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
     in_prompts: set[str] = set()
-    too_long = shortened = kept = dropped = retold = 0
+    too_long = shortened = with_earlier_turns = kept = dropped = retold = 0
     share = recipe.mixture.retold if split == "train" else 0
     retells = np.random.default_rng((recipe.trainer.seed, 1)).random(len(texts)) < share
     check = SupervisionCheck(chat)
@@ -102,6 +104,7 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
             continue
         check.check_labels(row["row_id"], fitted.encoded, text.answer)
         shortened += fitted.turns_dropped > 0
+        with_earlier_turns += fitted.turns_dropped < len(text.earlier)
         kept += len(fitted.retrieved)
         dropped += len(retrieved) - len(fitted.retrieved)
         in_prompts |= {one.id for one in fitted.retrieved if one.kind == "answer"}
@@ -116,7 +119,9 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
     others = in_prompts - {row["row_id"] for row in seen}
     seen_table = pa.concat_tables([pa.Table.from_pylist(seen, SEEN_ROW), _seen_in_prompts(others, lake)])
     escaped = check.escaped_rows, check.escaped_share
-    return TrainingRows(examples, seen_table, too_long, shortened, kept + dropped, dropped, retold, *escaped)
+    return TrainingRows(
+        examples, seen_table, too_long, shortened, with_earlier_turns, kept + dropped, dropped, retold, *escaped
+    )
 
 
 def _seen_in_prompts(row_ids: set[str], lake: DataLake) -> pa.Table:

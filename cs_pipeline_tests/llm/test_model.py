@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.llm.base import find_base
 from cs_pipeline.llm.model import Answer, SupportModel, batches_by_length, load_base, load_chat_format
 from cs_pipeline.llm.prompt import Context, chat_messages
@@ -123,12 +123,21 @@ def test_earlier_turns_are_part_of_the_question(parts: ChampionParts, talkative:
     alone, after = (model.answer(*arguments, [(), context]) for context in ((), EARLIER))
     assert alone[0] == after[0]
     assert alone[1] != after[1]
-    tuned = parts.model()
-    alone_, after_ = (tuned.likelihoods(*arguments, [(), context], parts.references[:2]) for context in ((), EARLIER))
-    assert alone_[0] == pytest.approx(after_[0])
-    assert alone_[1].nll != pytest.approx(after_[1].nll)
     with pytest.raises(ValueError, match="zip"):
         model.answer(*arguments, [()])
+
+
+def test_a_model_reads_earlier_turns_only_if_it_was_trained_on_some(parts: ChampionParts, tmp_path: Path) -> None:
+    arguments = parts.questions[:2], parts.intents[:2]
+    for rows, reads in ((0, False), (3, True)):
+        folder = shutil.copytree(parts.adapter, tmp_path / str(rows))
+        metrics = read_json(folder / "metrics.json")
+        assert metrics["rows_with_earlier_turns"] == 0, "Bitext has single questions"
+        write_json(folder / "metrics.json", metrics | {"rows_with_earlier_turns": rows})
+        model = SupportModel(parts.recipe, parts.base, folder)
+        alone, after = (model.likelihoods(*arguments, [(), context], parts.references[:2]) for context in ((), EARLIER))
+        assert alone[0].nll == pytest.approx(after[0].nll)
+        assert (alone[1].nll != pytest.approx(after[1].nll)) is reads
 
 
 def test_if_there_are_too_many_earlier_turns_the_latest_are_used(parts: ChampionParts, talkative: Path) -> None:
@@ -180,8 +189,8 @@ def test_a_likelihood_is_the_training_loss_times_its_tokens(parts: ChampionParts
     import torch
 
     model = parts.model()
-    (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], [EARLIER], parts.references[:1])
-    turns = chat_messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], EARLIER)
+    (found,) = model.likelihoods(parts.questions[:1], parts.intents[:1], [()], parts.references[:1])
+    turns = chat_messages(parts.questions[0], parts.recipe.prompt, parts.intents[0], ())
     example = model.chat.encode_example(turns, parts.references[0])
     with torch.inference_mode():
         loss = model.model(

@@ -138,7 +138,7 @@ def test_the_loss_fell_and_the_metrics_are_recorded(training: Training) -> None:
     assert [point["step"] for point in metrics["loss"]] == [10, 20, 30]
     assert metrics["loss"][-1]["loss"] < metrics["loss"][0]["loss"]
     assert (metrics["rows"], metrics["rows_different"], metrics["steps"]) == (240, 240, 30)
-    assert metrics["rows_of_company"] == metrics["rows_too_long"] == metrics["rows_shortened"] == 0
+    assert metrics["rows_of_company"] == metrics["rows_too_long"] == metrics["rows_with_earlier_turns"] == 0
     assert 0.8 <= metrics["real_token_share"] <= 1
     assert metrics["tokens_per_second"] > 0
     assert metrics["peak_memory_gib"] > 0.1

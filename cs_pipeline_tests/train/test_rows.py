@@ -177,6 +177,7 @@ def test_a_row_too_long_with_its_context_loses_the_oldest_turns(
     trainer = recipe.trainer.model_copy(update={"max_length": len(full.examples[1])})
     short = training_rows(recipe.model_copy(update={"trainer": trainer}), lake, chat, "train")
     assert (short.shortened, short.too_long) == (1, 1)
+    assert (full.with_earlier_turns, short.with_earlier_turns) == (3, 2)
     assert short.seen.column("row_id").to_pylist() == [row["row_id"] for row in rows[:3]]
     assert short.examples[:2] == full.examples[:2]
     assert prompts(short, chat)[2] == "Intent: track_order\n<|customer|>Well:\n" + rows[2]["instruction"] + "<|agent|>"
