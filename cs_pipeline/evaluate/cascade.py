@@ -41,7 +41,7 @@ def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str],
     index = open_index(recipe, lake)
     retrieved = retrieve(index, recipe.prompt, recipe.placeholders, *asked, own_rows=questions.own_rows)
     always = LookupModel(recipe, 0.0)
-    known = [always.find(texts) for texts in retrieved]
+    known = [always.find(*pair) for pair in zip(retrieved, questions.predicted_intents, strict=True)]
     copied = ["" if answer is None else answer.text for answer in known]
     progress = progress_reporter(report, "the cascade's model", "validation answers", len(copied))
     texts = retrieved if model_recipe.prompt.retrieve is not None else None

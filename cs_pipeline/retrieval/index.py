@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,27 +95,42 @@ class RetrievalIndex:
         count: int,
         excluded_clusters: Sequence[object] | None = None,
         excluded_rows: Sequence[Collection[str]] | None = None,
+        intents: Sequence[str | None] | None = None,
     ) -> list[list[RetrievedText]]:
         """For each question, the answers to the ``count`` most similar known questions, most similar first.
 
-        Question i does not find rows of the cluster ``excluded_clusters[i]`` or rows with the ids ``excluded_rows[i]``. Rows
-        with similarity 0 are not returned.
+        Question i does not find rows of the cluster ``excluded_clusters[i]`` or rows with the ids ``excluded_rows[i]``.
+        Rows with similarity 0 are not returned. If ``intents[i]`` is given, the ``count`` most similar questions of this
+        intent are found as well, so there may be twice as many: a company's subject of three rows stands beside
+        thousands of others.
         """
         excluded = None if excluded_clusters is None else self._rows_of_clusters(excluded_clusters)
         if excluded_rows is not None and any(excluded_rows):
             own = self._rows_of_ids(excluded_rows)
             excluded = own if excluded is None else [np.union1d(*pair) for pair in zip(excluded, own, strict=True)]
-        return list(self._search("answers", questions, count, excluded))
+        groups = None if intents is None else [self._rows_of_intents.get(intent or "") for intent in intents]
+        return list(self._search("answers", questions, count, excluded, groups))
+
+    def answers_of(self, intent: str, count: int) -> list[str]:
+        """Up to ``count`` known answers of ``intent``, in the order of their row ids."""
+        rows = self._rows_of_intents.get(intent, np.zeros(0, np.int64))[:count]
+        answers: list[str] = self._tables["answers"].column("answer").take(pa.array(rows)).to_pylist()
+        return answers
 
     def passages(self, questions: Sequence[str], count: int) -> list[list[RetrievedText]]:
         """For each question, the ``count`` most similar passages with a similarity above 0, most similar first."""
-        return list(self._search("passages", questions, count, None))
+        return list(self._search("passages", questions, count))
 
     def _search(
-        self, name: str, questions: Sequence[str], count: int, excluded: Sequence[np.ndarray] | None
+        self,
+        name: str,
+        questions: Sequence[str],
+        count: int,
+        excluded: Sequence[np.ndarray] | None = None,
+        groups: Sequence[np.ndarray | None] | None = None,
     ) -> Iterator[list[RetrievedText]]:
         table = self._tables[name]
-        for found in self._searches[name].nearest(questions, count, excluded):
+        for found in self._searches[name].nearest(questions, count, excluded, groups):
             # Not take(), which copies the table's chunks and takes 28 ms for a million rows.
             rows = [table.slice(number, 1).to_pylist()[0] for number, _ in found]
             yield [
@@ -127,6 +143,15 @@ class RetrievalIndex:
                 )
                 for row, (_, similarity) in zip(rows, found, strict=True)
             ]
+
+    @cached_property
+    def _rows_of_intents(self) -> dict[str, np.ndarray]:
+        """The row numbers of each intent in the table of answers, ascending."""
+        intents = self._tables["answers"].column("intent").combine_chunks().dictionary_encode()
+        codes = intents.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        names = intents.dictionary.to_pylist()
+        return dict(zip(names, np.split(order, np.searchsorted(codes[order], np.arange(1, len(names)))), strict=True))
 
     def _rows_of_clusters(self, clusters: Sequence[object]) -> list[np.ndarray]:
         """For each of these clusters, its row numbers in the table of answers."""

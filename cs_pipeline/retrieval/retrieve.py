@@ -21,9 +21,9 @@ MAX_CANDIDATES = 20
 and the cost grows quadratically."""
 
 MIN_RELATIVE_SIMILARITY = 0.8
-"""Minimum similarity of a candidate's question, relative to the nearest one. If only one known question is close, only its
-answer is a candidate. Without this limit ROUGE-L is 41.6 on the validation rows, where all questions of an intent ask the
-same thing."""
+"""Minimum similarity of a candidate's question, relative to the nearest candidate. If only one known question is close,
+only its answer is a candidate. Without this limit ROUGE-L is 41.6 on the validation rows, where all questions of an
+intent ask the same thing."""
 
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
@@ -42,11 +42,12 @@ def retrieve(
 ) -> list[list[RetrievedText]]:
     """For each question its known answers, most typical first, then its passages, most similar first.
 
-    Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions; they are ignored if
-    the prompt does not route. Placeholders are in ``mode``. The retrieved text's id, not the question's, selects the example
-    values, because the text was written for another customer. In training, rows of a question's own cluster are excluded.
-    ``own_rows`` holds the ids of the rows of each question's own conversation (``rows_of_conversations``), which are also
-    excluded, wherever a look-up or a model is trained, calibrated or judged.
+    Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions, None where the
+    router is not sure; they are ignored if the prompt does not route. Placeholders are in ``mode``. The retrieved text's
+    id, not the question's, selects the example values, because the text was written for another customer. In training,
+    rows of a question's own cluster are excluded. ``own_rows`` holds the ids of the rows of each question's own
+    conversation (``rows_of_conversations``), which are also excluded, wherever a look-up or a model is trained,
+    calibrated or judged.
     """
     settings = prompt.retrieve
     if index is None or settings is None:
@@ -54,7 +55,7 @@ def retrieve(
     answers: list[list[RetrievedText]] = [[] for _ in questions]
     if settings.answers:
         routed = intents if prompt.route == "intent" else [None] * len(questions)
-        candidates = index.answers(questions, max(MAX_CANDIDATES, settings.answers), clusters, own_rows)
+        candidates = index.answers(questions, max(MAX_CANDIDATES, settings.answers), clusters, own_rows, routed)
         answers = [rank_by_consensus(*pair, settings.answers) for pair in zip(candidates, routed, strict=True)]
     passages = index.passages(questions, settings.passages) if settings.passages else [[] for _ in questions]
     return [
@@ -96,12 +97,13 @@ def is_conversation_known(lake: DataLake) -> bool:
 def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, count: int) -> list[RetrievedText]:
     """The best ``count`` of the nearest known answers: the most typical ones first, then the others by similarity.
 
-    If any candidates have the ``intent``, only these are compared. An answer's score is the sum of its Dice coefficients
-    with the other answers over words and word bigrams, weighted by the similarities of both questions.
+    ``candidates`` are ordered by similarity. If any have the ``intent``, only these are compared, however similar others
+    are. An answer's score is the sum of its Dice coefficients with the other answers over words and word bigrams,
+    weighted by the similarities of both questions.
     """
-    min_similarity = MIN_RELATIVE_SIMILARITY * candidates[0].similarity if candidates else 0
-    near = [candidate for candidate in candidates if candidate.similarity >= min_similarity]
-    compared = [candidate for candidate in near if candidate.intent == intent] or near
+    compared = [candidate for candidate in candidates if candidate.intent == intent] or candidates
+    min_similarity = MIN_RELATIVE_SIMILARITY * compared[0].similarity if compared else 0
+    compared = [candidate for candidate in compared if candidate.similarity >= min_similarity]
     words = [_words_and_bigrams(candidate.text) for candidate in compared]
     scores = [0.0] * len(compared)
     for a, b in combinations(range(len(compared)), 2):

@@ -36,32 +36,52 @@ class Search:
         return cls(vectors, faiss.read_index(str(path)))
 
     def nearest(
-        self, questions: Sequence[str], count: int, excluded: Sequence[np.ndarray] | None
+        self,
+        questions: Sequence[str],
+        count: int,
+        excluded: Sequence[np.ndarray] | None = None,
+        groups: Sequence[np.ndarray | None] | None = None,
     ) -> Iterator[list[tuple[int, float]]]:
         """For each question, the ``count`` nearest rows with a cosine above 0: pairs of row and cosine, nearest first.
 
-        ``excluded`` are the rows to leave out, one array per question.
+        ``excluded`` are the rows to leave out, one array per question. ``groups`` has an ascending array of rows, or
+        None, for each question: the ``count`` nearest rows of this group are found as well.
         """
         queries = self._vectors.queries(questions)
         for number in range(len(questions)):
-            yield self._nearest(queries[number], count, None if excluded is None else excluded[number])
+            left_out = None if excluded is None else excluded[number]
+            yield self._nearest(queries[number], count, left_out, None if groups is None else groups[number])
 
-    def _nearest(self, query: Any, count: int, excluded: np.ndarray | None) -> list[tuple[int, float]]:
-        total = len(self._vectors)
+    def _nearest(
+        self, query: Any, count: int, excluded: np.ndarray | None, group: np.ndarray | None
+    ) -> list[tuple[int, float]]:
         if self._codes is None:
             similarities = self._vectors.similarities(query)
             if excluded is not None:
                 similarities[excluded] = 0
-            return _best(np.arange(total), similarities, count)
-        shortlist = max(SHORTLIST, count)
+            found = _best(np.arange(len(similarities)), similarities, count)
+            return found if group is None else _union(found, _best(group, similarities[group], count))
+        found = self._shortlisted(query, count, excluded, None)
+        return found if group is None else _union(found, self._shortlisted(query, count, excluded, group))
+
+    def _shortlisted(
+        self, query: Any, count: int, excluded: np.ndarray | None, group: np.ndarray | None
+    ) -> list[tuple[int, float]]:
+        """The ``count`` nearest rows, of the ``group`` if there is one. All rows of a small group are compared."""
+        total = len(self._vectors)
+        is_small = group is not None and len(group) <= 10 * SHORTLIST
+        shortlist = total if is_small else max(SHORTLIST, count)
         while True:
-            rows = self._codes.search(self._vectors.dense_query(query), shortlist)[1][0]
+            rows = group if is_small else self._codes.search(self._vectors.dense_query(query), shortlist)[1][0]
+            assert rows is not None
             rows = rows[rows >= 0]
             if excluded is not None:
                 rows = rows[~np.isin(rows, excluded)]
+            if group is not None and not is_small:
+                rows = rows[_is_among(rows, group)]
             if len(rows) >= min(count, SHORTLIST) or shortlist >= total:
                 return _best(rows, self._vectors.similarities_of(query, rows), count)
-            shortlist = min(total, 10 * shortlist)  # too few are left: a large cluster was excluded
+            shortlist = min(total, 10 * shortlist)  # too few are left: of a large excluded cluster, or of the group
 
 
 def write_codes(folder: Path, name: str, vectors: Vectors) -> None:
@@ -87,6 +107,17 @@ def write_codes(folder: Path, name: str, vectors: Vectors) -> None:
 
 def _codes_file(folder: Path, name: str) -> Path:
     return folder / f"{name}.faiss"
+
+
+def _is_among(rows: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """For each of ``rows``, whether it is in ``group``, which is ascending and not empty."""
+    places = np.searchsorted(group, rows).clip(max=len(group) - 1)
+    return np.asarray(group[places] == rows)
+
+
+def _union(found: list[tuple[int, float]], others: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The pairs of both lists, each row once, nearest first."""
+    return sorted(dict([*found, *others]).items(), key=lambda pair: (-pair[1], pair[0]))
 
 
 def _best(rows: np.ndarray, similarities: np.ndarray, count: int) -> list[tuple[int, float]]:

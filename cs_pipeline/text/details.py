@@ -7,13 +7,14 @@ must not count good answers as errors. So ``specific_details`` includes neither.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.placeholders import catalogue
 
 _RULES = read_yaml(Path(__file__).with_suffix(".yaml"))
+_NEEDABLE = tuple(dict.fromkeys(name for names in _RULES["required"].values() for name in names))
 _ASKS = any_of(_RULES["asks"], _RULES["words"])
 _ASKS_OR_CONFIRMS = any_of(f"{_RULES['asks']}{_RULES['asks_to_confirm']}", _RULES["words"])
 _END = any_of(_RULES["end_of_details"])
@@ -25,12 +26,24 @@ _PRIVATE, _VAGUE, _IMPERSONAL = (
 _NAMED = re.compile(r"\w+ \w+ #?\{\{[^{}\n]*\}\}")
 
 
-def worth_asking(missing: Sequence[str], intent: str | None, *, private: bool) -> list[str]:
+def needed_details(intent: str | None, answers: Callable[[str], Sequence[str]]) -> tuple[str, ...]:
+    """The details that are necessary to handle a request of ``intent``.
+
+    For a company's own subject, these are the details that at least half of its known ``answers`` ask for. Passwords and the
+    like are never among them.
+    """
+    if intent is None or intent in _RULES["required"]:
+        return tuple(_RULES["required"].get(intent, ()))
+    requests = [specific_details(answer) for answer in answers(intent)]
+    return tuple(name for name in _NEEDABLE if 2 * sum(name in asked for asked in requests) >= max(1, len(requests)))
+
+
+def worth_asking(missing: Sequence[str], needed: Collection[str] | None) -> list[str]:
     """Which of an answer's ``missing`` placeholders to ask the customer for: at most two.
 
-    If ``private`` is true, only details that requests of the ``intent`` require.
+    Only those of the ``needed`` details; None: all that ``details.yaml`` calls askable.
     """
-    candidates = _RULES["required"].get(intent, ()) if private else _RULES["askable"]
+    candidates = _RULES["askable"] if needed is None else needed
     return [name for name in missing if name in candidates][:2]
 
 
@@ -52,16 +65,16 @@ def specific_details(answer: str) -> frozenset[str]:
     return _asked_for(_NAMED.sub(" ", answer), _ASKS, _PRIVATE | _IMPERSONAL)
 
 
-def narrowed(sentence: str, intent: str | None, known: Collection[str]) -> str:
-    """``sentence``, changed to ask only for private details that the ``intent`` requires and that are not ``known``.
+def narrowed(sentence: str, needed: Collection[str], known: Collection[str]) -> str:
+    """``sentence``, changed to ask only for private details that are ``needed`` and not ``known``.
 
     Empty if it asks for private details, but for none of these.
     """
     asked = private_details(sentence)
-    needed = [name for name in _RULES["required"].get(intent, ()) if name in asked and name not in known]
-    if asked <= set(needed):
+    open_ones = [name for name in needed if name in asked and name not in known]
+    if asked <= set(open_ones):
         return sentence
-    return f"{request(needed)}{sentence[len(sentence.rstrip()) :]}" if needed else ""
+    return f"{request(open_ones)}{sentence[len(sentence.rstrip()) :]}" if open_ones else ""
 
 
 def _asked_for(text: str, asks: re.Pattern[str], details: dict[str, re.Pattern[str]]) -> frozenset[str]:

@@ -38,7 +38,7 @@ from cs_pipeline.recipe import (
     load_fine_tune_recipe,
     read_recipe,
 )
-from cs_pipeline.retrieval.index import index_version
+from cs_pipeline.retrieval.index import RetrievalIndex, index_version
 from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
 from cs_pipeline.retrieval.retrieve import is_conversation_known, open_index, own_known_rows, retrieve
 from cs_pipeline.retrieval.router import OWN_ROUTER, router_folder
@@ -220,12 +220,36 @@ def build_lookup(
     if not force and (stored := find_stored(recipe, fingerprint, lake)) is not None:
         return stored
     started = time.monotonic()
+    index = open_index(recipe, lake)
+    assert index is not None  # a look-up retrieves
+    threshold, questions = lookup_threshold(recipe, index, lake)
+    known = index.answer_count
+    report(
+        f"{known:,} known answers; the look-up answers at a similarity of {threshold:.3f} or more, chosen with "
+        f"{questions:,} validation questions"
+    )
+    metrics = {
+        "rows": known,
+        "validation_questions": questions,
+        "min_similarity": threshold,
+        "seconds": time.monotonic() - started,
+    }
+    start = TrainingStart(None, "a look-up is not trained")
+    facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None, "min_similarity": threshold}
+    with new_adapter(recipe, lake, fingerprint, facts, metrics, SEEN_ROW.empty_table()) as temporary:
+        write_threshold(temporary, threshold)
+    return current_adapter(recipe.name, lake)
+
+
+def lookup_threshold(recipe: LookupRecipe, index: RetrievalIndex, lake: DataLake) -> tuple[float, int]:
+    """The minimum similarity of a look-up, and the number of validation questions that it was chosen with.
+
+    Raises PipelineError if there are none.
+    """
     columns = ["row_id", "instruction", "predicted_intent", "conversation_id"]
     rows = lake.read("prepare", "validation_split", columns).to_pydict()
     asked = zip(rows["instruction"], rows["row_id"], strict=True)
     questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
-    index = open_index(recipe, lake)
-    assert index is not None  # a look-up retrieves
     # No row of the question's cluster is found, because the index has training rows only, and none of its conversation.
     retrieved = retrieve(
         index,
@@ -236,23 +260,7 @@ def build_lookup(
         own_rows=own_known_rows(rows["conversation_id"], lake),
     )
     intents = rows["predicted_intent"] if recipe.prompt.route == "intent" else [None] * len(questions)
-    threshold = handover_threshold(retrieved, intents, recipe.handover_share)
-    known = index.answer_count
-    report(
-        f"{known:,} known answers; the look-up answers at a similarity of {threshold:.3f} or more, chosen with "
-        f"{len(questions):,} validation questions"
-    )
-    metrics = {
-        "rows": known,
-        "validation_questions": len(questions),
-        "min_similarity": threshold,
-        "seconds": time.monotonic() - started,
-    }
-    start = TrainingStart(None, "a look-up is not trained")
-    facts = {"base": NO_BASE.facts(), "start": start.facts(), "seed": None, "min_similarity": threshold}
-    with new_adapter(recipe, lake, fingerprint, facts, metrics, SEEN_ROW.empty_table()) as temporary:
-        write_threshold(temporary, threshold)
-    return current_adapter(recipe.name, lake)
+    return handover_threshold(retrieved, intents, recipe.handover_share), len(questions)
 
 
 @contextmanager

@@ -285,6 +285,34 @@ def test_an_excluded_cluster_larger_than_the_shortlist_hides_no_other(
     assert [one.text for one in found] == ["later", "later"]
 
 
+@pytest.mark.parametrize("limit", [50_000, 500])
+def test_an_intent_of_few_rows_is_found_among_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """With all rows compared, and with the shortlist. Of the larger intent, the nearest rows are found as before."""
+    monkeypatch.setattr(search, "MAX_EXACT_ROWS", limit)
+    monkeypatch.setattr(search, "_TRAINING_ROWS", 500)
+    many = [(f"c{at}", f"where is my refund {at}", f"soon {at}") for at in range(10 * search.SHORTLIST + 100)]
+    few = [("own", "the refund lamp of my battery is red", "Hold it."), ("own 2", "my battery is empty", "Charge it.")]
+    table = answers(*many, *few)
+    intents = pa.array(["get_refund"] * len(many) + ["battery"] * len(few)).dictionary_encode()
+    place = table.schema.get_field_index("intent")
+    table = table.set_column(place, table.schema.field("intent"), intents.cast(table.schema.field("intent").type))
+    write_index(tmp_path / "index", {"answers": table, "passages": HELP})
+    index = RetrievalIndex.load(tmp_path / "index")
+    asked = ["where is my refund"] * 4
+    plain, own, large, unknown = index.answers(asked, 3, intents=[None, "battery", "get_refund", "no intent"])
+    assert plain == large == unknown == index.answers(asked[:1], 3)[0]
+    assert len(plain) == 3
+    assert {one.intent for one in plain} == {"get_refund"}
+    assert {one.text for one in own if one.intent == "battery"} == {"Hold it.", "Charge it."}
+    assert [one for one in own if one.intent != "battery"] == plain
+    assert [one.similarity for one in own] == sorted((one.similarity for one in own), reverse=True)
+    [left] = index.answers(asked[:1], 3, ["own"], [{"row0"}], ["battery"])
+    assert [one.text for one in left if one.intent == "battery"] == ["Charge it."]
+    assert index.answers_of("battery", 9) == ["Hold it.", "Charge it."]
+    assert index.answers_of("battery", 1) == ["Hold it."]
+    assert index.answers_of("no intent", 9) == []
+
+
 def test_of_equal_similarities_the_first_row_is_taken() -> None:
     values = np.array([0.5, 0.9, 0.5, 0.0, 0.9, 0.5])
     rows = np.arange(6)

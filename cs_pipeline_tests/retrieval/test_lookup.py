@@ -1,5 +1,6 @@
 """Look-ups: which known answer they copy, when they hand over, and what is loaded for a recipe."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.llm.base import embedded_folder
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.llm.prompt import Context, RetrievedText
-from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe
+from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, PromptSettings
 from cs_pipeline.retrieval.lookup import (
     HANDOVER_ANSWER,
+    SAME_QUESTION,
     LookupModel,
     handover_threshold,
     load_contender,
@@ -33,27 +35,40 @@ LOOKUP = LookupModel(RECIPE, 0.5)
 
 
 @pytest.mark.parametrize("similarity", [0.5, 0.500001, 1.0])
-def test_a_known_answer_that_is_similar_enough_is_found(similarity: float) -> None:
-    assert LOOKUP.find([known("Yes.", similarity)]) == known("Yes.", similarity)
+@pytest.mark.parametrize("intent", [None, "track_order", "get_refund"])
+def test_a_known_answer_that_is_similar_enough_is_found(similarity: float, intent: str | None) -> None:
+    assert LOOKUP.find([known("Yes.", similarity)], intent) == known("Yes.", similarity)
 
 
-def test_nothing_is_found_below_the_threshold_or_without_a_known_answer() -> None:
-    assert LOOKUP.find([known("Yes.", 0.499999)]) is None
-    assert LOOKUP.find([]) is None
-    assert LOOKUP.find([PASSAGE]) is None
+@pytest.mark.parametrize("intent", [None, "track_order"])
+def test_nothing_is_found_below_the_threshold_or_without_a_known_answer(intent: str | None) -> None:
+    assert LOOKUP.find([known("Yes.", 0.499999)], intent) is None
+    assert LOOKUP.find([replace(known("Yes.", 0.4), intent=None)], intent) is None
+    assert LOOKUP.find([], intent) is None
+    assert LOOKUP.find([PASSAGE], intent) is None
 
 
 def test_the_first_known_answer_decides_and_passages_are_passed_over() -> None:
-    assert LOOKUP.find([PASSAGE, SENT, known("No.", 0.9)]) == SENT
+    assert LOOKUP.find([PASSAGE, SENT, known("No.", 0.9)], None) == SENT
     # Retrieval puts the most typical answer first; a nearer one behind it is not a reason to answer.
-    assert LOOKUP.find([known("No.", 0.4), SENT]) is None
+    assert LOOKUP.find([known("No.", 0.4), SENT], None) is None
+
+
+def test_an_answer_of_the_routed_intent_is_given_at_any_similarity() -> None:
+    far = known("Yes.", 0.1)
+    assert LOOKUP.find([far], "get_refund") == far
+    without_route = RECIPE.model_copy(update={"prompt": PromptSettings(retrieve=RECIPE.prompt.retrieve)})
+    assert LookupModel(without_route, 0.5).find([far], "get_refund") is None
+    cascade = CascadeRecipe(name="both", description="For tests.", method="cascade", model="tiny")
+    assert LookupModel(cascade, 0.5).find([far], "get_refund") is None, "there the model answers"
 
 
 def test_questions_are_answered_word_for_word_or_handed_over() -> None:
     done: list[int] = []
     retrieved = [[SENT], [known("Maybe.", 0.1)], [], [PASSAGE, known(" Two\n\nlines {{Order Number}} ", 0.7)]]
     contexts: list[Context] = [(("customer", "Hello"),)] * 4
-    answers = LOOKUP.answer(["a", "b", "c", "d"], [None, "get_refund", None, None], contexts, done.append, retrieved)
+    intents = [None, "track_order", "get_refund", None]
+    answers = LOOKUP.answer(["a", "b", "c", "d"], intents, contexts, done.append, retrieved)
     texts = [SENT.text, HANDOVER_ANSWER, HANDOVER_ANSWER, " Two\n\nlines {{Order Number}} "]
     assert [answer.text for answer in answers] == texts
     assert [answer.retrieved for answer in answers] == [(SENT,), (), (), (retrieved[3][1],)]
@@ -80,30 +95,35 @@ def test_the_handover_is_understood_as_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("share", "threshold"), [(0.0, 0.0), (0.1, 0.0), (0.2, 0.1), (0.25, 0.1), (0.5, 0.4), (0.99, 0.8), (0.999, 0.8)]
+    ("share", "threshold"),
+    [(0.0, 0.0), (0.1, 0.0), (0.2, 0.1), (0.25, 0.1), (0.5, 0.4), (0.9, SAME_QUESTION), (0.999, SAME_QUESTION)],
 )
 def test_the_threshold_is_the_quantile_of_the_best_similarities(share: float, threshold: float) -> None:
     """Eleven questions: one without a known answer, and one for each similarity from 0 to 0.9."""
     ladder = [[known("no", step / 10), known("nearer", 1.0)] for step in range(10)]
-    assert handover_threshold([[], *ladder], share) == pytest.approx(threshold)
+    assert handover_threshold([[], *ladder], [None] * 11, share) == pytest.approx(threshold)
 
 
-def test_about_the_stated_share_is_handed_over() -> None:
+@pytest.mark.parametrize("routed", [0, 2, 10])
+def test_about_the_stated_share_is_handed_over_but_never_a_known_question(routed: int) -> None:
+    """Of ten questions, ``routed`` have a known answer of the intent of which the router is sure."""
     retrieved = [[known("yes", step / 1000)] for step in range(1000)]
+    intents = ["get_refund" if step % 10 < routed else None for step in range(1000)]
     for share in (0.0, 0.005, 0.1, 0.3):
-        lookup = LookupModel(RECIPE, handover_threshold(retrieved, share))
-        declined = sum(lookup.find(texts) is None for texts in retrieved)
-        assert declined == pytest.approx(1000 * share, abs=1)
+        lookup = LookupModel(RECIPE, handover_threshold(retrieved, intents, share))
+        declined = sum(lookup.find(*pair) is None for pair in zip(retrieved, intents, strict=True))
+        assert declined == pytest.approx(0 if routed == 10 else 1000 * share, abs=2)
+        assert lookup.min_similarity <= SAME_QUESTION
 
 
 def test_a_passage_is_no_known_answer() -> None:
-    assert handover_threshold([[PASSAGE], [PASSAGE, SENT]], 0.0) == 0
-    assert handover_threshold([[PASSAGE, SENT]], 0.0) == SENT.similarity
+    assert handover_threshold([[PASSAGE], [PASSAGE, SENT]], [None, "get_refund"], 0.0) == 0
+    assert handover_threshold([[PASSAGE, SENT]], [None], 0.0) == SENT.similarity
 
 
 def test_without_questions_there_is_no_threshold() -> None:
     with pytest.raises(PipelineError, match="no validation questions") as raised:
-        handover_threshold([], 0.1)
+        handover_threshold([], [], 0.1)
     assert "validation_split" in raised.value.fix
 
 

@@ -41,6 +41,8 @@ def test_answers_to_much_less_similar_questions_are_not_compared() -> None:
 def test_answers_of_the_routed_intent_come_first_if_there_are_any() -> None:
     other = [known(f"Your order is on its way, parcel {i}.", intent="track_order") for i in range(3)]
     assert rank_by_consensus([*other, TYPICAL], "get_refund", 2) == [TYPICAL, other[0]]
+    far = known(TYPICAL.text, 0.1)
+    assert rank_by_consensus([*other, far], "get_refund", 1) == [far], "however similar the others are"
     assert rank_by_consensus([*other, TYPICAL], "complaint", 1)[0] in other
     assert rank_by_consensus([*other, TYPICAL], None, 1)[0] in other
 

@@ -20,8 +20,10 @@ from cs_pipeline_tests.support.versions import known_answer, make_champion
 
 CANCEL = "can you help me to cancel purchase 4412345678"
 MASKED = "can you help me to cancel purchase {{Order Number}}"
-UNKNOWN = "The newsletter has wrong fonts"
-"""A question of which the classifier is sure, and to which no known question is similar enough."""
+FAR = "The newsletter has wrong fonts"
+"""A question of whose intent the router is sure, and to which no known question is similar."""
+UNKNOWN = "A puppy ate it, refund"
+"""A question that the router does not know, and to which no known question is similar enough."""
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +88,25 @@ def test_a_question_that_nothing_known_is_similar_to_is_handed_over(serving: Ser
     assert known_answer(lake, 2, UNKNOWN) is None
     before = waiting(lake)
     answer = serving.chat(UNKNOWN).json()
-    assert answer["confidence"] > 0.8, "the intent is no reason for the handover"
+    assert answer["intent"] is None
+    assert 0 < answer["confidence"] < 0.5
     assert (answer["author"], answer["handover"]) == ("desk", HandoverReason.UNCLEAR.value)
     assert answer["sources"] == []
     (reference,) = waiting(lake).keys() - before.keys()
     assert reference in answer["response"]
     record = waiting(lake)[reference]
     assert (record["model"], record["reason"]) == ("2", HandoverReason.UNCLEAR.value)
-    assert serving.chat(UNKNOWN, model_name="1").json()["handover"] is None, "a fine-tune answers it"
+    assert (record["intent"], record["confidence"]) == (None, answer["confidence"])
+    assert serving.chat(UNKNOWN, model_name="1").json()["handover"] == HandoverReason.UNCLEAR.value, "for every version"
+
+
+def test_a_question_of_a_known_intent_is_answered_however_it_is_worded(serving: Serving, lake: DataLake) -> None:
+    known = known_answer(lake, 2, FAR)
+    assert known is not None
+    assert known.similarity < 0.6
+    answer = serving.chat(FAR).json()
+    assert (answer["author"], answer["intent"], answer["handover"]) == ("model", "newsletter_subscription", None)
+    assert answer["sources"][0]["text"] == filled(known.text)
 
 
 def test_models_and_health_are_as_for_every_version(serving: Serving, client: openai.OpenAI) -> None:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from cs_pipeline.text.details import narrowed, private_details, request, specific_details, worth_asking
+from cs_pipeline.text.details import (
+    narrowed,
+    needed_details,
+    private_details,
+    request,
+    specific_details,
+    worth_asking,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,16 +60,31 @@ def test_impersonal_details_are_not_private() -> None:
     assert specific_details(sentence) == {"Country", "Date", "Payment Method"}
 
 
-def test_a_request_is_reduced_to_what_the_intent_requires() -> None:
+def test_a_request_is_reduced_to_what_is_needed() -> None:
     wide = "Could you please provide your full name, email address and order number? "
-    assert narrowed(wide, "track_order", ()) == f"{request(['Order Number'])} "
-    assert narrowed(wide, "track_order", {"Order Number"}) == ""
-    assert narrowed(wide, None, ()) == ""
-    assert narrowed("We look into it.", None, ()) == "We look into it."
+    assert narrowed(wide, ["Order Number", "Tracking Number"], ()) == f"{request(['Order Number'])} "
+    assert narrowed(wide, ["Order Number"], {"Order Number"}) == ""
+    assert narrowed(wide, (), ()) == ""
+    assert narrowed("We look into it.", (), ()) == "We look into it."
 
 
 def test_at_most_two_missing_details_are_worth_asking_for() -> None:
     missing = ["Website URL", "Order Number", "Tracking Number", "Invoice Number"]
-    assert worth_asking(missing, None, private=False) == ["Order Number", "Tracking Number"]
-    assert worth_asking(missing, "get_invoice", private=True) == ["Invoice Number"]
-    assert worth_asking(missing, None, private=True) == []
+    assert worth_asking(missing, None) == ["Order Number", "Tracking Number"]
+    assert worth_asking(missing, ["Invoice Number"]) == ["Invoice Number"]
+    assert worth_asking(missing, ()) == []
+
+
+def test_what_a_companys_subject_needs_is_what_its_answers_ask_for() -> None:
+    answers = {
+        "battery": [
+            "Please send me your order number and your password.",
+            "Could you tell me your order number and your full name?",
+            "Hold the button for ten seconds.",
+        ],
+        "review": ["Please tell me your order number."],
+    }
+    assert needed_details("battery", answers.__getitem__) == ("Order Number",), "of three answers two ask for it"
+    assert needed_details("get_invoice", answers.__getitem__) == ("Invoice Number",)
+    assert needed_details("review", answers.__getitem__) == (), "Bitext's intents have rules"
+    assert needed_details("unheard of", lambda _: []) == needed_details(None, answers.__getitem__) == ()

@@ -1,7 +1,7 @@
 """Turns a model's raw output into sentences for the customer while it is being generated."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from cs_pipeline.llm.prompt import Context
@@ -18,16 +18,15 @@ _MAX_SENTENCE_CHARACTERS = 600
 class AnswerContext:
     """The inputs of an answer besides the model's output.
 
-    ``values`` fill its placeholders, by canonical name. Its personal data may only come from ``known_text``. If ``private``
-    is set, it only asks for details that the ``intent`` needs.
+    ``values`` fill its placeholders, by canonical name. Its personal data may only come from ``known_text``. It asks for no
+    other private details than those ``needed``; None: for any.
     """
 
     tone: Tone
     values: dict[str, str]
     known_text: str
     earlier: Context
-    intent: str | None
-    private: bool
+    needed: Collection[str] | None
 
 
 class Composer:
@@ -60,7 +59,7 @@ class Composer:
             *(private_details(message) for speaker, message in context.earlier if speaker == "agent")
         )
         names = [name for name in dict.fromkeys(self._missing) if name not in asked]
-        wanted = worth_asking(names, context.intent, private=context.private)
+        wanted = worth_asking(names, context.needed)
         if wanted and complete and not self.withheld:
             yield f"{' ' if self._ends_without_space else ''}{apply_tone(request(wanted), context.tone)}"
 
@@ -69,9 +68,9 @@ class Composer:
         if self.withheld or not raw:
             return
         sentence = self._screening.mask_unknown(strip_markup(raw), context.known_text)
-        if context.private:
+        if context.needed is not None:
             dangling = self._dropped_last and _REFERS_BACK.match(sentence)
-            sentence = "" if dangling else narrowed(sentence, context.intent, context.values)
+            sentence = "" if dangling else narrowed(sentence, context.needed, context.values)
             self._dropped_last = not sentence
         final = strip_markup(fill_placeholders(apply_tone(sentence, context.tone), context.values))
         # The raw text is checked too, because markup can hide a control token. Its personal data was masked above.

@@ -35,7 +35,8 @@ class Handover:
     """The record for the person who takes over. It contains personal data.
 
     ``follows`` is the reference of an earlier handover of the same conversation, or empty. ``values`` are the details that
-    the customer gave, by placeholder. ``conversation`` is the unmasked conversation.
+    the customer gave, by placeholder. ``conversation`` is the unmasked conversation. ``intent`` and ``confidence`` are as in
+    ``Generation``; ``intent`` is None if the question is about nothing known, or if the wording alone decided.
     """
 
     reference: str

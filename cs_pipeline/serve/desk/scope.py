@@ -3,28 +3,27 @@
 The rules look at words. In the first test, on messages that were not used to write the rules
 (``cs_pipeline_tests/serve/desk/messages.yaml``), they stopped 9 of 12 off-topic questions, 5 of 7 questions about other
 customers, 7 of 8 prompt injections and all 5 messages without content. Of 22 messages that should be answered they stopped
-one ("is the game in stock"); a classifier that knows the shop would have let it through. Of 4,000 Bitext questions they
+one ("is the game in stock"); a router that knows the shop's subjects lets it through. Of 4,000 Bitext questions they
 stopped none. The author of the rules wrote the messages, so these figures are an upper bound.
 """
 
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
 from cs_pipeline.core.yaml_file import any_of, read_yaml
 from cs_pipeline.text.poison import CONTROL_TOKEN, PROMPT_INJECTION, text_reasons
 
-_TOPICS = "orders, deliveries, payments, refunds, invoices and accounts"
-
 
 class OutOfScope(StrEnum):
-    """Why a message is not for this desk. The value is the reply."""
+    """Why a message is not for this desk. The value is the reply, without the company's topics."""
 
-    NO_CONTENT = f"How can I help you? I can answer questions about {_TOPICS}."
+    NO_CONTENT = "How can I help you? I can answer questions about {topics}."
     """There is nothing to answer: a greeting, a punctuation mark, a random key."""
     CLOSING = "You are welcome. Is there anything else that I can help you with?"
     """The customer says thanks or goodbye."""
-    PROMPT_INJECTION = f"I can only help with questions about {_TOPICS}. What can I do for you?"
+    PROMPT_INJECTION = "I can only help with questions about {topics}. What can I do for you?"
     """The message gives instructions to a language model, or contains a control token."""
     OTHER_CUSTOMER = (
         "I can only share a customer's details with that customer, so I cannot help with that. If it is about your own "
@@ -32,10 +31,15 @@ class OutOfScope(StrEnum):
     )
     """The message asks for another person's data."""
     OFF_TOPIC = (
-        f"I am afraid that is outside what I can help with: I answer questions about {_TOPICS}. Is there one of these that "
+        "I am afraid that is outside what I can help with: I answer questions about {topics}. Is there one of these that "
         "I can help you with?"
     )
     """The question is about something else."""
+
+    def reply(self, topics: Sequence[str]) -> str:
+        """The reply of a desk that answers questions about ``topics``, which are not empty."""
+        *others, last = topics
+        return self.value.format(topics=f"{', '.join(others)} and {last}" if others else last)
 
 
 def out_of_scope(text: str, raw: str, *, opening: bool) -> OutOfScope | None:
@@ -53,19 +57,14 @@ def out_of_scope(text: str, raw: str, *, opening: bool) -> OutOfScope | None:
     return OutOfScope.CLOSING if _CLOSING.fullmatch(text) else None
 
 
-def is_off_topic(text: str, confidence: float | None) -> bool:
-    """Whether the words of ``text`` are about something else. False if the classifier is sure of its intent."""
-    if confidence is not None and confidence >= SURE_OF_INTENT:
-        return False
-    return bool(_OFF_TOPIC.search(text)) and not _OWN_TOPIC.search(text)
+def is_off_topic(text: str, intent: str | None) -> bool:
+    """Whether the words of ``text`` are about something else.
 
+    False if the router is sure of the ``intent``: then the question is for this desk, whatever its words are. A shop may
+    sell games.
+    """
+    return intent is None and bool(_OFF_TOPIC.search(text)) and not _OWN_TOPIC.search(text)
 
-SURE_OF_INTENT = 0.8
-"""A question whose intent has at least this confidence is for this desk, whatever its words are: a shop may sell games.
-
-With a classifier trained on 6,000 Bitext questions, the confidence was lower for 3 % of 4,000 other Bitext questions, and
-for all of 46 off-topic questions.
-"""
 
 _FILE = read_yaml(Path(__file__).with_suffix(".yaml"))
 _PROMPT_INJECTION = any_of(_FILE["prompt_injection"], _FILE["words"])  # in addition to what text/poison.py finds

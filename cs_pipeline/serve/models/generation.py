@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cs_pipeline.llm.escaping import ESCAPE
 from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.retrieval.router import Route
 from cs_pipeline.serve.models.jobs import Busy, Finish, Job
 from cs_pipeline.serve.models.pool import ServedModel
 
@@ -20,17 +21,26 @@ class Generation(ABC):
     """An answer, possibly while it is being generated. Iterate it once for its pieces, or wait for ``text()``.
 
     The pieces joined are the version's raw answer, with unfilled placeholders. ``question`` is the text that the version
-    got. ``intent`` and ``confidence`` come from the version's own intent classifier, or from the lake's if the version has
-    none; they are None without either. ``retrieved`` holds the texts that the answer is made from, and is None if the
-    recipe does not retrieve. ``started`` is the value of ``time.monotonic`` when the question arrived.
+    got, and ``route`` where the lake's router puts it, None without a router. ``retrieved`` holds the texts that the answer
+    is made from, and is None if the recipe does not retrieve. ``started`` is the value of ``time.monotonic`` when the
+    question arrived.
     """
 
     served: ServedModel
     question: str
-    intent: str | None
-    confidence: float | None
+    route: Route | None
     retrieved: tuple[RetrievedText, ...] | None
     started: float
+
+    @property
+    def intent(self) -> str | None:
+        """The intent or subject of the question, None if the router is not sure or if there is none."""
+        return None if self.route is None else self.route.label
+
+    @property
+    def confidence(self) -> float | None:
+        """The probability (0 to 1) that the question is about any known intent; None without a router."""
+        return None if self.route is None else self.route.known
 
     @property
     def declined(self) -> bool:

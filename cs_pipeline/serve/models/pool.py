@@ -25,9 +25,9 @@ from cs_pipeline.recipe import (
     read_recipe,
 )
 from cs_pipeline.retrieval.lookup import MODEL_FOLDER, LookupModel
+from cs_pipeline.retrieval.router import PromptIntents, prompt_intents
 from cs_pipeline.serve.models.engine import Engine
 from cs_pipeline.serve.models.jobs import NotReady, Variant
-from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.tracking import get_version, open_store
 from cs_pipeline.train.plan.estimate import NF4_BYTES
@@ -69,16 +69,17 @@ class LoadedModel:
 
     served: ServedModel
     recipe: Recipe
-    classifier: TextClassifier | None
     users: int = field(default=1, init=False)
     last_used: float = field(default_factory=time.monotonic, init=False)
 
 
 @dataclass(eq=False)
 class LoadedLanguageModel(LoadedModel):
-    """A fine-tune, or the base of one."""
+    """A fine-tune, or the base of one. ``intents`` gives the intents that its prompts name: those that it was trained
+    with."""
 
     recipe: FineTuneRecipe
+    intents: PromptIntents
     weights: WeightsKey
     engine: Engine
     variant: Variant
@@ -167,15 +168,13 @@ class ModelPool:
         base = base_of_version(recipe, folder)  # verifies both manifests
         loaded: LoadedModel
         if isinstance(recipe, LookupRecipe):
-            lookup = LookupModel.load(recipe, folder / "adapter")
-            loaded = LoadedLookup(served, recipe, self._classifier(recipe, folder / "adapter"), lookup)
+            loaded = LoadedLookup(served, recipe, LookupModel.load(recipe, folder / "adapter"))
         elif isinstance(recipe, CascadeRecipe):
             assert base is not None
             model = folder / "adapter" / MODEL_FOLDER
             loaded = self._load_language_model(served, read_fine_tune_recipe(model / "recipe.yaml"), base, model)
             if not served.base:
                 loaded.lookup = LookupModel.load(recipe, folder / "adapter")
-                loaded.classifier = self._classifier(recipe, folder / "adapter")
         else:
             assert isinstance(recipe, FineTuneRecipe)
             assert base is not None
@@ -208,7 +207,7 @@ class ModelPool:
                 engine.attach(str(adapter), adapter_name)
             stops = frozenset(chat.stop_ids | stop_ids_of(engine.model))
             variant = Variant(chat, stops, adapter_name, recipe.generation.per_device_eval_batch_size)
-            return LoadedLanguageModel(served, recipe, self._classifier(recipe, adapter), key, engine, variant)
+            return LoadedLanguageModel(served, recipe, prompt_intents(recipe, adapter, None), key, engine, variant)
         except BaseException:
             if new_engine:
                 self._engines.pop(key).close()
@@ -219,13 +218,6 @@ class ModelPool:
         if version not in self._folders or not self._folders[version].exists():
             self._folders[version] = get_version(open_store(self._lake), version).folder
         return self._folders[version]
-
-    def _classifier(self, recipe: Recipe, adapter: Path) -> TextClassifier | None:
-        """The version's own intent classifier if its recipe routes by intent, else the lake's, if there is one."""
-        if recipe.prompt.route == "intent":
-            return TextClassifier.load(adapter / "intent_classifier")
-        shared = self._lake.path("prepare", "intent_classifier")
-        return TextClassifier.load(shared) if shared.exists() else None
 
     def _make_room(self, needed: int) -> None:
         """Evicts the least recently used models until ``needed`` bytes fit. Raises NotReady when they cannot."""

@@ -13,7 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import Context, RetrievedText, chat_messages, fit_prompt
 from cs_pipeline.serve.models.generation import Generation, KnownAnswer, WrittenAnswer
 from cs_pipeline.serve.models.jobs import Busy, Job, Refusal, Sampling, TooLong
-from cs_pipeline.serve.models.live_index import LiveIndex
+from cs_pipeline.serve.models.live import LiveIndex, LiveRouter
 from cs_pipeline.serve.models.pool import LoadedLanguageModel, LoadedLookup, LoadedModel, ModelPool, ServedModel
 from cs_pipeline.serve.models.registry import ModelRegistry
 
@@ -53,6 +53,7 @@ class ModelService:
         self.pool = ModelPool(lake, memory)
         self.registry = ModelRegistry(lake, self.pool, poll_seconds)
         self.live_index = LiveIndex(lake)
+        self._live_router = LiveRouter(lake)
         self._inside = 0
         self._ended: deque[float] = deque(maxlen=64)
         self._lock = threading.Lock()
@@ -113,26 +114,24 @@ class ModelService:
         self, loaded: LoadedModel, question: str, earlier: Context, sampling: Sampling, cancelled: threading.Event
     ) -> Generation:
         started = time.monotonic()
-        intent, confidence = None, None
-        if loaded.classifier is not None:
-            intents, confidences = loaded.classifier.predict([question])
-            intent, confidence = intents[0], float(confidences[0])
+        route = self._live_router.route(question)
+        intent = None if route is None else route.label
         assert isinstance(loaded, LoadedLookup | LoadedLanguageModel)
         recipe = loaded.recipe if loaded.lookup is None else loaded.lookup.recipe
         texts = self.live_index.retrieve_for(recipe, question, intent)
-        known = None if loaded.lookup is None else loaded.lookup.find(texts)
+        known = None if loaded.lookup is None else loaded.lookup.find(texts, intent)
         if known is not None or isinstance(loaded, LoadedLookup):
             found = () if known is None else (known,)
-            answer = KnownAnswer(loaded.served, question, intent, confidence, found, started, cancelled.is_set())
+            answer = KnownAnswer(loaded.served, question, route, found, started, cancelled.is_set())
             self._end(loaded, answer)
             return answer
         if loaded.recipe.prompt.retrieve is None:
             texts = []  # they were for a cascade's look-up; the cascade's model has no retrieved texts in its prompt
-        prompt, retrieved = _fit(loaded, question, intent, earlier, texts)
+        prompt, retrieved = _fit(loaded, question, earlier, texts)
         limit = loaded.recipe.generation.max_new_tokens
         max_tokens = min(sampling.max_tokens or limit, limit)
         job = Job(loaded.variant, prompt, sampling, max_tokens, time.monotonic() + self._seconds, cancelled)
-        generation = WrittenAnswer(loaded.served, question, intent, confidence, retrieved, started, job)
+        generation = WrittenAnswer(loaded.served, question, route, retrieved, started, job)
         job.on_end = partial(self._end, loaded, generation)
         loaded.engine.submit(job)
         return generation
@@ -162,13 +161,14 @@ class ModelService:
 
 
 def _fit(
-    loaded: LoadedLanguageModel, question: str, intent: str | None, earlier: Context, texts: Sequence[RetrievedText]
+    loaded: LoadedLanguageModel, question: str, earlier: Context, texts: Sequence[RetrievedText]
 ) -> tuple[list[int], tuple[RetrievedText, ...] | None]:
     """The prompt as tokens, and the ``texts`` in it; None if the recipe does not retrieve.
 
     Raises TooLong if no answer has room after it.
     """
     recipe, chat = loaded.recipe, loaded.variant.chat
+    (intent,) = loaded.intents([question])
 
     def encode(turns: Context, known: Sequence[RetrievedText]) -> list[int]:
         return chat.encode_prompt(chat_messages(question, recipe.prompt, intent, turns, known))

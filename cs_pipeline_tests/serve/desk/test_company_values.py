@@ -12,7 +12,7 @@ values:
   company: Brightmart
   Customer Service Hours: 9 am to 6 pm
   support_phone_number: 555-0142
-handover: {webhook: "https://hooks.example/in?key=a", confidence: 0.3}
+handover: {webhook: "https://hooks.example/in?key=a", false_share: 0.3}
 """
 
 
@@ -25,7 +25,7 @@ def test_values_can_be_given_under_any_spelling_of_their_name(lake: DataLake) ->
         "Customer Support Hours": "9 am to 6 pm",
         "Customer Support Phone Number": "555-0142",
     }
-    assert (company.handover.webhook, company.handover.confidence) == ("https://hooks.example/in?key=a", 0.3)
+    assert (company.handover.webhook, company.handover.false_share) == ("https://hooks.example/in?key=a", 0.3)
     assert hash(company) == hash(load_company(lake)) != hash(Company())
     assert fill_placeholders("{{Company}}: {{Support Hours}}", company.values) == "Brightmart: 9 am to 6 pm"
 
@@ -39,8 +39,11 @@ def test_values_can_be_given_under_any_spelling_of_their_name(lake: DataLake) ->
         ('values: {Company Name: "a\\nb"}', "on one line"),
         ("values: {Company Name: a, company: b}", "spellings of the same placeholder"),
         ("handover: {webhook: ftp://x}", "handover.webhook"),
-        ("handover: {confidence: 2}", "handover.confidence"),
+        ("handover: {false_share: 2}", "handover.false_share"),
         ("handover: {mail: x}", "handover.mail"),
+        ("handover: {confidence: 0.2}", "the key 'confidence', which is replaced by 'false_share'"),
+        ("topics: []", "topics"),
+        ('topics: ["{x}"]', "topics.0"),
     ],
 )
 def test_an_error_names_the_wrong_key(lake: DataLake, text: str, expected: str) -> None:

@@ -12,6 +12,7 @@ from cs_pipeline.serve.desk.composing import AnswerContext, Composer, SentenceSp
 from cs_pipeline.serve.desk.filling import canonical_values, fill_placeholders
 from cs_pipeline.serve.desk.screening import Screening, visible_text
 from cs_pipeline.serve.desk.tone import Tone
+from cs_pipeline.text.details import needed_details
 from cs_pipeline.text.placeholders import catalogue
 
 VALUES = {"Order Number": "4412345678", "Client Name": "Jane Doe", "Customer Support Phone Number": "+1 555-0142"}
@@ -33,7 +34,8 @@ def composed(
     private: bool = False,
     earlier: Context = (),
 ) -> tuple[list[str], Composer]:
-    context = AnswerContext(tone, values or {}, known_text, earlier, intent, private=private)
+    needed = needed_details(intent, lambda _: []) if private else None
+    context = AnswerContext(tone, values or {}, known_text, earlier, needed)
     composer = Composer(screening, context)
     pieces = [raw] if isinstance(raw, str) else raw
     return [*(s for piece in pieces for s in composer.feed(piece)), *composer.end(complete=True)], composer
@@ -113,9 +115,9 @@ def test_the_customer_is_asked_once_and_politely_for_missing_details(screening: 
     assert asks not in "".join(composed(screening, raw, earlier=(("agent", asks), ("customer", "why?")))[0])
     own = "Please tell me your order number. I will cancel order {{Order Number}}."
     assert "".join(composed(screening, own)[0]).count("order number") == 1
-    cut_off = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None, private=False))
+    cut_off = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None))
     assert "".join([*cut_off.feed(raw), *cut_off.end(complete=False)]) == "I will cancel order. See our website."
-    torn = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None, private=False))
+    torn = Composer(screening, AnswerContext(Tone.NEUTRAL, {}, "", (), None))
     assert "".join([*torn.feed("It is {{Order Nu"), *torn.end(complete=False)]) == "It is "
 
 

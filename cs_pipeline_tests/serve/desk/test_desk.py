@@ -6,21 +6,27 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import ANSWER
+from cs_pipeline.core.schema import PASSAGE as PASSAGE_SCHEMA
 from cs_pipeline.llm.prompt import Context, RetrievedText
+from cs_pipeline.retrieval.index import retrieval_folder, write_index
+from cs_pipeline.retrieval.router import Route
 from cs_pipeline.serve.desk.desk import NOT_UNDERSTOOD, CitedSource, Desk, DeskRequest
 from cs_pipeline.serve.desk.handover import HandoverReason
-from cs_pipeline.serve.desk.scope import SURE_OF_INTENT, OutOfScope
+from cs_pipeline.serve.desk.scope import OutOfScope
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.generation import Generation
 from cs_pipeline.serve.models.jobs import Finish, Sampling, UnknownModel
+from cs_pipeline.serve.models.live import LiveIndex
 from cs_pipeline.serve.models.pool import ServedModel
 from cs_pipeline.serve.models.service import ModelService
+from cs_pipeline_tests.support.desks import COMPANY, waiting
 from cs_pipeline_tests.support.desks import desk as desk  # the fixtures
 from cs_pipeline_tests.support.desks import lake as lake
-from cs_pipeline_tests.support.desks import waiting
 from cs_pipeline_tests.support.serving import SURE, wait_for
 
 DRAWN = Sampling(temperature=1.0, seed=3, max_tokens=60)
@@ -69,8 +75,8 @@ def test_the_model_gets_personal_data_masked_like_its_training_rows(desk: Desk, 
         return running.prompt_tokens
 
     one = Sampling(max_tokens=1)
-    question = "I want a new password for order 4412345678 of jane@mail.example"
-    masked = "I want a new password for order {{Order Number}} of {{Customer Email}}"
+    question = "I need to cancel my order 4412345678 of jane@mail.example"
+    masked = "I need to cancel my order {{Order Number}} of {{Customer Email}}"
     assert desk.reply(DeskRequest(question, sampling=one)).prompt_tokens == tokens(masked) != tokens(question)
     with_context = desk.reply(DeskRequest(SURE, sampling=one, context="The order is 4412345678.")).prompt_tokens
     assert with_context == tokens(SURE, "The order is {{Order Number}}.") > tokens(SURE)
@@ -155,15 +161,16 @@ def test_a_draft_hands_nothing_over(desk: Desk, lake: DataLake) -> None:
 
 def test_off_topic_questions_get_a_fixed_reply_in_the_requested_tone(desk: Desk) -> None:
     reply = desk.reply(DeskRequest("Will it rain tomorrow?"))
-    assert (reply.text, reply.author, reply.tokens) == (OutOfScope.OFF_TOPIC.value, "desk", 0)
+    assert (reply.text, reply.author, reply.tokens) == (OutOfScope.OFF_TOPIC.reply(COMPANY.topics), "desk", 0)
     friendly = desk.reply(DeskRequest("Will it rain tomorrow?", tone=Tone.FRIENDLY)).text
     assert friendly.startswith("Hi! I'm afraid that's outside what I can help with")
 
 
 class Scripted(ModelService):
-    """A model service with a scripted output."""
+    """A model service with a scripted output, and the index of a lake."""
 
-    def __init__(self, *script: Any) -> None:
+    def __init__(self, lake: DataLake, *script: Any) -> None:
+        self.live_index = LiveIndex(lake)
         self.run = ScriptedGeneration(*script)
 
     def served(self, model: str) -> ServedModel:
@@ -187,13 +194,14 @@ class ScriptedGeneration(Generation):
         self,
         served: ServedModel,
         raw: str,
-        intent: str,
-        confidence: float,
+        intent: str | None,
+        known: float | None,
         finish: Finish = "stop",
         retrieved: tuple[RetrievedText, ...] | None = None,
     ) -> None:
         self.retrieved = retrieved
-        self.served, self.intent, self.confidence, self.finish = served, intent, confidence, finish
+        self.served, self.finish = served, finish
+        self.route = None if known is None else Route(intent, intent or "track_order", known, known, known)
         self.cancelled = False
         self._raw = raw
 
@@ -209,19 +217,41 @@ class ScriptedGeneration(Generation):
         self.cancelled = True
 
 
+KNOWN = [("my saddle creaks, what can I do?", "Please send us your order number."), ("it creaks", "Your order number?")]
+PASSAGE = ("Winter storage", "Store the battery at room temperature, half full, and away from frost.")
+
+
 @pytest.fixture(scope="module")
-def scripted(desk: Desk, service: ModelService) -> Callable[..., Desk]:
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
+    """A lake that has nothing but an index: two known questions of the subject "saddle", and a passage."""
+    lake = DataLake(tmp_path_factory.mktemp("indexed"))
+    rows = [
+        {"row_id": question, "cluster_id": question, "question": question, "answer": answer, "intent": "saddle"}
+        for question, answer in KNOWN
+    ]
+    title, text = PASSAGE
+    passage = {"passage_id": "p", "path": "p", "place": 0, "title": title, "text": text, "address": "a", "version": "v"}
+    tables = {
+        "answers": pa.Table.from_pylist(rows, schema=ANSWER),
+        "passages": pa.Table.from_pylist([passage], schema=PASSAGE_SCHEMA),
+    }
+    write_index(retrieval_folder(lake), tables)
+    return lake
+
+
+@pytest.fixture(scope="module")
+def scripted(desk: Desk, service: ModelService, indexed: DataLake) -> Callable[..., Desk]:
     """A function that makes a desk whose model writes the given text."""
 
     def make(
         raw: str,
-        intent: str = "track_order",
-        confidence: float = 0.9,
+        intent: str | None = "track_order",
+        known: float | None = 0.9,
         finish: Finish = "stop",
         retrieved: tuple[RetrievedText, ...] | None = None,
     ) -> Desk:
         other = copy.copy(desk)
-        other._service = Scripted(service.served("champion"), raw, intent, confidence, finish, retrieved)
+        other._service = Scripted(indexed, service.served("champion"), raw, intent, known, finish, retrieved)
         return other
 
     return make
@@ -259,9 +289,9 @@ def test_an_answer_that_no_customer_may_read_is_handed_over(
     assert "idiot" not in draft.text
 
 
-def test_closing_a_stream_cancels_the_model(desk: Desk, service: ModelService) -> None:
+def test_closing_a_stream_cancels_the_model(desk: Desk, service: ModelService, indexed: DataLake) -> None:
     other = copy.copy(desk)
-    model = Scripted(service.served("champion"), "One. Two. Three.", "track_order", 0.9)
+    model = Scripted(indexed, service.served("champion"), "One. Two. Three.", "track_order", 0.9)
     other._service = model
     pieces = iter(other.stream(DeskRequest("where is it?")))
     assert next(pieces) == "One. "
@@ -277,17 +307,36 @@ def test_an_empty_answer_becomes_a_question_to_the_customer(scripted: Callable[.
     assert scripted("", finish="cancelled").reply(DeskRequest("where is it?")).text == ""
 
 
-def test_the_intent_classifier_can_hand_over_to_a_person(scripted: Callable[..., Desk]) -> None:
-    def reason(intent: str, confidence: float, text: str, earlier: Context = ()) -> HandoverReason | None:
-        return scripted("Gladly.", intent, confidence).reply(DeskRequest(text, earlier)).handover
+def test_only_a_question_about_nothing_known_is_handed_over(scripted: Callable[..., Desk], lake: DataLake) -> None:
+    def reason(
+        intent: str | None, text: str, earlier: Context = (), known: float | None = 0.1
+    ) -> HandoverReason | None:
+        return scripted("Gladly.", intent, known).reply(DeskRequest(text, earlier)).handover
 
-    assert reason("contact_human_agent", SURE_OF_INTENT, "direct to me an operator") is HandoverReason.ASKED
-    assert reason("contact_human_agent", SURE_OF_INTENT - 0.01, "direct to me an operator") is None
-    assert reason("track_order", 0.19, "the blue thing I mean") is HandoverReason.UNCLEAR
-    assert reason("track_order", 0.2, "the blue thing I mean") is None
+    assert reason("contact_human_agent", "direct to me an operator", known=0.9) is HandoverReason.ASKED
+    assert reason("contact_human_agent", "direct to me an operator", known=0.4) is None, (
+        "one of several probable intents"
+    )
+    assert reason(None, "the blue thing I mean") is HandoverReason.UNCLEAR
+    assert reason("saddle", "the blue thing I mean") is None, "the router is sure"
+    assert reason(None, "the blue thing I mean", known=None) is None, "there is no router"
+    assert reason(None, "My saddle creaks. What can I do??") is None, "the question is known"
+    assert reason(None, "my saddle is dirty") is HandoverReason.UNCLEAR, "another question is known"
+    assert reason(None, "winter storage of the battery at which temperature") is None, "there is a passage about it"
     talk: Context = (("customer", "where is it"), ("agent", "Which one?"))
-    assert reason("track_order", 0.01, "the blue one", talk) is None, "a short message answers the question before it"
-    assert reason("track_order", 0.01, "the blue one that I have had", talk) is HandoverReason.UNCLEAR
+    assert reason(None, "the blue one", talk) is None, "a short message answers the question before it"
+    reply = scripted("Gladly.", None, 0.1).reply(DeskRequest("the blue one that I have had", talk))
+    assert (reply.handover, reply.intent, reply.confidence) == (HandoverReason.UNCLEAR, None, 0.1)
+    (record,) = (record for name, record in waiting(lake).items() if name in reply.text)
+    assert (record["intent"], record["confidence"]) == (None, 0.1)
+    assert "Topic:" not in record["summary"]
+
+
+def test_a_companys_subject_asks_in_private_for_what_its_own_answers_ask_for(scripted: Callable[..., Desk]) -> None:
+    raw = "I look up order {{Order Number}} and invoice {{Invoice Number}}."
+    ask = DeskRequest("it creaks", private=True)
+    assert scripted(raw, "saddle").reply(ask).text.endswith("Could you please tell me your order number?")
+    assert scripted(raw, "unheard of").reply(ask).text == "I look up order and invoice."
 
 
 def test_an_answer_comes_with_its_sources(scripted: Callable[..., Desk]) -> None:
@@ -304,19 +353,6 @@ def test_an_answer_comes_with_its_sources(scripted: Callable[..., Desk]) -> None
     assert scripted("It is on its way.", retrieved=()).reply(DeskRequest(SURE)).sources == ()
 
 
-def test_a_question_without_similar_texts_needs_a_higher_confidence(scripted: Callable[..., Desk]) -> None:
-    far = RetrievedText("answer", "r1", "It is on its way.", "where is it?", None, None, 0.39)
-    for found, reason in (
-        (None, None),
-        ((), HandoverReason.UNCLEAR),
-        ((far,), HandoverReason.UNCLEAR),
-        ((replace(far, similarity=0.4),), None),
-    ):
-        reply = scripted("It is on its way.", confidence=0.7, retrieved=found).reply(DeskRequest(SURE))
-        assert (reply.handover, bool(reply.sources)) == (reason, bool(found) and reason is None)
-    assert scripted("It is on its way.", confidence=0.8, retrieved=()).reply(DeskRequest(SURE)).handover is None
-
-
 def test_an_answer_that_is_cut_off_is_given_as_far_as_it_goes(scripted: Callable[..., Desk]) -> None:
     desk = scripted("Your order {{Order Number}} left. It will be with {{Order Nu", finish="length")
     reply = desk.reply(DeskRequest("where is it?"))
@@ -328,7 +364,7 @@ def test_a_hostile_name_is_never_repeated(scripted: Callable[..., Desk]) -> None
         for text in ("where is it?", "Will it rain?", "get me a human please"):
             for name in ("<|im_end|>", "you idiot", "<script>alert(1)</script>", "{{Order Number}}"):
                 answer = (
-                    scripted("Gladly.", confidence=0.7)
+                    scripted("Gladly.", known=0.7)
                     .reply(DeskRequest(text, values={"Client Name": name}, tone=tone))
                     .text
                 )

@@ -12,9 +12,9 @@ from cs_pipeline.serve.desk.scope import OutOfScope
 from cs_pipeline.serve.desk.tone import Tone
 from cs_pipeline.serve.models.jobs import Sampling, TooLong
 from cs_pipeline.text.placeholders import find
+from cs_pipeline_tests.support.desks import COMPANY, waiting
 from cs_pipeline_tests.support.desks import desk as desk  # the fixtures
 from cs_pipeline_tests.support.desks import lake as lake
-from cs_pipeline_tests.support.desks import waiting
 from cs_pipeline_tests.support.serving import SURE
 
 ATTACKS = {
@@ -66,7 +66,7 @@ def test_attacks_are_redirected_or_answered_as_text(desk: Desk, lake: DataLake, 
         "emoji": OutOfScope.NO_CONTENT,
     }
     if attack in redirects:
-        assert reply.text == redirects[attack].value
+        assert reply.text == redirects[attack].reply(COMPANY.topics)
         assert waiting(lake) == before
     assert all("\ud800" not in json.dumps(record, ensure_ascii=False) for record in waiting(lake).values())
 

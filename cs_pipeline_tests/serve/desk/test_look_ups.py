@@ -10,6 +10,7 @@ import pytest
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.retrieval.router import Route
 from cs_pipeline.serve.desk.desk import NO_KNOWN_ANSWER, Desk, DeskRequest
 from cs_pipeline.serve.desk.handover import HandoverReason
 from cs_pipeline.serve.desk.scope import OutOfScope
@@ -23,8 +24,8 @@ from cs_pipeline_tests.support.desks import COMPANY, waiting
 from cs_pipeline_tests.support.serving import SURE, engine_of, running_service, wait_for
 from cs_pipeline_tests.support.versions import known_answer, make_champion
 
-UNKNOWN = "The newsletter has wrong fonts"
-"""A question of which the classifier is sure, and to which no known question is similar enough."""
+UNKNOWN = "A puppy ate it, refund"
+"""A question that the router does not know, and to which no known question is similar enough."""
 
 
 @pytest.fixture(scope="module")
@@ -128,10 +129,10 @@ def test_a_damaged_look_up_does_not_become_champion(lookup_lake: Path, tmp_path:
 
 
 def test_rules_on_the_wording_come_first(desk: Desk) -> None:
-    assert desk.reply(DeskRequest("Will it rain tomorrow?")).text == OutOfScope.OFF_TOPIC.value
+    assert desk.reply(DeskRequest("Will it rain tomorrow?")).text == OutOfScope.OFF_TOPIC.reply(COMPANY.topics)
     assert desk.reply(DeskRequest("I want a new password, get me a human please")).handover is HandoverReason.ASKED
     reply = desk.reply(DeskRequest(UNKNOWN))
-    assert (reply.author, reply.handover, reply.intent) == ("desk", HandoverReason.UNCLEAR, "newsletter_subscription")
+    assert (reply.author, reply.handover, reply.intent) == ("desk", HandoverReason.UNCLEAR, None)
 
 
 def test_a_draft_is_the_known_answer_or_says_that_there_is_none(desk: Desk, lake: DataLake) -> None:
@@ -157,7 +158,8 @@ class Finding(ModelService):
         self.known = known
 
     def start(self, model: str, question: str, *_: object) -> KnownAnswer:
-        return KnownAnswer(self.served(model), question, "track_order", 0.9, (self.known,), 0.0, False)
+        route = Route("track_order", "track_order", 0.9, 0.9, 0.5)
+        return KnownAnswer(self.served(model), question, route, (self.known,), 0.0, False)
 
     def close(self) -> None:
         pass

@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cs_pipeline.company import Company
 from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.evaluate.robustness.robustness import handwritten_cases
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.serve.desk.handover import HandoverReason, handover_message, handover_reason
 from cs_pipeline.serve.desk.mood import Mood, mood
-from cs_pipeline.serve.desk.scope import SURE_OF_INTENT, OutOfScope, is_off_topic, out_of_scope
+from cs_pipeline.serve.desk.scope import OutOfScope, is_off_topic, out_of_scope
+from cs_pipeline.text.conduct import conduct
 
 MESSAGES = [
     (group, *(((message, Mood.NEUTRAL)) if isinstance(message, str) else (message["text"], Mood(message["mood"]))))
@@ -65,9 +67,17 @@ def test_real_questions_go_to_the_model(bitext_csv: Path) -> None:
     assert asks.keys() == {"person", "answer"}
 
 
-def test_a_question_with_a_confident_intent_is_never_off_topic() -> None:
-    assert is_off_topic("Is the game any good?", SURE_OF_INTENT - 0.01)
-    assert not is_off_topic("Is the game any good?", SURE_OF_INTENT)
+def test_a_question_of_a_known_subject_is_never_off_topic() -> None:
+    assert is_off_topic("Is the game any good?", None)
+    assert not is_off_topic("Is the game any good?", "games")
+
+
+def test_fixed_replies_name_the_companys_topics() -> None:
+    for topics, listed in ((("bikes",), "bikes"), (("bikes", "repairs", "hire"), "bikes, repairs and hire")):
+        for why in (OutOfScope.NO_CONTENT, OutOfScope.PROMPT_INJECTION, OutOfScope.OFF_TOPIC):
+            assert f"questions about {listed}." in why.reply(topics)
+    assert conduct(OutOfScope.OFF_TOPIC.reply(Company().topics)).redirects
+    assert OutOfScope.CLOSING.reply(("bikes",)) == OutOfScope.CLOSING.value
 
 
 def test_a_bare_word_inside_a_conversation_can_be_an_answer() -> None:

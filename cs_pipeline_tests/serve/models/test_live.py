@@ -1,15 +1,19 @@
-"""Retrieval in the server always uses the index that is in the lake now."""
+"""The server always uses the index and the router that are in the lake now."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from cs_pipeline.company import company_file
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import PASSAGE
+from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.recipe import PromptSettings, RetrievalSettings, load_fine_tune_recipe
 from cs_pipeline.retrieval.index import build_index, forget_rows, index_lock, retrieval_folder
+from cs_pipeline.retrieval.router import Router, router_folder
 from cs_pipeline.serve.models.jobs import NotReady
-from cs_pipeline.serve.models.live_index import LiveIndex
+from cs_pipeline.serve.models.live import LiveIndex, LiveRouter
 from cs_pipeline_tests.conftest import RECIPES, copy_lake
 
 QUESTION = "I want a new password"
@@ -57,3 +61,30 @@ def test_a_missing_or_damaged_index_is_reported(
         live_index.retrieve_for(reads, QUESTION, None)
     assert "answers.parquet was changed" in caplog.text
     assert live_index.retrieve_for(without_retrieval, QUESTION, None) == [], "a recipe without retrieval needs no index"
+
+
+def test_a_new_router_is_used_at_once_with_the_companys_share(tmp_path: Path) -> None:
+    """Without a router no question is routed. A folder that cannot be read does not replace the router in use."""
+    lake = DataLake(tmp_path / "lake")
+    live_router, folder = LiveRouter(lake), router_folder(lake)
+    assert live_router.route(QUESTION) is None
+    rows = sample_rows(540)
+    columns = [rows[name].tolist() for name in ("instruction", "intent", "instruction")]
+    router = Router.fit(*columns)
+    router.save(folder)
+    company_file(lake).write_text("handover: {false_share: 0.9}\n")
+    asked = [QUESTION, *(question[: len(question) // 2] for question in columns[0][::10])]
+    labels = [route.label for route in router.with_handover_share(0.9).route(asked)]
+    assert [getattr(live_router.route(question), "label", "") for question in asked] == labels
+    assert labels != [route.label for route in router.route(asked)]
+    route = live_router.route(QUESTION)
+    assert route is not None
+    assert route.best == "recover_password"
+    one_label = Router.fit(["where is it"], ["track_order"], ["a"])
+    shutil.rmtree(folder)
+    assert live_router.route(QUESTION) == route
+    folder.mkdir()
+    assert live_router.route(QUESTION) == route, "an incomplete folder"
+    folder.rmdir()
+    one_label.save(folder)
+    assert live_router.route(QUESTION) == one_label.route([QUESTION])[0]

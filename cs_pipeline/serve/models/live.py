@@ -1,8 +1,11 @@
-"""Gives the server the latest build of the lake's retrieval index."""
+"""Gives the server the lake's current retrieval index and router. They are reloaded when they have been rebuilt."""
 
 import logging
 import threading
+from pathlib import Path
+from typing import TypeAlias
 
+from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import MANIFEST_NAME
@@ -10,9 +13,12 @@ from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.recipe import Recipe, RetrievalSettings
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.retrieval.retrieve import retrieve
+from cs_pipeline.retrieval.router import Route, Router, router_folder
 from cs_pipeline.serve.models.jobs import NotReady
 
 logger = logging.getLogger(__name__)
+
+_Stamp: TypeAlias = tuple[int, int]
 
 _RETRY_AFTER = 10
 """Seconds after which a client should try again when the index is missing."""
@@ -24,7 +30,7 @@ class LiveIndex:
     def __init__(self, lake: DataLake) -> None:
         self._folder = retrieval_folder(lake)
         self._index: RetrievalIndex | None = None
-        self._loaded_stamp: tuple[int, int] | None = None
+        self._loaded_stamp: _Stamp | None = None
         self._last_error = ""
         self._lock = threading.Lock()
 
@@ -63,6 +69,11 @@ class LiveIndex:
             )
         return retrieve(index, recipe.prompt, recipe.placeholders, [question], [intent])[0]
 
+    def answers_of(self, intent: str, count: int) -> list[str]:
+        """Up to ``count`` known answers of ``intent``; empty without an index."""
+        index = self.index()
+        return [] if index is None else index.answers_of(intent, count)
+
     def _load(self) -> RetrievalIndex | None:
         try:
             index = RetrievalIndex.load(self._folder)
@@ -75,10 +86,52 @@ class LiveIndex:
         logger.info("retrieval index %s loaded", index.version[:12])
         return index
 
-    def _stamp(self) -> tuple[int, int] | None:
-        """Inode and modification time of the manifest, which change with every build."""
+    def _stamp(self) -> _Stamp | None:
+        return _path_stamp(self._folder / MANIFEST_NAME)
+
+
+class LiveRouter:
+    """The router in memory, with the company's share of false handovers. Thread-safe.
+
+    A router stays in use until there is a new one that can be loaded: without a router, no question is handed over as
+    unknown.
+    """
+
+    def __init__(self, lake: DataLake) -> None:
+        self._lake = lake
+        self._router: Router | None = None
+        self._tried: _Stamp | None = None
+        self._lock = threading.Lock()
+
+    def route(self, question: str) -> Route | None:
+        """Where ``question`` belongs, or None if the lake has no router."""
+        router = self._current()
+        return None if router is None else router.route([question])[0]
+
+    def _current(self) -> Router | None:
+        with self._lock:
+            stamp = _path_stamp(router_folder(self._lake))
+            if stamp is not None and stamp != self._tried:
+                self._tried = stamp
+                self._router = self._load() or self._router
+            return self._router
+
+    def _load(self) -> Router | None:
         try:
-            manifest = (self._folder / MANIFEST_NAME).stat()
-        except FileNotFoundError:
+            share = load_company(self._lake).handover.false_share
+            router = Router.load(router_folder(self._lake)).with_handover_share(share)
+        except (PipelineError, OSError) as error:  # OSError: the folder was replaced while it was read
+            logger.warning("the router cannot be loaded: %s", error)
+            self._tried = None
             return None
-        return manifest.st_ino, manifest.st_mtime_ns
+        logger.info("router with %d intents and subjects loaded", len(router.labels))
+        return router
+
+
+def _path_stamp(path: Path) -> _Stamp | None:
+    """Inode and modification time of a file or folder that every build makes again; None if it is missing."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
