@@ -27,9 +27,9 @@ from cs_pipeline.forget import find_affected, forget_records
 from cs_pipeline.ingest.interactions import ingest_day
 from cs_pipeline.ingest.landing import EDIT_DELAY, kept_copy, land_edits, land_files
 from cs_pipeline.ingest.ledger import Ledger
+from cs_pipeline.prepare.checks import subjects_reconcile
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.splits.conversations import join_conversations
-from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline.register.lineage import lineage_tree, trace_lineage
 from cs_pipeline.register.promotion import judge_candidates, roll_back
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
@@ -128,6 +128,8 @@ def test_a_customer_is_forgotten_everywhere_and_for_good(lake: DataLake, jane: s
     assert lake.read("prepare", "conversations").num_rows == before - 1
     for name in ("conversations", "train_split", "validation_split", "test_split"):
         assert rows_of(lake, name, subject) == 0
+    assert not hers & set(lake.read("prepare", "subjects").column("row_id").to_pylist())
+    assert subjects_reconcile(lake).passed
     tags = {int(v.version): v.tags for v in find_versions(open_store(lake))}
     assert tags[2][FORGOTTEN] == "asked on the phone"
     assert FORGOTTEN not in tags[1]
@@ -197,7 +199,7 @@ def test_an_evaluated_answer_that_copies_hers_is_removed_too(lake: DataLake, jan
 
 
 def test_a_marked_version_is_not_promoted_and_makes_retraining_due(
-    lake: DataLake, jane: str, tiny: FineTuneRecipe
+    lake: DataLake, jane: str, own_recipes: None
 ) -> None:
     forget_records(lake, find_affected(lake, subject=jane), "asked for")
     client = open_store(lake)
@@ -206,7 +208,7 @@ def test_a_marked_version_is_not_promoted_and_makes_retraining_due(
         roll_back(lake, 2, "try", "a test")
     judge_candidates(lake, "a test")
     client.set_registered_model_alias(MODEL, "champion", "2")
-    _, due = check_retraining(tiny, lake)
+    _, due = check_retraining(lake)
     assert due.due
     assert "forgotten" in due.reason
 

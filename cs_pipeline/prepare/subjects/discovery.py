@@ -127,15 +127,26 @@ def discover(tickets: Sequence[Ticket], earlier: Discovered | None = None, pinne
         first.setdefault(ticket.conversation, ticket)
     if not first:
         return Discovered({}, earlier.aliases, earlier.labels)
+    if all(ticket.row_id in earlier.assignments for ticket in tickets):
+        assignments = {ticket.row_id: earlier.assignments[ticket.row_id] for ticket in tickets}
+        return Discovered(assignments, earlier.aliases, earlier.labels)
     openings = list(first.values())
     discovery = _Discovery(openings, earlier, {earlier.resolve(subject) for subject in pinned})
     waiting = [index for index, ticket in enumerate(openings) if ticket.row_id not in earlier.assignments]
     for start in range(0, len(waiting), _WINDOW):
         discovery.assign(np.array(waiting[start : start + _WINDOW]))
     found = discovery.result(earlier)
-    later = [ticket for ticket in tickets if first[ticket.conversation] is not ticket]
-    if later:
-        found.assignments.update(discovery.assign_later(later, found.assignments, first))
+    subjects, new = found.rows_of, []
+    for ticket in tickets:
+        if first[ticket.conversation] is not ticket:
+            inherited = found.assignments[first[ticket.conversation].row_id].subject
+            entry = earlier.assignments.get(ticket.row_id)
+            if entry is None:
+                new.append((ticket, inherited))
+            else:
+                subject = found.resolve(entry.subject or "")
+                found.assignments[ticket.row_id] = replace(entry, subject=subject if subject in subjects else inherited)
+    found.assignments.update(discovery.assign_later(new))
     return found
 
 
@@ -178,6 +189,8 @@ class _Discovery:
         if self._settle_questions(one_question):
             self._join(groups)
         self._give_up_vague_subjects(window)
+        fixed = np.array([subject in self._fixed for subject in self._subject])
+        self._subject[(self._vague == "question") & ~fixed] = None
         self._join_by_question([index for index in self._unassigned() if self._vague[index] == "answer"])
 
     def result(self, earlier: Discovered) -> Discovered:
@@ -192,24 +205,20 @@ class _Discovery:
         aliases = {subject: found.resolve(subject) for subject in self._aliases if subject in published}
         return Discovered(assignments, aliases, self._labels)
 
-    def assign_later(
-        self, later: Sequence[Ticket], assignments: dict[str, Assignment], first: dict[str, Ticket]
-    ) -> dict[str, Assignment]:
-        """The assignments of later messages: the subject of their conversation, or one that is much nearer."""
-        questions = text_vectors(
-            [ticket.question for ticket in later], "characters", [ticket.question for ticket in self._tickets]
-        )
-        answers = text_vectors(
-            [ticket.answer for ticket in later], "words", [ticket.answer for ticket in self._tickets]
-        )
+    def assign_later(self, later: Sequence[tuple[Ticket, str | None]]) -> dict[str, Assignment]:
+        """The assignments of later messages: the given subject of their conversation, or one that is much nearer."""
+        if not later:
+            return {}
+        own_questions, own_answers = zip(*((ticket.question, ticket.answer) for ticket, _ in later), strict=True)
+        questions = text_vectors(own_questions, "characters", [ticket.question for ticket in self._tickets])
+        answers = text_vectors(own_answers, "words", [ticket.answer for ticket in self._tickets])
         names, scores = self._row_scores(questions, answers)
         found = {}
-        for ticket, own in zip(later, scores, strict=True):
-            subject = assignments[first[ticket.conversation].row_id].subject
-            if names and own.max() >= OTHER_QUESTION:
+        for (ticket, subject), own in zip(later, scores, strict=True):
+            if own.max(initial=0) >= OTHER_QUESTION:
                 subject = names[int(own.argmax())]
-            similarity = own[names.index(subject)] if subject in names else 0.0
-            found[ticket.row_id] = Assignment(subject, round(float(np.clip(similarity, 0, 1)), 4))
+            similarity = float(own[names.index(subject)]) if subject in names else 0.0
+            found[ticket.row_id] = Assignment(subject, round(min(max(similarity, 0.0), 1.0), 4))
         return found
 
     def _usable_labels(self, known: dict[str, str]) -> dict[str, str]:
