@@ -197,10 +197,11 @@ def ratings_export(
     """Write answers from the recipe's last evaluation as a rating sheet, and a key file that says who wrote each."""
     from cs_pipeline.evaluate.people.ratings import export_samples
 
-    count = export_samples(recipe, DataLake.default(), sheet)
-    console.print(
-        f"{sheet}: {count} answers. Have raters fill in scores from 1 to 5; do not give them the key.", markup=False
-    )
+    written = export_samples(recipe, DataLake.default(), sheet)
+    if written.handed_over:
+        console.print(f"{written.handed_over} test questions are left out: a look-up hands them over to a person.")
+    advice = "Have raters fill in scores from 1 to 5; do not give them the key."
+    console.print(f"{sheet}: {written.answers} answers. {advice}", markup=False)
     console.print("[dim]Then: cs-pipeline ratings import FILE --rater NAME[/]")
 
 
@@ -245,6 +246,31 @@ def intents_import(
 
     added, known = import_intent_sheet(DataLake.default(), sheet, replace)
     console.print(f"{added} labels added, {known} already known. Materialise 'evaluation' to use them.")
+
+
+@app.command()
+def unanswered() -> None:
+    """List questions that customers ask again and again and that are about nothing known, from the queue of handovers."""
+    from datetime import UTC, datetime
+
+    from cs_pipeline.company import load_company
+    from cs_pipeline.serve.desk.recurring import recurring_questions
+    from cs_pipeline.serve.desk.screening import Screening
+
+    lake = DataLake.default()
+    screening = Screening(load_company(lake))
+    found = recurring_questions(lake, lambda text: screening.mask(text, "customer"), datetime.now(UTC).date())
+    for group in found:
+        about = ", ".join(group.keywords) or "this"
+        console.print(
+            f"{group.this_week} customers asked about {about} this week ({group.conversations} in all); nobody has answered "
+            "it yet.",
+            markup=False,
+        )
+        for example in group.examples:
+            console.print(f"  {_short(example)}", markup=False, style="dim")
+    if not found:
+        console.print("No question about something new was handed over in three conversations or more.")
 
 
 @app.command()

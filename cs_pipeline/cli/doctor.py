@@ -18,7 +18,7 @@ from cs_pipeline.core.download import is_hub_offline
 from cs_pipeline.core.errors import Finding, PipelineError, Status, without_secret
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.core.package import cached_models, fetch_program, models_folder
-from cs_pipeline.recipe import load_recipe
+from cs_pipeline.recipe import CascadeRecipe, load_recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,11 +70,15 @@ def check_installation(lake: DataLake, dagster_home: Path) -> list[Finding]:
 def check_recipe(name: str, lake: DataLake) -> list[Finding]:
     """Whether training the recipe ``name`` fits this machine, estimated before anything is downloaded.
 
-    Raises PipelineError for a missing or invalid recipe.
+    For a cascade it is estimated for the recipe of its model. Raises PipelineError for a missing or invalid recipe.
     """
     from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 
-    return check_machine(load_recipe(name), lake, this_machine())
+    recipe, machine = load_recipe(name), this_machine()
+    findings = check_machine(recipe, lake, machine)
+    if isinstance(recipe, CascadeRecipe):
+        findings += check_machine(load_recipe(recipe.model), lake, machine)
+    return findings
 
 
 def findings_table(findings: list[Finding]) -> "Table":

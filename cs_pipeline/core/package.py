@@ -19,7 +19,8 @@ from pathlib import Path, PurePosixPath
 
 from cs_pipeline.core.download import is_hub_offline
 from cs_pipeline.core.errors import PipelineError, without_secret
-from cs_pipeline.core.lake import file_sha256, locked, make_folder
+from cs_pipeline.core.lake import file_sha256, locked, make_folder, remove_leftovers
+from cs_pipeline.core.manifest import MANIFEST_NAME
 
 _CHECKOUT_UV = Path(__file__).parents[2] / ".uv" / "bin" / "uv"
 """Where the Makefile installs uv if the machine does not have it."""
@@ -118,6 +119,23 @@ def has_files(wanted: PackageFiles) -> bool:
         (wanted.folder / name).is_file() and file_sha256(wanted.folder / name) == sha256
         for name, sha256 in wanted.files.items()
     )
+
+
+def convert_once(
+    wanted: PackageFiles, folder: Path, convert: Callable[[Path], None], report: Callable[[str], None]
+) -> Path:
+    """Returns ``folder``, which is complete once it has a manifest. Otherwise ``convert`` makes it from the wanted files.
+
+    ``convert`` gets the folder with the wanted files. If another call is making the same folder, this call waits. Raises
+    PipelineError as ``fetch_package`` and ``convert`` do.
+    """
+    if not (folder / MANIFEST_NAME).exists():
+        files = fetch_package(wanted, report)
+        with locked(folder.with_name(f"{folder.name}.lock")):
+            if not (folder / MANIFEST_NAME).exists():
+                remove_leftovers(folder)
+                convert(files)
+    return folder
 
 
 def _fetch(wanted: PackageFiles, temporary: Path) -> Path:

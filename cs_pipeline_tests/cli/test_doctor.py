@@ -164,6 +164,9 @@ def test_a_recipe_is_checked_before_it_is_trained(lake: DataLake, monkeypatch: p
     assert lookup.exit_code == 0, lookup.output
     assert "a look-up is not trained" in " ".join(lookup.output.split())
     assert not any(name in lookup.output for name in ("download", "memory", "problem"))
+    cascade = " ".join(runner.invoke(app, ["doctor", "--recipe", "cascade"]).output.split())
+    assert "its model is trained with the recipe 'smollm2_135m_package_rag_long'" in cascade
+    assert all(name in cascade for name in ("base", "download", "memory", "time")), "those of its model"
     huge = runner.invoke(app, ["doctor", "--recipe", "gptj_6b_qlora"])
     assert huge.exit_code == 1  # on a CPU it would take weeks
     assert "problem" in huge.output

@@ -40,7 +40,6 @@ def lake(champion_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     lake = copy_lake(champion_lake, tmp_path / "lake")
     company_file(lake).write_text("columns: {question: question, answer: answer}\nretrain: {new_rows: 40}\n")
     monkeypatch.setenv("CS_RECIPES", str(RECIPES))
-    monkeypatch.setenv("CS_RECIPE", "tiny")
     return lake
 
 
@@ -158,7 +157,7 @@ def test_without_a_classifier_files_are_taken_but_not_ingested(
 
 
 def test_one_run_is_requested_when_enough_rows_have_landed(
-    instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path
+    instance: dg.DagsterInstance, lake: DataLake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert message(retraining(instance)).startswith("not due: no new usable row")
     landed(lake, tmp_path, "few.csv", 20, seed=1)
@@ -180,6 +179,10 @@ def test_one_run_is_requested_when_enough_rows_have_landed(
     kept = [json.loads(line) for line in lake.path("train", "retraining.jsonl").read_text().splitlines()]
     assert [entry["due"] for entry in kept] == [False, False, True]
     assert "40 are enough" in kept[-1]["reason"]
+    monkeypatch.setenv("CS_RECIPE", "tiny_cascade")
+    first = retraining(instance)
+    assert isinstance(first, dg.RunRequest)
+    assert first.partition_key == "tiny", "the cascade's model, which has not seen these rows"
 
 
 def test_no_training_is_requested_while_one_runs(instance: dg.DagsterInstance, lake: DataLake) -> None:

@@ -4,8 +4,6 @@ Every validation and test question here has a twin: a training row of the same c
 the same words and an answer of its own. A look-up that could find twins would be sure of every question.
 """
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,8 +14,9 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.schema import SPLIT_ROW
 from cs_pipeline.evaluate.evaluation import evaluate
 from cs_pipeline.evaluate.results import evaluation_folder
+from cs_pipeline.evaluate.robustness.robustness import make_cases
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet
-from cs_pipeline.recipe import LookupRecipe, load_recipe
+from cs_pipeline.recipe import LookupRecipe
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.retrieval.lookup import handover_threshold
 from cs_pipeline.retrieval.retrieve import open_index, own_known_rows, retrieve
@@ -48,45 +47,49 @@ def add_twins(lake: DataLake) -> None:
 
 
 @pytest.fixture
-def lake(prepared: Path, lake: DataLake) -> DataLake:
-    shutil.copytree(prepared / "prepare", lake.path("prepare"))
-    return lake
+def lake(prepared_lake: DataLake) -> DataLake:
+    return prepared_lake
 
 
-@pytest.fixture
-def recipe(own_recipes: None) -> LookupRecipe:
-    found = load_recipe("tiny_lookup")
-    assert isinstance(found, LookupRecipe)
-    return found
-
-
-def test_the_threshold_is_chosen_without_the_questions_own_conversations(lake: DataLake, recipe: LookupRecipe) -> None:
-    assert "own_conversations" not in data_versions(recipe, lake)
+def test_the_threshold_is_chosen_without_the_questions_own_conversations(
+    lake: DataLake, tiny_lookup: LookupRecipe
+) -> None:
+    assert "own_conversations" not in data_versions(tiny_lookup, lake)
     add_twins(lake)
-    assert "own_conversations" in data_versions(recipe, lake), "the rule changes this look-up"
+    assert "own_conversations" in data_versions(tiny_lookup, lake), "the rule changes this look-up"
     rows = lake.read("prepare", "validation_split").to_pydict()
-    asked = recipe.prompt, recipe.placeholders, rows["instruction"], rows["predicted_intent"]
-    index = open_index(recipe, lake)
+    asked = tiny_lookup.prompt, tiny_lookup.placeholders, rows["instruction"], rows["predicted_intent"]
+    index = open_index(tiny_lookup, lake)
     leaking = retrieve(index, *asked)
     assert sum(TWIN in texts[0].text for texts in leaking) > len(leaking) / 2, "without the rule, twins would be found"
     honest = retrieve(index, *asked, own_rows=own_known_rows(rows["conversation_id"], lake))
     own = [f"{TWIN} validation {number}," for number in range(len(honest))]
     assert not any(text in found.text for text, texts in zip(own, honest, strict=True) for found in texts)
-    threshold = build_lookup(recipe, lake).metrics["min_similarity"]
-    assert threshold == handover_threshold(honest, recipe.handover_share)
-    assert threshold < handover_threshold(leaking, recipe.handover_share) - 0.05
+    threshold = build_lookup(tiny_lookup, lake).metrics["min_similarity"]
+    expected, leaked = (
+        handover_threshold(texts, rows["predicted_intent"], tiny_lookup.handover_share) for texts in (honest, leaking)
+    )
+    assert threshold == expected
+    assert threshold < leaked - 0.05
 
 
-def test_no_system_gives_an_answer_of_the_questions_own_conversation(lake: DataLake, recipe: LookupRecipe) -> None:
+def test_no_system_gives_an_answer_of_the_questions_own_conversation(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
     add_twins(lake)
-    build_lookup(recipe, lake)
-    test_set = FrozenTestSet(recipe, lake)
+    build_lookup(tiny_lookup, lake)
+    test_set = FrozenTestSet(tiny_lookup, lake)
     assert [len(rows) for rows in test_set.own_rows] == [1] * len(test_set.questions)
-    evaluate(recipe, lake, None, print)
-    answers = pd.read_parquet(evaluation_folder(recipe.name, lake) / "answers.parquet")
+    evaluate(tiny_lookup, lake, None, print)
+    answers = pd.read_parquet(evaluation_folder(tiny_lookup.name, lake) / "answers.parquet")
     number = {row: number for number, row in enumerate(test_set.test["row_id"])}
-    for system in ("tuned", "lookup", "nearest"):
+    for system in ("tuned", "lookup", "nearest", "central"):
         rows = answers[answers["system"] == system]
         assert len(rows) == len(number)
         for row, answer in zip(rows["row_id"].tolist(), rows["answer"].tolist(), strict=True):
             assert not answer.startswith(f"{TWIN} test {number[row]},"), system
+    # Nor in the trials, whose questions are made from those of the test set.
+    trials = pd.read_parquet(evaluation_folder(tiny_lookup.name, lake) / "robustness.parquet").set_index("case_id")
+    made = [case for case in make_cases(test_set.test, tiny_lookup.evaluation.robustness_cases) if case.row_id]
+    assert len({case.group for case in made if case.second_row_id}) == 1
+    for case in made:
+        own = {f"{TWIN} test {number[row]}," for row in (case.row_id, case.second_row_id) if row}
+        assert not any(text in trials.loc[case.case_id, "answer"] for text in own), case.group

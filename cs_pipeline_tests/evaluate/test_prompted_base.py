@@ -164,6 +164,9 @@ def test_the_examples_are_training_rows_of_different_intents(prompted: Prompted)
         rows.train = FrozenTestSet(prompted.recipe, prompted.lake).train
         rows.train.loc[first, column] = pd.Series([value] * len(rows.train), rows.train.index)[first]
         assert not set(solved_examples(rows, ())["row_id"]) & {baselines.examples[0]}, column
+    rows = FrozenTestSet(prompted.recipe, prompted.lake)
+    rows.own_rows = [[], [baselines.examples[0]]]
+    assert baselines.examples[0] not in set(solved_examples(rows, ())["row_id"]), "it is of a question's conversation"
 
 
 def test_all_systems_are_compared_on_the_questions_that_the_base_was_asked(prompted: Prompted) -> None:

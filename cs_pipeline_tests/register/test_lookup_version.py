@@ -27,7 +27,7 @@ from cs_pipeline.forget import find_affected, forget_records
 from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.llm.base import NO_BASE
-from cs_pipeline.recipe import FineTuneRecipe, LookupRecipe, load_recipe
+from cs_pipeline.recipe import LookupRecipe
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.lineage import lineage_tree, trace_lineage
 from cs_pipeline.register.promotion import roll_back
@@ -75,13 +75,6 @@ def registered(first_run: tuple[DataLake, dg.ExecuteInProcessResult]) -> DataLak
 def lake(registered: DataLake, tmp_path: Path) -> DataLake:
     """A copy of it that the test may change."""
     return copy_lake(registered.root, tmp_path / "lake")
-
-
-@pytest.fixture
-def recipe(own_recipes: None) -> LookupRecipe:
-    found = load_recipe("tiny_lookup")
-    assert isinstance(found, LookupRecipe)
-    return found
 
 
 def answers_of(lake: DataLake) -> list[dict[str, Any]]:
@@ -178,7 +171,7 @@ def test_it_is_evaluated_like_a_model_but_for_likelihood_and_base(registered: Da
 # In the registry
 
 
-def test_the_version_holds_the_lookup_and_no_base(registered: DataLake, recipe: LookupRecipe) -> None:
+def test_the_version_holds_the_lookup_and_no_base(registered: DataLake, tiny_lookup: LookupRecipe) -> None:
     client, adapter = open_store(registered), current_adapter("tiny_lookup", registered)
     version = client.get_model_version(MODEL, "1")
     tags = version.tags
@@ -190,7 +183,7 @@ def test_the_version_holds_the_lookup_and_no_base(registered: DataLake, recipe: 
     )
     assert tags["cs.data.retrieval_index"] == index_version(registered)
     assert FORGOTTEN not in tags
-    assert version.description == recipe.description
+    assert version.description == tiny_lookup.description
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/1"))
     names = {
         str(path.relative_to(folder / "artifacts")) for path in (folder / "artifacts").rglob("*") if path.is_file()
@@ -202,7 +195,7 @@ def test_the_version_holds_the_lookup_and_no_base(registered: DataLake, recipe: 
     run = client.get_run(version.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["method"] == "look-up"
-    assert run.data.params["handover_share"] == str(recipe.handover_share)
+    assert run.data.params["handover_share"] == str(tiny_lookup.handover_share)
     assert run.data.metrics["train.min_similarity"] == adapter.metrics["min_similarity"]
     quality = read_evaluation("tiny_lookup", registered).scores["tuned"]["quality"]
     assert quality is not None
@@ -278,22 +271,26 @@ def test_a_person_can_roll_back_to_a_lookup_and_from_it(champion_lake: Path, tmp
 # Retraining
 
 
-def test_retraining_beside_a_lookup(lake: DataLake, recipe: LookupRecipe, tiny: FineTuneRecipe, tmp_path: Path) -> None:
-    state, decision = check_retraining(recipe, lake)
-    assert (state.champion, state.champion_marked, state.new_rows) == (1, False, 0)
+def test_retraining_beside_a_lookup(
+    lake: DataLake, tmp_path: Path, own_recipes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, decision = check_retraining(lake)
+    assert (state.recipe, state.champion, state.champion_marked, state.new_rows) == ("tiny_lookup", 1, False, 0)
     assert (decision.due, decision.reason) == (False, "no new usable row since the last training")
     # A model that was never trained has every row before it, so the look-up does not keep it from being trained.
-    state, decision = check_retraining(tiny, lake)
-    assert (state.champion, state.new_rows) == (1, 120)
+    with monkeypatch.context() as other:
+        other.setenv("CS_RECIPE", "tiny")
+        state, decision = check_retraining(lake)
+    assert (state.recipe, state.champion, state.new_rows) == ("tiny", 1, 120)
     assert decision.due
     land_files([export(tmp_path / "few.csv", 30, seed=2)], lake, load_company(lake))
     ingest(lake)
-    state, decision = check_retraining(recipe, lake)
+    state, decision = check_retraining(lake)
     assert (decision.due, state.new_rows) == (False, 30)
     assert "30 new usable rows of 40 needed, and champion 1 is" in decision.reason
     land_files([export(tmp_path / "more.csv", 20, seed=3)], lake, load_company(lake))
     ingest(lake)
-    state, decision = check_retraining(recipe, lake)
+    state, decision = check_retraining(lake)
     assert (decision.due, state.new_rows) == (True, 50)
 
 
@@ -314,7 +311,7 @@ def given(lake: DataLake) -> dict[str, Any]:
 
 
 def test_a_forgotten_conversation_answers_nobody_any_more_and_needs_no_new_version(
-    lake: DataLake, given: dict[str, Any], recipe: LookupRecipe
+    lake: DataLake, given: dict[str, Any], tiny_lookup: LookupRecipe
 ) -> None:
     client, before = open_store(lake), index_version(lake)
     assert ask_version(1, [given["question"]], lake) == [given["response"]]
@@ -336,11 +333,11 @@ def test_a_forgotten_conversation_answers_nobody_any_more_and_needs_no_new_versi
     with Ledger(lake) as ledger:
         assert given["row_id"] in ledger.tombstones().rows
     # No retraining is due: the other rows are not new, although the table of training rows has changed.
-    state, due = check_retraining(recipe, lake)
+    state, due = check_retraining(lake)
     assert (state.new_rows, state.champion_marked, due.due) == (0, False, False)
     # The threshold depends on the index, so the next run makes another adapter; the current version can stay.
     old = current_adapter("tiny_lookup", lake).fingerprint
-    assert build_lookup(recipe, lake).fingerprint != old
+    assert build_lookup(tiny_lookup, lake).fingerprint != old
 
 
 def test_the_evaluation_loses_the_questions_that_were_answered_with_it(lake: DataLake, given: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 ``judge_pairs`` returns one row per pair: pair_id, question_id, system_a, system_b, ``first``, ``second`` and ``result``.
 ``first`` is the verdict when answer a is shown first, ``second`` the verdict when answer b is; both are a, b or tie. If they
 differ, the result is a tie; ``position_bias`` measures how often that happens. Verdicts are compared with those of people on
-the same pairs. A judge may stop a promotion only if its agreement with people is above MIN_KAPPA.
+the same pairs. A judge may decide a promotion only if its agreement with people is above MIN_KAPPA.
 """
 
 import json
@@ -32,10 +32,10 @@ JUDGED_QUESTIONS = 240
 the decided pairs that a system wins is then known to six or seven points. Each question takes two calls per system."""
 
 MIN_KAPPA = 0.6
-"""A judge may stop promotions if kappa with people is above this, which is "substantial" (Landis and Koch 1977)."""
+"""A judge may decide promotions if kappa with people is above this; more is "substantial" (Landis and Koch 1977)."""
 
 MIN_SHARED_PAIRS = 30
-"""With fewer pairs that people judged too, kappa is too uncertain to be used."""
+"""With fewer pairs that people judged too, kappa is too uncertain."""
 
 _COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
 _PARALLEL_CALLS = 4
@@ -73,7 +73,7 @@ def judge_models(
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[JudgeResults, pd.DataFrame]:
-    """Compares the tuned model's answers to test questions with those of each other system.
+    """Compares the evaluated version's answers to test questions with those of each other system.
 
     ``answers`` holds each system's answers by row id, ``tuned`` among them; a system need not be a model, and is compared on
     those judged questions that it answered. Returns the judge's part of ``evaluation.json`` and the table of
@@ -200,7 +200,7 @@ def agreement_with_people(
 
 
 def may_gate(agreement: PeopleAgreement) -> tuple[bool, str]:
-    """Whether the judge's verdicts may stop a promotion, and the reason."""
+    """Whether the judge's verdicts may decide which answers are better, and the reason."""
     if agreement.pairs < MIN_SHARED_PAIRS:
         return (
             False,
@@ -242,7 +242,7 @@ def _majority(verdicts: Sequence[str]) -> str:
 
 
 def _tally(results: pd.Series) -> JudgeTally:
-    """Counts the wins of the tuned model, which is system b."""
+    """Counts the wins of the evaluated version, which is system b."""
     won, lost = int((results == "b").sum()), int((results == "a").sum())
     low, high = wilson(won, won + lost) or (None, None)
     share = won / (won + lost) if won + lost else None

@@ -6,6 +6,7 @@ filled-in sheet into rows of RATING.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,30 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import digest, read_json, write_json
 from cs_pipeline.evaluate.people.people import rating_table
 from cs_pipeline.evaluate.people.sheet import read_sheet, refuse_faults, write_sheet
+from cs_pipeline.retrieval.lookup import HANDOVER_ANSWER
 
 SHEET_COLUMNS = ("id", "question", "answer", "score")
 
 
+@dataclass(frozen=True)
+class BlindSheet:
+    """What was exported: the number of ``answers``, and how many test questions were left out because a system handed them
+    over."""
+
+    answers: int
+    handed_over: int
+
+
 def export_blind_sheet(
     answers: pd.DataFrame, systems: Mapping[str, str], sheet: Path, questions: int = 50, seed: int = 0
-) -> int:
-    """Writes ``sheet`` and its key: answers of ``systems`` to ``questions`` test questions. Returns the number of answers.
+) -> BlindSheet:
+    """Writes ``sheet`` and its key: answers of ``systems`` to ``questions`` test questions.
 
     ``answers`` has the columns row_id, system, question and answer. ``systems`` maps each system to be rated to its name in
     the ratings, which includes the version. ``seed`` decides which questions are drawn, their order, and the order of the
-    answers to each. Raises PipelineError when the sheet already exists or there is nothing to rate.
+    answers to each. A question that one of the systems handed over to a person is not drawn: HANDOVER_ANSWER would tell the
+    raters which system it is, and says nothing about the person's answer that the customer gets. Raises PipelineError when
+    the sheet already exists or there is nothing to rate.
     """
     key = key_path(sheet)
     if sheet.exists() or key.exists():
@@ -38,9 +51,15 @@ def export_blind_sheet(
             "Choose another name: a sheet that is being rated is useless without its key.",
         )
     offered = answers[answers["system"].isin(list(systems))].sort_values(["row_id", "system"])
-    rows = sorted(set(offered["row_id"]), key=lambda row: digest(seed, row))[:questions]
-    if not rows:
+    if offered.empty:
         raise PipelineError("There is no answer to rate.", f"Evaluate these systems first: {', '.join(systems)}.")
+    handed_over = set(offered.loc[offered["answer"] == HANDOVER_ANSWER, "row_id"])
+    rows = sorted(set(offered["row_id"]) - handed_over, key=lambda row: digest(seed, row))[:questions]
+    if not rows:
+        raise PipelineError(
+            "There is no answer to rate: a system handed every question over to a person.",
+            "Lower handover_share in the recipe of the look-up.",
+        )
     rng = np.random.default_rng(seed)
     samples: dict[str, dict[str, Any]] = {}
     for row in rows:
@@ -52,7 +71,7 @@ def export_blind_sheet(
             samples[sample_id] = {"question_id": row, "question": question, "answer": answer, "system": systems[system]}
     write_json(key, samples)
     write_sheet(sheet, SHEET_COLUMNS, ([name, s["question"], s["answer"], None] for name, s in samples.items()))
-    return len(samples)
+    return BlindSheet(len(samples), len(handed_over))
 
 
 def import_blind_sheet(sheet: Path, key: Path, rater: str, at: datetime) -> pa.Table:

@@ -20,7 +20,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest
 from cs_pipeline.core.schema import RATING
 from cs_pipeline.evaluate.decision import rivals
-from cs_pipeline.evaluate.people.blind import export_blind_sheet, import_blind_sheet, key_path
+from cs_pipeline.evaluate.people.blind import BlindSheet, export_blind_sheet, import_blind_sheet, key_path
 from cs_pipeline.evaluate.people.people import people_votes, rating_table
 from cs_pipeline.evaluate.results import EvaluationResults, PeopleVotes, evaluation_folder, read_evaluation
 from cs_pipeline.feedback import Feedback
@@ -62,12 +62,12 @@ def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
     return CollectedRatings(rows, len(forgotten), dict(replaced.most_common()))
 
 
-def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> int:
+def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> BlindSheet:
     """Writes a blind ``sheet`` with answers from the recipe's last evaluation: tuned, base, and the incumbent.
 
     The incumbent is the champion if it took part, else the best free look-up. The sheet's key names the systems "version 3",
-    "version 3:base" and so on. Returns the number of answers. Raises PipelineError when the recipe was not evaluated, its
-    adapter is not registered, or the sheet already exists.
+    "version 3:base" and so on. Raises PipelineError when the recipe was not evaluated, its adapter is not registered, the
+    sheet already exists, or every question was handed over.
     """
     results = read_evaluation(recipe_name, lake)
     number = _version_number(results, lake)

@@ -1,8 +1,8 @@
 """How much of an answer comes from the texts retrieved for its question.
 
-Which words are copied is decided by ``text/copied.py``. Facts are placeholders and
-what ``text/facts.py`` finds. A fact is grounded if the question, its earlier turns or a retrieved text contains it. It is
-sourced if a retrieved text contains it: that text is then shown as the answer's source.
+``text/copied.py`` decides which words are copied. Facts are placeholders and what ``text/facts.py`` finds. A fact is
+grounded if the question, its earlier turns or a retrieved text contains it. It is sourced if a retrieved text contains it:
+that text is then shown as the answer's source.
 """
 
 from collections.abc import Sequence

@@ -103,17 +103,17 @@ POWER = 0.8
 """A true difference as large as the detectable one is found with this probability."""
 
 
-def detectable_difference(difference: Difference, comparisons: int = 1) -> float | None:
+def detectable_difference(difference: Difference) -> float | None:
     """The smallest true difference that this number of test clusters can show, in the metric's unit.
 
-    If the true difference is that large, its interval excludes zero with probability POWER. It equals (z of the interval's
-    ends + z of POWER) standard errors (Bloom 1995). The standard error is derived from the width of the interval, which
-    depends on ``comparisons``. None if the systems do not differ in any sample: the standard error is then unknown.
+    If the true difference is that large, its 95 % interval excludes zero with probability POWER. It equals (z of the
+    interval's ends + z of POWER) standard errors (Bloom 1995). The standard error is derived from the width of the interval.
+    None if the systems do not differ in any sample: the standard error is then unknown.
     """
     half = (difference.high - difference.low) / 2
     if half == 0:
         return None
-    z = NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    z = NormalDist().inv_cdf(0.975)
     return half * (z + NormalDist().inv_cdf(POWER)) / z
 
 

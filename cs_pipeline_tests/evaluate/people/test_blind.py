@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.evaluate.people.blind import SHEET_COLUMNS, export_blind_sheet, import_blind_sheet
+from cs_pipeline.evaluate.people.blind import SHEET_COLUMNS, BlindSheet, export_blind_sheet, import_blind_sheet
 from cs_pipeline.evaluate.people.people import rating_counts
+from cs_pipeline.retrieval.lookup import HANDOVER_ANSWER
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SYSTEMS = {"tuned": "version 3", "base": "version 3:base"}
@@ -26,7 +27,7 @@ def answers() -> pd.DataFrame:
 @pytest.fixture
 def sheet(answers: pd.DataFrame, tmp_path: Path) -> Path:
     path = tmp_path / "blind.csv"
-    assert export_blind_sheet(answers, SYSTEMS, path, questions=10) == 20
+    assert export_blind_sheet(answers, SYSTEMS, path, questions=10) == BlindSheet(answers=20, handed_over=0)
     return path
 
 
@@ -106,6 +107,18 @@ def test_at_most_twenty_faults_are_listed(sheet: Path) -> None:
     with pytest.raises(PipelineError, match="the score is missing") as error:
         import_blind_sheet(sheet, sheet.with_suffix(".key.json"), "Anna", AT)
     assert error.value.what.count("the score is missing") == 20
+
+
+def test_a_question_that_a_system_hands_over_is_left_out(answers: pd.DataFrame, tmp_path: Path) -> None:
+    handed_over = (answers["system"] == "tuned") & answers["row_id"].isin([f"row{number}" for number in range(25)])
+    answers.loc[handed_over, "answer"] = HANDOVER_ANSWER
+    answers.loc[(answers["system"] == "random") & (answers["row_id"] == "row29"), "answer"] = HANDOVER_ANSWER
+    path = tmp_path / "blind.csv"
+    assert export_blind_sheet(answers, SYSTEMS, path, questions=10) == BlindSheet(answers=10, handed_over=25)
+    assert {row["question"] for row in cells(path)} == {f"'=question {number}" for number in range(25, 30)}
+    answers.loc[answers["system"] == "tuned", "answer"] = HANDOVER_ANSWER
+    with pytest.raises(PipelineError, match="handed every question over"):
+        export_blind_sheet(answers, SYSTEMS, tmp_path / "none.csv")
 
 
 def test_a_sample_being_rated_is_not_replaced(sheet: Path, answers: pd.DataFrame) -> None:

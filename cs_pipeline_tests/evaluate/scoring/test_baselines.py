@@ -27,7 +27,7 @@ TRAIN = pd.DataFrame(
     ],
     columns=["instruction", "response", "intent"],
     index=[7, 3, 3, 1, 0],  # rows are found by position, not by index
-)
+).assign(row_id=list("abcde"))
 
 
 def test_the_nearest_question_is_found_despite_typos() -> None:
@@ -37,14 +37,25 @@ def test_the_nearest_question_is_found_despite_typos() -> None:
 
 
 def test_the_central_answer_is_most_similar_to_the_others() -> None:
-    answers = central_answers(TRAIN, ["track_order", "get_refund", "track_order"])
+    answers = central_answers(TRAIN, ["track_order", "get_refund", "track_order"], [()] * 3)
     assert answers[0] == answers[2]
     assert answers[0] in ("Your parcel is on its way.", "Your parcel is on its way to you today.")
     assert answers[1] in TRAIN.loc[TRAIN["intent"] == "get_refund", "response"].tolist()
 
 
 def test_the_only_answer_of_an_intent_is_central() -> None:
-    assert central_answers(TRAIN.iloc[[0, 3]], ["get_refund"]) == ["Your refund is on its way."]
+    assert central_answers(TRAIN.iloc[[0, 3]], ["get_refund"], [()]) == ["Your refund is on its way."]
+
+
+def test_no_answer_of_the_questions_own_conversation_is_central() -> None:
+    first, second, none = central_answers(TRAIN, ["track_order"] * 3, [(), ("b",), ("a", "b", "c")])
+    assert {first, second} == set(TRAIN["response"].iloc[:2])
+    assert none == ""
+
+
+def test_without_an_intent_the_most_central_of_all_answers_is_given() -> None:
+    (answer,) = central_answers(TRAIN, [None], [()])
+    assert answer in {"Your parcel is on its way.", "Your refund is on its way."}, "the words that most answers have"
 
 
 @pytest.mark.parametrize("count", [1, 200])

@@ -259,17 +259,7 @@ def test_a_detectable_difference_is_found_in_four_of_five_cases() -> None:
     assert POWER - 0.12 < found / 100 < POWER + 0.12
 
 
-def test_more_comparisons_detect_less() -> None:
-    a, b, clusters = noisy_pair(0, shift=0)
-    alone, one_of_many = (
-        detectable_difference(d, comparisons)
-        for comparisons in (1, 20)
-        for d in paired_bootstrap(a, b, clusters, 4000, metrics=("rougeL",), comparisons=comparisons).values()
-        if d is not None
-    )
-    assert alone is not None
-    # (3.02 + 0.84) / (1.96 + 0.84)
-    assert one_of_many == pytest.approx(1.38 * alone, rel=0.08)
+def test_systems_that_never_differ_have_no_detectable_difference() -> None:
     assert detectable_difference(Difference(0.0, 0.0, 0.0, 0.0, rows=60, clusters=20)) is None
 
 
