@@ -73,7 +73,7 @@ def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], Non
     )
     if (earlier := _earlier(lake, made_of, embedder_name)) is not None:
         return earlier
-    columns = ["row_id", "source", "instruction", "intent", "cluster_id", "split"]
+    columns = ["row_id", "source", "instruction", "response", "intent", "cluster_id", "split"]
     rows = lake.read("prepare", "conversations", columns).to_pandas()
     train = rows[rows["split"] == "train"]
     labelled = train[train["intent"] != NO_SUBJECT]
@@ -82,11 +82,11 @@ def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], Non
             f"{lake.table('prepare', 'conversations')} has no training row with an intent.",
             "Materialise 'bitext_splits' and 'conversations' again.",
         )
-    router = Router.fit(*_columns(labelled), embedder)
+    router = Router.fit(*_columns(labelled), embedder, labelled["response"].tolist())
     validation = rows[(rows["split"] == "validation") & rows["intent"].isin(router.labels)]
-    router = router.with_validation(validation["instruction"].tolist())
+    router = router.with_validation(*_columns(validation)[:2])
     held_out = rows[rows["split"] != "train"]
-    routes = dict(zip(train["row_id"], router.out_of_fold(*_columns(train)), strict=True))
+    routes = dict(zip(train["row_id"], router.out_of_fold(*_columns(train), train["response"].tolist()), strict=True))
     routes |= zip(held_out["row_id"], router.route(held_out["instruction"].tolist()), strict=True)
     folder = router_folder(lake)
     router.save(folder)

@@ -21,6 +21,11 @@ SMALL_SIZES = (2, 3, 5, 10)
 SMALL_SHARE = 0.25
 """The share of the labels of a trial that are cut down."""
 
+REWORDED_SHARE = 0.7
+"""Of the questions about a label that was cut down, this share counts: those with the least similar wording. Bitext's
+questions are worded more closely than those of a company, and evidence from meaning would seem to be worth less than it
+is."""
+
 MAX_QUESTIONS = 1_000
 """The maximum number of known questions of a trial, and of unknown ones."""
 
@@ -44,9 +49,9 @@ class Calibration:
     known: np.ndarray
 
     @classmethod
-    def untried(cls, kinds: int) -> "Calibration":
+    def untried(cls, inputs: int) -> "Calibration":
         """The calibration of too few labels or questions for trials: the margin alone chooses, and everything is known."""
-        return cls(np.array([_UNTRIED_MARGIN, *[0.0] * (2 * kinds)]), np.zeros(0))
+        return cls(np.array([_UNTRIED_MARGIN, *[0.0] * (inputs - 1)]), np.zeros(0))
 
     def probabilities(self, evidence: QuestionEvidence) -> np.ndarray:
         """The probability of each label if the question is about one of them: [questions, labels]."""
@@ -96,13 +101,13 @@ class TrialScores:
 
 def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]:
     """The calibration for models of ``rows``, and the scores of the trials, or None if no trials are possible."""
-    kinds = 4 if rows.vectors is None else 5
+    inputs = 2 * 5 + 1 if rows.vectors is None else 2 * 6 + 2 + 1
     if len(np.unique(rows.labels.astype(str))) < MIN_LABELS:
-        return Calibration.untried(kinds), None
+        return Calibration.untried(inputs), None
     trials = [_trial(rows, number) for number in range(TRIALS)]
     truth = np.concatenate([trial.truth for trial in trials])
     if min((truth >= 0).sum(), (truth < 0).sum()) < MIN_QUESTIONS:
-        return Calibration.untried(kinds), None
+        return Calibration.untried(inputs), None
     chooser = Calibration(_fit_chooser(trials), np.zeros(0))
     chosen = [chooser.probabilities(trial.evidence).argmax(axis=1) for trial in trials]
     inputs = np.concatenate([trial.evidence.of_labels(one) for trial, one in zip(trials, chosen, strict=True)])
@@ -126,7 +131,9 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
     for label in np.unique(rows.labels[train].astype(str)):
         of_label = np.flatnonzero(train & (rows.labels == label))
         if len(of_label) > max(SMALL_SIZES) and random.random() < SMALL_SHARE:
-            train[random.permutation(of_label)[random.choice(SMALL_SIZES) :]] = False
+            in_order = random.permutation(of_label)
+            in_order = in_order[np.argsort(~rows.answered[in_order], kind="stable")]  # a small label keeps its answers
+            train[in_order[random.choice(SMALL_SIZES) :]] = False
             cut |= rows.labels == label
     model = EvidenceModel.fit(rows.take(np.flatnonzero(train)))
     number_of = {label: position for position, label in enumerate(model.labels)}
@@ -135,7 +142,19 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
     foreign = random.permutation(np.flatnonzero(truth < 0))[: len(asked)]
     picked = np.concatenate([asked, foreign])
     questions = rows.take(picked)
-    return RouterTrial(model.look_at(questions.texts, questions.vectors), truth[picked], cut[picked])
+    evidence = model.look_at(questions.texts, questions.vectors)
+    kept = np.flatnonzero(_reworded(evidence, truth[picked], cut[picked]))
+    return RouterTrial(evidence.take(kept), truth[picked][kept], cut[picked][kept])
+
+
+def _reworded(evidence: QuestionEvidence, truth: np.ndarray, cut: np.ndarray) -> np.ndarray:
+    """False for the questions about cut labels that are worded too much like their label's other questions: [questions]."""
+    rows = np.flatnonzero(cut & (truth >= 0))
+    kept = np.ones(len(truth), dtype=bool)
+    if len(rows):
+        similarity = evidence.kinds[rows, truth[rows], 1]
+        kept[rows] = similarity <= np.quantile(similarity, REWORDED_SHARE)
+    return kept
 
 
 def _in_part(names: np.ndarray, number: int) -> np.ndarray:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_ROWS_OF_LABEL = 250
 """The maximum number of a label's questions that a model is trained on. They come from as many clusters as possible."""
 
+MAX_ANSWERS_OF_LABEL = 20
+"""The maximum number of a label's answers that questions are compared with."""
+
 _BATCH_ROWS = 512
 _FEATURES: dict[str, dict[str, Any]] = {
     "ngrams": {"analyzer": "char_wb", "ngram_range": (2, 4), "sublinear_tf": True, "dtype": np.float32},
@@ -27,17 +30,24 @@ _FEATURES: dict[str, dict[str, Any]] = {
 class LabelledQuestions:
     """Questions with their labels and clusters, arrays of shape [questions].
 
-    ``vectors`` are their sentence embeddings, unit vectors rounded to float16, [questions, width], or None.
+    ``vectors`` are their sentence embeddings, unit vectors rounded to float16, [questions, width], or None. ``answers`` are
+    those of their answers, zeros for answers that are not used; None if ``vectors`` are.
     """
 
     texts: np.ndarray
     labels: np.ndarray
     clusters: np.ndarray
     vectors: np.ndarray | None
+    answers: np.ndarray | None
 
     def take(self, rows: np.ndarray) -> "LabelledQuestions":
-        vectors = None if self.vectors is None else self.vectors[rows]
-        return LabelledQuestions(self.texts[rows], self.labels[rows], self.clusters[rows], vectors)
+        vectors, answers = (None if one is None else one[rows] for one in (self.vectors, self.answers))
+        return LabelledQuestions(self.texts[rows], self.labels[rows], self.clusters[rows], vectors, answers)
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Whether each question has an answer that is used: [questions]."""
+        return np.zeros(len(self.texts), dtype=bool) if self.answers is None else self.answers.any(axis=1)
 
 
 def select_questions(texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str]) -> np.ndarray:
@@ -59,30 +69,53 @@ def select_questions(texts: Sequence[str], labels: Sequence[str], clusters: Sequ
     return np.array(chosen, dtype=np.int64)
 
 
+def first_of_labels(labels: np.ndarray, count: int) -> list[int]:
+    """The positions of the first ``count`` rows of each label."""
+    seen: Counter[str] = Counter()
+    positions = []
+    for position, label in enumerate(labels):
+        seen[label] += 1
+        if seen[label] <= count:
+            positions.append(position)
+    return positions
+
+
+def small_labels(sizes: np.ndarray) -> np.ndarray:
+    """How small labels are: 1 for up to three questions, 0 from a hundred on, between them on a logarithmic scale."""
+    return np.asarray(np.clip(1 - np.log(sizes / 3) / np.log(100 / 3), 0, 1))
+
+
 @dataclass(frozen=True)
 class QuestionEvidence:
-    """Several kinds of evidence for each label, ``kinds``: [questions, labels, kinds].
+    """Several kinds of evidence for each label.
 
-    The kinds are the label's margin, the similarity of its nearest training question, the shares of the question's
-    n-grams and words that its training questions have, and with an embedding model the cosine of the nearest one.
-    ``sizes`` are the numbers of the labels' training questions: [labels].
+    ``kinds`` [questions, labels, 5 or 6]: the label's margin, the similarity of its nearest training question, the shares
+    of the question's n-grams and words that its training questions have, how often they have the word that they have
+    least, and with an embedding model the cosine of the nearest one. ``of_small`` [questions, labels, 0 or 2], only with
+    an embedding model: the cosines of the mean of the label's questions and of its nearest answer. It counts for small
+    labels only, because it does not tell twins among large labels apart. ``sizes`` are the numbers of the labels'
+    training questions: [labels].
     """
 
     kinds: np.ndarray
+    of_small: np.ndarray
     sizes: np.ndarray
 
     @property
     def small(self) -> np.ndarray:
-        """1 for labels of up to three questions, 0 from a hundred on, between them on a logarithmic scale: [labels]."""
-        return np.clip(1 - np.log(self.sizes / 3) / np.log(100 / 3), 0, 1)
+        """How small each label is, as in ``small_labels``: [labels]."""
+        return small_labels(self.sizes)
+
+    def take(self, rows: np.ndarray) -> "QuestionEvidence":
+        return QuestionEvidence(self.kinds[rows], self.of_small[rows], self.sizes)
 
     def by_size(self) -> np.ndarray:
-        """The evidence, the same for small labels only, and whether a label is small: [questions, labels, 2 * kinds + 1]."""
+        """The ``kinds``, all evidence for small labels, and whether a label is small: [questions, labels, inputs]."""
         small = np.broadcast_to(self.small[:, None], (*self.kinds.shape[:2], 1))
-        return np.concatenate([self.kinds, self.kinds * small, small], axis=2)
+        return np.concatenate([self.kinds, self.kinds * small, self.of_small * small, small], axis=2)
 
     def of_labels(self, chosen: np.ndarray) -> np.ndarray:
-        """The evidence for the ``chosen`` label of each question, by size: [questions, 2 * kinds + 1].
+        """The evidence for the ``chosen`` label of each question, for large labels and for small ones: [questions, inputs].
 
         The lead over the best other label's margin is added to the margin.
         """
@@ -93,7 +126,7 @@ class QuestionEvidence:
         if margins.shape[1] > 1:
             evidence[:, 0] = 2 * evidence[:, 0] - margins.max(axis=1)
         small = self.small[chosen][:, None]
-        return np.hstack([evidence * (1 - small), evidence * small, small])
+        return np.hstack([evidence * (1 - small), evidence * small, self.of_small[rows, chosen] * small, small])
 
 
 class EvidenceModel:
@@ -124,11 +157,13 @@ class EvidenceModel:
             "questions.data": counts.data.astype(np.float16),
             "questions.indices": counts.indices.astype(np.uint16 if counts.shape[1] < 2**16 else np.int32),
             "questions.indptr": counts.indptr.astype(np.int32),
-            "words": np.packbits(_used(fitted["words"].transform(rows.texts), codes).toarray() > 0, axis=1),
+            "words": _counts(fitted["words"].transform(rows.texts), codes).toarray().astype(np.uint16),
             **{f"{name}.idf": one.idf_.astype(np.float32) for name, one in fitted.items()},
         }
-        if rows.vectors is not None:
+        if rows.vectors is not None and rows.answers is not None:
             arrays["vectors"] = rows.vectors.astype(np.float16)
+            arrays["answers"] = rows.answers[rows.answered].astype(np.float16)
+            arrays["answers.labels"] = codes[rows.answered].astype(np.int32)
         return cls(labels.tolist(), arrays, vocabularies)
 
     def look_at(self, texts: Sequence[str], vectors: np.ndarray | None) -> QuestionEvidence:
@@ -141,11 +176,18 @@ class EvidenceModel:
             self._nearest(lambda part: (counts[part] @ self._columns).toarray(), len(texts)),
             _coverage(self._vectorizers["ngrams"], counts, texts, self._ngrams_of_label),
             _coverage(self._vectorizers["words"], words, texts, self._words_of_label),
+            self._rarest_words(words),
         ]
+        of_small = []
         if "vectors" in self.arrays:
             assert vectors is not None
             kinds.append(self._nearest(lambda part: vectors[part] @ self._vectors.T, len(texts)))
-        return QuestionEvidence(np.stack(kinds, axis=2).astype(np.float32), self.arrays["sizes"])
+            of_small = [vectors @ self._means.T, self._nearest_answers(vectors)]
+        return QuestionEvidence(
+            np.stack(kinds, axis=2).astype(np.float32),
+            np.stack(of_small, axis=2) if of_small else np.zeros((len(texts), len(self.labels), 0), np.float32),
+            self.arrays["sizes"],
+        )
 
     @cached_property
     def _vectorizers(self) -> "dict[str, TfidfVectorizer]":
@@ -168,18 +210,45 @@ class EvidenceModel:
 
     @cached_property
     def _ngrams_of_label(self) -> "csr_matrix":
-        return _used(self._questions, np.repeat(np.arange(len(self.labels)), self.arrays["sizes"]))
+        codes = np.repeat(np.arange(len(self.labels)), self.arrays["sizes"])
+        return (_counts(self._questions, codes) > 0).astype(np.float32).tocsr()
 
     @cached_property
     def _words_of_label(self) -> "csr_matrix":
         from scipy.sparse import csr_matrix
 
-        bits = np.unpackbits(self.arrays["words"], axis=1, count=len(self.vocabularies["words"]))
-        return csr_matrix(bits.astype(np.float32))
+        return csr_matrix((self.arrays["words"] > 0).astype(np.float32))
+
+    def _rarest_words(self, words: "csr_matrix") -> np.ndarray:
+        """The logarithm of how often each label's questions have the question's word that they have least: [questions,
+        labels].
+
+        It tells twins such as "get invoice" and "check invoice" apart. Words that no training question has are left out.
+        """
+        often = np.log((self.arrays["words"] + 0.5) / (self.arrays["sizes"][:, None] + 1))
+        rarest = np.zeros((words.shape[0], len(self.labels)))
+        for row, found in enumerate(np.split(words.indices, words.indptr[1:-1])):
+            if len(found):
+                rarest[row] = often[:, found].min(axis=1)
+        return rarest
 
     @cached_property
     def _vectors(self) -> np.ndarray:
         return self.arrays["vectors"].astype(np.float32)
+
+    @cached_property
+    def _means(self) -> np.ndarray:
+        """The mean of the vectors of each label's questions, scaled to length 1: [labels, width]."""
+        sums = np.add.reduceat(self._vectors, np.cumsum([0, *self.arrays["sizes"][:-1]]), axis=0)
+        return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
+
+    def _nearest_answers(self, vectors: np.ndarray) -> np.ndarray:
+        """The highest cosine with an answer of each label, 0 for a label without answers: [questions, labels]."""
+        nearest = np.zeros((len(vectors), len(self.labels)), np.float32)
+        cosines = vectors @ self.arrays["answers"].astype(np.float32).T
+        for label in np.unique(self.arrays["answers.labels"]):
+            nearest[:, label] = cosines[:, self.arrays["answers.labels"] == label].max(axis=1)
+        return nearest
 
     def _nearest(self, cosines: Callable[[slice], np.ndarray], questions: int) -> np.ndarray:
         """The highest cosine with a training question of each label: [questions, labels]."""
@@ -208,12 +277,12 @@ def _separate(counts: "csr_matrix", codes: np.ndarray, labels: int) -> tuple[np.
     return machine.coef_, machine.intercept_
 
 
-def _used(counts: "csr_matrix", codes: np.ndarray) -> "csr_matrix":
-    """For each label, 1 for the features that any of its questions has: [labels, features]."""
+def _counts(present: "csr_matrix", codes: np.ndarray) -> "csr_matrix":
+    """For each label, how many of its questions have each feature: [labels, features]."""
     from scipy.sparse import csr_matrix
 
-    hot = csr_matrix((np.ones(len(codes), np.float32), (codes, np.arange(len(codes)))))
-    return (hot @ counts > 0).astype(np.float32).tocsr()
+    of_label = csr_matrix((np.ones(len(codes), np.float32), (codes, np.arange(len(codes)))))
+    return of_label @ (present > 0).astype(np.float32)
 
 
 def _coverage(

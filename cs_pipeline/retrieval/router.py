@@ -18,7 +18,14 @@ from cs_pipeline.core.lake import DataLake, atomic_folder
 from cs_pipeline.recipe import FineTuneRecipe, Recipe
 from cs_pipeline.retrieval.calibration import Calibration, TrialScores, calibrate
 from cs_pipeline.retrieval.embedder import Embedder, shared_embedder
-from cs_pipeline.retrieval.evidence import EvidenceModel, LabelledQuestions, select_questions
+from cs_pipeline.retrieval.evidence import (
+    MAX_ANSWERS_OF_LABEL,
+    EvidenceModel,
+    LabelledQuestions,
+    first_of_labels,
+    select_questions,
+    small_labels,
+)
 from cs_pipeline.text.classifier import TextClassifier
 
 NO_SUBJECT = "other"
@@ -38,6 +45,10 @@ PromptIntents: TypeAlias = Callable[[Sequence[str]], list[str | None]]
 
 _DESCRIPTION, _ARRAYS = "router.json", "router.safetensors"
 _FOLDS = 3
+_MIN_VALIDATION, _MIN_SMALL = 200, 30
+_SCORES = ("known", "small", "unknown", "unknown.small")
+"""``Route.known`` of the trials' questions: about known labels that were not cut down, about small ones whose label was
+found, and about labels that were left out; and how small the label was that the last ones came near to."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +71,9 @@ class Route:
 class Router:
     """Routes questions to labels, or to none.
 
-    ``threshold`` is the minimum of ``Route.known``. It is 0 if there were too few labels or questions to learn one; then
-    every question gets a label.
+    ``thresholds`` are the minimum of ``Route.known`` for each of ``labels``. They are 0 if there were too few labels or
+    questions to learn them; then every question gets a label. Small labels have a threshold of their own, because
+    questions about them are less similar to the few that are known.
     """
 
     def __init__(
@@ -69,52 +81,74 @@ class Router:
         model: EvidenceModel,
         calibration: Calibration,
         scores: dict[str, np.ndarray],
-        threshold: float,
+        limits: tuple[float, float],
         embedder: Embedder | None,
     ) -> None:
         self._model, self._calibration, self._scores, self._embedder = model, calibration, scores, embedder
-        self.threshold = threshold
+        self._limits = limits
+        self.thresholds = _between(limits, small_labels(model.arrays["sizes"]))
 
     @classmethod
     def fit(
-        cls, texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str], embedder: Embedder | None = None
+        cls,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        clusters: Sequence[str],
+        embedder: Embedder | None = None,
+        answers: Sequence[str] | None = None,
     ) -> "Router":
         """Trains on ``texts``. Rows of one cluster are never on both sides of a trial. The same input gives the same router.
 
-        The order of the rows has no effect. The threshold hands over ``FALSE_HANDOVERS`` of the questions of the trials.
-        Raises ValueError without rows, or if a label is NO_SUBJECT.
+        The order of the rows has no effect. With an embedding model, the ``answers`` of the rows are evidence too. The
+        thresholds hand over ``FALSE_HANDOVERS`` of the questions of the trials. Raises ValueError without rows, or if a
+        label is NO_SUBJECT.
         """
         if not len(texts) or NO_SUBJECT in labels:
             raise ValueError(f"a router needs questions, and none with the label {NO_SUBJECT!r}")
-        rows = _questions(texts, labels, clusters, embedder)
+        rows = _questions(texts, labels, clusters, embedder, answers)
         calibration, scores = calibrate(rows)
-        router = cls(EvidenceModel.fit(rows), calibration, _sorted_scores(scores), 0.0, embedder)
+        router = cls(EvidenceModel.fit(rows), calibration, _scores_by_kind(scores), (0.0, 0.0), embedder)
         return router.with_handover_share(FALSE_HANDOVERS)
-
-    @property
-    def unknown_handed_over(self) -> float | None:
-        """The share of the trials' questions about labels that were left out that get no label; None without trials."""
-        unknown = self._scores["unknown"]
-        return float((unknown < self.threshold).mean()) if len(unknown) else None
 
     @property
     def labels(self) -> list[str]:
         """All labels, sorted."""
         return self._model.labels
 
-    def with_handover_share(self, share: float) -> "Router":
-        """This router with the threshold that hands over ``share`` (0 to 1) of the questions about known labels."""
-        known = self._scores["known"]
-        threshold = float(np.quantile(known, share)) if len(known) else 0.0
-        return Router(self._model, self._calibration, self._scores, threshold, self._embedder)
+    @property
+    def unknown_handed_over(self) -> float | None:
+        """The share of the trials' questions about labels that were left out that get no label; None without trials."""
+        unknown, small = self._scores["unknown"], self._scores["unknown.small"]
+        return float((unknown < _between(self._limits, small)).mean()) if len(unknown) else None
 
-    def with_validation(self, texts: Sequence[str], share: float = FALSE_HANDOVERS) -> "Router":
-        """This router with a threshold from the validation questions ``texts``, which are about known labels."""
+    def with_handover_share(self, share: float) -> "Router":
+        """This router with the thresholds that hand over ``share`` (0 to 1) of the questions about known labels.
+
+        For small labels, it is the share of the questions whose most probable label is the right one.
+        """
+        known, small = self._scores["known"], self._scores["small"]
+        ordinary = float(np.quantile(known, share)) if len(known) else 0.0
+        of_small = float(np.quantile(small, share)) if len(small) >= _MIN_SMALL else ordinary
+        limits = ordinary, min(of_small, ordinary)
+        return Router(self._model, self._calibration, self._scores, limits, self._embedder)
+
+    def with_validation(self, texts: Sequence[str], labels: Sequence[str], share: float = FALSE_HANDOVERS) -> "Router":
+        """This router with thresholds from validation questions ``texts`` about the known ``labels``.
+
+        If there are at least ``_MIN_VALIDATION`` about large labels, they replace the questions of the trials, whose
+        models know less than this router. Questions about small labels are few, so they only join those of the trials.
+        """
         if not len(self._scores["known"]) or not len(texts):
             return self
-        known = np.sort(np.array([route.known for route in self.route(texts)], dtype=np.float32))
-        scores = self._scores | {"known": known}
-        return Router(self._model, self._calibration, scores, 0.0, self._embedder).with_handover_share(share)
+        routes = self.route(texts)
+        sizes = dict(zip(self.labels, small_labels(self._model.arrays["sizes"]), strict=True))
+        is_small = np.array([sizes[route.best] > 0.5 for route in routes])
+        right = np.array([route.best == label for route, label in zip(routes, labels, strict=True)])
+        known = np.array([route.known for route in routes], dtype=np.float32)
+        scores = self._scores | {"small": np.sort(np.concatenate([self._scores["small"], known[is_small & right]]))}
+        if (~is_small).sum() >= _MIN_VALIDATION:
+            scores["known"] = np.sort(known[~is_small])
+        return Router(self._model, self._calibration, scores, self._limits, self._embedder).with_handover_share(share)
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """The routes of ``texts``."""
@@ -129,7 +163,7 @@ class Router:
         known = self._calibration.knowns(evidence, best)
         return [
             Route(
-                self.labels[label] if known[row] >= self.threshold else None,
+                self.labels[label] if known[row] >= self.thresholds[label] else None,
                 self.labels[label],
                 float(known[row]),
                 float(probabilities[row, label]),
@@ -138,7 +172,13 @@ class Router:
             for row, label in enumerate(best)
         ]
 
-    def out_of_fold(self, texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str]) -> list[Route]:
+    def out_of_fold(
+        self,
+        texts: Sequence[str],
+        labels: Sequence[str],
+        clusters: Sequence[str],
+        answers: Sequence[str] | None = None,
+    ) -> list[Route]:
         """The routes of the training rows, each by a model that was not trained on the row's cluster.
 
         They are as often wrong or None as those of live questions. Rows without a subject (NO_SUBJECT) are routed, but no
@@ -161,9 +201,10 @@ class Router:
             fold_of |= dict.fromkeys(groups[held_out], fold)
             known = labelled[train]
             given = ([values[i] for i in known] for values in (texts, labels, clusters))
-            rows = _questions(*given, self._embedder, None if vectors is None else vectors[known])
+            of_known = None if answers is None else [answers[i] for i in known]
+            rows = _questions(*given, self._embedder, of_known, None if vectors is None else vectors[known])
             models.append(
-                Router(EvidenceModel.fit(rows), self._calibration, self._scores, self.threshold, self._embedder)
+                Router(EvidenceModel.fit(rows), self._calibration, self._scores, self._limits, self._embedder)
             )
         routes: dict[int, Route] = {}
         in_fold = np.array([fold_of.get(cluster, folds) for cluster in clusters])
@@ -181,7 +222,7 @@ class Router:
         description = {
             "labels": self.labels,
             "vocabularies": self._model.vocabularies,
-            "threshold": self.threshold,
+            "limits": self._limits,
             "embedder": self._embedder and {"name": self._embedder.name, "sha256": self._embedder.sha256},
         }
         learnt = {
@@ -205,10 +246,10 @@ class Router:
         description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
         arrays = load_file(folder / _ARRAYS)
         chooser, known = (arrays.pop(name) for name in ("calibration.chooser", "calibration.known"))
-        scores = {name: arrays.pop(f"scores.{name}") for name in ("known", "unknown")}
+        scores = {name: arrays.pop(f"scores.{name}") for name in _SCORES}
         model = EvidenceModel(description["labels"], arrays, description["vocabularies"])
         embedder = _same_embedder(description["embedder"], folder)
-        return cls(model, Calibration(chooser, known), scores, description["threshold"], embedder)
+        return cls(model, Calibration(chooser, known), scores, tuple(description["limits"]), embedder)
 
 
 def router_folder(lake: DataLake) -> Path:
@@ -239,17 +280,21 @@ def _questions(
     labels: Sequence[str],
     clusters: Sequence[str],
     embedder: Embedder | None,
+    answers: Sequence[str] | None = None,
     vectors: np.ndarray | None = None,
 ) -> LabelledQuestions:
-    """The questions that a model is trained on, with their embeddings, unless ``vectors`` are those of ``texts``."""
+    """The questions that a model is trained on, with embeddings. ``vectors`` are those of ``texts``, if they are known."""
     chosen = select_questions(texts, labels, clusters)
-    columns = (np.array([values[i] for i in chosen], dtype=object) for values in (texts, labels, clusters))
-    questions = LabelledQuestions(*columns, None if vectors is None else vectors[chosen])
-    if vectors is not None or embedder is None:
-        return questions
-    return LabelledQuestions(
-        questions.texts, questions.labels, questions.clusters, _embed(embedder, questions.texts.tolist())
-    )
+    columns = [np.array([values[i] for i in chosen], dtype=object) for values in (texts, labels, clusters)]
+    if embedder is None:
+        return LabelledQuestions(*columns, None, None)
+    of_chosen = _embed(embedder, columns[0].tolist()) if vectors is None else vectors[chosen]
+    assert of_chosen is not None
+    embedded = np.zeros_like(of_chosen)
+    used = [] if answers is None else first_of_labels(columns[1], MAX_ANSWERS_OF_LABEL)
+    if len(used) and answers is not None:
+        embedded[used] = _embed(embedder, [answers[chosen[row]] for row in used])
+    return LabelledQuestions(*columns, of_chosen, embedded)
 
 
 def _embed(embedder: Embedder | None, texts: Sequence[str]) -> np.ndarray | None:
@@ -257,12 +302,25 @@ def _embed(embedder: Embedder | None, texts: Sequence[str]) -> np.ndarray | None
     return None if embedder is None else embedder.embed(texts).astype(np.float16).astype(np.float32)
 
 
-def _sorted_scores(scores: TrialScores | None) -> dict[str, np.ndarray]:
-    """What the trials' questions about known labels that were not cut down got, and those about unknown labels: float32."""
+def _scores_by_kind(scores: TrialScores | None) -> dict[str, np.ndarray]:
+    """What the trials' questions got, float32: see ``_SCORES``."""
     if scores is None:
-        return {"known": np.zeros(0, np.float32), "unknown": np.zeros(0, np.float32)}
-    of_kinds = {"known": scores.known[scores.is_known & ~scores.cut], "unknown": scores.known[~scores.is_known]}
-    return {name: np.sort(values).astype(np.float32) for name, values in of_kinds.items()}
+        return {name: np.zeros(0, np.float32) for name in _SCORES}
+    is_small = scores.cut & (scores.small > 0.5)
+    return {
+        "known": np.sort(scores.known[scores.is_known & ~scores.cut]).astype(np.float32),
+        "small": np.sort(scores.known[scores.is_known & is_small & scores.right]).astype(np.float32),
+        "unknown": scores.known[~scores.is_known].astype(np.float32),
+        "unknown.small": scores.small[~scores.is_known].astype(np.float32),
+    }
+
+
+def _between(limits: tuple[float, float], small: np.ndarray) -> np.ndarray:
+    """Thresholds between that of large labels and that of small ones, in logits, for how ``small`` labels are: [labels]."""
+    if 0 in limits:
+        return np.zeros(len(small))
+    large, little = (np.log(limit / (1 - limit)) for limit in np.clip(limits, 1e-6, 1 - 1e-6))
+    return np.asarray(1 / (1 + np.exp(-(large * (1 - small) + little * small))))
 
 
 def _same_embedder(named: dict[str, str] | None, folder: Path) -> Embedder | None:
