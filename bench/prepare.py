@@ -12,6 +12,7 @@ Both must end with the same tables.
 """
 
 import argparse
+import json
 import os
 import platform
 import random
@@ -33,7 +34,7 @@ from rich.table import Table
 
 from cs_pipeline.company import Company
 from cs_pipeline.core.lake import PRIVATE, DataLake, write_json
-from cs_pipeline.core.schema import CONVERSATION, INTERACTION
+from cs_pipeline.core.schema import CONVERSATION, INTERACTION, SUBJECT
 from cs_pipeline.ingest.bitext import load_bitext
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.prepare.company.interactions import clean_day
@@ -132,8 +133,25 @@ def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
             clean_day(lake, Company(), day)
 
 
+def give_subjects(lake: DataLake) -> None:
+    """Writes the table ``subjects``, in which the subject of each row is the intent that the classifier predicts.
+
+    Subjects that are found depend on the order of deliveries, so the two arms would end with different tables.
+    """
+    names = [path.stem for path in sorted(lake.path("prepare", "clean_interactions").glob("*.parquet"))]
+    columns = ["row_id", "delivered_on", "intent", "intent_confidence"]
+    days = pa.concat_tables(lake.read("prepare", f"clean_interactions/{name}", columns) for name in names)
+    row_ids, delivered_on, intents, similarity = days.columns
+    nothing = pa.nulls(days.num_rows, pa.string())
+    state = {"version": "", "aliases": {}, "labels": {}, "found_on": {}, "parts": [], "given": {}, "mapped": {}}
+    schema = SUBJECT.with_metadata({"subjects": json.dumps(state)})
+    subjects = pa.table([row_ids, row_ids, delivered_on, intents, nothing, similarity, nothing], schema=schema)
+    lake.write("prepare", "subjects", subjects, SUBJECT)
+
+
 def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
     """Joins the rows of both sources, checks for leaks and writes the splits. Returns the table of conversations."""
+    give_subjects(lake)
     with clock("conversations"):
         rows = join_conversations(lake).rows
     with clock("no_leakage"):

@@ -13,6 +13,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 QUESTION_WEIGHT = 0.45
 """The weight of the questions' similarity beside that of the answers."""
@@ -30,10 +31,8 @@ _PRIOR_PAIRS = 2.0
 _PLACEHOLDER = re.compile(r"\{\{.*?\}\}")
 
 
-def text_vectors(
-    texts: Sequence[str], kind: Literal["characters", "words"], fitted_on: Sequence[str] | None = None
-) -> "csr_matrix":
-    """TF-IDF vectors of length 1, [texts, features], with weights from ``fitted_on`` (None: from ``texts``).
+def text_vectors(texts: Sequence[str], kind: Literal["characters", "words"]) -> tuple["csr_matrix", "TfidfVectorizer"]:
+    """TF-IDF vectors of length 1, [texts, features], and the vectorizer that has learned their weights.
 
     Placeholders are left out. The vector of a text without features is zero.
     """
@@ -46,8 +45,8 @@ def text_vectors(
     )
     vectorizer = TfidfVectorizer(**features, sublinear_tf=True, dtype=np.float32, preprocessor=_plain)
     # Without the last text, the vectorizer would refuse a list of texts that have no features.
-    vectorizer.fit([*(texts if fitted_on is None else fitted_on), "a text with features"])
-    return vectorizer.transform(texts).tocsr()
+    vectors = vectorizer.fit_transform([*texts, "a text with features"])
+    return vectors.tocsr()[:-1], vectorizer
 
 
 def without_placeholders(text: str) -> str:

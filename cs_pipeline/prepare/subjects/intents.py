@@ -32,7 +32,7 @@ def suggest_intents(lake: DataLake, subjects: Mapping[str, Sequence[Ticket]]) ->
     sizes = [len(group) for group in (*subjects.values(), *known.values())]
     members = membership(np.split(np.arange(len(pairs)), np.cumsum(sizes)[:-1]), len(pairs))
     tables = []
-    for vectors in (
+    for vectors, _ in (
         text_vectors([question for question, _ in pairs], "characters"),
         text_vectors([answer for _, answer in pairs], "words"),
     ):

@@ -62,7 +62,7 @@ def test_an_id_reads_like_the_name_and_is_never_one_that_is_taken() -> None:
 
 
 def test_intents_of_bitext_are_suggested_for_subjects_that_are_one(lake: DataLake) -> None:
-    known: list[dict[str, Any]] = sample_rows(1_620, 1).assign(split="train").to_dict("records")
+    known: Any = sample_rows(1_620, 1).assign(split="train").to_dict("records")
     lake.write("prepare", "bitext_splits", conversations(known), CONVERSATION)
     subjects: dict[str, list[Ticket]] = {"cancel_order": [], "get_invoice": [], "newsletter_subscription": []}
     for number, row in enumerate(sample_rows(810, 2).to_dict("records")):
