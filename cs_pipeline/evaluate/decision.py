@@ -10,9 +10,10 @@ from statistics import NormalDist
 from typing import TypeVar
 
 from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, MIN_INTENT_ROWS
-from cs_pipeline.evaluate.results import FREE_SYSTEMS, EvaluationResults, JudgeTally, PeopleVotes
+from cs_pipeline.evaluate.results import FREE_SYSTEMS, CompanyResults, EvaluationResults, JudgeTally, PeopleVotes
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import POWER, Difference
+from cs_pipeline.prepare.splits.split import SPLIT_SHARES
 
 PRIMARY_METRIC = "quality"
 """The metric in which a candidate must be better, unless people, or a judge that agrees with them, compared the answers."""
@@ -78,6 +79,17 @@ The cost is that some losses are missed. If errors are independent, 75 rows dete
 and a loss of 40 points in nine of ten; 20 rows detect a loss of 50 points in six of ten.
 """
 
+MAX_COMPANY_LOSS = 10.0
+"""The loss of answer quality that is tolerated on the company's own test questions, in points. A fine-tuned candidate must
+show that it loses less there, because most test rows are Bitext's. It is that of a wrong intent in every tenth answer."""
+
+COMPANY_SPREAD = 43.0
+"""Standard deviation over questions of the difference in answer quality between a fine-tune and a look-up, in points.
+
+It is that of ``embedded`` on 829 of Bitext's test rows; for SmolLM2-135M it is 28 on 64 rows. It estimates how many of the
+company's questions are needed while too few are in the test to measure it on them.
+"""
+
 MAX_BITS_LOSS = 0.005
 """How many more bits per character a model may need than a champion of the same base, before that raises an alarm. Two
 trainings of ``embedded`` with other seeds needed 0.490 and 0.492."""
@@ -94,6 +106,7 @@ THRESHOLDS = {
     "slice_clusters": MIN_CLUSTERS,
     "intent_rows": MIN_INTENT_ROWS,
     "intent_points": MAX_INTENT_LOSS,
+    "company_points": MAX_COMPANY_LOSS,
     "voted_questions": MIN_VOTED_QUESTIONS,
     "voters": MIN_VOTERS,
     "share_of_a_voter": MAX_SHARE_OF_A_VOTER,
@@ -140,6 +153,8 @@ def decide_promotion(
       instead; else the verdict of a judge that agrees with people, if there is one. If a part of the test rows is sealed,
       the answer quality is that of the sealed rows alone.
     - **Not worse**: against the champion and the best free look-up, every metric of MARGINS shows a loss below its margin.
+    - **Not worse for the company's customers**: a fine-tune or cascade shows on the company's own test questions, if the
+      lake has rows of a company, that it loses less than MAX_COMPANY_LOSS. If there are too few, a person decides.
     - **Good enough**: FLOORS and CEILINGS hold, no source of rows and no intent clearly loses, and a model of the champion's
       base does not need clearly more bits per character.
 
@@ -246,6 +261,21 @@ def rows_needed(
     return None if allowed <= 0 else math.ceil(difference.rows * _row_error(difference, metric, margin) ** 2 / allowed)
 
 
+def company_conversations_needed(company: CompanyResults, system: str | None = None) -> int:
+    """About how many conversations of the company would show that MAX_COMPANY_LOSS against ``system`` is not lost.
+
+    If both systems are equally good, that many show it with the chance POWER. If enough of the company's questions are in
+    the test, the spread of the differences is measured, else (and if ``system`` is None) it is COMPANY_SPREAD.
+    """
+    half = NormalDist().inv_cdf(0.975) * COMPANY_SPREAD
+    one_row = Difference(0.0, -half, half, share_above_zero=0.5, rows=1, clusters=1)
+    difference = company.differences.get(system or "") or one_row
+    rows = rows_needed(difference, PRIMARY_METRIC, MAX_COMPANY_LOSS, MARGIN_RISK, margin=MAX_COMPANY_LOSS) or 0
+    enough = company.test_clusters >= MIN_CLUSTERS
+    share = company.test_rows / company.conversations if enough else SPLIT_SHARES["test"]
+    return math.ceil(max(rows, MIN_CLUSTERS) / share)
+
+
 def _gain(difference: Difference, metric: str) -> float:
     return difference.difference if METRICS[metric].better == "higher" else -difference.difference
 
@@ -284,6 +314,7 @@ def _objections(
     yield from ((sentence, False) for sentence in _below_standard(results))
     for system, name in compared.items():
         yield from _may_be_worse(results, system, name)
+        yield from _may_be_worse_for_the_company(results, system, name)
     yield from ((sentence, False) for sentence in _alarms(results))
     if results.rows_left_out:
         yield f"its recipe asked only {results.rows:,} test questions and left out {results.rows_left_out:,}", True
@@ -373,6 +404,30 @@ def _may_be_worse(results: EvaluationResults, system: str, name: str) -> Iterato
                 f" test rows would show it, and there are {difference.rows:,}",
                 needed > difference.rows,
             )
+
+
+def _may_be_worse_for_the_company(results: EvaluationResults, system: str, name: str) -> Iterator[tuple[str, bool]]:
+    """Whether a loss of MAX_COMPANY_LOSS on the company's own questions cannot be ruled out for a fine-tune or a cascade."""
+    company = results.company
+    if company is None or results.methods["tuned"] == LOOK_UP:
+        return
+    asked = (
+        f"{company.test_rows:,} of the company's own questions {'is' if company.test_rows == 1 else 'are'} in the test"
+    )
+    needed = company_conversations_needed(company, system)
+    takes = f"it takes about {needed:,} conversations of the company, and there are {company.conversations:,}"
+    difference = company.differences.get(system)
+    if difference is None:
+        yield f"only {asked}, too few to see whether it loses answer quality there against {name}; {takes}", True
+    elif lower_bound(difference, PRIMARY_METRIC, MARGIN_RISK, margin=MAX_COMPANY_LOSS) <= -MAX_COMPANY_LOSS:
+        figures = f"{_points(difference)}; {MAX_COMPANY_LOSS:g} points are tolerated"
+        is_worse = _gain(difference, PRIMARY_METRIC) <= -MAX_COMPANY_LOSS
+        too_few = not is_worse and needed > company.conversations
+        verb, why = "is" if is_worse else "may be", f"; {asked}, and {takes}" if too_few else ""
+        yield (
+            f"on the company's own questions its answer quality {verb} worse than that of {name} ({figures}){why}",
+            too_few,
+        )
 
 
 def _alarms(results: EvaluationResults) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Evaluates the base, the tuned model, the champion and free baselines on the same frozen test rows.
+"""Evaluates a version, its base, the champion and free baselines on the same frozen test rows.
 
-In a large test set a part of the rows is sealed. The systems that a decision can be based on answer it too, but all that is
-measured there is the difference in answer quality that ``decision.py`` reads.
+In a large test set some of the rows are sealed. Only the systems that a decision can be based on answer them, and only the
+differences that ``decision.py`` reads are computed from these answers.
 """
 
 import time
@@ -19,6 +19,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder, digest, file_sha256
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.evaluate.company import company_results
 from cs_pipeline.evaluate.comparison import compare, compare_held_out
 from cs_pipeline.evaluate.decision import MARGINS, PRIMARY_METRIC, of_rivals
 from cs_pipeline.evaluate.judge.endpoint import endpoint_from_environment
@@ -123,6 +124,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         recipe.fingerprint,
         recipe.evaluation.model_dump(),
         judge,
+        file_sha256(lake.table("prepare", "validation_split")),  # its company rows are asked too
         CODE_VERSIONS["evaluation"],
     )
     folder = evaluation_folder(recipe.name, lake)
@@ -162,6 +164,7 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
         answers_seen=seen_share(answers.open.references, train["response"].tolist()),
         **dict(compare(test, stats)),
         sealed=_compare_sealed(answers),
+        company=company_results(recipe, adapter.folder, lake, all_rows, *answers.of_all_rows),
         held_out=compare_held_out(test, stats, recipe.held_out_intents if isinstance(recipe, FineTuneRecipe) else ()),
         references=corpus_scores(references, REFERENCE_FREE_METRICS),
         weak=weaknesses(test, stats["tuned"], near, train["intent"].tolist()),
@@ -204,6 +207,15 @@ class _AllAnswers:
     trials: dict[str, Trials]
     retrieval: RetrievalEffect | None
     prompted: PromptedBase | None
+
+    @property
+    def of_all_rows(self) -> tuple[pd.DataFrame, _Stats]:
+        """The sealed rows and the open ones, and the row statistics of the systems that answered both."""
+        if self.sealed is None:
+            return self.open.test, self.stats
+        test = pd.concat([self.sealed.test, self.open.test], ignore_index=True)
+        stats = self.sealed_stats
+        return test, {s: pd.concat([frame, self.stats[s]], ignore_index=True) for s, frame in stats.items()}
 
 
 def _answer_all(
@@ -302,15 +314,14 @@ def _compare_sealed(answers: _AllAnswers) -> SealedResults | None:
             for system, frame in of_rivals(stats).items()
         }
 
-    on_sealed, on_open = answers.sealed_stats, answers.stats
-    both = {system: pd.concat([frame, on_open[system]], ignore_index=True) for system, frame in on_sealed.items()}
     clusters = answers.sealed.test["cluster_id"]
-    of_quality = differences(clusters, on_sealed, [PRIMARY_METRIC])
+    of_quality = differences(clusters, answers.sealed_stats, [PRIMARY_METRIC])
+    test, both = answers.of_all_rows
     return SealedResults(
         rows=len(clusters),
         clusters=clusters.nunique(),
         differences={system: by_metric[PRIMARY_METRIC] for system, by_metric in of_quality.items()},
-        with_open=differences(pd.concat([clusters, answers.open.test["cluster_id"]]), both, MARGINS),
+        with_open=differences(test["cluster_id"], both, MARGINS),
     )
 
 
@@ -371,7 +382,7 @@ def _evaluate_model(
     lake: DataLake,
     report: Callable[[str], None],
 ) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None, pd.DataFrame | None]:
-    """Row statistics, trials and, for a tuned model whose recipe retrieves, the effect of retrieval.
+    """Row statistics, trials and, for the evaluated version if its model retrieves, the effect of retrieval.
 
     The last item holds the row statistics of the sealed rows. It is None if there are none, and for the base, which no
     decision is based on.

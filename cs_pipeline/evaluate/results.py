@@ -31,7 +31,7 @@ SYSTEMS = {
     "tuned": "tuned",
     "base": "its base model with the same prompt",
     "champion": "current champion",
-    WITHOUT_RETRIEVAL: "the tuned model without retrieved texts",
+    WITHOUT_RETRIEVAL: "this version without retrieved texts",
     LOOKUP: "the usual known answer to similar questions, word for word",
     "nearest": "answer of the nearest training question",
     "central": "most central answer of the predicted intent",
@@ -40,14 +40,15 @@ SYSTEMS = {
     FEW_SHOT: "the same with four solved examples as earlier turns",
     ZERO_SHOT_WITH_RETRIEVAL: "the same as zero_shot with the usual known answer before the question",
 }
-"""The systems that are compared, with their descriptions for the report. ``champion`` is present only when another version
-holds the alias, ``without_retrieval`` only when the recipe retrieves, ``base`` unless the recipe is a look-up."""
+"""The systems that are compared, with their descriptions for the report. ``tuned`` is the evaluated version, even if it is
+a look-up. ``champion`` is present only when another version holds the alias, ``without_retrieval`` only when the recipe
+retrieves, ``base`` unless the recipe is a look-up."""
 
 Scores: TypeAlias = dict[str, Interval | None]
 """By metric; None where the system has no such score."""
 
 Differences: TypeAlias = dict[str, Difference | None]
-"""By metric, the tuned model minus another system; None where one of the two has no score."""
+"""By metric, the evaluated version minus another system; None where one of the two has no score."""
 
 
 class _Record(BaseModel):
@@ -182,6 +183,35 @@ class SealedResults(_Record):
     with_open: dict[str, Differences]
 
 
+class CrossValidated(_Record):
+    """How a look-up answers the ``rows`` questions in ``clusters`` clusters; it hands ``handed_over`` of them over.
+
+    ``scores`` are of the answers that it gives. It is empty if these are in fewer than MIN_CLUSTERS clusters.
+    """
+
+    rows: int
+    clusters: int
+    handed_over: int
+    scores: Scores
+
+
+class CompanyResults(CrossValidated):
+    """What the company's own ``conversations`` say about a look-up, and how well they compare systems.
+
+    The look-up is judged on rows of all splits, each answered without the rows of its own cluster and conversation.
+    ``rows_left_out`` rows were not asked, because there are too many. ``by_intent`` has the intents with at least
+    MIN_CLUSTERS clusters. ``differences`` in answer quality, by the system compared with, are those on the company's
+    ``test_rows``, sealed and open; it is empty if these are in fewer than MIN_CLUSTERS clusters.
+    """
+
+    conversations: int
+    rows_left_out: int
+    by_intent: dict[str, CrossValidated]
+    test_rows: int
+    test_clusters: int
+    differences: dict[str, Difference | None]
+
+
 @dataclass(frozen=True)
 class PositionBias:
     """How the order of the answers sways the judge on ``pairs`` pairs, as shares from 0 to 1.
@@ -221,7 +251,7 @@ class _Tally(_Record):
 
 
 class JudgeTally(_Tally):
-    """How often the judge preferred the tuned model: ``share`` of the decided pairs, with Wilson's 95 % interval."""
+    """How often the judge preferred the evaluated version: ``share`` of the decided pairs, with Wilson's 95 % interval."""
 
 
 class PeopleVotes(_Tally):
@@ -243,7 +273,10 @@ class PeopleVotes(_Tally):
 
 
 class JudgeResults(_Record):
-    """The verdicts of a language model as judge. ``may_gate``: whether they may stop a promotion; ``why``: the reason."""
+    """The verdicts of a language model as judge.
+
+    ``may_gate``: whether they may decide which answers are better; ``why``: the reason.
+    """
 
     model: str
     against: dict[str, JudgeTally]
@@ -262,7 +295,7 @@ class TimedRun(GenerationRun):
 
 @dataclass(frozen=True)
 class Weakness:
-    """A slice on which the tuned model is worse than on all other test rows.
+    """A slice on which the evaluated version is worse than on all other test rows.
 
     ``rest`` is the score on those other rows; ``p`` is adjusted for all slices and metrics (Holm). ``train_rows`` counts the
     training rows of an intent and is None for other slices; ``near`` is the median number of training questions near a
@@ -307,7 +340,7 @@ class EvaluationResults(ComparisonResults):
     ``baselines`` is None if the untuned base was not prompted (see ``evaluate_prompted_base``). ``sealed`` is None if there
     are too few test rows to seal a part of them. Every other figure, and ``rows`` and ``clusters``, are of the open rows.
     ``rows_left_out`` counts the open rows that were not asked because the recipe asks for fewer (``evaluation.test_rows``);
-    then nothing is sealed either.
+    then nothing is sealed either. ``company`` is None if the lake has no company rows.
 
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that
@@ -333,6 +366,7 @@ class EvaluationResults(ComparisonResults):
     intent_labels: LabelledIntents | None
     answers_seen: float | None
     sealed: SealedResults | None
+    company: CompanyResults | None = None
     held_out: HeldOutResults | None
     references: dict[str, float | None]
     weak: list[Weakness]

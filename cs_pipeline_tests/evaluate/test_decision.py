@@ -1,27 +1,36 @@
 """The promotion decision as a table of cases."""
 
 import math
+from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cs_pipeline.evaluate.company import MAX_QUESTIONS
+from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
 from cs_pipeline.evaluate.decision import (
+    COMPANY_SPREAD,
     DECISIONS_PER_YEAR,
     FALSE_PROMOTIONS,
     LOOK_UP,
     MARGIN_RISK,
     MARGINS,
+    MAX_COMPANY_LOSS,
     TRAINING_NOISE,
     best_free_lookup,
     clearly_preferred,
+    company_conversations_needed,
     decide_promotion,
     lower_bound,
     rows_needed,
 )
 from cs_pipeline.evaluate.results import (
     Differences,
+    EvaluationResults,
     JudgeResults,
     JudgeTally,
     PeopleAgreement,
@@ -29,9 +38,12 @@ from cs_pipeline.evaluate.results import (
     PositionBias,
     SealedResults,
 )
-from cs_pipeline.evaluate.scoring.statistics import Difference, Interval, wilson
+from cs_pipeline.evaluate.scoring.statistics import POWER, Difference, Interval, wilson
+from cs_pipeline.prepare.splits.assignment import MAX_HELD_OUT, TRAINED_FIRST
+from cs_pipeline.prepare.splits.split import assign_splits
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline_tests.register.conftest import BETTER, MANY, SAME, SCORES, compared
+from cs_pipeline_tests.support.results import company_of
 from cs_pipeline_tests.support.results import difference as difference_of
 
 PROMOTED = "no metric loses more than its margin"
@@ -176,6 +188,106 @@ def test_a_gain_that_another_training_could_lose_is_not_enough() -> None:
     assert not decide_promotion(found).promote
     found.methods["champion"] = LOOK_UP
     assert decide_promotion(found).promote
+
+
+def own_questions(low: float, high: float, test_rows: int) -> dict[str, Any]:
+    """Differences in answer quality on ``test_rows`` of the company, the same for every rival."""
+    found = difference_of(low, high, test_rows, test_rows)
+    return {"test_rows": test_rows, "differences": {"lookup": found, "champion": found}}
+
+
+FEW = {"test_rows": 1}
+
+
+def with_own(conversations: int, own: dict[str, Any] | None) -> EvaluationResults:
+    """Results of a fine-tune that is better than everything else, and what the company's conversations say."""
+    return compared(SAME, BETTER).model_copy(update={"company": own and company_of(conversations, **own)})
+
+
+@pytest.mark.parametrize(
+    ("own", "methods", "promote", "undecided", "reason"),
+    [
+        (None, {}, True, False, PROMOTED),  # Bitext alone
+        (FEW, {}, False, True, "only 1 of the company's own questions is in the test, too few to see whether it loses"),
+        (
+            FEW,
+            {},
+            False,
+            True,
+            "against the champion; it takes about 2,500 conversations of the company, and there are",
+        ),
+        (FEW, {"tuned": "cascade"}, False, True, "only 1 of the company's own questions"),
+        (FEW, {"tuned": LOOK_UP}, True, False, PROMOTED),  # its answers are those of the company
+        (own_questions(-20, 20, 15), {}, False, True, "may be worse than that of the champion (+0.0, 95 % interval"),
+        (
+            own_questions(-20, 20, 15),
+            {},
+            False,
+            True,
+            "15 of the company's own questions are in the test, and it takes",
+        ),
+        (
+            own_questions(-30, -10, 15),
+            {},
+            False,
+            False,
+            "own questions its answer quality is worse than that of the champ",
+        ),
+        (
+            own_questions(-14, -2, 150),
+            {},
+            False,
+            False,
+            "own questions its answer quality may be worse than that of the",
+        ),
+        (own_questions(20, 60, 15), {}, True, False, PROMOTED),  # few questions can show a large gain
+        (own_questions(-7, 7, 150), {}, True, False, PROMOTED),
+    ],
+)
+def test_a_fine_tune_shows_on_the_companys_own_questions_that_it_is_not_worse(
+    own: dict[str, Any] | None, methods: dict[str, str], promote: bool, undecided: bool, reason: str
+) -> None:
+    found = with_own(300, own)
+    found.methods.update(methods)
+    decision = decide_promotion(found)
+    assert (decision.promote, decision.undecided) == (promote, undecided), decision.reason
+    assert reason in decision.reason
+
+
+def equal_on(test_rows: int, spread: float = COMPANY_SPREAD) -> dict[str, Any]:
+    """No difference from any rival, with this standard deviation over the company's test questions."""
+    half = 1.96 * spread / math.sqrt(test_rows or 1)
+    return own_questions(-half, half, test_rows) if test_rows >= MIN_CLUSTERS else {"test_rows": test_rows}
+
+
+def visible_loss(test_rows: float, spread: float = COMPANY_SPREAD) -> float:
+    """The loss that so many test questions show with the chance POWER."""
+    return spread / math.sqrt(test_rows) * (NormalDist().inv_cdf(1 - MARGIN_RISK) + NormalDist().inv_cdf(POWER))
+
+
+def test_the_conversations_needed_give_the_stated_power() -> None:
+    """A twentieth of them would be in the test."""
+    for spread, test_rows in ((COMPANY_SPREAD, 0), (20.0, 15)):
+        needed = company_conversations_needed(company_of(300, **equal_on(test_rows, spread)), "champion")
+        assert visible_loss(needed / 20, spread) == pytest.approx(MAX_COMPANY_LOSS, rel=0.03)
+    assert company_conversations_needed(company_of(300, **equal_on(15, 0.0)), "champion") == 20 * MIN_CLUSTERS
+
+
+def test_the_table_of_what_so_many_conversations_allow_is_computed() -> None:
+    """It is in docs/evaluation.md. The conversations are of ten subjects, and none resembles another."""
+    table = []
+    for conversations in (30, 300, 3000):
+        clusters = dict.fromkeys((f"c{number}" for number in range(conversations // 10)), 1)
+        split_of = [assign_splits(f"s{i}", clusters, {}, MAX_HELD_OUT, TRAINED_FIRST).values() for i in range(10)]
+        counts = Counter(split for splits in split_of for split in splits)
+        loss = f"{visible_loss(counts['test']):.0f} points" if counts["test"] >= MIN_CLUSTERS else "none"
+        decision = decide_promotion(with_own(conversations, equal_on(counts["test"])))
+        table.append(
+            f"| {conversations:,} | {counts['train']:,} | {counts['test']:,} |"
+            f" ± {1.96 * 50 / math.sqrt(min(conversations, MAX_QUESTIONS)):.1f} | {loss} |"
+            f" {'yes' if decision.promote else 'no: a person decides'} |"
+        )
+    assert "\n".join(table) in (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
 
 
 def test_a_loss_that_few_rows_cannot_rule_out_is_left_to_a_person() -> None:

@@ -2,13 +2,21 @@
 
 from typing import Any
 
-from cs_pipeline.evaluate.results import DataVersions, EvaluationResults
+from cs_pipeline.evaluate.results import CompanyResults, DataVersions, EvaluationResults
 from cs_pipeline.evaluate.scoring.statistics import Difference
 
 
 def difference(low: float, high: float, rows: int = 90, clusters: int = 60) -> Difference:
     """A difference with these ends, in the middle of them."""
     return Difference((low + high) / 2, low, high, share_above_zero=0.5, rows=rows, clusters=clusters)
+
+
+def company_of(conversations: int, test_rows: int, **known: Any) -> CompanyResults:
+    """What the rows of a company say if each is a conversation and a cluster of its own, and the look-up answers none."""
+    rows = {"rows": conversations, "clusters": conversations, "handed_over": conversations, "rows_left_out": 0}
+    parts: dict[str, Any] = {"scores": {}, "by_intent": {}, "differences": {}, **rows}
+    about = {"conversations": conversations, "test_rows": test_rows, "test_clusters": test_rows}
+    return CompanyResults(**parts | about | known)
 
 
 def results_of(**known: Any) -> EvaluationResults:

@@ -9,16 +9,27 @@ from cs_pipeline.evaluate.comparison import judgement
 from cs_pipeline.evaluate.decision import (
     DECISIONS_PER_YEAR,
     LOOK_UP,
+    MAX_COMPANY_LOSS,
     PRIMARY_METRIC,
     TRAINING_NOISE,
     Decision,
     best_free_lookup,
+    company_conversations_needed,
     may_decide,
     preference,
     rivals,
 )
-from cs_pipeline.evaluate.report.rendering import figure
-from cs_pipeline.evaluate.results import FREE_SYSTEMS, LOOKUP, EvaluationResults, LabelledIntents, PeopleVotes, Scores
+from cs_pipeline.evaluate.report.rendering import figure, interval_text
+from cs_pipeline.evaluate.results import (
+    FREE_SYSTEMS,
+    LOOKUP,
+    CompanyResults,
+    CrossValidated,
+    EvaluationResults,
+    LabelledIntents,
+    PeopleVotes,
+    Scores,
+)
 from cs_pipeline.evaluate.scoring.cost import Cost
 from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
 from cs_pipeline.text.copied import COPIED_RUN
@@ -33,6 +44,7 @@ _ABOUT = {
     "nearest": "the answer of the nearest training question",
     "central": "the most central answer of the predicted intent",
 }
+_WORST_INTENTS = 3
 _VERDICTS = {
     "better": "clearly better",
     "worse": "clearly worse",
@@ -92,9 +104,8 @@ def recommend(
 ) -> Recommendation:
     """Names who should answer customers, and says why, by how much, how surely, and on which rows.
 
-    ``champion_gain`` is the answer quality of the champion minus that of the best free look-up; None unless there is a
-    champion that was trained.
-    ``earlier_decisions`` and ``votes`` are those that the decision was based on.
+    ``champion_gain`` is the answer quality of the champion minus that of the best free look-up; None without a champion
+    that was trained. ``earlier_decisions`` and ``votes`` are those that the decision was based on.
     """
     system = _chosen(results, decision, champion_gain)
     who = _who(results, system)
@@ -110,6 +121,8 @@ def recommend(
         ("On which questions", _measured_on(results)),
         ("Earlier decisions", _earlier(results, earlier_decisions)),
     ]
+    if results.company is not None:
+        reasons.insert(2, ("Your own conversations", _own_conversations(results, results.company)))
     if system in FREE_SYSTEMS:
         reasons.append(("What to do", _MAKE_A_VERSION))
     return Recommendation(system, who, reasons)
@@ -190,6 +203,46 @@ def _by_how_much(results: EvaluationResults, champion_gain: Difference | None) -
         text = _gain(results, "champion", free, f"the free look-up '{free}'", champion_gain)
         sentence += f" The champion itself: {text}."
     return sentence
+
+
+def _own_conversations(results: EvaluationResults, company: CompanyResults) -> str:
+    """How the look-up answers the company's questions, where it is worst, and whether they suffice to compare models."""
+    questions = company.rows + company.rows_left_out
+    asked = f", of which {company.rows:,} were asked" if company.rows_left_out else ""
+    sentence = (
+        f"{company.conversations:,} conversations with {questions:,} questions{asked}. Without the known answers of a"
+        f" question's own conversation and near-duplicates, the look-up answers {company.rows - company.handed_over:,} of"
+        f" them{_cross_validated(company)} and hands {company.handed_over:,} over to a person.{_worst_intents(company)}"
+    )
+    needed = company_conversations_needed(company, next(iter(rivals(results)), None))
+    tested = f" {company.test_rows:,} of the questions {'is' if company.test_rows == 1 else 'are'} in the test, "
+    if needed > company.conversations:
+        return f"{sentence}{tested}too few to compare models on them: about {needed:,} conversations are needed."
+    return f"{sentence}{tested}enough to see a loss of {MAX_COMPANY_LOSS:g} points of answer quality."
+
+
+def _cross_validated(part: CrossValidated) -> str:
+    """The scores of the look-up's answers in the middle of a sentence."""
+    if (quality := part.scores.get(PRIMARY_METRIC)) is None:
+        return " (too few to score)"
+    score_text = f"{figure(PRIMARY_METRIC, quality.score)} [{interval_text(PRIMARY_METRIC, quality)}]"
+    shares = [
+        f", {words} in {figure(metric, score.score)}\N{NO-BREAK SPACE}% [{interval_text(metric, score)}]"
+        for metric, words in (("right_intent", "the right intent"), ("fabricates", "made-up facts"))
+        if (score := part.scores.get(metric)) is not None
+    ]
+    return f" with an answer quality of {score_text}{''.join(shares)},"
+
+
+def _worst_intents(company: CompanyResults) -> str:
+    """The intents on which the look-up is worst, if the company has several with enough questions."""
+    known = [
+        (score.score, intent)
+        for intent, part in company.by_intent.items()
+        if (score := part.scores.get(PRIMARY_METRIC)) is not None
+    ]
+    texts = [f"'{intent}' ({figure(PRIMARY_METRIC, score)})" for score, intent in sorted(known)[:_WORST_INTENTS]]
+    return f" Its answers are worst on {', '.join(texts)}." if len(known) > 1 else ""
 
 
 def _people(results: EvaluationResults, votes: PeopleVotes | None) -> str:

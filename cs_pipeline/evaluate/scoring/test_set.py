@@ -24,7 +24,7 @@ from cs_pipeline.recipe import Recipe
 from cs_pipeline.retrieval.retrieve import rows_of_conversations
 from cs_pipeline.retrieval.router import NO_SUBJECT, PromptIntents
 from cs_pipeline.text.classifier import TextClassifier
-from cs_pipeline.text.placeholders import apply
+from cs_pipeline.text.placeholders import PlaceholderMode, apply
 
 MIN_CLUSTERS_TO_SEAL = 300
 """With fewer clusters of test questions none is sealed: a third of them could not decide anything, nor could the rest."""
@@ -49,21 +49,8 @@ class FrozenTestSet:
         ``labels`` are the intents that people gave to company rows, by row id.
         """
 
-        def read(split: str) -> pd.DataFrame:
-            table = lake.read("prepare", f"{split}_split")
-            frame = table.to_pandas()
-            questions = zip(frame["instruction"], frame["row_id"], strict=True)
-            answers = zip(frame["response"], frame["row_id"], strict=True)
-            contexts = zip(map(earlier_turns, table.column("context").to_pylist()), frame["row_id"], strict=True)
-            return frame.assign(
-                instruction=[apply(text, self.mode, "customer", row) for text, row in questions],
-                response=[apply(text, self.mode, "agent", row) for text, row in answers],
-                with_placeholders=frame["response"],
-                context=[[(who, apply(text, self.mode, who, row)) for who, text in turns] for turns, row in contexts],
-            )
-
         self.mode, self.settings = recipe.placeholders, recipe.evaluation
-        self.train, test = read("train"), read(split)
+        self.train, test = read_split(lake, "train", self.mode), read_split(lake, split, self.mode)
         if rows is not None:
             test = test.sort_values("row_id").head(rows).reset_index(drop=True)
         answers, intents = self.train["response"].tolist(), self.train["intent"].tolist()
@@ -74,9 +61,13 @@ class FrozenTestSet:
 
     def part(self, rows: np.ndarray) -> "FrozenTestSet":
         """The same set with only those of its rows for which ``rows`` [rows] is True."""
-        part = copy(self)
-        part._set_rows(self.test[rows].reset_index(drop=True))
-        return part
+        return self.with_rows(self.test[rows])
+
+    def with_rows(self, rows: pd.DataFrame) -> "FrozenTestSet":
+        """The same set with these ``rows`` of ``read_split``, of any split, instead of its own."""
+        other = copy(self)
+        other._set_rows(_with_labels(rows.reset_index(drop=True), self._labels, self.train))
+        return other
 
     def routed_by(self, intents: PromptIntents) -> "FrozenTestSet":
         """The same set with the intents that the prompts of one model name. A version has its own router."""
@@ -141,6 +132,21 @@ class FrozenTestSet:
 
     def _right_intents(self, answers: list[str]) -> np.ndarray:
         return (np.array(self.classify_answers(answers)) == self.test["intent"].to_numpy()).astype(float)
+
+
+def read_split(lake: DataLake, split: str, mode: PlaceholderMode) -> pd.DataFrame:
+    """The rows of ``split`` with texts in the placeholder ``mode``. ``with_placeholders`` has the unchanged answers."""
+    table = lake.read("prepare", f"{split}_split")
+    frame = table.to_pandas()
+    questions = zip(frame["instruction"], frame["row_id"], strict=True)
+    answers = zip(frame["response"], frame["row_id"], strict=True)
+    contexts = zip(map(earlier_turns, table.column("context").to_pylist()), frame["row_id"], strict=True)
+    return frame.assign(
+        instruction=[apply(text, mode, "customer", row) for text, row in questions],
+        response=[apply(text, mode, "agent", row) for text, row in answers],
+        with_placeholders=frame["response"],
+        context=[[(who, apply(text, mode, who, row)) for who, text in turns] for turns, row in contexts],
+    )
 
 
 def smallest_ids(row_ids: Sequence[str], count: int) -> np.ndarray:

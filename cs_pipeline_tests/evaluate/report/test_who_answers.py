@@ -19,6 +19,8 @@ from cs_pipeline.evaluate.report.who_answers import (
     recommend,
 )
 from cs_pipeline.evaluate.results import (
+    CompanyResults,
+    CrossValidated,
     EvaluationResults,
     PeopleVotes,
     Scores,
@@ -31,7 +33,7 @@ from cs_pipeline.evaluate.scoring.statistics import Difference, Interval
 from cs_pipeline.recipe import FineTuneRecipe
 from cs_pipeline_tests.support.reported import CASCADE_RECIPE, LOOKUP_RECIPE, Page, evaluated
 from cs_pipeline_tests.support.reported import recipe as recipe  # the fixture
-from cs_pipeline_tests.support.results import difference, results_of
+from cs_pipeline_tests.support.results import company_of, difference, results_of
 
 PROMOTED, REFUSED = Decision(True, "it is better"), Decision(False, "it is not better")
 UNDECIDED = Decision(False, "a person has to decide: there are too few rows", undecided=True)
@@ -236,6 +238,59 @@ def test_every_contender_has_a_row_the_best_first(lake: DataLake, recipe: FineTu
     for text in (Page(html).text, report.markdown.replace("\\", "")):
         assert f"{decision.reason[1:]}." in text
         assert "used 3 times" in text
+
+
+SCORED: Scores = {
+    "quality": Interval(61.24, 50, 72),
+    "right_intent": Interval(80, 70, 90),
+    "fabricates": Interval(0, 0, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("company", "said"),
+    [
+        (
+            company_of(30, 0, handed_over=18, scores=SCORED),
+            "30 conversations with 30 questions. Without the known answers of a question's own conversation and"
+            " near-duplicates, the look-up answers 12 of them with an answer quality of 61.2 [50.0 to 72.0], the right"
+            " intent in 80.0 % [70.0 to 90.0], made-up facts in 0.0 % [0.0 to 0.0], and hands 18 over to a person. 0 of the"
+            " questions are in the test, too few to compare models on them: about 2,500 conversations are needed.",
+        ),
+        (
+            company_of(30, 1, handed_over=21),
+            "30 conversations with 30 questions. Without the known answers of a question's own conversation and"
+            " near-duplicates, the look-up answers 9 of them (too few to score) and hands 21 over to a person. 1 of the"
+            " questions is in the test, too few to compare models on them: about 2,500 conversations are needed.",
+        ),
+        (
+            company_of(
+                3000,
+                150,
+                rows=2000,
+                rows_left_out=1100,
+                handed_over=200,
+                by_intent={
+                    intent: CrossValidated(
+                        rows=40, clusters=30, handed_over=2, scores={"quality": Interval(score, 0, 100)}
+                    )
+                    for intent, score in (("brakes", 70), ("lights", 20.5), ("leasing", 90), ("a lost key", 40))
+                }
+                | {"other": CrossValidated(rows=20, clusters=20, handed_over=20, scores={})},
+                differences={"lookup": difference(-6.0, 6.0, rows=150, clusters=150)},
+            ),
+            "3,000 conversations with 3,100 questions, of which 2,000 were asked. Without the known answers of a question's"
+            " own conversation and near-duplicates, the look-up answers 1,800 of them (too few to score) and hands 200 over"
+            " to a person. Its answers are worst on 'lights' (20.5), 'a lost key' (40.0), 'brakes' (70.0). 150 of the"
+            " questions are in the test, enough to see a loss of 10 points of answer quality.",
+        ),
+    ],
+)
+def test_it_says_what_the_companys_own_conversations_show(company: CompanyResults, said: str) -> None:
+    recommended = recommend(compared(BETTER, company=company), REFUSED, None, 0)
+    label, text = recommended.reasons[2]
+    assert (label, text.replace("\N{NO-BREAK SPACE}", " ")) == ("Your own conversations", said)
+    assert "Your own conversations" not in texts(recommend(compared(BETTER), REFUSED, None, 0))
 
 
 def test_it_says_what_people_prefer_and_whether_that_decides() -> None:

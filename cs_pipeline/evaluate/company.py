@@ -1,0 +1,110 @@
+"""What the rows of a company say about a look-up, however few they are.
+
+A company with 30 conversations has hardly any test rows. A look-up needs no training, so it can be judged on all rows of the
+company: each question is answered without the known answers of its own cluster and conversation, with an intent that was
+predicted without its cluster. Only two numbers depend on validation rows that are asked too: the thresholds of the look-up
+and of the router.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.evaluate.comparison import MIN_CLUSTERS
+from cs_pipeline.evaluate.decision import PRIMARY_METRIC, of_rivals
+from cs_pipeline.evaluate.results import LOOKUP, SYSTEMS, CompanyResults, CrossValidated, Scores
+from cs_pipeline.evaluate.scoring.statistics import intervals, paired_bootstrap
+from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, read_split, smallest_ids
+from cs_pipeline.llm.model import Answer
+from cs_pipeline.recipe import LookupRecipe, Recipe
+from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.train.adapter import lookup_threshold
+
+MAX_QUESTIONS = 2000
+"""The maximum number of company rows that are asked: those with the smallest ids, which are hashes. It is enough to know
+the mean of any score from 0 to 100 to 2.2 points (95 %)."""
+
+
+def company_results(
+    recipe: Recipe,
+    adapter: Path,
+    lake: DataLake,
+    all_rows: FrozenTestSet,
+    test: pd.DataFrame,
+    stats: Mapping[str, pd.DataFrame],
+) -> CompanyResults | None:
+    """The company's part of the results, None without company rows.
+
+    The look-up is this version if it is one, else the free look-up as a version of the same data. ``all_rows`` are all test
+    rows. ``test`` holds those that the systems of ``stats`` answered; the row statistics are in the same order.
+    """
+    splits = [all_rows.train, read_split(lake, "validation", all_rows.mode), all_rows.test]
+    rows = pd.concat([split[_is_company(split)] for split in splits], ignore_index=True)
+    if rows.empty:
+        return None
+    asked = all_rows.with_rows(rows[smallest_ids(rows["row_id"].tolist(), MAX_QUESTIONS)])
+    answers = _cross_validated_answers(recipe, adapter, lake, asked)
+    by_intent = {
+        str(intent): _scored(asked, answers, (asked.test["intent"] == intent).to_numpy())
+        for intent, clusters in asked.test.groupby("intent")["cluster_id"].nunique().items()
+        if clusters >= MIN_CLUSTERS
+    }
+    of_company = _is_company(test)
+    clusters = test["cluster_id"][of_company].tolist()
+    differences = {
+        system: paired_bootstrap(stats["tuned"][of_company], frame[of_company], clusters, metrics=(PRIMARY_METRIC,))[
+            PRIMARY_METRIC
+        ]
+        for system, frame in of_rivals(stats).items()
+        if len(set(clusters)) >= MIN_CLUSTERS
+    }
+    return CompanyResults(
+        **dict(_scored(asked, answers, np.ones(len(answers), bool))),
+        conversations=rows["conversation_id"].fillna(rows["row_id"]).nunique(),
+        rows_left_out=len(rows) - len(answers),
+        by_intent=by_intent,
+        test_rows=len(clusters),
+        test_clusters=len(set(clusters)),
+        differences=differences,
+    )
+
+
+def _cross_validated_answers(recipe: Recipe, adapter: Path, lake: DataLake, asked: FrozenTestSet) -> list[Answer]:
+    """What the look-up answers to these rows without the known answers of their own clusters and conversations."""
+    free = LookupRecipe(name=LOOKUP, description=SYSTEMS[LOOKUP], method="lookup", placeholders=recipe.placeholders)
+    index = open_index(free, lake)
+    assert index is not None  # a look-up retrieves
+    if isinstance(recipe, LookupRecipe):
+        look_up = LookupModel.load(recipe, adapter)
+    else:
+        look_up = LookupModel(free, lookup_threshold(free, index, lake)[0])
+    clusters, intents = asked.test["cluster_id"].tolist(), asked.predicted_intents
+    retrieved = retrieve(
+        index, look_up.recipe.prompt, asked.mode, asked.questions, intents, clusters=clusters, own_rows=asked.own_rows
+    )
+    return look_up.answer(asked.questions, intents, asked.contexts, retrieved=retrieved)
+
+
+def _scored(asked: FrozenTestSet, answers: Sequence[Answer], rows: np.ndarray) -> CrossValidated:
+    """Counts and scores of those ``answers`` for which ``rows`` [rows] is True."""
+    answered = rows & np.array([bool(answer.retrieved) for answer in answers])
+    given, part = [answers[i] for i in np.flatnonzero(answered).tolist()], asked.test[answered]
+    scores: Scores = {}
+    if part["cluster_id"].nunique() >= MIN_CLUSTERS:
+        copied = [answer.text for answer in given], [answer.retrieved for answer in given]
+        stats = asked.part(answered).score(*copied, stopped=1.0)
+        scores = intervals(stats, part["cluster_id"].tolist())
+    return CrossValidated(
+        rows=int(rows.sum()),
+        clusters=asked.test["cluster_id"][rows].nunique(),
+        handed_over=int(rows.sum() - answered.sum()),
+        scores=scores,
+    )
+
+
+def _is_company(rows: pd.DataFrame) -> np.ndarray:
+    return (rows["source"] == "company").to_numpy(bool)
