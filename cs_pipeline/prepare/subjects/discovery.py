@@ -7,8 +7,8 @@ ticket that has a subject keeps it. Tight groups also show texts that say nothin
 
 The thresholds were chosen on three sets: a generated plant shop, the sample's rows and Bitext's. The result hardly depends
 on them: the mean adjusted Rand index is 0.82 to 0.83 for all values of TIGHT from 0.25 to 0.32, of JOIN from 0.3 to 0.36 and
-of QUESTION_WEIGHT from 0.4 to 0.5. The figures in docs/company-data.md are for another company. Two of its seeds were looked at
-before the constants were final, and not the seed of the figures.
+of QUESTION_WEIGHT from 0.4 to 0.5. The figures in docs/company-data.md are for another company, generated with a seed that
+was used for nothing else; two other seeds of it had been looked at before the constants were final.
 """
 
 from collections import Counter
@@ -116,13 +116,16 @@ class Discovered:
 
 
 def discover(tickets: Sequence[Ticket], earlier: Discovered | None = None, pinned: Collection[str] = ()) -> Discovered:
-    """The subjects of ``tickets``, which are all tickets so far, in any order.
+    """The subjects of ``tickets``, which are all tickets so far.
+
+    Only the order of the tickets of one conversation and day matters: its first ticket decides, because later ones may be
+    "thanks" or "and how long does that take?".
 
     A ticket that has a subject in ``earlier`` keeps it, unless the subject is joined with another one or turns out to be a
     vague text. ``pinned`` subjects, which a person has decided about, are neither joined with one another nor given up.
     """
     earlier = earlier or Discovered()
-    tickets = sorted(tickets, key=lambda ticket: (ticket.day, ticket.row_id))
+    tickets = sorted(tickets, key=lambda ticket: ticket.day)
     first: dict[str, Ticket] = {}
     for ticket in tickets:
         first.setdefault(ticket.conversation, ticket)
@@ -131,7 +134,7 @@ def discover(tickets: Sequence[Ticket], earlier: Discovered | None = None, pinne
     if all(ticket.row_id in earlier.assignments for ticket in tickets):
         assignments = {ticket.row_id: earlier.assignments[ticket.row_id] for ticket in tickets}
         return Discovered(assignments, earlier.aliases, earlier.labels)
-    openings = list(first.values())
+    openings = sorted(first.values(), key=lambda ticket: (ticket.day, ticket.row_id))
     discovery = _Discovery(openings, earlier, {earlier.resolve(subject) for subject in pinned})
     waiting = [index for index, ticket in enumerate(openings) if ticket.row_id not in earlier.assignments]
     for start in range(0, len(waiting), _WINDOW):

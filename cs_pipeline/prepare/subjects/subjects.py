@@ -225,7 +225,9 @@ def _with_ids(
     labels = _label_names(tickets, found)
     names = name_subjects(groups, {}, company.values.values())
     ids: dict[str, str] = {}
-    for subject in sorted(groups, key=lambda subject: (-len(groups[subject]), groups[subject][0].row_id)):
+    for subject in sorted(
+        groups, key=lambda subject: (-len(groups[subject]), min(row.row_id for row in groups[subject]))
+    ):
         if subject not in found_on:
             name = SubjectName(labels[subject], ()) if subject in labels else names[subject]
             ids[subject] = subject_id(name, taken | set(ids.values()))
@@ -296,7 +298,7 @@ def _describe(
 
 
 def _tickets(lake: DataLake, usable: CompanyRows) -> tuple[list[Ticket], int]:
-    """The usable rows by day, and how many are left out because an earlier row has their id."""
+    """The usable rows by day, a conversation's in order, and how many are left out because an earlier row has their id."""
     found: dict[str, Ticket] = {}
     count = 0
     columns = ["row_id", "conversation_id", "subject_id", "delivered_on", "instruction", "response", "label"]
@@ -306,8 +308,7 @@ def _tickets(lake: DataLake, usable: CompanyRows) -> tuple[list[Ticket], int]:
         for values in zip(*(column.to_pylist() for column in rows.columns), strict=True):
             row_id, conversation, *others = values
             found.setdefault(row_id, Ticket(row_id, conversation or row_id, *others))
-    tickets = sorted(found.values(), key=lambda ticket: (ticket.day, ticket.row_id))
-    return tickets, count - len(tickets)
+    return list(found.values()), count - len(found)
 
 
 def _table(tickets: Sequence[Ticket], found: Discovered, edited: Mapping[str, Assignment]) -> pa.Table:
@@ -321,7 +322,7 @@ def _table(tickets: Sequence[Ticket], found: Discovered, edited: Mapping[str, As
             "similarity": edited[ticket.row_id].similarity,
             "vague": edited[ticket.row_id].vague or None,
         }
-        for ticket in tickets
+        for ticket in sorted(tickets, key=lambda ticket: (ticket.day, ticket.row_id))
     ]
     return pa.Table.from_pylist(rows, schema=SUBJECT)
 
