@@ -48,7 +48,7 @@ def measure(answers: Sequence[str]) -> dict[str, Any]:
 
 
 def _composed(screening: Screening, answer: str, tone: Tone) -> str:
-    composer = Composer(screening, AnswerContext(tone, {}, "", (), None, private=True))
+    composer = Composer(screening, AnswerContext(tone, {}, "", (), needed=()))
     return "".join([*composer.feed(answer), *composer.end(complete=True)])
 
 

@@ -55,11 +55,6 @@ def retrieval_index(context: dg.AssetExecutionContext, config: IndexConfig, lake
     context.log.info(
         f"{index.answers:,} answers and {index.passages:,} passages; {index.vectorised:,} of their texts are new or changed"
     )
-    if index.passages and index.vectorizer == "characters":
-        context.log.info(
-            "Customers often use other words than the articles do. With CS_EMBEDDER=all-MiniLM-L6-v2, the right passage is "
-            "found for far more of their questions: see docs/retrieval.md"
-        )
     return dg.MaterializeResult(
         metadata={
             "dagster/row_count": index.answers + index.passages,

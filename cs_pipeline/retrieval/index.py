@@ -67,6 +67,16 @@ def index_version(lake: DataLake) -> str:
         return str(_manifest(retrieval_folder(lake))["version"])
 
 
+def index_embedder(lake: DataLake) -> Embedder | None:
+    """The embedding model of the lake's index. None if it has none, or if there is no index.
+
+    Raises PipelineError if the index is damaged or its model is missing.
+    """
+    with index_lock(lake):
+        folder = retrieval_folder(lake)
+        return _embedder(_manifest(folder)) if folder.exists() else None
+
+
 class RetrievalIndex:
     """Known answers and passages. ``version`` is a hash of them and of the method that compares them."""
 

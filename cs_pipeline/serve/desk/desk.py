@@ -21,6 +21,7 @@ from cs_pipeline.serve.desk.composing import AnswerContext, Composer
 from cs_pipeline.serve.desk.filling import canonical_values, fill_placeholders
 from cs_pipeline.serve.desk.handover import Handover, HandoverReason, handover_message, handover_reason, summarize
 from cs_pipeline.serve.desk.handover_queue import HandoverQueue
+from cs_pipeline.serve.desk.recurring import RecurringQuestion, recurring_questions
 from cs_pipeline.serve.desk.scope import OutOfScope, is_off_topic, out_of_scope
 from cs_pipeline.serve.desk.screening import Screening, is_fit_for_customers, strip_markup, visible_text
 from cs_pipeline.serve.desk.tone import Tone, apply_tone, salutation
@@ -185,6 +186,7 @@ class Desk:
         self._service = service
         self._company = company
         self._screening = Screening(company)
+        self._lake = lake
         self._queue = HandoverQueue(lake, company)
 
     def reply(self, request: DeskRequest, cancelled: threading.Event | None = None) -> Reply:
@@ -220,6 +222,11 @@ class Desk:
         """Known answers and passages for ``text``, which may contain personal data; empty without an index."""
         question = apply(self._screening.mask(text, "customer"), PlaceholderMode.KEEP, "customer", "")
         return self._service.live_index.look_up(question, wanted)
+
+    def recurring_questions(self) -> list[RecurringQuestion]:
+        """Questions about nothing known that customers ask again and again. Raises PipelineError if the index is damaged."""
+        today = datetime.now(UTC).date()
+        return recurring_questions(self._lake, lambda text: self._screening.mask(text, "customer"), today)
 
     def close(self) -> None:
         """Stops the delivery of handovers. Those not delivered yet stay in the queue."""

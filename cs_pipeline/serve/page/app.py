@@ -104,7 +104,7 @@ def _blocks(desk: Desk, service: ModelService, lake: DataLake) -> gr.Blocks:
             with gr.Tab("Compare") as comparing:
                 compare = CompareTab(desk, service, lake, browser)
             with gr.Tab("Performance") as performing:
-                PerformanceTab(performing, service, lake)
+                PerformanceTab(performing, desk, service, lake)
             with gr.Tab("Agent assist") as assisting:
                 assist = AssistTab(desk, service, lake, browser)
         blocks.load(_known_browser, browser, browser, show_progress="hidden")

@@ -1,4 +1,4 @@
-"""The *Performance* tab: a version's evaluation results from its MLflow run, and the leaderboard from the lake."""
+"""The *Performance* tab: a version's evaluation results from its MLflow run, the leaderboard, and unanswered questions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from cs_pipeline.evaluate.report.logged import (
     logged_scores,
 )
 from cs_pipeline.evaluate.report.pictures import Picture
+from cs_pipeline.serve.desk.desk import Desk
 from cs_pipeline.serve.models.jobs import UnknownModel
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import TEMPLATES, show_error, valid_choice, version_choices
@@ -84,8 +85,8 @@ def _registered(client: Any, version: int) -> Any:
 class PerformanceTab:
     """The tab's components and events. Create it inside ``gr.Tab``: selecting ``tab`` loads the results."""
 
-    def __init__(self, tab: gr.Tab, service: ModelService, lake: DataLake) -> None:
-        self._service, self._lake = service, lake
+    def __init__(self, tab: gr.Tab, desk: Desk, service: ModelService, lake: DataLake) -> None:
+        self._desk, self._service, self._lake = desk, service, lake
         version = gr.Dropdown(label="Version", choices=[], elem_id="performance-version")
         figures = gr.HTML(js_on_load=None, elem_id="figures")
         tab.select(self._refreshed, version, [version, figures], show_progress="hidden")
@@ -108,7 +109,11 @@ class PerformanceTab:
         store = store_uri(self._lake)
         mlflow = store if store.startswith(("http://", "https://")) else f"http://{host}:{_MLFLOW_PORT}"
         return TEMPLATES.get_template("performance.html.jinja").render(
-            results=results, **self._board(), dagster=f"http://{host}:{_DAGSTER_PORT}", mlflow=without_secret(mlflow)
+            results=results,
+            **self._board(),
+            **self._new_questions(),
+            dagster=f"http://{host}:{_DAGSTER_PORT}",
+            mlflow=without_secret(mlflow),
         )
 
     def _board(self) -> dict[str, Any]:
@@ -117,3 +122,10 @@ class PerformanceTab:
             return {"board": leaderboard_rows(self._lake), "board_fault": None}
         except PipelineError as error:
             return {"board": [], "board_fault": error}
+
+    def _new_questions(self) -> dict[str, Any]:
+        """The questions that nobody has answered yet, or in ``questions_fault`` why they cannot be shown."""
+        try:
+            return {"questions": self._desk.recurring_questions(), "questions_fault": None}
+        except PipelineError as error:
+            return {"questions": [], "questions_fault": error}

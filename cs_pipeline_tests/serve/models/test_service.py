@@ -1,5 +1,6 @@
 """Batches, limits, memory and names, with real models and without HTTP."""
 
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -9,14 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, read_json
+from cs_pipeline.core.manifest import MANIFEST_NAME, write_manifest
 from cs_pipeline.llm.base import base_of_version
 from cs_pipeline.llm.model import SupportModel
 from cs_pipeline.recipe import read_fine_tune_recipe
+from cs_pipeline.retrieval.router import OWN_ROUTER, prompt_intents, router_folder
 from cs_pipeline.serve.models.generation import Generation
 from cs_pipeline.serve.models.jobs import Busy, NotReady, Sampling, TooLong, UnknownModel
 from cs_pipeline.serve.models.service import ModelService
-from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.tracking import get_version, open_store
 from cs_pipeline_tests.support.serving import engine_of, running_service, wait_for
 from cs_pipeline_tests.support.versions import make_champion
@@ -36,7 +38,7 @@ def expected(lake: Path, number: int, *, base: bool) -> list[str]:
     weights = base_of_version(recipe, folder)
     assert weights is not None
     model = SupportModel(recipe, weights, None if base else folder / "adapter")
-    intents = TextClassifier.load(folder / "adapter" / "intent_classifier").predict(QUESTIONS)[0]
+    intents = prompt_intents(recipe, folder / "adapter", None)(QUESTIONS)
     return [answer.text for answer in model.answer(QUESTIONS, intents, [()] * len(QUESTIONS))]
 
 
@@ -58,6 +60,22 @@ def test_versions_and_bases_share_weights_and_answer_as_they_were_evaluated(
     usage = service.pool.usage()
     assert {"1", "2", "1:base"} <= set(usage)
     assert {entry["bytes"] for entry in usage.values()} == {service.pool.weight_bytes}, "all share one base"
+
+
+def test_a_version_of_before_keeps_its_classifier_and_is_routed_by_the_lake(own_versions: DataLake) -> None:
+    """Such a version has an intent classifier instead of a router."""
+    adapter = get_version(open_store(own_versions), 2).folder / "adapter"
+    shutil.rmtree(adapter / OWN_ROUTER)
+    shutil.copytree(own_versions.path("prepare", "intent_classifier"), adapter / "intent_classifier")
+    write_manifest(adapter, {key: value for key, value in read_json(adapter / MANIFEST_NAME).items() if key != "files"})
+    with running_service(own_versions) as service:
+        given = [ask(service, question, "2") for question in QUESTIONS]
+        assert [answer.text() for answer in given] == expected(own_versions.root, 2, base=False)
+        assert given[2].intent == "recover_password"
+        shutil.rmtree(router_folder(own_versions))
+    with running_service(own_versions) as service:
+        unrouted = ask(service, QUESTIONS[2], "2")
+        assert (unrouted.text(), unrouted.intent, unrouted.confidence) == (given[2].text(), None, None)
 
 
 def test_names_resolve_to_versions_and_bases(service: ModelService) -> None:

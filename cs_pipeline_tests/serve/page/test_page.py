@@ -19,6 +19,7 @@ from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.retrieval.passages import read_knowledge
 from cs_pipeline.tracking import open_store
 from cs_pipeline_tests.conftest import copy_lake, own_world
+from cs_pipeline_tests.serve.desk.test_recurring import BATTERY, hand_over
 from cs_pipeline_tests.support.serving import PATIENCE, SURE, Serving, wait_for
 from cs_pipeline_tests.support.versions import add_version
 
@@ -290,8 +291,11 @@ def test_the_answer_that_an_agent_sent_is_stored(page: Page, serving: Serving) -
     assert sorted(serving.lake.path("serve").rglob("handovers/*")) == handed_over
 
 
-def test_performance_shows_the_results_of_a_version(page: Page, serving: Serving) -> None:
+def test_performance_shows_the_results_of_a_version_and_new_questions(page: Page, serving: Serving) -> None:
+    for number, question in enumerate(BATTERY):
+        hand_over(serving.lake, number, question)
     open_tab(page, "Performance")
+    expect(page.locator(".performance li", has_text="battery")).to_contain_text("4 customers asked about")
     client = open_store(serving.lake)
     bits = client.get_run(str(client.get_model_version("cs-support", "1").run_id)).data.metrics[
         "test.bits_per_character"

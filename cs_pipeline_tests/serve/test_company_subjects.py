@@ -1,0 +1,94 @@
+"""A company's own subjects behind the API: Bitext has no such intents, and three rows of them stand beside Bitext's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cs_pipeline.company import company_file
+from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.schema import ANSWER
+from cs_pipeline.retrieval.index import SCHEMAS, index_lock, retrieval_folder, write_index
+from cs_pipeline.retrieval.router import Router, router_folder
+from cs_pipeline.serve.desk.handover import HandoverReason
+from cs_pipeline_tests.conftest import copy_lake, own_world
+from cs_pipeline_tests.support.desks import waiting
+from cs_pipeline_tests.support.serving import SURE, Serving, wait_for
+
+OWN = {
+    "battery": (
+        "Hold the button of the battery for ten seconds, then charge it indoors.",
+        [
+            "my battery does not charge any more",
+            "the battery of my bike will not charge",
+            "battery lamp red, no charge",
+        ],
+    ),
+    "saddle": (
+        "Grease the seat post and tighten both bolts.",
+        ["my saddle creaks when I sit down", "the saddle makes a creaking noise", "what helps if a saddle creaks"],
+    ),
+}
+"""For each subject of a bicycle shop its answer and the questions that it was the answer to."""
+UNKNOWN = "Ich hätte da etwas ganz anderes"
+
+
+@pytest.fixture(scope="module")
+def lake(lookup_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> DataLake:
+    """A lake whose champion is version 2, a look-up, with the rows of OWN in its index and its router."""
+    lake = copy_lake(lookup_lake, tmp_path_factory.mktemp("subjects") / "lake")
+    rows = [
+        {"row_id": question, "cluster_id": question, "question": question, "answer": answer, "intent": subject}
+        for subject, (answer, questions) in OWN.items()
+        for question in questions
+    ]
+    folder = retrieval_folder(lake)
+    tables = {name: pq.read_table(folder / f"{name}.parquet") for name in SCHEMAS}
+    tables["answers"] = pa.concat_tables([tables["answers"], pa.Table.from_pylist(rows, schema=ANSWER)])
+    with index_lock(lake):
+        write_index(folder, tables)
+    known = tables["answers"].to_pydict()
+    Router.fit(known["question"], known["intent"], known["cluster_id"]).save(router_folder(lake))
+    company_file(lake).write_text("topics: [bicycles, repairs]\n")
+    return lake
+
+
+@pytest.fixture(scope="module")
+def serving(lake: DataLake) -> Iterator[Serving]:
+    with own_world(lake.root), Serving(lake) as serving:
+        wait_for(serving.ready)
+        yield serving
+
+
+@pytest.mark.parametrize(
+    ("question", "subject"),
+    [
+        ("why does my bike battery not charge?", "battery"),
+        ("the battery does not charge", "battery"),
+        ("is it normal that the saddle creaks", "saddle"),
+    ],
+)
+def test_a_companys_question_gets_its_own_answer(serving: Serving, question: str, subject: str) -> None:
+    answer = serving.chat(question).json()
+    assert (answer["author"], answer["intent"], answer["handover"]) == ("model", subject, None)
+    assert answer["response"] == answer["sources"][0]["text"] == OWN[subject][0]
+    assert answer["confidence"] > 0.5
+    written = serving.chat(question, model_name="1").json()
+    assert (written["author"], written["handover"]) == ("model", None), "a model that was trained before answers too"
+
+
+def test_only_a_question_about_nothing_known_is_handed_over(serving: Serving, lake: DataLake) -> None:
+    before = waiting(lake)
+    for model in ("1", "2"):
+        answer = serving.chat(UNKNOWN, model_name=model).json()
+        assert (answer["author"], answer["intent"], answer["handover"]) == ("desk", None, HandoverReason.UNCLEAR.value)
+        assert answer["confidence"] < 0.3
+    new = [waiting(lake)[reference] for reference in waiting(lake).keys() - before.keys()]
+    assert [record["intent"] for record in new] == [None, None]
+    assert serving.chat(SURE).json()["handover"] is None, "Bitext's intents are still known"
+
+
+def test_fixed_replies_name_the_companys_topics(serving: Serving) -> None:
+    assert "questions about bicycles and repairs." in serving.chat("Will it rain tomorrow?").json()["response"]
