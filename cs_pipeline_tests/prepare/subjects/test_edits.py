@@ -1,6 +1,7 @@
 """A person's file: what each edit does, which mistakes are named, and that edits can be taken back."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,14 @@ def test_without_a_file_nothing_changes(lake: DataLake) -> None:
     edits = load_edits(lake, INTENTS, set())
     assert apply_edits(TICKETS, FOUND, edits).assignments == FOUND.assignments
     assert edits.ids == set()
+
+
+def test_the_example_is_valid(lake: DataLake) -> None:
+    example = Path(__file__).parents[3] / "examples" / "subjects.yaml"
+    lake.root.mkdir()
+    subjects_file(lake).write_text(example.read_text())
+    edits = load_edits(lake, {"delivery_period", "change_shipping_address"}, {"account", "delivery", "refund"})
+    assert edits.ids == {"account", "delivery", "refund"}
 
 
 def test_a_subject_is_renamed_and_mapped(lake: DataLake) -> None:
