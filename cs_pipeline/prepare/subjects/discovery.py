@@ -230,15 +230,15 @@ class _Discovery:
 
         A label that most tickets have, such as "question", says nothing.
         """
-        counts = Counter(label_key(ticket.label) for ticket in self._tickets if ticket.label)
-        found = {}
-        for label, count in counts.items():
-            customers = {
-                self._customer[i] for i, ticket in enumerate(self._tickets) if label_key(ticket.label) == label
-            }
-            if self._minimum <= count <= len(self._tickets) / 2 and len(customers) > 1:
-                found[label] = known.get(label, f"label {label}")
-        return found
+        customers: dict[str, list[str]] = {}
+        for ticket, customer in zip(self._tickets, self._customer, strict=True):
+            if label := label_key(ticket.label):
+                customers.setdefault(label, []).append(customer)
+        return {
+            label: known.get(label, f"label {label}")
+            for label, own in customers.items()
+            if self._minimum <= len(own) <= len(self._tickets) / 2 and len(set(own)) > 1
+        }
 
     def _unassigned(self) -> np.ndarray:
         return np.flatnonzero(self._arrived & ~_has(self._subject))[-2 * _WINDOW :]
