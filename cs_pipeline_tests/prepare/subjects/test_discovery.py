@@ -126,8 +126,8 @@ def test_the_order_of_the_tickets_does_not_matter_and_nothing_new_changes_nothin
     assert discover_again(shuffled) == expected
     # Row ids are hashes: the id of a later message may be the smaller one.
     renamed = [replace(ticket, row_id=f"0{ticket.row_id}") if ticket.row_id.endswith("b") else ticket for ticket in few]
-    found = discover_again(renamed).assignments
-    assert all(found[ticket.row_id] == expected.assignments[ticket.row_id] for ticket in openings(few))
+    again = discover_again(renamed).assignments
+    assert all(again[ticket.row_id] == expected.assignments[ticket.row_id] for ticket in openings(few))
 
 
 def test_a_labelled_ticket_gets_the_subject_of_its_label() -> None:
