@@ -272,8 +272,8 @@ def _device() -> str:
 def _reset_peak() -> None:
     import torch
 
-    gc.collect()
     if _on_gpu():
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 

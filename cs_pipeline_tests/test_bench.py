@@ -1,5 +1,6 @@
 """The benchmarks at a small size: they run, their checks hold, and the checks can fail."""
 
+import multiprocessing.dummy
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from bench import embedders, gpu, graph, grouping, prepare, processor, retrieval, side_by_side
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows
+from cs_pipeline.llm import model
 from cs_pipeline.recipe import EmbeddedBase, FineTuneRecipe, load_fine_tune_recipe
 from cs_pipeline.retrieval import search
 from cs_pipeline.retrieval.embedder import Embedder
@@ -57,8 +59,8 @@ def test_the_bench_of_retrieval_refuses_an_index_that_does_not_find(
 def test_the_bench_of_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedders, "FEW", 5)
     rows = embedders.read_split_rows(None, tmp_path).groupby("intent").head(25)
-    model = Embedder(str(tiny_model(tmp_path / "model", seed=0)))
-    result = embedders.measure(rows, model, 1, tmp_path)
+    embedder = Embedder(str(tiny_model(tmp_path / "model", seed=0)))
+    result = embedders.measure(rows, embedder, 1, tmp_path)
     answers, articles = result["answers"], result["articles"]
     assert answers["known"] == (rows["split"] == "train").sum()
     assert answers["asked"] < (rows["split"] == "validation").sum()
@@ -111,7 +113,10 @@ def test_the_bench_of_grouping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         grouping.measure(read_rows(None, 40), 1, 1, base, tmp_path)
 
 
-def test_the_bench_of_the_processor(tmp_path: Path) -> None:
+def test_the_bench_of_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In threads: four processes would import torch, transformers, PEFT and TRL again.
+    monkeypatch.setattr(processor, "get_context", lambda method: multiprocessing.dummy)
+    monkeypatch.setattr(model, "MIN_BFLOAT16_SIZE", model.MIN_BFLOAT16_SIZE)  # the plain arms change it
     recipe = load_fine_tune_recipe(processor.RECIPE)
     recipe = recipe.model_copy(update={"generation": recipe.generation.model_copy(update={"max_new_tokens": 4})})
     result = processor.measure(tiny_base(tmp_path / "base", "embedded"), recipe, None, rows=16, questions=4, rounds=1)
