@@ -40,9 +40,9 @@ def export_blind_sheet(
 
     ``answers`` has the columns row_id, system, question and answer. ``systems`` maps each system to be rated to its name in
     the ratings, which includes the version. ``seed`` decides which questions are drawn, their order, and the order of the
-    answers to each. A question that one of the systems handed over to a person is not drawn: HANDOVER_ANSWER would tell the
-    raters which system it is, and says nothing about the person's answer that the customer gets. Raises PipelineError when
-    the sheet already exists or there is nothing to rate.
+    answers to each. A question that one of the systems handed over is not drawn: HANDOVER_ANSWER would reveal the system,
+    and the answer that the person would give is not known. Raises PipelineError when the sheet already exists or there is
+    nothing to rate.
     """
     key = key_path(sheet)
     if sheet.exists() or key.exists():
