@@ -2,8 +2,8 @@
 
 A company with 30 conversations has hardly any test rows. A look-up needs no training, so it can be judged on all rows of the
 company: each question is answered without the known answers of its own cluster and conversation, with an intent that was
-predicted without its cluster. Only two numbers depend on validation rows that are asked too: the thresholds of the look-up
-and of the router.
+predicted without its cluster. What depends on the question all the same: the few numbers of the router's calibration, the
+thresholds of router and look-up, and which subjects the company has.
 """
 
 from collections.abc import Mapping, Sequence
