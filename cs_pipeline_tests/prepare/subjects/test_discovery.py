@@ -60,12 +60,15 @@ def test_the_subjects_of_a_provider_are_found() -> None:
 
 def test_tickets_keep_their_subjects_from_landing_to_landing() -> None:
     _, _, found = landed()
+    shares = []
     for earlier, later in pairwise(found):
         had = {row_id: entry.subject for row_id, entry in earlier.assignments.items() if entry.subject is not None}
         kept = sum(later.assignments[row_id].subject == subject for row_id, subject in had.items())
-        assert kept > 0.9 * len(had)
+        shares.append(kept / len(had))
         gone = {subject for subject in earlier.rows_of if subject not in later.rows_of}
         assert all(later.resolve(subject) in later.rows_of for subject in gone & later.aliases.keys())
+    assert min(shares) > 0.9  # 0.926 measured, from the first landing to the second
+    assert sum(shares) / len(shares) > 0.95  # 0.98 measured
     first: dict[str, str] = {}
     for one in found:
         for row_id, entry in one.assignments.items():
