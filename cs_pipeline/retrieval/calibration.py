@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cs_pipeline.retrieval.evidence import EvidenceModel, LabelledQuestions, QuestionEvidence
+from cs_pipeline.retrieval.evidence import EvidenceModel, LabelledQuestions, QuestionEvidence, is_small
 
 TRIALS = 5
 """Each trial leaves out a fifth of the clusters and of the labels."""
@@ -89,7 +89,7 @@ class TrialScores:
     """What the calibration says about the questions of the trials, arrays of shape [questions].
 
     ``known`` is the probability that it gives, ``is_known`` the truth, ``cut`` whether the question's label was cut down,
-    ``small`` how small the chosen label is, ``right`` whether it is the question's label.
+    ``small`` whether the chosen label is small, ``right`` whether it is the question's label.
     """
 
     known: np.ndarray
@@ -113,7 +113,7 @@ def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]
     inputs = np.concatenate([trial.evidence.of_labels(one) for trial, one in zip(trials, chosen, strict=True)])
     calibration = Calibration(chooser.chooser, _fit_known(inputs, truth >= 0))
     known = [calibration.knowns(trial.evidence, one) for trial, one in zip(trials, chosen, strict=True)]
-    small = [trial.evidence.small[one] for trial, one in zip(trials, chosen, strict=True)]
+    small = [is_small(trial.evidence.sizes)[one] for trial, one in zip(trials, chosen, strict=True)]
     return calibration, TrialScores(
         np.concatenate(known),
         truth >= 0,

@@ -85,6 +85,11 @@ def small_labels(sizes: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(1 - np.log(sizes / 3) / np.log(100 / 3), 0, 1))
 
 
+def is_small(sizes: np.ndarray) -> np.ndarray:
+    """Whether labels are nearer to three questions than to a hundred on that scale: they have fewer than 18."""
+    return small_labels(sizes) > 0.5
+
+
 @dataclass(frozen=True)
 class QuestionEvidence:
     """Several kinds of evidence for each label.

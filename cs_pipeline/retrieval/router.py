@@ -23,8 +23,8 @@ from cs_pipeline.retrieval.evidence import (
     EvidenceModel,
     LabelledQuestions,
     first_of_labels,
+    is_small,
     select_questions,
-    small_labels,
 )
 from cs_pipeline.text.classifier import TextClassifier
 
@@ -33,6 +33,10 @@ NO_SUBJECT = "other"
 
 FALSE_HANDOVERS = 0.05
 """The share of questions about known labels that get no label."""
+
+MAX_UNKNOWN_TO_SMALL = 0.3
+"""The maximum share of the trials' questions about unknown labels, near a small label, that are routed to it. These
+questions are harder than most foreign ones: each label of Bitext that is left out has a twin among the others."""
 
 OWN_ROUTER = "router"
 """The folder in an adapter's folder with the router that the adapter was trained with."""
@@ -46,9 +50,9 @@ PromptIntents: TypeAlias = Callable[[Sequence[str]], list[str | None]]
 _DESCRIPTION, _ARRAYS = "router.json", "router.safetensors"
 _FOLDS = 3
 _MIN_VALIDATION, _MIN_SMALL = 200, 30
-_SCORES = ("known", "small", "unknown", "unknown.small")
-"""``Route.known`` of the trials' questions: about known labels that were not cut down, about small ones whose label was
-found, and about labels that were left out; and how small the label was that the last ones came near to."""
+_SCORES = ("known", "small", "unknown", "unknown_small")
+"""``Route.known`` of the trials' questions, sorted: about labels that were not cut down, about small ones if the right one
+was the most probable, and about labels that were left out, if the most probable label was a large one or a small one."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Router:
     ) -> None:
         self._model, self._calibration, self._scores, self._embedder = model, calibration, scores, embedder
         self._limits = limits
-        self.thresholds = _between(limits, small_labels(model.arrays["sizes"]))
+        self.thresholds = np.where(is_small(model.arrays["sizes"]), limits[1], limits[0])
 
     @classmethod
     def fit(
@@ -118,18 +122,24 @@ class Router:
     @property
     def unknown_handed_over(self) -> float | None:
         """The share of the trials' questions about labels that were left out that get no label; None without trials."""
-        unknown, small = self._scores["unknown"], self._scores["unknown.small"]
-        return float((unknown < _between(self._limits, small)).mean()) if len(unknown) else None
+        unknown = [self._scores[name] for name in ("unknown", "unknown_small")]
+        below = sum(int((scores < limit).sum()) for scores, limit in zip(unknown, self._limits, strict=True))
+        total = sum(map(len, unknown))
+        return below / total if total else None
 
     def with_handover_share(self, share: float) -> "Router":
         """This router with the thresholds that hand over ``share`` (0 to 1) of the questions about known labels.
 
-        For small labels, it is the share of the questions whose most probable label is the right one.
+        For small labels, it is the share of the questions whose most probable label is the right one, or more: at most
+        ``MAX_UNKNOWN_TO_SMALL`` of the trials' unknown questions that come nearest to a small label are routed to it.
         """
         known, small = self._scores["known"], self._scores["small"]
-        ordinary = float(np.quantile(known, share)) if len(known) else 0.0
-        of_small = float(np.quantile(small, share)) if len(small) >= _MIN_SMALL else ordinary
-        limits = ordinary, min(of_small, ordinary)
+        of_large = float(np.quantile(known if len(known) else small, share)) if len(known) or len(small) else 0.0
+        of_small = float(np.quantile(small, share)) if len(small) >= _MIN_SMALL else of_large
+        unknown = self._scores["unknown_small"]
+        if len(unknown) >= _MIN_SMALL:
+            of_small = max(of_small, float(np.quantile(unknown, 1 - MAX_UNKNOWN_TO_SMALL)))
+        limits = of_large, of_small
         return Router(self._model, self._calibration, self._scores, limits, self._embedder)
 
     def with_validation(self, texts: Sequence[str], labels: Sequence[str], share: float = FALSE_HANDOVERS) -> "Router":
@@ -138,16 +148,18 @@ class Router:
         If there are at least ``_MIN_VALIDATION`` about large labels, they replace the questions of the trials, whose
         models know less than this router. Questions about small labels are few, so they only join those of the trials.
         """
-        if not len(self._scores["known"]) or not len(texts):
+        if not any(map(len, self._scores.values())) or not len(texts):
             return self
         routes = self.route(texts)
-        sizes = dict(zip(self.labels, small_labels(self._model.arrays["sizes"]), strict=True))
-        is_small = np.array([sizes[route.best] > 0.5 for route in routes])
+        small_names = {
+            name for name, small in zip(self.labels, is_small(self._model.arrays["sizes"]), strict=True) if small
+        }
+        small = np.array([route.best in small_names for route in routes])
         right = np.array([route.best == label for route, label in zip(routes, labels, strict=True)])
         known = np.array([route.known for route in routes], dtype=np.float32)
-        scores = self._scores | {"small": np.sort(np.concatenate([self._scores["small"], known[is_small & right]]))}
-        if (~is_small).sum() >= _MIN_VALIDATION:
-            scores["known"] = np.sort(known[~is_small])
+        scores = self._scores | {"small": np.sort(np.concatenate([self._scores["small"], known[small & right]]))}
+        if (~small).sum() >= _MIN_VALIDATION:
+            scores["known"] = np.sort(known[~small])
         return Router(self._model, self._calibration, scores, self._limits, self._embedder).with_handover_share(share)
 
     def route(self, texts: Sequence[str]) -> list[Route]:
@@ -306,21 +318,13 @@ def _scores_by_kind(scores: TrialScores | None) -> dict[str, np.ndarray]:
     """What the trials' questions got, float32: see ``_SCORES``."""
     if scores is None:
         return {name: np.zeros(0, np.float32) for name in _SCORES}
-    is_small = scores.cut & (scores.small > 0.5)
-    return {
-        "known": np.sort(scores.known[scores.is_known & ~scores.cut]).astype(np.float32),
-        "small": np.sort(scores.known[scores.is_known & is_small & scores.right]).astype(np.float32),
-        "unknown": scores.known[~scores.is_known].astype(np.float32),
-        "unknown.small": scores.small[~scores.is_known].astype(np.float32),
+    kinds = {
+        "known": scores.is_known & ~scores.cut,
+        "small": scores.is_known & scores.small & scores.right,
+        "unknown": ~scores.is_known & ~scores.small,
+        "unknown_small": ~scores.is_known & scores.small,
     }
-
-
-def _between(limits: tuple[float, float], small: np.ndarray) -> np.ndarray:
-    """Thresholds between that of large labels and that of small ones, in logits, for how ``small`` labels are: [labels]."""
-    if 0 in limits:
-        return np.zeros(len(small))
-    large, little = (np.log(limit / (1 - limit)) for limit in np.clip(limits, 1e-6, 1 - 1e-6))
-    return np.asarray(1 / (1 + np.exp(-(large * (1 - small) + little * small))))
+    return {name: np.sort(scores.known[rows]).astype(np.float32) for name, rows in kinds.items()}
 
 
 def _same_embedder(named: dict[str, str] | None, folder: Path) -> Embedder | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
@@ -20,7 +21,7 @@ from cs_pipeline.core.schema import PASSAGE
 from cs_pipeline.defs.resources import LakeResource
 from cs_pipeline.defs.retrieval import IndexConfig, retrieval_index
 from cs_pipeline.retrieval import embedder as module
-from cs_pipeline.retrieval.embedder import MINILM, Embedder
+from cs_pipeline.retrieval.embedder import MINILM, Embedder, RememberingEmbedder, embedder_in_use, shared_embedder
 from cs_pipeline.retrieval.index import SENTENCE_WEIGHTS, RetrievalIndex, forget_rows, retrieval_folder, write_index
 from cs_pipeline.retrieval.vectors import CharacterVectors, MixedVectors, SentenceVectors
 from cs_pipeline_tests.retrieval.test_index import FEW, HELP
@@ -199,6 +200,47 @@ def test_the_asset_takes_the_model_from_its_configuration_or_the_environment(
     assert vectorizer(IndexConfig(embedder=str(model))) == str(model)
     with pytest.raises(PipelineError, match="The embedding model nowhere has no config"):
         vectorizer(IndexConfig())
+
+
+def test_a_text_is_embedded_once_for_several_processes(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "vectors"
+    first = RememberingEmbedder(str(model), file)
+    np.testing.assert_allclose(
+        first.embed([*TEXTS, TEXTS[0]]), Embedder(str(model)).embed([*TEXTS, TEXTS[0]]), atol=1e-3
+    )
+    first.save()
+    second = RememberingEmbedder(str(model), file)
+    np.testing.assert_array_equal(second.embed(TEXTS[:2]), first.embed(TEXTS[:2]))
+    assert "_model" not in vars(second), "it computed vectors that the file has"
+    assert second.embed([]).shape == (0, 16)
+    second.save()
+    assert len(RememberingEmbedder(str(model), file)._known) == 2, "a text that nobody asked for is still there"
+    other = RememberingEmbedder(str(tiny_model(tmp_path / "other", seed=1)), file)
+    assert not np.allclose(other.embed(TEXTS), first.embed(TEXTS), atol=1e-2)
+
+
+def test_a_process_has_one_object_per_model(model: Path, tmp_path: Path) -> None:
+    assert shared_embedder(str(model)) is shared_embedder(str(model))
+    assert shared_embedder(str(tiny_model(tmp_path / "other", seed=1))) is not shared_embedder(str(model))
+
+
+def test_customers_other_words_need_a_model(lake: DataLake, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(source: str, passages: int) -> str:
+        rows = pa.table({"source": ["bitext", source]})
+        lake.write("prepare", "conversations", rows, rows.schema)
+        lake.write("prepare", "knowledge_base", HELP.slice(0, passages), PASSAGE)
+        return embedder_in_use(lake)
+
+    assert embedder_in_use(lake) == "", "the tests' setting: characters"
+    monkeypatch.delenv("CS_EMBEDDER")
+    assert embedder_in_use(lake) == "", "an empty lake"
+    assert write("bitext", 0) == ""
+    assert write("company", 0) == MINILM
+    assert write("bitext", 1) == MINILM
+    monkeypatch.setenv("CS_EMBEDDER", "a folder")
+    assert embedder_in_use(lake) == "a folder"
+    monkeypatch.setenv("CS_EMBEDDER", "characters")
+    assert write("company", 1) == ""
 
 
 def test_rows_are_forgotten_even_if_the_model_is_gone(model: Path, tmp_path: Path, lake: DataLake) -> None:
