@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from cs_pipeline.company import company_file
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline_tests.conftest import MadeOnce, copy_lake, own_world
 from cs_pipeline_tests.support.serving import Serving, running_service, wait_for
 from cs_pipeline_tests.support.versions import add_lookup, add_version, make_champion
+
+STRICT = "handover: {false_share: 0.3}\n"
+"""Settings of a company whose gate is strict: a router of 700 generated rows knows little about what is unknown."""
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +22,9 @@ def two_versions(made_once: MadeOnce, champion_lake: Path) -> Path:
 
     def make(folder: Path) -> None:
         with own_world(folder / "lake"):
-            add_version(copy_lake(champion_lake, folder / "lake"), folder / "lake" / "second", 0.0)
+            lake = copy_lake(champion_lake, folder / "lake")
+            company_file(lake).write_text(STRICT)
+            add_version(lake, lake.root / "second", 0.0)
 
     return made_once("two versions", make) / "lake"
 
@@ -35,7 +41,7 @@ def lookup_lake(made_once: MadeOnce, champion_lake: Path) -> Path:
 
     def make(folder: Path) -> None:
         lake = copy_lake(champion_lake, folder / "lake")
-        lake.path("company.yaml").write_text("values: {Company Name: Brightmart}\n")
+        company_file(lake).write_text(f"values: {{Company Name: Brightmart}}\n{STRICT}")
         with own_world(lake.root):
             make_champion(lake, add_lookup(lake))
 

@@ -14,6 +14,7 @@ from cs_pipeline.retrieval.index import SCHEMAS, index_lock, retrieval_folder, w
 from cs_pipeline.retrieval.router import Router, router_folder
 from cs_pipeline.serve.desk.handover import HandoverReason
 from cs_pipeline_tests.conftest import copy_lake, own_world
+from cs_pipeline_tests.serve.conftest import STRICT
 from cs_pipeline_tests.support.desks import waiting
 from cs_pipeline_tests.support.serving import SURE, Serving, wait_for
 
@@ -51,7 +52,7 @@ def lake(lookup_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> DataLak
         write_index(folder, tables)
     known = tables["answers"].to_pydict()
     Router.fit(known["question"], known["intent"], known["cluster_id"]).save(router_folder(lake))
-    company_file(lake).write_text("topics: [bicycles, repairs]\n")
+    company_file(lake).write_text(f"topics: [bicycles, repairs]\n{STRICT}")
     return lake
 
 
@@ -74,7 +75,7 @@ def test_a_companys_question_gets_its_own_answer(serving: Serving, question: str
     answer = serving.chat(question).json()
     assert (answer["author"], answer["intent"], answer["handover"]) == ("model", subject, None)
     assert answer["response"] == answer["sources"][0]["text"] == OWN[subject][0]
-    assert answer["confidence"] > 0.5
+    assert answer["confidence"] > 0.3
     written = serving.chat(question, model_name="1").json()
     assert (written["author"], written["handover"]) == ("model", None), "a model that was trained before answers too"
 
@@ -84,7 +85,7 @@ def test_only_a_question_about_nothing_known_is_handed_over(serving: Serving, la
     for model in ("1", "2"):
         answer = serving.chat(UNKNOWN, model_name=model).json()
         assert (answer["author"], answer["intent"], answer["handover"]) == ("desk", None, HandoverReason.UNCLEAR.value)
-        assert answer["confidence"] < 0.3
+        assert answer["confidence"] < 0.5
     new = [waiting(lake)[reference] for reference in waiting(lake).keys() - before.keys()]
     assert [record["intent"] for record in new] == [None, None]
     assert serving.chat(SURE).json()["handover"] is None, "Bitext's intents are still known"

@@ -16,7 +16,7 @@ from cs_pipeline.recipe import EvaluationSettings, LookupRecipe, read_recipe
 from cs_pipeline.register.version import register
 from cs_pipeline.retrieval.lookup import LookupModel
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
-from cs_pipeline.retrieval.router import prompt_intents, router_folder
+from cs_pipeline.serve.models.live import LiveRouter
 from cs_pipeline.tracking import CHAMPION, FINGERPRINT, MODEL, get_version, open_store
 from cs_pipeline.train.adapter import build_lookup
 
@@ -80,7 +80,9 @@ def known_answer(lake: DataLake, version: int, question: str) -> RetrievedText |
     """What the look-up, or that of a cascade, finds for ``question``, without the server."""
     adapter = get_version(open_store(lake), version).folder / "adapter"
     recipe = read_recipe(adapter / "recipe.yaml")
-    intents = prompt_intents(recipe, adapter, router_folder(lake))([question])
+    route = LiveRouter(lake).route(question)
+    assert route is not None
+    intents = [route.label]
     index = open_index(recipe, lake)
     texts = retrieve(index, recipe.prompt, recipe.placeholders, [question], intents)[0]
     return LookupModel.load(recipe, adapter).find(texts, intents[0])

@@ -75,8 +75,8 @@ def test_the_model_gets_personal_data_masked_like_its_training_rows(desk: Desk, 
         return running.prompt_tokens
 
     one = Sampling(max_tokens=1)
-    question = "I need to cancel my order 4412345678 of jane@mail.example"
-    masked = "I need to cancel my order {{Order Number}} of {{Customer Email}}"
+    question = "can you help me to cancel purchase 4412345678"
+    masked = "can you help me to cancel purchase {{Order Number}}"
     assert desk.reply(DeskRequest(question, sampling=one)).prompt_tokens == tokens(masked) != tokens(question)
     with_context = desk.reply(DeskRequest(SURE, sampling=one, context="The order is 4412345678.")).prompt_tokens
     assert with_context == tokens(SURE, "The order is {{Order Number}}.") > tokens(SURE)

@@ -69,11 +69,11 @@ def test_a_new_router_is_used_at_once_with_the_companys_share(tmp_path: Path) ->
     live_router, folder = LiveRouter(lake), router_folder(lake)
     assert live_router.route(QUESTION) is None
     rows = sample_rows(540)
-    columns = [rows[name].tolist() for name in ("instruction", "intent", "instruction")]
-    router = Router.fit(*columns)
+    questions = rows["instruction"].tolist()
+    router = Router.fit(questions, rows["intent"].tolist(), questions)
     router.save(folder)
     company_file(lake).write_text("handover: {false_share: 0.9}\n")
-    asked = [QUESTION, *(question[: len(question) // 2] for question in columns[0][::10])]
+    asked = [QUESTION, *(question[: len(question) // 2] for question in questions[::10])]
     labels = [route.label for route in router.with_handover_share(0.9).route(asked)]
     assert [getattr(live_router.route(question), "label", "") for question in asked] == labels
     assert labels != [route.label for route in router.route(asked)]

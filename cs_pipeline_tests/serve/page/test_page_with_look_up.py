@@ -17,8 +17,8 @@ from cs_pipeline_tests.serve.page.test_page import page as page
 from cs_pipeline_tests.serve.page.test_page import visitor as visitor
 from cs_pipeline_tests.support.serving import SURE, Serving, wait_for
 
-UNKNOWN = "The newsletter has wrong fonts"
-"""A question to which no known question is similar enough."""
+UNKNOWN = "A puppy ate it, refund"
+"""A question that the router does not know, and to which no known question is similar enough."""
 
 
 @pytest.fixture(scope="module")

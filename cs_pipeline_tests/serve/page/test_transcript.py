@@ -58,7 +58,7 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
     assert "<summary>Fees (javascript:alert(1))</summary>" in content, "only web addresses become links"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
-    assert "the desk, not version 3 · cut off at the length limit" in content
+    assert "the desk, not version 3 · no known intent (93%) · cut off at the length limit" in content
     assert not any(word in chatbot_messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
 
 
