@@ -183,15 +183,22 @@ def prepared_lake(prepared: Path, tmp_path: Path) -> DataLake:
 def champion_lake(made_once: MadeOnce, small_csv: Path) -> Path:
     """A lake after the full pipeline, with version 1 as champion; tests read it, and change copies (``copy_lake``).
 
-    Its tiny model gives bad answers, which the promotion refuses. A person makes it champion.
+    Its tiny model gives bad answers, which the promotion refuses. A person makes it champion. ``summary.txt`` beside the
+    lake is what the demo prints before that.
     """
 
     def make(folder: Path) -> None:
+        from rich.console import Console
+
+        from cs_pipeline.cli.demo import _print_summary
         from cs_pipeline.register.promotion import roll_back
 
         lake = folder / "lake"
-        assert run_job(lake, small_csv).success
-        with own_world(lake):
+        result = run_job(lake, small_csv)
+        assert result.success
+        with own_world(lake) as patch, (folder / "summary.txt").open("w") as summary:
+            patch.setenv("CS_RECIPES", str(RECIPES))
+            _print_summary(result, load_recipe("tiny"), DataLake(lake), Console(file=summary, width=80))
             roll_back(DataLake(lake), 1, "the tests need a champion", "a test")
 
     return made_once("champion", make) / "lake"

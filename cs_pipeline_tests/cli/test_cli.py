@@ -1,6 +1,5 @@
 """The installed command: errors are printed once with a fix, a stopped run can be continued, questions are answered."""
 
-import gzip
 import os
 import shutil
 import signal
@@ -16,7 +15,9 @@ import psutil
 import pytest
 import yaml
 
+from cs_pipeline.cli import demo
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.recipe import FineTuneRecipe, load_recipe
 from cs_pipeline.register.history import read_history
 from cs_pipeline_tests.conftest import RECIPES, own_world
 
@@ -96,13 +97,6 @@ class WrongInput:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     (folder / "missing.csv").write_text("flags,instruction,intent,response\nB,where is it,track_order,On its way.\n")
-    (folder / "empty.csv").touch()
-    complete = gzip.compress(
-        b"flags,instruction,category,intent,response\n" + b"B,where is it,ORDER,track_order,Soon.\n" * 99
-    )
-    (folder / "cut.csv.gz").write_bytes(complete[: len(complete) // 2])
-    latin = "flags,instruction,category,intent,response\nB,where is my café,ORDER,track_order,On its way.\n"
-    (folder / "latin.csv").write_text(latin, encoding="latin-1")
     (folder / "file").touch()
     tiny = yaml.safe_load((RECIPES / "tiny.yaml").read_text())
     recipes = folder / "recipes"
@@ -119,11 +113,6 @@ TINY = ("demo", "--recipe", "tiny")
 WRONG = {
     "missing column": WrongInput(
         TINY, {"CS_BITEXT": "{inputs}/missing.csv"}, ("missing.csv", "category"), "It needs flags"
-    ),
-    "empty file": WrongInput(TINY, {"CS_BITEXT": "{inputs}/empty.csv"}, ("empty.csv is empty",), "Copy or download"),
-    "cut off": WrongInput(TINY, {"CS_BITEXT": "{inputs}/cut.csv.gz"}, ("cut.csv.gz is truncated",), "Copy or download"),
-    "not UTF-8": WrongInput(
-        TINY, {"CS_BITEXT": "{inputs}/latin.csv"}, ("latin.csv is not UTF-8", "line 2"), "in UTF-8"
     ),
     "no such source": WrongInput(TINY, {"CS_BITEXT": "kaggle"}, ("'kaggle'",), "Set it to 'sample'"),
     "no such recipe": WrongInput(
@@ -165,7 +154,7 @@ UNRELATED_FILES = [
 ]
 FILES_LEFT = {
     "no champion": ["register/.mlflow.lock", "register/mlflow.db"],
-    **dict.fromkeys(("missing column", "empty file", "cut off", "not UTF-8", "no such source"), UNRELATED_FILES),
+    **dict.fromkeys(("missing column", "no such source"), UNRELATED_FILES),
 }
 """The files in the lake after the error: an empty store, or the empty tables of ratings and articles, which need no other
 table. "training refuses" is not listed: all earlier assets have been materialised and stay."""
@@ -302,29 +291,29 @@ def test_the_same_command_continues_to_the_champion(resumed: tuple[Workspace, Fi
     assert workspace.leftovers() == []
 
 
-def test_a_demo_of_the_lookup_shows_its_answers_alone(resumed: tuple[Workspace, Finished]) -> None:
-    workspace, _ = resumed
-    result = workspace.run("demo", "--recipe", "lookup")
-    assert result.returncode == 0, result.stderr
-    said = in_one_line(result.stdout)
-    assert FIRST not in said
-    assert "Registered: cs-support version 1" in said
-    assert LOOKUP_IS_CHAMPION in said
-    assert "challenger" not in said[said.index("Registered") :]
-    assert labels(result.stdout) == 3 * ["Customer", "look-up"]
-    assert "not for customers" not in said
-
-
-def test_without_the_recipe_of_the_lookup_a_model_that_is_refused_leaves_no_champion(
-    champion_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory
+def test_the_examples_of_a_lookup_show_its_answers_alone(
+    resumed: tuple[Workspace, Finished], with_lookup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = make_workspace(tmp_path_factory.mktemp("alone"), CS_BITEXT=str(small_csv))
-    shutil.copytree(champion_lake / "train", workspace.lake.path("train"))
-    result = workspace.run("demo", "--recipe", "tiny")
-    assert result.returncode == 0, result.stderr
-    said = in_one_line(result.stdout)
-    assert FIRST not in said
-    assert "Version 1 (tiny) is not the champion; there is none yet: " in said
+    monkeypatch.setenv("CS_RECIPES", str(with_lookup))
+    found = demo._examples(load_recipe("lookup"), resumed[0].lake)
+    assert [list(example) for example in found] == 3 * [["Customer", "look-up"]]
+    assert all(text for example in found for text in example.values())
+
+
+def test_the_lookup_comes_first_only_if_it_has_a_recipe_and_there_is_no_champion(
+    resumed: tuple[Workspace, Finished], with_lookup: Path, tiny: FineTuneRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = DataLake.default()
+    assert not demo._needs_lookup(tiny, empty), "the recipes of these tests have no look-up of that name"
+    monkeypatch.setenv("CS_RECIPES", str(with_lookup))
+    assert demo._needs_lookup(tiny, empty)
+    assert not demo._needs_lookup(load_recipe("lookup"), empty)
+    assert not demo._needs_lookup(tiny, resumed[0].lake)
+
+
+def test_a_model_that_is_refused_leaves_no_champion(champion_lake: Path) -> None:
+    said = in_one_line(champion_lake.with_name("summary.txt").read_text())
+    assert "Registered: cs-support version 1 Version 1 (tiny) is not the champion; there is none yet: " in said
 
 
 def test_the_champion_answers_a_question(resumed: tuple[Workspace, Finished]) -> None:

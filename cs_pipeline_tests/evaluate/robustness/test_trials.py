@@ -32,7 +32,7 @@ def test_every_model_was_asked_every_robustness_case(evaluated: DataLake, tiny: 
         assert frame["answer"].str.len().gt(0).mean() > 0.5
         known = robustness_by_group(frame.drop(columns="system")).to_dict("records")
         assert [measure.count for measure in measures[str(system)]] == [row["count"] for row in known]
-        assert frame["plain_same_intent"].notna().sum() > 40, (
+        assert frame["plain_same_intent"].notna().sum() > 20, (
             "variations are compared with the answer to the unchanged question"
         )
 
