@@ -22,6 +22,7 @@ from cs_pipeline.ingest.exports.records import CUSTOMER_EMAIL, CUSTOMER_ID
 from cs_pipeline.ingest.interactions import TURNS, find_records_to_forget, ingest_lock
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
+from cs_pipeline.prepare.router import forget_in_router
 from cs_pipeline.prepare.subjects.subjects import forget_examples
 from cs_pipeline.register.version import delete_reports
 from cs_pipeline.retrieval import index as retrieval
@@ -148,6 +149,7 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
         for delivery, indices in affected.records.items():
             path = kept_copy(lake, delivery.sha256)
             redact(format_of(delivery.name, path), path, indices)
+    forget_in_router(lake)
     with Feedback(lake) as feedback:
         feedback.forget(affected.feedback)
 
@@ -198,7 +200,8 @@ def _company_tables(lake: DataLake) -> Iterator[Path]:
         yield from sorted((lake.root / folder).glob("*.parquet"))
     for folder in ("clean_interactions", "clean_interactions_set_aside", "clean_interactions_flagged"):
         yield from sorted(lake.path("prepare", folder).glob("*.parquet"))
-    names = ("subjects", "conversations", "conversations_set_aside", "train_split", "validation_split", "test_split")
+    splits = ("train_split", "validation_split", "test_split")
+    names = ("subjects", "conversations", "conversations_set_aside", "predictions", *splits)
     yield from (path for path in (lake.table("prepare", name) for name in names) if path.exists())
     evaluated = [
         *lake.path("evaluate", "evaluation").glob("*/*.parquet"),

@@ -4,6 +4,7 @@ The splits read the predictions; adapters, evaluation, registry and server read 
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, write_json
 from cs_pipeline.core.schema import PREDICTION
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.retrieval.embedder import RememberingEmbedder
+from cs_pipeline.retrieval.embedder import RememberingEmbedder, embedder_in_use
 from cs_pipeline.retrieval.router import NO_SUBJECT, Route, Router, router_folder
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,18 @@ def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], Non
     version = _version(lake)
     write_json(_facts_file(lake), {"made_of": made_of, "version": version, "quality": asdict(quality)})
     return TrainedRouter(folder, version, embedder_name, quality, reused=False)
+
+
+def forget_in_router(lake: DataLake) -> None:
+    """Trains the lake's router again without rows that are gone from ``conversations``; deletes it if that is impossible."""
+    if not router_folder(lake).exists():
+        return
+    try:
+        train_router(lake, embedder_in_use(lake))
+    except PipelineError:
+        shutil.rmtree(router_folder(lake))
+        for path in (lake.path("prepare", _VECTORS), lake.table("prepare", PREDICTIONS), _facts_file(lake)):
+            path.unlink(missing_ok=True)
 
 
 def load_lake_router(lake: DataLake) -> Router:

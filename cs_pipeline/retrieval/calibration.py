@@ -110,8 +110,8 @@ def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]
         return Calibration.untried(inputs), None
     chooser = Calibration(_fit_chooser(trials), np.zeros(0))
     chosen = [chooser.probabilities(trial.evidence).argmax(axis=1) for trial in trials]
-    inputs = np.concatenate([trial.evidence.of_labels(one) for trial, one in zip(trials, chosen, strict=True)])
-    calibration = Calibration(chooser.chooser, _fit_known(inputs, truth >= 0))
+    evidence = np.concatenate([trial.evidence.of_labels(one) for trial, one in zip(trials, chosen, strict=True)])
+    calibration = Calibration(chooser.chooser, _fit_known(evidence, truth >= 0))
     known = [calibration.knowns(trial.evidence, one) for trial, one in zip(trials, chosen, strict=True)]
     small = [is_small(trial.evidence.sizes)[one] for trial, one in zip(trials, chosen, strict=True)]
     return calibration, TrialScores(
@@ -142,7 +142,7 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
     foreign = random.permutation(np.flatnonzero(truth < 0))[: len(asked)]
     picked = np.concatenate([asked, foreign])
     questions = rows.take(picked)
-    evidence = model.look_at(questions.texts, questions.vectors)
+    evidence = model.look_at(questions.texts.tolist(), questions.vectors)
     kept = np.flatnonzero(_reworded(evidence, truth[picked], cut[picked]))
     return RouterTrial(evidence.take(kept), truth[picked][kept], cut[picked][kept])
 

@@ -144,7 +144,7 @@ class RememberingEmbedder(Embedder):
         from safetensors.numpy import save_file
 
         asked = sorted(self._asked.items())
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "texts": np.frombuffer(b"".join(key for key, _ in asked), np.uint8).reshape(-1, _KEY_BYTES),
             "vectors": np.array([vector for _, vector in asked], np.float16),
         }

@@ -47,7 +47,7 @@ class LabelledQuestions:
     @property
     def answered(self) -> np.ndarray:
         """Whether each question has an answer that is used: [questions]."""
-        return np.zeros(len(self.texts), dtype=bool) if self.answers is None else self.answers.any(axis=1)
+        return np.zeros(len(self.texts), dtype=bool) if self.answers is None else np.asarray(self.answers.any(axis=1))
 
 
 def select_questions(texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str]) -> np.ndarray:
@@ -56,7 +56,7 @@ def select_questions(texts: Sequence[str], labels: Sequence[str], clusters: Sequ
     They depend on the questions only, not on their order, and are sorted by label.
     """
     taken: Counter[tuple[str, str]] = Counter()
-    ranks = []
+    ranks: list[tuple[str, int, int, int]] = []
     for position in sorted(range(len(texts)), key=lambda i: (zlib.crc32(texts[i].encode()), texts[i])):
         group = labels[position], clusters[position]
         ranks.append((labels[position], taken[group], len(ranks), position))
@@ -175,7 +175,7 @@ class EvidenceModel:
         """The evidence for each label of ``texts``. ``vectors`` are their embeddings if the model was trained with some."""
         counts = self._vectorizers["ngrams"].transform(texts)
         words = self._vectorizers["words"].transform(texts)
-        margins = counts @ self.arrays["coefficients"].astype(np.float32).T + self.arrays["intercepts"]
+        margins = counts @ self._coefficients + self.arrays["intercepts"]
         kinds = [
             np.asarray(margins),
             self._nearest(lambda part: (counts[part] @ self._columns).toarray(), len(texts)),
@@ -215,31 +215,45 @@ class EvidenceModel:
 
     @cached_property
     def _ngrams_of_label(self) -> "csr_matrix":
+        """The weights of the n-grams that each label uses: [n-grams, labels]."""
         codes = np.repeat(np.arange(len(self.labels)), self.arrays["sizes"])
-        return (_counts(self._questions, codes) > 0).astype(np.float32).tocsr()
+        return _weighted(_counts(self._questions, codes), self.arrays["ngrams.idf"])
 
     @cached_property
     def _words_of_label(self) -> "csr_matrix":
         from scipy.sparse import csr_matrix
 
-        return csr_matrix((self.arrays["words"] > 0).astype(np.float32))
+        return _weighted(csr_matrix(self.arrays["words"]), self.arrays["words.idf"])
 
     def _rarest_words(self, words: "csr_matrix") -> np.ndarray:
-        """The logarithm of how often each label's questions have the question's word that they have least: [questions,
-        labels].
+        """The logarithm of how often each label's questions have the word of a question that they have least.
 
-        It tells twins such as "get invoice" and "check invoice" apart. Words that no training question has are left out.
+        The shape is [questions, labels]. It tells twins such as "get invoice" and "check invoice" apart. Words that no
+        training question has are left out.
         """
-        often = np.log((self.arrays["words"] + 0.5) / (self.arrays["sizes"][:, None] + 1))
         rarest = np.zeros((words.shape[0], len(self.labels)))
         for row, found in enumerate(np.split(words.indices, words.indptr[1:-1])):
             if len(found):
-                rarest[row] = often[:, found].min(axis=1)
+                rarest[row] = self._often[:, found].min(axis=1)
         return rarest
+
+    @cached_property
+    def _often(self) -> np.ndarray:
+        """The logarithm of how often each label's questions have a word: [labels, words]."""
+        return np.asarray(np.log((self.arrays["words"] + 0.5) / (self.arrays["sizes"][:, None] + 1)))
+
+    @cached_property
+    def _coefficients(self) -> np.ndarray:
+        """The machines' coefficients: [n-grams, labels]."""
+        return self.arrays["coefficients"].astype(np.float32).T
 
     @cached_property
     def _vectors(self) -> np.ndarray:
         return self.arrays["vectors"].astype(np.float32)
+
+    @cached_property
+    def _answers(self) -> np.ndarray:
+        return self.arrays["answers"].astype(np.float32)
 
     @cached_property
     def _means(self) -> np.ndarray:
@@ -250,7 +264,7 @@ class EvidenceModel:
     def _nearest_answers(self, vectors: np.ndarray) -> np.ndarray:
         """The highest cosine with an answer of each label, 0 for a label without answers: [questions, labels]."""
         nearest = np.zeros((len(vectors), len(self.labels)), np.float32)
-        cosines = vectors @ self.arrays["answers"].astype(np.float32).T
+        cosines = vectors @ self._answers.T
         for label in np.unique(self.arrays["answers.labels"]):
             nearest[:, label] = cosines[:, self.arrays["answers.labels"] == label].max(axis=1)
         return nearest
@@ -290,15 +304,21 @@ def _counts(present: "csr_matrix", codes: np.ndarray) -> "csr_matrix":
     return of_label @ (present > 0).astype(np.float32)
 
 
+def _weighted(counts: "csr_matrix", idf: np.ndarray) -> "csr_matrix":
+    """The rarity of each feature for the labels that have it, 0 for the others, from ``counts`` [labels, features]."""
+    return (counts > 0).astype(np.float32).multiply(idf).T.tocsr()
+
+
 def _coverage(
     vectorizer: "TfidfVectorizer", counts: "csr_matrix", texts: Sequence[str], used: "csr_matrix"
 ) -> np.ndarray:
     """The share of each text's distinct features, weighted by rarity, that each label uses: [texts, labels].
 
-    Features that no training question has are as rare as the rarest ones.
+    ``used`` are the weights of the features that labels use: [features, labels]. Features that no training question has are
+    as rare as the rarest ones.
     """
     analyse, idf = vectorizer.build_analyzer(), vectorizer.idf_
     present = (counts > 0).astype(np.float32)
     unseen = np.array([len(set(analyse(text))) for text in texts]) - np.asarray(present.sum(axis=1)).ravel()
     total = present @ idf + unseen * idf.max()
-    return (present @ used.multiply(idf).T.tocsr()).toarray() / np.maximum(total, 1e-9)[:, None]
+    return np.asarray((present @ used).toarray() / np.maximum(total, 1e-9)[:, None])

@@ -212,19 +212,24 @@ class Router:
         ):
             fold_of |= dict.fromkeys(groups[held_out], fold)
             known = labelled[train]
-            given = ([values[i] for i in known] for values in (texts, labels, clusters))
-            of_known = None if answers is None else [answers[i] for i in known]
-            rows = _questions(*given, self._embedder, of_known, None if vectors is None else vectors[known])
+            rows = _questions(
+                [texts[i] for i in known],
+                [labels[i] for i in known],
+                [clusters[i] for i in known],
+                self._embedder,
+                None if answers is None else [answers[i] for i in known],
+                None if vectors is None else vectors[known],
+            )
             models.append(
                 Router(EvidenceModel.fit(rows), self._calibration, self._scores, self._limits, self._embedder)
             )
         routes: dict[int, Route] = {}
         in_fold = np.array([fold_of.get(cluster, folds) for cluster in clusters])
         for fold, router in enumerate([*models, self]):
-            asked = np.flatnonzero(in_fold == fold)
-            if len(asked):
+            asked = np.flatnonzero(in_fold == fold).tolist()
+            if asked:
                 of_fold = router._route([texts[i] for i in asked], None if vectors is None else vectors[asked])
-                routes |= zip(asked.tolist(), of_fold, strict=True)
+                routes |= zip(asked, of_fold, strict=True)
         return [routes[row] for row in range(len(texts))]
 
     def save(self, folder: Path) -> None:
@@ -297,16 +302,17 @@ def _questions(
 ) -> LabelledQuestions:
     """The questions that a model is trained on, with embeddings. ``vectors`` are those of ``texts``, if they are known."""
     chosen = select_questions(texts, labels, clusters)
-    columns = [np.array([values[i] for i in chosen], dtype=object) for values in (texts, labels, clusters)]
-    if embedder is None:
-        return LabelledQuestions(*columns, None, None)
-    of_chosen = _embed(embedder, columns[0].tolist()) if vectors is None else vectors[chosen]
-    assert of_chosen is not None
-    embedded = np.zeros_like(of_chosen)
-    used = [] if answers is None else first_of_labels(columns[1], MAX_ANSWERS_OF_LABEL)
-    if len(used) and answers is not None:
-        embedded[used] = _embed(embedder, [answers[chosen[row]] for row in used])
-    return LabelledQuestions(*columns, of_chosen, embedded)
+    of_texts, of_labels, of_clusters = (
+        np.array([values[i] for i in chosen], dtype=object) for values in (texts, labels, clusters)
+    )
+    of_chosen = _embed(embedder, of_texts.tolist()) if vectors is None else vectors[chosen]
+    if of_chosen is None:
+        return LabelledQuestions(of_texts, of_labels, of_clusters, None, None)
+    of_answers = np.zeros_like(of_chosen)
+    if answers is not None:
+        used = first_of_labels(of_labels, MAX_ANSWERS_OF_LABEL)
+        of_answers[used] = _embed(embedder, [answers[chosen[row]] for row in used])
+    return LabelledQuestions(of_texts, of_labels, of_clusters, of_chosen, of_answers)
 
 
 def _embed(embedder: Embedder | None, texts: Sequence[str]) -> np.ndarray | None:

@@ -17,6 +17,7 @@ from cs_pipeline.prepare.router import (
     PREDICTIONS,
     RouterQuality,
     calibration_error,
+    forget_in_router,
     load_lake_router,
     router_quality,
     train_router,
@@ -98,6 +99,22 @@ def test_it_is_trained_again_only_when_something_has_changed(trained: DataLake, 
     assert not changed.reused
     assert changed.version != first.version
     assert trained.read("prepare", PREDICTIONS).num_rows == company.num_rows - 1
+
+
+def test_a_forgotten_row_is_gone_from_the_router(trained: DataLake, company: pa.Table) -> None:
+    version = train_router(trained, "").version
+    own = pc.starts_with(company.column("row_id"), "own")
+    trained.write("prepare", "conversations", company.filter(pc.invert(own)), CONVERSATION)
+    forget_in_router(trained)
+    assert "Leaking kettle" not in load_lake_router(trained).labels
+    assert not {f"own{number}" for number in range(5)} & set(
+        trained.read("prepare", PREDICTIONS).column("row_id").to_pylist()
+    )
+    assert train_router(trained, "").version != version
+    trained.write("prepare", "conversations", company.slice(company.num_rows - 2), CONVERSATION)
+    forget_in_router(trained)
+    assert [path.name for path in trained.path("prepare").iterdir()] == ["conversations.parquet"]
+    forget_in_router(trained)
 
 
 def test_a_lake_without_router_or_intents_says_what_to_do(lake: DataLake, company: pa.Table) -> None:
