@@ -33,6 +33,7 @@ SHOPS = Path(__file__).with_name("shops.yaml")
 LEFT_OUT = 7
 """The number of intents that a draw leaves out."""
 _MAX_UNKNOWN = 1_500
+_COLUMNS = ["instruction", "intent", "cluster_id", "response"]
 
 
 def measure_draw(rows: pd.DataFrame, seed: int, embedder: RememberingEmbedder | None) -> dict[str, Any]:
@@ -75,8 +76,7 @@ def measure_shop(
         for number, group in enumerate(groups)
         for question in ([group] if isinstance(group, str) else group)
     ]
-    columns = ["instruction", "intent", "cluster_id", "response"]
-    router = _fit(pd.concat([rows[columns], pd.DataFrame(known, columns=columns)]), embedder)
+    router = _fit(pd.concat([rows[_COLUMNS], pd.DataFrame(known, columns=_COLUMNS)]), embedder)
     asked = [(question, subject) for subject, questions in shop["paraphrases"].items() for question in questions]
     routes = router.route([question for question, _ in asked])
     foreign = router.route(shop["foreign"])
@@ -107,8 +107,8 @@ def measure_shop(
 
 
 def _fit(rows: pd.DataFrame, embedder: RememberingEmbedder | None) -> Router:
-    columns = (rows[name].tolist() for name in ("instruction", "intent", "cluster_id"))
-    return Router.fit(*columns, embedder, rows["response"].tolist())
+    texts, labels, clusters, answers = (rows[name].tolist() for name in _COLUMNS)
+    return Router.fit(texts, labels, clusters, embedder, answers)
 
 
 def _line(question: str, route: Route, expected: str) -> str:

@@ -10,7 +10,7 @@ import dagster as dg
 import numpy as np
 import pytest
 
-from bench import embedders, gpu, graph, grouping, prepare, processor, retrieval, side_by_side
+from bench import embedders, gpu, graph, grouping, prepare, processor, retrieval, router, side_by_side
 from bench.flops import peak_of, utilisation
 from bench.rows import read_rows
 from cs_pipeline.llm import model
@@ -75,6 +75,23 @@ def test_the_bench_of_embedders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert 0 < answers["weight"] < 1
     assert 0 < articles["weight"] < 1
     assert embedders.table_of(result).row_count == 2 * 11 + 6 + 2
+
+
+def test_the_bench_of_the_router(tmp_path: Path) -> None:
+    rows = embedders.read_split_rows(None, tmp_path).groupby("intent").head(20)
+    rows = rows[rows["split"] == "train"].reset_index(drop=True)
+    arm = router.measure(rows, [20], None)
+    (draw,) = arm["draws"]
+    assert len(draw["unknown_handed_over_by_intent"]) == router.LEFT_OUT
+    assert arm["mean"]["accuracy"] == draw["accuracy"] > 0.8
+    for shop, counts in arm["shops"].items():
+        assert (counts["paraphrases"], counts["foreign"]) == (30, 15)
+        wrong = (
+            counts["paraphrases"] - counts["routed_right"] + counts["foreign_to_subject"] + counts["foreign_to_intent"]
+        )
+        assert len(arm["not_as_expected"][shop]) == wrong
+    result = {"characters": arm, "sentences": arm, "embedder": "a model", "rows": len(rows)}
+    assert router.table_of(result).row_count == 5 + 2 * 8
 
 
 def test_a_mixture_is_chosen_among_true_mixtures() -> None:
