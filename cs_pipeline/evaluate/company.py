@@ -20,9 +20,8 @@ from cs_pipeline.evaluate.scoring.statistics import intervals, paired_bootstrap
 from cs_pipeline.evaluate.scoring.test_set import FrozenTestSet, read_split, smallest_ids
 from cs_pipeline.llm.model import Answer
 from cs_pipeline.recipe import LookupRecipe, Recipe
-from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.retrieval.lookup import LookupModel, lookup_threshold
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
-from cs_pipeline.train.adapter import lookup_threshold
 
 MAX_QUESTIONS = 2000
 """The maximum number of company rows that are asked: those with the smallest ids, which are hashes. It is enough to know

@@ -13,7 +13,6 @@ from cs_pipeline.evaluate.comparison import MIN_CLUSTERS, MIN_INTENT_ROWS
 from cs_pipeline.evaluate.results import FREE_SYSTEMS, CompanyResults, EvaluationResults, JudgeTally, PeopleVotes
 from cs_pipeline.evaluate.scoring.metrics import METRICS
 from cs_pipeline.evaluate.scoring.statistics import POWER, Difference
-from cs_pipeline.prepare.splits.split import SPLIT_SHARES
 
 PRIMARY_METRIC = "quality"
 """The metric in which a candidate must be better, unless people, or a judge that agrees with them, compared the answers."""
@@ -89,6 +88,9 @@ COMPANY_SPREAD = 43.0
 It is that of ``embedded`` on 829 of Bitext's test rows; for SmolLM2-135M it is 28 on 64 rows. It estimates how many of the
 company's questions are needed while too few are in the test to measure it on them.
 """
+
+TEST_SHARE = 0.05
+"""The share of rows that the split puts into the test (``SPLIT_SHARES``)."""
 
 MAX_BITS_LOSS = 0.005
 """How many more bits per character a model may need than a champion of the same base, before that raises an alarm. Two
@@ -272,7 +274,7 @@ def company_conversations_needed(company: CompanyResults, system: str | None = N
     difference = company.differences.get(system or "") or one_row
     rows = rows_needed(difference, PRIMARY_METRIC, MAX_COMPANY_LOSS, MARGIN_RISK, margin=MAX_COMPANY_LOSS) or 0
     enough = company.test_clusters >= MIN_CLUSTERS
-    share = company.test_rows / company.conversations if enough else SPLIT_SHARES["test"]
+    share = company.test_rows / company.conversations if enough else TEST_SHARE
     return math.ceil(max(rows, MIN_CLUSTERS) / share)
 
 

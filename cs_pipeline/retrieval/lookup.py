@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import read_json, write_json
+from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.llm.model import Answer, Contender, SupportModel
 from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
+from cs_pipeline.retrieval.index import RetrievalIndex
+from cs_pipeline.retrieval.retrieve import own_known_rows, retrieve
+from cs_pipeline.text.placeholders import apply
 
 HANDOVER_ANSWER = "I am not sure that I can help you with that, so I am passing your question on to a colleague."
 """The answer when no known question is similar enough. When the version is served, a person then takes over."""
@@ -138,6 +141,28 @@ def load_contender(recipe: Recipe, base: Path | None, adapter: Path | None) -> C
         return CascadeModel(LookupModel.load(recipe, adapter), model)
     assert isinstance(recipe, FineTuneRecipe)
     return SupportModel(recipe, base, adapter)
+
+
+def lookup_threshold(recipe: LookupRecipe, index: RetrievalIndex, lake: DataLake) -> tuple[float, int]:
+    """The minimum similarity of a look-up, and the number of validation questions that it was chosen with.
+
+    Raises PipelineError if there are none.
+    """
+    columns = ["row_id", "instruction", "predicted_intent", "conversation_id"]
+    rows = lake.read("prepare", "validation_split", columns).to_pydict()
+    asked = zip(rows["instruction"], rows["row_id"], strict=True)
+    questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
+    # No row of the question's cluster is found, because the index has training rows only, and none of its conversation.
+    retrieved = retrieve(
+        index,
+        recipe.prompt,
+        recipe.placeholders,
+        questions,
+        rows["predicted_intent"],
+        own_rows=own_known_rows(rows["conversation_id"], lake),
+    )
+    intents = rows["predicted_intent"] if recipe.prompt.route == "intent" else [None] * len(questions)
+    return handover_threshold(retrieved, intents, recipe.handover_share), len(questions)
 
 
 def handover_threshold(

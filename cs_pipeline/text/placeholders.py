@@ -178,6 +178,11 @@ def fill(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda match: by_name.get(catalogue().name_of(match[1]) or match[1], match[0]), text)
 
 
+def without_placeholders(text: str) -> str:
+    """``text`` with a space in place of each placeholder."""
+    return _PLACEHOLDER.sub(" ", text)
+
+
 def _key(spelling: str) -> str:
     """A key that is equal for spellings that differ only in case, separators, CamelCase or a plural s."""
     words = re.split(r"[\s_-]+|(?<=[a-z])(?=[A-Z])", spelling.strip())

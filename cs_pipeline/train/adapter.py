@@ -38,11 +38,10 @@ from cs_pipeline.recipe import (
     load_fine_tune_recipe,
     read_recipe,
 )
-from cs_pipeline.retrieval.index import RetrievalIndex, index_version
-from cs_pipeline.retrieval.lookup import handover_threshold, write_threshold
-from cs_pipeline.retrieval.retrieve import is_conversation_known, open_index, own_known_rows, retrieve
+from cs_pipeline.retrieval.index import index_version
+from cs_pipeline.retrieval.lookup import lookup_threshold, write_threshold
+from cs_pipeline.retrieval.retrieve import is_conversation_known, open_index
 from cs_pipeline.retrieval.router import OWN_ROUTER, router_folder
-from cs_pipeline.text.placeholders import apply
 from cs_pipeline.tracking import Spool, stream_metrics
 from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
@@ -239,28 +238,6 @@ def build_lookup(
     with new_adapter(recipe, lake, fingerprint, facts, metrics, SEEN_ROW.empty_table()) as temporary:
         write_threshold(temporary, threshold)
     return current_adapter(recipe.name, lake)
-
-
-def lookup_threshold(recipe: LookupRecipe, index: RetrievalIndex, lake: DataLake) -> tuple[float, int]:
-    """The minimum similarity of a look-up, and the number of validation questions that it was chosen with.
-
-    Raises PipelineError if there are none.
-    """
-    columns = ["row_id", "instruction", "predicted_intent", "conversation_id"]
-    rows = lake.read("prepare", "validation_split", columns).to_pydict()
-    asked = zip(rows["instruction"], rows["row_id"], strict=True)
-    questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
-    # No row of the question's cluster is found, because the index has training rows only, and none of its conversation.
-    retrieved = retrieve(
-        index,
-        recipe.prompt,
-        recipe.placeholders,
-        questions,
-        rows["predicted_intent"],
-        own_rows=own_known_rows(rows["conversation_id"], lake),
-    )
-    intents = rows["predicted_intent"] if recipe.prompt.route == "intent" else [None] * len(questions)
-    return handover_threshold(retrieved, intents, recipe.handover_share), len(questions)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from cs_pipeline.evaluate.decision import (
     MARGIN_RISK,
     MARGINS,
     MAX_COMPANY_LOSS,
+    TEST_SHARE,
     TRAINING_NOISE,
     best_free_lookup,
     clearly_preferred,
@@ -40,7 +41,7 @@ from cs_pipeline.evaluate.results import (
 )
 from cs_pipeline.evaluate.scoring.statistics import POWER, Difference, Interval, wilson
 from cs_pipeline.prepare.splits.assignment import MAX_HELD_OUT, TRAINED_FIRST
-from cs_pipeline.prepare.splits.split import assign_splits
+from cs_pipeline.prepare.splits.split import SPLIT_SHARES, assign_splits
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline_tests.register.conftest import BETTER, MANY, SAME, SCORES, compared
 from cs_pipeline_tests.support.results import company_of
@@ -530,3 +531,7 @@ def test_a_champion_to_be_forgotten_can_be_replaced_without_being_better(
     assert reason in decision.reason
     worse_than_free: Any = quality(-9, -8)
     assert not decide_promotion(compared(worse_than_free, to_champion), champion_forgotten=True).promote
+
+
+def test_the_rule_knows_the_share_of_the_test_split() -> None:
+    assert SPLIT_SHARES["test"] == TEST_SHARE

@@ -20,6 +20,7 @@ from cs_pipeline.llm.prompt import chat_messages
 from cs_pipeline.recipe import FineTuneRecipe, load_fine_tune_recipe
 from cs_pipeline.retrieval.index import index_version, retrieval_folder
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
+from cs_pipeline.retrieval.router import prompt_intents, router_folder
 from cs_pipeline.train.adapter import current_adapter
 
 
@@ -155,15 +156,16 @@ def test_a_version_answers_with_the_index_at_its_path(
     served = CsSupport()
 
     def load(index: Path) -> None:
-        context = PythonModelContext({"adapter": str(version / "adapter")}, {"retrieval_index": str(index)})
+        paths = {"retrieval_index": str(index), "router": str(router_folder(judged))}
+        context = PythonModelContext({"adapter": str(version / "adapter")}, paths)
         served.load_context(context)
 
     load(retrieval_folder(judged))
     questions = rows.questions[:3]
-    intents = served._classifier.predict(questions)[0] if served._classifier else [None] * 3
+    intents = prompt_intents(recipe, version / "adapter", router_folder(judged))(questions)
     found = retrieve(open_index(recipe, judged), recipe.prompt, recipe.placeholders, questions, intents)
     assert served.predict(questions) == [
-        answer.text for answer in model.answer(questions, list(intents), [()] * 3, retrieved=found)
+        answer.text for answer in model.answer(questions, intents, [()] * 3, retrieved=found)
     ]
     with pytest.raises(PipelineError, match="their index") as raised:
         load(tmp_path / "nowhere")

@@ -5,11 +5,12 @@ each group and to that of any two rows. It is 1 for two random halves of one gro
 common, whatever their sizes. So one threshold suits 30 rows and 30,000.
 """
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from cs_pipeline.text.placeholders import without_placeholders
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -28,8 +29,6 @@ others."""
 _PRIOR_PAIRS = 2.0
 """The mean cosine within a group is that of its pairs and of so many pairs with the usual cosine: few pairs say little."""
 
-_PLACEHOLDER = re.compile(r"\{\{.*?\}\}")
-
 
 def text_vectors(texts: Sequence[str], kind: Literal["characters", "words"]) -> tuple["csr_matrix", "TfidfVectorizer"]:
     """TF-IDF vectors of length 1, [texts, features], and the vectorizer that has learned their weights.
@@ -47,11 +46,6 @@ def text_vectors(texts: Sequence[str], kind: Literal["characters", "words"]) -> 
     # Without the last text, the vectorizer would refuse a list of texts that have no features.
     vectors = vectorizer.fit_transform([*texts, "a text with features"])
     return vectors.tocsr()[:-1], vectorizer
-
-
-def without_placeholders(text: str) -> str:
-    """``text`` with a space in place of each placeholder."""
-    return _PLACEHOLDER.sub(" ", text)
 
 
 def mean_cosine(vectors: "csr_matrix") -> float:

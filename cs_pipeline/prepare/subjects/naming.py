@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cs_pipeline.prepare.subjects.discovery import Ticket
-from cs_pipeline.prepare.subjects.groups import without_placeholders
+from cs_pipeline.text.placeholders import without_placeholders
 
 KEYWORDS = 8
 

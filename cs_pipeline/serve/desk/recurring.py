@@ -14,11 +14,10 @@ from datetime import date, timedelta
 import numpy as np
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.prepare.subjects.groups import without_placeholders
 from cs_pipeline.retrieval.index import SENTENCE_WEIGHTS, index_embedder
 from cs_pipeline.retrieval.vectors import CharacterVectors, MixedVectors, Vectors
 from cs_pipeline.serve.desk.handover import HandoverReason
-from cs_pipeline.text.placeholders import PlaceholderMode, apply
+from cs_pipeline.text.placeholders import PlaceholderMode, apply, without_placeholders
 
 MIN_CONVERSATIONS = 3
 """Questions of fewer conversations are not reported."""
