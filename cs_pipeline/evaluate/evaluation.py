@@ -71,7 +71,7 @@ from cs_pipeline.recipe import FineTuneRecipe, Recipe, read_recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, index_version, retrieval_folder
 from cs_pipeline.retrieval.lookup import load_contender
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
-from cs_pipeline.retrieval.router import prompt_intents, router_folder
+from cs_pipeline.retrieval.router import NO_SUBJECT, prompt_intents, router_folder
 from cs_pipeline.tracking import Version
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, current_adapter
 
@@ -134,8 +134,8 @@ def evaluate(recipe: Recipe, lake: DataLake, champion: Version | None, report: C
     if endpoint is not None:  # fail early if the judge does not answer
         with endpoint.client() as client:
             endpoint.ask(client, [{"role": "user", "content": "Reply with the word TIE."}])
-    known_labels = {row: intent for row, intent in labels.items() if intent != NO_INTENT}
-    all_rows = FrozenTestSet(recipe, lake, labels=known_labels)
+    given = {row: NO_SUBJECT if intent == NO_INTENT else intent for row, intent in labels.items()}
+    all_rows = FrozenTestSet(recipe, lake, labels=given)
     answers = _answer_all(recipe, base, models, all_rows, lake, report)
     test, train, stats = answers.open.test, answers.open.train, answers.stats
     near = count_near_train_rows(answers.open.questions, train["instruction"].tolist())

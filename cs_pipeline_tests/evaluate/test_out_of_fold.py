@@ -65,9 +65,14 @@ def test_the_threshold_is_chosen_without_the_questions_own_conversations(
     honest = retrieve(index, *asked, own_rows=own_known_rows(rows["conversation_id"], lake))
     own = [f"{TWIN} validation {number}," for number in range(len(honest))]
     assert not any(text in found.text for text, texts in zip(own, honest, strict=True) for found in texts)
-    threshold = build_lookup(tiny_lookup, lake).metrics["min_similarity"]
+    # Only the questions whose intent the router is not sure of depend on the similarity.
+    unrouted = tiny_lookup.model_copy(update={"prompt": tiny_lookup.prompt.model_copy(update={"route": "none"})})
+    threshold = build_lookup(unrouted, lake).metrics["min_similarity"]
     expected, leaked = (
-        handover_threshold(texts, rows["predicted_intent"], tiny_lookup.handover_share) for texts in (honest, leaking)
+        handover_threshold(
+            retrieve(index, unrouted.prompt, *asked[1:], own_rows=own), [None] * len(honest), unrouted.handover_share
+        )
+        for own in (own_known_rows(rows["conversation_id"], lake), None)
     )
     assert threshold == expected
     assert threshold < leaked - 0.05

@@ -47,8 +47,13 @@ def recipe(own_recipes: None) -> LookupRecipe:
 
 
 def make_champion(lake: DataLake, recipe: LookupRecipe, folder: Path) -> Version:
-    """A look-up that hands every question over, laid out in ``folder`` like a version of the registry."""
-    shutil.copytree(build_lookup(recipe, lake).folder, folder / "adapter")
+    """A look-up that hands every question over, laid out in ``folder`` like a version of the registry.
+
+    It does not route, because it would answer the questions whose intent the router is sure of.
+    """
+    unrouted = LookupRecipe.model_validate(recipe.model_dump(exclude={"prompt"}) | {"prompt": {"route": "none"}})
+    shutil.copytree(build_lookup(unrouted, lake).folder, folder / "adapter")
+    build_lookup(recipe, lake)
     write_threshold(folder / "adapter", NEVER)
     manifest = read_manifest_of(folder / "adapter")
     write_manifest(folder / "adapter", manifest | {"fingerprint": "f" * 16})

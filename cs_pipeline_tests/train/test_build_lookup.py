@@ -21,7 +21,7 @@ from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.base import NO_BASE
 from cs_pipeline.recipe import LookupRecipe, read_recipe
 from cs_pipeline.retrieval.index import build_index, forget_rows, index_lock, index_version, retrieval_folder
-from cs_pipeline.retrieval.lookup import LookupModel
+from cs_pipeline.retrieval.lookup import SAME_QUESTION, LookupModel
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode
 from cs_pipeline.train.adapter import Adapter, base_of_adapter, build_lookup, current_adapter, find_adapter, seen_rows
@@ -49,11 +49,15 @@ def stamp(adapter: Adapter) -> int:
 
 
 def best_similarities(recipe: LookupRecipe, lake: DataLake) -> list[float]:
-    """For each validation question, the similarity of the known answer that would be given; 0 without one."""
+    """For each validation question, the similarity of the known answer that would be given; 0 without one.
+
+    It is 1 if the answer has the routed intent, because such an answer is given at any similarity.
+    """
     rows = lake.read("prepare", "validation_split").to_pydict()
     index = open_index(recipe, lake)
     texts = retrieve(index, recipe.prompt, recipe.placeholders, rows["instruction"], rows["predicted_intent"])
-    return [found[0].similarity if found else 0.0 for found in texts]
+    routed = zip(texts, rows["predicted_intent"], strict=True)
+    return [0.0 if not found else 1.0 if found[0].intent == intent else found[0].similarity for found, intent in routed]
 
 
 def test_the_folder_has_exactly_these_files(lake: DataLake, tiny_lookup: LookupRecipe) -> None:
@@ -94,19 +98,25 @@ def test_the_manifest_records_where_it_comes_from(lake: DataLake, tiny_lookup: L
     assert (manifest["recipe"], manifest["code_version"]) == ("tiny_lookup", CODE_VERSIONS["adapter"])
 
 
+@pytest.mark.parametrize("unrouted", [0, 20, 1000])
 @pytest.mark.parametrize("share", [0.0, 0.005, 0.3])
 def test_the_threshold_is_the_stated_quantile_of_the_validation_similarities(
-    lake: DataLake, tiny_lookup: LookupRecipe, share: float
+    lake: DataLake, tiny_lookup: LookupRecipe, share: float, unrouted: int
 ) -> None:
+    """``unrouted`` is the number of questions whose intent the router is not sure of."""
+    rows = lake.read("prepare", "validation_split").to_pylist()
+    rows = [row | ({"predicted_intent": None} if i < unrouted else {}) for i, row in enumerate(rows)]
+    lake.write("prepare", "validation_split", pa.Table.from_pylist(rows, SPLIT_ROW), SPLIT_ROW)
     tiny_lookup = tiny_lookup.model_copy(update={"handover_share": share})
     lines: list[str] = []
     adapter = build_lookup(tiny_lookup, lake, lines.append)
     best = best_similarities(tiny_lookup, lake)
-    threshold = sorted(best)[int(np.floor(share * (len(best) - 1)))]
+    threshold = min(SAME_QUESTION, sorted(best)[int(np.floor(share * (len(best) - 1)))])
     assert read_json(adapter.folder / "lookup.json") == {"min_similarity": threshold}
     assert LookupModel.load(tiny_lookup, adapter.folder).min_similarity == threshold
     assert sum(similarity < threshold for similarity in best) <= share * len(best)
-    assert sum(similarity <= threshold for similarity in best) > share * (len(best) - 1)
+    if threshold < SAME_QUESTION:
+        assert sum(similarity <= threshold for similarity in best) > share * (len(best) - 1)
     known = lake.read("prepare", "train_split").num_rows
     found = {name: adapter.metrics[name] for name in ("rows", "validation_questions", "min_similarity")}
     assert found == {"rows": known, "validation_questions": len(best), "min_similarity": threshold}

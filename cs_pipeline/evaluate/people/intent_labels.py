@@ -24,6 +24,7 @@ from cs_pipeline.evaluate.people.sheet import read_sheet, refuse_faults, write_s
 from cs_pipeline.evaluate.results import LabelledIntents
 from cs_pipeline.evaluate.scoring.statistics import wilson
 from cs_pipeline.evaluate.scoring.test_set import has_known_intent
+from cs_pipeline.retrieval.router import NO_SUBJECT
 
 LABELS_TABLE = "intent_labels"
 
@@ -108,14 +109,15 @@ def intent_labels_hash(labels: Mapping[str, str]) -> str | None:
 
 
 def allowed_intents(lake: DataLake) -> list[str]:
-    """The intents of the training rows, sorted: the classifier knows no others."""
-    return sorted(set(lake.read("prepare", "train_split", ["intent"]).column("intent").to_pylist()))
+    """The intents of the training rows, sorted: the router knows no others."""
+    return sorted(set(lake.read("prepare", "train_split", ["intent"]).column("intent").to_pylist()) - {NO_SUBJECT})
 
 
 def labelled_intents(test: pd.DataFrame, labels: Mapping[str, str]) -> LabelledIntents | None:
     """How many company rows have a known intent, and how often the router agrees with people's ``labels`` of them.
 
-    None without company rows. ``test`` has the columns row_id, source, intent and predicted_intent.
+    None without company rows. ``test`` has the columns row_id, source, intent, where the labels are applied already, and
+    predicted_intent.
     """
     company = test[test["source"] != "bitext"]
     if company.empty:
@@ -125,7 +127,7 @@ def labelled_intents(test: pd.DataFrame, labels: Mapping[str, str]) -> LabelledI
     low, high = wilson(sum(agrees), len(agrees)) or (None, None)
     return LabelledIntents(
         company_rows=len(company),
-        counted=int(has_known_intent(company, labels).sum()),
+        counted=int(has_known_intent(company).sum()),
         labelled=len(agrees),
         without_intent=sum(labels.get(row) == NO_INTENT for row in company["row_id"]),
         agreed=sum(agrees),

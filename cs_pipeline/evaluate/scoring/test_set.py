@@ -86,7 +86,7 @@ class FrozenTestSet:
         self.own_rows = rows_of_conversations(
             _conversations(self.test), self.train["row_id"].tolist(), _conversations(self.train)
         )
-        self.labelled = has_known_intent(self.test, self._labels).to_numpy()
+        self.labelled = has_known_intent(self.test).to_numpy()
         right = self._right_intents(self.references)[self.labelled]
         self.answer_classifier_accuracy = float(right.mean()) if len(right) else 0.0
 
@@ -218,13 +218,13 @@ def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> s
     return "\n".join([*(text.text for text in retrieved), question])
 
 
-def has_known_intent(rows: pd.DataFrame, labels: Mapping[str, str]) -> "pd.Series[bool]":
-    """Which rows count for right intent: all of Bitext, and company rows with a subject or a person's label.
+def has_known_intent(rows: pd.DataFrame) -> "pd.Series[bool]":
+    """Which ``rows`` (columns source and intent) count for right intent: all of Bitext, and company rows with a subject.
 
-    A subject is found in questions and answers, without the router, so agreeing with it is not circular. ``rows`` has the
-    columns row_id, source and intent.
+    A subject comes from the export, from a person, or from groups of questions with their answers. The router has no part in
+    it, so agreeing with it is not circular.
     """
-    return (rows["source"] == "bitext") | (rows["intent"] != NO_SUBJECT) | rows["row_id"].isin(list(labels))
+    return (rows["source"] == "bitext") | (rows["intent"] != NO_SUBJECT)
 
 
 def _conversations(rows: pd.DataFrame) -> list[str | None]:

@@ -27,6 +27,7 @@ from cs_pipeline.evaluate.people.intent_labels import (
 from cs_pipeline.evaluate.report.report import write_report
 from cs_pipeline.evaluate.results import EvaluationResults, evaluation_folder
 from cs_pipeline.recipe import LookupRecipe, load_recipe
+from cs_pipeline.retrieval.router import NO_SUBJECT
 from cs_pipeline.train.adapter import build_lookup
 from cs_pipeline_tests.support.reported import Page
 
@@ -35,11 +36,16 @@ TURNS = [["customer", "hello"], ["agent", "=how can I help?"]]
 
 @pytest.fixture
 def lake(prepared: Path, lake: DataLake) -> DataLake:
-    """Every second test row is a company's."""
+    """Every second test row is a company's, without a subject, and the router is sure of its intent."""
     shutil.copytree(prepared / "prepare", lake.path("prepare"))
     rows = lake.read("prepare", "test_split").to_pylist()
     for row in rows[::2]:
-        row |= {"source": "company", "context": json.dumps(TURNS), "intent": row["predicted_intent"]}
+        row |= {
+            "source": "company",
+            "context": json.dumps(TURNS),
+            "predicted_intent": row["intent"],
+            "intent": NO_SUBJECT,
+        }
     lake.write("prepare", "test_split", pa.Table.from_pylist(rows, SPLIT_ROW), SPLIT_ROW)
     return lake
 
@@ -142,15 +148,21 @@ def test_a_sheet_with_faults_changes_nothing(lake: DataLake, tmp_path: Path) -> 
 
 def test_agreement_with_the_classifier() -> None:
     test = pd.DataFrame(
-        {"row_id": list("abcde"), "source": ["bitext", *["company"] * 4], "predicted_intent": list("vwxyz")}
+        {
+            "row_id": list("abcde"),
+            "source": ["bitext", *["company"] * 4],
+            "intent": [NO_SUBJECT] * 4 + ["a_subject"],
+            "predicted_intent": list("vwxyz"),
+        }
     )
     found = labelled_intents(test, {"a": "v", "b": "w", "c": NO_INTENT, "d": "y"})
     assert found is not None
-    assert (found.company_rows, found.labelled, found.without_intent, found.agreed) == (4, 3, 1, 2)
+    assert (found.company_rows, found.counted, found.labelled) == (4, 1, 3)
+    assert (found.without_intent, found.agreed) == (1, 2)
     assert (found.share, found.low, found.high) == pytest.approx((2 / 3, 0.2077, 0.9385), abs=1e-4)  # Wilson
     without = labelled_intents(test, {})
     assert without is not None
-    assert (without.labelled, without.share) == (0, None)
+    assert (without.counted, without.labelled, without.share) == (1, 0, None)
     assert labelled_intents(test[:1], {"a": "v"}) is None
 
 
@@ -169,8 +181,9 @@ def test_labelled_rows_count_for_right_intent(lake: DataLake, tmp_path: Path, ow
     assert rows_before["labelled"][sorted(known)].sum() == 0
     assert before.intent_labels is not None
     assert before.intent_labels.labelled == 0
-    text = Page(write_report(recipe, lake).path.read_text()).text
-    assert f"None of the {len(known)} company rows has a person's label" in " ".join(text.split())
+    text = " ".join(Page(write_report(recipe, lake).path.read_text()).text.split())
+    assert f"0 of {len(known)} company rows count for right intent" in text
+    assert "Nobody has labelled one yet: cs-pipeline intents export FILE" in text
     # A person agrees with the prediction on one row, calls another one something else, and finds no intent for a third.
     agreed, changed, none = sorted(known)[:3]
     other = next(intent for intent in allowed_intents(lake) if intent != known[changed]["predicted_intent"])
@@ -190,6 +203,6 @@ def test_labelled_rows_count_for_right_intent(lake: DataLake, tmp_path: Path, ow
     assert after.intent_labels is not None
     assert (after.intent_labels.labelled, after.intent_labels.agreed, after.intent_labels.without_intent) == (3, 1, 1)
     text = " ".join(Page(write_report(recipe, lake).path.read_text()).text.replace("\N{NO-BREAK SPACE}", " ").split())
-    assert f"3 of {len(known)} company rows have a person's label of their intent" in text
-    assert "The classifier's prediction agrees with 1 of these labels (33 %, 95 % interval 6 to 79 %)." in text
+    assert f"2 of {len(known)} company rows count for right intent" in text
+    assert "The router agrees with 1 of 3 labels (33 %, 95 % interval 6 to 79 %); 1 of them say" in text
     assert evaluate(recipe, lake, None, print).reused
