@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, write_json
 from cs_pipeline.core.schema import PREDICTION
@@ -62,16 +63,17 @@ class TrainedRouter:
 
 
 def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], None] = logger.info) -> TrainedRouter:
-    """Trains the router and writes it with the predictions, unless rows, embedding model and code are the same as before.
+    """Trains the router and writes it with the predictions, unless rows, settings and code are the same as before.
 
+    The company's ``handover.false_share`` sets its threshold, for the predictions as for customers' questions.
     ``embedder_name`` is as in ``Embedder``, empty for none. A training row is predicted by a model that was not trained
     on its cluster, a row of another split by the router itself. ``report`` gets a line before a model is fetched. Raises
     PipelineError if no training row has an intent.
     """
     embedder = RememberingEmbedder(embedder_name, lake.path("prepare", _VECTORS), report) if embedder_name else None
-    made_of = digest(
-        file_sha256(lake.table("prepare", "conversations")), embedder and embedder.sha256, CODE_VERSIONS["router"]
-    )
+    share = load_company(lake).handover.false_share
+    rows_sha256 = file_sha256(lake.table("prepare", "conversations"))
+    made_of = digest(rows_sha256, embedder and embedder.sha256, share, CODE_VERSIONS["router"])
     if (earlier := _earlier(lake, made_of, embedder_name)) is not None:
         return earlier
     columns = ["row_id", "source", "instruction", "response", "intent", "cluster_id", "split"]
@@ -85,7 +87,7 @@ def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], Non
         )
     router = Router.fit(*_columns(labelled), embedder, labelled["response"].tolist())
     validation = rows[(rows["split"] == "validation") & rows["intent"].isin(router.labels)]
-    router = router.with_validation(*_columns(validation)[:2])
+    router = router.with_handover_share(share).with_validation(*_columns(validation)[:2], share)
     held_out = rows[rows["split"] != "train"]
     routes = dict(zip(train["row_id"], router.out_of_fold(*_columns(train), train["response"].tolist()), strict=True))
     routes |= zip(held_out["row_id"], router.route(held_out["instruction"].tolist()), strict=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from cs_pipeline.company import company_file
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, write_json
 from cs_pipeline.core.schema import CONVERSATION, PREDICTION
@@ -99,6 +100,19 @@ def test_it_is_trained_again_only_when_something_has_changed(trained: DataLake, 
     assert not changed.reused
     assert changed.version != first.version
     assert trained.read("prepare", PREDICTIONS).num_rows == company.num_rows - 1
+
+
+def test_the_company_sets_the_share_of_false_handovers(trained: DataLake, company: pa.Table) -> None:
+    trained.write("prepare", "conversations", company, CONVERSATION)
+    usual = train_router(trained, "").quality.handed_over
+    company_file(trained).write_text("handover: {false_share: 0.4}\n")
+    try:
+        assert train_router(trained, "").quality.handed_over == pytest.approx(0.4, abs=0.1)
+    finally:
+        company_file(trained).unlink()
+    assert train_router(trained, "").quality.handed_over == usual
+    assert usual is not None
+    assert usual < 0.1
 
 
 def test_a_forgotten_row_is_gone_from_the_router(trained: DataLake, company: pa.Table) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cs_pipeline.company import company_file
 from cs_pipeline.core.lake import DataLake
+from cs_pipeline.prepare.router import train_router
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline_tests.conftest import MadeOnce, copy_lake, own_world
 from cs_pipeline_tests.support.serving import Serving, running_service, wait_for
@@ -24,6 +25,7 @@ def two_versions(made_once: MadeOnce, champion_lake: Path) -> Path:
         with own_world(folder / "lake"):
             lake = copy_lake(champion_lake, folder / "lake")
             company_file(lake).write_text(STRICT)
+            train_router(lake, "")
             add_version(lake, lake.root / "second", 0.0)
 
     return made_once("two versions", make) / "lake"
@@ -43,6 +45,7 @@ def lookup_lake(made_once: MadeOnce, champion_lake: Path) -> Path:
         lake = copy_lake(champion_lake, folder / "lake")
         company_file(lake).write_text(f"values: {{Company Name: Brightmart}}\n{STRICT}")
         with own_world(lake.root):
+            train_router(lake, "")
             make_champion(lake, add_lookup(lake))
 
     return made_once("lookup", make) / "lake"

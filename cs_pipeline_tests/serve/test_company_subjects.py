@@ -14,7 +14,6 @@ from cs_pipeline.retrieval.index import SCHEMAS, index_lock, retrieval_folder, w
 from cs_pipeline.retrieval.router import Router, router_folder
 from cs_pipeline.serve.desk.handover import HandoverReason
 from cs_pipeline_tests.conftest import copy_lake, own_world
-from cs_pipeline_tests.serve.conftest import STRICT
 from cs_pipeline_tests.support.desks import waiting
 from cs_pipeline_tests.support.serving import SURE, Serving, wait_for
 
@@ -51,8 +50,9 @@ def lake(lookup_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> DataLak
     with index_lock(lake):
         write_index(folder, tables)
     known = tables["answers"].to_pydict()
-    Router.fit(known["question"], known["intent"], known["cluster_id"]).save(router_folder(lake))
-    company_file(lake).write_text(f"topics: [bicycles, repairs]\n{STRICT}")
+    router = Router.fit(known["question"], known["intent"], known["cluster_id"])
+    router.with_handover_share(0.3).save(router_folder(lake))
+    company_file(lake).write_text("topics: [bicycles, repairs]\n")
     return lake
 
 

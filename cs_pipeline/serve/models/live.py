@@ -5,7 +5,6 @@ import threading
 from pathlib import Path
 from typing import TypeAlias
 
-from cs_pipeline.company import load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import MANIFEST_NAME
@@ -91,7 +90,7 @@ class LiveIndex:
 
 
 class LiveRouter:
-    """The router in memory, with the company's share of false handovers. Thread-safe.
+    """The lake's current router in memory. Thread-safe.
 
     A router stays in use until there is a new one that can be loaded: without a router, no question is handed over as
     unknown.
@@ -118,8 +117,7 @@ class LiveRouter:
 
     def _load(self) -> Router | None:
         try:
-            share = load_company(self._lake).handover.false_share
-            router = Router.load(router_folder(self._lake)).with_handover_share(share)
+            router = Router.load(router_folder(self._lake))
         except (PipelineError, OSError) as error:  # OSError: the folder was replaced while it was read
             logger.warning("the router cannot be loaded: %s", error)
             self._tried = None
