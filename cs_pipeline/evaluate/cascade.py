@@ -37,15 +37,18 @@ def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str],
     base = base_of_adapter(trained, model_recipe, lake)
     assert base is not None  # a fine-tune has one
     questions = FrozenTestSet(recipe, lake, "validation", recipe.validation_rows)
-    asked = questions.questions, questions.predicted_intents
+    asked = questions.searched, questions.predicted_intents
     index = open_index(recipe, lake)
     retrieved = retrieve(index, recipe.prompt, recipe.placeholders, *asked, own_rows=questions.own_rows)
     always = LookupModel(recipe, 0.0)
-    known = [always.find(*pair) for pair in zip(retrieved, questions.predicted_intents, strict=True)]
+    found_for = zip(retrieved, questions.predicted_intents, questions.contexts, strict=True)
+    known = [always.find(*row) for row in found_for]
     copied = ["" if answer is None else answer.text for answer in known]
     progress = progress_reporter(report, "the cascade's model", "validation answers", len(copied))
     texts = retrieved if model_recipe.prompt.retrieve is not None else None
-    written = SupportModel(model_recipe, base, trained.folder).answer(*asked, questions.contexts, progress, texts)
+    model = SupportModel(model_recipe, base, trained.folder)
+    prompted = questions.questions if model.reads_earlier_turns else questions.searched
+    written = model.answer(prompted, questions.predicted_intents, questions.contexts, progress, texts)
     looked_up = questions.score(copied, as_sources(copied))["quality"].to_numpy()
     by_model = questions.score([answer.text for answer in written], [answer.retrieved for answer in written])
     similarities = np.array([0.0 if answer is None else answer.similarity for answer in known])

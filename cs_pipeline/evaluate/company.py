@@ -83,7 +83,7 @@ def _cross_validated_answers(recipe: Recipe, adapter: Path, lake: DataLake, aske
         look_up = LookupModel(free, lookup_threshold(free, index, lake)[0])
     clusters, intents = asked.test["cluster_id"].tolist(), asked.predicted_intents
     retrieved = retrieve(
-        index, look_up.recipe.prompt, asked.mode, asked.questions, intents, clusters=clusters, own_rows=asked.own_rows
+        index, look_up.recipe.prompt, asked.mode, asked.searched, intents, clusters=clusters, own_rows=asked.own_rows
     )
     return look_up.answer(asked.questions, intents, asked.contexts, retrieved=retrieved)
 

@@ -362,7 +362,7 @@ def _models(recipe: Recipe, adapter: Adapter, base: Path | None, champion: Versi
 
 def _baselines(test_set: FrozenTestSet, index: RetrievalIndex) -> dict[str, Callable[[], list[str]]]:
     """By baseline, a function that returns its answers to the test rows."""
-    asked = test_set.questions, test_set.predicted_intents
+    asked = test_set.searched, test_set.predicted_intents
     return {
         LOOKUP: lambda: lookup_answers(index, test_set.mode, *asked, test_set.own_rows),
         "nearest": lambda: nearest_answers(test_set.train, test_set.questions, test_set.own_rows),
@@ -391,7 +391,7 @@ def _evaluate_model(
     intents = prompt_intents(recipe, routing, router_folder(lake))
 
     def texts(rows: FrozenTestSet) -> list[list[RetrievedText]]:
-        asked = rows.questions, rows.predicted_intents
+        asked = rows.searched, rows.predicted_intents
         return retrieve(index, recipe.prompt, recipe.placeholders, *asked, own_rows=rows.own_rows)
 
     test_set = test_set.routed_by(intents)

@@ -75,7 +75,7 @@ def evaluate_prompted_base(
         report(f"untuned baselines: left out, because {why}")
         return None
     examples = solved_examples(rows, recipe.held_out_intents)
-    asked = rows.questions, rows.predicted_intents
+    asked = rows.searched, rows.predicted_intents
     retrieved = retrieve(index, LOOKUP_PROMPT, rows.mode, *asked, own_rows=rows.own_rows)
     stats_of_base: dict[str, pd.DataFrame] = {}
     # A base that was evaluated with this very prompt has given these answers already.

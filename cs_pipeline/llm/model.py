@@ -228,7 +228,7 @@ class SupportModel:
         self.recipe = recipe
         self.chat = load_chat_format(recipe, base, adapter)
         self._base, self._adapter = base, adapter
-        self._reads_earlier_turns = reads_earlier_turns(adapter)
+        self.reads_earlier_turns = reads_earlier_turns(adapter)
         self.model = self._load(None)
         self.stop_ids = self.chat.stop_ids | stop_ids_of(self.model)
 
@@ -345,7 +345,7 @@ class SupportModel:
             return self.chat.encode_prompt(chat_messages(question, self.recipe.prompt, intent, turns, texts))
 
         max_tokens = min(self.recipe.trainer.max_length, self._max_prompt_tokens())
-        return fit_prompt(encode, earlier if self._reads_earlier_turns else (), retrieved, max_tokens)
+        return fit_prompt(encode, earlier if self.reads_earlier_turns else (), retrieved, max_tokens)
 
     def _example(
         self, question: str, intent: str | None, earlier: Context, retrieved: Sequence[RetrievedText], reference: str
@@ -354,7 +354,7 @@ class SupportModel:
             messages = chat_messages(question, self.recipe.prompt, intent, turns, texts)
             return self.chat.encode_example(messages, reference)
 
-        turns = earlier if self._reads_earlier_turns else ()
+        turns = earlier if self.reads_earlier_turns else ()
         return fit_prompt(encode, turns, retrieved, self.recipe.trainer.max_length).encoded
 
     def has_room(self, question: str, intent: str | None) -> bool:

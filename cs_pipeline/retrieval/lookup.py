@@ -15,7 +15,9 @@ from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
 from cs_pipeline.retrieval.index import RetrievalIndex
 from cs_pipeline.retrieval.retrieve import own_known_rows, retrieve
-from cs_pipeline.text.placeholders import apply
+from cs_pipeline.retrieval.router import PromptIntents, prompt_intents
+from cs_pipeline.text.copied import mostly_copied
+from cs_pipeline.text.placeholders import apply, without_placeholders
 
 HANDOVER_ANSWER = "I am not sure that I can help you with that, so I am passing your question on to a colleague."
 """The answer when no known question is similar enough. When the version is served, a person then takes over."""
@@ -52,13 +54,18 @@ class LookupModel:
         """The look-up whose threshold ``write_threshold`` wrote to ``folder``."""
         return cls(recipe, float(read_json(folder / _THRESHOLD_FILE)["min_similarity"]))
 
-    def find(self, retrieved: Sequence[RetrievedText], intent: str | None) -> RetrievedText | None:
+    def find(
+        self, retrieved: Sequence[RetrievedText], intent: str | None, earlier: Context = ()
+    ) -> RetrievedText | None:
         """The known answer to give, or None: a person, or the model of a cascade, should answer.
 
-        ``intent`` is the routed one, None if the router is not sure.
+        ``intent`` is the routed one, None if the router is not sure. An answer that the customer got in the ``earlier``
+        turns did not help, so it is not given again.
         """
         known = _first_answer(retrieved)
-        if known is None or known.similarity >= self.min_similarity:
+        if known is None or _was_given(known.text, earlier):
+            return None
+        if known.similarity >= self.min_similarity:
             return known
         return known if self._trusts_router and _is_of_intent(known, intent) else None
 
@@ -78,9 +85,9 @@ class LookupModel:
         progress: Callable[[int], None] = lambda done: None,
         retrieved: Sequence[Sequence[RetrievedText]] | None = None,
     ) -> list[Answer]:
-        """The known answers in ``retrieved``, one per question, or HANDOVER_ANSWER. ``contexts`` are not used."""
+        """The known answers in ``retrieved``, one per question, or HANDOVER_ANSWER."""
         texts = [()] * len(questions) if retrieved is None else retrieved
-        found = [self.find(*pair) for pair in zip(texts, intents, strict=True)]
+        found = [self.find(*row) for row in zip(texts, intents, contexts, strict=True)]
         progress(len(questions))
         return [
             Answer(HANDOVER_ANSWER, True, 0) if known is None else Answer(known.text, True, 0, retrieved=(known,))
@@ -89,12 +96,13 @@ class LookupModel:
 
 
 class CascadeModel:
-    """Asks ``lookup`` first, and ``model`` where it finds nothing."""
+    """Asks ``lookup`` first, and ``model`` where it finds nothing. ``intents`` gives those that the model's prompts name."""
 
-    def __init__(self, lookup: LookupModel, model: Contender) -> None:
+    def __init__(self, lookup: LookupModel, model: Contender, intents: PromptIntents) -> None:
         self.recipe = lookup.recipe
         self.lookup = lookup
         self.model = model
+        self._intents = intents
 
     def has_room(self, question: str, intent: str | None) -> bool:
         """Whether ``question`` fits into the model's context."""
@@ -110,12 +118,12 @@ class CascadeModel:
     ) -> list[Answer]:
         """The known answers in ``retrieved`` that the look-up finds, and the model's answers to the other questions."""
         texts = [()] * len(questions) if retrieved is None else retrieved
-        found = [self.lookup.find(*pair) for pair in zip(texts, intents, strict=True)]
+        found = [self.lookup.find(*row) for row in zip(texts, intents, contexts, strict=True)]
         open_rows = [i for i, known in enumerate(found) if known is None]
         looked_up = len(questions) - len(open_rows)
         written = self.model.answer(
             [questions[i] for i in open_rows],
-            [intents[i] for i in open_rows],
+            self._intents([questions[i] for i in open_rows]),
             [contexts[i] for i in open_rows],
             lambda done: progress(looked_up + done),
             [texts[i] for i in open_rows] if self.model.recipe.prompt.retrieve is not None else None,
@@ -135,10 +143,10 @@ def load_contender(recipe: Recipe, base: Path | None, adapter: Path | None) -> C
     assert base is not None
     if isinstance(recipe, CascadeRecipe):
         assert adapter is not None
-        model = SupportModel(
-            read_fine_tune_recipe(adapter / MODEL_FOLDER / "recipe.yaml"), base, adapter / MODEL_FOLDER
-        )
-        return CascadeModel(LookupModel.load(recipe, adapter), model)
+        folder = adapter / MODEL_FOLDER
+        model_recipe = read_fine_tune_recipe(folder / "recipe.yaml")
+        intents = prompt_intents(model_recipe, folder, None)
+        return CascadeModel(LookupModel.load(recipe, adapter), SupportModel(model_recipe, base, folder), intents)
     assert isinstance(recipe, FineTuneRecipe)
     return SupportModel(recipe, base, adapter)
 
@@ -185,6 +193,12 @@ def handover_threshold(
         for known, intent in zip(first, intents, strict=True)
     ]
     return min(SAME_QUESTION, float(np.quantile(best, share, method="lower")))
+
+
+def _was_given(answer: str, earlier: Context) -> bool:
+    """Whether an agent's turn contains ``answer``, or most of its words in runs: its placeholders may have been filled."""
+    turns = [text for speaker, text in earlier if speaker == "agent"]
+    return any(answer in text for text in turns) or bool(mostly_copied([without_placeholders(answer)], turns)[0])
 
 
 def _first_answer(retrieved: Sequence[RetrievedText]) -> RetrievedText | None:

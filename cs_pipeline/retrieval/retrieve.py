@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 
 from cs_pipeline.core.lake import DataLake
-from cs_pipeline.llm.prompt import RetrievedText
+from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import PromptSettings, Recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
@@ -62,6 +62,16 @@ def retrieve(
         [replace(text, text=apply(text.text, mode, "agent", text.id)) for text in (*known, *articles)]
         for known, articles in zip(answers, passages, strict=True)
     ]
+
+
+def in_context(question: str, earlier: Context, intent: str | None) -> str:
+    """The text to search with, and to route, for a ``question`` after ``earlier`` turns.
+
+    It is the question, if the router knows its ``intent``. Otherwise the customer's message before it comes first, because
+    a reply such as "and for the larger one?" says little alone.
+    """
+    before = next((text for speaker, text in reversed(earlier) if speaker == "customer"), None)
+    return question if intent is not None or before is None else f"{before}\n{question}"
 
 
 def rows_of_conversations(

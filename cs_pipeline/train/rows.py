@@ -26,7 +26,7 @@ from cs_pipeline.llm.prompt import (
     fit_prompt,
 )
 from cs_pipeline.recipe import FineTuneRecipe
-from cs_pipeline.retrieval.retrieve import open_index, own_known_rows, retrieve
+from cs_pipeline.retrieval.retrieve import in_context, open_index, own_known_rows, retrieve
 from cs_pipeline.text.placeholders import Speaker, apply
 from cs_pipeline.train.supervision import SupervisionCheck
 
@@ -74,13 +74,14 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
     table = table.take(pa.array(times, pa.int64()))
     rows, intents = table.to_pylist(), table.column("predicted_intent").to_pylist()
     texts = [_row_texts(row, recipe) for row in rows]
-    questions = [text.question for text in texts]
+    # As in serving, a question that the router does not know alone is searched with the customer's message before it.
+    searched = [in_context(text.question, text.earlier, intent) for text, intent in zip(texts, intents, strict=True)]
     # A row's own cluster is excluded: its answers are almost the target, and nothing so similar exists for new questions.
     # So are the rows of its own conversation, whose answers a new customer's question would not find either.
     clusters = table.column("cluster_id").to_pylist()
     index = open_index(recipe, lake)
     own_rows = None if index is None else own_known_rows(table.column("conversation_id").to_pylist(), lake)
-    texts_found = retrieve(index, recipe.prompt, recipe.placeholders, questions, intents, clusters, own_rows)
+    texts_found = retrieve(index, recipe.prompt, recipe.placeholders, searched, intents, clusters, own_rows)
     examples: list[Example] = []
     seen: list[dict[str, Any]] = []
     in_prompts: set[str] = set()

@@ -54,6 +54,22 @@ def test_the_first_known_answer_decides_and_passages_are_passed_over() -> None:
     assert LOOKUP.find([known("No.", 0.4), SENT], None) is None
 
 
+@pytest.mark.parametrize(
+    ("earlier", "given"),
+    [
+        ([], False),
+        ([("customer", SENT.text)], False),
+        ([("agent", "It was sent to your card.")], True),
+        ([("agent", "Hello! It was sent to your card. Anything else?"), ("customer", "Yes, a bag.")], True),
+        ([("agent", "Which order is it?")], False),
+    ],
+)
+def test_an_answer_is_not_given_twice(earlier: Context, given: bool) -> None:
+    assert (LOOKUP.find([SENT], None, earlier) is None) is given
+    (answer,) = LOOKUP.answer(["where is it"], [None], [earlier], retrieved=[[SENT]])
+    assert (answer.text == HANDOVER_ANSWER) is given
+
+
 def test_an_answer_of_the_routed_intent_is_given_at_any_similarity() -> None:
     far = known("Yes.", 0.1)
     assert LOOKUP.find([far], "get_refund") == far

@@ -2,8 +2,8 @@
 
 from itertools import permutations
 
-from cs_pipeline.llm.prompt import RetrievedText
-from cs_pipeline.retrieval.retrieve import MIN_RELATIVE_SIMILARITY, rank_by_consensus
+from cs_pipeline.llm.prompt import Context, RetrievedText
+from cs_pipeline.retrieval.retrieve import MIN_RELATIVE_SIMILARITY, in_context, rank_by_consensus
 
 
 def known(text: str, similarity: float = 0.9, intent: str = "get_refund") -> RetrievedText:
@@ -51,3 +51,11 @@ def test_case_is_ignored_and_answers_may_be_empty() -> None:
     loud = known(SIMILAR.text.upper())
     assert rank_by_consensus([ODD, SIMILAR, loud], None, 1)[0] in (SIMILAR, loud)
     assert rank_by_consensus([known(""), known("")], None, 2) == [known(""), known("")]
+
+
+def test_a_question_that_says_little_alone_is_searched_with_the_message_before_it() -> None:
+    earlier: Context = [("customer", "hello"), ("customer", "I got size L"), ("agent", "Which one did you order?")]
+    assert in_context("M", earlier, None) == "I got size L\nM"
+    assert in_context("cancel my order", earlier, "cancel_order") == "cancel my order"
+    assert in_context("M", [], None) == "M"
+    assert in_context("M", [("agent", "Hello, how can I help?")], None) == "M"

@@ -93,3 +93,36 @@ def test_only_a_question_about_nothing_known_is_handed_over(serving: Serving, la
 
 def test_fixed_replies_name_the_companys_topics(serving: Serving) -> None:
     assert "questions about bicycles and repairs." in serving.chat("Will it rain tomorrow?").json()["response"]
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    """Earlier turns of customer and agent by turns, the customer first."""
+    return [{"speaker": ("customer", "agent")[i % 2], "text": text} for i, text in enumerate(texts)]
+
+
+FOLLOW_UP = "und was mache ich jetzt damit"
+
+
+@pytest.mark.parametrize("question", [question for _, questions in OWN.values() for question in questions])
+def test_a_follow_up_is_understood_with_the_message_before_it(serving: Serving, question: str) -> None:
+    """It is answered as the question that has its context written out would be."""
+    assert serving.chat(FOLLOW_UP).json()["intent"] is None, "alone it says nothing"
+    written_out = serving.chat(f"{question} {FOLLOW_UP}").json()
+    follow_up = serving.chat(FOLLOW_UP, earlier=turns(question, "One moment, please.")).json()
+    for name in ("intent", "response", "handover"):
+        assert follow_up[name] == written_out[name], name
+    assert follow_up["intent"] in OWN
+
+
+def test_an_answer_that_did_not_help_is_not_given_again(serving: Serving) -> None:
+    """Two- and three-turn chats do not go round in circles: a person takes over instead."""
+    for answer, questions in OWN.values():
+        earlier: tuple[str, ...] = ()
+        for question in questions:
+            reply = serving.chat(question, earlier=turns(*earlier)).json()
+            if not earlier:
+                assert reply["response"] == answer
+            else:
+                assert reply["response"] != answer
+                assert reply["handover"] is not None
+            earlier = (*earlier, question, reply["response"])

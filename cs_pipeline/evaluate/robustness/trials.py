@@ -126,7 +126,7 @@ def _retrieve(
 
 def _time_answer(model: Contender, index: RetrievalIndex | None, test_set: FrozenTestSet, i: int) -> float:
     started = time.monotonic()
-    question, intent = [test_set.questions[i]], [test_set.predicted_intents[i]]
+    question, intent = [test_set.searched[i]], [test_set.predicted_intents[i]]
     retrieved = _retrieve(model, index, question, intent, [test_set.own_rows[i]])
     model.answer(question, intent, [test_set.contexts[i]], retrieved=retrieved)
     return time.monotonic() - started

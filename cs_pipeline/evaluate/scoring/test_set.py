@@ -21,7 +21,7 @@ from cs_pipeline.evaluate.scoring.rubric import rubric
 from cs_pipeline.llm.model import Answer, Contender, SupportModel, peak_memory_gib
 from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import Recipe
-from cs_pipeline.retrieval.retrieve import rows_of_conversations
+from cs_pipeline.retrieval.retrieve import in_context, rows_of_conversations
 from cs_pipeline.retrieval.router import NO_SUBJECT, PromptIntents
 from cs_pipeline.text.classifier import TextClassifier
 from cs_pipeline.text.placeholders import PlaceholderMode, apply
@@ -72,7 +72,7 @@ class FrozenTestSet:
     def routed_by(self, intents: PromptIntents) -> "FrozenTestSet":
         """The same set with the intents that the prompts of one model name. A version has its own router."""
         routed = copy(self)
-        routed.predicted_intents = intents(self.questions)
+        routed.predicted_intents = intents(self.searched)
         return routed
 
     def _set_rows(self, test: pd.DataFrame) -> None:
@@ -82,6 +82,10 @@ class FrozenTestSet:
         self.questions_with_context = [_with_context(*row) for row in zip(self.contexts, self.questions, strict=True)]
         self.references = self.test["response"].tolist()
         self.predicted_intents: list[str | None] = _or_none(self.test["predicted_intent"])
+        # What a question is routed and searched by; see in_context.
+        self.searched = [
+            in_context(*row) for row in zip(self.questions, self.contexts, self.predicted_intents, strict=True)
+        ]
         # Nobody may find an answer of the question's own conversation, which is no answer to a new question.
         self.own_rows = rows_of_conversations(
             _conversations(self.test), self.train["row_id"].tolist(), _conversations(self.train)
@@ -178,7 +182,9 @@ def answer_test_set(
 
     ``report`` gets progress lines that begin with ``system``.
     """
-    inputs = test_set.questions, test_set.predicted_intents, test_set.contexts
+    alone = isinstance(model, SupportModel) and not model.reads_earlier_turns
+    questions = test_set.searched if alone else test_set.questions
+    inputs = questions, test_set.predicted_intents, test_set.contexts
     started = time.monotonic()
     answers = model.answer(*inputs, progress_reporter(report, system, "answers", len(test_set.questions)), retrieved)
     seconds = time.monotonic() - started

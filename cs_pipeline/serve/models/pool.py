@@ -15,7 +15,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.llm.model import load_base, load_chat_format, stop_ids_of
+from cs_pipeline.llm.model import load_base, load_chat_format, reads_earlier_turns, stop_ids_of
 from cs_pipeline.recipe import (
     CascadeRecipe,
     FineTuneRecipe,
@@ -83,6 +83,7 @@ class LoadedLanguageModel(LoadedModel):
     weights: WeightsKey
     engine: Engine
     variant: Variant
+    reads_earlier_turns: bool
     lookup: LookupModel | None = None
     """The look-up of a cascade, which is asked first."""
 
@@ -207,7 +208,11 @@ class ModelPool:
                 engine.attach(str(adapter), adapter_name)
             stops = frozenset(chat.stop_ids | stop_ids_of(engine.model))
             variant = Variant(chat, stops, adapter_name, recipe.generation.per_device_eval_batch_size)
-            return LoadedLanguageModel(served, recipe, prompt_intents(recipe, adapter, None), key, engine, variant)
+            intents, reads = (
+                prompt_intents(recipe, adapter, None),
+                reads_earlier_turns(None if served.base else adapter),
+            )
+            return LoadedLanguageModel(served, recipe, intents, key, engine, variant, reads)
         except BaseException:
             if new_engine:
                 self._engines.pop(key).close()

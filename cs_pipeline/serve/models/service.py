@@ -11,6 +11,7 @@ from functools import partial
 
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import Context, RetrievedText, chat_messages, fit_prompt
+from cs_pipeline.retrieval.retrieve import in_context
 from cs_pipeline.serve.models.generation import Generation, KnownAnswer, WrittenAnswer
 from cs_pipeline.serve.models.jobs import Busy, Job, Refusal, Sampling, TooLong
 from cs_pipeline.serve.models.live import LiveIndex, LiveRouter
@@ -115,11 +116,15 @@ class ModelService:
     ) -> Generation:
         started = time.monotonic()
         route = self._live_router.route(question)
+        searched = question
+        if route is not None and route.label is None:
+            searched = in_context(question, earlier, None)
+            route = self._live_router.route(searched)
         intent = None if route is None else route.label
         assert isinstance(loaded, LoadedLookup | LoadedLanguageModel)
         recipe = loaded.recipe if loaded.lookup is None else loaded.lookup.recipe
-        texts = self.live_index.retrieve_for(recipe, question, intent)
-        known = None if loaded.lookup is None else loaded.lookup.find(texts, intent)
+        texts = self.live_index.retrieve_for(recipe, searched, intent)
+        known = None if loaded.lookup is None else loaded.lookup.find(texts, intent, earlier)
         if known is not None or isinstance(loaded, LoadedLookup):
             found = () if known is None else (known,)
             answer = KnownAnswer(loaded.served, question, route, found, started, cancelled.is_set())
@@ -127,7 +132,8 @@ class ModelService:
             return answer
         if loaded.recipe.prompt.retrieve is None:
             texts = []  # they were for a cascade's look-up; the cascade's model has no retrieved texts in its prompt
-        prompt, retrieved = _fit(loaded, question, earlier, texts)
+        prompted = (question, earlier) if loaded.reads_earlier_turns else (searched, ())
+        prompt, retrieved = _fit(loaded, loaded.intents([searched])[0], *prompted, texts)
         limit = loaded.recipe.generation.max_new_tokens
         max_tokens = min(sampling.max_tokens or limit, limit)
         job = Job(loaded.variant, prompt, sampling, max_tokens, time.monotonic() + self._seconds, cancelled)
@@ -161,14 +167,13 @@ class ModelService:
 
 
 def _fit(
-    loaded: LoadedLanguageModel, question: str, earlier: Context, texts: Sequence[RetrievedText]
+    loaded: LoadedLanguageModel, intent: str | None, question: str, earlier: Context, texts: Sequence[RetrievedText]
 ) -> tuple[list[int], tuple[RetrievedText, ...] | None]:
     """The prompt as tokens, and the ``texts`` in it; None if the recipe does not retrieve.
 
     Raises TooLong if no answer has room after it.
     """
     recipe, chat = loaded.recipe, loaded.variant.chat
-    (intent,) = loaded.intents([question])
 
     def encode(turns: Context, known: Sequence[RetrievedText]) -> list[int]:
         return chat.encode_prompt(chat_messages(question, recipe.prompt, intent, turns, known))
