@@ -77,7 +77,8 @@ class DeskRequest:
     """A customer's message, and how to answer it.
 
     ``model`` is a name from the registry. ``values`` maps placeholder names, in any spelling, to their values for this
-    request. ``context`` holds facts about the case that are not in the conversation; the model reads it as the first turn.
+    request. ``context`` holds facts about the case that are not in the conversation; a model that reads earlier turns reads
+    it as the first one.
     If ``private`` is set, the answer asks for a personal detail only if the intent needs it.
     """
 

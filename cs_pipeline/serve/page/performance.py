@@ -1,4 +1,4 @@
-"""The *Performance* tab: a version's evaluation results from its MLflow run, the leaderboard, and unanswered questions."""
+"""The *Performance* tab: a version's results from its MLflow run, the leaderboard, the subjects, unanswered questions."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import gradio as gr
 
 from cs_pipeline.core.errors import PipelineError, without_secret
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.evaluate.report.logged import (
     LoggedScore,
     leaderboard_rows,
@@ -21,6 +21,7 @@ from cs_pipeline.serve.desk.desk import Desk
 from cs_pipeline.serve.models.jobs import UnknownModel
 from cs_pipeline.serve.models.service import ModelService
 from cs_pipeline.serve.page.controls import TEMPLATES, show_error, valid_choice, version_choices
+from cs_pipeline.text.placeholders import PlaceholderMode, apply
 from cs_pipeline.tracking import find_versions, open_store, store_uri
 
 _DAGSTER_PORT, _MLFLOW_PORT = 3000, 5000
@@ -111,6 +112,7 @@ class PerformanceTab:
         return TEMPLATES.get_template("performance.html.jinja").render(
             results=results,
             **self._board(),
+            subjects=self._subjects(),
             **self._new_questions(),
             dagster=f"http://{host}:{_DAGSTER_PORT}",
             mlflow=without_secret(mlflow),
@@ -122,6 +124,17 @@ class PerformanceTab:
             return {"board": leaderboard_rows(self._lake), "board_fault": None}
         except PipelineError as error:
             return {"board": [], "board_fault": error}
+
+    def _subjects(self) -> list[dict[str, Any]]:
+        """What the company's customers write about, as the asset ``subjects`` found it, the largest first."""
+        path = self._lake.path("prepare", "subjects.json")
+        if not path.exists():
+            return []
+        found: list[dict[str, Any]] = read_json(path)["subjects"]
+        for subject in found:
+            example = next(iter(subject["examples"]), "")
+            subject["example"] = apply(example, PlaceholderMode.GENERIC, "customer", "")
+        return found
 
     def _new_questions(self) -> dict[str, Any]:
         """The questions that nobody has answered yet, or in ``questions_fault`` why they cannot be shown."""

@@ -70,16 +70,19 @@ def test_cancelling_or_closing_a_stream_stops_the_model(desk: Desk, service: Mod
 
 
 def test_the_model_gets_personal_data_masked_like_its_training_rows(desk: Desk, service: ModelService) -> None:
-    def tokens(question: str, *turns: str) -> int:
-        running = service.start("champion", question, [("customer", turn) for turn in turns], Sampling(max_tokens=1))
+    def tokens(question: str, *turns: str, model: str = "champion") -> int:
+        running = service.start(model, question, [("customer", turn) for turn in turns], Sampling(max_tokens=1))
         return running.prompt_tokens
 
     one = Sampling(max_tokens=1)
     question = "can you help me to cancel purchase 4412345678"
     masked = "can you help me to cancel purchase {{Order Number}}"
     assert desk.reply(DeskRequest(question, sampling=one)).prompt_tokens == tokens(masked) != tokens(question)
-    with_context = desk.reply(DeskRequest(SURE, sampling=one, context="The order is 4412345678.")).prompt_tokens
-    assert with_context == tokens(SURE, "The order is {{Order Number}}.") > tokens(SURE)
+    for model, reads in (("champion:base", True), ("champion", False)):  # the champion was trained on single questions
+        asked = DeskRequest(SURE, model=model, sampling=one, context="The order is 4412345678.")
+        with_context = desk.reply(asked).prompt_tokens
+        assert with_context == tokens(SURE, "The order is {{Order Number}}.", model=model)
+        assert (with_context > tokens(SURE, model=model)) is reads
 
 
 def test_details_of_the_customer_come_from_the_request_and_the_conversation(desk: Desk, lake: DataLake) -> None:

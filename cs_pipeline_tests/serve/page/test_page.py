@@ -15,11 +15,14 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from cs_pipeline.company import load_company
 from cs_pipeline.feedback import Feedback
+from cs_pipeline.prepare.subjects.subjects import find_subjects
 from cs_pipeline.retrieval.index import build_index
 from cs_pipeline.retrieval.passages import read_knowledge
 from cs_pipeline.tracking import open_store
 from cs_pipeline_tests.conftest import copy_lake, own_world
+from cs_pipeline_tests.prepare.subjects import land_tickets
 from cs_pipeline_tests.serve.desk.test_recurring import BATTERY, hand_over
+from cs_pipeline_tests.support.grammar import provider_tickets
 from cs_pipeline_tests.support.serving import PATIENCE, SURE, Serving, wait_for
 from cs_pipeline_tests.support.versions import add_version
 
@@ -291,10 +294,15 @@ def test_the_answer_that_an_agent_sent_is_stored(page: Page, serving: Serving) -
     assert sorted(serving.lake.path("serve").rglob("handovers/*")) == handed_over
 
 
-def test_performance_shows_the_results_of_a_version_and_new_questions(page: Page, serving: Serving) -> None:
+def test_performance_shows_the_results_of_a_version_subjects_and_new_questions(page: Page, serving: Serving) -> None:
     for number, question in enumerate(BATTERY):
         hand_over(serving.lake, number, question)
+    land_tickets(serving.lake, provider_tickets(120, seed=3)[0])
+    (largest, *_) = find_subjects(serving.lake, load_company(serving.lake)).subjects
     open_tab(page, "Performance")
+    row = page.locator(".performance tbody tr", has_text=largest.id)
+    expect(row.locator("td").first).to_have_text(str(largest.conversations))
+    expect(row.locator("td.text")).to_contain_text(re.compile(r"\w+"))
     expect(page.locator(".performance li", has_text="battery")).to_contain_text("4 customers asked about")
     client = open_store(serving.lake)
     bits = client.get_run(str(client.get_model_version("cs-support", "1").run_id)).data.metrics[
