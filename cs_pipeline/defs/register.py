@@ -102,7 +102,15 @@ def _checks(context: dg.AssetExecutionContext) -> "list[Check]":
     """The checks that this run has evaluated so far."""
     logs = context.instance.all_logs(context.run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
     evaluations = [log.dagster_event.asset_check_evaluation_data for log in logs if log.dagster_event]
-    return [{"asset": e.asset_key.to_user_string(), "name": e.check_name, "passed": e.passed} for e in evaluations]
+    return [
+        {
+            "asset": e.asset_key.to_user_string(),
+            "name": e.check_name,
+            "passed": e.passed,
+            "severity": e.severity.value,
+        }
+        for e in evaluations
+    ]
 
 
 ASSETS = [model_version, champion]

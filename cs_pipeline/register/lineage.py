@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import pyarrow.compute as pc
 
@@ -21,11 +21,15 @@ LINEAGE_FILE = "lineage.json"
 
 
 class Check(TypedDict):
-    """An asset check of the run that registered a version."""
+    """An asset check of the run that registered a version.
+
+    ``severity`` is Dagster's, ERROR or WARN: a check that warns stops nothing. Earlier releases did not record it.
+    """
 
     asset: str
     name: str
     passed: bool
+    severity: NotRequired[str]
 
 
 def collect_lineage(adapter: Adapter, lake: DataLake, dagster_run: str, checks: list[Check]) -> dict[str, Any]:
@@ -119,11 +123,14 @@ def lineage_tree(lineage: dict[str, Any]) -> "Tree":
         since = f" [{', '.join(file['since'])} since]" if file["since"] else ""
         node(files, f"{name}, sha256 {file['sha256'][:12]}…: {file['rows']:,} rows{day}{since}")
     checks = lineage["checks"]
-    failed = [f"{check['asset']}.{check['name']}" for check in checks if not check["passed"]]
-    node(
-        root,
-        f"checks: {len(checks) - len(failed)} of {len(checks)} passed" + (f"; {', '.join(failed)}" if failed else ""),
-    )
+    not_passed: dict[str, list[str]] = {"failed": [], "warned": []}
+    for check in checks:
+        if not check["passed"]:
+            result = "warned" if check.get("severity") == "WARN" else "failed"
+            not_passed[result].append(f"{check['asset']}.{check['name']}")
+    passed = len(checks) - sum(map(len, not_passed.values()))
+    named = [f"{result}: {', '.join(names)}" for result, names in not_passed.items() if names]
+    node(root, "; ".join([f"checks: {passed} of {len(checks)} passed", *named]))
     node(root, f"Dagster run {lineage['run']}, MLflow run {lineage['mlflow_run']}, git commit {lineage['git_commit']}")
     decisions = node(root, "decisions")
     for entry in lineage["history"]:
