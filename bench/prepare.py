@@ -39,6 +39,7 @@ from cs_pipeline.ingest.bitext import load_bitext
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.prepare.company.interactions import clean_day
 from cs_pipeline.prepare.intent_classifier import train_classifiers
+from cs_pipeline.prepare.router import train_router
 from cs_pipeline.prepare.splits.conversations import join_conversations
 from cs_pipeline.prepare.splits.leakage import find_leaks
 from cs_pipeline.prepare.splits.split import SPLITS, split_bitext
@@ -150,12 +151,17 @@ def give_subjects(lake: DataLake) -> None:
 
 
 def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
-    """Joins the rows of both sources, checks for leaks and writes the splits. Returns the table of conversations."""
+    """Joins the rows of both sources, checks for leaks, trains the router by characters and writes the splits.
+
+    Returns the table of conversations.
+    """
     give_subjects(lake)
     with clock("conversations"):
         rows = join_conversations(lake).rows
     with clock("no_leakage"):
         assert find_leaks(rows) == []
+    with clock("router"):
+        train_router(lake, "")
     with clock("sides"):
         for split in SPLITS:
             write_split(lake, split)
