@@ -13,12 +13,13 @@ from playwright.sync_api import Page, expect
 from rich.console import Console
 
 from cs_pipeline.cli.demo import run_demo
-from cs_pipeline.company import load_company
+from cs_pipeline.company import company_file, load_company
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake
 from cs_pipeline.evaluate.cascade import build_cascade
 from cs_pipeline.evaluate.results import read_evaluation
 from cs_pipeline.forget import find_affected, forget_records
+from cs_pipeline.prepare.router import train_router
 from cs_pipeline.recipe import CascadeRecipe, load_recipe
 from cs_pipeline.register.history import read_history
 from cs_pipeline.register.lineage import trace_lineage
@@ -31,6 +32,7 @@ from cs_pipeline.serve.models.jobs import Sampling
 from cs_pipeline.tracking import FORGOTTEN, MODEL, get_version, open_store
 from cs_pipeline.train.adapter import current_adapter, seen_rows
 from cs_pipeline_tests.conftest import RECIPES, copy_lake, own_world
+from cs_pipeline_tests.serve.conftest import STRICT
 from cs_pipeline_tests.serve.page.test_page import ask, open_tab
 from cs_pipeline_tests.serve.page.test_page import browser as browser  # the fixtures
 from cs_pipeline_tests.serve.page.test_page import page as page
@@ -48,7 +50,7 @@ LOOKUP, CASCADE = 3, 4
 def demo(company_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DataLake, str]:
     """A lake whose champion is version 4, made by the demo of a cascade, and what the demo printed.
 
-    Version 2 is the cascade's model, trained on rows of a company, and version 3 a look-up.
+    Version 2 is the cascade's model, trained on rows of a company, and version 3 a look-up. Serving uses a strict gate.
     """
     folder, said = tmp_path_factory.mktemp("cascade"), StringIO()
     lake = copy_lake(company_lake, folder / "lake")
@@ -64,6 +66,9 @@ def demo(company_lake: Path, small_csv: Path, tmp_path_factory: pytest.TempPathF
         assert add_lookup(lake) == LOOKUP
         run_demo("tiny_cascade", lake, Console(file=said, width=500))
         roll_back(lake, CASCADE, "the tests need a champion", "a test")
+        settings = company_file(lake)
+        settings.write_text(settings.read_text() + STRICT)
+        train_router(lake, "")
     return lake, said.getvalue()
 
 
