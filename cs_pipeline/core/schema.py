@@ -40,7 +40,7 @@ INTERACTION = pa.schema(_columns("interaction"))
 """A raw turn of a company's conversation, with personal data."""
 
 QUARANTINED = pa.schema(_columns("quarantined"))
-"""A record of a delivery that could not be used."""
+"""An unusable record of a delivery."""
 
 SET_ASIDE = CONVERSATION.append(_REASON)
 """A row that a step set aside, and the reason."""
@@ -67,7 +67,7 @@ RATING = pa.schema(_columns("rating"))
 """One human judgement."""
 
 INTENT_LABEL = pa.schema(_columns("intent_label"))
-"""A person's label of a company row's intent."""
+"""The intent that a person chose for a company row."""
 
 SUBJECT = pa.schema(_columns("subject"))
 """A usable company row and its subject."""
@@ -82,8 +82,8 @@ SLICE_SCORE = pa.schema(_columns("slice_score"))
 """A score of a system on a slice of the test rows, with its 95 % interval."""
 
 METRIC_SUFFIXES = ("", "_low", "_high", "_base", "_minus_base", "_minus_base_low", "_minus_base_high")
-"""Each suffix makes one column of a metric: the tuned score and its 95 % interval, the base's score, the difference and
-its interval."""
+"""A metric has one column per suffix: the tuned score and its 95 % interval, the base's score, and the difference with its
+interval."""
 
 BEHIND_FIRST = ("behind_first", "behind_first_low", "behind_first_high")
 """How far a recipe is behind the best one with the same placeholder mode, in the ranking metric, with the 95 % interval."""
@@ -99,10 +99,10 @@ def leaderboard_schema(metrics: Sequence[str]) -> pa.Schema:
 
 
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns of ``schema`` in ``table``, in order. A column that may be null and that the table lacks is all null.
+    """The columns of ``schema`` in ``table``, in order. A nullable column that the table lacks is all null.
 
-    So tables can be read that an earlier version wrote, which did not know the column. A day's tables cannot always be
-    rebuilt, because raw deliveries are deleted after a time.
+    This makes tables readable that were written before the column existed. A day's tables cannot always be rebuilt, because
+    raw deliveries are deleted after some time.
     """
     known = set(table.column_names)
     columns = [
@@ -113,7 +113,7 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
-    """Raises PipelineError unless ``table`` has the columns and types of ``schema``, in order, and no forbidden nulls."""
+    """Raises PipelineError unless ``table`` has the columns and types of ``schema``, in order, and only allowed nulls."""
     if table.schema.names != schema.names or table.schema.types != schema.types:
         different = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
         raise PipelineError(

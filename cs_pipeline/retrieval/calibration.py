@@ -1,8 +1,8 @@
-"""Learns from trials what evidence is worth: how probable a label is, and whether a question is about any known label.
+"""Turns evidence into two probabilities: that a label is right, and that a question is about any known label.
 
-A trial leaves out some labels, so their questions are unknown by construction and no questions about foreign subjects
-have to be collected. Other labels are cut down to a few questions, so that the result also fits a company's subjects,
-which may have three questions beside Bitext's hundreds.
+The weights are learnt from trials. A trial leaves out some labels and treats their questions as unknown, so questions about
+foreign subjects need not be collected. Other labels are cut down to a few questions, so that the weights also fit a
+company's subjects: these may have three questions, while Bitext's intents have hundreds.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,18 +22,18 @@ SMALL_SHARE = 0.25
 """The share of the labels of a trial that are cut down."""
 
 REWORDED_SHARE = 0.7
-"""Of the questions about a label that was cut down, this share counts: those with the least similar wording. Bitext's
-questions are worded more closely than those of a company, and evidence from meaning would seem to be worth less than it
-is."""
+"""Only this share of the questions about labels that were cut down counts: those least similar to the training questions.
+Bitext's questions are more alike in wording than a company's. With all of them, wording would seem to be worth too much and
+meaning too little."""
 
 MAX_QUESTIONS = 1_000
-"""The maximum number of known questions of a trial, and of unknown ones."""
+"""The maximum number of known questions in a trial; at most as many unknown questions are added."""
 
 MIN_LABELS, MIN_QUESTIONS = 5, 30
-"""With fewer labels, or fewer known or unknown questions in all trials, nothing can be learnt."""
+"""Nothing is learnt from fewer labels, or from fewer known or unknown questions in all trials together."""
 
 _RIDGE = 1e-3
-_UNTRIED_MARGIN = 3.5  # the margin's weight that trials on Bitext's rows give
+_UNTRIED_MARGIN = 3.5  # the weight that trials on Bitext's rows give to the margin
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Calibration:
     """Weights learnt from trials. They are the same for all labels.
 
     ``chooser`` weighs the evidence of ``QuestionEvidence.by_size``; the sum is a label's logit. ``known`` weighs the
-    evidence of ``QuestionEvidence.of_labels`` and ends with an intercept; the sum is the logit of the question being
-    about a known label. It is empty if there were no trials; then every question is known.
+    evidence of ``QuestionEvidence.of_labels`` and ends with an intercept; the sum is the logit of the probability that
+    the question is about a known label. If nothing could be learnt, ``known`` is empty and every question counts as known.
     """
 
     chooser: np.ndarray
@@ -50,7 +50,7 @@ class Calibration:
 
     @classmethod
     def untried(cls, inputs: int) -> "Calibration":
-        """The calibration of too few labels or questions for trials: the margin alone chooses, and everything is known."""
+        """For too few labels or questions: the margin alone chooses the label, and every question counts as known."""
         return cls(np.array([_UNTRIED_MARGIN, *[0.0] * (inputs - 1)]), np.zeros(0))
 
     def probabilities(self, evidence: QuestionEvidence) -> np.ndarray:
@@ -58,7 +58,7 @@ class Calibration:
         return softmax(np.asarray(evidence.by_size() @ self.chooser))
 
     def knowns(self, evidence: QuestionEvidence, chosen: np.ndarray) -> np.ndarray:
-        """The probability that each question is about a known label, if ``chosen`` is the most probable one: [questions]."""
+        """The probability that each question is about a known label: [questions]. ``chosen`` has the most probable ones."""
         if not len(self.known):
             return np.ones(len(chosen))
         logits = evidence.of_labels(chosen) @ self.known[:-1] + self.known[-1]
@@ -75,8 +75,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 class RouterTrial:
     """The evidence for questions that a trial's model was not trained on.
 
-    ``truth`` is the number of the question's label, -1 if the model does not know it. ``cut`` says whether the label was
-    cut down.
+    ``truth`` has the number of each question's label, or -1 if the model does not know the label. ``cut`` says whether
+    the label was cut down.
     """
 
     evidence: QuestionEvidence
@@ -86,10 +86,11 @@ class RouterTrial:
 
 @dataclass(frozen=True)
 class TrialScores:
-    """What the calibration says about the questions of the trials, arrays of shape [questions].
+    """What the calibration says about the questions of the trials: arrays of shape [questions].
 
-    ``known`` is the probability that it gives, ``is_known`` the truth, ``cut`` whether the question's label was cut down,
-    ``small`` whether the chosen label is small, ``right`` whether it is the question's label.
+    ``known`` is the probability that the question is about a known label, and ``is_known`` is the truth. ``cut`` says
+    whether the question's label was cut down, ``small`` whether the chosen label is small, and ``right`` whether the chosen
+    label is the question's label.
     """
 
     known: np.ndarray
@@ -100,7 +101,7 @@ class TrialScores:
 
 
 def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]:
-    """The calibration for models of ``rows``, and the scores of the trials, or None if no trials are possible."""
+    """The calibration for models trained on ``rows``, and the trials' scores, or None if ``rows`` are too few for trials."""
     inputs = 2 * 5 + 1 if rows.vectors is None else 2 * 6 + 2 + 1
     if len(np.unique(rows.labels.astype(str))) < MIN_LABELS:
         return Calibration.untried(inputs), None
@@ -124,7 +125,10 @@ def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]
 
 
 def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
-    """Trains without a fifth of the clusters and labels, with some labels cut down, and looks at what was left out."""
+    """Trains a model without a fifth of the clusters and a fifth of the labels. Some other labels are cut down.
+
+    Returns the model's evidence for a selection of the questions that were left out.
+    """
     random = np.random.default_rng([0, number])
     held_out, left_out = _in_part(rows.clusters, number), _in_part(rows.labels, number)
     train, cut = ~held_out & ~left_out, np.zeros(len(held_out), dtype=bool)
@@ -148,7 +152,7 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
 
 
 def _reworded(evidence: QuestionEvidence, truth: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """False for the questions about cut labels that are worded too much like their label's other questions: [questions]."""
+    """False for questions about cut labels that are worded too much like the label's training questions: [questions]."""
     rows = np.flatnonzero(cut & (truth >= 0))
     kept = np.ones(len(truth), dtype=bool)
     if len(rows):
@@ -158,15 +162,15 @@ def _reworded(evidence: QuestionEvidence, truth: np.ndarray, cut: np.ndarray) ->
 
 
 def _in_part(names: np.ndarray, number: int) -> np.ndarray:
-    """Whether each name is in the part with this ``number``. A name is in exactly one of the parts: [names]."""
+    """Whether each name is in the part with this ``number``: [names]. Every name is in exactly one part."""
     distinct, codes = np.unique(names.astype(str), return_inverse=True)
     return np.asarray((np.random.default_rng(0).permutation(len(distinct)) % TRIALS == number)[codes])
 
 
 def _fit_chooser(trials: Sequence[RouterTrial]) -> np.ndarray:
-    """The weights with the highest likelihood on the known questions. It is a temperature for several kinds at once.
+    """The weights with the highest likelihood on the known questions: like temperature scaling, for several inputs at once.
 
-    Questions of labels that were cut down count as much, together, as the others.
+    Together, the questions of labels that were cut down count as much as all others.
     """
     parts = []
     for trial in trials:
@@ -192,8 +196,8 @@ def _fit_chooser(trials: Sequence[RouterTrial]) -> np.ndarray:
 def _fit_known(inputs: np.ndarray, known: np.ndarray) -> np.ndarray:
     """The weights of a logistic regression, and its intercept.
 
-    No evidence has a negative weight: more of it never speaks against a label, whatever the trials happened to contain.
-    Only the last input, whether the label is small, and the intercept may have any sign.
+    No evidence gets a negative weight, so more evidence for a label never speaks against it, whatever the trials contained.
+    Only two weights may have any sign: that of the last input, which says how small the label is, and the intercept.
     """
     scale = np.maximum(inputs.std(axis=0), 1e-6)
     scaled, sign = np.column_stack([inputs / scale, np.ones(len(inputs))]), np.where(known, 1.0, -1.0)

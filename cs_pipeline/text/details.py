@@ -1,9 +1,9 @@
-"""Details that an answer asks a customer for, such as order numbers, addresses and names. ``details.yaml`` has the words.
+"""Details that an answer asks a customer for, such as order numbers, addresses and names. See ``details.yaml``.
 
 The patterns are used in two ways. The support desk must not let a model ask for private details that the request does not
 require. So ``private_details`` includes vague wordings ("your account details") and requests to confirm. The evaluation
-must not count good answers as errors. So ``specific_details`` includes neither. Of the 2,414 real answers described in
-``evaluate/scoring/answer_errors.py``, 0.66 % then count as asking for unnecessary details. With both, 1.24 % would.
+must not count good answers as errors. So ``specific_details`` includes neither. With it, 0.66 % of the 2,414 real answers
+described in ``evaluate/scoring/answer_errors.py`` count as asking for unnecessary details. With both included, 1.24 % would.
 """
 
 import re
@@ -39,9 +39,9 @@ def needed_details(intent: str | None, answers: Callable[[str], Sequence[str]]) 
 
 
 def worth_asking(missing: Sequence[str], needed: Collection[str] | None) -> list[str]:
-    """Which of an answer's ``missing`` placeholders to ask the customer for: at most two.
+    """Those of an answer's ``missing`` placeholders that are worth asking the customer for: the first two at most.
 
-    Only those of the ``needed`` details; None: all that ``details.yaml`` calls askable.
+    These are the ``needed`` details. If ``needed`` is None, they are the details that ``details.yaml`` lists as askable.
     """
     candidates = _RULES["askable"] if needed is None else needed
     return [name for name in missing if name in candidates][:2]
@@ -68,7 +68,7 @@ def specific_details(answer: str) -> frozenset[str]:
 def narrowed(sentence: str, needed: Collection[str], known: Collection[str]) -> str:
     """``sentence``, changed to ask only for private details that are ``needed`` and not ``known``.
 
-    Empty if it asks for private details, but for none of these.
+    The result is empty if the sentence asks for private details, but for none of these.
     """
     asked = private_details(sentence)
     open_ones = [name for name in needed if name in asked and name not in known]

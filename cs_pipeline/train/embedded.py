@@ -1,8 +1,9 @@
 """The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on Bitext's training rows.
 
 With it, the whole pipeline runs without a GPU and without a network. Its answers are not fit for customers. It is never
-trained on company rows, so new deliveries do not retrain it and forgotten rows are not in it. If the recipe retrieves known
-answers, the base is trained on prompts that contain them, because a model this small cannot learn to copy in fine-tuning.
+trained on company rows. So a new delivery does not make it out of date, and it contains no rows that must be forgotten. If
+the recipe retrieves known answers, the base is trained on prompts that contain them, because a model this small cannot learn
+to copy during fine-tuning.
 """
 
 import math
@@ -44,7 +45,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
     """
     folder = embedded_folder(spec, lake)
     if (folder / MANIFEST_NAME).exists():
-        report(f"The embedded base exists already: {folder}")
+        report(f"The embedded base already exists: {folder}")
         return folder
     quiet_libraries()
     data = embedded_data(lake)
@@ -104,7 +105,7 @@ def _blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Endless batches of tokens and labels, both [blocks, block_size], cut from the shuffled ``texts``.
 
-    Raises PipelineError if the text is shorter than a block.
+    Raises PipelineError if the texts are not longer than one block.
     """
     random = np.random.default_rng(spec.seed)
     shuffled = [texts[i] for i in random.permutation(len(texts))]
@@ -127,20 +128,20 @@ def _blocks(
 
 
 COPIED_SHARE = 0.5
-"""Share of examples whose target is the known answer. After 400 steps, a base copied 62 % of the known answer's words,
-instead of 6 % without such examples. Its loss on real answers was lower too (0.72 instead of 0.75 bits per character)."""
+"""Share of examples whose target is a known answer from the prompt. After 400 steps, a base copied 62 % of that answer's
+words; without such examples, 6 %. Its loss on real answers was also lower: 0.72 instead of 0.75 bits per character."""
 
 
 def _example_batches(
     tokenizer: "PreTrainedTokenizerFast", table: pa.Table, spec: EmbeddedBase
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Endless batches of tokens and labels, both [examples, length of the longest], one example per row of ``table``.
+    """Endless batches of tokens and labels, both [examples, length of the longest]. Each example is a row of ``table``.
 
     The prompt contains the most typical answers to similar questions from other clusters. For COPIED_SHARE of the rows, the
     target is the first of these answers, word for word, so that the model learns to use them. Rows of similar length are
     batched together.
 
-    Raises PipelineError if the examples of at most ``block_size`` tokens do not fill a batch.
+    Examples longer than ``block_size`` tokens are left out. Raises PipelineError if the others do not fill a batch.
     """
     chat = ChatFormat(tokenizer, "causal")
     random = np.random.default_rng(spec.seed)
@@ -205,7 +206,7 @@ def _train(
         lambda step: min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / spec.max_steps)),
     )
     curve: list[dict[str, float]] = []
-    first = next(batches)  # before the clock starts, because the data are prepared here
+    first = next(batches)  # before the clock starts, because this call prepares the data
     started = reported = time.monotonic()
     for step, batch in zip(range(1, spec.max_steps + 1), chain([first], batches), strict=False):
         tokens, labels = (torch.from_numpy(array).to(device) for array in batch)

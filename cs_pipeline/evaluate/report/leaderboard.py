@@ -1,4 +1,4 @@
-"""All recipes side by side: settings, cost and scores of those that were evaluated on the same test rows."""
+"""The leaderboard: settings, cost and scores of all recipes that were evaluated on the current test rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from cs_pipeline.recipe import read_recipe
 from cs_pipeline.text.placeholders import PlaceholderMode
 
 RANKED_BY = PRIMARY_METRIC
-"""The metric that orders the recipes: the one that decides promotion. Look-ups have it too."""
+"""The metric that orders the recipes: the one that decides promotion. Look-up recipes are scored by it too."""
 
 LEADERBOARD_METRICS = (
     *(RANKED_BY, "right_intent", "placeholder_f1", "fabricates", "chrf", "rougeL"),
@@ -43,7 +43,8 @@ _MEASURED = (
 """Columns that the training writes into the adapter's metrics.json under the same names."""
 
 _MEASURED_OF_LOOKUP = ("rows", "seconds")
-"""The same for a look-up: the known answers, and the time to choose its threshold. Its other columns are empty."""
+"""The same for a look-up: the number of known answers, and the time to choose its threshold. The other columns of
+_MEASURED are empty."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Leaderboard:
 
 
 def gather_leaderboard(recipes: Sequence[str], lake: DataLake) -> Leaderboard:
-    """The leaderboard of ``recipes`` from their last evaluations; the caller must hold ``evaluations_lock``.
+    """The leaderboard of ``recipes``, from the last evaluation of each; the caller must hold ``evaluations_lock``.
 
-    Figures are comparable if test rows, code and reference texts are the same. Each placeholder mode has its own reference
-    texts, and so its own ranking.
+    Figures are comparable if test rows, intent labels, code and reference texts are the same. Each placeholder mode has its
+    own reference texts, so it has its own ranking.
     """
     current = {split: file_sha256(lake.table("prepare", f"{split}_split")) for split in ("train", "test")}
     labels_hash = intent_labels_hash(read_intent_labels(lake))

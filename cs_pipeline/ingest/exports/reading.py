@@ -21,7 +21,7 @@ from cs_pipeline.ingest.exports.tables import (
 )
 
 KEPT_HEADER_CHARACTERS = ',;\t"\r\n '
-"""Redaction keeps these characters of a table's first row, so that the delimiter is still recognised."""
+"""Redaction keeps these characters of a table's first row, so that the delimiter can still be recognised."""
 
 _Interpreter = Callable[[Location, Piece], Record | None]
 """Turns a piece into a record, or None if it contains none. Raises UnusableError."""
@@ -30,7 +30,7 @@ _Interpreter = Callable[[Location, Piece], Record | None]
 def read(format: Format | None, path: Path, company: Company) -> Iterator[Record | BadRecord]:
     """Streams the records of the unpacked file at ``path``, in order. If ``format`` is None, the file is one BadRecord.
 
-    Blank lines, JSON nulls, rows of nulls and redacted records are skipped, but they count for the indices of the others.
+    Blank lines, JSON nulls, rows of nulls and redacted records are skipped, but they count in the indices of the others.
     """
     source = ExportBytes.of(path)
     if source.size == 0:
@@ -70,7 +70,7 @@ def id_in(
     piece: Piece,
     id_of: Callable[[JsonObject], str | None] = lambda element: as_id(element.get("id"), "id"),
 ) -> str | None:
-    """The id in the JSON object of a piece, None if there is none."""
+    """The id in the JSON object of a piece, or None if it has no valid id."""
     element = valid_object(source, piece)
     try:
         return None if element is None else id_of(element)
@@ -106,7 +106,7 @@ def _row_interpreter(source: ExportBytes, company: Company) -> _Interpreter:
         is_first = location[0] == 0
         if columns is not None and is_first:
             return None
-        text = source.text(piece.start, piece.end)  # raises UnusableError if it is not valid
+        text = source.text(piece.start, piece.end)  # raises UnusableError for invalid text
         fields = piece.fields or []
         # Skip a redacted row, which may be blanks in quotes (see redaction._filler).
         if len(fields) == 1 and not fields[0].strip():

@@ -23,8 +23,8 @@ _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 class ExportBytes:
     """A file's content. UTF-8 is memory-mapped; UTF-16, recognised by its byte order mark, is converted in memory.
 
-    ``data`` is UTF-8, except where the file is invalid. Its text starts at ``begin``, after a byte order mark. Spans
-    (start, end) are positions in ``data``.
+    ``data`` is UTF-8, except where the file is invalid. Its text starts at ``begin``, after the byte order mark if there
+    is one. Spans (start, end) are positions in ``data``.
     """
 
     def __init__(self, data: bytes | mmap.mmap) -> None:
@@ -36,7 +36,7 @@ class ExportBytes:
             self.data = _as_utf8(data, self.encoding)
         elif data[:3] == codecs.BOM_UTF8:
             self.begin = 3
-        # The last position in data that was looked up, and its offset in the file.
+        # The position in data that was looked up last, and its offset in the file.
         self._last = (0, 0 if self.encoding == "utf-8" else 2)
 
     @classmethod
@@ -49,7 +49,7 @@ class ExportBytes:
             return cls(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def offset_and_length(self, start: int, end: int) -> tuple[int, int]:
-        """The offset and length of the span in the file, in bytes. It is fastest for spans in ascending order."""
+        """The offset and length of the span in the file, in bytes. Spans in ascending order are fastest."""
         if self.encoding == "utf-8":
             return start, end - start
         position, offset = self._last if self._last[0] <= start else (0, 2)
@@ -111,7 +111,7 @@ def _as_utf8(data: bytes | mmap.mmap, encoding: str) -> bytearray:
     text = bytearray()
     for start in range(2, len(data), 2**20):
         text += decoder.decode(data[start : start + 2**20]).encode("utf-8", "surrogatepass")
-    # An incomplete character at the end becomes invalid too, unless it is a space that redaction wrote.
+    # An incomplete character at the end becomes invalid too. A single space byte is dropped: redaction writes it as filler.
     if decoder.getstate()[0] not in (b"", b" "):
         text += "\ud800".encode("utf-8", "surrogatepass")
     return text

@@ -1,4 +1,4 @@
-"""A day's customer messages as delivered, each with its answer and its source records."""
+"""A day's customer messages as delivered, each with its answer and its source record."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ _BATCH_SIZE = 50_000
 class RawRow:
     """A customer's message with its answer, as delivered. ``source_row`` is the index of the record where it begins.
 
-    ``subject`` is the customer's hashed id, ``label`` what the conversation is about according to the export.
+    ``subject`` is the customer's hashed id. ``label`` is what the conversation is about, according to the export.
     """
 
     row_id: str
@@ -39,7 +39,7 @@ class RawRow:
 
 @dataclass(frozen=True)
 class RawConversation:
-    """A conversation. ``file`` is the sha256 of its file, ``automatic`` its number of automatic replies. ``id`` is hashed.
+    """A conversation. ``file`` is the sha256 of its file. ``id`` is hashed. ``automatic`` counts its automatic replies.
 
     ``known`` are pairs of a placeholder and the value that it replaces, from the fields of the export.
     """
@@ -70,7 +70,7 @@ def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledge
             asked = [turns[turn] for turn in found.question.turns]
             subject = next((turn["subject_id"] for turn in asked if turn["subject_id"] is not None), None)
             row_id = ledger.hash_row(raw_id, *texts, *repetition)
-            # Tables that were ingested before exports had labels lack the column.
+            # Tables from before labels were read have no such column.
             label = next((turn["label"] for turn in asked if turn.get("label") is not None), None)
             rows.append(RawRow(row_id, asked[0]["source_row"], subject, found, label))
         file = turns[0]["source_file_sha256"]

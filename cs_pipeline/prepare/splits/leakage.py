@@ -22,12 +22,12 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     """Near-duplicate pairs (row_id of a validation or test row, row_id of a training row).
 
     Two rows of Bitext are compared only if they have the same intent. The search is exact. A near-duplicate of a question
-    with n shingles lacks at most n/5 of them. So whichever n/5 + 6 shingles of the question are looked up, a near-duplicate
-    has at least six of these. The rarest are looked up (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that have
-    enough of them, and whose signatures differ in few bits, are compared in full.
+    with n shingles lacks at most n/5 of them. So of any n/5 + 6 shingles of the question, a near-duplicate has at least
+    six. The rarest shingles are looked up (prefix filtering: Chaudhuri, Ganti, Kaushik 2006). Rows that have enough of them,
+    and whose signatures differ in few bits, are compared in full.
 
-    If the company has more than MAX_COMPANY_ROWS training rows, the rows of the latest day and a sample of this size are
-    compared. So every row is compared on the day when it arrives.
+    If the company has more than MAX_COMPANY_ROWS training rows, only the rows of the latest day and a sample of
+    MAX_COMPANY_ROWS rows are compared. So every row is compared at least once, on the day it arrives.
     """
     train = pc.equal(conversations.column("split"), "train").to_numpy()
     compared = train & _selected(conversations, train)
@@ -35,7 +35,7 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     if not held_out.num_rows or not training.num_rows:
         return []
     intent = pc.index_in(conversations.column("intent"), value_set=pc.unique(conversations.column("intent"))).to_numpy()
-    # Bitext's intents are labels, so rows of different intents are no duplicates. A company's intents are only predictions.
+    # Bitext's intents are labels, so rows of different intents are not duplicates. A company's intents are only predictions.
     group = np.where(pc.equal(conversations.column("source"), "bitext").to_numpy(), intent, -1)
     questions = _HeldOut(held_out, group[~train], training)
     found: list[tuple[str, str]] = []
@@ -59,7 +59,10 @@ def _selected(conversations: pa.Table, train: np.ndarray) -> np.ndarray:
 
 
 class _HeldOut:
-    """The validation and test rows, each with its rarest shingles. ``groups`` are numbers of intents, or -1 for any."""
+    """The validation and test rows, each with its rarest shingles.
+
+    ``groups`` has the number of each row's intent, or -1 for a row that is compared with rows of every intent.
+    """
 
     def __init__(self, rows: pa.Table, groups: np.ndarray, training: pa.Table) -> None:
         self.groups = groups
@@ -100,7 +103,7 @@ class _HeldOut:
 
 
 def _rarity_rank(owner: np.ndarray, shingles: np.ndarray, training: pa.Table) -> np.ndarray:
-    """Each shingle's rank in its text, from 0 for the rarest in a sample of ``training``. Each text must be contiguous."""
+    """Each shingle's rank in its text; 0 is the rarest in a sample of ``training``. ``owner`` must be in ascending order."""
     step = 1 + training.num_rows // _BLOCK
     sample = training.column("instruction").take(np.arange(0, training.num_rows, step)).to_pylist()
     seen, times = np.unique(_shingles(sample)[1], return_counts=True)
@@ -112,7 +115,7 @@ def _rarity_rank(owner: np.ndarray, shingles: np.ndarray, training: pa.Table) ->
 
 
 def _incidence(owner: np.ndarray, shingles: np.ndarray, vocabulary: np.ndarray, rows: int) -> csr_array:
-    """1 where a row has a shingle of the ascending ``vocabulary``: shape [rows, vocabulary]."""
+    """A matrix with a 1 where a row has a shingle of the sorted ``vocabulary``: shape [rows, vocabulary]."""
     slots = np.zeros(_FILTER, bool)
     slots[_hash(vocabulary) % _FILTER] = True
     maybe = slots[_hash(shingles) % _FILTER]

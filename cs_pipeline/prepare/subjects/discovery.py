@@ -1,14 +1,15 @@
 """Finds the subjects that a company's customers write about, from questions and answers, without labels.
 
-Average linkage first makes tight groups of tickets that are similar in both question and answer: an agent's template, asked
-for in one wording. Then the tight groups, and the subjects found earlier, are joined as long as two are similar enough. A
-ticket that has a subject keeps it. Tight groups also show texts that say nothing: an answer that questions of all kinds get
-("we look into it"), and a question that answers of all kinds follow ("see my last message"). Such a group is no subject.
+First, average linkage makes tight groups of tickets that are similar in both question and answer. A typical tight group has
+one wording of a question, answered with one template. Then the tight groups and the subjects found earlier are joined, until
+no two of them are similar enough. A ticket usually keeps the subject that it has. Tight groups also reveal vague texts. A
+vague answer is given to questions of all kinds ("we will look into it"). A vague question gets answers of all kinds ("see my
+last message"). A group with a vague text is not a subject.
 
 The thresholds were chosen on three sets: a generated plant shop, the sample's rows and Bitext's. The result hardly depends
 on them: the mean adjusted Rand index is 0.82 to 0.83 for all values of TIGHT from 0.25 to 0.32, of JOIN from 0.3 to 0.36 and
 of QUESTION_WEIGHT from 0.4 to 0.5. The figures in docs/company-data.md are for another company, generated with a seed that
-was used for nothing else; two other seeds of it had been looked at before the constants were final.
+was used for nothing else. Two other seeds of that company had been looked at before the constants were final.
 """
 
 from collections import Counter
@@ -34,26 +35,26 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 SMALL_COMPANY = 100
-"""While there are fewer conversations, two of them make a subject; later three do."""
+"""With fewer conversations than this in all, two can make a subject; otherwise it takes three."""
 
 TIGHT = 0.3
-"""The least mean cosine (half question, half answer) within a tight group."""
+"""The lowest mean cosine (half question, half answer) within a tight group."""
 
 VAGUE, VAGUE_ROWS = 0.3, 5
-"""In a tight group of at least VAGUE_ROWS tickets, the answers are vague if the questions' mean cosine beyond chance is less
-than VAGUE times the usual one. So are the questions if that is true of the answers, which must belong to several
-subjects."""
+"""A tight group of at least VAGUE_ROWS tickets has vague answers if its questions vary: above chance, their mean cosine is
+less than VAGUE times the usual one. It has vague questions if its answers vary as much and do not mostly belong to one
+subject."""
 
 OTHER_QUESTION = 0.7
-"""The least similarity at which a later message gets another subject than the first one of its conversation."""
+"""The lowest similarity at which a later message of a conversation gets its own subject, not that of the first message."""
 
 _WINDOW = 1500
-"""How many new tickets are assigned at a time. Twice as many unassigned ones are tried again with them."""
+"""How many new tickets are assigned at a time. With the earlier ones that are tried again, at most twice as many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A question with its answer. ``customer`` is None if it is not known, ``label`` the export's own subject or None."""
+    """A question with its answer. ``customer`` is None if unknown. ``label`` is the export's own subject or None."""
 
     row_id: str
     conversation: str
@@ -66,7 +67,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A ticket's subject, None if it has none, and how typical the ticket is of it, from 0 to 1.
+    """A ticket's subject, or None, and how typical of that subject the ticket is, from 0 to 1.
 
     ``vague`` is "question" or "answer" if that text says nothing about the subject, else empty.
     """
@@ -78,10 +79,10 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Discovered:
-    """The assignment of every ticket, by row id. A subject that is found for the first time has a name with a space in it.
+    """The assignment of every ticket, by row id. A newly found subject has a temporary id, which contains a space.
 
-    ``aliases`` leads from an id that was joined with another subject to that one. ``labels`` has the subject of each label
-    that is one, by its ``label_key``.
+    When two subjects are joined, ``aliases`` maps the id that is given up to the id that is kept. ``labels`` maps the
+    ``label_key`` of each usable label to its subject.
     """
 
     assignments: dict[str, Assignment] = field(default_factory=dict)
@@ -98,13 +99,13 @@ class Discovered:
         return found
 
     def resolve(self, subject: str) -> str:
-        """The id that ``subject`` has today."""
+        """The current id of ``subject``."""
         while subject in self.aliases:
             subject = self.aliases[subject]
         return subject
 
     def renamed(self, ids: dict[str, str]) -> "Discovered":
-        """The same with other ids: ``ids`` has the new id of each subject that changes."""
+        """A copy in which subjects have new ids. ``ids`` maps each old id that changes to the new one."""
         return Discovered(
             {
                 row_id: replace(assignment, subject=ids.get(assignment.subject or "", assignment.subject))
@@ -116,13 +117,13 @@ class Discovered:
 
 
 def discover(tickets: Sequence[Ticket], earlier: Discovered | None = None, pinned: Collection[str] = ()) -> Discovered:
-    """The subjects of ``tickets``, which are all tickets so far.
+    """The subjects of ``tickets``, which must be all tickets so far.
 
-    Only the order of the tickets of one conversation and day matters: its first ticket decides, because later ones may be
-    "thanks" or "and how long does that take?".
+    The first ticket of a conversation usually decides on its subject, because later ones may be "thanks" or "and how long
+    does that take?". So the order of ``tickets`` matters only within one conversation and day.
 
-    A ticket that has a subject in ``earlier`` keeps it, unless the subject is joined with another one or turns out to be a
-    vague text. ``pinned`` subjects, which a person has decided about, are neither joined with one another nor given up.
+    A ticket that has a subject in ``earlier`` keeps it, unless the subject is joined with another one or turns out to be
+    vague. A person has decided about the ``pinned`` subjects. They are never joined with one another or given up.
     """
     earlier = earlier or Discovered()
     tickets = sorted(tickets, key=lambda ticket: ticket.day)
@@ -155,7 +156,7 @@ def discover(tickets: Sequence[Ticket], earlier: Discovered | None = None, pinne
 
 
 class _Discovery:
-    """Assigns conversations, some at a time. Its tickets, by number, are the conversations' first messages."""
+    """Assigns conversations in batches. Its tickets are the first messages of conversations, referred to by number."""
 
     def __init__(self, openings: Sequence[Ticket], earlier: Discovered, pinned: set[str]) -> None:
         self._tickets = openings
@@ -210,7 +211,7 @@ class _Discovery:
         return Discovered(assignments, aliases, self._labels)
 
     def assign_later(self, later: Sequence[tuple[Ticket, str | None]]) -> dict[str, Assignment]:
-        """The assignments of later messages: the given subject of their conversation, or one that is much nearer."""
+        """The assignments of later messages: the given subject of the conversation, or one that is very similar."""
         if not later:
             return {}
         names, scores = self._row_scores(
@@ -226,7 +227,7 @@ class _Discovery:
         return found
 
     def _usable_labels(self, known: dict[str, str]) -> dict[str, str]:
-        """The subject of each label that is one: it has enough conversations, and not more than half of all.
+        """The subject of each usable label: it has enough conversations of several customers, but at most half of all.
 
         A label that most tickets have, such as "question", says nothing.
         """
@@ -244,9 +245,10 @@ class _Discovery:
         return np.flatnonzero(self._arrived & ~_has(self._subject))[-2 * _WINDOW :]
 
     def _tight_groups(self, window: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The tight groups of the tickets in ``window``, and those with one question whose answers have nothing in common.
+        """The tight groups of the tickets in ``window``, and those of them whose answers have hardly anything in common.
 
-        Also notes vague answers, and the usual cosine within groups. The questions of the second groups may be vague.
+        Also updates the usual cosines within groups, and marks vague answers and questions. For the questions of the second
+        groups, ``_settle_questions`` decides.
         """
         cosines = [(view[window] @ view[window].T).toarray() for view in (self._questions, self._answers)]
         tight = average_linkage((cosines[0] + cosines[1]) / 2, TIGHT)
@@ -270,7 +272,7 @@ class _Discovery:
     def _settle_questions(self, one_question: list[np.ndarray]) -> bool:
         """Decides whether the questions of these groups are vague, and says whether some are not.
 
-        They are not if most of a group's answers belong to one subject, which answers in several ways.
+        They are not vague if most of a group's answers belong to one subject, whose questions are answered in several ways.
         """
         some_are_not = False
         for own in one_question:
@@ -281,7 +283,7 @@ class _Discovery:
         return some_are_not
 
     def _give_up_vague_subjects(self, window: np.ndarray) -> None:
-        """Takes the subject from the tickets of subjects that are mostly one vague text."""
+        """Gives up the subjects whose tickets in ``window`` mostly have a vague text, unless they are fixed."""
         count = Counter(self._subject[window])
         vague = Counter(self._subject[window[self._vague[window] != ""]])
         gone = [
@@ -292,14 +294,14 @@ class _Discovery:
         self._subject[np.isin(self._subject.astype(str), gone)] = None
 
     def _subject_groups(self) -> list[tuple[str, np.ndarray]]:
-        """The subjects, each with its tickets, without those with vague texts."""
+        """The subjects, each with those of its tickets that have no vague text."""
         found: dict[str, list[int]] = {}
         for index in np.flatnonzero((self._vague == "") & _has(self._subject)).tolist():
             found.setdefault(self._subject[index], []).append(index)
         return [(name, np.array(own)) for name, own in found.items()]
 
     def _join(self, tight: list[np.ndarray]) -> None:
-        """Joins the subjects and the ``tight`` groups, and assigns the tickets of those that are large enough.
+        """Joins the subjects and the ``tight`` groups, and assigns the tickets of the joined groups that are large enough.
 
         Of a tight group, only tickets without a subject and without a vague text take part.
         """
@@ -325,7 +327,7 @@ class _Discovery:
             self._similarity[fresh] = self._typical(own)[np.isin(own, fresh)]
 
     def _survivor(self, named: list[tuple[str, np.ndarray]]) -> str:
-        """The subject whose id remains: a fixed one, else a known one, else the largest. A new one if there is none."""
+        """The subject whose id remains: a fixed one, else a known one, else the largest. If ``named`` is empty, a new id."""
         if named:
             return max(
                 named, key=lambda entry: (entry[0] in self._fixed, entry[0] in self._known, len(entry[1]), entry[0])
@@ -342,7 +344,7 @@ class _Discovery:
         return np.clip((parts[0] + parts[1]) / 2, 0, 1)
 
     def _join_by_question(self, waiting: list[int]) -> None:
-        """Assigns the tickets ``waiting`` to subjects that are similar by the question alone."""
+        """Assigns the tickets ``waiting`` to the subjects that their questions alone are similar enough to."""
         if not waiting:
             return
         names, scores = self._row_scores(self._questions[waiting], None)
@@ -351,7 +353,7 @@ class _Discovery:
                 self._subject[index], self._similarity[index] = names[int(own.argmax())], min(float(own.max()), 1.0)
 
     def _row_scores(self, questions: "csr_matrix | None", answers: "csr_matrix | None") -> tuple[list[str], np.ndarray]:
-        """The subjects, and the similarity of single tickets to each of them by questions, answers or both."""
+        """The subjects, and the similarity of single tickets to each: by question, by answer or both. [tickets, subjects]"""
         named = self._subject_groups()
         given = [rows for rows in (questions, answers) if rows is not None]
         if not named:

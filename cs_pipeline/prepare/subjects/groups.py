@@ -1,8 +1,9 @@
-"""Groups of tickets and how similar they are, by the characters of their questions and the words of their answers.
+"""Groups of tickets, and how similar they are in the characters of their questions and the words of their answers.
 
-The similarity of two groups is a corrected cosine: the mean cosine between their rows, relative to the mean cosine within
-each group and to that of any two rows. It is 1 for two random halves of one group and 0 for groups that have nothing in
-common, whatever their sizes. So one threshold suits 30 rows and 30,000.
+The similarity of two groups is a corrected cosine. Chance, the mean cosine of any two rows, is subtracted from the mean
+cosine between their rows. The rest is divided by the geometric mean of the groups' own mean cosines above chance. The result
+is about 1 for two random halves of one group and about 0 for groups that have nothing in common, whatever their sizes. So
+one threshold suits 30 rows and 30,000.
 """
 
 from collections.abc import Sequence
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 QUESTION_WEIGHT = 0.45
-"""The weight of the questions' similarity beside that of the answers."""
+"""The weight of the questions' similarity. The answers' similarity has the rest."""
 
 JOIN, JOIN_PUBLISHED = 0.33, 0.38
-"""The least corrected cosine at which two groups become one, and at which two subjects do that people have seen already."""
+"""The lowest similarity at which two groups are joined. The second value applies if both are subjects already."""
 
 MIN_WITHIN = 0.02
-"""The least mean cosine within a group, beyond chance. Otherwise a group of unrelated rows would be similar to all
-others."""
+"""The mean cosine within a group counts as at least this much above chance. Otherwise a group of unrelated rows would be
+similar to all others."""
 
 _PRIOR_PAIRS = 2.0
-"""The mean cosine within a group is that of its pairs and of so many pairs with the usual cosine: few pairs say little."""
+"""To the pairs of a group, this many pairs with the usual cosine are added, because a few pairs say little."""
 
 
 def text_vectors(texts: Sequence[str], kind: Literal["characters", "words"]) -> tuple["csr_matrix", "TfidfVectorizer"]:
-    """TF-IDF vectors of length 1, [texts, features], and the vectorizer that has learned their weights.
+    """TF-IDF vectors of length 1, [texts, features], and the fitted vectorizer.
 
     Placeholders are left out. The vector of a text without features is zero.
     """
@@ -43,13 +44,13 @@ def text_vectors(texts: Sequence[str], kind: Literal["characters", "words"]) -> 
         else {"ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"}
     )
     vectorizer = TfidfVectorizer(**features, sublinear_tf=True, dtype=np.float32, preprocessor=_plain)
-    # Without the last text, the vectorizer would refuse a list of texts that have no features.
+    # The vectorizer raises an error if no text has a feature, so it gets one more text.
     vectors = vectorizer.fit_transform([*texts, "a text with features"])
     return vectors.tocsr()[:-1], vectorizer
 
 
 def mean_cosine(vectors: "csr_matrix") -> float:
-    """The mean cosine of two different rows of ``vectors``."""
+    """The mean cosine of all pairs of different rows of ``vectors``."""
     rows = vectors.shape[0]
     total = np.asarray(vectors.sum(axis=0, dtype=np.float64)).ravel()
     return float((total @ total - vectors.multiply(vectors).sum()) / max(rows * (rows - 1), 1))
@@ -64,7 +65,7 @@ def membership(groups: Sequence[np.ndarray], rows: int) -> "csr_matrix":
 
 
 class GroupSimilarity:
-    """The corrected cosines of groups by one kind of vectors, [rows, features]. ``members`` is their ``membership``.
+    """The corrected cosines of groups for one kind of ``vectors``, [rows, features]. ``members`` is from ``membership``.
 
     ``expected`` is the mean cosine of any two rows, ``usual`` the usual mean cosine within a group.
     """
@@ -98,7 +99,7 @@ class GroupSimilarity:
         return np.minimum((means - self._expected) / np.sqrt(alone * self.within), 1)
 
     def merge(self, kept: int, gone: int) -> None:
-        """Adds the group ``gone`` to ``kept`` for ``scores``."""
+        """Adds the group ``gone`` to ``kept``. Only ``scores`` is valid afterwards, not ``row_scores``."""
         self._inside[kept] += self._inside[gone] + 2 * self._between[kept, gone]
         self.size[kept] += self.size[gone]
         self._between[kept] += self._between[gone]
@@ -106,14 +107,14 @@ class GroupSimilarity:
 
 
 def mixed(questions: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """The weighted mean of both scores; one of them where the other is NaN, -1 where both are."""
+    """The weighted mean of both scores. Where one is NaN, it is the other; where both are, it is -1."""
     mean = QUESTION_WEIGHT * questions + (1 - QUESTION_WEIGHT) * answers
     mean = np.where(np.isnan(mean), np.where(np.isnan(questions), answers, questions), mean)
     return np.nan_to_num(mean, nan=-1.0)
 
 
 def average_linkage(cosines: np.ndarray, minimum: float) -> np.ndarray:
-    """The group of each row, from 0, so that the mean cosine between rows of a group is at least ``minimum``: [rows]."""
+    """The group of each row, from 0, so that the mean cosine within each group is at least ``minimum``: [rows]."""
     from scipy.cluster.hierarchy import fcluster, linkage
     from scipy.spatial.distance import squareform
 
@@ -128,10 +129,10 @@ def average_linkage(cosines: np.ndarray, minimum: float) -> np.ndarray:
 def join_similar(
     questions: GroupSimilarity, answers: GroupSimilarity, published: np.ndarray, fixed: np.ndarray
 ) -> list[list[int]]:
-    """Joins the two most similar groups as long as there are two that are similar enough. Returns the groups that are one.
+    """Joins the two most similar groups, until no two are similar enough. Returns lists of the groups that belong together.
 
-    Two ``published`` groups must be more similar, because people know both; two ``fixed`` ones are never joined. Both are
-    masks, [groups]. Changes ``questions`` and ``answers``.
+    Two ``published`` groups must be more similar, because people may know both. Two ``fixed`` groups are never joined.
+    ``published`` and ``fixed`` are masks, [groups]. Changes ``questions`` and ``answers``.
     """
     count = len(published)
     parts: list[list[int]] = [[group] for group in range(count)]

@@ -15,7 +15,7 @@ CHUNK_TOKENS = 512
 
 
 class AnswerLossTrainer(Trainer):
-    """A Trainer whose loss is the sum over the answer tokens, divided by the answer tokens of the whole step.
+    """A Trainer whose loss is summed over the answer tokens and divided by the number of them in the whole step.
 
     transformers passes ``num_items_in_batch`` to every model whose ``forward`` has ``**kwargs``, and relies on the model to
     divide by it. T5 ignores it, so its gradient would grow with the number of accumulated micro-batches.
@@ -36,7 +36,10 @@ class AnswerLossTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: "torch.Tensor | int | None" = None,
     ) -> Any:
-        """The loss in nats per token, a scalar, multiplied by the number of processes, because DDP averages gradients."""
+        """The loss in nats per token, a scalar.
+
+        With ``num_items_in_batch`` it is multiplied by the number of processes, because DDP averages gradients.
+        """
         nll, count = answer_nll(model, inputs)
         if num_items_in_batch is None:
             return nll / max(count, 1)
@@ -68,7 +71,7 @@ def answer_nll(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
 
 
 def _check_output_layer(model: Any) -> None:
-    """Compares the model's logits with the output of its last layer. Gemma, for example, caps its logits afterwards."""
+    """Raises PipelineError if the logits are changed after the output layer. Gemma 2, for example, caps them."""
     inner = _inner(model)
     ids = torch.arange(8, device=inner.device)[None]
     arguments = {"input_ids": ids} | ({"decoder_input_ids": ids} if inner.config.is_encoder_decoder else {})
@@ -84,7 +87,7 @@ def _check_output_layer(model: Any) -> None:
         raise PipelineError(
             f"Models of the family {inner.config.model_type} change the logits after their output layer, and the loss on a "
             "CPU does not support that.",
-            "Train it on a GPU, or choose a base of another family.",
+            "Train on a GPU, or choose a base of another family.",
         )
 
 
@@ -108,7 +111,7 @@ def _without_head(model: Any) -> Iterator[Any]:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Output layer and cross-entropy. The gradients are computed in the forward pass, while the logits are in memory.
 
-    Products are in the lower precision of autocast, if it is on; softmax and sums are in float32.
+    Products use the lower precision of autocast if it is on. Softmax and sums use float32.
     """
 
     @staticmethod
