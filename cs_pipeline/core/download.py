@@ -22,7 +22,7 @@ _MAX_ATTEMPTS = 6
 _MAX_WAIT = 300.0
 """Seconds. If the server asks for a longer pause, the download fails."""
 _TIMEOUT = (10.0, 30.0)
-"""Seconds to connect, and between two chunks of the response."""
+"""Seconds to wait for a connection, and for each chunk of the response."""
 _PROGRESS_INTERVAL = 3.0
 """Seconds between two log lines."""
 _CHUNK = 1 << 16
@@ -34,7 +34,7 @@ _MANUAL_DOWNLOAD = "download the file some other way and give its path as the so
 class RemoteFile:
     """A file to download from ``url``. ``size`` is its expected size in bytes.
 
-    Its expected hash is the git blob hash ``git_blob``; if ``git_blob`` is None, it is ``sha256``.
+    The expected hash is ``git_blob`` (a git blob hash), or ``sha256`` if ``git_blob`` is None.
     """
 
     origin: Literal["github", "hub"]
@@ -49,7 +49,7 @@ def download(remote: RemoteFile, target: Path, *, report: Callable[[str], None] 
     """Downloads ``remote`` to ``target``, unless it is already there; returns ``target``.
 
     The download is written to ``<target>.part`` first. If it is interrupted, it resumes where it stopped, in this call or
-    in a later one. A call makes up to six attempts; the pause between them doubles, and is longer if the server asks for it.
+    in a later one. A call makes up to six attempts. The pause doubles after each, and is longer if the server asks for it.
     ``HF_TOKEN`` is sent to the hub only. With ``HF_HUB_OFFLINE`` the hub is not contacted. If another call is downloading
     the same file, this call waits and then uses that file. ``report`` is called with each line of progress.
 
@@ -119,7 +119,7 @@ def _fetch_rest(
     received = part.stat().st_size if part.exists() else 0
     if received >= remote.size:
         return
-    # Refuse compression, because offsets would then count compressed bytes.
+    # Refuse compression: the offsets of a compressed response would count compressed bytes.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={received}-"} if received else {})
     try:
         with requests.get(remote.url, headers=headers, auth=authorise, stream=True, timeout=_TIMEOUT) as response:

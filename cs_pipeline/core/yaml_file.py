@@ -14,7 +14,7 @@ _NAME = re.compile(r"(?<!\?P)<([A-Z_]+)>")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in ``path``. Raises PipelineError when it cannot be read, is not a mapping or repeats a key."""
+    """The mapping in the file ``path``. Raises PipelineError if the file cannot be read, is no mapping or repeats a key."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -29,7 +29,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def any_of(
     block: str, words: Mapping[str, str] | None = None, flags: re.RegexFlag = re.IGNORECASE | re.MULTILINE
 ) -> re.Pattern[str]:
-    """Compiles ``block`` into one pattern. Each line of it is a regular expression, and any of them may match.
+    """Compiles ``block`` into one pattern. Each line is a regular expression. The pattern matches what any line matches.
 
     An indented line continues the line above it. ``<NAME>`` stands for the block ``words["NAME"]``, which may
     contain other such names.
@@ -63,12 +63,12 @@ class Section(BaseModel):
 
 
 def key_errors(error: ValidationError, what: str) -> str:
-    """One sentence per wrong key; ``what`` is the kind of file, such as "a recipe"."""
+    """What is wrong with each key, joined by semicolons. ``what`` is the kind of file, such as "a recipe"."""
     return "; ".join(_sentence(single, what) for single in error.errors())
 
 
 def _sentence(error: Any, what: str) -> str:
-    # For a union, pydantic adds to ``loc`` the tag or type that it tried. This is not a key of the file.
+    # For a union, ``loc`` also has the tag or type that pydantic tried. It is no key of the file, so it is left out.
     parts = [part for part in error["loc"] if "[" not in str(part)]
     if parts[:1] == ["base"]:
         del parts[1:2]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_conversations])
 def clean_bitext(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """Normalised whitespace and Unicode, canonical placeholders; incomplete, too short and broken rows set aside."""
+    """Normalised whitespace, Unicode and placeholders. Incomplete, too short, too long and broken rows are set aside."""
     from cs_pipeline.core.schema import CONVERSATION, SET_ASIDE
     from cs_pipeline.text.clean import clean
 
@@ -42,7 +42,7 @@ def clean_bitext(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Ma
 
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[clean_bitext])
 def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """The frozen split: duplicates removed, clusters of near-duplicates assigned to train, validation and test."""
+    """The frozen split: duplicates are set aside, clusters of near-duplicates are assigned to train, validation and test."""
     import pyarrow.compute as pc
 
     from cs_pipeline.prepare.splits.split import split_bitext, split_counts
@@ -72,9 +72,9 @@ def bitext_splits(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 
 @dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[bitext_splits])
 def intent_classifier(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """TF-IDF and logistic regression on the training questions: predicts the intents of tickets and routes questions.
+    """TF-IDF and logistic regression on Bitext's training questions. It predicts the intents of company questions.
 
-    A second classifier, trained on the answers, is stored next to it. It detects company answers that belong to another
+    A second classifier, trained on the answers, is stored next to it. It finds company answers that do not fit their
     question.
     """
     from cs_pipeline.prepare.intent_classifier import train_classifiers
@@ -122,7 +122,7 @@ def clean_interactions(context: dg.AssetExecutionContext, lake: LakeResource) ->
 
 @dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[bitext_splits, clean_interactions])
 def subjects(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """What the company's customers write about: found without labels, named, and edited by a person (subjects.yaml)."""
+    """What the company's customers write about: found and named automatically, edited by a person in subjects.yaml."""
     from cs_pipeline.company import load_company
     from cs_pipeline.prepare.subjects.subjects import find_subjects
 
@@ -145,7 +145,7 @@ def subjects(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Materi
 
 @dg.asset(group_name="prepare", kinds={"parquet"}, deps=[bitext_splits, clean_interactions, subjects])
 def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """Both sources together: company rows join clusters, new clusters are assigned to a split, no row changes splits."""
+    """Both sources together. Company rows join clusters, new clusters are assigned to a split. No row changes its split."""
     from cs_pipeline.prepare.splits.conversations import join_conversations
 
     joined = join_conversations(lake.lake)
@@ -163,7 +163,7 @@ def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 
 @dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[conversations, "knowledge_base"])
 def router(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """One classifier over Bitext's intents and the company's subjects that can say "none of these", and its predictions."""
+    """One classifier for Bitext's intents and the company's subjects, and its predictions. It may predict none of them."""
     from dataclasses import asdict
 
     from cs_pipeline.prepare.router import train_router
@@ -173,8 +173,8 @@ def router(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Material
     quality = trained.quality
     if quality.accuracy is not None:
         context.log.info(
-            f"{quality.labels} labels; for {quality.accuracy:.1%} of {quality.validation_rows:,} validation questions the "
-            f"most probable one is right, {quality.handed_over:.1%} get none"
+            f"{quality.labels} labels; the most probable one is right for {quality.accuracy:.1%} of "
+            f"{quality.validation_rows:,} validation questions; {quality.handed_over:.1%} get no label"
         )
     measured = {name: value for name, value in asdict(quality).items() if value is not None}
     return dg.MaterializeResult(
@@ -198,7 +198,7 @@ def _split_asset(split: str, use: str) -> dg.AssetsDefinition:
         metadata = {}
         if leakage:
             context.log.info(
-                "median cosine of a test question to the nearest training question: "
+                "median cosine between a test question and the nearest training question: "
                 f"{leakage['cluster_split']['median']:.2f}, in a random split {leakage['random_split']['median']:.2f}"
             )
             metadata["similarity_to_training"] = dg.MetadataValue.md(_histogram(leakage))
@@ -230,7 +230,7 @@ def _histogram(leakage: dict[str, Any]) -> str:
 
 
 def _subjects_table(subjects: "list[Subject]") -> dg.MetadataValue:
-    """Size, trend and examples of each subject. A suggested intent has a question mark."""
+    """Size, trend and examples of each subject. A question mark follows an intent that is only suggested."""
     columns = ["id", "name", "conversations", "share before", "last 4 weeks", "Bitext's intent", "examples"]
     rows: list[list[str | int]] = [
         [

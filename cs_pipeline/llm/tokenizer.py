@@ -1,8 +1,8 @@
 """Loads tokenizers exactly as they were published, and compares their ids with the published ones.
 
-transformers rebuilds some tokenizers from their vocabulary and ignores the other settings in ``tokenizer.json``. SmolLM2
-then no longer splits digits, and TinyLlama encodes a line break after ``</s>`` as another token. If a model gets other ids
-than in its training, its answers are worse, and no error is raised.
+transformers rebuilds some tokenizers from their vocabulary and ignores the other settings in ``tokenizer.json``. Then
+SmolLM2 no longer splits digits, and TinyLlama encodes a line break after ``</s>`` as a different token. A model whose token
+ids differ from those of its training gives worse answers, and no error is raised.
 """
 
 from collections.abc import Iterable
@@ -26,10 +26,10 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 
 def check_token_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, texts: Iterable[str]) -> int:
-    """Compares the ids of ``tokenizer`` with those of the tokenizer.json in ``folder``, read by the library tokenizers.
+    """Compares the ids that ``tokenizer`` gives ``texts`` with those of the tokenizer.json in ``folder``.
 
-    Returns the number of texts; 0 if there is no such file. Raises PipelineError if a text gets other ids; the message does
-    not quote the text, which may contain personal data.
+    The library ``tokenizers`` reads that file. Returns the number of texts; 0 if there is no such file. Raises PipelineError
+    if a text gets different ids. The message does not quote the text, because it may contain personal data.
     """
     if not (folder / TOKENIZER_FILE).exists():
         return 0
@@ -43,8 +43,8 @@ def check_token_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path, texts: I
     if differing:
         raise PipelineError(
             f"The tokenizer of this base gives other token ids than {folder / TOKENIZER_FILE} for {differing:,} of "
-            f"{len(texts):,} training texts: the model would be trained on other tokens than the base was.",
-            "Save the tokenizer in the base's folder with save_pretrained, so that all its tokens are in that file; or "
-            "report this base.",
+            f"{len(texts):,} training texts. The model would be trained on tokens that differ from those of the base.",
+            "Save the tokenizer in the base's folder with save_pretrained, so that all its tokens are in that file. If "
+            "that does not help, report this base.",
         )
     return len(texts)

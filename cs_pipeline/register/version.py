@@ -47,7 +47,7 @@ _PROBED = "cs.probed"
 
 @dataclass(frozen=True)
 class Registered:
-    """The version of an adapter and its run. ``reused`` says whether the version existed before."""
+    """The version of an adapter, and its run. ``reused`` says whether the version existed already."""
 
     version: int
     run_id: str
@@ -141,13 +141,13 @@ def _log_results(
 
 
 def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> str:
-    """Logs the adapter, with an embedded base, as a pyfunc model of ``run``; returns its URI in MLflow."""
+    """Logs the adapter, and its base if that is embedded, as a pyfunc model of ``run``. Returns its URI in MLflow."""
     import mlflow
 
     # MLflow warns that it cannot record pip's version: environments made by uv have no pip.
     logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary:
-        # MLflow names the copies after the folders it is given.
+        # MLflow names its copies after the folders that it is given, so these must have plain names.
         artifacts = {"adapter": str(shutil.copytree(adapter.folder, Path(temporary, "adapter")))}
         base = base_of_adapter(adapter, recipe, lake)
         if base is not None and adapter.manifest["base"]["source"] == "embedded":
@@ -164,14 +164,14 @@ def _log_model(run: str, recipe: Recipe, lake: DataLake, adapter: Adapter) -> st
 
 
 def _paths(recipe: Recipe, lake: DataLake) -> dict[str, str] | None:
-    """The index and the router that a version reads if it retrieves. Neither is copied, so answers use current rows."""
+    """The paths of the lake's index and router if the recipe retrieves. They are not copied, so answers use current rows."""
     if recipe.prompt.retrieve is None:
         return None
     return {"retrieval_index": str(retrieval_folder(lake)), "router": str(router_folder(lake))}
 
 
 def _threshold_tag(adapter: Adapter) -> dict[str, str]:
-    """The similarity from which a look-up, or that of a cascade, answers. It never changes after it was chosen."""
+    """The tag with the least similarity at which a look-up, alone or in a cascade, answers. It is chosen once."""
     chosen = adapter.metrics.get("min_similarity")
     return {} if chosen is None else {"cs.min_similarity": similarity_limit(chosen)}
 
@@ -196,10 +196,10 @@ def version_of(recipe_name: str, lake: DataLake) -> int:
 
 
 def ask_version(number: int, questions: list[str], lake: DataLake) -> list[str]:
-    """The answers of a registered version, which is loaded from MLflow as any client loads it.
+    """The answers of a registered version, loaded from MLflow as any client would load it.
 
-    It retrieves from the index of ``lake``, even if the lake was moved after the version was registered. The logged code of
-    an earlier release may import modules that have moved since. Then the current code is used.
+    The version retrieves from the index of ``lake``, even if the lake was moved after the version was registered. If the
+    logged code is of an earlier release and imports a module that has moved since, the current code is used.
     """
     import mlflow
     from mlflow.exceptions import MlflowException
@@ -235,11 +235,11 @@ def _load_with_current_code(client: Any, number: int, lake: DataLake) -> Any:
 
 
 def probe_version(number: int, question: str, lake: DataLake) -> str:
-    """The answer of a registered version to ``question``, loaded from MLflow.
+    """The answer to ``question`` of a registered version, loaded from MLflow.
 
-    The answer is stored in a tag and returned from there as long as the question and the libraries stay the same. If the
-    version retrieves, it is asked every time: its answer depends on the index, and a tag would keep the text of a known
-    answer that is forgotten later. Raises PipelineError if one of the version's files was changed.
+    The answer is stored in a tag and returned from there as long as the question and the libraries stay the same. A version
+    that retrieves is asked every time: its answer depends on the index, and a tag would keep the text of a known answer
+    even after it was forgotten. Raises PipelineError if one of the version's files was changed.
     """
     client = open_store(lake)
     if _recipe_of(client, number).prompt.retrieve is not None:

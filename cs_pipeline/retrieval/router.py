@@ -1,8 +1,8 @@
 """A router that knows what it does not know: one classifier over Bitext's intents and a company's subjects.
 
 A question gets the most probable label with its calibrated probability, and the probability that the question is about
-any known label at all. Below a threshold, it gets no label. ``evidence.py`` is what the router sees, ``calibration.py``
-what that is worth. Nothing is pickled, and the folder contains no texts.
+any known label at all. Below a threshold, it gets no label. ``evidence.py`` measures what speaks for each label, and
+``calibration.py`` learns how much that counts. Nothing is pickled. The folder contains words and n-grams, but no texts.
 """
 
 import json
@@ -32,17 +32,17 @@ NO_SUBJECT = "other"
 """The intent of a company row without a subject. It is no label: no router is trained on such rows or predicts it."""
 
 FALSE_HANDOVERS = 0.05
-"""The share of questions about known labels that get no label."""
+"""The share of questions about known labels that get no label, unless another share is given."""
 
 MAX_UNKNOWN_TO_SMALL = 0.3
-"""The maximum share of the trials' questions about unknown labels, near a small label, that are routed to it. These
-questions are harder than most foreign ones: each label of Bitext that is left out has a twin among the others."""
+"""Of the trials' questions about unknown labels that come nearest to a small label, at most this share is routed to it.
+These questions are harder than most foreign ones: each label of Bitext that is left out has a twin among the others."""
 
 OWN_ROUTER = "router"
-"""The folder in an adapter's folder with the router that the adapter was trained with."""
+"""The subfolder of an adapter that contains the router with which it was trained."""
 
 _FORMER_ROUTER = "intent_classifier"
-"""The folder of the classifier that adapters of earlier releases have instead."""
+"""The subfolder of the classifier that adapters of earlier releases have instead."""
 
 PromptIntents: TypeAlias = Callable[[Sequence[str]], list[str | None]]
 """Gives the intent that the prompt for each question names, or None."""
@@ -51,18 +51,22 @@ _DESCRIPTION, _ARRAYS = "router.json", "router.safetensors"
 _FOLDS = 3
 _MIN_VALIDATION, _MIN_SMALL = 200, 30
 _SCORES = ("known", "small", "unknown", "unknown_small")
-"""``Route.known`` of the trials' questions, sorted: about labels that were not cut down, about small ones if the right one
-was the most probable, and about labels that were left out, if the most probable label was a large one or a small one."""
+"""Arrays of ``Route.known`` for the trials' questions, sorted.
+
+``known``: questions about labels that were not cut down. ``small``: questions about small labels, if the most probable label
+was right. ``unknown`` and ``unknown_small``: questions about labels that were left out; the most probable label was a large
+one or a small one.
+"""
 
 
 @dataclass(frozen=True)
 class Route:
     """Where a question belongs.
 
-    ``label`` is None if the router is not sure that the question is about a known label. ``best`` is the most probable
-    label anyway, and ``probability`` (0 to 1) how probable it is if the question is about one of them. ``known`` (0 to 1)
-    is the probability that it is. ``similarity`` (0 to 1) is the cosine of the nearest training question of ``best``, by
-    character n-grams.
+    ``known`` (0 to 1) is the probability that the question is about a known label. If it is too low, ``label`` is None.
+    ``best`` is the most probable label in any case. ``probability`` (0 to 1) is the probability of ``best`` if the question
+    is about a known label. ``similarity`` (0 to 1) is the cosine, by character n-grams, with the nearest training question
+    of ``best``.
     """
 
     label: str | None
@@ -75,9 +79,9 @@ class Route:
 class Router:
     """Routes questions to labels, or to none.
 
-    ``thresholds`` are the minimum of ``Route.known`` for each of ``labels``. They are 0 if there were too few labels or
-    questions to learn them; then every question gets a label. Small labels have a threshold of their own, because
-    questions about them are less similar to the few that are known.
+    ``thresholds`` has the least ``Route.known`` at which a question gets each of ``labels``. They are 0 if there were too
+    few labels or questions to learn them; then every question gets a label. Small labels have a threshold of their own: a
+    question about them is less similar to their few training questions.
     """
 
     def __init__(
@@ -104,8 +108,8 @@ class Router:
         """Trains on ``texts``. Rows of one cluster are never on both sides of a trial. The same input gives the same router.
 
         The order of the rows has no effect. With an embedding model, the ``answers`` of the rows are evidence too. The
-        thresholds hand over ``FALSE_HANDOVERS`` of the questions of the trials. Raises ValueError without rows, or if a
-        label is NO_SUBJECT.
+        thresholds are those of ``with_handover_share(FALSE_HANDOVERS)``. Raises ValueError without rows, or if a label is
+        NO_SUBJECT.
         """
         if not len(texts) or NO_SUBJECT in labels:
             raise ValueError(f"a router needs questions, and none with the label {NO_SUBJECT!r}")
@@ -121,7 +125,7 @@ class Router:
 
     @property
     def unknown_handed_over(self) -> float | None:
-        """The share of the trials' questions about labels that were left out that get no label; None without trials."""
+        """Of the trials' questions about labels that were left out, the share that gets no label; None without trials."""
         unknown = [self._scores[name] for name in ("unknown", "unknown_small")]
         below = sum(int((scores < limit).sum()) for scores, limit in zip(unknown, self._limits, strict=True))
         total = sum(map(len, unknown))
@@ -130,8 +134,8 @@ class Router:
     def with_handover_share(self, share: float) -> "Router":
         """This router with the thresholds that hand over ``share`` (0 to 1) of the questions about known labels.
 
-        For small labels, it is the share of the questions whose most probable label is the right one, or more: at most
-        ``MAX_UNKNOWN_TO_SMALL`` of the trials' unknown questions that come nearest to a small label are routed to it.
+        For small labels, only questions whose most probable label is right count. Their threshold is higher, and hands over
+        more of them, if more than ``MAX_UNKNOWN_TO_SMALL`` of the trials' unknown questions would pass it otherwise.
         """
         known, small = self._scores["known"], self._scores["small"]
         of_large = float(np.quantile(known if len(known) else small, share)) if len(known) or len(small) else 0.0
@@ -143,10 +147,11 @@ class Router:
         return Router(self._model, self._calibration, self._scores, limits, self._embedder)
 
     def with_validation(self, texts: Sequence[str], labels: Sequence[str], share: float = FALSE_HANDOVERS) -> "Router":
-        """This router with thresholds from validation questions ``texts`` about the known ``labels``.
+        """This router with thresholds that also come from the validation questions ``texts``, whose ``labels`` are known.
 
-        If there are at least ``_MIN_VALIDATION`` about large labels, they replace the questions of the trials, whose
-        models know less than this router. Questions about small labels are few, so they only join those of the trials.
+        If at least ``_MIN_VALIDATION`` of them are routed to large labels, these replace the trials' questions, because the
+        models of the trials know less than this router. Questions about small labels are few, so they are added to those
+        of the trials.
         """
         if not any(map(len, self._scores.values())) or not len(texts):
             return self
@@ -193,9 +198,9 @@ class Router:
     ) -> list[Route]:
         """The routes of the training rows, each by a model that was not trained on the row's cluster.
 
-        They are as often wrong or None as those of live questions. Rows without a subject (NO_SUBJECT) are routed, but no
-        model is trained on them. Calibration and threshold are this router's. With a single cluster of labelled rows, no
-        such model is possible, and this is ``route``.
+        So they are wrong or None as often as the routes of live questions. Rows without a subject (NO_SUBJECT) are routed,
+        but no model is trained on them. The models have this router's calibration, and its limits for large and small
+        labels. With a single cluster of labelled rows no such model is possible, and the routes are those of ``route``.
         """
         from sklearn.model_selection import GroupKFold
 
@@ -233,7 +238,7 @@ class Router:
         return [routes[row] for row in range(len(texts))]
 
     def save(self, folder: Path) -> None:
-        """Writes ``router.json`` (labels, vocabularies, threshold, embedding model) and ``router.safetensors`` (arrays)."""
+        """Writes ``router.json`` (labels, vocabularies, limits, embedding model) and ``router.safetensors`` (arrays)."""
         from safetensors.numpy import save_file
 
         description = {
@@ -275,7 +280,7 @@ def router_folder(lake: DataLake) -> Path:
 
 
 def prompt_intents(recipe: Recipe, adapter: Path, current: Path | None) -> PromptIntents:
-    """Predicts the intents for the version in the folder ``adapter``; all None if its recipe does not route.
+    """A function that predicts intents for the version in the folder ``adapter``. All are None if ``recipe`` does not route.
 
     A fine-tune knows only the intents that it was trained with, so it uses its own router. A look-up or cascade uses the
     lake's ``current`` one, which knows the subjects of the latest rows.
@@ -300,7 +305,7 @@ def _questions(
     answers: Sequence[str] | None = None,
     vectors: np.ndarray | None = None,
 ) -> LabelledQuestions:
-    """The questions that a model is trained on, with embeddings. ``vectors`` are those of ``texts``, if they are known."""
+    """The questions that a model is trained on. ``vectors`` are the embeddings of ``texts``, None to compute them."""
     chosen = select_questions(texts, labels, clusters)
     of_texts, of_labels, of_clusters = (
         np.array([values[i] for i in chosen], dtype=object) for values in (texts, labels, clusters)
@@ -321,7 +326,7 @@ def _embed(embedder: Embedder | None, texts: Sequence[str]) -> np.ndarray | None
 
 
 def _scores_by_kind(scores: TrialScores | None) -> dict[str, np.ndarray]:
-    """What the trials' questions got, float32: see ``_SCORES``."""
+    """The arrays that ``_SCORES`` names, float32."""
     if scores is None:
         return {name: np.zeros(0, np.float32) for name in _SCORES}
     kinds = {

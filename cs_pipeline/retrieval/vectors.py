@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cs_pipeline.retrieval.embedder import Embedder
 
 FEATURES = 1 << 20
-"""N-grams are hashed to this number of columns, so a text's counts do not depend on other texts."""
+"""The number of columns to which n-grams are hashed. Without a vocabulary, a text's counts do not depend on other texts."""
 
 _SKETCH_WIDTH = 256
 _BATCH_ROWS = 20_000
@@ -27,23 +27,23 @@ class Vectors(Protocol):
     def __len__(self) -> int: ...
 
     def extended(self, texts: Sequence[str], order: np.ndarray) -> "Vectors":
-        """The rows with the numbers ``order``, of these rows followed by the rows of the new ``texts``."""
+        """New vectors: the rows of ``texts`` are added after these rows, then the rows numbered ``order`` are taken."""
         ...
 
     def queries(self, questions: Sequence[str]) -> Any:
-        """The vectors of questions, indexed by the number of the question."""
+        """The vectors of ``questions``. Index ``i`` gives the vector of question ``i``."""
         ...
 
     def similarities(self, query: Any) -> np.ndarray:
-        """Cosine of one question with each row, float32: [rows]."""
+        """The similarity of one question to each row, float32: [rows]."""
         ...
 
     def similarities_of(self, query: Any, rows: np.ndarray) -> np.ndarray:
-        """Cosine of one question with some ``rows``, float32: [rows]."""
+        """The similarity of one question to each of ``rows``, float32: [rows]."""
         ...
 
     def dense(self, rows: np.ndarray) -> np.ndarray:
-        """Short dense vectors of ``rows`` whose products approximate the cosines, float32: [rows, width]."""
+        """Short dense vectors of ``rows``. Their dot products approximate the similarities, float32: [rows, width]."""
         ...
 
     def dense_query(self, query: Any) -> np.ndarray:
@@ -179,7 +179,7 @@ class MixedVectors:
 
 
 def _count(texts: Sequence[str]) -> "csr_matrix":
-    """How often each character n-gram occurs in each text, at most 255: [texts, FEATURES]."""
+    """How often each character n-gram occurs in each text, counted up to 255: [texts, FEATURES]."""
     from scipy.sparse import csr_matrix, vstack
     from sklearn.feature_extraction.text import HashingVectorizer
 
@@ -214,7 +214,7 @@ def _tf_idf(counts: "csr_matrix", idf: np.ndarray) -> "csr_matrix":
 
     values = (np.log(counts.data, dtype=np.float32) + 1) * idf[counts.indices]
     row_of = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
-    # Sum in order, so that a text's length does not depend on other texts, not even in the last bit.
+    # The values of a row are summed in order, so that its length does not depend on other rows, not even in the last bit.
     lengths = np.sqrt(np.bincount(row_of, values.astype(np.float64) ** 2, counts.shape[0]))
     lengths[lengths == 0] = 1
     return csr_matrix(((values / lengths[row_of]).astype(np.float32), counts.indices, counts.indptr), counts.shape)

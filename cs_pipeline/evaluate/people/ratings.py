@@ -35,8 +35,11 @@ RATINGS_TABLE = "human_ratings"
 
 @dataclass(frozen=True)
 class CollectedRatings:
-    """The table and what this run did: ``forgotten`` judgements were removed, and personal data was ``replaced`` (a count
-    per placeholder)."""
+    """The table's ``rows``, and what this run did.
+
+    ``forgotten`` is the number of judgements that were removed. ``replaced`` counts the personal data that was replaced, by
+    placeholder.
+    """
 
     rows: pa.Table
     forgotten: int
@@ -63,7 +66,7 @@ def write_human_ratings(lake: DataLake, company: Company) -> CollectedRatings:
 
 
 def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> BlindSheet:
-    """Writes a blind ``sheet`` with answers from the recipe's last evaluation: tuned, base, and the incumbent.
+    """Writes a blind ``sheet`` with answers from the recipe's last evaluation: those of tuned, base and the incumbent.
 
     The incumbent is the champion if it took part, else the best free look-up. The sheet's key names the systems "version 3",
     "version 3:base" and so on. Raises PipelineError when the recipe was not evaluated, its adapter is not registered, the
@@ -84,9 +87,9 @@ def export_samples(recipe_name: str, lake: DataLake, sheet: Path) -> BlindSheet:
 
 
 def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) -> tuple[int, int]:
-    """Adds the scores of a filled-in ``sheet`` to the feedback. Returns how many are new and how many were there already.
+    """Adds the scores of a filled-in ``sheet`` to the feedback. Returns how many are new, and how many it had already.
 
-    Raises PipelineError as ``import_blind_sheet`` does, and when ``rater`` gave the same answers different scores before.
+    Raises PipelineError as ``import_blind_sheet`` does, and when ``rater`` scored one of the answers differently before.
     """
     rows = import_blind_sheet(sheet, key or key_path(sheet), rater, datetime.now(UTC)).to_pylist()
     with Feedback(lake) as feedback:
@@ -95,7 +98,7 @@ def import_samples(sheet: Path, key: Path | None, rater: str, lake: DataLake) ->
 
 
 def votes_on_candidate(results: EvaluationResults, lake: DataLake, version: int | None = None) -> PeopleVotes | None:
-    """People's blind votes on the evaluated version and the system that it must be better than, as they are now.
+    """The current blind votes of people on the evaluated version and the system that it must be better than.
 
     ``version`` is the number of the evaluated version, by default the one registered with its fingerprint. None if people
     have judged nothing yet, the version is not registered, or there is nothing that it must be better than.
@@ -118,7 +121,7 @@ def _version_number(results: EvaluationResults, lake: DataLake) -> int | None:
 def _incumbent(results: EvaluationResults) -> dict[str, str]:
     """The system that the evaluated version must be better than, and its name in ratings; empty if there is none.
 
-    A free look-up is no version, so its name identifies the rows that it copies.
+    A free look-up has no version number, so a hash of its data is part of its name.
     """
     system = next(iter(rivals(results)), None)
     if system is None:
@@ -130,7 +133,7 @@ def _incumbent(results: EvaluationResults) -> dict[str, str]:
 
 
 class _Cleaner:
-    """Replaces personal data in judgements and hashes their raters; ``replaced`` counts the placeholders."""
+    """Replaces personal data in judgements, and hashes raters and questions. ``replaced`` counts the placeholders."""
 
     def __init__(self, personal: PersonalData, ledger: Ledger, replaced: Counter[str]) -> None:
         self._personal, self._ledger, self._replaced = personal, ledger, replaced
@@ -154,7 +157,7 @@ class _Cleaner:
         return text
 
     def _values(self, settings: Any) -> Any:
-        """``settings`` with every text cleaned: they may quote the customer in a context or in a placeholder's value."""
+        """``settings`` with every text cleaned, because a context or a placeholder's value may quote the customer."""
         if isinstance(settings, dict):
             return {name: self._values(value) for name, value in settings.items()}
         if isinstance(settings, list):

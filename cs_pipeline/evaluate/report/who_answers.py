@@ -35,7 +35,7 @@ from cs_pipeline.evaluate.scoring.statistics import Difference, paired_bootstrap
 from cs_pipeline.text.copied import COPIED_RUN
 
 CONTENDER_METRICS = ("right_intent", "placeholder_f1", "fabricates", "chrf", "length_ratio", "stop_rate")
-"""The metrics of the table of contenders, beside the answer quality that orders it."""
+"""The other metrics in the table of contenders. The table is sorted by answer quality."""
 
 _CONTENDERS = ("tuned", "champion", *FREE_SYSTEMS, "base")
 _FREE_METHODS = {LOOKUP: LOOK_UP, "nearest": "copy", "central": "copy"}
@@ -58,9 +58,10 @@ _MAKE_A_VERSION = (
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The system that should answer customers (a key of SYSTEMS, None if none should), a sentence for it, and the reasons.
+    """Who should answer customers, and why.
 
-    ``reasons`` are pairs of a label and a text. Brackets in a text hold the 95 % interval of a difference.
+    ``system`` is a key of SYSTEMS, None if no system should answer. ``who`` names it in a sentence. ``reasons`` are pairs
+    of a label and a text. Brackets in a text hold the 95 % interval of a difference.
     """
 
     system: str | None
@@ -70,11 +71,11 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class ContenderRow:
-    """A system that could answer customers: what it is and how it was made, its scores, and what an answer takes.
+    """A system that could answer customers: what it is, how it was made, its scores, and the time and price of its answers.
 
-    ``minus`` is the answer quality of this version minus that of the system; None for this version itself. ``seconds`` are
-    for one answer, ``price`` is for 1,000 answers, None if the company has no ``price_per_hour``. With ``at_most`` both
-    include the time of scoring the answers, because only that was measured.
+    ``minus`` is the answer quality of this version minus that of the system; None for this version itself. ``seconds`` is
+    the time of one answer, ``price`` the price of 1,000 answers; None if the company has no ``price_per_hour``. With
+    ``at_most`` both are upper limits: answering and scoring were only timed together.
     """
 
     system: str
@@ -102,10 +103,10 @@ def recommend(
     earlier_decisions: int,
     votes: PeopleVotes | None = None,
 ) -> Recommendation:
-    """Names who should answer customers, and says why, by how much, how surely, and on which rows.
+    """Names who should answer customers. Says why, by how much, how sure that is, and which rows it is based on.
 
-    ``champion_gain`` is the answer quality of the champion minus that of the best free look-up; None without a champion
-    that was trained. ``earlier_decisions`` and ``votes`` are those that the decision was based on.
+    ``champion_gain`` is the answer quality of the champion minus that of the best free look-up. It is None if there is no
+    champion, or if the champion was not trained. ``decision`` was based on ``earlier_decisions`` and ``votes``.
     """
     system = _chosen(results, decision, champion_gain)
     who = _who(results, system)
@@ -166,8 +167,8 @@ def _described(results: EvaluationResults, system: str) -> tuple[str, str, str]:
 def _chosen(results: EvaluationResults, decision: Decision, champion_gain: Difference | None) -> str | None:
     """The system that should answer, None if there is none.
 
-    A trained champion that is clearly worse than a free look-up should not answer. A look-up of this version's kind was
-    just refused, so it is not recommended in place of this version.
+    A trained champion that is clearly worse than a free look-up should not answer. If this version is a look-up and was
+    refused, no other look-up is recommended in its place.
     """
     if decision.promote:
         return "tuned"
@@ -206,7 +207,7 @@ def _by_how_much(results: EvaluationResults, champion_gain: Difference | None) -
 
 
 def _own_conversations(results: EvaluationResults, company: CompanyResults) -> str:
-    """How the look-up answers the company's questions, where it is worst, and whether they suffice to compare models."""
+    """How the look-up answers the company's questions, where it is worst, and whether there are enough to compare models."""
     questions = company.rows + company.rows_left_out
     asked = f", of which {company.rows:,} were asked" if company.rows_left_out else ""
     sentence = (
@@ -222,7 +223,7 @@ def _own_conversations(results: EvaluationResults, company: CompanyResults) -> s
 
 
 def _cross_validated(part: CrossValidated) -> str:
-    """The scores of the look-up's answers in the middle of a sentence."""
+    """The scores of the look-up's answers, worded for the middle of a sentence."""
     if (quality := part.scores.get(PRIMARY_METRIC)) is None:
         return " (too few to score)"
     score_text = f"{figure(PRIMARY_METRIC, quality.score)} [{interval_text(PRIMARY_METRIC, quality)}]"
@@ -246,15 +247,15 @@ def _worst_intents(company: CompanyResults) -> str:
 
 
 def _people(results: EvaluationResults, votes: PeopleVotes | None) -> str:
-    """People's blind votes on this version, how many, how sure, and whether they decide."""
+    """What people's blind votes say about this version, how many there are, how sure that is, and whether they decide."""
     compared = rivals(results)
     if not compared:
         return "There is nothing to compare this version with."
     decides, why = may_decide(votes)
     if votes is None or not votes.verdicts:
         return (
-            f"Nobody has compared its answers with those of {next(iter(compared.values()))} yet, without knowing whose they"
-            f" are. Do it on the page, or on a sheet: cs-pipeline ratings export FILE --recipe {results.recipe}"
+            f"Nobody has compared its answers blindly with those of {next(iter(compared.values()))} yet. Do it on the page,"
+            f" or on a sheet: cs-pipeline ratings export FILE --recipe {results.recipe}"
         )
     sentence = preference(votes)
     sentence = f"{sentence[0].upper()}{sentence[1:]}. The others are those of {next(iter(compared.values()))}."
@@ -275,7 +276,7 @@ def _score(results: EvaluationResults, system: str) -> str:
 
 
 def _training_bought(results: EvaluationResults, champion_gain: Difference | None) -> str:
-    """What fine-tuning gained over the free look-up: this version's, or else the champion's."""
+    """What fine-tuning gained over the free look-up, for this version or, if that is a look-up, for the champion."""
     free, gain, whose = best_free_lookup(results), champion_gain, "the champion"
     if results.methods["tuned"] != LOOK_UP:
         gain, whose = results.differences[free].get(PRIMARY_METRIC), "this version"
@@ -289,7 +290,7 @@ def _training_bought(results: EvaluationResults, champion_gain: Difference | Non
         return f"Fine-tuning bought {whose} {points} points of answer quality over the free look-up '{free}'."
     if verdict == "worse":
         return f"Nothing. Fine-tuning costs {whose} {points} points: the free look-up '{free}' gives better answers."
-    return f"Nothing. Fine-tuning buys {whose} nothing over the free look-up '{free}' that these questions could show."
+    return f"Nothing. Fine-tuning buys {whose} nothing over the free look-up '{free}', as far as these questions show."
 
 
 def _how_sure(results: EvaluationResults) -> str:
@@ -303,8 +304,8 @@ def _how_sure(results: EvaluationResults) -> str:
         )
     if results.methods["tuned"] != LOOK_UP:
         sentence += (
-            f" Another training on the same rows may end {TRAINING_NOISE:g} points higher or lower; the"
-            " decision counts that too."
+            f" Another training on the same rows may end {TRAINING_NOISE:g} points higher or lower. The"
+            " decision takes that into account."
         )
     return sentence
 
@@ -316,7 +317,7 @@ def _measured_on(results: EvaluationResults) -> str:
         ""
         if results.answers_seen is None
         else f" At the median, {results.answers_seen:.0%} of a reference answer's runs of {COPIED_RUN} words are also in"
-        " training answers: the higher this is, the better is copying."
+        " training answers. The higher this is, the better copying works."
     )
     opened = "" if results.sealed is None else "open "
     return (
@@ -342,7 +343,7 @@ def _sealed(results: EvaluationResults) -> str:
 
 
 def _labelled(labels: LabelledIntents | None) -> str:
-    """How many company rows count for right intent, and how often the router agrees with people's labels of them."""
+    """How many company rows count for right intent, and how often the router agrees with the labels that people gave."""
     if labels is None:
         return ""
     counted = (
@@ -363,6 +364,6 @@ def _earlier(results: EvaluationResults, decisions: int) -> str:
     used = (
         f"The sealed questions were {often.format('opened')} in the year before this decision"
         if results.sealed
-        else f"These questions were {often.format('used')} for decisions in the year before this one"
+        else f"These questions were {often.format('used')} for decisions in the year before this decision"
     )
     return f"{used}; after {DECISIONS_PER_YEAR} times in a year, a person decides."

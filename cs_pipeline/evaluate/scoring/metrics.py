@@ -1,4 +1,4 @@
-"""Scores of answers against their references, computed from statistics of the rows.
+"""Scores of answers against their references, computed from statistics of each row.
 
 Every score of a system is a function of sums over its rows. A bootstrap can therefore reweight rows without reading the
 texts again, and the scores still equal those of rouge-score and sacreBLEU for the same texts.
@@ -27,7 +27,7 @@ CALLER_COLUMNS = (
     *("nll", "answer_tokens", "answer_chars", "right_intent", "stopped"),
     *("needed", "present", "filled", "fabricates", *ANSWER_ERRORS, "rubric", "heuristic", "quality"),
 )
-"""Columns of row_statistics that the caller fills: figures that the model reports, and the results of other rules."""
+"""Columns of row_statistics that the caller fills: figures that the model reports, and results of other modules."""
 
 BLEU_ORDERS = 4
 CHRF_ORDERS = 6
@@ -73,9 +73,9 @@ class Metric:
         return True
 
     def scores(self, sums: np.ndarray) -> np.ndarray | None:
-        """The scores [...] for ``sums`` [..., len(columns)]; None if for any of them there is nothing to score.
+        """The scores [...] for ``sums`` [..., len(columns)].
 
-        Raises PipelineError when a score is not a finite number for another reason.
+        If one of them is not a finite number, returns None with ``may_be_empty``; otherwise raises PipelineError.
         """
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             scores = self.function(sums)
@@ -108,12 +108,13 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
 
     ``rouge1``, ``rouge2``, ``rougeL`` (F1 with Porter stemmer) and ``chrf`` (sacreBLEU's sentence score) are scores from 0
     to 100; the other columns are counts of words, n-grams and placeholders. Placeholders are counted as sets of names:
-    repeats count once, and so do spellings that the catalogue maps to the same name. An invented placeholder is in
-    neither the reference, the question nor the catalogue. ``safe`` is 1 where ``is_safe``.
+    repeats count once, and so do spellings that the catalogue maps to the same name. A placeholder is invented if it is not
+    in the reference, the question or the catalogue. ``safe`` is 1 if ``is_safe`` is true, else 0.
 
-    ``labelled`` is 1, as if a person had labelled the intent of every row. CALLER_COLUMNS are NaN. The caller fills those
-    that the system reports, in all rows: ``nll`` (nats) with the ``answer_tokens`` and ``answer_chars`` that it was summed
-    over, ``right_intent`` and ``stopped`` (0 or 1), and the columns of fidelity, answer_errors, rubric and quality.
+    ``labelled`` is 1 in every row; the caller sets it to 0 where the right intent is not known. CALLER_COLUMNS are NaN. The
+    caller fills those that the system reports, in all rows: ``nll`` (nats) with the ``answer_tokens`` and ``answer_chars``
+    that it was summed over, ``right_intent`` and ``stopped`` (0 or 1), and the columns of fidelity, answer_errors, rubric
+    and quality.
     """
     placeholders = _placeholder_statistics(questions, answers, references)
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, max(len(answers), 1), CHUNK_ROWS)]
@@ -124,15 +125,15 @@ def row_statistics(questions: Sequence[str], answers: Sequence[str], references:
 
 
 QUALITY_WEIGHTS = {"intent": 0.4, "placeholders": 0.2, "facts": 0.2, "wording": 0.1, "length": 0.1}
-"""The share of each part of the answer quality. They sum to 1. They were fixed before any model was compared with it."""
+"""The weight of each part of the answer quality. The weights sum to 1. They were fixed before any models were compared."""
 
 
 def answer_quality(stats: pd.DataFrame) -> np.ndarray:
     """How useful each answer is to a customer, from 0 to 1: [rows]. docs/evaluation.md gives the reasons.
 
-    An answer of another intent, or an unsafe one, is worth 0, however well it is written. Any other answer is worth the
-    part for the right intent, and more for its facts, placeholders, wording and length. If nobody labelled the intent of a
-    row, the other parts share its place.
+    An answer to another intent, or an unsafe one, is worth 0, however well it is written. Any other answer gets the weight
+    of the right intent, and more for its facts, placeholders, wording and length. If the right intent of a row is not known,
+    the other weights are scaled up to sum to 1.
 
     ``stats`` has the columns of ``row_statistics`` and the caller's ``right_intent`` and ``fabricates``. The parts are: 1
     for the right intent; the F1 of placeholder names (1 if neither text has any); 1 without a made-up fact; chrF; and the
@@ -156,7 +157,7 @@ def answer_quality(stats: pd.DataFrame) -> np.ndarray:
 
 
 class _Counts(NamedTuple):
-    """How many n-grams (n = 1, 2, …) the answer, the reference and both have, each [rows, orders]."""
+    """The number of n-grams (n = 1, 2, …) in the answer, in the reference and in both, each [rows, orders]."""
 
     answer: np.ndarray
     reference: np.ndarray
@@ -214,7 +215,7 @@ def _stemmer() -> SimpleNamespace:
 
 @lru_cache(maxsize=2**15)
 def _rouge_words(text: str) -> tuple[str, ...]:
-    """The tokens that rouge-score counts in a text; cached because all systems have the same references."""
+    """The tokens that rouge-score counts in a text. They are cached, because all systems have the same references."""
     from rouge_score.tokenize import tokenize
 
     return tuple(tokenize(text, _stemmer()))
@@ -241,7 +242,7 @@ def _bleu_tokenizer() -> Callable[[str], str]:
 
 
 def _bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """The counts of sacrebleu.BLEU for each row, by the columns of the metric ``bleu``."""
+    """The counts from which sacrebleu.BLEU is computed, for each row, named as the columns of the metric ``bleu``."""
     tokenize = _bleu_tokenizer()
     answer_words, reference_words = ([tokenize(t.rstrip()).split() for t in texts] for texts in (answers, references))
     counts = _word_counts(answer_words, reference_words, BLEU_ORDERS)
@@ -250,8 +251,8 @@ def _bleu(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.nda
 
 
 def _chrf(answers: Sequence[str], references: Sequence[str]) -> dict[str, np.ndarray]:
-    """The counts of sacrebleu.CHRF for each row, by the columns of the metric ``chrf``, and the score of the row."""
-    # sacreBLEU ignores whitespace; surrogatepass, because a text may contain half a surrogate pair.
+    """The counts of sacrebleu.CHRF for each row, named as the columns of the metric ``chrf``, and the row's score."""
+    # sacreBLEU ignores whitespace. surrogatepass allows texts that contain half a surrogate pair.
     answer_chars, reference_chars = (
         [np.frombuffer("".join(t.split()).encode("utf-32-le", "surrogatepass"), np.uint32) for t in texts]
         for texts in (answers, references)

@@ -1,6 +1,6 @@
-"""The asset ``subjects``: what a company's customers write about. Found without labels, named, and edited by a person.
+"""The asset ``subjects``: what a company's customers write about, found and named automatically and edited by a person.
 
-The table ``subjects`` has the subject of every usable company row, ``subjects.json`` describes the subjects for people.
+The table ``subjects`` has the subject of every usable company row. ``subjects.json`` describes the subjects for people.
 ``conversations`` takes the intents of company rows from here (``SubjectIntents``). "Subject" means a topic here; the column
 ``subject_id`` of other tables means a customer.
 """
@@ -30,7 +30,7 @@ SUBJECTS = "subjects"
 """The name of the table and of the JSON file, in prepare."""
 
 COMPANY_CATEGORY = "COMPANY"
-"""The category of company rows whose subject is none of Bitext's intents."""
+"""The category of company rows whose intent is none of Bitext's."""
 
 _EXAMPLES = 3
 _RECENT = timedelta(weeks=4)
@@ -38,12 +38,13 @@ _RECENT = timedelta(weeks=4)
 
 @dataclass(frozen=True)
 class Subject:
-    """A subject as people see it. Its days are days of delivery: when the conversations took place is not known.
+    """A subject as people see it. All days are days of delivery, because the days of the conversations are not known.
 
     ``weeks`` counts its conversations by the Monday of the week. ``examples`` are typical questions, without personal data.
-    ``found_on`` is the latest day of delivery when it was found; None if a person made it. ``intent`` is the Bitext intent
-    to which a person has mapped it, ``suggested`` one that it may be. ``recent_share`` is its share of the conversations of
-    the last four weeks, ``earlier_share`` that of the ones before; None if there are none.
+    ``found_on`` is the latest day of delivery at the time when the subject was found; None if a person made it. ``intent``
+    is the Bitext intent to which a person has mapped it, ``suggested`` a Bitext intent that may fit. ``recent_share`` is its
+    share of the conversations of the last four weeks, ``earlier_share`` its share of all earlier ones; None if there are
+    none.
     """
 
     id: str
@@ -64,10 +65,10 @@ class Subject:
 class FoundSubjects:
     """The ``subjects``, largest first, and the table's ``rows`` (SUBJECT).
 
-    In ``counts``, usable = rows + delivered_again, and rows = with_subject + without. Of the latter, some have a
-    vague_question, which says nothing about a subject. ``new`` are the subjects that were found on the latest day of
-    delivery and that no person has edited yet; ``unknown`` are ids in subjects.yaml that no row has. ``reused`` is true if
-    nothing has changed since the last run; then nothing was written.
+    In ``counts``, usable = rows + delivered_again, and rows = with_subject + without. vague_question counts the rows whose
+    question says nothing about a subject. ``new`` are the subjects that were found on the latest day of delivery and that
+    no person has edited yet; ``unknown`` are ids in subjects.yaml that no row has. ``reused`` is true if nothing has
+    changed since the last run; then nothing was written.
     """
 
     subjects: list[Subject]
@@ -81,8 +82,8 @@ class FoundSubjects:
 def find_subjects(lake: DataLake, company: Company) -> FoundSubjects:
     """Gives every usable company row its subject, or none, and writes the table and ``subjects.json``.
 
-    A row keeps its subject unless the subject is joined with another one, is given up, or a person edits it. Ids are made
-    once and never used again. Raises PipelineError if subjects.yaml is wrong.
+    A row keeps its subject unless the subject is joined with another one, is given up or is edited by a person. No id is
+    ever given to a second subject. Raises PipelineError if subjects.yaml is wrong.
     """
     with locked(_lock(lake)):
         usable = CompanyRows.of(lake)
@@ -125,7 +126,7 @@ def subject_facts(lake: DataLake) -> dict[str, Any]:
 
 
 def forget_examples(lake: DataLake, company: Company) -> None:
-    """Writes ``subjects.json`` again from rows that may be used now. Call it when tombstones have been added."""
+    """Writes ``subjects.json`` again from the rows that may still be used. Call it after adding tombstones."""
     with locked(_lock(lake)):
         if not (_file(lake).exists() and lake.table("prepare", SUBJECTS).exists()):
             return
@@ -175,10 +176,10 @@ class SubjectIntents:
 
 @dataclass(frozen=True)
 class _State:
-    """What the next run needs. It is in the table and its metadata, so it is replaced with the table.
+    """What the next run needs. It is stored in the table and its metadata, so it is replaced together with the table.
 
-    ``found_on`` has all ids that were ever discovered, with the day, ``parts`` the ids that a person has made. ``given`` has
-    the names that need no words from tickets, ``mapped`` the intents that a person has given.
+    ``found_on`` has the day of every id that was ever discovered, ``parts`` the ids that a person has made. ``given`` has
+    the names that are not made from the words of tickets, ``mapped`` the intents to which a person has mapped subjects.
     """
 
     version: str
@@ -220,7 +221,7 @@ class _State:
 def _with_ids(
     found: Discovered, tickets: Sequence[Ticket], found_on: dict[str, str], taken: set[str], company: Company
 ) -> tuple[Discovered, dict[str, str]]:
-    """``found`` with an id for each new subject, and ``found_on`` with the new ids."""
+    """``found`` with an id for each new subject, and ``found_on`` extended by these ids."""
     groups = _by_subject(tickets, found.assignments)
     labels = _label_names(tickets, found)
     names = name_subjects(groups, {}, company.values.values())
@@ -248,7 +249,7 @@ def _describe(
     suggested: Mapping[str, str | None],
     others: Mapping[str, Any],
 ) -> None:
-    """Writes ``subjects.json``. ``others`` has what cannot be seen in the tickets: repeated rows, new and unknown ids."""
+    """Writes ``subjects.json``. ``others`` has what ``tickets`` do not show: repeated rows, new and unknown ids."""
     groups = _by_subject(tickets, assignments)
     names = name_subjects(groups, state.given, company.values.values())
     last = tickets[-1].day - _RECENT if tickets else date.min
@@ -298,7 +299,7 @@ def _describe(
 
 
 def _tickets(lake: DataLake, usable: CompanyRows) -> tuple[list[Ticket], int]:
-    """The usable rows by day, a conversation's in order, and how many are left out because an earlier row has their id."""
+    """The usable rows, ordered by day, and the number of rows left out because an earlier row has the same id."""
     found: dict[str, Ticket] = {}
     count = 0
     columns = ["row_id", "conversation_id", "subject_id", "delivered_on", "instruction", "response", "label"]
@@ -328,7 +329,7 @@ def _table(tickets: Sequence[Ticket], found: Discovered, edited: Mapping[str, As
 
 
 def _by_subject(tickets: Sequence[Ticket], assignments: Mapping[str, Assignment]) -> dict[str, list[Ticket]]:
-    """The first ticket that each conversation has of each subject."""
+    """The tickets of each subject: of every conversation, only the first about that subject."""
     groups: dict[str, dict[str, Ticket]] = {}
     for ticket in tickets:
         subject = assignments[ticket.row_id].subject
@@ -338,7 +339,7 @@ def _by_subject(tickets: Sequence[Ticket], assignments: Mapping[str, Assignment]
 
 
 def _label_names(tickets: Sequence[Ticket], found: Discovered) -> dict[str, str]:
-    """The most frequent spelling of the label of each subject that is one."""
+    """For each subject that comes from a label, the most frequent spelling of the label."""
     spellings: dict[str, Counter[str]] = {}
     for ticket in tickets:
         subject = found.labels.get(label_key(ticket.label))
@@ -375,7 +376,7 @@ def _read_found(lake: DataLake, reused: bool) -> FoundSubjects:
 
 
 def _categories(lake: DataLake) -> dict[str, str]:
-    """The category of each of Bitext's intents."""
+    """The category of each Bitext intent."""
     rows = lake.read("prepare", "bitext_splits", ["intent", "category"])
     return dict(zip(rows.column("intent").to_pylist(), rows.column("category").to_pylist(), strict=True))
 

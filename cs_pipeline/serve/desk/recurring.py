@@ -1,7 +1,7 @@
-"""Questions about nothing known that customers ask again and again: candidates for a new subject.
+"""Questions that no known subject covers and that customers ask again and again: candidates for a new subject.
 
-They are read from the queue of handovers. So they are there until whoever processes the queue removes a handover, or as long
-as delivered handovers are kept. Personal data is masked before anything else is done with a question.
+They are read from the queue of handovers. A question counts until its handover is removed: by whoever processes the queue,
+or when the retention time of delivered handovers is over. Personal data is masked before a question is used.
 """
 
 import json
@@ -20,18 +20,19 @@ from cs_pipeline.serve.desk.handover import HandoverReason
 from cs_pipeline.text.placeholders import PlaceholderMode, apply, without_placeholders
 
 MIN_CONVERSATIONS = 3
-"""Questions of fewer conversations are not reported."""
+"""Groups of questions from fewer conversations are not reported."""
 
 MIN_SIMILARITY_OF_GROUPS = 0.35
 """Two groups are joined as long as the mean similarity of their questions is at least this.
 
-Measured on 73 questions to an invented bicycle shop (28 tickets, 30 questions in other words, 15 about other matters): by a
-mixture with a sentence-embedding model, 45 are in groups of three or more, 44 of them with the subject of most of their
-group; by characters 6 and 5. Of 200 of Bitext's training questions, 170 and 118 are, by characters 125 and 95.
+It was measured on 73 questions to an invented bicycle shop: 28 tickets, 30 questions in other words, and 15 about other
+matters. With a sentence-embedding model, 45 are in groups of three or more, and 44 of these have the subject of most of
+their group. By characters alone, the numbers are 6 and 5. Of 200 of Bitext's training questions, they are 170 and 118 with
+the model, and 125 and 95 without it.
 """
 
 _MAX_QUESTIONS = 2000
-"""The latest questions; the time to group them grows quadratically."""
+"""Only the latest questions are grouped, because the time grows quadratically with their number."""
 
 _EXAMPLES = 3
 _WEEK = timedelta(days=7)
@@ -41,8 +42,8 @@ _WEEK = timedelta(days=7)
 class RecurringQuestion:
     """Similar questions that nobody could answer.
 
-    ``keywords`` are their most typical words. ``examples`` are up to three of them, the most central first, without personal
-    data. ``conversations`` counts the conversations, ``this_week`` those of the last seven days.
+    ``keywords`` are the words most typical of them. ``examples`` are up to three of the questions, the most central first,
+    without personal data. ``conversations`` is the number of conversations, ``this_week`` that of the last seven days.
     """
 
     keywords: tuple[str, ...]
@@ -61,7 +62,7 @@ class _Asked:
 
 
 def recurring_questions(lake: DataLake, mask: Callable[[str], str], today: date) -> list[RecurringQuestion]:
-    """Groups of at least MIN_CONVERSATIONS conversations, the most frequent of this week first.
+    """Groups of similar questions from at least MIN_CONVERSATIONS conversations, the most frequent of this week first.
 
     ``mask`` replaces the personal data in a question with placeholders.
     """
@@ -84,7 +85,7 @@ def recurring_questions(lake: DataLake, mask: Callable[[str], str], today: date)
 
 
 def _unknown_questions(lake: DataLake, mask: Callable[[str], str]) -> Iterator[_Asked]:
-    """The masked questions that were handed over because nothing known is about them."""
+    """The masked questions that were handed over because no known answer or subject covers them."""
     records = {}
     for path in lake.path("serve", "handovers").rglob("H-*.json"):
         with suppress(FileNotFoundError):  # it was delivered or removed in the meantime
@@ -98,7 +99,7 @@ def _unknown_questions(lake: DataLake, mask: Callable[[str], str]) -> Iterator[_
 
 
 def _similarities(questions: list[str], lake: DataLake) -> np.ndarray:
-    """As the retrieval index compares known questions: [questions, questions]."""
+    """The similarity of each question to each other, computed as in the retrieval index: [questions, questions]."""
     embedder = index_embedder(lake)
     vectors: Vectors = (
         MixedVectors.of(questions, embedder, SENTENCE_WEIGHTS["answers"])
@@ -126,14 +127,14 @@ def _described(
 
 
 def _keywords(group: Sequence[_Asked], words: Counter[str], count: int = 4) -> tuple[str, ...]:
-    """The words that most of the group's questions share and the others lack. ``words`` counts all questions with a word."""
+    """The words that are frequent in the group and rare elsewhere. ``words`` counts all questions that contain a word."""
     within = Counter(word for one in group for word in _words(one.question))
     weights = {word: n * n / words[word] for word, n in within.items() if n > 1}
     return tuple(sorted(weights, key=lambda word: (-weights[word], word))[:count])
 
 
 def _words(question: str) -> set[str]:
-    """The distinct words of at least three letters, without English stop words."""
+    """The distinct words of at least three characters that start with a letter, without English stop words."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     analyse = CountVectorizer(token_pattern=r"(?u)\b[^\W\d_]\w{2,}\b", stop_words="english").build_analyzer()

@@ -1,4 +1,4 @@
-"""The *Agent assist* tab drafts answers to a ticket. The agent picks one, edits and sends it, and the edit is stored."""
+"""The *Agent assist* tab drafts answers to a ticket. The agent may edit one of them. The text that is sent is stored."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ _DRAFT_DEFAULTS = ((Tone.NEUTRAL, 0.0), (Tone.FRIENDLY, 0.0), (Tone.NEUTRAL, 0.8
 
 @dataclass(frozen=True)
 class _Ticket:
-    """A ticket with its drafts. The agent's edit is stored under ``id``."""
+    """A ticket with its drafts. The text that the agent sends is stored under ``id``."""
 
     id: str
     text: str
@@ -39,7 +39,7 @@ class _Ticket:
 
 
 class AssistTab:
-    """The tab's components and events. Create it inside ``gr.Blocks``. ``agent`` identifies this browser."""
+    """The tab's components and events. Create it inside ``gr.Blocks``. ``agent`` holds the id of this browser."""
 
     def __init__(self, desk: Desk, service: ModelService, lake: DataLake, agent: gr.BrowserState) -> None:
         self._desk, self._service, self._lake = desk, service, lake
@@ -50,7 +50,7 @@ class AssistTab:
         customer = gr.Textbox(
             "",
             label="Customer's id or e-mail, if known",
-            info="Stored with your answer, so that it can be deleted if the customer asks.",
+            info="Stored with your answer, so that both can be deleted if the customer asks.",
             max_lines=1,
         )
         self.models: list[gr.Dropdown] = []
@@ -127,7 +127,7 @@ class AssistTab:
                 for number, (card, draft) in enumerate(zip(self._cards, drafts, strict=True), 1)
             },
             **{
-                # If a look-up found no answer, there is nothing to edit and send.
+                # A fixed reply of the desk, for example when a look-up found no answer, is no draft to edit.
                 button: gr.Button(interactive=draft.settings["author"] == "model")
                 for button, draft in zip(self._use_buttons, drafts, strict=True)
             },
