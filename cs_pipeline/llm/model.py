@@ -213,8 +213,9 @@ def reads_earlier_turns(adapter: Path | None) -> bool:
 
 
 def rows_with_earlier_turns(adapter: Path) -> int:
-    """How many training rows of ``adapter`` had earlier turns; 1 if an earlier release trained it and did not count them."""
-    return int(read_json(adapter / "metrics.json").get("rows_with_earlier_turns", 1))
+    """How many training rows of ``adapter`` had earlier turns; 1 if its metrics do not say so (earlier releases)."""
+    metrics = adapter / "metrics.json"
+    return int(read_json(metrics).get("rows_with_earlier_turns", 1)) if metrics.exists() else 1
 
 
 class SupportModel:

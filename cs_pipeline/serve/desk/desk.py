@@ -77,9 +77,8 @@ class DeskRequest:
     """A customer's message, and how to answer it.
 
     ``model`` is a name from the registry. ``values`` maps placeholder names, in any spelling, to their values for this
-    request. ``context`` holds facts about the case that are not in the conversation; a model that reads earlier turns reads
-    it as the first one.
-    If ``private`` is set, the answer asks for a personal detail only if the intent needs it.
+    request. ``context`` holds facts about the case that are not in the conversation. If ``private`` is set, the answer
+    asks for a personal detail only if the intent needs it.
     """
 
     text: str
@@ -266,11 +265,9 @@ class Desk:
 
     def _start(self, case: _Case, cancelled: threading.Event | None) -> Generation:
         """Queues the question for exactly the version ``case.served``, in that version's placeholder mode."""
-        earlier: list[tuple[Speaker, str]] = [("customer", case.context)] if case.context else []
-        earlier += case.earlier
-        turns = [(speaker, self._as_trained(message, speaker, case.served)) for speaker, message in earlier]
-        question = self._as_trained(case.text, "customer", case.served)
-        return self._service.start(case.served.name, question, turns, case.request.sampling, cancelled)
+        turns = [(speaker, self._as_trained(message, speaker, case.served)) for speaker, message in case.earlier]
+        question, facts = (self._as_trained(text, "customer", case.served) for text in (case.text, case.context))
+        return self._service.start(case.served.name, question, turns, case.request.sampling, cancelled, facts)
 
     def _as_trained(self, text: str, speaker: Speaker, served: ServedModel) -> str:
         """``text`` with placeholders as in the model's training rows; unchanged for a model trained on realistic values."""

@@ -81,19 +81,21 @@ class ModelService:
         earlier: Context,
         sampling: Sampling,
         cancelled: threading.Event | None = None,
+        facts: str = "",
     ) -> Generation:
         """Queues ``question`` for ``model``, loading it if needed, and returns before there is an answer.
 
-        The prompt holds the texts that the recipe retrieves, and the latest of the ``earlier`` turns that fit into its
-        ``max_length``. Set ``cancelled`` when nobody is waiting any more (the client hung up, a stop button was pressed).
-        A look-up uses no queue and reads only the question: its answer is complete when this returns. Raises UnknownModel,
-        NotReady, TooLong, Busy.
+        The prompt holds the texts that the recipe retrieves, ``facts`` about the case, and the latest of the ``earlier``
+        turns that fit into its ``max_length``. The facts are its first turn, or for a model that was trained on single
+        questions the beginning of the question. Set ``cancelled`` when nobody is waiting any more (the client hung up, a
+        stop button was pressed). A look-up uses no queue and reads no facts: its answer is complete when this returns.
+        Raises UnknownModel, NotReady, TooLong, Busy.
         """
         self._enter()
         try:
             loaded = self.pool.hold(self.registry.resolve(model))
             try:
-                return self._start(loaded, question, earlier, sampling, cancelled or threading.Event())
+                return self._start(loaded, question, earlier, sampling, cancelled or threading.Event(), facts)
             except BaseException:
                 self.pool.release(loaded)
                 raise
@@ -112,7 +114,13 @@ class ModelService:
         self.pool.close()
 
     def _start(
-        self, loaded: LoadedModel, question: str, earlier: Context, sampling: Sampling, cancelled: threading.Event
+        self,
+        loaded: LoadedModel,
+        question: str,
+        earlier: Context,
+        sampling: Sampling,
+        cancelled: threading.Event,
+        facts: str,
     ) -> Generation:
         started = time.monotonic()
         route = self._live_router.route(question)
@@ -132,7 +140,8 @@ class ModelService:
             return answer
         if loaded.recipe.prompt.retrieve is None:
             texts = []  # they were for a cascade's look-up; the cascade's model has no retrieved texts in its prompt
-        prompted = (question, earlier) if loaded.reads_earlier_turns else (searched, ())
+        turns: Context = [("customer", facts), *earlier] if facts else earlier
+        prompted = (question, turns) if loaded.reads_earlier_turns else (f"{facts}\n{searched}".strip(), ())
         prompt, retrieved = _fit(loaded, loaded.intents([searched])[0], *prompted, texts)
         limit = loaded.recipe.generation.max_new_tokens
         max_tokens = min(sampling.max_tokens or limit, limit)

@@ -81,8 +81,9 @@ def test_the_model_gets_personal_data_masked_like_its_training_rows(desk: Desk, 
     for model, reads in (("champion:base", True), ("champion", False)):  # the champion was trained on single questions
         asked = DeskRequest(SURE, model=model, sampling=one, context="The order is 4412345678.")
         with_context = desk.reply(asked).prompt_tokens
-        assert with_context == tokens(SURE, "The order is {{Order Number}}.", model=model)
-        assert (with_context > tokens(SURE, model=model)) is reads
+        facts = "The order is {{Order Number}}."
+        as_turn, in_question = tokens(SURE, facts, model=model), tokens(f"{facts}\n{SURE}", model=model)
+        assert with_context == (as_turn if reads else in_question) > tokens(SURE, model=model)
 
 
 def test_details_of_the_customer_come_from_the_request_and_the_conversation(desk: Desk, lake: DataLake) -> None:
