@@ -105,7 +105,9 @@ def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]
     inputs = 2 * 5 + 1 if rows.vectors is None else 2 * 6 + 2 + 1
     if len(np.unique(rows.labels.astype(str))) < MIN_LABELS:
         return Calibration.untried(inputs), None
-    trials = [_trial(rows, number) for number in range(TRIALS)]
+    trials = [trial for number in range(TRIALS) if (trial := _trial(rows, number)) is not None]
+    if not trials:
+        return Calibration.untried(inputs), None
     truth = np.concatenate([trial.truth for trial in trials])
     if min((truth >= 0).sum(), (truth < 0).sum()) < MIN_QUESTIONS:
         return Calibration.untried(inputs), None
@@ -124,10 +126,11 @@ def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]
     )
 
 
-def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
+def _trial(rows: LabelledQuestions, number: int) -> RouterTrial | None:
     """Trains a model without a fifth of the clusters and a fifth of the labels. Some other labels are cut down.
 
-    Returns the model's evidence for a selection of the questions that were left out.
+    Returns the model's evidence for a selection of the questions that were left out; None if there is nothing to train
+    on or to ask.
     """
     random = np.random.default_rng([0, number])
     held_out, left_out = _in_part(rows.clusters, number), _in_part(rows.labels, number)
@@ -139,12 +142,16 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial:
             in_order = in_order[np.argsort(~rows.answered[in_order], kind="stable")]  # a small label keeps its answers
             train[in_order[random.choice(SMALL_SIZES) :]] = False
             cut |= rows.labels == label
+    if not train.any():
+        return None
     model = EvidenceModel.fit(rows.take(np.flatnonzero(train)))
     number_of = {label: position for position, label in enumerate(model.labels)}
     truth = np.array([number_of.get(label, -1) for label in rows.labels])
     asked = random.permutation(np.flatnonzero(held_out & (truth >= 0)))[:MAX_QUESTIONS]
     foreign = random.permutation(np.flatnonzero(truth < 0))[: len(asked)]
     picked = np.concatenate([asked, foreign])
+    if not len(picked):
+        return None
     questions = rows.take(picked)
     evidence = model.look_at(questions.texts.tolist(), questions.vectors)
     kept = np.flatnonzero(_reworded(evidence, truth[picked], cut[picked]))

@@ -196,3 +196,13 @@ def test_a_router_with_an_embedding_model(rows: pd.DataFrame, tmp_path: Path) ->
     tiny_model(model, seed=1)
     with pytest.raises(PipelineError, match="is not the one that the router"):
         Router.load(tmp_path / "router")
+
+
+@pytest.mark.parametrize("labels", [16, 1, 3])
+def test_too_few_questions_for_trials_leave_everything_known(labels: int) -> None:
+    """With one question per label, or one cluster for all, no trial has anything to ask."""
+    texts = [f"question {number} about thing{number}" for number in range(16)]
+    named = [f"label {number % labels}" for number in range(16)]
+    for clusters in (texts, ["one"] * 16):
+        router = Router.fit(texts, named, clusters)
+        assert [route.label for route in router.route(texts)] == named
