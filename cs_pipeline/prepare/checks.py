@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MIN_ACCURACY = 0.9
-"""Minimum accuracy of the intent classifier, which routes questions and rates answers. It reaches 0.998 on Bitext."""
+"""Minimum accuracy of the intent classifier, which helps to find poisoned rows. It reaches 0.998 on Bitext."""
 
 MAX_CALIBRATION_ERROR = 0.05
 """Maximum expected calibration error of the router on the validation rows. It is below 0.01 on Bitext."""
@@ -169,7 +169,7 @@ def no_leakage(lake: DataLake) -> CheckOutcome:
 def _answers_seen(conversations: "pa.Table") -> dict[str, float]:
     """How much of the test answers is in training answers too, word for word: median and 90th percentile of the shares.
 
-    A support desk repeats its answers, so this is no failure. The higher it is, the better is copying.
+    A support desk repeats its answers, so this is no failure. The higher it is, the better a look-up does.
     """
     import numpy as np
     import pyarrow.compute as pc

@@ -174,6 +174,13 @@ class RememberingEmbedder(Embedder):
             return dict(zip(map(bytes, stored.get_tensor("texts")), stored.get_tensor("vectors"), strict=True))
 
 
+def unchanged_embedder(embedder: Embedder, sha256: str, use: str, fix: str) -> Embedder:
+    """``embedder``. Raises PipelineError with ``fix`` if it is not the model with this hash, which ``use`` names."""
+    if embedder.sha256 != sha256:
+        raise PipelineError(f"The embedding model {embedder.name} is not the one that {use}.", fix)
+    return embedder
+
+
 def embedder_in_use(lake: DataLake) -> str:
     """The name of the embedding model that compares questions in ``lake``; empty for none.
 

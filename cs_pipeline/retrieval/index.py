@@ -24,7 +24,7 @@ from cs_pipeline.core.manifest import read_manifest, write_manifest
 from cs_pipeline.core.schema import ANSWER, PASSAGE, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.prompt import RetrievedText
-from cs_pipeline.retrieval.embedder import Embedder
+from cs_pipeline.retrieval.embedder import Embedder, unchanged_embedder
 from cs_pipeline.retrieval.search import Search, write_codes
 from cs_pipeline.retrieval.vectors import CharacterVectors, MixedVectors, SentenceVectors, Vectors
 
@@ -331,13 +331,9 @@ def _embedder(manifest: dict[str, Any]) -> Embedder | None:
     method = manifest["likeness"]
     if method["embedder"] is None:
         return None
+    fix = "Materialise 'retrieval_index' again."
     embedder = Embedder(method["embedder"])
-    if embedder.sha256 != method["model"]:
-        raise PipelineError(
-            f"The embedding model {embedder.name} is not the one that the retrieval index was built with.",
-            "Materialise 'retrieval_index' again.",
-        )
-    return embedder
+    return unchanged_embedder(embedder, method["model"], "the retrieval index was built with", fix)
 
 
 def _load_vectors(folder: Path, manifest: dict[str, Any]) -> dict[str, Vectors]:

@@ -17,7 +17,7 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder
 from cs_pipeline.recipe import FineTuneRecipe, Recipe
 from cs_pipeline.retrieval.calibration import Calibration, TrialScores, calibrate
-from cs_pipeline.retrieval.embedder import Embedder, shared_embedder
+from cs_pipeline.retrieval.embedder import Embedder, shared_embedder, unchanged_embedder
 from cs_pipeline.retrieval.evidence import (
     MAX_ANSWERS_OF_LABEL,
     EvidenceModel,
@@ -341,10 +341,6 @@ def _scores_by_kind(scores: TrialScores | None) -> dict[str, np.ndarray]:
 def _same_embedder(named: dict[str, str] | None, folder: Path) -> Embedder | None:
     if named is None:
         return None
-    embedder = shared_embedder(named["name"])
-    if embedder.sha256 != named["sha256"]:
-        raise PipelineError(
-            f"The embedding model {named['name']} is not the one that the router in {folder} was trained with.",
-            "Materialise 'router' again, and train adapters that have their own router again.",
-        )
-    return embedder
+    fix = "Materialise 'router' again, and train adapters that have their own router again."
+    used = f"the router in {folder} was trained with"
+    return unchanged_embedder(shared_embedder(named["name"]), named["sha256"], used, fix)

@@ -35,7 +35,7 @@ def find_leaks(conversations: pa.Table) -> list[tuple[str, str]]:
     if not held_out.num_rows or not training.num_rows:
         return []
     intent = pc.index_in(conversations.column("intent"), value_set=pc.unique(conversations.column("intent"))).to_numpy()
-    # Bitext's intents are labels, so rows of different intents are not duplicates. A company's intents are only predictions.
+    # Bitext's intents are labels, so rows of different intents are not duplicates. A company's subjects may be wrong.
     group = np.where(pc.equal(conversations.column("source"), "bitext").to_numpy(), intent, -1)
     questions = _HeldOut(held_out, group[~train], training)
     found: list[tuple[str, str]] = []

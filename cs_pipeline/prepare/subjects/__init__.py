@@ -1,1 +1,1 @@
-"""The subjects that a company's customers write about: found without labels, named, and edited by a person."""
+"""What a company's customers write about: subjects from the export or found in the texts, and edited by a person."""
