@@ -375,9 +375,12 @@ def test_the_evaluation_loses_the_questions_that_were_answered_with_it(lake: Dat
     lost = cases - set(left["robustness"].column("case_id").to_pylist())
     assert by_hand in lost
     assert len(lost) < len(cases) / 2, "the other questions written by hand stay"
-    assert set(left["probe"].column("question").to_pylist()) == set(tables["probe"].column("question").to_pylist()) - {
-        common
-    }
+    # The look-up may have given the forgotten answer to other common questions too.
+    probe = tables["probe"].to_pylist()
+    given_to = mostly_copied([row["answer"] for row in probe], [given["response"]])
+    kept = {row["question"] for row, copied in zip(probe, given_to, strict=True) if not copied} - {common}
+    assert set(left["probe"].column("question").to_pylist()) == kept
+    assert len(kept) > len(probe) / 2
 
 
 def test_reports_that_may_quote_the_answer_are_deleted_in_the_lake_and_in_mlflow(
