@@ -163,7 +163,7 @@ def conversations(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.M
 
 @dg.asset(group_name="prepare", kinds={"scikitlearn"}, deps=[conversations, "knowledge_base"])
 def router(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.MaterializeResult:
-    """One classifier for Bitext's intents and the company's subjects, and its predictions. It may predict none of them."""
+    """One classifier for Bitext's intents and the company's subjects, and its predictions. It may predict no label."""
     from dataclasses import asdict
 
     from cs_pipeline.prepare.router import train_router

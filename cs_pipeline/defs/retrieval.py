@@ -40,7 +40,8 @@ class IndexConfig(dg.Config):
     embedder: str = ""
     """A sentence-embedding model to mix with character TF-IDF: all-MiniLM-L6-v2, ORG/MODEL@REVISION of the hub, or a folder.
 
-    Empty: as ``embedder_in_use`` says.
+    Empty: the model that CS_EMBEDDER names, else all-MiniLM-L6-v2 if there are company rows or articles
+    (``embedder_in_use``).
     """
 
 

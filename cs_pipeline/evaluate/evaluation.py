@@ -243,7 +243,7 @@ def _answer_all(
     for system, answers in _baselines(opened, index).items():
         started = time.monotonic()
         copied = answers()
-        # What is copied from a known answer is as little made up as what a model takes from its prompt.
+        # Like a fact that a model takes from its prompt, one that is copied from a known answer is not made up.
         stats[system] = opened.score(copied, as_sources(copied) if system in FREE_SYSTEMS else None)
         seconds[system] = time.monotonic() - started
     if sealed is not None:
@@ -384,8 +384,8 @@ def _evaluate_model(
 ) -> tuple[pd.DataFrame, Trials, RetrievalEffect | None, pd.DataFrame | None]:
     """Row statistics, trials and, for the evaluated version if its model retrieves, the effect of retrieval.
 
-    The last item holds the row statistics of the sealed rows. It is None if there are none, and for the base, which no
-    decision is based on.
+    The last item holds the row statistics of the sealed rows. It is None if there are none, and for the base, because
+    no decision depends on it.
     """
     model, index = load_contender(recipe, base, adapter), open_index(recipe, lake)
     intents = prompt_intents(recipe, routing, router_folder(lake))

@@ -19,7 +19,7 @@ _YEAR = timedelta(days=365)
 
 
 class Opening(BaseModel):
-    """One evaluation (a fingerprint) that was decided by its figures, with its recipe, and when that was first done."""
+    """An evaluation that was decided by its figures: its fingerprint, its recipe, and the time of the first decision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,10 +32,11 @@ _OPENINGS = TypeAdapter(list[Opening])
 
 
 def record_opening(results: EvaluationResults, lake: DataLake) -> int:
-    """Records that ``results`` is decided by its figures; returns how many other evaluations were in the year before.
+    """Records that ``results`` is decided by its figures. Returns how many others were decided so in the year before.
 
-    The first call for an evaluation adds it, and later ones return the same number. A report and a promotion of the same
-    evaluation are therefore one opening, and read the same rule. Raises PipelineError when the record is damaged.
+    The first call for an evaluation adds it, and later ones return the same number. A report and a promotion of the
+    same evaluation are therefore one opening, and both get the same number. Raises PipelineError when the record is
+    damaged.
     """
     with evaluations_lock(lake):
         openings = read_openings(lake)

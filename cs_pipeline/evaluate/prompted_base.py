@@ -30,7 +30,7 @@ from cs_pipeline.retrieval.retrieve import retrieve
 from cs_pipeline.text.placeholders import PlaceholderMode, Speaker
 
 FEW_SHOT_EXAMPLES = 4
-"""How many solved examples ``few_shot`` gets, each of another intent."""
+"""How many solved examples ``few_shot`` gets, each of a different intent."""
 
 _SYSTEM = "You are a customer support agent. Answer the customer's question."
 _PLACEHOLDER_RULE = (
@@ -104,10 +104,11 @@ def prompt_of(system: str, mode: PlaceholderMode) -> PromptSettings:
 
 
 def solved_examples(rows: FrozenTestSet, held_out: Sequence[str]) -> pd.DataFrame:
-    """The training rows that ``few_shot`` shows before every question: FEW_SHOT_EXAMPLES of different intents, if there are.
+    """The training rows that ``few_shot`` shows before every question: up to FEW_SHOT_EXAMPLES, of different intents.
 
-    They have the smallest row ids, which are hashes, of the rows without earlier turns, whose intents a person labelled if
-    there are such rows. None is in a cluster or conversation of a test question or has an intent in ``held_out``.
+    They are Bitext's rows without earlier turns, whose intents people labelled; without such rows, the company's. Those
+    with the smallest row ids, which are hashes, are chosen. None is in a cluster or conversation of a test question or
+    has an intent in ``held_out``.
     """
     train = rows.train
     usable = train[

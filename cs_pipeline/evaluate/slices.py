@@ -3,8 +3,9 @@
 All functions take the test rows (columns row_id, source, category, intent, flags, cluster_id, nearest_train_similarity) and
 row statistics of systems on the same rows in the same order.
 
-The 95 % intervals in the table are not corrected for the number of slices. Weaknesses are: a slice is called weak if its
-difference from all other rows is significant after Holm's correction for all slices and metrics that are tested together.
+The 95 % intervals in the table are not corrected for the number of slices. Weaknesses are corrected: a slice is called
+weak if its difference from all other rows is significant after Holm's correction for all slices and metrics that are
+tested together.
 """
 
 from collections import Counter
@@ -44,7 +45,8 @@ FLAGS = {
 """The meaning of the letters in ``flags``, by Bitext's description of its data. Other letters are shown as they are."""
 
 MIN_NEAR_SIMILARITY = 0.6
-"""A training question is near from this cosine on. In 12,000 Bitext rows, 90 % of near questions had the same intent."""
+"""A training question is near if its cosine is at least this. In 12,000 Bitext rows, 90 % of near questions had the
+same intent."""
 
 _WEAKNESS_METRICS = ("right_intent", "chrf", "bits_per_character")
 """The metrics that can make a slice weak. They measure intent, wording, and how unexpected the reference is to the model."""
@@ -160,7 +162,7 @@ def weaknesses(
             )
             loss = (outside - inside) * (1 if metric.better == "higher" else -1)
             if not np.isfinite(loss[0]):
-                continue  # nobody labelled an intent inside the slice, or outside it
+                continue  # no row inside the slice, or none outside it, has a known intent
             minimum = np.nanstd(all_rows[1:]) * (len(set(clusters)) / size) ** 0.5
             error = max(float(np.nanstd(loss[1:])), float(minimum))
             weakness = Weakness(

@@ -29,7 +29,8 @@ from cs_pipeline.feedback import TIE
 
 JUDGED_QUESTIONS = 240
 """The number of test questions to judge: those with the smallest row ids, which the prompted base answers too. The share of
-the decided pairs that a system wins is then known to six or seven points. Each question takes two calls per system."""
+the decided pairs that a system wins is then known to within six or seven points. Each question takes two calls per
+system."""
 
 MIN_KAPPA = 0.6
 """A judge may decide promotions if kappa with people is above this; more is "substantial" (Landis and Koch 1977)."""

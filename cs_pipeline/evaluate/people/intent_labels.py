@@ -116,8 +116,8 @@ def allowed_intents(lake: DataLake) -> list[str]:
 def labelled_intents(test: pd.DataFrame, labels: Mapping[str, str]) -> LabelledIntents | None:
     """How many company rows have a known intent, and how often the router agrees with people's ``labels`` of them.
 
-    None without company rows. ``test`` has the columns row_id, source, intent, where the labels are applied already, and
-    predicted_intent.
+    None without company rows. ``test`` has the columns row_id, source, predicted_intent and intent, in which the labels
+    are already applied.
     """
     company = test[test["source"] != "bitext"]
     if company.empty:

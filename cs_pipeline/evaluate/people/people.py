@@ -151,9 +151,10 @@ def vote_pairs(ratings: pa.Table) -> pd.DataFrame:
 def people_votes(ratings: pa.Table, candidate: str, incumbent: str) -> PeopleVotes:
     """How often people preferred the answers of ``candidate`` to those of ``incumbent``, without knowing the systems.
 
-    Both are names in the column ``systems``. Blind are the votes of the page and the scores of imported sheets, where the
-    higher of two scores that a person gave to the same question is a verdict. Verdicts on other systems do not count. The
-    verdicts on a question count together, because they depend on each other.
+    Both are names in the column ``systems``. The votes on the page and the scores on imported sheets are blind. If a
+    person scored the answers of both systems to a question on sheets, the higher score is a verdict, equal scores a
+    tie. Verdicts on other systems do not count. The verdicts on a question count together, because they depend on each
+    other.
     """
     first = min(candidate, incumbent)
     pairs = pd.concat([vote_pairs(ratings), _sheet_pairs(ratings)])

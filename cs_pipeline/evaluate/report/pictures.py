@@ -120,7 +120,7 @@ def similarity_pictures(answers: pd.DataFrame) -> list[Picture]:
 def scores_by_intent(answers: pd.DataFrame) -> pd.DataFrame:
     """One row per intent and system: ``intent``, ``system``, ``rows``, ``quality`` and ``right_intent`` (percent).
 
-    ``right_intent`` is NaN if nobody labelled the intent of a row.
+    ``right_intent`` is NaN if the intent of no row is known (``has_known_intent``).
     """
     groups = answers.groupby(["intent", "system"], sort=True)
     sums = groups[["quality", "right_intent", "labelled"]].sum()

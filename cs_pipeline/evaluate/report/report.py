@@ -46,8 +46,8 @@ def write_report(recipe: Recipe, lake: DataLake) -> Report:
     """Writes ``evaluate/evaluation_report/<recipe>.html`` and ``<recipe>.md`` from the recipe's last evaluation.
 
     The report says what the figures decide, so its first writing is recorded as an opening (``openings.py``). Equal input
-    gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when another adapter than the current one
-    was evaluated.
+    gives equal bytes. Raises PipelineError when the recipe was not evaluated, or when the evaluated adapter is not the
+    current one.
     """
     results, adapter = read_evaluation(recipe.name, lake), current_adapter(recipe.name, lake)
     if results.adapter_fingerprint != adapter.fingerprint:

@@ -31,7 +31,7 @@ _SHOWN_SYSTEMS = ("tuned", "without_retrieval", "champion", "base", LOOKUP, "nea
 class ShownAnswer:
     """A system's answer and its scores. ``stopped`` is False if the answer was cut off at the token limit.
 
-    ``right_intent`` is None if nobody labelled the question's intent.
+    ``right_intent`` is None if the question's intent is not known.
     """
 
     system: str
@@ -103,7 +103,7 @@ def systems_by_quality(baselines: BaselineResults) -> dict[str, str]:
 
 
 def training_facts(recipe: Recipe, adapter: Adapter) -> list[tuple[str, str]]:
-    """Model, data, settings, losses and speed of the training, as pairs of label and text; of a look-up its threshold."""
+    """Pairs of label and text: model, data, settings, losses and speed of the training; for a look-up, its threshold."""
     m = adapter.metrics
     if isinstance(recipe, LookupRecipe):
         return _lookup_facts(recipe, m)

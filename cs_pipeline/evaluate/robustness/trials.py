@@ -30,8 +30,8 @@ from cs_pipeline.retrieval.router import PromptIntents
 
 @dataclass(frozen=True)
 class Trials:
-    """``robustness`` has ROBUSTNESS_COLUMNS. ``probe`` has the columns question, answer and right (0 or 1). ``run`` is the
-    answering of the test rows. ``latencies`` are the seconds of single answers."""
+    """``robustness`` has ROBUSTNESS_COLUMNS. ``probe`` has the columns question, answer and right (0 or 1). ``run``
+    measures the answering of the test rows. ``latencies`` are the seconds of single answers."""
 
     robustness: pd.DataFrame
     probe: pd.DataFrame

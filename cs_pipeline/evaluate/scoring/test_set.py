@@ -86,7 +86,7 @@ class FrozenTestSet:
         self.searched = [
             in_context(*row) for row in zip(self.questions, self.contexts, self.predicted_intents, strict=True)
         ]
-        # Nobody may find an answer of the question's own conversation, which is no answer to a new question.
+        # No system may find an answer from the question's own conversation, because a new question has none.
         self.own_rows = rows_of_conversations(
             _conversations(self.test), self.train["row_id"].tolist(), _conversations(self.train)
         )
@@ -100,8 +100,8 @@ class FrozenTestSet:
         """Row statistics of one system's ``answers`` to all test rows.
 
         ``retrieved`` holds the retrieved texts in each prompt; None if the system retrieves nothing. ``reported`` holds the
-        columns that only the system can fill, for example ``nll`` and ``stopped``. ``labelled`` is 1 for rows whose intent a
-        person labelled; in the others ``right_intent`` is 0.
+        columns that only the system can fill, for example ``nll`` and ``stopped``. ``labelled`` is 1 for rows with a
+        known intent (``has_known_intent``); in the others ``right_intent`` is 0.
         """
         frame = row_statistics(self.questions_with_context, answers, self.references)
         scores = self.score_without_references(answers, reported.get("stopped", np.nan), retrieved)
@@ -154,7 +154,7 @@ def read_split(lake: DataLake, split: str, mode: PlaceholderMode) -> pd.DataFram
 
 
 def smallest_ids(row_ids: Sequence[str], count: int) -> np.ndarray:
-    """Which rows have the ``count`` smallest ids: [rows]. Ids are hashes, so this is a sample that stays when others ask."""
+    """Which rows have the ``count`` smallest ids: [rows]. Ids are hashes, so the sample is random but never changes."""
     chosen = np.zeros(len(row_ids), bool)
     chosen[np.argsort(np.asarray(row_ids, str), kind="stable")[:count]] = True
     return chosen
@@ -163,8 +163,8 @@ def smallest_ids(row_ids: Sequence[str], count: int) -> np.ndarray:
 def sealed_rows(clusters: Sequence[str]) -> np.ndarray:
     """Which rows are sealed, given the cluster of each test row: [rows], True for about a third of the clusters.
 
-    It is a hash of the cluster's id, so a cluster stays sealed or open when rows are added. None is sealed if there are
-    fewer than MIN_CLUSTERS_TO_SEAL clusters.
+    A hash of the cluster's id decides, so a cluster stays sealed or open when rows are added. None is sealed if there
+    are fewer than MIN_CLUSTERS_TO_SEAL clusters.
     """
     if len(set(clusters)) < MIN_CLUSTERS_TO_SEAL:
         return np.zeros(len(clusters), bool)
@@ -227,8 +227,8 @@ def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> s
 def has_known_intent(rows: pd.DataFrame) -> "pd.Series[bool]":
     """Which ``rows`` (columns source and intent) count for right intent: all of Bitext, and company rows with a subject.
 
-    A subject comes from the export, from a person, or from groups of questions with their answers. The router has no part in
-    it, so agreeing with it is not circular.
+    A subject comes from the export, from a person, or from groups of questions with their answers. The router has no
+    part in it, so an answer that follows the router is not right by definition.
     """
     return (rows["source"] == "bitext") | (rows["intent"] != NO_SUBJECT)
 
