@@ -45,7 +45,8 @@ def serve_dev(
 
     ``project`` is the folder with workspace.yaml. If ``MLFLOW_TRACKING_URI`` names a server, no MLflow server is started.
     Returns the exit code: 0 after a signal, 1 if a service ended by itself. All services are stopped in both cases.
-    Raises PipelineError before it starts any if a port is in use, DAGSTER_HOME is relative or the store does not open.
+    Before it starts any, it raises PipelineError if a port is in use, DAGSTER_HOME is relative or the store does not
+    open.
     """
     services = [_dagster(dagster_home(project), lake, dagster_port)]
     uri = tracking.store_uri(lake)

@@ -107,7 +107,7 @@ def adapter(
 def loss_fell(context: dg.AssetCheckExecutionContext, lake: LakeResource) -> dg.AssetCheckResult:
     """The validation loss is lower after training than before. A look-up is not trained.
 
-    A training that continues from the champion starts close to the minimum, so a higher loss is only a warning then: the
+    Training that continues from the champion starts close to the minimum, so a higher loss is then only a warning: the
     champion stays champion unless the new version is better.
     """
     from cs_pipeline.train.adapter import current_adapter

@@ -134,7 +134,7 @@ def _model(gguf: Path) -> Any:
 
 
 def _tokenizer(metadata: dict[str, Any], file: str) -> "PreTrainedTokenizerFast":
-    """The tokenizer in a GGUF file. That of transformers ignores ``tokenizer.ggml.pre`` and does not split numbers."""
+    """The tokenizer in a GGUF file. transformers' own reader ignores ``tokenizer.ggml.pre`` and does not split numbers."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

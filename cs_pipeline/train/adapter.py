@@ -91,7 +91,7 @@ def adapter_fingerprint(recipe: FineTuneRecipe, base: Base, data: dict[str, str]
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
     """The sha256 of each table and file that ``recipe`` is trained on, and the index version if it retrieves.
 
-    ``own_conversations`` is there if the rule that no row retrieves an answer of its own conversation changes a prompt.
+    ``own_conversations`` says that no row retrieves an answer of its own conversation, if that can change a prompt.
     """
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if _has_own_router(recipe):
@@ -106,7 +106,7 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
 
 
 def _inputs(recipe: FineTuneRecipe, lake: DataLake) -> tuple[Base, dict[str, str], TrainingStart, str]:
-    """The inputs of a training that begins now: base, data versions and start; and the fingerprint of its adapter."""
+    """The inputs of training that begins now (base, data versions and start), and the fingerprint of its adapter."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
     start = find_training_start(recipe, base, lake)
     return base, data, start, adapter_fingerprint(recipe, base, data, start.fingerprint)
@@ -208,7 +208,7 @@ def find_stored(recipe: Recipe, fingerprint: str, lake: DataLake) -> Adapter | N
 def build_lookup(
     recipe: LookupRecipe, lake: DataLake, report: Callable[[str], None] = logger.info, *, force: bool = False
 ) -> Adapter:
-    """The adapter of a look-up: chooses its threshold on the validation questions, and makes it the recipe's current one.
+    """Chooses a look-up's threshold on the validation questions. Its adapter becomes the recipe's current one.
 
     An adapter of the same input is reused unless ``force`` is set. An adapter contains no known answers: those come from the
     current retrieval index, so no version has to be withdrawn when a conversation is forgotten. Raises PipelineError if the
@@ -328,14 +328,14 @@ def _finish(
 def _has_own_router(recipe: Recipe) -> bool:
     """Whether the adapter of ``recipe`` has a copy of the router.
 
-    The prompts of a fine-tune must name the intents that it was trained with. A look-up, also that of a cascade, uses the
-    lake's current router, as it uses the current index. The model of a cascade has its own copy.
+    The prompts of a fine-tune must name the intents that it was trained with. A look-up, including that of a cascade,
+    uses the lake's current router and index. The model of a cascade has its own copy.
     """
     return isinstance(recipe, FineTuneRecipe) and recipe.prompt.route == "intent"
 
 
 def train_as_worker(recipe: FineTuneRecipe, lake: DataLake) -> None:
-    """Runs the steps of ``train_adapter`` in the other processes of a training. Writes nothing."""
+    """Runs the steps of ``train_adapter`` in the other processes of a training run. Writes nothing."""
     base, _, start, fingerprint = _inputs(recipe, lake)
     work = _work_folder(lake.path("train", "adapter", recipe.name, fingerprint))
     champion = None if start.champion is None else start.champion.folder
@@ -361,7 +361,7 @@ def seen_rows(folder: Path) -> pa.Table:
 
 
 def _all_seen(own: pa.Table, champion: ChampionAdapter | None) -> pa.Table:
-    """The ``own`` rows of a training, and the other rows seen by the champion that it started from."""
+    """The ``own`` rows of a training run, and the other rows seen by the champion that it started from."""
     if champion is None:
         return own
     inherited = seen_rows(champion.folder)
@@ -381,7 +381,7 @@ def _company_rows(seen: pa.Table) -> dict[str, Any]:
 
 def _make_current(recipe: Recipe, fingerprint: str, lake: DataLake) -> None:
     write_json(_pointer(recipe.name, lake), {"fingerprint": fingerprint})
-    # Working folders of trainings on older data are removed too: they are never resumed and may contain forgotten rows.
+    # Working folders of training on older data are removed too: they are never resumed and may contain forgotten rows.
     for work in lake.path("train", "adapter", recipe.name).glob(_work_folder(Path("*")).name):
         remove_working_folder(work)
 

@@ -27,9 +27,9 @@ _DAY_SECONDS = 86_400
 class RetrainingState:
     """The inputs of the decision, and the ``recipe`` to run if it is due. ``data`` is a hash of the usable rows.
 
-    ``new_rows`` counts the usable rows that were not available to the last training, whether or not its model became
-    champion. Rows are not counted from the champion's training: after a model was not promoted, its rows would count as new
-    again, and every further row would start a training.
+    ``new_rows`` counts the usable rows that were not available to the last training run, whether or not its model
+    became champion. If rows were counted from the champion's training run, those of a rejected model would count as new
+    again, and every further row would start another run.
     """
 
     recipe: str | None
@@ -52,7 +52,8 @@ def decide_retraining(state: RetrainingState, rule: RetrainSettings) -> Retraini
     """Decides whether a retraining is due.
 
     It is due if there are enough new rows, if there is at least one and the champion is old, or if the champion has seen
-    rows that must be forgotten. It is never due on the same data, because forgetting changes the data too.
+    rows that must be forgotten. It stays due on the same data while a champion is marked; the sensor therefore requests
+    only one run for the same ``data``.
     """
     if state.champion is None:
         return RetrainingDecision(False, "there is no champion yet; run the full pipeline first: make demo")
@@ -103,8 +104,9 @@ def check_retraining(lake: DataLake, now: float | None = None) -> tuple[Retraini
 def recipe_to_retrain(client: "MlflowClient", champion: int | None) -> str | None:
     """The recipe that ``CS_RECIPE`` names, else that of version ``champion``. None if no version is registered.
 
-    A look-up needs no training: every run joins the new rows and rebuilds the index that it reads. If one is champion, or
-    there is no champion, it is the recipe of the newest version with a model, if there is any.
+    A look-up needs no training: every run joins the new rows and rebuilds the index that it reads. If a look-up is
+    champion, or nothing is, the result is the recipe of the newest version with a model, or of the newest version if
+    none has one.
     """
     if name := os.environ.get("CS_RECIPE"):
         return name
@@ -115,7 +117,7 @@ def recipe_to_retrain(client: "MlflowClient", champion: int | None) -> str | Non
 
 
 def _model_first(name: str, usable: set[str], lake: DataLake) -> str:
-    """The recipe ``name``; for a cascade, that of its model as long as this was not trained on the current rows."""
+    """The recipe ``name``; for a cascade whose model was not trained on the current rows, the recipe of that model."""
     recipe = load_recipe(name)
     if not isinstance(recipe, CascadeRecipe):
         return name

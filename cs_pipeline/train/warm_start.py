@@ -49,7 +49,7 @@ class TrainingStart:
 
 
 def find_training_start(recipe: FineTuneRecipe, base: Base, lake: DataLake) -> TrainingStart:
-    """Decides whether a training of ``recipe`` starts from ``base`` or from the current champion.
+    """Decides whether training of ``recipe`` starts from ``base`` or from the current champion.
 
     Raises PipelineError if it should start from the champion, but the champion's base or LoRA settings differ from the
     recipe's, so that its weights would not fit.

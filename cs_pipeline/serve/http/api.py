@@ -70,7 +70,7 @@ class ChatResponse(BaseModel):
     """The answer. ``model`` is the version that answered, under a name that can be requested again.
 
     ``intent`` is null if the router is not sure. ``confidence`` (0 to 1) is the probability that the question is about
-    any known intent. Both are null if the desk's rules answered before it was asked, or if there is no router.
+    any known intent. Both are null if the desk's rules answered before the router was asked, or if there is no router.
     """
 
     response: str

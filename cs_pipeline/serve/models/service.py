@@ -86,8 +86,8 @@ class ModelService:
         """Queues ``question`` for ``model``, loading it if needed, and returns before there is an answer.
 
         The prompt holds the texts that the recipe retrieves, ``facts`` about the case, and the latest of the ``earlier``
-        turns that fit into its ``max_length``. The facts are its first turn, or for a model that was trained on single
-        questions the beginning of the question. Set ``cancelled`` when nobody is waiting any more (the client hung up, a
+        turns that fit into its ``max_length``. The facts are its first turn; for a model that was trained on single
+        questions, they begin the question. Set ``cancelled`` when nobody is waiting any more (the client hung up, a
         stop button was pressed). A look-up uses no queue and reads no facts: its answer is complete when this returns.
         Raises UnknownModel, NotReady, TooLong, Busy.
         """

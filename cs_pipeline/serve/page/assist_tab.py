@@ -127,7 +127,7 @@ class AssistTab:
                 for number, (card, draft) in enumerate(zip(self._cards, drafts, strict=True), 1)
             },
             **{
-                # A fixed reply of the desk, for example when a look-up found no answer, is no draft to edit.
+                # A fixed reply of the desk, for example when a look-up found no answer, is not a draft to edit.
                 button: gr.Button(interactive=draft.settings["author"] == "model")
                 for button, draft in zip(self._use_buttons, drafts, strict=True)
             },

@@ -1,4 +1,4 @@
-"""Estimates what a training needs before it starts: download size, peak memory and floating-point operations.
+"""Estimates, before training starts, what it needs: download size, peak memory and floating-point operations.
 
 Only the base's config.json is needed. Weights are counted on transformers' own model, built without memory on torch's
 ``meta`` device. The activations that autograd saves for the backward pass are measured: a hook counts them in a forward pass
@@ -46,7 +46,8 @@ _SHORT, _LONG = 32, 64
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the peak of a step: base, trained weights with gradients and optimizer state, and one micro-batch's."""
+    """Bytes at the peak of a step. ``trained`` includes gradients and optimizer state; ``activations`` and ``logits``
+    are those of one micro-batch."""
 
     weights: float
     trained: float
@@ -60,7 +61,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """What a training needs.
+    """What training needs.
 
     ``parameters`` counts the base's weights, ``trained`` those that are trained. ``memory`` is for a micro-batch of
     ``micro_batch`` rows of ``trainer.max_length`` tokens, and ``operations`` is per token of text.
@@ -209,7 +210,7 @@ def _saved_bytes(
 
 
 def _narrow(recipe: FineTuneRecipe, config: dict[str, Any], compute: int, fused: bool, depth: int) -> Any:
-    """A model of ``depth`` narrow layers with the recipe's adapter, in the number formats of a training."""
+    """A model of ``depth`` narrow layers with the recipe's adapter, in the number formats of training."""
     import torch
     from peft import get_peft_model
 

@@ -1,6 +1,6 @@
 """Decides which rows go into which step: grouped by length, reproducible, and independent of the number of processes.
 
-The sampler of transformers draws from torch's global generator, so the order would change when a training is resumed or
+The sampler of transformers draws from torch's global generator, so the order would change when training is resumed or
 another process takes part. With several processes it also repeats rows to fill the last step of an epoch.
 """
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 _POOL_STEPS = 50
-"""Steps in a pool: their rows are drawn together and sorted by length. Fewer if an epoch would have less than four pools."""
+"""Steps in a pool: their rows are drawn together and sorted by length. An epoch of
+four steps or more has at least four pools."""
 
 
 class Batches:

@@ -101,7 +101,7 @@ def _step(path: Path) -> int:
 
 @contextmanager
 def working_folder(folder: Path) -> Iterator[Path]:
-    """Locks ``folder``, which holds the checkpoints of a training, for this process.
+    """Locks ``folder``, which holds the checkpoints of a training run, for this process.
 
     An empty folder is removed after the block; otherwise ``remove_working_folder`` removes it when the training is finished.
     Raises PipelineError while another process trains the same adapter.
@@ -126,7 +126,7 @@ def remove_working_folder(folder: Path) -> None:
     with locked(folder / _LOCK, wait=False) as held:
         if not held:
             return
-        # Renamed first, so that a half-deleted folder does not look like a training to resume.
+        # Renamed first, so that a half-deleted folder does not look like training to resume.
         renamed = folder.rename(folder.with_name(f".{folder.name}.{os.getpid()}"))
     shutil.rmtree(renamed)
 

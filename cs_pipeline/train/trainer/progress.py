@@ -1,4 +1,4 @@
-"""Progress of a training: log lines, metrics and throughput."""
+"""Progress of a training run: log lines, metrics and throughput."""
 
 import math
 import time
