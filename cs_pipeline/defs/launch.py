@@ -19,7 +19,7 @@ _MAX_RETRIES = 2
 """How many times a training run is restarted if it is killed, that is, if it ends without reporting a reason."""
 
 _JOB_SETTINGS = ("CS_RECIPES", "MLFLOW_TRACKING_URI")
-"""The settings that a cluster job gets besides CS_LAKE. No secrets: anyone who sees a job sees its environment."""
+"""Environment variables that a cluster job inherits. No secrets: anyone who sees a job sees its environment."""
 
 _TERMINATION_SECONDS = 60
 """Seconds that a training run may take to end after Ctrl-C. torchrun kills its processes after 30."""

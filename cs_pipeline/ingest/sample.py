@@ -11,8 +11,8 @@ import yaml
 
 from cs_pipeline.ingest.bitext_file import BITEXT_COLUMNS
 
-# Shares of the questions. _SAME_QUESTION: an earlier question with another answer, as 8 % of Bitext's rows are.
-# _SAME_REQUEST: an earlier request in another style (a greeting, a typing error), so a near-duplicate.
+# Shares of the questions. _SAME_QUESTION: an earlier question gets another answer, as in 8 % of Bitext's rows.
+# _SAME_REQUEST: an earlier request gets another style (a greeting, a typing error), which makes a near-duplicate.
 _SAME_QUESTION, _SAME_REQUEST = 0.08, 0.12
 _GREETING, _EXPANDED, _COLLOQUIAL, _RUDE, _TYPO = 0.12, 0.3, 0.33, 0.08, 0.19
 _FORM_WEIGHTS = {"frames": 65, "questions": 25, "keywords": 10}

@@ -1,1 +1,1 @@
-"""Cleans rows, splits them by clusters of near-duplicates, and trains the intent classifiers."""
+"""Cleans rows, finds subjects, splits rows by clusters of near-duplicates, and trains intent classifiers and router."""

@@ -15,9 +15,9 @@ MAX_CALIBRATION_ERROR = 0.05
 """Maximum expected calibration error of the router on the validation rows. It is below 0.01 on Bitext."""
 
 MAX_HANDED_OVER = 0.15
-"""Maximum share of the company's validation rows with a subject that the router hands over. It is 0.05 of Bitext's."""
+"""Maximum share of the company's validation rows with a subject that the router hands over. On Bitext it is 0.05."""
 
-_MIN_VALIDATION_ROWS, _MIN_COMPANY_ROWS = 200, 20  # fewer cannot show such errors and shares
+_MIN_VALIDATION_ROWS, _MIN_COMPANY_ROWS = 200, 20  # with fewer rows, the figures are too uncertain
 
 _SHARE_TOLERANCE = 0.05  # of all rows
 
@@ -156,7 +156,7 @@ def no_cluster_in_two_splits(lake: DataLake) -> CheckOutcome:
 def no_leakage(lake: DataLake) -> CheckOutcome:
     """No validation or test question is a near-duplicate of a training question. The search does not use the clusters.
 
-    How much of the test answers is in training answers is stated, but is no failure.
+    The facts also say how much of the test answers is in training answers. That does not fail the check.
     """
     from cs_pipeline.prepare.splits.leakage import find_leaks
 
@@ -169,7 +169,7 @@ def no_leakage(lake: DataLake) -> CheckOutcome:
 def _answers_seen(conversations: "pa.Table") -> dict[str, float]:
     """How much of the test answers is in training answers too, word for word: median and 90th percentile of the shares.
 
-    A support desk repeats its answers, so this is no failure. The higher it is, the better a look-up does.
+    A support desk repeats its answers, so high shares are not a fault. The higher they are, the better a look-up does.
     """
     import numpy as np
     import pyarrow.compute as pc

@@ -130,8 +130,8 @@ def shared_embedder(name: str) -> Embedder:
 class RememberingEmbedder(Embedder):
     """An embedder that embeds a text once: ``file`` (a safetensors file) keeps the vectors for the next process.
 
-    Vectors are rounded to float16. ``save`` keeps those of the texts that this object was asked for, and no others, so a
-    text that is gone from the lake is gone from the file. A file of another model counts as empty.
+    Vectors are rounded to float16. ``save`` writes only the vectors of texts that this object was asked to embed, so a
+    text that was deleted from the lake disappears from the file too. A file of another model counts as empty.
     """
 
     def __init__(self, name: str, file: Path, report: Callable[[str], None] = logger.info) -> None:
@@ -175,7 +175,10 @@ class RememberingEmbedder(Embedder):
 
 
 def unchanged_embedder(embedder: Embedder, sha256: str, use: str, fix: str) -> Embedder:
-    """``embedder``. Raises PipelineError with ``fix`` if it is not the model with this hash, which ``use`` names."""
+    """Returns ``embedder``, or raises PipelineError with ``fix`` if its hash is not ``sha256``.
+
+    ``use`` completes the message: what the expected model was used for, such as "the retrieval index was built with".
+    """
     if embedder.sha256 != sha256:
         raise PipelineError(f"The embedding model {embedder.name} is not the one that {use}.", fix)
     return embedder
@@ -184,9 +187,9 @@ def unchanged_embedder(embedder: Embedder, sha256: str, use: str, fix: str) -> E
 def embedder_in_use(lake: DataLake) -> str:
     """The name of the embedding model that compares questions in ``lake``; empty for none.
 
-    ``CS_EMBEDDER`` if it is set, where "characters" means none. Else MINILM as soon as the lake has company rows or help
-    articles, because customers ask in other words than these. Bitext's questions are so close in wording that characters are
-    enough (docs/retrieval.md).
+    If ``CS_EMBEDDER`` is set, it is that name; "characters" means no model. Otherwise it is MINILM as soon as the lake
+    has company rows or help articles, because customers use other words than those texts. With Bitext alone there is no
+    model: its questions are worded so similarly that comparing characters is enough (docs/retrieval.md).
     """
     if named := os.environ.get("CS_EMBEDDER"):
         return "" if named == "characters" else named

@@ -38,7 +38,7 @@ _COMPANY_CONTACTS = frozenset(
     {"Customer Support Email", "Customer Support Phone Number", "Personal Link", "Postal Address"}
 )
 
-# Where a long text is split, most preferred first. None is inside a placeholder.
+# Where a long text is split, most preferred first. No such point is inside a placeholder.
 _SPLIT_POINTS = [re.compile(rf"(?:{sign})(?![^{{}}]*}}}})") for sign in (r"[.!?]\s|\n", r"\s")]
 _MAX_PLACEHOLDER_CHARACTERS = 100
 
@@ -188,7 +188,7 @@ class _Splitter:
         title = self._clean(article.title) or path
         raw = list(_passages(article.title, article.paragraphs))
         reasons_by_passage = [article_reasons(f"{article.title}\n{text}") for text in raw]
-        # A phrase that spans two passages is found in the whole article only.
+        # A phrase that spans two passages is found only in the article as a whole.
         spanning = set(article_reasons("\n".join([article.title, *raw]))).difference(*reasons_by_passage)
         pieces = [(text, [*reasons, *sorted(spanning)]) for text, reasons in zip(raw, reasons_by_passage, strict=True)]
         pieces += [(text, [INVISIBLE, *article_reasons(text)]) for text in article.invisible]

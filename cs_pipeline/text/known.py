@@ -14,7 +14,7 @@ _PARTS = {
     "Client Name": ("Client First Name", "Client Last Name", "Customer Email"),
     "Person Name": ("Person Name", "Person Name", "Customer Support Email"),
 }
-"""For the placeholder of a full name: those of the first name, the last name, and an e-mail address given as the name."""
+"""For each placeholder of a full name, those of the first name, the last name and an e-mail address in the name field."""
 
 
 def find_known(text: str, known: KnownValues) -> Iterator[tuple[int, int, str]]:

@@ -3,7 +3,7 @@
 It finds
 
 - values from the fields of the export (``known``), and the first and last name of a known full name;
-- matches of the company's own patterns (``company.yaml``), which take precedence over every rule below except links;
+- matches of the company's own patterns (``company.yaml``), which take precedence over all other rules except links;
 - links with a token, an id or a query, as a whole;
 - with Presidio's recognisers: e-mail and IP addresses, IBANs and card numbers (by their checksums), and phone numbers, in
   the national format of the company's regions or with + for any country;

@@ -88,8 +88,8 @@ class ExportKind:
     ``customer_id`` returns the id of a record's customer in that list. Redaction removes a person from the list if all
     records with this customer are redacted.
 
-    ``tags`` returns a record's tags, ``fields`` its fields by the names that company.yaml may use for them, with values of
-    any type. ``subjects`` in company.yaml says which of these is the record's label.
+    ``tags`` returns a record's tags. ``fields`` returns its fields, with values of any type, by every name that
+    company.yaml may use for them. ``subjects`` in company.yaml says which tag or field is the record's label.
     """
 
     name: str
@@ -167,8 +167,8 @@ def known_of_customer(name: str, email: str | None, phone: str | None, id: str |
 def as_label(value: object) -> str | None:
     """The name of a subject, from a field that holds text, a number, or a list with one of them. Else None.
 
-    The name has one line and no control or invisible characters. A longer value than MAX_LABEL_LENGTH is none. A label is
-    optional, so no value makes its record unusable.
+    The name has one line and no control or invisible characters. A value longer than MAX_LABEL_LENGTH is not a name. A
+    label is optional, so no value makes its record unusable.
     """
     if isinstance(value, list) and len(value) == 1:
         value = value[0]

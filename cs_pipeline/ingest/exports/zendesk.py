@@ -44,9 +44,9 @@ def _is_ticket(element: JsonObject) -> bool:
 
 
 def _record_of_ticket(location: Location, ticket: JsonObject, users: dict[str, JsonObject]) -> Record:
-    """The record of a ticket. The requester is the customer. Other users have their role in Zendesk.
+    """The record of a ticket. The requester is the customer. Other users have the role that the export states.
 
-    A user without a role there is a customer if he or she is in CC, else an agent.
+    A user without a stated role is a customer if the ticket names them in CC, else an agent.
     """
     ticket_id = as_id(ticket.get("id"), "id")
     if ticket_id is None:

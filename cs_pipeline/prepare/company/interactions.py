@@ -53,10 +53,10 @@ _JOINED = re.compile(r"[_:/.+-]+")
 class CleanedDay:
     """The ``rows`` to train on, the rows ``set_aside``, and the ``flagged`` rows, which a person must release for training.
 
-    ``counts`` has customer_messages = kept + set_aside + flagged + forgotten (set_aside and flagged are by reason), the
-    number of automatic_replies that were removed, and for each of the placeholders how often it replaced personal data.
-    It also has the number of kept rows that are labelled, and the number of labels_dropped: those with personal data or
-    possible poison in them, of all rows.
+    In ``counts``, customer_messages = kept + set_aside + flagged + forgotten, where set_aside and flagged are counted
+    by reason. automatic_replies counts those that were removed, placeholders how often each replaced personal data.
+    labelled is the number of kept rows with a label. labels_dropped counts the labels with personal data, braces or
+    possible poison in them, over all rows.
     """
 
     rows: pa.Table
@@ -233,7 +233,7 @@ class _Cleaner:
     def _label(self, label: str | None) -> str | None:
         """The label on one line; None, and counted, if it has personal data, a brace or possible poison in it.
 
-        Labels become names of subjects, which are in prompts, and a placeholder is no name of a subject.
+        Labels become names of subjects, which appear in prompts, and a placeholder cannot be such a name.
         """
         if label is None or label in self._own_labels:
             return label

@@ -113,7 +113,10 @@ def _attribution(lines: list[str], index: int) -> int:
 
 
 def _is_header(lines: list[str], index: int) -> bool:
-    """Whether a mail's header begins here: From with Sent, or with Date and Subject. Travel plans may have From and Date."""
+    """Whether a mail's header begins here: From with Sent, or From with both Date and Subject.
+
+    From and Date alone are not enough, because travel plans may have them.
+    """
     if not _PATTERNS["header_from"].match(lines[index]):
         return False
     head = "\n".join(line[:300] for line in lines[index : index + 6])

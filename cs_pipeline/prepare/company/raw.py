@@ -70,7 +70,7 @@ def raw_conversations(lake: DataLake, company: Company, day: date, ledger: Ledge
             asked = [turns[turn] for turn in found.question.turns]
             subject = next((turn["subject_id"] for turn in asked if turn["subject_id"] is not None), None)
             row_id = ledger.hash_row(raw_id, *texts, *repetition)
-            # Tables from before labels were read have no such column.
+            # Tables of earlier releases have no column for labels.
             label = next((turn["label"] for turn in asked if turn.get("label") is not None), None)
             rows.append(RawRow(row_id, asked[0]["source_row"], subject, found, label))
         file = turns[0]["source_file_sha256"]

@@ -18,8 +18,9 @@ MAX_HELD_OUT = 75
 TRAINED_FIRST = 4
 """How many clusters of an intent are trained on before any is held out.
 
-Otherwise a subject with three questions would lose two of them, and the router and the look-up would have one answer left
-for customers, while one test question says nothing about a subject. Splits are for good, so the first clusters decide.
+Otherwise a subject with three questions would lose two of them to validation and test. The router and the look-up would
+have one answer left for customers, while a single test question says nothing about a subject. A row never changes its
+split, so this could not be corrected when more questions arrive.
 """
 
 DELIVERED_AGAIN = "delivered again"
@@ -58,7 +59,7 @@ class ClusterAssignment:
         self._reason = np.full(self.rows.num_rows, None, object)
         self._indexed = np.zeros(self.rows.num_rows, bool)
         self._row_counts: Counter[tuple[str, int]] = Counter()  # company rows per intent and split
-        self._trained: defaultdict[str, set[str]] = defaultdict(set)  # clusters of their rows in training, per intent
+        self._trained: defaultdict[str, set[str]] = defaultdict(set)  # clusters of company rows in training, per intent
         self._cluster_ids: set[str] = set()
         self.split[: self._company_start] = _split_numbers(bitext)
         self._cluster[: self._company_start] = bitext.column("cluster_id").to_pylist()
@@ -166,9 +167,10 @@ class ClusterAssignment:
     def _assign_components(self, rows: np.ndarray, component: np.ndarray, similar: np.ndarray, returning: bool) -> None:
         """Adds each component to the split in which one of its rows has a near-duplicate, or makes it a new cluster.
 
-        A component with near-duplicates in training and in a held-out split joins training. If a row of it is a
-        near-duplicate of a held-out row, it would leak, so it is set aside. If all splits that the component could join are
-        full, its rows with near-duplicates there are set aside, and its other rows become a new cluster.
+        A component with near-duplicates in several splits joins the first of them that is not full; training, which
+        comes first, is never full. Its rows with near-duplicates in the other splits would leak, so they are set aside.
+        If all splits that the component could join are full, its rows with near-duplicates there are set aside, and its
+        other rows become a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, number in enumerate(component.tolist()):

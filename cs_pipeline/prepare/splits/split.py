@@ -132,12 +132,14 @@ def assign_splits(
     """Assigns new clusters of ``intent`` to splits: cluster → split.
 
     ``sizes`` has the number of rows of each cluster, ``row_counts`` the number of rows that each split already has.
-    Validation and test get at most ``max_held_out`` rows each, and none of the first ``trained_first`` clusters.
+    Validation and test get at most ``max_held_out`` rows each, and leave at least ``trained_first`` clusters to
+    training.
 
     The order of the clusters is that of a seeded hash of their id, so it does not depend on the file. First test and then
-    validation takes every cluster that is not larger than the number of rows that the split lacks. Each leaves one cluster
-    for every later split without rows. If no cluster is small enough for a split without rows, it takes the smallest one.
-    Training takes the rest. With fewer clusters than splits without rows, training gets one first, and then test.
+    validation takes every cluster that is not larger than the number of rows that the split still lacks. Each leaves
+    one cluster for every later split without rows. If no cluster is small enough for a split without rows, it takes the
+    smallest one. Training takes the rest. With fewer clusters than splits without rows, training gets one first, and
+    then test.
     """
     trained_first = max(trained_first, not row_counts.get("train"))
     total = sum(sizes.values()) + sum(row_counts.values())

@@ -112,7 +112,7 @@ class EditedSubjects:
 
 
 def apply_edits(tickets: Sequence[Ticket], found: Discovered, edits: SubjectEdits) -> EditedSubjects:
-    """Applies ``edits`` to ``found``. An id that discovery has joined with another one means that one."""
+    """Applies ``edits`` to ``found``. If discovery has joined an id with another, its edits apply to the other."""
     current = found.resolve
     target = {current(source): current(kept) for kept, sources in edits.merge.items() for source in sources}
     split = {current(subject): _patterns(parts) for subject, parts in edits.split.items()}
@@ -142,7 +142,10 @@ def _patterns(parts: Mapping[str, Sequence[str]]) -> dict[str, re.Pattern[str]]:
 
 
 def _part(ticket: Ticket, subject: str, split: Mapping[str, Mapping[str, re.Pattern[str]]]) -> str:
-    """The first part of ``subject`` with a word of the question or, if there is none, of the answer; else ``subject``."""
+    """The first part of ``subject`` that has one of its words in the question, else in the answer.
+
+    If no part has, it is ``subject`` itself.
+    """
     for text in (ticket.question, ticket.answer):
         for part, pattern in split.get(subject, {}).items():
             if pattern.search(text):

@@ -1,7 +1,7 @@
 """Suggests which of Bitext's intents a subject is. A person confirms it: see ``edits.py``.
 
-On a generated provider's 40 subjects, four suggestions were made; three were right, and ``change_bank_details`` as
-``switch_account`` was not. So suggestions are shown, but never used.
+For the 40 subjects of an invented broadband provider, four suggestions were made. Three were right; ``switch_account``
+for the subject ``change_bank_details`` was wrong. So suggestions are shown, but never used.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,10 @@ from cs_pipeline.prepare.subjects.discovery import Ticket
 from cs_pipeline.prepare.subjects.groups import GroupSimilarity, membership, mixed, text_vectors
 
 SAME, MARGIN = 0.16, 0.025
-"""The least corrected cosine of a subject and its intent, and the least distance to the next intent.
+"""The minimum cosine of a subject and its intent, corrected for chance, and the minimum distance to the next intent.
 
-With these, all intents of the sample are found or not suggested, and no subject of a generated plant shop gets a wrong one.
+With these, neither an intent of the sample rows nor a subject of an invented plant shop gets a wrong suggestion; some
+get none.
 """
 
 _ROWS_PER_INTENT = 100
@@ -23,7 +24,10 @@ _USUAL = 0.3
 
 
 def suggest_intents(lake: DataLake, subjects: Mapping[str, Sequence[Ticket]]) -> dict[str, str]:
-    """The intent of each of ``subjects`` that is clearly nearest to one of Bitext's, by questions and answers."""
+    """For each of ``subjects`` that is clearly nearest to one of Bitext's intents, that intent. Others are left out.
+
+    Subjects and intents are compared by their questions and answers.
+    """
     known = _bitext_pairs(lake) if subjects else {}
     if len(known) < 2:
         return {}

@@ -1,7 +1,7 @@
 """Names for subjects: two or three words that customers use, more keywords, and a readable id.
 
-A word is used only if it occurs in two conversations, and not in one customer's only. So a name that cleaning has missed
-does not become part of an id, which stays when the customer is forgotten.
+A word is used only if conversations of at least two customers contain it. So a person's name that cleaning has missed
+does not become part of an id, which would remain when that customer is forgotten.
 """
 
 import re
@@ -20,7 +20,7 @@ _ANSWER_WEIGHT = 0.5
 """A word in all answers of a subject counts as much as one in half of its questions."""
 
 _THIRD_WORD = 0.5
-"""A third word is in the name if its score is at least so much of the second one's."""
+"""A name gets a third word if that word's score is at least this share of the second word's."""
 
 _WORD = re.compile(r"[^\W\d_][\w'’-]*[^\W_]|[A-Za-z]\d{2,}")
 
@@ -57,8 +57,8 @@ def name_subjects(
 ) -> dict[str, SubjectName]:
     """A name for each of ``subjects``, by id, from its tickets: one per conversation. No two have the same name.
 
-    ``given`` has the names of subjects that a person or the export has named. ``left_out`` are words that no name has, such
-    as the company's own.
+    ``given`` has the names of subjects that a person or the export has named. ``left_out`` are texts, such as the
+    company's name, whose words no name may contain.
     """
     stop_words = _FUNCTION_WORDS | {word.lower() for text in left_out for word in _WORD.findall(text)}
     words = {
@@ -107,7 +107,7 @@ def class_tfidf(shares: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str
 
 
 def _shares(tickets: Sequence[Ticket], words: Sequence[tuple[list[str], list[str]]]) -> dict[str, float]:
-    """The weighted share of the ``tickets`` that have each word, for words of two conversations and two customers."""
+    """For each word that at least two customers' tickets contain, the weighted share of the ``tickets`` with it."""
     weights: defaultdict[str, float] = defaultdict(float)
     who: defaultdict[str, set[str]] = defaultdict(set)
     for ticket, (question, answer) in zip(tickets, words, strict=True):
