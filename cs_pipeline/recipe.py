@@ -18,7 +18,7 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 
 class EmbeddedBase(Section):
-    """A very small Llama, trained from scratch on the training split. It shows that the pipeline works. Needs no network."""
+    """A very small Llama, trained from scratch on Bitext's training rows, without a network. It shows that the pipeline works."""
 
     source: Literal["embedded"]
     hidden_size: int = Field(128, ge=16, multiple_of=16)
@@ -125,7 +125,7 @@ class PromptSettings(Section):
     template: str = Field("model", description="model: the base's own chat template; else a file in llm/templates/")
     system: str = ""
     route: Literal["none", "intent"] = Field(
-        "none", description="intent: the router's intent is added to the system message where it is sure"
+        "none", description="intent: the router's intent is added to the system message if the router is sure"
     )
     retrieve: RetrievalSettings | None = Field(None, description="null: no retrieved texts in the prompt")
 
@@ -173,7 +173,7 @@ class TrainerSettings(Section):
     num_train_epochs: float | None = Field(None, gt=0)
     learning_rate: float = Field(gt=0)
     per_device_train_batch_size: int = Field(
-        ge=1, description="a micro-batch has room for this many rows of max_length tokens, or for more shorter ones"
+        ge=1, description="a micro-batch has room for this many rows of max_length tokens, or more if they are shorter"
     )
     gradient_accumulation_steps: int = Field(
         1,
@@ -302,7 +302,9 @@ class CascadeRecipe(Recipe):
     method: Literal["cascade"]
     model: str = Field(description="the recipe whose current adapter answers where the look-up does not")
     prompt: PromptSettings = Field(
-        LOOKUP_PROMPT, description="route and retrieve must be those of the model's prompt, if it retrieves"
+        LOOKUP_PROMPT,
+        description="if the model's prompt retrieves, retrieve and route must be the same as there; if it only names the "
+        "intent, route must be",
     )
     validation_rows: int = Field(
         256,
@@ -322,7 +324,7 @@ class CascadeRecipe(Recipe):
 
 
 class FineTuneRecipe(Recipe):
-    """One fine-tuning: the base, and how it is trained, prompted and evaluated."""
+    """One fine-tuning run: the base, and how it is trained, prompted and evaluated."""
 
     base: Annotated[EmbeddedBase | HubBase | PackageBase | PathBase, Field(discriminator="source")]
     quantization: Literal["none", "nf4"] = Field(

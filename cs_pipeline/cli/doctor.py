@@ -32,7 +32,8 @@ _SERVICES_MEMORY = 1.2e9
 _MIN_DISK = 1e9
 """Bytes: a run of the embedded recipe adds some tens of MB. With less than 1 GB, databases and checkpoints soon fail."""
 _HUB_DISK = 10e9
-"""Bytes: a base model from the hub takes 0.3 to 5 GB in the hub's cache, and the same again in the lake."""
+"""Bytes: enough for most base models from the hub, which take 0.2 to 8 GB in the hub's cache. Those of 7B take 14 GB,
+GPT-J 24."""
 _MAX_NF4_ERROR = 0.2
 """Relative error of a layer's output. Rounding its weights to 16 values gives about 0.1, a broken library far more."""
 _REBUILD = "Rebuild the environment: make clean, then make demo."
@@ -70,7 +71,7 @@ def check_installation(lake: DataLake, dagster_home: Path) -> list[Finding]:
 def check_recipe(name: str, lake: DataLake) -> list[Finding]:
     """Whether training the recipe ``name`` fits this machine, estimated before anything is downloaded.
 
-    For a cascade it is estimated for the recipe of its model. Raises PipelineError for a missing or invalid recipe.
+    For a cascade, this includes the recipe of its model. Raises PipelineError for a missing or invalid recipe.
     """
     from cs_pipeline.train.plan.machine_fit import check_machine, this_machine
 
@@ -155,7 +156,7 @@ def _gpu() -> _Outcome:
         if Path("/proc/driver/nvidia/version").exists():
             fix = "Install torch for CUDA and a driver that is new enough for it (nvidia-smi shows the version)."
             return "problem", f"There is an Nvidia driver, but torch {torch.__version__} cannot use the GPU", fix
-        what = "No Nvidia GPU. On the CPU embedded recipes take minutes; recipes with a base from the hub take hours to days"
+        what = "No Nvidia GPU. On the CPU, embedded recipes take minutes; those with a base from the hub take hours to days"
         return "note", what, "For those recipes use a machine with an Nvidia GPU of 8 GB or more."
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     # Below compute capability 8.0 torch emulates bf16, slowly.

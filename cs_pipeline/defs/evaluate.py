@@ -13,7 +13,7 @@ intent_labels = dg.AssetSpec(
     "intent_labels",
     group_name="evaluate",
     kinds={"parquet"},
-    description="Intents that people gave to company test questions on sheets: cs-pipeline intents export and import.",
+    description="Intents that people gave to company test questions, on the sheets of cs-pipeline intents export.",
 )
 
 

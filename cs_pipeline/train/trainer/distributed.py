@@ -45,7 +45,7 @@ def micro_batch_rows(settings: TrainerSettings, processes: int) -> int:
 
 
 class ProcessGroup:
-    """The processes of one training."""
+    """The processes of one training run."""
 
     def __init__(self) -> None:
         self._store: Any = None  # belongs to the launcher, so it outlives each process
@@ -67,7 +67,7 @@ class ProcessGroup:
             gpu = int(os.environ.get("LOCAL_RANK", 0))
             if gpu >= torch.cuda.device_count():
                 raise PipelineError(
-                    f"There are more training processes on this machine than its {torch.cuda.device_count()} GPUs.",
+                    f"This machine has more training processes than GPUs, of which there are {torch.cuda.device_count()}.",
                     "Start one process per GPU: set CS_PROCESSES, or --nproc-per-node, to their number.",
                 )
             torch.cuda.set_device(gpu)
