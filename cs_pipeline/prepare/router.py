@@ -32,12 +32,12 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class RouterQuality:
-    """What the router is worth. Shares are from 0 to 1, and None where they cannot be measured.
+    """How good the router is. Shares are from 0 to 1, and None where they cannot be measured.
 
     ``accuracy`` is the share of the ``validation_rows`` whose most probable label is right, ``calibration_error`` the
-    expected calibration error of its probability, in ten bins, ``handed_over`` the share that gets no label.
-    ``company_handed_over`` is that of the ``company_rows`` among them. ``unknown_handed_over`` is the share of the
-    questions about labels that the trials left out.
+    expected calibration error of that label's probability, in ten bins. ``handed_over`` is the share of these rows that
+    get no label, ``company_handed_over`` the same share of the ``company_rows`` among them. Of the questions about
+    labels that the router's trials left out, ``unknown_handed_over`` is the share that gets no label.
     """
 
     labels: int
@@ -65,10 +65,10 @@ class TrainedRouter:
 def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], None] = logger.info) -> TrainedRouter:
     """Trains the router and writes it with the predictions, unless rows, settings and code are the same as before.
 
-    The company's ``handover.false_share`` sets its threshold, for the predictions as for customers' questions.
-    ``embedder_name`` is as in ``Embedder``, empty for none. A training row is predicted by a model that was not trained
-    on its cluster, a row of another split by the router itself. ``report`` gets a line before a model is fetched. Raises
-    PipelineError if no training row has an intent.
+    The company's ``handover.false_share`` sets the router's threshold, both for the predictions and for customers'
+    questions. ``embedder_name`` is as in ``Embedder``, empty for none. A training row is predicted by a model that was
+    not trained on its cluster, a row of another split by the router itself. ``report`` gets a line before a model is
+    fetched. Raises PipelineError if no training row has an intent.
     """
     embedder = RememberingEmbedder(embedder_name, lake.path("prepare", _VECTORS), report) if embedder_name else None
     share = load_company(lake).handover.false_share
@@ -156,7 +156,10 @@ def _quality(router: Router, training_rows: int, validation: Any, routes: list[R
 
 
 def calibration_error(probabilities: np.ndarray, right: np.ndarray) -> float | None:
-    """The expected calibration error: the gaps between mean probability and share right in ten bins, weighted by rows."""
+    """The expected calibration error: the mean gap between predicted probability and share of right labels.
+
+    The gap is measured in ten bins, which are weighted by their rows.
+    """
     bins = np.minimum((probabilities * _BINS).astype(int), _BINS - 1)
     gaps = [abs(probabilities[bins == one].sum() - right[bins == one].sum()) for one in range(_BINS)]
     return float(sum(gaps) / len(right)) if len(right) else None
@@ -167,7 +170,7 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _earlier(lake: DataLake, made_of: str, embedder_name: str) -> TrainedRouter | None:
-    """The lake's router if it was made of the same, and its files and the predictions are those that were written."""
+    """The lake's router if its inputs (``made_of``), its files and the predictions are still the same."""
     if not _facts_file(lake).exists():
         return None
     facts = read_json(_facts_file(lake))

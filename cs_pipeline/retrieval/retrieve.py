@@ -22,8 +22,8 @@ and the cost grows quadratically."""
 
 MIN_RELATIVE_SIMILARITY = 0.8
 """Minimum similarity of a candidate's question, relative to the nearest candidate. If only one known question is close,
-only its answer is a candidate. Without this limit ROUGE-L is 41.6 on the validation rows, where all questions of an
-intent ask the same thing."""
+only its answer is a candidate. On the validation rows, ROUGE-L is higher without this limit (41.6), because all
+questions of an intent ask the same thing there."""
 
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
@@ -43,11 +43,13 @@ def retrieve(
     """For each question its known answers, most typical first, then its passages, most similar first.
 
     Empty lists if ``prompt`` does not retrieve. ``intents`` are the routed intents of the questions, None where the
-    router is not sure; they are ignored if the prompt does not route. Placeholders are in ``mode``. The retrieved text's
-    id, not the question's, selects the example values, because the text was written for another customer. In training,
-    rows of a question's own cluster are excluded. ``own_rows`` holds the ids of the rows of each question's own
-    conversation (``rows_of_conversations``), which are also excluded, wherever a look-up or a model is trained,
-    calibrated or judged.
+    router is not sure; they are ignored if the prompt does not route. Placeholders are shown in ``mode``. In the mode
+    realistic, the id of the retrieved text, not of the question, selects the example values, because the text was
+    written for another customer.
+
+    Rows of a question's own cluster (``clusters``) are excluded in training. Rows of its own conversation
+    (``own_rows``: ids from ``rows_of_conversations``) are excluded wherever a look-up or a model is trained, calibrated
+    or judged.
     """
     settings = prompt.retrieve
     if index is None or settings is None:
@@ -77,7 +79,7 @@ def in_context(question: str, earlier: Context, intent: str | None) -> str:
 def rows_of_conversations(
     conversations: Sequence[str | None], known_ids: Sequence[str], known_conversations: Sequence[str | None]
 ) -> list[list[str]]:
-    """For each of these conversations, the ``known_ids`` of rows of the same conversation. None is no conversation.
+    """For each of these conversations, the ``known_ids`` of rows of the same conversation; an empty list for None.
 
     A conversation of a company may have rows in several splits, so a held-out question would otherwise find an answer of its
     own conversation.

@@ -51,10 +51,10 @@ def join_conversations(lake: DataLake) -> JoinedConversations:
 
     Writes the tables ``conversations`` and ``conversations_set_aside`` and the index next to them. The intent of a company
     row is its subject, or the Bitext intent that a person has mapped it to. Company rows are compared across intents,
-    because a subject may be wrong. Rows of superseded deliveries and forgotten rows are left out. A company row keeps its
-    cluster and split when its subject changes, unless they contradict the present rows of Bitext. Rows delivered again,
-    exact duplicates and rows that fit no split are set aside. Duplicates and rows that fit no split are checked again when
-    another row is gone or has changed.
+    because a subject may be wrong. Rows of superseded deliveries and forgotten rows are left out. A company row keeps
+    its cluster and split when its subject changes, unless Bitext's rows have changed and now contradict them. Rows
+    delivered again, exact duplicates and rows that fit no split are set aside. Duplicates and rows that fit no split
+    are checked again when another row is gone or has changed.
     """
     with locked(lake.path("prepare", ".conversations.lock")):
         return _join(lake)
