@@ -18,7 +18,10 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 
 class EmbeddedBase(Section):
-    """A very small Llama, trained from scratch on Bitext's training rows, without a network. It shows that the pipeline works."""
+    """A very small Llama, trained from scratch on Bitext's training rows. It shows that the pipeline works.
+
+    It needs no network.
+    """
 
     source: Literal["embedded"]
     hidden_size: int = Field(128, ge=16, multiple_of=16)
