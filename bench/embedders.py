@@ -241,7 +241,7 @@ def _position(texts: Sequence[str], phrase: str) -> int:
 def measure(rows: pd.DataFrame, embedder: Embedder, rounds: int, folder: Path) -> dict[str, Any]:
     """All figures. ``rows`` have their splits; those of the test split are not used."""
     train = rows[rows["split"] == "train"]
-    columns = ["row_id", "cluster_id", "instruction", "response", "intent"]
+    columns = ["row_id", "cluster_id", "instruction", "response", "intent", "source"]
     answers = pa.Table.from_pandas(train[columns], preserve_index=False).rename_columns(ANSWER.names).cast(ANSWER)
     tables = {"answers": answers, "passages": PASSAGE.empty_table()}
     embedder.embed(["the first use loads the model"])

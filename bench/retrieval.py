@@ -80,7 +80,9 @@ def table_of(questions: Sequence[str]) -> dict[str, pa.Table]:
     ids = pa.array([f"{number:07}" for number in range(len(questions))], pa.string())
     texts = pa.array(questions, pa.string())
     return {
-        "answers": pa.table([ids, ids, texts, texts, pa.array(["i"] * len(questions))], schema=ANSWER),
+        "answers": pa.table(
+            [ids, ids, texts, texts, *([value] * len(texts) for value in ("i", "bitext"))], schema=ANSWER
+        ),
         "passages": PASSAGE.empty_table(),
     }
 

@@ -58,7 +58,8 @@ class Columns(Section):
 class SubjectSettings(Section):
     """Where a help desk's export says what a conversation is about. Without these settings, nothing is taken from there.
 
-    The field comes first. A conversation without a value in it, or with several, has the first of ``tags`` that it carries.
+    The field comes first. If it has no value, or several, the subject is the first of ``tags`` that the conversation
+    carries.
     """
 
     field: str = Field(
@@ -137,6 +138,13 @@ class Company(Section):
     phone_regions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
         ("US", "GB", "DE", "FR", "ES", "IT", "IN", "AU"),
         description="countries of phone numbers without a country code",
+    )
+    bitext_share: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="share of Bitext's training rows that models learn from and look-ups answer with; with 0, Bitext's "
+        "intents are unknown and its test rows are left out",
     )
     rows_per_subject: int = Field(20, ge=1, description="maximum training rows per customer and day")
     price_per_hour: float | None = Field(

@@ -4,6 +4,7 @@ Tombstones are written first, so no later run can add the rows again. Every tabl
 interrupted, run it again to finish it.
 """
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from cs_pipeline.ingest.interactions import TURNS, find_records_to_forget, inges
 from cs_pipeline.ingest.landing import kept_copy
 from cs_pipeline.ingest.ledger import Delivery, Ledger, Tombstones
 from cs_pipeline.prepare.router import forget_in_router
+from cs_pipeline.prepare.splits.conversations import trial_folder
 from cs_pipeline.prepare.subjects.subjects import forget_examples
 from cs_pipeline.register.version import delete_reports
 from cs_pipeline.retrieval import index as retrieval
@@ -137,6 +139,7 @@ def forget_records(lake: DataLake, affected: Affected, why: str) -> None:
         path.unlink(missing_ok=True)
     if _may_be_reported(lake, affected.tables):
         delete_reports(lake)
+    shutil.rmtree(trial_folder(lake), ignore_errors=True)
     # The locks prevent a rebuild of the index from a table that still contains the rows.
     with ingest_lock(lake), retrieval.index_lock(lake):
         retrieval.forget_rows(lake, sorted(affected.rows))

@@ -187,7 +187,7 @@ def release(rows: Annotated[list[str], typer.Argument(help="row ids from 'quaran
     lake = DataLake.default()
     for row in rows:
         release_row(lake, row, _decided_by(), why)
-    console.print(f"{len(rows)} released; the next training may use them.")
+    console.print(f"{len(rows)} released; the next training run may use them.")
 
 
 @ratings.command("export")
@@ -230,7 +230,7 @@ def intents_export(
 
     count = export_intent_sheet(DataLake.default(), sheet, rows)
     console.print(
-        f"{sheet}: {count} questions. Fill in the column intent with one of the last column; leave it empty if unsure.",
+        f"{sheet}: {count} questions. Fill in the column intent from the last column; leave it empty if unsure.",
         markup=False,
     )
     console.print("[dim]Then: cs-pipeline intents import FILE[/]")
@@ -250,7 +250,7 @@ def intents_import(
 
 @app.command()
 def unanswered() -> None:
-    """List questions that customers ask again and again and that are about nothing known, from the queue of handovers."""
+    """List questions about something new that customers keep asking, from the queue of handovers."""
     from datetime import UTC, datetime
 
     from cs_pipeline.company import load_company
@@ -271,6 +271,33 @@ def unanswered() -> None:
             console.print(f"  {_short(example)}", markup=False, style="dim")
     if not found:
         console.print("No question about something new was handed over in three conversations or more.")
+
+
+@app.command("bitext-share")
+def bitext_share() -> None:
+    """Compare how a look-up answers the company's questions with less of Bitext, and say which bitext_share is best."""
+    from rich.table import Column, Table
+
+    from cs_pipeline.cli.bitext_share import best_share, compare_bitext_shares
+    from cs_pipeline.company import company_file
+
+    lake = DataLake.default()
+    results = compare_bitext_shares(lake, lambda line: console.print(line, style="dim", markup=False))
+    names = ("bitext_share", "questions", "handed over", "Bitext's answers", "answer quality", "difference (95 %)")
+    table = Table(*(Column(name, justify="right") for name in names))
+    for result in results:
+        gain = result.difference
+        interval = "" if gain is None else f"{gain.difference:+.1f} ({gain.low:+.1f} to {gain.high:+.1f})"
+        counts = (result.questions, result.handed_over, result.from_bitext)
+        table.add_row(f"{result.share:g}", *map(str, counts), f"{result.quality:.1f}", interval)
+    console.print(table)
+    best = best_share(results).share
+    if best == results[0].share:
+        console.print("No smaller share is clearly better: keep all of Bitext, which also answers general questions.")
+    else:
+        console.print(
+            f"Clearly better than all of Bitext: bitext_share: {best:g} in {company_file(lake)}", soft_wrap=True
+        )
 
 
 @app.command()

@@ -1,9 +1,9 @@
-"""What the rows of a company say about a look-up, however few they are.
+"""What a company's rows, however few, say about a look-up.
 
 A company with 30 conversations has hardly any test rows. A look-up needs no training, so it can be judged on all rows of the
 company: each question is answered without the known answers of its own cluster and conversation, with an intent that was
-predicted without its cluster. What depends on the question all the same: the few numbers of the router's calibration, the
-thresholds of router and look-up, and which subjects the company has.
+predicted without its cluster. Three things have seen the question nevertheless: the few numbers of the router's
+calibration, the thresholds of router and look-up, and the list of the company's subjects.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,8 @@ from cs_pipeline.retrieval.lookup import LookupModel, lookup_threshold
 from cs_pipeline.retrieval.retrieve import open_index, retrieve
 
 MAX_QUESTIONS = 2000
-"""The maximum number of company rows that are asked: those with the smallest ids, which are hashes. It is enough to know
-the mean of any score from 0 to 100 to 2.2 points (95 %)."""
+"""The maximum number of company rows that are asked: those with the smallest ids, which are hashes. They are enough to
+know the mean of any score from 0 to 100 to within 2.2 points (95 %)."""
 
 
 def company_results(
@@ -38,15 +38,16 @@ def company_results(
 ) -> CompanyResults | None:
     """The company's part of the results, None without company rows.
 
-    The look-up is this version if it is one, else the free look-up as a version of the same data. ``all_rows`` are all test
-    rows. ``test`` holds those that the systems of ``stats`` answered; the row statistics are in the same order.
+    The look-up is this version if it is one; otherwise a look-up version is built from the same data. ``all_rows`` are
+    all test rows. ``test`` holds those that the systems of ``stats`` answered; the row statistics are in the same
+    order.
     """
-    splits = [all_rows.train, read_split(lake, "validation", all_rows.mode), all_rows.test]
-    rows = pd.concat([split[_is_company(split)] for split in splits], ignore_index=True)
+    rows = company_rows(all_rows, lake)
     if rows.empty:
         return None
     asked = all_rows.with_rows(rows[smallest_ids(rows["row_id"].tolist(), MAX_QUESTIONS)])
-    answers = _cross_validated_answers(recipe, adapter, lake, asked)
+    look_up = LookupModel.load(recipe, adapter) if isinstance(recipe, LookupRecipe) else None
+    answers = cross_validated_answers(asked, lake, look_up)
     by_intent = {
         str(intent): _scored(asked, answers, (asked.test["intent"] == intent).to_numpy())
         for intent, clusters in asked.test.groupby("intent")["cluster_id"].nunique().items()
@@ -72,14 +73,21 @@ def company_results(
     )
 
 
-def _cross_validated_answers(recipe: Recipe, adapter: Path, lake: DataLake, asked: FrozenTestSet) -> list[Answer]:
-    """What the look-up answers to these rows without the known answers of their own clusters and conversations."""
-    free = LookupRecipe(name=LOOKUP, description=SYSTEMS[LOOKUP], method="lookup", placeholders=recipe.placeholders)
+def company_rows(all_rows: FrozenTestSet, lake: DataLake) -> pd.DataFrame:
+    """The company's rows of all splits, with the columns of ``read_split``. ``all_rows`` are all test rows of ``lake``."""
+    splits = [all_rows.train, read_split(lake, "validation", all_rows.mode), all_rows.test]
+    return pd.concat([split[_is_company(split)] for split in splits], ignore_index=True)
+
+
+def cross_validated_answers(asked: FrozenTestSet, lake: DataLake, look_up: LookupModel | None = None) -> list[Answer]:
+    """What a look-up answers to these rows without the known answers of their own clusters and conversations.
+
+    ``look_up`` is a version, None for the free look-up as a version of the same data.
+    """
+    free = LookupRecipe(name=LOOKUP, description=SYSTEMS[LOOKUP], method="lookup", placeholders=asked.mode)
     index = open_index(free, lake)
     assert index is not None  # a look-up retrieves
-    if isinstance(recipe, LookupRecipe):
-        look_up = LookupModel.load(recipe, adapter)
-    else:
+    if look_up is None:
         look_up = LookupModel(free, lookup_threshold(free, index, lake)[0])
     clusters, intents = asked.test["cluster_id"].tolist(), asked.predicted_intents
     retrieved = retrieve(
@@ -101,6 +109,7 @@ def _scored(asked: FrozenTestSet, answers: Sequence[Answer], rows: np.ndarray) -
         rows=int(rows.sum()),
         clusters=asked.test["cluster_id"][rows].nunique(),
         handed_over=int(rows.sum() - answered.sum()),
+        from_bitext=sum(answer.retrieved[0].source == "bitext" for answer in given),
         scores=scores,
     )
 

@@ -186,12 +186,14 @@ class SealedResults(_Record):
 class CrossValidated(_Record):
     """How a look-up answers the ``rows`` questions in ``clusters`` clusters; it hands ``handed_over`` of them over.
 
-    ``scores`` are of the answers that it gives. It is empty if these are in fewer than MIN_CLUSTERS clusters.
+    It answers ``from_bitext`` of them with an answer of Bitext, and the others with one of the company. ``scores`` are
+    those of the answers that it gives; empty if these are in fewer than MIN_CLUSTERS clusters.
     """
 
     rows: int
     clusters: int
     handed_over: int
+    from_bitext: int
     scores: Scores
 
 
@@ -258,9 +260,9 @@ class PeopleVotes(_Tally):
     """How often people who did not know the systems preferred one version (``candidate``) to another (``incumbent``).
 
     Each question counts once: ``won``, ``lost`` and ``ties`` are questions on which most verdicts are for the candidate,
-    against it, or neither. ``share`` is that of the decided questions, with Wilson's 95 % interval. ``verdicts`` were given
-    by ``raters`` people, the share ``busiest`` by the one who gave most. Of ``shared`` pairs of decided verdicts on the same
-    two answers, by two people, the share ``agreement`` agrees.
+    against it, or neither. ``share`` is that of the decided questions, with Wilson's 95 % interval. ``raters`` people
+    gave ``verdicts`` verdicts; ``busiest`` is the largest share of one of them. ``shared`` counts the pairs of decided
+    verdicts that two people gave on the same two answers; ``agreement`` is the share of these pairs that agree.
     """
 
     candidate: str
@@ -338,9 +340,10 @@ class EvaluationResults(ComparisonResults):
     ``intent_labels`` is None without company rows.
 
     ``baselines`` is None if the untuned base was not prompted (see ``evaluate_prompted_base``). ``sealed`` is None if there
-    are too few test rows to seal a part of them. Every other figure, and ``rows`` and ``clusters``, are of the open rows.
-    ``rows_left_out`` counts the open rows that were not asked because the recipe asks for fewer (``evaluation.test_rows``);
-    then nothing is sealed either. ``company`` is None if the lake has no company rows.
+    are too few test rows to seal a part of them. Only ``sealed``, ``company`` and ``intent_labels`` count sealed rows;
+    all other figures, ``rows`` and ``clusters`` among them, are of the open rows. ``rows_left_out`` counts the open
+    rows that were not asked because the recipe asks for fewer (``evaluation.test_rows``); then nothing is sealed
+    either. ``company`` is None if the lake has no company rows.
 
     ``fingerprint`` is a hash of all input of the evaluation. ``champion_version`` is the version that the model was compared
     with, None if there was none. ``references`` holds the scores of the reference answers themselves in the metrics that

@@ -31,7 +31,7 @@ class RetrievedText:
 
     ``id`` is the row_id of a known answer or the passage_id of a passage. ``title`` is the known question or the article's
     title. ``address`` and ``version`` are the article's URL and sha256, None for answers. ``similarity`` is above 0 and at
-    most 1. ``intent`` is that of the known question, None for passages.
+    most 1. ``intent`` and ``source`` (bitext or company) are those of the known question, None for passages.
     """
 
     kind: Literal["answer", "passage"]
@@ -42,6 +42,7 @@ class RetrievedText:
     version: str | None
     similarity: float
     intent: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

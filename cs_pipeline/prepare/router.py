@@ -18,13 +18,14 @@ from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, write_json
 from cs_pipeline.core.schema import PREDICTION
 from cs_pipeline.core.versions import CODE_VERSIONS
+from cs_pipeline.prepare.splits.conversations import used_conversations
 from cs_pipeline.retrieval.embedder import RememberingEmbedder, embedder_in_use
 from cs_pipeline.retrieval.router import NO_SUBJECT, Route, Router, router_folder
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS = "predictions"
-"""The table of predictions, in prepare: for each row of ``conversations`` the label of its route, or null."""
+"""The table of predictions, in prepare: for each row of ``used_conversations`` the label of its route, or null."""
 
 _VECTORS = "router_vectors"
 _BINS = 10
@@ -71,13 +72,14 @@ def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], Non
     fetched. Raises PipelineError if no training row has an intent.
     """
     embedder = RememberingEmbedder(embedder_name, lake.path("prepare", _VECTORS), report) if embedder_name else None
-    share = load_company(lake).handover.false_share
+    company = load_company(lake)
+    share = company.handover.false_share
     rows_sha256 = file_sha256(lake.table("prepare", "conversations"))
-    made_of = digest(rows_sha256, embedder and embedder.sha256, share, CODE_VERSIONS["router"])
+    made_of = digest(rows_sha256, embedder and embedder.sha256, share, company.bitext_share, CODE_VERSIONS["router"])
     if (earlier := _earlier(lake, made_of, embedder_name)) is not None:
         return earlier
     columns = ["row_id", "source", "instruction", "response", "intent", "cluster_id", "split"]
-    rows = lake.read("prepare", "conversations", columns).to_pandas()
+    rows = used_conversations(lake, columns).to_pandas()
     train = rows[rows["split"] == "train"]
     labelled = train[train["intent"] != NO_SUBJECT]
     if labelled.empty:

@@ -145,7 +145,15 @@ class RetrievalIndex:
             rows = [table.slice(number, 1).to_pylist()[0] for number, _ in found]
             yield [
                 RetrievedText(
-                    "answer", row["row_id"], row["answer"], row["question"], None, None, similarity, row["intent"]
+                    "answer",
+                    row["row_id"],
+                    row["answer"],
+                    row["question"],
+                    None,
+                    None,
+                    similarity,
+                    row["intent"],
+                    row["source"],
                 )
                 if name == "answers"
                 else RetrievedText(
@@ -188,7 +196,9 @@ def build_index(lake: DataLake, embedder: str = "", report: Callable[[str], None
     gets progress lines. Raises PipelineError if a table or the model is missing.
     """
     with index_lock(lake):
-        rows = lake.read("prepare", "train_split", ["row_id", "cluster_id", "instruction", "response", "intent"])
+        rows = lake.read(
+            "prepare", "train_split", ["row_id", "cluster_id", "instruction", "response", "intent", "source"]
+        )
         answers = rows.rename_columns(ANSWER.names).cast(ANSWER).sort_by("row_id")
         passages = lake.read("prepare", "knowledge_base").sort_by([("path", "ascending"), ("place", "ascending")])
         model = Embedder(embedder, report) if embedder else None

@@ -49,7 +49,7 @@ def build_embedded(spec: EmbeddedBase, lake: DataLake, report: Callable[[str], N
         return folder
     quiet_libraries()
     data = embedded_data(lake)
-    columns = ["row_id", "cluster_id", "instruction", "response", "intent", "split"]
+    columns = ["row_id", "cluster_id", "instruction", "response", "intent", "source", "split"]
     table = lake.read("prepare", "bitext_splits", columns)
     left_out = pc.is_in(table.column("intent"), pa.array(spec.without_intents, pa.string()))
     table = table.filter(pc.and_not(pc.equal(table.column("split"), "train"), left_out))
@@ -149,7 +149,8 @@ def _example_batches(
     rows = table.take(pa.array(drawn)).to_pylist()
     prompt = PromptSettings(route="intent", retrieve=RetrievalSettings(answers=spec.known_answers, passages=0))
     with tempfile.TemporaryDirectory() as folder:
-        known = table.select(["row_id", "cluster_id", "instruction", "response", "intent"]).rename_columns(ANSWER.names)
+        known = table.select(["row_id", "cluster_id", "instruction", "response", "intent", "source"])
+        known = known.rename_columns(ANSWER.names)
         write_index(Path(folder, "index"), {"answers": known.cast(ANSWER), "passages": PASSAGE.empty_table()})
         index = RetrievalIndex.load(Path(folder, "index"))
         questions, intents, clusters = ([row[name] for row in rows] for name in ("instruction", "intent", "cluster_id"))

@@ -31,7 +31,14 @@ from cs_pipeline.retrieval.similarity import nearest
 def answers(*rows: tuple[str, str, str]) -> pa.Table:
     """A table ANSWER of (cluster, question, answer)."""
     complete = [
-        {"row_id": f"row{number}", "cluster_id": cluster, "question": question, "answer": answer, "intent": "i"}
+        {
+            "row_id": f"row{number}",
+            "cluster_id": cluster,
+            "question": question,
+            "answer": answer,
+            "intent": "i",
+            "source": "bitext",
+        }
         for number, (cluster, question, answer) in enumerate(rows)
     ]
     return pa.Table.from_pylist(complete, schema=ANSWER)
@@ -89,7 +96,7 @@ def test_the_most_similar_texts_come_first_with_all_their_fields(few: RetrievalI
     [found] = few.answers(["Where is my refund?"], 3)
     assert [one.id for one in found] == ["row0", "row1", "row2"]
     assert found[0] == RetrievedText(
-        "answer", "row0", "It is on its way.", "where is my refund", None, None, found[0].similarity, "i"
+        "answer", "row0", "It is on its way.", "where is my refund", None, None, found[0].similarity, "i", "bitext"
     )
     assert found[0].similarity > found[1].similarity > found[2].similarity > 0
     [[exact]] = few.answers(["where is my refund"], 1)

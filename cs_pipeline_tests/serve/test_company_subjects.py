@@ -40,7 +40,8 @@ def lake(lookup_lake: Path, tmp_path_factory: pytest.TempPathFactory) -> DataLak
     """A lake whose champion is version 2, a look-up, with the rows of OWN in its index and its router."""
     lake = copy_lake(lookup_lake, tmp_path_factory.mktemp("subjects") / "lake")
     rows = [
-        {"row_id": question, "cluster_id": question, "question": question, "answer": answer, "intent": subject}
+        {"row_id": question, "cluster_id": question, "question": question, "answer": answer}
+        | {"intent": subject, "source": "company"}
         for subject, (answer, questions) in OWN.items()
         for question in questions
     ]

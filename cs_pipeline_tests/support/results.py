@@ -13,7 +13,8 @@ def difference(low: float, high: float, rows: int = 90, clusters: int = 60) -> D
 
 def company_of(conversations: int, test_rows: int, **known: Any) -> CompanyResults:
     """What the rows of a company say if each is a conversation and a cluster of its own, and the look-up answers none."""
-    rows = {"rows": conversations, "clusters": conversations, "handed_over": conversations, "rows_left_out": 0}
+    rows = {"rows": conversations, "clusters": conversations, "handed_over": conversations}
+    rows |= {"from_bitext": 0, "rows_left_out": 0}
     parts: dict[str, Any] = {"scores": {}, "by_intent": {}, "differences": {}, **rows}
     about = {"conversations": conversations, "test_rows": test_rows, "test_clusters": test_rows}
     return CompanyResults(**parts | about | known)

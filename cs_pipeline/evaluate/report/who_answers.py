@@ -210,10 +210,12 @@ def _own_conversations(results: EvaluationResults, company: CompanyResults) -> s
     """How the look-up answers the company's questions, where it is worst, and whether there are enough to compare models."""
     questions = company.rows + company.rows_left_out
     asked = f", of which {company.rows:,} were asked" if company.rows_left_out else ""
+    borrowed = f" It took {company.from_bitext:,} of its answers from Bitext." if company.from_bitext else ""
     sentence = (
         f"{company.conversations:,} conversations with {questions:,} questions{asked}. Without the known answers of a"
         f" question's own conversation and near-duplicates, the look-up answers {company.rows - company.handed_over:,} of"
-        f" them{_cross_validated(company)} and hands {company.handed_over:,} over to a person.{_worst_intents(company)}"
+        f" them{_cross_validated(company)} and hands {company.handed_over:,} over to a person."
+        f"{borrowed}{_worst_intents(company)}"
     )
     needed = company_conversations_needed(company, next(iter(rivals(results)), None))
     tested = f" {company.test_rows:,} of the questions {'is' if company.test_rows == 1 else 'are'} in the test, "
@@ -304,7 +306,7 @@ def _how_sure(results: EvaluationResults) -> str:
         )
     if results.methods["tuned"] != LOOK_UP:
         sentence += (
-            f" Another training on the same rows may end {TRAINING_NOISE:g} points higher or lower. The"
+            f" Another training run on the same rows may end {TRAINING_NOISE:g} points higher or lower. The"
             " decision takes that into account."
         )
     return sentence
@@ -338,7 +340,7 @@ def _sealed(results: EvaluationResults) -> str:
     return (
         f" Another {results.sealed.rows:,} questions in {results.sealed.clusters:,} clusters are sealed: they decide whether"
         " this version's answers are better, and count when a loss has to be ruled out. No other figure on this page is"
-        " based on them."
+        f" based on them{'' if results.company is None else ', except those on all conversations of the company'}."
     )
 
 

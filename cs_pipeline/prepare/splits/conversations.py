@@ -12,10 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from cs_pipeline.company import company_file, load_company
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import (
     DataLake,
     atomic_folder,
+    digest,
     file_sha256,
     locked,
     read_json,
@@ -108,6 +112,36 @@ def _join(lake: DataLake) -> JoinedConversations:
         }
         write_json(temporary / "facts.json", facts)
     return JoinedConversations(rows, aside, counts, reused=False)
+
+
+def used_conversations(lake: DataLake, columns: list[str]) -> pa.Table:
+    """The ``columns`` of the rows of ``conversations`` that are trained, validated and tested on.
+
+    Company rows are all used, of Bitext's training rows the company's ``bitext_share``: whole clusters, chosen by a hash, so
+    that a smaller share is part of a larger one. With a share of 0, no row of Bitext is used. Raises PipelineError if then
+    a split would have no row.
+    """
+    share = load_company(lake).bitext_share
+    rows = lake.read("prepare", "conversations", list(dict.fromkeys([*columns, "source", "split", "cluster_id"])))
+    if share == 1:
+        return rows.select(columns)
+    clusters = rows.column("cluster_id").unique().to_pylist()
+    kept = [cluster for cluster in clusters if int(digest("bitext share", cluster), 16) < share * 2**64]
+    is_kept = pc.is_in(rows.column("cluster_id"), value_set=pa.array(kept, pa.string()))
+    if share > 0:
+        is_kept = pc.or_(is_kept, pc.not_equal(rows.column("split"), "train"))
+    used = rows.filter(pc.or_(is_kept, pc.not_equal(rows.column("source"), "bitext")))
+    if missing := {"train", "validation", "test"} - set(used.column("split").unique().to_pylist()):
+        raise PipelineError(
+            f"With bitext_share {share:g}, no row is left for: {', '.join(sorted(missing))}.",
+            f"Raise bitext_share in {company_file(lake)} until more conversations of the company have been joined.",
+        )
+    return used.select(columns)
+
+
+def trial_folder(lake: DataLake) -> Path:
+    """The folder with a copy of the prepared tables while shares of Bitext are tried. Forgetting removes it."""
+    return lake.path("prepare", ".bitext_share")
 
 
 def join_counts(lake: DataLake) -> dict[str, int]:

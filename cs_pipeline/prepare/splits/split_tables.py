@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, write_json
-from cs_pipeline.core.schema import RANDOM_SPLIT, SPLIT_ROW
+from cs_pipeline.core.schema import CONVERSATION, RANDOM_SPLIT, SPLIT_ROW
 from cs_pipeline.core.versions import CODE_VERSIONS
-from cs_pipeline.prepare.router import PREDICTIONS
+from cs_pipeline.prepare.splits.conversations import used_conversations
 from cs_pipeline.retrieval.similarity import naive_split_similarity, nearest
 
 MAX_TRAINING_QUESTIONS = {"bitext": 25_000, "company": 10_000}
@@ -24,14 +24,15 @@ _BINS = np.linspace(0, 1, 11)
 def write_split(lake: DataLake, split: str) -> tuple[pa.Table, dict[str, Any] | None]:
     """Writes the table ``<split>_split`` with the schema SPLIT_ROW, Bitext's rows first, and returns it.
 
-    The predicted intents are those of the table ``predictions``. For ``test``, also writes and returns ``leakage.json``;
-    see ``add_similarity``.
+    It has the rows of ``used_conversations``. The predicted intents are those of the table ``predictions``. For ``test``,
+    also writes and returns ``leakage.json``, unless no row of Bitext is used; see ``add_similarity``.
     """
-    rows, report = lake.read("prepare", "conversations"), None
-    table = split_rows(rows, split, lake.read("prepare", PREDICTIONS))
+    rows, report = used_conversations(lake, CONVERSATION.names), None
+    table = split_rows(rows, split, lake.read("prepare", "predictions"))
     if split == "test":
         table, report = add_similarity(table, rows, random_split(lake))
-        write_json(lake.path("prepare", "leakage.json"), report)
+        file = lake.path("prepare", "leakage.json")
+        write_json(file, report) if report else file.unlink(missing_ok=True)
     lake.write("prepare", f"{split}_split", table, SPLIT_ROW)
     return table, report
 
@@ -44,23 +45,29 @@ def split_rows(conversations: pa.Table, split: str, predictions: pa.Table) -> pa
     return pa.table([*rows.columns, *predicted, pa.nulls(rows.num_rows, pa.float32())], schema=SPLIT_ROW)
 
 
-def add_similarity(test: pa.Table, conversations: pa.Table, random: pa.Table) -> tuple[pa.Table, dict[str, Any]]:
+def add_similarity(test: pa.Table, conversations: pa.Table, random: pa.Table) -> tuple[pa.Table, dict[str, Any] | None]:
     """The ``test`` rows with their cosine to the nearest training question, and the leakage report.
 
     The report compares the cosines of Bitext's test rows in this split, which is by clusters, with those in a ``random``
-    split. For each of the two, it has the share of rows in ten bins from 0 to 1, the median, and the number of rows.
+    split. For each of the two, it has the share of rows in ten bins from 0 to 1, the median, and the number of rows. It is
+    None if ``test`` has no row of Bitext.
     """
     sources = zip(_rows_by_source(conversations, "train"), MAX_TRAINING_QUESTIONS.values(), strict=True)
     compared = [question for rows, limit in sources for question in _sample(rows, limit)]
     cosines = nearest(test.column("instruction").to_pylist(), compared)[1]
     column = "nearest_train_similarity"
     table = test.set_column(SPLIT_ROW.get_field_index(column), SPLIT_ROW.field(column), pa.array(cosines))
+    is_bitext = pc.equal(test.column("source"), "bitext").to_numpy()
+    if not is_bitext.any():
+        return table, None
     report: dict[str, Any] = {
         "bins": [round(float(edge), 1) for edge in _BINS],
         "training_questions_compared": len(compared),
     }
-    of_bitext = cosines[pc.equal(test.column("source"), "bitext").to_numpy()]
-    for name, values in (("cluster_split", of_bitext), ("random_split", random.column("similarity").to_numpy())):
+    for name, values in (
+        ("cluster_split", cosines[is_bitext]),
+        ("random_split", random.column("similarity").to_numpy()),
+    ):
         report[name] = {
             "shares": [round(float(share), 4) for share in np.histogram(values, _BINS)[0] / len(values)],
             "median": round(float(np.median(values)), 4),

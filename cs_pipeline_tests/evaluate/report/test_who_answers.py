@@ -258,10 +258,11 @@ SCORED: Scores = {
             " questions are in the test, too few to compare models on them: about 2,500 conversations are needed.",
         ),
         (
-            company_of(30, 1, handed_over=21),
+            company_of(30, 1, handed_over=21, from_bitext=2),
             "30 conversations with 30 questions. Without the known answers of a question's own conversation and"
-            " near-duplicates, the look-up answers 9 of them (too few to score) and hands 21 over to a person. 1 of the"
-            " questions is in the test, too few to compare models on them: about 2,500 conversations are needed.",
+            " near-duplicates, the look-up answers 9 of them (too few to score) and hands 21 over to a person. It took 2 of"
+            " its answers from Bitext. 1 of the questions is in the test, too few to compare models on them: about 2,500"
+            " conversations are needed.",
         ),
         (
             company_of(
@@ -272,11 +273,11 @@ SCORED: Scores = {
                 handed_over=200,
                 by_intent={
                     intent: CrossValidated(
-                        rows=40, clusters=30, handed_over=2, scores={"quality": Interval(score, 0, 100)}
+                        rows=40, clusters=30, handed_over=2, from_bitext=0, scores={"quality": Interval(score, 0, 100)}
                     )
                     for intent, score in (("brakes", 70), ("lights", 20.5), ("leasing", 90), ("a lost key", 40))
                 }
-                | {"other": CrossValidated(rows=20, clusters=20, handed_over=20, scores={})},
+                | {"other": CrossValidated(rows=20, clusters=20, handed_over=20, from_bitext=0, scores={})},
                 differences={"lookup": difference(-6.0, 6.0, rows=150, clusters=150)},
             ),
             "3,000 conversations with 3,100 questions, of which 2,000 were asked. Without the known answers of a question's"

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from cs_pipeline.company import company_file
+from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json
 from cs_pipeline.core.schema import CONVERSATION, PREDICTION, SPLIT_ROW, check_schema
 from cs_pipeline.ingest.sample import sample_rows
@@ -148,6 +150,35 @@ def test_company_rows_come_after_the_rows_of_bitext(bitext_only: DataLake, split
     assert after["cluster_split"]["rows"] == before["cluster_split"]["rows"]
     assert after["training_questions_compared"] == before["training_questions_compared"] + 2
     assert after["random_split"] == before["random_split"]
+
+
+def used_rows(lake: DataLake, share: float) -> dict[str, list[str]]:
+    """The row ids of each split with this ``bitext_share``, Bitext's without the company's."""
+    company_file(lake).write_text(f"bitext_share: {share}")
+    tables = {name: write_split(lake, name)[0].to_pylist() for name in SPLITS}
+    return {name: [row["row_id"] for row in rows if row["source"] == "bitext"] for name, rows in tables.items()}
+
+
+def test_a_company_can_leave_out_a_part_of_bitext(splits: pa.Table, tmp_path: Path) -> None:
+    lake = make_lake(tmp_path, splits, company_rows(splits))
+    everything, half, tenth, nothing = (used_rows(lake, share) for share in (1, 0.5, 0.1, 0))
+    assert nothing == {name: [] for name in SPLITS}
+    assert [frame(lake, name)["source"].tolist() for name in SPLITS] == [["company", "company"]] * 3
+    assert not lake.path("prepare", "leakage.json").exists(), "there is no row of Bitext to compare"
+    for name in ("validation", "test"):
+        assert half[name] == tenth[name] == everything[name], "questions of Bitext are still judged"
+    assert set(tenth["train"]) < set(half["train"]) < set(everything["train"])
+    assert len(half["train"]) == pytest.approx(len(everything["train"]) / 2, rel=0.2)
+    cluster = dict(zip(splits.column("row_id").to_pylist(), splits.column("cluster_id").to_pylist(), strict=True))
+    kept = {cluster[row] for row in half["train"]}
+    assert half["train"] == [row for row in everything["train"] if cluster[row] in kept], "whole clusters are left out"
+
+
+def test_without_bitext_every_split_needs_a_row_of_the_company(splits: pa.Table, tmp_path: Path) -> None:
+    lake = make_lake(tmp_path, splits, company_rows(splits).slice(0, 2))
+    with pytest.raises(PipelineError, match=r"no row is left for: test, validation\."):
+        used_rows(lake, 0)
+    assert used_rows(lake, 0.01)["test"], "with a part of Bitext it has"
 
 
 def test_test_questions_are_compared_with_a_limited_number_of_training_questions(

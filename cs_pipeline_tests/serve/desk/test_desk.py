@@ -230,7 +230,8 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> DataLake:
     """A lake that has nothing but an index: two known questions of the subject "saddle", and a passage."""
     lake = DataLake(tmp_path_factory.mktemp("indexed"))
     rows = [
-        {"row_id": question, "cluster_id": question, "question": question, "answer": answer, "intent": "saddle"}
+        {"row_id": question, "cluster_id": question, "question": question, "answer": answer}
+        | {"intent": "saddle", "source": "company"}
         for question, answer in KNOWN
     ]
     title, text = PASSAGE
