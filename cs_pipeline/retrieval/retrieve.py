@@ -6,6 +6,7 @@ answer, copied word for word, has ROUGE-L 41.4, placeholder F1 70.9 and the righ
 question has 38.3, 69.0 and 97.8 %.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -14,7 +15,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import PromptSettings, Recipe
 from cs_pipeline.retrieval.index import RetrievalIndex, retrieval_folder
-from cs_pipeline.text.placeholders import PlaceholderMode, apply
+from cs_pipeline.text.placeholders import PlaceholderMode, apply, without_placeholders
 
 MAX_CANDIDATES = 20
 """The number of known answers that are compared. With 10, 20 or 50, ROUGE-L was 41.2, 41.1 and 41.3 on the validation rows,
@@ -24,6 +25,11 @@ MIN_RELATIVE_SIMILARITY = 0.8
 """Minimum similarity of a candidate's question, relative to the nearest candidate. If only one known question is close,
 only its answer is a candidate. On the validation rows, ROUGE-L is higher without this limit (41.6), because all
 questions of an intent ask the same thing there."""
+
+FEW_WORDS = 2
+"""A message of at most this many words, without numbers and placeholders, is read with the customer's message before it."""
+
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def open_index(recipe: Recipe, lake: DataLake) -> RetrievalIndex | None:
@@ -70,10 +76,12 @@ def in_context(question: str, earlier: Context, intent: str | None) -> str:
     """The text to search with, and to route, for a ``question`` after ``earlier`` turns.
 
     It is the question, if the router knows its ``intent``. Otherwise the customer's message before it comes first, because
-    a reply such as "and for the larger one?" says little alone.
+    a reply such as "and for the larger one?" says little alone. So does one of at most FEW_WORDS words, such as "order
+    12345", whatever intent the router finds in it.
     """
     before = next((text for speaker, text in reversed(earlier) if speaker == "customer"), None)
-    return question if intent is not None or before is None else f"{before}\n{question}"
+    is_clear = intent is not None and len(_WORD.findall(without_placeholders(question))) > FEW_WORDS
+    return question if is_clear or before is None else f"{before}\n{question}"
 
 
 def rows_of_conversations(
@@ -110,12 +118,14 @@ def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, c
     """The best ``count`` of the nearest known answers: the most typical ones first, then the others by similarity.
 
     ``candidates`` are ordered by similarity. If any have the ``intent``, only these are compared, however similar others
-    are. An answer's score is the sum of its Dice coefficients with the other answers over words and word bigrams,
-    weighted by the similarities of both questions.
+    are. If any of them are the company's, only these are compared: a person may have mapped the company's subject to an
+    intent of Bitext. An answer's score is the sum of its Dice coefficients with the other answers over words and word
+    bigrams, weighted by the similarities of both questions.
     """
     compared = [candidate for candidate in candidates if candidate.intent == intent] or candidates
     min_similarity = MIN_RELATIVE_SIMILARITY * compared[0].similarity if compared else 0
     compared = [candidate for candidate in compared if candidate.similarity >= min_similarity]
+    compared = [candidate for candidate in compared if candidate.source == "company"] or compared
     words = [_words_and_bigrams(candidate.text) for candidate in compared]
     scores = [0.0] * len(compared)
     for a, b in combinations(range(len(compared)), 2):

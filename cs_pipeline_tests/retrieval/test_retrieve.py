@@ -6,8 +6,8 @@ from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.retrieval.retrieve import MIN_RELATIVE_SIMILARITY, in_context, rank_by_consensus
 
 
-def known(text: str, similarity: float = 0.9, intent: str = "get_refund") -> RetrievedText:
-    return RetrievedText("answer", text, text, "a question", None, None, similarity, intent)
+def known(text: str, similarity: float = 0.9, intent: str = "get_refund", source: str = "bitext") -> RetrievedText:
+    return RetrievedText("answer", text, text, "a question", None, None, similarity, intent, source)
 
 
 TYPICAL = known("You get your money back within five days of the return.")
@@ -47,6 +47,16 @@ def test_answers_of_the_routed_intent_come_first_if_there_are_any() -> None:
     assert rank_by_consensus([*other, TYPICAL], None, 1)[0] in other
 
 
+def test_a_companys_answer_comes_before_bitexts_if_it_is_about_as_similar() -> None:
+    typical = [known(f"You get your money back within {days} days.", 1.0) for days in ("five", "six", "seven")]
+    own, far = (known("Ring the shop.", similarity, source="company") for similarity in (MIN_RELATIVE_SIMILARITY, 0.7))
+    assert rank_by_consensus([*typical, own], "get_refund", 2) == [own, typical[0]]
+    assert rank_by_consensus([*typical, own], None, 1) == [own]
+    assert rank_by_consensus([*typical, far], "get_refund", 1)[0] in typical
+    other = known("Ring the shop.", 1.0, "complaint", "company")
+    assert rank_by_consensus([other, *typical], "get_refund", 1)[0] in typical, "the routed intent comes first"
+
+
 def test_case_is_ignored_and_answers_may_be_empty() -> None:
     loud = known(SIMILAR.text.upper())
     assert rank_by_consensus([ODD, SIMILAR, loud], None, 1)[0] in (SIMILAR, loud)
@@ -58,4 +68,5 @@ def test_a_question_that_says_little_alone_is_searched_with_the_message_before_i
     assert in_context("M", earlier, None) == "I got size L\nM"
     assert in_context("cancel my order", earlier, "cancel_order") == "cancel my order"
     assert in_context("M", [], None) == "M"
+    assert in_context("{{Order Number}} 12345 please!", earlier, "cancel_order").startswith("I got size L\n"), "one word"
     assert in_context("M", [("agent", "Hello, how can I help?")], None) == "M"

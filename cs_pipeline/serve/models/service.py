@@ -124,9 +124,8 @@ class ModelService:
     ) -> Generation:
         started = time.monotonic()
         route = self._live_router.route(question)
-        searched = question
-        if route is not None and route.label is None:
-            searched = in_context(question, earlier, None)
+        searched = question if route is None else in_context(question, earlier, route.label)
+        if searched != question:
             route = self._live_router.route(searched)
         intent = None if route is None else route.label
         assert isinstance(loaded, LoadedLookup | LoadedLanguageModel)
