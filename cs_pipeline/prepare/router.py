@@ -19,7 +19,7 @@ from cs_pipeline.core.lake import DataLake, digest, file_sha256, read_json, writ
 from cs_pipeline.core.schema import PREDICTION
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.prepare.splits.conversations import used_conversations
-from cs_pipeline.retrieval.embedder import RememberingEmbedder, embedder_in_use
+from cs_pipeline.retrieval.embedder import RememberingEmbedder, embedder_in_use, vectors_file
 from cs_pipeline.retrieval.router import NO_SUBJECT, Route, Router, router_folder
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,6 @@ logger = logging.getLogger(__name__)
 PREDICTIONS = "predictions"
 """The table of predictions, in prepare: for each row of ``used_conversations`` the label of its route, or null."""
 
-_VECTORS = "router_vectors"
 _BINS = 10
 
 
@@ -71,7 +70,7 @@ def train_router(lake: DataLake, embedder_name: str, report: Callable[[str], Non
     not trained on its cluster, a row of another split by the router itself. ``report`` gets a line before a model is
     fetched. Raises PipelineError if no training row has an intent.
     """
-    embedder = RememberingEmbedder(embedder_name, lake.path("prepare", _VECTORS), report) if embedder_name else None
+    embedder = RememberingEmbedder(embedder_name, vectors_file(lake), report) if embedder_name else None
     company = load_company(lake)
     share = company.handover.false_share
     rows_sha256 = file_sha256(lake.table("prepare", "conversations"))
@@ -118,7 +117,7 @@ def forget_in_router(lake: DataLake) -> None:
         train_router(lake, embedder_in_use(lake))
     except PipelineError:
         shutil.rmtree(router_folder(lake))
-        for path in (lake.path("prepare", _VECTORS), lake.table("prepare", PREDICTIONS), _facts_file(lake)):
+        for path in (vectors_file(lake), lake.table("prepare", PREDICTIONS), _facts_file(lake)):
             path.unlink(missing_ok=True)
 
 

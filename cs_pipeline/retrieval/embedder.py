@@ -174,6 +174,11 @@ class RememberingEmbedder(Embedder):
             return dict(zip(map(bytes, stored.get_tensor("texts")), stored.get_tensor("vectors"), strict=True))
 
 
+def vectors_file(lake: DataLake) -> Path:
+    """The file with the vectors of the lake's questions and answers, for ``RememberingEmbedder``. The router writes it."""
+    return lake.path("prepare", "router_vectors")
+
+
 def unchanged_embedder(embedder: Embedder, sha256: str, use: str, fix: str) -> Embedder:
     """Returns ``embedder``, or raises PipelineError with ``fix`` if its hash is not ``sha256``.
 

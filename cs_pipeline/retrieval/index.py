@@ -24,7 +24,7 @@ from cs_pipeline.core.manifest import read_manifest, write_manifest
 from cs_pipeline.core.schema import ANSWER, PASSAGE, check_schema
 from cs_pipeline.core.versions import CODE_VERSIONS
 from cs_pipeline.llm.prompt import RetrievedText
-from cs_pipeline.retrieval.embedder import Embedder, unchanged_embedder
+from cs_pipeline.retrieval.embedder import Embedder, RememberingEmbedder, unchanged_embedder, vectors_file
 from cs_pipeline.retrieval.search import Search, write_codes
 from cs_pipeline.retrieval.vectors import CharacterVectors, MixedVectors, SentenceVectors, Vectors
 
@@ -201,7 +201,8 @@ def build_index(lake: DataLake, embedder: str = "", report: Callable[[str], None
         )
         answers = rows.rename_columns(ANSWER.names).cast(ANSWER).sort_by("row_id")
         passages = lake.read("prepare", "knowledge_base").sort_by([("path", "ascending"), ("place", "ascending")])
-        model = Embedder(embedder, report) if embedder else None
+        # The router has embedded the same questions before.
+        model = RememberingEmbedder(embedder, vectors_file(lake), report) if embedder else None
         return write_index(retrieval_folder(lake), {"answers": answers, "passages": passages}, model)
 
 

@@ -97,7 +97,11 @@ class CharacterVectors:
 
 
 class SentenceVectors:
-    """Embeddings from a sentence-embedding model."""
+    """Embeddings from a sentence-embedding model.
+
+    Those of the known texts are rounded to float16, as ``RememberingEmbedder`` keeps them, so that it makes no difference
+    which of them were kept.
+    """
 
     def __init__(self, arrays: dict[str, np.ndarray], embedder: "Embedder") -> None:
         self.arrays = arrays
@@ -105,14 +109,14 @@ class SentenceVectors:
 
     @classmethod
     def of(cls, texts: Sequence[str], embedder: "Embedder") -> "SentenceVectors":
-        return cls({"vectors": embedder.embed(texts)}, embedder)
+        return cls({"vectors": _rounded(embedder.embed(texts))}, embedder)
 
     def __len__(self) -> int:
         return len(self._vectors)
 
     def extended(self, texts: Sequence[str], order: np.ndarray) -> "SentenceVectors":
         # Without new texts, for example when rows are forgotten, the model is not loaded.
-        vectors = np.concatenate([self._vectors, self._embedder.embed(texts)]) if texts else self._vectors
+        vectors = np.concatenate([self._vectors, _rounded(self._embedder.embed(texts))]) if texts else self._vectors
         return SentenceVectors({"vectors": vectors[order]}, self._embedder)
 
     def queries(self, questions: Sequence[str]) -> np.ndarray:
@@ -228,3 +232,7 @@ def _count_sketch(rows: "csr_matrix") -> np.ndarray:
     return csr_matrix(
         (rows.data * signs, rows.indices % _SKETCH_WIDTH, rows.indptr), (rows.shape[0], _SKETCH_WIDTH)
     ).toarray()
+
+
+def _rounded(vectors: np.ndarray) -> np.ndarray:
+    return vectors.astype(np.float16).astype(np.float32)
