@@ -199,15 +199,22 @@ def _memory() -> _Outcome:
 
 
 def _disk(lake: DataLake) -> _Outcome:
-    folder = next(path for path in (lake.root, *lake.root.parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    what = f"{free / 1e9:.1f} GB free for {lake.root}"
-    fix = "Free disk space, or point CS_LAKE at a larger disk."
-    if free < _MIN_DISK:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    what = f"{_free_disk(lake.root) / 1e9:.1f} GB free for {lake.root}"
+    if _free_disk(lake.root) < _MIN_DISK:
+        fix = "Free disk space, or point CS_LAKE at a larger disk."
         return "problem", f"{what}, less than {_MIN_DISK / 1e9:.0f} GB", fix
-    if free < _HUB_DISK:
-        return "note", f"{what}; recipes with a base from the hub take {_HUB_DISK / 1e9:.0f} GB", fix
+    cache = Path(HF_HUB_CACHE)
+    if (free := _free_disk(cache)) < _HUB_DISK:
+        why = f"{free / 1e9:.1f} GB free for {cache}; a base from the hub can take {_HUB_DISK / 1e9:.0f} GB"
+        return "note", f"{what}; {why}", "Free disk space, or point HF_HOME at a larger disk."
     return "ok", what, None
+
+
+def _free_disk(path: Path) -> int:
+    """Free bytes on the disk of ``path``, which need not exist."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 
 
 def _lake(lake: DataLake) -> _Outcome:

@@ -129,7 +129,7 @@ def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, c
     words = [_words_and_bigrams(candidate.text) for candidate in compared]
     scores = [0.0] * len(compared)
     for a, b in combinations(range(len(compared)), 2):
-        dice = len(words[a] & words[b]) / max(1, len(words[a]) + len(words[b]))
+        dice = 2 * len(words[a] & words[b]) / max(1, len(words[a]) + len(words[b]))
         weighted = compared[a].similarity * compared[b].similarity * dice
         scores[a] += weighted
         scores[b] += weighted

@@ -81,23 +81,6 @@ class TextClassifier:
         return cls(description["features"], vectorizer, model)
 
 
-def out_of_fold(
-    texts: Sequence[str], labels: Sequence[str], clusters: Sequence[str], folds: int = 3
-) -> tuple[list[str], np.ndarray]:
-    """For each text, the label and probability from a classifier that was trained without the text's cluster.
-
-    The predicted intent in a training row's prompt is therefore wrong as often as that of a live question.
-    """
-    from sklearn.model_selection import GroupKFold
-
-    predicted = np.empty(len(texts), dtype=object)
-    confidence = np.zeros(len(texts))
-    for train, held_out in GroupKFold(folds, shuffle=True, random_state=0).split(texts, groups=clusters):
-        model = TextClassifier.fit([texts[i] for i in train], [labels[i] for i in train], "characters")
-        predicted[held_out], confidence[held_out] = model.predict([texts[i] for i in held_out])
-    return predicted.tolist(), confidence
-
-
 def _vectorizer(features: Features, vocabulary: list[str] | None = None) -> "TfidfVectorizer":
     from sklearn.feature_extraction.text import TfidfVectorizer
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
+from huggingface_hub.constants import HF_HUB_CACHE
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -83,6 +84,21 @@ def test_the_models_from_packages_are_listed(monkeypatch: pytest.MonkeyPatch) ->
     assert status == "note"
     assert "neither pip nor uv" in what
     assert "Install uv" in str(fix)
+
+
+def test_free_space_is_checked_where_the_lake_and_where_bases_of_the_hub_are(
+    lake: DataLake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_HUB_DISK", 0)
+    assert doctor._disk(lake)[0] == "ok"
+    monkeypatch.setattr(doctor, "_HUB_DISK", 1e18)
+    status, what, fix = doctor._disk(lake)
+    assert (status, fix) == ("note", "Free disk space, or point HF_HOME at a larger disk.")
+    assert f"free for {HF_HUB_CACHE}; a base from the hub can take" in what
+    monkeypatch.setattr(doctor, "_MIN_DISK", 1e18)
+    status, what, fix = doctor._disk(lake)
+    assert (status, fix) == ("problem", "Free disk space, or point CS_LAKE at a larger disk.")
+    assert f"free for {lake.root}, less than" in what
 
 
 def test_a_healthy_machine_has_no_problems(lake: DataLake, home: Path, hub: HTTPServer) -> None:

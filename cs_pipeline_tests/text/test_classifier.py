@@ -1,4 +1,4 @@
-"""The text classifier: accuracy, storage, and predictions for rows that it was not trained on."""
+"""The text classifier: accuracy and storage."""
 
 from pathlib import Path
 from random import Random
@@ -8,7 +8,7 @@ import pytest
 
 from cs_pipeline.ingest.sample import sample_rows
 from cs_pipeline.prepare.splits.split import Split
-from cs_pipeline.text.classifier import Features, TextClassifier, out_of_fold
+from cs_pipeline.text.classifier import Features, TextClassifier
 
 Texts = tuple[list[str], list[str]]
 
@@ -96,40 +96,6 @@ def test_no_texts_give_empty_results(fitted: TextClassifier) -> None:
     names, confidence = fitted.predict([])
     assert names == []
     assert confidence.shape == (0,)
-
-
-def test_out_of_fold_training_does_not_see_the_row() -> None:
-    random = Random(0)
-    texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=40)) for _ in range(600)]
-    labels = [random.choice("abcd") for _ in texts]
-    seen, _ = TextClassifier.fit(texts, labels, "characters").predict(texts)
-    assert accuracy(seen, labels) > 0.95, "a classifier that was trained on the row has memorised its label"
-    predicted, confidence = out_of_fold(texts, labels, texts)
-    assert accuracy(predicted, labels) < 0.35, "one that was not has to guess one of four"
-    assert confidence.shape == (600,)
-
-
-def test_out_of_fold_training_does_not_see_the_cluster() -> None:
-    random = Random(0)
-    texts = ["".join(random.choices("abcdefghijklmnopqrstuvwxyz ", k=40)) for _ in range(300)]
-    clusters = [f"c{index}" for index in range(300)]
-    labels = [random.choice("abcd") for _ in texts]
-    twice = [*texts, *(f"{text}!" for text in texts)]
-    by_row, _ = out_of_fold(twice, labels * 2, twice)
-    assert accuracy(by_row, labels * 2) > 0.5, (
-        "a classifier that was trained on the near-duplicate almost knows the label"
-    )
-    by_cluster, _ = out_of_fold(twice, labels * 2, clusters * 2)
-    assert accuracy(by_cluster, labels * 2) < 0.35
-
-
-def test_out_of_fold_predictions_are_accurate_where_labels_can_be_learnt(questions: Texts) -> None:
-    texts, labels = questions
-    predicted, confidence = out_of_fold(texts, labels, texts)
-    assert accuracy(predicted, labels) > 0.9
-    again, confidence_again = out_of_fold(texts, labels, texts)
-    assert again == predicted
-    np.testing.assert_array_equal(confidence_again, confidence)
 
 
 def test_accuracy_on_bitext(split_bitext: Split) -> None:
