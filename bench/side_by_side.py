@@ -69,7 +69,7 @@ def in_turn(arms: dict[str, Callable[[], T]], rounds: int, warmup_rounds: int = 
 
 
 def ratio(slower: Arm[T], faster: Arm[T]) -> dict[str, float]:
-    """How many times as long ``slower`` took as ``faster``: the median over the rounds, in wall-clock and CPU time."""
+    """The time of ``slower`` divided by that of ``faster``: the median over the rounds, for wall-clock and CPU time."""
     return {
         "clock": _median_ratio(slower.seconds, faster.seconds),
         "processor": _median_ratio(slower.processor, faster.processor),

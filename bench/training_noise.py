@@ -3,8 +3,8 @@
     python bench/training_noise.py FILE [--recipe embedded] [--seeds 5] [--write]
 
 FILE is a CSV in the Bitext schema. The benchmark writes one recipe per seed, materialises all assets up to its evaluation
-and prints the scores of the tuned models. Promotion adds the standard deviation of a score to the uncertainty of its test
-rows (``TRAINING_NOISE`` in evaluate/decision.py).
+and prints the scores of the tuned models. Promotion adds the standard deviation of the answer quality to the
+uncertainty that comes from the test rows (``TRAINING_NOISE`` in evaluate/decision.py).
 """
 
 import argparse

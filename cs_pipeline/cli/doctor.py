@@ -273,7 +273,7 @@ def _ports() -> _Outcome:
 def _hub() -> _Outcome:
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     address = without_secret(endpoint)
-    only = "only recipes with a base from the hub and the Bitext source 'hub' need it"
+    only = "only recipes with a base from the hub, and the Bitext source 'hub', need it"
     if is_hub_offline():
         return "note", f"HF_HUB_OFFLINE forbids contacting {address}; {only}", "Unset HF_HUB_OFFLINE to use the hub."
     fix = "Check the network, the proxy and HF_ENDPOINT."

@@ -115,7 +115,8 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
     """Raises PipelineError unless ``table`` has the columns and types of ``schema``, in order, and only allowed nulls."""
     if table.schema.names != schema.names or table.schema.types != schema.types:
-        different = sorted(set(map(str, table.schema)) ^ set(map(str, schema)))
+        found, expected = ({f"{field.name} ({field.type})" for field in columns} for columns in (table.schema, schema))
+        different = sorted(found ^ expected)
         raise PipelineError(
             f"{what} does not have the columns of its schema; these differ: {', '.join(different) or 'their order'}.",
             "This is a bug in the step that made the table; its columns are in cs_pipeline/core/schema.yaml.",

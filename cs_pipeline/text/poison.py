@@ -108,7 +108,7 @@ def article_reasons(text: str) -> list[str]:
 
 
 def _copies(rows: Sequence[Suspect], indices: list[int]) -> list[int]:
-    """The ``indices`` of questions in groups of at least ``MIN_COPIES`` that are near-equal to the first of their group."""
+    """The ``indices`` in groups of at least ``MIN_COPIES``. All questions of a group are near-equal to its first."""
     if len(indices) < MIN_COPIES:
         return []
     groups: list[tuple[frozenset[str], list[int]]] = []
@@ -129,15 +129,15 @@ def _shingles(text: str) -> frozenset[str]:
     return frozenset(padded[start : start + 4] for start in range(len(padded) - 3))
 
 
-# Invisible characters between Latin or Greek letters or digits, which do not need them. (Persian and emoji do.) Runs of tags
-# or variation selectors can encode ASCII invisibly. The flag emoji of some regions contain up to seven tags.
+# Invisible characters between Latin, Greek or Cyrillic letters or digits, which do not need them. (Persian and emoji do.)
+# Runs of tags or variation selectors can encode ASCII invisibly. The flag emoji of some regions contain up to seven tags.
 _JOINED = r"[A-Za-zÀ-ɏͰ-ӿ\d]"
 _HIDDEN = re.compile(
     rf"(?<={_JOINED})[\u200b-\u200d\u2060-\u2064\ufeff\u180e]+(?={_JOINED})"
     r"|[\U000e0000-\U000e007f]{8,}|[\ufe00-\ufe0f]{2,}|[\U000e0100-\U000e01ef]{2,}"
 )
 _OVERRIDE = re.compile("[\u202d\u202e]")
-# Except before a phone number: address books put an embedding mark there, which people copy with the number.
+# Not before a phone number: address books put an embedding mark there, and people copy it with the number.
 _EMBEDDING = re.compile("[\u202a\u202b\u2066-\u2068](?![+(\\d])")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 

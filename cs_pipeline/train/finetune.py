@@ -294,7 +294,7 @@ def _micro_batch(recipe: FineTuneRecipe, base: Path) -> int:
 
     rows, config = micro_batch_rows(recipe.trainer, world_size()), read_json(base / "config.json")
     if torch.cuda.is_available() or hidden_size(config) < MIN_BFLOAT16_SIZE:
-        return rows  # running out of memory halves it, and the activations of narrow models are small
+        return rows  # on a GPU, running out of memory halves it; narrow models need little memory
     needs = estimate(recipe, config, compute_dtype(config).itemsize, "cpu", available_memory() / world_size())
     return min(rows, needs.micro_batch)
 
@@ -317,8 +317,9 @@ def _halve_micro_batch(
     rows = recipe.trainer.rows_per_step
     report(
         f"Micro-batches of {micro * recipe.trainer.max_length:,} tokens do not fit into memory; training continues with "
-        f"half as many, still {rows} rows per step. To start with that size, set trainer.per_device_train_batch_size: "
-        f"{micro // 2}, trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
+        f"micro-batches half as large, still {rows} rows per step. To start with that size, set "
+        f"trainer.per_device_train_batch_size: {micro // 2}, "
+        f"trainer.gradient_accumulation_steps: {-(-rows // (micro // 2))}."
     )
     write_json(work / _HISTORY_FILE, asdict(smaller))
     if world_size() > 1:
