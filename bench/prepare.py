@@ -1,11 +1,12 @@
-"""The cost of landing 1 % new rows in the prepare stage, compared with a full rebuild, in one run.
+"""What the prepare stage costs when 1 % more rows land, compared with a full rebuild; both are measured in one run.
 
     python bench/prepare.py [--rows 1000000] [--write]
 
 It generates a company's raw conversations, one percent per day, prepares all but the last day, and then measures
 
-- landing: the last day is cleaned and joined to the existing rows; the splits are written and checked;
-- full rebuild: every table of the stage is built from the raw rows of both sources, in a new lake. Cleaning a day depends
+- landing: the last day is cleaned and joined to the existing rows, all rows are checked for leaks, the router is
+  trained, and the splits are written;
+- full rebuild: Bitext and all days go through every step, from the raw rows, in a new lake. Cleaning a day depends
   only on that day, so each day is cleaned only once: its table is copied and its time is counted.
 
 Both must end with the same tables.
@@ -137,7 +138,7 @@ def clean_days(lake: DataLake, days: list[date], clock: Clock) -> None:
 def give_subjects(lake: DataLake) -> None:
     """Writes the table ``subjects``, in which the subject of each row is the intent that the classifier predicts.
 
-    Subjects that are found depend on the order of deliveries, so the two arms would end with different tables.
+    Discovered subjects depend on what was delivered when, so the two arms would end with different tables.
     """
     names = [path.stem for path in sorted(lake.path("prepare", "clean_interactions").glob("*.parquet"))]
     columns = ["row_id", "delivered_on", "intent", "intent_confidence"]
@@ -151,7 +152,7 @@ def give_subjects(lake: DataLake) -> None:
 
 
 def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
-    """Joins the rows of both sources, checks for leaks, trains the router by characters and writes the splits.
+    """Joins the rows of both sources, checks for leaks, trains a router on characters alone and writes the splits.
 
     Returns the table of conversations.
     """

@@ -1,14 +1,14 @@
-"""How well the router knows what it does not know, by characters and with a sentence-embedding model.
+"""How well the router recognises what it does not know, with characters alone and with a sentence-embedding model.
 
     python -m bench.router [FILE] [--rows 6000] [--draws 20 21 22 23 24] [--embedder all-MiniLM-L6-v2] [--write]
 
 FILE is a CSV in the Bitext schema; without it, rows are generated. Only rows of the training split are used, a random
-sample of ``--rows``. In a draw, seven intents are left out, and the other rows are divided by clusters: 60 % to train, 20
-% to choose the threshold, 20 % to measure. The questions of the seven are unknown to the router.
+sample of ``--rows``. In a draw, seven intents are left out, and the other rows are divided by clusters: 60 % to train,
+20 % to choose the threshold, 20 % to measure. The questions of the seven are unknown to the router.
 
-The shops of ``shops.yaml`` then stand beside all sampled rows: ten subjects of two or three questions beside 27 intents
-of hundreds. Their questions in other words should be routed to their subject, and their foreign questions to no subject
-of the shop.
+Each shop of ``shops.yaml`` is then added to all sampled rows: ten subjects with two or three questions each, beside 27
+intents with hundreds each. The shop's paraphrases should be routed to their subject, and its foreign questions to no
+subject of the shop.
 """
 
 import argparse
@@ -69,7 +69,10 @@ def measure_draw(rows: pd.DataFrame, seed: int, embedder: RememberingEmbedder | 
 def measure_shop(
     rows: pd.DataFrame, shop: Mapping[str, Any], embedder: RememberingEmbedder | None
 ) -> tuple[dict[str, Any], list[str]]:
-    """Counts of the shop's questions in other words and of its foreign ones, and lines that say what went wrong."""
+    """Counts of how the shop's paraphrases and foreign questions are routed, and a line for each that went wrong.
+
+    A paraphrase went wrong if it did not get its subject, a foreign question if it got any label.
+    """
     known = [
         (question, subject, f"{subject} {number}", shop["answers"][subject])
         for subject, groups in shop["known"].items()

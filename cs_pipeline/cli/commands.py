@@ -31,7 +31,7 @@ _INTERRUPTED = 130
 """Typer's exit code after Ctrl-C."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="as JSON")]
-WhyOption = Annotated[str, typer.Option(help="the reason, recorded in the history")]
+WhyOption = Annotated[str, typer.Option(help="the reason, which is recorded")]
 RecipeOption = Annotated[str, typer.Option(help="name of a recipe", envvar="CS_RECIPE")]
 
 
@@ -126,7 +126,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="anything but localhost requires CS_SERVE_KEY")] = None,
     port: Annotated[int | None, typer.Option(help="default: CS_SERVE_PORT, else 8000")] = None,
 ) -> None:
-    """Serve the chat page and the API on the champion until Ctrl-C. Environment variables CS_SERVE_… set the rest."""
+    """Serve the chat page and the API with the champion until Ctrl-C. Environment variables CS_SERVE_… set the rest."""
     from cs_pipeline.cli.dev import port_holder
     from cs_pipeline.serve.settings import load_settings
 
@@ -230,7 +230,8 @@ def intents_export(
 
     count = export_intent_sheet(DataLake.default(), sheet, rows)
     console.print(
-        f"{sheet}: {count} questions. Fill in the column intent from the last column; leave it empty if unsure.",
+        f"{sheet}: {count} questions. Fill the column 'intent' with intents from the last column; "
+        "leave it empty if unsure.",
         markup=False,
     )
     console.print("[dim]Then: cs-pipeline intents import FILE[/]")
@@ -275,7 +276,7 @@ def unanswered() -> None:
 
 @app.command("bitext-share")
 def bitext_share() -> None:
-    """Compare how a look-up answers the company's questions with less of Bitext, and say which bitext_share is best."""
+    """Rate a look-up's answers to the company's questions with all or less of Bitext, and say which share is best."""
     from rich.table import Column, Table
 
     from cs_pipeline.cli.bitext_share import best_share, compare_bitext_shares
@@ -296,7 +297,7 @@ def bitext_share() -> None:
         console.print("No smaller share is clearly better: keep all of Bitext, which also answers general questions.")
     else:
         console.print(
-            f"Clearly better than all of Bitext: bitext_share: {best:g} in {company_file(lake)}", soft_wrap=True
+            f"A smaller share is clearly better. Set bitext_share: {best:g} in {company_file(lake)}", soft_wrap=True
         )
 
 
@@ -326,7 +327,7 @@ def rollback(
     from cs_pipeline.register.promotion import roll_back
 
     entry = roll_back(DataLake.default(), to, why, _decided_by())
-    console.print(f"Version {entry['version']} is now the champion; before it was version {entry['champion_before']}.")
+    console.print(f"Version {entry['version']} is now the champion; before, it was version {entry['champion_before']}.")
 
 
 @app.command()

@@ -1,1 +1,1 @@
-"""Files, tables, hashes, locks and errors. All other packages use them; nothing in them depends on models or support."""
+"""Files, tables, hashes, locks and errors. All other packages use them, and they import no other package."""

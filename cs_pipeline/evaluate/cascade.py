@@ -25,7 +25,7 @@ from cs_pipeline.train.adapter import (
 
 
 def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str], None]) -> Adapter:
-    """Builds the cascade of ``recipe`` from its model's current adapter, as the recipe's new current adapter.
+    """Builds the cascade from its model's current adapter, and makes it the current adapter of ``recipe``.
 
     The look-up and the model answer ``validation_rows`` questions of the validation split. The threshold with the highest
     answer quality is kept. Raises PipelineError if the model's adapter or base is missing or changed, if that adapter was

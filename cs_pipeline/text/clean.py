@@ -66,7 +66,7 @@ def clean(table: pa.Table) -> Cleaned:
 
 
 def normalize_pair(question: str, answer: str) -> NormalizedPair:
-    """Normalises a question to one line, and an answer with its line breaks. Placeholders get their canonical spelling."""
+    """Normalises a question to one line, and an answer line by line. Placeholders get their canonical spelling."""
     question, answer = normalize_line(question), normalize_text(answer)
     repaired = repair(question), repair(answer)
     names: list[str] = []
