@@ -1,4 +1,7 @@
-"""A company's file is landed while webserver and daemon run; without further action it becomes a new model version."""
+"""A company's file is landed while webserver and daemon run.
+
+Without further action the champion, a look-up, gives the company's own answers, and a new version of the model is trained.
+"""
 
 import os
 import shutil
@@ -14,10 +17,12 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.ingest.landing import land_files
 from cs_pipeline.ingest.ledger import Ledger
 from cs_pipeline.register.lineage import trace_lineage
+from cs_pipeline.register.version import ask_version
 from cs_pipeline.tracking import champion_number, find_versions, open_store
-from cs_pipeline_tests.conftest import copy_lake
+from cs_pipeline_tests.conftest import copy_lake, own_world
 from cs_pipeline_tests.support.exports import export
 from cs_pipeline_tests.support.service import TIMEOUT, Service
+from cs_pipeline_tests.support.versions import add_lookup, make_champion
 
 SETTINGS = """\
 columns: {question: question, answer: answer, customer_email: email}
@@ -27,15 +32,17 @@ retrain: {new_rows: 40}
 
 @pytest.fixture
 def own_lake(champion_lake: Path, tmp_path: Path) -> DataLake:
-    """A lake with champion 1 and settings under which 40 new rows make retraining due."""
+    """A lake with a model as version 1 and a look-up as champion 2. 40 new rows make retraining due."""
     lake = copy_lake(champion_lake, tmp_path / "lake")
     company_file(lake).write_text(SETTINGS)
+    with own_world(lake.root):
+        make_champion(lake, add_lookup(lake))
     return lake
 
 
 @pytest.fixture
 def service(own_lake: DataLake, small_csv: Path, tmp_path: Path) -> Iterator[Service]:
-    running = Service(tmp_path, own_lake, small_csv, CS_RECIPE="tiny")
+    running = Service(tmp_path, own_lake, small_csv)
     try:
         running.wait_until_ready()
         yield running
@@ -54,20 +61,20 @@ def wait_for(condition: Callable[[], Any], service: Service) -> Any:
     raise AssertionError(service.log_tail())
 
 
-def test_a_landed_file_leads_to_a_version_with_the_file_in_its_lineage(
+def test_a_landed_file_is_answered_from_and_leads_to_a_version_with_the_file_in_its_lineage(
     service: Service, own_lake: DataLake, tmp_path: Path
 ) -> None:
     file = export(tmp_path / "tickets.csv", 120, seed=1)
     (landed,) = land_files([file], own_lake, load_company(own_lake))
     client = open_store(own_lake)
-    wait_for(lambda: len(find_versions(client)) == 2, service)
+    wait_for(lambda: len(find_versions(client)) == 3, service)
     wait_for(lambda: service.idle(), service)
 
     with Ledger(own_lake) as ledger:
         (delivery,) = ledger.deliveries()
     assert delivery.name == landed.name
     assert delivery.ingested_at is not None
-    made = trace_lineage(2, own_lake)
+    made = trace_lineage(3, own_lake)
     (company,) = [entry for entry in made["files"] if entry["source"] == "company"]
     assert company["name"] == landed.name
     assert company["sha256"] == delivery.sha256
@@ -75,12 +82,18 @@ def test_a_landed_file_leads_to_a_version_with_the_file_in_its_lineage(
     assert company["run"] in service.runs("ingest_company")
     assert made["run"] in service.runs("support_model")
     (decision,) = made["history"]
-    assert (decision["kind"], decision["champion_before"]) == ("decision", 1)
-    assert {"champion", "lookup"} <= set(decision["differences"])
+    assert (decision["kind"], decision["champion_before"], decision["recipe"]) == ("decision", 2, "tiny")
+    assert "champion" in decision["differences"]
     assert not decision["promote"], "a model of thirty steps does not beat the free look-up"
     assert decision["reason"]
-    assert champion_number(client) == 1
+    assert champion_number(client) == 2
     assert made["aliases"] == ["challenger"]
+    rows = own_lake.read("prepare", "train_split", ["source", "instruction", "response"]).to_pylist()
+    own = [row for row in rows if row["source"] == "company"]
+    with own_world(own_lake.root):
+        answers = ask_version(2, [row["instruction"] for row in own], own_lake)
+    assert len(own) > 40
+    assert sum(answer in {row["response"] for row in own} for answer in answers) > 0.9 * len(own)
     assert b"@example.net" not in b"".join(
         path.read_bytes()
         for path in own_lake.root.rglob("*")
@@ -95,4 +108,4 @@ def test_a_landed_file_leads_to_a_version_with_the_file_in_its_lineage(
     before, looks = service.runs(), service.ticks("landed_files")
     wait_for(lambda: service.ticks("landed_files") >= looks + 2, service)
     assert service.runs() == before
-    assert len(find_versions(client)) == 2
+    assert len(find_versions(client)) == 3
