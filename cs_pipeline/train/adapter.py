@@ -43,7 +43,6 @@ from cs_pipeline.retrieval.lookup import lookup_threshold, write_threshold
 from cs_pipeline.retrieval.retrieve import is_conversation_known, open_index
 from cs_pipeline.retrieval.router import OWN_ROUTER, router_folder
 from cs_pipeline.tracking import Spool, stream_metrics
-from cs_pipeline.train.finetune import fine_tune
 from cs_pipeline.train.rows import OUT_OF_SCOPE, OUT_OF_SCOPE_FILE
 from cs_pipeline.train.trainer.checkpoints import remove_working_folder, working_folder
 from cs_pipeline.train.warm_start import ChampionAdapter, TrainingStart, find_training_start
@@ -278,6 +277,8 @@ def train_adapter(recipe: FineTuneRecipe, lake: DataLake, report: Callable[[str]
     and from there to MLflow while it trains. Raises PipelineError if the base is missing, the champion to start from does
     not fit, another process trains the same adapter, or ``fine_tune`` fails.
     """
+    from cs_pipeline.train.finetune import fine_tune  # imports torch, which most readers of adapters do not need
+
     base, data, start, fingerprint = _inputs(recipe, lake)
     report(f"training starts {start.why}")
     folder = lake.path("train", "adapter", recipe.name, fingerprint)
@@ -336,6 +337,8 @@ def _has_own_router(recipe: Recipe) -> bool:
 
 def train_as_worker(recipe: FineTuneRecipe, lake: DataLake) -> None:
     """Runs the steps of ``train_adapter`` in the other processes of a training run. Writes nothing."""
+    from cs_pipeline.train.finetune import fine_tune
+
     base, _, start, fingerprint = _inputs(recipe, lake)
     work = _work_folder(lake.path("train", "adapter", recipe.name, fingerprint))
     champion = None if start.champion is None else start.champion.folder

@@ -161,20 +161,30 @@ def test_company_data_and_the_champion_have_a_freshness_policy() -> None:
     assert fresh == {"company_interactions", "champion"}
 
 
+WITHOUT_TORCH = ["cs_pipeline.cli.demo", "cs_pipeline.forget", "cs_pipeline.register.lineage"]
+"""What commands import that only read, register or forget. Loading torch would take most of their time."""
+
+
 @pytest.fixture(scope="module")
 def loaded() -> dict[str, object]:
     """Seconds and heavy imports of a fresh interpreter that loads the definitions; the best of three runs."""
     code = (
         "import json, sys, time; start = time.process_time(); import cs_pipeline.definitions as d;"
         "d.defs.get_repository_def(); spent = time.process_time() - start;"
-        f"print(json.dumps([spent, [m for m in {HEAVY!r} if m in sys.modules]]))"
+        f"heavy = [m for m in {HEAVY!r} if m in sys.modules]; [__import__(m) for m in sys.argv[1:]];"
+        "print(json.dumps([spent, heavy, 'torch' in sys.modules]))"
     )
-    runs = [json.loads(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
-    return {"seconds": min(run[0] for run in runs), "heavy": runs[0][1]}
+    commands = [[sys.executable, "-c", code, *more] for more in ([], [], WITHOUT_TORCH)]
+    runs = [json.loads(subprocess.check_output(command, text=True)) for command in commands]
+    return {"seconds": min(run[0] for run in runs), "heavy": runs[0][1], "torch": runs[-1][2]}
 
 
 def test_loading_the_definitions_imports_no_heavy_library(loaded: dict[str, object]) -> None:
     assert loaded["heavy"] == []
+
+
+def test_only_models_need_torch(loaded: dict[str, object]) -> None:
+    assert not loaded["torch"], f"one of {', '.join(WITHOUT_TORCH)} imports it"
 
 
 def test_loading_the_definitions_is_fast(loaded: dict[str, float]) -> None:

@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import atomic_folder, locked
@@ -136,6 +134,9 @@ def write_state(path: Path, state: Any) -> None:
 
     It may consist of dicts, lists, tuples, tensors and plain values. Raises TypeError for anything else.
     """
+    import torch
+    from safetensors.torch import save_file
+
     tensors: dict[str, torch.Tensor] = {}
 
     def to_json(value: Any) -> Any:
@@ -156,6 +157,8 @@ def write_state(path: Path, state: Any) -> None:
 
 def read_state(path: Path) -> Any:
     """Reads what ``write_state`` wrote, with tensors on the CPU."""
+    from safetensors.torch import load_file
+
     tensors = load_file(path.with_suffix(".safetensors"))
 
     def from_json(value: Any) -> Any:
