@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,20 @@ PROJECT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TIMEOUT = 400
 """Seconds, for what takes one second on an idle machine."""
+
+DAEMON = """
+import sys
+from dagster._core.remote_representation.external import RemoteSensor
+from dagster._core.run_coordinator import QueuedRunCoordinator
+from dagster._daemon import cli, controller, sensor
+
+controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
+controller.THREAD_CHECK_INTERVAL = sensor.MIN_INTERVAL_LOOP_TIME = 1
+RemoteSensor.min_interval_seconds = property(lambda self: 3)
+QueuedRunCoordinator.dequeue_interval_seconds = property(lambda self: 1)
+sys.exit(cli.main())
+"""
+"""The daemon, which looks for work every one to three seconds. By default it does so every 5 to 30 seconds."""
 
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } ... on PythonError { message } } }"
 RUNS = "{ runsOrError { ... on Runs { results { id jobName status } } } }"
@@ -69,7 +84,8 @@ class Service:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         workspace = ["-w", str(PROJECT / "workspace.yaml")]
-        web = ["dagster-webserver", "--host", "127.0.0.1", "--port", str(self.port), *workspace]
+        web = [BIN / "dagster-webserver", "--host", "127.0.0.1", "--port", str(self.port), *workspace]
+        daemon = [sys.executable, "-c", DAEMON, "run", *workspace]
         self._environment = {
             **os.environ,
             "DAGSTER_HOME": str(home),
@@ -79,15 +95,12 @@ class Service:
             **settings,
         }
         self.logs = [folder / "web.log", folder / "daemon.log"]
-        self.processes = [
-            self._start(command, log)
-            for command, log in zip((web, ["dagster-daemon", "run", *workspace]), self.logs, strict=True)
-        ]
+        self.processes = [self._start(command, log) for command, log in zip((web, daemon), self.logs, strict=True)]
 
-    def _start(self, command: list[str], log: Path) -> "subprocess.Popen[bytes]":
+    def _start(self, command: Sequence[str | Path], log: Path) -> "subprocess.Popen[bytes]":
         with log.open("wb") as file:
             return subprocess.Popen(
-                [str(BIN / command[0]), *command[1:]],
+                command,
                 env=self._environment,
                 cwd=PROJECT,
                 stdout=file,
