@@ -50,7 +50,8 @@ class Columns(Section):
     def _one_layout(self) -> "Columns":
         has_pair = self.question is not None and self.answer is not None
         has_turn = None not in (self.text, self.speaker, self.conversation)
-        if has_pair == has_turn:
+        others = (self.text, self.speaker) if has_pair else (self.question, self.answer)
+        if has_pair == has_turn or any(name is not None for name in others):
             raise ValueError("name either question and answer, or text, speaker and conversation")
         return self
 

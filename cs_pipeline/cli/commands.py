@@ -264,8 +264,8 @@ def unanswered() -> None:
     for group in found:
         about = ", ".join(group.keywords) or "this"
         console.print(
-            f"{group.this_week} customers asked about {about} this week ({group.conversations} in all); nobody has answered "
-            "it yet.",
+            f"Customers asked about {about} in {group.this_week} conversations this week ({group.conversations} in all); "
+            "nobody has answered it yet.",
             markup=False,
         )
         for example in group.examples:
@@ -327,7 +327,9 @@ def rollback(
     from cs_pipeline.register.promotion import roll_back
 
     entry = roll_back(DataLake.default(), to, why, _decided_by())
-    console.print(f"Version {entry['version']} is now the champion; before, it was version {entry['champion_before']}.")
+    before = entry["champion_before"]
+    replaced = "there was none before" if before is None else f"before, it was version {before}"
+    console.print(f"Version {entry['version']} is now the champion; {replaced}.")
 
 
 @app.command()

@@ -216,7 +216,8 @@ def _require_hash(what: str, found: str, expected: str) -> None:
     if found != expected:
         raise PipelineError(
             f"{what} does not have the expected hash: {found} instead of {expected}. It was deleted.",
-            "Do not use it: somebody may have changed it. If you trust the new file, correct the sha256 in the recipe.",
+            "Do not use it: somebody may have changed it. If you trust the new file, correct the pinned sha256, which for a "
+            "base is in the recipe.",
         )
 
 

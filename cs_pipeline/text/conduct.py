@@ -58,6 +58,6 @@ def _sentences(text: str) -> list[str]:
 def _redirects(sentence: str) -> bool:
     if _CONDITIONAL.match(sentence):
         return False
-    topics = {match.lower().rstrip("s") for match in _LISTED_TOPICS.findall(sentence)}
+    topics = {re.sub(r"ies$", "y", match.lower()).rstrip("s") for match in _LISTED_TOPICS.findall(sentence)}
     lists_topics = len(topics) >= _MIN_LISTED_TOPICS and re.search(r"\b(?:and|or)\b", sentence)
     return bool((lists_topics and _OFFERS.search(sentence)) or _REDIRECTS.search(sentence))

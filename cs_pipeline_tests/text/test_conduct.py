@@ -22,6 +22,18 @@ def test_conduct_agrees_with_labels(kind: str, entries: str) -> None:
     assert len(wrong) <= 0.05 * len(labels["plain"]), wrong
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("I am putting you through to a colleague.", {"hands_over"}),
+        ("We cannot wait to help you.", set()),
+        ("We can help with a delivery, deliveries and refunds.", set()),
+    ],
+)
+def test_words_that_were_misread(text: str, found: set[str]) -> None:
+    assert {kind for kind in KINDS if getattr(conduct(text), kind)} == found
+
+
 def test_real_answers_rarely_do_anything_but_answer(bitext_csv: Path) -> None:
     rows = pd.read_csv(bitext_csv, usecols=["intent", "response"]).sample(1000, random_state=0)
     found = pd.DataFrame([vars(conduct(text)) for text in rows["response"]])

@@ -106,7 +106,8 @@ class PerformanceTab:
         except PipelineError as error:
             show_error(error)
             return "<p>The results cannot be shown.</p>"
-        host = urlsplit(f"//{request.headers['host']}").hostname
+        host = urlsplit(f"//{request.headers['host']}").hostname or ""
+        host = f"[{host}]" if ":" in host else host  # IPv6
         store = store_uri(self._lake)
         mlflow = store if store.startswith(("http://", "https://")) else f"http://{host}:{_MLFLOW_PORT}"
         return TEMPLATES.get_template("performance.html.jinja").render(

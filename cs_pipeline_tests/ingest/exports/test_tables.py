@@ -55,6 +55,16 @@ def test_byte_order_marks_are_recognised(tmp_path: Path, encoding: str) -> None:
     assert data[second.offset : second.offset + second.length].decode(codec) == "second,b"  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("extra", [{"question": "q"}, {"answer": "a"}, {"question": "q", "answer": "a"}])
+def test_columns_of_both_layouts_are_refused(extra: dict[str, str]) -> None:
+    turn = {"text": "t", "speaker": "s", "conversation": "c"}
+    assert Columns(**turn).text == "t"
+    with pytest.raises(ValueError, match="either question and answer, or text, speaker and conversation"):
+        Columns(**turn, **extra)
+    with pytest.raises(ValueError, match="either question and answer"):
+        Columns(question="q", answer="a", speaker="s")
+
+
 def test_columns_are_mapped_to_a_pair_and_its_customer(tmp_path: Path) -> None:
     columns = Columns(
         question="Q", answer="A", customer_id="cust", customer_name="who", customer_email="mail", conversation="case"

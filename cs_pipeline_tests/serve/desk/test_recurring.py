@@ -85,6 +85,6 @@ def test_the_command_lists_them(lake: DataLake) -> None:
     for number, question in enumerate(BATTERY):
         hand_over(lake, number, question)
     said = " ".join(run.invoke(app, ["unanswered"]).output.split())
-    assert "4 customers asked about" in said
+    assert "in 4 conversations this week" in said
     assert "nobody has answered it yet" in said
     assert "jane@mail.example" not in said

@@ -303,7 +303,7 @@ def test_performance_shows_the_results_of_a_version_subjects_and_new_questions(p
     row = page.locator(".performance tbody tr", has_text=largest.id)
     expect(row.locator("td").first).to_have_text(str(largest.conversations))
     expect(row.locator("td.text")).to_contain_text(re.compile(r"\w+"))
-    expect(page.locator(".performance li", has_text="battery")).to_contain_text("4 customers asked about")
+    expect(page.locator(".performance li", has_text="battery")).to_contain_text("in 4 conversations this week")
     client = open_store(serving.lake)
     bits = client.get_run(str(client.get_model_version("cs-support", "1").run_id)).data.metrics[
         "test.bits_per_character"
