@@ -137,6 +137,10 @@ def subjects(context: dg.AssetExecutionContext, lake: LakeResource) -> dg.Materi
             **found.counts,
             "subjects": _subjects_table(found.subjects),
             "new": markdown_table(["new subject"], [[subject] for subject in found.new]),
+            "candidates": markdown_table(
+                ["similar conversations", "since", "questions"],
+                [[one.conversations, one.first_day, " / ".join(one.examples)] for one in found.candidates],
+            ),
             "unknown": markdown_table(["only in subjects.yaml"], [[subject] for subject in found.unknown]),
         },
         lineage={"subject": [("clean_interactions", name) for name in ("instruction", "response", "label")]},

@@ -3,7 +3,7 @@
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from functools import cache
 from pathlib import Path
@@ -21,6 +21,7 @@ ONE_OFF = "one-off"
 # Shares of the questions, answers and conversations.
 _VAGUE, _HOLDING, _FOLLOW_UP, _OPENING, _ENDING, _TYPO, _LOWER = 0.03, 0.06, 0.12, 0.35, 0.3, 0.15, 0.2
 _LARGEST, _DECAY, _FLOOR = 12.0, 0.88, 0.12  # the sizes of the subjects
+_LAUNCH = (9, 14)  # the weeks in which subjects are launched
 _CHOICE = re.compile(r"\(([^()]*)\)|<(\w+)>")
 
 
@@ -36,9 +37,16 @@ class _Entry:
     answers: list[str]
 
 
-def provider_tickets(conversations: int, seed: int, landings: int = WEEKS) -> tuple[list[Ticket], dict[str, str]]:
-    """Tickets of half a year by day of delivery, and the true subject of each conversation. Some have a second message."""
+def provider_tickets(
+    conversations: int, seed: int, landings: int = WEEKS, launched: int = 0
+) -> tuple[list[Ticket], dict[str, str]]:
+    """Tickets of half a year by day of delivery, and the true subject of each conversation. Some have a second message.
+
+    ``launched`` subjects, drawn with the seed, start in the third or fourth month. Two more always do (``late_subjects``).
+    """
     entries, phrases, one_off_texts = _grammar()
+    starts = late_subjects(seed, launched)
+    entries = [replace(entry, start=starts.get(entry.subject, entry.start)) for entry in entries]
     rng = random.Random(seed)
     places = rng.sample(range(conversations), len(one_off_texts)) if conversations > len(one_off_texts) else []
     one_offs = dict(zip(places, one_off_texts, strict=False))
@@ -52,6 +60,16 @@ def provider_tickets(conversations: int, seed: int, landings: int = WEEKS) -> tu
         tickets += _conversation(number, day, entry, one_offs.get(number), phrases, rng)
         subjects[f"c{number}"] = ONE_OFF if number in one_offs else entry.subject
     return tickets, subjects
+
+
+def late_subjects(seed: int, launched: int = 0) -> dict[str, int]:
+    """The week in which each subject starts that is not there from the first week on."""
+    entries, rng = _grammar()[0], random.Random(seed + 1_000)
+    always = [entry.subject for entry in entries if (entry.start, entry.end) == (0, WEEKS)]
+    old = {entry.subject for entry in entries if entry.start == 0}
+    drawn = {*rng.sample(always, launched)}
+    starts = {entry.subject: entry.start for entry in entries if entry.subject not in old}
+    return starts | {subject: rng.randint(*_LAUNCH) for subject in always if subject in drawn}
 
 
 @cache

@@ -127,9 +127,13 @@ def average_linkage(cosines: np.ndarray, minimum: float) -> np.ndarray:
 
 
 def join_similar(
-    questions: GroupSimilarity, answers: GroupSimilarity, published: np.ndarray, fixed: np.ndarray
+    questions: GroupSimilarity,
+    answers: GroupSimilarity,
+    published: np.ndarray,
+    fixed: np.ndarray,
+    minimum: float = JOIN,
 ) -> list[list[int]]:
-    """Joins the two most similar groups, until no two are similar enough. Returns lists of the groups that belong together.
+    """Joins the two most similar groups, until no two have the similarity ``minimum``, and returns the groups of each.
 
     Two ``published`` groups must be more similar, because people may know both. Two ``fixed`` groups are never joined.
     ``published`` and ``fixed`` are masks, [groups]. Changes ``questions`` and ``answers``.
@@ -148,7 +152,7 @@ def join_similar(
     table = np.stack([scores(group) for group in range(count)])
     while True:
         kept, gone = divmod(int(table.argmax()), count)
-        if table[kept, gone] < JOIN:
+        if table[kept, gone] < minimum:
             return [parts[group] for group in np.flatnonzero(alive)]
         for view in (questions, answers):
             view.merge(kept, gone)

@@ -62,8 +62,17 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A few similar conversations of the last weeks that may become a subject. ``examples`` are their questions."""
+
+    conversations: int
+    first_day: str
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class FoundSubjects:
-    """The ``subjects``, largest first, and the table's ``rows`` (SUBJECT).
+    """The ``subjects`` and ``candidates``, largest first, and the table's ``rows`` (SUBJECT).
 
     In ``counts``, usable = rows + delivered_again, and rows = with_subject + without. vague_question counts the rows whose
     question says nothing about a subject. ``new`` are the subjects that were found on the latest day of delivery and that
@@ -72,6 +81,7 @@ class FoundSubjects:
     """
 
     subjects: list[Subject]
+    candidates: list[Candidate]
     rows: pa.Table
     counts: dict[str, int]
     new: list[str]
@@ -131,8 +141,7 @@ def forget_examples(lake: DataLake, company: Company) -> None:
         if not (_file(lake).exists() and lake.table("prepare", SUBJECTS).exists()):
             return
         state, description = _State.of(lake), read_json(_file(lake))
-        rows = lake.read("prepare", SUBJECTS, ["row_id", "subject", "similarity", "vague"]).to_pylist()
-        assignments = {row.pop("row_id"): Assignment(**row | {"vague": row["vague"] or ""}) for row in rows}
+        assignments = _assignments(lake.read("prepare", SUBJECTS), "subject")
         tickets = [ticket for ticket in _tickets(lake, CompanyRows.of(lake))[0] if ticket.row_id in assignments]
         suggested = {subject["id"]: subject["suggested"] for subject in description["subjects"]}
         others = {"repeated": description["counts"]["delivered_again"]}
@@ -196,12 +205,7 @@ class _State:
             return cls("", Discovered(), {}, [], {}, {})
         table = lake.read("prepare", SUBJECTS)
         stored = json.loads(table.schema.metadata[b"subjects"])
-        columns = (table.column(name).to_pylist() for name in ("row_id", "discovered", "similarity", "vague"))
-        assignments = {
-            row_id: Assignment(subject, round(similarity, 4), vague or "")
-            for row_id, subject, similarity, vague in zip(*columns, strict=True)
-        }
-        discovered = Discovered(assignments, stored.pop("aliases"), stored.pop("labels"))
+        discovered = Discovered(_assignments(table, "discovered"), stored.pop("aliases"), stored.pop("labels"))
         return cls(discovered=discovered, **stored)
 
     def metadata(self) -> dict[str, str]:
@@ -294,8 +298,24 @@ def _describe(
         "new": [subject for subject in others["new"] if subject in groups],
         "unknown": others["unknown"],
         "subjects": [asdict(subject) for subject in subjects],
+        "candidates": [asdict(candidate) for candidate in _candidates(tickets, assignments, last)],
     }
     write_json(_file(lake), description)
+
+
+def _candidates(tickets: Sequence[Ticket], assignments: Mapping[str, Assignment], last: date) -> list[Candidate]:
+    """The candidates of at least two customers, with a conversation delivered after ``last``, largest first."""
+    groups: dict[int, list[Ticket]] = {}
+    for ticket in tickets:
+        number = assignments[ticket.row_id].candidate
+        if number is not None:
+            groups.setdefault(number, []).append(ticket)
+    found = [
+        Candidate(len(own), str(own[0].day), tuple(dict.fromkeys(ticket.question for ticket in own))[:_EXAMPLES])
+        for own in groups.values()
+        if own[-1].day > last and len({ticket.customer or ticket.conversation for ticket in own}) > 1
+    ]
+    return sorted(found, key=lambda candidate: (-candidate.conversations, candidate.first_day, candidate.examples))
 
 
 def _tickets(lake: DataLake, usable: CompanyRows) -> tuple[list[Ticket], int]:
@@ -322,10 +342,19 @@ def _table(tickets: Sequence[Ticket], found: Discovered, edited: Mapping[str, As
             "discovered": found.assignments[ticket.row_id].subject,
             "similarity": edited[ticket.row_id].similarity,
             "vague": edited[ticket.row_id].vague or None,
+            "candidate": edited[ticket.row_id].candidate,
         }
         for ticket in sorted(tickets, key=lambda ticket: (ticket.day, ticket.row_id))
     ]
     return pa.Table.from_pylist(rows, schema=SUBJECT)
+
+
+def _assignments(table: pa.Table, column: str) -> dict[str, Assignment]:
+    """The assignments in ``table``, by row id, with the subjects of ``column``. Earlier versions wrote no candidates."""
+    return {
+        row["row_id"]: Assignment(row[column], round(row["similarity"], 4), row["vague"] or "", row.get("candidate"))
+        for row in table.to_pylist()
+    }
 
 
 def _by_subject(tickets: Sequence[Ticket], assignments: Mapping[str, Assignment]) -> dict[str, list[Ticket]]:
@@ -371,8 +400,10 @@ def _read_found(lake: DataLake, reused: bool) -> FoundSubjects:
         Subject(**entry | {name: tuple(entry[name]) for name in ("keywords", "examples")})
         for entry in description["subjects"]
     ]
+    candidates = [Candidate(**entry | {"examples": tuple(entry["examples"])}) for entry in description["candidates"]]
     rows = lake.read("prepare", SUBJECTS)
-    return FoundSubjects(subjects, rows, description["counts"], description["new"], description["unknown"], reused)
+    counts, new, unknown = (description[name] for name in ("counts", "new", "unknown"))
+    return FoundSubjects(subjects, candidates, rows, counts, new, unknown, reused)
 
 
 def _categories(lake: DataLake) -> dict[str, str]:

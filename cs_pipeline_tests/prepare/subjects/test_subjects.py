@@ -26,7 +26,7 @@ from cs_pipeline.prepare.subjects.subjects import (
 )
 from cs_pipeline.retrieval.router import NO_SUBJECT
 from cs_pipeline_tests.prepare.subjects import land_tickets
-from cs_pipeline_tests.support.grammar import FIRST_DAY
+from cs_pipeline_tests.support.grammar import FIRST_DAY, provider_tickets
 from cs_pipeline_tests.support.joining import bitext
 
 FEES = [
@@ -168,6 +168,26 @@ def test_a_later_landing_keeps_ids_and_reports_what_is_new(lake: DataLake) -> No
     write_edits(lake, f"rename: {{{new}: Moving house}}\n")
     assert find(lake).subjects[2].name == "Moving house"
     assert subjects_reviewed(lake).passed
+
+
+def test_two_similar_conversations_of_the_last_weeks_are_a_candidate(tmp_path: Path) -> None:
+    lake = DataLake(tmp_path / "provider")
+    lake.write("prepare", "bitext_splits", bitext(), CONVERSATION)
+    landed = provider_tickets(120, seed=3)[0]
+    land_tickets(lake, landed)
+    found = find(lake)
+    assert all(row["subject"] is None for row in found.rows.to_pylist() if row["candidate"] is not None)
+    (candidate,) = found.candidates
+    dead, dark = candidate.examples
+    assert (dead, dark) == ("Nothing lights up on the router for three days now", "Hub is not turning on, no lights")
+    assert (candidate.conversations, candidate.first_day) == (2, str(FIRST_DAY + timedelta(weeks=11)))
+    write_edits(lake, "rename: {gone: Gone}\n")
+    assert find(lake).candidates == [candidate], "they stay when no ticket arrives"
+    with Ledger(lake) as ledger:
+        ledger.add_tombstone("row", next(row.conversation for row in landed if row.question == dark), "asked")
+    forget_examples(lake, Company())
+    assert dead not in examples(lake), "one conversation is no candidate"
+    assert dark not in examples(lake)
 
 
 def test_an_id_is_never_used_again(lake: DataLake) -> None:
