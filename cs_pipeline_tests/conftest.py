@@ -37,7 +37,10 @@ sys.dont_write_bytecode = False
 
 LONG = frozenset(
     f"test_{name}.py"
-    for name in ("company", "families", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev")
+    for name in (
+        *("company", "families", "service", "cli", "graph", "leaderboard", "bench", "bench_serve", "dev"),
+        *("recipes", "recovery", "forget", "cascade"),
+    )
 )
 """Files whose few tests take minutes. Started last, they would keep one worker busy after all others have finished."""
 
@@ -50,29 +53,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 _frozen_modules = 0
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
-    """Before the fixtures of a test are made."""
-    _freeze_libraries()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_call() -> None:
-    """Before a test is called: its fixtures may have imported libraries."""
-    _freeze_libraries()
-
-
-def _freeze_libraries() -> None:
-    """Takes the objects of newly imported libraries out of garbage collection.
+def _freeze_libraries(phase: str, about: dict[str, int]) -> None:
+    """After a full garbage collection, takes the objects of newly imported libraries out of later ones.
 
     Every training calls ``gc.collect`` several times. With a million objects of torch, transformers and MLflow, one such
     call takes a third of a second.
     """
     global _frozen_modules
-    if len(sys.modules) >= _frozen_modules + 50:
-        gc.collect()
+    if phase == "stop" and about["generation"] == 2 and len(sys.modules) >= _frozen_modules + 50:
         gc.freeze()
         _frozen_modules = len(sys.modules)
+
+
+gc.callbacks.append(_freeze_libraries)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from dagster._daemon import cli, controller, sensor
 controller.DEFAULT_DAEMON_INTERVAL_SECONDS = 2
 controller.THREAD_CHECK_INTERVAL = sensor.MIN_INTERVAL_LOOP_TIME = 1
 RemoteSensor.min_interval_seconds = property(lambda self: 3)
-QueuedRunCoordinator.dequeue_interval_seconds = property(lambda self: 1)
+QueuedRunCoordinator.dequeue_interval_seconds = property(lambda self: 2)
 sys.exit(cli.main())
 """
 """The daemon, which looks for work every one to three seconds. By default it does so every 5 to 30 seconds."""
