@@ -141,13 +141,15 @@ def give_subjects(lake: DataLake) -> None:
     Discovered subjects depend on what was delivered when, so the two arms would end with different tables.
     """
     names = [path.stem for path in sorted(lake.path("prepare", "clean_interactions").glob("*.parquet"))]
-    columns = ["row_id", "delivered_on", "intent", "intent_confidence"]
-    days = pa.concat_tables(lake.read("prepare", f"clean_interactions/{name}", columns) for name in names)
+    read = ["row_id", "delivered_on", "intent", "intent_confidence"]
+    days = pa.concat_tables(lake.read("prepare", f"clean_interactions/{name}", read) for name in names)
     row_ids, delivered_on, intents, similarity = days.columns
     nothing = pa.nulls(days.num_rows, pa.string())
     state = {"version": "", "aliases": {}, "labels": {}, "found_on": {}, "parts": [], "given": {}, "mapped": {}}
     schema = SUBJECT.with_metadata({"subjects": json.dumps(state)})
-    subjects = pa.table([row_ids, row_ids, delivered_on, intents, nothing, similarity, nothing], schema=schema)
+    no_candidate = pa.nulls(days.num_rows, pa.int32())
+    columns = [row_ids, row_ids, delivered_on, intents, nothing, similarity, nothing, no_candidate]
+    subjects = pa.table(columns, schema=schema)
     lake.write("prepare", "subjects", subjects, SUBJECT)
 
 
@@ -169,10 +171,10 @@ def join_and_split(lake: DataLake, clock: Clock) -> pa.Table:
     return rows
 
 
-def measure(rows: int, folder: Path) -> dict[str, Any]:
-    """Runs both arms in ``folder``. Raises AssertionError if their tables differ."""
+def measure(rows: int, folder: Path, source: str = "sample") -> dict[str, Any]:
+    """Runs both arms in ``folder`` on the Bitext rows of ``source``. Raises AssertionError if their tables differ."""
     lake, rebuilt = DataLake(folder / "landing"), DataLake(folder / "rebuilt")
-    raw, _ = load_bitext("sample", folder)
+    raw, _ = load_bitext(source, folder)
     lake.write("ingest", "bitext_conversations", raw, CONVERSATION)
     days = []
     for day, table in generated_days(rows):

@@ -21,11 +21,11 @@ from cs_pipeline_tests.retrieval.test_embedder import tiny_model
 from cs_pipeline_tests.support.tiny import tiny_base
 
 
-def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bench_of_prepare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_csv: Path) -> None:
     monkeypatch.setattr(prepare, "DAYS", 4)
-    result = prepare.measure(400, tmp_path)
+    result = prepare.measure(400, tmp_path, str(small_csv))
     assert result["rows"] == 400
-    assert result["conversations"] > 3_000 + 200, "the sample rows and most of the company's"
+    assert result["conversations"] > 800 + 200, "the sample rows and most of the company's"
     assert set(result["sides"]) == {"train", "validation", "test"}
     for kind, ratio in (("seconds", "ratio"), ("processor_seconds", "processor_ratio")):
         seconds = result[kind]
