@@ -1,10 +1,7 @@
 import json
 import os
-import signal
-import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,6 +15,7 @@ from cs_pipeline.ingest.exports import Record, format_of, read, redact
 from cs_pipeline.ingest.interactions import FileFacts, day_facts, ingest_day
 from cs_pipeline.ingest.landing import kept_copy, scan_landing
 from cs_pipeline.ingest.ledger import Delivery, Ledger
+from cs_pipeline_tests.support.killed import kill, kill_points
 
 NOW = datetime(2026, 3, 2, 12, tzinfo=UTC)
 DAY = NOW.date()
@@ -145,41 +143,28 @@ def test_ingesting_again_gives_the_same_bytes(lake: DataLake) -> None:
 
 
 def test_after_a_kill_at_any_line_the_next_run_gives_the_same_tables(lake: DataLake) -> None:
+    def work() -> None:
+        ingest_day(lake, COMPANY, DAY)
+
+    def remove_tables() -> None:
+        for path in lake.path("ingest").glob("company_*/*"):
+            path.unlink()
+
     deliver(lake, {"rows.csv": b"question,answer\nq,a\nx\n"})
-    ingest_day(lake, COMPANY, DAY)
-    whole = tables(lake)
-    for path in lake.path("ingest").glob("company_*/*"):
-        path.unlink()
-    step, killed, left = 0, True, set()
-    while killed:
-        step += 1
-        child = os.fork()
-        if child == 0:
-            _die_at_line(step)
-            ingest_day(lake, COMPANY, DAY)
-            os._exit(0)
-        killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    work()
+    whole, left, traced = tables(lake), set(), {interactions.__file__}
+    remove_tables()
+    points = kill_points(work, lake.path("ingest"), traced)
+    assert len(points) > len(whole)
+    for point in points:
+        remove_tables()
+        kill(work, point, traced)
         for name, data in tables(lake).items():
             assert whole.get(name, data) == data
             left.add(name)
-    assert step > 100
+        work()
+        assert tables(lake) == whole
     assert len(left) > len(whole)
-    assert tables(lake) == whole
-
-
-def _die_at_line(step: int) -> None:
-    left = step
-
-    def trace(frame: FrameType, event: str, arg: object) -> Any:
-        nonlocal left
-        if frame.f_code.co_filename != interactions.__file__:
-            return None
-        left -= event == "line"
-        if left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return trace
-
-    sys.settrace(trace)
 
 
 def test_forgotten_customers_are_recognised_by_email_or_id(lake: DataLake) -> None:
