@@ -197,7 +197,7 @@ def with_lookup(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of recipes like the project's: a model, and the look-up that becomes the first champion."""
     folder = tmp_path_factory.mktemp("recipes")
     shutil.copy(RECIPES / "tiny.yaml", folder)
-    shutil.copy(PROJECT / "cs_pipeline" / "recipes" / "lookup.yaml", folder)
+    shutil.copy(RECIPES / "tiny_lookup.yaml", folder / "lookup.yaml")
     return folder
 
 
@@ -205,10 +205,13 @@ def with_lookup(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stopped(
     champion_lake: Path, small_csv: Path, with_lookup: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Workspace, Finished]:
-    """A demo that was stopped with Ctrl-C while it trained the adapter. Its base is copied from an earlier run."""
+    """A demo that was stopped with Ctrl-C while it trained the adapter. Base and router are copied from an earlier run."""
     settings = {"CS_BITEXT": str(small_csv), "CS_RECIPES": str(with_lookup)}
     workspace = make_workspace(tmp_path_factory.mktemp("stopped"), **settings)
-    shutil.copytree(champion_lake / "train" / "base_model", workspace.lake.path("train", "base_model"))
+    for kept in ("train/base_model", "prepare/router"):
+        shutil.copytree(champion_lake / kept, workspace.lake.path(*kept.split("/")))
+    for kept in ("router.json", "predictions.parquet"):
+        shutil.copy(champion_lake / "prepare" / kept, workspace.lake.path("prepare", kept))
     process = workspace.start("demo", "--recipe", "tiny")
     try:
         deadline = time.monotonic() + TIMEOUT

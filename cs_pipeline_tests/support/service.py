@@ -9,7 +9,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ class Service:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         workspace = ["-w", str(PROJECT / "workspace.yaml")]
-        web = [BIN / "dagster-webserver", "--host", "127.0.0.1", "--port", str(self.port), *workspace]
+        web = [str(BIN / "dagster-webserver"), "--host", "127.0.0.1", "--port", str(self.port), *workspace]
         daemon = [sys.executable, "-c", DAEMON, "run", *workspace]
         self._environment = {
             **os.environ,
@@ -97,7 +96,7 @@ class Service:
         self.logs = [folder / "web.log", folder / "daemon.log"]
         self.processes = [self._start(command, log) for command, log in zip((web, daemon), self.logs, strict=True)]
 
-    def _start(self, command: Sequence[str | Path], log: Path) -> "subprocess.Popen[bytes]":
+    def _start(self, command: list[str], log: Path) -> "subprocess.Popen[bytes]":
         with log.open("wb") as file:
             return subprocess.Popen(
                 command,
