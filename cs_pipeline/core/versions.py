@@ -15,7 +15,7 @@ CODE_VERSIONS: Final = {
     "clean_interactions": "3",
     "subjects": "2",
     "conversations": "2",
-    "router": "1",
+    "router": "2",
     "train_split": "3",
     "validation_split": "3",
     "test_split": "3",

@@ -2,7 +2,9 @@
 
 The weights are learnt from trials. A trial leaves out some labels and treats their questions as unknown, so questions about
 foreign subjects need not be collected. Other labels are cut down to a few questions, so that the weights also fit a
-company's subjects: these may have three questions, while Bitext's intents have hundreds.
+company's subjects: these may have three questions, while Bitext's intents have hundreds. But Bitext's questions are worded
+alike, so more trials add the subjects of a small example company and ask what its customers ask: the same in other words,
+and other things.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cs_pipeline.retrieval.evidence import EvidenceModel, LabelledQuestions, QuestionEvidence, is_small
+from cs_pipeline.retrieval.evidence import (
+    EvidenceModel,
+    LabelledQuestions,
+    QuestionEvidence,
+    first_of_labels,
+    is_small,
+)
 
 TRIALS = 5
 """Each trial leaves out a fifth of the clusters and of the labels."""
@@ -26,8 +34,14 @@ REWORDED_SHARE = 0.7
 Bitext's questions are more alike in wording than a company's. With all of them, wording would seem to be worth too much and
 meaning too little."""
 
+ROWS_BESIDE_EXAMPLES = 100
+"""The maximum number of questions of each label that an example company stands beside. With so many, a label is large."""
+
 MAX_QUESTIONS = 1_000
 """The maximum number of known questions in a trial; at most as many unknown questions are added."""
+
+WHOLE, CUT, EXAMPLE = 0, 1, 2
+"""The groups of the trials' questions."""
 
 MIN_LABELS, MIN_QUESTIONS = 5, 30
 """Nothing is learnt from fewer labels, or from fewer known or unknown questions in all trials together."""
@@ -72,58 +86,79 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class ExampleCompany:
+    """A small company: the training questions of its subjects, and what its customers ask next.
+
+    The labels of ``asked`` are those of ``known``, or empty for questions about nothing known. Of ``asked``, only texts,
+    labels and vectors are used.
+    """
+
+    known: LabelledQuestions
+    asked: LabelledQuestions
+
+
+@dataclass(frozen=True)
 class RouterTrial:
     """The evidence for questions that a trial's model was not trained on.
 
-    ``truth`` has the number of each question's label, or -1 if the model does not know the label. ``cut`` says whether
-    the label was cut down.
+    ``truth`` has the number of each question's label, or -1 if the model does not know the label. ``group`` says what kind
+    of question each is: WHOLE, CUT (its label was cut down) or EXAMPLE (an example company's customer asks it).
     """
 
     evidence: QuestionEvidence
     truth: np.ndarray
-    cut: np.ndarray
+    group: np.ndarray
 
 
 @dataclass(frozen=True)
 class TrialScores:
     """What the calibration says about the questions of the trials: arrays of shape [questions].
 
-    ``known`` is the probability that the question is about a known label, and ``is_known`` is the truth. ``cut`` says
-    whether the question's label was cut down, ``small`` whether the chosen label is small, and ``right`` whether the chosen
-    label is the question's label.
+    ``known`` is the probability that the question is about a known label, and ``is_known`` is the truth. ``group`` is as in
+    ``RouterTrial``. ``small`` says whether the chosen label is small, and ``right`` whether it is the question's label.
     """
 
     known: np.ndarray
     is_known: np.ndarray
-    cut: np.ndarray
+    group: np.ndarray
     small: np.ndarray
     right: np.ndarray
 
 
-def calibrate(rows: LabelledQuestions) -> tuple[Calibration, TrialScores | None]:
-    """The calibration for models trained on ``rows``, and the trials' scores, or None if ``rows`` are too few for trials."""
+def calibrate(rows: LabelledQuestions, companies: Sequence[ExampleCompany]) -> tuple[Calibration, TrialScores | None]:
+    """The calibration for models trained on ``rows``, and the trials' scores, or None if ``rows`` are too few for trials.
+
+    Small labels of ``rows`` take no part if there are enough large ones, because a trial may leave out an intent of Bitext
+    that a company has a subject for: its questions would not be unknown. The example ``companies`` stand for small labels.
+    """
     inputs = 2 * 5 + 1 if rows.vectors is None else 2 * 6 + 2 + 1
-    if len(np.unique(rows.labels.astype(str))) < MIN_LABELS:
+    _, codes, sizes = np.unique(rows.labels.astype(str), return_inverse=True, return_counts=True)
+    if len(sizes) < MIN_LABELS:
         return Calibration.untried(inputs), None
+    if (~is_small(sizes)).sum() >= MIN_LABELS:
+        rows = rows.take(np.flatnonzero(~is_small(sizes)[codes]))
     trials = [trial for number in range(TRIALS) if (trial := _trial(rows, number)) is not None]
     if not trials:
         return Calibration.untried(inputs), None
     truth = np.concatenate([trial.truth for trial in trials])
     if min((truth >= 0).sum(), (truth < 0).sum()) < MIN_QUESTIONS:
         return Calibration.untried(inputs), None
+    trials += [_example_trial(rows, company) for company in companies]
+    truth = np.concatenate([trial.truth for trial in trials])
+    group = np.concatenate([trial.group for trial in trials])
     chooser = Calibration(_fit_chooser(trials), np.zeros(0))
     chosen = [chooser.probabilities(trial.evidence).argmax(axis=1) for trial in trials]
-    evidence = np.concatenate([trial.evidence.of_labels(one) for trial, one in zip(trials, chosen, strict=True)])
-    calibration = Calibration(chooser.chooser, _fit_known(evidence, truth >= 0))
-    known = [calibration.knowns(trial.evidence, one) for trial, one in zip(trials, chosen, strict=True)]
-    small = [is_small(trial.evidence.sizes)[one] for trial, one in zip(trials, chosen, strict=True)]
-    return calibration, TrialScores(
-        np.concatenate(known),
-        truth >= 0,
-        np.concatenate([trial.cut for trial in trials]),
-        np.concatenate(small),
-        truth == np.concatenate(chosen),
+    pairs = list(zip(trials, chosen, strict=True))
+    small = np.concatenate([is_small(trial.evidence.sizes)[one] for trial, one in pairs])
+    right = truth == np.concatenate(chosen)
+    # Examples teach nothing about large labels, and a question about another subject nothing about the chosen one.
+    counted = np.flatnonzero((group != EXAMPLE) | (small & (right | (truth < 0))))
+    evidence = np.concatenate([trial.evidence.of_labels(one) for trial, one in pairs])[counted]
+    calibration = Calibration(
+        chooser.chooser, _fit_known(evidence, truth[counted] >= 0, _weights(group[counted] == EXAMPLE))
     )
+    known = np.concatenate([calibration.knowns(trial.evidence, one) for trial, one in pairs])
+    return calibration, TrialScores(known, truth >= 0, group, small, right)
 
 
 def _trial(rows: LabelledQuestions, number: int) -> RouterTrial | None:
@@ -145,8 +180,7 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial | None:
     if not train.any():
         return None
     model = EvidenceModel.fit(rows.take(np.flatnonzero(train)))
-    number_of = {label: position for position, label in enumerate(model.labels)}
-    truth = np.array([number_of.get(label, -1) for label in rows.labels])
+    truth = _numbers(rows.labels, model)
     asked = random.permutation(np.flatnonzero(held_out & (truth >= 0)))[:MAX_QUESTIONS]
     foreign = random.permutation(np.flatnonzero(truth < 0))[: len(asked)]
     picked = np.concatenate([asked, foreign])
@@ -155,7 +189,7 @@ def _trial(rows: LabelledQuestions, number: int) -> RouterTrial | None:
     questions = rows.take(picked)
     evidence = model.look_at(questions.texts.tolist(), questions.vectors)
     kept = np.flatnonzero(_reworded(evidence, truth[picked], cut[picked]))
-    return RouterTrial(evidence.take(kept), truth[picked][kept], cut[picked][kept])
+    return RouterTrial(evidence.take(kept), truth[picked][kept], np.where(cut[picked][kept], CUT, WHOLE))
 
 
 def _reworded(evidence: QuestionEvidence, truth: np.ndarray, cut: np.ndarray) -> np.ndarray:
@@ -168,6 +202,26 @@ def _reworded(evidence: QuestionEvidence, truth: np.ndarray, cut: np.ndarray) ->
     return kept
 
 
+def _example_trial(rows: LabelledQuestions, company: ExampleCompany) -> RouterTrial:
+    """Trains a model on ``rows`` and the subjects of ``company``, and asks it what the company's customers ask."""
+    beside = rows.take(np.array(first_of_labels(rows.labels, ROWS_BESIDE_EXAMPLES)))
+    model = EvidenceModel.fit(beside.joined(company.known))
+    evidence = model.look_at(company.asked.texts.tolist(), company.asked.vectors)
+    return RouterTrial(evidence, _numbers(company.asked.labels, model), np.full(len(company.asked.texts), EXAMPLE))
+
+
+def _numbers(labels: np.ndarray, model: EvidenceModel) -> np.ndarray:
+    """The number of each label in ``model``, -1 for a label that it does not know."""
+    number_of = {label: position for position, label in enumerate(model.labels)}
+    return np.array([number_of.get(label, -1) for label in labels])
+
+
+def _weights(group: np.ndarray) -> np.ndarray:
+    """The weights of questions, in all 1, and the same for each ``group`` of them: [questions]."""
+    _, codes, counts = np.unique(group, return_inverse=True, return_counts=True)
+    return np.asarray(1 / counts[codes] / len(counts))
+
+
 def _in_part(names: np.ndarray, number: int) -> np.ndarray:
     """Whether each name is in the part with this ``number``: [names]. Every name is in exactly one part."""
     distinct, codes = np.unique(names.astype(str), return_inverse=True)
@@ -175,22 +229,22 @@ def _in_part(names: np.ndarray, number: int) -> np.ndarray:
 
 
 def _fit_chooser(trials: Sequence[RouterTrial]) -> np.ndarray:
-    """The weights with the highest likelihood on the known questions: like temperature scaling, for several inputs at once.
+    """The weights with the highest likelihood on the known questions: temperature scaling, for several inputs at once.
 
-    Together, the questions of labels that were cut down count as much as all others.
+    All groups of questions count the same, however many questions they have.
     """
-    parts = []
-    for trial in trials:
-        rows = np.flatnonzero(trial.truth >= 0)
-        parts.append((trial.evidence.by_size()[rows], trial.truth[rows], trial.cut[rows]))
-    small = np.concatenate([part[2] for part in parts])
-    weight_of_small = (~small).sum() / max(1, small.sum()) if not small.all() else 1.0
-    total = np.where(small, weight_of_small, 1.0).sum()
+    known = [np.flatnonzero(trial.truth >= 0) for trial in trials]
+    weights = _weights(np.concatenate([trial.group[rows] for trial, rows in zip(trials, known, strict=True)]))
+    of_trials = np.split(weights, np.cumsum([len(rows) for rows in known])[:-1])
+    parts = [
+        (trial.evidence.by_size()[rows], trial.truth[rows], of_trial)
+        for trial, rows, of_trial in zip(trials, known, of_trials, strict=True)
+    ]
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         value, slope = _RIDGE * float(values @ values), 2 * _RIDGE * values
-        for inputs, truth, cut in parts:
-            rows, weights = np.arange(len(truth)), np.where(cut, weight_of_small, 1.0) / total
+        for inputs, truth, weights in parts:
+            rows = np.arange(len(truth))
             p = softmax(inputs @ values)
             value -= float(weights @ np.log(np.clip(p[rows, truth], 1e-12, 1)))
             p[rows, truth] -= 1
@@ -200,8 +254,8 @@ def _fit_chooser(trials: Sequence[RouterTrial]) -> np.ndarray:
     return _fit_weights(loss, parts[0][0].shape[2])
 
 
-def _fit_known(inputs: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """The weights of a logistic regression, and its intercept.
+def _fit_known(inputs: np.ndarray, known: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weights of a logistic regression, and its intercept. ``weights`` are those of the questions.
 
     No evidence gets a negative weight, so more evidence for a label never speaks against it, whatever the trials contained.
     Only two weights may have any sign: that of the last input, which says how small the label is, and the intercept.
@@ -211,12 +265,12 @@ def _fit_known(inputs: np.ndarray, known: np.ndarray) -> np.ndarray:
 
     def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
         margin = sign * (scaled @ values)
-        pull = -sign / (1 + np.exp(np.clip(margin, -500, 500))) / len(sign)
+        pull = -sign / (1 + np.exp(np.clip(margin, -500, 500))) * weights
         ridge = _RIDGE * np.append(values[:-1], 0)
-        return float(np.logaddexp(0, -margin).mean() + ridge @ values), scaled.T @ pull + 2 * ridge
+        return float(weights @ np.logaddexp(0, -margin) + ridge @ values), scaled.T @ pull + 2 * ridge
 
-    weights = _fit_weights(loss, scaled.shape[1], free=2)
-    return np.append(weights[:-1] / scale, weights[-1])
+    fitted = _fit_weights(loss, scaled.shape[1], free=2)
+    return np.append(fitted[:-1] / scale, fitted[-1])
 
 
 def _fit_weights(

@@ -17,7 +17,7 @@ MAX_ROWS_OF_LABEL = 250
 """The maximum number of a label's questions that a model is trained on. They come from as many clusters as possible."""
 
 MAX_ANSWERS_OF_LABEL = 20
-"""The maximum number of a label's answers that questions are compared with."""
+"""The maximum number of a label's answers, each with its question, that questions are compared with."""
 
 _BATCH_ROWS = 512
 _FEATURES: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ class LabelledQuestions:
     """Questions with their labels and clusters, arrays of shape [questions].
 
     ``vectors`` are their sentence embeddings, unit vectors rounded to float16, [questions, width], or None. ``answers`` are
-    those of their answers, zeros for answers that are not used; None if ``vectors`` are.
+    those of the questions together with their answers, zeros for answers that are not used; None if ``vectors`` are.
     """
 
     texts: np.ndarray
@@ -43,6 +43,16 @@ class LabelledQuestions:
     def take(self, rows: np.ndarray) -> "LabelledQuestions":
         vectors, answers = (None if one is None else one[rows] for one in (self.vectors, self.answers))
         return LabelledQuestions(self.texts[rows], self.labels[rows], self.clusters[rows], vectors, answers)
+
+    def joined(self, other: "LabelledQuestions") -> "LabelledQuestions":
+        """The questions of both, sorted by label. Both have vectors, or neither has."""
+        names = ("texts", "labels", "clusters", "vectors", "answers")
+        columns: dict[str, Any] = {
+            name: None if getattr(self, name) is None else np.concatenate([getattr(self, name), getattr(other, name)])
+            for name in names
+        }
+        both = LabelledQuestions(**columns)
+        return both.take(np.argsort(both.labels.astype(str), kind="stable"))
 
     @property
     def answered(self) -> np.ndarray:
@@ -97,9 +107,9 @@ class QuestionEvidence:
     ``kinds`` [questions, labels, 5 or 6]: the label's margin, the similarity of its nearest training question, the shares
     of the question's n-grams and words that its training questions have, how often they have the word that they have
     least, and with an embedding model the cosine of the nearest one. ``of_small`` [questions, labels, 0 or 2], only with
-    an embedding model: the cosines of the mean of the label's questions and of its nearest answer. It counts for small
-    labels only, because it does not tell twins among large labels apart. ``sizes`` are the numbers of the labels'
-    training questions: [labels].
+    an embedding model: the cosines of the mean of the label's questions, and of its nearest question together with its
+    answer. It counts for small labels only, because it does not tell twins among large labels apart. ``sizes`` are the
+    numbers of the labels' training questions: [labels].
     """
 
     kinds: np.ndarray
@@ -122,7 +132,8 @@ class QuestionEvidence:
     def of_labels(self, chosen: np.ndarray) -> np.ndarray:
         """The evidence for the ``chosen`` label of each question, for large labels and for small ones: [questions, inputs].
 
-        The lead over the best other label's margin is added to the margin.
+        The lead over the best other label's margin is added to the margin. For a small label, the leads over the best other
+        small label follow: a question that is as near to several subjects of a company may be about none of them.
         """
         rows = np.arange(len(chosen))
         margins = self.kinds[:, :, 0].copy()
@@ -130,8 +141,11 @@ class QuestionEvidence:
         margins[rows, chosen] = -np.inf
         if margins.shape[1] > 1:
             evidence[:, 0] = 2 * evidence[:, 0] - margins.max(axis=1)
-        small = self.small[chosen][:, None]
-        return np.hstack([evidence * (1 - small), evidence * small, self.of_small[rows, chosen] * small, small])
+        small, of_small = self.small[chosen][:, None], self.of_small[rows, chosen]
+        others = np.where(is_small(self.sizes)[:, None], self.of_small, 0)
+        others[rows, chosen] = 0
+        leads = of_small - others.max(axis=1)
+        return np.hstack([evidence * (1 - small), evidence * small, leads * small, of_small * small, small])
 
 
 class EvidenceModel:
@@ -262,7 +276,7 @@ class EvidenceModel:
         return np.asarray(sums / np.linalg.norm(sums, axis=1, keepdims=True))
 
     def _nearest_answers(self, vectors: np.ndarray) -> np.ndarray:
-        """The highest cosine with an answer of each label, 0 for a label without answers: [questions, labels]."""
+        """The highest cosine with a question and its answer, 0 for a label without answers: [questions, labels]."""
         nearest = np.zeros((len(vectors), len(self.labels)), np.float32)
         cosines = vectors @ self._answers.T
         for label in np.unique(self.arrays["answers.labels"]):

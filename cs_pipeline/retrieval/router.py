@@ -8,6 +8,7 @@ any known label at all. Below a threshold, it gets no label. ``evidence.py`` mea
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,8 +16,9 @@ import numpy as np
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, atomic_folder
+from cs_pipeline.core.yaml_file import read_yaml
 from cs_pipeline.recipe import FineTuneRecipe, Recipe
-from cs_pipeline.retrieval.calibration import Calibration, TrialScores, calibrate
+from cs_pipeline.retrieval.calibration import EXAMPLE, WHOLE, Calibration, ExampleCompany, TrialScores, calibrate
 from cs_pipeline.retrieval.embedder import Embedder, shared_embedder, unchanged_embedder
 from cs_pipeline.retrieval.evidence import (
     MAX_ANSWERS_OF_LABEL,
@@ -25,6 +27,7 @@ from cs_pipeline.retrieval.evidence import (
     first_of_labels,
     is_small,
     select_questions,
+    small_labels,
 )
 from cs_pipeline.text.classifier import TextClassifier
 
@@ -34,9 +37,8 @@ NO_SUBJECT = "other"
 FALSE_HANDOVERS = 0.05
 """The share of questions about known labels that get no label, unless another share is given."""
 
-MAX_UNKNOWN_TO_SMALL = 0.3
-"""Of the trials' questions about unknown labels that come nearest to a small label, at most this share is routed to it.
-These questions are harder than most foreign ones: each label of Bitext that is left out has a twin among the others."""
+MAX_UNKNOWN_TO_SMALL = 0.05
+"""At most this share of the example companies' foreign questions that come nearest to a small label is routed to it."""
 
 OWN_ROUTER = "router"
 """The subfolder of an adapter that contains the router with which it was trained."""
@@ -47,15 +49,20 @@ _FORMER_ROUTER = "intent_classifier"
 PromptIntents: TypeAlias = Callable[[Sequence[str]], list[str | None]]
 """Gives the intent that the prompt for each question names, or None."""
 
+EXAMPLE_COMPANIES = Path(__file__).with_name("companies.yaml")
+"""The companies that the calibration for small labels is learnt from."""
+
 _DESCRIPTION, _ARRAYS = "router.json", "router.safetensors"
+_FORMAT = 2
+_AGAIN = "Materialise 'router' again, and train adapters that have their own router again."
 _FOLDS = 3
 _MIN_VALIDATION, _MIN_SMALL = 200, 30
 _SCORES = ("known", "small", "unknown", "unknown_small")
 """Arrays of ``Route.known`` for the trials' questions, sorted.
 
 ``known``: questions about labels that were not cut down. ``small``: questions about small labels, if the most probable label
-was right. ``unknown`` and ``unknown_small``: questions about labels that were left out; the most probable label was a large
-one or a small one.
+was right. ``unknown``: questions about nothing known, if the most probable label was a large one. ``unknown_small``: the
+example companies' foreign questions for which it was a small one.
 """
 
 
@@ -80,8 +87,9 @@ class Router:
     """Routes questions to labels, or to none.
 
     ``thresholds`` has the least ``Route.known`` at which a question gets each of ``labels``. They are 0 if there were too
-    few labels or questions to learn them; then every question gets a label. Small labels have a threshold of their own: a
-    question about them is less similar to their few training questions.
+    few labels or questions to learn them; then every question gets a label. A small label has another threshold than a large
+    one, because a question about it is less similar to its few training questions: with up to three questions the second
+    of ``limits``, with more something between both.
     """
 
     def __init__(
@@ -94,7 +102,8 @@ class Router:
     ) -> None:
         self._model, self._calibration, self._scores, self._embedder = model, calibration, scores, embedder
         self._limits = limits
-        self.thresholds = np.where(is_small(model.arrays["sizes"]), limits[1], limits[0])
+        sizes = model.arrays["sizes"]
+        self.thresholds = limits[0] + np.where(is_small(sizes), small_labels(sizes), 0) * (limits[1] - limits[0])
 
     @classmethod
     def fit(
@@ -114,7 +123,8 @@ class Router:
         if not len(texts) or NO_SUBJECT in labels:
             raise ValueError(f"a router needs questions, and none with the label {NO_SUBJECT!r}")
         rows = _questions(texts, labels, clusters, embedder, answers)
-        calibration, scores = calibrate(rows)
+        any_small = is_small(np.unique(rows.labels.astype(str), return_counts=True)[1]).any()
+        calibration, scores = calibrate(rows, _example_companies(embedder) if any_small else [])
         router = cls(EvidenceModel.fit(rows), calibration, _scores_by_kind(scores), (0.0, 0.0), embedder)
         return router.with_handover_share(FALSE_HANDOVERS)
 
@@ -125,7 +135,7 @@ class Router:
 
     @property
     def unknown_handed_over(self) -> float | None:
-        """Of the trials' questions about labels that were left out, the share that gets no label; None without trials."""
+        """Of the trials' questions about nothing known, the share that gets no label; None without trials."""
         unknown = [self._scores[name] for name in ("unknown", "unknown_small")]
         below = sum(int((scores < limit).sum()) for scores, limit in zip(unknown, self._limits, strict=True))
         total = sum(map(len, unknown))
@@ -135,7 +145,8 @@ class Router:
         """This router with the thresholds that hand over ``share`` (0 to 1) of the questions about known labels.
 
         For small labels, only questions whose most probable label is right count. Their threshold is higher, and hands over
-        more of them, if more than ``MAX_UNKNOWN_TO_SMALL`` of the trials' unknown questions would pass it otherwise.
+        more of them, if more than ``MAX_UNKNOWN_TO_SMALL`` of the example companies' foreign questions would pass it
+        otherwise.
         """
         known, small = self._scores["known"], self._scores["small"]
         of_large = float(np.quantile(known if len(known) else small, share)) if len(known) or len(small) else 0.0
@@ -242,6 +253,7 @@ class Router:
         from safetensors.numpy import save_file
 
         description = {
+            "format": _FORMAT,
             "labels": self.labels,
             "vocabularies": self._model.vocabularies,
             "limits": self._limits,
@@ -261,11 +273,13 @@ class Router:
     def load(cls, folder: Path) -> "Router":
         """Loads the router that ``save`` wrote into ``folder``.
 
-        Raises PipelineError if its embedding model is missing or is another one.
+        Raises PipelineError if another release wrote it, or if its embedding model is missing or is another one.
         """
         from safetensors.numpy import load_file
 
         description: dict[str, Any] = json.loads((folder / _DESCRIPTION).read_text())
+        if description.get("format") != _FORMAT:
+            raise PipelineError(f"The router in {folder} was written by another release.", _AGAIN)
         arrays = load_file(folder / _ARRAYS)
         chooser, known = (arrays.pop(name) for name in ("calibration.chooser", "calibration.known"))
         scores = {name: arrays.pop(f"scores.{name}") for name in _SCORES}
@@ -316,8 +330,29 @@ def _questions(
     of_answers = np.zeros_like(of_chosen)
     if answers is not None:
         used = first_of_labels(of_labels, MAX_ANSWERS_OF_LABEL)
-        of_answers[used] = _embed(embedder, [answers[chosen[row]] for row in used])
+        of_answers[used] = _embed(embedder, [f"{of_texts[row]}\n{answers[chosen[row]]}" for row in used])
     return LabelledQuestions(of_texts, of_labels, of_clusters, of_chosen, of_answers)
+
+
+@cache
+def _example_texts() -> dict[str, Any]:
+    return read_yaml(EXAMPLE_COMPANIES)
+
+
+def _example_companies(embedder: Embedder | None) -> list[ExampleCompany]:
+    """The companies of ``EXAMPLE_COMPANIES``. Their labels contain the company's name, so they differ from all others."""
+    companies = []
+    for name, company in _example_texts().items():
+        subjects = company["subjects"].items()
+        known = [(text, f"{name}: {subject}", of["answer"]) for subject, of in subjects for text in of["known"]]
+        asked = [(text, f"{name}: {subject}") for subject, of in subjects for text in of["reworded"]]
+        asked += [(text, "") for text in company["foreign"]]
+        texts, labels, answers = zip(*known, strict=True)
+        asked_texts, asked_labels = (np.array(values, dtype=object) for values in zip(*asked, strict=True))
+        vectors = _embed(embedder, asked_texts.tolist())
+        questions = LabelledQuestions(asked_texts, asked_labels, asked_labels, vectors, vectors)
+        companies.append(ExampleCompany(_questions(texts, labels, texts, embedder, answers), questions))
+    return companies
 
 
 def _embed(embedder: Embedder | None, texts: Sequence[str]) -> np.ndarray | None:
@@ -330,10 +365,10 @@ def _scores_by_kind(scores: TrialScores | None) -> dict[str, np.ndarray]:
     if scores is None:
         return {name: np.zeros(0, np.float32) for name in _SCORES}
     kinds = {
-        "known": scores.is_known & ~scores.cut,
+        "known": scores.is_known & (scores.group == WHOLE),
         "small": scores.is_known & scores.small & scores.right,
         "unknown": ~scores.is_known & ~scores.small,
-        "unknown_small": ~scores.is_known & scores.small,
+        "unknown_small": ~scores.is_known & scores.small & (scores.group == EXAMPLE),
     }
     return {name: np.sort(scores.known[rows]).astype(np.float32) for name, rows in kinds.items()}
 
@@ -341,6 +376,5 @@ def _scores_by_kind(scores: TrialScores | None) -> dict[str, np.ndarray]:
 def _same_embedder(named: dict[str, str] | None, folder: Path) -> Embedder | None:
     if named is None:
         return None
-    fix = "Materialise 'router' again, and train adapters that have their own router again."
     used = f"the router in {folder} was trained with"
-    return unchanged_embedder(shared_embedder(named["name"]), named["sha256"], used, fix)
+    return unchanged_embedder(shared_embedder(named["name"]), named["sha256"], used, _AGAIN)

@@ -30,7 +30,9 @@ OWN = ["my kettle leaks", "water runs out of the kettle", "the kettle drips belo
 
 @pytest.fixture(scope="module")
 def company(prepared: Path) -> pa.Table:
-    """Bitext's rows of every third intent, and a company's: three training rows with a subject, two rows without one."""
+    """Bitext's rows of every third intent, and a company's: three training rows with a subject, two rows without one, and a
+    later message that has the subject of its conversation.
+    """
     rows = DataLake(prepared).read("prepare", "conversations").to_pylist()
     intents = sorted({row["intent"] for row in rows})[::3]
     rows = [row for row in rows if row["intent"] in intents]
@@ -47,7 +49,14 @@ def company(prepared: Path) -> pa.Table:
         }
         for number, (question, split) in enumerate(zip([*OWN, OWN[3]], [*["train"] * 4, "test"], strict=True))
     ]
-    return pa.Table.from_pylist([*rows, *own], schema=CONVERSATION)
+    later = {
+        "row_id": "own5",
+        "instruction": "ok thanks",
+        "cluster_id": "own5",
+        "context": "[]",
+        "intent_confidence": 0.1,
+    }
+    return pa.Table.from_pylist([*rows, *own, own[0] | later], schema=CONVERSATION)
 
 
 @pytest.fixture
@@ -78,6 +87,9 @@ def test_what_the_router_is_worth(trained: DataLake, company: pa.Table) -> None:
     quality = router_quality(trained)
     validation = company.filter(pc.equal(company.column("split"), "validation"))
     assert quality.labels == len(set(company.column("intent").to_pylist())) - 1
+    train = company.filter(pc.equal(company.column("split"), "train"))
+    labelled = pc.sum(pc.not_equal(train.column("intent"), NO_SUBJECT)).as_py()
+    assert quality.training_rows == labelled - 1, "a message such as 'ok thanks' trains no label"
     assert (quality.validation_rows, quality.company_rows) == (validation.num_rows, 0)
     assert quality.company_handed_over is None
     assert quality.accuracy is not None

@@ -175,7 +175,7 @@ def test_a_label_keeps_questions_of_many_clusters() -> None:
 
 
 def test_evidence_from_meaning_is_that_of_the_label() -> None:
-    """Vectors of width 2: the label's nearest question, the mean of its questions, and its nearest answer."""
+    """Vectors of width 2: the label's nearest question, the mean of its questions, and its nearest question with answer."""
     vectors = np.array([[1, 0], [0, 1], [0.6, 0.8]], np.float32)
     answers = np.array([[0, 1], [0, 0], [0, 0]], np.float32)
     texts, labels = np.array(["a b", "c d", "e f"], object), np.array(["x", "x", "y"], object)
@@ -183,6 +183,24 @@ def test_evidence_from_meaning_is_that_of_the_label() -> None:
     found = model.look_at(["g h"], np.array([[0, 1]], np.float32))
     assert found.kinds[0, :, 5] == pytest.approx([1.0, 0.8], abs=1e-3)
     assert found.of_small[0] == pytest.approx(np.array([[np.sqrt(0.5), 1.0], [0.8, 0.0]]), abs=1e-3)
+    leads = found.of_labels(np.array([0]))[0, 12:14]
+    assert leads == pytest.approx([np.sqrt(0.5) - 0.8, 1.0], abs=1e-3), "over the other small label"
+
+
+def test_a_saved_router_of_another_release_is_refused(router: Router, tmp_path: Path) -> None:
+    router.save(tmp_path / "router")
+    file = tmp_path / "router" / "router.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
+    with pytest.raises(PipelineError, match="was written by another release"):
+        Router.load(tmp_path / "router")
+
+
+def test_thresholds_of_small_labels_lie_between_both_limits(router: Router) -> None:
+    sizes = np.array([3, 10, 17, 18, 100])
+    model = EvidenceModel(list("abcde"), {"sizes": sizes}, {})
+    low, *between, large, largest = Router(model, router._calibration, router._scores, (0.2, 0.8), None).thresholds
+    assert (low, large, largest) == (0.8, 0.2, 0.2)
+    assert 0.8 > between[0] > between[1] > 0.5
 
 
 def test_a_router_with_an_embedding_model(rows: pd.DataFrame, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_chat_gives_the_known_answer_with_its_source_or_hands_over(page: Page,
     answer = serving.chat(SURE).json()
     assert ask(page, SURE).inner_text() == answer["response"]
     notes = page.locator("#conversation .notes")
-    expect(notes.first).to_have_text(re.compile(r"version 2 · intent recover_password \(\d\d%\)"))
+    expect(notes.first).to_have_text(re.compile(r"version 2 · intent recover_password · about anything known: \d\d%"))
     expect(page.locator("#conversation .sources")).to_contain_text("A past answer to")
     expect(page.locator(".demo")).to_have_count(0)  # its answers are fit for customers
     page.click("#chat-model input")

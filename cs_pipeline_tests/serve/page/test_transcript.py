@@ -37,7 +37,7 @@ def test_messages_are_escaped_and_show_their_author() -> None:
     }
     assert answer["content"] == (
         '<div class="message-text">On its way &amp; soon there.</div>'
-        '<div class="notes">version 3 · intent track_order (93%)</div>'
+        '<div class="notes">version 3 · intent track_order · about anything known: 93%</div>'
     )
 
 
@@ -47,7 +47,13 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
         {"kind": "passage", "title": "Fees", "address": "javascript:alert(1)", "text": "none"},
         {"kind": "answer", "title": "where is it?", "address": None, "text": "On its way."},
     ]
-    more: ChatTurn = {**TURN, "sources": sources, "handover": "the customer is angry", "intent": None}
+    more: ChatTurn = {
+        **TURN,
+        "sources": sources,
+        "handover": "the customer is angry",
+        "intent": None,
+        "confidence": 0.12,
+    }
     more["settings"] = {"author": "desk", "finish": "length"}
     content = chatbot_messages([more])[1]["content"]
     link = '<a href="https://shop.example/a?b=&#34;c" target="_blank" rel="noopener noreferrer">&lt;Returns&gt;</a>'
@@ -58,7 +64,9 @@ def test_notes_below_an_answer_show_sources_handover_and_cutoff() -> None:
     assert "<summary>Fees (javascript:alert(1))</summary>" in content, "only web addresses become links"
     assert "<summary>A past answer to \u201cwhere is it?\u201d</summary>" in content
     assert "Handed over to a person: the customer is angry" in content
-    assert "the desk, not version 3 · no known intent (93%) · cut off at the length limit" in content
+    assert (
+        "the desk, not version 3 · no known intent · about anything known: 12% · cut off at the length limit" in content
+    )
     assert not any(word in chatbot_messages([TURN])[1]["content"] for word in ("Sources", "Handed", "cut"))
 
 
