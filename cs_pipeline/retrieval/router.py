@@ -37,7 +37,7 @@ NO_SUBJECT = "other"
 FALSE_HANDOVERS = 0.05
 """The share of questions about known labels that get no label, unless another share is given."""
 
-MAX_UNKNOWN_TO_SMALL = 0.05
+MAX_UNKNOWN_TO_SMALL = 0.02
 """At most this share of the example companies' foreign questions that come nearest to a small label is routed to it."""
 
 OWN_ROUTER = "router"

@@ -68,5 +68,7 @@ def test_a_question_that_says_little_alone_is_searched_with_the_message_before_i
     assert in_context("M", earlier, None) == "I got size L\nM"
     assert in_context("cancel my order", earlier, "cancel_order") == "cancel my order"
     assert in_context("M", [], None) == "M"
-    assert in_context("{{Order Number}} 12345 please!", earlier, "cancel_order").startswith("I got size L\n"), "one word"
+    assert in_context("{{Order Number}} 12345 please!", earlier, "cancel_order").startswith("I got size L\n"), (
+        "one word"
+    )
     assert in_context("M", [("agent", "Hello, how can I help?")], None) == "M"
