@@ -108,11 +108,11 @@ class KnownAnswers:
         return character_cosines(texts, questions), self._embedder.embed(questions) @ self._vectors[known].T
 
     def of_nearest(self, cosines: Cosines, known: np.ndarray) -> dict[str, np.ndarray]:
-        """Of the nearest training row by each weight, whether its intent is right and its ROUGE-L: [weights, questions]."""
+        """Intent (right or not) and ROUGE-L of the nearest training row by each weight: [weights, questions]"""
         return self._of_rows(np.stack([known[mixed(cosines, weight).argmax(axis=1)] for weight in WEIGHTS]))
 
     def of_typical(self, cosines: Cosines, chosen: float) -> dict[str, np.ndarray]:
-        """The same of the most typical of the nearest answers, as in a prompt; other weights than the arms' are left 0."""
+        """The same for the most typical of the nearest answers, as in a prompt; valid only for the arms' weights."""
         rows = np.zeros((len(WEIGHTS), len(self.asked)), np.int64)
         for at in arms(chosen).values():
             similarities = mixed(cosines, WEIGHTS[at])

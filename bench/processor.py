@@ -24,7 +24,7 @@ from cs_pipeline.recipe import FineTuneRecipe
 RECIPE = "smollm2_135m_package"
 BATCH = 8
 PLAIN_ROWS = 32
-"""Questions that the plain arm answers together, as the package did before."""
+"""The number of questions that the plain arm answers together, as this package did in earlier releases."""
 
 
 def train(plain: bool, base: Path, recipe: FineTuneRecipe, rows: list[dict[str, list[int]]]) -> dict[str, float]:

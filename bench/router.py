@@ -4,7 +4,7 @@
 
 FILE is a CSV in the Bitext schema; without it, rows are generated. Only rows of the training split are used, a random
 sample of ``--rows``. In a draw, seven intents are left out, and the other rows are divided by clusters: 60 % to train,
-20 % to choose the threshold, 20 % to measure. The questions of the seven are unknown to the router.
+20 % to choose the threshold, 20 % to measure. Questions about the seven intents are unknown to the router.
 
 Each shop of ``shops.yaml`` is then added to all sampled rows: ten subjects with two or three questions each, beside 27
 intents with hundreds each. The shop's paraphrases should be routed to their subject, and its foreign questions to no

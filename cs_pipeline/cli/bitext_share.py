@@ -1,8 +1,8 @@
-"""How much of Bitext should stay beside a company's rows (``bitext_share`` in company.yaml), by the company's own questions.
+"""Compares shares of Bitext (``bitext_share`` in company.yaml) by the answers to the company's own questions.
 
 Each share is tried on a copy of the lake's prepared tables: router, splits and index are made again, and a look-up
-answers the company's questions as in ``company.py``. A look-up needs no training, so this takes minutes. A fine-tune is
-judged by its own evaluation.
+answers the company's questions as in ``evaluate/company.py``. A look-up needs no training, so this takes minutes. A
+fine-tune is judged by its own evaluation.
 """
 
 import os
@@ -40,9 +40,9 @@ SHARES = (1.0, 0.3, 0.1, 0.0)
 class ShareResult:
     """How a look-up answers the company's ``questions`` with this ``share`` of Bitext's training rows.
 
-    It hands ``handed_over`` of them over, and answers ``from_bitext`` with an answer of Bitext. ``quality`` (0 to 100) is
-    the mean answer quality of all questions, including those handed over. ``difference`` is this quality minus the one
-    with all of Bitext; it is None for all of Bitext itself.
+    ``handed_over`` counts those it hands over, ``from_bitext`` those it answers with one of Bitext's. ``quality`` (0 to
+    100) is the mean answer quality of all questions, including those handed over. ``difference`` is this quality minus
+    the one with all of Bitext; it is None for all of Bitext itself.
     """
 
     share: float
@@ -103,7 +103,7 @@ def best_share(results: list[ShareResult]) -> ShareResult:
 
 @contextmanager
 def _copy_of(lake: DataLake) -> Iterator[DataLake]:
-    """A lake with the prepared tables of ``lake``, which may be changed. It is removed at the end."""
+    """A temporary lake with the prepared tables of ``lake``. Its tables may be replaced without effect on ``lake``."""
     folder = trial_folder(lake)
     shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
     copy = DataLake(folder)
@@ -139,5 +139,5 @@ def _company_questions(recipe: LookupRecipe, lake: DataLake) -> FrozenTestSet:
 
 
 def _score(judge: FrozenTestSet, answers: list[Answer]) -> pd.DataFrame:
-    """Row statistics by the norms of all of Bitext's rows, so that the shares are judged alike."""
+    """Row statistics by the ``AnswerNorms`` of all of Bitext's rows, so that the shares are judged alike."""
     return judge.score([answer.text for answer in answers], [answer.retrieved for answer in answers], stopped=1.0)

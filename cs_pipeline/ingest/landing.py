@@ -143,8 +143,9 @@ def process_landing(lake: DataLake, company: Company, now: datetime) -> list[str
 def land_files(files: Sequence[Path], lake: DataLake, company: Company) -> list[LandedFile]:
     """Copies ``files`` to the landing folder, each atomically, if all of them are recognised.
 
-    If one is not an export that the pipeline can read, or has the name of a file that is still waiting there, raises
-    PipelineError and copies none. If the landing folder cannot be written, raises PipelineError; some may be copied already.
+    If one is not an export that the pipeline can read, or a file of that name with other content is still waiting
+    there, raises PipelineError and copies none. If the landing folder cannot be written, raises PipelineError; some may
+    be copied already.
     """
     names = {file.name for file in files}
     if len(names) < len(files):

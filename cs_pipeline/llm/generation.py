@@ -45,7 +45,7 @@ def _appended(buffer: torch.Tensor | None, cached: torch.Tensor, new: torch.Tens
     """``buffer`` with ``new`` after ``cached``, or a larger tensor that begins with both if there is no room."""
     start = cached.shape[-2] if cached.numel() else 0
     end = start + new.shape[-2]
-    # After rows were removed from the cache, ``cached`` is no part of the buffer.
+    # After rows were removed from the cache, ``cached`` is not part of the buffer.
     if buffer is None or buffer.shape[-2] < end or buffer.data_ptr() != cached.data_ptr():
         buffer = new.new_empty((*new.shape[:-2], end + _ROOM, new.shape[-1]))
         if start:

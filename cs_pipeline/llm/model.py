@@ -35,7 +35,7 @@ TOKENS_PER_PASS = 16_384
 """Maximum tokens in one forward pass that measures likelihoods."""
 
 PROMPT_TOKENS_PER_BATCH = 32_768
-"""Maximum tokens, with padding, in a batch of prompts. Otherwise one prompt of 8,000 tokens could pad 127 short ones."""
+"""Maximum tokens, with padding, in a batch of prompts. Otherwise 127 short prompts could be padded to one of 8,000."""
 
 _MAX_PADDING_RATIO = 2
 """Maximum ratio of a batch's tokens with padding to its tokens without. It keeps long prompts apart from short ones."""

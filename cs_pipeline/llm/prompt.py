@@ -132,7 +132,7 @@ Encoded = TypeVar("Encoded", bound=Sized)
 
 @dataclass(frozen=True)
 class FittedPrompt(Generic[Encoded]):
-    """A shortened prompt. ``retrieved`` are the texts that it still contains; ``turns_dropped`` counts the dropped turns."""
+    """A prompt, shortened if necessary. ``retrieved`` are the texts in it; ``turns_dropped`` counts dropped turns."""
 
     encoded: Encoded
     retrieved: tuple[RetrievedText, ...]

@@ -30,8 +30,8 @@ PREDICTIONS = "predictions"
 _BINS = 10
 
 MIN_TYPICAL = 0.3
-"""A later message of a conversation trains the router if it is at least this similar to its subject. First messages of a
-shop's export had 0.75 and more, and "Tuesday would be great, thanks" had 0."""
+"""A later message of a conversation trains the router if it is at least this similar to its subject. In a
+shop's export, first messages had a similarity of 0.75 or more, and "Tuesday would be great, thanks" had 0."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RouterQuality:
     ``accuracy`` is the share of the ``validation_rows`` whose most probable label is right, ``calibration_error`` the
     expected calibration error of that label's probability, in ten bins. ``handed_over`` is the share of these rows that
     get no label, ``company_handed_over`` the same share of the ``company_rows`` among them. Of the questions about
-    labels that the router's trials left out, ``unknown_handed_over`` is the share that gets no label.
+    nothing known in the router's trials, ``unknown_handed_over`` is the share that gets no label.
     """
 
     labels: int

@@ -1,10 +1,10 @@
 """Turns evidence into two probabilities: that a label is right, and that a question is about any known label.
 
-The weights are learnt from trials. A trial leaves out some labels and treats their questions as unknown, so questions about
-foreign subjects need not be collected. Other labels are cut down to a few questions, so that the weights also fit a
-company's subjects: these may have three questions, while Bitext's intents have hundreds. But Bitext's questions are worded
-alike, so more trials add the subjects of a small example company and ask what its customers ask: the same in other words,
-and other things.
+The weights are learnt from trials. A trial leaves out some labels and treats their questions as unknown, so questions
+about foreign subjects need not be collected. Other labels are cut down to a few questions, so that the weights also fit
+a company's subjects: these may have three questions, while Bitext's intents have hundreds. But Bitext's questions are
+worded alike. So in more trials, the subjects of a small example company are added, and the questions are those of its
+customers: some about these subjects in other words, some about other things.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,12 +30,13 @@ SMALL_SHARE = 0.25
 """The share of the labels of a trial that are cut down."""
 
 REWORDED_SHARE = 0.7
-"""Only this share of the questions about labels that were cut down counts: those least similar to the training questions.
-Bitext's questions are more alike in wording than a company's. With all of them, wording would seem to be worth too much and
-meaning too little."""
+"""Of the questions about labels that were cut down, only this share counts: those least similar to the training
+questions. Bitext's questions are more alike in wording than a company's. If all of them counted, wording would get too
+much weight and meaning too little."""
 
 ROWS_BESIDE_EXAMPLES = 100
-"""The maximum number of questions of each label that an example company stands beside. With so many, a label is large."""
+"""The maximum number of questions of each other label in a trial with an example company. A label with so many is
+large."""
 
 MAX_QUESTIONS = 1_000
 """The maximum number of known questions in a trial; at most as many unknown questions are added."""
@@ -72,7 +73,10 @@ class Calibration:
         return softmax(np.asarray(evidence.by_size() @ self.chooser))
 
     def knowns(self, evidence: QuestionEvidence, chosen: np.ndarray) -> np.ndarray:
-        """The probability that each question is about a known label: [questions]. ``chosen`` has the most probable ones."""
+        """The probability that each question is about a known label: [questions].
+
+        ``chosen`` has the index of each question's most probable label.
+        """
         if not len(self.known):
             return np.ones(len(chosen))
         logits = evidence.of_labels(chosen) @ self.known[:-1] + self.known[-1]
@@ -101,8 +105,8 @@ class ExampleCompany:
 class RouterTrial:
     """The evidence for questions that a trial's model was not trained on.
 
-    ``truth`` has the number of each question's label, or -1 if the model does not know the label. ``group`` says what kind
-    of question each is: WHOLE, CUT (its label was cut down) or EXAMPLE (an example company's customer asks it).
+    ``truth`` has the index of each question's label, or -1 if the model does not know the label. ``group`` says what
+    kind of question each is: WHOLE, CUT (its label was cut down) or EXAMPLE (an example company's customer asks it).
     """
 
     evidence: QuestionEvidence
@@ -128,8 +132,9 @@ class TrialScores:
 def calibrate(rows: LabelledQuestions, companies: Sequence[ExampleCompany]) -> tuple[Calibration, TrialScores | None]:
     """The calibration for models trained on ``rows``, and the trials' scores, or None if ``rows`` are too few for trials.
 
-    Small labels of ``rows`` take no part if there are enough large ones, because a trial may leave out an intent of Bitext
-    that a company has a subject for: its questions would not be unknown. The example ``companies`` stand for small labels.
+    If there are enough large labels, the small ones of ``rows`` take no part. A company's subject may be the same as an
+    intent of Bitext, and if a trial left out that intent, its questions would wrongly count as unknown. The example
+    ``companies`` take the place of these small labels.
     """
     inputs = 2 * 5 + 1 if rows.vectors is None else 2 * 6 + 2 + 1
     _, codes, sizes = np.unique(rows.labels.astype(str), return_inverse=True, return_counts=True)
@@ -151,7 +156,8 @@ def calibrate(rows: LabelledQuestions, companies: Sequence[ExampleCompany]) -> t
     pairs = list(zip(trials, chosen, strict=True))
     small = np.concatenate([is_small(trial.evidence.sizes)[one] for trial, one in pairs])
     right = truth == np.concatenate(chosen)
-    # Examples teach nothing about large labels, and a question about another subject nothing about the chosen one.
+    # An example company's question counts only if the chosen label is small, and only if that label is right or the
+    # question is about nothing known.
     counted = np.flatnonzero((group != EXAMPLE) | (small & (right | (truth < 0))))
     evidence = np.concatenate([trial.evidence.of_labels(one) for trial, one in pairs])[counted]
     calibration = Calibration(
@@ -211,13 +217,13 @@ def _example_trial(rows: LabelledQuestions, company: ExampleCompany) -> RouterTr
 
 
 def _numbers(labels: np.ndarray, model: EvidenceModel) -> np.ndarray:
-    """The number of each label in ``model``, -1 for a label that it does not know."""
+    """The index of each label among those of ``model``, -1 for a label that the model does not know."""
     number_of = {label: position for position, label in enumerate(model.labels)}
     return np.array([number_of.get(label, -1) for label in labels])
 
 
 def _weights(group: np.ndarray) -> np.ndarray:
-    """The weights of questions, in all 1, and the same for each ``group`` of them: [questions]."""
+    """The weights of questions: they add up to 1, and each ``group`` has the same share of that. [questions]"""
     _, codes, counts = np.unique(group, return_inverse=True, return_counts=True)
     return np.asarray(1 / counts[codes] / len(counts))
 

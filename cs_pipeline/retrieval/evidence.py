@@ -30,8 +30,9 @@ _FEATURES: dict[str, dict[str, Any]] = {
 class LabelledQuestions:
     """Questions with their labels and clusters, arrays of shape [questions].
 
-    ``vectors`` are their sentence embeddings, unit vectors rounded to float16, [questions, width], or None. ``answers`` are
-    those of the questions together with their answers, zeros for answers that are not used; None if ``vectors`` are.
+    ``vectors`` are their sentence embeddings, unit vectors rounded to float16, [questions, width], or None. ``answers``
+    are the embeddings of each question together with its answer, zeros if that answer is not used; None if ``vectors``
+    is None.
     """
 
     texts: np.ndarray
@@ -104,12 +105,13 @@ def is_small(sizes: np.ndarray) -> np.ndarray:
 class QuestionEvidence:
     """Several kinds of evidence for each label.
 
-    ``kinds`` [questions, labels, 5 or 6]: the label's margin, the similarity of its nearest training question, the shares
-    of the question's n-grams and words that its training questions have, how often they have the word that they have
-    least, and with an embedding model the cosine of the nearest one. ``of_small`` [questions, labels, 0 or 2], only with
-    an embedding model: the cosines of the mean of the label's questions, and of its nearest question together with its
-    answer. It counts for small labels only, because it does not tell twins among large labels apart. ``sizes`` are the
-    numbers of the labels' training questions: [labels].
+    ``kinds`` [questions, labels, 5 or 6]: the label's margin; the similarity of its nearest training question; the
+    share of the question's n-grams, and of its words, that occur in the label's training questions; the frequency there
+    of the question's word that is rarest there; and, with an embedding model, the cosine with the nearest training
+    question. ``of_small`` [questions, labels, 0 or 2], only with an embedding model: the cosines with the mean of the
+    label's questions, and with its nearest question together with its answer. These two count for small labels only,
+    because they do not tell similar large labels apart. ``sizes`` are the numbers of the labels' training questions:
+    [labels].
     """
 
     kinds: np.ndarray
@@ -132,8 +134,9 @@ class QuestionEvidence:
     def of_labels(self, chosen: np.ndarray) -> np.ndarray:
         """The evidence for the ``chosen`` label of each question, for large labels and for small ones: [questions, inputs].
 
-        The lead over the best other label's margin is added to the margin. For a small label, the leads over the best other
-        small label follow: a question that is as near to several subjects of a company may be about none of them.
+        The lead over the best other label's margin is added to the margin. For a small label, the leads over the best
+        other small label are added as inputs, because a question that is equally near to several subjects of a company
+        may be about none of them.
         """
         rows = np.arange(len(chosen))
         margins = self.kinds[:, :, 0].copy()
@@ -152,8 +155,8 @@ class EvidenceModel:
     """Character TF-IDF with one linear support vector machine per label, and training questions to compare with.
 
     Each machine separates its label from all others, so the best margin says whether the question is about any label at
-    all. That makes it better than multinomial logistic regression, whose probabilities only say which label is the best.
-    Classes are balanced, so a subject of three questions can stand beside an intent of hundreds. ``arrays`` and
+    all. That makes it better than multinomial logistic regression, whose probabilities only say which label is the
+    best. Classes are balanced, so a subject of three questions can compete with an intent of hundreds. ``arrays`` and
     ``vocabularies`` are everything that the model consists of.
     """
 
@@ -240,10 +243,10 @@ class EvidenceModel:
         return _weighted(csr_matrix(self.arrays["words"]), self.arrays["words.idf"])
 
     def _rarest_words(self, words: "csr_matrix") -> np.ndarray:
-        """The logarithm of how often each label's questions have the word of a question that they have least.
+        """For each label, the log frequency of the question's word that is rarest in the label's training questions.
 
-        The shape is [questions, labels]. It tells twins such as "get invoice" and "check invoice" apart. Words that no
-        training question has are left out.
+        The shape is [questions, labels]. It tells similar labels such as "get invoice" and "check invoice" apart. Words
+        that no training question of any label has are left out.
         """
         rarest = np.zeros((words.shape[0], len(self.labels)))
         for row, found in enumerate(np.split(words.indices, words.indptr[1:-1])):

@@ -111,8 +111,8 @@ class RetrievalIndex:
 
         Question i does not find rows of the cluster ``excluded_clusters[i]`` or rows with the ids ``excluded_rows[i]``.
         Rows with similarity 0 are not returned. If ``intents[i]`` is given, the ``count`` most similar questions of
-        this intent are found as well, so there may be twice as many answers. Otherwise the three rows of a small
-        subject might be crowded out by thousands of others.
+        this intent are found as well, so there may be twice as many answers. Without that, the
+        three rows of a small subject might be crowded out by thousands of others.
         """
         excluded = None if excluded_clusters is None else self._rows_of_clusters(excluded_clusters)
         if excluded_rows is not None and any(excluded_rows):

@@ -28,10 +28,10 @@ MODEL_FOLDER = "model"
 SAME_QUESTION = 0.8
 """From this similarity on, a known question counts as the same question, even if the router does not know its intent.
 
-It holds for characters and for the mixture with a sentence-embedding model. In five trials on 6,000 of Bitext's training
-rows, each with 7 of the 27 intents left out, 5 % of the questions about these intents had a known question at 0.8 or
-more (both ways of comparing). Of the questions about the other intents it was 53 % (characters) and 75 % (mixture), with
-clusters held out.
+It applies to both ways of comparing: by characters, and by the mixture with a sentence-embedding model. In five trials
+on 6,000 of Bitext's training rows, each with 7 of the 27 intents left out, 5 % of the questions about these intents had
+a known question at 0.8 or more (both ways). Of the questions about the other intents, whose clusters were held out,
+53 % (characters) and 75 % (mixture) had one.
 """
 
 _THRESHOLD_FILE = "lookup.json"
@@ -160,7 +160,7 @@ def lookup_threshold(recipe: LookupRecipe, index: RetrievalIndex, lake: DataLake
     rows = lake.read("prepare", "validation_split", columns).to_pydict()
     asked = zip(rows["instruction"], rows["row_id"], strict=True)
     questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
-    # No row of the question's cluster is found, because the index has training rows only, and none of its conversation.
+    # The index has training rows only, so it has no row of a question's cluster. It may have rows of its conversation.
     retrieved = retrieve(
         index,
         recipe.prompt,
@@ -178,9 +178,9 @@ def handover_threshold(
 ) -> float:
     """The highest similarity, up to SAME_QUESTION, with which at most ``share`` of these questions are handed over.
 
-    ``retrieved`` are the questions' texts, and ``intents`` the routed intents, None where the router is not sure. A question
-    without a known answer counts as similarity 0. One whose known answer has its routed intent is never handed over, so it
-    counts as 1. Raises PipelineError when there are no questions.
+    ``retrieved`` has the texts that were retrieved for each question, and ``intents`` the routed intents, None where
+    the router is not sure. A question without a known answer counts as similarity 0. A question whose known answer has
+    its routed intent is never handed over, so it counts as 1. Raises PipelineError when there are no questions.
     """
     if not retrieved:
         raise PipelineError(

@@ -75,9 +75,9 @@ def retrieve(
 def in_context(question: str, earlier: Context, intent: str | None) -> str:
     """The text to search with, and to route, for a ``question`` after ``earlier`` turns.
 
-    It is the question, if the router knows its ``intent``. Otherwise the customer's message before it comes first, because
-    a reply such as "and for the larger one?" says little alone. So does one of at most FEW_WORDS words, such as "order
-    12345", whatever intent the router finds in it.
+    It is the question, if the router knows its ``intent``. Otherwise the customer's message before it comes first,
+    because a reply such as "and for the larger one?" says little alone. The same applies to a message of at most
+    FEW_WORDS words, such as "order 12345", whatever intent the router finds in it.
     """
     before = next((text for speaker, text in reversed(earlier) if speaker == "customer"), None)
     is_clear = intent is not None and len(_WORD.findall(without_placeholders(question))) > FEW_WORDS

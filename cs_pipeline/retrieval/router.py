@@ -38,7 +38,7 @@ FALSE_HANDOVERS = 0.05
 """The share of questions about known labels that get no label, unless another share is given."""
 
 MAX_UNKNOWN_TO_SMALL = 0.02
-"""At most this share of the example companies' foreign questions that come nearest to a small label is routed to it."""
+"""Of the example companies' foreign questions whose most probable label is small, at most this share gets it."""
 
 OWN_ROUTER = "router"
 """The subfolder of an adapter that contains the router with which it was trained."""
@@ -86,10 +86,10 @@ class Route:
 class Router:
     """Routes questions to labels, or to none.
 
-    ``thresholds`` has the least ``Route.known`` at which a question gets each of ``labels``. They are 0 if there were too
-    few labels or questions to learn them; then every question gets a label. A small label has another threshold than a large
-    one, because a question about it is less similar to its few training questions: with up to three questions the second
-    of ``limits``, with more something between both.
+    ``thresholds`` has the least ``Route.known`` at which a question gets each of ``labels``. They are 0 if there were
+    too few labels or questions to learn them; then every question gets a label. ``limits`` has the threshold of large
+    labels and that of labels with up to three questions; other small labels have one in between. They differ because a
+    question about a small label is less similar to its few training questions.
     """
 
     def __init__(

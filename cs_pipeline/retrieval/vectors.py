@@ -99,8 +99,8 @@ class CharacterVectors:
 class SentenceVectors:
     """Embeddings from a sentence-embedding model.
 
-    Those of the known texts are rounded to float16, as ``RememberingEmbedder`` keeps them, so that it makes no difference
-    which of them were kept.
+    Those of the known texts are rounded to float16, as ``RememberingEmbedder`` keeps them. So a vector is the same
+    whether it was kept or has just been computed.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray], embedder: "Embedder") -> None:

@@ -39,9 +39,9 @@ def needed_details(intent: str | None, answers: Callable[[str], Sequence[str]]) 
 
 
 def worth_asking(missing: Sequence[str], needed: Collection[str] | None) -> list[str]:
-    """Those of an answer's ``missing`` placeholders that are worth asking the customer for: the first two at most.
+    """The placeholders among an answer's ``missing`` ones whose values the customer should be asked for: at most two.
 
-    These are the ``needed`` details. If ``needed`` is None, they are the details that ``details.yaml`` lists as askable.
+    Only details that are ``needed`` are asked for; if ``needed`` is None, those that ``details.yaml`` lists as askable.
     """
     candidates = _RULES["askable"] if needed is None else needed
     return [name for name in missing if name in candidates][:2]

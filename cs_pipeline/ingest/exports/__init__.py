@@ -1,6 +1,6 @@
 """Reads exports of conversations record by record: tables, transcripts, and the JSON of the help desks in ``KINDS``.
 
-A file may contain any bytes. Each record of it is either read, or reported as unusable with its position and the reason.
+A file may contain any bytes. Each of its records is read, or reported as unusable with its position and the reason.
 """
 
 from dataclasses import replace

@@ -16,9 +16,9 @@ _CHUNK = 2**20
 def redact(format: Format | None, path: Path, indices: set[int]) -> None:
     """Removes the records at ``indices`` from the unpacked file at ``path``, which is replaced atomically (mode 0600).
 
-    Their text is overwritten, and ``read`` skips them from then on. All other records keep their index and offset. A person
-    in a list beside the records is removed too if all records with this customer are redacted. In Parquet, rows that cannot
-    be read become null.
+    Their text is overwritten, and ``read`` skips them from then on. All other records keep their index and offset. A
+    person in a list beside the records is removed too if all records that have this person as customer are redacted. In
+    Parquet, rows that cannot be read become null.
     """
     if format is not None and format.layout is Layout.PARQUET:
         redact_parquet(path, indices)
@@ -63,7 +63,7 @@ def _filler(format: Format | None, source: ExportBytes, piece: Piece, length: in
 
 
 def _people_of_redacted(format: Format, source: ExportBytes, indices: set[int]) -> Iterator[Piece]:
-    """People in the lists beside the records, if all records with this customer are redacted."""
+    """The people in the lists beside the records who are customers of redacted records only."""
     if format.layout is not Layout.DOCUMENT:
         return
     for kind in format.kinds:

@@ -55,7 +55,7 @@ def columns_of(names: Sequence[str], company: Company) -> Columns | None:
     if company.columns is not None and all(names.count(name) == 1 for name in _mapped_columns(company)):
         return company.columns
     found = {field: [name for name in names if _normalised(name) in common] for field, common in _COMMON_NAMES.items()}
-    if len(found["subject"]) > 1:  # subjects are optional, so a table with both is read without them
+    if len(found["subject"]) > 1:  # subjects are optional: a table with several such columns is read without them
         found["subject"] = []
     if any(len(matches) > 1 for matches in found.values()):
         return None

@@ -39,8 +39,8 @@ _PENDING, _ASIDE = -1, -2
 class ClusterAssignment:
     """Assigns company rows to clusters and splits. Bitext's rows already have a cluster and a split.
 
-    ``rows`` has Bitext's rows, then the company's in the order of ``days``. ``split`` has the index in SPLITS of each row's
-    split, or a negative number for a row without split. ``index`` has the rows that have been compared.
+    ``rows`` has Bitext's rows, then the company's in the order of ``days``. ``split`` has the index in SPLITS of each
+    row's split, or a negative number for a row without a split. ``index`` has the rows that have been compared.
     """
 
     def __init__(self, bitext: pa.Table, days: Mapping[str, pa.Table]) -> None:
@@ -168,9 +168,9 @@ class ClusterAssignment:
         """Adds each component to the split in which one of its rows has a near-duplicate, or makes it a new cluster.
 
         A component with near-duplicates in several splits joins the first of them that is not full; training, which
-        comes first, is never full. Its rows with near-duplicates in the other splits would leak, so they are set aside.
-        If all splits that the component could join are full, its rows with near-duplicates there are set aside, and its
-        other rows become a new cluster.
+        comes first, is never full. The component's rows with near-duplicates in other splits would leak and are set
+        aside. If all splits that the component could join are full, its rows with near-duplicates there are set aside,
+        and its other rows become a new cluster.
         """
         groups: dict[int, list[int]] = defaultdict(list)
         for i, number in enumerate(component.tolist()):

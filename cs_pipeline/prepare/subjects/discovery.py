@@ -6,15 +6,16 @@ no two of them are similar enough. A ticket usually keeps the subject that it ha
 vague answer is given to questions of all kinds ("we will look into it"). A vague question gets answers of all kinds ("see my
 last message"). A group with a vague text is not a subject.
 
-What is similar to no subject then is rare in itself. Such tickets are joined with one another at a lower similarity, so that
-a new subject is found soon. Similar tickets that are too few for a subject are a candidate, which people see but no model.
+Tickets that are then similar to no subject are about something rare. They are joined with one another at a lower
+similarity, so that a new subject is found soon. Similar tickets that are too few for a subject become a candidate,
+which is shown to people but not used by any model.
 
-The thresholds were chosen on three sets: a generated plant shop, the sample's rows and Bitext's. The result hardly depends
-on them: the mean adjusted Rand index is 0.82 to 0.83 for all values of TIGHT from 0.25 to 0.32, of JOIN from 0.3 to 0.36 and
-of QUESTION_WEIGHT from 0.4 to 0.5. JOIN_REST was chosen on a generated fitness studio. From 0.18 to 0.25 it finds about as
-many new subjects, but below 0.25 it joins strangers when there are few tickets. The figures in docs/company-data.md are for
-another company, generated with seeds on which nothing was chosen. Other seeds of that company had been looked at before the
-constants were final.
+The thresholds were chosen on three sets: a generated plant shop, the sample's rows and Bitext's. The result hardly
+depends on them: the mean adjusted Rand index is 0.82 to 0.83 for all values of TIGHT from 0.25 to 0.32, of JOIN from
+0.3 to 0.36 and of QUESTION_WEIGHT from 0.4 to 0.5. JOIN_REST was chosen on a generated fitness studio. From 0.18 to
+0.25 it finds about as many new subjects, but below 0.25 it joins unrelated tickets when there are few. The figures in
+docs/company-data.md are for another company, generated with seeds on which nothing was chosen. Other seeds of that
+company had been looked at before the constants were final.
 """
 
 from collections import Counter
@@ -54,7 +55,7 @@ OTHER_QUESTION = 0.7
 """The lowest similarity at which a later message of a conversation gets its own subject, not that of the first message."""
 
 JOIN_REST = 0.25
-"""The lowest similarity at which two groups are joined that are similar to no subject."""
+"""The lowest similarity at which two groups that are similar to no subject are joined."""
 
 _WINDOW = 1500
 """How many new tickets are assigned at a time. With the earlier ones that are tried again, at most twice as many."""
@@ -260,8 +261,8 @@ class _Discovery:
     def _tight_groups(self, window: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The tight groups of the tickets in ``window``, and those of them whose answers have hardly anything in common.
 
-        Also updates the usual cosines within groups, and marks vague answers and questions. For the questions of the second
-        groups, ``_settle_questions`` decides.
+        Also updates the usual cosines within groups, and marks vague answers and questions. For the second
+        groups, ``_settle_questions`` then decides whether their questions are really vague.
         """
         cosines = [(view[window] @ view[window].T).toarray() for view in (self._questions, self._answers)]
         tight = average_linkage((cosines[0] + cosines[1]) / 2, TIGHT)

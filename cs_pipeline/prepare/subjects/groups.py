@@ -133,8 +133,9 @@ def join_similar(
     fixed: np.ndarray,
     minimum: float = JOIN,
 ) -> list[list[int]]:
-    """Joins the two most similar groups, until no two have the similarity ``minimum``, and returns the groups of each.
+    """Joins the two most similar groups until no two reach the similarity ``minimum``.
 
+    Returns the numbers of the original groups in each group that remains.
     Two ``published`` groups must be more similar, because people may know both. Two ``fixed`` groups are never joined.
     ``published`` and ``fixed`` are masks, [groups]. Changes ``questions`` and ``answers``.
     """

@@ -18,8 +18,8 @@ _MAX_SENTENCE_CHARACTERS = 600
 class AnswerContext:
     """The inputs of an answer besides the model's output.
 
-    ``values`` fill its placeholders, by canonical name. Its personal data may only come from ``known_text``. It asks for no
-    other private details than those ``needed``; None: for any.
+    ``values`` fill its placeholders, by canonical name. Its personal data may only come from ``known_text``. It may ask
+    for the private details ``needed`` and no others; if that is None, for any.
     """
 
     tone: Tone

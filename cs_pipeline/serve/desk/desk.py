@@ -48,16 +48,16 @@ MIN_SIMILARITY = {"answer": 0.4, "passage": 0.2}
 """The minimum similarity of a retrieved text that is shown as a source. It decides nothing else.
 
 Measured on 2,500 of Bitext's training questions whose clusters were not among the known ones: 99.8 % had a known
-question at 0.4 or more by characters, all had by the mixture with a sentence-embedding model; of 30 off-topic questions,
-9 % and none had.
+question at 0.4 or more by characters, and all by the mixture with a sentence-embedding model. Of 30 off-topic
+questions, 9 % had one by characters, and none by the mixture.
 """
 
 NEAR_PASSAGE = 0.3
 """From this similarity on, a passage is evidence that the question can be answered, even if its intent is unknown.
 
-Measured on the 48 passages of ``bench/embedders.yaml``: of 20 questions in the articles' words, 90 % reach it with the
-right passage by characters and all by the mixture, of 81 questions in other words none and 46 %, and of 30 off-topic
-questions none and 3 %.
+Measured on the 48 passages of ``bench/embedders.yaml``, by characters and by the mixture: of 20 questions in the
+articles' words, 90 % and all reach it with the right passage; of 81 questions in other words, none and 46 %. Of 30
+off-topic questions, none and 3 % reach it with any passage.
 """
 
 _EVIDENCE = RetrievalSettings(answers=1, passages=1)
@@ -291,7 +291,8 @@ class Desk:
     def _is_unknown(self, case: _Case, generation: Generation) -> bool:
         """Whether nothing known is about the question. Always False without a router.
 
-        The same known question and a near passage are evidence even if the version does not retrieve.
+        A known question that counts as the same question, or a near passage, is evidence even if the version does not
+        retrieve.
         """
         if generation.route is None or generation.intent is not None:
             return False

@@ -28,7 +28,7 @@ def strip_markup(sentence: str) -> str:
 def is_fit_for_customers(sentence: str, known: str) -> bool:
     """Whether a customer may read ``sentence``.
 
-    It must not contain control tokens, abuse, secrets, or an address, card or account that is not in ``known``.
+    It must not contain control tokens, abuse, secrets, or an e-mail address, card number or IBAN not in ``known``.
     """
     return is_safe(known, sentence, "") and not _SECRET.search(sentence)
 

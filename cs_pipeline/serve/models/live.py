@@ -92,8 +92,8 @@ class LiveIndex:
 class LiveRouter:
     """The lake's current router in memory. Thread-safe.
 
-    A router stays in use until there is a new one that can be loaded: without a router, no question is handed over as
-    unknown.
+    A router stays in use until there is a new one that can be loaded, because without a router no question would be
+    handed over as unknown.
     """
 
     def __init__(self, lake: DataLake) -> None:

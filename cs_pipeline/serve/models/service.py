@@ -85,11 +85,11 @@ class ModelService:
     ) -> Generation:
         """Queues ``question`` for ``model``, loading it if needed, and returns before there is an answer.
 
-        The prompt holds the texts that the recipe retrieves, ``facts`` about the case, and the latest of the ``earlier``
-        turns that fit into its ``max_length``. The facts are its first turn; for a model that was trained on single
-        questions, they begin the question. Set ``cancelled`` when nobody is waiting any more (the client hung up, a
-        stop button was pressed). A look-up uses no queue and reads no facts: its answer is complete when this returns.
-        Raises UnknownModel, NotReady, TooLong, Busy.
+        The prompt holds the texts that the recipe retrieves, ``facts`` about the case, and the latest of the
+        ``earlier`` turns that fit into its ``max_length``. The facts are the prompt's first turn, and so the first turn
+        to be dropped; for a model that was trained on single questions, they begin the question. Set ``cancelled`` when
+        nobody is waiting any more (the client hung up, a stop button was pressed). A look-up uses no queue and reads no
+        facts: its answer is complete when this returns. Raises UnknownModel, NotReady, TooLong, Busy.
         """
         self._enter()
         try:

@@ -43,7 +43,7 @@ def model_choices(service: ModelService) -> list[tuple[str, str]]:
 
 
 def version_choices(service: ModelService) -> list[tuple[str, int]]:
-    """Label and number of each version: the champion first, then the newest."""
+    """Label and number of each version: the champion, the challenger, then the others, newest first."""
     versions = {m.served.version: m for m in service.models() if not m.served.base}
     return [
         (" · ".join((f"version {number}", model.served.recipe, *model.aliases)), number)
