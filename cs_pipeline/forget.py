@@ -178,7 +178,7 @@ def _edit_ids(lake: DataLake, ledger: Ledger, subject: str, conversations: froze
 def _judgement_ids(lake: DataLake, subject: str, rows: frozenset[str]) -> frozenset[str]:
     """The ids of judgements that mention the subject, or whose own id or question's id is in ``rows``.
 
-    Only raw judgements can mention the subject, because personal data is replaced in clean ones.
+    Only raw judgements can mention the subject, because clean ones have placeholders in place of personal data.
     """
     with Feedback(lake) as feedback:
         raw, clean = feedback.judgements(raw=True), feedback.judgements(raw=False)

@@ -18,9 +18,9 @@ from cs_pipeline.text.placeholders import PlaceholderMode
 
 
 class EmbeddedBase(Section):
-    """A very small Llama, trained from scratch on Bitext's training rows. It shows that the pipeline works.
+    """A very small Llama, trained from scratch on Bitext's training rows without a network.
 
-    It needs no network.
+    It is there to show that the pipeline works.
     """
 
     source: Literal["embedded"]
@@ -145,7 +145,7 @@ class PromptSettings(Section):
 
 
 LOOKUP_PROMPT = PromptSettings(route="intent", retrieve=RetrievalSettings(answers=1, passages=0))
-"""What a look-up retrieves: one known answer, of the routed intent if there is one. It has no other part of a prompt."""
+"""What a look-up retrieves: one known answer, of the routed intent if there is one. It has no other prompt settings."""
 
 
 class MixtureSettings(Section):
@@ -264,7 +264,7 @@ class Recipe(Section):
     def fingerprint(self) -> str:
         """A hash (16 hex digits) of all keys that affect the model and its answers.
 
-        Description, checkpoint interval, packing and the trials of an evaluation do not.
+        Description, checkpoint interval, packing and the evaluation settings do not.
         """
         ignored: Any = {"description": True, "evaluation": True, "trainer": {"checkpoint_seconds", "packing"}}
         return digest(self.model_dump(mode="json", exclude=ignored))
@@ -410,12 +410,12 @@ def load_recipe(name: str) -> Recipe:
 
 
 def load_fine_tune_recipe(name: str) -> FineTuneRecipe:
-    """The recipe ``name``, which must train a model. Raises PipelineError as ``load_recipe`` does, and if it trains none."""
+    """The recipe ``name``. Raises PipelineError as ``load_recipe`` does, and if the recipe trains no model."""
     return _trained(load_recipe(name))
 
 
 def read_fine_tune_recipe(path: Path) -> FineTuneRecipe:
-    """As ``read_recipe``, for a recipe that must train a model. Raises PipelineError also if it trains none."""
+    """As ``read_recipe``. Raises PipelineError also if the recipe trains no model."""
     return _trained(read_recipe(path))
 
 

@@ -207,7 +207,7 @@ class Spool:
 
 @contextmanager
 def stream_metrics(spool: Spool, lake: DataLake, fingerprint: str, recipe: str) -> Iterator[None]:
-    """Sends the spool to MLflow every few seconds while the block runs. An unreachable store does not slow the block."""
+    """Sends the spool to MLflow every few seconds while the block runs. An unreachable store does not slow it down."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
     done = threading.Event()

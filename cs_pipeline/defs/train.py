@@ -13,7 +13,8 @@ from cs_pipeline.recipe import CascadeRecipe, load_recipe
     group_name="train",
     kinds={"huggingface"},
     partitions_def=RECIPES,
-    # The classifier is not used here. Its blocking check stops the run before the training if intents cannot be learnt.
+    # The classifier is not used here. It is a dependency so that its blocking check stops the run before the training
+    # if intents cannot be learnt.
     deps=["bitext_splits", "intent_classifier"],
     pool="gpu",
 )

@@ -1,4 +1,4 @@
-"""Builds a cascade: chooses, on validation questions, the similarity from which the look-up answers instead of the model."""
+"""Builds a cascade: chooses, on validation questions, the least similarity at which its look-up answers."""
 
 import shutil
 from collections.abc import Callable
@@ -66,7 +66,7 @@ def build_cascade(recipe: CascadeRecipe, lake: DataLake, report: Callable[[str],
 
 
 def choose_threshold(similarities: np.ndarray, looked_up: np.ndarray, written: np.ndarray) -> float:
-    """The similarity from which copying gives the highest total quality; the lowest of equally good ones.
+    """The threshold with the highest total quality; the lowest of equally good ones. Answers at or above it are copied.
 
     All arrays are [questions]: the similarity of the known answer's question (0 without one), and the quality of the copied
     and of the model's answer. The result is one of ``similarities``, or NEVER.

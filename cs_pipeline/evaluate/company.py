@@ -82,7 +82,7 @@ def company_rows(all_rows: FrozenTestSet, lake: DataLake) -> pd.DataFrame:
 def cross_validated_answers(asked: FrozenTestSet, lake: DataLake, look_up: LookupModel | None = None) -> list[Answer]:
     """What a look-up answers to these rows without the known answers of their own clusters and conversations.
 
-    ``look_up`` is a version, None for the free look-up as a version of the same data.
+    ``look_up`` is a version. If it is None, these are the answers of a look-up version made from the same data.
     """
     free = LookupRecipe(name=LOOKUP, description=SYSTEMS[LOOKUP], method="lookup", placeholders=asked.mode)
     index = open_index(free, lake)

@@ -18,16 +18,16 @@ PRIMARY_METRIC = "quality"
 """The metric in which a candidate must be better, unless people, or a judge that agrees with them, compared the answers."""
 
 MIN_VOTED_QUESTIONS = 30
-"""People decide which answers are better once they prefer one side on this many questions. With fewer, only a preference on
-almost all of them would be clear enough."""
+"""People decide which answers are better once they have a preference, for either side, on this many questions. With
+fewer, they would have to prefer the same side on almost all of them to be clear enough."""
 
 MIN_VOTERS, MAX_SHARE_OF_A_VOTER = 2, 0.8
 """At least MIN_VOTERS people must have voted, and nobody may have given more than MAX_SHARE_OF_A_VOTER of the verdicts:
 one person's taste is no proof."""
 
 MIN_SHARED_VERDICTS = 10
-"""From this many pairs of verdicts on, people must agree at least as often as two coins would. Otherwise they judge by
-opposite rules, and their majority depends on who voted more."""
+"""If two people gave verdicts on the same two answers this often or more, these pairs of verdicts must agree at least
+as often as two coins would. Otherwise people judge by opposite rules, and their majority depends on who voted more."""
 
 DECISIONS_PER_YEAR = 52
 """How many decisions by figures the same test rows allow in a year: one a week. After that, a person decides."""
@@ -244,9 +244,10 @@ def lower_bound(difference: Difference, metric: str, risk: float, luck: float = 
     The true gain is smaller with the chance ``risk``. The standard error of the test rows follows from the width of the
     interval; ``luck`` is a standard deviation that is added to it.
 
-    With a ``margin``, the bound answers whether the loss is below it. If a rate truly lost that much, at least that share of
-    the rows would differ, so the standard error is at least that of such rows (as in Farrington and Manning 1990), and half
-    a row is subtracted. Otherwise rare events that happen not to occur would look certain.
+    With a ``margin``, the bound shows whether the loss is below it. If a rate truly lost that much, at least that share
+    of the rows would differ. The standard error is therefore at least that of a sample in which so many rows differ (as
+    in Farrington and Manning 1990), and half a row is subtracted. Otherwise rare events that happen to be missing from
+    the sample would look impossible.
     """
     gain = _gain(difference, metric) - (50 / difference.clusters if margin and _is_rate(metric) else 0.0)
     return gain - NormalDist().inv_cdf(1 - risk) * math.hypot(_row_error(difference, metric, margin), luck)
@@ -267,8 +268,9 @@ def rows_needed(
 def company_conversations_needed(company: CompanyResults, system: str | None = None) -> int:
     """About how many of the company's conversations would rule out a loss of MAX_COMPANY_LOSS against ``system``.
 
-    If both systems are equally good, that many rule it out with the chance POWER. If enough of the company's questions
-    are in the test, the spread of the differences is measured, else (and if ``system`` is None) it is COMPANY_SPREAD.
+    If both systems are equally good, that many rule it out with the chance POWER. The spread of the differences is
+    measured if enough of the company's questions are in the test. Otherwise, and if ``system`` is None, it is
+    COMPANY_SPREAD.
     """
     half = NormalDist().inv_cdf(0.975) * COMPANY_SPREAD
     one_row = Difference(0.0, -half, half, share_above_zero=0.5, rows=1, clusters=1)
@@ -299,7 +301,7 @@ def _is_rate(metric: str) -> bool:
 def _objections(
     results: EvaluationResults, earlier_decisions: int, champion_forgotten: bool, votes: PeopleVotes | None
 ) -> Iterator[tuple[str, bool]]:
-    """The reasons against a candidate: a sentence, and whether it only says that the test rows cannot decide."""
+    """The reasons against a candidate: a sentence, and whether all it says is that the test rows cannot decide."""
     modes = results.placeholders
     if modes.get("champion", modes["tuned"]) != modes["tuned"]:
         yield (

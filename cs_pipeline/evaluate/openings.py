@@ -1,8 +1,8 @@
 """Counts how often the test rows have decided who becomes champion.
 
-A gain that is looked for on the same rows again and again is found by luck in the end. Every evaluation that was decided by
-its figures therefore counts, whether its version was promoted, refused or only reported on. ``decision.py`` allows for
-DECISIONS_PER_YEAR of them.
+Whoever looks for a gain on the same rows again and again will find one by luck in the end. Every evaluation whose
+figures a decision was based on therefore counts, whether its version was promoted, refused or only reported on.
+``decision.py`` allows for DECISIONS_PER_YEAR of them.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ _YEAR = timedelta(days=365)
 
 
 class Opening(BaseModel):
-    """An evaluation that was decided by its figures: its fingerprint, its recipe, and the time of the first decision."""
+    """An evaluation whose figures a decision was based on: its fingerprint and recipe, and the time of the decision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,9 +32,9 @@ _OPENINGS = TypeAdapter(list[Opening])
 
 
 def record_opening(results: EvaluationResults, lake: DataLake) -> int:
-    """Records that ``results`` is decided by its figures. Returns how many others were decided so in the year before.
+    """Records a decision by the figures of ``results``. Returns how many other openings there were in the year before.
 
-    The first call for an evaluation adds it, and later ones return the same number. A report and a promotion of the
+    The first call for an evaluation adds it, and later calls return the same number. A report and a promotion of the
     same evaluation are therefore one opening, and both get the same number. Raises PipelineError when the record is
     damaged.
     """

@@ -62,8 +62,8 @@ def evaluate_prompted_base(
 
     ``stats`` holds the row statistics of the other systems, ``tuned`` among them, on all rows of ``test_set``. The
     ``baseline_questions`` rows with the smallest ids are asked. The result is None if the recipe trains no model, asks no
-    such questions or has the embedded base, if the base has no usable chat template of its own, and if the rows have fewer
-    than MIN_CLUSTERS clusters.
+    such questions or has the embedded base, if the base has no usable chat template of its own, or if the rows have
+    fewer than MIN_CLUSTERS clusters.
     """
     if not isinstance(recipe, FineTuneRecipe) or isinstance(recipe.base, EmbeddedBase) or base is None:
         return None

@@ -20,7 +20,7 @@ FORMAT_VERSION = 4
 WITHOUT_RETRIEVAL = "without_retrieval"
 LOOKUP = "lookup"
 FREE_SYSTEMS = (LOOKUP, "nearest", "central")
-"""Systems that copy an answer of the training rows. They cost nothing, so a model must be worth more."""
+"""Systems that copy an answer of the training rows. They cost nothing, so a model has to give better answers."""
 
 ZERO_SHOT, FEW_SHOT, ZERO_SHOT_WITH_RETRIEVAL = "zero_shot", "few_shot", "zero_shot_with_retrieval"
 PROMPTED_SYSTEMS = (ZERO_SHOT, FEW_SHOT, ZERO_SHOT_WITH_RETRIEVAL)
@@ -261,8 +261,9 @@ class PeopleVotes(_Tally):
 
     Each question counts once: ``won``, ``lost`` and ``ties`` are questions on which most verdicts are for the candidate,
     against it, or neither. ``share`` is that of the decided questions, with Wilson's 95 % interval. ``raters`` people
-    gave ``verdicts`` verdicts; ``busiest`` is the largest share of one of them. ``shared`` counts the pairs of decided
-    verdicts that two people gave on the same two answers; ``agreement`` is the share of these pairs that agree.
+    gave ``verdicts`` verdicts; ``busiest`` is the share of the verdicts that came from the person who gave most of
+    them. ``shared`` counts the pairs of verdicts, other than ties, that two people gave on the same two answers;
+    ``agreement`` is the share of these pairs that agree.
     """
 
     candidate: str
@@ -277,7 +278,7 @@ class PeopleVotes(_Tally):
 class JudgeResults(_Record):
     """The verdicts of a language model as judge.
 
-    ``may_gate``: whether they may decide which answers are better; ``why``: the reason.
+    ``may_gate`` says whether they may decide which answers are better, and ``why`` gives the reason.
     """
 
     model: str

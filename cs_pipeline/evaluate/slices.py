@@ -187,8 +187,8 @@ def weaknesses(
 def write_weak_intents(path: Path, weak: Sequence[Weakness], categories: Mapping[str, str]) -> int:
     """Writes the intents among ``weak`` as a CSV for the authors of new examples; returns how many there are.
 
-    One line per intent and metric, worst first; ``categories`` is the category of each intent. It contains no test
-    questions: an example modelled on one would be assigned to the test split.
+    One line per intent and metric, worst first; ``categories`` is the category of each intent. The file contains no
+    test questions: an example modelled on one would join its cluster, and so the test split.
     """
     intents = [weakness for weakness in weak if weakness.kind == "intent"]
     rows = (

@@ -82,8 +82,8 @@ def sync_aliases(client: "MlflowClient", lake: DataLake, seen_by: str) -> None:
     index = max((i for i, entry in enumerate(history) if entry["promote"]), default=None)
     promotion = {"version": None, "champion_before": None} if index is None else history[index]
     promoted, promotion_id = promotion["version"], digest(index, promotion)
-    # The tag is set after the alias has moved. If the champion differs after that, a person set it, even if it is the
-    # previous one.
+    # The tag is set after the alias has moved. If the tag is set and the champion is another version, a person moved
+    # the alias, even if it is back at the previous champion.
     alias_moved = promoted not in tags or tags[promoted].get(_PROMOTED_BY) == promotion_id
     if champion != promoted and (alias_moved or champion != promotion["champion_before"]):
         reason, who = "the alias was moved by hand in MLflow", f"a person; seen by {seen_by}"

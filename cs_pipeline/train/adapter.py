@@ -90,7 +90,8 @@ def adapter_fingerprint(recipe: FineTuneRecipe, base: Base, data: dict[str, str]
 def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
     """The sha256 of each table and file that ``recipe`` is trained on, and the index version if it retrieves.
 
-    ``own_conversations`` says that no row retrieves an answer of its own conversation, if that can change a prompt.
+    The entry ``own_conversations`` says that no row retrieves an answer of its own conversation. It is left out where
+    that makes no difference to any prompt.
     """
     versions = {name: file_sha256(lake.table("prepare", name)) for name in ("train_split", "validation_split")}
     if _has_own_router(recipe):
@@ -105,7 +106,7 @@ def data_versions(recipe: Recipe, lake: DataLake) -> dict[str, str]:
 
 
 def _inputs(recipe: FineTuneRecipe, lake: DataLake) -> tuple[Base, dict[str, str], TrainingStart, str]:
-    """The inputs of training that begins now (base, data versions and start), and the fingerprint of its adapter."""
+    """The inputs of a training run that begins now (base, data versions, start), and its adapter's fingerprint."""
     base, data = find_base(recipe, lake), data_versions(recipe, lake)
     start = find_training_start(recipe, base, lake)
     return base, data, start, adapter_fingerprint(recipe, base, data, start.fingerprint)
@@ -135,8 +136,8 @@ def find_adapter(recipe: Recipe, lake: DataLake) -> Adapter | None:
     """The adapter that was already trained on equal input, or None. It becomes the recipe's current adapter.
 
     A look-up needs no training, so its adapter is built if there is none. Raises PipelineError if one of the adapter's files
-    has changed, if the base is missing, if the champion does not fit, if a cascade's model is not trained, or if
-    ``build_lookup`` raises it.
+    has changed, if the base is missing, if the champion to start from does not fit, or if a cascade's model is not
+    trained; also as ``build_lookup`` does.
     """
     if isinstance(recipe, LookupRecipe):
         return build_lookup(recipe, lake)
@@ -182,7 +183,7 @@ def model_adapter(recipe: CascadeRecipe, lake: DataLake) -> Adapter:
 
 
 def has_seen_forgotten_rows(adapter: Adapter, lake: DataLake) -> bool:
-    """Whether ``adapter`` was trained on rows of the company that were forgotten since."""
+    """Whether ``adapter`` was trained on rows of the company that have since been forgotten."""
     if not adapter.manifest["company"]["rows"]:
         return False
     with Ledger(lake) as ledger:

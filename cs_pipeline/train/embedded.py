@@ -1,9 +1,9 @@
 """The embedded base: a byte-level BPE tokenizer and a very small Llama, trained from scratch on Bitext's training rows.
 
-With it, the whole pipeline runs without a GPU and without a network. Its answers are not fit for customers. It is never
-trained on company rows. So a new delivery does not make it out of date, and it contains no rows that must be forgotten. If
-the recipe retrieves known answers, the base is trained on prompts that contain them, because a model this small cannot learn
-to copy during fine-tuning.
+With this base, the whole pipeline runs without a GPU and without a network. Its answers are not fit for customers. It
+is never trained on company rows, so a new delivery does not make it out of date, and it has seen no rows that may have
+to be forgotten. If the recipe retrieves known answers, the base is trained on prompts that contain them, because a
+model this small cannot learn to copy during fine-tuning.
 """
 
 import math

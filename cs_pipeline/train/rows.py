@@ -74,10 +74,11 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
     table = table.take(pa.array(times, pa.int64()))
     rows, intents = table.to_pylist(), table.column("predicted_intent").to_pylist()
     texts = [_row_texts(row, recipe) for row in rows]
-    # As in serving, a question that the router does not know alone is searched with the customer's message before it.
+    # As in serving, a question that is very short, or that the router does not know alone, is searched together with
+    # the customer's message before it.
     searched = [in_context(text.question, text.earlier, intent) for text, intent in zip(texts, intents, strict=True)]
     # A row's own cluster is excluded: its answers are almost the target, and nothing so similar exists for new questions.
-    # So are the rows of its own conversation, whose answers a new customer's question would not find either.
+    # The rows of its own conversation are excluded too: a new customer's question would not find such answers either.
     clusters = table.column("cluster_id").to_pylist()
     index = open_index(recipe, lake)
     own_rows = None if index is None else own_known_rows(table.column("conversation_id").to_pylist(), lake)
@@ -97,7 +98,7 @@ def training_rows(recipe: FineTuneRecipe, lake: DataLake, chat: ChatFormat, spli
         if retell and fitted.retrieved and fitted.retrieved[0].kind == "answer":
             copied = replace(text, answer=fitted.retrieved[0].text)
             refitted = _fit(copied, row["predicted_intent"], retrieved, recipe, chat)
-            # With a longer target, the known answer may no longer fit into the prompt.
+            # If the known answer is longer than the row's own, it may not fit into the prompt and the target at once.
             if copied != text and refitted.retrieved[:1] == fitted.retrieved[:1]:
                 text, fitted, retold = copied, refitted, retold + 1
         if len(fitted.encoded) > recipe.trainer.max_length:

@@ -33,10 +33,10 @@ the decided pairs that a system wins is then known to within six or seven points
 system."""
 
 MIN_KAPPA = 0.6
-"""A judge may decide promotions if kappa with people is above this; more is "substantial" (Landis and Koch 1977)."""
+"""A judge may decide promotions if its kappa with people is above this: "substantial" (Landis and Koch 1977)."""
 
 MIN_SHARED_PAIRS = 30
-"""With fewer pairs that people judged too, kappa is too uncertain."""
+"""With fewer pairs that both the judge and people judged, kappa is too uncertain."""
 
 _COLUMNS = ("pair_id", "question_id", "system_a", "system_b", "first", "second", "result")
 _PARALLEL_CALLS = 4

@@ -202,7 +202,7 @@ def _sheet_pairs(ratings: pa.Table) -> pd.DataFrame:
 
 
 def _shared_verdicts(pairs: pd.DataFrame) -> tuple[int, int]:
-    """How many pairs of decided verdicts on the same two answers there are, each by two people, and how many agree."""
+    """How many pairs of verdicts (without ties) two people gave on the same two answers, and how many of them agree."""
     shared = agreeing = 0
     decided = pairs[pairs["result"] != TIE]
     for _, results in decided.groupby(["question_id", "answer_a", "answer_b"])["result"]:

@@ -22,7 +22,7 @@ SIMILARITY_SYSTEMS = ("base", LOOKUP, "tuned")
 """The systems in the plots by similarity; a look-up has no base."""
 
 HEAT_MAP_METRICS = ("quality", "right_intent")
-"""The metrics of the heat maps. All range from 0 to 100."""
+"""The metrics of the heat maps. Both range from 0 to 100."""
 
 
 @dataclass(frozen=True)

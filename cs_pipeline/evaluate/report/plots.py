@@ -89,7 +89,9 @@ def lines_picture(lines: Sequence[Line], x_label: str, alt_text: str) -> str:
 
 
 def loss_picture(curve: Sequence[dict[str, float]], steps: int, before: float, after: float, alt_text: str) -> str:
-    """The training loss by step with its running mean, and the validation loss ``before`` and ``after`` all ``steps``.
+    """The training loss by step with its running mean, and the validation losses ``before`` and ``after`` training.
+
+    ``steps`` is the number of the last step.
 
     ``curve`` is a list of ``{"step", "loss"}``, empty if the training was too short to log a loss.
     """

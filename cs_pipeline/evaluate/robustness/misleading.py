@@ -1,7 +1,7 @@
 """Tests a model with wrong retrieved texts: none, those of another intent, a contradiction, or an injected instruction.
 
 The model gets questions of test rows with these texts in the prompt. ``misleading.yaml`` holds the contradictions and the
-instructions. The group names call an injected instruction an order.
+instructions. In the names of the groups, an injected instruction is called an order.
 """
 
 import random

@@ -1,9 +1,9 @@
 """Tests of a loaded model beyond the test rows: unusual questions, general knowledge, and the latency of single answers.
 
-The robustness suite (``robustness.py``) shows how it handles unusual and hostile questions. The base and the tuned model are
-both asked the probe (``probe.yaml``, 24 questions of common knowledge). If only the base answers a question correctly, the
-tuned model forgot the answer in training or now answers like a support desk. Single answers are timed to measure the latency
-when only one customer is asking.
+The robustness suite (``robustness.py``) shows how the model handles unusual and hostile questions. Every model is also
+asked the probe (``probe.yaml``, 24 questions of common knowledge). If the base answers one of them correctly and the
+tuned model does not, the tuned model forgot the answer in training or now answers like a support desk. Single answers
+are timed to measure the latency when only one customer is asking.
 
 If the recipe uses retrieval, the prompts contain the texts that the index returns, as they would for a customer, except
 answers from the conversation of the test row that a question was made from. ``misleading.py`` tries other texts.

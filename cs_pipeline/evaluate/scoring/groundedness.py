@@ -67,7 +67,7 @@ def groundedness_shares(
     """The shares ``copied``, ``grounded``, ``sourced`` and ``whole`` in percent, each with the 95 % interval of a bootstrap
     over clusters. ``rows`` is a table that ``groundedness`` returned.
 
-    A share is None if all rows, or a bootstrap sample of them, have no words or facts at all.
+    A share is None if there are no words or no facts to divide by, in all rows or in a bootstrap sample of them.
     """
     drawn = pd.DataFrame(sampled_sums(rows.to_numpy(float), clusters, samples), columns=list(rows))
     figures: dict[str, dict[str, float] | None] = {}

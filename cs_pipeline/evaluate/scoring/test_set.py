@@ -70,7 +70,7 @@ class FrozenTestSet:
         return other
 
     def routed_by(self, intents: PromptIntents) -> "FrozenTestSet":
-        """The same set with the intents that the prompts of one model name. A version has its own router."""
+        """The same set with the intents that one model's prompts name. They come from its own router if it has one."""
         routed = copy(self)
         routed.predicted_intents = intents(self.searched)
         return routed
@@ -227,8 +227,8 @@ def with_retrieved_texts(question: str, retrieved: Sequence[RetrievedText]) -> s
 def has_known_intent(rows: pd.DataFrame) -> "pd.Series[bool]":
     """Which ``rows`` (columns source and intent) count for right intent: all of Bitext, and company rows with a subject.
 
-    A subject comes from the export, from a person, or from groups of questions with their answers. The router has no
-    part in it, so an answer that follows the router is not right by definition.
+    A subject comes from the export, from a person, or from groups of questions with their answers, never from the
+    router. An answer that follows the router is therefore not automatically right.
     """
     return (rows["source"] == "bitext") | (rows["intent"] != NO_SUBJECT)
 
@@ -244,7 +244,7 @@ def _or_none(column: "pd.Series[str]") -> list[str | None]:
 
 
 def _with_labels(test: pd.DataFrame, labels: Mapping[str, str], train: pd.DataFrame) -> pd.DataFrame:
-    """The rows with people's ``labels`` of intents, and their categories, in place of predicted ones."""
+    """The rows with the intents of people's ``labels``, and the categories of these intents, in place of their own."""
     categories = dict(zip(train["intent"], train["category"], strict=True))
     given = [labels.get(row) for row in test["row_id"]]
     return test.assign(

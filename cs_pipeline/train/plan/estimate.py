@@ -32,9 +32,9 @@ FLOAT32_BYTES = 4
 _OPTIMIZER_BYTES = {"adamw_torch": 8, "paged_adamw_8bit": 2}
 """Bytes per trained weight of AdamW's two moments."""
 CPU_ACTIVATION_SHARE = 1 / 16
-"""Share of a CPU's memory for a micro-batch's activations, as estimated. On two cores with bfloat16, SmolLM2-135M trained on
-eight rows of 512 tokens a tenth faster than on three, with twice the memory: 5.1 instead of 2.5 GiB. On a GPU larger
-micro-batches gain more, and running out of memory halves them."""
+"""Share of a CPU's memory that the activations of a micro-batch may take, by estimate. SmolLM2-135M, on two cores with
+bfloat16, trained a tenth faster with micro-batches of eight rows of 512 tokens than with three rows, but needed twice
+the memory: 5.1 instead of 2.5 GiB. On a GPU larger micro-batches gain more, and running out of memory halves them."""
 _LOGIT_TOKENS = 4096
 """Maximum tokens whose logits TRL's loss for causal models keeps at once (trl/kernels/chunked_logprob.py)."""
 _NARROWING = 8

@@ -35,7 +35,8 @@ rest is the chat template."""
 _TOKENS_PER_RETRIEVED_TEXT = 150
 """About the length of an answer; a passage, of at most 600 characters, is not longer."""
 BITEXT_ROWS = 24_185
-"""Training rows of the whole Bitext file, nine in ten of 26,872; used if the lake has no split to count."""
+"""Training rows assumed if the lake has no split to count: nine in ten of the Bitext file's 26,872 rows. Duplicates,
+which the split leaves out, are counted."""
 _UTILIZATION = 0.4
 """The share of a matrix product's rate that training reaches. It is assumed, so estimated hours are right to within a
 factor of two or three; small models reach less."""

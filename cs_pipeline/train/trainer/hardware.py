@@ -73,7 +73,7 @@ class Hardware:
 
 
 def choose_hardware(recipe: FineTuneRecipe, model: Any) -> Hardware:
-    """The fastest way to train ``model``, with or without an adapter, that recipe and machine allow."""
+    """The fastest way that recipe and machine allow to train ``model``, with or without an adapter."""
     compute = str(compute_dtype(model.config.to_dict())).removeprefix("torch.")
     reason = _padding_reason(recipe, model)
     attention = str(model.config._attn_implementation) if reason else _FLASH_ATTENTION
