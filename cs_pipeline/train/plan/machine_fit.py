@@ -50,7 +50,8 @@ MAX_RUN_HOURS = 48.0
 class Machine:
     """A machine to train on.
 
-    ``memory`` is available bytes, ``compute`` the bytes per number in a large model, and ``rate`` operations per second.
+    ``memory`` is the available bytes (on a GPU, all its bytes), ``compute`` the bytes per number in a large model, and
+    ``rate`` operations per second.
     """
 
     name: str
