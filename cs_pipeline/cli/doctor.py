@@ -185,14 +185,11 @@ def _bitsandbytes() -> _Outcome:
 
 
 def _memory() -> _Outcome:
-    import psutil
+    from cs_pipeline.llm.model import main_memory
 
-    memory = psutil.virtual_memory()
-    limit = _cgroup("memory.max")[0]
-    total = memory.total if limit == "max" else min(memory.total, int(limit))
-    available = min(memory.available, total)
-    what = f"{available / 1e9:.1f} of {total / 1e9:.1f} GB available"
-    if available < _TRAINING_MEMORY:
+    memory = main_memory()
+    what = f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB available"
+    if memory.available < _TRAINING_MEMORY:
         fix = f"Close other programs (make dev takes {_SERVICES_MEMORY / 1e9} GB), or the training may be killed."
         return "problem", f"{what}; training the embedded recipe takes {_TRAINING_MEMORY / 1e9} GB", fix
     return "ok", what, None

@@ -116,9 +116,10 @@ def check_schema(table: pa.Table, schema: pa.Schema, what: str) -> None:
     """Raises PipelineError unless ``table`` has the columns and types of ``schema``, in order, and only allowed nulls."""
     if table.schema.names != schema.names or table.schema.types != schema.types:
         found, expected = ({f"{field.name} ({field.type})" for field in columns} for columns in (table.schema, schema))
-        different = sorted(found ^ expected)
+        kinds = (("unexpected", sorted(found - expected)), ("missing", sorted(expected - found)))
+        differences = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in kinds if names)
         raise PipelineError(
-            f"{what} does not have the columns of its schema; these differ: {', '.join(different) or 'their order'}.",
+            f"{what} does not have the columns of its schema. Different: {differences or 'their order'}.",
             "This is a bug in the step that made the table; its columns are in cs_pipeline/core/schema.yaml.",
         )
     for field in schema:

@@ -424,6 +424,29 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+@dataclass(frozen=True)
+class MainMemory:
+    """Bytes of main memory: the ``total`` of this machine or its container, and what is ``available`` of it."""
+
+    total: float
+    available: float
+
+
+def main_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> MainMemory:
+    """The main memory that this process may use. ``cgroup`` has the container's limit and use (cgroup v2), if there is one.
+
+    Of the memory that a container uses, files that it has not read lately count as available: the kernel frees them first.
+    """
+    import psutil
+
+    machine, limit = psutil.virtual_memory(), cgroup / "memory.max"
+    if not limit.exists() or (most := limit.read_text().strip()) == "max":
+        return MainMemory(machine.total, machine.available)
+    statistics = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    used = int((cgroup / "memory.current").read_text()) - int(statistics["inactive_file"])
+    return MainMemory(min(machine.total, int(most)), max(0, min(machine.available, int(most) - used)))
+
+
 def nats_to_bits(nll: float) -> float:
     """A negative log-likelihood in bits instead of nats."""
     return nll / math.log(2)

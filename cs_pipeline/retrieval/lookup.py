@@ -11,10 +11,10 @@ import numpy as np
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.llm.model import Answer, Contender, SupportModel
-from cs_pipeline.llm.prompt import Context, RetrievedText
+from cs_pipeline.llm.prompt import Context, RetrievedText, earlier_turns
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, LookupRecipe, Recipe, read_fine_tune_recipe
 from cs_pipeline.retrieval.index import RetrievalIndex
-from cs_pipeline.retrieval.retrieve import own_known_rows, retrieve
+from cs_pipeline.retrieval.retrieve import in_context, own_known_rows, retrieve
 from cs_pipeline.retrieval.router import PromptIntents, prompt_intents
 from cs_pipeline.text.copied import mostly_copied
 from cs_pipeline.text.placeholders import apply, without_placeholders
@@ -156,9 +156,10 @@ def lookup_threshold(recipe: LookupRecipe, index: RetrievalIndex, lake: DataLake
 
     Raises PipelineError if there are none.
     """
-    columns = ["row_id", "instruction", "predicted_intent", "conversation_id"]
+    columns = ["row_id", "instruction", "predicted_intent", "conversation_id", "context"]
     rows = lake.read("prepare", "validation_split", columns).to_pydict()
-    asked = zip(rows["instruction"], rows["row_id"], strict=True)
+    texts = zip(rows["instruction"], map(earlier_turns, rows["context"]), rows["predicted_intent"], strict=True)
+    asked = zip((in_context(*text) for text in texts), rows["row_id"], strict=True)
     questions = [apply(text, recipe.placeholders, "customer", row) for text, row in asked]
     # The index has training rows only, so it has no row of a question's cluster. It may have rows of its conversation.
     retrieved = retrieve(

@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from cs_pipeline.core.errors import PipelineError
 from cs_pipeline.core.lake import DataLake, read_json, write_json
 from cs_pipeline.llm.base import find_base
-from cs_pipeline.llm.model import Answer, SupportModel, batches_by_length, load_base, load_chat_format
+from cs_pipeline.llm.model import (
+    Answer,
+    MainMemory,
+    SupportModel,
+    batches_by_length,
+    load_base,
+    load_chat_format,
+    main_memory,
+)
 from cs_pipeline.llm.prompt import Context, chat_messages
 from cs_pipeline.recipe import FineTuneRecipe, read_fine_tune_recipe
 from cs_pipeline.train.adapter import current_adapter
@@ -251,3 +260,14 @@ def test_dequantized_weights_give_the_same_logits_as_4_bit_weights(parts: Champi
         plain = SupportModel(parts.recipe, parts.base, None).model(input_ids=ids).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (plain - expected).abs().max() > 1e-2  # without the adapter the logits differ
+
+
+def test_a_container_may_use_less_memory_than_the_machine_has(tmp_path: Path) -> None:
+    machine = psutil.virtual_memory().total
+    assert main_memory(tmp_path).total == machine
+    for name, text in (("max", "max\n"), ("current", "700\n"), ("stat", "anon 500\ninactive_file 150\nfile 200\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert main_memory(tmp_path).total == machine
+    for limit, available in ((1000, 1000 - (700 - 150)), (500, 0)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert main_memory(tmp_path) == MainMemory(limit, available)

@@ -38,7 +38,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(scope="module")
 def table(prepared: Path) -> pa.Table:
-    columns = ["row_id", "cluster_id", "instruction", "response", "intent", "split"]
+    columns = ["row_id", "cluster_id", "instruction", "response", "intent", "source", "split"]
     table = DataLake(prepared).read("prepare", "bitext_splits", columns)
     return table.filter(pc.equal(table.column("split"), "train"))
 

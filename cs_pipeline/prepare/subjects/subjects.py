@@ -263,7 +263,7 @@ def _describe(
     subjects = []
     for subject in sorted(groups, key=lambda subject: (-len(groups[subject]), subject)):
         own = groups[subject]
-        recent = sum(ticket.day > last for ticket in own)
+        recent = sum(conversations[ticket.conversation] > last for ticket in own)
         typical = sorted(own, key=lambda ticket: (-assignments[ticket.row_id].similarity, ticket.row_id))
         weeks = Counter(str(ticket.day - timedelta(days=ticket.day.weekday())) for ticket in own)
         subjects.append(
@@ -278,7 +278,7 @@ def _describe(
                 found_on=state.found_on.get(subject),
                 intent=state.mapped.get(subject),
                 suggested=None if subject in state.mapped else suggested.get(subject),
-                recent_share=round(recent / recent_all, 4),
+                recent_share=round(recent / recent_all, 4) if recent_all else 0.0,
                 earlier_share=round((len(own) - recent) / earlier_all, 4) if earlier_all else None,
             )
         )

@@ -17,6 +17,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.llm.prompt import Context, RetrievedText
 from cs_pipeline.recipe import RetrievalSettings
 from cs_pipeline.retrieval.lookup import SAME_QUESTION
+from cs_pipeline.retrieval.retrieve import in_context
 from cs_pipeline.serve.desk.composing import AnswerContext, Composer
 from cs_pipeline.serve.desk.filling import canonical_values, fill_placeholders
 from cs_pipeline.serve.desk.handover import Handover, HandoverReason, handover_message, handover_reason, summarize
@@ -297,7 +298,8 @@ class Desk:
         if generation.route is None or generation.intent is not None:
             return False
         limits = {"answer": SAME_QUESTION, "passage": NEAR_PASSAGE}
-        return not any(text.similarity >= limits[text.kind] for text in self._retrieved(case.text, _EVIDENCE))
+        searched = in_context(case.text, case.earlier, None)
+        return not any(text.similarity >= limits[text.kind] for text in self._retrieved(searched, _EVIDENCE))
 
     def _needed_details(self, request: DeskRequest, intent: str | None) -> tuple[str, ...] | None:
         """The private details that the answer may ask for; None: any."""

@@ -22,6 +22,7 @@ from cs_pipeline.serve.desk.handover import Handover
 
 FIRST_PAUSE, MAX_PAUSE = 1.0, 300.0
 """Seconds between two rounds of deliveries, doubled after each round with a failure."""
+_EXPIRY_SECONDS = 3600.0  # between two looks for expired handovers, if there is nothing to deliver
 WEBHOOK_TIMEOUT = 10.0
 """Seconds for the webhook to answer."""
 
@@ -63,7 +64,7 @@ class HandoverQueue:
             # Every file is tried: one that the webhook refuses must not block the others.
             failed = [path for path in self._folder.glob("H-*.json") if not (self._closed.is_set() or self._send(path))]
             self._delete_expired()
-            self._wake.wait(pause if failed else None)
+            self._wake.wait(pause if failed else _EXPIRY_SECONDS)
             pause = min(2 * pause, MAX_PAUSE) if failed else FIRST_PAUSE
 
     def _send(self, path: Path) -> bool:

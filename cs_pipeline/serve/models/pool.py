@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from cs_pipeline.core.errors import PipelineError
-from cs_pipeline.core.lake import DataLake
+from cs_pipeline.core.lake import DataLake, read_json
 from cs_pipeline.core.manifest import read_manifest
 from cs_pipeline.llm.base import base_of_version
-from cs_pipeline.llm.model import load_base, load_chat_format, reads_earlier_turns, stop_ids_of
+from cs_pipeline.llm.model import (
+    compute_dtype,
+    load_base,
+    load_chat_format,
+    main_memory,
+    reads_earlier_turns,
+    stop_ids_of,
+)
 from cs_pipeline.recipe import (
     CascadeRecipe,
     FineTuneRecipe,
@@ -277,13 +284,20 @@ def _load_weights(folder: Path, quantization: str) -> Any:
 
 
 def _expected_bytes(folder: Path, quantization: str) -> int:
-    """Bytes of memory that the weights in ``folder`` will take, from the shapes in their files."""
+    """Bytes of memory that the weights in ``folder`` will take, from the shapes in their files.
+
+    A folder without config.json has an adapter, whose weights are float32.
+    """
     import math
 
     import torch
     from safetensors import safe_open
 
-    bytes_each = 4.0 if not torch.cuda.is_available() else NF4_BYTES if quantization == "nf4" else 2.0
+    config = folder / "config.json"
+    if quantization == "nf4" and torch.cuda.is_available():
+        bytes_each = NF4_BYTES
+    else:
+        bytes_each = float(compute_dtype(read_json(config)).itemsize) if config.exists() else 4.0
     parameters = 0
     for path in folder.glob("*model*.safetensors"):
         with safe_open(path, framework="np") as file:
@@ -292,15 +306,14 @@ def _expected_bytes(folder: Path, quantization: str) -> int:
 
 
 def memory_limit(gigabytes: float | None) -> int:
-    """``gigabytes`` in bytes; by default half of the machine's memory, or four fifths of the GPU's."""
-    import psutil
+    """``gigabytes`` in bytes; by default half of the main memory, or four fifths of the GPU's."""
     import torch
 
     if gigabytes is not None:
         return int(gigabytes * 1e9)
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[1] * 0.8)
-    return int(psutil.virtual_memory().total * 0.5)
+    return int(main_memory().total * 0.5)
 
 
 def _free_memory() -> None:

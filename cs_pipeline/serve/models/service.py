@@ -139,7 +139,8 @@ class ModelService:
             return answer
         if loaded.recipe.prompt.retrieve is None:
             texts = []  # they were for a cascade's look-up; the cascade's model has no retrieved texts in its prompt
-        turns: Context = [("customer", facts), *earlier] if facts else earlier
+        # The facts come last, because the oldest turns are left out of a prompt that is too long.
+        turns: Context = [*earlier, ("customer", facts)] if facts else earlier
         prompted = (question, turns) if loaded.reads_earlier_turns else (f"{facts}\n{searched}".strip(), ())
         prompt, retrieved = _fit(loaded, loaded.intents([searched])[0], *prompted, texts)
         limit = loaded.recipe.generation.max_new_tokens

@@ -13,6 +13,7 @@ from cs_pipeline.core.lake import DataLake
 from cs_pipeline.core.package import models_folder
 from cs_pipeline.llm.families import hidden_size
 from cs_pipeline.llm.hub import SPARE_BYTES, cache_folder
+from cs_pipeline.llm.model import main_memory
 from cs_pipeline.recipe import CascadeRecipe, FineTuneRecipe, HubBase, PackageBase, Recipe
 from cs_pipeline.train.plan.estimate import (
     FLOAT32_BYTES,
@@ -75,13 +76,8 @@ def this_machine() -> Machine:
 
 
 def available_memory() -> float:
-    """Bytes of main memory that are available, or the container's limit if that is lower."""
-    import psutil
-
-    memory, container = psutil.virtual_memory().available, Path("/sys/fs/cgroup/memory.max")
-    if container.exists() and (limit := container.read_text().strip()) != "max":
-        memory = min(memory, int(limit))
-    return float(memory)
+    """Bytes of main memory that are available to this process."""
+    return main_memory().available
 
 
 def check_machine(recipe: Recipe, lake: DataLake, machine: Machine) -> list[Finding]:

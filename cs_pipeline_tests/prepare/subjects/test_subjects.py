@@ -170,6 +170,17 @@ def test_a_later_landing_keeps_ids_and_reports_what_is_new(lake: DataLake) -> No
     assert subjects_reviewed(lake).passed
 
 
+def test_a_late_message_in_an_old_conversation_is_no_recent_conversation(lake: DataLake) -> None:
+    find(lake)
+    late = [
+        replace(ticket, row_id=f"{ticket.row_id} late") for ticket in tickets([("thanks", "You are welcome.")], 0, 9)
+    ]
+    land_tickets(lake, late)
+    found = find(lake)
+    fees = next(subject for subject in found.subjects if subject.conversations == 4)
+    assert (fees.recent_share, fees.earlier_share) == (0.0, round(4 / 9, 4))
+
+
 def test_two_similar_conversations_of_the_last_weeks_are_a_candidate(tmp_path: Path) -> None:
     lake = DataLake(tmp_path / "provider")
     lake.write("prepare", "bitext_splits", bitext(), CONVERSATION)

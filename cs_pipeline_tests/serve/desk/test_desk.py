@@ -86,6 +86,16 @@ def test_the_model_gets_personal_data_masked_like_its_training_rows(desk: Desk, 
         assert with_context == (as_turn if reads else in_question) > tokens(SURE, model=model)
 
 
+def test_facts_of_the_case_stay_in_the_prompt_when_earlier_turns_are_too_long(desk: Desk) -> None:
+    def prompt_tokens(earlier: Context, context: str = "The parcel is in Leeds.") -> int:
+        asked = DeskRequest(SURE, earlier, "champion:base", sampling=Sampling(max_tokens=1), context=context)
+        return desk.reply(asked).prompt_tokens
+
+    earlier: Context = (("customer", "where is my order? " * 300), ("agent", "It is on its way."))
+    last = earlier[1:]
+    assert prompt_tokens(earlier) == prompt_tokens(last) > prompt_tokens(last, context="")
+
+
 def test_details_of_the_customer_come_from_the_request_and_the_conversation(desk: Desk, lake: DataLake) -> None:
     """Values of the request take precedence over the text, and later messages over earlier ones."""
     earlier: Context = (("customer", "my order is 1112345678"), ("agent", "And your invoice 7771234567?"))
