@@ -120,6 +120,8 @@ def serve_both(model: str, *ports: int) -> None:
         apps: list[Any] = [server.config.app for server in servers]
         _, single = [await _loaded(app.state.service, model) for app in apps]
         single.variant = replace(single.variant, max_rows=1)
+        while not all(server.started for server in servers):
+            await asyncio.sleep(0.1)
         print("ready", flush=True)  # noqa: T201
         await asyncio.gather(*tasks)
 
