@@ -118,9 +118,9 @@ def rank_by_consensus(candidates: Sequence[RetrievedText], intent: str | None, c
     """The best ``count`` of the nearest known answers: the most typical ones first, then the others by similarity.
 
     ``candidates`` are ordered by similarity. If any have the ``intent``, only these are compared, however similar others
-    are. If any of them are the company's, only these are compared: a person may have mapped the company's subject to an
-    intent of Bitext. An answer's score is the sum of its Dice coefficients with the other answers over words and word
-    bigrams, weighted by the similarities of both questions.
+    are. If any of those about as similar as the nearest one are the company's, only these are compared: a person may have
+    mapped the company's subject to an intent of Bitext. An answer's score is the sum of its Dice coefficients with the
+    other answers over words and word bigrams, weighted by the similarities of both questions.
     """
     compared = [candidate for candidate in candidates if candidate.intent == intent] or candidates
     min_similarity = MIN_RELATIVE_SIMILARITY * compared[0].similarity if compared else 0

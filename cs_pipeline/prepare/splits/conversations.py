@@ -118,8 +118,8 @@ def used_conversations(lake: DataLake, columns: list[str]) -> pa.Table:
     """The ``columns`` of the rows of ``conversations`` that are trained, validated and tested on.
 
     All company rows are used. Of Bitext's training rows, the share ``bitext_share`` of company.yaml is used: whole
-    clusters, chosen by a hash, so that a smaller share is part of a larger one. With a share of 0, no row of any split
-    of Bitext is used. Raises PipelineError if a split would be left without a row.
+    clusters, chosen by a hash, so that a smaller share is part of a larger one. With a share of 0, no row of Bitext
+    is used, in any split. Raises PipelineError if a split would be left without a row.
     """
     share = load_company(lake).bitext_share
     rows = lake.read("prepare", "conversations", list(dict.fromkeys([*columns, "source", "split", "cluster_id"])))
